@@ -1,0 +1,94 @@
+"""A cache in memory, bounded in bytes, that computes each value once however many ask for it at the same time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from h5feed.errors import ReadTimeout
+
+V = TypeVar("V")
+
+FRESH_SECONDS = 60.0
+"""Entries used within this time are not pushed out to admit a new one: two working sets that do not fit together
+would otherwise read everything anew for every batch."""
+
+
+@dataclass
+class _Entry(Generic[V]):
+    value: V
+    nbytes: int
+    used: float
+
+
+class ByteCache(Generic[V]):
+    """Least recently used values go first.
+
+    Parameters
+    ----------
+    max_bytes : int
+        Bound on the values kept. A value that does not fit is computed and handed out, but not kept.
+    timeout : float
+        Seconds to wait for a value that another thread is computing.
+    """
+
+    def __init__(self, max_bytes: int, timeout: float) -> None:
+        self.max_bytes = max_bytes
+        self._timeout = timeout
+        self._entries: OrderedDict[Hashable, _Entry[V]] = OrderedDict()
+        self._flights: dict[Hashable, Future[V]] = {}
+        self._nbytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, compute: Callable[[], V], nbytes: Callable[[V], int]) -> V:
+        """The value of `key`, from the cache, from whoever is computing it, or from `compute`."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                entry.used = time.monotonic()
+                self._entries.move_to_end(key)
+                return entry.value
+            flight = self._flights.get(key)
+            mine = flight is None
+            if flight is None:
+                flight = self._flights[key] = Future()
+        if not mine:
+            try:
+                return flight.result(self._timeout)
+            except TimeoutError:
+                raise ReadTimeout(f"another request has been computing the same for {self._timeout:g} s") from None
+        try:
+            value = compute()
+        except BaseException as error:
+            with self._lock:
+                del self._flights[key]
+            flight.set_exception(error)
+            raise
+        with self._lock:
+            del self._flights[key]
+            self._keep(key, value, nbytes(value))
+        flight.set_result(value)
+        return value
+
+    def admits(self, key: Hashable, nbytes: int) -> bool:
+        """Whether the value is here already, or would fit without pushing out one that is in use."""
+        with self._lock:
+            if key in self._entries or key in self._flights:
+                return True
+            old = time.monotonic() - FRESH_SECONDS
+            stale = sum(entry.nbytes for entry in self._entries.values() if entry.used < old)
+            return nbytes <= self.max_bytes - self._nbytes + stale
+
+    def _keep(self, key: Hashable, value: V, nbytes: int) -> None:
+        if nbytes > self.max_bytes:
+            return
+        while self._nbytes + nbytes > self.max_bytes:
+            _, gone = self._entries.popitem(last=False)
+            self._nbytes -= gone.nbytes
+        self._entries[key] = _Entry(value, nbytes, time.monotonic())
+        self._nbytes += nbytes

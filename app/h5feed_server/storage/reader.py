@@ -1,0 +1,276 @@
+"""Rows of an array, from a byte source into a buffer: `preadv`, codecs in threads, each chunk decoded once."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FuturesTimeout
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from h5feed.errors import DatasetCorrupt, ReadTimeout
+
+from .cache import ByteCache
+from .codecs import decode_chunk
+from .layout import ArrayLayout
+from .source import LocalFile
+
+SMALL_ROW_BYTES = 64 << 10
+"""Bytes: arrays of rows up to this size are kept decoded in memory where they fit; for bigger rows the saving of a
+system call per row is nothing beside the copy."""
+
+_SCRATCH_BYTES = 16 << 20
+"""Bytes: scratch memory that a thread keeps for the next chunk at most."""
+
+Int64s = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+
+
+def wire_array(array: ArrayLayout) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Dtype and sample shape of an array on the wire: little-endian, complex as a last axis of 2."""
+    stored = np.dtype(array.dtype)
+    if stored.kind == "c":
+        return np.dtype(f"<f{stored.itemsize // 2}"), (*array.sample_shape, 2)
+    return stored.newbyteorder("<"), array.sample_shape
+
+
+class Reader:
+    """Reads rows; shared by all requests of a process.
+
+    Parameters
+    ----------
+    threads : int
+        Threads that decode chunks.
+    cache : ByteCache
+        Keeps small arrays decoded.
+    timeout : float
+        Seconds that decoding the chunks of one batch may take.
+    """
+
+    def __init__(self, threads: int, cache: ByteCache[npt.NDArray[Any]], timeout: float) -> None:
+        self._threads = threads
+        self._timeout = timeout
+        self._cache = cache
+        self._executor = ThreadPoolExecutor(threads, "h5feed-decode")
+        self._scratch = threading.local()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def whole(self, source: LocalFile, array: ArrayLayout) -> npt.NDArray[Any] | None:
+        """All rows of a small array, from memory; None where it is not small enough to be kept there."""
+        key = (source.identity, array.path)
+        if array.row_bytes > SMALL_ROW_BYTES or not self._cache.admits(key, array.nbytes):
+            return None
+        return self._cache.get(key, lambda: self.read_all(source, array), lambda value: value.nbytes)
+
+    def read_all(self, source: LocalFile, array: ArrayLayout) -> npt.NDArray[Any]:
+        """All rows of an array, in memory of their own, read-only."""
+        dtype, sample_shape = wire_array(array)
+        out = np.empty((array.rows, *sample_shape), dtype)
+        self._read(source, array, np.arange(array.rows, dtype=np.int64), out)
+        out.flags.writeable = False
+        return out
+
+    def read(self, source: LocalFile, array: ArrayLayout, rows: Int64s, out: npt.NDArray[Any]) -> None:
+        """Read rows, in the order given, duplicates kept.
+
+        Parameters
+        ----------
+        rows : (k,) int64
+            Each below ``array.rows``.
+        out : (k, *sample) of the wire's dtype, C-contiguous
+            As `wire_array` says.
+
+        Raises
+        ------
+        DatasetCorrupt, RevisionChanged, ReadTimeout
+        """
+        kept = self.whole(source, array)
+        if kept is not None:
+            # The rows were checked: "clip" spares the buffering that "raise" needs to leave `out` intact.
+            np.take(kept, rows, axis=0, out=out, mode="clip")
+        else:
+            self._read(source, array, rows, out)
+
+    def _read(self, source: LocalFile, array: ArrayLayout, rows: Int64s, out: npt.NDArray[Any]) -> None:
+        if out.size == 0:
+            return
+        # target: (k, row bytes)
+        target = out.reshape(-1).view(np.uint8).reshape(len(rows), array.row_bytes)
+        if array.chunks is not None:
+            self._read_chunked(source, array, rows, target)
+        elif array.offset is None:
+            _fill(target, array)
+        else:
+            source.read_ranges(_row_ranges(array.offset, array.row_bytes, rows, target))
+        if np.dtype(array.dtype).byteorder == ">":
+            out.byteswap(inplace=True)
+
+    def _read_chunked(self, source: LocalFile, array: ArrayLayout, rows: Int64s, target: Bytes) -> None:
+        jobs = list(_chunk_jobs(array, rows))
+        if len(jobs) == 1 or self._threads == 1:
+            for job in jobs:
+                self._decode(source, array, job, target)
+            return
+        shares = [jobs[number :: self._threads] for number in range(min(self._threads, len(jobs)))]
+
+        def work(share: list[_ChunkJob]) -> None:
+            for job in share:
+                self._decode(source, array, job, target)
+
+        futures = [self._executor.submit(work, share) for share in shares]
+        self._wait(futures)
+
+    def _wait(self, futures: list[Future[None]]) -> None:
+        """All of them, even when one failed: the buffer must not be given back while a thread still writes to it."""
+        failure: Exception | None = None
+        for future in futures:
+            try:
+                future.result(self._timeout)
+            except FuturesTimeout:
+                failure = failure or ReadTimeout(f"reading took more than {self._timeout:g} s")
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _decode(self, source: LocalFile, array: ArrayLayout, job: _ChunkJob, target: Bytes) -> None:
+        """Put the rows of one chunk in their places."""
+        assert array.chunks is not None and array.chunk_shape is not None
+        itemsize = np.dtype(array.dtype).itemsize
+        if job.entry < 0:
+            _place_fill(array, job, target)
+            return
+        offset, stored_bytes = int(array.chunks.offsets[job.entry]), int(array.chunks.sizes[job.entry])
+        mask = int(array.chunks.masks[job.entry])
+        chunk_bytes = math.prod(array.chunk_shape) * itemsize
+        plain = all(mask >> i & 1 for i in range(len(array.filters)))
+        if plain and job.whole_rows:
+            # Rows lie in an undecoded chunk as they do in the batch: no scratch, and only the rows asked for.
+            for place, row in zip(job.places.tolist(), job.rows_in_chunk.tolist(), strict=True):
+                source.read_ranges([(offset + row * array.row_bytes, memoryview(target[place]))])
+            return
+        if stored_bytes > 2 * chunk_bytes + 4096:
+            raise DatasetCorrupt(f"a chunk of {chunk_bytes} bytes claims to be stored as {stored_bytes}")
+        stored = self._scratch_bytes("stored", stored_bytes)
+        source.read_ranges([(offset, memoryview(stored))])
+        if job.in_place:
+            first = int(job.places[0])
+            out = target[first : first + len(job.places)].reshape(-1)
+            decode_chunk(stored, array.filters, mask, itemsize, out)
+            return
+        decoded = self._scratch_bytes("decoded", chunk_bytes)
+        decode_chunk(stored, array.filters, mask, itemsize, decoded)
+        # (rows in chunk, *trailing chunk shape, itemsize)
+        chunk = decoded.reshape(*array.chunk_shape, itemsize)
+        _view(array, target)[(job.places, *job.inside)] = chunk[(job.rows_in_chunk, *job.inside_chunk)]
+
+    def _scratch_bytes(self, use: str, nbytes: int) -> Bytes:
+        """(nbytes,) uint8 that this thread may write to until it asks again for the same use."""
+        held: Bytes | None = getattr(self._scratch, use, None)
+        if held is None or len(held) < nbytes:
+            held = np.empty(nbytes, np.uint8)
+            if nbytes <= _SCRATCH_BYTES:
+                setattr(self._scratch, use, held)
+        return held[:nbytes]
+
+
+@dataclass(frozen=True)
+class _ChunkJob:
+    """The rows that one chunk holds of a batch.
+
+    Attributes
+    ----------
+    entry : int
+        Index into the chunk table; -1: never written.
+    places : (k,) int64
+        Where the rows go in the batch.
+    rows_in_chunk : (k,) int64
+    inside, inside_chunk : tuple of slice
+        The chunk's part of a sample, in the sample and in the chunk.
+    whole_rows : bool
+        The chunk holds whole rows and nothing else.
+    in_place : bool
+        The decoded chunk is, byte by byte, a run of the batch.
+    """
+
+    entry: int
+    places: Int64s
+    rows_in_chunk: Int64s
+    inside: tuple[slice, ...]
+    inside_chunk: tuple[slice, ...]
+    whole_rows: bool
+    in_place: bool
+
+
+def _chunk_jobs(array: ArrayLayout, rows: Int64s) -> Iterator[_ChunkJob]:
+    assert array.chunks is not None and array.chunk_shape is not None
+    height, *widths = array.chunk_shape
+    cells = [-(-extent // width) for extent, width in zip(array.sample_shape, widths, strict=True)]
+    per_row = math.prod(cells)
+    # Trailing part of the grid: which part of a sample each cell holds.
+    parts = []
+    for cell in np.ndindex(*cells):
+        starts = [index * width for index, width in zip(cell, widths, strict=True)]
+        extents = [
+            min(width, extent - start)
+            for start, width, extent in zip(starts, widths, array.sample_shape, strict=True)
+        ]
+        parts.append(
+            (
+                tuple(slice(start, start + extent) for start, extent in zip(starts, extents, strict=True)),
+                tuple(slice(0, extent) for extent in extents),
+            )
+        )
+    whole_rows = tuple(widths) == array.sample_shape
+    order = np.argsort(rows, kind="stable")
+    chunk_of = rows[order] // height
+    bounds = np.flatnonzero(np.diff(chunk_of)) + 1
+    groups = np.split(order, bounds)
+    firsts = chunk_of[np.concatenate([[0], bounds])]
+    # entries: (groups, cells)
+    numbers = firsts[:, None] * per_row + np.arange(per_row, dtype=np.int64)[None, :]
+    entries = array.chunks.find(numbers.reshape(-1)).reshape(numbers.shape)
+    for group, places in enumerate(groups):
+        within = rows[places] % height
+        in_place = (
+            whole_rows
+            and len(places) == height
+            and bool((np.diff(places) == 1).all())
+            and bool((within == np.arange(height)).all())
+        )
+        for cell, (inside, inside_chunk) in enumerate(parts):
+            yield _ChunkJob(int(entries[group, cell]), places, within, inside, inside_chunk, whole_rows, in_place)
+
+
+def _row_ranges(offset: int, row_bytes: int, rows: Int64s, target: Bytes) -> Iterator[tuple[int, memoryview]]:
+    """One range for each run of rows that follow each other."""
+    view = memoryview(target.reshape(-1))
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    starts = [0, *breaks.tolist()]
+    stops = [*starts[1:], len(rows)]
+    firsts = (rows[starts] * row_bytes + offset).tolist()
+    for first, start, stop in zip(firsts, starts, stops, strict=True):
+        yield first, view[start * row_bytes : stop * row_bytes]
+
+
+def _view(array: ArrayLayout, target: Bytes) -> Bytes:
+    """`target` as (k, *sample, itemsize)."""
+    return target.reshape(len(target), *array.sample_shape, np.dtype(array.dtype).itemsize)
+
+
+def _fill(target: Bytes, array: ArrayLayout) -> None:
+    _view(array, target)[...] = np.frombuffer(array.fill, np.uint8)
+
+
+def _place_fill(array: ArrayLayout, job: _ChunkJob, target: Bytes) -> None:
+    _view(array, target)[(job.places, *job.inside)] = np.frombuffer(array.fill, np.uint8)
+
+

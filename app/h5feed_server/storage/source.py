@@ -1,0 +1,138 @@
+"""Byte sources: where the bytes of a file come from. Local files here; an object store has the same face."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from h5feed.errors import DatasetCorrupt, RevisionChanged
+
+Request = tuple[int, memoryview]
+"""Offset in the file, and the writeable bytes to be filled from there."""
+
+
+class ByteSource(Protocol):
+    """Bytes at offsets."""
+
+    def read_ranges(self, requests: Iterable[Request]) -> None:
+        """Fill every range.
+
+        Raises
+        ------
+        DatasetCorrupt
+            The file ends before a range does.
+        RevisionChanged
+            The file was changed since it was inspected.
+        """
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells that a file is still the one that was inspected. Keys caches; never leaves this machine."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Identity:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    @property
+    def key(self) -> str:
+        return f"{self.device:x}-{self.inode:x}-{self.size:x}-{self.mtime_ns:x}"
+
+
+class _OpenFile:
+    """A descriptor that is closed when the last reader has let go of it."""
+
+    def __init__(self, path: str) -> None:
+        # A FIFO of that name would block the open for ever.
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        self.identity = Identity.of(os.fstat(self.fd))
+        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+            raise RevisionChanged("a file of this dataset is no regular file any more")
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
+class OpenFiles:
+    """Descriptors held open, least recently used ones closed.
+
+    Parameters
+    ----------
+    limit : int
+        Descriptors held at most; one that is being read is closed when that read ends.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, path: str, identity: Identity) -> _OpenFile:
+        """The open file at `path`, re-checked: it must still be `identity`."""
+        with self._lock:
+            held = self._files.get(path)
+            if held is None or held.identity != identity:
+                held = self._files[path] = _OpenFile(path)
+                while len(self._files) > self._limit:
+                    self._files.popitem(last=False)
+            self._files.move_to_end(path)
+        if held.identity != identity:
+            raise _changed()
+        return held
+
+    def close(self) -> None:
+        with self._lock:
+            self._files.clear()
+
+
+class LocalFile:
+    """A `ByteSource` over a local file, by `preadv`. Never mmap: a truncated file would be a SIGBUS."""
+
+    def __init__(self, files: OpenFiles, path: str, identity: Identity) -> None:
+        self._files = files
+        self._path = path
+        self.identity = identity
+
+    def read_ranges(self, requests: Iterable[Request]) -> None:
+        try:
+            held = self._files.get(self._path, self.identity)
+        except FileNotFoundError:
+            raise _changed() from None
+        except OSError as error:
+            raise DatasetCorrupt(f"a file of this dataset cannot be opened: {error.strerror}") from None
+        fd = held.fd
+        preadv = os.preadv
+        for offset, target in requests:
+            received = preadv(fd, (target,), offset)
+            if received != len(target):
+                self._read_rest(fd, offset, target, received)
+        # Bytes that were overwritten in place while they were read must not be taken for the old ones.
+        if Identity.of(os.fstat(fd)) != self.identity:
+            raise _changed()
+
+    def _read_rest(self, fd: int, offset: int, target: memoryview, done: int) -> None:
+        """Linux reads at most 2 GiB at a time, and some file systems less."""
+        while done < len(target):
+            received = os.preadv(fd, (target[done:],), offset + done)
+            if not received:
+                if Identity.of(os.fstat(fd)) != self.identity:
+                    raise _changed()
+                raise DatasetCorrupt(
+                    f"the file ends at byte {os.fstat(fd).st_size}, but an array in it goes on to {offset + len(target)}"
+                )
+            done += received
+
+
+def _changed() -> RevisionChanged:
+    return RevisionChanged("a file of this dataset has changed: ask for the dataset again to get its new revision")

@@ -1,0 +1,109 @@
+"""Recycled byte buffers.
+
+Fresh memory costs as much as the transfer itself: every first touch of a page is a fault. So big bodies, on both
+sides, are read into buffers that were used before. A buffer is handed out again only when nobody refers to it any
+more: numpy makes the root array the base of every view and of every memoryview of a view, so the root's reference
+count tells, however long a user keeps a slice of a batch.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+import numpy as np
+import numpy.typing as npt
+
+PAGE = 4096
+"""Bytes: leases begin on a page, which also satisfies every alignment that frameworks ask for."""
+
+_POLL_SECONDS = 0.002
+"""How often a waiting `lease` looks whether a buffer has come free: nothing tells when a reference count falls."""
+
+_UNSHARED = [sys.getrefcount(array) for array in [np.empty(0)]][0]
+"""Reference count, seen from such a loop, of an array that only a list holds (it differs between Pythons)."""
+
+
+class PoolExhausted(Exception):
+    """No room within the pool's bound came free in time."""
+
+
+class BufferPool:
+    """Buffers that are handed out, found unused, and handed out again.
+
+    Parameters
+    ----------
+    max_bytes : int
+        Bound on all buffers together, in use and idle.
+    max_idle_bytes : int, optional
+        Idle buffers above this are let go as soon as the pool is next used; default: half of `max_bytes`.
+    """
+
+    def __init__(self, max_bytes: int, max_idle_bytes: int | None = None) -> None:
+        self.max_bytes = max_bytes
+        self._max_idle_bytes = max_bytes // 2 if max_idle_bytes is None else max_idle_bytes
+        self._roots: list[npt.NDArray[np.uint8]] = []
+        self._lock = threading.Lock()
+
+    def lease(self, nbytes: int, timeout: float = 0.0) -> npt.NDArray[np.uint8]:
+        """A page-aligned (nbytes,) uint8 array; it goes back by itself once it and all views of it are gone.
+
+        Raises
+        ------
+        PoolExhausted
+            The bound left no room within `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while (buffer := self._take(nbytes)) is None:
+            if time.monotonic() >= deadline:
+                raise PoolExhausted(f"{nbytes} bytes do not fit: {self.max_bytes} bytes of buffers are in use")
+            time.sleep(_POLL_SECONDS)
+        return buffer
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers, in use and idle."""
+        with self._lock:
+            return sum(root.nbytes for root in self._roots)
+
+    @property
+    def bytes_in_use(self) -> int:
+        """Bytes of the buffers that somebody still refers to."""
+        with self._lock:
+            # Not the plain sum minus the idle ones: listing them is what finds out.
+            return sum(root.nbytes for root in self._roots) - sum(root.nbytes for root in self._idle())
+
+    def _idle(self) -> list[npt.NDArray[np.uint8]]:
+        """Roots that only this pool refers to; call with the lock held."""
+        return [root for root in self._roots if sys.getrefcount(root) <= _UNSHARED]
+
+    def _take(self, nbytes: int) -> npt.NDArray[np.uint8] | None:
+        size = _size_class(nbytes) + PAGE
+        with self._lock:
+            idle = sorted(self._idle(), key=len)
+            root = next((root for root in idle if size <= len(root) <= 2 * size), None)
+            if root is None:
+                total = sum(len(root) for root in self._roots)
+                keep = self._max_idle_bytes
+                idle_bytes = sum(map(len, idle))
+                while idle and (total + size > self.max_bytes or idle_bytes > keep):
+                    gone = idle.pop()
+                    self._roots = [other for other in self._roots if other is not gone]
+                    total -= len(gone)
+                    idle_bytes -= len(gone)
+                    del gone
+                # A single body above the bound is let through when nothing else is out: whoever asks has its own limit.
+                if total + size > self.max_bytes and total:
+                    return None
+                # numpy asks for huge pages on arrays of 4 MiB and more, which spares most of the page faults.
+                root = np.empty(size, np.uint8)
+                self._roots.append(root)
+            offset = -root.ctypes.data % PAGE
+            return root[offset : offset + nbytes]
+
+
+def _size_class(nbytes: int) -> int:
+    """`nbytes` rounded up by at most an eighth, so that batches of nearly equal size share buffers."""
+    step = max(PAGE, 1 << max(0, nbytes.bit_length() - 4))
+    return -(-nbytes // step) * step

@@ -1,0 +1,296 @@
+"""A served dataset: its fields, its splits, its batches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+
+from .client import Client
+from .errors import BadAnswer, BadParameter
+from .readahead import Block, ReadAhead, blocks_of
+from .transport import BodyCut
+from .wire import ROWS, WEIGHT, read_bodies, read_body
+
+if TYPE_CHECKING:
+    from .keras import Sequence as KerasSequence
+
+BLOCK_BYTES = 4 << 20
+"""Bytes: small batches are asked for together up to this much; one request a batch would be many times slower."""
+
+DEFAULT_CONNECTIONS = 2
+DEFAULT_READAHEAD = 64 << 20
+"""Bytes fetched ahead of the training loop at most."""
+
+
+class SplitOptions(TypedDict, total=False):
+    """Which rows: see "Split spec" of the HTTP API."""
+
+    test: float | int
+    """A float is a fraction of all rows, an int a count."""
+    val: float | int
+    stratify: str
+    """Field to stratify by, or ``"none"``; default: the label field where it is class-like."""
+    split_seed: int
+    split_shuffle: bool
+
+
+class OrderOptions(SplitOptions, total=False):
+    """Which rows, in which order: see "Order spec" of the HTTP API."""
+
+    shuffle: bool
+    seed: int
+    epoch: int
+    limit: int
+    shard: int
+    shards: int
+    last: Literal["keep", "drop", "pad"]
+    fields: Sequence[str]
+
+
+class Batch(Mapping[str, npt.NDArray[Any]]):
+    """One batch: a mapping of field name to array, of equal length along the first axis.
+
+    The arrays are views of one recycled buffer, which is not used again as long as any of them is referred to.
+
+    Attributes
+    ----------
+    rows : (batch,) int64
+        Row ids in the dataset.
+    weight : (batch,) float32 or None
+        With ``last="pad"``: 1 for a row, 0 for a repeated one.
+    index, epoch : int
+    revision : str
+    """
+
+    __slots__ = ("_fields", "epoch", "index", "revision", "rows", "weight")
+
+    def __init__(self, tensors: dict[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> None:
+        try:
+            self.rows: npt.NDArray[np.int64] = tensors.pop(ROWS)
+            self.index, self.epoch = int(metadata["index"]), int(metadata["epoch"])
+            self.revision = metadata["revision"]
+        except (KeyError, ValueError) as error:
+            raise BadAnswer(f"the answer is no batch: {error} is missing") from None
+        self.weight: npt.NDArray[np.float32] | None = tensors.pop(WEIGHT, None)
+        self._fields = tensors
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in self._fields.items())
+        return f"<Batch {self.index} of epoch {self.epoch}, {len(self.rows)} rows, {fields}>"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of a dataset, without its row axis."""
+
+    name: str
+    role: str
+    """``input``, ``label``, ``weight`` or ``other``."""
+    shape: tuple[int, ...]
+    """Shape of one sample."""
+    dtype: str
+    """numpy's name of the dtype of the arrays that arrive."""
+    readable: bool
+    reason: str | None
+    """Why it is not served, where it is not."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one epoch of an order looks like, known before the first fetch."""
+
+    rows: int
+    batches: int
+    batch_bytes: int
+    """Bytes of one full batch on the wire."""
+    params: Mapping[str, str]
+    """The order spec with the revision pinned."""
+
+
+class Dataset:
+    """A dataset on a server, as it was when asked for: every request names its revision, so that data which changed
+    meanwhile is an error (`RevisionChanged`), never a mixture.
+
+    Attributes
+    ----------
+    name, revision : str
+    rows : int
+    fields : dict of str to Field
+    class_names : list of str or None
+    info : dict
+        All that the server says of the dataset.
+    """
+
+    def __init__(self, client: Client, info: dict[str, Any]) -> None:
+        self._client = client
+        self.info = info
+        self.name: str = info["name"]
+        self.revision: str = info["revision"]
+        self.rows: int = info["rows"]
+        self.class_names: list[str] | None = info.get("class_names")
+        self.fields = {
+            field["name"]: Field(
+                field["name"], field["role"], tuple(field["shape"]), field["dtype"], field["readable"], field["reason"]
+            )
+            for field in info["fields"]
+        }
+        self._path = f"/v1/datasets/{quote(self.name, safe='')}"
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{f.name}: {f.dtype}{list(f.shape)} ({f.role})" for f in self.fields.values())
+        return f"<Dataset {self.name!r}, {self.rows} rows, {fields}, revision {self.revision}>"
+
+    def fields_of_role(self, role: str) -> list[str]:
+        """Names of the readable fields of a role."""
+        return [field.name for field in self.fields.values() if field.role == role and field.readable]
+
+    def batch(
+        self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]
+    ) -> Batch:
+        """Batch `index` of an order."""
+        params = self._params(split, options, OrderOptions) | {"batch_size": str(batch_size)}
+        return Batch(*read_body(self._client.body(f"{self._path}/batches/{index}", params))[:2])
+
+    def batches(
+        self,
+        split: str = "all",
+        *,
+        batch_size: int = 32,
+        connections: int = DEFAULT_CONNECTIONS,
+        readahead: int = DEFAULT_READAHEAD,
+        **options: Unpack[OrderOptions],
+    ) -> ReadAhead[Batch]:
+        """All batches of one epoch, in order, fetched ahead.
+
+        Parameters
+        ----------
+        connections : int
+            Requests in flight.
+        readahead : int
+            Bytes fetched ahead at most.
+
+        Returns
+        -------
+        iterator of Batch
+            With ``waited`` (seconds spent waiting for data) and ``close()``.
+        """
+        plan = self.plan(split, batch_size=batch_size, **options)
+        epoch = options.get("epoch", 0)
+        return self.read_ahead(plan, blocks_of(epoch, plan.batches, plan.batch_bytes, BLOCK_BYTES), connections, readahead)
+
+    def take(self, rows: Sequence[int] | npt.NDArray[Any], *, fields: Sequence[str] | None = None) -> Batch:
+        """Those rows, in the order asked, duplicates kept."""
+        wanted = np.asarray(rows)
+        if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
+            raise BadParameter(f"rows must be a flat list of ints, not {wanted.dtype} of shape {wanted.shape}")
+        request: dict[str, Any] = {"rows": wanted.tolist()}
+        if fields is not None:
+            request["fields"] = list(fields)
+        body = self._client.body(f"{self._path}/rows", {"revision": self.revision}, json=request)
+        return Batch(*read_body(body)[:2])
+
+    def splits(self, **options: Unpack[SplitOptions]) -> dict[str, Any]:
+        """Rows, rows and share per class, class weights and digest of each split."""
+        answer: dict[str, Any] = self._client.json(f"{self._path}/splits", self._params(None, options, SplitOptions))
+        return answer
+
+    def split_rows(self, split: str, **options: Unpack[SplitOptions]) -> npt.NDArray[np.int64]:
+        """Row ids of a split, ascending."""
+        params = self._params(None, options, SplitOptions)
+        body = self._client.body(f"{self._path}/splits/{quote(split, safe='')}/rows", params)
+        rows: npt.NDArray[np.int64] = read_body(body)[0][ROWS]
+        return rows
+
+    def sequence(self, split: str = "all", **options: Any) -> KerasSequence:
+        """A `keras.utils.PyDataset` of this dataset; see `h5feed.keras.Sequence` for the options."""
+        from .keras import Sequence as KerasSequence
+
+        return KerasSequence(self, split, **options)
+
+    def plan(self, split: str = "all", *, batch_size: int = 32, **options: Unpack[OrderOptions]) -> Plan:
+        """What an epoch of this order will be."""
+        params = self._params(split, options, OrderOptions) | {"batch_size": str(batch_size)}
+        answer = self._client.json(f"{self._path}/plan", params)
+        return Plan(answer["rows"], answer["batches"], answer["batch_bytes"], params)
+
+    def read_ahead(
+        self, plan: Plan, blocks: Iterator[Block], connections: int, readahead: int
+    ) -> ReadAhead[Batch]:
+        """Iterate over `blocks` of a plan, fetched ahead."""
+        if connections < 1 or readahead < 1:
+            raise BadParameter(f"connections={connections} and readahead={readahead} must be 1 or more")
+        return ReadAhead(
+            _fetcher(self._client, self._path, plan.params),
+            blocks,
+            connections=connections,
+            max_bytes=readahead,
+            # A fetch may ask once for the stream and once more for the batch that broke it.
+            deadline=2 * self._client.deadline + 10,
+        )
+
+    def _params(self, split: str | None, options: Mapping[str, Any], known: Any) -> dict[str, str]:
+        if unknown := sorted(set(options) - set(known.__annotations__)):
+            raise BadParameter(f"unknown option {unknown[0]!r}: known are {', '.join(sorted(known.__annotations__))}")
+        params = {name: _encode(value) for name, value in options.items() if value is not None}
+        return ({} if split is None else {"split": split}) | params | {"revision": self.revision}
+
+
+def _fetcher(client: Client, path: str, params: Mapping[str, str]) -> Callable[[Block, threading.Event], list[Batch]]:
+    """A function that fetches one block; it refers to no `Dataset`, so that threads keep none alive."""
+
+    def fetch(block: Block, cancelled: threading.Event) -> list[Batch]:
+        query = {**params, "epoch": str(block.epoch)}
+        batches: list[Batch] = []
+        start, alone = block.start, False
+        while start < block.stop:
+            if alone or block.stop - start == 1:
+                # The first missing batch of a broken stream, asked for alone, answers with the reason.
+                body = client.body(f"{path}/batches/{start}", query, cancelled=cancelled)
+                batches.append(Batch(*read_body(body)[:2]))
+                alone = False
+            else:
+                window = {"start": str(start), "stop": str(block.stop)}
+                try:
+                    body = client.body(f"{path}/batches", query | window, cancelled=cancelled, raise_cut=True)
+                except BodyCut as cut:
+                    body, alone = cut.received, True
+                batches.extend(_whole_batches(body, cut=alone))
+            start = block.start + len(batches)
+        return batches
+
+    return fetch
+
+
+def _whole_batches(body: npt.NDArray[np.uint8], *, cut: bool) -> Iterator[Batch]:
+    try:
+        for tensors, metadata in read_bodies(body):
+            yield Batch(tensors, metadata)
+    except BadAnswer:
+        if not cut:
+            raise
+
+
+def _encode(value: object) -> str:
+    """A parameter as the API writes it: fractions with a decimal point, lists with commas."""
+    if isinstance(value, (bool, np.bool_)):
+        return "true" if value else "false"
+    if isinstance(value, (float, np.floating)):
+        return np.format_float_positional(float(value), trim="0")
+    if isinstance(value, (list, tuple)):
+        return ",".join(quote(str(item), safe="") for item in value)
+    return str(value)

@@ -1,0 +1,192 @@
+"""Every error of h5feed, one class per ``code`` of the HTTP contract.
+
+The server raises these and answers them as ``application/problem+json``; the client reads such an answer and raises
+the same class. ::
+
+    FeedError
+    ├── BadParameter          400 bad_parameter        a value that cannot be right; the message says what would be
+    ├── Unauthorized          401 unauthorized
+    ├── NotFound
+    │   ├── DatasetNotFound   404 dataset_not_found
+    │   ├── FieldNotFound     404 field_not_found
+    │   ├── SplitNotFound     404 split_not_found
+    │   ├── BatchOutOfRange   404 batch_out_of_range
+    │   ├── RowOutOfRange     404 row_out_of_range
+    │   └── PageNotFound      404 not_found            no such address on this server
+    ├── MethodNotAllowed      405 method_not_allowed
+    ├── NotAcceptable         406 not_acceptable
+    ├── RevisionChanged       409 revision_changed     the file is not the one the caller began with
+    ├── TooLarge              413 too_large            decided before a byte is read
+    ├── UnsupportedField      422 unsupported_field
+    ├── SplitImpossible       422 split_impossible
+    ├── Unreadable            422 unreadable
+    ├── DatasetCorrupt        500 dataset_corrupt
+    ├── InternalError         500 internal_error
+    ├── Transient                                      the same request may succeed later: clients retry these
+    │   ├── TooManyRequests   429 too_many_requests
+    │   ├── SourceUnavailable 502 source_unavailable
+    │   ├── Overloaded        503 overloaded
+    │   ├── ReaderCrashed     503 reader_crashed
+    │   └── ReadTimeout       504 read_timeout
+    └── ConnectionFailed          connection_failed    client only: no whole answer within the deadline
+        └── BadAnswer             bad_answer           client only: what came is not what the contract says
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+
+class FeedError(Exception):
+    """Base of all errors of h5feed.
+
+    Parameters
+    ----------
+    detail : str
+        One sentence that names the bad value and what would be right.
+    retry_after : float, optional
+        Seconds after which the same request may succeed.
+    request_id : str, optional
+        The server's id of the failed request, as in its log.
+    """
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, detail: str, *, retry_after: float | None = None, request_id: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after = retry_after
+        self.request_id = request_id
+
+
+class BadParameter(FeedError, ValueError):
+    code = "bad_parameter"
+
+
+class Unauthorized(FeedError):
+    code = "unauthorized"
+
+
+class NotFound(FeedError, LookupError):
+    code = "not_found"
+
+
+class DatasetNotFound(NotFound):
+    code = "dataset_not_found"
+
+
+class FieldNotFound(NotFound):
+    code = "field_not_found"
+
+
+class SplitNotFound(NotFound):
+    code = "split_not_found"
+
+
+class BatchOutOfRange(NotFound, IndexError):
+    code = "batch_out_of_range"
+
+
+class RowOutOfRange(NotFound, IndexError):
+    code = "row_out_of_range"
+
+
+class PageNotFound(NotFound):
+    code = "not_found"
+
+
+class MethodNotAllowed(FeedError):
+    code = "method_not_allowed"
+
+
+class NotAcceptable(FeedError):
+    code = "not_acceptable"
+
+
+class RevisionChanged(FeedError):
+    code = "revision_changed"
+
+
+class TooLarge(FeedError):
+    code = "too_large"
+
+
+class UnsupportedField(FeedError):
+    code = "unsupported_field"
+
+
+class SplitImpossible(FeedError):
+    code = "split_impossible"
+
+
+class Unreadable(FeedError):
+    code = "unreadable"
+
+
+class DatasetCorrupt(FeedError):
+    code = "dataset_corrupt"
+
+
+class InternalError(FeedError):
+    code = "internal_error"
+
+
+class Transient(FeedError):
+    """Errors that pass: clients retry them, waiting ``retry_after`` seconds where the server names a time."""
+
+
+class TooManyRequests(Transient):
+    code = "too_many_requests"
+
+
+class SourceUnavailable(Transient):
+    code = "source_unavailable"
+
+
+class Overloaded(Transient):
+    code = "overloaded"
+
+
+class ReaderCrashed(Transient):
+    code = "reader_crashed"
+
+
+class ReadTimeout(Transient, TimeoutError):
+    code = "read_timeout"
+
+
+class ConnectionFailed(FeedError, ConnectionError):
+    """No whole answer came within the deadline, after retries."""
+
+    code = "connection_failed"
+
+
+class BadAnswer(ConnectionFailed):
+    """An answer came that the contract does not allow (another service on that port, a proxy's page …)."""
+
+    code = "bad_answer"
+
+
+def _leaves(parent: type[FeedError]) -> Iterator[type[FeedError]]:
+    for child in parent.__subclasses__():
+        if "code" in child.__dict__:
+            yield child
+        yield from _leaves(child)
+
+
+CLASS_BY_CODE: Mapping[str, type[FeedError]] = {
+    cls.code: cls for cls in _leaves(FeedError) if cls not in (NotFound, ConnectionFailed, BadAnswer)
+}
+"""Error class for each ``code`` that a server may send."""
+
+_CODE_BY_STATUS = {429: TooManyRequests, 502: SourceUnavailable, 503: Overloaded, 504: ReadTimeout, 401: Unauthorized}
+"""What a bare status means when something that is not h5feed (a proxy) answered without a problem body."""
+
+
+def from_problem(status: int, problem: Mapping[str, Any], *, retry_after: float | None = None) -> FeedError:
+    """The exception for a problem+json answer (RFC 9457); unknown codes become `BadAnswer` or a retried class."""
+    cls = CLASS_BY_CODE.get(str(problem.get("code"))) or _CODE_BY_STATUS.get(status, BadAnswer)
+    detail = problem.get("detail") or problem.get("title") or f"the server answered with HTTP status {status}"
+    request_id = problem.get("request_id")
+    return cls(str(detail), retry_after=retry_after, request_id=str(request_id) if request_id else None)

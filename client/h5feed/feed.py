@@ -1,0 +1,109 @@
+"""A server as a mapping of dataset names to datasets."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from .client import DEFAULT_DEADLINE, DEFAULT_TIMEOUT, Client, Hooks
+from .dataset import Dataset
+from .errors import BadAnswer
+
+_PAGE = 500
+"""Catalogue entries asked for at once."""
+
+
+class Feed:
+    """What a server serves; made by `connect`. ``feed["digits"]`` is a `Dataset`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @property
+    def url(self) -> str:
+        return self._client.url
+
+    def datasets(self, q: str | None = None) -> list[dict[str, Any]]:
+        """The catalogue: name, revision, rows, fields and status of everything served; `q` filters by name."""
+        found: list[dict[str, Any]] = []
+        while True:
+            params = {"limit": str(_PAGE), "offset": str(len(found))} | ({"q": q} if q else {})
+            answer = self._client.json("/v1/datasets", params)
+            if not isinstance(answer, dict) or "datasets" not in answer:
+                raise BadAnswer(f"{self.url} has no catalogue: is an h5feed server there?")
+            found.extend(answer["datasets"])
+            if len(found) >= answer["total"] or not answer["datasets"]:
+                return found
+
+    def __iter__(self) -> Iterator[str]:
+        return (entry["name"] for entry in self.datasets())
+
+    def __getitem__(self, name: str) -> Dataset:
+        return Dataset(self._client, self._client.json(f"/v1/datasets/{quote(name, safe='')}"))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Feed {self.url}>"
+
+
+def connect(
+    url: str | None = None,
+    *,
+    token: str | None = None,
+    timeout: float | httpx.Timeout = DEFAULT_TIMEOUT,
+    deadline: float = DEFAULT_DEADLINE,
+    verify: ssl.SSLContext | bool = True,
+    headers: Mapping[str, str] | None = None,
+    event_hooks: Hooks | None = None,
+    auth: httpx.Auth | tuple[str, str] | None = None,
+) -> Feed:
+    """Connect to an h5feed server.
+
+    Parameters
+    ----------
+    url : str, optional
+        ``http://host:8000``, ``https://host`` or ``unix:///path/to.sock``. Default ``$H5FEED_URL``, else the loopback.
+    token : str, optional
+        Bearer token; default ``$H5FEED_TOKEN``.
+    timeout : float or httpx.Timeout
+        Seconds for one step of an exchange: connecting, sending, waiting for the next bytes.
+    deadline : float
+        Seconds for one request in all, with its retries.
+    verify : ssl.SSLContext or bool
+        How ``https`` certificates are checked.
+    headers, event_hooks, auth
+        Handed to `httpx.Client`.
+
+    Raises
+    ------
+    BadParameter
+        `url` is no such address. Nothing is sent before the first request.
+    """
+    return Feed(
+        Client(
+            url,
+            token=token,
+            timeout=timeout,
+            deadline=deadline,
+            verify=verify,
+            headers=headers,
+            event_hooks=event_hooks,
+            auth=auth,
+        )
+    )

@@ -1,0 +1,189 @@
+"""The body of rows and batches: the safetensors layout, written and read without copying.
+
+A body is an 8-byte little-endian length, a JSON header of that length padded with spaces so that the data begins
+64-byte aligned, and the tensors back to back, little-endian, C order, by falling item size. The official
+``safetensors`` package reads it (format: https://github.com/huggingface/safetensors#format). Several batches are such
+bodies back to back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import BadAnswer
+
+MEDIA_TYPE = "application/x-safetensors"
+
+ROWS = "__rows__"
+"""Tensor of the int64 row ids, in every body."""
+
+WEIGHT = "__weight__"
+"""Tensor of float32 weights, in every body of a padded order: 1 for a row, 0 for a repeated one."""
+
+ALIGNMENT = 64
+"""Bytes: a cache line, and what JAX needs to take an array over without a copy."""
+
+MAX_HEADER_BYTES = 100_000_000
+"""Bytes: what the format allows."""
+
+DTYPE_NAMES: Mapping[str, str] = {
+    "|b1": "BOOL",
+    "|u1": "U8",
+    "|i1": "I8",
+    "<u2": "U16",
+    "<i2": "I16",
+    "<u4": "U32",
+    "<i4": "I32",
+    "<u8": "U64",
+    "<i8": "I64",
+    "<f2": "F16",
+    "<f4": "F32",
+    "<f8": "F64",
+}
+"""numpy's name of each little-endian dtype that travels, and the name in the header."""
+
+_DTYPES = {name: np.dtype(code) for code, name in DTYPE_NAMES.items()} | {"BF16": np.dtype("<u2")}
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a body: its name, little-endian numpy dtype and whole shape."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Body:
+    """Where everything lies in a body, known before a byte is read.
+
+    All batches of one order whose tensors have equal shapes share one `Body`: only the digits of ``index`` differ, and
+    the header is padded for the longest of them, so every such body has the same length.
+
+    Parameters
+    ----------
+    tensors : sequence of Tensor
+        In any order.
+    metadata : mapping of str to str
+        ``dataset``, ``revision``, ``epoch`` and ``batches``; ``index`` is added by `header`.
+    """
+
+    tensors: Sequence[Tensor]
+    metadata: Mapping[str, str]
+
+    @cached_property
+    def _template(self) -> tuple[bytes, bytes, int]:
+        """Header before and after the digits of the index, and the header's padded length."""
+        entries: dict[str, Any] = {"__metadata__": dict(self.metadata)}
+        for tensor, (start, stop) in self._extents.items():
+            entries[tensor.name] = {
+                "dtype": DTYPE_NAMES[tensor.dtype.str],
+                "shape": list(tensor.shape),
+                "data_offsets": [start, stop],
+            }
+        opening = b'{"__metadata__":{'
+        before = opening + b'"index":"'
+        after = b'",' + json.dumps(entries, separators=(",", ":")).encode().removeprefix(opening)
+        longest = 8 + len(before) + len(self.metadata["batches"]) + len(after)
+        return before, after, -(-longest // ALIGNMENT) * ALIGNMENT - 8
+
+    @cached_property
+    def _extents(self) -> dict[Tensor, tuple[int, int]]:
+        extents = {}
+        start = 0
+        for tensor in sorted(self.tensors, key=lambda t: -t.dtype.itemsize):
+            extents[tensor] = (start, start + tensor.nbytes)
+            start += tensor.nbytes
+        return extents
+
+    @cached_property
+    def data_start(self) -> int:
+        """Bytes before the first tensor."""
+        return 8 + self._template[2]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of the whole body."""
+        return self.data_start + sum(tensor.nbytes for tensor in self.tensors)
+
+    def header(self, index: int) -> bytes:
+        """Everything before the first tensor, for batch `index`."""
+        before, after, length = self._template
+        return struct.pack("<Q", length) + (b"%b%d%b" % (before, index, after)).ljust(length)
+
+    def place(self, buffer: Bytes, index: int) -> dict[str, npt.NDArray[Any]]:
+        """Write the header into `buffer` and return the tensors in it, to be filled.
+
+        Parameters
+        ----------
+        buffer : (nbytes,) uint8
+        index : int
+            Number of the batch.
+        """
+        start = self.data_start
+        buffer[:start] = np.frombuffer(self.header(index), np.uint8)
+        return {
+            tensor.name: buffer[start + first : start + stop].view(tensor.dtype).reshape(tensor.shape)
+            for tensor, (first, stop) in self._extents.items()
+        }
+
+
+def read_body(buffer: Bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str], int]:
+    """Views of the first body in `buffer`; nothing is copied.
+
+    Returns
+    -------
+    tensors : dict of str to ndarray
+    metadata : dict of str to str
+    nbytes : int
+        Length of the body: the next one, if any, begins there.
+
+    Raises
+    ------
+    BadAnswer
+        The buffer does not hold a whole, well-formed body.
+    """
+    try:
+        (length,) = struct.unpack_from("<Q", buffer)
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(f"header of {length} bytes")
+        entries = json.loads(buffer[8 : 8 + length].tobytes())
+        metadata = entries.pop("__metadata__", {})
+        data_start, end = 8 + length, 0
+        tensors = {}
+        for name, entry in entries.items():
+            start, stop = entry["data_offsets"]
+            dtype = _DTYPES[entry["dtype"]]
+            if not 0 <= start <= stop <= len(buffer) - data_start:
+                raise ValueError(f"{name} ends beyond the body")
+            raw = buffer[data_start + start : data_start + stop]
+            tensors[name] = raw.view(dtype).reshape(entry["shape"])
+            end = max(end, stop)
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise BadAnswer(f"the answer is not a whole safetensors body: {error}") from None
+    return tensors, metadata, data_start + end
+
+
+def read_bodies(buffer: Bytes) -> Iterator[tuple[dict[str, npt.NDArray[Any]], dict[str, str]]]:
+    """The bodies that lie back to back in `buffer`, one by one."""
+    start = 0
+    while start < len(buffer):
+        tensors, metadata, nbytes = read_body(buffer[start:])
+        yield tensors, metadata
+        start += nbytes
