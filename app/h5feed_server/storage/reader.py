@@ -74,7 +74,7 @@ class Reader:
         """All rows of an array, in memory of their own, read-only."""
         dtype, sample_shape = wire_array(array)
         out = np.empty((array.rows, *sample_shape), dtype)
-        self._read(source, array, np.arange(array.rows, dtype=np.int64), out)
+        self.read_from_source(source, array, np.arange(array.rows, dtype=np.int64), out)
         out.flags.writeable = False
         return out
 
@@ -97,9 +97,12 @@ class Reader:
             # The rows were checked: "clip" spares the buffering that "raise" needs to leave `out` intact.
             np.take(kept, rows, axis=0, out=out, mode="clip")
         else:
-            self._read(source, array, rows, out)
+            self.read_from_source(source, array, rows, out)
 
-    def _read(self, source: LocalFile, array: ArrayLayout, rows: Int64s, out: npt.NDArray[Any]) -> None:
+    def read_from_source(
+        self, source: LocalFile, array: ArrayLayout, rows: Int64s, out: npt.NDArray[Any]
+    ) -> None:
+        """Same as `read`, past the cache."""
         if out.size == 0:
             return
         # target: (k, row bytes)

@@ -1,0 +1,146 @@
+"""Binary answers: formats, caching headers, and bodies that are sent from the buffer they were read into."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import Request
+from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from h5feed.errors import BadParameter, NotAcceptable
+from h5feed.wire import MEDIA_TYPE, read_body
+
+Bytes = npt.NDArray[np.uint8]
+Format = Literal["safetensors", "npz", "npy"]
+
+MEDIA_TYPES: dict[Format, str] = {
+    "safetensors": MEDIA_TYPE,
+    "npz": "application/x-npz",
+    "npy": "application/x-npy",
+}
+
+BINARY_RESPONSE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Tensors: the fields and `__rows__` (int64 row ids)",
+        "content": {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()},
+    },
+    304: {"description": "The caller has it already"},
+}
+
+
+def negotiate(request: Request, wanted: Format | None, allowed: Sequence[Format]) -> Format:
+    """The format of an answer, by ``format=`` or by the Accept header.
+
+    Raises
+    ------
+    NotAcceptable
+    """
+    if wanted is not None:
+        if wanted not in allowed:
+            raise NotAcceptable(f"format={wanted} is not served here: use {' or '.join(allowed)}")
+        return wanted
+    accepted = request.headers.get("accept", "*/*")
+    ranges = []
+    for item in accepted.split(","):
+        media, *parameters = (part.strip() for part in item.split(";"))
+        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        try:
+            ranges.append((-float(quality), media.lower()))
+        except ValueError:
+            continue
+    for quality_below_zero, media in sorted(ranges, key=lambda pair: pair[0]):
+        for name in allowed:
+            if quality_below_zero < 0 and media in ("*/*", "application/*", MEDIA_TYPES[name]):
+                return name
+    raise NotAcceptable(
+        f"Accept: {accepted[:200]} names nothing served here: use {', '.join(MEDIA_TYPES[name] for name in allowed)}"
+    )
+
+
+def cache_headers(request: Request, revision: str, form: Format) -> dict[str, str]:
+    """ETag and Cache-Control of an answer that is a pure function of its URL and the revision."""
+    query = "&".join(sorted(f"{key}={value}" for key, value in request.query_params.multi_items()))
+    digest = hashlib.blake2b(f"{revision} {request.url.path}?{query} {form}".encode(), digest_size=16)
+    pinned = "revision" in request.query_params
+    visibility = "private" if request.app.state.tokens else "public"
+    return {
+        "etag": f'"{digest.hexdigest()}"',
+        "cache-control": f"{visibility}, max-age=31536000, immutable" if pinned else "no-cache",
+        "vary": "accept",
+    }
+
+
+def is_known(request: Request, headers: dict[str, str]) -> bool:
+    """Whether the caller holds this very answer already."""
+    known = [item.strip().removeprefix("W/") for item in request.headers.get("if-none-match", "").split(",")]
+    return headers["etag"] in known or known == ["*"]
+
+
+def not_modified(headers: dict[str, str]) -> Response:
+    return Response(status_code=304, headers=headers)
+
+
+def binary(buffer: Bytes, form: Format, headers: dict[str, str]) -> Response:
+    """A body in the format asked for; safetensors leaves from `buffer` itself."""
+    if form == "safetensors":
+        # The memoryview keeps the buffer from being recycled until the last byte is sent.
+        return Response(memoryview(buffer), headers=headers, media_type=MEDIA_TYPE)
+    tensors, _, _ = read_body(buffer)
+    stream = io.BytesIO()
+    if form == "npz":
+        np.savez(stream, **tensors)  # type: ignore[arg-type]
+    else:
+        names = [name for name in tensors if not name.startswith("__")]
+        if len(names) != 1:
+            raise BadParameter(
+                f"format=npy holds one array, but {len(names)} fields are asked for: name one with fields="
+            )
+        np.lib.format.write_array(stream, tensors[names[0]], allow_pickle=False)
+    return Response(stream.getvalue(), headers=headers, media_type=MEDIA_TYPES[form])
+
+
+class BlockStream(Response):
+    """A body sent block by block: while one is on its way, the next is being read.
+
+    Parameters
+    ----------
+    blocks : sequence of callable
+        Each reads one block into a buffer, in a thread.
+    run : callable
+        Awaits such a callable's result in a thread.
+    nbytes : int
+        Length of the whole, which is announced. An error in mid-stream cuts the connection.
+    """
+
+    def __init__(
+        self, blocks: Sequence[Callable[[], Bytes]], run: Callable[..., Any], nbytes: int, headers: dict[str, str]
+    ) -> None:
+        super().__init__(None, headers={**headers, "content-length": str(nbytes)}, media_type=MEDIA_TYPE)
+        self._blocks = blocks
+        self._run = run
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The first block is read before the status is sent: what is wrong with all of them is still a clear error.
+        following: asyncio.Future[Bytes] = asyncio.ensure_future(self._run(self._blocks[0]))
+        try:
+            for number in range(len(self._blocks)):
+                block = await following
+                if number == 0:
+                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                more = number + 1 < len(self._blocks)
+                if more:
+                    following = asyncio.ensure_future(self._run(self._blocks[number + 1]))
+                await send({"type": "http.response.body", "body": memoryview(block), "more_body": more})
+                del block
+        finally:
+            if following.done():
+                following.cancelled() or following.exception()
+            else:
+                following.cancel()

@@ -1,0 +1,67 @@
+"""The catalogue and the metadata of one dataset."""
+
+from __future__ import annotations
+
+from concurrent.futures import wait
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from ..catalog.catalog import Entry, describe_dataset
+from .deps import NamePath, ServicesDep, in_thread
+from .queries import CatalogQuery
+
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+
+LIST_PATIENCE_SECONDS = 2.0
+"""How long a listing waits for files that are still being inspected before it shows them as `preparing`."""
+
+_IN_LIST = ("name", "status", "reason", "revision", "rows", "native_splits", "files")
+_FIELDLIST_PATIENCE_SECONDS = 2.0
+"""How long a listing waits for files that are still being inspected before it shows them as `preparing`."""
+
+_IN_LIST = ("name", "role", "shape", "dtype", "readable", "reason")
+
+
+@router.get("", summary="What is served")
+async def list_datasets(services: ServicesDep, query: Annotated[CatalogQuery, Query()]) -> dict[str, Any]:
+    """The catalogue, a page at a time. `status` is `ok`, `unreadable` (with the reason), or `preparing`."""
+
+    def work() -> dict[str, Any]:
+        needle = (query.q or "").lower()
+        entries = [entry for entry in services.catalog.entries() if needle in entry.name.lower()]
+        page = entries[query.offset : query.offset + query.limit]
+        # A folder that has just been mounted is mostly described in a moment: worth a short wait.
+        wait([entry.outcome for entry in page], LIST_PATIENCE_SECONDS)
+        return {
+            "datasets": [_summary(entry) for entry in page],
+            "total": len(entries),
+            "limit": query.limit,
+            "offset": query.offset,
+        }
+
+    return await in_thread(services, work)
+
+
+@router.get("/{name}", summary="One dataset, whole")
+async def get_dataset(services: ServicesDep, name: NamePath) -> dict[str, Any]:
+    """Fields with shape, dtype, role (and why), chunks, filters and sizes; attributes; what a shuffled batch costs."""
+    return await in_thread(services, lambda: describe_dataset(services.catalog.dataset(name)))
+
+
+def _summary(entry: Entry) -> dict[str, Any]:
+    if entry.outcome.done() and (reason := entry.reason()) is None:
+        whole = describe_dataset(entry.outcome.result())
+        fields = [{key: field[key] for key in _FIELD_IN_LIST} for field in whole["fields"]]
+        return {key: whole[key] for key in _IN_LIST} | {"fields": fields}
+    done = entry.outcome.done()
+    return {
+        "name": entry.name,
+        "status": "unreadable" if done else "preparing",
+        "reason": reason if done else "it is being inspected and digested",
+        "revision": None,
+        "rows": None,
+        "native_splits": [],
+        "files": [entry.file],
+        "fields": [],
+    }

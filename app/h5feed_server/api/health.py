@@ -1,0 +1,66 @@
+"""Whether the process is alive, and whether it can really read."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse, Response
+
+from h5feed.errors import FeedError, Overloaded
+
+from ..services import Services
+from .deps import ServicesDep, in_thread
+
+router = APIRouter(tags=["health"])
+
+READY_SECONDS = 5.0
+"""A read that worked this lately is not repeated."""
+
+
+@dataclass
+class ReadyState:
+    """When a read last worked; one per process."""
+
+    worked: float = float("-inf")
+
+
+@router.get("/healthz", summary="Alive", response_class=PlainTextResponse)
+async def healthz() -> Response:
+    """Answers as long as the process runs."""
+    return PlainTextResponse("ok")
+
+
+@router.get("/readyz", summary="Ready", response_class=PlainTextResponse)
+async def readyz(request: Request, services: ServicesDep) -> Response:
+    """Answers 200 when a real read of a sampled dataset worked lately. Unreadable files do not count."""
+    state: ReadyState = request.app.state.ready
+    if time.monotonic() - state.worked > READY_SECONDS:
+        await in_thread(services, lambda: _read_something(services))
+        state.worked = time.monotonic()
+    return PlainTextResponse("ok")
+
+
+def _read_something(services: Services) -> None:
+    entries = services.catalog.entries()
+    if entries and not any(entry.outcome.done() for entry in entries):
+        raise Overloaded("the data folder is still being inspected", retry_after=1)
+    candidates = [entry for entry in entries if entry.outcome.done() and entry.reason() is None]
+    failure: FeedError | None = None
+    # Another one each time, so that a folder that has gone bad in part is noticed; three, so that one alone is not it.
+    for offset in range(min(3, len(candidates))):
+        entry = candidates[(int(time.monotonic()) + offset) % len(candidates)]
+        try:
+            dataset = services.catalog.dataset(entry.name)
+            field = next((f for f in dataset.fields if not f.unreadable and f.row_bytes < 64 << 20), None)
+            if field is not None and dataset.rows:
+                row = np.array([int(time.monotonic()) % dataset.rows], np.int64)
+                out = np.empty((1, *field.sample_shape), field.dtype)
+                services.batcher.reader.read_from_source(dataset.source, field.array, row, out)
+            return
+        except FeedError as error:
+            failure = error
+    if failure is not None:
+        raise Overloaded(f"no dataset could be read: {failure.code}", retry_after=5)

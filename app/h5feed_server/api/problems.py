@@ -1,0 +1,136 @@
+"""Errors as ``application/problem+json`` (RFC 9457): one table of statuses, one shape, nothing of the server's insides."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from h5feed import errors
+
+logger = logging.getLogger(__name__)
+
+STATUS: Mapping[type[errors.FeedError], int] = {
+    errors.BadParameter: 400,
+    errors.Unauthorized: 401,
+    errors.DatasetNotFound: 404,
+    errors.FieldNotFound: 404,
+    errors.SplitNotFound: 404,
+    errors.BatchOutOfRange: 404,
+    errors.RowOutOfRange: 404,
+    errors.PageNotFound: 404,
+    errors.MethodNotAllowed: 405,
+    errors.NotAcceptable: 406,
+    errors.RevisionChanged: 409,
+    errors.TooLarge: 413,
+    errors.UnsupportedField: 422,
+    errors.SplitImpossible: 422,
+    errors.Unreadable: 422,
+    errors.TooManyRequests: 429,
+    errors.DatasetCorrupt: 500,
+    errors.InternalError: 500,
+    errors.SourceUnavailable: 502,
+    errors.Overloaded: 503,
+    errors.ReaderCrashed: 503,
+    errors.ReadTimeout: 504,
+}
+
+PLANNED = {
+    "folds": "k-fold splits",
+    "fold": "k-fold splits",
+    "group": "splits that keep groups together",
+    "balance": "balanced sampling",
+    "weights": "weighted sampling",
+    "epoch_rows": "epochs of a stated length",
+    "window": "block shuffle",
+}
+"""Parameters of the contract that this version does not serve yet."""
+
+PROBLEM_SCHEMA = {
+    "description": "What is wrong, as problem+json (RFC 9457)",
+    "content": {
+        "application/problem+json": {
+            "schema": {
+                "type": "object",
+                "required": ["type", "title", "status", "detail", "code", "request_id"],
+                "properties": {
+                    "type": {"type": "string"},
+                    "title": {"type": "string"},
+                    "status": {"type": "integer"},
+                    "detail": {"type": "string", "description": "Names the bad value and what would be right"},
+                    "code": {"type": "string", "enum": sorted(errors.CLASS_BY_CODE)},
+                    "request_id": {"type": "string"},
+                },
+            }
+        }
+    },
+}
+
+
+def problem(error: errors.FeedError) -> Response:
+    """The answer to a request that failed with `error`."""
+    status = STATUS[type(error)]
+    request_id = uuid.uuid4().hex[:12]
+    if status >= 500:
+        logger.error("%s %s: %s", request_id, error.code, error.detail)
+    content = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": error.detail,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    headers = {"cache-control": "no-store"}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(1, round(error.retry_after)))
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(content, status, headers, "application/problem+json")
+
+
+def install(app: FastAPI) -> None:
+    """Let every error of `app` be answered by `problem`."""
+
+    @app.exception_handler(errors.FeedError)
+    async def _feed_error(request: Request, error: errors.FeedError) -> Response:
+        return problem(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation_error(request: Request, error: RequestValidationError) -> Response:
+        return problem(errors.BadParameter("; ".join(_sentence(item) for item in error.errors()[:5])))
+
+    @app.exception_handler(HTTPException)
+    async def _http_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 405:
+            return problem(errors.MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}"))
+        if error.status_code == 404:
+            return problem(errors.PageNotFound(f"there is nothing at {request.url.path}: see /docs for what there is"))
+        return problem(errors.BadParameter(str(error.detail)))
+
+    @app.exception_handler(Exception)
+    async def _internal_error(request: Request, error: Exception) -> Response:
+        return problem(errors.InternalError("the server failed; its log has the reason under this request_id"))
+
+
+def _sentence(item: Mapping[str, Any]) -> str:
+    """One validation error in words: which parameter, which value, what would be right."""
+    where = [str(part) for part in item["loc"] if part not in ("query", "path", "body")]
+    name = ".".join(where) or "the request"
+    if item["type"] == "extra_forbidden":
+        if name in PLANNED:
+            return f"{name}: {PLANNED[name]} are not available in this version"
+        return f"there is no parameter {name!r}: see /docs for those that are"
+    message = item["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if item["type"] == "missing":
+        return f"{name} is missing"
+    value = item.get("input")
+    return f"{name}={value}: {message}" if isinstance(value, (str, int, float)) else f"{name}: {message}"

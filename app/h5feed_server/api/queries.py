@@ -1,0 +1,78 @@
+"""The query strings of the endpoints: the specs, and what belongs to HTTP alone."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..sampling.spec import OrderSpec, Share, SplitSpec
+from .bodies import Format
+
+_REVISION = "Answer 409 instead of other data than this revision's; makes the answer cacheable for ever."
+_FORMAT = "Instead of an Accept header."
+
+
+class SplitsQuery(SplitSpec):
+    test: Share | None = Field(None, description=SplitSpec.model_fields["test"].description, examples=[0.1])
+    val: Share | None = Field(None, description=SplitSpec.model_fields["val"].description, examples=[0.1])
+    revision: str | None = Field(None, description=_REVISION)
+
+    @property
+    def spec(self) -> SplitSpec:
+        return SplitSpec(**{name: getattr(self, name) for name in SplitSpec.model_fields})
+
+
+class SplitRowsQuery(SplitsQuery):
+    format: Format | None = Field(None, description=_FORMAT)
+
+
+class PlanQuery(OrderSpec):
+    batch_size: int = Field(32, ge=1, lt=2**40, description="Rows of a batch.")
+    revision: str | None = Field(None, description=_REVISION)
+
+    @property
+    def spec(self) -> OrderSpec:
+        return OrderSpec(**{name: getattr(self, name) for name in OrderSpec.model_fields})
+
+
+class BatchQuery(PlanQuery):
+    format: Format | None = Field(None, description=_FORMAT)
+
+
+class StreamQuery(BatchQuery):
+    start: int = Field(0, ge=0, description="First batch.")
+    stop: int = Field(..., ge=1, description="One past the last batch.", examples=[1])
+
+
+class RowsQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    start: int = Field(0, ge=0, description="First row.")
+    stop: int | None = Field(None, ge=0, description="One past the last row; default: all.", examples=[8])
+    step: int = Field(1, ge=1, description="Every step-th row; 1 or more.")
+    fields: str | None = OrderSpec.model_fields["fields"]
+    revision: str | None = Field(None, description=_REVISION)
+    format: Format | None = Field(None, description=_FORMAT)
+
+
+class RowsPostQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    revision: str | None = Field(None, description=_REVISION)
+    format: Format | None = Field(None, description=_FORMAT)
+
+
+class RowsRequest(BaseModel):
+    """Rows by their ids, in the order asked, duplicates kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: list[int] = Field(description="Row ids.", examples=[[0, 1, 2]])
+    fields: list[str] | None = Field(None, description="Field names; default: inputs and labels.", examples=[None])
+
+
+class CatalogQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    limit: int = Field(100, ge=1, le=1000, description="Entries of a page.")
+    offset: int = Field(0, ge=0, description="Entries to pass over.")
+    q: str | None = Field(None, description="Only names that contain this, in any case.")

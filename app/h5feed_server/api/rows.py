@@ -1,0 +1,88 @@
+"""Rows by their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+
+from h5feed.errors import BadParameter, RowOutOfRange, TooLarge
+
+from ..catalog.dataset import Dataset
+from ..services import Services
+from .bodies import BINARY_RESPONSE, Format, binary, cache_headers, is_known, negotiate, not_modified
+from .deps import NamePath, ServicesDep, in_thread
+from .queries import RowsPostQuery, RowsQuery, RowsRequest
+
+router = APIRouter(prefix="/v1/datasets/{name}/rows", tags=["rows"])
+
+_FORMATS: tuple[Format, ...] = ("safetensors", "npz", "npy")
+
+
+@router.get("", summary="A range of rows", responses=BINARY_RESPONSE, response_class=Response)
+async def get_rows(
+    request: Request, services: ServicesDep, name: NamePath, query: Annotated[RowsQuery, Query()]
+) -> Response:
+    """Rows `start`, `start`+`step` … below `stop`."""
+    form = negotiate(request, query.format, _FORMATS)
+
+    def work() -> Response:
+        dataset = services.catalog.dataset(name, query.revision)
+        headers = cache_headers(request, dataset.revision, form)
+        if is_known(request, headers):
+            return not_modified(headers)
+        stop = dataset.rows if query.stop is None else query.stop
+        if stop > dataset.rows or query.start > stop:
+            raise RowOutOfRange(
+                f"rows {query.start} … {stop - 1} are not all there: valid is 0 ≤ start ≤ stop ≤ {dataset.rows}"
+            )
+        wanted = range(query.start, stop, query.step)
+        if len(wanted) > services.settings.max_rows:
+            raise TooLarge(f"{len(wanted)} rows are more than the {services.settings.max_rows} of one answer")
+        return _answer(services, dataset, np.arange(query.start, stop, query.step), query.fields, form, headers)
+
+    return await in_thread(services, work)
+
+
+@router.post("", summary="Rows by a list of ids", responses=BINARY_RESPONSE, response_class=Response)
+async def post_rows(
+    request: Request,
+    services: ServicesDep,
+    name: NamePath,
+    query: Annotated[RowsPostQuery, Query()],
+    wanted: RowsRequest,
+) -> Response:
+    """Rows in the order asked, duplicates kept; by POST, because long lists overflow a URL."""
+    form = negotiate(request, query.format, _FORMATS)
+
+    def work() -> Response:
+        dataset = services.catalog.dataset(name, query.revision)
+        if len(wanted.rows) > services.settings.max_rows:
+            raise TooLarge(f"{len(wanted.rows)} rows are more than the {services.settings.max_rows} of one answer")
+        for row in wanted.rows:
+            if not 0 <= row < dataset.rows:
+                raise RowOutOfRange(f"row {row} does not exist: valid are 0 … {dataset.rows - 1}")
+        rows = np.array(wanted.rows, np.int64)
+        return _answer(services, dataset, rows, wanted.fields, form, {"cache-control": "no-store"})
+
+    return await in_thread(services, work)
+
+
+def _answer(
+    services: Services,
+    dataset: Dataset,
+    rows: npt.NDArray[np.int64],
+    fields: str | Sequence[str] | None,
+    form: Format,
+    headers: dict[str, str],
+) -> Response:
+    chosen, body = services.batcher.rows_body(dataset, len(rows), fields)
+    if form == "npy" and len(chosen) != 1:
+        raise BadParameter(f"format=npy holds one array, but {len(chosen)} fields are asked for: name one with fields=")
+    buffer = services.pool.lease(body.nbytes, services.settings.admit_timeout)
+    services.batcher.fill_rows(dataset, chosen, rows, body, buffer)
+    return binary(buffer, form, headers)

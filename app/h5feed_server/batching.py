@@ -1,0 +1,242 @@
+"""Batches: everything known of an order before a byte is read, and the filling of bodies from it.
+
+This is where the way of a batch comes together: split rows → order → rows of every field in a recycled buffer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from h5feed.errors import BadParameter, BatchOutOfRange, TooLarge
+from h5feed.order import BatchGrid
+from h5feed.wire import ROWS, WEIGHT, Body, Tensor
+
+from .catalog.catalog import Catalog
+from .catalog.dataset import Dataset, Field
+from .sampling.order import Order
+from .sampling.spec import OrderSpec, SplitSpec
+from .sampling.splits import Splits, class_ids, compute_splits, dump_splits, load_splits
+from .settings import Settings
+from .storage.cache import ByteCache
+from .storage.folder import CacheFolder
+from .storage.reader import Reader
+
+Int64s = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+
+_PLAN_BYTES = 4096
+"""Rough bytes of a plan itself; the rows of its split are counted where they are cached."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """One order of one dataset, cut into batches."""
+
+    dataset: Dataset
+    fields: tuple[Field, ...]
+    order: Order
+    padded: bool
+    orders: ByteCache[tuple[Int64s, npt.NDArray[np.bool_]]]
+    reader: Reader
+    key: tuple[Any, ...]
+
+    @property
+    def grid(self) -> BatchGrid:
+        return self.order.grid
+
+    @cached_property
+    def full(self) -> Body:
+        """Body of every batch but a smaller last one."""
+        return self._body(self.grid.batch_size)
+
+    @cached_property
+    def tail(self) -> Body:
+        """Body of the last batch."""
+        batches = self.grid.batches
+        return self._body(self.grid.size(batches - 1)) if batches else self.full
+
+    def body(self, index: int) -> Body:
+        """Body of batch `index`.
+
+        Raises
+        ------
+        BatchOutOfRange
+        """
+        self.grid.size(index)
+        return self.tail if index == self.grid.batches - 1 else self.full
+
+    def nbytes(self, start: int, stop: int) -> int:
+        """Bytes of batches start … stop-1."""
+        if not 0 <= start < stop <= self.grid.batches:
+            valid = f"0 ≤ start < stop ≤ {self.grid.batches}"
+            raise BatchOutOfRange(f"batches {start} … {stop - 1} are not all there: valid is {valid}")
+        return (stop - start - 1) * self.full.nbytes + self.body(stop - 1).nbytes
+
+    def fill(self, start: int, stop: int, buffer: Bytes) -> None:
+        """Write batches start … stop-1 back to back into `buffer`, (nbytes(start, stop),) uint8."""
+        sources = [self.reader.whole(self.dataset.source, field.array) for field in self.fields]
+        begin = 0
+        for index in range(start, stop):
+            body = self.body(index)
+            rows, real = self._rows(index)
+            tensors = body.place(buffer[begin : begin + body.nbytes], index)
+            begin += body.nbytes
+            tensors[ROWS][...] = rows
+            if self.padded:
+                tensors[WEIGHT][...] = real
+            for field, kept in zip(self.fields, sources, strict=True):
+                if kept is not None:
+                    np.take(kept, rows, axis=0, out=tensors[field.name], mode="clip")
+                else:
+                    self.reader.read(self.dataset.source, field.array, rows, tensors[field.name])
+
+    def _rows(self, index: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+        together = self.order.batches_at_once
+        first = index - index % together
+        rows, real = self.orders.get(
+            (self.key, first),
+            lambda: self.order.rows(first, min(first + together, self.grid.batches)),
+            lambda value: value[0].nbytes + value[1].nbytes,
+        )
+        start = (index - first) * self.grid.batch_size
+        stop = start + self.grid.size(index)
+        return rows[start:stop], real[start:stop]
+
+    def _body(self, rows: int) -> Body:
+        spec = self.order.spec
+        about = {"epoch": str(spec.epoch), "batches": str(self.grid.batches)}
+        weight = [Tensor(WEIGHT, np.dtype("<f4"), (rows,))] if self.padded else []
+        return _body(self.dataset, self.fields, rows, about, weight)
+
+
+class Batcher:
+    """Makes plans and fills bodies; one per process.
+
+    Parameters
+    ----------
+    reader : Reader
+    folder : CacheFolder
+        Keeps splits.
+    """
+
+    def __init__(self, settings: Settings, catalog: Catalog, reader: Reader, folder: CacheFolder) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._folder = folder
+        self.reader = reader
+        self._splits: ByteCache[Splits] = ByteCache(settings.order_cache_bytes, settings.read_timeout)
+        self._orders: ByteCache[tuple[Int64s, npt.NDArray[np.bool_]]] = ByteCache(
+            settings.order_cache_bytes, settings.read_timeout
+        )
+        self._plans: ByteCache[BatchPlan] = ByteCache(_PLAN_BYTES * 256, settings.read_timeout)
+
+    def plan(self, name: str, spec: OrderSpec, batch_size: int, revision: str | None) -> BatchPlan:
+        """The plan of an order.
+
+        Raises
+        ------
+        FeedError
+            Whatever is wrong with the request, before anything is read.
+        """
+        dataset = self._catalog.dataset(name, revision)
+        key = (dataset.name, dataset.revision, dataset.source.identity, spec, batch_size)
+        return self._plans.get(key, lambda: self._plan(dataset, spec, batch_size, key), lambda _: _PLAN_BYTES)
+
+    def _plan(self, dataset: Dataset, spec: OrderSpec, batch_size: int, key: tuple[Any, ...]) -> BatchPlan:
+        fields = dataset.chosen(spec.fields)
+        split_rows = None
+        rows = dataset.rows
+        if spec.split != "all":
+            split_rows = self.splits(dataset, spec.split_spec).of(spec.split)
+            rows = len(split_rows)
+        if spec.limit is not None:
+            rows = min(rows, spec.limit)
+        last = spec.last or ("keep" if spec.shards == 1 else "pad")
+        grid = BatchGrid(rows, batch_size, spec.shard, spec.shards, last)
+        plan = BatchPlan(
+            dataset, fields, Order(spec, split_rows, grid), last == "pad", self._orders, self.reader, key
+        )
+        self._check_size(batch_size, plan.full, fields)
+        return plan
+
+    def rows_body(
+        self, dataset: Dataset, rows: int, fields: str | Sequence[str] | None
+    ) -> tuple[tuple[Field, ...], Body]:
+        """The fields and the body of so many rows.
+
+        Raises
+        ------
+        FieldNotFound, UnsupportedField, TooLarge
+        """
+        chosen = dataset.chosen(fields)
+        body = _body(dataset, chosen, rows, {"epoch": "0", "batches": "1"}, [])
+        self._check_size(rows, body, chosen)
+        return chosen, body
+
+    def fill_rows(self, dataset: Dataset, fields: Sequence[Field], rows: Int64s, body: Body, buffer: Bytes) -> None:
+        """Write those rows into `buffer`, (body.nbytes,) uint8."""
+        tensors = body.place(buffer, 0)
+        tensors[ROWS][...] = rows
+        for field in fields:
+            self.reader.read(dataset.source, field.array, rows, tensors[field.name])
+
+    def splits(self, dataset: Dataset, spec: SplitSpec) -> Splits:
+        """The splits of a dataset, from memory, from the cache folder, or computed."""
+        if not spec.splits_rows:
+            return Splits({}, None, None)
+        digest = hashlib.blake2b(f"{dataset.revision} {spec.model_dump_json()}".encode(), digest_size=16).hexdigest()
+        return self._splits.get(
+            digest,
+            lambda: load_splits(self._folder.get(f"splits/1-{digest}", lambda: self._compute_splits(dataset, spec))),
+            lambda splits: splits.nbytes,
+        )
+
+    def classes(self, dataset: Dataset, name: str | None) -> npt.NDArray[Any] | None:
+        """The class of each row by the field `name`; None where it holds none."""
+        if name is None:
+            return None
+        field = dataset.field(name)
+        if field.row_bytes > 1 << 20:
+            return None
+        kept = self.reader.whole(dataset.source, field.array)
+        return class_ids(self.reader.read_all(dataset.source, field.array) if kept is None else kept)
+
+    def _compute_splits(self, dataset: Dataset, spec: SplitSpec) -> bytes:
+        name = None
+        if spec.stratify != "none" and spec.split_shuffle:
+            name = spec.stratify or (dataset.label.name if dataset.label else None)
+        return dump_splits(compute_splits(dataset.rows, spec, name, self.classes(dataset, name)))
+
+    def _check_size(self, rows: int, body: Body, fields: Sequence[Field]) -> None:
+        limit = self._settings.max_body_bytes
+        if rows > self._settings.max_rows:
+            raise TooLarge(f"{rows} rows are more than the {self._settings.max_rows} that one answer may have")
+        if body.nbytes > limit:
+            per_row = max(1, body.nbytes // max(1, rows))
+            raise TooLarge(
+                f"{rows} rows make {body.nbytes} bytes, more than the {limit} that one answer may have: ask for at most "
+                f"{max(1, limit // per_row)} rows at once, or for fewer fields"
+            )
+        for field in fields:
+            array = field.array
+            if array.chunk_shape is not None:
+                chunk = int(np.prod(array.chunk_shape, dtype=object)) * np.dtype(array.dtype).itemsize
+                if array.filters and chunk > limit:
+                    raise TooLarge(f"the chunks of {field.name!r} have {chunk} bytes, more than the {limit} allowed")
+
+
+def _body(
+    dataset: Dataset, fields: Sequence[Field], rows: int, about: Mapping[str, str], extra: Sequence[Tensor]
+) -> Body:
+    tensors = [Tensor(ROWS, np.dtype("<i8"), (rows,)), *extra]
+    tensors += [Tensor(field.name, field.dtype, (rows, *field.sample_shape)) for field in fields]
+    if len({tensor.name for tensor in tensors}) < len(tensors):
+        raise BadParameter(f"a field may not be named {ROWS} or {WEIGHT}")
+    return Body(tensors, {"dataset": dataset.name, "revision": dataset.revision, **about})

@@ -1,0 +1,51 @@
+"""The revision of a file: a digest of its content, equal for copies on other machines."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from h5feed.errors import RevisionChanged
+
+from ..storage.source import Identity
+
+_BLOCK = 4 << 20
+"""Bytes hashed as one; blocks are hashed in parallel and their digests hashed in order."""
+
+_SAMPLES = 256
+"""Blocks looked at, evenly spread from first to last, of a file above the limit."""
+
+
+def content_digest(path: str, identity: Identity, limit: int, layout: bytes) -> bytes:
+    """Digest of a file's bytes; above `limit` bytes, of its size, layout and sampled blocks.
+
+    Raises
+    ------
+    RevisionChanged
+        The file changed meanwhile.
+    """
+    blocks = -(-identity.size // _BLOCK)
+    in_full = identity.size <= limit
+    chosen = range(blocks) if in_full else np.linspace(0, blocks - 1, min(_SAMPLES, blocks)).astype(int).tolist()
+    digest = hashlib.blake2b(f"{identity.size} {'full' if in_full else 'sampled'}".encode())
+    if not in_full:
+        digest.update(layout)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1), "h5feed-digest") as threads:
+            # In rounds, so that a file of many blocks does not queue as many tasks.
+            for first in range(0, len(chosen), 64):
+                for part in threads.map(lambda block: _block_digest(fd, block), chosen[first : first + 64]):
+                    digest.update(part)
+        if Identity.of(os.fstat(fd)) != identity:
+            raise RevisionChanged("the file changed while it was read")
+    finally:
+        os.close(fd)
+    return digest.digest()
+
+
+def _block_digest(fd: int, block: int) -> bytes:
+    return hashlib.blake2b(os.pread(fd, _BLOCK, block * _BLOCK)).digest()

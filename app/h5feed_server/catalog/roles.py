@@ -1,0 +1,68 @@
+"""Guesses what each array of a file is for, from its name, shape and dtype, and says why."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..storage.layout import ArrayLayout
+
+_LABEL = re.compile(r"(^|[_.\-])(y|labels?|targets?|class(es)?|class_ids?|category|categories)($|[_.\-])", re.I)
+_WEIGHT = re.compile(r"(^|_)(sample_)?weights?($|_)", re.I)
+_INPUT = re.compile(r"(^|[_.\-])(x|images?|imgs?|data|inputs?|features?|pixels)($|[_.\-])", re.I)
+
+
+@dataclass(frozen=True)
+class Role:
+    """``input``, ``label``, ``weight`` or ``other``, and what told so."""
+
+    role: str
+    reason: str
+
+
+def guess_role(array: ArrayLayout) -> Role:
+    """The role of one array of a dataset."""
+    name, ndim = array.path, len(array.shape)
+    if _WEIGHT.search(name) and ndim == 1:
+        return Role("weight", f"its name {name!r} says weight, with one value a row")
+    if _LABEL.search(name) and ndim <= 2:
+        return Role("label", f"its name {name!r} says label")
+    if _INPUT.search(name):
+        return Role("input", f"its name {name!r} says input")
+    if ndim >= 3:
+        return Role("input", f"a sample of {ndim - 1} axes is an image, a series or the like")
+    if ndim == 2 and array.shape[1] > 1:
+        return Role("input", "a sample is a vector")
+    if np.dtype(array.dtype).kind in "biu" and ndim == 1:
+        return Role("other", "one integer a row, but its name does not say label")
+    return Role("other", "nothing tells what it is for")
+
+
+def guess_channels(array: ArrayLayout) -> str | None:
+    """``grey``, ``rgb`` or ``bgr`` of an image field; None where a sample is no image."""
+    declared = array.attributes.get("channels")
+    if isinstance(declared, str) and declared.lower() in ("rgb", "bgr", "grey"):
+        return declared.lower()
+    shape = array.sample_shape
+    if np.dtype(array.dtype).kind not in "uf" or min(shape, default=0) < 1:
+        return None
+    if len(shape) == 3 and shape[2] in (3, 4) and min(shape[:2]) >= 4:
+        return "rgb"
+    is_grey = (len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)) and min(shape[:2]) >= 4
+    return "grey" if is_grey else None
+
+
+def class_names(label: ArrayLayout) -> list[str] | None:
+    """Names of the classes, from an enum or from an attribute of the label field; the index is the label."""
+    if label.enum_names:
+        values = {value: name for name, value in label.enum_names.items()}
+        if sorted(values) == list(range(len(values))):
+            return [values[value] for value in range(len(values))]
+    for key in ("class_names", "classes", "label_names", "names"):
+        value: Any = label.attributes.get(key)
+        if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+            return list(value)
+    return None

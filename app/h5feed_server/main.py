@@ -1,0 +1,55 @@
+"""The application, built from settings."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from . import __version__
+from .api import batches, datasets, docs, health, problems, rows, splits
+from .api.auth import BearerAuth
+from .services import Services
+from .settings import Settings
+
+_DESCRIPTION = """
+Training batches from HDF5 files.
+
+A batch is a pure function of its URL: the dataset, the split, the order and the index. Try **One batch** below: the
+datasets in the drop-down are those that this server serves now.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI application that serves ``settings.data_dir``."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        services = Services.start(settings)
+        app.state.services = services
+        try:
+            yield
+        finally:
+            services.close()
+
+    app = FastAPI(
+        title="h5feed",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        responses={"default": problems.PROBLEM_SCHEMA},
+    )
+    app.state.ready = health.ReadyState()
+    tokens = tuple(token.strip() for token in settings.tokens.split(",") if token.strip())
+    app.state.tokens = tokens
+    problems.install(app)
+    for module in (datasets, splits, batches, rows, health, docs):
+        app.include_router(module.router)
+    docs.mount_static(app)
+    if tokens:
+        app.add_middleware(BearerAuth, tokens=tokens)
+    return app

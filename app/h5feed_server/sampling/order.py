@@ -1,0 +1,60 @@
+"""Row ids of any batches of an order, computed for many batches at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from h5feed.order import BatchGrid, order_key, permute
+
+from .spec import OrderSpec
+
+BATCHES_AT_ONCE = 64
+"""One vectorised call costs nearly the same for one batch as for so many: neighbours are asked for next."""
+
+ROWS_AT_ONCE = 1 << 18
+"""Bound on the rows of such a call, for big batches."""
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of one epoch of a split.
+
+    Attributes
+    ----------
+    split_rows : (n,) int64 or None
+        Ascending rows of the split; None: all rows, which need no list.
+    grid : BatchGrid
+        Over the split's rows, after ``limit``.
+    """
+
+    spec: OrderSpec
+    split_rows: Int64s | None
+    grid: BatchGrid
+
+    @cached_property
+    def _key(self) -> bytes:
+        return order_key(self.spec.seed, self.spec.epoch, self.spec.split)
+
+    @cached_property
+    def batches_at_once(self) -> int:
+        """Batches that are worth computing together."""
+        return max(1, min(BATCHES_AT_ONCE, ROWS_AT_ONCE // self.grid.batch_size))
+
+    def rows(self, start: int, stop: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+        """Row ids of batches start … stop-1 back to back, and which of them are real (not padding).
+
+        Returns
+        -------
+        rows : (k,) int64
+        real : (k,) bool
+        """
+        positions, real = self.grid.positions(start, stop)
+        if self.spec.shuffle:
+            positions = permute(positions, self.grid.rows, self._key)
+        return (positions if self.split_rows is None else self.split_rows[positions]), real

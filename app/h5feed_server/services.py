@@ -1,0 +1,47 @@
+"""What every endpoint needs, built once per process from the settings."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from h5feed.buffers import BufferPool
+
+from .batching import Batcher
+from .catalog.catalog import Catalog
+from .settings import Settings
+from .storage.cache import ByteCache
+from .storage.folder import CacheFolder
+from .storage.reader import Reader
+
+
+@dataclass(frozen=True)
+class Services:
+    """The long-lived objects of a serving process."""
+
+    settings: Settings
+    catalog: Catalog
+    batcher: Batcher
+    pool: BufferPool
+    threads: ThreadPoolExecutor
+
+    @classmethod
+    def start(cls, settings: Settings) -> Services:
+        """Build everything and begin to inspect the data folder."""
+        # A lock's holder may be hashing a file of the size of the digest limit.
+        folder = CacheFolder(settings.cache_dir, timeout=10 * settings.read_timeout, max_bytes=settings.disk_cache_bytes)
+        catalog = Catalog(settings, folder)
+        reader = Reader(
+            len(os.sched_getaffinity(0)), ByteCache(settings.cache_bytes, settings.read_timeout), settings.read_timeout
+        )
+        threads = ThreadPoolExecutor(settings.request_threads, "h5feed-request")
+        threads.submit(catalog.entries)
+        batcher = Batcher(settings, catalog, reader, folder)
+        return cls(settings, catalog, batcher, BufferPool(settings.inflight_bytes), threads)
+
+    def close(self) -> None:
+        """End all threads, files and child processes."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.batcher.reader.close()
+        self.catalog.close()

@@ -1,0 +1,317 @@
+"""Processes that serve: a supervisor accepts connections and hands each to the worker that has the fewest.
+
+Workers that share a listening socket do not share its connections: one of them gets nearly all. So the supervisor
+accepts and passes the descriptors on (SCM_RIGHTS). It also restarts workers that die and ends them all when it is told
+to stop; workers end when the supervisor is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .main import create_app
+from .settings import Settings
+
+SEND_BUFFER_BYTES = 512 << 10
+"""SO_SNDBUF of accepted connections: measured best; half and twice as much are slower."""
+
+STOP_SECONDS = 8.0
+"""After this, workers that have not ended are killed: container engines wait 10 s."""
+
+DRAIN_SECONDS = 5
+"""How long a stopping worker lets answers under way finish."""
+
+_READY, _CLOSED, _CONNECTION = b"r", b"-", b"c"
+"""Messages on the channel: worker is ready; one of its connections closed; here is a connection."""
+
+_RESTART_SECONDS = 0.5
+_START_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Tls:
+    """PEM files of the server's certificate and key."""
+
+    certificate: str
+    key: str
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The listening socket; its options are inherited by the connections."""
+    if settings.uds is not None:
+        with contextlib.suppress(FileNotFoundError):
+            _remove_stale_socket(settings.uds)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(settings.uds)
+    else:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    listener.listen(1024)
+    listener.setblocking(False)
+    return listener
+
+
+def _remove_stale_socket(path: str) -> None:
+    """Remove the socket of a server that is gone; that of a living one is left, and binding fails."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+
+
+@dataclass
+class _Worker:
+    pid: int
+    channel: socket.socket
+    connections: int = 0
+    ready: bool = False
+    started: float = field(default_factory=time.monotonic)
+
+
+class Supervisor:
+    """Runs ``settings.workers`` processes until SIGTERM or SIGINT.
+
+    Parameters
+    ----------
+    listener : socket
+        From `listen`.
+    on_ready : callable
+        Called once, when every worker serves.
+    """
+
+    def __init__(
+        self, settings: Settings, listener: socket.socket, on_ready: Callable[[], None], tls: Tls | None = None
+    ) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._on_ready = on_ready
+        self._tls = tls
+        self._selector = selectors.DefaultSelector()
+        self._workers: dict[int, _Worker] = {}
+        self._stopping = False
+        self._announced = False
+        self._early_deaths = 0
+        self._restart_at: list[float] = []
+
+    def run(self) -> int:
+        """Serve; returns the exit code."""
+        wake_receive, wake_send = socket.socketpair()
+        wake_send.setblocking(False)
+        signal.set_wakeup_fd(wake_send.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        self._selector.register(wake_receive, selectors.EVENT_READ, lambda: wake_receive.recv(64))
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        for _ in range(self._settings.workers):
+            self._start_worker()
+        while not self._stopping:
+            for key, _ in self._selector.select(0.2):
+                key.data()
+            now = time.monotonic()
+            due = [moment for moment in self._restart_at if moment <= now]
+            self._restart_at = [moment for moment in self._restart_at if moment > now]
+            for _ in due:
+                self._start_worker()
+            if self._early_deaths >= _START_ATTEMPTS:
+                self._end_workers()
+                return 1
+        self._end_workers()
+        return 0
+
+    def _stop(self, number: int, frame: object) -> None:
+        self._stopping = True
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return
+        with connection:
+            for worker in sorted(self._workers.values(), key=lambda worker: (not worker.ready, worker.connections)):
+                try:
+                    socket.send_fds(worker.channel, [_CONNECTION], [connection.fileno()])
+                except OSError:
+                    # Its channel is full or gone: it hangs or dies, let another have it.
+                    continue
+                worker.connections += 1
+                return
+
+    def _start_worker(self) -> None:
+        ours, theirs = socket.socketpair()
+        # This process has no threads, and has everything imported: a fork starts at once and shares that memory.
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                signal.set_wakeup_fd(-1)
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, signal.SIG_DFL)
+                self._selector.close()
+                self._listener.close()
+                ours.close()
+                for worker in self._workers.values():
+                    worker.channel.close()
+                code = _run_worker(self._settings, theirs, self._tls)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        theirs.close()
+        ours.setblocking(False)
+        worker = self._workers[pid] = _Worker(pid, ours)
+        self._selector.register(ours, selectors.EVENT_READ, lambda: self._hear(worker))
+
+    def _hear(self, worker: _Worker) -> None:
+        try:
+            messages = worker.channel.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            messages = b""
+        if not messages:
+            self._bury(worker)
+            return
+        worker.connections -= messages.count(_CLOSED)
+        if _READY in messages:
+            worker.ready = True
+            self._early_deaths = 0
+            everybody = len(self._workers) == self._settings.workers
+            if everybody and all(other.ready for other in self._workers.values()) and not self._announced:
+                self._announced = True
+                self._on_ready()
+
+    def _bury(self, worker: _Worker) -> None:
+        self._selector.unregister(worker.channel)
+        worker.channel.close()
+        del self._workers[worker.pid]
+        # It closed its channel because it ends, or hangs in ending.
+        _reap(worker.pid, time.monotonic() + 1.0)
+        if not self._stopping:
+            if not worker.ready:
+                self._early_deaths += 1
+            print(f"h5feed: worker {worker.pid} ended, starting another", file=sys.stderr, flush=True)
+            self._restart_at.append(time.monotonic() + _RESTART_SECONDS)
+
+    def _end_workers(self) -> None:
+        # Nobody new, not even from the backlog; then all at once, then one deadline for all.
+        self._listener.close()
+        for pid in self._workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        for pid in self._workers:
+            _reap(pid, deadline)
+        if self._settings.uds is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._settings.uds)
+
+
+def _reap(pid: int, deadline: float) -> None:
+    """Wait for a child until the deadline, then kill it."""
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() >= deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return
+        time.sleep(0.02)
+
+
+def _run_worker(settings: Settings, channel: socket.socket, tls: Tls | None) -> int:
+    config = uvicorn.Config(
+        create_app(settings),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        ssl_certfile=tls.certificate if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+    )
+    server = _WorkerServer(config, channel)
+    with contextlib.suppress(KeyboardInterrupt):
+        # Listens to nothing: connections come through the channel.
+        server.run(sockets=[])
+    return 0 if server.started else 1
+
+
+class _WorkerServer(uvicorn.Server):
+    """A uvicorn server whose connections come through a channel instead of a listening socket."""
+
+    def __init__(self, config: uvicorn.Config, channel: socket.socket) -> None:
+        super().__init__(config)
+        self._channel = channel
+        self._closed_unsaid = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._channel.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._channel.fileno(), self._receive)
+        self._channel.send(_READY)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().remove_reader(self._channel.fileno())
+        await super().shutdown(sockets)
+
+    def _receive(self) -> None:
+        try:
+            messages, descriptors, _, _ = socket.recv_fds(self._channel, 64, 64)
+        except BlockingIOError:
+            return
+        except OSError:
+            messages, descriptors = b"", []
+        if not messages:
+            # The supervisor is gone, and with it the address: finish what is under way and end.
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self.should_exit = True
+        for descriptor in descriptors:
+            connection = socket.socket(fileno=descriptor)
+            task = asyncio.ensure_future(self._serve_connection(connection))
+            self.server_state.tasks.add(task)
+            task.add_done_callback(self.server_state.tasks.discard)
+
+    async def _serve_connection(self, connection: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: _CountedConnection(self), connection, ssl=self.config.ssl
+            )
+        except OSError:
+            connection.close()
+            self.say_closed()
+
+    def say_closed(self) -> None:
+        """Tell the supervisor that a connection is gone."""
+        self._closed_unsaid += 1
+        with contextlib.suppress(OSError):
+            self._closed_unsaid -= self._channel.send(_CLOSED * self._closed_unsaid)
+
+
+class _CountedConnection(HttpToolsProtocol):
+    """A connection that says when it is gone."""
+
+    def __init__(self, server: _WorkerServer) -> None:
+        super().__init__(config=server.config, server_state=server.server_state, app_state=server.lifespan.state)
+        self._owner = server
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._owner.say_closed()
