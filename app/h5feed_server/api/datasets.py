@@ -17,10 +17,7 @@ LIST_PATIENCE_SECONDS = 2.0
 """How long a listing waits for files that are still being inspected before it shows them as `preparing`."""
 
 _IN_LIST = ("name", "status", "reason", "revision", "rows", "native_splits", "files")
-_FIELDLIST_PATIENCE_SECONDS = 2.0
-"""How long a listing waits for files that are still being inspected before it shows them as `preparing`."""
-
-_IN_LIST = ("name", "role", "shape", "dtype", "readable", "reason")
+_FIELD_IN_LIST = ("name", "role", "shape", "dtype", "readable", "reason")
 
 
 @router.get("", summary="What is served")

@@ -1,0 +1,73 @@
+"""Every readable field, read every way, equals what h5py reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import h5feed
+from h5feed.errors import FieldNotFound, RowOutOfRange, UnsupportedField
+
+MIXED = ["images", "labels", "big_endian", "flags", "half", "never_written", "by_row", "shuffled", "swapped"]
+MIXED += ["plain_chunks", "plain_pieces", "sparse", "colour"]
+CASES = [("mixed", name) for name in MIXED] + [("tall", name) for name in "xyzw"]
+
+
+@pytest.mark.parametrize(("name", "field"), CASES)
+def test_rows_equal_h5py(feed: h5feed.Feed, folder: Path, name: str, field: str) -> None:
+    """Scattered rows, duplicates, reversed rows and runs come bit for bit as h5py has them."""
+    with h5py.File(folder / f"{name}.h5") as file:
+        truth = file[field][:]
+    count = len(truth)
+    for rows in ([count - 1, 0, 0, 3, 2, 2], list(range(count)), list(range(count))[::-1], [7]):
+        batch = feed[name].take(rows, fields=[field])
+        assert batch.rows.tolist() == rows
+        assert batch[field].dtype == truth.dtype.newbyteorder("<")
+        np.testing.assert_array_equal(batch[field], truth[rows])
+
+
+def test_complex_numbers_have_a_last_axis_of_two(feed: h5feed.Feed, folder: Path) -> None:
+    """Complex values travel as pairs of floats."""
+    with h5py.File(folder / "mixed.h5") as file:
+        truth = file["waves"][:][[4, 1]]
+    got = feed["mixed"].take([4, 1], fields=["waves"])["waves"]
+    np.testing.assert_array_equal(got[..., 0] + 1j * got[..., 1], truth)
+
+
+def test_shuffled_batches_equal_h5py(feed: h5feed.Feed, folder: Path) -> None:
+    """A shuffled epoch over two connections gives each row once, with its own values, in every field."""
+    with h5py.File(folder / "tall.h5") as file:
+        truth = {name: file[name][:] for name in "xyzw"}
+    seen: list[int] = []
+    for batch in feed["tall"].batches(batch_size=3, shuffle=True, seed=5, fields=list("xyzw")):
+        for name in "xyzw":
+            np.testing.assert_array_equal(batch[name], truth[name][batch.rows])
+        seen += batch.rows.tolist()
+    assert sorted(seen) == list(range(40)) != seen
+
+
+def test_no_rows(feed: h5feed.Feed) -> None:
+    """An empty list of rows is an empty batch."""
+    batch = feed["mixed"].take([], fields=["images"])
+    assert batch["images"].shape == (0, 12, 10, 3)
+
+
+@pytest.mark.parametrize(("field", "word"), [("lzf", "lzf"), ("text", "string"), ("meta", "3 rows")])
+def test_what_cannot_be_read_says_why(feed: h5feed.Feed, field: str, word: str) -> None:
+    """An unreadable field is listed with the reason, and asking for it is an error that names it."""
+    dataset = feed["mixed"]
+    assert not dataset.fields[field].readable
+    assert word in str(dataset.fields[field].reason)
+    with pytest.raises(UnsupportedField, match=word):
+        dataset.batch(0, fields=[field])
+
+
+def test_unknown_field_and_row(feed: h5feed.Feed) -> None:
+    """A name or number that is not there is named, with what is."""
+    with pytest.raises(FieldNotFound, match="images"):
+        feed["mixed"].batch(0, fields=["pictures"])
+    with pytest.raises(RowOutOfRange, match="999"):
+        feed["mixed"].take([1000])

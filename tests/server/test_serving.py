@@ -1,0 +1,179 @@
+"""Processes: several answer alike, dead ones are replaced, files that change are noticed, nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import httpx
+import numpy as np
+import psutil
+import pytest
+from conftest import ServerProcess, wait_until
+
+import h5feed
+from h5feed.errors import ConnectionFailed, RevisionChanged
+
+URL = "/v1/datasets/mixed/batches/3?split=train&test=0.2&shuffle=true&seed=9&epoch=4&batch_size=16"
+
+
+def test_two_servers_answer_the_same_bytes(
+    serve: Callable[..., ServerProcess], server: ServerProcess, folder: Path, tmp_path: Path
+) -> None:
+    """The same URL, asked of two servers over copies of the folder with caches of their own: identical."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copy(folder / "mixed.h5", copy)
+    other = serve(copy)
+    first, second = (httpx.get(one.url + URL) for one in (server, other))
+    assert first.status_code == 200
+    assert first.content == second.content
+    assert first.headers["etag"] == second.headers["etag"]
+
+
+def test_connections_are_spread_over_the_workers(server: ServerProcess) -> None:
+    """Two connections that stay open land on two workers."""
+    port = server.port
+    with socket.create_connection(("127.0.0.1", port)), socket.create_connection(("127.0.0.1", port)):
+        held = [psutil.Process(pid) for pid in server.worker_pids()]
+
+        def counts() -> list[int]:
+            return [
+                sum(c.laddr.port == port and c.status == "ESTABLISHED" for c in p.net_connections("tcp")) for p in held
+            ]
+
+        assert len(held) == 2
+        wait_until(lambda: min(counts()) >= 1)
+
+
+def test_a_dead_worker_is_replaced(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """A worker killed costs its connections only: the client retries, and a new worker comes."""
+    process = serve(folder, "--workers", "2")
+    before = process.worker_pids()
+    with h5feed.connect(process.url, deadline=20) as feed:
+        dataset = feed["mixed"]
+        os.kill(before[0], signal.SIGKILL)
+        assert len(dataset.batch(0, batch_size=4).rows) == 4
+        wait_until(lambda: len(process.worker_pids()) == 2 and process.worker_pids() != before)
+        os.kill(before[1], signal.SIGKILL)
+        assert len(dataset.batch(1, batch_size=4).rows) == 4
+
+
+def test_killed_and_restarted_in_mid_epoch(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """SIGKILL to everything in mid-epoch, a new server a second later: each row still comes once."""
+    process = serve(folder, "--workers", "2")
+    with h5feed.connect(process.url, deadline=60) as feed:
+        rows: list[int] = []
+        batches = feed["tall"].batches(batch_size=2, shuffle=True, fields=["x"], readahead=200_000)
+        for number, batch in enumerate(batches):
+            rows += batch.rows.tolist()
+            if number == 5:
+                process.kill()
+                restart = threading.Timer(1.0, process.start)
+                restart.start()
+        restart.join()
+    assert sorted(rows) == list(range(40))
+
+
+def test_workers_end_with_their_supervisor(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """When the supervisor is killed, its workers notice and end."""
+    process = serve(folder)
+    workers = [psutil.Process(pid) for pid in process.worker_pids()]
+    process.process.kill()
+    process.process.wait(10)
+    gone, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive and gone
+
+
+def test_stops_quickly_with_open_connections(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """SIGTERM ends it within ten seconds and with exit code 0, idle clients or not."""
+    process = serve(folder, "--workers", "2")
+    with h5feed.connect(process.url) as feed:
+        feed["mixed"].batch(0)
+        assert process.stop() == 0
+
+
+def test_unix_socket_and_tls(serve: Callable[..., ServerProcess], folder: Path, tmp_path: Path) -> None:
+    """The client reads over a Unix socket and over TLS what it reads over tcp."""
+    import ssl
+
+    path = tmp_path / "feed.sock"
+    over_uds = serve(folder, "--uds", str(path))
+    assert over_uds.url == f"unix://{path}"
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+        + ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+    )
+    over_tls = serve(folder, "--tls-cert", str(certificate), "--tls-key", str(key), "--workers", "2")
+    assert over_tls.url.startswith("https://")
+    trusted = ssl.create_default_context(cafile=str(certificate))
+    with h5feed.connect(over_uds.url) as one, h5feed.connect(over_tls.url, verify=trusted) as two:
+        rows = [sum(batch.rows.sum() for batch in feed["tall"].batches(batch_size=7)) for feed in (one, two)]
+        assert rows == [780, 780]
+    with h5feed.connect(over_tls.url, deadline=1) as distrusting, pytest.raises(ConnectionFailed, match="certificate"):
+        distrusting["mixed"]
+
+
+def test_changed_files_are_noticed(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """A file that appears is listed; one that is replaced has a new revision, and the old handle gets an error."""
+    data = tmp_path / "data"
+    data.mkdir()
+
+    def write(name: str, value: int) -> None:
+        with h5py.File(tmp_path / "new.h5", "w") as file:
+            file["x"] = np.full((10, 4), value)
+        os.replace(tmp_path / "new.h5", data / name)
+
+    write("one.h5", 1)
+    process = serve(data)
+    with h5feed.connect(process.url, deadline=20) as feed:
+        old = feed["one"]
+        assert old.batch(0)["x"].max() == 1
+        write("two.h5", 2)
+        assert feed["two"].batch(0)["x"].max() == 2
+        write("one.h5", 3)
+        with pytest.raises(RevisionChanged, match="again"):
+            old.batch(0)
+        assert feed["one"].batch(0)["x"].max() == 3
+        (data / "two.h5").unlink()
+        wait_until(lambda: list(feed) == ["one"])
+
+
+def test_cached_layouts_survive_a_restart(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """A restarted server reads its cache folder; one whose cache cannot be written serves all the same."""
+    process = serve(folder)
+    with h5feed.connect(process.url, deadline=20) as feed:
+        revision = feed["mixed"].revision
+        process.stop()
+        process.start()
+        assert feed["mixed"].revision == revision
+    blocked = serve(folder, H5FEED_CACHE_DIR="unused")
+    assert httpx.get(blocked.url + URL).status_code == 200
+
+
+def test_libhdf5_is_not_in_the_serving_process(server: ServerProcess) -> None:
+    """No worker has libhdf5 mapped, however much it has served."""
+    for pid in server.worker_pids():
+        assert "libhdf5" not in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_usage_errors(tmp_path: Path) -> None:
+    """A folder that is not there, a bad port, a taken address: one line each, no traceback."""
+    import sys
+
+    for arguments in (["serve", str(tmp_path / "nix")], ["serve", str(tmp_path), "--port", "99999"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "h5feed_server.cli", *arguments], capture_output=True, text=True, timeout=30
+        )
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
