@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
 RESCAN_SECONDS = 1.0
-"""The folder is walked again when it is listed, or an unknown name is asked for, after this time."""
+"""A listing may be this old. An unknown or changed name is always looked for anew."""
 
 PATIENCE_SECONDS = 20.0
 """How long a request waits for a file that is still being inspected and digested before it is asked to come again."""
@@ -74,7 +74,7 @@ class Catalog:
 
     def entries(self) -> list[Entry]:
         """All files, by name."""
-        self._rescan()
+        self._rescan(time.monotonic() - RESCAN_SECONDS)
         return sorted(self._entries.values(), key=lambda entry: entry.name)
 
     def names(self) -> list[str]:
@@ -92,7 +92,7 @@ class Catalog:
         """
         entry = self._entries.get(name)
         if entry is None:
-            self._rescan()
+            self._rescan(time.monotonic())
             entry = self._entries.get(name)
             if entry is None:
                 raise self._not_found(name)
@@ -101,7 +101,7 @@ class Catalog:
         except OSError:
             changed = True
         if changed:
-            self._rescan(force=True)
+            self._rescan(time.monotonic())
             entry = self._entries.get(name)
             if entry is None:
                 raise self._not_found(name)
@@ -123,10 +123,12 @@ class Catalog:
         shown = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
         return DatasetNotFound(f"there is no dataset {name!r}: valid are {shown or 'none, the data folder is empty'}")
 
-    def _rescan(self, force: bool = False) -> None:
+    def _rescan(self, since: float) -> None:
+        """Walk the folder, unless a walk began after `since`: many who wait for one share it."""
         with self._lock:
-            if not force and time.monotonic() - self._scanned < RESCAN_SECONDS:
+            if self._scanned >= since:
                 return
+            began = time.monotonic()
             entries = {}
             for name, file in _names(self._walk()).items():
                 path = str(self._root / file)
@@ -140,7 +142,7 @@ class Catalog:
                     known = Entry(name, file, path, identity, outcome)
                 entries[name] = known
             self._entries = entries
-            self._scanned = time.monotonic()
+            self._scanned = began
 
     def _walk(self) -> list[str]:
         found = []

@@ -1,0 +1,1 @@
+"""Benchmarks: every figure is a ratio of two contestants that took turns in one run, over real servers and sockets."""

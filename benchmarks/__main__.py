@@ -1,0 +1,115 @@
+"""``python -m benchmarks``: make files, serve them, let everybody take turns, print the ratios."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import h5py
+import numpy as np
+
+import h5feed
+
+from . import compressed, contiguous, report, small, transport
+from .data import Files, make_files
+from .measure import Measured, compare
+from .served import WORKERS
+from .servers import H5feedServer, h5feed_server
+
+GROUPS: dict[str, ModuleType] = {"a": contiguous, "b": compressed, "c": small, "d": transport}
+
+_KEPT = Path(__file__).parent / "data"
+
+_EXAMPLES = """groups:
+  a  shuffled batches of big images, contiguous     c  shuffled batches of small images
+  b  the same, gzipped, one chunk an image          d  our transport and stock httpx
+
+examples:
+  python -m benchmarks                       everything, in less than five minutes
+  python -m benchmarks --only a,d            these groups
+  python -m benchmarks --only a --rounds 15  more rounds, steadier medians
+  python -m benchmarks --keep                keep the files in benchmarks/data and use them the next time
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Prints ratios that are measured in one run: how many times as fast as others h5feed is.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--only", type=_groups, default=list(GROUPS), metavar="GROUPS", help="such as a,b (default: all)"
+    )
+    parser.add_argument("--rounds", type=_count, default=7, help="rounds of each group (default 7); the median counts")
+    parser.add_argument("--keep", action="store_true", help="keep the files (1.5 GB) in benchmarks/data")
+    options = parser.parse_args(argv)
+    began = time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"[{time.monotonic() - began:4.0f} s] {what}", flush=True)
+
+    measured: list[Measured] = []
+    peaks: dict[str, list[int]] = {}
+    with contextlib.ExitStack() as stack:
+        folder = (
+            _KEPT if options.keep else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="h5feed-bench-")))
+        )
+        files = make_files(folder, say)
+        say("starting the servers")
+        servers: dict[str, H5feedServer] = {}
+        feeds: dict[str, h5feed.Feed] = {}
+        for variant, workers in WORKERS.items():
+            servers[variant] = stack.enter_context(h5feed_server(folder, workers))
+            feeds[variant] = stack.enter_context(h5feed.connect(servers[variant].url))
+        for feed in feeds.values():
+            _check(feed, files)
+        for letter in options.only:
+            group = GROUPS[letter]
+            say(f"measuring {letter}: {', '.join(figure.name for figure in group.FIGURES)}")
+            rates = group.measure(files, feeds, options.rounds)
+            for figure in group.FIGURES:
+                measured += compare(figure, rates)
+            if group is contiguous:
+                peaks = {variant: server.worker_peaks() for variant, server in servers.items()}
+        say("stopping the servers")
+    print()
+    report.print_table(measured, peaks, options.rounds)
+    return 0
+
+
+def _check(feed: h5feed.Feed, files: Files) -> None:
+    """What is measured must be right: a shuffled batch of each dataset, row by row as in its file."""
+    for path in (files.contiguous, files.compressed, files.small):
+        batch = feed[path.stem].batch(0, batch_size=16, shuffle=True)
+        with h5py.File(path) as file:
+            for name, array in batch.items():
+                for row, value in zip(batch.rows, array, strict=True):
+                    np.testing.assert_array_equal(value, file[name][row])
+
+
+def _groups(text: str) -> list[str]:
+    letters = [letter.strip() for letter in text.split(",") if letter.strip()]
+    for letter in letters:
+        if letter not in GROUPS:
+            raise argparse.ArgumentTypeError(f"{letter!r} is no group: known are {', '.join(GROUPS)}")
+    return letters
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{count} must be 1 or more")
+    return count
+
+
+if __name__ == "__main__":
+    sys.exit(main())

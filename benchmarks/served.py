@@ -1,0 +1,45 @@
+"""What every figure does with the real server: turns that drain epochs, in variants of one and two workers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import h5feed
+
+from .measure import Turn
+
+CONNECTIONS = 2
+"""Connections of every contestant that has any."""
+
+WORKERS = {"1 worker": 1, "2 workers": 2}
+"""Variants of the server."""
+
+
+def variants(contestant: str) -> dict[str, str]:
+    """Variant to the name of that contestant in it."""
+    return {variant: f"{contestant} {workers}" for variant, workers in WORKERS.items()}
+
+
+def epochs_of(dataset: h5feed.Dataset, batch_size: int) -> Turn:
+    """Turns that take all batches of one shuffled epoch, another one each time."""
+    epochs = itertools.count()
+
+    def turn() -> int:
+        rows = 0
+        for batch in dataset.batches(
+            "all", batch_size=batch_size, shuffle=True, epoch=next(epochs), connections=CONNECTIONS
+        ):
+            rows += len(batch.rows)
+        return rows
+
+    return turn
+
+
+def split_work(batches: int, fetch: Callable[[int], int]) -> Callable[[int], int]:
+    """Work of thread number k of `CONNECTIONS`: ``fetch(index)`` for every batch index that is its own."""
+
+    def work(number: int) -> int:
+        return sum(fetch(index) for index in range(number, batches, CONNECTIONS))
+
+    return work

@@ -1,0 +1,129 @@
+"""Starts and stops the servers, each in processes of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+
+from . import raw_server
+
+START_SECONDS = 60.0
+"""How long a server may take to start."""
+
+
+class ServerFailed(RuntimeError):
+    """A server did not start."""
+
+
+@dataclass(frozen=True)
+class H5feedServer:
+    """A running h5feed server."""
+
+    url: str
+    pid: int
+
+    def worker_peaks(self) -> list[int]:
+        """Most memory that each worker ever had resident, in bytes; empty where the system does not tell (no Linux)."""
+        try:
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+            states = [Path(f"/proc/{child}/status").read_text() for child in children]
+        except OSError:
+            return []
+        peaks = [re.search(r"VmHWM:\s+(\d+) kB", state) for state in states]
+        return [int(peak[1]) << 10 for peak in peaks if peak]
+
+
+@contextlib.contextmanager
+def h5feed_server(folder: Path, workers: int) -> Iterator[H5feedServer]:
+    """The real server over `folder`, with a cache folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="h5feed-cache-") as cache:
+        command = [sys.executable, "-m", "h5feed_server.cli", "serve", str(folder), "--port", "0"]
+        command += ["--workers", str(workers), "--cache-dir", cache]
+        with _running(command) as process:
+            announced = re.search(r"at (\S+)", _first_line(process))
+            if announced is None:
+                raise ServerFailed("the h5feed server did not say where it serves")
+            yield H5feedServer(announced[1], process.pid)
+
+
+@contextlib.contextmanager
+def hot_buffer_servers(batch_bytes: int, count: int) -> Iterator[list[int]]:
+    """Ports of raw servers that send the same bytes again and again."""
+    with _raw_servers(["--batch-bytes", str(batch_bytes)], count) as ports:
+        yield ports
+
+
+@contextlib.contextmanager
+def reading_servers(path: Path, batch: int, count: int) -> Iterator[list[int]]:
+    """Ports of raw servers that read the shuffled rows of the contiguous ``images`` of a file."""
+    with h5py.File(path) as file:
+        images = file["images"]
+        row_bytes = images[0].nbytes
+        arguments = ["--batch-bytes", str(batch * row_bytes), "--file", str(path)]
+        arguments += [
+            "--offset",
+            str(images.id.get_offset()),
+            "--rows",
+            str(len(images)),
+            "--row-bytes",
+            str(row_bytes),
+        ]
+    with _raw_servers(arguments, count) as ports:
+        yield ports
+
+
+def receive(connection: socket.socket, epoch: int, first: int, step: int, batches: int, buffer: memoryview) -> int:
+    """Ask a raw server for batches and receive each into `buffer`; returns the bytes received."""
+    connection.sendall(raw_server.REQUEST.pack(epoch, first, step, batches))
+    for _ in range(batches):
+        done = 0
+        while done < len(buffer):
+            received = connection.recv_into(buffer[done:])
+            if not received:
+                raise ConnectionError("a raw server ended")
+            done += received
+    return batches * len(buffer)
+
+
+@contextlib.contextmanager
+def _raw_servers(arguments: Sequence[str], count: int) -> Iterator[list[int]]:
+    with contextlib.ExitStack() as stack:
+        command = [sys.executable, "-m", "benchmarks.raw_server", *arguments]
+        processes = [stack.enter_context(_running(command)) for _ in range(count)]
+        yield [int(_first_line(process)) for process in processes]
+
+
+@contextlib.contextmanager
+def _running(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def _first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
+    line = process.stdout.readline() if ready else ""
+    if not line:
+        raise ServerFailed(f"{' '.join(map(str, process.args))} did not start")
+    return line
