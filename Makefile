@@ -1,0 +1,57 @@
+# Everything that people and CI call. Needs python3 (3.11 or newer) with pip; the rest is set up in .venv.
+PYTHON ?= python3
+DATA ?= data
+UV_VERSION := 0.13.8
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export KERAS_BACKEND ?= jax
+
+.PHONY: help setup demo test bench lint format serve requirements wheels clean
+
+help: ## list these targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(READY) ## make .venv with everything in it
+
+$(READY): requirements/dev.txt pyproject.toml client/pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e client -e .
+	@touch $@
+
+demo: setup ## pack real digits, serve them, train a Keras model over HTTP
+	$(BIN)/h5feed-server demo
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest
+
+bench: setup ## measure; prints a table and RATIO lines (5 minutes)
+	$(BIN)/python -m benchmarks
+
+lint: setup ## check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+serve: setup ## serve the HDF5 files below DATA (default: data)
+	$(BIN)/h5feed-server serve $(DATA)
+
+requirements: ## pin all dependencies anew
+	test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv==$(UV_VERSION); }
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+	  --no-emit-package h5feed pyproject.toml -o requirements/server.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+	  --no-emit-package h5feed -c requirements/server.txt --extra demo --group dev pyproject.toml -o requirements/dev.txt
+
+wheels: setup ## build both wheels into dist/
+	$(BIN)/uv build --quiet --wheel --out-dir dist client
+	$(BIN)/uv build --quiet --wheel --out-dir dist .
+
+clean: ## remove .venv and all caches
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,236 @@
+"""The Sequence under real Keras (JAX backend) and a real server."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from conftest import ServerProcess, wait_until
+
+import h5feed
+from h5feed.errors import BadParameter
+
+ROWS = 203
+BATCH = 10
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A dataset whose input is the row's own id, so that a model sees which rows it is given."""
+    folder = tmp_path_factory.mktemp("ids")
+    with h5py.File(folder / "ids.h5", "w") as file:
+        file["x"] = np.arange(ROWS, dtype=np.float32)[:, None] + np.array([[0.0, 0.0]], np.float32)
+        file["y"] = np.arange(ROWS) % 3
+    server = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2")
+    with h5feed.connect(server.url, deadline=60) as feed:
+        yield feed["ids"]
+    server.stop()
+
+
+class Recorder(keras.callbacks.Callback):  # type: ignore[misc]
+    """Keeps the rows of each training epoch, as the model saw them."""
+
+    def __init__(self, sequence: Any) -> None:
+        super().__init__()
+        self.epochs: list[list[int]] = []
+        self._sequence = sequence
+        self._arrays = sequence._arrays
+        self._recording = False
+        sequence._arrays = self._record
+
+    def _record(self, batch: Any) -> Any:
+        arrays = self._arrays(batch)
+        if self._recording:
+            self.epochs[-1] += arrays[0][:, 0].astype(int).tolist()
+        return arrays
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.epochs.append([])
+        self._recording = True
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self._recording = False
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._recording = False
+
+
+def model_of() -> Any:
+    """A model that is built by looking at data, as most are."""
+    model = keras.Sequential([keras.layers.Dense(3, activation="softmax")])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    return model
+
+
+EVERY = list(range(ROWS))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize("keras_shuffle", [True, False])
+def test_each_row_once_per_epoch(dataset: Any, shuffle: bool, validate: bool, keras_shuffle: bool) -> None:
+    """Three epochs of fit deliver every row exactly once each, in different orders when shuffled, ascending when not."""
+    train = dataset.sequence("all", batch_size=BATCH, shuffle=shuffle)
+    seen = Recorder(train)
+    val = dataset.sequence("all", batch_size=50) if validate else None
+    model_of().fit(train, validation_data=val, epochs=3, verbose=0, callbacks=[seen], shuffle=keras_shuffle)
+    assert [sorted(rows) for rows in seen.epochs] == [EVERY] * 3
+    if shuffle:
+        assert len({tuple(rows) for rows in [*seen.epochs, EVERY]}) == 4
+        expected = [b.rows.tolist() for e in range(3) for b in dataset.batches(batch_size=BATCH, shuffle=True, epoch=e)]
+        assert [row for rows in seen.epochs for row in rows] == [row for rows in expected for row in rows]
+    else:
+        assert seen.epochs == [EVERY] * 3
+    train.close()
+
+
+def test_a_second_fit_goes_on_counting(dataset: Any) -> None:
+    """Two fits of one epoch, with models yet to be built, are epochs 0 and 1; looking at data does not count."""
+    train = dataset.sequence("all", batch_size=BATCH, shuffle=True)
+    orders = []
+    for _ in range(2):
+        seen = Recorder(train)
+        model_of().fit(train, epochs=1, verbose=0, callbacks=[seen])
+        train._arrays = seen._arrays
+        orders += seen.epochs
+    expected = [
+        [row for batch in dataset.batches(batch_size=BATCH, shuffle=True, epoch=e) for row in batch.rows.tolist()]
+        for e in range(2)
+    ]
+    assert orders == expected
+    train.close()
+
+
+def test_steps_per_epoch_cut_a_pass_without_losing_a_row(dataset: Any) -> None:
+    """21 batches in epochs of 7: three epochs are one pass, six are two."""
+    train = dataset.sequence("all", batch_size=BATCH, shuffle=True)
+    seen = Recorder(train)
+    model_of().fit(train, epochs=6, steps_per_epoch=7, verbose=0, callbacks=[seen])
+    rows = [row for epoch in seen.epochs for row in epoch]
+    assert sorted(rows[:ROWS]) == sorted(rows[ROWS:]) == EVERY
+    train.close()
+
+
+def test_stopped_in_mid_epoch_and_fitted_again(dataset: Any) -> None:
+    """A fit that is stopped in the middle leaves nothing behind: the next has a whole, new pass."""
+
+    class Stop(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch == 3:
+                raise KeyboardInterrupt
+
+    train = dataset.sequence("all", batch_size=BATCH, shuffle=True)
+    model = model_of()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(train, epochs=1, verbose=0, callbacks=[Stop()])
+    seen = Recorder(train)
+    model.fit(train, epochs=2, verbose=0, callbacks=[seen])
+    assert [sorted(rows) for rows in seen.epochs] == [EVERY] * 2
+    assert train.epoch >= 2
+    train.close()
+
+
+def test_predictions_align_with_row_ids(dataset: Any) -> None:
+    """predict gives one row for each of `row_ids`, in that order, from a shuffled sequence too."""
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, inputs * 1.0)
+    for options in ({"shuffle": True}, {"shuffle": False}, {"last": "pad"}, {"limit": 57}):
+        sequence = dataset.sequence("train", batch_size=BATCH, test=0.2, **options)
+        for _ in range(2):
+            predicted = model.predict(sequence, verbose=0)
+            np.testing.assert_array_equal(predicted[:, 0].astype(int), sequence.row_ids)
+        sequence.close()
+
+
+def test_padded_tail_has_no_weight(dataset: Any) -> None:
+    """With last="pad" every batch is full, and repeated rows have weight 0."""
+    sequence = dataset.sequence("all", batch_size=BATCH, last="pad")
+    batches = [sequence[i] for i in range(len(sequence))]
+    assert {len(x) for x, _, _ in batches} == {BATCH}
+    assert sum(weight.sum() for _, _, weight in batches) == ROWS
+    assert batches[-1][2].tolist() == [1] * 3 + [0] * 7
+    model = model_of()
+    model.fit(sequence, epochs=1, verbose=0)
+    sequence.close()
+
+
+def test_a_loop_of_ones_own(dataset: Any) -> None:
+    """Indexing through all batches again and again gives a new pass each time; asking twice gives the same batch."""
+    sequence = dataset.sequence("all", batch_size=BATCH, shuffle=True)
+    passes = []
+    for _ in range(2):
+        rows = []
+        for index in range(len(sequence)):
+            x, _ = sequence[index]
+            if index == 4:
+                np.testing.assert_array_equal(sequence[index][0], x)
+            rows += x[:, 0].astype(int).tolist()
+        passes.append(rows)
+    assert sorted(passes[0]) == sorted(passes[1]) == EVERY
+    assert passes[0] != passes[1]
+    with pytest.raises(IndexError):
+        sequence[len(sequence)]
+    sequence.close()
+
+
+def test_fields_are_chosen(dataset: Any) -> None:
+    """x and y name fields: one gives an array, several a dict, none nothing."""
+    both = dataset.sequence("all", x=["x", "y"], y=[])
+    assert set(both[0][0]) == {"x", "y"} and len(both[0]) == 1
+    with pytest.raises(BadParameter, match="known are"):
+        dataset.sequence("all", shufle=True)
+    both.close()
+
+
+def test_server_killed_and_restarted_in_mid_training(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """SIGKILL in mid-epoch and a restart a second later: fit goes on, each row still once in every epoch."""
+    server = serve(folder, "--workers", "2")
+
+    class Kill(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch == 2 and not restarts:
+                server.kill()
+                restarts.append(threading.Timer(1.0, server.start))
+                restarts[0].start()
+
+    restarts: list[threading.Timer] = []
+    with h5feed.connect(server.url, deadline=60) as feed:
+        train = feed["tall"].sequence("all", batch_size=4, shuffle=True, x="w", readahead=400_000)
+        rows: list[list[int]] = []
+        taken = train._arrays
+
+        def record(batch: Any) -> Any:
+            rows.append(batch.rows.tolist())
+            return taken(batch)
+
+        train._arrays = record
+        model = keras.Sequential([keras.Input((300, 300)), keras.layers.Flatten(), keras.layers.Dense(2)])
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.fit(train, epochs=2, verbose=0, callbacks=[Kill()])
+        restarts[0].join()
+        train.close()
+    # The first batch was a look at its shape, to build the model.
+    assert sorted(sum(rows[-20:-10], [])) == sorted(sum(rows[-10:], [])) == list(range(40))
+
+
+def test_threads_end_with_the_sequence(dataset: Any) -> None:
+    """Dropping a sequence ends its read-ahead threads."""
+
+    def ours() -> int:
+        return sum(thread.name.startswith("h5feed-readahead") for thread in threading.enumerate())
+
+    wait_until(lambda: ours() == 0)
+    sequence = dataset.sequence("all", batch_size=2, readahead=1000)
+    assert len(sequence[0][0]) == 2
+    assert ours() > 0
+    del sequence
+    wait_until(lambda: ours() == 0)
