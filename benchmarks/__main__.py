@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+import h5feed
 import h5py
 import numpy as np
-
-import h5feed
 
 from . import compressed, contiguous, report, small, transport
 from .data import Files, make_files

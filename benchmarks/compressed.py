@@ -7,9 +7,8 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-import h5py
-
 import h5feed
+import h5py
 
 from . import local
 from .data import BATCH, COMPRESSED_ROWS, Files

@@ -7,10 +7,9 @@ import itertools
 import socket
 from collections.abc import Mapping
 
+import h5feed
 import h5py
 import numpy as np
-
-import h5feed
 
 from . import local
 from .data import BATCH, CONTIGUOUS_ROWS, IMAGE, Files
@@ -52,7 +51,7 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
 def _from_sockets(stack: contextlib.ExitStack, ports: list[int], row_bytes: int) -> Turn:
     """An epoch from raw servers, every connection in a thread with one buffer that is used again and again."""
     connections = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for port in ports]
-    buffers = [memoryview(np.ones(BATCH * row_bytes, np.uint8)) for _ in ports]
+    buffers = [np.ones(BATCH * row_bytes, np.uint8).data for _ in ports]
     epochs = itertools.count()
 
     def turn() -> int:

@@ -65,7 +65,7 @@ def decoding(path: Path, threads: ThreadPoolExecutor, workers: int) -> Turn:
             for row in order[number::workers]:
                 offset, nbytes = stored[row]
                 chunk = scratch[number][:nbytes]
-                os.preadv(descriptor, (chunk,), offset)
+                os.preadv(descriptor, (chunk.data,), offset)
                 imagecodecs.deflate_decode(chunk, out=decoded[number])
             return len(order[number::workers])
 

@@ -104,7 +104,7 @@ def in_threads(work: Callable[[int], int], threads: int) -> int:
     def run(number: int) -> None:
         try:
             units[number] = work(number)
-        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
+        except BaseException as error:  # raised below, in the caller's thread
             errors.append(error)
 
     running = [threading.Thread(target=run, args=(number,)) for number in range(threads)]

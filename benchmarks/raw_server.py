@@ -13,7 +13,6 @@ import struct
 
 import numpy as np
 import numpy.typing as npt
-
 from h5feed.order import order_key, permute
 
 REQUEST = struct.Struct("<4q")
@@ -47,18 +46,18 @@ def main() -> None:
                 epoch, first, step, batches = REQUEST.unpack(request)
                 if descriptor is None:
                     for _ in range(batches):
-                        connection.sendall(buffer)
+                        connection.sendall(buffer.data)
                 else:
                     order = permute(np.arange(options.rows), options.rows, order_key(0, epoch, "all"))
                     per_batch = options.batch_bytes // options.row_bytes
                     for index in range(first, first + step * batches, step):
                         rows = order[index * per_batch : (index + 1) * per_batch]
                         _read_rows(descriptor, options.offset, options.row_bytes, rows, buffer)
-                        connection.sendall(buffer)
+                        connection.sendall(buffer.data)
 
 
 def _read_rows(descriptor: int, offset: int, row_bytes: int, rows: npt.NDArray[np.int64], buffer: Buffer) -> None:
-    view = memoryview(buffer)
+    view = buffer.data
     for number, row in enumerate(rows.tolist()):
         target = view[number * row_bytes : (number + 1) * row_bytes]
         if os.preadv(descriptor, (target,), offset + row * row_bytes) != row_bytes:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 
-import h5py
-
 import h5feed
+import h5py
 
 from . import local
 from .data import SMALL_BATCH, Files

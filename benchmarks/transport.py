@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 
-import httpx
-
 import h5feed
+import httpx
 from h5feed.client import Client
 from h5feed.wire import MEDIA_TYPE
 

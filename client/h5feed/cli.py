@@ -1,0 +1,174 @@
+"""The command ``h5feed``: look at what a server serves, and fetch some of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import __version__
+from .dataset import Batch
+from .errors import BadParameter, FeedError
+from .feed import Feed, connect
+
+_EXAMPLES = """examples:
+  h5feed ls http://gpu-box:8000
+  h5feed info http://gpu-box:8000 digits --val 0.1 --test 0.1
+  h5feed get http://gpu-box:8000 digits --rows 5,1,9 -o rows.npz
+  h5feed get http://gpu-box:8000 digits --split train --test 0.1 --batch 0 --batch-size 64 --shuffle -o batch.npz
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        with connect(options.url, token=options.token, deadline=options.deadline) as feed:
+            {"ls": _ls, "info": _info, "get": _get}[options.command](feed, options)
+    except FeedError as error:
+        print(f"h5feed: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"h5feed: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="h5feed",
+        description="Look at what an h5feed server serves, and fetch some of it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"h5feed {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, about: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=about, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.add_argument("url", metavar="URL", help="http://host:8000, https://host or unix:///path/to.sock")
+        command.add_argument("--token", help="bearer token (default $H5FEED_TOKEN)")
+        command.add_argument("--deadline", type=float, default=30.0, help="seconds to try (default 30)")
+        return command
+
+    ls = add("ls", "what is served")
+    ls.add_argument("--json", action="store_true", help="as JSON")
+    info = add("info", "one dataset: fields, classes, splits")
+    info.add_argument("dataset", metavar="DATASET")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    get = add("get", "fetch rows or one batch into a file")
+    get.add_argument("dataset", metavar="DATASET")
+    get.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help=".npz, or .npy for one field")
+    get.add_argument("--rows", metavar="IDS", help="comma-separated row ids")
+    get.add_argument("--batch", metavar="N", type=int, default=0, help="number of the batch (default 0)")
+    get.add_argument("--batch-size", metavar="N", type=int, default=32, help="rows of a batch (default 32)")
+    get.add_argument("--split", default="all", help="all, train, val or test (default all)")
+    get.add_argument("--shuffle", action="store_true", help="in shuffled order")
+    get.add_argument("--seed", type=int, default=0, help="seed of the order (default 0)")
+    get.add_argument("--epoch", type=int, default=0, help="number of the epoch (default 0)")
+    get.add_argument("--fields", metavar="NAMES", help="comma-separated field names (default inputs and labels)")
+    for command in (info, get):
+        command.add_argument("--val", type=_share, help="validation split: a fraction of all rows, or a count")
+        command.add_argument("--test", type=_share, help="test split: a fraction of all rows, or a count")
+        command.add_argument("--split-seed", type=int, help="seed of the splits (default 42)")
+        command.add_argument("--stratify", metavar="FIELD", help="field to stratify by, or none")
+    return parser
+
+
+def _share(text: str) -> int | float:
+    return int(text) if text.isdigit() else float(text)
+
+
+def _split_options(options: argparse.Namespace) -> dict[str, Any]:
+    given = {name: getattr(options, name) for name in ("val", "test", "split_seed", "stratify")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _ls(feed: Feed, options: argparse.Namespace) -> None:
+    entries = feed.datasets()
+    if options.json:
+        print(json.dumps(entries, indent=2))
+        return
+    rows = [("DATASET", "ROWS", "FIELDS", "STATUS")]
+    for entry in entries:
+        fields = ", ".join(f"{f['name']} {f['dtype']}{f['shape']}" for f in entry["fields"] if f["readable"])
+        status = entry["status"] if entry["reason"] is None else f"{entry['status']}: {entry['reason']}"
+        rows.append((entry["name"], "-" if entry["rows"] is None else str(entry["rows"]), fields, status))
+    _print_table(rows)
+
+
+def _info(feed: Feed, options: argparse.Namespace) -> None:
+    dataset = feed[options.dataset]
+    wanted = _split_options(options)
+    splits = dataset.splits(**wanted) if "val" in wanted or "test" in wanted else None
+    if options.json:
+        print(json.dumps(dataset.info | ({"splits": splits} if splits else {}), indent=2))
+        return
+    print(f"{dataset.name}: {dataset.rows} rows, revision {dataset.revision}")
+    rows = [("FIELD", "ROLE", "SAMPLE", "CHUNKS", "FILTERS", "WHY")]
+    for field in dataset.info["fields"]:
+        sample = f"{field['dtype']}{field['shape']}"
+        why = field["role_reason"] if field["readable"] else f"not served: {field['reason']}"
+        chunks = "-" if field["chunks"] is None else "×".join(map(str, field["chunks"]))
+        rows.append((field["name"], field["role"], sample, chunks, ", ".join(field["filters"]) or "-", why))
+    _print_table(rows)
+    if dataset.class_names:
+        print(f"classes: {', '.join(dataset.class_names)}")
+    if splits:
+        print(f"splits stratified by {splits['stratify']}" if splits["stratify"] else splits["note"] or "not stratified")
+        rows = [("SPLIT", "ROWS", "ROWS PER CLASS")]
+        for name, split in splits["splits"].items():
+            classes = ", ".join(f"{c['name'] or c['value']}: {c['rows']}" for c in split.get("classes", []))
+            rows.append((name, str(split["rows"]), classes))
+        _print_table(rows)
+
+
+def _get(feed: Feed, options: argparse.Namespace) -> None:
+    if options.output.suffix not in (".npz", ".npy"):
+        raise BadParameter(f"{options.output} must end in .npz, or in .npy for one field")
+    dataset = feed[options.dataset]
+    fields = None if options.fields is None else [name for name in options.fields.split(",") if name]
+    if options.rows is not None:
+        try:
+            rows = [int(row) for row in options.rows.split(",")]
+        except ValueError:
+            raise BadParameter(f"--rows {options.rows} must be row ids such as 5,1,9") from None
+        batch = dataset.take(rows, fields=fields)
+    else:
+        order: dict[str, Any] = {**_split_options(options), "seed": options.seed, "epoch": options.epoch}
+        if fields is not None:
+            order["fields"] = fields
+        batch = dataset.batch(
+            options.batch, split=options.split, batch_size=options.batch_size, shuffle=options.shuffle, **order
+        )
+    _write(batch, options.output)
+    print(f"{options.output}: {batch!r}")
+
+
+def _write(batch: Batch, output: Path) -> None:
+    if output.suffix == ".npz":
+        arrays: dict[str, Any] = {**batch, "__rows__": batch.rows}
+        np.savez(output, **arrays)
+    elif len(batch) == 1:
+        np.save(output, next(iter(batch.values())))
+    else:
+        raise BadParameter(f"{output} holds one array, but {len(batch)} fields came: name one with --fields")
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
