@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5feed
 import h5py
 import numpy as np
 import pytest
-
-import h5feed
 
 
 class ServerProcess:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
 from h5feed.errors import BadParameter, BatchOutOfRange, TooLarge
 from h5feed.order import BatchGrid
 from h5feed.wire import ROWS, WEIGHT, Body, Tensor
@@ -160,9 +159,7 @@ class Batcher:
             rows = min(rows, spec.limit)
         last = spec.last or ("keep" if spec.shards == 1 else "pad")
         grid = BatchGrid(rows, batch_size, spec.shard, spec.shards, last)
-        plan = BatchPlan(
-            dataset, fields, Order(spec, split_rows, grid), last == "pad", self._orders, self.reader, key
-        )
+        plan = BatchPlan(dataset, fields, Order(spec, split_rows, grid), last == "pad", self._orders, self.reader, key)
         self._check_size(batch_size, plan.full, fields)
         return plan
 
@@ -221,7 +218,7 @@ class Batcher:
         if body.nbytes > limit:
             per_row = max(1, body.nbytes // max(1, rows))
             raise TooLarge(
-                f"{rows} rows make {body.nbytes} bytes, more than the {limit} that one answer may have: ask for at most "
+                f"{rows} rows make {body.nbytes} bytes, more than the {limit} of one answer: ask for at most "
                 f"{max(1, limit // per_row)} rows at once, or for fewer fields"
             )
         for field in fields:

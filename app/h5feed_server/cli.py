@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from h5feed.errors import FeedError
+from pydantic import ValidationError
 
 from . import __version__
 from .settings import Settings
@@ -71,14 +70,18 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--port", type=int, help="port (default 8000; 0 takes a free one)")
     serve.add_argument("--uds", metavar="PATH", help="listen on this Unix socket instead")
     serve.add_argument("--workers", type=int, help="processes (default 1)")
-    serve.add_argument("--cache-dir", type=Path, help="folder for layouts, digests and splits (default ~/.cache/h5feed)")
+    serve.add_argument(
+        "--cache-dir", type=Path, help="folder for layouts, digests and splits (default ~/.cache/h5feed)"
+    )
     serve.add_argument("--public", action="store_true", default=None, help="other addresses than loopback, no tokens")
     serve.add_argument("--tls-cert", metavar="PEM", help="certificate: serve https")
     serve.add_argument("--tls-key", metavar="PEM", help="its key")
 
 
 def _serve(options: argparse.Namespace) -> int:
-    given = {name: value for name, value in vars(options).items() if name in Settings.model_fields and value is not None}
+    given = {
+        name: value for name, value in vars(options).items() if name in Settings.model_fields and value is not None
+    }
     try:
         settings = Settings(**given)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The demo: real handwritten digits, packed into HDF5, served by the real server, learned by a Keras model over HTTP."""
+"""The demo: real handwritten digits, packed into HDF5, served, and learned by a Keras model over HTTP."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5feed
 import h5py
 import numpy as np
-
-import h5feed
 from h5feed.errors import ConnectionFailed
 
 START_SECONDS = 60.0

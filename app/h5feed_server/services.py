@@ -30,7 +30,9 @@ class Services:
     def start(cls, settings: Settings) -> Services:
         """Build everything and begin to inspect the data folder."""
         # A lock's holder may be hashing a file of the size of the digest limit.
-        folder = CacheFolder(settings.cache_dir, timeout=10 * settings.read_timeout, max_bytes=settings.disk_cache_bytes)
+        folder = CacheFolder(
+            settings.cache_dir, timeout=10 * settings.read_timeout, max_bytes=settings.disk_cache_bytes
+        )
         catalog = Catalog(settings, folder)
         reader = Reader(
             len(os.sched_getaffinity(0)), ByteCache(settings.cache_bytes, settings.read_timeout), settings.read_timeout

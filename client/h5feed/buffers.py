@@ -21,7 +21,7 @@ PAGE = 4096
 _POLL_SECONDS = 0.002
 """How often a waiting `lease` looks whether a buffer has come free: nothing tells when a reference count falls."""
 
-_UNSHARED = [sys.getrefcount(array) for array in [np.empty(0)]][0]
+_UNSHARED = [sys.getrefcount(array) for array in [np.empty(0)]][0]  # noqa: RUF015
 """Reference count, seen from such a loop, of an array that only a list holds (it differs between Pythons)."""
 
 

@@ -124,12 +124,14 @@ def _info(feed: Feed, options: argparse.Namespace) -> None:
     if dataset.class_names:
         print(f"classes: {', '.join(dataset.class_names)}")
     if splits:
-        print(f"splits stratified by {splits['stratify']}" if splits["stratify"] else splits["note"] or "not stratified")
-        rows = [("SPLIT", "ROWS", "ROWS PER CLASS")]
+        print(
+            f"splits stratified by {splits['stratify']}" if splits["stratify"] else splits["note"] or "not stratified"
+        )
+        table = [("SPLIT", "ROWS", "ROWS PER CLASS")]
         for name, split in splits["splits"].items():
             classes = ", ".join(f"{c['name'] or c['value']}: {c['rows']}" for c in split.get("classes", []))
-            rows.append((name, str(split["rows"]), classes))
-        _print_table(rows)
+            table.append((name, str(split["rows"]), classes))
+        _print_table(table)
 
 
 def _get(feed: Feed, options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from .errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, Transi
 from .wire import MEDIA_TYPE
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=10.0)
+DEFAULT_TIMEOUT: httpx.Timeout = httpx.Timeout(60.0, connect=10.0)
 """Seconds that one step of an exchange may take: connecting, sending, or waiting for the next bytes."""
 
 DEFAULT_DEADLINE = 120.0
@@ -184,6 +184,4 @@ def _error_of(response: httpx.Response) -> FeedError:
     problem: Any = None
     with contextlib.suppress(ValueError):
         problem = response.json()
-    return from_problem(
-        response.status_code, problem if isinstance(problem, dict) else {}, retry_after=retry_after
-    )
+    return from_problem(response.status_code, problem if isinstance(problem, dict) else {}, retry_after=retry_after)

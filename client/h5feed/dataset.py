@@ -159,9 +159,7 @@ class Dataset:
         """Names of the readable fields of a role."""
         return [field.name for field in self.fields.values() if field.role == role and field.readable]
 
-    def batch(
-        self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]
-    ) -> Batch:
+    def batch(self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]) -> Batch:
         """Batch `index` of an order."""
         params = self._params(split, options, OrderOptions) | {"batch_size": str(batch_size)}
         return Batch(*read_body(self._client.body(f"{self._path}/batches/{index}", params))[:2])
@@ -191,7 +189,9 @@ class Dataset:
         """
         plan = self.plan(split, batch_size=batch_size, **options)
         epoch = options.get("epoch", 0)
-        return self.read_ahead(plan, blocks_of(epoch, plan.batches, plan.batch_bytes, BLOCK_BYTES), connections, readahead)
+        return self.read_ahead(
+            plan, blocks_of(epoch, plan.batches, plan.batch_bytes, BLOCK_BYTES), connections, readahead
+        )
 
     def take(self, rows: Sequence[int] | npt.NDArray[Any], *, fields: Sequence[str] | None = None) -> Batch:
         """Those rows, in the order asked, duplicates kept."""
@@ -228,9 +228,7 @@ class Dataset:
         answer = self._client.json(f"{self._path}/plan", params)
         return Plan(answer["rows"], answer["batches"], answer["batch_bytes"], params)
 
-    def read_ahead(
-        self, plan: Plan, blocks: Iterator[Block], connections: int, readahead: int
-    ) -> ReadAhead[Batch]:
+    def read_ahead(self, plan: Plan, blocks: Iterator[Block], connections: int, readahead: int) -> ReadAhead[Batch]:
         """Iterate over `blocks` of a plan, fetched ahead."""
         if connections < 1 or readahead < 1:
             raise BadParameter(f"connections={connections} and readahead={readahead} must be 1 or more")

@@ -20,10 +20,9 @@ from collections.abc import Sequence as Names
 from types import FrameType
 from typing import Any, Literal
 
+import keras
 import numpy as np
 import numpy.typing as npt
-
-import keras
 
 from .dataset import BLOCK_BYTES, DEFAULT_CONNECTIONS, DEFAULT_READAHEAD, Batch, Dataset, OrderOptions, Plan
 from .errors import BadParameter

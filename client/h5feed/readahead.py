@@ -54,7 +54,7 @@ class ReadAhead(Generic[T]):
     deadline : float
         Seconds after which waiting for one batch fails.
 
-    An error of `fetch` is raised in its place in the order. `close` (also when this object is dropped) ends the threads.
+    An error of `fetch` is raised in its place in the order. `close`, also by dropping this object, ends the threads.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class _Window(Generic[T]):
             result: list[T] | BaseException
             try:
                 result = self.fetch(block, self.cancelled)
-            except BaseException as error:  # noqa: BLE001 - carried to the consumer, whatever it is
+            except BaseException as error:
                 result = error
             with self.changed:
                 self.results[number] = (block, result)

@@ -70,7 +70,11 @@ class FeedTransport(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         timeouts = request.extensions.get("timeout", {})
         deadline = request.extensions.get(DEADLINE, float("inf"))
-        origin = (request.url.scheme, request.url.host, request.url.port or (443 if request.url.scheme == "https" else 80))
+        origin = (
+            request.url.scheme,
+            request.url.host,
+            request.url.port or (443 if request.url.scheme == "https" else 80),
+        )
         body = request.read()
         connection = self._idle_connection(origin)
         if connection is not None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ServerProcess
-
 from h5feed.cli import main
 
 
@@ -36,7 +35,11 @@ def test_get(server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [(["info", "nix"], "valid are"), (["get", "tall", "-o", "out.txt"], ".npz"), (["get", "tall", "-o", "a.npy"], "--fields")],
+    [
+        (["info", "nix"], "valid are"),
+        (["get", "tall", "-o", "out.txt"], ".npz"),
+        (["get", "tall", "-o", "a.npy"], "--fields"),
+    ],
 )
 def test_errors_are_one_line(
     server: ServerProcess, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5feed
 import h5py
 import numpy as np
 import pytest
-
-import h5feed
 from h5feed.errors import FieldNotFound, RowOutOfRange, UnsupportedField
 
 MIXED = ["images", "labels", "big_endian", "flags", "half", "never_written", "by_row", "shuffled", "swapped"]

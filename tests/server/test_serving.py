@@ -11,14 +11,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import h5feed
 import h5py
 import httpx
 import numpy as np
 import psutil
 import pytest
 from conftest import ServerProcess, wait_until
-
-import h5feed
 from h5feed.errors import ConnectionFailed, RevisionChanged
 
 URL = "/v1/datasets/mixed/batches/3?split=train&test=0.2&shuffle=true&seed=9&epoch=4&batch_size=16"
@@ -109,8 +108,8 @@ def test_unix_socket_and_tls(serve: Callable[..., ServerProcess], folder: Path, 
     assert over_uds.url == f"unix://{path}"
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost".split()
+        + f"-addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {certificate}".split(),
         check=True,
         capture_output=True,
     )

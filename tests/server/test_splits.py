@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import h5feed
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.model_selection import train_test_split
-
-import h5feed
 from h5feed.errors import SplitImpossible
 from h5feed_server.sampling.spec import SplitSpec
 from h5feed_server.sampling.splits import class_ids, compute_splits, dump_splits, load_splits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.model_selection import train_test_split
 
 
 @pytest.mark.parametrize(("test", "val"), [(0.1, 0.1), (100, 57), (0.33, None), (None, 0.25)])
@@ -30,9 +29,7 @@ def test_equal_to_train_test_split_called_twice(
     for name, share in (("test", test), ("val", val)):
         if share is not None:
             count = math.ceil(share * len(labels)) if isinstance(share, float) else share
-            rest, expected[name] = train_test_split(
-                rest, test_size=count, stratify=labels[rest], random_state=seed
-            )
+            rest, expected[name] = train_test_split(rest, test_size=count, stratify=labels[rest], random_state=seed)
     expected["train"] = rest
     options = {name: share for name, share in (("test", test), ("val", val)) if share is not None}
     report = feed["mixed"].splits(split_seed=seed, **options)

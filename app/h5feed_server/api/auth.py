@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hmac
 
-from starlette.types import ASGIApp, Receive, Scope, Send
-
 from h5feed.errors import Unauthorized
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .problems import problem
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
-
 from h5feed.errors import TooLarge
 from h5feed.wire import Tensor
 

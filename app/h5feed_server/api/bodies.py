@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import Request
 from fastapi.responses import Response
-from starlette.types import Receive, Scope, Send
-
 from h5feed.errors import BadParameter, NotAcceptable
 from h5feed.wire import MEDIA_TYPE, read_body
+from starlette.types import Receive, Scope, Send
 
 Bytes = npt.NDArray[np.uint8]
 Format = Literal["safetensors", "npz", "npy"]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Path, Request
-
 from h5feed.buffers import PoolExhausted
 from h5feed.errors import Overloaded, ReadTimeout
 

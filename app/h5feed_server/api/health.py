@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
-
 from h5feed.errors import FeedError, Overloaded
 
 from ..services import Services

@@ -1,4 +1,4 @@
-"""Errors as ``application/problem+json`` (RFC 9457): one table of statuses, one shape, nothing of the server's insides."""
+"""Errors as ``application/problem+json`` (RFC 9457): one table of statuses, one shape."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from starlette.exceptions import HTTPException
-
 from h5feed import errors
+from starlette.exceptions import HTTPException
 
 logger = logging.getLogger(__name__)
 

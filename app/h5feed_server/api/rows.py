@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-
 from h5feed.errors import BadParameter, RowOutOfRange, TooLarge
 
 from ..catalog.dataset import Dataset

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
-
 from h5feed.errors import TooLarge
 from h5feed.wire import ROWS, Body, Tensor
 

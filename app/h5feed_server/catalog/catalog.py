@@ -155,9 +155,7 @@ class Catalog:
 
     def _load(self, name: str, file: str, path: str, identity: Identity) -> Dataset:
         try:
-            data = self._folder.get(
-                f"layouts/{LAYOUT_VERSION}-{identity.key}", lambda: self._inspector.inspect(path)
-            )
+            data = self._folder.get(f"layouts/{LAYOUT_VERSION}-{identity.key}", lambda: self._inspector.inspect(path))
             layout = load_layout(data)
             limit = self._settings.digest_limit
             digest = self._folder.get(
@@ -205,9 +203,7 @@ def _names(files: list[str]) -> dict[str, str]:
     stems: dict[str, list[str]] = {}
     for file in files:
         stems.setdefault(_dotted(os.path.splitext(file)[0]), []).append(file)
-    return {
-        (stem if len(alike) == 1 else _dotted(file)): file for stem, alike in stems.items() for file in alike
-    }
+    return {(stem if len(alike) == 1 else _dotted(file)): file for stem, alike in stems.items() for file in alike}
 
 
 def _dotted(path: str) -> str:

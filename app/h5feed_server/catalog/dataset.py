@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-
 from h5feed.errors import FieldNotFound, UnsupportedField
 
 from ..storage.codecs import unsupported

@@ -7,7 +7,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-
 from h5feed.errors import RevisionChanged
 
 from ..storage.source import Identity

@@ -7,7 +7,6 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-
 from h5feed.order import BatchGrid, order_key, permute
 
 from .spec import OrderSpec

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
 from h5feed import wire
 from h5feed.errors import SplitImpossible, SplitNotFound
 

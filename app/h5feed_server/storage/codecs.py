@@ -8,7 +8,6 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
-
 from h5feed.errors import DatasetCorrupt
 
 from .layout import Filter
@@ -19,7 +18,7 @@ Decode = Callable[[Any, Bytes, int], None]
 
 
 def _gzip(stored: Any, out: Bytes, itemsize: int) -> None:
-    decoded = imagecodecs.deflate_decode(stored, out=out)
+    decoded = imagecodecs.deflate_decode(stored, out=memoryview(out))
     if len(decoded) != len(out):
         raise ValueError(f"{len(decoded)} bytes instead of {len(out)}")
 
@@ -43,7 +42,9 @@ def unsupported(filters: Sequence[Filter]) -> str | None:
     """Why a pipeline cannot be undone here; None where it can."""
     for item in filters:
         if item.id not in DECODERS:
-            return f"its chunks are compressed with the filter {item.name!r} ({item.id}), which this version does not read"
+            return (
+                f"its chunks are compressed with the filter {item.name!r} ({item.id}), which this version does not read"
+            )
     return None
 
 
@@ -66,9 +67,7 @@ def decode_chunk(stored: Any, filters: Sequence[Filter], mask: int, itemsize: in
         The bytes do not decode to a chunk.
     """
     # A shuffle of single bytes changes nothing; HDF5 writes one when asked to.
-    steps = [
-        item for i, item in enumerate(filters) if not mask >> i & 1 and not (item.id == 2 and itemsize == 1)
-    ]
+    steps = [item for i, item in enumerate(filters) if not mask >> i & 1 and not (item.id == 2 and itemsize == 1)]
     current = stored
     try:
         for position, item in reversed(list(enumerate(steps))):

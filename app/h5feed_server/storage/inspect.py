@@ -112,9 +112,7 @@ def _filter(description: tuple[int, int, tuple[int, ...], bytes]) -> Filter:
 def _chunks(dataset: h5py.Dataset) -> ChunkTable:
     found: list[tuple[tuple[int, ...], int, int, int]] = []
     # One pass over the index; asking for chunk i by number is quadratic.
-    dataset.id.chunk_iter(
-        lambda info: found.append((info.chunk_offset, info.byte_offset, info.size, info.filter_mask))
-    )
+    dataset.id.chunk_iter(lambda info: found.append((info.chunk_offset, info.byte_offset, info.size, info.filter_mask)))
     if not found:
         return ChunkTable(*(np.zeros(0, np.int64) for _ in range(4)))
     corners, offsets, sizes, masks = (np.array(column, np.int64) for column in zip(*found, strict=True))

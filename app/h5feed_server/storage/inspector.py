@@ -118,5 +118,3 @@ def _read_exactly(fd: int, nbytes: int, deadline: float) -> bytes:
             raise EOFError
         parts += part
     return bytes(parts)
-
-

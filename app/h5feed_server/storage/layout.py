@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
 from h5feed import wire
 
 LAYOUT_VERSION = 1

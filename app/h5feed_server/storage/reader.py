@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
 from h5feed.errors import DatasetCorrupt, ReadTimeout
 
 from .cache import ByteCache
@@ -99,9 +98,7 @@ class Reader:
         else:
             self.read_from_source(source, array, rows, out)
 
-    def read_from_source(
-        self, source: LocalFile, array: ArrayLayout, rows: Int64s, out: npt.NDArray[Any]
-    ) -> None:
+    def read_from_source(self, source: LocalFile, array: ArrayLayout, rows: Int64s, out: npt.NDArray[Any]) -> None:
         """Same as `read`, past the cache."""
         if out.size == 0:
             return
@@ -173,7 +170,9 @@ class Reader:
         decode_chunk(stored, array.filters, mask, itemsize, decoded)
         # (rows in chunk, *trailing chunk shape, itemsize)
         chunk = decoded.reshape(*array.chunk_shape, itemsize)
-        _view(array, target)[(job.places, *job.inside)] = chunk[(job.rows_in_chunk, *job.inside_chunk)]
+        placed: Any = (job.places, *job.inside)
+        taken: Any = (job.rows_in_chunk, *job.inside_chunk)
+        _view(array, target)[placed] = chunk[taken]
 
     def _scratch_bytes(self, use: str, nbytes: int) -> Bytes:
         """(nbytes,) uint8 that this thread may write to until it asks again for the same use."""
@@ -223,8 +222,7 @@ def _chunk_jobs(array: ArrayLayout, rows: Int64s) -> Iterator[_ChunkJob]:
     for cell in np.ndindex(*cells):
         starts = [index * width for index, width in zip(cell, widths, strict=True)]
         extents = [
-            min(width, extent - start)
-            for start, width, extent in zip(starts, widths, array.sample_shape, strict=True)
+            min(width, extent - start) for start, width, extent in zip(starts, widths, array.sample_shape, strict=True)
         ]
         parts.append(
             (
@@ -249,8 +247,8 @@ def _chunk_jobs(array: ArrayLayout, rows: Int64s) -> Iterator[_ChunkJob]:
             and bool((np.diff(places) == 1).all())
             and bool((within == np.arange(height)).all())
         )
-        for cell, (inside, inside_chunk) in enumerate(parts):
-            yield _ChunkJob(int(entries[group, cell]), places, within, inside, inside_chunk, whole_rows, in_place)
+        for part, (inside, inside_chunk) in enumerate(parts):
+            yield _ChunkJob(int(entries[group, part]), places, within, inside, inside_chunk, whole_rows, in_place)
 
 
 def _row_ranges(offset: int, row_bytes: int, rows: Int64s, target: Bytes) -> Iterator[tuple[int, memoryview]]:
@@ -274,6 +272,5 @@ def _fill(target: Bytes, array: ArrayLayout) -> None:
 
 
 def _place_fill(array: ArrayLayout, job: _ChunkJob, target: Bytes) -> None:
-    _view(array, target)[(job.places, *job.inside)] = np.frombuffer(array.fill, np.uint8)
-
-
+    placed: Any = (job.places, *job.inside)
+    _view(array, target)[placed] = np.frombuffer(array.fill, np.uint8)

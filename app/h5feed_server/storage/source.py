@@ -129,7 +129,7 @@ class LocalFile:
                 if Identity.of(os.fstat(fd)) != self.identity:
                     raise _changed()
                 raise DatasetCorrupt(
-                    f"the file ends at byte {os.fstat(fd).st_size}, but an array in it goes on to {offset + len(target)}"
+                    f"the file ends at byte {os.fstat(fd).st_size}, an array in it at {offset + len(target)}"
                 )
             done += received
 

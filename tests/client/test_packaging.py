@@ -1,0 +1,112 @@
+"""What may import what, what the packages hold, and that every error code has its class."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import h5feed
+import pytest
+from h5feed import errors
+
+ROOT = Path(__file__).parents[2]
+
+HEAVY = ("h5py", "fastapi", "starlette", "uvicorn", "keras", "jax", "torch", "tensorflow", "sklearn", "pydantic")
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+def test_the_client_is_light() -> None:
+    """h5feed imports where none of the heavy packages is installed."""
+    code = f"""
+import sys
+for name in {HEAVY!r}:
+    sys.modules[name] = None
+import h5feed, h5feed.cli
+assert not any(name.startswith("h5feed_server") for name in sys.modules)
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "banned"),
+    [
+        ("h5feed_server.main", ("h5py", "sklearn", "keras")),
+        ("h5feed_server.batching", ("h5py", "fastapi", "starlette", "uvicorn")),
+        ("h5feed_server.storage.reader", ("h5py", "fastapi", "h5feed_server.catalog", "h5feed_server.sampling")),
+        ("h5feed_server.sampling.splits", ("h5py", "fastapi", "h5feed_server.storage", "h5feed_server.catalog")),
+        ("h5feed_server.catalog.catalog", ("h5py", "fastapi", "h5feed_server.api", "h5feed_server.sampling")),
+    ],
+)
+def test_who_may_import_whom(module: str, banned: tuple[str, ...]) -> None:
+    """The layers hold: what serves knows no libhdf5, what reads knows no HTTP."""
+    done = run(f"import sys, {module}\nprint([name for name in {banned!r} if name in sys.modules])")
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_public_names() -> None:
+    """The public surface is this and no more."""
+    assert sorted(h5feed.__all__) == ["Batch", "Dataset", "Feed", "FeedError", "__version__", "connect"]
+
+
+CODES = [
+    "bad_parameter",
+    "unauthorized",
+    "dataset_not_found",
+    "field_not_found",
+    "split_not_found",
+    "batch_out_of_range",
+    "row_out_of_range",
+    "not_acceptable",
+    "revision_changed",
+    "too_large",
+    "unsupported_field",
+    "split_impossible",
+    "unreadable",
+    "too_many_requests",
+    "dataset_corrupt",
+    "source_unavailable",
+    "overloaded",
+    "reader_crashed",
+    "read_timeout",
+]
+
+
+def test_every_code_has_its_class_and_status() -> None:
+    """The contract's codes are classes under FeedError with a status; unknown ones are told as such."""
+    from h5feed_server.api.problems import STATUS
+
+    assert set(CODES) <= set(errors.CLASS_BY_CODE)
+    assert set(STATUS) == set(errors.CLASS_BY_CODE.values())
+    assert isinstance(errors.from_problem(404, {"code": "field_not_found", "detail": "d"}), errors.FieldNotFound)
+    assert isinstance(errors.from_problem(503, {}), errors.Overloaded)
+    assert isinstance(errors.from_problem(418, {"code": "teapot"}), errors.BadAnswer)
+
+
+def test_wheels(tmp_path: Path) -> None:
+    """Both wheels build, hold one package each, and the client's runs alone."""
+    uv = Path(sys.executable).with_name("uv")
+    for source in (ROOT / "client", ROOT):
+        subprocess.run([uv, "build", "--quiet", "--wheel", "--out-dir", tmp_path, source], check=True, timeout=120)
+    tops = {
+        wheel.name.split("-")[0]: {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+        for wheel in tmp_path.glob("*.whl")
+    }
+    assert tops == {
+        "h5feed": {"h5feed", "h5feed-0.1.0.dist-info"},
+        "h5feed_server": {"h5feed_server", "h5feed_server-0.1.0.dist-info"},
+    }
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=False)
+    python = home / "bin" / "python"
+    (wheel,) = tmp_path.glob("h5feed-*.whl")
+    pins = ["-c", ROOT / "requirements" / "server.txt"]
+    subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *pins, wheel], check=True, timeout=120)
+    shown = subprocess.run([home / "bin" / "h5feed", "--help"], capture_output=True, text=True, check=True)
+    assert "examples" in shown.stdout
