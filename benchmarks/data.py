@@ -108,5 +108,5 @@ def _noise(seed: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
 
 
 def _compressed_image(row: int) -> bytes:
-    # Four random bits of eight: deflate halves it, which is what it does to photographs stored as bytes at best.
+    # Four random bits of eight: deflate halves it, by its Huffman codes alone.
     return zlib.compress((_noise(row, IMAGE) & 0x0F).data, 4)

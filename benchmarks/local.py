@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import h5py
 import imagecodecs
@@ -52,6 +53,7 @@ def decoding(path: Path, threads: ThreadPoolExecutor, workers: int) -> Turn:
         images = file["images"]
         stored = _stored_chunks(images)
         shape = images.shape[1:]
+    # Open as long as the process lives: one file, one figure.
     descriptor = os.open(path, os.O_RDONLY)
     largest = max(nbytes for _, nbytes in stored)
     scratch = [np.zeros(largest, np.uint8) for _ in range(workers)]
@@ -62,11 +64,12 @@ def decoding(path: Path, threads: ThreadPoolExecutor, workers: int) -> Turn:
         order = next(orders).tolist()
 
         def work(number: int) -> int:
+            out: Any = decoded[number]
             for row in order[number::workers]:
                 offset, nbytes = stored[row]
-                chunk = scratch[number][:nbytes]
-                os.preadv(descriptor, (chunk.data,), offset)
-                imagecodecs.deflate_decode(chunk, out=decoded[number])
+                chunk: Any = scratch[number][:nbytes]
+                os.preadv(descriptor, (chunk,), offset)
+                imagecodecs.deflate_decode(chunk, out=out)
             return len(order[number::workers])
 
         return sum(threads.map(work, range(workers)))

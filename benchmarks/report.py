@@ -26,10 +26,8 @@ def print_table(measured: Sequence[Measured], peaks: Mapping[str, Sequence[int]]
     """
     print(f"{os.cpu_count()} cores, {_processor()}; {platform.system()} {platform.machine()}")
     versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "uvicorn", "httpx", "imagecodecs"))
-    print(
-        f"Python {platform.python_version()}, "
-        f"h5py {h5py.version.version} (HDF5 {h5py.version.hdf5_version}), {versions}"
-    )
+    hdf5 = f"h5py {h5py.version.version} (HDF5 {h5py.version.hdf5_version})"
+    print(f"Python {platform.python_version()}, {hdf5}, {versions}")
     print(f"medians of {rounds} rounds; ours and theirs in rows/s, transport in MB/s; * reaches the target\n")
     print(_COLUMNS.format("figure", "server", "ratio", "target", "range", "ours", "theirs"))
     for one in measured:

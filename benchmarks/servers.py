@@ -125,5 +125,5 @@ def _first_line(process: subprocess.Popen[str]) -> str:
     ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
     line = process.stdout.readline() if ready else ""
     if not line:
-        raise ServerFailed(f"{' '.join(map(str, process.args))} did not start")
+        raise ServerFailed(f"a server did not start: {process.args!r}")
     return line

@@ -134,7 +134,7 @@ class BatchGrid:
             raise BadParameter(f"shard={self.shard} must be in 0 … shards-1 = {self.shards - 1}")
         if self.last == "keep" and self.shards > 1:
             raise BadParameter(
-                f"last=keep with shards={self.shards} would give them different numbers of rows: use last=drop or last=pad"
+                f"last=keep with shards={self.shards} would give them unequal numbers of rows: use last=drop or pad"
             )
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import deque
 
 import pytest
 from conftest import wait_until
@@ -58,11 +59,11 @@ def test_an_error_comes_in_its_place() -> None:
             raise OSError("block 9")
         return numbers(block, cancelled)
 
-    stream, got = ahead(fetch, 100), []
+    stream: ReadAhead[int] = ahead(fetch, 100)
+    seen: list[int] = []
     with pytest.raises(OSError, match="block 9"):
-        for number in stream:  # noqa: PT012 - what came before the error is the point
-            got.append(number)
-    assert got == list(range(9))
+        deque(map(seen.append, stream))
+    assert seen == list(range(9))
 
 
 def test_threads_end() -> None:

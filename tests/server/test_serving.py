@@ -22,6 +22,9 @@ from h5feed.errors import ConnectionFailed, RevisionChanged
 
 URL = "/v1/datasets/mixed/batches/3?split=train&test=0.2&shuffle=true&seed=9&epoch=4&batch_size=16"
 
+OPENSSL = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+OPENSSL += ["-addext", "subjectAltName=IP:127.0.0.1"]
+
 
 def test_two_servers_answer_the_same_bytes(
     serve: Callable[..., ServerProcess], server: ServerProcess, folder: Path, tmp_path: Path
@@ -31,7 +34,7 @@ def test_two_servers_answer_the_same_bytes(
     copy.mkdir()
     shutil.copy(folder / "mixed.h5", copy)
     other = serve(copy)
-    first, second = (httpx.get(one.url + URL) for one in (server, other))
+    first, second = (httpx.get(one.url + URL, timeout=60) for one in (server, other))
     assert first.status_code == 200
     assert first.content == second.content
     assert first.headers["etag"] == second.headers["etag"]
@@ -108,8 +111,7 @@ def test_unix_socket_and_tls(serve: Callable[..., ServerProcess], folder: Path, 
     assert over_uds.url == f"unix://{path}"
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost".split()
-        + f"-addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {certificate}".split(),
+        [*OPENSSL, "-keyout", str(key), "-out", str(certificate)],
         check=True,
         capture_output=True,
     )
@@ -157,7 +159,7 @@ def test_cached_layouts_survive_a_restart(serve: Callable[..., ServerProcess], f
         process.start()
         assert feed["mixed"].revision == revision
     blocked = serve(folder, H5FEED_CACHE_DIR="unused")
-    assert httpx.get(blocked.url + URL).status_code == 200
+    assert httpx.get(blocked.url + URL, timeout=60).status_code == 200
 
 
 def test_libhdf5_is_not_in_the_serving_process(server: ServerProcess) -> None:

@@ -69,7 +69,7 @@ class Catalog:
     def close(self) -> None:
         """End the threads and the inspector, close the files."""
         self._executor.shutdown(wait=False, cancel_futures=True)
-        self._inspector.__exit__(None, None, None)
+        self._inspector.rest()
         self._files.close()
 
     def entries(self) -> list[Entry]:
@@ -141,6 +141,9 @@ class Catalog:
                     outcome = self._executor.submit(self._load, name, file, path, identity)
                     known = Entry(name, file, path, identity, outcome)
                 entries[name] = known
+            if any(not entry.outcome.done() for entry in entries.values()):
+                # Behind the last file, so that the child does not outlive its work.
+                self._executor.submit(self._inspector.rest)
             self._entries = entries
             self._scanned = began
 

@@ -44,7 +44,12 @@ class Inspector:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end_child()
+        self.rest()
+
+    def rest(self) -> None:
+        """End the child; the next file starts another."""
+        with self._lock:
+            self._end_child()
 
     def inspect(self, path: str) -> bytes:
         """The layout of the file at `path`, as `load_layout` reads it.
