@@ -18,7 +18,7 @@ from .measure import Turn
 
 
 def by_row(images: h5py.Dataset, batch_size: int, batches: int) -> Turn:
-    """One `read_direct` a row, into a batch that is used again and again: the fast way of h5py."""
+    """One `read_direct` a row, into a batch that is used again and again."""
     batch = np.zeros((batch_size, *images.shape[1:]), images.dtype)
     orders = _orders(len(images))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from functools import cached_property
 from typing import Any
 
@@ -44,7 +45,8 @@ class BatchPlan:
     padded: bool
     orders: ByteCache[tuple[Int64s, npt.NDArray[np.bool_]]]
     reader: Reader
-    key: tuple[Any, ...]
+    key: object = dataclass_field(default_factory=object)
+    """Stands for this plan in the cache of orders: comparing the whole spec for every batch would cost more."""
 
     @property
     def grid(self) -> BatchGrid:
@@ -80,23 +82,33 @@ class BatchPlan:
 
     def fill(self, start: int, stop: int, buffer: Bytes) -> None:
         """Write batches start … stop-1 back to back into `buffer`, (nbytes(start, stop),) uint8."""
-        sources = [self.reader.whole(self.dataset.source, field.array) for field in self.fields]
+        kept = {field.name: self.reader.whole(self.dataset.source, field.array) for field in self.fields}
         begin = 0
-        for index in range(start, stop):
-            body = self.body(index)
-            rows, real = self._rows(index)
-            tensors = body.place(buffer[begin : begin + body.nbytes], index)
-            begin += body.nbytes
+        while start < stop:
+            # A run of equal bodies whose order was computed by one call.
+            together = self.order.batches_at_once
+            body = self.body(start)
+            after = min(stop, start - start % together + together)
+            if body is not self.tail:
+                after = min(after, self.grid.batches - 1)
+            count = after - start
+            rows, real = self._rows(start, count)
+            tensors = body.place_many(buffer[begin : begin + count * body.nbytes], start, count)
             tensors[ROWS][...] = rows
             if self.padded:
                 tensors[WEIGHT][...] = real
-            for field, kept in zip(self.fields, sources, strict=True):
-                if kept is not None:
-                    np.take(kept, rows, axis=0, out=tensors[field.name], mode="clip")
-                else:
-                    self.reader.read(self.dataset.source, field.array, rows, tensors[field.name])
+            for field in self.fields:
+                array, outs = kept[field.name], tensors[field.name]
+                for number in range(count):
+                    if array is not None:
+                        np.take(array, rows[number], axis=0, out=outs[number], mode="clip")
+                    else:
+                        self.reader.read_from_source(self.dataset.source, field.array, rows[number], outs[number])
+            begin += count * body.nbytes
+            start = after
 
-    def _rows(self, index: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+    def _rows(self, index: int, count: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+        """Row ids of `count` equal batches, (count, rows), all from one call of the order."""
         together = self.order.batches_at_once
         first = index - index % together
         rows, real = self.orders.get(
@@ -105,8 +117,9 @@ class BatchPlan:
             lambda value: value[0].nbytes + value[1].nbytes,
         )
         start = (index - first) * self.grid.batch_size
-        stop = start + self.grid.size(index)
-        return rows[start:stop], real[start:stop]
+        size = self.grid.size(index)
+        stop = start + count * size
+        return rows[start:stop].reshape(count, size), real[start:stop].reshape(count, size)
 
     def _body(self, rows: int) -> Body:
         spec = self.order.spec
@@ -146,9 +159,9 @@ class Batcher:
         """
         dataset = self._catalog.dataset(name, revision)
         key = (dataset.name, dataset.revision, dataset.source.identity, spec, batch_size)
-        return self._plans.get(key, lambda: self._plan(dataset, spec, batch_size, key), lambda _: _PLAN_BYTES)
+        return self._plans.get(key, lambda: self._plan(dataset, spec, batch_size), lambda _: _PLAN_BYTES)
 
-    def _plan(self, dataset: Dataset, spec: OrderSpec, batch_size: int, key: tuple[Any, ...]) -> BatchPlan:
+    def _plan(self, dataset: Dataset, spec: OrderSpec, batch_size: int) -> BatchPlan:
         fields = dataset.chosen(spec.fields)
         split_rows = None
         rows = dataset.rows
@@ -159,7 +172,7 @@ class Batcher:
             rows = min(rows, spec.limit)
         last = spec.last or ("keep" if spec.shards == 1 else "pad")
         grid = BatchGrid(rows, batch_size, spec.shard, spec.shards, last)
-        plan = BatchPlan(dataset, fields, Order(spec, split_rows, grid), last == "pad", self._orders, self.reader, key)
+        plan = BatchPlan(dataset, fields, Order(spec, split_rows, grid), last == "pad", self._orders, self.reader)
         self._check_size(batch_size, plan.full, fields)
         return plan
 

@@ -43,12 +43,14 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         responses={"default": problems.PROBLEM_SCHEMA},
     )
+    app.state.queries = {}
     app.state.ready = health.ReadyState()
     tokens = tuple(token.strip() for token in settings.tokens.split(",") if token.strip())
     app.state.tokens = tokens
     problems.install(app)
     for module in (datasets, splits, batches, rows, health, docs):
         app.include_router(module.router)
+    app.include_router(batches.single)
     docs.mount_static(app)
     if tokens:
         app.add_middleware(BearerAuth, tokens=tokens)

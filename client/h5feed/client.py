@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlencode, urlsplit
 
 import httpx
 import numpy as np
@@ -118,7 +118,8 @@ class Client:
         )
         if response.headers.get("content-type") != MEDIA_TYPE or transport.BODY not in response.extensions:
             raise BadAnswer(f"{self.url}{path} did not answer {MEDIA_TYPE}: is an h5feed server there?")
-        body: npt.NDArray[np.uint8] = response.extensions[transport.BODY]
+        # Taken out of the response, which httpx ties into a cycle: the buffer must come free before the collector runs.
+        body: npt.NDArray[np.uint8] = response.extensions.pop(transport.BODY)
         return body
 
     def close(self) -> None:
@@ -142,12 +143,12 @@ class Client:
         extensions: dict[str, Any] = {transport.DEADLINE: deadline}
         if headers["accept"] == MEDIA_TYPE:
             extensions[transport.POOL] = self.pool
+        # Encoded here: httpx would take the address apart and put it together again for every part it is given.
+        target = f"{path}?{urlencode(params)}" if params else path
         attempt = 0
         while True:
             try:
-                request = self._http.build_request(
-                    method, path, params=params, headers=headers, json=json, extensions=extensions
-                )
+                request = self._http.build_request(method, target, headers=headers, json=json, extensions=extensions)
                 response = self._http.send(request)
                 if response.status_code == 200:
                     return response

@@ -20,7 +20,7 @@ from .wire import ROWS, WEIGHT, read_bodies, read_body
 if TYPE_CHECKING:
     from .keras import Sequence as KerasSequence
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 8 << 20
 """Bytes: small batches are asked for together up to this much; one request a batch would be many times slower."""
 
 DEFAULT_CONNECTIONS = 2

@@ -32,6 +32,7 @@ Mode = Literal["build", "fit", "evaluate", "predict"]
 
 _METHODS: dict[str, Mode] = {
     "_symbolic_build": "build",
+    "_maybe_symbolic_build": "build",
     "fit": "fit",
     "evaluate": "evaluate",
     "predict": "predict",
@@ -72,7 +73,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
     samples : int
         Rows of the split.
     epoch : int
-        Number of the pass under way, or of the next one where none is.
+        Number of the pass that the next batch belongs to: what `epoch` must be to go on from here.
     """
 
     def __init__(
@@ -111,11 +112,13 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         self._stream_at: tuple[Plan, int, int] | None = None
         self._waited = 0.0
         self._row_ids: npt.NDArray[np.int64] | None = None
-        self.epoch = epoch
+        self._epoch = epoch
         self._mode: Mode | None = None
         self._adapter: weakref.ref[Any] | None = None
         self._tickets: dict[int, int] = {}
         self._counted = False
+        # A callback may evaluate or predict in the middle of a training pass, which then goes on.
+        self._ordered_tickets: dict[int, int] = {}
 
     @property
     def num_batches(self) -> int:
@@ -127,6 +130,11 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
     @property
     def samples(self) -> int:
         return self._shuffled.rows
+
+    @property
+    def epoch(self) -> int:
+        with self._lock:
+            return self._epoch + (self._counted and len(self._tickets) == len(self))
 
     @property
     def row_ids(self) -> npt.NDArray[np.int64]:
@@ -149,7 +157,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the number of the next pass."""
         with self._lock:
-            self.epoch = epoch
+            self._epoch = epoch
             self._tickets.clear()
             self._counted = False
 
@@ -164,49 +172,60 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"batch {index} does not exist: valid are 0 … {len(self) - 1}")
+        # What a Keras method that failed has left in `_mode` must not govern a loop of the user's own.
+        by_keras = _is_keras(sys._getframe(1))
         with self._lock:
+            mode = self._mode if by_keras else None
             index %= len(self)
+            if mode == "build":
+                # Only the shapes matter; what has been read ahead is left for the pass itself.
+                return self._arrays(self._fetch(self._shuffled, index))
+            if mode in ("evaluate", "predict"):
+                if len(self._ordered_tickets) == len(self):
+                    self._ordered_tickets.clear()
+                return self._ticketed(self._ordered, self._ordered_tickets, index)
             if len(self._tickets) == len(self):
                 # Everything was handed out, and it begins again.
                 self._end_pass()
-            plan = self._ordered if self._mode in ("evaluate", "predict") else self._shuffled
-            if self._mode == "build":
-                # Only the shapes matter; what has been read ahead is left for the pass itself.
-                return self._arrays(self._fetch(plan, index))
-            position = self._tickets.get(index)
-            if position is not None:
-                return self._arrays(self._fetch(plan, position))
-            position = self._tickets[index] = len(self._tickets)
-            if self._mode not in ("evaluate", "predict"):
-                # A look at a few batches outside of fit does not make a training pass; all of them do.
-                self._counted = self._counted or self._mode == "fit" or len(self._tickets) == len(self)
-            return self._arrays(self._next(plan, position))
+            arrays = self._ticketed(self._shuffled, self._tickets, index)
+            # A look at a few batches outside of fit does not make a training pass; all of them do.
+            self._counted = self._counted or mode == "fit" or len(self._tickets) == len(self)
+            return arrays
+
+    def _ticketed(self, plan: Plan, tickets: dict[int, int], index: int) -> tuple[Any, ...]:
+        position = tickets.get(index)
+        if position is not None:
+            return self._arrays(self._fetch(plan, position))
+        position = tickets[index] = len(tickets)
+        return self._arrays(self._next(plan, position))
 
     def on_epoch_begin(self) -> None:
         """Called by Keras when an epoch begins, also when it only looks at a batch to build the model."""
         caller = sys._getframe(1)
-        adapter = caller.f_locals.get("self")
         with self._lock:
-            # One adapter serves one call of fit: with steps_per_epoch a pass goes on over several of its epochs.
-            same_call = adapter is not None and self._adapter is not None and self._adapter() is adapter
-            if not (same_call and len(self._tickets) < len(self)):
-                self._end_pass()
             self._mode = _running_method(caller)
-            self._adapter = None if adapter is None else weakref.ref(adapter)
+            if self._mode in ("evaluate", "predict"):
+                self._ordered_tickets.clear()
+            elif self._mode == "fit":
+                # One adapter serves one call of fit: with steps_per_epoch a pass goes on over several of its epochs.
+                adapter = caller.f_locals["self"]
+                same_call = self._adapter is not None and self._adapter() is adapter
+                if not same_call or len(self._tickets) == len(self):
+                    self._end_pass()
+                self._adapter = weakref.ref(adapter)
 
     def on_epoch_end(self) -> None:
         """Called by Keras when an epoch ends; call it yourself to begin a new pass in a loop of your own."""
+        by_user = _running_method(sys._getframe(1)) is None
         with self._lock:
-            mode, self._mode = self._mode, None
-            if mode in ("evaluate", "predict"):
-                self._tickets.clear()
-            elif mode is None and self._tickets and _running_method(sys._getframe(1)) is None:
+            self._mode = None
+            if by_user and self._tickets:
                 self._counted = True
                 self._end_pass()
 
     def _end_pass(self) -> None:
         """What is handed out next begins a new pass; it has a new number where this one was for training."""
-        self.epoch += self._counted
+        self._epoch += self._counted
         self._tickets.clear()
         self._counted = False
 
@@ -217,20 +236,22 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
     def _fetch(self, plan: Plan, position: int) -> Batch:
         """One batch, past the read-ahead."""
         options = {**self._options, "shuffle": plan.params["shuffle"] == "true", "fields": [*self._x, *self._y]}
-        epoch = self.epoch if options["shuffle"] else 0
+        epoch = self._epoch if options["shuffle"] else 0
         return self._dataset.batch(position, split=self._split, **{**options, "epoch": epoch})
 
     def _next(self, plan: Plan, position: int) -> Batch:
         """The batch at `position` of the pass under way, from the read-ahead, which goes on into the next pass."""
         shuffled = plan.params["shuffle"] == "true"
         # Unshuffled passes are all the same: what was read ahead for the next one is right, whatever its number.
-        epoch = self.epoch if shuffled else 0
+        epoch = self._epoch if shuffled else 0
         wanted = (plan, epoch, position)
         if self._stream is None or self._stream_at != wanted:
             self.close()
             self._stream = self._dataset.read_ahead(
                 plan, _passes(plan, epoch, position), self._connections, self._readahead
             )
+        # Where the next line fails, nobody knows what the stream would deliver afterwards.
+        self._stream_at = None
         batch = next(self._stream)
         last = position + 1 == plan.batches
         self._stream_at = (plan, epoch + shuffled, 0) if last else (plan, epoch, position + 1)
@@ -269,7 +290,11 @@ def _running_method(frame: FrameType | None) -> Mode | None:
     """The innermost method of a Keras model on the stack, or None for a loop of the user's own."""
     while frame is not None:
         mode = _METHODS.get(frame.f_code.co_name)
-        if mode is not None and str(frame.f_globals.get("__name__", "")).startswith("keras."):
+        if mode is not None and _is_keras(frame):
             return mode
         frame = frame.f_back
     return None
+
+
+def _is_keras(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).startswith("keras.")

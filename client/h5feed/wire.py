@@ -51,6 +51,9 @@ DTYPE_NAMES: Mapping[str, str] = {
 }
 """numpy's name of each little-endian dtype that travels, and the name in the header."""
 
+_OPENING = b'{"__metadata__":{"index":"'
+"""How every header begins; the digits of the index follow."""
+
 _DTYPES = {name: np.dtype(code) for code, name in DTYPE_NAMES.items()} | {"BF16": np.dtype("<u2")}
 
 Bytes = npt.NDArray[np.uint8]
@@ -97,9 +100,8 @@ class Body:
                 "shape": list(tensor.shape),
                 "data_offsets": [start, stop],
             }
-        opening = b'{"__metadata__":{'
-        before = opening + b'"index":"'
-        after = b'",' + json.dumps(entries, separators=(",", ":")).encode().removeprefix(opening)
+        after = b'",' + json.dumps(entries, separators=(",", ":")).encode().removeprefix(b'{"__metadata__":{')
+        before = _OPENING
         longest = 8 + len(before) + len(self.metadata["batches"]) + len(after)
         return before, after, -(-longest // ALIGNMENT) * ALIGNMENT - 8
 
@@ -136,10 +138,23 @@ class Body:
         index : int
             Number of the batch.
         """
+        return {name: tensors[0] for name, tensors in self.place_many(buffer, index, 1).items()}
+
+    def place_many(self, buffer: Bytes, index: int, count: int) -> dict[str, npt.NDArray[Any]]:
+        """Same as `place`, for `count` bodies back to back: each tensor has one more axis in front, of that length.
+
+        Parameters
+        ----------
+        buffer : (count * nbytes,) uint8
+        index : int
+            Number of the first batch.
+        """
         start = self.data_start
-        buffer[:start] = np.frombuffer(self.header(index), np.uint8)
+        bodies = buffer.reshape(count, self.nbytes)
+        for number in range(count):
+            bodies[number, :start] = np.frombuffer(self.header(index + number), np.uint8)
         return {
-            tensor.name: buffer[start + first : start + stop].view(tensor.dtype).reshape(tensor.shape)
+            tensor.name: bodies[:, start + first : start + stop].view(tensor.dtype).reshape(count, *tensor.shape)
             for tensor, (first, stop) in self._extents.items()
         }
 
@@ -184,6 +199,41 @@ def read_bodies(buffer: Bytes) -> Iterator[tuple[dict[str, npt.NDArray[Any]], di
     """The bodies that lie back to back in `buffer`, one by one."""
     start = 0
     while start < len(buffer):
-        tensors, metadata, nbytes = read_body(buffer[start:])
+        first = buffer[start:]
+        tensors, metadata, nbytes = read_body(first)
+        extents = _extents_of(tensors, first)
         yield tensors, metadata
         start += nbytes
+        # The headers of a stream differ in the digits of the index only: those that do need no second parsing.
+        header_bytes = 8 + int(struct.unpack_from("<Q", first)[0])
+        _, expected = _without_index(first[:header_bytes])
+        while start + nbytes <= len(buffer):
+            index, rest = _without_index(buffer[start : start + header_bytes])
+            if rest != expected:
+                break
+            body = buffer[start : start + nbytes]
+            alike = {name: body[first:stop].view(dtype).reshape(shape) for name, dtype, shape, first, stop in extents}
+            yield alike, {**metadata, "index": index}
+            start += nbytes
+
+
+def _extents_of(
+    tensors: Mapping[str, npt.NDArray[Any]], body: Bytes
+) -> list[tuple[str, np.dtype[Any], tuple[int, ...], int, int]]:
+    """Name, dtype, shape, and where it lies in the body, of each tensor."""
+    origin = body.ctypes.data
+    extents = []
+    for name, tensor in tensors.items():
+        first = tensor.ctypes.data - origin if tensor.size else 0
+        extents.append((name, tensor.dtype, tensor.shape, first, first + tensor.nbytes))
+    return extents
+
+
+def _without_index(header: Bytes) -> tuple[str, bytes]:
+    """The digits of a header's index, and the header without them and its padding."""
+    text = header.tobytes()
+    opening = len(_OPENING) + 8
+    if text[8:opening] != _OPENING:
+        return "", text
+    digits, _, rest = text[opening:].partition(b'"')
+    return digits.decode("ascii", "replace"), text[:8] + rest.rstrip(b" ")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from h5feed.errors import TooLarge
 from h5feed.wire import Tensor
 
@@ -19,6 +20,41 @@ from .deps import NamePath, ServicesDep, in_thread
 from .queries import BatchQuery, PlanQuery, StreamQuery
 
 router = APIRouter(prefix="/v1/datasets/{name}", tags=["batches"])
+
+REMEMBERED_QUERIES = 256
+"""Valid query strings kept, of at most `REMEMBERED_LENGTH` bytes each."""
+
+REMEMBERED_LENGTH = 2048
+
+
+class RememberedQuery(APIRoute):
+    """A route that validates a query string once: in an epoch only the index in the path changes, and validating is
+    most of what a request costs beside its bytes."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        validated = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            query = request.app.state.queries.get(request.scope["query_string"])
+            index = request.path_params["index"]
+            if query is None or not (index.isascii() and index.isdigit() and len(index) < 18):
+                return await validated(request)
+            return await get_batch(request, request.app.state.services, request.path_params["name"], int(index), query)
+
+        return handle
+
+
+single = APIRouter(prefix="/v1/datasets/{name}", tags=["batches"], route_class=RememberedQuery)
+
+
+def _remember(request: Request, query: BatchQuery) -> None:
+    queries: dict[bytes, BatchQuery] = request.app.state.queries
+    text = request.scope["query_string"]
+    if text not in queries and len(text) <= REMEMBERED_LENGTH:
+        if len(queries) >= REMEMBERED_QUERIES:
+            del queries[next(iter(queries))]
+        queries[text] = query
+
 
 BLOCK_BYTES = 4 << 20
 """Bytes: small batches of a stream are put together up to this much and sent by one write."""
@@ -48,7 +84,7 @@ async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQ
     }
 
 
-@router.get("/batches/{index}", summary="One batch", responses=BINARY_RESPONSE, response_class=Response)
+@single.get("/batches/{index}", summary="One batch", responses=BINARY_RESPONSE, response_class=Response)
 async def get_batch(
     request: Request,
     services: ServicesDep,
@@ -57,6 +93,7 @@ async def get_batch(
     query: Annotated[BatchQuery, Query()],
 ) -> Response:
     """Batch `index` of an order, binary: a pure function of this URL."""
+    _remember(request, query)
     form = negotiate(request, query.format, ("safetensors", "npz", "npy"))
 
     def work() -> Response:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..sampling.spec import OrderSpec, Share, SplitSpec
@@ -29,7 +31,7 @@ class PlanQuery(OrderSpec):
     batch_size: int = Field(32, ge=1, lt=2**40, description="Rows of a batch.")
     revision: str | None = Field(None, description=_REVISION)
 
-    @property
+    @cached_property
     def spec(self) -> OrderSpec:
         return OrderSpec(**{name: getattr(self, name) for name in OrderSpec.model_fields})
 
