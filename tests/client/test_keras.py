@@ -235,3 +235,90 @@ def test_threads_end_with_the_sequence(dataset: Any) -> None:
     assert ours() > 0
     del sequence
     wait_until(lambda: ours() == 0)
+
+
+def every_row_of(batches: Any) -> list[int]:
+    return [row for batch in batches for row in batch.rows.tolist()]
+
+
+def test_epoch_is_where_to_go_on(dataset: Any) -> None:
+    """After whole passes, in fit or in a loop, `epoch` is the number of the next, so that a saved one repeats none."""
+    train = dataset.sequence("all", batch_size=BATCH, shuffle=True, epoch=5)
+    assert train.epoch == 5
+    model_of().fit(train, epochs=2, verbose=0)
+    assert train.epoch == 7
+    for index in range(len(train)):
+        assert train.epoch == 7
+        train[index]
+    assert train.epoch == 8
+    train.set_epoch(3)
+    resumed = [row for x, _ in train for row in x[:, 0].astype(int).tolist()]
+    assert resumed == every_row_of(dataset.batches(batch_size=BATCH, shuffle=True, epoch=3))
+    train.close()
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_predicting_in_the_middle_of_a_pass(dataset: Any, built: bool) -> None:
+    """A callback that predicts and evaluates with the sequence under training takes no row from the pass."""
+
+    class Look(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch in (4, 5):
+                seen._recording = False
+                predicted = probe.predict(train, verbose=0)
+                np.testing.assert_array_equal(predicted[:, 0].astype(int), train.row_ids)
+                probe.evaluate(train, verbose=0, steps=3)
+                seen._recording = True
+
+    if built:
+        inputs = keras.Input((2,))
+        probe = keras.Model(inputs, inputs * 1.0)
+    else:
+        probe = keras.Sequential([keras.layers.Rescaling(1.0)])
+    probe.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    train = dataset.sequence("all", batch_size=BATCH, shuffle=True)
+    seen = Recorder(train)
+    model_of().fit(train, validation_data=train, epochs=4, steps_per_epoch=11, verbose=0, callbacks=[seen, Look()])
+    rows = [row for epoch in seen.epochs for row in epoch]
+    expected = every_row_of(dataset.batches(batch_size=BATCH, shuffle=True, epoch=0))
+    assert rows[:ROWS] == expected
+    train.close()
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_failure_leaves_nothing_broken(dataset: Any, shuffle: bool) -> None:
+    """After a failed fetch, at any position of an evaluation, a pass or a look, all goes on as if it had not been."""
+    sequence = dataset.sequence("all", batch_size=BATCH, shuffle=shuffle, readahead=1)
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, inputs * 1.0)
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    trained = model_of()
+    trained.build((None, 2))
+    client = dataset._client
+    body = client.body
+
+    def failing_after(requests: int) -> Any:
+        left = iter(range(requests))
+
+        def fetch(*args: Any, **options: Any) -> Any:
+            if next(left, None) is None:
+                raise h5feed.FeedError("injected")
+            return body(*args, **options)
+
+        return fetch
+
+    try:
+        for fail in (0, 1):
+            for call in (model.predict, trained.fit, model_of().fit, model.evaluate):
+                sequence.close()
+                client.body = failing_after(fail)
+                with pytest.raises(h5feed.FeedError, match="injected"):
+                    for _ in range(5):
+                        call(sequence, verbose=0)
+                client.body = body
+                predicted = model.predict(sequence, verbose=0)
+                np.testing.assert_array_equal(predicted[:, 0].astype(int), sequence.row_ids)
+                assert sorted(row for x, _ in sequence for row in x[:, 0].astype(int).tolist()) == EVERY
+    finally:
+        del client.body
+    sequence.close()
