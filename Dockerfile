@@ -4,8 +4,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /src
 # The dependencies first: they change less often than the code, and this layer is kept.
 COPY requirements/server.txt requirements/server.txt
-# A base image whose root folder is closed to others would leave the user nothing to run: hence the chmod.
-RUN chmod 755 / && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin h5feed \
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin h5feed \
  && install -d -o h5feed -g h5feed /cache /data \
  && python -m venv /opt/h5feed \
  && /opt/h5feed/bin/pip install --no-cache-dir uv \

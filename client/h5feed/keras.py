@@ -196,8 +196,10 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         position = tickets.get(index)
         if position is not None:
             return self._arrays(self._fetch(plan, position))
-        position = tickets[index] = len(tickets)
-        return self._arrays(self._next(plan, position))
+        # The ticket is given after the batch: who asks again after a failure is given the same one.
+        arrays = self._arrays(self._next(plan, len(tickets)))
+        tickets[index] = len(tickets)
+        return arrays
 
     def on_epoch_begin(self) -> None:
         """Called by Keras when an epoch begins, also when it only looks at a batch to build the model."""
