@@ -173,7 +173,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         if not -len(self) <= index < len(self):
             raise IndexError(f"batch {index} does not exist: valid are 0 … {len(self) - 1}")
         # What a Keras method that failed has left in `_mode` must not govern a loop of the user's own.
-        by_keras = _is_keras(sys._getframe(1))
+        by_keras = _keras_frame(sys._getframe(1)) is not None
         with self._lock:
             mode = self._mode if by_keras else None
             index %= len(self)
@@ -203,12 +203,12 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
 
     def on_epoch_begin(self) -> None:
         """Called by Keras when an epoch begins, also when it only looks at a batch to build the model."""
-        caller = sys._getframe(1)
+        caller = _keras_frame(sys._getframe(1))
         with self._lock:
             self._mode = _running_method(caller)
             if self._mode in ("evaluate", "predict"):
                 self._ordered_tickets.clear()
-            elif self._mode == "fit":
+            elif self._mode == "fit" and caller is not None:
                 # One adapter serves one call of fit: with steps_per_epoch a pass goes on over several of its epochs.
                 adapter = caller.f_locals["self"]
                 same_call = self._adapter is not None and self._adapter() is adapter
@@ -288,15 +288,18 @@ def _arranged(batch: Batch, names: list[str]) -> Any:
     return batch[names[0]] if len(names) == 1 else {name: batch[name] for name in names}
 
 
+def _keras_frame(frame: FrameType | None) -> FrameType | None:
+    """The innermost frame of Keras on the stack: methods of a subclass of the user's own may lie between."""
+    while frame is not None and not str(frame.f_globals.get("__name__", "")).startswith("keras."):
+        frame = frame.f_back
+    return frame
+
+
 def _running_method(frame: FrameType | None) -> Mode | None:
     """The innermost method of a Keras model on the stack, or None for a loop of the user's own."""
-    while frame is not None:
+    while (frame := _keras_frame(frame)) is not None:
         mode = _METHODS.get(frame.f_code.co_name)
-        if mode is not None and _is_keras(frame):
+        if mode is not None:
             return mode
         frame = frame.f_back
     return None
-
-
-def _is_keras(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).startswith("keras.")

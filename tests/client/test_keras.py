@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.errors import BadParameter
+from h5feed.keras import Sequence as KerasSequence
 
 ROWS = 203
 BATCH = 10
@@ -322,3 +323,30 @@ def test_a_failure_leaves_nothing_broken(dataset: Any, shuffle: bool) -> None:
     finally:
         del client.body
     sequence.close()
+
+
+def test_a_subclass(dataset: Any) -> None:
+    """A subclass that overrides `__getitem__` and the hooks is treated as the sequence itself."""
+
+    class Doubled(KerasSequence):
+        def __getitem__(self, index: int) -> tuple[Any, ...]:
+            x, y = super().__getitem__(index)
+            return 2 * x, y
+
+        def on_epoch_begin(self) -> None:
+            super().on_epoch_begin()
+
+        def on_epoch_end(self) -> None:
+            super().on_epoch_end()
+
+    train = Doubled(dataset, "all", batch_size=BATCH, shuffle=True)
+    inputs = keras.Input((2,))
+    predicted = keras.Model(inputs, inputs * 0.5).predict(train, verbose=0)
+    np.testing.assert_array_equal(predicted[:, 0].astype(int), train.row_ids)
+    for fitted in (1, 2):
+        seen = Recorder(train)
+        model_of().fit(train, epochs=1, steps_per_epoch=5, verbose=0, callbacks=[seen])
+        train._arrays = seen._arrays
+        expected = every_row_of(dataset.batches(batch_size=BATCH, shuffle=True, epoch=fitted - 1))
+        assert seen.epochs == [expected[: 5 * BATCH]]
+    train.close()
