@@ -21,8 +21,14 @@ PAGE = 4096
 _POLL_SECONDS = 0.002
 """How often a waiting `lease` looks whether a buffer has come free: nothing tells when a reference count falls."""
 
-_UNSHARED = [sys.getrefcount(array) for array in [np.empty(0)]][0]  # noqa: RUF015
-"""Reference count, seen from such a loop, of an array that only a list holds (it differs between Pythons)."""
+
+def _reference_counts(arrays: list[npt.NDArray[np.uint8]]) -> list[int]:
+    return [sys.getrefcount(array) for array in arrays]
+
+
+_UNSHARED = _reference_counts([np.empty(0, np.uint8)])[0]
+"""Count of an array that only a list holds. It differs between Pythons and between places in the code, so it is asked
+for by the very function that is used later: one too many would hand out a buffer that is in use."""
 
 
 class PoolExhausted(Exception):
@@ -76,7 +82,8 @@ class BufferPool:
 
     def _idle(self) -> list[npt.NDArray[np.uint8]]:
         """Roots that only this pool refers to; call with the lock held."""
-        return [root for root in self._roots if sys.getrefcount(root) <= _UNSHARED]
+        counts = _reference_counts(self._roots)
+        return [root for root, count in zip(self._roots, counts, strict=True) if count <= _UNSHARED]
 
     def _take(self, nbytes: int) -> npt.NDArray[np.uint8] | None:
         size = _size_class(nbytes) + PAGE

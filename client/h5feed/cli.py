@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,11 @@ def _get(feed: Feed, options: argparse.Namespace) -> None:
 def _write(batch: Batch, output: Path) -> None:
     if output.suffix == ".npz":
         arrays: dict[str, Any] = {**batch, "__rows__": batch.rows}
-        np.savez(output, **arrays)
+        # Not `np.savez`, whose own parameters a field may be named like.
+        with zipfile.ZipFile(output, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
     elif len(batch) == 1:
         np.save(output, next(iter(batch.values())))
     else:

@@ -200,7 +200,7 @@ class Dataset:
             raise BadParameter(f"rows must be a flat list of ints, not {wanted.dtype} of shape {wanted.shape}")
         request: dict[str, Any] = {"rows": wanted.tolist()}
         if fields is not None:
-            request["fields"] = list(fields)
+            request["fields"] = [fields] if isinstance(fields, str) else list(fields)
         body = self._client.body(f"{self._path}/rows", {"revision": self.revision}, json=request)
         return Batch(*read_body(body)[:2])
 
@@ -268,6 +268,8 @@ def _fetcher(client: Client, path: str, params: Mapping[str, str]) -> Callable[[
                 except BodyCut as cut:
                     body, alone = cut.received, True
                 batches.extend(_whole_batches(body, cut=alone))
+                # A stream without a whole batch is not asked for again and again.
+                alone = alone or start == block.start + len(batches)
             start = block.start + len(batches)
         return batches
 
