@@ -1,0 +1,87 @@
+"""How a block of batches is fetched when the stream does not bring all of them."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from h5feed.dataset import Batch, _fetcher
+from h5feed.errors import DatasetCorrupt
+from h5feed.readahead import Block
+from h5feed.transport import BodyCut
+from h5feed.wire import ROWS, Body, Tensor
+
+BATCHES = 9
+BODY = Body(
+    [Tensor(ROWS, np.dtype("<i8"), (2,))], {"dataset": "d", "revision": "r", "epoch": "0", "batches": str(BATCHES)}
+)
+
+
+def bodies(start: int, stop: int) -> np.ndarray:
+    buffer = np.empty((stop - start) * BODY.nbytes, np.uint8)
+    for number, index in enumerate(range(start, stop)):
+        BODY.place(buffer[number * BODY.nbytes :][: BODY.nbytes], index)[ROWS][:] = 2 * index, 2 * index + 1
+    return buffer
+
+
+class Server:
+    """Answers single batches; each stream as `stream` says. Keeps what was asked for."""
+
+    def __init__(self, stream: Any, broken: int = -1) -> None:
+        self.asked: list[str] = []
+        self._stream, self._broken = stream, broken
+
+    def body(self, path: str, query: dict[str, str], **options: Any) -> np.ndarray:
+        self.asked.append(path.rsplit("/", 1)[-1])
+        assert len(self.asked) < 50, "it asks again and again"
+        if path.endswith("/batches"):
+            return self._stream(int(query["start"]), int(query["stop"]))
+        index = int(path.rsplit("/", 1)[-1])
+        if index == self._broken:
+            raise DatasetCorrupt("chunk 3 does not decode")
+        return bodies(index, index + 1)
+
+
+def fetched(server: Server) -> list[Batch]:
+    fetch = _fetcher(server, "/v1/datasets/d", {})  # type: ignore[arg-type]
+    return fetch(Block(0, 2, 8, 0), threading.Event())
+
+
+def cut_after(nbytes: int) -> Any:
+    def stream(start: int, stop: int) -> np.ndarray:
+        whole = bodies(start, stop)
+        if nbytes < len(whole):
+            raise BodyCut("the connection ended", whole[:nbytes])
+        return whole
+
+    return stream
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        bodies,
+        cut_after(0),
+        cut_after(20),
+        cut_after(BODY.nbytes),
+        cut_after(2 * BODY.nbytes + 30),
+        cut_after(6 * BODY.nbytes - 1),
+        lambda start, stop: np.empty(0, np.uint8),
+        lambda start, stop: bodies(start, start + 1),
+    ],
+)
+def test_every_batch_once_in_order(stream: Any) -> None:
+    """Wherever a stream ends, also with no batch at all, the block is whole, without an endless loop."""
+    batches = fetched(Server(stream))
+    assert [batch.index for batch in batches] == [2, 3, 4, 5, 6, 7]
+    assert [row for batch in batches for row in batch.rows] == list(range(4, 16))
+
+
+def test_the_reason_of_a_cut_stream() -> None:
+    """The batch that broke a stream is asked for alone, and its error is raised."""
+    server = Server(cut_after(3 * BODY.nbytes + 1), broken=5)
+    with pytest.raises(DatasetCorrupt, match="chunk 3"):
+        fetched(server)
+    assert server.asked == ["batches", "5"]
