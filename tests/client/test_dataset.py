@@ -1,17 +1,19 @@
-"""How a block of batches is fetched when the stream does not bring all of them."""
+"""Batches that come otherwise than usual: in a stream that ends early, or through a proxy."""
 
 from __future__ import annotations
 
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
 import pytest
+from h5feed.client import Client
 from h5feed.dataset import Batch, _fetcher
-from h5feed.errors import DatasetCorrupt
+from h5feed.errors import BadAnswer, ConnectionFailed, DatasetCorrupt
 from h5feed.readahead import Block
 from h5feed.transport import BodyCut
-from h5feed.wire import ROWS, Body, Tensor
+from h5feed.wire import MEDIA_TYPE, ROWS, Body, Tensor, read_body
 
 BATCHES = 9
 BODY = Body(
@@ -85,3 +87,46 @@ def test_the_reason_of_a_cut_stream() -> None:
     with pytest.raises(DatasetCorrupt, match="chunk 3"):
         fetched(server)
     assert server.asked == ["batches", "5"]
+
+
+class ChunkingProxy(BaseHTTPRequestHandler):
+    """Sends batch 3 in chunks, without a length; at ``/cut`` it ends too early, at ``/page`` it is another page."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/html" if self.path == "/page" else MEDIA_TYPE)
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        content = bodies(3, 4).tobytes()
+        for start in range(0, len(content), 100):
+            piece = content[start : start + 100]
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        if self.path == "/cut":
+            self.close_connection = True
+        else:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def log_message(self, *about: object) -> None:
+        pass
+
+
+def test_a_proxy_that_takes_the_length_away() -> None:
+    """A body in chunks is read as well, one that ends early is not taken for whole, a page is no body."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), ChunkingProxy)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    client = Client(f"http://127.0.0.1:{server.server_port}", deadline=1)
+    try:
+        tensors, metadata, _ = read_body(client.body("/whole"))
+        assert (metadata["index"], tensors[ROWS].tolist()) == ("3", [6, 7])
+        with pytest.raises(ConnectionFailed, match="no whole answer"):
+            client.body("/cut")
+        with pytest.raises(BadAnswer, match="did not answer"):
+            client.body("/page")
+    finally:
+        client.close()
+        server.shutdown()
+        server.server_close()
+        thread.join()
