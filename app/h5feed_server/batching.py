@@ -6,7 +6,7 @@ This is where the way of a batch comes together: split rows → order → rows o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from functools import cached_property
@@ -33,6 +33,10 @@ Bytes = npt.NDArray[np.uint8]
 
 _PLAN_BYTES = 4096
 """Rough bytes of a plan itself; the rows of its split are counted where they are cached."""
+
+
+_TINY_ROW_BYTES = 64
+"""Bytes: rows up to this size, such as labels, cost less by one copy more than by one call for each batch."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,20 @@ class BatchPlan:
 
     def nbytes(self, start: int, stop: int) -> int:
         """Bytes of batches start … stop-1."""
+        if stop == start + 1:
+            return self.body(start).nbytes
         if not 0 <= start < stop <= self.grid.batches:
             valid = f"0 ≤ start < stop ≤ {self.grid.batches}"
             raise BatchOutOfRange(f"batches {start} … {stop - 1} are not all there: valid is {valid}")
         return (stop - start - 1) * self.full.nbytes + self.body(stop - 1).nbytes
 
-    def fill(self, start: int, stop: int, buffer: Bytes) -> None:
-        """Write batches start … stop-1 back to back into `buffer`, (nbytes(start, stop),) uint8."""
-        kept = {field.name: self.reader.whole(self.dataset.source, field.array) for field in self.fields}
+    def fill(self, start: int, stop: int, buffer: Bytes, ready: Callable[[int], None] = lambda nbytes: None) -> None:
+        """Write batches start … stop-1 back to back into `buffer`, (nbytes(start, stop),) uint8.
+
+        `ready` is told, now and then, how many bytes from the start are final: they may be sent while the rest is read.
+        """
+        source = self.dataset.source
+        kept = [(field, self.reader.whole(source, field.array)) for field in self.fields]
         begin = 0
         while start < stop:
             # A run of equal bodies whose order was computed by one call.
@@ -92,19 +102,26 @@ class BatchPlan:
             if body is not self.tail:
                 after = min(after, self.grid.batches - 1)
             count = after - start
+            end = begin + count * body.nbytes
             rows, real = self._rows(start, count)
-            tensors = body.place_many(buffer[begin : begin + count * body.nbytes], start, count)
+            tensors = body.place_many(buffer[begin:end], start, count)
             tensors[ROWS][...] = rows
             if self.padded:
                 tensors[WEIGHT][...] = real
-            for field in self.fields:
-                array, outs = kept[field.name], tensors[field.name]
-                for number in range(count):
-                    if array is not None:
-                        np.take(array, rows[number], axis=0, out=outs[number], mode="clip")
-                    else:
-                        self.reader.read_from_source(self.dataset.source, field.array, rows[number], outs[number])
-            begin += count * body.nbytes
+            for field, array in kept:
+                if array is not None:
+                    _take(array, rows, tensors[field.name])
+            fresh = [field for field, array in kept if array is None]
+            fresh.sort(key=lambda field: body.start_of(field.name))
+            for number in range(count):
+                for field in fresh:
+                    out = tensors[field.name][number]
+                    first = begin + number * body.nbytes + body.start_of(field.name)
+                    for piece in self.reader.pieces(field.array, len(out)):
+                        self.reader.read_from_source(source, field.array, rows[number][piece], out[piece])
+                        ready(first + piece.stop * field.row_bytes)
+            ready(end)
+            begin = end
             start = after
 
     def _rows(self, index: int, count: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
@@ -240,6 +257,16 @@ class Batcher:
                 chunk = int(np.prod(array.chunk_shape, dtype=object)) * np.dtype(array.dtype).itemsize
                 if array.filters and chunk > limit:
                     raise TooLarge(f"the chunks of {field.name!r} have {chunk} bytes, more than the {limit} allowed")
+
+
+def _take(array: npt.NDArray[Any], rows: Int64s, out: npt.NDArray[Any]) -> None:
+    """Rows of an array in memory into a tensor of several bodies: ``out[i] = array[rows[i]]``."""
+    if array[:1].nbytes <= _TINY_ROW_BYTES:
+        out[...] = array[rows]
+        return
+    for wanted, place in zip(rows, out, strict=True):
+        # The rows are known to be there: "clip" spares the buffering that "raise" needs to leave `out` intact.
+        np.take(array, wanted, axis=0, out=place, mode="clip")
 
 
 def _body(

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from . import __version__
 from .api import batches, datasets, docs, health, problems, rows, splits
 from .api.auth import BearerAuth
+from .api.shortcut import BatchShortcut, KnownQueries
 from .services import Services
 from .settings import Settings
 
@@ -43,15 +44,13 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         responses={"default": problems.PROBLEM_SCHEMA},
     )
-    app.state.queries = {}
+    app.state.queries = KnownQueries()
     app.state.ready = health.ReadyState()
-    tokens = tuple(token.strip() for token in settings.tokens.split(",") if token.strip())
-    app.state.tokens = tokens
     problems.install(app)
     for module in (datasets, splits, batches, rows, health, docs):
         app.include_router(module.router)
-    app.include_router(batches.single)
     docs.mount_static(app)
-    if tokens:
-        app.add_middleware(BearerAuth, tokens=tokens)
+    app.add_middleware(BatchShortcut, state=app.state)
+    if settings.token_list:
+        app.add_middleware(BearerAuth, tokens=settings.token_list)
     return app

@@ -17,10 +17,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from .api.direct import EXTENSION, DirectWriter
 from .main import create_app
 from .settings import Settings
 
@@ -292,7 +294,7 @@ class _WorkerServer(uvicorn.Server):
     async def _serve_connection(self, connection: socket.socket) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: _CountedConnection(self), connection, ssl=self.config.ssl
+                lambda: _Connection(self), connection, ssl=self.config.ssl
             )
         except OSError:
             connection.close()
@@ -305,8 +307,8 @@ class _WorkerServer(uvicorn.Server):
             self._closed_unsaid -= self._channel.send(_CLOSED * self._closed_unsaid)
 
 
-class _CountedConnection(HttpToolsProtocol):
-    """A connection that says when it is gone."""
+class _Connection(HttpToolsProtocol):
+    """A connection that says when it is gone, and whose socket a thread may write an answer to."""
 
     def __init__(self, server: _WorkerServer) -> None:
         super().__init__(config=server.config, server_state=server.server_state, app_state=server.lifespan.state)
@@ -315,3 +317,16 @@ class _CountedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._owner.say_closed()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = cast("dict[str, dict[object, object]]", {EXTENSION: self})
+
+    def direct(self) -> DirectWriter | None:
+        """See `DirectConnection`."""
+        cycle, transport = self.cycle, self.transport
+        usual = self.scheme == "http" and cycle.keep_alive and not cycle.waiting_for_100_continue
+        # Bytes of the answer before, which the loop has not sent yet, come first.
+        if not usual or cycle.disconnected or transport.is_closing() or transport.get_write_buffer_size():
+            return None
+        return DirectWriter(cycle, transport.get_extra_info("socket").fileno())

@@ -39,3 +39,8 @@ class Settings(BaseSettings):
     inspect_timeout: float = Field(30.0, gt=0, description="Seconds that inspecting one file may take.")
     read_timeout: float = Field(60.0, gt=0, description="Seconds that answering one request may take.")
     admit_timeout: float = Field(5.0, ge=0, description="Seconds that a request waits for room before 503.")
+
+    @property
+    def token_list(self) -> tuple[str, ...]:
+        """The tokens, one by one; none: everybody may read."""
+        return tuple(token.strip() for token in self.tokens.split(",") if token.strip())

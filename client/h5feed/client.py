@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
+from json import loads
 from typing import Any
 from urllib.parse import unquote, urlencode, urlsplit
 
@@ -16,9 +17,10 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from . import __version__, transport
+from . import __version__
 from .buffers import BufferPool
 from .errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, Transient, from_problem
+from .transport import BODY, DEADLINE, POOL, Answer, BodyCut, FeedTransport, Timeouts, head_after_target
 from .wire import MEDIA_TYPE
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -76,9 +78,10 @@ class Client:
         self.deadline = deadline
         self.pool = BufferPool(POOL_BYTES)
         base_url, uds = _split_url(self.url)
+        self._transport = FeedTransport(uds=uds, verify=verify)
         self._http = httpx.Client(
             base_url=base_url,
-            transport=transport.FeedTransport(uds=uds, verify=verify),
+            transport=self._transport,
             timeout=timeout,
             auth=auth,
             event_hooks=dict(event_hooks or {}),
@@ -89,12 +92,16 @@ class Client:
                 **(headers or {}),
             },
         )
+        # Whether all requests have the same headers and nobody wants to see them pass.
+        self._plain = auth is None and not event_hooks and not self._http.base_url.userinfo
+        self._prefix = self._http.base_url.raw_path.decode("ascii").rstrip("/")
+        self._templates: dict[str, tuple[bytes, Timeouts]] = {}
 
     def json(self, path: str, params: Params | None = None) -> Any:
         """The JSON answer to a GET."""
-        response = self._request("GET", path, params, {"accept": "application/json"})
+        answer = self._request("GET", path, params, "application/json")
         try:
-            return response.json()
+            return loads(answer.content)
         except ValueError:
             raise BadAnswer(f"{self.url}{path} did not answer JSON: is an h5feed server there?") from None
 
@@ -113,17 +120,15 @@ class Client:
         `transport.BodyCut`, which holds what came, and not retried.
         """
         method = "GET" if json is None else "POST"
-        response = self._request(
-            method, path, params, {"accept": MEDIA_TYPE}, json=json, cancelled=cancelled, raise_cut=raise_cut
+        answer = self._request(
+            method, path, params, MEDIA_TYPE, json=json, cancelled=cancelled, raise_cut=raise_cut, pool=self.pool
         )
-        if response.headers.get("content-type") != MEDIA_TYPE:
+        if answer.header("content-type") != MEDIA_TYPE:
             raise BadAnswer(f"{self.url}{path} did not answer {MEDIA_TYPE}: is an h5feed server there?")
-        if transport.BODY not in response.extensions:
+        if answer.body is None:
             # A proxy took the length away: slower, and bounded by `transport.MAX_PLAIN_BYTES`.
-            return np.frombuffer(bytearray(response.content), np.uint8)
-        # Taken out of the response, which httpx ties into a cycle: the buffer must come free before the collector runs.
-        body: npt.NDArray[np.uint8] = response.extensions.pop(transport.BODY)
-        return body
+            return np.frombuffer(bytearray(answer.content), np.uint8)
+        return answer.body
 
     def close(self) -> None:
         """Close all connections."""
@@ -134,32 +139,31 @@ class Client:
         method: str,
         path: str,
         params: Params | None,
-        headers: Mapping[str, str],
+        accept: str,
         *,
         json: Any = None,
         cancelled: threading.Event | None = None,
         raise_cut: bool = False,
-    ) -> httpx.Response:
+        pool: BufferPool | None = None,
+    ) -> Answer:
         """One request, retried until it succeeds, fails for good, or the deadline passes."""
         deadline = time.monotonic() + self.deadline
-        cancelled = cancelled or threading.Event()
-        extensions: dict[str, Any] = {transport.DEADLINE: deadline}
-        if headers["accept"] == MEDIA_TYPE:
-            extensions[transport.POOL] = self.pool
         # Encoded here: httpx would take the address apart and put it together again for every part it is given.
         target = f"{path}?{urlencode(params)}" if params else path
         attempt = 0
         while True:
             try:
-                request = self._http.build_request(method, target, headers=headers, json=json, extensions=extensions)
-                response = self._http.send(request)
-                if response.status_code == 200:
-                    return response
-                raise _error_of(response)
+                if json is None and pool is not None and self._plain:
+                    answer = self._send_plain(target, accept, pool, deadline)
+                else:
+                    answer = self._send(method, target, accept, json, pool, deadline)
+                if answer.status == 200:
+                    return answer
+                raise _error_of(answer)
             except Transient as error:
                 failure: FeedError = error
             except httpx.TransportError as error:
-                if raise_cut and isinstance(error, transport.BodyCut):
+                if raise_cut and isinstance(error, BodyCut):
                     raise
                 failure = ConnectionFailed(
                     f"no whole answer from {self.url}: {error}. Is the server running and reachable?"
@@ -167,9 +171,39 @@ class Client:
             wait = random.uniform(0, min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2**attempt))
             wait = max(wait, failure.retry_after or 0.0)
             attempt += 1
+            cancelled = cancelled or threading.Event()
             if time.monotonic() + wait >= deadline or cancelled.wait(wait):
                 failure.add_note(f"Gave up after {attempt} attempts within the deadline of {self.deadline:g} s.")
                 raise failure
+
+    def _send(
+        self, method: str, target: str, accept: str, json: Any, pool: BufferPool | None, deadline: float
+    ) -> Answer:
+        """Once, through httpx."""
+        extensions = {DEADLINE: deadline, POOL: pool}
+        request = self._http.build_request(method, target, headers={"accept": accept}, json=json, extensions=extensions)
+        response = self._http.send(request)
+        # Taken out of the response, which httpx ties into a cycle: the buffer must come free before the collector runs.
+        body = response.extensions.pop(BODY, None)
+        return Answer(response.status_code, response.headers.multi_items(), body, response.content)
+
+    def _send_plain(self, target: str, accept: str, pool: BufferPool, deadline: float) -> Answer:
+        """Once, past httpx: the same bytes that it would send, without making them anew for every batch."""
+        template = self._templates.get(accept)
+        if template is None:
+            request = self._http.build_request("GET", "/", headers={"accept": accept})
+            template = head_after_target(request.headers), request.extensions["timeout"]
+            self._templates[accept] = template
+        head, timeouts = template
+        line = f"GET {self._prefix}{target}".encode("ascii")
+        base_url = self._http.base_url
+        answer = self._transport.exchange(
+            base_url, line + head, method="GET", pool=pool, timeouts=timeouts, deadline=deadline
+        )
+        if answer.header("set-cookie") is not None:
+            # A proxy wants to know us again: from now on through httpx, which keeps cookies.
+            self._plain = False
+        return answer
 
 
 def _split_url(url: str) -> tuple[str, str | None]:
@@ -181,11 +215,11 @@ def _split_url(url: str) -> tuple[str, str | None]:
     raise BadParameter(f"{url!r} is no server address: use http://host:8000, https://host or unix:///path/to.sock")
 
 
-def _error_of(response: httpx.Response) -> FeedError:
+def _error_of(answer: Answer) -> FeedError:
     retry_after = None
-    with contextlib.suppress(KeyError, ValueError):
-        retry_after = float(response.headers["retry-after"])
+    with contextlib.suppress(ValueError):
+        retry_after = float(answer.header("retry-after") or "")
     problem: Any = None
     with contextlib.suppress(ValueError):
-        problem = response.json()
-    return from_problem(response.status_code, problem if isinstance(problem, dict) else {}, retry_after=retry_after)
+        problem = loads(answer.content)
+    return from_problem(answer.status, problem if isinstance(problem, dict) else {}, retry_after=retry_after)

@@ -9,11 +9,13 @@ network chunks into fresh memory, which is several times slower.
 from __future__ import annotations
 
 import http.client
+import io
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -34,6 +36,15 @@ DEADLINE = "h5feed.deadline"
 MAX_PLAIN_BYTES = 64 << 20
 """Bytes: bound on a body that is read without a pool (metadata, row ids, errors)."""
 
+MAX_HEAD_BYTES = 64 << 10
+"""Bytes: bound on a status line with its headers."""
+
+_HEAD_READ = 16 << 10
+"""Bytes asked for while the head is not whole; those of the body among them are copied once more."""
+
+Timeouts = Mapping[str, float | None]
+"""Seconds to ``connect``, ``write`` and ``read``, as httpx has them."""
+
 
 class BodyCut(httpx.RemoteProtocolError):
     """The connection ended in the middle of a body that was being read into a buffer.
@@ -44,6 +55,38 @@ class BodyCut(httpx.RemoteProtocolError):
     def __init__(self, message: str, received: npt.NDArray[np.uint8]) -> None:
         super().__init__(message)
         self.received = received
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, whole and decoded.
+
+    Attributes
+    ----------
+    status : int
+    headers : list of (str, str)
+    body : (content-length,) uint8 or None
+        A successful answer's body, where a pool was given for it; `content` is empty then.
+    content : bytes
+    """
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: npt.NDArray[np.uint8] | None
+    content: bytes
+
+    def header(self, name: str) -> str | None:
+        """Value of the header with this lower-case name."""
+        return next((value for known, value in self.headers if known.lower() == name), None)
+
+    def as_response(self) -> httpx.Response:
+        """The same for httpx."""
+        # The body is here already: httpx must not look for it again.
+        headers = [(name, value) for name, value in self.headers if name.lower() != "transfer-encoding"]
+        extensions: dict[str, Any] = {"http_version": b"HTTP/1.1"}
+        if self.body is not None:
+            extensions[BODY] = self.body
+        return httpx.Response(self.status, headers=headers, content=self.content, extensions=extensions)
 
 
 class FeedTransport(httpx.BaseTransport):
@@ -63,38 +106,63 @@ class FeedTransport(httpx.BaseTransport):
         self._uds = uds
         self._verify = verify
         self._max_idle = max_idle
-        self._idle: dict[tuple[str, str, int], list[http.client.HTTPConnection]] = {}
+        self._idle: dict[tuple[str, str, int], list[socket.socket]] = {}
         self._lock = threading.Lock()
         self._closed = False
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        timeouts = request.extensions.get("timeout", {})
-        deadline = request.extensions.get(DEADLINE, float("inf"))
-        origin = (
-            request.url.scheme,
-            request.url.host,
-            request.url.port or (443 if request.url.scheme == "https" else 80),
+        line = b"%b %b" % (request.method.encode("ascii"), request.url.raw_path)
+        answer = self.exchange(
+            request.url,
+            line + head_after_target(request.headers) + request.read(),
+            method=request.method,
+            pool=request.extensions.get(POOL),
+            timeouts=request.extensions.get("timeout", {}),
+            deadline=request.extensions.get(DEADLINE, float("inf")),
         )
-        body = request.read()
-        connection = self._idle_connection(origin)
-        if connection is not None:
+        return answer.as_response()
+
+    def exchange(
+        self,
+        url: httpx.URL,
+        request: bytes,
+        *,
+        method: str,
+        pool: BufferPool | None,
+        timeouts: Timeouts,
+        deadline: float,
+    ) -> Answer:
+        """Send a whole request, with its head, to the server of `url`, and read the whole answer.
+
+        Raises
+        ------
+        httpx.TransportError
+        """
+        host = url.host
+        origin = (url.scheme, host, url.port or (443 if url.scheme == "https" else 80))
+        try:
+            connected = self._idle_connection(origin)
+            if connected is not None:
+                try:
+                    return self._exchange(connected, request, method, pool, timeouts, deadline, origin)
+                except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+                    # The server closed an idle connection before it saw this request: no failure, try a new one.
+                    pass
             try:
-                return self._exchange(connection, request, body, timeouts, deadline, origin)
-            except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-                # The server closed an idle connection before it saw this request: not a failure, try a new one.
-                pass
-            except (OSError, http.client.HTTPException) as error:
-                raise _as_httpx_error(error, request) from error
-        try:
-            connection = self._connect(origin, min(timeouts.get("connect") or 1e9, deadline - time.monotonic()))
+                connected = self._connect(origin, min(timeouts.get("connect") or 1e9, deadline - time.monotonic()))
+            except TimeoutError as error:
+                raise httpx.ConnectTimeout(f"no connection to {host}: {error}") from error
+            except OSError as error:
+                raise httpx.ConnectError(f"no connection to {host}: {error}") from error
+            return self._exchange(connected, request, method, pool, timeouts, deadline, origin)
         except TimeoutError as error:
-            raise httpx.ConnectTimeout(f"no connection to {request.url.host}: {error}", request=request) from error
+            raise httpx.ReadTimeout(f"{host} did not answer in time: {error}") from error
+        except http.client.HTTPException as error:
+            cut = isinstance(error, http.client.IncompleteRead)
+            what = "the connection ended in mid-answer" if cut else str(error) or type(error).__name__
+            raise httpx.RemoteProtocolError(f"{host}: {what}") from error
         except OSError as error:
-            raise httpx.ConnectError(f"no connection to {request.url.host}: {error}", request=request) from error
-        try:
-            return self._exchange(connection, request, body, timeouts, deadline, origin)
-        except (OSError, http.client.HTTPException) as error:
-            raise _as_httpx_error(error, request) from error
+            raise httpx.ReadError(f"{host}: {error}") from error
 
     def close(self) -> None:
         with self._lock:
@@ -104,12 +172,12 @@ class FeedTransport(httpx.BaseTransport):
         for connection in connections:
             connection.close()
 
-    def _idle_connection(self, origin: tuple[str, str, int]) -> http.client.HTTPConnection | None:
+    def _idle_connection(self, origin: tuple[str, str, int]) -> socket.socket | None:
         with self._lock:
             idle = self._idle.get(origin)
             return idle.pop() if idle else None
 
-    def _keep(self, origin: tuple[str, str, int], connection: http.client.HTTPConnection) -> None:
+    def _keep(self, origin: tuple[str, str, int], connection: socket.socket) -> None:
         with self._lock:
             idle = self._idle.setdefault(origin, [])
             if not self._closed and len(idle) < self._max_idle:
@@ -117,7 +185,7 @@ class FeedTransport(httpx.BaseTransport):
                 return
         connection.close()
 
-    def _connect(self, origin: tuple[str, str, int], timeout: float) -> http.client.HTTPConnection:
+    def _connect(self, origin: tuple[str, str, int], timeout: float) -> socket.socket:
         scheme, host, port = origin
         if timeout <= 0:
             raise TimeoutError("the deadline has passed")
@@ -138,9 +206,7 @@ class FeedTransport(httpx.BaseTransport):
             except BaseException:
                 connected.close()
                 raise
-        connection = http.client.HTTPConnection(host, port)
-        connection.sock = connected
-        return connection
+        return connected
 
     def _ssl_context(self) -> ssl.SSLContext:
         with self._lock:
@@ -150,100 +216,188 @@ class FeedTransport(httpx.BaseTransport):
 
     def _exchange(
         self,
-        connection: http.client.HTTPConnection,
-        request: httpx.Request,
-        body: bytes,
-        timeouts: dict[str, float | None],
+        connected: socket.socket,
+        request: bytes,
+        method: str,
+        pool: BufferPool | None,
+        timeouts: Timeouts,
         deadline: float,
         origin: tuple[str, str, int],
-    ) -> httpx.Response:
+    ) -> Answer:
         """One request and its whole answer; the connection is kept or closed, whatever happens."""
         reusable = False
         try:
-            # Held here too: http.client lets go of a socket whose server announces that it will close it.
-            connected = connection.sock
-            _limit(connected, timeouts.get("write"), deadline)
-            connection.putrequest(
-                request.method, request.url.raw_path.decode("ascii"), skip_host=True, skip_accept_encoding=True
-            )
-            for name, value in request.headers.raw:
-                connection.putheader(name, value)
-            connection.endheaders(body or None)
-            _limit(connected, timeouts.get("read"), deadline)
-            answer = connection.getresponse()
-            extensions: dict[str, Any] = {"http_version": b"HTTP/1.1"}
-            pool = request.extensions.get(POOL)
-            if pool is not None and answer.status == 200 and answer.length is not None and request.method != "HEAD":
-                extensions[BODY] = _read_into(connected, answer, pool, timeouts.get("read"), deadline)
-                content = b""
+            _Patience(connected, timeouts.get("write"), deadline).extend()
+            connected.sendall(request)
+            patience = _Patience(connected, timeouts.get("read"), deadline)
+            received = _receive_head(connected, patience)
+            usual = _parse_usual(received)
+            if usual is None or method == "HEAD":
+                answer, reusable = _read_unusual(connected, received, method, patience)
+                return answer
+            status, headers, begin, length, keep = usual
+            if pool is not None and status == 200:
+                body = _lease(pool, length)
+                _receive_into(connected, body, received[begin:], patience)
+                answer = Answer(status, headers, body, b"")
             else:
-                content = b"".join(_plain_chunks(connected, answer, timeouts.get("read"), deadline))
-            answer.close()
-            reusable = not answer.will_close
-            # The body is here already, whole and decoded: httpx must not look for it again.
-            headers = [(n, v) for n, v in answer.getheaders() if n.lower() != "transfer-encoding"]
-            return httpx.Response(answer.status, headers=headers, content=content, extensions=extensions)
+                if length > MAX_PLAIN_BYTES:
+                    raise http.client.HTTPException(f"an answer of {length} bytes where a short one was due")
+                content = np.empty(length, np.uint8)
+                _receive_into(connected, content, received[begin:], patience)
+                answer = Answer(status, headers, None, content.tobytes())
+            reusable = keep
+            return answer
         finally:
             if reusable:
-                self._keep(origin, connection)
+                self._keep(origin, connected)
             else:
-                connection.close()
+                connected.close()
 
 
-def _limit(connected: Any, timeout: float | None, deadline: float) -> None:
-    """Let the next socket operation take at most `timeout`, and none of it lie beyond the deadline."""
-    remaining = deadline - time.monotonic()
-    if remaining <= 0:
-        raise TimeoutError("the deadline has passed")
-    allowed = min(remaining, 1e9 if timeout is None else timeout)
-    connected.settimeout(allowed)
+def head_after_target(headers: httpx.Headers) -> bytes:
+    """The head of a request after its method and target."""
+    for name, value in headers.raw:
+        if b"\n" in name + value or b"\r" in name + value:
+            raise httpx.LocalProtocolError(f"the header {name.decode('latin-1')!r} has a line break in it")
+    lines = [b"%b: %b\r\n" % header for header in headers.raw]
+    return b" HTTP/1.1\r\n%b\r\n" % b"".join(lines)
 
 
-def _read_into(
-    connected: Any, answer: http.client.HTTPResponse, pool: BufferPool, timeout: float | None, deadline: float
-) -> npt.NDArray[np.uint8]:
-    length = answer.length
-    assert length is not None
+class _Patience:
+    """How long a socket's next operation may take: a timeout for each, and none beyond the deadline."""
+
+    def __init__(self, connected: socket.socket, timeout: float | None, deadline: float) -> None:
+        self._socket = connected
+        self._timeout = 1e9 if timeout is None else timeout
+        self._deadline = deadline
+        self._set: float | None = None
+
+    def extend(self) -> None:
+        """Call before every operation."""
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("the deadline has passed")
+        allowed = self._timeout if self._timeout < remaining else remaining
+        if allowed != self._set:
+            self._set = allowed
+            self._socket.settimeout(allowed)
+
+
+def _receive_head(connected: socket.socket, patience: _Patience) -> bytes:
+    """At least a status line and headers, and what came with them."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        if len(received) > MAX_HEAD_BYTES:
+            raise http.client.HTTPException(f"headers of more than {MAX_HEAD_BYTES} bytes")
+        patience.extend()
+        more = connected.recv(_HEAD_READ)
+        if not more:
+            if not received:
+                raise http.client.RemoteDisconnected("the connection was closed without an answer")
+            raise http.client.IncompleteRead(received)
+        received += more
+    return received
+
+
+def _parse_usual(received: bytes) -> tuple[int, list[tuple[str, str]], int, int, bool] | None:
+    """Status, headers, where the body begins, its length, and whether the connection stays; None for an answer whose
+    body has no announced length, which http.client knows to read."""
+    end = received.index(b"\r\n\r\n")
+    status_line, *lines = received[:end].decode("latin-1").split("\r\n")
+    if not status_line.startswith("HTTP/1.1 ") or not status_line[9:12].isdigit():
+        return None
+    status = int(status_line[9:12])
+    headers = []
+    length, keep = None, True
+    for line in lines:
+        name, colon, value = line.partition(":")
+        value = value.strip()
+        if not colon or name != name.strip():
+            return None
+        lower = name.lower()
+        if lower == "content-length":
+            if length is not None or not value.isdecimal():
+                return None
+            length = int(value)
+        elif lower == "transfer-encoding":
+            return None
+        elif lower == "connection":
+            keep = "close" not in value.lower()
+        headers.append((name, value))
+    if length is None or status < 200 or status in (204, 304):
+        return None
+    return status, headers, end + 4, length, keep
+
+
+def _lease(pool: BufferPool, nbytes: int) -> npt.NDArray[np.uint8]:
     try:
-        buffer = pool.lease(length)
+        return pool.lease(nbytes)
     except PoolExhausted:
         # Whoever collects batches in a list keeps every buffer: theirs to do, only slower.
-        buffer = np.empty(length, np.uint8)
-    target = memoryview(buffer)
-    done = 0
-    stream: Any = answer.fp
+        return np.empty(nbytes, np.uint8)
+
+
+def _receive_into(connected: socket.socket, buffer: npt.NDArray[np.uint8], begun: bytes, patience: _Patience) -> None:
+    """Fill `buffer` with the `begun` bytes of a body and those that follow."""
+    length = len(buffer)
+    view = memoryview(buffer)
+    done = min(len(begun), length)
+    view[:done] = begun[:done]
+    receive, extend = connected.recv_into, patience.extend
     while done < length:
-        # One read of the socket at a time, so that a dripping server meets the deadline too.
+        # One read at a time, so that a dripping server meets the deadline too.
+        extend()
         try:
-            received = stream.readinto1(target[done:])
+            received = receive(view[done:])
         except ConnectionError:
             received = 0
         if not received:
             raise BodyCut(f"the connection ended after {done} of {length} bytes", buffer[:done])
         done += received
-        if done < length:
-            _limit(connected, timeout, deadline)
-    return buffer
 
 
-def _plain_chunks(
-    connected: Any, answer: http.client.HTTPResponse, timeout: float | None, deadline: float
-) -> Iterator[bytes]:
+class _Rest(io.RawIOBase):
+    """A socket as a file, with bytes put in front that were received already."""
+
+    def __init__(self, connected: socket.socket, received: bytes, patience: _Patience) -> None:
+        self._socket = connected
+        self._received = received
+        self._patience = patience
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """What http.client asks a socket for."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        if self._received:
+            count = min(len(target), len(self._received))
+            target[:count] = self._received[:count]
+            self._received = self._received[count:]
+            return count
+        self._patience.extend()
+        return self._socket.recv_into(target)
+
+
+def _read_unusual(connected: socket.socket, received: bytes, method: str, patience: _Patience) -> tuple[Answer, bool]:
+    """An answer without a length, or without a body; and whether the connection can be used again."""
+    rest: Any = _Rest(connected, received, patience)
+    answer = http.client.HTTPResponse(rest, method=method)
+    answer.begin()
+    content = b"".join(_chunks(answer))
+    # http.client closes its file, not the socket.
+    return Answer(answer.status, answer.getheaders(), None, content), not answer.will_close
+
+
+def _chunks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
     total = 0
     while chunk := answer.read1(1 << 16):
         total += len(chunk)
         if total > MAX_PLAIN_BYTES:
             raise http.client.HTTPException(f"an answer of more than {MAX_PLAIN_BYTES} bytes where a short one was due")
         yield chunk
-        _limit(connected, timeout, deadline)
     if answer.length:
         raise http.client.IncompleteRead(b"", answer.length)
-
-
-def _as_httpx_error(error: Exception, request: httpx.Request) -> httpx.TransportError:
-    if isinstance(error, TimeoutError):
-        return httpx.ReadTimeout(f"{request.url.host} did not answer in time: {error}", request=request)
-    if isinstance(error, http.client.HTTPException):
-        what = "the connection ended in mid-answer" if isinstance(error, http.client.IncompleteRead) else str(error)
-        return httpx.RemoteProtocolError(f"{request.url.host}: {what or type(error).__name__}", request=request)
-    return httpx.ReadError(f"{request.url.host}: {error}", request=request)

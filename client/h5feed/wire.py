@@ -114,6 +114,10 @@ class Body:
             start += tensor.nbytes
         return extents
 
+    def start_of(self, name: str) -> int:
+        """Bytes before the first of a tensor."""
+        return next(self.data_start + start for tensor, (start, _) in self._extents.items() if tensor.name == name)
+
     @cached_property
     def data_start(self) -> int:
         """Bytes before the first tensor."""
@@ -151,8 +155,19 @@ class Body:
         """
         start = self.data_start
         bodies = buffer.reshape(count, self.nbytes)
-        for number in range(count):
-            bodies[number, :start] = np.frombuffer(self.header(index + number), np.uint8)
+        done = 0
+        while done < count:
+            # Headers whose indices have as many digits differ in these digits only.
+            first = index + done
+            digits = len(str(first))
+            alike = min(count - done, 10**digits - first)
+            headers = bodies[done : done + alike, :start]
+            headers[...] = np.frombuffer(self.header(first), np.uint8)
+            if alike > 1:
+                place = 8 + len(_OPENING)
+                powers = 10 ** np.arange(digits - 1, -1, -1)
+                headers[:, place : place + digits] = np.arange(first, first + alike)[:, None] // powers % 10 + ord("0")
+            done += alike
         return {
             tensor.name: bodies[:, start + first : start + stop].view(tensor.dtype).reshape(count, *tensor.shape)
             for tensor, (first, stop) in self._extents.items()

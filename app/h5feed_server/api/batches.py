@@ -2,71 +2,26 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
-from fastapi.routing import APIRoute
-from h5feed.errors import TooLarge
 from h5feed.wire import Tensor
 
-from ..batching import BatchPlan
 from ..services import Services
-from .bodies import BINARY_RESPONSE, BlockStream, Bytes, binary, cache_headers, is_known, negotiate, not_modified
+from .bodies import BINARY_RESPONSE, binary, cache_headers, is_known, negotiate, not_modified, query_items
 from .deps import NamePath, ServicesDep, in_thread
 from .queries import BatchQuery, PlanQuery, StreamQuery
+from .stream import BatchStream, filled, plan_of
 
 router = APIRouter(prefix="/v1/datasets/{name}", tags=["batches"])
-
-REMEMBERED_QUERIES = 256
-"""Valid query strings kept, of at most `REMEMBERED_LENGTH` bytes each."""
-
-REMEMBERED_LENGTH = 2048
-
-
-class RememberedQuery(APIRoute):
-    """A route that validates a query string once: in an epoch only the index in the path changes, and validating is
-    most of what a request costs beside its bytes."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        validated = super().get_route_handler()
-
-        async def handle(request: Request) -> Response:
-            query = request.app.state.queries.get(request.scope["query_string"])
-            index = request.path_params["index"]
-            if query is None or not (index.isascii() and index.isdigit() and len(index) < 18):
-                return await validated(request)
-            return await get_batch(request, request.app.state.services, request.path_params["name"], int(index), query)
-
-        return handle
-
-
-single = APIRouter(prefix="/v1/datasets/{name}", tags=["batches"], route_class=RememberedQuery)
-
-
-def _remember(request: Request, query: BatchQuery) -> None:
-    queries: dict[bytes, BatchQuery] = request.app.state.queries
-    text = request.scope["query_string"]
-    if text not in queries and len(text) <= REMEMBERED_LENGTH:
-        if len(queries) >= REMEMBERED_QUERIES:
-            del queries[next(iter(queries))]
-        queries[text] = query
-
-
-BLOCK_BYTES = 4 << 20
-"""Bytes: small batches of a stream are put together up to this much and sent by one write."""
-
-MAX_STREAM_BLOCKS = 4096
-"""Bound on what one streamed request may ask for, in blocks."""
 
 
 @router.get("/plan", summary="What an epoch of an order will be")
 async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQuery, Query()]) -> dict[str, Any]:
     """Rows, batches, rows of the last one and bytes per batch: what a client needs before the first fetch."""
-    plan = await in_thread(services, partial(_plan, services, name, query))
+    plan = await in_thread(services, partial(plan_of, services, name, query))
     grid = plan.grid
     return {
         "dataset": plan.dataset.name,
@@ -84,7 +39,7 @@ async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQ
     }
 
 
-@single.get("/batches/{index}", summary="One batch", responses=BINARY_RESPONSE, response_class=Response)
+@router.get("/batches/{index}", summary="One batch", responses=BINARY_RESPONSE, response_class=Response)
 async def get_batch(
     request: Request,
     services: ServicesDep,
@@ -93,22 +48,16 @@ async def get_batch(
     query: Annotated[BatchQuery, Query()],
 ) -> Response:
     """Batch `index` of an order, binary: a pure function of this URL."""
-    _remember(request, query)
     form = negotiate(request, query.format, ("safetensors", "npz", "npy"))
+    if form == "safetensors":
+        return _stream(request, services, name, query, index, index + 1)
 
     def work() -> Response:
-        began = time.perf_counter()
-        plan = _plan(services, name, query)
-        nbytes = plan.body(index).nbytes
+        plan = plan_of(services, name, query)
         headers = cache_headers(request, plan.dataset.revision, form)
         if is_known(request, headers):
             return not_modified(headers)
-        planned = time.perf_counter()
-        buffer = _filled(services, plan, index, index + 1, nbytes)
-        headers["server-timing"] = (
-            f"plan;dur={(planned - began) * 1e3:.2f}, read;dur={(time.perf_counter() - planned) * 1e3:.2f}"
-        )
-        return binary(buffer, form, headers)
+        return binary(filled(services, plan, index, index + 1), form, headers)
 
     return await in_thread(services, work)
 
@@ -118,31 +67,21 @@ async def stream_batches(
     request: Request, services: ServicesDep, name: NamePath, query: Annotated[StreamQuery, Query()]
 ) -> Response:
     """Batches `start` … `stop`-1, back to back: for small batches many times faster than a request each."""
-    form = negotiate(request, query.format, ("safetensors",))
-    plan = await in_thread(services, partial(_plan, services, name, query))
-    nbytes = plan.nbytes(query.start, query.stop)
-    headers = cache_headers(request, plan.dataset.revision, form)
-    if is_known(request, headers):
-        return not_modified(headers)
-    per_block = max(1, BLOCK_BYTES // plan.full.nbytes)
-    starts = range(query.start, query.stop, per_block)
-    if len(starts) > MAX_STREAM_BLOCKS:
-        raise TooLarge(f"batches {query.start} … {query.stop - 1} are too many at once: ask for {per_block} at a time")
-    blocks: list[Callable[[], Bytes]] = []
-    for start in starts:
-        stop = min(start + per_block, query.stop)
-        blocks.append(partial(_filled, services, plan, start, stop, plan.nbytes(start, stop)))
-    return BlockStream(blocks, partial(in_thread, services), nbytes, headers)
+    negotiate(request, query.format, ("safetensors",))
+    return _stream(request, services, name, query, query.start, query.stop)
 
 
-def _plan(services: Services, name: str, query: PlanQuery) -> BatchPlan:
-    return services.batcher.plan(name, query.spec, query.batch_size, query.revision)
-
-
-def _filled(services: Services, plan: BatchPlan, start: int, stop: int, nbytes: int) -> Bytes:
-    buffer = services.pool.lease(nbytes, services.settings.admit_timeout)
-    plan.fill(start, stop, buffer)
-    return buffer
+def _stream(request: Request, services: Services, name: str, query: BatchQuery, start: int, stop: int) -> Response:
+    request.app.state.queries.remember(request, query)
+    return BatchStream(
+        services,
+        partial(plan_of, services, name, query),
+        start,
+        stop,
+        path=request.scope["path"],
+        items=query_items(request),
+        if_none_match=request.headers.get("if-none-match", ""),
+    )
 
 
 def _describe(tensor: Tensor) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +13,6 @@ from fastapi import Request
 from fastapi.responses import Response
 from h5feed.errors import BadParameter, NotAcceptable
 from h5feed.wire import MEDIA_TYPE, read_body
-from starlette.types import Receive, Scope, Send
 
 Bytes = npt.NDArray[np.uint8]
 Format = Literal["safetensors", "npz", "npy"]
@@ -63,22 +61,37 @@ def negotiate(request: Request, wanted: Format | None, allowed: Sequence[Format]
     )
 
 
+def query_items(request: Request) -> list[str]:
+    """The query as decoded ``name=value`` items."""
+    return [f"{name}={value}" for name, value in request.query_params.multi_items()]
+
+
 def cache_headers(request: Request, revision: str, form: Format) -> dict[str, str]:
     """ETag and Cache-Control of an answer that is a pure function of its URL and the revision."""
-    query = "&".join(sorted(f"{key}={value}" for key, value in request.query_params.multi_items()))
-    digest = hashlib.blake2b(f"{revision} {request.url.path}?{query} {form}".encode(), digest_size=16)
-    pinned = "revision" in request.query_params
-    visibility = "private" if request.app.state.tokens else "public"
+    private = bool(request.app.state.services.settings.token_list)
+    return url_headers(request.scope["path"], query_items(request), revision, form, private=private)
+
+
+def url_headers(path: str, items: Sequence[str], revision: str, form: Format, *, private: bool) -> dict[str, str]:
+    """Same as `cache_headers`, from the path and the items of the query."""
+    query = sorted(items)
+    digest = hashlib.blake2b(f"{revision} {path}?{'&'.join(query)} {form}".encode(), digest_size=16)
+    pinned = any(item.startswith("revision=") for item in query)
     return {
         "etag": f'"{digest.hexdigest()}"',
-        "cache-control": f"{visibility}, max-age=31536000, immutable" if pinned else "no-cache",
+        "cache-control": f"{'private' if private else 'public'}, max-age=31536000, immutable" if pinned else "no-cache",
         "vary": "accept",
     }
 
 
 def is_known(request: Request, headers: dict[str, str]) -> bool:
     """Whether the caller holds this very answer already."""
-    known = [item.strip().removeprefix("W/") for item in request.headers.get("if-none-match", "").split(",")]
+    return is_tagged(request.headers.get("if-none-match", ""), headers)
+
+
+def is_tagged(if_none_match: str, headers: dict[str, str]) -> bool:
+    """Same as `is_known`, from the header's value."""
+    known = [item.strip().removeprefix("W/") for item in if_none_match.split(",")]
     return headers["etag"] in known or known == ["*"]
 
 
@@ -103,43 +116,3 @@ def binary(buffer: Bytes, form: Format, headers: dict[str, str]) -> Response:
             )
         np.lib.format.write_array(stream, tensors[names[0]], allow_pickle=False)
     return Response(stream.getvalue(), headers=headers, media_type=MEDIA_TYPES[form])
-
-
-class BlockStream(Response):
-    """A body sent block by block: while one is on its way, the next is being read.
-
-    Parameters
-    ----------
-    blocks : sequence of callable
-        Each reads one block into a buffer, in a thread.
-    run : callable
-        Awaits such a callable's result in a thread.
-    nbytes : int
-        Length of the whole, which is announced. An error in mid-stream cuts the connection.
-    """
-
-    def __init__(
-        self, blocks: Sequence[Callable[[], Bytes]], run: Callable[..., Any], nbytes: int, headers: dict[str, str]
-    ) -> None:
-        super().__init__(None, headers={**headers, "content-length": str(nbytes)}, media_type=MEDIA_TYPE)
-        self._blocks = blocks
-        self._run = run
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # The first block is read before the status is sent: what is wrong with all of them is still a clear error.
-        following: asyncio.Future[Bytes] = asyncio.ensure_future(self._run(self._blocks[0]))
-        try:
-            for number in range(len(self._blocks)):
-                block = await following
-                if number == 0:
-                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                more = number + 1 < len(self._blocks)
-                if more:
-                    following = asyncio.ensure_future(self._run(self._blocks[number + 1]))
-                await send({"type": "http.response.body", "body": memoryview(block), "more_body": more})
-                del block
-        finally:
-            if following.done():
-                following.cancelled() or following.exception()
-            else:
-                following.cancel()

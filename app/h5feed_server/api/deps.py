@@ -33,13 +33,10 @@ async def in_thread(services: Services, work: Callable[[], T]) -> T:
     ReadTimeout
         It took longer than the settings allow; the thread is left to end by itself.
     """
-    future = asyncio.get_running_loop().run_in_executor(services.threads, work)
-    done, _ = await asyncio.wait((future,), timeout=services.settings.read_timeout)
-    if not done:
-        # Its outcome is nobody's any more, and must not be reported as unheard.
-        future.add_done_callback(lambda late: late.cancelled() or late.exception())
-        raise ReadTimeout(f"reading took more than {services.settings.read_timeout:g} s")
     try:
-        return future.result()
+        async with asyncio.timeout(services.settings.read_timeout):
+            return await asyncio.get_running_loop().run_in_executor(services.threads, work)
+    except TimeoutError:
+        raise ReadTimeout(f"reading took more than {services.settings.read_timeout:g} s") from None
     except PoolExhausted as error:
         raise Overloaded(f"{error}; come again in a moment", retry_after=1) from None

@@ -23,6 +23,9 @@ SMALL_ROW_BYTES = 64 << 10
 """Bytes: arrays of rows up to this size are kept decoded in memory where they fit; for bigger rows the saving of a
 system call per row is nothing beside the copy."""
 
+PIECE_BYTES = 3 << 20
+"""Bytes read before they are sent: few enough to be in the processor's cache still, enough for few system calls."""
+
 _SCRATCH_BYTES = 16 << 20
 """Bytes: scratch memory that a thread keeps for the next chunk at most."""
 
@@ -97,6 +100,14 @@ class Reader:
             np.take(kept, rows, axis=0, out=out, mode="clip")
         else:
             self.read_from_source(source, array, rows, out)
+
+    def pieces(self, array: ArrayLayout, rows: int) -> list[slice]:
+        """How reading so many rows is best divided, so that what was read can be sent while the rest is read."""
+        if array.chunks is not None:
+            # Decoded by all cores at once: every pause for one piece to be whole would leave some of them idle.
+            return [slice(0, rows)]
+        step = max(1, PIECE_BYTES // max(1, array.row_bytes))
+        return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
     def read_from_source(self, source: LocalFile, array: ArrayLayout, rows: Int64s, out: npt.NDArray[Any]) -> None:
         """Same as `read`, past the cache."""

@@ -1,0 +1,137 @@
+"""Answers that the thread which reads them also writes to the socket, past the event loop.
+
+The loop would be told of every piece and wake for every half megabyte that the socket takes; a thread that reads a
+piece and sends it at once finds the bytes still in the processor's cache, and needs one hand-over for the whole answer.
+A peer that does not keep up costs no thread: what it has not taken after a moment is left to the event loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+EXTENSION = "h5feed.direct"
+"""Key in the scope's extensions: the `DirectConnection` that the request came by."""
+
+PATIENCE_SECONDS = 0.05
+"""How long the thread of one answer waits, in all, for a peer to make room."""
+
+
+class DirectConnection(Protocol):
+    """A server's connection whose socket may be written to by others."""
+
+    def direct(self) -> DirectWriter | None:
+        """For the request under way; None where its answer must go through the event loop."""
+
+
+def writer_of(scope: Scope) -> DirectWriter | None:
+    """What the server offers for this request."""
+    connection: DirectConnection | None = scope.get("extensions", {}).get(EXTENSION)
+    return None if connection is None else connection.direct()
+
+
+class DirectWriter:
+    """One answer, written by a thread.
+
+    The thread calls `start`, `write` and, last, `close`; the event loop calls `take_back` when the thread has ended, or
+    `revoke` when the thread has failed or cannot be waited for.
+
+    Parameters
+    ----------
+    cycle : RequestResponseCycle
+        uvicorn's state of the request, which must not notice that it did not write the answer itself.
+    descriptor : int
+        Of the connection's socket, non-blocking; duplicated, so that it stays ours when the server closes its own.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle, descriptor: int) -> None:
+        self._cycle = cycle
+        self._socket = socket.socket(fileno=os.dup(descriptor))
+        self._lock = threading.Lock()
+        self._revoked = False
+        self._head = b""
+        self._unsent = 0
+        self._patience = PATIENCE_SECONDS
+        self.started = False
+        self.stalled = False
+        """The peer does not keep up: `write` keeps away from the socket from now on."""
+
+    def start(self, headers: Sequence[tuple[bytes, bytes]], nbytes: int) -> None:
+        """Begin an answer of `nbytes`, with status 200.
+
+        Raises
+        ------
+        ConnectionAbortedError
+            Nobody waits for this answer any more.
+        """
+        lines = [b"%b: %b\r\n" % header for header in (*self._cycle.default_headers, *headers)]
+        self._head = b"HTTP/1.1 200 OK\r\n" + b"".join(lines) + b"\r\n"
+        with self._lock:
+            if self._revoked:
+                raise ConnectionAbortedError("the answer came too late")
+            self.started = True
+            self._cycle.response_started = True
+            self._cycle.chunked_encoding = False
+            self._unsent = nbytes
+
+    def write(self, data: memoryview) -> int:
+        """Send what the peer takes of `data`; returns how many bytes that were."""
+        total = len(data)
+        while data and not self.stalled:
+            try:
+                if self._head:
+                    # Head and body in one packet: the peer wakes once.
+                    sent = self._socket.sendmsg((self._head, data))
+                    in_head = min(sent, len(self._head))
+                    self._head = self._head[in_head:]
+                    sent -= in_head
+                else:
+                    sent = self._socket.send(data)
+            except BlockingIOError:
+                self.stalled = not self._room()
+                continue
+            data = data[sent:]
+            if data:
+                # The socket is full: asking it again would cost a call more than waiting.
+                self.stalled = not self._room()
+        sent = total - len(data)
+        self._unsent -= sent
+        return sent
+
+    def _room(self) -> bool:
+        """Wait for room, as long as patience lasts."""
+        began = time.monotonic()
+        poll = select.poll()
+        poll.register(self._socket, select.POLLOUT)
+        found = bool(poll.poll(max(0.0, self._patience) * 1e3))
+        self._patience -= time.monotonic() - began
+        return found
+
+    def close(self) -> None:
+        """Let go of the socket. For the thread alone: under it, a closed descriptor might be another's soon."""
+        self._socket.close()
+
+    def take_back(self) -> bytes:
+        """End the direct way: the server goes on with what is unsent, beginning with the bytes returned."""
+        self._cycle.expected_content_length = len(self._head) + self._unsent
+        return self._head
+
+    def revoke(self) -> None:
+        """Give up: an answer that has not begun will not, one that has is cut off."""
+        with self._lock:
+            self._revoked = True
+            if self.started:
+                self._cycle.disconnected = True
+                self._cycle.transport.abort()
+                with contextlib.suppress(OSError):
+                    # A thread that is writing still must not get on with it.
+                    self._socket.shutdown(socket.SHUT_RDWR)
