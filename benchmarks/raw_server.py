@@ -18,7 +18,7 @@ from h5feed.order import order_key, permute
 REQUEST = struct.Struct("<4q")
 """Epoch, first batch, step, number of batches."""
 
-SEND_BUFFER_BYTES = 512 << 10
+SEND_BUFFER_BYTES = 256 << 10
 """SO_SNDBUF: what the real server sets, so that nobody has the better socket."""
 
 Buffer = npt.NDArray[np.uint8]

@@ -6,7 +6,7 @@ This is where the way of a batch comes together: split rows → order → rows o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from functools import cached_property
@@ -86,11 +86,8 @@ class BatchPlan:
             raise BatchOutOfRange(f"batches {start} … {stop - 1} are not all there: valid is {valid}")
         return (stop - start - 1) * self.full.nbytes + self.body(stop - 1).nbytes
 
-    def fill(self, start: int, stop: int, buffer: Bytes, ready: Callable[[int], None] = lambda nbytes: None) -> None:
-        """Write batches start … stop-1 back to back into `buffer`, (nbytes(start, stop),) uint8.
-
-        `ready` is told, now and then, how many bytes from the start are final: they may be sent while the rest is read.
-        """
+    def fill(self, start: int, stop: int, buffer: Bytes) -> None:
+        """Write batches start … stop-1 back to back into `buffer`, (nbytes(start, stop),) uint8."""
         source = self.dataset.source
         kept = [(field, self.reader.whole(source, field.array)) for field in self.fields]
         begin = 0
@@ -109,18 +106,12 @@ class BatchPlan:
             if self.padded:
                 tensors[WEIGHT][...] = real
             for field, array in kept:
+                outs = tensors[field.name]
                 if array is not None:
-                    _take(array, rows, tensors[field.name])
-            fresh = [field for field, array in kept if array is None]
-            fresh.sort(key=lambda field: body.start_of(field.name))
-            for number in range(count):
-                for field in fresh:
-                    out = tensors[field.name][number]
-                    first = begin + number * body.nbytes + body.start_of(field.name)
-                    for piece in self.reader.pieces(field.array, len(out)):
-                        self.reader.read_from_source(source, field.array, rows[number][piece], out[piece])
-                        ready(first + piece.stop * field.row_bytes)
-            ready(end)
+                    _take(array, rows, outs)
+                    continue
+                for wanted, out in zip(rows, outs, strict=True):
+                    self.reader.read_from_source(source, field.array, wanted, out)
             begin = end
             start = after
 

@@ -114,10 +114,6 @@ class Body:
             start += tensor.nbytes
         return extents
 
-    def start_of(self, name: str) -> int:
-        """Bytes before the first of a tensor."""
-        return next(self.data_start + start for tensor, (start, _) in self._extents.items() if tensor.name == name)
-
     @cached_property
     def data_start(self) -> int:
         """Bytes before the first tensor."""

@@ -1,7 +1,6 @@
 """Answers that the thread which reads them also writes to the socket, past the event loop.
 
-The loop would be told of every piece and wake for every half megabyte that the socket takes; a thread that reads a
-piece and sends it at once finds the bytes still in the processor's cache, and needs one hand-over for the whole answer.
+The loop would wake for every piece that the socket takes, and the thread would have to hand each answer over to it.
 A peer that does not keep up costs no thread: what it has not taken after a moment is left to the event loop.
 """
 

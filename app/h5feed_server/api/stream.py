@@ -162,32 +162,20 @@ class BatchStream(Response):
         headers |= {"content-length": str(nbytes)}
         begun = _Begun(plan, headers, memoryview(b""), blocks)
 
-        def timing() -> None:
-            # Only what is known when the first bytes leave.
-            read = (time.perf_counter() - planned) * 1e3
-            headers["server-timing"] = f"plan;dur={(planned - began) * 1e3:.2f}, read;dur={read:.2f}"
-
         while blocks:
-            start, stop = blocks.pop(0)
-            if writer is None:
-                begun.unsent = memoryview(filled(services, plan, start, stop))
-                timing()
-                return begun
-            buffer = services.pool.lease(plan.nbytes(start, stop), services.settings.admit_timeout)
-            view = memoryview(buffer)
-            sent = 0
-
-            def ready(done: int, view: memoryview = view) -> None:
-                nonlocal sent
-                if not writer.started:
-                    timing()
+            block = memoryview(filled(services, plan, *blocks.pop(0)))
+            if "server-timing" not in headers:
+                # Only what is known when the first bytes leave.
+                read = time.perf_counter() - planned
+                headers["server-timing"] = f"plan;dur={(planned - began) * 1e3:.2f}, read;dur={read * 1e3:.2f}"
+                if writer is not None:
                     writer.start(Response(headers=headers, media_type=MEDIA_TYPE).raw_headers, nbytes)
-                sent += writer.write(view[sent:done])
-
-            plan.fill(start, stop, buffer, ready)
-            if writer.stalled or time.perf_counter() - began > _DIRECT_SECONDS:
-                begun.unsent = view[sent:]
+            begun.unsent = block[writer.write(block) :] if writer is not None else block
+            if writer is None or writer.stalled or time.perf_counter() - began > _DIRECT_SECONDS:
                 break
+            # The buffer may be filled anew.
+            del block
+            begun.unsent = memoryview(b"")
         return begun
 
 

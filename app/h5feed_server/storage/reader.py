@@ -17,14 +17,11 @@ from h5feed.errors import DatasetCorrupt, ReadTimeout
 from .cache import ByteCache
 from .codecs import decode_chunk
 from .layout import ArrayLayout
-from .source import LocalFile
+from .source import LocalFile, Range
 
 SMALL_ROW_BYTES = 64 << 10
 """Bytes: arrays of rows up to this size are kept decoded in memory where they fit; for bigger rows the saving of a
 system call per row is nothing beside the copy."""
-
-PIECE_BYTES = 3 << 20
-"""Bytes read before they are sent: few enough to be in the processor's cache still, enough for few system calls."""
 
 _SCRATCH_BYTES = 16 << 20
 """Bytes: scratch memory that a thread keeps for the next chunk at most."""
@@ -100,14 +97,6 @@ class Reader:
             np.take(kept, rows, axis=0, out=out, mode="clip")
         else:
             self.read_from_source(source, array, rows, out)
-
-    def pieces(self, array: ArrayLayout, rows: int) -> list[slice]:
-        """How reading so many rows is best divided, so that what was read can be sent while the rest is read."""
-        if array.chunks is not None:
-            # Decoded by all cores at once: every pause for one piece to be whole would leave some of them idle.
-            return [slice(0, rows)]
-        step = max(1, PIECE_BYTES // max(1, array.row_bytes))
-        return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
     def read_from_source(self, source: LocalFile, array: ArrayLayout, rows: Int64s, out: npt.NDArray[Any]) -> None:
         """Same as `read`, past the cache."""
@@ -262,15 +251,18 @@ def _chunk_jobs(array: ArrayLayout, rows: Int64s) -> Iterator[_ChunkJob]:
             yield _ChunkJob(int(entries[group, part]), places, within, inside, inside_chunk, whole_rows, in_place)
 
 
-def _row_ranges(offset: int, row_bytes: int, rows: Int64s, target: Bytes) -> Iterator[tuple[int, memoryview]]:
-    """One range for each run of rows that follow each other."""
+def _row_ranges(offset: int, row_bytes: int, rows: Int64s, target: Bytes) -> list[Range]:
+    """One range for each row, or, where rows follow each other, for all of them together."""
     view = memoryview(target.reshape(-1))
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    starts = [0, *breaks.tolist()]
-    stops = [*starts[1:], len(rows)]
-    firsts = (rows[starts] * row_bytes + offset).tolist()
-    for first, start, stop in zip(firsts, starts, stops, strict=True):
-        yield first, view[start * row_bytes : stop * row_bytes]
+    if len(rows) > 1 and rows[1] == rows[0] + 1:
+        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+        starts = np.concatenate([[0], breaks])
+    else:
+        # A shuffled order: looking for neighbours would cost more than the few that there are.
+        starts = np.arange(len(rows))
+    offsets = (rows[starts] * row_bytes + offset).tolist()
+    bounds = [*(starts * row_bytes).tolist(), len(view)]
+    return [(offset, view[start:stop]) for offset, start, stop in zip(offsets, bounds, bounds[1:], strict=False)]
 
 
 def _view(array: ArrayLayout, target: Bytes) -> Bytes:

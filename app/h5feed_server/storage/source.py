@@ -6,21 +6,20 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Protocol
 
 from h5feed.errors import DatasetCorrupt, RevisionChanged
 
-Request = tuple[int, memoryview]
+Range = tuple[int, memoryview]
 """Offset in the file, and the writeable bytes to be filled from there."""
 
 
 class ByteSource(Protocol):
     """Bytes at offsets."""
 
-    def read_ranges(self, requests: Iterable[Request]) -> None:
+    def read_ranges(self, ranges: Sequence[Range]) -> None:
         """Fill every range.
 
         Raises
@@ -105,7 +104,7 @@ class LocalFile:
         self._path = path
         self.identity = identity
 
-    def read_ranges(self, requests: Iterable[Request]) -> None:
+    def read_ranges(self, ranges: Sequence[Range]) -> None:
         try:
             held = self._files.get(self._path, self.identity)
         except FileNotFoundError:
@@ -113,14 +112,14 @@ class LocalFile:
         except OSError as error:
             raise DatasetCorrupt(f"a file of this dataset cannot be opened: {error.strerror}") from None
         fd = held.fd
-        offsets, targets = zip(*requests, strict=True)
         # One call for each range and nothing else between them: this loop is most of what reading costs in Python.
-        received = list(map(os.preadv, repeat(fd), [(target,) for target in targets], offsets))
-        if received != list(map(len, targets)):
-            for offset, target, count in zip(offsets, targets, received, strict=True):
+        received = [os.preadv(fd, (target,), offset) for offset, target in ranges]
+        for (offset, target), count in zip(ranges, received, strict=True):
+            if count != len(target):
                 self._read_rest(fd, offset, target, count)
         # Bytes that were overwritten in place while they were read must not be taken for the old ones.
-        if Identity.of(os.fstat(fd)) != self.identity:
+        status = os.fstat(fd)
+        if status.st_mtime_ns != self.identity.mtime_ns or status.st_size != self.identity.size:
             raise _changed()
 
     def _read_rest(self, fd: int, offset: int, target: memoryview, done: int) -> None:
