@@ -15,7 +15,7 @@ from .client import Client
 from .errors import BadAnswer, BadParameter
 from .readahead import Block, ReadAhead, blocks_of
 from .transport import BodyCut
-from .wire import ROWS, WEIGHT, read_bodies, read_body
+from .wire import ROWS, WEIGHT, read_body, read_runs
 
 if TYPE_CHECKING:
     from .keras import Sequence as KerasSequence
@@ -70,15 +70,22 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
 
     __slots__ = ("_fields", "epoch", "index", "revision", "rows", "weight")
 
-    def __init__(self, tensors: dict[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> None:
-        try:
-            self.rows: npt.NDArray[np.int64] = tensors.pop(ROWS)
-            self.index, self.epoch = int(metadata["index"]), int(metadata["epoch"])
-            self.revision = metadata["revision"]
-        except (KeyError, ValueError) as error:
-            raise BadAnswer(f"the answer is no batch: {error} is missing") from None
-        self.weight: npt.NDArray[np.float32] | None = tensors.pop(WEIGHT, None)
-        self._fields = tensors
+    def __init__(
+        self,
+        fields: dict[str, npt.NDArray[Any]],
+        rows: npt.NDArray[np.int64],
+        weight: npt.NDArray[np.float32] | None = None,
+        *,
+        index: int,
+        epoch: int,
+        revision: str,
+    ) -> None:
+        self._fields = fields
+        self.rows = rows
+        self.weight = weight
+        self.index = index
+        self.epoch = epoch
+        self.revision = revision
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self._fields[name]
@@ -162,7 +169,7 @@ class Dataset:
     def batch(self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]) -> Batch:
         """Batch `index` of an order."""
         params = self._params(split, options, OrderOptions) | {"batch_size": str(batch_size)}
-        return Batch(*read_body(self._client.body(f"{self._path}/batches/{index}", params))[:2])
+        return _only_batch(self._client.body(f"{self._path}/batches/{index}", params))
 
     def batches(
         self,
@@ -202,7 +209,7 @@ class Dataset:
         if fields is not None:
             request["fields"] = [fields] if isinstance(fields, str) else list(fields)
         body = self._client.body(f"{self._path}/rows", {"revision": self.revision}, json=request)
-        return Batch(*read_body(body)[:2])
+        return _only_batch(body)
 
     def splits(self, **options: Unpack[SplitOptions]) -> dict[str, Any]:
         """Rows, rows and share per class, class weights and digest of each split."""
@@ -259,7 +266,7 @@ def _fetcher(client: Client, path: str, params: Mapping[str, str]) -> Callable[[
             if alone or block.stop - start == 1:
                 # The first missing batch of a broken stream, asked for alone, answers with the reason.
                 body = client.body(f"{path}/batches/{start}", query, cancelled=cancelled)
-                batches.append(Batch(*read_body(body)[:2]))
+                batches.append(_only_batch(body))
                 alone = False
             else:
                 window = {"start": str(start), "stop": str(block.stop)}
@@ -276,13 +283,37 @@ def _fetcher(client: Client, path: str, params: Mapping[str, str]) -> Callable[[
     return fetch
 
 
-def _whole_batches(body: npt.NDArray[np.uint8], *, cut: bool) -> Iterator[Batch]:
+def _whole_batches(body: npt.NDArray[np.uint8], *, cut: bool = False) -> Iterator[Batch]:
+    """The batches in a body; with `cut`, those before its broken end."""
     try:
-        for tensors, metadata in read_bodies(body):
-            yield Batch(tensors, metadata)
+        for run in read_runs(body):
+            stacked = dict(run.tensors)
+            try:
+                rows = stacked.pop(ROWS)
+                epoch, revision = int(run.metadata["epoch"]), run.metadata["revision"]
+            except (KeyError, ValueError) as error:
+                raise BadAnswer(f"the answer is no batch: {error} is missing") from None
+            weights = stacked.pop(WEIGHT, None)
+            for number, index in enumerate(run.indices):
+                yield Batch(
+                    {name: tensor[number] for name, tensor in stacked.items()},
+                    rows[number],
+                    None if weights is None else weights[number],
+                    index=index,
+                    epoch=epoch,
+                    revision=revision,
+                )
     except BadAnswer:
         if not cut:
             raise
+
+
+def _only_batch(body: npt.NDArray[np.uint8]) -> Batch:
+    """The batch in a body of one."""
+    batches = list(_whole_batches(body))
+    if len(batches) != 1:
+        raise BadAnswer(f"the answer has {len(batches)} batches where one was asked for")
+    return batches[0]
 
 
 def _encode(value: object) -> str:

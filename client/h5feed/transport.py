@@ -271,17 +271,18 @@ class _Patience:
         self._socket = connected
         self._timeout = 1e9 if timeout is None else timeout
         self._deadline = deadline
-        self._set: float | None = None
 
-    def extend(self) -> None:
-        """Call before every operation."""
-        remaining = self._deadline - time.monotonic()
+    def extend(self) -> float:
+        """Call before every operation; returns until when (`time.monotonic`) it need not be called again."""
+        now = time.monotonic()
+        remaining = self._deadline - now
         if remaining <= 0:
             raise TimeoutError("the deadline has passed")
-        allowed = self._timeout if self._timeout < remaining else remaining
-        if allowed != self._set:
-            self._set = allowed
-            self._socket.settimeout(allowed)
+        if self._timeout < remaining:
+            self._socket.settimeout(self._timeout)
+            return self._deadline - self._timeout
+        self._socket.settimeout(remaining)
+        return now
 
 
 def _receive_head(connected: socket.socket, patience: _Patience) -> bytes:
@@ -345,9 +346,11 @@ def _receive_into(connected: socket.socket, buffer: npt.NDArray[np.uint8], begun
     done = min(len(begun), length)
     view[:done] = begun[:done]
     receive, extend = connected.recv_into, patience.extend
+    until = 0.0
     while done < length:
         # One read at a time, so that a dripping server meets the deadline too.
-        extend()
+        if time.monotonic() > until:
+            until = extend()
         try:
             received = receive(view[done:])
         except ConnectionError:

@@ -206,45 +206,53 @@ def read_body(buffer: Bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str
     return tensors, metadata, data_start + end
 
 
-def read_bodies(buffer: Bytes) -> Iterator[tuple[dict[str, npt.NDArray[Any]], dict[str, str]]]:
-    """The bodies that lie back to back in `buffer`, one by one."""
-    start = 0
-    while start < len(buffer):
-        first = buffer[start:]
-        tensors, metadata, nbytes = read_body(first)
-        extents = _extents_of(tensors, first)
-        yield tensors, metadata
-        start += nbytes
-        # The headers of a stream differ in the digits of the index only: those that do need no second parsing.
-        header_bytes = 8 + int(struct.unpack_from("<Q", first)[0])
-        _, expected = _without_index(first[:header_bytes])
-        while start + nbytes <= len(buffer):
-            index, rest = _without_index(buffer[start : start + header_bytes])
-            if rest != expected:
-                break
-            body = buffer[start : start + nbytes]
-            alike = {name: body[first:stop].view(dtype).reshape(shape) for name, dtype, shape, first, stop in extents}
-            yield alike, {**metadata, "index": index}
-            start += nbytes
+@dataclass(frozen=True)
+class Run:
+    """Bodies back to back that differ in their index and in their data only.
+
+    Attributes
+    ----------
+    tensors : dict of str to ndarray
+        Of all bodies together: one more axis in front, of length ``len(indices)``.
+    metadata : dict of str to str
+        Of the first.
+    indices : list of int
+    """
+
+    tensors: dict[str, npt.NDArray[Any]]
+    metadata: dict[str, str]
+    indices: list[int]
 
 
-def _extents_of(
-    tensors: Mapping[str, npt.NDArray[Any]], body: Bytes
-) -> list[tuple[str, np.dtype[Any], tuple[int, ...], int, int]]:
-    """Name, dtype, shape, and where it lies in the body, of each tensor."""
-    origin = body.ctypes.data
-    extents = []
-    for name, tensor in tensors.items():
-        first = tensor.ctypes.data - origin if tensor.size else 0
-        extents.append((name, tensor.dtype, tensor.shape, first, first + tensor.nbytes))
-    return extents
+def read_runs(buffer: Bytes) -> Iterator[Run]:
+    """The bodies that lie back to back in `buffer`; nothing is copied.
 
-
-def _without_index(header: Bytes) -> tuple[str, bytes]:
-    """The digits of a header's index, and the header without them and its padding."""
-    text = header.tobytes()
-    opening = len(_OPENING) + 8
-    if text[8:opening] != _OPENING:
-        return "", text
-    digits, _, rest = text[opening:].partition(b'"')
-    return digits.decode("ascii", "replace"), text[:8] + rest.rstrip(b" ")
+    Raises
+    ------
+    BadAnswer
+        What comes next is no whole body.
+    """
+    while len(buffer):
+        tensors, metadata, nbytes = read_body(buffer)
+        if buffer[8 : 8 + len(_OPENING)].tobytes() != _OPENING:
+            raise BadAnswer("the answer is no batch: its header does not begin with the index")
+        # headers: (bodies that there is room for, bytes of a header)
+        bodies = buffer[: len(buffer) // nbytes * nbytes].reshape(-1, nbytes)
+        headers = bodies[:, : 8 + int(struct.unpack_from("<Q", buffer)[0])]
+        digits = slice(8 + len(_OPENING), 8 + len(_OPENING) + len(metadata["index"]))
+        alike = headers == headers[0]
+        alike[:, digits] = (headers[:, digits] >= ord("0")) & (headers[:, digits] <= ord("9"))
+        differing = np.flatnonzero(~alike.all(axis=1))
+        count = int(differing[0]) if len(differing) else len(bodies)
+        if not count:
+            raise BadAnswer(f"the answer is no batch: its index is {metadata['index']!r}")
+        powers = 10 ** np.arange(digits.stop - digits.start - 1, -1, -1)
+        indices = ((headers[:count, digits] - ord("0")) @ powers).tolist()
+        origin = buffer.ctypes.data
+        stacked = {}
+        for name, tensor in tensors.items():
+            first = tensor.ctypes.data - origin if tensor.size else 0
+            raw = bodies[:count, first : first + tensor.nbytes]
+            stacked[name] = raw.view(tensor.dtype).reshape(count, *tensor.shape)
+        yield Run(stacked, metadata, indices)
+        buffer = buffer[count * nbytes :]

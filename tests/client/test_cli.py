@@ -10,7 +10,6 @@ import pytest
 from conftest import ServerProcess
 from h5feed.cli import _write, main
 from h5feed.dataset import Batch
-from h5feed.wire import ROWS
 
 
 def test_ls_and_info(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +62,7 @@ def test_no_server(capsys: pytest.CaptureFixture[str]) -> None:
 def test_any_field_name_is_written(tmp_path: Path) -> None:
     """A field may be named like a parameter of numpy's own writer."""
     fields = {"file": np.arange(3), "allow_pickle": np.zeros((3, 2)), "group.x": np.ones(3)}
-    batch = Batch({ROWS: np.arange(3), **fields}, {"index": "0", "epoch": "0", "revision": "r"})
+    batch = Batch(fields, np.arange(3), index=0, epoch=0, revision="r")
     _write(batch, tmp_path / "out.npz")
     archive = np.load(tmp_path / "out.npz")
     assert set(archive.files) == {*fields, "__rows__"}

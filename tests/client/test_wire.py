@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from h5feed.errors import BadAnswer
-from h5feed.wire import ALIGNMENT, DTYPE_NAMES, Body, Tensor, read_bodies, read_body
+from h5feed.wire import ALIGNMENT, DTYPE_NAMES, Body, Tensor, read_body, read_runs
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,7 +62,7 @@ def test_back_to_back() -> None:
     """Several bodies in one buffer are read one by one."""
     body = Body([Tensor("x", np.dtype("|u1"), (5,))], ABOUT)
     buffer = np.concatenate([filled(body, index) for index in range(4)])
-    assert [metadata["index"] for _, metadata in read_bodies(buffer)] == ["0", "1", "2", "3"]
+    assert [index for run in read_runs(buffer) for index in run.indices] == [0, 1, 2, 3]
 
 
 def test_broken_bodies_are_refused() -> None:

@@ -22,7 +22,9 @@ EXTENSION = "h5feed.direct"
 """Key in the scope's extensions: the `DirectConnection` that the request came by."""
 
 PATIENCE_SECONDS = 0.05
-"""How long the thread of one answer waits, in all, for a peer to make room."""
+"""How long a thread goes on with one block for a peer that takes it slowly."""
+
+_POLL_MS = 50
 
 
 class DirectConnection(Protocol):
@@ -54,12 +56,15 @@ class DirectWriter:
 
     def __init__(self, cycle: RequestResponseCycle, descriptor: int) -> None:
         self._cycle = cycle
-        self._socket = socket.socket(fileno=os.dup(descriptor))
+        # Family and type are not looked at, and need not be asked for.
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, os.dup(descriptor))
+        poll = select.poll()
+        poll.register(self._socket, select.POLLOUT)
+        self._room = poll.poll
         self._lock = threading.Lock()
         self._revoked = False
         self._head = b""
         self._unsent = 0
-        self._patience = PATIENCE_SECONDS
         self.started = False
         self.stalled = False
         """The peer does not keep up: `write` keeps away from the socket from now on."""
@@ -85,35 +90,24 @@ class DirectWriter:
     def write(self, data: memoryview) -> int:
         """Send what the peer takes of `data`; returns how many bytes that were."""
         total = len(data)
-        while data and not self.stalled:
-            try:
-                if self._head:
-                    # Head and body in one packet: the peer wakes once.
-                    sent = self._socket.sendmsg((self._head, data))
-                    in_head = min(sent, len(self._head))
-                    self._head = self._head[in_head:]
-                    sent -= in_head
-                else:
-                    sent = self._socket.send(data)
-            except BlockingIOError:
-                self.stalled = not self._room()
-                continue
-            data = data[sent:]
-            if data:
-                # The socket is full: asking it again would cost a call more than waiting.
-                self.stalled = not self._room()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        send, room = self._socket.send, self._room
+        if self._head:
+            # Head and body in one packet: the peer wakes once.
+            with contextlib.suppress(BlockingIOError):
+                sent = self._socket.sendmsg((self._head, data))
+                in_head = min(sent, len(self._head))
+                self._head = self._head[in_head:]
+                data = data[sent - in_head :]
+        while data and not self._head:
+            if not room(_POLL_MS) or time.monotonic() > deadline:
+                break
+            with contextlib.suppress(BlockingIOError):
+                data = data[send(data) :]
+        self.stalled = bool(data)
         sent = total - len(data)
         self._unsent -= sent
         return sent
-
-    def _room(self) -> bool:
-        """Wait for room, as long as patience lasts."""
-        began = time.monotonic()
-        poll = select.poll()
-        poll.register(self._socket, select.POLLOUT)
-        found = bool(poll.poll(max(0.0, self._patience) * 1e3))
-        self._patience -= time.monotonic() - began
-        return found
 
     def close(self) -> None:
         """Let go of the socket. For the thread alone: under it, a closed descriptor might be another's soon."""
