@@ -255,9 +255,10 @@ def _take(array: npt.NDArray[Any], rows: Int64s, out: npt.NDArray[Any]) -> None:
     if array[:1].nbytes <= _TINY_ROW_BYTES:
         out[...] = array[rows]
         return
+    take = array.take
     for wanted, place in zip(rows, out, strict=True):
         # The rows are known to be there: "clip" spares the buffering that "raise" needs to leave `out` intact.
-        np.take(array, wanted, axis=0, out=place, mode="clip")
+        take(wanted, 0, place, "clip")
 
 
 def _body(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import selectors
 import signal
@@ -244,6 +245,7 @@ def _run_worker(settings: Settings, channel: socket.socket, tls: Tls | None) -> 
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         ssl_certfile=tls.certificate if tls else None,
@@ -266,6 +268,9 @@ class _WorkerServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # What is there now stays: looking through it again and again would hold up every hundredth answer.
+        gc.collect()
+        gc.freeze()
         self._channel.setblocking(False)
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._receive)
         self._channel.send(_READY)

@@ -27,6 +27,8 @@ DEFAULT_CONNECTIONS = 2
 DEFAULT_READAHEAD = 64 << 20
 """Bytes fetched ahead of the training loop at most."""
 
+_MAX_PLANS = 256
+
 
 class SplitOptions(TypedDict, total=False):
     """Which rows: see "Split spec" of the HTTP API."""
@@ -156,6 +158,7 @@ class Dataset:
             )
             for field in info["fields"]
         }
+        self._plans: dict[frozenset[tuple[str, str]], dict[str, int]] = {}
         self._path = f"/v1/datasets/{quote(self.name, safe='')}"
 
     def __repr__(self) -> str:
@@ -232,7 +235,14 @@ class Dataset:
     def plan(self, split: str = "all", *, batch_size: int = 32, **options: Unpack[OrderOptions]) -> Plan:
         """What an epoch of this order will be."""
         params = self._params(split, options, OrderOptions) | {"batch_size": str(batch_size)}
-        answer = self._client.json(f"{self._path}/plan", params)
+        # How an order is cut into batches does not depend on the order, and cannot change within a revision.
+        cut = frozenset(item for item in params.items() if item[0] not in ("shuffle", "seed", "epoch"))
+        answer = self._plans.get(cut)
+        if answer is None:
+            answer = self._client.json(f"{self._path}/plan", params)
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            self._plans[cut] = answer
         return Plan(answer["rows"], answer["batches"], answer["batch_bytes"], params)
 
     def read_ahead(self, plan: Plan, blocks: Iterator[Block], connections: int, readahead: int) -> ReadAhead[Batch]:

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FuturesTimeout
-from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -119,14 +119,14 @@ class Reader:
             for job in jobs:
                 self._decode(source, array, job, target)
             return
-        shares = [jobs[number :: self._threads] for number in range(min(self._threads, len(jobs)))]
+        # One iterator for all threads: whoever is done takes the next, and nobody waits for the slowest.
+        remaining = iter(jobs)
 
-        def work(share: list[_ChunkJob]) -> None:
-            for job in share:
+        def work() -> None:
+            for job in remaining:
                 self._decode(source, array, job, target)
 
-        futures = [self._executor.submit(work, share) for share in shares]
-        self._wait(futures)
+        self._wait([self._executor.submit(work) for _ in range(min(self._threads, len(jobs)))])
 
     def _wait(self, futures: list[Future[None]]) -> None:
         """All of them, even when one failed: the buffer must not be given back while a thread still writes to it."""
@@ -184,8 +184,7 @@ class Reader:
         return held[:nbytes]
 
 
-@dataclass(frozen=True)
-class _ChunkJob:
+class _ChunkJob(NamedTuple):
     """The rows that one chunk holds of a batch.
 
     Attributes
@@ -233,22 +232,21 @@ def _chunk_jobs(array: ArrayLayout, rows: Int64s) -> Iterator[_ChunkJob]:
     whole_rows = tuple(widths) == array.sample_shape
     order = np.argsort(rows, kind="stable")
     chunk_of = rows[order] // height
-    bounds = np.flatnonzero(np.diff(chunk_of)) + 1
-    groups = np.split(order, bounds)
-    firsts = chunk_of[np.concatenate([[0], bounds])]
+    begins = np.concatenate([[0], np.flatnonzero(np.diff(chunk_of)) + 1])
+    firsts = chunk_of[begins]
+    bounds = [*begins.tolist(), len(rows)]
     # entries: (groups, cells)
     numbers = firsts[:, None] * per_row + np.arange(per_row, dtype=np.int64)[None, :]
-    entries = array.chunks.find(numbers.reshape(-1)).reshape(numbers.shape)
-    for group, places in enumerate(groups):
-        within = rows[places] % height
-        in_place = (
-            whole_rows
-            and len(places) == height
-            and bool((np.diff(places) == 1).all())
-            and bool((within == np.arange(height)).all())
-        )
+    entries = array.chunks.find(numbers.reshape(-1)).reshape(numbers.shape).tolist()
+    within_chunk = rows % height
+    for group, (start, stop) in enumerate(pairwise(bounds)):
+        places = order[start:stop]
+        within = within_chunk[places]
+        in_place = whole_rows and stop - start == height
+        if in_place and height > 1:
+            in_place = bool((np.diff(places) == 1).all() and (np.diff(within) == 1).all())
         for part, (inside, inside_chunk) in enumerate(parts):
-            yield _ChunkJob(int(entries[group, part]), places, within, inside, inside_chunk, whole_rows, in_place)
+            yield _ChunkJob(entries[group][part], places, within, inside, inside_chunk, whole_rows, in_place)
 
 
 def _row_ranges(offset: int, row_bytes: int, rows: Int64s, target: Bytes) -> list[Range]:
