@@ -102,7 +102,7 @@ class _Window(Generic[T]):
     fetch: Fetch[T]
     blocks: Iterator[Block]
     max_bytes: int
-    changed: threading.Condition = field(default_factory=threading.Condition)
+    lock: threading.Lock = field(default_factory=threading.Lock)
     cancelled: threading.Event = field(default_factory=threading.Event)
     upcoming: Block | None = None
     exhausted: bool = False
@@ -110,6 +110,11 @@ class _Window(Generic[T]):
     delivered: int = 0
     nbytes: int = 0
     results: dict[int, tuple[Block, list[T] | BaseException]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Two, so that a batch which arrives does not wake the threads that wait for room.
+        self.room = threading.Condition(self.lock)
+        self.arrival = threading.Condition(self.lock)
 
     def work(self) -> None:
         """Body of a thread: fetch the next block that fits, until there is none."""
@@ -120,19 +125,21 @@ class _Window(Generic[T]):
                 result = self.fetch(block, self.cancelled)
             except BaseException as error:
                 result = error
-            with self.changed:
+            with self.lock:
                 self.results[number] = (block, result)
-                self.changed.notify_all()
+                if number == self.delivered:
+                    self.arrival.notify()
             del result
 
     def _claim(self) -> tuple[int, Block] | None:
-        with self.changed:
+        with self.lock:
             while not self.cancelled.is_set():
                 if self.upcoming is None and not self.exhausted:
                     self.upcoming = next(self.blocks, None)
                     if self.upcoming is None:
                         self.exhausted = True
-                        self.changed.notify_all()
+                        self.arrival.notify()
+                        self.room.notify_all()
                 if self.exhausted:
                     return None
                 block = self.upcoming
@@ -143,16 +150,16 @@ class _Window(Generic[T]):
                     number = self.asked
                     self.asked += 1
                     return number, block
-                self.changed.wait()
+                self.room.wait()
             return None
 
     def take(self, deadline: float) -> tuple[Block, list[T]] | None:
         """The next block in order; None after the last."""
-        with self.changed:
+        with self.lock:
             while self.delivered not in self.results:
                 if self.cancelled.is_set() or (self.exhausted and self.delivered == self.asked):
                     return None
-                if not self.changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
+                if not self.arrival.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
                     raise ConnectionFailed("no batch came within the deadline")
             block, result = self.results.pop(self.delivered)
             self.delivered += 1
@@ -163,12 +170,13 @@ class _Window(Generic[T]):
 
     def release(self, block: Block) -> None:
         """The consumer has gone past `block`: there is room for another."""
-        with self.changed:
+        with self.lock:
             self.nbytes -= block.nbytes
-            self.changed.notify_all()
+            self.room.notify_all()
 
     def close(self) -> None:
         self.cancelled.set()
-        with self.changed:
+        with self.lock:
             self.results.clear()
-            self.changed.notify_all()
+            self.arrival.notify_all()
+            self.room.notify_all()

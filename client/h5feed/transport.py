@@ -12,6 +12,8 @@ import http.client
 import io
 import socket
 import ssl
+import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -272,17 +274,25 @@ class _Patience:
         self._timeout = 1e9 if timeout is None else timeout
         self._deadline = deadline
 
-    def extend(self) -> float:
-        """Call before every operation; returns until when (`time.monotonic`) it need not be called again."""
+    def extend(self, *, in_kernel: bool = False) -> float:
+        """Call before every operation; returns until when (`time.monotonic`) it need not be called again.
+
+        `in_kernel` leaves the waiting to the kernel, which says `BlockingIOError` when it was too long.
+        """
         now = time.monotonic()
         remaining = self._deadline - now
         if remaining <= 0:
             raise TimeoutError("the deadline has passed")
-        if self._timeout < remaining:
-            self._socket.settimeout(self._timeout)
-            return self._deadline - self._timeout
-        self._socket.settimeout(remaining)
-        return now
+        allowed = min(self._timeout, remaining)
+        if in_kernel:
+            self._socket.settimeout(None)
+            # struct timeval; zero would mean for ever.
+            allowed = max(allowed, 1e-3)
+            timeval = struct.pack("@ll", int(allowed), int(allowed % 1 * 1e6))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+        else:
+            self._socket.settimeout(allowed)
+        return max(now, self._deadline - self._timeout)
 
 
 def _receive_head(connected: socket.socket, patience: _Patience) -> bytes:
@@ -345,14 +355,17 @@ def _receive_into(connected: socket.socket, buffer: npt.NDArray[np.uint8], begun
     view = memoryview(buffer)
     done = min(len(begun), length)
     view[:done] = begun[:done]
-    receive, extend = connected.recv_into, patience.extend
+    # Where the kernel can wait for all of it, it does: every return to Python in mid-body would have to wait for the
+    # interpreter, which a busy training loop holds for milliseconds.
+    whole = sys.platform == "linux" and not isinstance(connected, ssl.SSLSocket)
     until = 0.0
     while done < length:
-        # One read at a time, so that a dripping server meets the deadline too.
         if time.monotonic() > until:
-            until = extend()
+            until = patience.extend(in_kernel=whole)
         try:
-            received = receive(view[done:])
+            received = connected.recv_into(view[done:], 0, socket.MSG_WAITALL if whole else 0)
+        except BlockingIOError:
+            raise TimeoutError("timed out") from None
         except ConnectionError:
             received = 0
         if not received:

@@ -13,7 +13,7 @@ import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -170,6 +170,27 @@ class Body:
         }
 
 
+@dataclass(frozen=True)
+class _Header:
+    """What a header says: of each tensor the name, dtype, shape and extent in the data; and the metadata."""
+
+    tensors: list[tuple[str, np.dtype[Any], tuple[int, ...], int, int]]
+    metadata: dict[str, str]
+
+
+@lru_cache(maxsize=64)
+def _parse_header(text: bytes) -> _Header:
+    entries = json.loads(text)
+    metadata = entries.pop("__metadata__", {})
+    tensors = []
+    for name, entry in entries.items():
+        start, stop = entry["data_offsets"]
+        if not 0 <= start <= stop:
+            raise ValueError(f"{name} ends before it begins")
+        tensors.append((name, _DTYPES[entry["dtype"]], tuple(entry["shape"]), start, stop))
+    return _Header(tensors, metadata)
+
+
 def read_body(buffer: Bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str], int]:
     """Views of the first body in `buffer`; nothing is copied.
 
@@ -189,17 +210,22 @@ def read_body(buffer: Bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str
         (length,) = struct.unpack_from("<Q", buffer)
         if length > MAX_HEADER_BYTES:
             raise ValueError(f"header of {length} bytes")
-        entries = json.loads(buffer[8 : 8 + length].tobytes())
-        metadata = entries.pop("__metadata__", {})
+        text = buffer[8 : 8 + length].tobytes()
+        index = None
+        if text.startswith(_OPENING):
+            # Batches of an epoch differ in the index only: without it, their headers are parsed once.
+            index, quote, rest = text[len(_OPENING) :].partition(b'"')
+            text = _OPENING + quote + rest
+        header = _parse_header(text)
+        metadata = dict(header.metadata)
+        if index is not None:
+            metadata["index"] = index.decode("ascii")
         data_start, end = 8 + length, 0
         tensors = {}
-        for name, entry in entries.items():
-            start, stop = entry["data_offsets"]
-            dtype = _DTYPES[entry["dtype"]]
-            if not 0 <= start <= stop <= len(buffer) - data_start:
+        for name, dtype, shape, start, stop in header.tensors:
+            if stop > len(buffer) - data_start:
                 raise ValueError(f"{name} ends beyond the body")
-            raw = buffer[data_start + start : data_start + stop]
-            tensors[name] = raw.view(dtype).reshape(entry["shape"])
+            tensors[name] = buffer[data_start + start : data_start + stop].view(dtype).reshape(shape)
             end = max(end, stop)
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise BadAnswer(f"the answer is not a whole safetensors body: {error}") from None
