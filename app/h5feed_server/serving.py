@@ -18,10 +18,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .api.direct import EXTENSION, DirectWriter
 from .main import create_app
@@ -323,13 +324,14 @@ class _Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         self._owner.say_closed()
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["extensions"] = cast("dict[str, dict[object, object]]", {EXTENSION: self})
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        # Bound to this request: when its turn comes, others may have been received behind it.
+        cycle = self.cycle
+        cycle.scope["extensions"] = cast("dict[str, dict[object, object]]", {EXTENSION: partial(self._direct, cycle)})
 
-    def direct(self) -> DirectWriter | None:
-        """See `DirectConnection`."""
-        cycle, transport = self.cycle, self.transport
+    def _direct(self, cycle: RequestResponseCycle) -> DirectWriter | None:
+        transport = self.transport
         usual = self.scheme == "http" and cycle.keep_alive and not cycle.waiting_for_100_continue
         # Bytes of the answer before, which the loop has not sent yet, come first.
         if not usual or cycle.disconnected or transport.is_closing() or transport.get_write_buffer_size():

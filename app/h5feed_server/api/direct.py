@@ -12,14 +12,14 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 EXTENSION = "h5feed.direct"
-"""Key in the scope's extensions: the `DirectConnection` that the request came by."""
+"""Key in the scope's extensions: a callable that returns the request's `DirectWriter`, or None where the answer must go
+through the event loop."""
 
 PATIENCE_SECONDS = 0.05
 """How long a thread goes on with one block for a peer that takes it slowly."""
@@ -27,17 +27,10 @@ PATIENCE_SECONDS = 0.05
 _POLL_MS = 50
 
 
-class DirectConnection(Protocol):
-    """A server's connection whose socket may be written to by others."""
-
-    def direct(self) -> DirectWriter | None:
-        """For the request under way; None where its answer must go through the event loop."""
-
-
 def writer_of(scope: Scope) -> DirectWriter | None:
     """What the server offers for this request."""
-    connection: DirectConnection | None = scope.get("extensions", {}).get(EXTENSION)
-    return None if connection is None else connection.direct()
+    offer: Callable[[], DirectWriter | None] | None = scope.get("extensions", {}).get(EXTENSION)
+    return None if offer is None else offer()
 
 
 class DirectWriter:
