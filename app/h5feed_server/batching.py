@@ -6,8 +6,9 @@ This is where the way of a batch comes together: split rows → order → rows o
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from functools import cached_property
 from typing import Any
@@ -22,7 +23,7 @@ from .catalog.catalog import Catalog
 from .catalog.dataset import Dataset, Field
 from .sampling.order import Order
 from .sampling.spec import OrderSpec, SplitSpec
-from .sampling.splits import Splits, class_ids, compute_splits, dump_splits, load_splits
+from .sampling.splits import Splits, class_ids, compute_splits, dump_splits, load_splits, native_splits
 from .settings import Settings
 from .storage.cache import ByteCache
 from .storage.folder import CacheFolder
@@ -88,8 +89,7 @@ class BatchPlan:
 
     def fill(self, start: int, stop: int, buffer: Bytes) -> None:
         """Write batches start … stop-1 back to back into `buffer`, (nbytes(start, stop),) uint8."""
-        source = self.dataset.source
-        kept = [(field, self.reader.whole(source, field.array)) for field in self.fields]
+        kept = [(field, self.reader.whole(field.column)) for field in self.fields]
         begin = 0
         while start < stop:
             # A run of equal bodies whose order was computed by one call.
@@ -111,7 +111,7 @@ class BatchPlan:
                     _take(array, rows, outs)
                     continue
                 for wanted, out in zip(rows, outs, strict=True):
-                    self.reader.read_from_source(source, field.array, wanted, out)
+                    self.reader.read_from_source(field.column, wanted, out)
             begin = end
             start = after
 
@@ -166,7 +166,7 @@ class Batcher:
             Whatever is wrong with the request, before anything is read.
         """
         dataset = self._catalog.dataset(name, revision)
-        key = (dataset.name, dataset.revision, dataset.source.identity, spec, batch_size)
+        key = (dataset.name, dataset.revision, dataset.identity, spec, batch_size)
         return self._plans.get(key, lambda: self._plan(dataset, spec, batch_size), lambda _: _PLAN_BYTES)
 
     def _plan(self, dataset: Dataset, spec: OrderSpec, batch_size: int) -> BatchPlan:
@@ -203,16 +203,19 @@ class Batcher:
         tensors = body.place(buffer, 0)
         tensors[ROWS][...] = rows
         for field in fields:
-            self.reader.read(dataset.source, field.array, rows, tensors[field.name])
+            self.reader.read(field.column, rows, tensors[field.name])
 
     def splits(self, dataset: Dataset, spec: SplitSpec) -> Splits:
-        """The splits of a dataset, from memory, from the cache folder, or computed."""
+        """The splits of a dataset: stored, from memory, from the cache folder, or computed."""
         if not spec.splits_rows:
-            return Splits({}, None, None)
-        digest = hashlib.blake2b(f"{dataset.revision} {spec.model_dump_json()}".encode(), digest_size=16).hexdigest()
+            return self._splits.get(
+                (dataset.name, dataset.identity), lambda: native_splits(dataset.native), lambda splits: splits.nbytes
+            )
+        key = f"{dataset.name} {dataset.revision} {spec.model_dump_json()}"
+        digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
         return self._splits.get(
             digest,
-            lambda: load_splits(self._folder.get(f"splits/1-{digest}", lambda: self._compute_splits(dataset, spec))),
+            lambda: load_splits(self._folder.get(f"splits/2-{digest}", lambda: self._compute_splits(dataset, spec))),
             lambda splits: splits.nbytes,
         )
 
@@ -220,17 +223,24 @@ class Batcher:
         """The class of each row by the field `name`; None where it holds none."""
         if name is None:
             return None
-        field = dataset.field(name)
+        field = dataset.classes_field(name)
         if field.row_bytes > 1 << 20:
             return None
-        kept = self.reader.whole(dataset.source, field.array)
-        return class_ids(self.reader.read_all(dataset.source, field.array) if kept is None else kept)
+        kept = self.reader.whole(field.column)
+        return class_ids(self.reader.read_all(field.column) if kept is None else kept)
 
     def _compute_splits(self, dataset: Dataset, spec: SplitSpec) -> bytes:
         name = None
         if spec.stratify != "none" and spec.split_shuffle:
             name = spec.stratify or (dataset.label.name if dataset.label else None)
-        return dump_splits(compute_splits(dataset.rows, spec, name, self.classes(dataset, name)))
+        pool = np.arange(dataset.rows, dtype=np.int64)
+        kept: dict[str, Int64s] = {}
+        if spec.test is None and "train" in dataset.native:
+            # A validation split beside stored ones comes out of what is stored for training.
+            kept = dict(native_splits(dataset.native).rows)
+            pool = np.sort(np.concatenate([kept.pop("train"), kept.pop("val", pool[:0])]))
+        drawn = compute_splits(pool, spec, name, self.classes(dataset, name))
+        return dump_splits(replace(drawn, rows={**drawn.rows, **kept}))
 
     def _check_size(self, rows: int, body: Body, fields: Sequence[Field]) -> None:
         limit = self._settings.max_body_bytes
@@ -243,10 +253,12 @@ class Batcher:
                 f"{max(1, limit // per_row)} rows at once, or for fewer fields"
             )
         for field in fields:
-            array = field.array
-            if array.chunk_shape is not None:
-                chunk = int(np.prod(array.chunk_shape, dtype=object)) * np.dtype(array.dtype).itemsize
-                if array.filters and chunk > limit:
+            for array in {segment.array.path: segment.array for segment in field.column.segments}.values():
+                if array.chunk_shape is None or not array.filters:
+                    continue
+                itemsize = array.record[0] if array.record else np.dtype(array.dtype).itemsize
+                chunk = math.prod(array.chunk_shape) * itemsize
+                if chunk > limit:
                     raise TooLarge(f"the chunks of {field.name!r} have {chunk} bytes, more than the {limit} allowed")
 
 

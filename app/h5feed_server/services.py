@@ -35,7 +35,10 @@ class Services:
         )
         catalog = Catalog(settings, folder)
         reader = Reader(
-            len(os.sched_getaffinity(0)), ByteCache(settings.cache_bytes, settings.read_timeout), settings.read_timeout
+            len(os.sched_getaffinity(0)),
+            ByteCache(settings.cache_bytes, settings.read_timeout),
+            settings.chunk_cache_bytes,
+            settings.read_timeout,
         )
         threads = ThreadPoolExecutor(settings.request_threads, "h5feed-request")
         threads.submit(catalog.entries)

@@ -70,9 +70,9 @@ def test_disjoint_and_complete(labels: np.ndarray, test: int, val: int, seed: in
     spec = SplitSpec(test=test, val=val, split_seed=seed)
     if test + val >= len(labels):
         with pytest.raises(SplitImpossible):
-            compute_splits(len(labels), spec, "y", labels)
+            compute_splits(np.arange(len(labels)), spec, "y", labels)
         return
-    splits = compute_splits(len(labels), spec, "y", labels)
+    splits = compute_splits(np.arange(len(labels)), spec, "y", labels)
     assert (len(splits.rows["test"]), len(splits.rows["val"])) == (test, val)
     assert np.sort(np.concatenate(list(splits.rows.values()))).tolist() == list(range(len(labels)))
     again = load_splits(dump_splits(splits))

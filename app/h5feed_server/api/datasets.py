@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from ..catalog.catalog import Entry, describe_dataset
+from ..catalog.catalog import Listed, describe_dataset
 from .deps import NamePath, ServicesDep, in_thread
 from .queries import CatalogQuery
 
@@ -26,13 +26,12 @@ async def list_datasets(services: ServicesDep, query: Annotated[CatalogQuery, Qu
 
     def work() -> dict[str, Any]:
         needle = (query.q or "").lower()
-        entries = [entry for entry in services.catalog.entries() if needle in entry.name.lower()]
-        page = entries[query.offset : query.offset + query.limit]
         # A folder that has just been mounted is mostly described in a moment: worth a short wait.
-        wait([entry.outcome for entry in page], LIST_PATIENCE_SECONDS)
+        wait([entry.outcome for entry in services.catalog.entries()], LIST_PATIENCE_SECONDS)
+        lines = [line for line in services.catalog.listed() if needle in line.name.lower()]
         return {
-            "datasets": [_summary(entry) for entry in page],
-            "total": len(entries),
+            "datasets": [_summary(line) for line in lines[query.offset : query.offset + query.limit]],
+            "total": len(lines),
             "limit": query.limit,
             "offset": query.offset,
         }
@@ -46,19 +45,18 @@ async def get_dataset(services: ServicesDep, name: NamePath) -> dict[str, Any]:
     return await in_thread(services, lambda: describe_dataset(services.catalog.dataset(name)))
 
 
-def _summary(entry: Entry) -> dict[str, Any]:
-    if entry.outcome.done() and (reason := entry.reason()) is None:
-        whole = describe_dataset(entry.outcome.result())
+def _summary(line: Listed) -> dict[str, Any]:
+    if line.dataset is not None:
+        whole = describe_dataset(line.dataset)
         fields = [{key: field[key] for key in _FIELD_IN_LIST} for field in whole["fields"]]
         return {key: whole[key] for key in _IN_LIST} | {"fields": fields}
-    done = entry.outcome.done()
     return {
-        "name": entry.name,
-        "status": "unreadable" if done else "preparing",
-        "reason": reason if done else "it is being inspected and digested",
+        "name": line.name,
+        "status": line.status,
+        "reason": line.reason,
         "revision": None,
         "rows": None,
         "native_splits": [],
-        "files": [entry.file],
+        "files": list(line.files),
         "fields": [],
     }

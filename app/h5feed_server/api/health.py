@@ -46,18 +46,18 @@ def _read_something(services: Services) -> None:
     entries = services.catalog.entries()
     if entries and not any(entry.outcome.done() for entry in entries):
         raise Overloaded("the data folder is still being inspected", retry_after=1)
-    candidates = [entry for entry in entries if entry.outcome.done() and entry.reason() is None]
+    candidates = [dataset for entry in entries for dataset in entry.datasets()]
     failure: FeedError | None = None
     # Another one each time, so that a folder that has gone bad in part is noticed; three, so that one alone is not it.
     for offset in range(min(3, len(candidates))):
-        entry = candidates[(int(time.monotonic()) + offset) % len(candidates)]
+        name = candidates[(int(time.monotonic()) + offset) % len(candidates)].name
         try:
-            dataset = services.catalog.dataset(entry.name)
+            dataset = services.catalog.dataset(name)
             field = next((f for f in dataset.fields if not f.unreadable and f.row_bytes < 64 << 20), None)
             if field is not None and dataset.rows:
                 row = np.array([int(time.monotonic()) % dataset.rows], np.int64)
                 out = np.empty((1, *field.sample_shape), field.dtype)
-                services.batcher.reader.read_from_source(dataset.source, field.array, row, out)
+                services.batcher.reader.read_from_source(field.column, row, out)
             return
         except FeedError as error:
             failure = error

@@ -7,11 +7,12 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FuturesTimeout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from h5feed.errors import DatasetNotFound, FeedError, Overloaded, RevisionChanged, Unreadable
 from h5feed.order import ORDER_VERSION
@@ -19,10 +20,14 @@ from h5feed.order import ORDER_VERSION
 from ..settings import Settings
 from ..storage.folder import CacheFolder
 from ..storage.inspector import Inspector
-from ..storage.layout import LAYOUT_VERSION, load_layout
+from ..storage.layout import LAYOUT_VERSION, FileLayout, load_layout
 from ..storage.source import Identity, LocalFile, OpenFiles
-from .dataset import Dataset, describe_fields
+from .dataset import TEXT, Dataset, describe_fields
+from .declared import NAME as DECLARATION
+from .declared import DeclaredDataset, read_declared
 from .revision import content_digest
+from .roles import class_names
+from .tables import InspectedFile, PartMissing, Tags, tables_of, tags_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,19 +35,24 @@ SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
 RESCAN_SECONDS = 1.0
 """A listing may be this old. An unknown or changed name is always looked for anew."""
 
+MANY_FILES = 4
+MANY_FILES_SECONDS = 0.05
+"""The files of a dataset of more files are looked at this often, and not for every request."""
+
 PATIENCE_SECONDS = 20.0
 """How long a request waits for a file that is still being inspected and digested before it is asked to come again."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of the folder and what became of inspecting it."""
+    """Files that belong together, most often one alone, and the datasets that they turned out to be."""
 
     name: str
-    file: str
-    path: str
-    identity: Identity
-    outcome: Future[Dataset]
+    files: tuple[str, ...]
+    """Relative to the data folder."""
+    paths: tuple[str, ...]
+    identities: tuple[Identity, ...]
+    outcome: Future[tuple[Dataset, ...]]
 
     def reason(self) -> str | None:
         """Why it cannot be read; None where it can, or is not known yet."""
@@ -50,6 +60,33 @@ class Entry:
             return None
         error = self.outcome.exception()
         return None if error is None else str(error)
+
+    def datasets(self) -> tuple[Dataset, ...]:
+        """Those that are known and can be read."""
+        if not self.outcome.done() or self.outcome.exception() is not None:
+            return ()
+        return self.outcome.result()
+
+    def has_changed(self) -> bool:
+        """Whether its files are others now."""
+        try:
+            return any(
+                Identity.of(os.stat(path)) != identity
+                for path, identity in zip(self.paths, self.identities, strict=True)
+            )
+        except OSError:
+            return True
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of the catalogue."""
+
+    name: str
+    files: tuple[str, ...]
+    status: Literal["ok", "unreadable", "preparing"]
+    reason: str | None
+    dataset: Dataset | None
 
 
 class Catalog:
@@ -63,6 +100,8 @@ class Catalog:
         self._inspector = Inspector(settings.inspect_timeout)
         self._executor = ThreadPoolExecutor(2, "h5feed-inspect")
         self._entries: dict[str, Entry] = {}
+        self._found: dict[str, tuple[Entry, Dataset, float]] = {}
+        self._declaration = b""
         self._scanned = float("-inf")
         self._lock = threading.Lock()
 
@@ -77,9 +116,22 @@ class Catalog:
         self._rescan(time.monotonic() - RESCAN_SECONDS)
         return sorted(self._entries.values(), key=lambda entry: entry.name)
 
+    def listed(self) -> list[Listed]:
+        """All datasets, by name, and what can be none."""
+        lines = []
+        for entry in self.entries():
+            reason = entry.reason()
+            if not entry.outcome.done():
+                lines.append(Listed(entry.name, entry.files, "preparing", "it is being inspected and digested", None))
+            elif reason is not None:
+                lines.append(Listed(entry.name, entry.files, "unreadable", reason, None))
+            else:
+                lines += [Listed(one.name, one.files, "ok", None, one) for one in entry.datasets()]
+        return sorted(lines, key=lambda line: line.name)
+
     def names(self) -> list[str]:
         """Names of what can be read, as far as is known."""
-        return [entry.name for entry in self.entries() if entry.reason() is None]
+        return [line.name for line in self.listed() if line.status != "unreadable"]
 
     def dataset(self, name: str, revision: str | None = None) -> Dataset:
         """The dataset as it is now.
@@ -90,27 +142,10 @@ class Catalog:
         RevisionChanged
             It is not `revision` any more.
         """
-        entry = self._entries.get(name)
-        if entry is None:
-            self._rescan(time.monotonic())
-            entry = self._entries.get(name)
-            if entry is None:
-                raise self._not_found(name)
-        try:
-            changed = Identity.of(os.stat(entry.path)) != entry.identity
-        except OSError:
-            changed = True
-        if changed:
-            self._rescan(time.monotonic())
-            entry = self._entries.get(name)
-            if entry is None:
-                raise self._not_found(name)
-        try:
-            dataset = entry.outcome.result(PATIENCE_SECONDS)
-        except FuturesTimeout:
-            raise Overloaded(f"dataset {name!r} is still being inspected", retry_after=1) from None
-        except Unreadable as error:
-            raise Unreadable(f"dataset {name!r} cannot be read: {error.detail}") from None
+        found = self._found.get(name)
+        if found is None or not self._is_current(name, *found):
+            found = self._find(name)
+        dataset = found[1]
         if revision is not None and revision != dataset.revision:
             raise RevisionChanged(
                 f"dataset {name!r} has revision {dataset.revision} now, not {revision}: its file was changed. Ask for "
@@ -118,10 +153,42 @@ class Catalog:
             )
         return dataset
 
-    def _not_found(self, name: str) -> DatasetNotFound:
+    def _is_current(self, name: str, entry: Entry, dataset: Dataset, checked: float) -> bool:
+        now = time.monotonic()
+        if len(entry.paths) > MANY_FILES and now - checked < MANY_FILES_SECONDS:
+            return True
+        if entry.has_changed():
+            return False
+        self._found[name] = (entry, dataset, now)
+        return True
+
+    def _find(self, name: str) -> tuple[Entry, Dataset, float]:
+        """Look for a dataset among the files that are there now."""
+        self._found.pop(name, None)
+        self._rescan(time.monotonic())
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        # The entry of that name, or one whose file has several datasets.
+        candidates = [e for e in self._entries.values() if name == e.name or name.startswith(f"{e.name}.")]
+        candidates += [e for e in self._entries.values() if e not in candidates and len(e.files) > 1]
+        failure: FeedError | None = None
+        for entry in candidates:
+            try:
+                datasets = entry.outcome.result(max(0.0, deadline - time.monotonic()))
+            except FuturesTimeout:
+                failure = Overloaded(f"dataset {name!r} is still being inspected", retry_after=1)
+            except Unreadable as error:
+                if entry.name == name:
+                    failure = Unreadable(f"dataset {name!r} cannot be read: {error.detail}")
+            else:
+                for dataset in datasets:
+                    if dataset.name == name:
+                        found = self._found[name] = (entry, dataset, time.monotonic())
+                        return found
+        if failure is not None:
+            raise failure
         names = self.names()
         shown = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
-        return DatasetNotFound(f"there is no dataset {name!r}: valid are {shown or 'none, the data folder is empty'}")
+        raise DatasetNotFound(f"there is no dataset {name!r}: valid are {shown or 'none, the data folder is empty'}")
 
     def _rescan(self, since: float) -> None:
         """Walk the folder, unless a walk began after `since`: many who wait for one share it."""
@@ -129,22 +196,35 @@ class Catalog:
             if self._scanned >= since:
                 return
             began = time.monotonic()
-            entries = {}
-            for name, file in _names(self._walk()).items():
-                path = str(self._root / file)
+            entries: dict[str, Entry] = {}
+            try:
+                declaration, declared = read_declared(self._root)
+            except Unreadable as error:
+                declaration, declared = b"", {}
+                failed: Future[tuple[Dataset, ...]] = Future()
+                failed.set_exception(error)
+                entries[DECLARATION] = Entry(DECLARATION, (DECLARATION,), (), (), failed)
+            for name, files, declared_as in _groups(self._walk(), declared):
+                paths = tuple(str(self._root / file) for file in files)
                 try:
-                    identity = Identity.of(os.stat(path))
+                    identities = tuple(Identity.of(os.stat(path)) for path in paths)
                 except OSError:
                     continue
                 known = self._entries.get(name)
-                if known is None or known.identity != identity or known.path != path:
-                    outcome = self._executor.submit(self._load, name, file, path, identity)
-                    known = Entry(name, file, path, identity, outcome)
+                same = known is not None and (known.paths, known.identities) == (paths, identities)
+                if known is None or not same or declaration != self._declaration:
+                    outcome = self._executor.submit(
+                        self._load, name, files, paths, identities, declared_as, declaration
+                    )
+                    known = Entry(name, files, paths, identities, outcome)
                 entries[name] = known
             if any(not entry.outcome.done() for entry in entries.values()):
                 # Behind the last file, so that the child does not outlive its work.
                 self._executor.submit(self._inspector.rest)
+            for name in [name for name, (entry, _, _) in self._found.items() if entries.get(entry.name) is not entry]:
+                self._found.pop(name, None)
             self._entries = entries
+            self._declaration = declaration
             self._scanned = began
 
     def _walk(self) -> list[str]:
@@ -156,49 +236,146 @@ class Catalog:
                     found.append(os.path.relpath(os.path.join(folder, file), self._root))
         return sorted(found)
 
-    def _load(self, name: str, file: str, path: str, identity: Identity) -> Dataset:
+    def _load(
+        self,
+        name: str,
+        files: tuple[str, ...],
+        paths: tuple[str, ...],
+        identities: tuple[Identity, ...],
+        declared: DeclaredDataset | None,
+        declaration: bytes,
+    ) -> tuple[Dataset, ...]:
         try:
-            data = self._folder.get(f"layouts/{LAYOUT_VERSION}-{identity.key}", lambda: self._inspector.inspect(path))
-            layout = load_layout(data)
-            limit = self._settings.digest_limit
-            digest = self._folder.get(
-                f"digests/{limit:x}-{identity.key}", lambda: content_digest(path, identity, limit, data)
-            )
-            rows, fields = describe_fields(layout)
-            if not any(field.unreadable is None for field in fields):
-                reasons = "; ".join(f"{field.name}: {field.unreadable}" for field in fields[:5])
-                raise Unreadable(reasons or "its root group holds no arrays")
-            return Dataset(
-                name=name,
-                file=file,
-                revision=_revision(digest, self._declaration()),
-                digest_in_full=identity.size <= limit,
-                rows=rows,
-                fields=fields,
-                attributes=layout.attributes,
-                source=LocalFile(self._files, path, identity),
-            )
+            loaded = [self._load_file(path, identity) for path, identity in zip(paths, identities, strict=True)]
+            try:
+                return self._datasets(name, files, loaded, declared, declaration)
+            except PartMissing as error:
+                raise Unreadable(str(error)) from None
+            except ValueError as error:
+                if len(files) == 1 or declared is not None:
+                    raise Unreadable(str(error)) from None
+                # Their names look like parts of one dataset, their content does not.
+                alone: list[Dataset] = []
+                for file, one in zip(files, loaded, strict=True):
+                    alone += self._datasets(_dotted(os.path.splitext(file)[0]), (file,), [one], None, declaration)
+                return tuple(alone)
         except FeedError as error:
-            logger.warning("%s: %s", file, error)
+            logger.warning("%s: %s", ", ".join(files[:3]), error)
             raise
         except OSError as error:
             raise Unreadable(f"{error.strerror or 'it cannot be opened'}") from None
         except Exception:
-            logger.exception("%s could not be described", file)
+            logger.exception("%s could not be described", files[0])
             raise Unreadable("describing it failed; the server's log has the reason") from None
 
-    def _declaration(self) -> bytes:
-        """Bytes of the folder's ``h5feed.toml``, which is part of every revision."""
-        try:
-            return (self._root / "h5feed.toml").read_bytes()
-        except OSError:
-            return b""
+    def _load_file(self, path: str, identity: Identity) -> _LoadedFile:
+        data = self._folder.get(f"layouts/{LAYOUT_VERSION}-{identity.key}", lambda: self._inspector.inspect(path))
+        limit = self._settings.digest_limit
+        digest = self._folder.get(
+            f"digests/{limit:x}-{identity.key}", lambda: content_digest(path, identity, limit, data)
+        )
+        return _LoadedFile(LocalFile(self._files, path, identity), load_layout(data), digest)
+
+    def _datasets(
+        self,
+        name: str,
+        files: tuple[str, ...],
+        loaded: Sequence[_LoadedFile],
+        declared: DeclaredDataset | None,
+        declaration: bytes,
+    ) -> tuple[Dataset, ...]:
+        """The datasets in files that belong together."""
+        inspected = []
+        for file, one in zip(files, loaded, strict=True):
+            stem = os.path.splitext(os.path.basename(file))[0]
+            arrays = {array.path: array for array in one.layout.arrays}
+            if declared is not None and declared.fields is not None:
+                missing = [path for path in declared.fields.values() if path not in arrays]
+                if missing:
+                    raise Unreadable(f"{DECLARATION} names the array {missing[0]!r}, which {file} does not have")
+                arrays = {field: arrays[path] for field, path in declared.fields.items()}
+            inspected.append(InspectedFile(one.source, arrays, tags_of(stem) if len(files) > 1 else Tags(stem)))
+        tables = tables_of(inspected)
+        identities = tuple(one.source.identity for one in loaded)
+        revision = _revision([one.digest for one in loaded], declaration)
+        datasets = []
+        reasons: list[str] = []
+        for table in tables:
+            fields = describe_fields(table, declared.roles if declared else None)
+            if not any(field.unreadable is None for field in fields):
+                reasons += [f"{field.name}: {field.unreadable}" for field in fields[:5]]
+                continue
+            label = next(
+                (field for field in fields if field.role == "label" and field.unreadable in (None, TEXT)), None
+            )
+            names = class_names(label.array, table.text) if label else None
+            main = not table.path or len(tables) == 1
+            datasets.append(
+                Dataset(
+                    name=name if main else f"{name}.{_dotted(table.path)}",
+                    files=files,
+                    revision=revision,
+                    digest_in_full=all(identity.size <= self._settings.digest_limit for identity in identities),
+                    rows=table.rows,
+                    fields=fields,
+                    attributes=loaded[0].layout.attributes,
+                    native=table.native,
+                    class_names=declared.class_names if declared and declared.class_names else names,
+                    identity=identities,
+                    notes=tuple(note for one in loaded for note in one.layout.notes),
+                )
+            )
+        if not datasets:
+            raise Unreadable("; ".join(reasons[:5]) or "it holds no arrays")
+        return tuple(datasets)
 
 
-def _revision(digest: bytes, declaration: bytes) -> str:
+@dataclass(frozen=True)
+class _LoadedFile:
+    source: LocalFile
+    layout: FileLayout
+    digest: bytes
+
+
+def _revision(digests: Sequence[bytes], declaration: bytes) -> str:
     parts = hashlib.blake2b(digest_size=8)
-    parts.update(f"{ORDER_VERSION} {len(declaration)} ".encode() + declaration + digest)
+    parts.update(f"{ORDER_VERSION} {len(declaration)} ".encode() + declaration + b"".join(digests))
     return parts.hexdigest()
+
+
+def _groups(
+    files: list[str], declared: Mapping[str, DeclaredDataset]
+) -> list[tuple[str, tuple[str, ...], DeclaredDataset | None]]:
+    """Files that belong together, by what is declared and by their names; and the name of what they are."""
+    groups: list[tuple[str, tuple[str, ...], DeclaredDataset | None]] = []
+    taken: set[str] = set()
+    for name, dataset in declared.items():
+        matching = tuple(dataset.matching(files))
+        if matching:
+            groups.append((name, matching, dataset))
+            taken.update(matching)
+    parts: dict[tuple[str, str], list[tuple[Tags, str]]] = {}
+    for file in files:
+        tags = tags_of(os.path.splitext(os.path.basename(file))[0])
+        if file not in taken and tags.is_part:
+            parts.setdefault((os.path.dirname(file), tags.stem.lower()), []).append((tags, file))
+    names = {_dotted(os.path.splitext(file)[0]) for file in files} | set(declared)
+    for (folder, _), members in parts.items():
+        splits = {tags.split for tags, _ in members}
+        whole = {tags.split for tags, _ in members} == {None} or ("train" in splits and None not in splits)
+        if len(members) < 2 or not whole:
+            continue
+        stem = members[0][0].stem
+        name = _dotted(os.path.join(folder, stem) if stem else folder or "data")
+        if name in names:
+            continue
+        order = (None, "train", "val", "test")
+        members.sort(key=lambda member: (order.index(member[0].split), member[0].shard, member[1]))
+        groups.append((name, tuple(file for _, file in members), None))
+        taken.update(file for _, file in members)
+        names.add(name)
+    groups += [(name, (file,), None) for name, file in _names([f for f in files if f not in taken]).items()]
+    return groups
 
 
 def _names(files: list[str]) -> dict[str, str]:
@@ -227,14 +404,16 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
                 "channels": field.channels,
                 "shape": list(field.sample_shape),
                 "dtype": field.dtype.name,
-                "rows": array.rows,
+                "rows": field.column.rows,
                 "readable": field.unreadable is None,
                 "reason": field.unreadable,
+                "note": field.note,
                 "stored_dtype": array.dtype,
                 "chunks": list(array.chunk_shape) if array.chunk_shape else None,
                 "filters": [item.name for item in array.filters],
-                "stored_bytes": array.stored_bytes,
-                "logical_bytes": array.nbytes,
+                "pieces": len(field.column.segments),
+                "stored_bytes": sum(segment.array.stored_bytes for segment in field.column.segments),
+                "logical_bytes": field.column.nbytes,
                 "enum": array.enum_names,
                 "attributes": array.attributes,
                 "decoded_per_served_byte": round(field.read_amplification, 3),
@@ -249,7 +428,10 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "rows": dataset.rows,
         "fields": fields,
         "class_names": dataset.class_names,
-        "native_splits": [],
-        "files": [dataset.file],
+        "native_splits": [
+            {"name": split, "rows": sum(end - begin for begin, end in runs)} for split, runs in dataset.native.items()
+        ],
+        "files": list(dataset.files),
+        "notes": list(dataset.notes),
         "attributes": dataset.attributes,
     }

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,10 +13,12 @@ import numpy as np
 from h5feed.errors import FieldNotFound, UnsupportedField
 
 from ..storage.codecs import unsupported
-from ..storage.layout import ArrayLayout, FileLayout
-from ..storage.reader import wire_array
-from ..storage.source import LocalFile
-from .roles import class_names, guess_channels, guess_role
+from ..storage.column import Column
+from ..storage.layout import ArrayLayout
+from .roles import Role, guess_channels, guess_role, only_label
+from .tables import Table
+
+TEXT = "it is text: splits may be stratified by it, but this version does not serve it in batches"
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,16 @@ class Field:
     role_reason: str
     channels: str | None
     array: ArrayLayout
+    """The first of the arrays that it is made of."""
     dtype: np.dtype[Any]
     """Dtype on the wire."""
     sample_shape: tuple[int, ...]
     """Shape of one sample on the wire."""
+    column: Column
+    """Where its rows lie."""
     unreadable: str | None
     """Why it is not served, where it is not."""
+    note: str | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -43,28 +48,33 @@ class Field:
     @cached_property
     def read_amplification(self) -> float:
         """Bytes read and decoded per byte served, in a shuffled batch whose rows share no chunk."""
-        array = self.array
-        if array.chunk_shape is None or not self.row_bytes:
+        array = self.array.records if self.array.record else self.array
+        if array.chunk_shape is None or not array.row_bytes:
             return 1.0
         height, *widths = array.chunk_shape
         cells = math.prod(-(-e // w) for e, w in zip(array.sample_shape, widths, strict=True))
         samples = cells * math.prod(widths) / math.prod(array.sample_shape)
-        return samples * (height if array.filters else 1)
+        return samples * (height if array.filters else 1) * array.row_bytes / self.array.row_bytes
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A set of fields that share their rows, from one file."""
+    """A set of fields that share their rows."""
 
     name: str
-    file: str
+    files: tuple[str, ...]
     """Relative to the data folder."""
     revision: str
     digest_in_full: bool
     rows: int
     fields: tuple[Field, ...]
     attributes: dict[str, Any]
-    source: LocalFile
+    native: Mapping[str, Sequence[tuple[int, int]]]
+    """Runs of rows of each split that is stored."""
+    class_names: list[str] | None
+    identity: Hashable
+    """Of the files; changes with them."""
+    notes: tuple[str, ...] = ()
 
     def field(self, name: str) -> Field:
         """A readable field by name.
@@ -81,6 +91,16 @@ class Dataset:
         valid = ", ".join(field.name for field in self.fields if not field.unreadable)
         raise FieldNotFound(f"dataset {self.name!r} has no field {name!r}: valid are {valid}")
 
+    def classes_field(self, name: str) -> Field:
+        """A field that rows may be told apart by: a readable one, or text.
+
+        Raises
+        ------
+        FieldNotFound, UnsupportedField
+        """
+        text = next((field for field in self.fields if field.name == name and field.unreadable == TEXT), None)
+        return text or self.field(name)
+
     def chosen(self, names: str | Sequence[str] | None) -> tuple[Field, ...]:
         """Fields by a comma-separated, percent-encoded list or by names; None: inputs and labels."""
         if names is None:
@@ -92,47 +112,41 @@ class Dataset:
 
     @cached_property
     def label(self) -> Field | None:
-        """The first readable label field."""
-        return next((field for field in self.fields if field.role == "label" and not field.unreadable), None)
-
-    @cached_property
-    def class_names(self) -> list[str] | None:
-        return class_names(self.label.array) if self.label else None
+        """The first label field that is readable, or text."""
+        usable = (None, TEXT)
+        return next((field for field in self.fields if field.role == "label" and field.unreadable in usable), None)
 
 
-def describe_fields(layout: FileLayout) -> tuple[int, tuple[Field, ...]]:
-    """The rows and fields that a file's root-level arrays make.
-
-    Arrays of another length than the rest are listed as unreadable: the dataset's rows are those of most bytes,
-    counting only lengths that most arrays of the file share.
-    """
-    readable = [array for array in layout.arrays if not _problem(array)]
-    weights: Counter[int] = Counter()
-    for array in readable:
-        weights[array.rows] += array.nbytes
-    rows = max(weights, key=lambda n: (weights[n], n), default=0)
-    fields = []
-    for array in layout.arrays:
-        problem = _problem(array)
-        if problem is None and array.rows != rows:
-            problem = f"it has {array.rows} rows, where the dataset has {rows}"
-        role = guess_role(array)
-        dtype, sample_shape = wire_array(array)
-        fields.append(
+def describe_fields(table: Table, roles: Mapping[str, str] | None = None) -> tuple[Field, ...]:
+    """The fields of a table, with their roles guessed; `roles` are those that are declared."""
+    names = [field.name for field in table.fields]
+    dtypes = [field.column.dtype for field in table.fields]
+    guessed = [guess_role(f.name, f.column.sample_shape, f.column.dtype) for f in table.fields]
+    usable = [
+        role if field.unreadable is None else Role("", "") for field, role in zip(table.fields, guessed, strict=True)
+    ]
+    label = only_label(names, usable, dtypes)
+    if label is not None:
+        guessed[label] = Role("label", "the only field of classes beside the inputs")
+    found = []
+    for item, role in zip(table.fields, guessed, strict=True):
+        if roles and item.name in roles:
+            role = Role(roles[item.name], "declared in h5feed.toml")
+        problem = item.unreadable or unsupported(item.array.filters)
+        if problem is None and item.column.dtype.kind == "S":
+            problem = TEXT
+        found.append(
             Field(
-                # The path of a root-level array is its name; a dot stands for the slash of deeper ones.
-                array.path.replace("/", "."),
+                item.name,
                 role.role,
                 role.reason,
-                guess_channels(array),
-                array,
-                dtype,
-                sample_shape,
+                guess_channels(item.array),
+                item.array,
+                item.column.dtype,
+                item.column.sample_shape,
+                item.column,
                 problem,
+                item.note,
             )
         )
-    return rows, tuple(fields)
-
-
-def _problem(array: ArrayLayout) -> str | None:
-    return array.unreadable or unsupported(array.filters)
+    return tuple(found)

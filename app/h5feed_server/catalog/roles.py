@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from ..storage.layout import ArrayLayout
 
 _LABEL = re.compile(r"(^|[_.\-])(y|labels?|targets?|class(es)?|class_ids?|category|categories)($|[_.\-])", re.I)
 _WEIGHT = re.compile(r"(^|_)(sample_)?weights?($|_)", re.I)
+_INDEX = re.compile(r"(^|[_.\-])(id|ids|index|idx|row|file(name)?s?|path|name|time|date)s?($|[_.\-])", re.I)
 _INPUT = re.compile(r"(^|[_.\-])(x|images?|imgs?|data|inputs?|features?|pixels)($|[_.\-])", re.I)
 
 
@@ -23,22 +26,34 @@ class Role:
     reason: str
 
 
-def guess_role(array: ArrayLayout) -> Role:
-    """The role of one array of a dataset."""
-    name, ndim = array.path, len(array.shape)
-    if _WEIGHT.search(name) and ndim == 1:
+def guess_role(name: str, sample_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Role:
+    """The role of one field of a dataset."""
+    ndim = 1 + len(sample_shape)
+    single = math.prod(sample_shape) == 1
+    if _WEIGHT.search(name) and single:
         return Role("weight", f"its name {name!r} says weight, with one value a row")
-    if _LABEL.search(name) and ndim <= 2:
+    if _LABEL.search(name) and (ndim <= 2 or single):
         return Role("label", f"its name {name!r} says label")
+    if dtype.kind == "S":
+        return Role("other", "text")
     if _INPUT.search(name):
         return Role("input", f"its name {name!r} says input")
     if ndim >= 3:
         return Role("input", f"a sample of {ndim - 1} axes is an image, a series or the like")
-    if ndim == 2 and array.shape[1] > 1:
+    if ndim == 2 and not single:
         return Role("input", "a sample is a vector")
-    if np.dtype(array.dtype).kind in "biu" and ndim == 1:
+    if dtype.kind in "biu" and single:
         return Role("other", "one integer a row, but its name does not say label")
     return Role("other", "nothing tells what it is for")
+
+
+def only_label(names: Sequence[str], roles: Sequence[Role], dtypes: Sequence[np.dtype[Any]]) -> int | None:
+    """Which field must be the label where no name says so: the only one of integers or text beside inputs."""
+    if not any(role.role == "input" for role in roles) or any(role.role == "label" for role in roles):
+        return None
+    found = [i for i, role in enumerate(roles) if role.role == "other" and dtypes[i].kind in "biuS"]
+    found = [i for i in found if not _INDEX.search(names[i])]
+    return found[0] if len(found) == 1 else None
 
 
 def guess_channels(array: ArrayLayout) -> str | None:
@@ -55,8 +70,11 @@ def guess_channels(array: ArrayLayout) -> str | None:
     return "grey" if is_grey else None
 
 
-def class_names(label: ArrayLayout) -> list[str] | None:
-    """Names of the classes, from an enum or from an attribute of the label field; the index is the label."""
+def class_names(label: ArrayLayout, text: Mapping[str, Sequence[str]]) -> list[str] | None:
+    """Names of the classes; the index is the label.
+
+    From an enum, an attribute of the label field, or a list of strings beside the fields, such as ``list_classes``.
+    """
     if label.enum_names:
         values = {value: name for name, value in label.enum_names.items()}
         if sorted(values) == list(range(len(values))):
@@ -65,4 +83,7 @@ def class_names(label: ArrayLayout) -> list[str] | None:
         value: Any = label.attributes.get(key)
         if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
             return list(value)
+    for key in ("list_classes", "class_names", "classes", "label_names", "labels_names", "categories", "names"):
+        if text.get(key):
+            return list(text[key])
     return None

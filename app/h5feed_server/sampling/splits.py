@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,17 +73,27 @@ def class_ids(labels: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
     return labels.argmax(axis=1) if one_hot else None
 
 
-def compute_splits(rows: int, spec: SplitSpec, field: str | None, classes: npt.NDArray[Any] | None) -> Splits:
-    """Divide rows 0 … rows-1.
+def native_splits(runs: Mapping[str, Sequence[tuple[int, int]]]) -> Splits:
+    """Splits that are stored as runs of rows, half-open."""
+    rows = {
+        name: np.concatenate([np.arange(begin, end, dtype=np.int64) for begin, end in sorted(own)])
+        for name, own in runs.items()
+    }
+    return Splits(rows, None, None)
+
+
+def compute_splits(everything: Int64s, spec: SplitSpec, field: str | None, classes: npt.NDArray[Any] | None) -> Splits:
+    """Divide rows.
 
     Parameters
     ----------
-    rows : int
+    everything : (n,) int64
+        Ascending.
     spec : SplitSpec
     field : str or None
         The label field, asked for (``spec.stratify``) or found.
-    classes : (rows,) array or None
-        Its classes; None where it has none.
+    classes : array or None
+        Its class of every row of the dataset; None where it has none.
 
     Raises
     ------
@@ -92,10 +102,10 @@ def compute_splits(rows: int, spec: SplitSpec, field: str | None, classes: npt.N
     """
     if not spec.splits_rows:
         return Splits({}, None, None)
+    rows = len(everything)
     test, val = _count(spec.test, rows, "test"), _count(spec.val, rows, "val")
     if test + val >= rows:
         raise SplitImpossible(f"test ({test} rows) and val ({val} rows) leave no row of {rows} for train")
-    everything = np.arange(rows, dtype=np.int64)
     if not spec.split_shuffle:
         cut = rows - test
         return Splits(_named(everything[: cut - val], everything[cut - val : cut], everything[cut:], spec), None, None)
@@ -108,7 +118,7 @@ def compute_splits(rows: int, spec: SplitSpec, field: str | None, classes: npt.N
         try:
             return Splits(_draw(everything, test, val, classes, spec), field, None)
         except ValueError as error:
-            note = f"not stratified by {field!r}: {_explain(error, classes, test, val)}"
+            note = f"not stratified by {field!r}: {_explain(error, classes[everything], test, val)}"
     if note and spec.stratify is not None:
         raise SplitImpossible(f"{note[4:]}. Use stratify=none for splits that disregard classes.")
     return Splits(_draw(everything, test, val, None, spec), None, note)
@@ -203,7 +213,7 @@ def _plain(value: Any) -> Any:
 
 def dump_splits(splits: Splits) -> bytes:
     """As one safetensors body, for the cache folder."""
-    about = json.dumps({"stratify": splits.stratify, "note": splits.note})
+    about = json.dumps({"stratify": splits.stratify, "note": splits.note, "order": list(splits.rows)})
     tensors = [wire.Tensor(name, np.dtype("<i8"), rows.shape) for name, rows in splits.rows.items()]
     body = wire.Body(tensors, {"about": about, "batches": "1"})
     buffer = np.empty(body.nbytes, np.uint8)
@@ -216,6 +226,4 @@ def load_splits(data: bytes) -> Splits:
     """What `dump_splits` wrote."""
     tensors, metadata, _ = wire.read_body(np.frombuffer(data, np.uint8))
     about = json.loads(metadata["about"])
-    return Splits(
-        {name: tensors[name] for name in ("train", "val", "test") if name in tensors}, about["stratify"], about["note"]
-    )
+    return Splits({name: tensors[name] for name in about["order"]}, about["stratify"], about["note"])

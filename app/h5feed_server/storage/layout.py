@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed import wire
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Changes when a layout written before cannot be read any more; part of the name under which it is cached."""
 
 Int64s = npt.NDArray[np.int64]
@@ -88,6 +88,13 @@ class ArrayLayout:
         Why this array cannot be served, where it cannot.
     attributes, enum_names : dict
         JSON values; names of an enum's integers.
+    inline : bytes or None
+        All elements, as stored, of a compact array.
+    record : (int, int) or None
+        The array is one member of a table of records: bytes of a record, and where the member begins in it. Chunks and
+        offset are those of the table.
+    text : tuple of str or None
+        The values of a short list of strings.
     """
 
     path: str
@@ -102,6 +109,9 @@ class ArrayLayout:
     attributes: dict[str, Any] = field(default_factory=dict)
     enum_names: dict[str, int] | None = None
     chunks: ChunkTable | None = None
+    inline: bytes | None = None
+    record: tuple[int, int] | None = None
+    text: tuple[str, ...] | None = None
 
     @property
     def rows(self) -> int:
@@ -116,6 +126,13 @@ class ArrayLayout:
         """Bytes of one row, decoded."""
         return math.prod(self.sample_shape) * np.dtype(self.dtype).itemsize
 
+    @cached_property
+    def records(self) -> ArrayLayout:
+        """The table that this array is a member of, as an array of opaque records."""
+        assert self.record is not None
+        nbytes = self.record[0]
+        return replace(self, shape=self.shape[:1], dtype=f"|V{nbytes}", fill=bytes(nbytes), record=None)
+
     @property
     def nbytes(self) -> int:
         """Bytes of the whole array, decoded."""
@@ -124,10 +141,11 @@ class ArrayLayout:
 
 @dataclass(frozen=True)
 class FileLayout:
-    """All arrays of a file's root group, with the attributes of the root."""
+    """All arrays of a file, with the attributes of its root, and what of it is not listed."""
 
     arrays: tuple[ArrayLayout, ...]
     attributes: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def dump_layout(layout: FileLayout) -> bytes:
@@ -138,12 +156,13 @@ def dump_layout(layout: FileLayout) -> bytes:
         entry = {name: getattr(array, name) for name in _PLAIN}
         entry["filters"] = [asdict(item) for item in array.filters]
         entry["fill"] = array.fill.hex()
+        entry["inline"] = None if array.inline is None else array.inline.hex()
         entry["chunked"] = array.chunks is not None
         description.append(entry)
         if array.chunks is not None:
             for name in _TABLE:
                 tensors[f"{number}.{name}"] = getattr(array.chunks, name)
-    text = json.dumps({"arrays": description, "attributes": layout.attributes})
+    text = json.dumps({"arrays": description, "attributes": layout.attributes, "notes": layout.notes})
     body = wire.Body(
         [wire.Tensor(name, np.dtype("<i8"), values.shape) for name, values in tensors.items()],
         {"layout": text, "batches": "1"},
@@ -177,11 +196,14 @@ def load_layout(data: bytes) -> FileLayout:
                     "chunk_shape": tuple(entry["chunk_shape"]) if entry["chunk_shape"] else None,
                     "filters": tuple(Filter(f["id"], f["name"], tuple(f["options"])) for f in entry["filters"]),
                     "fill": bytes.fromhex(entry["fill"]),
+                    "inline": None if entry["inline"] is None else bytes.fromhex(entry["inline"]),
+                    "record": tuple(entry["record"]) if entry["record"] else None,
+                    "text": None if entry["text"] is None else tuple(entry["text"]),
                     "chunks": chunks,
                 }
             )
         )
-    return FileLayout(tuple(arrays), content["attributes"])
+    return FileLayout(tuple(arrays), content["attributes"], tuple(content["notes"]))
 
 
 _PLAIN = (
@@ -194,5 +216,7 @@ _PLAIN = (
     "unreadable",
     "attributes",
     "enum_names",
+    "record",
+    "text",
 )
 _TABLE = ("numbers", "offsets", "sizes", "masks")

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.buffers import BufferPool, PoolExhausted
 from h5feed.errors import DatasetCorrupt, ReadTimeout
 
 from .cache import ByteCache
 from .codecs import decode_chunk
+from .column import Column, Segment
 from .layout import ArrayLayout
 from .source import LocalFile, Range
 
@@ -30,14 +32,6 @@ Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
 
-def wire_array(array: ArrayLayout) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Dtype and sample shape of an array on the wire: little-endian, complex as a last axis of 2."""
-    stored = np.dtype(array.dtype)
-    if stored.kind == "c":
-        return np.dtype(f"<f{stored.itemsize // 2}"), (*array.sample_shape, 2)
-    return stored.newbyteorder("<"), array.sample_shape
-
-
 class Reader:
     """Reads rows; shared by all requests of a process.
 
@@ -46,15 +40,20 @@ class Reader:
     threads : int
         Threads that decode chunks.
     cache : ByteCache
-        Keeps small arrays decoded.
+        Keeps small columns decoded.
+    chunk_bytes : int
+        Bound on decoded chunks that are kept, because they hold more rows than were asked for.
     timeout : float
         Seconds that decoding the chunks of one batch may take.
     """
 
-    def __init__(self, threads: int, cache: ByteCache[npt.NDArray[Any]], timeout: float) -> None:
+    def __init__(self, threads: int, cache: ByteCache[npt.NDArray[Any]], chunk_bytes: int, timeout: float) -> None:
         self._threads = threads
         self._timeout = timeout
         self._cache = cache
+        self._chunks: ByteCache[Bytes] = ByteCache(chunk_bytes, timeout)
+        # Chunks in use by a request are beyond the bound of the cache.
+        self._buffers = BufferPool(2 * chunk_bytes)
         self._executor = ThreadPoolExecutor(threads, "h5feed-decode")
         self._scratch = threading.local()
 
@@ -62,69 +61,105 @@ class Reader:
         """End the threads."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def whole(self, source: LocalFile, array: ArrayLayout) -> npt.NDArray[Any] | None:
-        """All rows of a small array, from memory; None where it is not small enough to be kept there."""
-        key = (source.identity, array.path)
-        if array.row_bytes > SMALL_ROW_BYTES or not self._cache.admits(key, array.nbytes):
+    def whole(self, column: Column) -> npt.NDArray[Any] | None:
+        """All rows of a small column, from memory; None where it is not small enough to be kept there."""
+        if column.row_bytes > SMALL_ROW_BYTES or not self._cache.admits(column.key, column.nbytes):
             return None
-        return self._cache.get(key, lambda: self.read_all(source, array), lambda value: value.nbytes)
+        return self._cache.get(column.key, lambda: self.read_all(column), lambda value: value.nbytes)
 
-    def read_all(self, source: LocalFile, array: ArrayLayout) -> npt.NDArray[Any]:
-        """All rows of an array, in memory of their own, read-only."""
-        dtype, sample_shape = wire_array(array)
-        out = np.empty((array.rows, *sample_shape), dtype)
-        self.read_from_source(source, array, np.arange(array.rows, dtype=np.int64), out)
+    def read_all(self, column: Column) -> npt.NDArray[Any]:
+        """All rows of a column, in memory of their own, read-only."""
+        out = np.empty((column.rows, *column.sample_shape), column.dtype)
+        self.read_from_source(column, np.arange(column.rows, dtype=np.int64), out)
         out.flags.writeable = False
         return out
 
-    def read(self, source: LocalFile, array: ArrayLayout, rows: Int64s, out: npt.NDArray[Any]) -> None:
+    def read(self, column: Column, rows: Int64s, out: npt.NDArray[Any]) -> None:
         """Read rows, in the order given, duplicates kept.
 
         Parameters
         ----------
         rows : (k,) int64
-            Each below ``array.rows``.
-        out : (k, *sample) of the wire's dtype, C-contiguous
-            As `wire_array` says.
+            Each below ``column.rows``.
+        out : (k, *sample) of the column's dtype, C-contiguous
 
         Raises
         ------
         DatasetCorrupt, RevisionChanged, ReadTimeout
         """
-        kept = self.whole(source, array)
+        kept = self.whole(column)
         if kept is not None:
             # The rows were checked: "clip" spares the buffering that "raise" needs to leave `out` intact.
             np.take(kept, rows, axis=0, out=out, mode="clip")
         else:
-            self.read_from_source(source, array, rows, out)
+            self.read_from_source(column, rows, out)
 
-    def read_from_source(self, source: LocalFile, array: ArrayLayout, rows: Int64s, out: npt.NDArray[Any]) -> None:
-        """Same as `read`, past the cache."""
+    def read_from_source(self, column: Column, rows: Int64s, out: npt.NDArray[Any]) -> None:
+        """Same as `read`, past the cache of small columns."""
         if out.size == 0:
             return
         # target: (k, row bytes)
-        target = out.reshape(-1).view(np.uint8).reshape(len(rows), array.row_bytes)
-        if array.chunks is not None:
-            self._read_chunked(source, array, rows, target)
-        elif array.offset is None:
-            _fill(target, array)
-        else:
-            source.read_ranges(_row_ranges(array.offset, array.row_bytes, rows, target))
-        if np.dtype(array.dtype).byteorder == ">":
-            out.byteswap(inplace=True)
+        target = out.reshape(-1).view(np.uint8).reshape(len(rows), column.row_bytes)
+        for segment, places, local in column.divide(rows):
+            if segment.as_stored:
+                self._read_stored(segment.source, segment.array, local, places, target)
+            else:
+                out[slice(None) if places is None else places] = self._read_converted(segment, local)
 
-    def _read_chunked(self, source: LocalFile, array: ArrayLayout, rows: Int64s, target: Bytes) -> None:
-        jobs = list(_chunk_jobs(array, rows))
+    def _read_converted(self, segment: Segment, rows: Int64s) -> npt.NDArray[Any]:
+        """Rows that do not travel as they are stored: members of records, big-endian numbers, columns of a matrix."""
+        source, array = segment.source, segment.array
+        stored = array.records if array.record else array
+        wanted = np.arange(stored.rows, dtype=np.int64) if segment.transposed else rows
+        # raw: (k, stored row bytes)
+        raw = np.empty((len(wanted), stored.row_bytes), np.uint8)
+        self._read_stored(source, stored, wanted, None, raw)
+        if array.record is not None:
+            begin = array.record[1]
+            raw = np.ascontiguousarray(raw[:, begin : begin + array.row_bytes])
+        values = raw.reshape(-1).view(array.dtype).reshape(len(wanted), *array.sample_shape)
+        if segment.transposed:
+            values = np.moveaxis(values, -1, 0)[rows]
+        dtype, sample_shape = segment.wire
+        if values.dtype.kind == "c":
+            return values.astype(values.dtype.newbyteorder("<")).view(dtype).reshape(len(rows), *sample_shape)
+        return values
+
+    def _read_stored(
+        self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
+    ) -> None:
+        """Rows as they are stored, to ``target[places]``; None: to all of it, in order.
+
+        Parameters
+        ----------
+        rows, places : (k,) int64
+        target : (n, row bytes) uint8
+        """
+        everywhere: Any = slice(None) if places is None else places
+        if array.inline is not None:
+            stored = np.frombuffer(array.inline, np.uint8).reshape(array.rows, array.row_bytes)
+            target[everywhere] = stored[rows]
+        elif array.chunks is not None:
+            self._read_chunked(source, array, rows, places, target)
+        elif array.offset is None:
+            target[everywhere] = np.tile(np.frombuffer(array.fill, np.uint8), math.prod(array.sample_shape))
+        else:
+            source.read_ranges(_row_ranges(array.offset, array.row_bytes, rows, places, target))
+
+    def _read_chunked(
+        self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
+    ) -> None:
+        jobs = list(_chunk_jobs(array, rows, places))
         if len(jobs) == 1 or self._threads == 1:
             for job in jobs:
-                self._decode(source, array, job, target)
+                self._read_chunk(source, array, job, target)
             return
         # One iterator for all threads: whoever is done takes the next, and nobody waits for the slowest.
         remaining = iter(jobs)
 
         def work() -> None:
             for job in remaining:
-                self._decode(source, array, job, target)
+                self._read_chunk(source, array, job, target)
 
         self._wait([self._executor.submit(work) for _ in range(min(self._threads, len(jobs)))])
 
@@ -141,38 +176,62 @@ class Reader:
         if failure is not None:
             raise failure
 
-    def _decode(self, source: LocalFile, array: ArrayLayout, job: _ChunkJob, target: Bytes) -> None:
+    def _read_chunk(self, source: LocalFile, array: ArrayLayout, job: _ChunkJob, target: Bytes) -> None:
         """Put the rows of one chunk in their places."""
         assert array.chunks is not None and array.chunk_shape is not None
         itemsize = np.dtype(array.dtype).itemsize
         if job.entry < 0:
             _place_fill(array, job, target)
             return
-        offset, stored_bytes = int(array.chunks.offsets[job.entry]), int(array.chunks.sizes[job.entry])
-        mask = int(array.chunks.masks[job.entry])
-        chunk_bytes = math.prod(array.chunk_shape) * itemsize
+        offset, mask = int(array.chunks.offsets[job.entry]), int(array.chunks.masks[job.entry])
         plain = all(mask >> i & 1 for i in range(len(array.filters)))
         if plain and job.whole_rows:
             # Rows lie in an undecoded chunk as they do in the batch: no scratch, and only the rows asked for.
-            for place, row in zip(job.places.tolist(), job.rows_in_chunk.tolist(), strict=True):
-                source.read_ranges([(offset + row * array.row_bytes, memoryview(target[place]))])
+            source.read_ranges(
+                [
+                    (offset + row * array.row_bytes, memoryview(target[place]))
+                    for place, row in zip(job.places.tolist(), job.rows_in_chunk.tolist(), strict=True)
+                ]
+            )
             return
-        if stored_bytes > 2 * chunk_bytes + 4096:
-            raise DatasetCorrupt(f"a chunk of {chunk_bytes} bytes claims to be stored as {stored_bytes}")
-        stored = self._scratch_bytes("stored", stored_bytes)
-        source.read_ranges([(offset, memoryview(stored))])
         if job.in_place:
             first = int(job.places[0])
             out = target[first : first + len(job.places)].reshape(-1)
-            decode_chunk(stored, array.filters, mask, itemsize, out)
+            self._decode(source, array, job.entry, out)
             return
-        decoded = self._scratch_bytes("decoded", chunk_bytes)
-        decode_chunk(stored, array.filters, mask, itemsize, decoded)
+        nbytes = math.prod(array.chunk_shape) * itemsize
+        decoded = self._chunks.get(
+            (source.identity, offset), lambda: self._decoded(source, array, job.entry, nbytes), lambda value: len(value)
+        )
+        if job.whole_rows:
+            # (rows in chunk, row bytes): numpy copies whole rows at a time.
+            target[job.places] = decoded.reshape(-1, array.row_bytes)[job.rows_in_chunk]
+            return
         # (rows in chunk, *trailing chunk shape, itemsize)
         chunk = decoded.reshape(*array.chunk_shape, itemsize)
         placed: Any = (job.places, *job.inside)
         taken: Any = (job.rows_in_chunk, *job.inside_chunk)
         _view(array, target)[placed] = chunk[taken]
+
+    def _decoded(self, source: LocalFile, array: ArrayLayout, entry: int, nbytes: int) -> Bytes:
+        """A decoded chunk, in a buffer that is used again when the last one who looks at it has gone."""
+        try:
+            out = self._buffers.lease(nbytes)
+        except PoolExhausted:
+            out = np.empty(nbytes, np.uint8)
+        self._decode(source, array, entry, out)
+        return out
+
+    def _decode(self, source: LocalFile, array: ArrayLayout, entry: int, out: Bytes) -> None:
+        """Read and decode one chunk into `out`, (chunk bytes,) uint8."""
+        assert array.chunks is not None
+        offset, stored_bytes = int(array.chunks.offsets[entry]), int(array.chunks.sizes[entry])
+        if stored_bytes > 2 * len(out) + 4096:
+            raise DatasetCorrupt(f"a chunk of {len(out)} bytes claims to be stored as {stored_bytes}")
+        stored = self._scratch_bytes("stored", stored_bytes)
+        source.read_ranges([(offset, memoryview(stored))])
+        mask = int(array.chunks.masks[entry])
+        decode_chunk(stored, array.filters, mask, np.dtype(array.dtype).itemsize, out)
 
     def _scratch_bytes(self, use: str, nbytes: int) -> Bytes:
         """(nbytes,) uint8 that this thread may write to until it asks again for the same use."""
@@ -211,7 +270,7 @@ class _ChunkJob(NamedTuple):
     in_place: bool
 
 
-def _chunk_jobs(array: ArrayLayout, rows: Int64s) -> Iterator[_ChunkJob]:
+def _chunk_jobs(array: ArrayLayout, rows: Int64s, places_of: Int64s | None) -> Iterator[_ChunkJob]:
     assert array.chunks is not None and array.chunk_shape is not None
     height, *widths = array.chunk_shape
     cells = [-(-extent // width) for extent, width in zip(array.sample_shape, widths, strict=True)]
@@ -240,8 +299,9 @@ def _chunk_jobs(array: ArrayLayout, rows: Int64s) -> Iterator[_ChunkJob]:
     entries = array.chunks.find(numbers.reshape(-1)).reshape(numbers.shape).tolist()
     within_chunk = rows % height
     for group, (start, stop) in enumerate(pairwise(bounds)):
-        places = order[start:stop]
-        within = within_chunk[places]
+        picked = order[start:stop]
+        within = within_chunk[picked]
+        places = picked if places_of is None else places_of[picked]
         in_place = whole_rows and stop - start == height
         if in_place and height > 1:
             in_place = bool((np.diff(places) == 1).all() and (np.diff(within) == 1).all())
@@ -249,27 +309,27 @@ def _chunk_jobs(array: ArrayLayout, rows: Int64s) -> Iterator[_ChunkJob]:
             yield _ChunkJob(entries[group][part], places, within, inside, inside_chunk, whole_rows, in_place)
 
 
-def _row_ranges(offset: int, row_bytes: int, rows: Int64s, target: Bytes) -> list[Range]:
+def _row_ranges(offset: int, row_bytes: int, rows: Int64s, places: Int64s | None, target: Bytes) -> list[Range]:
     """One range for each row, or, where rows follow each other, for all of them together."""
     view = memoryview(target.reshape(-1))
+    offsets = rows * row_bytes + offset
+    if places is not None:
+        begins = (places * row_bytes).tolist()
+        return [(where, view[begin : begin + row_bytes]) for where, begin in zip(offsets.tolist(), begins, strict=True)]
     if len(rows) > 1 and rows[1] == rows[0] + 1:
-        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-        starts = np.concatenate([[0], breaks])
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(rows) != 1) + 1])
     else:
         # A shuffled order: looking for neighbours would cost more than the few that there are.
         starts = np.arange(len(rows))
-    offsets = (rows[starts] * row_bytes + offset).tolist()
     bounds = [*(starts * row_bytes).tolist(), len(view)]
-    return [(offset, view[start:stop]) for offset, start, stop in zip(offsets, bounds, bounds[1:], strict=False)]
+    return [
+        (where, view[begin:end]) for where, (begin, end) in zip(offsets[starts].tolist(), pairwise(bounds), strict=True)
+    ]
 
 
 def _view(array: ArrayLayout, target: Bytes) -> Bytes:
     """`target` as (k, *sample, itemsize)."""
     return target.reshape(len(target), *array.sample_shape, np.dtype(array.dtype).itemsize)
-
-
-def _fill(target: Bytes, array: ArrayLayout) -> None:
-    _view(array, target)[...] = np.frombuffer(array.fill, np.uint8)
 
 
 def _place_fill(array: ArrayLayout, job: _ChunkJob, target: Bytes) -> None:

@@ -1,0 +1,67 @@
+"""``h5feed.toml`` in the data folder: what guessing gets wrong, declared. ::
+
+[datasets.pets]
+files = ["raw/pets_*.h5"]                  # paths or patterns below the data folder
+fields = { image = "photos", kind = "y" }  # name = path in the files; default: all arrays
+roles = { image = "input", kind = "label" }
+class_names = ["cat", "dog"]
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from h5feed.errors import Unreadable
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+NAME = "h5feed.toml"
+
+
+class DeclaredDataset(BaseModel):
+    """One dataset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    files: list[str]
+    fields: dict[str, str] | None = None
+    roles: dict[str, Literal["input", "label", "weight", "other"]] = {}
+    class_names: list[str] | None = None
+
+    def matching(self, files: Sequence[str]) -> list[str]:
+        """Those of `files` that are meant, in the order of the patterns."""
+        found = [file for pattern in self.files for file in sorted(files) if fnmatch.fnmatchcase(file, pattern)]
+        return list(dict.fromkeys(found))
+
+
+class _Declaration(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    datasets: dict[str, DeclaredDataset] = {}
+
+
+def read_declared(root: Path) -> tuple[bytes, dict[str, DeclaredDataset]]:
+    """The file's bytes, and the datasets that it declares; nothing where there is no such file.
+
+    Raises
+    ------
+    Unreadable
+        It says something that it cannot.
+    """
+    try:
+        data = (root / NAME).read_bytes()
+    except FileNotFoundError:
+        return b"", {}
+    except OSError as error:
+        raise Unreadable(f"{NAME} cannot be read: {error.strerror}") from None
+    try:
+        return data, _Declaration.model_validate(tomllib.loads(data.decode())).datasets
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Unreadable(f"{NAME}: {where}: {first['msg']}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Unreadable(f"{NAME}: {error}") from None

@@ -1,0 +1,104 @@
+"""A column: the rows of a field, from one array or from several that follow each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .layout import ArrayLayout
+from .source import LocalFile
+
+Int64s = npt.NDArray[np.int64]
+
+
+def wire_array(array: ArrayLayout) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Dtype and sample shape of an array on the wire: little-endian, complex as a last axis of 2."""
+    stored = np.dtype(array.dtype)
+    if stored.kind == "c":
+        return np.dtype(f"<f{stored.itemsize // 2}"), (*array.sample_shape, 2)
+    return stored.newbyteorder("<"), array.sample_shape
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One array of a column.
+
+    Attributes
+    ----------
+    transposed : bool
+        Its rows lie along its last axis, as MATLAB writes matrices.
+    """
+
+    source: LocalFile
+    array: ArrayLayout
+    transposed: bool = False
+
+    @cached_property
+    def rows(self) -> int:
+        return self.array.shape[-1] if self.transposed else self.array.rows
+
+    @cached_property
+    def wire(self) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        """Dtype and shape of a sample on the wire."""
+        dtype, sample_shape = wire_array(self.array)
+        return dtype, (self.array.shape[:-1] if self.transposed else sample_shape)
+
+    @cached_property
+    def as_stored(self) -> bool:
+        """Whether rows travel byte by byte as they are stored."""
+        array = self.array
+        return array.record is None and not self.transposed and np.dtype(array.dtype).byteorder != ">"
+
+
+@dataclass(frozen=True)
+class Column:
+    """Segments of one dtype and sample shape, one after the other."""
+
+    segments: tuple[Segment, ...]
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """On the wire."""
+        return self.segments[0].wire[0]
+
+    @cached_property
+    def sample_shape(self) -> tuple[int, ...]:
+        """On the wire."""
+        return self.segments[0].wire[1]
+
+    @cached_property
+    def row_bytes(self) -> int:
+        return math.prod(self.sample_shape) * self.dtype.itemsize
+
+    @cached_property
+    def rows(self) -> int:
+        return int(self._bounds[-1])
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.row_bytes
+
+    @cached_property
+    def key(self) -> Hashable:
+        """Stands for the content, in caches."""
+        return tuple((segment.source.identity, segment.array.path) for segment in self.segments)
+
+    @cached_property
+    def _bounds(self) -> Int64s:
+        return np.cumsum([0, *(segment.rows for segment in self.segments)], dtype=np.int64)
+
+    def divide(self, rows: Int64s) -> Iterator[tuple[Segment, Int64s | None, Int64s]]:
+        """Each segment that holds some of `rows`, their places among `rows` (None: all), and their numbers in it."""
+        if len(self.segments) == 1:
+            yield self.segments[0], None, rows
+            return
+        owner = np.searchsorted(self._bounds, rows, side="right") - 1
+        for number in np.unique(owner).tolist():
+            places = np.flatnonzero(owner == number)
+            yield self.segments[number], places, rows[places] - self._bounds[number]
