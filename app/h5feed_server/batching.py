@@ -171,11 +171,12 @@ class Batcher:
 
     def _plan(self, dataset: Dataset, spec: OrderSpec, batch_size: int) -> BatchPlan:
         fields = dataset.chosen(spec.fields)
-        split_rows = None
-        rows = dataset.rows
-        if spec.split != "all":
-            split_rows = self.splits(dataset, spec.split_spec).of(spec.split)
-            rows = len(split_rows)
+
+        def split_rows() -> Int64s | None:
+            return None if spec.split == "all" else self.splits(dataset, spec.split_spec).of(spec.split)
+
+        found = split_rows()
+        rows = dataset.rows if found is None else len(found)
         if spec.limit is not None:
             rows = min(rows, spec.limit)
         last = spec.last or ("keep" if spec.shards == 1 else "pad")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
 import logging
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,15 +136,17 @@ def _is_loopback(host: str) -> bool:
 def _kept_token(cache_dir: Path) -> str:
     """The generated token, the same after a restart."""
     file = cache_dir / "token"
-    try:
-        return file.read_text().strip()
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        if kept := file.read_text().strip():
+            return kept
     token = secrets.token_urlsafe(24)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        # Whole or not at all: an empty token would let everybody in. `mkstemp` makes it readable by its owner only.
+        descriptor, unfinished = tempfile.mkstemp(dir=cache_dir, prefix=".token-")
+        with open(descriptor, "w") as stream:
             stream.write(token)
+        os.replace(unfinished, file)
     except OSError as error:
         print(f"h5feed-server: the token cannot be kept: {error.strerror}", file=sys.stderr)
     return token

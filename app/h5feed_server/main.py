@@ -43,6 +43,8 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         responses={"default": problems.PROBLEM_SCHEMA},
+        # The longest list of row ids that may be asked for, in decimal digits.
+        max_body_size=24 * settings.max_rows + (1 << 16),
     )
     app.state.queries = KnownQueries()
     app.state.ready = health.ReadyState()

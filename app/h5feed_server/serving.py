@@ -19,12 +19,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .api.direct import EXTENSION, DirectWriter
+from .api.direct import DIRECT, GONE, DirectWriter
 from .main import create_app
 from .settings import Settings
 
@@ -37,8 +37,8 @@ STOP_SECONDS = 8.0
 DRAIN_SECONDS = 5
 """How long a stopping worker lets answers under way finish."""
 
-_READY, _CLOSED, _CONNECTION = b"r", b"-", b"c"
-"""Messages on the channel: worker is ready; one of its connections closed; here is a connection."""
+_READY, _LEAVING, _CLOSED, _CONNECTION = b"r", b"l", b"-", b"c"
+"""Messages on the channel: worker is ready; it is ending; one of its connections closed; here is a connection."""
 
 _RESTART_SECONDS = 0.5
 _START_ATTEMPTS = 3
@@ -86,6 +86,7 @@ class _Worker:
     channel: socket.socket
     connections: int = 0
     ready: bool = False
+    leaving: bool = False
     started: float = field(default_factory=time.monotonic)
 
 
@@ -148,7 +149,8 @@ class Supervisor:
         except OSError:
             return
         with connection:
-            for worker in sorted(self._workers.values(), key=lambda worker: (not worker.ready, worker.connections)):
+            staying = [worker for worker in self._workers.values() if not worker.leaving]
+            for worker in sorted(staying, key=lambda worker: (not worker.ready, worker.connections)):
                 try:
                     socket.send_fds(worker.channel, [_CONNECTION], [connection.fileno()])
                 except OSError:
@@ -193,6 +195,7 @@ class Supervisor:
             self._bury(worker)
             return
         worker.connections -= messages.count(_CLOSED)
+        worker.leaving = worker.leaving or _LEAVING in messages
         if _READY in messages:
             worker.ready = True
             self._early_deaths = 0
@@ -277,6 +280,10 @@ class _WorkerServer(uvicorn.Server):
         self._channel.send(_READY)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        with contextlib.suppress(OSError):
+            self._channel.send(_LEAVING)
+        # Connections that were on their way are answered still.
+        await asyncio.sleep(0.05)
         asyncio.get_running_loop().remove_reader(self._channel.fileno())
         await super().shutdown(sockets)
 
@@ -319,16 +326,73 @@ class _Connection(HttpToolsProtocol):
     def __init__(self, server: _WorkerServer) -> None:
         super().__init__(config=server.config, server_state=server.server_state, app_state=server.lifespan.state)
         self._owner = server
+        self._running: RequestResponseCycle | None = None
+        self._unsent = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        # All of them, not only the one that was received last.
+        for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
         self._owner.say_closed()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.parser is not None and (self.cycle is None or self.cycle.response_complete):
+            # Half a request so far.
+            self._await_request()
+
+    def _await_request(self) -> None:
+        """Close the connection when no whole request head comes."""
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Called when nothing has come for a while; what is unsent then is not wanted any more."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and unsent != self._unsent:
+            self._unsent = unsent
+            self._await_request()
+        elif unsent:
+            self.transport.abort()
+        else:
+            super().timeout_keep_alive_handler()
+
+    def send_400_response(self, msg: str) -> None:
+        running = self._running
+        if running is not None and not running.response_complete:
+            # An answer is under way, and maybe a thread is writing it: nothing may come in between.
+            running.disconnected = True
+            self._shut()
+            return
+        super().send_400_response(msg)
+
+    def _shut(self) -> None:
+        """End the connection at once, for everybody who writes to it."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._descriptor())) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
+        self.transport.abort()
+
+    def _descriptor(self) -> int:
+        number: int = self.transport.get_extra_info("socket").fileno()
+        return number
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         # Bound to this request: when its turn comes, others may have been received behind it.
         cycle = self.cycle
-        cycle.scope["extensions"] = cast("dict[str, dict[object, object]]", {EXTENSION: partial(self._direct, cycle)})
+        offers: Any = {DIRECT: partial(self._direct, cycle), GONE: lambda: cycle.disconnected}
+        cycle.scope["extensions"] = offers
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _direct(self, cycle: RequestResponseCycle) -> DirectWriter | None:
         transport = self.transport
@@ -336,4 +400,8 @@ class _Connection(HttpToolsProtocol):
         # Bytes of the answer before, which the loop has not sent yet, come first.
         if not usual or cycle.disconnected or transport.is_closing() or transport.get_write_buffer_size():
             return None
-        return DirectWriter(cycle, transport.get_extra_info("socket").fileno())
+        try:
+            return DirectWriter(cycle, self._descriptor())
+        except OSError:
+            # No descriptor is left.
+            return None

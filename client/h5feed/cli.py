@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from . import __version__
 from .dataset import Batch
 from .errors import BadParameter, FeedError
 from .feed import Feed, connect
+from .wire import write_npz
 
 _EXAMPLES = """examples:
   h5feed ls http://gpu-box:8000
@@ -160,11 +160,8 @@ def _get(feed: Feed, options: argparse.Namespace) -> None:
 def _write(batch: Batch, output: Path) -> None:
     if output.suffix == ".npz":
         arrays: dict[str, Any] = {**batch, "__rows__": batch.rows}
-        # Not `np.savez`, whose own parameters a field may be named like.
-        with zipfile.ZipFile(output, "w") as archive:
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
+        with open(output, "wb") as stream:
+            write_npz(stream, arrays)
     elif len(batch) == 1:
         np.save(output, next(iter(batch.values())))
     else:

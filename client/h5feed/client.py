@@ -74,7 +74,7 @@ class Client:
         auth: httpx.Auth | tuple[str, str] | None = None,
     ) -> None:
         self.url = url or os.environ.get("H5FEED_URL") or DEFAULT_URL
-        token = token or os.environ.get("H5FEED_TOKEN")
+        token = (token or os.environ.get("H5FEED_TOKEN") or "").strip()
         self.deadline = deadline
         self.pool = BufferPool(POOL_BYTES)
         base_url, uds = _split_url(self.url)
@@ -165,6 +165,10 @@ class Client:
             except httpx.TransportError as error:
                 if raise_cut and isinstance(error, BodyCut):
                     raise
+                if isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol)):
+                    raise BadParameter(f"the request cannot be sent: {error}") from None
+                if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+                    raise ConnectionFailed(f"{self.url} is not trusted: {error.__cause__}. See `verify=`.") from None
                 failure = ConnectionFailed(
                     f"no whole answer from {self.url}: {error}. Is the server running and reachable?"
                 )

@@ -172,7 +172,8 @@ class Dataset:
     def batch(self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]) -> Batch:
         """Batch `index` of an order."""
         params = self._params(split, options, OrderOptions) | {"batch_size": str(batch_size)}
-        return _only_batch(self._client.body(f"{self._path}/batches/{index}", params))
+        found = _only_batch(self._client.body(f"{self._path}/batches/{index}", params))
+        return _asked_for([found], index, int(options.get("epoch") or 0), self.revision)[0]
 
     def batches(
         self,
@@ -276,7 +277,7 @@ def _fetcher(client: Client, path: str, params: Mapping[str, str]) -> Callable[[
             if alone or block.stop - start == 1:
                 # The first missing batch of a broken stream, asked for alone, answers with the reason.
                 body = client.body(f"{path}/batches/{start}", query, cancelled=cancelled)
-                batches.append(_only_batch(body))
+                batches += _asked_for([_only_batch(body)], start, block.epoch, params.get("revision"))
                 alone = False
             else:
                 window = {"start": str(start), "stop": str(block.stop)}
@@ -284,7 +285,8 @@ def _fetcher(client: Client, path: str, params: Mapping[str, str]) -> Callable[[
                     body = client.body(f"{path}/batches", query | window, cancelled=cancelled, raise_cut=True)
                 except BodyCut as cut:
                     body, alone = cut.received, True
-                batches.extend(_whole_batches(body, cut=alone))
+                came = list(_whole_batches(body, cut=alone))
+                batches += _asked_for(came, start, block.epoch, params.get("revision"))
                 # A stream without a whole batch is not asked for again and again.
                 alone = alone or start == block.start + len(batches)
             start = block.start + len(batches)
@@ -316,6 +318,23 @@ def _whole_batches(body: npt.NDArray[np.uint8], *, cut: bool = False) -> Iterato
     except BadAnswer:
         if not cut:
             raise
+
+
+def _asked_for(batches: list[Batch], first: int, epoch: int, revision: str | None) -> list[Batch]:
+    """These batches, if they are `first` and its followers, of that epoch and revision.
+
+    Raises
+    ------
+    BadAnswer
+        They are others: a proxy or a cache has mixed answers up.
+    """
+    for index, batch in enumerate(batches, first):
+        if (batch.index, batch.epoch) != (index, epoch) or revision not in (None, batch.revision):
+            raise BadAnswer(
+                f"batch {index} of epoch {epoch} was asked for, but batch {batch.index} of epoch {batch.epoch} came "
+                f"(revision {batch.revision}, not {revision}): something between here and the server mixes answers up"
+            )
+    return batches
 
 
 def _only_batch(body: npt.NDArray[np.uint8]) -> Batch:

@@ -8,7 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .errors import ConnectionFailed
 
@@ -102,7 +102,8 @@ class _Window(Generic[T]):
     fetch: Fetch[T]
     blocks: Iterator[Block]
     max_bytes: int
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: Any = field(default_factory=threading.RLock)
+    """Reentrant: the collector may drop a `ReadAhead`, and close its window, in a thread that holds the lock."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     upcoming: Block | None = None
     exhausted: bool = False

@@ -8,8 +8,10 @@ network chunks into fresh memory, which is several times slower.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
+import os
 import socket
 import ssl
 import struct
@@ -110,6 +112,7 @@ class FeedTransport(httpx.BaseTransport):
         self._max_idle = max_idle
         self._idle: dict[tuple[str, str, int], list[socket.socket]] = {}
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self._closed = False
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -175,6 +178,14 @@ class FeedTransport(httpx.BaseTransport):
             connection.close()
 
     def _idle_connection(self, origin: tuple[str, str, int]) -> socket.socket | None:
+        if self._pid != os.getpid():
+            # After a fork the parent goes on with these: two processes on one connection read each other's answers.
+            self._lock = threading.Lock()
+            with contextlib.suppress(OSError):
+                for connection in [one for idle in self._idle.values() for one in idle]:
+                    os.close(connection.detach())
+            self._idle = {}
+            self._pid = os.getpid()
         with self._lock:
             idle = self._idle.get(origin)
             return idle.pop() if idle else None
@@ -233,6 +244,9 @@ class FeedTransport(httpx.BaseTransport):
             connected.sendall(request)
             patience = _Patience(connected, timeouts.get("read"), deadline)
             received = _receive_head(connected, patience)
+            while received[9:10] == b"1" and received[9:12] != b"101":
+                # An interim answer, such as 103 Early Hints: the one that counts comes behind it.
+                received = _receive_head(connected, patience, received[received.index(b"\r\n\r\n") + 4 :])
             usual = _parse_usual(received)
             if usual is None or method == "HEAD":
                 answer, reusable = _read_unusual(connected, received, method, patience)
@@ -248,7 +262,8 @@ class FeedTransport(httpx.BaseTransport):
                 content = np.empty(length, np.uint8)
                 _receive_into(connected, content, received[begin:], patience)
                 answer = Answer(status, headers, None, content.tobytes())
-            reusable = keep
+            # Bytes behind the body are nobody's: what comes next on this connection could be anything.
+            reusable = keep and len(received) <= begin + length
             return answer
         finally:
             if reusable:
@@ -295,9 +310,8 @@ class _Patience:
         return max(now, self._deadline - self._timeout)
 
 
-def _receive_head(connected: socket.socket, patience: _Patience) -> bytes:
-    """At least a status line and headers, and what came with them."""
-    received = b""
+def _receive_head(connected: socket.socket, patience: _Patience, received: bytes = b"") -> bytes:
+    """At least a status line and headers, and what came with them; `received` is what is there already."""
     while b"\r\n\r\n" not in received:
         if len(received) > MAX_HEAD_BYTES:
             raise http.client.HTTPException(f"headers of more than {MAX_HEAD_BYTES} bytes")
@@ -357,7 +371,12 @@ def _receive_into(connected: socket.socket, buffer: npt.NDArray[np.uint8], begun
     view[:done] = begun[:done]
     # Where the kernel can wait for all of it, it does: every return to Python in mid-body would have to wait for the
     # interpreter, which a busy training loop holds for milliseconds.
-    whole = sys.platform == "linux" and not isinstance(connected, ssl.SSLSocket)
+    # Not in the main thread: signals there begin the kernel's waiting anew each time.
+    whole = (
+        sys.platform == "linux"
+        and not isinstance(connected, ssl.SSLSocket)
+        and threading.current_thread() is not threading.main_thread()
+    )
     until = 0.0
     while done < length:
         if time.monotonic() > until:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-EXTENSION = "h5feed.direct"
+DIRECT = "h5feed.direct"
 """Key in the scope's extensions: a callable that returns the request's `DirectWriter`, or None where the answer must go
 through the event loop."""
 
@@ -27,9 +27,19 @@ PATIENCE_SECONDS = 0.05
 _POLL_MS = 50
 
 
+GONE = "h5feed.gone"
+"""Key in the scope's extensions: a callable that says whether the peer has left."""
+
+
+def is_gone(scope: Scope) -> bool:
+    """Whether nobody waits for the answer any more, as far as the server knows."""
+    ask: Callable[[], bool] | None = scope.get("extensions", {}).get(GONE)
+    return ask is not None and ask()
+
+
 def writer_of(scope: Scope) -> DirectWriter | None:
     """What the server offers for this request."""
-    offer: Callable[[], DirectWriter | None] | None = scope.get("extensions", {}).get(EXTENSION)
+    offer: Callable[[], DirectWriter | None] | None = scope.get("extensions", {}).get(DIRECT)
     return None if offer is None else offer()
 
 

@@ -83,7 +83,8 @@ def problem(error: errors.FeedError) -> Response:
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
-        "detail": error.detail,
+        # A lone surrogate, from a caller's JSON, cannot be written.
+        "detail": error.detail.encode("utf-8", "replace").decode(),
         "code": error.code,
         "request_id": request_id,
     }
@@ -110,6 +111,8 @@ def install(app: FastAPI) -> None:
     async def _http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 405:
             return problem(errors.MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}"))
+        if error.status_code == 413:
+            return problem(errors.TooLarge("the body of the request is longer than any list of rows may be"))
         if error.status_code == 404:
             return problem(errors.PageNotFound(f"there is nothing at {request.url.path}: see /docs for what there is"))
         return problem(errors.BadParameter(str(error.detail)))

@@ -48,9 +48,9 @@ class StreamQuery(BatchQuery):
 class RowsQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    start: int = Field(0, ge=0, description="First row.")
-    stop: int | None = Field(None, ge=0, description="One past the last row; default: all.", examples=[8])
-    step: int = Field(1, ge=1, description="Every step-th row; 1 or more.")
+    start: int = Field(0, ge=0, le=2**62, description="First row.")
+    stop: int | None = Field(None, ge=0, le=2**62, description="One past the last row; default: all.", examples=[8])
+    step: int = Field(1, ge=1, le=2**62, description="Every step-th row; 1 or more.")
     fields: str | None = Field(None, description=OrderSpec.model_fields["fields"].description)
     revision: str | None = Field(None, description=_REVISION)
     format: Format | None = Field(None, description=_FORMAT)

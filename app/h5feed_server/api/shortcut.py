@@ -55,6 +55,8 @@ class KnownQueries:
         window = _WINDOW.fullmatch(text)
         if window is not None:
             text = window[1]
+            if b"start=" in text or b"stop=" in text:
+                return
         elif isinstance(query, StreamQuery):
             return
         if text in self._known or len(text) > MAX_LENGTH:

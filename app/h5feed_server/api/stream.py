@@ -18,7 +18,7 @@ from ..batching import BatchPlan
 from ..services import Services
 from .bodies import Bytes, is_tagged, not_modified, url_headers
 from .deps import in_thread
-from .direct import DirectWriter, writer_of
+from .direct import DirectWriter, is_gone, writer_of
 from .queries import PlanQuery
 
 logger = logging.getLogger(__name__)
@@ -33,14 +33,20 @@ _DIRECT_SECONDS = 1.0
 """After this, an answer that a thread sends itself goes on through the event loop: others want the thread."""
 
 
+STALL_SECONDS = 30.0
+_SLOWEST = 1 << 18
+"""A peer has so long to take a block, and a second more for so many bytes of it; then the connection ends."""
+
+
 def plan_of(services: Services, name: str, query: PlanQuery) -> BatchPlan:
     """The plan that a query asks for."""
     return services.batcher.plan(name, query.spec, query.batch_size, query.revision)
 
 
-def filled(services: Services, plan: BatchPlan, start: int, stop: int) -> Bytes:
-    """Batches start … stop-1 in a leased buffer."""
-    buffer = services.pool.lease(plan.nbytes(start, stop), services.settings.admit_timeout)
+def filled(services: Services, plan: BatchPlan, start: int, stop: int, patience: float | None = None) -> Bytes:
+    """Batches start … stop-1 in a leased buffer, for which to wait so many seconds."""
+    patience = services.settings.admit_timeout if patience is None else patience
+    buffer = services.pool.lease(plan.nbytes(start, stop), patience)
     plan.fill(start, stop, buffer)
     return buffer
 
@@ -119,18 +125,23 @@ class BatchStream(Response):
         else:
             answer = Response(headers=begun.headers, media_type=MEDIA_TYPE)
             await send({"type": "http.response.start", "status": 200, "headers": answer.raw_headers})
-        await self._send_rest(begun, send)
+        await self._send_rest(begun, scope, send)
 
-    async def _send_rest(self, begun: _Begun, send: Send) -> None:
+    async def _send_rest(self, begun: _Begun, scope: Scope, send: Send) -> None:
         block = begun.unsent
         del begun.unsent
         while begun.following:
+            if is_gone(scope):
+                return
             start, stop = begun.following.pop(0)
-            read = partial(filled, self._services, begun.plan, start, stop)
+            patience = self._services.settings.read_timeout
+            read = partial(filled, self._services, begun.plan, start, stop, patience)
             # Read while the one before is on its way.
             reading = asyncio.ensure_future(in_thread(self._services, read))
             try:
-                await send({"type": "http.response.body", "body": block, "more_body": True})
+                # Waits until what was given before has left.
+                async with asyncio.timeout(STALL_SECONDS + len(block) / _SLOWEST):
+                    await send({"type": "http.response.body", "body": block, "more_body": True})
                 del block
                 block = memoryview(await reading)
             except Exception as error:
@@ -138,6 +149,7 @@ class BatchStream(Response):
                 return
             finally:
                 reading.cancel()
+                reading.add_done_callback(lambda late: late.cancelled() or late.exception())
         await send({"type": "http.response.body", "body": block, "more_body": False})
 
     def _begin(self, writer: DirectWriter | None) -> _Begun | Response:
@@ -191,6 +203,9 @@ def _blocks(plan: BatchPlan, start: int, stop: int) -> list[tuple[int, int]]:
 def _report(error: Exception) -> None:
     """An answer was cut off: the peer knows by its length, the log gets the reason."""
     if isinstance(error, ConnectionError):
+        return
+    if isinstance(error, TimeoutError):
+        logger.warning("an answer was cut off: the peer took nothing for too long")
         return
     if isinstance(error, FeedError):
         logger.error("an answer was cut off: %s: %s", error.code, error.detail)

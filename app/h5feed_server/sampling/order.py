@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,14 +27,15 @@ class Order:
 
     Attributes
     ----------
-    split_rows : (n,) int64 or None
-        Ascending rows of the split; None: all rows, which need no list.
+    split_rows : callable
+        Returns the ascending rows of the split, (n,) int64, or None for all rows, which need no list. Not the rows
+        themselves: they would be held as long as anybody remembers the order.
     grid : BatchGrid
         Over the split's rows, after ``limit``.
     """
 
     spec: OrderSpec
-    split_rows: Int64s | None
+    split_rows: Callable[[], Int64s | None]
     grid: BatchGrid
 
     @cached_property
@@ -56,4 +58,5 @@ class Order:
         positions, real = self.grid.positions(start, stop)
         if self.spec.shuffle:
             positions = permute(positions, self.grid.rows, self._key)
-        return (positions if self.split_rows is None else self.split_rows[positions]), real
+        split_rows = self.split_rows()
+        return (positions if split_rows is None else split_rows[positions]), real

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from h5feed.errors import DatasetCorrupt, RevisionChanged
+from h5feed.errors import DatasetCorrupt, FeedError, Overloaded, RevisionChanged, SourceUnavailable
 
 Range = tuple[int, memoryview]
 """Offset in the file, and the writeable bytes to be filled from there."""
@@ -110,8 +111,13 @@ class LocalFile:
         except FileNotFoundError:
             raise _changed() from None
         except OSError as error:
-            raise DatasetCorrupt(f"a file of this dataset cannot be opened: {error.strerror}") from None
-        fd = held.fd
+            raise _refused(error) from None
+        try:
+            self._read(held.fd, ranges)
+        except OSError as error:
+            raise _refused(error) from None
+
+    def _read(self, fd: int, ranges: Sequence[Range]) -> None:
         # One call for each range and nothing else between them: this loop is most of what reading costs in Python.
         received = [os.preadv(fd, (target,), offset) for offset, target in ranges]
         for (offset, target), count in zip(ranges, received, strict=True):
@@ -133,6 +139,13 @@ class LocalFile:
                     f"the file ends at byte {os.fstat(fd).st_size}, an array in it at {offset + len(target)}"
                 )
             done += received
+
+
+def _refused(error: OSError) -> FeedError:
+    """What the operating system's refusal means to those who asked."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return Overloaded("the server has too many files open; come again in a moment", retry_after=1)
+    return SourceUnavailable(f"a file of this dataset cannot be read: {error.strerror}", retry_after=1)
 
 
 def _changed() -> RevisionChanged:
