@@ -18,13 +18,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .api.direct import DIRECT, GONE, DirectWriter
+from .api.direct import PEER, DirectWriter
 from .main import create_app
 from .settings import Settings
 
@@ -369,17 +368,18 @@ class _Connection(HttpToolsProtocol):
         if running is not None and not running.response_complete:
             # An answer is under way, and maybe a thread is writing it: nothing may come in between.
             running.disconnected = True
-            self._shut()
+            self.abort()
             return
         super().send_400_response(msg)
 
-    def _shut(self) -> None:
+    def abort(self) -> None:
         """End the connection at once, for everybody who writes to it."""
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._descriptor())) as connection:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.descriptor())) as connection:
             connection.shutdown(socket.SHUT_RDWR)
         self.transport.abort()
 
-    def _descriptor(self) -> int:
+    def descriptor(self) -> int:
+        """Of the socket."""
         number: int = self.transport.get_extra_info("socket").fileno()
         return number
 
@@ -387,21 +387,39 @@ class _Connection(HttpToolsProtocol):
         super().on_headers_complete()
         # Bound to this request: when its turn comes, others may have been received behind it.
         cycle = self.cycle
-        offers: Any = {DIRECT: partial(self._direct, cycle), GONE: lambda: cycle.disconnected}
+        offers: Any = {PEER: _Peer(self, cycle)}
         cycle.scope["extensions"] = offers
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
-    def _direct(self, cycle: RequestResponseCycle) -> DirectWriter | None:
-        transport = self.transport
-        usual = self.scheme == "http" and cycle.keep_alive and not cycle.waiting_for_100_continue
+
+class _Peer:
+    """See `api.direct.Peer`."""
+
+    def __init__(self, connection: _Connection, cycle: RequestResponseCycle) -> None:
+        self._connection = connection
+        self._cycle = cycle
+
+    def direct(self) -> DirectWriter | None:
+        connection, cycle = self._connection, self._cycle
+        usual = connection.scheme == "http" and cycle.keep_alive and not cycle.waiting_for_100_continue
         # Bytes of the answer before, which the loop has not sent yet, come first.
-        if not usual or cycle.disconnected or transport.is_closing() or transport.get_write_buffer_size():
+        if not usual or self.is_gone() or self.unsent():
             return None
         try:
-            return DirectWriter(cycle, self._descriptor())
+            return DirectWriter(cycle, connection.descriptor())
         except OSError:
             # No descriptor is left.
             return None
+
+    def is_gone(self) -> bool:
+        return self._cycle.disconnected or self._connection.transport.is_closing()
+
+    def unsent(self) -> int:
+        return self._connection.transport.get_write_buffer_size()
+
+    def abort(self) -> None:
+        self._cycle.disconnected = True
+        self._connection.abort()

@@ -14,6 +14,9 @@ from ..services import Services
 
 T = TypeVar("T")
 
+_ADMIT_SECONDS = 0.02
+"""How often it is looked whether there is room."""
+
 
 async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
@@ -25,18 +28,28 @@ ServicesDep = Annotated[Services, Depends(_services)]
 NamePath = Annotated[str, Path(description="Name of a dataset, as the catalogue lists it.")]
 
 
-async def in_thread(services: Services, work: Callable[[], T]) -> T:
+async def in_thread(services: Services, work: Callable[[], T], patience: float | None = None) -> T:
     """Run blocking `work` in a thread of the server's own pool.
+
+    Where the bound on bytes in flight leaves no room, `work` is begun anew until there is, for `patience` seconds
+    (default: the settings' ``admit_timeout``). No thread waits meanwhile: others may need less room, or none.
 
     Raises
     ------
     ReadTimeout
         It took longer than the settings allow; the thread is left to end by itself.
+    Overloaded
+        There was no room.
     """
-    try:
-        async with asyncio.timeout(services.settings.read_timeout):
-            return await asyncio.get_running_loop().run_in_executor(services.threads, work)
-    except TimeoutError:
-        raise ReadTimeout(f"reading took more than {services.settings.read_timeout:g} s") from None
-    except PoolExhausted as error:
-        raise Overloaded(f"{error}; come again in a moment", retry_after=1) from None
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + (services.settings.admit_timeout if patience is None else patience)
+    while True:
+        try:
+            async with asyncio.timeout(services.settings.read_timeout):
+                return await loop.run_in_executor(services.threads, work)
+        except TimeoutError:
+            raise ReadTimeout(f"reading took more than {services.settings.read_timeout:g} s") from None
+        except PoolExhausted as error:
+            if loop.time() >= deadline:
+                raise Overloaded(f"{error}; come again in a moment", retry_after=1) from None
+        await asyncio.sleep(_ADMIT_SECONDS)

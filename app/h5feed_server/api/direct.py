@@ -12,14 +12,14 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-DIRECT = "h5feed.direct"
-"""Key in the scope's extensions: a callable that returns the request's `DirectWriter`, or None where the answer must go
-through the event loop."""
+PEER = "h5feed.peer"
+"""Key in the scope's extensions: the `Peer` of this request, from servers that have one."""
 
 PATIENCE_SECONDS = 0.05
 """How long a thread goes on with one block for a peer that takes it slowly."""
@@ -27,20 +27,26 @@ PATIENCE_SECONDS = 0.05
 _POLL_MS = 50
 
 
-GONE = "h5feed.gone"
-"""Key in the scope's extensions: a callable that says whether the peer has left."""
+class Peer(Protocol):
+    """Who waits for the answer to one request."""
+
+    def direct(self) -> DirectWriter | None:
+        """A way past the event loop; None where the answer must go through it."""
+
+    def is_gone(self) -> bool:
+        """Whether nobody waits any more."""
+
+    def unsent(self) -> int:
+        """Bytes that the server holds for it."""
+
+    def abort(self) -> None:
+        """End the connection, whatever is unsent."""
 
 
-def is_gone(scope: Scope) -> bool:
-    """Whether nobody waits for the answer any more, as far as the server knows."""
-    ask: Callable[[], bool] | None = scope.get("extensions", {}).get(GONE)
-    return ask is not None and ask()
-
-
-def writer_of(scope: Scope) -> DirectWriter | None:
+def peer_of(scope: Scope) -> Peer | None:
     """What the server offers for this request."""
-    offer: Callable[[], DirectWriter | None] | None = scope.get("extensions", {}).get(DIRECT)
-    return None if offer is None else offer()
+    peer: Peer | None = scope.get("extensions", {}).get(PEER)
+    return peer
 
 
 class DirectWriter:

@@ -82,6 +82,6 @@ def _answer(
     chosen, body = services.batcher.rows_body(dataset, len(rows), fields)
     if form == "npy" and len(chosen) != 1:
         raise BadParameter(f"format=npy holds one array, but {len(chosen)} fields are asked for: name one with fields=")
-    buffer = services.pool.lease(body.nbytes, services.settings.admit_timeout)
+    buffer = services.pool.lease(body.nbytes)
     services.batcher.fill_rows(dataset, chosen, rows, body, buffer)
     return binary(buffer, form, headers)

@@ -68,7 +68,7 @@ async def get_split_rows(
         body = Body([Tensor(ROWS, np.dtype("<i8"), rows.shape)], about)
         if body.nbytes > services.settings.max_body_bytes:
             raise TooLarge(f"{len(rows)} row ids are more than {services.settings.max_body_bytes} bytes")
-        buffer = services.pool.lease(body.nbytes, services.settings.admit_timeout)
+        buffer = services.pool.lease(body.nbytes)
         body.place(buffer, 0)[ROWS][...] = rows
         return binary(buffer, form, headers)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastapi.responses import Response
+from h5feed.buffers import PoolExhausted
 from h5feed.errors import FeedError, TooLarge
 from h5feed.wire import MEDIA_TYPE
 from starlette.types import Receive, Scope, Send
@@ -18,7 +19,7 @@ from ..batching import BatchPlan
 from ..services import Services
 from .bodies import Bytes, is_tagged, not_modified, url_headers
 from .deps import in_thread
-from .direct import DirectWriter, is_gone, writer_of
+from .direct import DirectWriter, Peer, peer_of
 from .queries import PlanQuery
 
 logger = logging.getLogger(__name__)
@@ -33,9 +34,8 @@ _DIRECT_SECONDS = 1.0
 """After this, an answer that a thread sends itself goes on through the event loop: others want the thread."""
 
 
-STALL_SECONDS = 30.0
-_SLOWEST = 1 << 18
-"""A peer has so long to take a block, and a second more for so many bytes of it; then the connection ends."""
+STALL_SECONDS = 20.0
+"""A peer that has taken nothing for so long is given up: what is held for it could serve others."""
 
 
 def plan_of(services: Services, name: str, query: PlanQuery) -> BatchPlan:
@@ -43,10 +43,15 @@ def plan_of(services: Services, name: str, query: PlanQuery) -> BatchPlan:
     return services.batcher.plan(name, query.spec, query.batch_size, query.revision)
 
 
-def filled(services: Services, plan: BatchPlan, start: int, stop: int, patience: float | None = None) -> Bytes:
-    """Batches start … stop-1 in a leased buffer, for which to wait so many seconds."""
-    patience = services.settings.admit_timeout if patience is None else patience
-    buffer = services.pool.lease(plan.nbytes(start, stop), patience)
+def filled(services: Services, plan: BatchPlan, start: int, stop: int) -> Bytes:
+    """Batches start … stop-1 in a leased buffer.
+
+    Raises
+    ------
+    PoolExhausted
+        There is no room for it now.
+    """
+    buffer = services.pool.lease(plan.nbytes(start, stop))
     plan.fill(start, stop, buffer)
     return buffer
 
@@ -105,7 +110,8 @@ class BatchStream(Response):
         self._if_none_match = if_none_match
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writer = writer_of(scope)
+        peer = peer_of(scope)
+        writer = peer.direct() if peer else None
         try:
             begun = await in_thread(self._services, partial(self._begin, writer))
         except BaseException as error:
@@ -125,27 +131,28 @@ class BatchStream(Response):
         else:
             answer = Response(headers=begun.headers, media_type=MEDIA_TYPE)
             await send({"type": "http.response.start", "status": 200, "headers": answer.raw_headers})
-        await self._send_rest(begun, scope, send)
+        await self._send_rest(begun, peer, send)
 
-    async def _send_rest(self, begun: _Begun, scope: Scope, send: Send) -> None:
+    async def _send_rest(self, begun: _Begun, peer: Peer | None, send: Send) -> None:
         block = begun.unsent
         del begun.unsent
         while begun.following:
-            if is_gone(scope):
+            if peer is not None and peer.is_gone():
                 return
             start, stop = begun.following.pop(0)
-            patience = self._services.settings.read_timeout
-            read = partial(filled, self._services, begun.plan, start, stop, patience)
+            read = partial(filled, self._services, begun.plan, start, stop)
             # Read while the one before is on its way.
-            reading = asyncio.ensure_future(in_thread(self._services, read))
+            patience = self._services.settings.read_timeout
+            reading = asyncio.ensure_future(in_thread(self._services, read, patience))
             try:
-                # Waits until what was given before has left.
-                async with asyncio.timeout(STALL_SECONDS + len(block) / _SLOWEST):
-                    await send({"type": "http.response.body", "body": block, "more_body": True})
+                await _send_patiently(send, block, peer)
                 del block
                 block = memoryview(await reading)
             except Exception as error:
                 _report(error)
+                if peer is not None:
+                    # Closing would wait until all is sent, to a peer that may take nothing.
+                    peer.abort()
                 return
             finally:
                 reading.cancel()
@@ -155,10 +162,17 @@ class BatchStream(Response):
     def _begin(self, writer: DirectWriter | None) -> _Begun | Response:
         """Read the first block, and send what the peer takes at once."""
         try:
-            return self._begin_with(writer)
-        finally:
+            begun = self._begin_with(writer)
+        except PoolExhausted:
+            # Nothing is sent yet: this will be called again, with the same writer.
+            raise
+        except BaseException:
             if writer is not None:
                 writer.close()
+            raise
+        if writer is not None:
+            writer.close()
+        return begun
 
     def _begin_with(self, writer: DirectWriter | None) -> _Begun | Response:
         began = time.perf_counter()
@@ -175,7 +189,13 @@ class BatchStream(Response):
         begun = _Begun(plan, headers, memoryview(b""), blocks)
 
         while blocks:
-            block = memoryview(filled(services, plan, *blocks.pop(0)))
+            try:
+                block = memoryview(filled(services, plan, *blocks[0]))
+            except PoolExhausted:
+                if "server-timing" not in headers:
+                    raise
+                break
+            blocks.pop(0)
             if "server-timing" not in headers:
                 # Only what is known when the first bytes leave.
                 read = time.perf_counter() - planned
@@ -198,6 +218,26 @@ def _blocks(plan: BatchPlan, start: int, stop: int) -> list[tuple[int, int]]:
     if len(starts) > MAX_BLOCKS:
         raise TooLarge(f"batches {start} … {stop - 1} are too many at once: ask for {per_block} at a time")
     return [(first, min(first + per_block, stop)) for first in starts]
+
+
+async def _send_patiently(send: Send, block: memoryview, peer: Peer | None) -> None:
+    """Give a block to the server, which takes it when the one before has left.
+
+    Raises
+    ------
+    TimeoutError
+        The peer takes nothing.
+    """
+    unsent = peer.unsent() if peer else 0
+    while True:
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                await send({"type": "http.response.body", "body": block, "more_body": True})
+                return
+        except TimeoutError:
+            before, unsent = unsent, peer.unsent() if peer else 0
+            if peer is None or unsent >= before:
+                raise
 
 
 def _report(error: Exception) -> None:
