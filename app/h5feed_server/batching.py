@@ -121,13 +121,22 @@ class BatchPlan:
         first = index - index % together
         rows, real = self.orders.get(
             (self.key, first),
-            lambda: self.order.rows(first, min(first + together, self.grid.batches)),
+            lambda: self.order.rows(first, min(first + together, self.grid.batches), self._sequence()),
             lambda value: value[0].nbytes + value[1].nbytes,
         )
         start = (index - first) * self.grid.batch_size
         size = self.grid.size(index)
         stop = start + count * size
         return rows[start:stop].reshape(count, size), real[start:stop].reshape(count, size)
+
+    def _sequence(self) -> Int64s | None:
+        if self.order.spec.window is None:
+            return None
+        return self.orders.get(
+            (self.key, "sequence"),
+            lambda: (self.order.sequence(), np.zeros(0, np.bool_)),
+            lambda value: value[0].nbytes,
+        )[0]
 
     def _body(self, rows: int) -> Body:
         spec = self.order.spec
@@ -180,8 +189,11 @@ class Batcher:
         if spec.limit is not None:
             rows = min(rows, spec.limit)
         last = spec.last or ("keep" if spec.shards == 1 else "pad")
+        block = max((field.block_rows for field in fields), default=1)
         grid = BatchGrid(rows, batch_size, spec.shard, spec.shards, last)
-        plan = BatchPlan(dataset, fields, Order(spec, split_rows, grid), last == "pad", self._orders, self.reader)
+        plan = BatchPlan(
+            dataset, fields, Order(spec, split_rows, grid, block), last == "pad", self._orders, self.reader
+        )
         self._check_size(batch_size, plan.full, fields)
         return plan
 

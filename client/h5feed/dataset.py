@@ -48,6 +48,8 @@ class OrderOptions(SplitOptions, total=False):
     shuffle: bool
     seed: int
     epoch: int
+    window: int
+    """Rows to shuffle among: for files whose chunks hold many rows."""
     limit: int
     shard: int
     shards: int

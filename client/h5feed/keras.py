@@ -65,7 +65,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
     workers, use_multiprocessing, max_queue_size
         Accepted for scripts that pass them, and without effect: `connections` and `readahead` take their place.
     **options
-        Split and order options: ``val``, ``test``, ``stratify``, ``split_seed``, ``limit``, ``shard``, ``shards``,
+        Split and order options: ``val``, ``test``, ``stratify``, ``split_seed``, ``window``, ``limit``, ``shard``, ``shards``,
         ``last`` …
 
     Attributes
@@ -143,7 +143,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         With ``last="pad"`` the repeated rows at the end are in it, as their predictions are.
         """
         if self._row_ids is None:
-            options = {**self._options, "fields": [], "shuffle": False}
+            options = {**self._order(False), "fields": []}
             parts = [batch.rows.copy() for batch in self._dataset.batches(self._split, **options)]
             self._row_ids = np.concatenate(parts) if parts else np.zeros(0, np.int64)
         return self._row_ids
@@ -232,12 +232,18 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         self._counted = False
 
     def _plan(self, shuffle: bool) -> Plan:
+        return self._dataset.plan(self._split, **self._order(shuffle))
+
+    def _order(self, shuffle: bool) -> dict[str, Any]:
+        """Options of the order that passes have, shuffled or not."""
         options = {**self._options, "shuffle": shuffle, "fields": [*self._x, *self._y]}
-        return self._dataset.plan(self._split, **options)
+        if not shuffle:
+            options.pop("window", None)
+        return options
 
     def _fetch(self, plan: Plan, position: int) -> Batch:
         """One batch, past the read-ahead."""
-        options = {**self._options, "shuffle": plan.params["shuffle"] == "true", "fields": [*self._x, *self._y]}
+        options = self._order(plan.params["shuffle"] == "true")
         epoch = self._epoch if options["shuffle"] else 0
         return self._dataset.batch(position, split=self._split, **{**options, "epoch": epoch})
 

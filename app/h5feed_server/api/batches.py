@@ -31,6 +31,8 @@ async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQ
         "batch_size": grid.batch_size,
         "batches": grid.batches,
         "last": grid.last,
+        "window": query.window,
+        "rows_decoded_together": plan.order.block,
         "last_rows": grid.size(grid.batches - 1) if grid.batches else 0,
         "batch_bytes": plan.full.nbytes,
         "last_bytes": plan.tail.nbytes if grid.batches else 0,

@@ -48,7 +48,6 @@ PLANNED = {
     "balance": "balanced sampling",
     "weights": "weighted sampling",
     "epoch_rows": "epochs of a stated length",
-    "window": "block shuffle",
 }
 """Parameters of the contract that this version does not serve yet."""
 

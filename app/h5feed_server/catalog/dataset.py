@@ -45,6 +45,12 @@ class Field:
     def row_bytes(self) -> int:
         return math.prod(self.sample_shape) * self.dtype.itemsize
 
+    @property
+    def block_rows(self) -> int:
+        """Rows that are decoded together."""
+        array = self.array
+        return array.chunk_shape[0] if array.chunk_shape and array.filters else 1
+
     @cached_property
     def read_amplification(self) -> float:
         """Bytes read and decoded per byte served, in a shuffled batch whose rows share no chunk."""

@@ -38,17 +38,28 @@ class Order:
     split_rows: Callable[[], Int64s | None]
     grid: BatchGrid
 
+    block: int = 1
+    """Rows that are stored, and decoded, together: with a window, their order is drawn as a whole."""
+
     @cached_property
     def _key(self) -> bytes:
         return order_key(self.spec.seed, self.spec.epoch, self.spec.split)
+
+    def _named_key(self, name: str) -> bytes:
+        return order_key(self.spec.seed, self.spec.epoch, f"{self.spec.split}\0{name}")
 
     @cached_property
     def batches_at_once(self) -> int:
         """Batches that are worth computing together."""
         return max(1, min(BATCHES_AT_ONCE, ROWS_AT_ONCE // self.grid.batch_size))
 
-    def rows(self, start: int, stop: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+    def rows(self, start: int, stop: int, sequence: Int64s | None = None) -> tuple[Int64s, npt.NDArray[np.bool_]]:
         """Row ids of batches start … stop-1 back to back, and which of them are real (not padding).
+
+        Parameters
+        ----------
+        sequence : (n,) int64, optional
+            From `sequence`, where there is a window and somebody has kept it.
 
         Returns
         -------
@@ -56,7 +67,28 @@ class Order:
         real : (k,) bool
         """
         positions, real = self.grid.positions(start, stop)
+        window = self.spec.window
+        if window is not None:
+            sequence = self.sequence() if sequence is None else sequence
+            for number in np.unique(positions // window).tolist():
+                inside = np.flatnonzero(positions // window == number)
+                first = number * window
+                size = min(window, self.grid.rows - first)
+                key = self._named_key(f"window {number}")
+                positions[inside] = first + permute(positions[inside] - first, size, key)
+            return sequence[positions], real
         if self.spec.shuffle:
             positions = permute(positions, self.grid.rows, self._key)
         split_rows = self.split_rows()
         return (positions if split_rows is None else split_rows[positions]), real
+
+    def sequence(self) -> Int64s:
+        """All rows, block after block in the order drawn for the blocks; windows are cut from it."""
+        split_rows = self.split_rows()
+        rows = np.arange(self.grid.rows, dtype=np.int64) if split_rows is None else split_rows[: self.grid.rows]
+        if not len(rows):
+            return rows
+        blocks = rows // self.block
+        count = int(blocks[-1]) + 1
+        place = permute(np.arange(count, dtype=np.int64), count, self._named_key("blocks"))
+        return rows[np.argsort(place[blocks], kind="stable")]

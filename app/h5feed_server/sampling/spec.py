@@ -68,6 +68,13 @@ class OrderSpec(SplitSpec):
     shuffle: bool = Field(False, description="A new order each epoch; `false`: ascending rows.")
     seed: int = Field(0, ge=-(2**63), lt=2**63, description="Seed of the order.")
     epoch: int = Field(0, ge=0, lt=2**63, description="Number of the epoch: each has an order of its own.")
+    window: int | None = Field(
+        None,
+        ge=1,
+        lt=2**62,
+        description="Shuffle in two steps, so that chunks of many rows are decoded once or twice in an epoch and not "
+        "for every row: the chunks are put in a new order, and rows are shuffled among so many that follow each other.",
+    )
     limit: int | None = Field(None, ge=1, description="Only the first so many rows of the split.")
     shard: int = Field(0, ge=0, description="Which of the `shards` readers asks.")
     shards: int = Field(1, ge=1, le=1 << 20, description="Readers that share each step of the epoch.")
@@ -80,6 +87,12 @@ class OrderSpec(SplitSpec):
         None,
         description="Comma-separated field names; default: inputs and labels. Empty: row ids only.",
     )
+
+    @model_validator(mode="after")
+    def _windows_are_shuffled(self) -> Self:
+        if self.window is not None and not self.shuffle:
+            raise ValueError("window needs shuffle=true: rows in their own order need none")
+        return self
 
     @field_validator("split")
     @classmethod
