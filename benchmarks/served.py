@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 
 import h5feed
+from h5feed.dataset import OrderOptions
 
 from .measure import Turn
 
@@ -21,14 +22,15 @@ def variants(contestant: str) -> dict[str, str]:
     return {variant: f"{contestant} {workers}" for variant, workers in WORKERS.items()}
 
 
-def epochs_of(dataset: h5feed.Dataset, batch_size: int) -> Turn:
+def epochs_of(dataset: h5feed.Dataset, batch_size: int, window: int | None = None) -> Turn:
     """Turns that take all batches of one shuffled epoch, another one each time."""
+    options: OrderOptions = {} if window is None else {"window": window}
     epochs = itertools.count()
 
     def turn() -> int:
         rows = 0
         for batch in dataset.batches(
-            "all", batch_size=batch_size, shuffle=True, epoch=next(epochs), connections=CONNECTIONS
+            "all", batch_size=batch_size, shuffle=True, epoch=next(epochs), connections=CONNECTIONS, **options
         ):
             rows += len(batch.rows)
         return rows

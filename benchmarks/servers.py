@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import select
 import signal
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,12 +46,12 @@ class H5feedServer:
 
 
 @contextlib.contextmanager
-def h5feed_server(folder: Path, workers: int) -> Iterator[H5feedServer]:
-    """The real server over `folder`, with a cache folder of its own."""
+def h5feed_server(folder: Path, workers: int, **environment: str) -> Iterator[H5feedServer]:
+    """The real server over `folder`, with a cache folder and settings of its own."""
     with tempfile.TemporaryDirectory(prefix="h5feed-cache-") as cache:
         command = [sys.executable, "-m", "h5feed_server.cli", "serve", str(folder), "--port", "0"]
         command += ["--workers", str(workers), "--cache-dir", cache]
-        with _running(command) as process:
+        with _running(command, environment) as process:
             announced = re.search(r"at (\S+)", _first_line(process))
             if announced is None:
                 raise ServerFailed("the h5feed server did not say where it serves")
@@ -105,8 +106,8 @@ def _raw_servers(arguments: Sequence[str], count: int) -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def _running(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def _running(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **(environment or {})}, text=True)
     try:
         yield process
     finally:

@@ -65,8 +65,8 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
     workers, use_multiprocessing, max_queue_size
         Accepted for scripts that pass them, and without effect: `connections` and `readahead` take their place.
     **options
-        Split and order options: ``val``, ``test``, ``stratify``, ``split_seed``, ``window``, ``limit``, ``shard``, ``shards``,
-        ``last`` …
+        Split and order options: ``val``, ``test``, ``stratify``, ``split_seed``, ``window``, ``limit``, ``shard``,
+        ``shards``, ``last`` …
 
     Attributes
     ----------

@@ -10,7 +10,7 @@ import h5feed
 import h5py
 import numpy as np
 import pytest
-from conftest import ServerProcess
+from conftest import ServerProcess, wait_until
 
 random = np.random.default_rng(3)
 
@@ -178,6 +178,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def families(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
     process = ServerProcess(data, tmp_path_factory.mktemp("cache"))
     with h5feed.connect(process.url, deadline=20) as connected:
+        wait_until(lambda: all(entry["status"] != "preparing" for entry in connected.datasets()), 30)
         yield connected
     assert process.stop() == 0
 

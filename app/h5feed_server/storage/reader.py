@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FuturesTimeout
+from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +27,15 @@ SMALL_ROW_BYTES = 64 << 10
 """Bytes: arrays of rows up to this size are kept decoded in memory where they fit; for bigger rows the saving of a
 system call per row is nothing beside the copy."""
 
+_SLABS_KEPT = 3
+"""Slabs that the cache must have room for, where rows are to be read by slabs."""
+
 _SCRATCH_BYTES = 16 << 20
 """Bytes: scratch memory that a thread keeps for the next chunk at most."""
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
+J = TypeVar("J")
 
 
 class Reader:
@@ -56,6 +62,8 @@ class Reader:
         self._buffers = BufferPool(2 * chunk_bytes)
         self._executor = ThreadPoolExecutor(threads, "h5feed-decode")
         self._scratch = threading.local()
+        self.decoded_bytes = 0
+        """Bytes of all chunks decoded so far; threads may lose a count, it is for measuring."""
 
     def close(self) -> None:
         """End the threads."""
@@ -149,19 +157,106 @@ class Reader:
     def _read_chunked(
         self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
     ) -> None:
-        jobs = list(_chunk_jobs(array, rows, places))
-        if len(jobs) == 1 or self._threads == 1:
-            for job in jobs:
-                self._read_chunk(source, array, job, target)
+        assert array.chunk_shape is not None
+        height, *widths = array.chunk_shape
+        if array.filters and height == 1 and tuple(widths) == array.sample_shape:
+            self._read_single_rows(source, array, rows, places, target)
             return
-        # One iterator for all threads: whoever is done takes the next, and nobody waits for the slowest.
-        remaining = iter(jobs)
+        slab_bytes = height * array.row_bytes
+        if array.filters and slab_bytes * _SLABS_KEPT <= self._chunks.max_bytes:
+            self._read_slabs(source, array, rows, places, target)
+            return
 
-        def work() -> None:
+        def work(remaining: Iterator[_ChunkJob]) -> None:
             for job in remaining:
                 self._read_chunk(source, array, job, target)
 
-        self._wait([self._executor.submit(work) for _ in range(min(self._threads, len(jobs)))])
+        self._share(_chunk_jobs(array, rows, places), work)
+
+    def _share(self, jobs: Iterable[J], work: Callable[[Iterator[J]], None]) -> None:
+        """Let all threads call ``work(remaining)``: who is done takes the next job, nobody waits for the slowest."""
+        listed = list(jobs)
+        remaining = iter(listed)
+        if len(listed) < 2 or self._threads == 1:
+            work(remaining)
+            return
+        self._wait([self._executor.submit(work, remaining) for _ in range(min(self._threads, len(listed)))])
+
+    def _read_single_rows(
+        self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
+    ) -> None:
+        """Rows that are a chunk each: decoded straight into their places."""
+        assert array.chunks is not None
+        table, itemsize = array.chunks, np.dtype(array.dtype).itemsize
+        entries = table.find(rows)
+        where = np.arange(len(rows)) if places is None else places
+        if len(missing := np.flatnonzero(entries < 0)):
+            target[where[missing]] = np.tile(np.frombuffer(array.fill, np.uint8), math.prod(array.sample_shape))
+            there = np.flatnonzero(entries >= 0)
+            entries, where = entries[there], where[there]
+        jobs = zip(
+            table.offsets[entries].tolist(),
+            table.sizes[entries].tolist(),
+            table.masks[entries].tolist(),
+            where.tolist(),
+            strict=True,
+        )
+
+        def work(remaining: Iterator[tuple[int, int, int, int]]) -> None:
+            with source.reading() as fd:
+                for offset, size, mask, place in remaining:
+                    self._decode(source, fd, array, (offset, size, mask), itemsize, target[place])
+
+        self._share(jobs, work)
+
+    def _read_slabs(
+        self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
+    ) -> None:
+        """Rows by the slabs of `height` rows that are decoded together, and kept for other batches."""
+        assert array.chunks is not None and array.chunk_shape is not None
+        height = array.chunk_shape[0]
+        # Members of one table of records share its chunks.
+        name = array.path if array.record is None and len(array.chunks.offsets) == 0 else int(array.chunks.offsets[0])
+        order = np.argsort(rows, kind="stable")
+        numbers = rows[order] // height
+        begins = np.concatenate([[0], np.flatnonzero(np.diff(numbers)) + 1])
+        bounds = [*begins.tolist(), len(rows)]
+        within = rows % height
+        where = np.arange(len(rows)) if places is None else places
+
+        def work(remaining: Iterator[tuple[int, tuple[int, int]]]) -> None:
+            for number, (start, stop) in remaining:
+                slab = self._chunks.get(
+                    (source.identity, name, number), partial(self._slab, source, array, number), len
+                )
+                picked = order[start:stop]
+                # (rows of the slab, row bytes): numpy copies whole rows at a time.
+                target[where[picked]] = slab.reshape(height, array.row_bytes)[within[picked]]
+
+        self._share(zip(numbers[begins].tolist(), pairwise(bounds), strict=True), work)
+
+    def _slab(self, source: LocalFile, array: ArrayLayout, number: int) -> Bytes:
+        """All chunks of `height` rows, decoded and put together, (height * row bytes,) uint8."""
+        assert array.chunks is not None and array.chunk_shape is not None
+        height, itemsize = array.chunk_shape[0], np.dtype(array.dtype).itemsize
+        slab = self._kept_buffer(height * array.row_bytes)
+        table, parts = array.chunks, _parts(array)
+        entries = table.find(np.arange(number * len(parts), (number + 1) * len(parts), dtype=np.int64))
+        chunk_bytes = math.prod(array.chunk_shape) * itemsize
+        # view: (height, *sample, itemsize)
+        view = slab.reshape(height, *array.sample_shape, itemsize)
+        decoded = slab if chunk_bytes == len(slab) else self._scratch_bytes("decoded", chunk_bytes)
+        with source.reading() as fd:
+            for entry, (inside, inside_chunk) in zip(entries.tolist(), parts, strict=True):
+                if entry < 0:
+                    view[(slice(None), *inside)] = np.frombuffer(array.fill, np.uint8)
+                    continue
+                stored = (int(table.offsets[entry]), int(table.sizes[entry]), int(table.masks[entry]))
+                self._decode(source, fd, array, stored, itemsize, decoded)
+                if decoded is not slab:
+                    chunk = decoded.reshape(*array.chunk_shape, itemsize)
+                    view[(slice(None), *inside)] = chunk[(slice(None), *inside_chunk)]
+        return slab
 
     def _wait(self, futures: list[Future[None]]) -> None:
         """All of them, even when one failed: the buffer must not be given back while a thread still writes to it."""
@@ -194,18 +289,16 @@ class Reader:
                 ]
             )
             return
+        nbytes = math.prod(array.chunk_shape) * itemsize
+        place = (offset, int(array.chunks.sizes[job.entry]), mask)
         if job.in_place:
             first = int(job.places[0])
-            out = target[first : first + len(job.places)].reshape(-1)
-            self._decode(source, array, job.entry, out)
-            return
-        nbytes = math.prod(array.chunk_shape) * itemsize
-        decoded = self._chunks.get(
-            (source.identity, offset), lambda: self._decoded(source, array, job.entry, nbytes), lambda value: len(value)
-        )
-        if job.whole_rows:
-            # (rows in chunk, row bytes): numpy copies whole rows at a time.
-            target[job.places] = decoded.reshape(-1, array.row_bytes)[job.rows_in_chunk]
+            decoded = target[first : first + len(job.places)].reshape(-1)
+        else:
+            decoded = self._scratch_bytes("decoded", nbytes)
+        with source.reading() as fd:
+            self._decode(source, fd, array, place, itemsize, decoded)
+        if job.in_place:
             return
         # (rows in chunk, *trailing chunk shape, itemsize)
         chunk = decoded.reshape(*array.chunk_shape, itemsize)
@@ -213,25 +306,27 @@ class Reader:
         taken: Any = (job.rows_in_chunk, *job.inside_chunk)
         _view(array, target)[placed] = chunk[taken]
 
-    def _decoded(self, source: LocalFile, array: ArrayLayout, entry: int, nbytes: int) -> Bytes:
-        """A decoded chunk, in a buffer that is used again when the last one who looks at it has gone."""
+    def _kept_buffer(self, nbytes: int) -> Bytes:
+        """A buffer that is used again when the last one who looks at it has gone."""
         try:
-            out = self._buffers.lease(nbytes)
+            return self._buffers.lease(nbytes)
         except PoolExhausted:
-            out = np.empty(nbytes, np.uint8)
-        self._decode(source, array, entry, out)
-        return out
+            return np.empty(nbytes, np.uint8)
 
-    def _decode(self, source: LocalFile, array: ArrayLayout, entry: int, out: Bytes) -> None:
-        """Read and decode one chunk into `out`, (chunk bytes,) uint8."""
-        assert array.chunks is not None
-        offset, stored_bytes = int(array.chunks.offsets[entry]), int(array.chunks.sizes[entry])
-        if stored_bytes > 2 * len(out) + 4096:
-            raise DatasetCorrupt(f"a chunk of {len(out)} bytes claims to be stored as {stored_bytes}")
-        stored = self._scratch_bytes("stored", stored_bytes)
-        source.read_ranges([(offset, memoryview(stored))])
-        mask = int(array.chunks.masks[entry])
-        decode_chunk(stored, array.filters, mask, np.dtype(array.dtype).itemsize, out)
+    def _decode(
+        self, source: LocalFile, fd: int, array: ArrayLayout, place: tuple[int, int, int], itemsize: int, out: Bytes
+    ) -> None:
+        """Read and decode one chunk, (offset, stored bytes, mask), into `out`, (chunk bytes,) uint8."""
+        offset, size, mask = place
+        if size > 2 * len(out) + 4096:
+            raise DatasetCorrupt(f"a chunk of {len(out)} bytes claims to be stored as {size}")
+        stored = self._scratch_bytes("stored", size)
+        view = memoryview(stored)
+        received = os.preadv(fd, (view,), offset)
+        if received != size:
+            source.read_rest(fd, offset, view, received)
+        self.decoded_bytes += len(out)
+        decode_chunk(stored, array.filters, mask, itemsize, out)
 
     def _scratch_bytes(self, use: str, nbytes: int) -> Bytes:
         """(nbytes,) uint8 that this thread may write to until it asks again for the same use."""
@@ -270,12 +365,11 @@ class _ChunkJob(NamedTuple):
     in_place: bool
 
 
-def _chunk_jobs(array: ArrayLayout, rows: Int64s, places_of: Int64s | None) -> Iterator[_ChunkJob]:
-    assert array.chunks is not None and array.chunk_shape is not None
-    height, *widths = array.chunk_shape
+def _parts(array: ArrayLayout) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """Which part of a sample each chunk of a row holds: in the sample, and in the chunk."""
+    assert array.chunk_shape is not None
+    widths = array.chunk_shape[1:]
     cells = [-(-extent // width) for extent, width in zip(array.sample_shape, widths, strict=True)]
-    per_row = math.prod(cells)
-    # Trailing part of the grid: which part of a sample each cell holds.
     parts = []
     for cell in np.ndindex(*cells):
         starts = [index * width for index, width in zip(cell, widths, strict=True)]
@@ -288,6 +382,14 @@ def _chunk_jobs(array: ArrayLayout, rows: Int64s, places_of: Int64s | None) -> I
                 tuple(slice(0, extent) for extent in extents),
             )
         )
+    return parts
+
+
+def _chunk_jobs(array: ArrayLayout, rows: Int64s, places_of: Int64s | None) -> Iterator[_ChunkJob]:
+    assert array.chunks is not None and array.chunk_shape is not None
+    height, *widths = array.chunk_shape
+    parts = _parts(array)
+    per_row = len(parts)
     whole_rows = tuple(widths) == array.sample_shape
     order = np.argsort(rows, kind="stable")
     chunk_of = rows[order] // height

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -106,30 +107,35 @@ class LocalFile:
         self.identity = identity
 
     def read_ranges(self, ranges: Sequence[Range]) -> None:
+        with self.reading() as fd:
+            # One call for each range and nothing else between them: this loop is most of what reading costs in Python.
+            received = [os.preadv(fd, (target,), offset) for offset, target in ranges]
+            for (offset, target), count in zip(ranges, received, strict=True):
+                if count != len(target):
+                    self.read_rest(fd, offset, target, count)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[int]:
+        """A descriptor for many reads, after which the file must still be the one that was inspected.
+
+        Raises
+        ------
+        RevisionChanged, SourceUnavailable, Overloaded
+        """
         try:
             held = self._files.get(self._path, self.identity)
+            yield held.fd
+            # Bytes that were overwritten in place while they were read must not be taken for the old ones.
+            status = os.fstat(held.fd)
         except FileNotFoundError:
             raise _changed() from None
         except OSError as error:
             raise _refused(error) from None
-        try:
-            self._read(held.fd, ranges)
-        except OSError as error:
-            raise _refused(error) from None
-
-    def _read(self, fd: int, ranges: Sequence[Range]) -> None:
-        # One call for each range and nothing else between them: this loop is most of what reading costs in Python.
-        received = [os.preadv(fd, (target,), offset) for offset, target in ranges]
-        for (offset, target), count in zip(ranges, received, strict=True):
-            if count != len(target):
-                self._read_rest(fd, offset, target, count)
-        # Bytes that were overwritten in place while they were read must not be taken for the old ones.
-        status = os.fstat(fd)
         if status.st_mtime_ns != self.identity.mtime_ns or status.st_size != self.identity.size:
             raise _changed()
 
-    def _read_rest(self, fd: int, offset: int, target: memoryview, done: int) -> None:
-        """Linux reads at most 2 GiB at a time, and some file systems less."""
+    def read_rest(self, fd: int, offset: int, target: memoryview, done: int) -> None:
+        """What a read has left of `target`: Linux reads at most 2 GiB at a time, and some file systems less."""
         while done < len(target):
             received = os.preadv(fd, (target[done:],), offset + done)
             if not received:
