@@ -22,7 +22,7 @@ from ..storage.folder import CacheFolder
 from ..storage.inspector import Inspector
 from ..storage.layout import LAYOUT_VERSION, FileLayout, load_layout
 from ..storage.source import Identity, LocalFile, OpenFiles
-from .dataset import TEXT, Dataset, describe_fields
+from .dataset import TEXT, Dataset, Field, describe_fields
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset, read_declared
 from .revision import content_digest
@@ -39,7 +39,10 @@ MANY_FILES = 4
 MANY_FILES_SECONDS = 0.05
 """The files of a dataset of more files are looked at this often, and not for every request."""
 
-PATIENCE_SECONDS = 20.0
+_DEAR = 2.0
+"""Bytes decoded for each served above which a field gets advice."""
+
+PATIENCE_SECONDS = 5.0
 """How long a request waits for a file that is still being inspected and digested before it is asked to come again."""
 
 
@@ -391,6 +394,17 @@ def _dotted(path: str) -> str:
     return Path(path).as_posix().replace("/", ".").encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def _advice(field: Field) -> str | None:
+    """What to do about a field whose shuffled batches are dear."""
+    if field.read_amplification < _DEAR or field.unreadable:
+        return None
+    rows = field.array.chunk_shape[0] if field.array.chunk_shape else 1
+    return (
+        f"a shuffled batch decodes {field.read_amplification:.0f} bytes for each it serves, unless the chunks are in the "
+        f"cache: shuffle with window={64 * rows}, or write the file anew with chunks of one row"
+    )
+
+
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     """All that the API says of a dataset."""
     fields = []
@@ -417,6 +431,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
                 "enum": array.enum_names,
                 "attributes": array.attributes,
                 "decoded_per_served_byte": round(field.read_amplification, 3),
+                "advice": _advice(field),
             }
         )
     return {
