@@ -400,8 +400,8 @@ def _advice(field: Field) -> str | None:
         return None
     rows = field.array.chunk_shape[0] if field.array.chunk_shape else 1
     return (
-        f"a shuffled batch decodes {field.read_amplification:.0f} bytes for each it serves, unless the chunks are in the "
-        f"cache: shuffle with window={64 * rows}, or write the file anew with chunks of one row"
+        f"a shuffled batch decodes {field.read_amplification:.0f} bytes for each it serves, unless they are in the "
+        f"cache of chunks: shuffle with window={64 * rows}, or write the file anew with chunks of one row"
     )
 
 

@@ -2,33 +2,55 @@
 hang or bloat libhdf5, and must take nothing else with it.
 
 Protocol: each line on standard input is a path as JSON; each answer on standard output is a frame of an 8-byte
-little-endian length, a kind byte (``L`` layout, ``E`` error text) and the content. `inspector` is the other end.
+little-endian length, a kind byte (``L`` layout, ``E`` error text) and the content. An empty frame at first says that
+the child has started. `inspector` is the other end.
+
+Each file is inspected in a fork of its own: libhdf5 may damage its own memory in reading one file and crash, or say
+what is wrong, only in reading the next.
 """
 
 from __future__ import annotations
 
+import encodings.ascii
+import encodings.latin_1
+import encodings.utf_8
 import json
 import math
 import os
+import re
 import resource
+import select
+import signal
 import struct
 import sys
-from typing import Any, BinaryIO, NamedTuple
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-from h5py import h5d, h5s, h5t, h5z
+from h5py import h5d, h5o, h5s, h5t, h5z
 
-from .layout import ArrayLayout, ChunkTable, FileLayout, Filter, dump_layout
+from .layout import MAX_RECORD_BYTES, ArrayLayout, ChunkTable, FileLayout, Filter, check_array, dump_layout
 
 MAX_ARRAYS = 10_000
 MAX_OBJECTS = 200_000
 MAX_DEPTH = 32
 """Bounds on the walk through one file; what lies beyond them is not listed, and the layout says so."""
 
+MAX_TEXT_TOTAL = 16 << 20
+"""Bytes of names, attributes and reasons that go into one layout: it is kept in the memory of every worker."""
+
+MAX_CHUNKS = 8 << 20
+"""Chunks of all arrays of a file: 32 bytes each, in the memory of every worker."""
+
 MAX_ATTRIBUTES = 100
 MAX_ATTRIBUTE_BYTES = 1 << 16
 """Bounds on what of an object's attributes goes into the catalogue."""
+
+MAX_NAME_BYTES = 1 << 10
+"""Bytes of the name of a group, an array or an attribute."""
 
 MAX_TEXT_BYTES = 1 << 12
 
@@ -41,72 +63,223 @@ _ATTRIBUTE_CLASSES = (h5t.INTEGER, h5t.FLOAT, h5t.STRING, h5t.ENUM)
 _NUMBER_CLASSES = (h5t.INTEGER, h5t.FLOAT, h5t.ENUM)
 """Types whose fill value is asked for: libhdf5 crashes on damaged ones of other classes."""
 
+_MAX_REASON = 300
+"""Characters of a reason that libhdf5 gives."""
+
+_H5PY_TEXT = re.compile(r"(?:Unable to|Can't) .*? \((.*)\)", re.S)
+"""What h5py puts around libhdf5's own words."""
+
+_USED_LATE = (encodings.ascii, encodings.latin_1, encodings.utf_8)
+"""Modules that Python would import when they are needed, which is when no file can be opened any more."""
+
 
 def inspect_file(path: str) -> FileLayout:
     """The layout of the arrays in the file at `path`."""
     # No lock is taken: the file may lie on a read-only or network mount, and is only read.
     with h5py.File(path, "r", locking=False) as file:
-        arrays, notes = _walk(file)
-        return FileLayout(tuple(arrays), _attributes(file), tuple(notes))
+        _seal()
+        return _Walk(file, path).layout()
 
 
-def _walk(file: h5py.File) -> tuple[list[ArrayLayout], list[str]]:
-    """All arrays, by path, level after level; each group once, whatever links lead to it."""
-    arrays: list[ArrayLayout] = []
-    notes: list[str] = []
-    level: list[tuple[str, h5py.Group]] = [("", file)]
-    seen = {_address(file)}
-    objects = 0
-    for _ in range(MAX_DEPTH):
-        below: list[tuple[str, h5py.Group]] = []
-        for prefix, group in level:
-            for name in group:
-                objects += 1
-                if objects > MAX_OBJECTS or len(arrays) >= MAX_ARRAYS:
-                    return arrays, [*notes, f"only its first {len(arrays)} arrays are listed"]
-                path = f"{prefix}/{name}" if prefix else name
-                link = group.get(name, getlink=True)
-                if isinstance(link, h5py.ExternalLink):
-                    arrays.append(ArrayLayout(path, (), "|u1", unreadable="it is a link into another file"))
-                    continue
+def _seal() -> None:
+    """From here on this process opens no file: links, external storage and virtual arrays may name any."""
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
+
+
+class _Walk:
+    """One pass through a file: all arrays by path, level after level; each group once, whatever links lead to it."""
+
+    def __init__(self, file: h5py.File, path: str) -> None:
+        self._file = file
+        self._path = path
+        self._nbytes = os.fstat(file.id.get_vfd_handle()).st_size
+        self._arrays: dict[str, ArrayLayout] = {}
+        self._notes: list[str] = []
+        self._text_left = MAX_TEXT_TOTAL
+        self._chunks_left = MAX_CHUNKS
+        # Arrays by address: further names of one cost nothing but the name.
+        self._known: dict[tuple[int, int], list[ArrayLayout]] = {}
+
+    def layout(self) -> FileLayout:
+        attributes = _attributes(self._file)
+        self._text_left -= _json_bytes(attributes)
+        try:
+            self._visit_all()
+        except _Full:
+            self._notes.append(f"only its first {len(self._arrays)} arrays are listed")
+        return FileLayout(tuple(self._arrays.values()), attributes, tuple(self._notes))
+
+    def _visit_all(self) -> None:
+        level: list[tuple[str, h5py.Group]] = [("", self._file)]
+        seen = {_address(self._file)}
+        objects = 0
+        for _ in range(MAX_DEPTH):
+            below: list[tuple[str, h5py.Group]] = []
+            for prefix, group in level:
+                for name in self._names(prefix, group):
+                    objects += 1
+                    if objects > MAX_OBJECTS:
+                        raise _Full
+                    path = f"{prefix}/{_decoded(name)}" if prefix else _decoded(name)
+                    child = self._visit(path, group, name)
+                    if child is not None and (address := _address(child)) not in seen:
+                        seen.add(address)
+                        below.append((path, child))
+            level = below
+            if not level:
+                return
+        self._notes.append(f"groups more than {MAX_DEPTH} deep are not listed")
+
+    def _names(self, prefix: str, group: h5py.Group) -> Iterator[str | bytes]:
+        where = f"group {prefix!r}" if prefix else "its root group"
+        try:
+            names = list(group)
+        except Exception as error:
+            self._notes.append(f"{where} cannot be listed: {self._reason(error)}")
+            return
+        for name in names:
+            # libhdf5 takes these for paths, and they would lead elsewhere.
+            if len(name) > MAX_NAME_BYTES or _decoded(name) in ("", ".") or "/" in _decoded(name):
+                self._notes.append(f"{where} has a link {_decoded(name)[:40]!r}, which cannot be followed")
+                self._spend(len(self._notes[-1]))
+            else:
+                yield name
+
+    def _visit(self, path: str, group: h5py.Group, name: str | bytes) -> h5py.Group | None:
+        """List what `name` links to; returns it where it is a group."""
+        link = None
+        try:
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                self._add(_unreadable(path, "it is a link into another file"))
+                return None
+            item = group[name]
+            if isinstance(item, h5py.Dataset):
+                for found in self._arrays_at(path, item):
+                    self._add(found)
+            # Groups are reached by hard links: soft ones lead to what is listed elsewhere.
+            elif isinstance(item, h5py.Group) and isinstance(link, h5py.HardLink):
+                _address(item)
+                return item
+        except _Full:
+            raise
+        except Exception as error:
+            reason = f"it cannot be opened: {self._reason(error)}"
+            if isinstance(link, h5py.SoftLink):
+                reason = "it is a link that leads nowhere"
+            self._add(_unreadable(path, reason))
+        return None
+
+    def _add(self, found: ArrayLayout) -> None:
+        if found.path in self._arrays:
+            self._notes.append(f"{found.path!r} is there twice")
+            self._spend(len(found.path))
+            return
+        if len(self._arrays) >= MAX_ARRAYS:
+            raise _Full
+        about = (found.path, found.attributes, found.text, found.enum_names, found.unreadable, found.shape)
+        self._spend(512 + _json_bytes(about) + len(found.inline or b"") + len(found.fill))
+        self._arrays[found.path] = found
+
+    def _spend(self, nbytes: int) -> None:
+        self._text_left -= nbytes
+        if self._text_left < 0:
+            raise _Full
+
+    def _reason(self, error: Exception) -> str:
+        """The reason that an exception gives, without the path of the file, which is the server's own business."""
+        if isinstance(error, MemoryError):
+            return "it takes more memory than inspection may use"
+        return _reason(error, self._path)
+
+    def _arrays_at(self, path: str, dataset: h5py.Dataset) -> list[ArrayLayout]:
+        """The array of `dataset`; of a table of records, one for each member. Those that nothing is wrong with can be
+        read."""
+        address = _address(dataset)
+        if address not in self._known:
+            found = []
+            for one in _arrays("", dataset, self._chunks):
                 try:
-                    item = group[name]
-                    if isinstance(item, h5py.Dataset):
-                        arrays.extend(_arrays(path, item))
-                    # Groups are reached by hard links: soft ones lead to what is listed elsewhere.
-                    elif isinstance(item, h5py.Group) and isinstance(link, h5py.HardLink):
-                        below.append((path, item))
-                except (KeyError, OSError, RuntimeError, ValueError, TypeError) as error:
-                    reason = f"it cannot be opened: {error}"
-                    if isinstance(link, h5py.SoftLink):
-                        reason = "it is a link that leads nowhere"
-                    arrays.append(ArrayLayout(path, (), "|u1", unreadable=reason))
-        level = [(path, group) for path, group in below if _is_new(group, seen)]
-        if not level:
-            return arrays, notes
-    return arrays, [*notes, f"groups more than {MAX_DEPTH} deep are not listed"]
+                    self._check(one)
+                    found.append(one)
+                except ValueError as error:
+                    found.append(_unreadable(one.path, _decoded(str(error))))
+            self._known[address] = found
+        return [replace(one, path=path + one.path) for one in self._known[address]]
+
+    def _check(self, found: ArrayLayout) -> None:
+        check_array(found)
+        if found.offset is not None:
+            nbytes = found.rows * found.record[0] if found.record else found.nbytes
+            if found.offset + nbytes > self._nbytes:
+                raise ValueError(f"its data would end at byte {found.offset + nbytes}, the file does at {self._nbytes}")
+        if found.chunks is not None and len(found.chunks.numbers):
+            end = int((found.chunks.offsets + found.chunks.sizes).max())
+            if end > self._nbytes:
+                raise ValueError(f"one of its chunks would end at byte {end}, the file does at {self._nbytes}")
+
+    def _chunks(self, dataset: h5py.Dataset) -> ChunkTable:
+        table = _chunks(dataset, self._chunks_left)
+        self._chunks_left -= len(table.numbers)
+        return table
 
 
-def _is_new(group: h5py.Group, seen: set[tuple[int, int]]) -> bool:
-    before = len(seen)
-    seen.add(_address(group))
-    return len(seen) > before
+class _Full(Exception):
+    """As much is listed of a file as may be."""
 
 
-def _address(group: h5py.Group) -> tuple[int, int]:
-    info = h5py.h5o.get_info(group.id)
+def _unreadable(path: str, reason: str) -> ArrayLayout:
+    return ArrayLayout(path, (), "|u1", unreadable=reason)
+
+
+def _address(item: h5py.Group | h5py.Dataset) -> tuple[int, int]:
+    info = h5o.get_info(item.id)
     return info.fileno, info.addr
 
 
-def _arrays(path: str, dataset: h5py.Dataset) -> list[ArrayLayout]:
+def _decoded(name: str | bytes) -> str:
+    """A name as Unicode that can be encoded; h5py gives bytes or lone surrogates where the file has no UTF-8."""
+    raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
+    return raw.decode("utf-8", "replace")
+
+
+def _reason(error: Exception, path: str) -> str:
+    # str() of a KeyError is a literal.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error) or type(error).__name__
+    text = text.replace(path, "the file").encode("utf-8", "replace").decode()
+    if match := _H5PY_TEXT.fullmatch(text):
+        text = match[1]
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_MAX_REASON]
+
+
+def _json_bytes(value: Any) -> int:
+    return len(json.dumps(value))
+
+
+def _arrays(path: str, dataset: h5py.Dataset, chunks: Callable[[h5py.Dataset], ChunkTable]) -> list[ArrayLayout]:
     """The array at `path`; of a table of records, one for each member."""
+    properties = dataset.id.get_create_plist()
+    kind = properties.get_layout()
+    # Before anything else is asked: the shape of a virtual array is that of others, which may be itself.
+    if properties.get_external_count():
+        return [_unreadable(path, "its data lies in an external file")]
+    if kind not in (h5d.CONTIGUOUS, h5d.CHUNKED, h5d.COMPACT):
+        what = "virtual: its data lies in other arrays" if kind == h5d.VIRTUAL else f"of layout class {kind}"
+        return [_unreadable(path, f"it is {what}, which this version does not read")]
     shape = tuple(dataset.shape or ())
     known: dict[str, Any] = {"path": path, "shape": shape, "dtype": "|u1", "attributes": _attributes(dataset)}
     if dataset.shape is None:
         return [ArrayLayout(**known, unreadable="it has no shape (a null dataspace)")]
     stored = dataset.id.get_type()
+    record = stored.get_size()
     if _is_table(stored):
         members, problem = _members(stored)
+        if record > MAX_RECORD_BYTES:
+            problem = f"its records have {record} bytes, more than the {MAX_RECORD_BYTES} that are read"
+        elif len(shape) > 1:
+            problem = "its records lie along more than one axis"
     else:
         dtype, enum_names, problem = _dtype(stored)
         members = [] if dtype is None else [Member("", dtype, (), 0, enum_names)]
@@ -116,35 +289,22 @@ def _arrays(path: str, dataset: h5py.Dataset) -> list[ArrayLayout]:
     known |= {"stored_bytes": dataset.id.get_storage_size(), "text": text}
     if not shape:
         return [ArrayLayout(**known, unreadable="it is a scalar: it has no rows")]
-    properties = dataset.id.get_create_plist()
-    kind = properties.get_layout()
-    if properties.get_external_count():
-        return [ArrayLayout(**known, unreadable="its data lies in an external file")]
-    record = stored.get_size()
-    fill = _fill(dataset, stored, record)
     if kind == h5d.CONTIGUOUS:
         # Without storage the offset means nothing: every element is the fill value.
         known["offset"] = dataset.id.get_offset() if known["stored_bytes"] else None
     elif kind == h5d.CHUNKED:
         known["chunk_shape"] = dataset.chunks
         known["filters"] = tuple(_filter(properties.get_filter(i)) for i in range(properties.get_nfilters()))
-        known["chunks"] = _chunks(dataset)
-    elif kind == h5d.COMPACT:
-        known["inline"] = _raw(dataset, stored)
+        known["chunks"] = chunks(dataset)
     else:
-        what = "virtual: its data lies in other arrays" if kind == h5d.VIRTUAL else f"of layout class {kind}"
-        return [ArrayLayout(**known, unreadable=f"it is {what}, which this version does not read")]
+        known["inline"] = _raw(dataset, stored)
     found = []
     for member in members:
-        inside = slice(member.offset, member.offset + member.dtype.itemsize * math.prod(member.shape))
-        own: dict[str, Any] = {"dtype": member.dtype.str, "enum_names": member.enum_names, "fill": fill[inside]}
+        own: dict[str, Any] = {"dtype": member.dtype.str, "enum_names": member.enum_names}
+        own["fill"] = _fill(properties, stored, member.dtype)
         if member.name:
             name = member.name.replace("/", ".")
-            own |= {
-                "path": f"{path}.{name}",
-                "shape": (*shape, *member.shape),
-                "record": (record, inside.start),
-            }
+            own |= {"path": f"{path}.{name}", "shape": (*shape, *member.shape), "record": (record, member.offset)}
         found.append(ArrayLayout(**known | own))
     return found
 
@@ -160,7 +320,7 @@ def _dtype(stored: h5t.TypeID) -> tuple[np.dtype[Any] | None, dict[str, int] | N
     if stored.get_class() == h5t.ENUM:
         stored = stored.get_super()
         if dtype.kind != "b":
-            enum_names = {str(key): int(value) for key, value in (h5py.check_enum_dtype(dtype) or {}).items()}
+            enum_names = {_decoded(key): int(value) for key, value in (h5py.check_enum_dtype(dtype) or {}).items()}
             dtype = np.dtype(dtype.str)
         exact = stored.get_size() == dtype.itemsize
     else:
@@ -191,7 +351,7 @@ def _members(stored: h5t.TypeCompoundID) -> tuple[list[Member], str | None]:
     found: list[Member] = []
     problem = "its records have no members"
     for number in range(min(stored.get_nmembers(), MAX_ARRAYS)):
-        name = stored.get_member_name(number).decode("utf-8", "replace")
+        name = _decoded(stored.get_member_name(number))
         kind, shape = stored.get_member_type(number), ()
         if kind.get_class() == h5t.ARRAY:
             shape, kind = kind.get_array_dims(), kind.get_super()
@@ -206,16 +366,21 @@ def _members(stored: h5t.TypeCompoundID) -> tuple[list[Member], str | None]:
     return found, None if found else problem
 
 
-def _fill(dataset: h5py.Dataset, stored: h5t.TypeID, record: int) -> bytes:
+def _fill(properties: h5py.h5p.PropDCID, stored: h5t.TypeID, dtype: np.dtype[Any]) -> bytes:
     """One element as stored, for what was never written."""
-    if stored.get_class() not in _NUMBER_CLASSES:
-        return bytes(record)
-    return np.asarray(dataset.fillvalue, dataset.dtype).tobytes()
+    value = np.zeros((), dtype)
+    defined = properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED
+    if defined and stored.get_class() in _NUMBER_CLASSES and stored.get_size() == dtype.itemsize:
+        properties.get_fill_value(value)
+    return value.tobytes()
 
 
 def _raw(dataset: h5py.Dataset, stored: h5t.TypeID) -> bytes:
     """All elements as they are stored."""
-    out = np.empty(math.prod(dataset.shape) * stored.get_size(), np.uint8)
+    nbytes = math.prod(dataset.shape) * stored.get_size()
+    if nbytes > MAX_INLINE_BYTES:
+        raise ValueError(f"compact arrays have no {nbytes} bytes")
+    out = np.empty(nbytes, np.uint8)
     dataset.id.read(h5s.ALL, h5s.ALL, out, mtype=stored)
     return out.tobytes()
 
@@ -224,17 +389,24 @@ def _text(dataset: h5py.Dataset, stored: h5t.TypeID) -> tuple[str, ...] | None:
     """The values of a short list of strings, which may be names of classes or of groups."""
     if stored.get_class() != h5t.STRING or len(dataset.shape) != 1:
         return None
-    if dataset.id.get_storage_size() > MAX_INLINE_BYTES or dataset.shape[0] > MAX_INLINE_BYTES // 16:
+    # What little is stored may decode to much: strings of variable length count by what they turn out to be.
+    claimed = max(dataset.id.get_storage_size(), dataset.shape[0] * max(16, stored.get_size()))
+    if claimed > MAX_INLINE_BYTES:
         return None
-    return tuple(bytes(value).decode("utf-8", "replace") for value in dataset[()].tolist())
+    values = [bytes(value) for value in dataset[()].tolist()]
+    if sum(map(len, values)) > MAX_INLINE_BYTES:
+        return None
+    return tuple(value.decode("utf-8", "replace") for value in values)
 
 
 def _describe(dtype: np.dtype[Any]) -> str:
+    if h5py.check_string_dtype(dtype):
+        return "string"
     if h5py.check_vlen_dtype(dtype):
         return "variable-length array"
     if h5py.check_ref_dtype(dtype):
         return "reference"
-    return str(dtype)
+    return str(dtype)[:_MAX_REASON]
 
 
 def _filter(description: tuple[int, int, tuple[int, ...], bytes]) -> Filter:
@@ -243,65 +415,171 @@ def _filter(description: tuple[int, int, tuple[int, ...], bytes]) -> Filter:
     return Filter(number, names.get(number) or name.decode("utf-8", "replace") or str(number), tuple(options))
 
 
-def _chunks(dataset: h5py.Dataset) -> ChunkTable:
-    found: list[tuple[tuple[int, ...], int, int, int]] = []
+def _chunks(dataset: h5py.Dataset, limit: int) -> ChunkTable:
+    """Where the chunks lie.
+
+    Raises
+    ------
+    ValueError, OverflowError
+        The index names what cannot be, or more than `limit` chunks.
+    """
+    width = len(dataset.chunks) + 3
+    found = array("q")
+
+    def note(info: h5d.StoreInfo) -> bool | None:
+        found.extend((*info.chunk_offset, info.byte_offset, info.size, info.filter_mask))
+        # Anything but None ends the pass.
+        return True if len(found) > limit * width else None
+
     # One pass over the index; asking for chunk i by number is quadratic.
-    dataset.id.chunk_iter(lambda info: found.append((info.chunk_offset, info.byte_offset, info.size, info.filter_mask)))
-    if not found:
-        return ChunkTable(*(np.zeros(0, np.int64) for _ in range(4)))
-    corners, offsets, sizes, masks = (np.array(column, np.int64) for column in zip(*found, strict=True))
-    # corners: (chunks, ndim) → number of the chunk in C order over the grid
+    dataset.id.chunk_iter(note)
+    if len(found) > limit * width:
+        raise ValueError(f"the file has more than {MAX_CHUNKS} chunks")
+    # table: (chunks, ndim + 3)
+    table = np.frombuffer(found, np.int64).reshape(-1, width)
+    corners = table[:, :-3]
+    chunk_shape = np.array(dataset.chunks, np.int64)
+    if (corners < 0).any() or (corners >= np.array(dataset.shape, np.int64)).any() or (corners % chunk_shape).any():
+        raise ValueError("its chunk index names chunks that lie beyond its shape")
+    # Number of the chunk in C order over the grid.
     grid = [-(-extent // chunk) for extent, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
     strides = np.array([math.prod(grid[axis + 1 :]) for axis in range(len(grid))], np.int64)
-    numbers = (corners // np.array(dataset.chunks, np.int64)) @ strides
+    numbers = (corners // chunk_shape) @ strides
     order = np.argsort(numbers, kind="stable")
-    return ChunkTable(numbers[order], offsets[order], sizes[order], masks[order])
+    return ChunkTable(numbers[order], *(np.ascontiguousarray(table[order, axis]) for axis in (-3, -2, -1)))
 
 
-def _attributes(item: Any) -> dict[str, Any]:
+def _attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
+    """What fits into the catalogue of an object's attributes; what does not is named."""
+    try:
+        names = list(item.attrs)
+    except Exception as error:
+        return {"": f"(its attributes cannot be listed: {_reason(error, item.file.filename)})"}
     attributes: dict[str, Any] = {}
-    for name in list(item.attrs)[:MAX_ATTRIBUTES]:
-        attribute = item.attrs.get_id(name)
-        kind = attribute.get_type()
-        if kind.get_class() not in _ATTRIBUTE_CLASSES or attribute.get_storage_size() > MAX_ATTRIBUTE_BYTES:
-            attributes[name] = f"({attribute.dtype}, shape {list(attribute.shape or ())}, not shown)"
-            continue
-        value = item.attrs[name]
-        attributes[name] = _json_value(value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value)
+    for name in names[:MAX_ATTRIBUTES]:
+        try:
+            value = _attribute(item, name)
+        except Exception:
+            value = "(it cannot be read)"
+        attributes[_decoded(name)[:MAX_NAME_BYTES]] = value
+    if len(names) > MAX_ATTRIBUTES:
+        attributes[""] = f"({len(names) - MAX_ATTRIBUTES} more are not shown)"
     return attributes
+
+
+def _attribute(item: h5py.Group | h5py.Dataset, name: str | bytes) -> Any:
+    attribute = item.attrs.get_id(name)
+    kind = attribute.get_type()
+    shape = attribute.shape or ()
+    readable = kind.get_class() in _ATTRIBUTE_CLASSES and math.prod(shape) * kind.get_size() <= MAX_ATTRIBUTE_BYTES
+    # Axes of no extent hide others of any.
+    if readable and attribute.shape is not None and 0 not in shape:
+        value = item.attrs[name]
+        shown = _json_value(value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value)
+        if _json_bytes(shown) <= 4 * MAX_ATTRIBUTE_BYTES:
+            return shown
+    return f"({_describe(attribute.dtype)}, shape {list(shape)}, not shown)"
 
 
 def _json_value(value: Any) -> Any:
     if isinstance(value, list):
         return [_json_value(item) for item in value]
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, (bool, int, str)):
+    if isinstance(value, (bytes, str)):
+        return _decoded(value)
+    if isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     return str(value)
 
 
-def main(memory_bytes: int) -> None:
+# The child process ---------------------------------------------------------------------------------------------------
+
+
+def main(memory_bytes: int, timeout: float) -> None:
     """Answer paths until standard input ends."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    answers: BinaryIO = os.fdopen(os.dup(1), "wb", buffering=0)
+    _volunteer()
+    answers = os.dup(1)
     # Whatever a library prints must not fall between the frames.
     os.dup2(2, 1)
-    for line in sys.stdin:
-        path = json.loads(line)
+    _write(answers, b"")
+    while line := sys.stdin.buffer.readline():
+        if not _attend(json.loads(line), timeout, answers):
+            return
+
+
+def _volunteer() -> None:
+    """Where memory runs out, the kernel shall end this process and not the one that serves."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:
+        pass
+
+
+def _attend(path: str, timeout: float, answers: int) -> bool:
+    """Have one file inspected and answer; returns whether anybody still waits for answers."""
+    ended, alive = os.pipe()
+    process = os.fork()
+    if process == 0:
+        code = 1
         try:
-            kind, content = b"L", dump_layout(inspect_file(path))
-        except MemoryError:
-            kind, content = b"E", b"describing it takes more memory than inspection may use"
-        except Exception as error:
-            # The path is the server's own business.
-            kind, content = b"E", str(error).replace(path, "the file").encode("utf-8", "replace")
-        answers.write(struct.pack("<Q", 1 + len(content)) + kind)
-        answers.write(content)
+            os.close(ended)
+            # The signal's default is to kill: it ends libhdf5 wherever it is.
+            signal.setitimer(signal.ITIMER_REAL, timeout)
+            answer = _answer(path)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _write(answers, answer)
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(alive)
+    # Both hang up: the fork's pipe when it has ended, the input when the server has. That the next path is there says
+    # nothing.
+    poll = select.poll()
+    poll.register(ended, 0)
+    poll.register(0, 0)
+    is_wanted = ended in dict(poll.poll())
+    if not is_wanted:
+        os.kill(process, signal.SIGKILL)
+    os.close(ended)
+    _, status = os.waitpid(process, 0)
+    if is_wanted and status:
+        _write(answers, b"E" + _obituary(status, timeout).encode())
+    return is_wanted
+
+
+def _answer(path: str) -> bytes:
+    try:
+        return b"L" + dump_layout(inspect_file(path))
+    except MemoryError:
+        return b"Edescribing it takes more memory than inspection may use"
+    except Exception as error:
+        reason = _reason(error, path)
+        if reason == "file signature not found":
+            return b"Eit is no HDF5 file, or an empty one"
+        return b"E" + f"it cannot be opened: {reason}".encode()
+
+
+def _obituary(status: int, timeout: float) -> str:
+    number = os.waitstatus_to_exitcode(status)
+    if number == -signal.SIGALRM:
+        return f"inspecting it took more than {timeout:g} s"
+    if number == -signal.SIGKILL:
+        return "the system ended its inspection, most likely for the memory that it took"
+    if number < 0:
+        return f"inspecting it crashed libhdf5 ({signal.Signals(-number).name})"
+    return "inspecting it failed"
+
+
+def _write(fd: int, answer: bytes) -> None:
+    rest = memoryview(struct.pack("<Q", len(answer)) + answer)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), float(sys.argv[2]))

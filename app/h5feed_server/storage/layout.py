@@ -1,13 +1,16 @@
 """Plain data that says where the bytes of an HDF5 file's arrays lie, so that no HDF5 library is needed to read them.
 
 A layout is written by `inspect` in a child process and kept in the cache folder as one safetensors file: the
-description as JSON in its metadata, the chunk tables as tensors.
+description as JSON in its metadata, the chunk tables as tensors. The child has run libhdf5 on a file that may be
+crafted, so what it says is checked before a byte is read by it.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import struct
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,8 +19,17 @@ import numpy as np
 import numpy.typing as npt
 from h5feed import wire
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Changes when a layout written before cannot be read any more; part of the name under which it is cached."""
+
+MAX_RECORD_BYTES = 16 << 20
+"""Bytes of a record at most: a row of one member is read as the whole record."""
+
+MAX_CELLS = 1 << 16
+"""Chunks that one row may be cut into at most: each is looked up and placed on its own."""
+
+_MAX_BYTES = 1 << 62
+"""Bytes: no position or size reaches this, so that sums of two fit into an int64."""
 
 Int64s = npt.NDArray[np.int64]
 
@@ -55,12 +67,13 @@ class ChunkTable:
         if len(self.numbers) == 0:
             return np.full(len(numbers), -1, np.int64)
         if self._is_complete:
-            return numbers
+            return np.where(numbers < len(self.numbers), numbers, -1)
         found = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
         return np.where(self.numbers[found] == numbers, found, -1)
 
     @cached_property
     def _is_complete(self) -> bool:
+        """Whether the chunks written are the first ones, without a gap: a chunk's number is its index here."""
         return bool(self.numbers[-1] == len(self.numbers) - 1)
 
 
@@ -148,21 +161,105 @@ class FileLayout:
     notes: tuple[str, ...] = ()
 
 
+def check_array(array: ArrayLayout) -> None:
+    """Refuse a description that contradicts itself, or that reading would stumble over.
+
+    Raises
+    ------
+    ValueError
+        Says why, as the reason for which the array is unreadable.
+    """
+    dtype = np.dtype(array.dtype)
+    _demand(_travels(dtype), f"its type {dtype} is not one that this version serves")
+    _demand(_are_counts(array.shape) and len(array.shape) <= 48, "its shape makes no sense")
+    # Axes of no extent must not hide others whose product overflows.
+    nbytes = math.prod(max(1, extent) for extent in array.shape) * dtype.itemsize
+    _demand(nbytes < _MAX_BYTES, f"its shape {list(array.shape)} makes more bytes than there can be")
+    _demand(_is_count(array.stored_bytes), "its stored size makes no sense")
+    ways = (array.offset, array.chunks, array.inline)
+    if array.unreadable is not None:
+        _demand(array.unreadable != "" and ways == (None, None, None) and array.chunk_shape is None, "it is no array")
+        return
+    _demand(sum(way is not None for way in ways) <= 1, "its data lies in two places")
+    _demand(len(array.shape) > 0, "it is a scalar: it has no rows")
+    element, rank = dtype.itemsize, len(array.shape)
+    if array.record is not None:
+        element, begin = array.record
+        _demand(_are_counts(array.record) and element <= MAX_RECORD_BYTES, f"its records have {element} bytes")
+        _demand(0 < array.row_bytes <= element - begin, "it reaches beyond the record that it is a member of")
+        _demand(array.rows * element < _MAX_BYTES, f"its {array.rows} records make more bytes than there can be")
+        rank = 1
+    elif array.offset is None and array.inline is None:
+        _demand(len(array.fill) == element, "its fill value is not of its type")
+    if array.offset is not None:
+        _demand(_is_count(array.offset) and array.offset < _MAX_BYTES, "its data begins nowhere")
+    if array.inline is not None:
+        _demand(
+            len(array.inline) == array.rows * (element if array.record else array.row_bytes), "its data is not whole"
+        )
+    _demand((array.chunks is None) == (array.chunk_shape is None), "it is chunked by half")
+    if array.chunks is not None and array.chunk_shape is not None:
+        _check_chunks(array.chunks, array.chunk_shape, array.shape[:rank], element)
+    for item in array.filters:
+        _demand(_is_count(item.id) and _are_counts(item.options) and isinstance(item.name, str), "a filter is none")
+
+
+def _check_chunks(chunks: ChunkTable, chunk_shape: tuple[int, ...], shape: tuple[int, ...], element: int) -> None:
+    _demand(_are_counts(chunk_shape) and min(chunk_shape) > 0, f"its chunk shape {list(chunk_shape)} makes no sense")
+    _demand(len(chunk_shape) == len(shape), f"its chunks have {len(chunk_shape)} axes, and it has {len(shape)}")
+    # HDF5's own bound on a chunk.
+    nbytes = math.prod(chunk_shape) * element
+    _demand(nbytes < 1 << 32, f"its chunks of {nbytes} bytes are larger than HDF5 allows")
+    grid = [-(-extent // width) for extent, width in zip(shape, chunk_shape, strict=True)]
+    cells = math.prod(grid[1:])
+    _demand(cells <= MAX_CELLS, f"each row is cut into {cells} chunks, more than the {MAX_CELLS} that are read")
+    columns = (chunks.numbers, chunks.offsets, chunks.sizes, chunks.masks)
+    _demand(len({column.shape for column in columns}) == 1 and columns[0].ndim == 1, "its chunk index is not whole")
+    if not len(chunks.numbers):
+        return
+    _demand(min(int(column.min()) for column in columns) >= 0, "its chunk index has numbers below zero")
+    _demand(bool((np.diff(chunks.numbers) > 0).all()), "its chunk index names a chunk twice")
+    _demand(int(chunks.numbers[-1]) < math.prod(grid), "its chunk index names chunks beyond its shape")
+    _demand(max(int(chunks.offsets.max()), int(chunks.sizes.max())) < _MAX_BYTES, "its chunks lie nowhere")
+
+
+def _travels(dtype: np.dtype[Any]) -> bool:
+    if dtype.kind == "S":
+        return dtype.itemsize > 0
+    part = np.dtype(f"<f{dtype.itemsize // 2}") if dtype.kind == "c" else dtype
+    return part.newbyteorder("<").str in wire.DTYPE_NAMES
+
+
+def _demand(fulfilled: bool, problem: str) -> None:
+    if not fulfilled:
+        raise ValueError(problem)
+
+
+def _is_count(value: Any) -> bool:
+    # JSON's true is an int to Python.
+    return type(value) is int and value >= 0
+
+
+def _are_counts(values: tuple[Any, ...]) -> bool:
+    return all(_is_count(value) for value in values)
+
+
 def dump_layout(layout: FileLayout) -> bytes:
     """The layout as one safetensors body."""
     description: list[dict[str, Any]] = []
-    tensors: dict[str, Int64s] = {}
-    for number, array in enumerate(layout.arrays):
+    # Members of a record, and names that lead to one array, share one table of chunks.
+    tables: dict[int, tuple[int, ChunkTable]] = {}
+    for array in layout.arrays:
         entry = {name: getattr(array, name) for name in _PLAIN}
         entry["filters"] = [asdict(item) for item in array.filters]
         entry["fill"] = array.fill.hex()
         entry["inline"] = None if array.inline is None else array.inline.hex()
-        entry["chunked"] = array.chunks is not None
-        description.append(entry)
+        entry["chunks"] = None
         if array.chunks is not None:
-            for name in _TABLE:
-                tensors[f"{number}.{name}"] = getattr(array.chunks, name)
+            entry["chunks"], _ = tables.setdefault(id(array.chunks), (len(tables), array.chunks))
+        description.append(entry)
     text = json.dumps({"arrays": description, "attributes": layout.attributes, "notes": layout.notes})
+    tensors = {f"{number}.{name}": getattr(table, name) for number, table in tables.values() for name in _TABLE}
     body = wire.Body(
         [wire.Tensor(name, np.dtype("<i8"), values.shape) for name, values in tensors.items()],
         {"layout": text, "batches": "1"},
@@ -178,32 +275,61 @@ def load_layout(data: bytes) -> FileLayout:
 
     Raises
     ------
-    h5feed.errors.BadAnswer
-        These bytes are no layout.
+    ValueError
+        These bytes are no layout, or not one that can be read by.
     """
-    tensors, metadata, _ = wire.read_body(np.frombuffer(data, np.uint8))
-    content = json.loads(metadata["layout"])
-    arrays = []
-    for number, entry in enumerate(content["arrays"]):
-        chunks = None
-        if entry.pop("chunked"):
-            chunks = ChunkTable(*(tensors[f"{number}.{name}"] for name in _TABLE))
-        arrays.append(
-            ArrayLayout(
-                **entry
-                | {
-                    "shape": tuple(entry["shape"]),
-                    "chunk_shape": tuple(entry["chunk_shape"]) if entry["chunk_shape"] else None,
-                    "filters": tuple(Filter(f["id"], f["name"], tuple(f["options"])) for f in entry["filters"]),
-                    "fill": bytes.fromhex(entry["fill"]),
-                    "inline": None if entry["inline"] is None else bytes.fromhex(entry["inline"]),
-                    "record": tuple(entry["record"]) if entry["record"] else None,
-                    "text": None if entry["text"] is None else tuple(entry["text"]),
-                    "chunks": chunks,
-                }
-            )
-        )
-    return FileLayout(tuple(arrays), content["attributes"], tuple(content["notes"]))
+    try:
+        content, tensors = _parse(data)
+        tables: dict[int, ChunkTable] = {}
+        arrays = tuple(_array(entry, tensors, tables) for entry in content["arrays"])
+        notes = tuple(content["notes"])
+        _demand(isinstance(content["attributes"], dict), "its attributes are none")
+        _demand(all(isinstance(note, str) for note in notes), "its notes are none")
+        _demand(len({array.path for array in arrays}) == len(arrays), "a path is there twice")
+        for array in arrays:
+            check_array(array)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, struct.error) as error:
+        raise ValueError(f"this is no layout: {error}") from None
+    return FileLayout(arrays, content["attributes"], notes)
+
+
+def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, Int64s]]:
+    """The description and the tensors. Not by `wire.read_body`, which keeps headers in memory to parse them once."""
+    (length,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + length])
+    tensors = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, stop = entry["data_offsets"]
+            _demand(_are_counts((start, stop)) and start <= stop, "a table ends before it begins")
+            tensors[name] = np.frombuffer(data, "<i8", (stop - start) // 8, 8 + length + start)
+    return json.loads(header["__metadata__"]["layout"]), tensors
+
+
+def _array(entry: dict[str, Any], tensors: Mapping[str, Int64s], tables: dict[int, ChunkTable]) -> ArrayLayout:
+    number = entry["chunks"]
+    if number is not None and number not in tables:
+        tables[number] = ChunkTable(*(tensors[f"{number}.{name}"] for name in _TABLE))
+    array = ArrayLayout(
+        **entry
+        | {
+            "shape": tuple(entry["shape"]),
+            "chunk_shape": None if entry["chunk_shape"] is None else tuple(entry["chunk_shape"]),
+            "filters": tuple(Filter(f["id"], f["name"], tuple(f["options"])) for f in entry["filters"]),
+            "fill": bytes.fromhex(entry["fill"]),
+            "inline": None if entry["inline"] is None else bytes.fromhex(entry["inline"]),
+            "record": None if entry["record"] is None else (entry["record"][0], entry["record"][1]),
+            "text": None if entry["text"] is None else tuple(entry["text"]),
+            "chunks": None if number is None else tables[number],
+        }
+    )
+    names = array.enum_names or {}
+    _demand(isinstance(array.path, str) and array.path != "", "an array has no path")
+    _demand(array.unreadable is None or isinstance(array.unreadable, str), "a reason is none")
+    _demand(isinstance(array.attributes, dict), "its attributes are none")
+    _demand(all(isinstance(value, str) for value in array.text or ()), "its text is none")
+    _demand(all(type(value) is int for value in names.values()), "its names are none")
+    return array
 
 
 _PLAIN = (
