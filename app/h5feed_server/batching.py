@@ -36,6 +36,12 @@ _PLAN_BYTES = 4096
 """Rough bytes of a plan itself; the rows of its split are counted where they are cached."""
 
 
+MAX_PIECES = 1 << 20
+"""Parts of chunks that one answer may be put together from: each costs more than its bytes."""
+
+MAX_SPLIT_ROWS = 1 << 25
+"""Rows of a dataset that may be divided: lists of them are held in memory."""
+
 _TINY_ROW_BYTES = 64
 """Bytes: rows up to this size, such as labels, cost less by one copy more than by one call for each batch."""
 
@@ -224,6 +230,7 @@ class Batcher:
             return self._splits.get(
                 (dataset.name, dataset.identity), lambda: native_splits(dataset.native), lambda splits: splits.nbytes
             )
+        check_divisible(dataset)
         key = f"{dataset.name} {dataset.revision} {spec.model_dump_json()}"
         digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
         return self._splits.get(
@@ -266,13 +273,37 @@ class Batcher:
                 f"{max(1, limit // per_row)} rows at once, or for fewer fields"
             )
         for field in fields:
-            for array in {segment.array.path: segment.array for segment in field.column.segments}.values():
-                if array.chunk_shape is None or not array.filters:
+            for array in (segment.array for segment in field.column.segments):
+                if rows * array.cells > MAX_PIECES:
+                    raise TooLarge(
+                        f"{rows} rows of {field.name!r} lie in {rows * array.cells} parts of chunks, more than the "
+                        f"{MAX_PIECES} of one answer: ask for at most {max(1, MAX_PIECES // array.cells)} rows at once"
+                    )
+                if rows * array.stored_row_bytes > 2 * limit:
+                    raise TooLarge(
+                        f"{rows} records with {field.name!r} in them have {rows * array.stored_row_bytes} bytes, more "
+                        f"than the {2 * limit} that are read for one answer: ask for fewer rows at once"
+                    )
+                table = array.shape[:1] if array.record else array.shape
+                if array.chunk_shape is None or (not array.filters and array.chunk_shape[1:] == table[1:]):
                     continue
                 itemsize = array.record[0] if array.record else np.dtype(array.dtype).itemsize
                 chunk = math.prod(array.chunk_shape) * itemsize
                 if chunk > limit:
                     raise TooLarge(f"the chunks of {field.name!r} have {chunk} bytes, more than the {limit} allowed")
+
+
+def check_divisible(dataset: Dataset) -> None:
+    """Refuse to list the rows of a dataset of very many.
+
+    Raises
+    ------
+    TooLarge
+    """
+    if dataset.rows > MAX_SPLIT_ROWS:
+        raise TooLarge(
+            f"dataset {dataset.name!r} has {dataset.rows} rows, more than the {MAX_SPLIT_ROWS} that are split"
+        )
 
 
 def _take(array: npt.NDArray[Any], rows: Int64s, out: npt.NDArray[Any]) -> None:
@@ -291,6 +322,6 @@ def _body(
 ) -> Body:
     tensors = [Tensor(ROWS, np.dtype("<i8"), (rows,)), *extra]
     tensors += [Tensor(field.name, field.dtype, (rows, *field.sample_shape)) for field in fields]
-    if len({tensor.name for tensor in tensors}) < len(tensors):
-        raise BadParameter(f"a field may not be named {ROWS} or {WEIGHT}")
+    if len({"__metadata__", *(tensor.name for tensor in tensors)}) <= len(tensors):
+        raise BadParameter(f"a field may not be named {ROWS}, {WEIGHT} or __metadata__")
     return Body(tensors, {"dataset": dataset.name, "revision": dataset.revision, **about})

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from ..catalog.catalog import Listed, describe_dataset
+from ..catalog.catalog import Listed, describe_dataset, shown
 from .deps import NamePath, ServicesDep, in_thread
 from .queries import CatalogQuery
 
@@ -57,6 +57,6 @@ def _summary(line: Listed) -> dict[str, Any]:
         "revision": None,
         "rows": None,
         "native_splits": [],
-        "files": list(line.files),
+        "files": [shown(file) for file in line.files],
         "fields": [],
     }

@@ -49,6 +49,8 @@ async def in_thread(services: Services, work: Callable[[], T], patience: float |
                 return await loop.run_in_executor(services.threads, work)
         except TimeoutError:
             raise ReadTimeout(f"reading took more than {services.settings.read_timeout:g} s") from None
+        except MemoryError:
+            raise Overloaded("there is no memory for this now; come again in a moment", retry_after=5) from None
         except PoolExhausted as error:
             if loop.time() >= deadline:
                 raise Overloaded(f"{error}; come again in a moment", retry_after=1) from None

@@ -10,6 +10,7 @@ from fastapi.responses import Response
 from h5feed.errors import TooLarge
 from h5feed.wire import ROWS, Body, Tensor
 
+from ..batching import check_divisible
 from ..sampling.spec import SPLIT_ALIASES
 from ..sampling.splits import class_shares, describe_split
 from .bodies import BINARY_RESPONSE, binary, cache_headers, is_known, negotiate, not_modified
@@ -25,6 +26,7 @@ async def get_splits(services: ServicesDep, name: NamePath, query: Annotated[Spl
 
     def work() -> dict[str, Any]:
         dataset = services.catalog.dataset(name, query.revision)
+        check_divisible(dataset)
         splits = services.batcher.splits(dataset, query.spec)
         by = splits.stratify or (dataset.label.name if dataset.label else None)
         classes = services.batcher.classes(dataset, by)
@@ -60,6 +62,7 @@ async def get_split_rows(
         if is_known(request, headers):
             return not_modified(headers)
         wanted = SPLIT_ALIASES.get(split, split)
+        check_divisible(dataset)
         if wanted == "all":
             rows = np.arange(dataset.rows, dtype=np.int64)
         else:

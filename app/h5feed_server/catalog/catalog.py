@@ -390,8 +390,12 @@ def _names(files: list[str]) -> dict[str, str]:
 
 
 def _dotted(path: str) -> str:
-    # Names that are no UTF-8 cannot travel in a URL or in JSON.
-    return Path(path).as_posix().replace("/", ".").encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return shown(Path(path).as_posix().replace("/", "."))
+
+
+def shown(path: str) -> str:
+    """A path as it can travel: names that are no UTF-8 fit neither in a URL nor in JSON."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _advice(field: Field) -> str | None:
@@ -446,7 +450,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "native_splits": [
             {"name": split, "rows": sum(end - begin for begin, end in runs)} for split, runs in dataset.native.items()
         ],
-        "files": list(dataset.files),
+        "files": [shown(file) for file in dataset.files],
         "notes": list(dataset.notes),
         "attributes": dataset.attributes,
     }

@@ -80,6 +80,16 @@ class Column:
     def rows(self) -> int:
         return int(self._bounds[-1])
 
+    @cached_property
+    def pieces(self) -> int:
+        """Parts of chunks that all rows are put together from."""
+        return sum(segment.rows * segment.array.cells for segment in self.segments)
+
+    @cached_property
+    def stored_nbytes(self) -> int:
+        """Bytes that are decoded to read all rows: of members of records, the whole records."""
+        return sum(segment.array.rows * segment.array.stored_row_bytes for segment in self.segments)
+
     @property
     def nbytes(self) -> int:
         return self.rows * self.row_bytes

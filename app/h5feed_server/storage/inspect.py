@@ -149,6 +149,9 @@ class _Walk:
 
     def _visit(self, path: str, group: h5py.Group, name: str | bytes) -> h5py.Group | None:
         """List what `name` links to; returns it where it is a group."""
+        if isinstance(name, bytes):
+            self._add(_unreadable(path, "its name is no UTF-8"))
+            return None
         link = None
         try:
             link = group.get(name, getlink=True)

@@ -140,6 +140,20 @@ class ArrayLayout:
         return math.prod(self.sample_shape) * np.dtype(self.dtype).itemsize
 
     @cached_property
+    def stored_row_bytes(self) -> int:
+        """Bytes that are read, decoded, for one row: of a member, the whole record."""
+        return self.record[0] if self.record else self.row_bytes
+
+    @cached_property
+    def cells(self) -> int:
+        """Chunks that one row is cut into; each is looked up, and decoded or filled, on its own."""
+        if self.chunk_shape is None:
+            return 1
+        return math.prod(
+            -(-e // w) for e, w in zip(self.sample_shape, self.chunk_shape[1:], strict=self.record is None)
+        )
+
+    @cached_property
     def records(self) -> ArrayLayout:
         """The table that this array is a member of, as an array of opaque records."""
         assert self.record is not None

@@ -27,6 +27,9 @@ SMALL_ROW_BYTES = 64 << 10
 """Bytes: arrays of rows up to this size are kept decoded in memory where they fit; for bigger rows the saving of a
 system call per row is nothing beside the copy."""
 
+_MAX_PIECES_KEPT = 1 << 20
+"""Columns in more parts than this take too long to be put together as a whole."""
+
 _SLABS_KEPT = 3
 """Slabs that the cache must have room for, where rows are to be read by slabs."""
 
@@ -71,7 +74,12 @@ class Reader:
 
     def whole(self, column: Column) -> npt.NDArray[Any] | None:
         """All rows of a small column, from memory; None where it is not small enough to be kept there."""
-        if column.row_bytes > SMALL_ROW_BYTES or not self._cache.admits(column.key, column.nbytes):
+        if not 0 < column.row_bytes <= SMALL_ROW_BYTES or column.pieces > _MAX_PIECES_KEPT:
+            return None
+        # Of wide records, a narrow column would be kept, but all of them read for it.
+        if column.stored_nbytes > 2 * self._cache.max_bytes:
+            return None
+        if not self._cache.admits(column.key, column.nbytes):
             return None
         return self._cache.get(column.key, lambda: self.read_all(column), lambda value: value.nbytes)
 
@@ -216,7 +224,7 @@ class Reader:
         assert array.chunks is not None and array.chunk_shape is not None
         height = array.chunk_shape[0]
         # Members of one table of records share its chunks.
-        name = array.path if array.record is None and len(array.chunks.offsets) == 0 else int(array.chunks.offsets[0])
+        name = array.path if len(array.chunks.offsets) == 0 else int(array.chunks.offsets[0])
         order = np.argsort(rows, kind="stable")
         numbers = rows[order] // height
         begins = np.concatenate([[0], np.flatnonzero(np.diff(numbers)) + 1])
