@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, BatchOutOfRange, TooLarge
 from h5feed.order import BatchGrid
-from h5feed.wire import ROWS, WEIGHT, Body, Tensor
+from h5feed.wire import OFFSETS, ROWS, WEIGHT, Body, Tensor
 
 from .catalog.catalog import Catalog
 from .catalog.dataset import Dataset, Field
@@ -92,6 +92,24 @@ class BatchPlan:
             valid = f"0 ≤ start < stop ≤ {self.grid.batches}"
             raise BatchOutOfRange(f"batches {start} … {stop - 1} are not all there: valid is {valid}")
         return (stop - start - 1) * self.full.nbytes + self.body(stop - 1).nbytes
+
+    @cached_property
+    def ragged(self) -> bool:
+        """Whether bodies hold text, and so have their own lengths: `nbytes` is the most that they may have."""
+        return any(field.is_text for field in self.fields)
+
+    def filled(self, start: int, stop: int, lease: Callable[[int], Bytes]) -> Bytes:
+        """Batches start … stop-1 back to back in a leased buffer."""
+        if not self.ragged:
+            buffer = lease(self.nbytes(start, stop))
+            self.fill(start, stop, buffer)
+            return buffer
+        about = {"epoch": str(self.order.spec.epoch), "batches": str(self.grid.batches)}
+        wanted = []
+        for index in range(start, stop):
+            rows, real = self._rows(index, 1)
+            wanted.append(_Wanted(index, rows[0], real[0].astype("<f4") if self.padded else None))
+        return _gathered(self.reader, self.dataset, self.fields, wanted, about, lease)
 
     def fill(self, start: int, stop: int, buffer: Bytes) -> None:
         """Write batches start … stop-1 back to back into `buffer`, (nbytes(start, stop),) uint8."""
@@ -203,26 +221,16 @@ class Batcher:
         self._check_size(batch_size, plan.full, fields)
         return plan
 
-    def rows_body(
-        self, dataset: Dataset, rows: int, fields: str | Sequence[str] | None
-    ) -> tuple[tuple[Field, ...], Body]:
-        """The fields and the body of so many rows.
+    def rows(self, dataset: Dataset, fields: Sequence[Field], rows: Int64s, lease: Callable[[int], Bytes]) -> Bytes:
+        """The body of those rows, in a leased buffer.
 
         Raises
         ------
-        FieldNotFound, UnsupportedField, TooLarge
+        TooLarge
         """
-        chosen = dataset.chosen(fields)
-        body = _body(dataset, chosen, rows, {"epoch": "0", "batches": "1"}, [])
-        self._check_size(rows, body, chosen)
-        return chosen, body
-
-    def fill_rows(self, dataset: Dataset, fields: Sequence[Field], rows: Int64s, body: Body, buffer: Bytes) -> None:
-        """Write those rows into `buffer`, (body.nbytes,) uint8."""
-        tensors = body.place(buffer, 0)
-        tensors[ROWS][...] = rows
-        for field in fields:
-            self.reader.read(field.column, rows, tensors[field.name])
+        about = {"epoch": "0", "batches": "1"}
+        self._check_size(len(rows), _body(dataset, fields, len(rows), about, []), fields)
+        return _gathered(self.reader, dataset, fields, [_Wanted(0, rows, None)], about, lease)
 
     def splits(self, dataset: Dataset, spec: SplitSpec) -> Splits:
         """The splits of a dataset: stored, from memory, from the cache folder, or computed."""
@@ -243,7 +251,7 @@ class Batcher:
         """The class of each row by the field `name`; None where it holds none."""
         if name is None:
             return None
-        field = dataset.classes_field(name)
+        field = dataset.field(name)
         if field.row_bytes > 1 << 20:
             return None
         kept = self.reader.whole(field.column)
@@ -317,11 +325,73 @@ def _take(array: npt.NDArray[Any], rows: Int64s, out: npt.NDArray[Any]) -> None:
         take(wanted, 0, place, "clip")
 
 
+class _Wanted(NamedTuple):
+    """A batch to be put together: its number, row ids, and weights."""
+
+    number: int
+    rows: Int64s
+    weight: npt.NDArray[np.float32] | None
+
+
+def _gathered(
+    reader: Reader,
+    dataset: Dataset,
+    fields: Sequence[Field],
+    wanted: Sequence[_Wanted],
+    about: Mapping[str, str],
+    lease: Callable[[int], Bytes],
+) -> Bytes:
+    """Bodies of any lengths back to back: text is read first, because it tells how long they are."""
+    texts = [{field.name: _text(reader, field, one.rows) for field in fields if field.is_text} for one in wanted]
+    bodies = []
+    for one, text in zip(wanted, texts, strict=True):
+        weight = [] if one.weight is None else [Tensor(WEIGHT, np.dtype("<f4"), one.rows.shape)]
+        lengths = {name: len(flat) for name, (flat, _) in text.items()}
+        bodies.append(_body(dataset, fields, len(one.rows), about, weight, lengths))
+    buffer = lease(sum(body.nbytes for body in bodies))
+    begin = 0
+    for one, text, body in zip(wanted, texts, bodies, strict=True):
+        tensors = body.place(buffer[begin : begin + body.nbytes], one.number)
+        begin += body.nbytes
+        tensors[ROWS][...] = one.rows
+        if one.weight is not None:
+            tensors[WEIGHT][...] = one.weight
+        for field in fields:
+            if field.is_text:
+                tensors[field.name][...], tensors[field.name + OFFSETS][...] = text[field.name]
+            else:
+                reader.read(field.column, one.rows, tensors[field.name])
+    return buffer
+
+
+def _text(reader: Reader, field: Field, rows: Int64s) -> tuple[Bytes, Int64s]:
+    """Strings of a field, flat, and where each begins; the padding of their fixed length is left out."""
+    strings = np.empty(len(rows), field.dtype)
+    reader.read(field.column, rows, strings)
+    # padded: (rows, fixed length)
+    padded = strings.view(np.uint8).reshape(len(rows), field.dtype.itemsize)
+    lengths = np.char.str_len(strings)
+    flat = padded[np.arange(field.dtype.itemsize) < lengths[:, None]]
+    return flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
 def _body(
-    dataset: Dataset, fields: Sequence[Field], rows: int, about: Mapping[str, str], extra: Sequence[Tensor]
+    dataset: Dataset,
+    fields: Sequence[Field],
+    rows: int,
+    about: Mapping[str, str],
+    extra: Sequence[Tensor],
+    lengths: Mapping[str, int] | None = None,
 ) -> Body:
+    """A body of so many rows; `lengths` are those of its text, without which room for the longest is made."""
     tensors = [Tensor(ROWS, np.dtype("<i8"), (rows,)), *extra]
-    tensors += [Tensor(field.name, field.dtype, (rows, *field.sample_shape)) for field in fields]
+    for field in fields:
+        if field.is_text:
+            length = rows * field.dtype.itemsize if lengths is None else lengths[field.name]
+            tensors.append(Tensor(field.name, np.dtype("|u1"), (length,)))
+            tensors.append(Tensor(field.name + OFFSETS, np.dtype("<i8"), (rows + 1,)))
+        else:
+            tensors.append(Tensor(field.name, field.dtype, (rows, *field.sample_shape)))
     if len({"__metadata__", *(tensor.name for tensor in tensors)}) <= len(tensors):
         raise BadParameter(f"a field may not be named {ROWS}, {WEIGHT} or __metadata__")
     return Body(tensors, {"dataset": dataset.name, "revision": dataset.revision, **about})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 from urllib.parse import quote
 
@@ -15,7 +16,7 @@ from .client import Client
 from .errors import BadAnswer, BadParameter
 from .readahead import Block, ReadAhead, blocks_of
 from .transport import BodyCut
-from .wire import ROWS, WEIGHT, read_body, read_runs
+from .wire import OFFSETS, ROWS, WEIGHT, read_body, read_runs
 
 if TYPE_CHECKING:
     from .keras import Sequence as KerasSequence
@@ -94,6 +95,11 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         return self._fields[name]
 
+    def text(self, name: str) -> list[str]:
+        """The strings of a text field, one for each row; they travel as flat bytes with ``NAME.offsets``."""
+        flat, offsets = self._fields[name].tobytes(), self._fields[name + OFFSETS].tolist()
+        return [flat[begin:end].decode("utf-8", "replace") for begin, end in pairwise(offsets)]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)
 
@@ -168,8 +174,9 @@ class Dataset:
         return f"<Dataset {self.name!r}, {self.rows} rows, {fields}, revision {self.revision}>"
 
     def fields_of_role(self, role: str) -> list[str]:
-        """Names of the readable fields of a role."""
-        return [field.name for field in self.fields.values() if field.role == role and field.readable]
+        """Names of the readable fields of a role that are numbers."""
+        found = [field for field in self.fields.values() if field.role == role and field.readable]
+        return [field.name for field in found if field.dtype != "string"]
 
     def batch(self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]) -> Batch:
         """Batch `index` of an order."""

@@ -283,9 +283,13 @@ def _passes(plan: Plan, epoch: int, start: int) -> Iterator[Block]:
 
 
 def _chosen(dataset: Dataset, role: str, names: str | Names[str] | None) -> list[str]:
-    if isinstance(names, str):
-        return [names]
-    return dataset.fields_of_role(role) if names is None else list(names)
+    if names is None:
+        return dataset.fields_of_role(role)
+    chosen = [names] if isinstance(names, str) else list(names)
+    for name in chosen:
+        if name in dataset.fields and dataset.fields[name].dtype == "string":
+            raise BadParameter(f"the field {name!r} is text: a model takes numbers")
+    return chosen
 
 
 def _arranged(batch: Batch, names: list[str]) -> Any:

@@ -30,6 +30,9 @@ ROWS = "__rows__"
 WEIGHT = "__weight__"
 """Tensor of float32 weights, in every body of a padded order: 1 for a row, 0 for a repeated one."""
 
+OFFSETS = ".offsets"
+"""Ending of the tensor (int64, rows + 1) that says where each row begins in a flat tensor of the name before it."""
+
 ALIGNMENT = 64
 """Bytes: a cache line, and what JAX needs to take an array over without a copy."""
 

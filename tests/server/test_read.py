@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import h5feed
 import h5py
 import numpy as np
 import pytest
+from conftest import ROWS
 from h5feed.errors import FieldNotFound, RowOutOfRange, UnsupportedField
 
 MIXED = ["images", "labels", "big_endian", "flags", "half", "never_written", "by_row", "shuffled", "swapped"]
@@ -54,7 +56,7 @@ def test_no_rows(feed: h5feed.Feed) -> None:
     assert batch["images"].shape == (0, 12, 10, 3)
 
 
-@pytest.mark.parametrize(("field", "word"), [("text", "text"), ("meta", "3 rows")])
+@pytest.mark.parametrize(("field", "word"), [("meta", "3 rows")])
 def test_what_cannot_be_read_says_why(feed: h5feed.Feed, field: str, word: str) -> None:
     """An unreadable field is listed with the reason, and asking for it is an error that names it."""
     dataset = feed["mixed"]
@@ -70,3 +72,25 @@ def test_unknown_field_and_row(feed: h5feed.Feed) -> None:
         feed["mixed"].batch(0, fields=["pictures"])
     with pytest.raises(RowOutOfRange, match="999"):
         feed["mixed"].take([1000])
+
+
+def test_text(feed: h5feed.Feed) -> None:
+    """Text comes where it is asked for: flat bytes and offsets, single and streamed, with numbers beside it."""
+    dataset = feed["mixed"]
+    assert dataset.fields["text"].dtype == "string"
+    assert "text" not in dataset.batch(0)
+    expected = ["one", "two"] * (ROWS // 2)
+    taken = dataset.take([3, 0, 0], fields=["text", "labels"])
+    assert taken.text("text") == ["two", "one", "one"]
+    assert taken["text.offsets"].tolist() == [0, 3, 6, 9]
+    for batch_size in (7, 1000):
+        options: dict[str, Any] = {"batch_size": batch_size, "shuffle": True, "fields": ["text", "labels"]}
+        seen = 0
+        for batch in dataset.batches(**options):
+            assert batch.text("text") == [expected[row] for row in batch.rows]
+            assert len(batch["labels"]) == len(batch.rows)
+            seen += len(batch.rows)
+        assert seen == ROWS
+    padded = list(dataset.batches(batch_size=300, last="pad", fields=["text"]))
+    assert padded[-1].weight is not None and padded[-1].weight.sum() == ROWS - 900
+    assert padded[-1].text("text")[:2] == expected[900:902]

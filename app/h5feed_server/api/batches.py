@@ -34,6 +34,7 @@ async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQ
         "window": query.window,
         "rows_decoded_together": plan.order.block,
         "last_rows": grid.size(grid.batches - 1) if grid.batches else 0,
+        "ragged": plan.ragged,
         "batch_bytes": plan.full.nbytes,
         "last_bytes": plan.tail.nbytes if grid.batches else 0,
         "tensors": [_describe(tensor) for tensor in plan.full.tensors],

@@ -79,9 +79,7 @@ def _answer(
     form: Format,
     headers: dict[str, str],
 ) -> Response:
-    chosen, body = services.batcher.rows_body(dataset, len(rows), fields)
+    chosen = dataset.chosen(fields)
     if form == "npy" and len(chosen) != 1:
         raise BadParameter(f"format=npy holds one array, but {len(chosen)} fields are asked for: name one with fields=")
-    buffer = services.pool.lease(body.nbytes)
-    services.batcher.fill_rows(dataset, chosen, rows, body, buffer)
-    return binary(buffer, form, headers)
+    return binary(services.batcher.rows(dataset, chosen, rows, services.pool.lease), form, headers)

@@ -51,9 +51,7 @@ def filled(services: Services, plan: BatchPlan, start: int, stop: int) -> Bytes:
     PoolExhausted
         There is no room for it now.
     """
-    buffer = services.pool.lease(plan.nbytes(start, stop))
-    plan.fill(start, stop, buffer)
-    return buffer
+    return plan.filled(start, stop, services.pool.lease)
 
 
 @dataclass
@@ -184,8 +182,11 @@ class BatchStream(Response):
         if is_tagged(self._if_none_match, headers):
             return not_modified(headers)
         planned = time.perf_counter()
-        nbytes = plan.nbytes(*self._window)
-        headers |= {"content-length": str(nbytes)}
+        # The length of text is known when it is read: of several blocks, not before the last.
+        nbytes = None if plan.ragged else plan.nbytes(*self._window)
+        if nbytes is None and len(blocks) > 1 and writer is not None:
+            writer.close()
+            writer = None
         begun = _Begun(plan, headers, memoryview(b""), blocks)
 
         while blocks:
@@ -200,7 +201,11 @@ class BatchStream(Response):
                 # Only what is known when the first bytes leave.
                 read = time.perf_counter() - planned
                 headers["server-timing"] = f"plan;dur={(planned - began) * 1e3:.2f}, read;dur={read * 1e3:.2f}"
-                if writer is not None:
+                if nbytes is None and not blocks:
+                    nbytes = len(block)
+                if nbytes is not None:
+                    headers["content-length"] = str(nbytes)
+                if writer is not None and nbytes is not None:
                     writer.start(Response(headers=headers, media_type=MEDIA_TYPE).raw_headers, nbytes)
             begun.unsent = block[writer.write(block) :] if writer is not None else block
             if writer is None or writer.stalled or time.perf_counter() - began > _DIRECT_SECONDS:

@@ -22,7 +22,7 @@ from ..storage.folder import CacheFolder
 from ..storage.inspector import Inspector
 from ..storage.layout import LAYOUT_VERSION, FileLayout, load_layout
 from ..storage.source import Identity, LocalFile, OpenFiles
-from .dataset import TEXT, Dataset, Field, describe_fields
+from .dataset import Dataset, Field, describe_fields
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset, read_declared
 from .revision import content_digest
@@ -308,9 +308,7 @@ class Catalog:
             if not any(field.unreadable is None for field in fields):
                 reasons += [f"{field.name}: {field.unreadable}" for field in fields[:5]]
                 continue
-            label = next(
-                (field for field in fields if field.role == "label" and field.unreadable in (None, TEXT)), None
-            )
+            label = next((field for field in fields if field.role == "label" and not field.unreadable), None)
             names = class_names(label.array, table.text) if label else None
             main = not table.path or len(tables) == 1
             datasets.append(
@@ -421,7 +419,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
                 "role_reason": field.role_reason,
                 "channels": field.channels,
                 "shape": list(field.sample_shape),
-                "dtype": field.dtype.name,
+                "dtype": "string" if field.is_text else field.dtype.name,
                 "rows": field.column.rows,
                 "readable": field.unreadable is None,
                 "reason": field.unreadable,

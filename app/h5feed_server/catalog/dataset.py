@@ -18,8 +18,6 @@ from ..storage.layout import ArrayLayout
 from .roles import Role, guess_channels, guess_role, only_label
 from .tables import Table
 
-TEXT = "it is text: splits may be stratified by it, but this version does not serve it in batches"
-
 
 @dataclass(frozen=True)
 class Field:
@@ -40,6 +38,11 @@ class Field:
     unreadable: str | None
     """Why it is not served, where it is not."""
     note: str | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it travels as flat bytes with offsets."""
+        return self.dtype.kind == "S"
 
     @property
     def row_bytes(self) -> int:
@@ -97,20 +100,10 @@ class Dataset:
         valid = ", ".join(field.name for field in self.fields if not field.unreadable)
         raise FieldNotFound(f"dataset {self.name!r} has no field {name!r}: valid are {valid}")
 
-    def classes_field(self, name: str) -> Field:
-        """A field that rows may be told apart by: a readable one, or text.
-
-        Raises
-        ------
-        FieldNotFound, UnsupportedField
-        """
-        text = next((field for field in self.fields if field.name == name and field.unreadable == TEXT), None)
-        return text or self.field(name)
-
     def chosen(self, names: str | Sequence[str] | None) -> tuple[Field, ...]:
-        """Fields by a comma-separated, percent-encoded list or by names; None: inputs and labels."""
+        """Fields by a comma-separated, percent-encoded list or by names; None: inputs and labels that are numbers."""
         if names is None:
-            readable = [field for field in self.fields if not field.unreadable]
+            readable = [field for field in self.fields if not field.unreadable and not field.is_text]
             return tuple(f for f in readable if f.role in ("input", "label")) or tuple(readable)
         if isinstance(names, str):
             names = [unquote(name) for name in names.split(",") if name]
@@ -118,9 +111,8 @@ class Dataset:
 
     @cached_property
     def label(self) -> Field | None:
-        """The first label field that is readable, or text."""
-        usable = (None, TEXT)
-        return next((field for field in self.fields if field.role == "label" and field.unreadable in usable), None)
+        """The first readable label field."""
+        return next((field for field in self.fields if field.role == "label" and not field.unreadable), None)
 
 
 def describe_fields(table: Table, roles: Mapping[str, str] | None = None) -> tuple[Field, ...]:
@@ -139,8 +131,8 @@ def describe_fields(table: Table, roles: Mapping[str, str] | None = None) -> tup
         if roles and item.name in roles:
             role = Role(roles[item.name], "declared in h5feed.toml")
         problem = item.unreadable or unsupported(item.array.filters)
-        if problem is None and item.column.dtype.kind == "S":
-            problem = TEXT
+        if problem is None and item.column.dtype.kind == "S" and item.column.sample_shape:
+            problem = "it is text of more than one string a row"
         found.append(
             Field(
                 item.name,
