@@ -178,3 +178,19 @@ def test_usage_errors(tmp_path: Path) -> None:
         )
         assert done.returncode == 2
         assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_an_empty_token_file_lets_nobody_in(tmp_path: Path) -> None:
+    """What a crash left of the token file is replaced: another address is never served without a token."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "token").write_text("\n")
+    process = ServerProcess(tmp_path / "data", tmp_path / "cache", "--host", "0.0.0.0")
+    try:
+        url = f"http://127.0.0.1:{process.port}/v1/datasets"
+        token = (tmp_path / "cache" / "token").read_text().strip()
+        assert len(token) > 20
+        assert httpx.get(url, timeout=30).status_code == 401
+        assert httpx.get(url, timeout=30, headers={"authorization": f"Bearer {token}"}).status_code == 200
+    finally:
+        process.stop()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.client
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -151,3 +154,40 @@ def test_the_short_way_answers_like_the_long_one(http_client: httpx.Client) -> N
     assert (empty.status_code, empty.json()["code"]) == (400, "bad_parameter")
     beyond = http_client.get(stream.replace("stop=2", "stop=99"))
     assert (beyond.status_code, beyond.json()["code"]) == (404, "batch_out_of_range")
+
+
+def test_nothing_is_written_into_an_answer(server: ServerProcess, http_client: httpx.Client) -> None:
+    """Rubbish sent behind a request cuts its answer off; it never puts an error into the middle of it."""
+    expected = http_client.get(BIG).raise_for_status().content
+    for _ in range(6):
+        with _connect(server) as connected:
+            connected.sendall(_ask(BIG))
+            connected.sendall(b"\0\r\n\r\n")
+            received = b""
+            try:
+                while more := connected.recv(1 << 20):
+                    received += more
+            except ConnectionError:
+                pass
+        _, _, body = received.partition(b"\r\n\r\n")
+        assert received.startswith(b"HTTP/1.1 400") or expected.startswith(body)
+
+
+def test_forked_processes_do_not_share_a_connection(server: ServerProcess, tmp_path: Path) -> None:
+    """A client that was used before a fork: every process gets the batches that it asked for."""
+    script = tmp_path / "fork.py"
+    script.write_text(
+        "import os, sys, h5feed\n"
+        f"dataset = h5feed.connect({server.url!r})['mixed']\n"
+        "dataset.batch(0)\n"
+        "pids = []\n"
+        "for child in range(3):\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        right = all(dataset.batch(i, batch_size=8).rows[0] == 8 * i for i in range(40))\n"
+        "        os._exit(0 if right else 1)\n"
+        "    pids.append(pid)\n"
+        "right = all(dataset.batch(i, batch_size=8).rows[0] == 8 * i for i in range(40))\n"
+        "sys.exit(not right or any(os.waitpid(pid, 0)[1] for pid in pids))\n"
+    )
+    assert subprocess.run([sys.executable, script], timeout=60, check=False).returncode == 0
