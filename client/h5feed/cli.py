@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FeedError as error:
         print(f"h5feed: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # Whoever read the output has had enough of it; what is left in the buffer goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         print(f"h5feed: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         return 1
@@ -74,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("--batch-size", metavar="N", type=int, default=32, help="rows of a batch (default 32)")
     get.add_argument("--split", default="all", help="all, train, val or test (default all)")
     get.add_argument("--shuffle", action="store_true", help="in shuffled order")
+    get.add_argument("--window", metavar="N", type=int, help="with --shuffle: among so many rows, by whole chunks")
     get.add_argument("--seed", type=int, default=0, help="seed of the order (default 0)")
     get.add_argument("--epoch", type=int, default=0, help="number of the epoch (default 0)")
     get.add_argument("--fields", metavar="NAMES", help="comma-separated field names (default inputs and labels)")
@@ -124,6 +130,9 @@ def _info(feed: Feed, options: argparse.Namespace) -> None:
     _print_table(rows)
     if dataset.class_names:
         print(f"classes: {', '.join(dataset.class_names)}")
+    if dataset.info["native_splits"]:
+        stored = ", ".join(f"{split['name']} {split['rows']}" for split in dataset.info["native_splits"])
+        print(f"stored splits: {stored}")
     if splits:
         print(
             f"splits stratified by {splits['stratify']}" if splits["stratify"] else splits["note"] or "not stratified"
@@ -148,6 +157,8 @@ def _get(feed: Feed, options: argparse.Namespace) -> None:
         batch = dataset.take(rows, fields=fields)
     else:
         order: dict[str, Any] = {**_split_options(options), "seed": options.seed, "epoch": options.epoch}
+        if options.window is not None:
+            order["window"] = options.window
         if fields is not None:
             order["fields"] = fields
         batch = dataset.batch(

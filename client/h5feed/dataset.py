@@ -238,7 +238,14 @@ class Dataset:
 
     def sequence(self, split: str = "all", **options: Any) -> KerasSequence:
         """A `keras.utils.PyDataset` of this dataset; see `h5feed.keras.Sequence` for the options."""
-        from .keras import Sequence as KerasSequence
+        try:
+            from .keras import Sequence as KerasSequence
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"a Sequence needs Keras 3 with a backend, but there is no {error.name!r}: `pip install keras jax` and "
+                "set KERAS_BACKEND=jax, or use tensorflow or torch",
+                name=error.name,
+            ) from error
 
         return KerasSequence(self, split, **options)
 

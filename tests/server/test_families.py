@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +343,20 @@ def test_compact_linked_and_looping(families: h5feed.Feed) -> None:
     assert "nowhere" in str(reasons["nowhere"])
     assert not any(name.startswith("loop") for name in dataset.fields)
     assert dataset.splits(test=2, stratify="kinds")["stratify"] == "kinds"
+
+
+def test_declared_files_follow_each_other(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Files of one declared dataset, in the order declared; a key that does not exist is said to."""
+    (tmp_path / "raw").mkdir()
+    for number, name in enumerate(("b", "a", "c")):
+        with h5py.File(tmp_path / "raw" / f"pets_{name}.h5", "w") as file:
+            file["x"], file["y"] = np.full((3, 2), number), np.arange(3)
+    declaration = tmp_path / "h5feed.toml"
+    declaration.write_text('[datasets.pets]\nfiles = ["raw/pets_b.h5", "raw/pets_*.h5"]\n')
+    with h5feed.connect(serve(tmp_path).url, deadline=20) as feed:
+        assert feed["pets"].take(range(9))["x"][:, 0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+        declaration.write_text('[datasets.pets]\nfile = ["x.h5"]\n')
+        wait_until(lambda: "known are files" in str([entry["reason"] for entry in feed.datasets()]))
 
 
 def test_declared(families: h5feed.Feed) -> None:

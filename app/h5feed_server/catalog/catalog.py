@@ -7,10 +7,11 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FuturesTimeout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -289,15 +290,21 @@ class Catalog:
     ) -> tuple[Dataset, ...]:
         """The datasets in files that belong together."""
         inspected = []
+        alike: Counter[tuple[str | None, str | None]] = Counter()
         for file, one in zip(files, loaded, strict=True):
             stem = os.path.splitext(os.path.basename(file))[0]
+            tags = tags_of(stem) if len(files) > 1 else Tags(stem)
+            if declared is not None:
+                # In the order declared, one after the other, but for those that are splits or halves.
+                tags = replace(tags, shard=alike[tags.split, tags.half], shards=1)
+                alike[tags.split, tags.half] += 1
             arrays = {array.path: array for array in one.layout.arrays}
             if declared is not None and declared.fields is not None:
                 missing = [path for path in declared.fields.values() if path not in arrays]
                 if missing:
                     raise Unreadable(f"{DECLARATION} names the array {missing[0]!r}, which {file} does not have")
                 arrays = {field: arrays[path] for field, path in declared.fields.items()}
-            inspected.append(InspectedFile(one.source, arrays, tags_of(stem) if len(files) > 1 else Tags(stem)))
+            inspected.append(InspectedFile(one.source, arrays, tags))
         tables = tables_of(inspected)
         identities = tuple(one.source.identity for one in loaded)
         revision = _revision([one.digest for one in loaded], declaration)

@@ -60,8 +60,11 @@ def read_declared(root: Path) -> tuple[bytes, dict[str, DeclaredDataset]]:
     try:
         return data, _Declaration.model_validate(tomllib.loads(data.decode())).datasets
     except ValidationError as error:
-        first = error.errors()[0]
+        # A key that does not exist tells more than the one that is missing instead.
+        first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
         where = ".".join(str(part) for part in first["loc"])
-        raise Unreadable(f"{NAME}: {where}: {first['msg']}") from None
+        known = ", ".join(DeclaredDataset.model_fields)
+        what = f"there is no such key: known are {known}" if first["type"] == "extra_forbidden" else first["msg"]
+        raise Unreadable(f"{NAME}: {where}: {what}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Unreadable(f"{NAME}: {error}") from None

@@ -319,7 +319,9 @@ def _table(path: tuple[str, ...], found: list[_Found], main: frozenset[tuple[_Pi
     for entry in found:
         problem = None
         ordered = [entry.pieces[piece] for piece in sorted(entry.pieces)]
-        if entry.shape != main:
+        if entry.shape != main and ordered[0].array.text is not None:
+            problem = "it is a short list of text beside the rows, such as names of classes"
+        elif entry.shape != main:
             own = sum(segment.rows for segment in ordered)
             problem = f"it has {own} rows, where the dataset has {rows}"
             if own == rows or set(entry.pieces) != {piece for piece, _ in pieces}:
