@@ -108,6 +108,8 @@ class Catalog:
         self._declaration = b""
         self._scanned = float("-inf")
         self._lock = threading.Lock()
+        self._loading = 0
+        self._loading_lock = threading.Lock()
 
     def close(self) -> None:
         """End the threads and the inspector, close the files."""
@@ -217,14 +219,13 @@ class Catalog:
                 known = self._entries.get(name)
                 same = known is not None and (known.paths, known.identities) == (paths, identities)
                 if known is None or not same or declaration != self._declaration:
+                    with self._loading_lock:
+                        self._loading += 1
                     outcome = self._executor.submit(
                         self._load, name, files, paths, identities, declared_as, declaration
                     )
                     known = Entry(name, files, paths, identities, outcome)
                 entries[name] = known
-            if any(not entry.outcome.done() for entry in entries.values()):
-                # Behind the last file, so that the child does not outlive its work.
-                self._executor.submit(self._inspector.rest)
             for name in [name for name, (entry, _, _) in self._found.items() if entries.get(entry.name) is not entry]:
                 self._found.pop(name, None)
             self._entries = entries
@@ -271,6 +272,13 @@ class Catalog:
         except Exception:
             logger.exception("%s could not be described", files[0])
             raise Unreadable("describing it failed; the server's log has the reason") from None
+        finally:
+            with self._loading_lock:
+                self._loading -= 1
+                idle = not self._loading
+            if idle:
+                # The children do not outlive their work.
+                self._inspector.rest()
 
     def _load_file(self, path: str, identity: Identity) -> _LoadedFile:
         data = self._folder.get(f"layouts/{LAYOUT_VERSION}-{identity.key}", lambda: self._inspector.inspect(path))
