@@ -26,7 +26,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from .buffers import BufferPool, PoolExhausted
+from .buffers import BufferPool
 
 POOL = "h5feed.pool"
 """Request extension: the `BufferPool` that the body is to be read into."""
@@ -253,7 +253,8 @@ class FeedTransport(httpx.BaseTransport):
                 return answer
             status, headers, begin, length, keep = usual
             if pool is not None and status == 200:
-                body = _lease(pool, length)
+                # Whoever collects batches in a list keeps every buffer: theirs to do, only slower.
+                body = pool.lease_or_new(length)
                 _receive_into(connected, body, received[begin:], patience)
                 answer = Answer(status, headers, body, b"")
             else:
@@ -353,14 +354,6 @@ def _parse_usual(received: bytes) -> tuple[int, list[tuple[str, str]], int, int,
     if length is None or status < 200 or status in (204, 304):
         return None
     return status, headers, end + 4, length, keep
-
-
-def _lease(pool: BufferPool, nbytes: int) -> npt.NDArray[np.uint8]:
-    try:
-        return pool.lease(nbytes)
-    except PoolExhausted:
-        # Whoever collects batches in a list keeps every buffer: theirs to do, only slower.
-        return np.empty(nbytes, np.uint8)
 
 
 def _receive_into(connected: socket.socket, buffer: npt.NDArray[np.uint8], begun: bytes, patience: _Patience) -> None:

@@ -61,8 +61,7 @@ class Field:
         if array.chunk_shape is None or not array.row_bytes:
             return 1.0
         height, *widths = array.chunk_shape
-        cells = math.prod(-(-e // w) for e, w in zip(array.sample_shape, widths, strict=True))
-        samples = cells * math.prod(widths) / math.prod(array.sample_shape)
+        samples = array.cells * math.prod(widths) / math.prod(array.sample_shape)
         return samples * (height if array.filters else 1) * array.row_bytes / self.array.row_bytes
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.buffers import BufferPool, PoolExhausted
+from h5feed.buffers import BufferPool
 from h5feed.errors import DatasetCorrupt, ReadTimeout
 
 from .cache import ByteCache
@@ -158,7 +158,7 @@ class Reader:
         elif array.chunks is not None:
             self._read_chunked(source, array, rows, places, target)
         elif array.offset is None:
-            target[everywhere] = np.tile(np.frombuffer(array.fill, np.uint8), math.prod(array.sample_shape))
+            target[everywhere] = _fill_row(array)
         else:
             source.read_ranges(_row_ranges(array.offset, array.row_bytes, rows, places, target))
 
@@ -199,7 +199,7 @@ class Reader:
         entries = table.find(rows)
         where = np.arange(len(rows)) if places is None else places
         if len(missing := np.flatnonzero(entries < 0)):
-            target[where[missing]] = np.tile(np.frombuffer(array.fill, np.uint8), math.prod(array.sample_shape))
+            target[where[missing]] = _fill_row(array)
             there = np.flatnonzero(entries >= 0)
             entries, where = entries[there], where[there]
         jobs = zip(
@@ -225,10 +225,7 @@ class Reader:
         height = array.chunk_shape[0]
         # Members of one table of records share its chunks.
         name = array.path if len(array.chunks.offsets) == 0 else int(array.chunks.offsets[0])
-        order = np.argsort(rows, kind="stable")
-        numbers = rows[order] // height
-        begins = np.concatenate([[0], np.flatnonzero(np.diff(numbers)) + 1])
-        bounds = [*begins.tolist(), len(rows)]
+        order, numbers, bounds = _grouped(rows // height)
         within = rows % height
         where = np.arange(len(rows)) if places is None else places
 
@@ -241,13 +238,14 @@ class Reader:
                 # (rows of the slab, row bytes): numpy copies whole rows at a time.
                 target[where[picked]] = slab.reshape(height, array.row_bytes)[within[picked]]
 
-        self._share(zip(numbers[begins].tolist(), pairwise(bounds), strict=True), work)
+        self._share(zip(numbers.tolist(), pairwise(bounds), strict=True), work)
 
     def _slab(self, source: LocalFile, array: ArrayLayout, number: int) -> Bytes:
         """All chunks of `height` rows, decoded and put together, (height * row bytes,) uint8."""
         assert array.chunks is not None and array.chunk_shape is not None
         height, itemsize = array.chunk_shape[0], np.dtype(array.dtype).itemsize
-        slab = self._kept_buffer(height * array.row_bytes)
+        # Used again when the last one who looks at it has gone.
+        slab = self._buffers.lease_or_new(height * array.row_bytes)
         table, parts = array.chunks, _parts(array)
         entries = table.find(np.arange(number * len(parts), (number + 1) * len(parts), dtype=np.int64))
         chunk_bytes = math.prod(array.chunk_shape) * itemsize
@@ -313,13 +311,6 @@ class Reader:
         placed: Any = (job.places, *job.inside)
         taken: Any = (job.rows_in_chunk, *job.inside_chunk)
         _view(array, target)[placed] = chunk[taken]
-
-    def _kept_buffer(self, nbytes: int) -> Bytes:
-        """A buffer that is used again when the last one who looks at it has gone."""
-        try:
-            return self._buffers.lease(nbytes)
-        except PoolExhausted:
-            return np.empty(nbytes, np.uint8)
 
     def _decode(
         self, source: LocalFile, fd: int, array: ArrayLayout, place: tuple[int, int, int], itemsize: int, out: Bytes
@@ -393,20 +384,29 @@ def _parts(array: ArrayLayout) -> list[tuple[tuple[slice, ...], tuple[slice, ...
     return parts
 
 
+def _grouped(owners: Int64s) -> tuple[Int64s, Int64s, list[int]]:
+    """An order that puts equal owners together; each owner once; and where each begins in that order, with the end."""
+    order = np.argsort(owners, kind="stable")
+    sorted_owners = owners[order]
+    begins = np.concatenate([[0], np.flatnonzero(np.diff(sorted_owners)) + 1])
+    return order, sorted_owners[begins], [*begins.tolist(), len(owners)]
+
+
+def _fill_row(array: ArrayLayout) -> Bytes:
+    """A row that was never written, (row bytes,) uint8."""
+    return np.tile(np.frombuffer(array.fill, np.uint8), math.prod(array.sample_shape))
+
+
 def _chunk_jobs(array: ArrayLayout, rows: Int64s, places_of: Int64s | None) -> Iterator[_ChunkJob]:
     assert array.chunks is not None and array.chunk_shape is not None
     height, *widths = array.chunk_shape
     parts = _parts(array)
     per_row = len(parts)
     whole_rows = tuple(widths) == array.sample_shape
-    order = np.argsort(rows, kind="stable")
-    chunk_of = rows[order] // height
-    begins = np.concatenate([[0], np.flatnonzero(np.diff(chunk_of)) + 1])
-    firsts = chunk_of[begins]
-    bounds = [*begins.tolist(), len(rows)]
+    order, firsts, bounds = _grouped(rows // height)
     # entries: (groups, cells)
     numbers = firsts[:, None] * per_row + np.arange(per_row, dtype=np.int64)[None, :]
-    entries = array.chunks.find(numbers.reshape(-1)).reshape(numbers.shape).tolist()
+    entries: Any = array.chunks.find(numbers.reshape(-1)).reshape(numbers.shape).tolist()
     within_chunk = rows % height
     for group, (start, stop) in enumerate(pairwise(bounds)):
         picked = order[start:stop]
