@@ -378,7 +378,7 @@ def _groups(
     names = {_dotted(os.path.splitext(file)[0]) for file in files} | set(declared)
     for (folder, _), members in parts.items():
         splits = {tags.split for tags, _ in members}
-        whole = {tags.split for tags, _ in members} == {None} or ("train" in splits and None not in splits)
+        whole = splits == {None} or ("train" in splits and None not in splits)
         if len(members) < 2 or not whole:
             continue
         stem = members[0][0].stem

@@ -27,12 +27,6 @@ class Field:
     role: str
     role_reason: str
     channels: str | None
-    array: ArrayLayout
-    """The first of the arrays that it is made of."""
-    dtype: np.dtype[Any]
-    """Dtype on the wire."""
-    sample_shape: tuple[int, ...]
-    """Shape of one sample on the wire."""
     column: Column
     """Where its rows lie."""
     unreadable: str | None
@@ -40,13 +34,28 @@ class Field:
     note: str | None = None
 
     @property
-    def is_text(self) -> bool:
-        """Whether it travels as flat bytes with offsets."""
-        return self.dtype.kind == "S"
+    def array(self) -> ArrayLayout:
+        """The first of the arrays that it is made of."""
+        return self.column.segments[0].array
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype on the wire."""
+        return self.column.dtype
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample on the wire."""
+        return self.column.sample_shape
 
     @property
     def row_bytes(self) -> int:
-        return math.prod(self.sample_shape) * self.dtype.itemsize
+        return self.column.row_bytes
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it travels as flat bytes with offsets."""
+        return self.dtype.kind == "S"
 
     @property
     def block_rows(self) -> int:
@@ -138,9 +147,6 @@ def describe_fields(table: Table, roles: Mapping[str, str] | None = None) -> tup
                 role.role,
                 role.reason,
                 guess_channels(item.array),
-                item.array,
-                item.column.dtype,
-                item.column.sample_shape,
                 item.column,
                 problem,
                 item.note,

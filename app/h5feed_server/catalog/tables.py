@@ -114,10 +114,14 @@ class TableField:
     """One field: where its rows lie; or why it has none."""
 
     name: str
-    array: ArrayLayout
     column: Column
     unreadable: str | None = None
     note: str | None = None
+
+    @property
+    def array(self) -> ArrayLayout:
+        """The first of the arrays that it is made of."""
+        return self.column.segments[0].array
 
 
 @dataclass
@@ -201,7 +205,7 @@ def tables_of(files: Sequence[InspectedFile]) -> list[Table]:
     for path, segment, problem in unreadable:
         owner = _owner(tables, path)
         name = ".".join(path[len(owner.path.split("/")) if owner.path else 0 :])
-        owner.fields.append(TableField(name, segment.array, Column((segment,)), problem))
+        owner.fields.append(TableField(name, Column((segment,)), problem))
     for table in tables:
         table.text = text
     return tables
@@ -332,9 +336,7 @@ def _table(path: tuple[str, ...], found: list[_Found], main: frozenset[tuple[_Pi
             problem = f"its pieces differ: {', '.join(shapes[:3])}"
         elif any(segment.transposed and segment.array.nbytes > _MAX_TRANSPOSED_BYTES for segment in ordered):
             problem = "its rows lie along its last axis, so that every row is scattered over the whole file"
-        table.fields.append(
-            TableField(".".join(entry.path[len(path) :]), ordered[0].array, Column(tuple(ordered)), problem, entry.note)
-        )
+        table.fields.append(TableField(".".join(entry.path[len(path) :]), Column(tuple(ordered)), problem, entry.note))
     table.episodes = [(piece.group, count) for piece, count in pieces]
     return table
 
