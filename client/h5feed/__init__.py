@@ -7,7 +7,8 @@
 
 __version__ = "0.1.0"
 
-from .dataset import Batch, Dataset
+from .batch import Batch
+from .dataset import Dataset
 from .errors import FeedError
 from .feed import Feed, connect
 

@@ -24,7 +24,8 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from .dataset import BLOCK_BYTES, DEFAULT_CONNECTIONS, DEFAULT_READAHEAD, Batch, Dataset, OrderOptions, Plan
+from .batch import Batch
+from .dataset import BLOCK_BYTES, DEFAULT_CONNECTIONS, DEFAULT_READAHEAD, Dataset, OrderOptions, Plan
 from .errors import BadParameter
 from .readahead import Block, ReadAhead, blocks_of
 

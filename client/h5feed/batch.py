@@ -1,0 +1,65 @@
+"""A batch as it is handed out: arrays by field name, and which rows they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .wire import OFFSETS
+
+
+class Batch(Mapping[str, npt.NDArray[Any]]):
+    """One batch: a mapping of field name to array, of equal length along the first axis.
+
+    The arrays are views of one recycled buffer, which is not used again as long as any of them is referred to.
+
+    Attributes
+    ----------
+    rows : (batch,) int64
+        Row ids in the dataset.
+    weight : (batch,) float32 or None
+        With ``last="pad"``: 1 for a row, 0 for a repeated one.
+    index, epoch : int
+    revision : str
+    """
+
+    __slots__ = ("_fields", "epoch", "index", "revision", "rows", "weight")
+
+    def __init__(
+        self,
+        fields: dict[str, npt.NDArray[Any]],
+        rows: npt.NDArray[np.int64],
+        weight: npt.NDArray[np.float32] | None = None,
+        *,
+        index: int,
+        epoch: int,
+        revision: str,
+    ) -> None:
+        self._fields = fields
+        self.rows = rows
+        self.weight = weight
+        self.index = index
+        self.epoch = epoch
+        self.revision = revision
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self._fields[name]
+
+    def text(self, name: str) -> list[str]:
+        """The strings of a text field, one for each row; they travel as flat bytes with ``NAME.offsets``."""
+        flat, offsets = self._fields[name].tobytes(), self._fields[name + OFFSETS].tolist()
+        return [flat[begin:end].decode("utf-8", "replace") for begin, end in pairwise(offsets)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in self._fields.items())
+        return f"<Batch {self.index} of epoch {self.epoch}, {len(self.rows)} rows, {fields}>"
