@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import __version__
-from .dataset import Batch
+from .batch import Batch
 from .errors import BadParameter, FeedError
 from .feed import Feed, connect
 from .wire import write_npz

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ServerProcess
+from h5feed.batch import Batch
 from h5feed.cli import _write, main
-from h5feed.dataset import Batch
 
 
 def test_ls_and_info(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
