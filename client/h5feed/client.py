@@ -1,17 +1,22 @@
-"""Requests to one server: errors as classes, retries, deadlines. Knows URLs and bodies, not datasets."""
+"""Requests to one server or several: errors as classes, retries, deadlines. Knows URLs and bodies, not datasets."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
+import re
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from json import loads
 from typing import Any
-from urllib.parse import unquote, urlencode, urlsplit
+from urllib.parse import urlencode
 
 import httpx
 import numpy as np
@@ -19,8 +24,10 @@ import numpy.typing as npt
 
 from . import __version__
 from .buffers import BufferPool
-from .errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, Transient, from_problem
-from .transport import BODY, DEADLINE, POOL, Answer, BodyCut, FeedTransport, Timeouts, head_after_target
+from .cancellation import Cancellation
+from .errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, RevisionChanged, Transient, from_problem
+from .servers import Hooks, Server, Servers
+from .transport import Answer, BodyCut
 from .wire import MEDIA_TYPE
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -37,24 +44,30 @@ _FIRST_BACKOFF = 0.1
 _LONGEST_BACKOFF = 5.0
 """Seconds: the wait before retry n is drawn from 0 … min(longest, first · 2ⁿ) ("full jitter")."""
 
+_COMPARE_SECONDS = 10.0
+"""How long another server may take to tell whether it has the revision that one does not have."""
+
+_BETWEEN_URLS = re.compile(r",\s*(?=[a-z]+://)")
+"""A comma may also be a part of a path."""
+
 Params = Mapping[str, str]
-Hooks = Mapping[str, list[Callable[..., Any]]]
 
 
 class Client:
-    """One server's address, with the connections to it.
+    """The addresses of one server or of several with the same data, and the connections to them.
 
     Parameters
     ----------
     url : str, optional
-        ``http://…``, ``https://…`` or ``unix:///path/to.sock``; default ``$H5FEED_URL``, else the loopback, port 8000.
+        ``http://…``, ``https://…`` or ``unix:///path/to.sock``, several with commas between them; default
+        ``$H5FEED_URL``, else the loopback, port 8000.
     token : str, optional
         Sent as ``Authorization: Bearer``; default ``$H5FEED_TOKEN``.
     timeout : float or httpx.Timeout
         Seconds for one step of an exchange.
     deadline : float
         Seconds for one request in all. Broken connections and passing errors (429, 502, 503, 504) are retried until
-        then, with jittered back-off.
+        then, with jittered back-off, on another server where there is one.
     verify : ssl.SSLContext or bool
         How ``https`` certificates are checked, as in httpx.
     headers, event_hooks, auth
@@ -77,25 +90,26 @@ class Client:
         token = (token or os.environ.get("H5FEED_TOKEN") or "").strip()
         self.deadline = deadline
         self.pool = BufferPool(POOL_BYTES)
-        base_url, uds = _split_url(self.url)
-        self._transport = FeedTransport(uds=uds, verify=verify)
-        self._http = httpx.Client(
-            base_url=base_url,
-            transport=self._transport,
-            timeout=timeout,
-            auth=auth,
-            event_hooks=dict(event_hooks or {}),
-            headers={
-                "user-agent": f"h5feed/{__version__}",
-                "accept-encoding": "identity",
-                **({"authorization": f"Bearer {token}"} if token else {}),
-                **(headers or {}),
-            },
+        self._servers = Servers(
+            [
+                Server(
+                    address.strip(),
+                    headers={
+                        "user-agent": f"h5feed/{__version__}",
+                        "accept-encoding": "identity",
+                        **({"authorization": f"Bearer {token}"} if token else {}),
+                        **(headers or {}),
+                    },
+                    timeout=timeout,
+                    verify=verify,
+                    event_hooks=event_hooks,
+                    auth=auth,
+                )
+                for address in dict.fromkeys(_BETWEEN_URLS.split(self.url))
+            ]
         )
-        # Whether all requests have the same headers and nobody wants to see them pass.
-        self._plain = auth is None and not event_hooks and not self._http.base_url.userinfo
-        self._prefix = self._http.base_url.raw_path.decode("ascii").rstrip("/")
-        self._templates: dict[str, tuple[bytes, Timeouts]] = {}
+        self.url = ",".join(server.url for server in self._servers)
+        _CLIENTS.add(self)
 
     def json(self, path: str, params: Params | None = None) -> Any:
         """The JSON answer to a GET."""
@@ -116,8 +130,8 @@ class Client:
     ) -> npt.NDArray[np.uint8]:
         """The binary answer to a GET (with `json`: a POST), as one (bytes,) uint8 array from the recycled buffers.
 
-        `cancelled` ends the waiting between retries. With `raise_cut` a body that ends early is raised as
-        `transport.BodyCut`, which holds what came, and not retried.
+        `cancelled` ends the retries and, where it is a `Cancellation`, the waiting for an answer. With `raise_cut` a
+        body that ends early is raised as `transport.BodyCut`, which holds what came, and not retried.
         """
         method = "GET" if json is None else "POST"
         answer = self._request(
@@ -132,7 +146,11 @@ class Client:
 
     def close(self) -> None:
         """Close all connections."""
-        self._http.close()
+        self._servers.close()
+
+    def after_fork(self) -> None:
+        """In the child of a fork: forget what the parent's threads were at."""
+        self._servers.after_fork()
 
     def _request(
         self,
@@ -150,80 +168,129 @@ class Client:
         deadline = time.monotonic() + self.deadline
         # Encoded here: httpx would take the address apart and put it together again for every part it is given.
         target = f"{path}?{urlencode(params)}" if params else path
+        cancelled = cancelled or threading.Event()
+        aborts = cancelled if isinstance(cancelled, Cancellation) else None
+        failures: dict[str, FeedError] = {}
         attempt = 0
         while True:
-            try:
-                if json is None and pool is not None and self._plain:
-                    answer = self._send_plain(target, accept, pool, deadline)
-                else:
-                    answer = self._send(method, target, accept, json, pool, deadline)
-                if answer.status == 200:
-                    return answer
-                raise _error_of(answer)
-            except Transient as error:
-                failure: FeedError = error
-            except httpx.TransportError as error:
-                if raise_cut and isinstance(error, BodyCut):
+            with self._servers.one() as server:
+                asked_at = time.monotonic()
+                try:
+                    answer = server.send(
+                        method, target, accept, json=json, pool=pool, deadline=deadline, cancelled=aborts
+                    )
+                    if answer.status == 200:
+                        self._servers.answered(server)
+                        return answer
+                    raise _error_of(answer, server if len(self._servers) > 1 else None)
+                except Transient as error:
+                    failure: FeedError = error
+                except RevisionChanged as error:
+                    self._servers.answered(server)
+                    raise self._differing(server, method, target, accept, json, error) from None
+                except FeedError:
+                    self._servers.answered(server)
                     raise
-                if isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol)):
-                    raise BadParameter(f"the request cannot be sent: {error}") from None
-                if isinstance(error.__cause__, ssl.SSLCertVerificationError):
-                    raise ConnectionFailed(f"{self.url} is not trusted: {error.__cause__}. See `verify=`.") from None
-                failure = ConnectionFailed(
-                    f"no whole answer from {self.url}: {error}. Is the server running and reachable?"
-                )
-            wait = random.uniform(0, min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2**attempt))
-            wait = max(wait, failure.retry_after or 0.0)
+                except httpx.TransportError as error:
+                    if isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol)):
+                        raise BadParameter(f"the request cannot be sent: {error}") from None
+                    if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+                        raise ConnectionFailed(
+                            f"{server.url} is not trusted: {error.__cause__}. See `verify=`."
+                        ) from None
+                    failure = ConnectionFailed(str(error))
+                    if raise_cut and isinstance(error, BodyCut) and not cancelled.is_set():
+                        self._servers.failed(server, asked_at)
+                        raise
+            if not cancelled.is_set():
+                self._servers.failed(server, asked_at, failure.retry_after or 0.0)
+            failures.pop(server.url, None)
+            failures[server.url] = failure
+            wait = random.uniform(0, min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(attempt, 16)))
+            if self._servers.others_awake(server):
+                # Each gets its chance at once; when all have had it, there is something wrong with the request.
+                wait = 0.0 if attempt + 1 < len(self._servers) else wait
+            else:
+                wait = max(wait, failure.retry_after or 0.0)
             attempt += 1
-            cancelled = cancelled or threading.Event()
             if time.monotonic() + wait >= deadline or cancelled.wait(wait):
-                failure.add_note(f"Gave up after {attempt} attempts within the deadline of {self.deadline:g} s.")
-                raise failure
+                raise self._given_up(failures, attempt, wait)
 
-    def _send(
-        self, method: str, target: str, accept: str, json: Any, pool: BufferPool | None, deadline: float
-    ) -> Answer:
-        """Once, through httpx."""
-        extensions = {DEADLINE: deadline, POOL: pool}
-        request = self._http.build_request(method, target, headers={"accept": accept}, json=json, extensions=extensions)
-        response = self._http.send(request)
-        # Taken out of the response, which httpx ties into a cycle: the buffer must come free before the collector runs.
-        body = response.extensions.pop(BODY, None)
-        return Answer(response.status_code, response.headers.multi_items(), body, response.content)
+    def _given_up(self, failures: Mapping[str, FeedError], attempts: int, wait: float) -> FeedError:
+        """The one error to raise for those of each server; the last one is that of the last attempt."""
+        last = list(failures.values())[-1]
+        kinds = {type(failure) for failure in failures.values()}
+        if len(self._servers) == 1:
+            (url,) = failures
+            error = last
+            if isinstance(last, ConnectionFailed):
+                error = ConnectionFailed(f"no whole answer from {url}: {last}. Is the server running and reachable?")
+        else:
+            said = [
+                f"{server.url} ({failures.get(server.url, 'left out since it failed before')})"
+                for server in self._servers
+            ]
+            kind = kinds.pop() if len(kinds) == 1 else ConnectionFailed
+            error = kind(
+                f"no whole answer from any of {len(said)} servers: {'; '.join(said)}. Is one of them running and "
+                "reachable?",
+                retry_after=last.retry_after,
+                request_id=last.request_id,
+            )
+        error.add_note(f"Gave up after {attempts} attempts within the deadline of {self.deadline:g} s.")
+        if wait > self.deadline:
+            error.add_note(f"The server asks to be left alone for {wait:g} s, which is longer.")
+        return error
 
-    def _send_plain(self, target: str, accept: str, pool: BufferPool, deadline: float) -> Answer:
-        """Once, past httpx: the same bytes that it would send, without making them anew for every batch."""
-        template = self._templates.get(accept)
-        if template is None:
-            request = self._http.build_request("GET", "/", headers={"accept": accept})
-            template = head_after_target(request.headers), request.extensions["timeout"]
-            self._templates[accept] = template
-        head, timeouts = template
-        line = f"GET {self._prefix}{target}".encode("ascii")
-        base_url = self._http.base_url
-        answer = self._transport.exchange(
-            base_url, line + head, method="GET", pool=pool, timeouts=timeouts, deadline=deadline
-        )
-        if answer.header("set-cookie") is not None:
-            # A proxy wants to know us again: from now on through httpx, which keeps cookies.
-            self._plain = False
-        return answer
+    def _differing(
+        self, server: Server, method: str, target: str, accept: str, json: Any, error: RevisionChanged
+    ) -> RevisionChanged:
+        """What to raise when a server does not have a revision: another one may have it still."""
+        for other in self._servers:
+            if other is server:
+                continue
+            with contextlib.suppress(httpx.TransportError):
+                deadline = time.monotonic() + _COMPARE_SECONDS
+                answer = other.send(method, target, accept, json=json, pool=self.pool, deadline=deadline)
+                if answer.status == 200:
+                    return RevisionChanged(
+                        f"{server.url} and {other.url} do not serve the same data: what was asked for is there on "
+                        f"{other.url}, but {error.detail} Give both the same files, or connect to one of them.",
+                        request_id=error.request_id,
+                    )
+        return error
 
 
-def _split_url(url: str) -> tuple[str, str | None]:
-    parts = urlsplit(url)
-    if parts.scheme == "unix" and parts.path:
-        return "http://localhost", unquote(parts.path)
-    if parts.scheme in ("http", "https") and parts.hostname:
-        return url.rstrip("/"), None
-    raise BadParameter(f"{url!r} is no server address: use http://host:8000, https://host or unix:///path/to.sock")
+_CLIENTS: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
-def _error_of(answer: Answer) -> FeedError:
-    retry_after = None
-    with contextlib.suppress(ValueError):
-        retry_after = float(answer.header("retry-after") or "")
+def _after_fork() -> None:
+    for client in _CLIENTS:
+        client.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _error_of(answer: Answer, server: Server | None) -> FeedError:
+    """The error that an answer tells of; `server` is named in it where there are several."""
     problem: Any = None
     with contextlib.suppress(ValueError):
         problem = loads(answer.content)
-    return from_problem(answer.status, problem if isinstance(problem, dict) else {}, retry_after=retry_after)
+    retry_after = _seconds(answer.header("retry-after") or "")
+    error = from_problem(answer.status, problem if isinstance(problem, dict) else {}, retry_after=retry_after)
+    if server is None or isinstance(error, Transient):
+        return error
+    return type(error)(f"{server.url} says: {error.detail}", retry_after=retry_after, request_id=error.request_id)
+
+
+def _seconds(retry_after: str) -> float | None:
+    """How long a ``Retry-After`` asks to wait: seconds, or a date (RFC 9110, 10.2.3); None where it says neither."""
+    with contextlib.suppress(ValueError):
+        seconds = float(retry_after)
+        return max(0.0, seconds) if math.isfinite(seconds) else None
+    with contextlib.suppress(ValueError, TypeError):
+        date = parsedate_to_datetime(retry_after)
+        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    return None

@@ -10,9 +10,10 @@ from urllib.parse import quote
 
 import httpx
 
-from .client import DEFAULT_DEADLINE, DEFAULT_TIMEOUT, Client, Hooks
+from .client import DEFAULT_DEADLINE, DEFAULT_TIMEOUT, Client
 from .dataset import Dataset
 from .errors import BadAnswer
+from .servers import Hooks
 
 _PAGE = 500
 """Catalogue entries asked for at once."""
@@ -73,18 +74,21 @@ def connect(
     event_hooks: Hooks | None = None,
     auth: httpx.Auth | tuple[str, str] | None = None,
 ) -> Feed:
-    """Connect to an h5feed server.
+    """Connect to an h5feed server, or to several that serve the same files.
 
     Parameters
     ----------
     url : str, optional
         ``http://host:8000``, ``https://host`` or ``unix:///path/to.sock``. Default ``$H5FEED_URL``, else the loopback.
+        Several, ``"http://a:8000,http://b:8000"``, share the requests out; one that fails is left out for a while and
+        tried again, and no batch is lost as long as any of them answers.
     token : str, optional
         Bearer token; default ``$H5FEED_TOKEN``.
     timeout : float or httpx.Timeout
         Seconds for one step of an exchange: connecting, sending, waiting for the next bytes.
     deadline : float
-        Seconds for one request in all, with its retries.
+        Seconds for one request in all, with its retries. Broken connections and errors that pass (429, 502, 503, 504)
+        are tried again until then.
     verify : ssl.SSLContext or bool
         How ``https`` certificates are checked.
     headers, event_hooks, auth

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .buffers import BufferPool
+from .cancellation import Cancellation
 
 POOL = "h5feed.pool"
 """Request extension: the `BufferPool` that the body is to be read into."""
@@ -36,6 +37,9 @@ BODY = "h5feed.body"
 
 DEADLINE = "h5feed.deadline"
 """Request extension: `time.monotonic()` by which the whole answer must be there."""
+
+CANCELLED = "h5feed.cancelled"
+"""Request extension: the `Cancellation` that ends the waiting for the answer."""
 
 MAX_PLAIN_BYTES = 64 << 20
 """Bytes: bound on a body that is read without a pool (metadata, row ids, errors)."""
@@ -93,6 +97,18 @@ class Answer:
         return httpx.Response(self.status, headers=headers, content=self.content, extensions=extensions)
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A request, whole, and what bounds the waiting for its answer."""
+
+    request: bytes
+    method: str
+    pool: BufferPool | None
+    timeouts: Timeouts
+    deadline: float
+    cancelled: Cancellation | None
+
+
 class FeedTransport(httpx.BaseTransport):
     """A pool of HTTP/1.1 connections to one server.
 
@@ -106,7 +122,7 @@ class FeedTransport(httpx.BaseTransport):
         Connections kept open while idle.
     """
 
-    def __init__(self, *, uds: str | None = None, verify: ssl.SSLContext | bool = True, max_idle: int = 16) -> None:
+    def __init__(self, *, uds: str | None = None, verify: ssl.SSLContext | bool = True, max_idle: int = 64) -> None:
         self._uds = uds
         self._verify = verify
         self._max_idle = max_idle
@@ -124,6 +140,7 @@ class FeedTransport(httpx.BaseTransport):
             pool=request.extensions.get(POOL),
             timeouts=request.extensions.get("timeout", {}),
             deadline=request.extensions.get(DEADLINE, float("inf")),
+            cancelled=request.extensions.get(CANCELLED),
         )
         return answer.as_response()
 
@@ -136,20 +153,24 @@ class FeedTransport(httpx.BaseTransport):
         pool: BufferPool | None,
         timeouts: Timeouts,
         deadline: float,
+        cancelled: Cancellation | None = None,
     ) -> Answer:
         """Send a whole request, with its head, to the server of `url`, and read the whole answer.
+
+        `deadline` is a time of `time.monotonic()`.
 
         Raises
         ------
         httpx.TransportError
         """
+        call = _Call(request, method, pool, timeouts, deadline, cancelled)
         host = url.host
         origin = (url.scheme, host, url.port or (443 if url.scheme == "https" else 80))
         try:
             connected = self._idle_connection(origin)
             if connected is not None:
                 try:
-                    return self._exchange(connected, request, method, pool, timeouts, deadline, origin)
+                    return self._exchange(connected, call, origin)
                 except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
                     # The server closed an idle connection before it saw this request: no failure, try a new one.
                     pass
@@ -159,7 +180,7 @@ class FeedTransport(httpx.BaseTransport):
                 raise httpx.ConnectTimeout(f"no connection to {host}: {error}") from error
             except OSError as error:
                 raise httpx.ConnectError(f"no connection to {host}: {error}") from error
-            return self._exchange(connected, request, method, pool, timeouts, deadline, origin)
+            return self._exchange(connected, call, origin)
         except TimeoutError as error:
             raise httpx.ReadTimeout(f"{host} did not answer in time: {error}") from error
         except http.client.HTTPException as error:
@@ -227,44 +248,14 @@ class FeedTransport(httpx.BaseTransport):
                 self._verify = httpx.create_ssl_context(verify=self._verify)
             return self._verify
 
-    def _exchange(
-        self,
-        connected: socket.socket,
-        request: bytes,
-        method: str,
-        pool: BufferPool | None,
-        timeouts: Timeouts,
-        deadline: float,
-        origin: tuple[str, str, int],
-    ) -> Answer:
+    def _exchange(self, connected: socket.socket, call: _Call, origin: tuple[str, str, int]) -> Answer:
         """One request and its whole answer; the connection is kept or closed, whatever happens."""
         reusable = False
         try:
-            _Patience(connected, timeouts.get("write"), deadline).extend()
-            connected.sendall(request)
-            patience = _Patience(connected, timeouts.get("read"), deadline)
-            received = _receive_head(connected, patience)
-            while received[9:10] == b"1" and received[9:12] != b"101":
-                # An interim answer, such as 103 Early Hints: the one that counts comes behind it.
-                received = _receive_head(connected, patience, received[received.index(b"\r\n\r\n") + 4 :])
-            usual = _parse_usual(received)
-            if usual is None or method == "HEAD":
-                answer, reusable = _read_unusual(connected, received, method, patience)
-                return answer
-            status, headers, begin, length, keep = usual
-            if pool is not None and status == 200:
-                # Whoever collects batches in a list keeps every buffer: theirs to do, only slower.
-                body = pool.lease_or_new(length)
-                _receive_into(connected, body, received[begin:], patience)
-                answer = Answer(status, headers, body, b"")
-            else:
-                if length > MAX_PLAIN_BYTES:
-                    raise http.client.HTTPException(f"an answer of {length} bytes where a short one was due")
-                content = np.empty(length, np.uint8)
-                _receive_into(connected, content, received[begin:], patience)
-                answer = Answer(status, headers, None, content.tobytes())
-            # Bytes behind the body are nobody's: what comes next on this connection could be anything.
-            reusable = keep and len(received) <= begin + length
+            with call.cancelled.ends(connected) if call.cancelled is not None else contextlib.nullcontext():
+                answer, reusable = _ask(connected, call)
+            if call.cancelled is not None and call.cancelled.is_set():
+                reusable = False
             return answer
         finally:
             if reusable:
@@ -280,6 +271,34 @@ def head_after_target(headers: httpx.Headers) -> bytes:
             raise httpx.LocalProtocolError(f"the header {name.decode('latin-1')!r} has a line break in it")
     lines = [b"%b: %b\r\n" % header for header in headers.raw]
     return b" HTTP/1.1\r\n%b\r\n" % b"".join(lines)
+
+
+def _ask(connected: socket.socket, call: _Call) -> tuple[Answer, bool]:
+    """The answer to one request, and whether the connection can be used again."""
+    _Patience(connected, call.timeouts.get("write"), call.deadline).extend()
+    connected.sendall(call.request)
+    patience = _Patience(connected, call.timeouts.get("read"), call.deadline)
+    received = _receive_head(connected, patience)
+    while received[9:10] == b"1" and received[9:12] != b"101":
+        # An interim answer, such as 103 Early Hints: the one that counts comes behind it.
+        received = _receive_head(connected, patience, received[received.index(b"\r\n\r\n") + 4 :])
+    usual = _parse_usual(received)
+    if usual is None or call.method == "HEAD":
+        return _read_unusual(connected, received, call.method, patience)
+    status, headers, begin, length, keep = usual
+    if call.pool is not None and status == 200:
+        # Whoever collects batches in a list keeps every buffer: theirs to do, only slower.
+        body = call.pool.lease_or_new(length)
+        _receive_into(connected, body, received[begin:], patience)
+        answer = Answer(status, headers, body, b"")
+    else:
+        if length > MAX_PLAIN_BYTES:
+            raise http.client.HTTPException(f"an answer of {length} bytes where a short one was due")
+        content = np.empty(length, np.uint8)
+        _receive_into(connected, content, received[begin:], patience)
+        answer = Answer(status, headers, None, content.tobytes())
+    # Bytes behind the body are nobody's: what comes next on this connection could be anything.
+    return answer, keep and len(received) <= begin + length
 
 
 class _Patience:

@@ -1,0 +1,252 @@
+"""Several servers of the same data: which to ask next, and which to leave alone for a while.
+
+Any server answers a request with the same bytes, so each request may go to any of them. It goes to the one with
+the fewest requests under way, which gives a slow server fewer. One that failed is left out, longer each time, and
+looked at before it gets requests again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import httpx
+
+from .buffers import BufferPool
+from .cancellation import Cancellation
+from .errors import BadParameter
+from .transport import BODY, CANCELLED, DEADLINE, POOL, Answer, FeedTransport, Timeouts, head_after_target
+
+FIRST_REST = 0.25
+LONGEST_REST = 30.0
+"""Seconds: the n-th failure in a row leaves a server out for half to all of min(longest, first · 2ⁿ)."""
+
+LOOK_SECONDS = 2.0
+"""How long a server that failed may take to say that it is alive."""
+
+Hooks = Mapping[str, list[Callable[..., Any]]]
+
+
+class Server:
+    """One server's address, with the connections to it.
+
+    Parameters
+    ----------
+    url : str
+        ``http://…``, ``https://…`` or ``unix:///path/to.sock``.
+    headers
+        Of every request.
+    timeout, verify, event_hooks, auth
+        As `httpx.Client` has them.
+
+    Attributes
+    ----------
+    url : str
+        To be shown: without a password.
+    under_way : int
+        Requests sent to it and not answered yet.
+    failures : int
+        In a row.
+    asked_at, failed_at, rests_until : float
+        `time.monotonic()` when it was last asked, when it last failed, until when it is left out.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        timeout: float | httpx.Timeout,
+        verify: ssl.SSLContext | bool,
+        event_hooks: Hooks | None,
+        auth: httpx.Auth | tuple[str, str] | None,
+    ) -> None:
+        base_url, uds = _split_url(url)
+        self._transport = FeedTransport(uds=uds, verify=verify)
+        self._http = httpx.Client(
+            base_url=base_url,
+            transport=self._transport,
+            timeout=timeout,
+            auth=auth,
+            event_hooks=dict(event_hooks or {}),
+            headers=headers,
+        )
+        userinfo = self._http.base_url.userinfo
+        self.url = str(self._http.base_url.copy_with(username=None, password=None)).rstrip("/") if userinfo else url
+        # Whether all requests have the same headers and nobody wants to see them pass.
+        self._plain = auth is None and not event_hooks and not userinfo
+        self._prefix = self._http.base_url.raw_path.decode("ascii").rstrip("/")
+        self._templates: dict[str, tuple[bytes, Timeouts]] = {}
+        self.under_way = 0
+        self.failures = 0
+        self.asked_at = self.failed_at = self.rests_until = 0.0
+
+    def send(
+        self,
+        method: str,
+        target: str,
+        accept: str,
+        *,
+        json: Any = None,
+        pool: BufferPool | None = None,
+        deadline: float,
+        cancelled: Cancellation | None = None,
+    ) -> Answer:
+        """The answer to a request that is sent once.
+
+        Raises
+        ------
+        httpx.TransportError
+        """
+        if json is None and pool is not None and self._plain:
+            return self._send_plain(target, accept, pool, deadline, cancelled)
+        extensions = {DEADLINE: deadline, POOL: pool, CANCELLED: cancelled}
+        request = self._http.build_request(method, target, headers={"accept": accept}, json=json, extensions=extensions)
+        response = self._http.send(request)
+        # Taken out of the response, which httpx ties into a cycle: the buffer must come free before the collector runs.
+        body = response.extensions.pop(BODY, None)
+        return Answer(response.status_code, response.headers.multi_items(), body, response.content)
+
+    def is_alive(self) -> bool:
+        """Whether it answers at all, in a short time."""
+        with contextlib.suppress(httpx.TransportError):
+            answer = self.send("GET", "/healthz", "*/*", deadline=time.monotonic() + LOOK_SECONDS)
+            return answer.status < 500
+        return False
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _send_plain(
+        self, target: str, accept: str, pool: BufferPool, deadline: float, cancelled: Cancellation | None
+    ) -> Answer:
+        """Past httpx: the same bytes that it would send, without making them anew for every batch."""
+        template = self._templates.get(accept)
+        if template is None:
+            request = self._http.build_request("GET", "/", headers={"accept": accept})
+            template = head_after_target(request.headers), request.extensions["timeout"]
+            self._templates[accept] = template
+        head, timeouts = template
+        line = f"GET {self._prefix}{target}".encode("ascii")
+        answer = self._transport.exchange(
+            self._http.base_url,
+            line + head,
+            method="GET",
+            pool=pool,
+            timeouts=timeouts,
+            deadline=deadline,
+            cancelled=cancelled,
+        )
+        if answer.header("set-cookie") is not None:
+            # A proxy wants to know us again: from now on through httpx, which keeps cookies.
+            self._plain = False
+        return answer
+
+
+class Servers:
+    """The servers of one client.
+
+    Parameters
+    ----------
+    servers : sequence of Server
+        At least one.
+    """
+
+    def __init__(self, servers: Sequence[Server]) -> None:
+        self._servers = tuple(servers)
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[Server]:
+        return iter(self._servers)
+
+    def __len__(self) -> int:
+        return len(self._servers)
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[Server]:
+        """The server to ask next; within this context the request counts as under way."""
+        server = self._choose()
+        try:
+            yield server
+        finally:
+            with self._lock:
+                server.under_way -= 1
+
+    def others_awake(self, than: Server) -> bool:
+        """Whether any but this one is not left out."""
+        now = time.monotonic()
+        return any(server.rests_until <= now for server in self._servers if server is not than)
+
+    def answered(self, server: Server) -> None:
+        """It gave an answer that counts."""
+        if server.failures:
+            with self._lock:
+                server.failures, server.rests_until = 0, 0.0
+
+    def failed(self, server: Server, asked_at: float, retry_after: float = 0.0) -> None:
+        """It gave none to a request of `asked_at` (`time.monotonic()`), or wants none for `retry_after` seconds."""
+        with self._lock:
+            # Requests that fail together, on one crash, are one failure.
+            if asked_at >= server.failed_at:
+                server.failed_at = time.monotonic()
+                self._leave_out(server, retry_after)
+            elif retry_after:
+                server.rests_until = max(server.rests_until, time.monotonic() + retry_after)
+
+    def after_fork(self) -> None:
+        """In the child: none of the parent's requests is under way here, and its threads hold no lock."""
+        self._lock = threading.Lock()
+        for server in self._servers:
+            server.under_way = 0
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.close()
+
+    def _choose(self) -> Server:
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                awake = [server for server in self._servers if server.rests_until <= now]
+                # Of equals the one that was asked longest ago. Where all are left out, a request that must go somewhere
+                # goes to the one whose time is up first.
+                chosen = (
+                    min(awake, key=lambda server: (server.under_way, server.asked_at))
+                    if awake
+                    else min(self._servers, key=lambda server: server.rests_until)
+                )
+                chosen.asked_at = now
+                doubtful = chosen.failures > 0 and len(awake) > 1
+                if not doubtful:
+                    chosen.under_way += 1
+                    return chosen
+                # Until the request on which it is tried has ended, nobody else is to come.
+                chosen.rests_until = now + 2 * LOOK_SECONDS
+            alive = chosen.is_alive()
+            with self._lock:
+                if alive:
+                    chosen.under_way += 1
+                    return chosen
+                self._leave_out(chosen)
+
+    def _leave_out(self, server: Server, retry_after: float = 0.0) -> None:
+        """Call with the lock held."""
+        server.failures += 1
+        # The power is bounded, or it would be no float after a thousand failures.
+        longest = min(LONGEST_REST, FIRST_REST * 2 ** min(server.failures, 16))
+        server.rests_until = time.monotonic() + max(retry_after, random.uniform(longest / 2, longest))
+
+
+def _split_url(url: str) -> tuple[str, str | None]:
+    parts = urlsplit(url)
+    if parts.scheme == "unix" and parts.path:
+        return "http://localhost", unquote(parts.path)
+    if parts.scheme in ("http", "https") and parts.hostname:
+        return url.rstrip("/"), None
+    raise BadParameter(f"{url!r} is no server address: use http://host:8000, https://host or unix:///path/to.sock")
