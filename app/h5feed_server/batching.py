@@ -95,8 +95,8 @@ class BatchPlan:
 
     @cached_property
     def ragged(self) -> bool:
-        """Whether bodies hold text, and so have their own lengths: `nbytes` is the most that they may have."""
-        return any(field.is_text for field in self.fields)
+        """Whether rows have lengths of their own, and so have bodies: `nbytes` is about what they have."""
+        return any(field.is_ragged for field in self.fields)
 
     def filled(self, start: int, stop: int, lease: Callable[[int], Bytes]) -> Bytes:
         """Batches start … stop-1 back to back in a leased buffer."""
@@ -166,7 +166,7 @@ class BatchPlan:
         spec = self.order.spec
         about = {"epoch": str(spec.epoch), "batches": str(self.grid.batches)}
         weight = [Tensor(WEIGHT, np.dtype("<f4"), (rows,))] if self.padded else []
-        return _body(self.dataset, self.fields, rows, about, weight)
+        return _body(self.dataset, self.fields, rows, about, weight, _expected(self.reader, self.fields, rows))
 
 
 class Batcher:
@@ -229,7 +229,8 @@ class Batcher:
         TooLarge
         """
         about = {"epoch": "0", "batches": "1"}
-        self._check_size(len(rows), _body(dataset, fields, len(rows), about, []), fields)
+        expected = _expected(self.reader, fields, len(rows))
+        self._check_size(len(rows), _body(dataset, fields, len(rows), about, [], expected), fields)
         return _gathered(self.reader, dataset, fields, [_Wanted(0, rows, None)], about, lease)
 
     def splits(self, dataset: Dataset, spec: SplitSpec) -> Splits:
@@ -341,38 +342,33 @@ def _gathered(
     about: Mapping[str, str],
     lease: Callable[[int], Bytes],
 ) -> Bytes:
-    """Bodies of any lengths back to back: text is read first, because it tells how long they are."""
-    texts = [{field.name: _text(reader, field, one.rows) for field in fields if field.is_text} for one in wanted]
+    """Bodies of any lengths back to back: ragged rows are read first, because they tell how long these are."""
+    ragged = [field for field in fields if field.is_ragged]
+    lists = [{field.name: reader.read_ragged(field.column, one.rows) for field in ragged} for one in wanted]
     bodies = []
-    for one, text in zip(wanted, texts, strict=True):
+    for one, found in zip(wanted, lists, strict=True):
         weight = [] if one.weight is None else [Tensor(WEIGHT, np.dtype("<f4"), one.rows.shape)]
-        lengths = {name: len(flat) for name, (flat, _) in text.items()}
+        lengths = {name: len(flat) for name, (flat, _) in found.items()}
         bodies.append(_body(dataset, fields, len(one.rows), about, weight, lengths))
     buffer = lease(sum(body.nbytes for body in bodies))
     begin = 0
-    for one, text, body in zip(wanted, texts, bodies, strict=True):
+    for one, found, body in zip(wanted, lists, bodies, strict=True):
         tensors = body.place(buffer[begin : begin + body.nbytes], one.number)
         begin += body.nbytes
         tensors[ROWS][...] = one.rows
         if one.weight is not None:
             tensors[WEIGHT][...] = one.weight
         for field in fields:
-            if field.is_text:
-                tensors[field.name][...], tensors[field.name + OFFSETS][...] = text[field.name]
+            if field.is_ragged:
+                tensors[field.name][...], tensors[field.name + OFFSETS][...] = found[field.name]
             else:
                 reader.read(field.column, one.rows, tensors[field.name])
     return buffer
 
 
-def _text(reader: Reader, field: Field, rows: Int64s) -> tuple[Bytes, Int64s]:
-    """Strings of a field, flat, and where each begins; the padding of their fixed length is left out."""
-    strings = np.empty(len(rows), field.dtype)
-    reader.read(field.column, rows, strings)
-    # padded: (rows, fixed length)
-    padded = strings.view(np.uint8).reshape(len(rows), field.dtype.itemsize)
-    lengths = np.char.str_len(strings)
-    flat = padded[np.arange(field.dtype.itemsize) < lengths[:, None]]
-    return flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+def _expected(reader: Reader, fields: Sequence[Field], rows: int) -> dict[str, int]:
+    """Items of each ragged field that so many rows may have."""
+    return {field.name: rows * reader.typical_items(field.column) for field in fields if field.is_ragged}
 
 
 def _body(
@@ -381,17 +377,18 @@ def _body(
     rows: int,
     about: Mapping[str, str],
     extra: Sequence[Tensor],
-    lengths: Mapping[str, int] | None = None,
+    lengths: Mapping[str, int],
 ) -> Body:
-    """A body of so many rows; `lengths` are those of its text, without which room for the longest is made."""
+    """A body of so many rows; `lengths` are the items of its ragged fields."""
     tensors = [Tensor(ROWS, np.dtype("<i8"), (rows,)), *extra]
     for field in fields:
-        if field.is_text:
-            length = rows * field.dtype.itemsize if lengths is None else lengths[field.name]
-            tensors.append(Tensor(field.name, np.dtype("|u1"), (length,)))
+        if field.is_ragged:
+            dtype = np.dtype("|u1") if field.is_text else field.dtype
+            tensors.append(Tensor(field.name, dtype, (lengths[field.name],)))
             tensors.append(Tensor(field.name + OFFSETS, np.dtype("<i8"), (rows + 1,)))
         else:
-            tensors.append(Tensor(field.name, field.dtype, (rows, *field.sample_shape)))
+            shape = (rows, *field.sample_shape)
+            tensors.append(Tensor(field.name, field.dtype, shape, is_bfloat16=field.column.is_bfloat16))
     if len({"__metadata__", *(tensor.name for tensor in tensors)}) <= len(tensors):
         raise BadParameter(f"a field may not be named {ROWS}, {WEIGHT} or __metadata__")
     return Body(tensors, {"dataset": dataset.name, "revision": dataset.revision, **about})

@@ -11,9 +11,11 @@ from h5feed.buffers import BufferPool
 from .batching import Batcher
 from .catalog.catalog import Catalog
 from .settings import Settings
+from .statistics import Statistics
 from .storage.cache import ByteCache
 from .storage.folder import CacheFolder
 from .storage.reader import Reader
+from .storage.reader_pool import ReaderPool
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,10 @@ class Services:
     settings: Settings
     catalog: Catalog
     batcher: Batcher
+    statistics: Statistics
     pool: BufferPool
     threads: ThreadPoolExecutor
+    hdf5: ReaderPool
 
     @classmethod
     def start(cls, settings: Settings) -> Services:
@@ -33,20 +37,25 @@ class Services:
         folder = CacheFolder(
             settings.cache_dir, timeout=10 * settings.read_timeout, max_bytes=settings.disk_cache_bytes
         )
-        catalog = Catalog(settings, folder)
+        hdf5 = ReaderPool(settings.readers, settings.read_timeout, settings.max_body_bytes)
+        catalog = Catalog(settings, folder, hdf5)
         reader = Reader(
             len(os.sched_getaffinity(0)),
             ByteCache(settings.cache_bytes, settings.read_timeout),
             settings.chunk_cache_bytes,
             settings.read_timeout,
+            hdf5,
         )
         threads = ThreadPoolExecutor(settings.request_threads, "h5feed-request")
         threads.submit(catalog.entries)
         batcher = Batcher(settings, catalog, reader, folder)
-        return cls(settings, catalog, batcher, BufferPool(settings.inflight_bytes), threads)
+        statistics = Statistics(settings, catalog, batcher, folder)
+        return cls(settings, catalog, batcher, statistics, BufferPool(settings.inflight_bytes), threads, hdf5)
 
     def close(self) -> None:
         """End all threads, files and child processes."""
         self.threads.shutdown(wait=False, cancel_futures=True)
+        self.statistics.close()
         self.batcher.reader.close()
         self.catalog.close()
+        self.hdf5.close()

@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     disk_cache_bytes: int = Field(4 << 30, ge=0, description="Bytes of the cache folder.")
     open_files: int = Field(128, ge=1, description="Descriptors of HDF5 files held open, per worker.")
     request_threads: int = Field(16, ge=1, description="Requests read at the same time, per worker.")
+    readers: int = Field(2, ge=1, le=64, description="Processes that read what only h5py can, per worker, if needed.")
     inspect_timeout: float = Field(30.0, gt=0, description="Seconds that inspecting one file may take.")
     read_timeout: float = Field(60.0, gt=0, description="Seconds that answering one request may take.")
     admit_timeout: float = Field(5.0, ge=0, description="Seconds that a request waits for room before 503.")

@@ -54,6 +54,10 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
         flat, offsets = self._fields[name].tobytes(), self._fields[name + OFFSETS].tolist()
         return [flat[begin:end].decode("utf-8", "replace") for begin, end in pairwise(offsets)]
 
+    def lists(self, name: str) -> list[npt.NDArray[Any]]:
+        """The rows of a ragged field, one array each: views of the flat one, which ``NAME.offsets`` divides."""
+        return np.split(self._fields[name], self._fields[name + OFFSETS][1:-1])
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)
 

@@ -72,6 +72,8 @@ class Field:
     readable: bool
     reason: str | None
     """Why it is not served, where it is not."""
+    ragged: bool = False
+    """Whether rows have lengths of their own: they arrive flat, with where each begins in ``NAME.offsets``."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,13 @@ class Dataset:
         self.class_names: list[str] | None = info.get("class_names")
         self.fields = {
             field["name"]: Field(
-                field["name"], field["role"], tuple(field["shape"]), field["dtype"], field["readable"], field["reason"]
+                field["name"],
+                field["role"],
+                tuple(field["shape"]),
+                field["dtype"],
+                field["readable"],
+                field["reason"],
+                field["ragged"],
             )
             for field in info["fields"]
         }
@@ -121,9 +129,9 @@ class Dataset:
         return f"<Dataset {self.name!r}, {self.rows} rows, {fields}, revision {self.revision}>"
 
     def fields_of_role(self, role: str) -> list[str]:
-        """Names of the readable fields of a role that are numbers."""
+        """Names of the readable fields of a role whose rows are arrays of one shape."""
         found = [field for field in self.fields.values() if field.role == role and field.readable]
-        return [field.name for field in found if field.dtype != "string"]
+        return [field.name for field in found if not field.ragged]
 
     def batch(self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]) -> Batch:
         """Batch `index` of an order."""

@@ -58,18 +58,34 @@ DTYPE_NAMES: Mapping[str, str] = {
 _OPENING = b'{"__metadata__":{"index":"'
 """How every header begins; the digits of the index follow."""
 
-_DTYPES = {name: np.dtype(code) for code, name in DTYPE_NAMES.items()} | {"BF16": np.dtype("<u2")}
+_DTYPES = {name: np.dtype(code) for code, name in DTYPE_NAMES.items()}
 
 Bytes = npt.NDArray[np.uint8]
 
 
+def dtype_named(name: str) -> np.dtype[Any]:
+    """numpy's dtype of a name in a header; without ``ml_dtypes``, bfloat16 is uint16."""
+    if name != "BF16":
+        return _DTYPES[name]
+    try:
+        import ml_dtypes
+    except ImportError:
+        return np.dtype("<u2")
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a body: its name, little-endian numpy dtype and whole shape."""
+    """One tensor of a body: its name, little-endian numpy dtype and whole shape.
+
+    `is_bfloat16`: the dtype is that of two bytes, because numpy has no bfloat16 of its own.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    is_bfloat16: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -100,7 +116,7 @@ class Body:
         entries: dict[str, Any] = {"__metadata__": dict(self.metadata)}
         for tensor, (start, stop) in self._extents.items():
             entries[tensor.name] = {
-                "dtype": DTYPE_NAMES[tensor.dtype.str],
+                "dtype": "BF16" if tensor.is_bfloat16 else DTYPE_NAMES[tensor.dtype.str],
                 "shape": list(tensor.shape),
                 "data_offsets": [start, stop],
             }
@@ -191,7 +207,7 @@ def _parse_header(text: bytes) -> _Header:
         start, stop = entry["data_offsets"]
         if not 0 <= start <= stop:
             raise ValueError(f"{name} ends before it begins")
-        tensors.append((name, _DTYPES[entry["dtype"]], tuple(entry["shape"]), start, stop))
+        tensors.append((name, dtype_named(entry["dtype"]), tuple(entry["shape"]), start, stop))
     return _Header(tensors, metadata)
 
 
@@ -237,11 +253,12 @@ def read_body(buffer: Bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str
 
 
 def write_npz(stream: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Same as `numpy.savez`, for any names, and with the same bytes each time."""
+    """Same as `numpy.savez`, for any names, and with the same bytes each time; bfloat16 as uint16."""
     with zipfile.ZipFile(stream, "w") as archive:
         for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
+                known = array if array.dtype.kind in "biufc" else array.view("<u2")
+                np.lib.format.write_array(member, known, allow_pickle=False)
 
 
 @dataclass(frozen=True)

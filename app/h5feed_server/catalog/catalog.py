@@ -21,12 +21,12 @@ from h5feed.order import ORDER_VERSION
 from ..settings import Settings
 from ..storage.folder import CacheFolder
 from ..storage.inspector import Inspector
-from ..storage.layout import LAYOUT_VERSION, FileLayout, load_layout
-from ..storage.source import Identity, LocalFile, OpenFiles
+from ..storage.reader_pool import ReaderPool
+from ..storage.source import Identity, OpenFiles
 from .dataset import Dataset, Field, describe_fields
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset, read_declared
-from .revision import content_digest
+from .loading import Beside, FileLoader, LoadedFile
 from .roles import class_names
 from .tables import InspectedFile, PartMissing, Tags, tables_of, tags_of
 
@@ -57,6 +57,8 @@ class Entry:
     paths: tuple[str, ...]
     identities: tuple[Identity, ...]
     outcome: Future[tuple[Dataset, ...]]
+    beside: Beside
+    """Other files that they lead to, as far as is known."""
 
     def reason(self) -> str | None:
         """Why it cannot be read; None where it can, or is not known yet."""
@@ -73,13 +75,15 @@ class Entry:
 
     def has_changed(self) -> bool:
         """Whether its files are others now."""
-        try:
-            return any(
-                Identity.of(os.stat(path)) != identity
-                for path, identity in zip(self.paths, self.identities, strict=True)
-            )
-        except OSError:
-            return True
+        known = [*zip(self.paths, self.identities, strict=True), *self.beside.copy().items()]
+        return any(_identity(path) != identity for path, identity in known)
+
+
+def _identity(path: str) -> Identity | None:
+    try:
+        return Identity.of(os.stat(path))
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -96,12 +100,12 @@ class Listed:
 class Catalog:
     """The datasets below ``settings.data_dir``."""
 
-    def __init__(self, settings: Settings, folder: CacheFolder) -> None:
+    def __init__(self, settings: Settings, folder: CacheFolder, hdf5: ReaderPool) -> None:
         self._root = settings.data_dir.resolve()
         self._settings = settings
-        self._folder = folder
         self._files = OpenFiles(settings.open_files)
         self._inspector = Inspector(settings.inspect_timeout)
+        self._loader = FileLoader(self._root, settings, folder, self._files, self._inspector, hdf5)
         self._executor = ThreadPoolExecutor(2, "h5feed-inspect")
         self._entries: dict[str, Entry] = {}
         self._found: dict[str, tuple[Entry, Dataset, float]] = {}
@@ -125,7 +129,12 @@ class Catalog:
     def listed(self) -> list[Listed]:
         """All datasets, by name, and what can be none."""
         lines = []
-        for entry in self.entries():
+        entries = self.entries()
+        # Parts of others that are nothing by themselves.
+        parts = {path for entry in entries if entry.datasets() for path in entry.beside}
+        for entry in entries:
+            if entry.paths and not entry.datasets() and parts.issuperset(entry.paths):
+                continue
             reason = entry.reason()
             if not entry.outcome.done():
                 lines.append(Listed(entry.name, entry.files, "preparing", "it is being inspected and digested", None))
@@ -161,7 +170,7 @@ class Catalog:
 
     def _is_current(self, name: str, entry: Entry, dataset: Dataset, checked: float) -> bool:
         now = time.monotonic()
-        if len(entry.paths) > MANY_FILES and now - checked < MANY_FILES_SECONDS:
+        if len(entry.paths) + len(entry.beside) > MANY_FILES and now - checked < MANY_FILES_SECONDS:
             return True
         if entry.has_changed():
             return False
@@ -209,7 +218,7 @@ class Catalog:
                 declaration, declared = b"", {}
                 failed: Future[tuple[Dataset, ...]] = Future()
                 failed.set_exception(error)
-                entries[DECLARATION] = Entry(DECLARATION, (DECLARATION,), (), (), failed)
+                entries[DECLARATION] = Entry(DECLARATION, (DECLARATION,), (), (), failed, {})
             for name, files, declared_as in _groups(self._walk(), declared):
                 paths = tuple(str(self._root / file) for file in files)
                 try:
@@ -218,13 +227,14 @@ class Catalog:
                     continue
                 known = self._entries.get(name)
                 same = known is not None and (known.paths, known.identities) == (paths, identities)
-                if known is None or not same or declaration != self._declaration:
+                if known is None or not same or declaration != self._declaration or known.has_changed():
                     with self._loading_lock:
                         self._loading += 1
+                    beside: Beside = {}
                     outcome = self._executor.submit(
-                        self._load, name, files, paths, identities, declared_as, declaration
+                        self._load, name, files, paths, identities, beside, declared_as, declaration
                     )
-                    known = Entry(name, files, paths, identities, outcome)
+                    known = Entry(name, files, paths, identities, outcome, beside)
                 entries[name] = known
             for name in [name for name, (entry, _, _) in self._found.items() if entries.get(entry.name) is not entry]:
                 self._found.pop(name, None)
@@ -247,11 +257,14 @@ class Catalog:
         files: tuple[str, ...],
         paths: tuple[str, ...],
         identities: tuple[Identity, ...],
+        beside: Beside,
         declared: DeclaredDataset | None,
         declaration: bytes,
     ) -> tuple[Dataset, ...]:
         try:
-            loaded = [self._load_file(path, identity) for path, identity in zip(paths, identities, strict=True)]
+            loaded = [
+                self._loader.load(path, identity, beside) for path, identity in zip(paths, identities, strict=True)
+            ]
             try:
                 return self._datasets(name, files, loaded, declared, declaration)
             except PartMissing as error:
@@ -280,19 +293,11 @@ class Catalog:
                 # The children do not outlive their work.
                 self._inspector.rest()
 
-    def _load_file(self, path: str, identity: Identity) -> _LoadedFile:
-        data = self._folder.get(f"layouts/{LAYOUT_VERSION}-{identity.key}", lambda: self._inspector.inspect(path))
-        limit = self._settings.digest_limit
-        digest = self._folder.get(
-            f"digests/{limit:x}-{identity.key}", lambda: content_digest(path, identity, limit, data)
-        )
-        return _LoadedFile(LocalFile(self._files, path, identity), load_layout(data), digest)
-
     def _datasets(
         self,
         name: str,
         files: tuple[str, ...],
-        loaded: Sequence[_LoadedFile],
+        loaded: Sequence[LoadedFile],
         declared: DeclaredDataset | None,
         declaration: bytes,
     ) -> tuple[Dataset, ...]:
@@ -306,16 +311,18 @@ class Catalog:
                 # In the order declared, one after the other, but for those that are splits or halves.
                 tags = replace(tags, shard=alike[tags.split, tags.half], shards=1)
                 alike[tags.split, tags.half] += 1
-            arrays = {array.path: array for array in one.layout.arrays}
+            segments = one.segments
             if declared is not None and declared.fields is not None:
-                missing = [path for path in declared.fields.values() if path not in arrays]
+                missing = [path for path in declared.fields.values() if path not in segments]
                 if missing:
                     raise Unreadable(f"{DECLARATION} names the array {missing[0]!r}, which {file} does not have")
-                arrays = {field: arrays[path] for field, path in declared.fields.items()}
-            inspected.append(InspectedFile(one.source, arrays, tags))
+                segments = {field: segments[path] for field, path in declared.fields.items()}
+            inspected.append(InspectedFile(segments, tags))
         tables = tables_of(inspected)
-        identities = tuple(one.source.identity for one in loaded)
-        revision = _revision([one.digest for one in loaded], declaration)
+        identities = tuple(
+            dict.fromkeys(part for one in loaded for segment in one.segments.values() for part in segment.source.key)
+        )
+        revision = _revision([digest for one in loaded for digest in one.digests], declaration)
         datasets = []
         reasons: list[str] = []
         for table in tables:
@@ -344,13 +351,6 @@ class Catalog:
         if not datasets:
             raise Unreadable("; ".join(reasons[:5]) or "it holds no arrays")
         return tuple(datasets)
-
-
-@dataclass(frozen=True)
-class _LoadedFile:
-    source: LocalFile
-    layout: FileLayout
-    digest: bytes
 
 
 def _revision(digests: Sequence[bytes], declaration: bytes) -> str:
@@ -434,7 +434,8 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
                 "role_reason": field.role_reason,
                 "channels": field.channels,
                 "shape": list(field.sample_shape),
-                "dtype": "string" if field.is_text else field.dtype.name,
+                "dtype": field.type_name,
+                "ragged": field.is_ragged,
                 "rows": field.column.rows,
                 "readable": field.unreadable is None,
                 "reason": field.unreadable,

@@ -15,7 +15,7 @@ from h5feed.errors import FieldNotFound, UnsupportedField
 from ..storage.codecs import unsupported
 from ..storage.column import Column
 from ..storage.layout import ArrayLayout
-from .roles import Role, guess_channels, guess_role, only_label
+from .roles import Role, guess_channels, guess_list_role, guess_role, only_label
 from .tables import Table
 
 
@@ -54,8 +54,18 @@ class Field:
 
     @property
     def is_text(self) -> bool:
-        """Whether it travels as flat bytes with offsets."""
+        """Whether its items are the bytes of text."""
         return self.dtype.kind == "S"
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether it travels as flat items with offsets."""
+        return self.column.is_ragged
+
+    @property
+    def type_name(self) -> str:
+        """What its items are, in words that numpy's users know."""
+        return "string" if self.is_text else "bfloat16" if self.column.is_bfloat16 else self.dtype.name
 
     @property
     def block_rows(self) -> int:
@@ -111,7 +121,7 @@ class Dataset:
     def chosen(self, names: str | Sequence[str] | None) -> tuple[Field, ...]:
         """Fields by a comma-separated, percent-encoded list or by names; None: inputs and labels that are numbers."""
         if names is None:
-            readable = [field for field in self.fields if not field.unreadable and not field.is_text]
+            readable = [field for field in self.fields if not field.unreadable and not field.is_ragged]
             return tuple(f for f in readable if f.role in ("input", "label")) or tuple(readable)
         if isinstance(names, str):
             names = [unquote(name) for name in names.split(",") if name]
@@ -127,9 +137,14 @@ def describe_fields(table: Table, roles: Mapping[str, str] | None = None) -> tup
     """The fields of a table, with their roles guessed; `roles` are those that are declared."""
     names = [field.name for field in table.fields]
     dtypes = [field.column.dtype for field in table.fields]
-    guessed = [guess_role(f.name, f.column.sample_shape, f.column.dtype) for f in table.fields]
+    lists = [field.array.ragged and field.column.dtype.kind != "S" for field in table.fields]
+    guessed = [
+        guess_list_role(f.name) if is_list else guess_role(f.name, f.column.sample_shape, f.column.dtype)
+        for f, is_list in zip(table.fields, lists, strict=True)
+    ]
     usable = [
-        role if field.unreadable is None else Role("", "") for field, role in zip(table.fields, guessed, strict=True)
+        Role("", "") if field.unreadable or is_list else role
+        for field, role, is_list in zip(table.fields, guessed, lists, strict=True)
     ]
     label = only_label(names, usable, dtypes)
     if label is not None:

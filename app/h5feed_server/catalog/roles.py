@@ -47,6 +47,13 @@ def guess_role(name: str, sample_shape: tuple[int, ...], dtype: np.dtype[Any]) -
     return Role("other", "nothing tells what it is for")
 
 
+def guess_list_role(name: str) -> Role:
+    """The role of a field whose rows are lists of their own lengths."""
+    if _INPUT.search(name):
+        return Role("input", f"its name {name!r} says input; each row is a list of its own length")
+    return Role("other", "each row is a list of its own length")
+
+
 def only_label(names: Sequence[str], roles: Sequence[Role], dtypes: Sequence[np.dtype[Any]]) -> int | None:
     """Which field must be the label where no name says so: the only one of integers or text beside inputs."""
     if not any(role.role == "input" for role in roles) or any(role.role == "label" for role in roles):

@@ -11,11 +11,10 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..storage.column import Column, Segment
 from ..storage.layout import ArrayLayout
-from ..storage.source import LocalFile
 
 SPLIT_WORDS: Mapping[str, str] = {
     "train": "train",
@@ -86,10 +85,9 @@ def _without_split(name: str) -> tuple[str, str | None]:
 
 @dataclass(frozen=True)
 class InspectedFile:
-    """A file's arrays by the paths that are to name them, where its bytes come from, and its place in the dataset."""
+    """A file's arrays by the paths that are to name them, and its place in the dataset."""
 
-    source: LocalFile
-    arrays: Mapping[str, ArrayLayout]
+    segments: Mapping[str, Segment]
     tags: Tags
 
 
@@ -181,7 +179,8 @@ def tables_of(files: Sequence[InspectedFile]) -> list[Table]:
     masks: dict[str, tuple[str, ...]] = {}
     for file in files:
         usable = []
-        for name, array in file.arrays.items():
+        for name, segment in file.segments.items():
+            array = segment.array
             path = tuple(name.split("/"))
             if any(_NOT_DATA.match(part) for part in path):
                 continue
@@ -194,9 +193,9 @@ def tables_of(files: Sequence[InspectedFile]) -> list[Table]:
             if any(part.lower() in _ABOUT for part in path[:-1]):
                 problem = problem or f"its group {path[-2]!r} holds data about the data"
             if problem is None:
-                usable.append((path, array))
+                usable.append((path, segment))
             else:
-                unreadable.append((path, Segment(file.source, array), problem))
+                unreadable.append((path, segment, problem))
         _collect(file, usable, found)
     if len(files) > 1:
         _check_together(files, found)
@@ -204,7 +203,8 @@ def tables_of(files: Sequence[InspectedFile]) -> list[Table]:
     _name_splits(tables, masks)
     for path, segment, problem in unreadable:
         owner = _owner(tables, path)
-        name = ".".join(path[len(owner.path.split("/")) if owner.path else 0 :])
+        prefix = tuple(owner.path.split("/")) if owner.path else ()
+        name = ".".join(path[len(prefix) :] if path[: len(prefix)] == prefix else path)
         owner.fields.append(TableField(name, Column((segment,)), problem))
     for table in tables:
         table.text = text
@@ -212,7 +212,7 @@ def tables_of(files: Sequence[InspectedFile]) -> list[Table]:
 
 
 def _collect(
-    file: InspectedFile, usable: list[tuple[tuple[str, ...], ArrayLayout]], found: dict[tuple[str, ...], _Found]
+    file: InspectedFile, usable: list[tuple[tuple[str, ...], Segment]], found: dict[tuple[str, ...], _Found]
 ) -> None:
     """Sort the arrays of one file into fields and pieces."""
     matlab_rows = _matlab_rows(usable)
@@ -228,7 +228,7 @@ def _collect(
                     episodes[where, match[1]].add(part)
             elif (split := _without_split(part)[1]) is not None:
                 split_groups[(*where, "*")].add(split)
-    for path, array in usable:
+    for path, segment in usable:
         split, episode, group, rest = file.tags.split, -1, "", []
         for depth, part in enumerate(path):
             where = path[:depth]
@@ -254,15 +254,18 @@ def _collect(
         entry = found.setdefault(key, _Found(key))
         if piece in entry.pieces:
             raise ValueError(f"{'/'.join(key)} is there twice")
-        transposed = path in matlab_rows and array.shape[0] != matlab_rows[path]
+        transposed = path in matlab_rows and segment.array.shape[0] != matlab_rows[path]
         if path in matlab_rows:
             entry.note = "written by MATLAB: axes are in reverse"
-        entry.pieces[piece] = Segment(file.source, array, transposed)
+        entry.pieces[piece] = replace(segment, transposed=transposed)
 
 
-def _matlab_rows(usable: list[tuple[tuple[str, ...], ArrayLayout]]) -> dict[tuple[str, ...], int]:
+def _matlab_rows(usable: list[tuple[tuple[str, ...], Segment]]) -> dict[tuple[str, ...], int]:
     """Rows of each array that MATLAB wrote: axes are in reverse there, so they may be the first or the last one."""
-    written = {path: array for path, array in usable if "MATLAB_class" in array.attributes and len(array.shape) > 1}
+    arrays = {path: segment.array for path, segment in usable}
+    written = {
+        path: array for path, array in arrays.items() if "MATLAB_class" in array.attributes and len(array.shape) > 1
+    }
     ends = Counter(length for array in written.values() for length in {array.shape[0], array.shape[-1]})
     if not ends:
         return {}

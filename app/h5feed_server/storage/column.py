@@ -73,6 +73,16 @@ class Column:
         return self.segments[0].wire[1]
 
     @cached_property
+    def is_ragged(self) -> bool:
+        """Whether rows are lists, or text, of their own lengths; `dtype` is then that of the items."""
+        return self.dtype.kind == "S" or self.segments[0].array.ragged
+
+    @cached_property
+    def is_bfloat16(self) -> bool:
+        """Whether its two bytes are bfloat16, for which numpy has no number of its own."""
+        return self.segments[0].array.is_bfloat16
+
+    @cached_property
     def row_bytes(self) -> int:
         return math.prod(self.sample_shape) * self.dtype.itemsize
 
@@ -97,7 +107,7 @@ class Column:
     @cached_property
     def key(self) -> Hashable:
         """Stands for the content, in caches."""
-        return tuple((segment.source.identity, segment.array.path) for segment in self.segments)
+        return tuple((segment.source.key, segment.array.path) for segment in self.segments)
 
     @cached_property
     def _bounds(self) -> Int64s:

@@ -57,6 +57,20 @@ class CacheFolder:
                 logger.warning("the cache folder cannot be used (%s): nothing is kept across restarts", error.strerror)
             return compute()
 
+    def find(self, name: str) -> bytes | None:
+        """The content of the file `name`; None where it is not there."""
+        with contextlib.suppress(OSError):
+            file = self._path / name
+            data = file.read_bytes()
+            os.utime(file)
+            return data
+        return None
+
+    def discard(self, name: str) -> None:
+        """Forget the file `name`."""
+        with contextlib.suppress(OSError):
+            (self._path / name).unlink()
+
     def _write(self, file: Path, data: bytes) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".part")
         try:

@@ -2,8 +2,7 @@
 hang or bloat libhdf5, and must take nothing else with it.
 
 Protocol: each line on standard input is a path as JSON; each answer on standard output is a frame of an 8-byte
-little-endian length, a kind byte (``L`` layout, ``E`` error text) and the content. An empty frame at first says that
-the child has started. `inspector` is the other end.
+little-endian length, a kind byte (``L`` layout, ``E`` error text) and the content. `inspector` is the other end.
 
 Each file is inspected in a fork of its own: libhdf5 may damage its own memory in reading one file and crash, or say
 what is wrong, only in reading the next.
@@ -21,18 +20,28 @@ import re
 import resource
 import select
 import signal
-import struct
 import sys
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 from h5py import h5d, h5o, h5s, h5t, h5z
 
-from .layout import MAX_RECORD_BYTES, ArrayLayout, ChunkTable, FileLayout, Filter, check_array, dump_layout
+from .child import confine, write_frame
+from .h5py_reader import members_of, open_file, virtual_parts
+from .layout import (
+    MAX_RECORD_BYTES,
+    ArrayLayout,
+    ChunkTable,
+    ExternalLink,
+    FileLayout,
+    Filter,
+    check_array,
+    dump_layout,
+)
 
 MAX_ARRAYS = 10_000
 MAX_OBJECTS = 200_000
@@ -75,10 +84,10 @@ _USED_LATE = (encodings.ascii, encodings.latin_1, encodings.utf_8)
 
 def inspect_file(path: str) -> FileLayout:
     """The layout of the arrays in the file at `path`."""
-    # No lock is taken: the file may lie on a read-only or network mount, and is only read.
-    with h5py.File(path, "r", locking=False) as file:
+    _, members = members_of(path)
+    with open_file(path) as file:
         _seal()
-        return _Walk(file, path).layout()
+        return _Walk(file, path, members).layout()
 
 
 def _seal() -> None:
@@ -91,10 +100,13 @@ def _seal() -> None:
 class _Walk:
     """One pass through a file: all arrays by path, level after level; each group once, whatever links lead to it."""
 
-    def __init__(self, file: h5py.File, path: str) -> None:
+    def __init__(self, file: h5py.File, path: str, members: tuple[str, ...]) -> None:
         self._file = file
         self._path = path
-        self._nbytes = os.fstat(file.id.get_vfd_handle()).st_size
+        self._nbytes = os.stat(path).st_size
+        # Names of further files that this one goes on in.
+        self._members = tuple(map(os.path.basename, members))
+        self._links: list[ExternalLink] = []
         self._arrays: dict[str, ArrayLayout] = {}
         self._notes: list[str] = []
         self._text_left = MAX_TEXT_TOTAL
@@ -109,7 +121,7 @@ class _Walk:
             self._visit_all()
         except _Full:
             self._notes.append(f"only its first {len(self._arrays)} arrays are listed")
-        return FileLayout(tuple(self._arrays.values()), attributes, tuple(self._notes))
+        return FileLayout(tuple(self._arrays.values()), attributes, tuple(self._notes), tuple(self._links))
 
     def _visit_all(self) -> None:
         level: list[tuple[str, h5py.Group]] = [("", self._file)]
@@ -156,7 +168,8 @@ class _Walk:
         try:
             link = group.get(name, getlink=True)
             if isinstance(link, h5py.ExternalLink):
-                self._add(_unreadable(path, "it is a link into another file"))
+                self._spend(512 + len(path) + len(link.filename) + len(link.path))
+                self._links.append(ExternalLink(path, _decoded(link.filename), _decoded(link.path)))
                 return None
             item = group[name]
             if isinstance(item, h5py.Dataset):
@@ -203,7 +216,7 @@ class _Walk:
         address = _address(dataset)
         if address not in self._known:
             found = []
-            for one in _arrays("", dataset, self._chunks):
+            for one in _arrays("", dataset, self._chunks, self._members):
                 try:
                     self._check(one)
                     found.append(one)
@@ -214,7 +227,7 @@ class _Walk:
 
     def _check(self, found: ArrayLayout) -> None:
         check_array(found)
-        if found.offset is not None:
+        if found.offset is not None and found.external is None:
             nbytes = found.rows * found.record[0] if found.record else found.nbytes
             if found.offset + nbytes > self._nbytes:
                 raise ValueError(f"its data would end at byte {found.offset + nbytes}, the file does at {self._nbytes}")
@@ -261,65 +274,138 @@ def _json_bytes(value: Any) -> int:
     return len(json.dumps(value))
 
 
-def _arrays(path: str, dataset: h5py.Dataset, chunks: Callable[[h5py.Dataset], ChunkTable]) -> list[ArrayLayout]:
+def _arrays(
+    path: str, dataset: h5py.Dataset, chunks: Callable[[h5py.Dataset], ChunkTable], members: tuple[str, ...]
+) -> list[ArrayLayout]:
     """The array at `path`; of a table of records, one for each member."""
     properties = dataset.id.get_create_plist()
     kind = properties.get_layout()
     # Before anything else is asked: the shape of a virtual array is that of others, which may be itself.
-    if properties.get_external_count():
-        return [_unreadable(path, "its data lies in an external file")]
+    if kind == h5d.VIRTUAL:
+        return [_virtual(path, dataset, properties)]
+    external = None
+    if count := properties.get_external_count():
+        if count > 1:
+            return [_unreadable(path, "its data lies in several external files")]
+        name, begin, _ = properties.get_external(0)
+        external = _decoded(name), int(begin)
     if kind not in (h5d.CONTIGUOUS, h5d.CHUNKED, h5d.COMPACT):
-        what = "virtual: its data lies in other arrays" if kind == h5d.VIRTUAL else f"of layout class {kind}"
-        return [_unreadable(path, f"it is {what}, which this version does not read")]
+        return [_unreadable(path, f"it is of layout class {kind}, which this version does not read")]
     shape = tuple(dataset.shape or ())
     known: dict[str, Any] = {"path": path, "shape": shape, "dtype": "|u1", "attributes": _attributes(dataset)}
     if dataset.shape is None:
         return [ArrayLayout(**known, unreadable="it has no shape (a null dataspace)")]
     stored = dataset.id.get_type()
+    known["text"] = _text(dataset, stored)
+    if _is_ragged(stored) or members:
+        return [_by_h5py(known, stored, properties, members)]
     record = stored.get_size()
     if _is_table(stored):
-        members, problem = _members(stored)
+        found, problem = _members(stored)
         if record > MAX_RECORD_BYTES:
             problem = f"its records have {record} bytes, more than the {MAX_RECORD_BYTES} that are read"
         elif len(shape) > 1:
             problem = "its records lie along more than one axis"
     else:
-        dtype, enum_names, problem = _dtype(stored)
-        members = [] if dtype is None else [Member("", dtype, (), 0, enum_names)]
-    text = _text(dataset, stored)
+        item = _item(stored)
+        problem = item.problem
+        found = [Member("", item, (), 0)]
     if problem is not None:
-        return [ArrayLayout(**known, text=text, unreadable=problem)]
-    known |= {"stored_bytes": dataset.id.get_storage_size(), "text": text}
+        return [ArrayLayout(**known, unreadable=problem)]
+    known["stored_bytes"] = dataset.id.get_storage_size()
     if not shape:
         return [ArrayLayout(**known, unreadable="it is a scalar: it has no rows")]
-    if kind == h5d.CONTIGUOUS:
+    if external is not None:
+        known["external"], known["offset"] = external
+    elif kind == h5d.CONTIGUOUS:
         # Without storage the offset means nothing: every element is the fill value.
         known["offset"] = dataset.id.get_offset() if known["stored_bytes"] else None
     elif kind == h5d.CHUNKED:
         known["chunk_shape"] = dataset.chunks
-        known["filters"] = tuple(_filter(properties.get_filter(i)) for i in range(properties.get_nfilters()))
+        known["filters"] = _filters(properties)
         known["chunks"] = chunks(dataset)
     else:
         known["inline"] = _raw(dataset, stored)
-    found = []
-    for member in members:
-        own: dict[str, Any] = {"dtype": member.dtype.str, "enum_names": member.enum_names}
-        own["fill"] = _fill(properties, stored, member.dtype)
+    arrays = []
+    for member in found:
+        own = member.item.known
+        own["fill"] = _fill(properties, stored, member.item.dtype)
         if member.name:
             name = member.name.replace("/", ".")
             own |= {"path": f"{path}.{name}", "shape": (*shape, *member.shape), "record": (record, member.offset)}
-        found.append(ArrayLayout(**known | own))
-    return found
+        arrays.append(ArrayLayout(**known | own))
+    return arrays
 
 
-def _dtype(stored: h5t.TypeID) -> tuple[np.dtype[Any] | None, dict[str, int] | None, str | None]:
-    """The stored dtype, an enum's names, and the reason where it is none that travels."""
+def _virtual(path: str, dataset: h5py.Dataset, properties: h5py.h5p.PropDCID) -> ArrayLayout:
+    """An array that is made of others; nothing is asked of it that would make libhdf5 look for them."""
+    parts = virtual_parts(properties)
+    if not parts:
+        return _unreadable(path, "it is a virtual array of no parts")
+    space = properties.get_virtual_vspace(0)
+    shape = space.get_simple_extent_dims()
+    if shape != space.get_simple_extent_dims(True):
+        return _unreadable(path, "it is a virtual array that grows with its parts, which is not read")
+    known: dict[str, Any] = {"path": path, "shape": shape, "dtype": "|u1", "attributes": _attributes(dataset)}
+    others = tuple({_decoded(name): None for name, _ in parts if name != "."})
+    return _by_h5py(known, dataset.id.get_type(), None, others)
+
+
+def _by_h5py(
+    known: dict[str, Any], stored: h5t.TypeID, properties: h5py.h5p.PropDCID | None, others: tuple[str, ...]
+) -> ArrayLayout:
+    """An array whose rows h5py is to read."""
+    known = known | {"by_h5py": True, "others": others}
+    item = _item(stored)
+    if _is_ragged(stored):
+        item = _Item(np.dtype("|S1")) if stored.get_class() == h5t.STRING else _item(stored.get_super())
+        known["ragged"] = True
+        if len(known["shape"]) > 1:
+            item = _Item(problem="its lists lie along more than one axis")
+        elif item.problem is None and (item.dtype.kind == "c" or item.dtype.byteorder == ">" or item.is_bfloat16):
+            # Of big-endian ones, h5py gives the bytes as if they were not.
+            item = _Item(problem=f"its lists are of {item.dtype.str} numbers, which this version does not serve")
+    problem = item.problem
+    if properties is not None:
+        known["filters"] = _filters(properties)
+        for number, one in zip(range(properties.get_nfilters()), known["filters"], strict=True):
+            if not h5z.filter_avail(properties.get_filter(number)[0]):
+                problem = problem or f"it is packed by {one.name!r}, which h5py does not have"
+    if not known["shape"]:
+        problem = problem or "it is a scalar: it has no rows"
+    if problem is not None:
+        given = {name: known[name] for name in ("path", "shape", "dtype", "attributes", "text") if name in known}
+        return ArrayLayout(**given, unreadable=problem)
+    return ArrayLayout(**known | item.known)
+
+
+@dataclass(frozen=True)
+class _Item:
+    """What an element is on disk; or why it does not travel."""
+
+    dtype: np.dtype[Any] = np.dtype("|u1")  # noqa: RUF009
+    enum_names: dict[str, int] | None = None
+    is_bfloat16: bool = False
+    problem: str | None = None
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """As a layout has it."""
+        return {"dtype": self.dtype.str, "enum_names": self.enum_names, "is_bfloat16": self.is_bfloat16}
+
+
+def _item(stored: h5t.TypeID) -> _Item:
+    if _is_ragged(stored):
+        return _Item(problem="its lists hold lists")
     dtype = stored.dtype
     enum_names = None
     if h5py.check_string_dtype(dtype):
-        if not stored.is_variable_str() and 0 < dtype.itemsize <= MAX_TEXT_BYTES:
-            return np.dtype(f"S{dtype.itemsize}"), None, None
-        return None, None, "its type string of variable length is not one that this version serves"
+        if 0 < dtype.itemsize <= MAX_TEXT_BYTES:
+            return _Item(np.dtype(f"S{dtype.itemsize}"))
+        return _Item(problem=f"its strings have {dtype.itemsize} bytes, more than the {MAX_TEXT_BYTES} that are read")
+    if _is_bfloat16(stored):
+        order = "<" if stored.get_order() == h5t.ORDER_LE else ">"
+        return _Item(np.dtype(f"{order}u2"), is_bfloat16=True)
     if stored.get_class() == h5t.ENUM:
         stored = stored.get_super()
         if dtype.kind != "b":
@@ -330,8 +416,21 @@ def _dtype(stored: h5t.TypeID) -> tuple[np.dtype[Any] | None, dict[str, int] | N
         # Odd precisions, offsets and byte orders are converted by HDF5, which is not there when rows are read.
         exact = dtype.kind in "iufc" and stored.equal(h5t.py_create(dtype))
     if dtype.kind not in "biufc" or dtype.itemsize > (16 if dtype.kind == "c" else 8) or not exact:
-        return None, None, f"its type {_describe(dtype)} is not one that this version serves"
-    return dtype, enum_names, None
+        return _Item(problem=f"its type {_describe(dtype)} is not one that this version serves")
+    return _Item(dtype, enum_names)
+
+
+def _is_ragged(stored: h5t.TypeID) -> bool:
+    """Whether each element is a list, or text, of its own length."""
+    kind = stored.get_class()
+    return bool(kind == h5t.VLEN or (kind == h5t.STRING and stored.is_variable_str()))
+
+
+def _is_bfloat16(stored: h5t.TypeID) -> bool:
+    """Whether elements are the upper halves of float32: a sign, 8 bits of exponent and 7 of mantissa."""
+    if stored.get_class() != h5t.FLOAT or stored.get_size() != 2:
+        return False
+    return bool(stored.get_fields() == (15, 7, 8, 0, 7) and stored.get_ebias() == 127)
 
 
 def _is_table(stored: h5t.TypeID) -> bool:
@@ -343,16 +442,15 @@ class Member(NamedTuple):
     """One member of a record; an array of plain numbers has one without a name."""
 
     name: str
-    dtype: np.dtype[Any]
+    item: _Item
     shape: tuple[int, ...]
     offset: int
-    enum_names: dict[str, int] | None
 
 
 def _members(stored: h5t.TypeCompoundID) -> tuple[list[Member], str | None]:
     """The members that travel, and the reason where there is none."""
     found: list[Member] = []
-    problem = "its records have no members"
+    problem: str | None = "its records have no members"
     for number in range(min(stored.get_nmembers(), MAX_ARRAYS)):
         name = _decoded(stored.get_member_name(number))
         kind, shape = stored.get_member_type(number), ()
@@ -361,11 +459,11 @@ def _members(stored: h5t.TypeCompoundID) -> tuple[list[Member], str | None]:
         if _is_table(kind):
             problem = f"its member {name!r} is a record itself"
             continue
-        dtype, enum_names, reason = _dtype(kind)
-        if dtype is None:
-            problem = reason or problem
+        item = _item(kind)
+        if item.problem is None:
+            found.append(Member(name, item, tuple(shape), stored.get_member_offset(number)))
         else:
-            found.append(Member(name, dtype, tuple(shape), stored.get_member_offset(number), enum_names))
+            problem = f"its member {name!r}: {item.problem}"
     return found, None if found else problem
 
 
@@ -410,6 +508,10 @@ def _describe(dtype: np.dtype[Any]) -> str:
     if h5py.check_ref_dtype(dtype):
         return "reference"
     return str(dtype)[:_MAX_REASON]
+
+
+def _filters(properties: h5py.h5p.PropDCID) -> tuple[Filter, ...]:
+    return tuple(_filter(properties.get_filter(number)) for number in range(properties.get_nfilters()))
 
 
 def _filter(description: tuple[int, int, tuple[int, ...], bytes]) -> Filter:
@@ -501,26 +603,10 @@ def _json_value(value: Any) -> Any:
 
 def main(memory_bytes: int, timeout: float) -> None:
     """Answer paths until standard input ends."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    _volunteer()
-    answers = os.dup(1)
-    # Whatever a library prints must not fall between the frames.
-    os.dup2(2, 1)
-    _write(answers, b"")
+    answers = confine(memory_bytes)
     while line := sys.stdin.buffer.readline():
         if not _attend(json.loads(line), timeout, answers):
             return
-
-
-def _volunteer() -> None:
-    """Where memory runs out, the kernel shall end this process and not the one that serves."""
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
-    except OSError:
-        pass
 
 
 def _attend(path: str, timeout: float, answers: int) -> bool:
@@ -535,7 +621,7 @@ def _attend(path: str, timeout: float, answers: int) -> bool:
             signal.setitimer(signal.ITIMER_REAL, timeout)
             answer = _answer(path)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            _write(answers, answer)
+            write_frame(answers, answer)
             code = 0
         finally:
             os._exit(code)
@@ -551,7 +637,7 @@ def _attend(path: str, timeout: float, answers: int) -> bool:
     os.close(ended)
     _, status = os.waitpid(process, 0)
     if is_wanted and status:
-        _write(answers, b"E" + _obituary(status, timeout).encode())
+        write_frame(answers, b"E" + _obituary(status, timeout).encode())
     return is_wanted
 
 
@@ -576,12 +662,6 @@ def _obituary(status: int, timeout: float) -> str:
     if number < 0:
         return f"inspecting it crashed libhdf5 ({signal.Signals(-number).name})"
     return "inspecting it failed"
-
-
-def _write(fd: int, answer: bytes) -> None:
-    rest = memoryview(struct.pack("<Q", len(answer)) + answer)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed import wire
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 """Changes when a layout written before cannot be read any more; part of the name under which it is cached."""
 
 MAX_RECORD_BYTES = 16 << 20
@@ -108,6 +108,16 @@ class ArrayLayout:
         offset are those of the table.
     text : tuple of str or None
         The values of a short list of strings.
+    external : str or None
+        The data begins at `offset` of another file, of this name.
+    by_h5py : bool
+        No layout says where the rows lie: h5py reads them.
+    ragged : bool
+        Each row is a list of its own length: `dtype` is that of its items. Only with `by_h5py`.
+    others : tuple of str
+        Names of the other files that h5py reads rows from.
+    is_bfloat16 : bool
+        `dtype` is that of two bytes that numpy has no number for.
     """
 
     path: str
@@ -125,6 +135,11 @@ class ArrayLayout:
     inline: bytes | None = None
     record: tuple[int, int] | None = None
     text: tuple[str, ...] | None = None
+    external: str | None = None
+    by_h5py: bool = False
+    ragged: bool = False
+    others: tuple[str, ...] = ()
+    is_bfloat16: bool = False
 
     @property
     def rows(self) -> int:
@@ -136,7 +151,7 @@ class ArrayLayout:
 
     @cached_property
     def row_bytes(self) -> int:
-        """Bytes of one row, decoded."""
+        """Bytes of one row, decoded; of one item where rows are ragged."""
         return math.prod(self.sample_shape) * np.dtype(self.dtype).itemsize
 
     @cached_property
@@ -167,12 +182,22 @@ class ArrayLayout:
 
 
 @dataclass(frozen=True)
+class ExternalLink:
+    """A name in this file, and the file and path that it stands for."""
+
+    path: str
+    file: str
+    target: str
+
+
+@dataclass(frozen=True)
 class FileLayout:
     """All arrays of a file, with the attributes of its root, and what of it is not listed."""
 
     arrays: tuple[ArrayLayout, ...]
     attributes: dict[str, Any]
     notes: tuple[str, ...] = ()
+    links: tuple[ExternalLink, ...] = ()
 
 
 def check_array(array: ArrayLayout) -> None:
@@ -194,6 +219,13 @@ def check_array(array: ArrayLayout) -> None:
     if array.unreadable is not None:
         _demand(array.unreadable != "" and ways == (None, None, None) and array.chunk_shape is None, "it is no array")
         return
+    if array.by_h5py:
+        _demand(ways == (None, None, None) and array.chunk_shape is None, "its data lies in two places")
+        _demand(array.record is None and len(array.shape) > 0, "it is no array of rows")
+        _demand(not array.ragged or len(array.shape) == 1, "its lists lie along more than one axis")
+        return
+    _demand(not array.ragged and array.others == (), "it is no array that h5py reads")
+    _demand(array.external is None or array.offset is not None, "its data begins nowhere in another file")
     _demand(sum(way is not None for way in ways) <= 1, "its data lies in two places")
     _demand(len(array.shape) > 0, "it is a scalar: it has no rows")
     element, rank = dtype.itemsize, len(array.shape)
@@ -272,7 +304,8 @@ def dump_layout(layout: FileLayout) -> bytes:
         if array.chunks is not None:
             entry["chunks"], _ = tables.setdefault(id(array.chunks), (len(tables), array.chunks))
         description.append(entry)
-    text = json.dumps({"arrays": description, "attributes": layout.attributes, "notes": layout.notes})
+    links = [asdict(link) for link in layout.links]
+    text = json.dumps({"arrays": description, "attributes": layout.attributes, "notes": layout.notes, "links": links})
     tensors = {f"{number}.{name}": getattr(table, name) for number, table in tables.values() for name in _TABLE}
     body = wire.Body(
         [wire.Tensor(name, np.dtype("<i8"), values.shape) for name, values in tensors.items()],
@@ -297,14 +330,17 @@ def load_layout(data: bytes) -> FileLayout:
         tables: dict[int, ChunkTable] = {}
         arrays = tuple(_array(entry, tensors, tables) for entry in content["arrays"])
         notes = tuple(content["notes"])
+        links = tuple(ExternalLink(**link) for link in content["links"])
         _demand(isinstance(content["attributes"], dict), "its attributes are none")
         _demand(all(isinstance(note, str) for note in notes), "its notes are none")
+        words = [word for link in links for word in (link.path, link.file, link.target)]
+        _demand(all(isinstance(word, str) and word != "" for word in words), "its links are none")
         _demand(len({array.path for array in arrays}) == len(arrays), "a path is there twice")
         for array in arrays:
             check_array(array)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, struct.error) as error:
         raise ValueError(f"this is no layout: {error}") from None
-    return FileLayout(arrays, content["attributes"], notes)
+    return FileLayout(arrays, content["attributes"], notes, links)
 
 
 def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, Int64s]]:
@@ -334,6 +370,7 @@ def _array(entry: dict[str, Any], tensors: Mapping[str, Int64s], tables: dict[in
             "inline": None if entry["inline"] is None else bytes.fromhex(entry["inline"]),
             "record": None if entry["record"] is None else (entry["record"][0], entry["record"][1]),
             "text": None if entry["text"] is None else tuple(entry["text"]),
+            "others": tuple(entry["others"]),
             "chunks": None if number is None else tables[number],
         }
     )
@@ -342,6 +379,8 @@ def _array(entry: dict[str, Any], tensors: Mapping[str, Int64s], tables: dict[in
     _demand(array.unreadable is None or isinstance(array.unreadable, str), "a reason is none")
     _demand(isinstance(array.attributes, dict), "its attributes are none")
     _demand(all(isinstance(value, str) for value in array.text or ()), "its text is none")
+    _demand(isinstance(array.external or "", str), "its file is none")
+    _demand(all(isinstance(value, str) for value in array.others), "its files are none")
     _demand(all(type(value) is int for value in names.values()), "its names are none")
     return array
 
@@ -358,5 +397,10 @@ _PLAIN = (
     "enum_names",
     "record",
     "text",
+    "external",
+    "by_h5py",
+    "ragged",
+    "others",
+    "is_bfloat16",
 )
 _TABLE = ("numbers", "offsets", "sizes", "masks")

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 from h5feed.buffers import BufferPool
-from h5feed.errors import DatasetCorrupt, ReadTimeout
+from h5feed.errors import DatasetCorrupt, ReadTimeout, TooLarge
 
 from .cache import ByteCache
 from .codecs import decode_chunk
 from .column import Column, Segment
 from .layout import ArrayLayout
+from .reader_pool import ReaderPool
 from .source import LocalFile, Range
 
 SMALL_ROW_BYTES = 64 << 10
@@ -32,6 +33,15 @@ _MAX_PIECES_KEPT = 1 << 20
 
 _SLABS_KEPT = 3
 """Slabs that the cache must have room for, where rows are to be read by slabs."""
+
+_SAMPLES = 32
+"""Rows that tell how long the others may be."""
+
+_MAX_PADDED_BYTES = 256 << 20
+"""Bytes of text that is padded to one length."""
+
+_H5PY_BYTES = 32 << 20
+"""Bytes that h5py is asked for at once: they are held twice on their way."""
 
 _SCRATCH_BYTES = 16 << 20
 """Bytes: scratch memory that a thread keeps for the next chunk at most."""
@@ -54,10 +64,20 @@ class Reader:
         Bound on decoded chunks that are kept, because they hold more rows than were asked for.
     timeout : float
         Seconds that decoding the chunks of one batch may take.
+    hdf5 : ReaderPool
+        Reads what no layout describes.
     """
 
-    def __init__(self, threads: int, cache: ByteCache[npt.NDArray[Any]], chunk_bytes: int, timeout: float) -> None:
+    def __init__(
+        self,
+        threads: int,
+        cache: ByteCache[npt.NDArray[Any]],
+        chunk_bytes: int,
+        timeout: float,
+        hdf5: ReaderPool,
+    ) -> None:
         self._threads = threads
+        self._hdf5 = hdf5
         self._timeout = timeout
         self._cache = cache
         self._chunks: ByteCache[Bytes] = ByteCache(chunk_bytes, timeout)
@@ -76,6 +96,8 @@ class Reader:
         """All rows of a small column, from memory; None where it is not small enough to be kept there."""
         if not 0 < column.row_bytes <= SMALL_ROW_BYTES or column.pieces > _MAX_PIECES_KEPT:
             return None
+        if column.segments[0].array.ragged:
+            return None
         # Of wide records, a narrow column would be kept, but all of them read for it.
         if column.stored_nbytes > 2 * self._cache.max_bytes:
             return None
@@ -84,7 +106,9 @@ class Reader:
         return self._cache.get(column.key, lambda: self.read_all(column), lambda value: value.nbytes)
 
     def read_all(self, column: Column) -> npt.NDArray[Any]:
-        """All rows of a column, in memory of their own, read-only."""
+        """All rows of a column, in memory of their own, read-only; text that has its own lengths, padded."""
+        if column.segments[0].array.ragged:
+            return _padded(*self.read_ragged(column, np.arange(column.rows, dtype=np.int64)))
         out = np.empty((column.rows, *column.sample_shape), column.dtype)
         self.read_from_source(column, np.arange(column.rows, dtype=np.int64), out)
         out.flags.writeable = False
@@ -122,6 +146,61 @@ class Reader:
             else:
                 out[slice(None) if places is None else places] = self._read_converted(segment, local)
 
+    def typical_items(self, column: Column) -> int:
+        """Items that a ragged row has, the mean of a few."""
+        array = column.segments[0].array
+        if not array.ragged:
+            return column.dtype.itemsize
+
+        def measure() -> npt.NDArray[Any]:
+            rows = np.unique(np.linspace(0, column.rows - 1, min(column.rows, _SAMPLES)).astype(np.int64))
+            return np.array(-(-int(self.read_ragged(column, rows)[1][-1]) // max(1, len(rows))))
+
+        return int(self._cache.get(("typical", column.key), measure, lambda value: value.nbytes))
+
+    def read_ragged(self, column: Column, rows: Int64s) -> tuple[npt.NDArray[Any], Int64s]:
+        """Lists or text, in the order given, duplicates kept.
+
+        Returns
+        -------
+        items : (n,) of the column's dtype; text as uint8
+        offsets : (k + 1,) int64
+            Where the items of each row begin.
+
+        Raises
+        ------
+        DatasetCorrupt, RevisionChanged, ReadTimeout, ReaderCrashed, TooLarge
+        """
+        if not column.segments[0].array.ragged:
+            return self._read_text(column, rows)
+        dtype = np.dtype(np.uint8) if column.dtype.kind == "S" else column.dtype
+        found = []
+        lengths = np.zeros(len(rows), np.int64)
+        for segment, places, local in column.divide(rows):
+            items, begins = self._hdf5.read_ragged((segment.source, *segment.source.beside), segment.array, local)
+            stored = items if dtype == np.uint8 else items.view(segment.array.dtype).astype(dtype, copy=False)
+            where = np.arange(len(rows)) if places is None else places
+            lengths[where] = np.diff(begins)
+            found.append((stored, begins, where))
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        if len(found) == 1:
+            return found[0][0], offsets
+        flat = np.empty(offsets[-1], dtype)
+        for stored, begins, where in found:
+            for place, begin, end in zip(where.tolist(), begins[:-1].tolist(), begins[1:].tolist(), strict=True):
+                flat[offsets[place] : offsets[place + 1]] = stored[begin:end]
+        return flat, offsets
+
+    def _read_text(self, column: Column, rows: Int64s) -> tuple[Bytes, Int64s]:
+        """Text of a fixed length, the padding of which is left out."""
+        strings = np.empty(len(rows), column.dtype)
+        self.read(column, rows, strings)
+        # padded: (rows, fixed length)
+        padded = strings.view(np.uint8).reshape(len(rows), column.dtype.itemsize)
+        lengths = np.char.str_len(strings)
+        flat = padded[np.arange(column.dtype.itemsize) < lengths[:, None]]
+        return flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
     def _read_converted(self, segment: Segment, rows: Int64s) -> npt.NDArray[Any]:
         """Rows that do not travel as they are stored: members of records, big-endian numbers, columns of a matrix."""
         source, array = segment.source, segment.array
@@ -152,7 +231,14 @@ class Reader:
         target : (n, row bytes) uint8
         """
         everywhere: Any = slice(None) if places is None else places
-        if array.inline is not None:
+        if array.by_h5py:
+            files = (source, *source.beside)
+            where = np.arange(len(rows)) if places is None else places
+            step = max(1, _H5PY_BYTES // max(1, array.row_bytes))
+            for first in range(0, len(rows), step):
+                raw = self._hdf5.read(files, array, rows[first : first + step])
+                target[where[first : first + step]] = raw.reshape(-1, array.row_bytes)
+        elif array.inline is not None:
             stored = np.frombuffer(array.inline, np.uint8).reshape(array.rows, array.row_bytes)
             target[everywhere] = stored[rows]
         elif array.chunks is not None:
@@ -390,6 +476,17 @@ def _grouped(owners: Int64s) -> tuple[Int64s, Int64s, list[int]]:
     sorted_owners = owners[order]
     begins = np.concatenate([[0], np.flatnonzero(np.diff(sorted_owners)) + 1])
     return order, sorted_owners[begins], [*begins.tolist(), len(owners)]
+
+
+def _padded(items: npt.NDArray[Any], offsets: Int64s) -> npt.NDArray[Any]:
+    """Text as strings of one length, (rows,) of S."""
+    lengths = np.diff(offsets)
+    width = max(1, int(lengths.max(initial=1)))
+    if items.dtype != np.uint8 or width * len(lengths) > _MAX_PADDED_BYTES:
+        raise TooLarge(f"lists or texts of up to {width} items are too long to be taken as one value each")
+    padded = np.zeros((len(lengths), width), np.uint8)
+    padded[np.arange(width) < lengths[:, None]] = items
+    return padded.reshape(-1).view(f"S{width}")
 
 
 def _fill_row(array: ArrayLayout) -> Bytes:

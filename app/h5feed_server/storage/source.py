@@ -9,8 +9,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from h5feed.errors import DatasetCorrupt, FeedError, Overloaded, RevisionChanged, SourceUnavailable
 
@@ -33,8 +32,7 @@ class ByteSource(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(NamedTuple):
     """What tells that a file is still the one that was inspected. Keys caches; never leaves this machine."""
 
     device: int
@@ -90,7 +88,7 @@ class OpenFiles:
                     self._files.popitem(last=False)
             self._files.move_to_end(path)
         if held.identity != identity:
-            raise _changed()
+            raise changed()
         return held
 
     def close(self) -> None:
@@ -99,12 +97,28 @@ class OpenFiles:
 
 
 class LocalFile:
-    """A `ByteSource` over a local file, by `preadv`. Never mmap: a truncated file would be a SIGBUS."""
+    """A `ByteSource` over a local file, by `preadv`. Never mmap: a truncated file would be a SIGBUS.
 
-    def __init__(self, files: OpenFiles, path: str, identity: Identity) -> None:
+    Parameters
+    ----------
+    beside : tuple of LocalFile
+        Other files that an array of this one may be read from, by h5py.
+    """
+
+    def __init__(self, files: OpenFiles, path: str, identity: Identity, beside: tuple[LocalFile, ...] = ()) -> None:
         self._files = files
-        self._path = path
+        self.path = path
         self.identity = identity
+        self.beside = beside
+
+    @property
+    def key(self) -> tuple[Identity, ...]:
+        """Stands for the content, in caches."""
+        return (self.identity, *(file.identity for file in self.beside))
+
+    def with_beside(self, files: Sequence[LocalFile]) -> LocalFile:
+        """The same file, read together with others."""
+        return LocalFile(self._files, self.path, self.identity, tuple(files))
 
     def read_ranges(self, ranges: Sequence[Range]) -> None:
         with self.reading() as fd:
@@ -123,16 +137,16 @@ class LocalFile:
         RevisionChanged, SourceUnavailable, Overloaded
         """
         try:
-            held = self._files.get(self._path, self.identity)
+            held = self._files.get(self.path, self.identity)
             yield held.fd
             # Bytes that were overwritten in place while they were read must not be taken for the old ones.
             status = os.fstat(held.fd)
         except FileNotFoundError:
-            raise _changed() from None
+            raise changed() from None
         except OSError as error:
             raise _refused(error) from None
         if status.st_mtime_ns != self.identity.mtime_ns or status.st_size != self.identity.size:
-            raise _changed()
+            raise changed()
 
     def read_rest(self, fd: int, offset: int, target: memoryview, done: int) -> None:
         """What a read has left of `target`: Linux reads at most 2 GiB at a time, and some file systems less."""
@@ -140,7 +154,7 @@ class LocalFile:
             received = os.preadv(fd, (target[done:],), offset + done)
             if not received:
                 if Identity.of(os.fstat(fd)) != self.identity:
-                    raise _changed()
+                    raise changed()
                 raise DatasetCorrupt(
                     f"the file ends at byte {os.fstat(fd).st_size}, an array in it at {offset + len(target)}"
                 )
@@ -154,5 +168,5 @@ def _refused(error: OSError) -> FeedError:
     return SourceUnavailable(f"a file of this dataset cannot be read: {error.strerror}", retry_after=1)
 
 
-def _changed() -> RevisionChanged:
+def changed() -> RevisionChanged:
     return RevisionChanged("a file of this dataset has changed: ask for the dataset again to get its new revision")

@@ -1,0 +1,255 @@
+"""From a path to the arrays behind it: inspects a file, follows its links, finds the files that it is read with.
+
+A name in a file may lead to any other: it is followed within the data folder only, whatever links lie on the way.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from h5feed.errors import FeedError, ReaderCrashed, Unreadable
+
+from ..settings import Settings
+from ..storage.column import Segment
+from ..storage.folder import CacheFolder
+from ..storage.inspector import Inspector
+from ..storage.layout import LAYOUT_VERSION, ArrayLayout, ExternalLink, FileLayout, load_layout
+from ..storage.reader_pool import CRASHES, ReaderPool
+from ..storage.source import Identity, LocalFile, OpenFiles
+from .revision import content_digest
+
+MAX_LINKED = 10_000
+"""Arrays that the links of one file may lead to."""
+
+MAX_NESTING = 4
+"""Files that lead to one another."""
+
+MAX_PROBED = 64
+"""Arrays of a file that h5py reads are tried by a row; what is wrong with others shows when they are read."""
+
+Beside = dict[str, Identity | None]
+"""Files that were looked for, by path, and what was there."""
+
+
+@dataclass(frozen=True)
+class LoadedFile:
+    """A file, inspected.
+
+    Attributes
+    ----------
+    segments : dict of str to Segment
+        Where the rows of each array lie, by its path in the file.
+    digests : tuple of bytes
+        Of its content, and of that of all files that it leads to.
+    """
+
+    source: LocalFile
+    layout: FileLayout
+    segments: dict[str, Segment]
+    digests: tuple[bytes, ...]
+
+
+class FileLoader:
+    """Loads files; one for all threads.
+
+    Parameters
+    ----------
+    root : Path
+        The data folder, without links in it.
+    hdf5 : ReaderPool
+        Tries what h5py is to read.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        settings: Settings,
+        folder: CacheFolder,
+        files: OpenFiles,
+        inspector: Inspector,
+        hdf5: ReaderPool,
+    ) -> None:
+        self._root = root
+        self._settings = settings
+        self._folder = folder
+        self._files = files
+        self._inspector = inspector
+        self._hdf5 = hdf5
+
+    def load(self, path: str, identity: Identity, beside: Beside) -> LoadedFile:
+        """The file at `path`, and, noted in `beside`, all that it leads to.
+
+        Raises
+        ------
+        Unreadable, RevisionChanged, OSError
+        """
+        return _Loading(self, beside).load(path, identity, ())
+
+    def layout(self, path: str, identity: Identity) -> tuple[FileLayout, bytes]:
+        """The layout of a file, inspected once for all processes; as it is and as it is kept."""
+        name = f"layouts/{LAYOUT_VERSION}-{identity.key}"
+        data = self._folder.get(name, lambda: self._inspector.inspect(path))
+        try:
+            return load_layout(data), data
+        except ValueError:
+            # Not what was written there: a disk may do that.
+            self._folder.discard(name)
+            data = self._folder.get(name, lambda: self._inspector.inspect(path))
+            return load_layout(data), data
+
+    def digest(self, path: str, identity: Identity, layout: bytes) -> bytes:
+        """Of the content of a file, computed once for all processes."""
+        limit = self._settings.digest_limit
+        name = f"digests/{limit:x}-{identity.key}"
+        return self._folder.get(name, lambda: content_digest(path, identity, limit, layout))
+
+    def source(self, path: str, identity: Identity) -> LocalFile:
+        return LocalFile(self._files, path, identity)
+
+    def find(self, path: str, name: str, beside: Beside) -> tuple[str, Identity]:
+        """The file that a name in the file at `path` stands for.
+
+        Raises
+        ------
+        _Astray
+        """
+        found = os.path.realpath(os.path.join(os.path.dirname(path), name))
+        known = f"the file {name!r}"
+        if not found.startswith(f"{self._root}{os.sep}"):
+            raise _Astray(f"{known}, which lies outside of the data folder")
+        try:
+            status = os.stat(found)
+        except (OSError, ValueError):
+            beside[found] = None
+            raise _Astray(f"{known}, which is missing") from None
+        beside[found] = Identity.of(status)
+        if not stat.S_ISREG(status.st_mode):
+            raise _Astray(f"{known}, which is no regular file")
+        return found, Identity.of(status)
+
+    def problem(self, segment: Segment) -> str | None:
+        """What is wrong with an array that h5py is to read, where its first row tells."""
+        files = (segment.source, *segment.source.beside)
+        rows = np.zeros(min(1, segment.array.rows), np.int64)
+        read = self._hdf5.read_ragged if segment.array.ragged else self._hdf5.read
+        for _ in range(CRASHES):
+            try:
+                read(files, segment.array, rows)
+                return None
+            except ReaderCrashed:
+                continue
+            except FeedError as error:
+                return error.detail.removeprefix(f"{segment.array.path!r}: ")
+        return "reading it crashes HDF5"
+
+
+class _Astray(Exception):
+    """A name leads to what cannot be served; the message names it and says why."""
+
+
+class _Loading:
+    """Files that lead to one another, each loaded once."""
+
+    def __init__(self, loader: FileLoader, beside: Beside) -> None:
+        self._loader = loader
+        self._beside = beside
+        self._loaded: dict[str, LoadedFile] = {}
+
+    def load(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
+        if path not in self._loaded:
+            self._loaded[path] = self._load(path, identity, above)
+        return self._loaded[path]
+
+    def _load(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
+        layout, data = self._loader.layout(path, identity)
+        source = self._loader.source(path, identity)
+        digests: dict[str, tuple[bytes, ...]] = {path: (self._loader.digest(path, identity, data),)}
+        segments = {}
+        probed = 0
+        for array in layout.arrays:
+            try:
+                segment = self._segment(source, array, (*above, path), digests)
+            except _Astray as error:
+                segment = Segment(source, _unreadable(array.path, f"its data lies in {error}"))
+            if array.by_h5py and segment.array.unreadable is None and probed < MAX_PROBED:
+                probed += 1
+                problem = self._loader.problem(segment)
+                if problem is not None:
+                    segment = Segment(source, replace(_unreadable(array.path, problem), text=array.text))
+            segments[array.path] = segment
+        for link in layout.links:
+            for name, segment in self._linked(source, link, (*above, path), digests):
+                if len(segments) < len(layout.arrays) + MAX_LINKED:
+                    segments.setdefault(name, segment)
+        ordered = [digests.pop(path), *(digests[other] for other in sorted(digests))]
+        return LoadedFile(source, layout, segments, tuple(part for parts in ordered for part in parts))
+
+    def _segment(
+        self, source: LocalFile, array: ArrayLayout, above: tuple[str, ...], digests: dict[str, tuple[bytes, ...]]
+    ) -> Segment:
+        if array.external is not None:
+            path, identity = self._loader.find(source.path, array.external, self._beside)
+            if array.offset is not None and array.offset + array.nbytes > identity.size:
+                raise _Astray(f"the file {array.external!r}, which ends before it does")
+            digests[path] = (self._loader.digest(path, identity, b""),)
+            return Segment(self._loader.source(path, identity), replace(array, external=None))
+        others: dict[str, LocalFile] = {}
+        for name in array.others:
+            path, identity = self._loader.find(source.path, name, self._beside)
+            if path in above:
+                continue
+            try:
+                loaded = self._nested(path, identity, above)
+                others |= {path: loaded.source}
+                digests[path] = loaded.digests
+                for part in loaded.segments.values():
+                    others |= {file.path: file for file in part.source.beside}
+            except Unreadable:
+                # A part that is no HDF5 file by itself; if it ought to be one, the first row shows.
+                others[path] = self._loader.source(path, identity)
+                digests[path] = (self._loader.digest(path, identity, b""),)
+        others.pop(source.path, None)
+        return Segment(source.with_beside(tuple(others.values())) if others else source, array)
+
+    def _linked(
+        self, source: LocalFile, link: ExternalLink, above: tuple[str, ...], digests: dict[str, tuple[bytes, ...]]
+    ) -> Iterator[tuple[str, Segment]]:
+        """The arrays that a link into another file leads to, by the paths that they have through it."""
+        try:
+            path, identity = self._loader.find(source.path, link.file, self._beside)
+            if path in above:
+                raise _Astray(f"the file {link.file!r}, which leads back here")
+            loaded = self._nested(path, identity, above)
+        except _Astray as error:
+            yield link.path, Segment(source, _unreadable(link.path, f"it is a link into {error}"))
+            return
+        except Unreadable as error:
+            reason = f"it is a link into the file {link.file!r}, which cannot be read: {error.detail}"
+            yield link.path, Segment(source, _unreadable(link.path, reason))
+            return
+        digests[path] = loaded.digests
+        target = link.target.strip("/")
+        below = f"{target}/" if target else ""
+        found = False
+        for name, segment in loaded.segments.items():
+            if name == target or name.startswith(below):
+                found = True
+                rest = name.removeprefix(target).strip("/")
+                yield "/".join(part for part in (link.path, rest) if part), segment
+        if not found:
+            reason = f"it is a link to {link.target!r} in the file {link.file!r}, where no array is"
+            yield link.path, Segment(source, _unreadable(link.path, reason))
+
+    def _nested(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
+        if len(above) > MAX_NESTING:
+            raise _Astray(f"files that lead to one another more than {MAX_NESTING} deep")
+        return self.load(path, identity, above)
+
+
+def _unreadable(path: str, reason: str) -> ArrayLayout:
+    return ArrayLayout(path, (), "|u1", unreadable=reason)

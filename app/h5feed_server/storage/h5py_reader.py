@@ -1,0 +1,304 @@
+"""Reads rows with h5py where no layout says where they lie: lists of any length, virtual arrays, files in parts.
+
+Runs as a child process only, and long: it holds files open. `reader_pool` is the other end.
+
+Protocol: a request is a frame of an 8-byte little-endian length and JSON, followed by its ``rows`` as int64. An answer
+is a frame of `KIND_BYTES` for its kind (``D`` data, ``E`` an error as JSON) and the content. Data of fixed rows are
+their bytes, as stored, in the order asked; data of ragged rows are ``rows + 1`` offsets (int64, in items) and the items.
+
+The arrays may be crafted. libhdf5 would follow whatever names they hold to any file of this machine, so external links
+are switched off, and the parts of a virtual array are looked at before libhdf5 is let to them: each must lie in one of
+the files that the request names, and none may be made of itself, which libhdf5 does not survive.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import signal
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, RevisionChanged, TooLarge, Unreadable
+from h5py import h5d
+
+from .child import KIND_BYTES, LENGTH, confine, write_frame
+
+MAX_OPEN = 16
+"""Files held open, with those that belong to them."""
+
+MAX_PARTS = 4096
+"""Parts of a virtual array."""
+
+_MAX_NESTING = 8
+"""Virtual arrays that are made of others that are virtual."""
+
+_ROWS_AT_ONCE = 64
+"""Ragged rows read by one call: it is known only afterwards how many bytes they have."""
+
+_EXTERNAL_LINKS = 64
+"""HDF5's number of the class of links into other files."""
+
+_FAMILY = re.compile(r"^(.*?)(\d+)(\.[^./]*)$")
+_SPLIT_ENDINGS = ("-m.h5", "-r.h5")
+
+Int64s = npt.NDArray[np.int64]
+Identity = tuple[int, int, int, int]
+"""Device, inode, size and modification time."""
+
+
+def open_file(path: str) -> h5py.File:
+    """Open a file, or all that HDF5 wrote one file into, beginning with `path`."""
+    driver, _ = members_of(path)
+    # No lock is taken: the file may lie on a read-only or network mount, and is only read.
+    if driver == "split":
+        endings = [ending.encode() for ending in _SPLIT_ENDINGS]
+        stem = path.removesuffix(_SPLIT_ENDINGS[0])
+        return h5py.File(stem, "r", locking=False, driver=driver, meta_ext=endings[0], raw_ext=endings[1])
+    if driver == "family":
+        return h5py.File(_family(path)[0], "r", locking=False, driver=driver, memb_size=0)
+    return h5py.File(path, "r", locking=False)
+
+
+def members_of(path: str) -> tuple[str | None, tuple[str, ...]]:
+    """HDF5's driver for a file that it wrote in parts, and the paths of the other parts."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        # Where the superblock names the driver, in a file without a user block.
+        head = file.read(1024)
+    if not head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return None, ()
+    if b"NCSAmult" in head and path.endswith(_SPLIT_ENDINGS[0]):
+        return "split", (path.removesuffix(_SPLIT_ENDINGS[0]) + _SPLIT_ENDINGS[1],)
+    if b"NCSAfami" in head and _FAMILY.match(path):
+        template, number = _family(path)
+        others: list[str] = []
+        while os.path.exists(template % (number + len(others) + 1)):
+            others.append(template % (number + len(others) + 1))
+        return "family", tuple(others)
+    return None, ()
+
+
+def _family(path: str) -> tuple[str, int]:
+    """The pattern of the names of a family, and the number of the member `path`."""
+    match = _FAMILY.match(path)
+    assert match is not None
+    stem, digits, ending = match.groups()
+    width = f"0{len(digits)}" if digits.startswith("0") and len(digits) > 1 else ""
+    return f"{stem.replace('%', '%%')}%{width}d{ending.replace('%', '%%')}", int(digits)
+
+
+class _OpenSet:
+    """A file, open, with those that its virtual arrays are made of."""
+
+    def __init__(self, files: Mapping[str, Identity]) -> None:
+        self.files = files
+        self._open: dict[str, h5py.File] = {}
+        self._datasets: dict[str, h5py.Dataset] = {}
+        self._main = next(iter(files))
+        self._checked: set[tuple[str, str]] = set()
+
+    def dataset(self, path: str) -> h5py.Dataset:
+        """The array at `path` of the first file, when it is known to be safe."""
+        if path not in self._datasets:
+            dataset = self._item(self._main, path)
+            self._check(self._main, path, dataset, ())
+            self._datasets[path] = dataset
+        return self._datasets[path]
+
+    def close(self) -> None:
+        self._datasets.clear()
+        for file in self._open.values():
+            file.close()
+
+    def _item(self, file: str, path: str) -> h5py.Dataset:
+        try:
+            item = self._file(file)[path]
+        except KeyError:
+            raise Unreadable(f"its part {path!r} of {os.path.basename(file)!r} is not there") from None
+        if not isinstance(item, h5py.Dataset):
+            raise Unreadable(f"its part {path!r} of {os.path.basename(file)!r} is no array")
+        return item
+
+    def _file(self, path: str) -> h5py.File:
+        if path not in self._open:
+            opened = open_file(path)
+            self._open[path] = opened
+            # Of a file in parts, there is no one descriptor.
+            status = os.stat(path) if members_of(path)[0] else os.fstat(opened.id.get_vfd_handle())
+            found = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            if found != tuple(self.files[path]):
+                raise RevisionChanged("a file of this dataset has changed: ask for the dataset again")
+        return self._open[path]
+
+    def _check(self, file: str, path: str, dataset: h5py.Dataset, above: tuple[tuple[str, str], ...]) -> None:
+        """Refuse what would lead libhdf5 to other files than those named, or round in circles."""
+        # By address: an array has as many names as there are links to it.
+        info = h5py.h5o.get_info(dataset.id)
+        here = (file, str(info.addr))
+        if here in above:
+            raise Unreadable("it is a virtual array that is made of itself")
+        if here in self._checked:
+            return
+        properties = dataset.id.get_create_plist()
+        if properties.get_external_count():
+            raise Unreadable("its data, or that of a part, lies in an external file")
+        if properties.get_layout() == h5d.VIRTUAL:
+            if len(above) >= _MAX_NESTING:
+                raise Unreadable(f"it is made of virtual arrays more than {_MAX_NESTING} deep")
+            for name, part in virtual_parts(properties):
+                source = file if name == "." else os.path.realpath(os.path.join(os.path.dirname(file), name))
+                if source not in self.files:
+                    raise Unreadable(f"it is made of parts of {name!r}, which is no file of the data folder")
+                self._check(source, part, self._item(source, part), (*above, here))
+        self._checked.add(here)
+
+
+def virtual_parts(properties: h5py.h5p.PropDCID) -> list[tuple[str, str]]:
+    """File (``"."``: the same one) and path of each part of a virtual array, each once.
+
+    Raises
+    ------
+    ValueError
+        There are too many, or as many as there happen to be files.
+    """
+    count = properties.get_virtual_count()
+    if count > MAX_PARTS:
+        raise ValueError(f"it is made of {count} parts, more than the {MAX_PARTS} that are read")
+    parts: dict[tuple[str, str], None] = {}
+    for number in range(count):
+        name, part = properties.get_virtual_filename(number), properties.get_virtual_dsetname(number)
+        if "%" in name or "%" in part:
+            raise ValueError("it is made of parts that are named by a pattern, which is not read")
+        parts[name, part] = None
+    return list(parts)
+
+
+def _read_fixed(dataset: h5py.Dataset, rows: Int64s, stored: str) -> list[memoryview]:
+    wanted, places = np.unique(rows, return_inverse=True)
+    values = np.empty((len(wanted), *dataset.shape[1:]), dataset.dtype)
+    for start, stop in _runs(wanted, len(wanted)):
+        dataset.read_direct(values, np.s_[wanted[start] : wanted[stop - 1] + 1], np.s_[start:stop])
+    values = values.astype(stored, copy=False)
+    if len(wanted) < len(rows) or (rows != wanted).any():
+        values = values[places]
+    return [memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))]
+
+
+def _read_ragged(dataset: h5py.Dataset, rows: Int64s, stored: str, limit: int) -> list[memoryview]:
+    wanted, places = np.unique(rows, return_inverse=True)
+    dtype = np.dtype(stored)
+    parts: list[bytes] = []
+    total = 0
+    for start, stop in _runs(wanted, _ROWS_AT_ONCE):
+        for value in dataset[wanted[start] : wanted[stop - 1] + 1].tolist():
+            items = value.encode() if isinstance(value, str) else value
+            if not isinstance(items, bytes):
+                items = np.asarray([] if items is None else items).astype(dtype).tobytes()
+            parts.append(items)
+            total += len(items)
+            if total > limit:
+                raise TooLarge(f"these rows have more than the {limit} bytes of one answer: ask for fewer at once")
+    chosen = [parts[place] for place in places.tolist()]
+    lengths = np.array([len(items) for items in chosen], np.int64) // dtype.itemsize
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    if offsets[-1] * dtype.itemsize > limit:
+        raise TooLarge(f"these rows have more than the {limit} bytes of one answer: ask for fewer at once")
+    return [memoryview(offsets.view(np.uint8)), *(memoryview(items) for items in chosen)]
+
+
+def _runs(rows: Int64s, longest: int) -> Iterator[tuple[int, int]]:
+    """Where rows that follow each other begin and end in `rows`, at most `longest` at a time."""
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    for start, stop in zip([0, *breaks.tolist()], [*breaks.tolist(), len(rows)], strict=True):
+        for first in range(start, stop, max(1, longest)):
+            yield first, min(first + longest, stop)
+
+
+# The child process ---------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Answers requests, with files held open between them."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[str, _OpenSet] = OrderedDict()
+
+    def answer(self, request: dict[str, Any], rows: Int64s) -> list[memoryview]:
+        key = json.dumps(request["files"])
+        opened = self._opened(key, {path: tuple(identity) for path, identity in request["files"]})
+        try:
+            return self._read(opened, request, rows)
+        except BaseException:
+            # What is wrong with it may be what was opened.
+            self._open.pop(key).close()
+            raise
+
+    def _read(self, opened: _OpenSet, request: dict[str, Any], rows: Int64s) -> list[memoryview]:
+        dataset = opened.dataset(request["path"])
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < dataset.shape[0]:
+            raise DatasetCorrupt(f"the array has {dataset.shape[0]} rows now")
+        if request["ragged"]:
+            return _read_ragged(dataset, rows, request["dtype"], request["limit"])
+        return _read_fixed(dataset, rows, request["dtype"])
+
+    def _opened(self, key: str, files: Mapping[str, Identity]) -> _OpenSet:
+        if key not in self._open:
+            # libhdf5 shares what it knows of a file between all who have it open: nobody may know it as it was.
+            for old in [old for old, held in self._open.items() if held.files.keys() & files.keys()]:
+                self._open.pop(old).close()
+            while len(self._open) >= MAX_OPEN:
+                self._open.popitem(last=False)[1].close()
+            self._open[key] = _OpenSet(files)
+        self._open.move_to_end(key)
+        return self._open[key]
+
+
+def _reason(error: Exception, files: Sequence[str]) -> FeedError:
+    if isinstance(error, FeedError):
+        return error
+    if isinstance(error, MemoryError):
+        return TooLarge("these rows take more memory than there is for reading them: ask for fewer at once")
+    if isinstance(error, FileNotFoundError):
+        return RevisionChanged("a file of this dataset is not there any more")
+    text = str(error) or type(error).__name__
+    for path in files:
+        text = text.replace(path, os.path.basename(path))
+    return DatasetCorrupt(f"HDF5 cannot read it: {text[:300]}")
+
+
+def _receive(stream: BinaryIO) -> tuple[dict[str, Any], Int64s] | None:
+    length = stream.read(LENGTH.size)
+    if len(length) < LENGTH.size:
+        return None
+    request = json.loads(stream.read(LENGTH.unpack(length)[0]))
+    return request, np.frombuffer(stream.read(8 * request["rows"]), np.int64)
+
+
+def main(memory_bytes: int, timeout: float) -> None:
+    """Answer requests until standard input ends."""
+    if ctypes.CDLL(h5py.h5.__file__).H5Lunregister(_EXTERNAL_LINKS) < 0:
+        raise RuntimeError("libhdf5 would follow links into other files")
+    answers = confine(memory_bytes)
+    reader = _Reader()
+    while (asked := _receive(sys.stdin.buffer)) is not None:
+        # The signal's default is to kill: it ends libhdf5 wherever it is.
+        signal.setitimer(signal.ITIMER_REAL, timeout)
+        try:
+            content = [memoryview(b"D".ljust(KIND_BYTES)), *reader.answer(*asked)]
+        except Exception as error:
+            problem = _reason(error, [path for path, _ in asked[0]["files"]])
+            assert problem.code in CLASS_BY_CODE
+            content = [memoryview(b"E".ljust(KIND_BYTES) + json.dumps([problem.code, problem.detail]).encode())]
+        write_frame(answers, *content)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]))
