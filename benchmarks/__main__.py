@@ -15,20 +15,20 @@ import h5feed
 import h5py
 import numpy as np
 
-from . import chunked, compressed, contiguous, report, small, transport
+from . import chunked, cold, compressed, contiguous, report, small, transport
 from .data import Files, make_files
 from .measure import Measured, compare
 from .served import WORKERS
 from .servers import H5feedServer, h5feed_server
 
-GROUPS: dict[str, ModuleType] = {"a": contiguous, "b": compressed, "c": small, "d": transport, "e": chunked}
+GROUPS: dict[str, ModuleType] = {"a": contiguous, "b": compressed, "c": small, "d": transport, "e": chunked, "f": cold}
 
 _KEPT = Path(__file__).parent / "data"
 
 _EXAMPLES = """groups:
   a  shuffled batches of big images, contiguous     c  shuffled batches of small images
   b  the same, gzipped, one chunk an image          d  our transport and stock httpx
-  e  other filters, and chunks that fit badly
+  e  other filters, and chunks that fit badly       f  a cold start over a thousand files
 
 examples:
   python -m benchmarks                       everything, in less than five minutes

@@ -46,11 +46,11 @@ class H5feedServer:
 
 
 @contextlib.contextmanager
-def h5feed_server(folder: Path, workers: int, **environment: str) -> Iterator[H5feedServer]:
-    """The real server over `folder`, with a cache folder and settings of its own."""
-    with tempfile.TemporaryDirectory(prefix="h5feed-cache-") as cache:
+def h5feed_server(folder: Path, workers: int, cache: Path | None = None, **environment: str) -> Iterator[H5feedServer]:
+    """The real server over `folder`, with settings of its own, and unless `cache` is one with an empty cache folder."""
+    with tempfile.TemporaryDirectory(prefix="h5feed-cache-") as empty:
         command = [sys.executable, "-m", "h5feed_server.cli", "serve", str(folder), "--port", "0"]
-        command += ["--workers", str(workers), "--cache-dir", cache]
+        command += ["--workers", str(workers), "--cache-dir", str(cache or empty)]
         with _running(command, environment) as process:
             announced = re.search(r"at (\S+)", _first_line(process))
             if announced is None:

@@ -124,7 +124,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file["x"], file["y"] = np.zeros((5, 3)), np.arange(5)
     (path / "broken.h5").write_bytes(b"this is no HDF5 file")
     with h5py.File(path / "odd.h5", "w") as file:
-        file["text"] = [b"a", b"b"]
+        file["references"] = np.array([file.ref, file.ref], dtype=h5py.ref_dtype)
     os.mkfifo(path / "pipe.h5")
     return path
 

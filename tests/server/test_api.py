@@ -91,7 +91,7 @@ def test_rows_get_equals_post(http: httpx.Client) -> None:
     [
         ("/v1/datasets/nix", 404, "dataset_not_found", "mixed"),
         ("/v1/datasets/broken", 422, "unreadable", "broken"),
-        ("/v1/datasets/odd", 422, "unreadable", "string"),
+        ("/v1/datasets/odd", 422, "unreadable", "reference"),
         ("/v1/datasets/pipe", 422, "unreadable", "regular file"),
         ("/v1/datasets/mixed/batches/0?batch_size=0", 400, "bad_parameter", "batch_size"),
         ("/v1/datasets/mixed/batches/0?batch_size=ten", 400, "bad_parameter", "ten"),

@@ -339,7 +339,7 @@ def test_compact_linked_and_looping(families: h5feed.Feed) -> None:
     np.testing.assert_array_equal(batch["x"], expected)
     np.testing.assert_array_equal(batch["linked"], expected)
     reasons = {field.name: field.reason for field in dataset.fields.values() if not field.readable}
-    assert "another file" in str(reasons["outside"])
+    assert "outside of the data folder" in str(reasons["outside"])
     assert "nowhere" in str(reasons["nowhere"])
     assert not any(name.startswith("loop") for name in dataset.fields)
     assert dataset.splits(test=2, stratify="kinds")["stratify"] == "kinds"

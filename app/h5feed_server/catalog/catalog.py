@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 from h5feed.errors import DatasetNotFound, FeedError, Overloaded, RevisionChanged, Unreadable
 from h5feed.order import ORDER_VERSION
+from watchfiles import watch
 
 from ..settings import Settings
 from ..storage.folder import CacheFolder
@@ -42,6 +44,11 @@ MANY_FILES_SECONDS = 0.05
 
 _DEAR = 2.0
 """Bytes decoded for each served above which a field gets advice."""
+
+SETTLED_SECONDS = 2.0
+"""A file is looked at, without being asked for, when it has not been written to for so long."""
+
+_WATCH_SECONDS = 0.5
 
 PATIENCE_SECONDS = 5.0
 """How long a request waits for a file that is still being inspected and digested before it is asked to come again."""
@@ -79,6 +86,14 @@ class Entry:
         return any(_identity(path) != identity for path, identity in known)
 
 
+def _quiet_for(path: str) -> float:
+    """Seconds since a file was last written to."""
+    try:
+        return time.time() - os.stat(path).st_mtime
+    except OSError:
+        return math.inf
+
+
 def _identity(path: str) -> Identity | None:
     try:
         return Identity.of(os.stat(path))
@@ -114,9 +129,12 @@ class Catalog:
         self._lock = threading.Lock()
         self._loading = 0
         self._loading_lock = threading.Lock()
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="h5feed-watch", daemon=True).start()
 
     def close(self) -> None:
         """End the threads and the inspector, close the files."""
+        self._closed.set()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._inspector.rest()
         self._files.close()
@@ -241,6 +259,31 @@ class Catalog:
             self._entries = entries
             self._declaration = declaration
             self._scanned = began
+
+    def _watch(self) -> None:
+        """Have files that appear or change inspected before anybody asks for them.
+
+        Where the system does not tell of changes, as for some network mounts, they are noticed when they are asked for.
+        """
+        unsettled: set[str] = set()
+        ticks = watch(
+            self._root,
+            watch_filter=lambda _, path: path.lower().endswith((*SUFFIXES, DECLARATION)),
+            stop_event=self._closed,
+            rust_timeout=int(_WATCH_SECONDS * 1000),
+            yield_on_timeout=True,
+            raise_interrupt=False,
+            ignore_permission_denied=True,
+        )
+        try:
+            for changes in ticks:
+                unsettled |= {path for _, path in changes}
+                settled = {path for path in unsettled if _quiet_for(path) >= SETTLED_SECONDS}
+                if settled:
+                    unsettled -= settled
+                    self._rescan(time.monotonic())
+        except Exception as error:
+            logger.warning("the data folder cannot be watched (%s): changes are noticed when they are asked for", error)
 
     def _walk(self) -> list[str]:
         found = []

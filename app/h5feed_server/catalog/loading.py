@@ -119,7 +119,8 @@ class FileLoader:
         _Astray
         """
         found = os.path.realpath(os.path.join(os.path.dirname(path), name))
-        known = f"the file {name!r}"
+        # Of an absolute path, no more than the last part: it may be that of a disk of the server's.
+        known = f"the file {_shown(name)!r}"
         if not found.startswith(f"{self._root}{os.sep}"):
             raise _Astray(f"{known}, which lies outside of the data folder")
         try:
@@ -195,7 +196,7 @@ class _Loading:
         if array.external is not None:
             path, identity = self._loader.find(source.path, array.external, self._beside)
             if array.offset is not None and array.offset + array.nbytes > identity.size:
-                raise _Astray(f"the file {array.external!r}, which ends before it does")
+                raise _Astray(f"the file {_shown(array.external)!r}, which ends before it does")
             digests[path] = (self._loader.digest(path, identity, b""),)
             return Segment(self._loader.source(path, identity), replace(array, external=None))
         others: dict[str, LocalFile] = {}
@@ -223,13 +224,13 @@ class _Loading:
         try:
             path, identity = self._loader.find(source.path, link.file, self._beside)
             if path in above:
-                raise _Astray(f"the file {link.file!r}, which leads back here")
+                raise _Astray(f"the file {_shown(link.file)!r}, which leads back here")
             loaded = self._nested(path, identity, above)
         except _Astray as error:
             yield link.path, Segment(source, _unreadable(link.path, f"it is a link into {error}"))
             return
         except Unreadable as error:
-            reason = f"it is a link into the file {link.file!r}, which cannot be read: {error.detail}"
+            reason = f"it is a link into the file {_shown(link.file)!r}, which cannot be read: {error.detail}"
             yield link.path, Segment(source, _unreadable(link.path, reason))
             return
         digests[path] = loaded.digests
@@ -242,13 +243,17 @@ class _Loading:
                 rest = name.removeprefix(target).strip("/")
                 yield "/".join(part for part in (link.path, rest) if part), segment
         if not found:
-            reason = f"it is a link to {link.target!r} in the file {link.file!r}, where no array is"
+            reason = f"it is a link to {link.target!r} in the file {_shown(link.file)!r}, where no array is"
             yield link.path, Segment(source, _unreadable(link.path, reason))
 
     def _nested(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
         if len(above) > MAX_NESTING:
             raise _Astray(f"files that lead to one another more than {MAX_NESTING} deep")
         return self.load(path, identity, above)
+
+
+def _shown(name: str) -> str:
+    return os.path.basename(name) if os.path.isabs(name) else name
 
 
 def _unreadable(path: str, reason: str) -> ArrayLayout:

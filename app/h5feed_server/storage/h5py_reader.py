@@ -4,7 +4,7 @@ Runs as a child process only, and long: it holds files open. `reader_pool` is th
 
 Protocol: a request is a frame of an 8-byte little-endian length and JSON, followed by its ``rows`` as int64. An answer
 is a frame of `KIND_BYTES` for its kind (``D`` data, ``E`` an error as JSON) and the content. Data of fixed rows are
-their bytes, as stored, in the order asked; data of ragged rows are ``rows + 1`` offsets (int64, in items) and the items.
+their bytes, as stored, in the order asked; data of ragged rows are ``rows + 1`` offsets (int64, in items) and items.
 
 The arrays may be crafted. libhdf5 would follow whatever names they hold to any file of this machine, so external links
 are switched off, and the parts of a virtual array are looked at before libhdf5 is let to them: each must lie in one of
@@ -155,7 +155,9 @@ class _OpenSet:
             for name, part in virtual_parts(properties):
                 source = file if name == "." else os.path.realpath(os.path.join(os.path.dirname(file), name))
                 if source not in self.files:
-                    raise Unreadable(f"it is made of parts of {name!r}, which is no file of the data folder")
+                    raise Unreadable(
+                        f"it is made of parts of {os.path.basename(name)!r}, which is no file of the data folder"
+                    )
                 self._check(source, part, self._item(source, part), (*above, here))
         self._checked.add(here)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -34,8 +35,8 @@ _MAX_PIECES_KEPT = 1 << 20
 _SLABS_KEPT = 3
 """Slabs that the cache must have room for, where rows are to be read by slabs."""
 
-_SAMPLES = 32
-"""Rows that tell how long the others may be."""
+_SAMPLES = (32, 8, 2)
+"""How many rows tell how long the others may be; fewer where they are too long to be read at once."""
 
 _MAX_PADDED_BYTES = 256 << 20
 """Bytes of text that is padded to one length."""
@@ -153,8 +154,11 @@ class Reader:
             return column.dtype.itemsize
 
         def measure() -> npt.NDArray[Any]:
-            rows = np.unique(np.linspace(0, column.rows - 1, min(column.rows, _SAMPLES)).astype(np.int64))
-            return np.array(-(-int(self.read_ragged(column, rows)[1][-1]) // max(1, len(rows))))
+            for count in _SAMPLES:
+                rows = np.unique(np.linspace(0, column.rows - 1, min(column.rows, count)).astype(np.int64))
+                with contextlib.suppress(TooLarge):
+                    return np.array(-(-int(self.read_ragged(column, rows)[1][-1]) // max(1, len(rows))))
+            return np.array(1)
 
         return int(self._cache.get(("typical", column.key), measure, lambda value: value.nbytes))
 

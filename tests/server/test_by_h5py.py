@@ -1,0 +1,384 @@
+"""What no layout can describe, read by h5py in other processes: equal to h5py, confined, replaced when they die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import h5feed
+import h5py
+import httpx
+import ml_dtypes
+import numpy as np
+import psutil
+import pytest
+from conftest import ServerProcess, wait_until
+from h5feed.errors import RevisionChanged, TooLarge, Unreadable
+from sklearn.model_selection import train_test_split
+
+ROWS = 300
+A, B = np.arange(600).reshape(100, 6), np.arange(600).reshape(100, 6) + 1000
+
+
+def _lists(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    with h5py.File(folder / "lists.h5", "w") as file:
+        images = file.create_dataset("images", (ROWS,), h5py.vlen_dtype(np.uint8), chunks=(16,), compression="gzip")
+        angles = file.create_dataset("angles", (ROWS,), h5py.vlen_dtype("<f4"))
+        for row in range(ROWS - 1):
+            images[row] = random.integers(0, 256, random.integers(0, 3000), dtype=np.uint8)
+            angles[row] = np.arange(row % 9)
+        file.create_dataset(
+            "caption", data=[f"näme {row}" * (row % 4) for row in range(ROWS)], dtype=h5py.string_dtype()
+        )
+        kinds = [("cat", "dog", "fish")[row % 3] for row in range(ROWS)]
+        file.create_dataset("label", data=kinds, dtype=h5py.string_dtype("ascii"), compression="gzip")
+        file["x"] = random.random((ROWS, 4))
+        big = file.create_dataset("swapped", (ROWS,), h5py.vlen_dtype(">i4"))
+        big[0] = np.arange(3)
+
+
+def _parts(folder: Path) -> None:
+    (folder / "parts").mkdir()
+    for name, values in (("a", A), ("b", B)):
+        with h5py.File(folder / "parts" / f"{name}.h5", "w") as file:
+            file["x"], file["y"] = values, np.arange(100) % 3
+    np.arange(60, dtype="<i4").tofile(folder / "parts" / "raw.bin")
+
+
+def _virtual(folder: Path) -> None:
+    with h5py.File(folder / "virtual.h5", "w") as file:
+        whole = h5py.VirtualLayout((200, 6), "i8")
+        whole[:100] = h5py.VirtualSource("parts/a.h5", "x", (100, 6))
+        whole[100:] = h5py.VirtualSource(str(folder / "parts" / "b.h5"), "x", (100, 6))
+        file.create_virtual_dataset("x", whole)
+        woven = h5py.VirtualLayout((200, 2), ">i8")
+        woven[::2] = h5py.VirtualSource("parts/a.h5", "x", (100, 6))[:, 4:]
+        woven[1::2] = h5py.VirtualSource("parts/b.h5", "x", (100, 6))[:, :2]
+        file.create_virtual_dataset("woven", woven)
+        file["y"] = np.arange(200) % 2
+    with h5py.File(folder / "nested.h5", "w") as file:
+        layout = h5py.VirtualLayout((200, 6), "i8")
+        layout[:] = h5py.VirtualSource("virtual.h5", "x", (200, 6))
+        file.create_virtual_dataset("x", layout)
+
+
+def _links(folder: Path) -> None:
+    with h5py.File(folder / "links.h5", "w") as file:
+        file["all"] = h5py.ExternalLink("parts/a.h5", "/")
+        file["extra"] = h5py.ExternalLink("parts/b.h5", "/x")
+        file["gone"] = h5py.ExternalLink("nowhere.h5", "/x")
+        file["empty"] = h5py.ExternalLink("parts/a.h5", "/nothing")
+    with h5py.File(folder / "stored.h5", "w") as file:
+        file.create_dataset("x", (10, 5), "<i4", external=[("parts/raw.bin", 40, 200)])
+    for here, there in (("ring_a", "ring_b"), ("ring_b", "ring_a")):
+        with h5py.File(folder / f"{here}.h5", "w") as file:
+            file["x"], file["on"] = np.arange(4), h5py.ExternalLink(f"{there}.h5", "/")
+
+
+def _in_parts(folder: Path) -> None:
+    with h5py.File(folder / "two", "w", driver="split", meta_ext=b"-m.h5", raw_ext=b"-r.h5") as file:
+        file.create_dataset("x", data=A, chunks=(7, 6), compression="gzip")
+    with h5py.File(folder / "many%03d.h5", "w", driver="family", memb_size=2048) as file:
+        file["x"] = A
+
+
+def _halves(folder: Path) -> None:
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_fields(15, 7, 8, 0, 7)
+    kind.set_size(2)
+    kind.set_ebias(127)
+    with h5py.File(folder / "halves.h5", "w") as file:
+        array = h5py.h5d.create(file.id, b"x", kind, h5py.h5s.create_simple((50, 2)))
+        array.write(h5py.h5s.ALL, h5py.h5s.ALL, np.arange(100, dtype="f4").reshape(50, 2))
+
+
+def _astray(folder: Path) -> None:
+    """Names that lead out of the folder, and virtual arrays that lead in circles."""
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    with h5py.File(outside / "secret.h5", "w") as file:
+        file["x"] = A
+    (folder / "way_out").symlink_to(outside)
+    for name, source in (("up", "../outside/secret.h5"), ("by_link", "way_out/secret.h5")):
+        with h5py.File(folder / f"virtual_{name}.h5", "w") as file:
+            layout = h5py.VirtualLayout((100, 6), "i8")
+            layout[:] = h5py.VirtualSource(source, "x", (100, 6))
+            file.create_virtual_dataset("x", layout)
+        with h5py.File(folder / f"stored_{name}.h5", "w") as file:
+            file.create_dataset("x", (10,), "u1", external=[(source, 0, 10)])
+        with h5py.File(folder / f"link_{name}.h5", "w") as file:
+            file["x"] = h5py.ExternalLink(source, "/x")
+    # A part that is itself reached by a link out of its file.
+    with h5py.File(folder / "door.h5", "w") as file:
+        file["y"], file["x"] = np.arange(3), h5py.ExternalLink("../outside/secret.h5", "/x")
+    circles = {"circle_itself": ["circle_itself"], "circle_one": ["circle_two"], "circle_two": ["circle_one"]}
+    for name, sources in (circles | {"through_door": ["door"]}).items():
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            layout = h5py.VirtualLayout((100, 6), "i8")
+            for source in sources:
+                layout[:] = h5py.VirtualSource(f"{source}.h5", "x", (100, 6))
+            file.create_virtual_dataset("x", layout)
+    with h5py.File(folder / "circle_soft.h5", "w") as file:
+        layout = h5py.VirtualLayout((100, 6), "i8")
+        layout[:] = h5py.VirtualSource(".", "other", (100, 6))
+        file.create_virtual_dataset("x", layout)
+        file["other"] = h5py.SoftLink("/x")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("by_h5py") / "data"
+    folder.mkdir()
+    for write in (_lists, _parts, _virtual, _links, _in_parts, _halves, _astray):
+        write(folder)
+    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2")
+    yield process
+    pids = process.worker_pids()
+    assert process.stop() == 0
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+@pytest.fixture(scope="module")
+def feed(server: ServerProcess) -> Iterator[h5feed.Feed]:
+    with h5feed.connect(server.url, deadline=20) as connected:
+        yield connected
+
+
+def _readers(server: ServerProcess) -> list[psutil.Process]:
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    return [child for child in children if any("h5py_reader" in word for word in child.cmdline())]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_lists_and_text(server: ServerProcess, feed: h5feed.Feed, shuffle: bool) -> None:
+    """Every row of every list and text is what h5py gives, in streams of batches and by ids with duplicates."""
+    dataset = feed["lists"]
+    names = ["images", "angles", "caption", "label", "x"]
+    with h5py.File(server.folder / "lists.h5") as file:
+        expected = {name: file[name][()] for name in names}
+
+    def check(batch: h5feed.Batch) -> None:
+        for name in ("images", "angles"):
+            for found, row in zip(batch.lists(name), batch.rows, strict=True):
+                np.testing.assert_array_equal(found, expected[name][row])
+                assert found.dtype == expected[name][0].dtype
+        for name in ("caption", "label"):
+            assert batch.text(name) == [expected[name][row].decode() for row in batch.rows]
+        np.testing.assert_array_equal(batch["x"], expected["x"][batch.rows])
+
+    seen = []
+    for batch in dataset.batches(batch_size=16, shuffle=shuffle, fields=names):
+        check(batch)
+        seen += batch.rows.tolist()
+    assert sorted(seen) == list(range(ROWS))
+    check(dataset.take([5, ROWS - 1, 5, 0], fields=names))
+    assert len(dataset.take([], fields=names).lists("images")) <= 1
+
+
+def test_how_lists_are_described(feed: h5feed.Feed) -> None:
+    """They are not in batches unless asked for; those that h5py itself misreads are not served."""
+    dataset = feed["lists"]
+    assert dataset.fields["images"].ragged and dataset.fields["images"].dtype == "uint8"
+    assert list(dataset.batch(0)) == ["x"]
+    assert ">i4" in str(dataset.fields["swapped"].reason)
+    assert dataset.plan(fields=["images"], batch_size=10).batch_bytes > 10 * 500
+
+
+def test_split_by_text(feed: h5feed.Feed) -> None:
+    """Labels of any length stratify like those of one length: rows equal scikit-learn's."""
+    kinds = [row % 3 for row in range(ROWS)]
+    _, test = train_test_split(np.arange(ROWS), test_size=60, stratify=kinds, random_state=42)
+    assert feed["lists"].split_rows("test", test=60).tolist() == sorted(test.tolist())
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("virtual", "x"), ("virtual", "woven"), ("nested", "x"), ("stored", "x"), ("links", "all.x"), ("links", "extra")],
+)
+def test_data_in_other_files(server: ServerProcess, feed: h5feed.Feed, name: str, field: str) -> None:
+    """Virtual arrays, links and storage in other files of the data folder are what h5py makes of them."""
+    os.chdir(server.folder)
+    with h5py.File(server.folder / f"{name}.h5") as file:
+        expected = file[field.replace(".", "/")][()]
+    rows = [len(expected) - 1, 0, 5, 5, 6, 7, 3]
+    np.testing.assert_array_equal(feed[name].take(rows, fields=[field])[field], expected[rows])
+    whole = np.concatenate([b[field] for b in feed[name].batches(batch_size=7, fields=[field])])
+    np.testing.assert_array_equal(whole, expected)
+
+
+@pytest.mark.parametrize("name", ["two-m", "many000"])
+def test_files_in_parts(feed: h5feed.Feed, name: str) -> None:
+    """A file that HDF5 wrote in parts is one dataset, and its parts are nothing else."""
+    np.testing.assert_array_equal(feed[name].take([99, 0, 0])["x"], A[[99, 0, 0]])
+    assert not [entry for entry in feed.datasets() if entry["name"] in ("two-r", "many001", "many002")]
+
+
+def test_bfloat16(server: ServerProcess, feed: h5feed.Feed) -> None:
+    """It travels as BF16, and arrives as ml_dtypes' number."""
+    batch = feed["halves"].take([3, 1])
+    assert batch["x"].dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(batch["x"].astype("f4"), [[6, 7], [2, 3]])
+    body = httpx.get(f"{server.url}/v1/datasets/halves/rows?start=0&stop=2").content
+    (length,) = struct.unpack_from("<Q", body)
+    assert json.loads(body[8 : 8 + length])["x"]["dtype"] == "BF16"
+
+
+def test_what_links_lead_to_is_said(feed: h5feed.Feed) -> None:
+    """A link that leads nowhere is a field that cannot be read, with the reason; files may link to one another."""
+    fields = feed["links"].fields
+    assert "'nowhere.h5', which is missing" in str(fields["gone"].reason)
+    assert "no array is" in str(fields["empty"].reason)
+    assert "leads back here" in str([field.reason for field in feed["ring_a"].fields.values()])
+
+
+@pytest.mark.parametrize(
+    "name", ["virtual_up", "virtual_by_link", "stored_up", "stored_by_link", "link_up", "link_by_link"]
+)
+def test_nothing_outside_is_served(feed: h5feed.Feed, name: str) -> None:
+    """Names that lead out of the data folder, by dots or by a link of the file system, lead nowhere."""
+    with pytest.raises(Unreadable, match="outside of the data folder"):
+        feed[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("circle_itself", "made of itself"),
+        ("circle_one", "made of itself"),
+        ("circle_soft", "made of itself"),
+        ("through_door", "not there|link class"),
+    ],
+)
+def test_virtual_arrays_in_circles(server: ServerProcess, feed: h5feed.Feed, name: str, word: str) -> None:
+    """A virtual array that is made of itself, by whatever way, or of what lies outside, is an unreadable entry."""
+    pids = server.worker_pids()
+    with pytest.raises(Unreadable, match=word):
+        feed[name]
+    assert server.worker_pids() == pids
+
+
+def test_a_part_that_changes(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Who began with the old bytes of a part is told; a part that goes away and comes back is noticed."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    _parts(folder)
+    _virtual(folder)
+    with h5feed.connect(serve(folder).url, deadline=20) as feed:
+        before = feed["virtual"]
+        np.testing.assert_array_equal(before.take([100])["x"], B[:1])
+        with h5py.File(folder / "parts" / "new.h5", "w") as file:
+            file["x"] = B * 2
+        os.replace(folder / "parts" / "new.h5", folder / "parts" / "b.h5")
+        with pytest.raises(RevisionChanged):
+            before.take([100])
+        after = feed["virtual"]
+        assert after.revision != before.revision
+        np.testing.assert_array_equal(after.take([100])["x"], 2 * B[:1])
+        os.rename(folder / "parts" / "b.h5", folder / "away")
+        with pytest.raises((Unreadable, RevisionChanged)):
+            after.take([100])
+        reasons = {field.name: str(field.reason) for field in feed["virtual"].fields.values()}
+        assert "missing" in reasons["x"]
+        os.rename(folder / "away", folder / "parts" / "b.h5")
+        np.testing.assert_array_equal(feed["virtual"].take([100])["x"], 2 * B[:1])
+
+
+def _code(server: ServerProcess, *rows: int) -> str:
+    """How a request for some images ends."""
+    answer = httpx.post(f"{server.url}/v1/datasets/lists/rows", json={"rows": rows, "fields": ["images"]}, timeout=30)
+    return "ok" if answer.status_code == 200 else str(answer.json()["code"])
+
+
+def _code_when_killed(server: ServerProcess, *rows: int) -> str:
+    """The same, when its reader is killed while it works."""
+    for reader in _readers(server):
+        reader.suspend()
+    with ThreadPoolExecutor(1) as thread:
+        code = thread.submit(_code, server, *rows)
+        with pytest.raises(TimeoutError):
+            code.result(0.7)
+        for reader in _readers(server):
+            reader.kill()
+        return code.result(20)
+
+
+@pytest.fixture
+def of_one_reader(serve: Callable[..., ServerProcess], tmp_path: Path) -> ServerProcess:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    _lists(folder)
+    return serve(folder, H5FEED_READERS="1", H5FEED_READ_TIMEOUT="3")
+
+
+def test_a_reader_that_dies(of_one_reader: ServerProcess) -> None:
+    """It costs one 503 and is replaced; a request that kills it twice is not tried again, others go on."""
+    server = of_one_reader
+    pids = server.worker_pids()
+    assert _code(server, 0) == "ok"
+    for _ in range(2):
+        assert _code_when_killed(server, 1, 2) == "reader_crashed"
+        assert _code(server, 0) == "ok"
+    assert _code(server, 1, 2) == "dataset_corrupt"
+    assert _code(server, 1, 2, 3) == "ok"
+    with h5feed.connect(server.url, deadline=20) as feed, ThreadPoolExecutor(1) as thread:
+        dataset = feed["lists"]
+        for reader in _readers(server):
+            reader.suspend()
+        rows = thread.submit(dataset.take, [7], fields=["images"])
+        with pytest.raises(TimeoutError):
+            rows.result(0.7)
+        for reader in _readers(server):
+            reader.kill()
+        # Clients retry: nobody notices.
+        assert len(rows.result(20).lists("images")) == 1
+    assert server.worker_pids() == pids
+
+
+def test_a_reader_that_hangs(of_one_reader: ServerProcess) -> None:
+    """A read that does not end is given up, and its reader with it; when the server dies, none is left."""
+    server = of_one_reader
+    assert _code(server, 0) == "ok"
+    hung = _readers(server)
+    for reader in hung:
+        reader.suspend()
+    assert _code(server, 1) == "read_timeout"
+    wait_until(lambda: not any(reader.is_running() for reader in hung), 20)
+    assert _code(server, 1) == "ok"
+    readers = _readers(server)
+    assert readers
+    server.kill()
+    wait_until(lambda: not any(reader.is_running() for reader in readers), 20)
+
+
+def test_lists_that_are_too_long(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """An answer is bounded whatever its rows turn out to be, also where the first ones look short."""
+    with h5py.File(tmp_path / "long.h5", "w") as file:
+        images = file.create_dataset("images", (100,), h5py.vlen_dtype(np.uint8))
+        for row in range(100):
+            images[row] = np.zeros(300_000 if row % 2 else 1, np.uint8)
+    with h5feed.connect(serve(tmp_path, H5FEED_MAX_BODY_BYTES="1000000").url, deadline=20) as feed:
+        dataset = feed["long"]
+        with pytest.raises(TooLarge, match="fewer"):
+            dataset.take([1, 3, 5, 7], fields=["images"])
+        with pytest.raises(TooLarge, match="fewer"):
+            dataset.take([1] * 10, fields=["images"])
+        assert dataset.take([1, 3, 5], fields=["images"])["images"].nbytes == 900_000
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_readers_end_with_the_server(serve: Callable[..., ServerProcess], tmp_path: Path, signal_number: int) -> None:
+    _lists(tmp_path)
+    server = serve(tmp_path)
+    with h5feed.connect(server.url, deadline=20) as feed:
+        feed["lists"].take([0], fields=["images"])
+        readers = _readers(server)
+        assert readers
+    server.process.send_signal(signal_number)
+    server.process.wait(15)
+    wait_until(lambda: not any(reader.is_running() for reader in readers))
