@@ -26,6 +26,7 @@ from . import __version__
 from .buffers import BufferPool
 from .cancellation import Cancellation
 from .errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, RevisionChanged, Transient, from_problem
+from .pace import FIRST_WIDTH, Link
 from .servers import Hooks, Server, Servers
 from .transport import Answer, BodyCut
 from .wire import MEDIA_TYPE
@@ -109,6 +110,7 @@ class Client:
             ]
         )
         self.url = ",".join(server.url for server in self._servers)
+        self.link = Link(FIRST_WIDTH * len(self._servers))
         _CLIENTS.add(self)
 
     def json(self, path: str, params: Params | None = None) -> Any:
@@ -179,7 +181,8 @@ class Client:
                     answer = server.send(
                         method, target, accept, json=json, pool=pool, deadline=deadline, cancelled=aborts
                     )
-                    if answer.status == 200:
+                    # 202: an answer too, that the work goes on.
+                    if answer.status in (200, 202):
                         self._servers.answered(server)
                         return answer
                     raise _error_of(answer, server if len(self._servers) > 1 else None)
