@@ -20,6 +20,7 @@ from .errors import BadAnswer, BadParameter
 from .pace import Pace
 from .readahead import Block, Fetch, ReadAhead, blocks_of
 from .stats import FieldStats, Stats, wait_for_stats
+from .splits import Splits
 from .transport import BodyCut
 from .wire import ROWS, WEIGHT, Tensor, dtype_named, read_body, read_runs
 
@@ -51,6 +52,11 @@ class SplitOptions(TypedDict, total=False):
     """Field to stratify by, or ``"none"``; default: the label field where it is class-like."""
     split_seed: int
     split_shuffle: bool
+    group: str
+    """Field whose equal values stay together: patients, episodes, videos."""
+    folds: int
+    """Cross-validation: ``val`` is fold `fold` of so many, ``train`` the others."""
+    fold: int
 
 
 class OrderOptions(SplitOptions, total=False):
@@ -61,6 +67,12 @@ class OrderOptions(SplitOptions, total=False):
     epoch: int
     window: int
     """Rows to shuffle among: for files whose chunks hold many rows."""
+    balance: bool
+    """Each class equally often, with repeats."""
+    weights: str
+    """Field of numbers: rows as often as theirs says, with repeats."""
+    epoch_rows: int
+    """Rows of an epoch with `balance` or `weights`; default: as many as the split has."""
     limit: int
     shard: int
     shards: int
@@ -205,10 +217,9 @@ class Dataset:
             )
         return found
 
-    def splits(self, **options: Unpack[SplitOptions]) -> dict[str, Any]:
-        """Rows, rows and share per class, class weights and digest of each split."""
-        answer: dict[str, Any] = self._client.json(f"{self._path}/splits", self._params(None, options, SplitOptions))
-        return answer
+    def splits(self, **options: Unpack[SplitOptions]) -> Splits:
+        """Rows, rows and share per class, class weights and digest of each split; a table when printed."""
+        return Splits(self._client.json(f"{self._path}/splits", self._params(None, options, SplitOptions)))
 
     @overload
     def stats(
