@@ -19,8 +19,8 @@ from .client import Client
 from .errors import BadAnswer, BadParameter
 from .pace import Pace
 from .readahead import Block, Fetch, ReadAhead, blocks_of
-from .stats import FieldStats, Stats, wait_for_stats
 from .splits import Splits
+from .stats import FieldStats, Stats, wait_for_stats
 from .transport import BodyCut
 from .wire import ROWS, WEIGHT, Tensor, dtype_named, read_body, read_runs
 
