@@ -12,8 +12,11 @@ from dataclasses import dataclass
 FIRST_BYTES = 256 << 10
 """Bytes of the first block of a stream: little, so that training can begin; each one is twice the one before."""
 
-FIRST_WIDTH = 2
-"""Requests under way in the beginning, for each server: enough where the round trip is short."""
+NEAR_WIDTH, FAR_WIDTH = 2, 8
+"""Requests under way in the beginning, to each server near by or to all servers far away."""
+
+_NEAR_SECONDS = 0.005
+"""Round trip up to which servers count as near by."""
 
 MAX_WIDTH = 32
 """Requests under way at most, where the user sets no bound."""
@@ -21,8 +24,12 @@ MAX_WIDTH = 32
 _BLOCK_SECONDS = 1.0
 """A block should not take longer on its connection: what is lost with a connection should be little."""
 
-_INTERVAL_SECONDS = 0.1
-"""Rates are measured over at least this long."""
+_INTERVAL_SECONDS = 0.2
+"""Rates are measured over at least this long, and over two blocks for each request that is under way: those that were
+asked for together also come together."""
+
+_COLLAPSE, _COLLAPSE_SECONDS = 0.5, 0.5
+"""A try ends early when the rate falls to this share, over this long."""
 
 _GAIN = 1.15
 """By how much the rate must grow for twice the requests to have paid."""
@@ -51,10 +58,16 @@ class Link:
         Whether the next try is with more requests, not with fewer.
     """
 
-    width: int = FIRST_WIDTH
+    width: int = NEAR_WIDTH
     hold: int = 0
     holds: int = _FIRST_HOLD
     wider: bool = True
+
+    @classmethod
+    def of(cls, round_trip: float, servers: int) -> Link:
+        """What is known at first: the `round_trip` in seconds, and how many servers share the requests."""
+        near = NEAR_WIDTH * servers
+        return cls(near if round_trip <= _NEAR_SECONDS else min(MAX_WIDTH, max(near, FAR_WIDTH)))
 
 
 class Pace:
@@ -87,6 +100,7 @@ class Pace:
         self._settling = 0
         self._since: tuple[float, float] | None = None
         self._count = self._nbytes = 0
+        self._full = False
 
     def block_bytes(self) -> int:
         """Bytes to ask for with the next request, a power of two; called once for each."""
@@ -99,19 +113,30 @@ class Pace:
         least = min(FIRST_BYTES, self._max_bytes // 4)
         return 1 << max(limit, least, 1).bit_length() - 1
 
+    def full(self) -> None:
+        """No request could be sent, for want of room in the budget: more of them are not what is missing."""
+        self._full = True
+
     def arrived(self, nbytes: int, now: float, waited: float) -> None:
         """A block of `nbytes` is here; training has `waited` so many seconds since the stream began."""
-        if self._since is None or self._settling:
-            self._settling = max(0, self._settling - 1)
+        if self._since is None:
             self._begin(now, waited)
             return
         self._count += 1
         self._nbytes += nbytes
         began, waited_before = self._since
         elapsed = now - began
-        if self._count < max(self.width, 4) or elapsed < _INTERVAL_SECONDS:
+        rate = self._nbytes / max(elapsed, 1e-9)
+        if self._settling:
+            self._settling -= 1
+            if self._before is not None and elapsed > _COLLAPSE_SECONDS and rate < _COLLAPSE * self._before[1]:
+                # The link is choked: the sooner that ends, the better.
+                self._refuse(self._before[0])
+            if not self._settling:
+                self._begin(now, waited)
             return
-        rate = self._nbytes / elapsed
+        if self._count < max(2 * self.width, 4) or elapsed < _INTERVAL_SECONDS:
+            return
         if waited - waited_before > _WAITING * elapsed:
             self._rate = rate
             self._judge(rate)
@@ -123,6 +148,7 @@ class Pace:
     def _begin(self, now: float, waited: float) -> None:
         self._since = now, waited
         self._count = self._nbytes = 0
+        self._full = False
 
     def _judge(self, rate: float) -> None:
         """Training waits, at this `rate` in bytes per second: see whether what was tried pays, or try something."""
@@ -130,17 +156,14 @@ class Pace:
         if self._before is not None:
             width, before = self._before
             if rate < before * (_GAIN if self.width > width else _LOSS):
-                self._before = None
-                self._set(width)
-                link.wider = not link.wider
-                link.hold, link.holds = link.holds, min(2 * link.holds, _LONGEST_HOLD)
+                self._refuse(width)
                 return
             self._accept()
         if link.hold:
             link.hold -= 1
             return
         other = min(2 * self.width, self._bound) if link.wider else max(1, self.width // 2)
-        if other == self.width:
+        if other == self.width or (link.wider and self._full):
             link.wider = not link.wider
         else:
             self._before = self.width, rate
@@ -149,7 +172,15 @@ class Pace:
     def _set(self, width: int) -> None:
         self.width = width
         # What is under way was asked for at another pace, and new connections are slow at first.
-        self._settling = width
+        self._settling = 2 * width
+
+    def _refuse(self, width: int) -> None:
+        """What was tried does not pay: back to `width`."""
+        self._before = None
+        self._set(width)
+        link = self._link
+        link.wider = not link.wider
+        link.hold, link.holds = link.holds, min(2 * link.holds, _LONGEST_HOLD)
 
     def _accept(self) -> None:
         self._before = None

@@ -217,6 +217,7 @@ class _Window(Generic[T]):
                         number = self.asked
                         self.asked += 1
                         return number, block
+                    self.pace.full()
                 self.room.wait()
             return None
 
