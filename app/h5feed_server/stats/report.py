@@ -100,6 +100,9 @@ def report_of(
     if found.indicators is not None and found.indicators.kind is not None and found.rows:
         pairs = list(enumerate(found.indicators.ones.tolist()))
         report |= {"classes": _classes(pairs, found.rows, class_names), "classes_kind": found.indicators.kind}
+        if found.indicators.kind == "multi_label":
+            # Rows of several classes have no weight that evens them out.
+            report["classes"] = [{**entry, "weight": None} for entry in report["classes"]]
     return report
 
 
