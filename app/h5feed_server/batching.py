@@ -5,12 +5,11 @@ This is where the way of a batch comes together: split rows → order → rows o
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from dataclasses import field as dataclass_field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +22,9 @@ from .catalog.catalog import Catalog
 from .catalog.dataset import Dataset, Field
 from .sampling.order import Order
 from .sampling.spec import OrderSpec, SplitSpec
-from .sampling.splits import Splits, class_ids, compute_splits, dump_splits, load_splits, native_splits
+from .sampling.splits import Rows, Splits
 from .settings import Settings
+from .splitting import Splitter
 from .storage.cache import ByteCache
 from .storage.folder import CacheFolder
 from .storage.reader import Reader
@@ -38,9 +38,6 @@ _PLAN_BYTES = 4096
 
 MAX_PIECES = 1 << 20
 """Parts of chunks that one answer may be put together from: each costs more than its bytes."""
-
-MAX_SPLIT_ROWS = 1 << 25
-"""Rows of a dataset that may be divided: lists of them are held in memory."""
 
 _TINY_ROW_BYTES = 64
 """Bytes: rows up to this size, such as labels, cost less by one copy more than by one call for each batch."""
@@ -182,9 +179,8 @@ class Batcher:
     def __init__(self, settings: Settings, catalog: Catalog, reader: Reader, folder: CacheFolder) -> None:
         self._settings = settings
         self._catalog = catalog
-        self._folder = folder
         self.reader = reader
-        self._splits: ByteCache[Splits] = ByteCache(settings.order_cache_bytes, settings.read_timeout)
+        self.splitter = Splitter(settings, reader, folder)
         self._orders: ByteCache[tuple[Int64s, npt.NDArray[np.bool_]]] = ByteCache(
             settings.order_cache_bytes, settings.read_timeout
         )
@@ -205,19 +201,26 @@ class Batcher:
     def _plan(self, dataset: Dataset, spec: OrderSpec, batch_size: int) -> BatchPlan:
         fields = dataset.chosen(spec.fields)
 
-        def split_rows() -> Int64s | None:
+        def split_rows() -> Rows | None:
             return None if spec.split == "all" else self.splits(dataset, spec.split_spec).of(spec.split)
 
         found = split_rows()
         rows = dataset.rows if found is None else len(found)
         if spec.limit is not None:
             rows = min(rows, spec.limit)
+        resampled = None
+        if spec.draws:
+            resampled = partial(self.splitter.resampled, dataset, spec)
+            # What is wrong with it is said now, and not in the middle of an epoch.
+            resampled()
+            if spec.epoch_rows is not None and not rows:
+                raise BadParameter(f"epoch_rows={spec.epoch_rows}: the split has no rows to draw from")
+            rows = spec.epoch_rows or rows
         last = spec.last or ("keep" if spec.shards == 1 else "pad")
         block = max((field.block_rows for field in fields), default=1)
         grid = BatchGrid(rows, batch_size, spec.shard, spec.shards, last)
-        plan = BatchPlan(
-            dataset, fields, Order(spec, split_rows, grid, block), last == "pad", self._orders, self.reader
-        )
+        order = Order(spec, split_rows, grid, block, resampled)
+        plan = BatchPlan(dataset, fields, order, last == "pad", self._orders, self.reader)
         self._check_size(batch_size, plan.full, fields)
         return plan
 
@@ -234,42 +237,8 @@ class Batcher:
         return _gathered(self.reader, dataset, fields, [_Wanted(0, rows, None)], about, lease)
 
     def splits(self, dataset: Dataset, spec: SplitSpec) -> Splits:
-        """The splits of a dataset: stored, from memory, from the cache folder, or computed."""
-        if not spec.splits_rows:
-            return self._splits.get(
-                (dataset.name, dataset.identity), lambda: native_splits(dataset.native), lambda splits: splits.nbytes
-            )
-        check_divisible(dataset)
-        key = f"{dataset.name} {dataset.revision} {spec.model_dump_json()}"
-        digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-        return self._splits.get(
-            digest,
-            lambda: load_splits(self._folder.get(f"splits/2-{digest}", lambda: self._compute_splits(dataset, spec))),
-            lambda splits: splits.nbytes,
-        )
-
-    def classes(self, dataset: Dataset, name: str | None) -> npt.NDArray[Any] | None:
-        """The class of each row by the field `name`; None where it holds none."""
-        if name is None:
-            return None
-        field = dataset.field(name)
-        if field.row_bytes > 1 << 20:
-            return None
-        kept = self.reader.whole(field.column)
-        return class_ids(self.reader.read_all(field.column) if kept is None else kept)
-
-    def _compute_splits(self, dataset: Dataset, spec: SplitSpec) -> bytes:
-        name = None
-        if spec.stratify != "none" and spec.split_shuffle:
-            name = spec.stratify or (dataset.label.name if dataset.label else None)
-        pool = np.arange(dataset.rows, dtype=np.int64)
-        kept: dict[str, Int64s] = {}
-        if spec.test is None and "train" in dataset.native:
-            # A validation split beside stored ones comes out of what is stored for training.
-            kept = dict(native_splits(dataset.native).rows)
-            pool = np.sort(np.concatenate([kept.pop("train"), kept.pop("val", pool[:0])]))
-        drawn = compute_splits(pool, spec, name, self.classes(dataset, name))
-        return dump_splits(replace(drawn, rows={**drawn.rows, **kept}))
+        """The splits of a dataset."""
+        return self.splitter.splits(dataset, spec)
 
     def _check_size(self, rows: int, body: Body, fields: Sequence[Field]) -> None:
         limit = self._settings.max_body_bytes
@@ -300,19 +269,6 @@ class Batcher:
                 chunk = math.prod(array.chunk_shape) * itemsize
                 if chunk > limit:
                     raise TooLarge(f"the chunks of {field.name!r} have {chunk} bytes, more than the {limit} allowed")
-
-
-def check_divisible(dataset: Dataset) -> None:
-    """Refuse to list the rows of a dataset of very many.
-
-    Raises
-    ------
-    TooLarge
-    """
-    if dataset.rows > MAX_SPLIT_ROWS:
-        raise TooLarge(
-            f"dataset {dataset.name!r} has {dataset.rows} rows, more than the {MAX_SPLIT_ROWS} that are split"
-        )
 
 
 def _take(array: npt.NDArray[Any], rows: Int64s, out: npt.NDArray[Any]) -> None:

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from json import loads
 from typing import Any
 from urllib.parse import urlencode
@@ -26,6 +27,7 @@ from . import __version__
 from .buffers import BufferPool
 from .cancellation import Cancellation
 from .errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, RevisionChanged, Transient, from_problem
+from .pace import Link
 from .servers import Hooks, Server, Servers
 from .transport import Answer, BodyCut
 from .wire import MEDIA_TYPE
@@ -86,6 +88,17 @@ class Client:
         event_hooks: Hooks | None = None,
         auth: httpx.Auth | tuple[str, str] | None = None,
     ) -> None:
+        # What another process, started afresh, makes its own of: see `__reduce__`.
+        self._made_with = {
+            "url": url,
+            "token": token,
+            "timeout": timeout,
+            "deadline": deadline,
+            "verify": verify,
+            "headers": headers,
+            "event_hooks": event_hooks,
+            "auth": auth,
+        }
         self.url = url or os.environ.get("H5FEED_URL") or DEFAULT_URL
         token = (token or os.environ.get("H5FEED_TOKEN") or "").strip()
         self.deadline = deadline
@@ -109,7 +122,12 @@ class Client:
             ]
         )
         self.url = ",".join(server.url for server in self._servers)
+        self._link: Link | None = None
         _CLIENTS.add(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A client pickles as what it was made with, the token included; the copy has connections of its own."""
+        return partial(Client, **self._made_with), ()
 
     def json(self, path: str, params: Params | None = None) -> Any:
         """The JSON answer to a GET."""
@@ -143,6 +161,13 @@ class Client:
             # A proxy took the length away: slower, and bounded by `transport.MAX_PLAIN_BYTES`.
             return np.frombuffer(bytearray(answer.content), np.uint8)
         return answer.body
+
+    @property
+    def link(self) -> Link:
+        """What streams have found out about the way to the servers."""
+        if self._link is None:
+            self._link = Link.of(min(server.round_trip for server in self._servers), len(self._servers))
+        return self._link
 
     def close(self) -> None:
         """Close all connections."""
@@ -179,7 +204,8 @@ class Client:
                     answer = server.send(
                         method, target, accept, json=json, pool=pool, deadline=deadline, cancelled=aborts
                     )
-                    if answer.status == 200:
+                    # 202: an answer too, that the work goes on.
+                    if answer.status in (200, 202):
                         self._servers.answered(server)
                         return answer
                     raise _error_of(answer, server if len(self._servers) > 1 else None)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
 from .batch import Batch
+from .cache import RowCache
+from .cached import Take, cached_fetch
 from .client import Client
 from .errors import BadAnswer, BadParameter
-from .readahead import Block, ReadAhead, blocks_of
+from .pace import Pace
+from .readahead import Block, Fetch, ReadAhead, blocks_of
+from .splits import Splits
+from .stats import FieldStats, Stats, wait_for_stats
 from .transport import BodyCut
-from .wire import ROWS, WEIGHT, read_body, read_runs
+from .wire import ROWS, WEIGHT, Tensor, dtype_named, read_body, read_runs
 
 if TYPE_CHECKING:
     from .keras import Sequence as KerasSequence
@@ -24,9 +30,14 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 8 << 20
 """Bytes: small batches are asked for together up to this much; one request a batch would be many times slower."""
 
-DEFAULT_CONNECTIONS = 2
+DEFAULT_CONNECTIONS: int | None = None
+"""Requests in flight at most; None: as many as the link needs, up to `pace.MAX_WIDTH`."""
+
 DEFAULT_READAHEAD = 64 << 20
 """Bytes fetched ahead of the training loop at most."""
+
+STATS_TIMEOUT = 3600.0
+"""Seconds that statistics are waited for: a server may have to read all of a file first."""
 
 _MAX_PLANS = 256
 
@@ -41,6 +52,11 @@ class SplitOptions(TypedDict, total=False):
     """Field to stratify by, or ``"none"``; default: the label field where it is class-like."""
     split_seed: int
     split_shuffle: bool
+    group: str
+    """Field whose equal values stay together: patients, episodes, videos."""
+    folds: int
+    """Cross-validation: ``val`` is fold `fold` of so many, ``train`` the others."""
+    fold: int
 
 
 class OrderOptions(SplitOptions, total=False):
@@ -51,6 +67,12 @@ class OrderOptions(SplitOptions, total=False):
     epoch: int
     window: int
     """Rows to shuffle among: for files whose chunks hold many rows."""
+    balance: bool
+    """Each class equally often, with repeats."""
+    weights: str
+    """Field of numbers: rows as often as theirs says, with repeats."""
+    epoch_rows: int
+    """Rows of an epoch with `balance` or `weights`; default: as many as the split has."""
     limit: int
     shard: int
     shards: int
@@ -86,6 +108,13 @@ class Plan:
     """Bytes of one full batch on the wire."""
     params: Mapping[str, str]
     """The order spec with the revision pinned."""
+    batch_size: int
+    tensors: tuple[Tensor, ...]
+    """What a full batch consists of, the row ids and weights included."""
+    max_rows: int
+    """Rows of one answer of the server at most."""
+    max_bytes: int
+    """Bytes of one answer at most."""
 
 
 class Dataset:
@@ -121,7 +150,8 @@ class Dataset:
             )
             for field in info["fields"]
         }
-        self._plans: dict[frozenset[tuple[str, str]], dict[str, int]] = {}
+        self._caches: dict[tuple[str, int | None, int], RowCache] = {}
+        self._plans: dict[frozenset[tuple[str, str]], dict[str, Any]] = {}
         self._path = f"/v1/datasets/{quote(self.name, safe='')}"
 
     def __repr__(self) -> str:
@@ -144,18 +174,21 @@ class Dataset:
         split: str = "all",
         *,
         batch_size: int = 32,
-        connections: int = DEFAULT_CONNECTIONS,
+        connections: int | None = DEFAULT_CONNECTIONS,
         readahead: int = DEFAULT_READAHEAD,
+        cache: str | os.PathLike[str] | RowCache | None = None,
         **options: Unpack[OrderOptions],
     ) -> ReadAhead[Batch]:
         """All batches of one epoch, in order, fetched ahead.
 
         Parameters
         ----------
-        connections : int
-            Requests in flight.
+        connections : int, optional
+            Requests in flight at most. Default: as many as the link needs, which is found out while running.
         readahead : int
             Bytes fetched ahead at most.
+        cache : path or RowCache, optional
+            A local folder that keeps what has been fetched: see `cache`.
 
         Returns
         -------
@@ -165,7 +198,7 @@ class Dataset:
         plan = self.plan(split, batch_size=batch_size, **options)
         epoch = options.get("epoch", 0)
         return self.read_ahead(
-            plan, blocks_of(epoch, plan.batches, plan.batch_bytes, BLOCK_BYTES), connections, readahead
+            plan, blocks_of(epoch, plan.batches, plan.batch_bytes, BLOCK_BYTES), connections, readahead, cache
         )
 
     def take(self, rows: Sequence[int] | npt.NDArray[Any], *, fields: Sequence[str] | None = None) -> Batch:
@@ -176,13 +209,69 @@ class Dataset:
         request: dict[str, Any] = {"rows": wanted.tolist()}
         if fields is not None:
             request["fields"] = [fields] if isinstance(fields, str) else list(fields)
-        body = self._client.body(f"{self._path}/rows", {"revision": self.revision}, json=request)
-        return _only_batch(body)
+        found = _only_batch(self._client.body(f"{self._path}/rows", {"revision": self.revision}, json=request))
+        if found.revision != self.revision or not np.array_equal(found.rows, wanted):
+            raise BadAnswer(
+                f"{len(wanted)} rows of revision {self.revision} were asked for, but {len(found.rows)} of revision "
+                f"{found.revision} came, or others: something between here and the server mixes answers up"
+            )
+        return found
 
-    def splits(self, **options: Unpack[SplitOptions]) -> dict[str, Any]:
-        """Rows, rows and share per class, class weights and digest of each split."""
-        answer: dict[str, Any] = self._client.json(f"{self._path}/splits", self._params(None, options, SplitOptions))
-        return answer
+    def splits(self, **options: Unpack[SplitOptions]) -> Splits:
+        """Rows, rows and share per class, class weights and digest of each split; a table when printed."""
+        return Splits(self._client.json(f"{self._path}/splits", self._params(None, options, SplitOptions)))
+
+    @overload
+    def stats(
+        self,
+        split: str = "all",
+        *,
+        field: None = None,
+        timeout: float = STATS_TIMEOUT,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Unpack[SplitOptions],
+    ) -> Stats: ...
+
+    @overload
+    def stats(
+        self,
+        split: str = "all",
+        *,
+        field: str,
+        timeout: float = STATS_TIMEOUT,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Unpack[SplitOptions],
+    ) -> FieldStats: ...
+
+    def stats(
+        self,
+        split: str = "all",
+        *,
+        field: str | None = None,
+        timeout: float = STATS_TIMEOUT,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Unpack[SplitOptions],
+    ) -> Stats | FieldStats:
+        """Mean, standard deviation, histogram, classes … of the rows of one split, and of no others.
+
+        The server computes them once for a revision.
+
+        Parameters
+        ----------
+        field : str, optional
+            One field; default: all, by name.
+        timeout : float
+            Seconds to wait for a server that has to read the data first.
+        progress : callable, optional
+            Called meanwhile with the bytes read so far, and of all.
+
+        Raises
+        ------
+        ReadTimeout
+        """
+        params = self._params(split, options, SplitOptions) | ({} if field is None else {"field": field})
+        found = wait_for_stats(lambda: self._client.json(f"{self._path}/stats", params), timeout, progress)
+        return found if field is None else found[field]
 
     def split_rows(self, split: str, **options: Unpack[SplitOptions]) -> npt.NDArray[np.int64]:
         """Row ids of a split, ascending."""
@@ -215,20 +304,77 @@ class Dataset:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
             self._plans[cut] = answer
-        return Plan(answer["rows"], answer["batches"], answer["batch_bytes"], params)
+        limits = answer["limits"]
+        return Plan(
+            rows=answer["rows"],
+            batches=answer["batches"],
+            batch_bytes=answer["batch_bytes"],
+            params=params,
+            batch_size=batch_size,
+            tensors=tuple(self._tensor(**tensor) for tensor in answer["tensors"]),
+            max_rows=limits["rows"],
+            max_bytes=limits["body_bytes"],
+        )
 
-    def read_ahead(self, plan: Plan, blocks: Iterator[Block], connections: int, readahead: int) -> ReadAhead[Batch]:
-        """Iterate over `blocks` of a plan, fetched ahead."""
-        if connections < 1 or readahead < 1:
+    def read_ahead(
+        self,
+        plan: Plan,
+        blocks: Iterator[Block],
+        connections: int | None,
+        readahead: int,
+        cache: str | os.PathLike[str] | RowCache | None = None,
+    ) -> ReadAhead[Batch]:
+        """Iterate over `blocks` of a plan, fetched ahead, through a local cache where one is given."""
+        if (connections is not None and connections < 1) or readahead < 1:
             raise BadParameter(f"connections={connections} and readahead={readahead} must be 1 or more")
         return ReadAhead(
-            _fetcher(self._client, self._path, plan.params),
+            self._fetch(plan, cache),
             blocks,
-            connections=connections,
             max_bytes=readahead,
-            # A fetch may ask once for the stream and once more for the batch that broke it.
-            deadline=2 * self._client.deadline + 10,
+            pace=Pace(readahead, connections, self._client.link),
+            # A fetch may ask once for the stream and once more for the batch that broke it; through a cache, once more
+            # for row ids, for rows and for what is not kept.
+            deadline=(2 if cache is None else 5) * self._client.deadline + 10,
         )
+
+    def cache(self, folder: str | os.PathLike[str], cache_bytes: int | None = None) -> RowCache:
+        """The rows of this dataset that a local folder holds, to be given as ``cache=`` or to be looked at.
+
+        Parameters
+        ----------
+        folder : path
+            Of any datasets, for all processes of this machine; made where it is missing.
+        cache_bytes : int, optional
+            Bound on the whole folder; default: what the disk has, less a tenth of it that is left to others.
+        """
+        # A fork gets one of its own: it may have come into being while a lock of this one was held.
+        key = os.path.abspath(os.path.expanduser(folder)), cache_bytes, os.getpid()
+        found = self._caches.get(key)
+        if found is None:
+            found = self._caches[key] = RowCache(key[0], self.name, self.revision, self.rows, cache_bytes)
+        return found
+
+    def _fetch(self, plan: Plan, cache: str | os.PathLike[str] | RowCache | None) -> Fetch[Batch]:
+        """What fetches the blocks of a plan; it refers to no `Dataset`, so that threads keep none alive."""
+        client, path = self._client, self._path
+        fetch = _fetcher(client, path, plan.params)
+        if cache is None:
+            return fetch
+        cache = cache if isinstance(cache, RowCache) else self.cache(cache)
+        cache.check(self.name, self.revision)
+        return cached_fetch(
+            fetch,
+            cache,
+            plan,
+            fetch_fields=lambda names: _fetcher(client, path, {**plan.params, "fields": _encode(list(names))}),
+            take=_taker(client, path, self.revision),
+            pool=client.pool,
+        )
+
+    def _tensor(self, name: str, dtype: str, shape: Sequence[int]) -> Tensor:
+        field = self.fields.get(name)
+        is_bfloat16 = field is not None and field.dtype == "bfloat16"
+        return Tensor(name, dtype_named("BF16") if is_bfloat16 else np.dtype(dtype), tuple(shape), is_bfloat16)
 
     def _params(self, split: str | None, options: Mapping[str, Any], known: Any) -> dict[str, str]:
         if unknown := sorted(set(options) - set(known.__annotations__)):
@@ -257,6 +403,8 @@ def _fetcher(client: Client, path: str, params: Mapping[str, str]) -> Callable[[
                 except BodyCut as cut:
                     body, alone = cut.received, True
                 came = list(_whole_batches(body, cut=alone))
+                if len(came) > block.stop - start:
+                    raise BadAnswer(f"batches {start} … {block.stop - 1} were asked for, but {len(came)} came")
                 batches += _asked_for(came, start, block.epoch, params.get("revision"))
                 # A stream without a whole batch is not asked for again and again.
                 alone = alone or start == block.start + len(batches)
@@ -264,6 +412,22 @@ def _fetcher(client: Client, path: str, params: Mapping[str, str]) -> Callable[[
         return batches
 
     return fetch
+
+
+def _taker(client: Client, path: str, revision: str) -> Take:
+    """A function that fetches rows by their ids."""
+
+    def take(
+        rows: npt.NDArray[np.int64], fields: Sequence[str], cancelled: threading.Event
+    ) -> dict[str, npt.NDArray[Any]]:
+        request = {"rows": rows.tolist(), "fields": list(fields)}
+        body = client.body(f"{path}/rows", {"revision": revision}, json=request, cancelled=cancelled)
+        tensors, metadata, _ = read_body(body)
+        if metadata.get("revision") != revision or not np.array_equal(tensors.get(ROWS, ()), rows):
+            raise BadAnswer("rows came that were not asked for: something between here and the server mixes answers up")
+        return tensors
+
+    return take
 
 
 def _whole_batches(body: npt.NDArray[np.uint8], *, cut: bool = False) -> Iterator[Batch]:

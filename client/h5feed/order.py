@@ -32,6 +32,9 @@ Last = Literal["keep", "drop", "pad"]
 _U32 = np.uint64(32)
 _MIX_1 = np.uint64(0xFF51AFD7ED558CCD)
 _MIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
+_U33 = np.uint64(33)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""2**64 divided by the golden ratio: numbers that follow each other become numbers far apart."""
 
 
 def order_key(seed: int, epoch: int, split: str) -> bytes:
@@ -72,7 +75,63 @@ def permute(positions: npt.NDArray[np.int64], n: int, key: bytes) -> npt.NDArray
     return values.view(np.int64)
 
 
-def _rounds(values: npt.NDArray[np.uint64], a: int, b: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def permute_each(
+    positions: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], key: bytes, names: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Map each position by a permutation of its own: many small ones cost no more than one.
+
+    Parameters
+    ----------
+    positions : (k,) int64
+        Each in 0 … its size - 1.
+    sizes : (k,) int64
+        Size of each one's domain, 1 or more, below 2**52.
+    key : bytes
+        64 bytes from `order_key`.
+    names : (k,) int64
+        Which permutation: for the same name and size it is the same.
+
+    Returns
+    -------
+    (k,) int64
+        Each in 0 … its size - 1. Over all positions of one name and size every value comes exactly once.
+    """
+    limits = sizes.astype(np.uint64)
+    a = np.sqrt(sizes - 1).astype(np.uint64) + np.uint64(1)
+    b = (limits + a - np.uint64(1)) // a
+    # keys: (ROUNDS, k)
+    keys = _mixed(np.frombuffer(key, "<u8").astype(np.uint64)[:, None] + names.astype(np.uint64) * _GOLDEN)
+    values = _rounds(positions.astype(np.uint64), a, b, keys)
+    outside = np.flatnonzero(values >= limits)
+    while outside.size:
+        walked = _rounds(values[outside], a[outside], b[outside], keys[:, outside])
+        values[outside] = walked
+        outside = outside[walked >= limits[outside]]
+    return values.view(np.int64)
+
+
+def uniform(names: npt.NDArray[np.int64], key: bytes) -> npt.NDArray[np.float64]:
+    """A number in 0 ≤ u < 1 for each name, (k,) float64; for the same name and key it is the same."""
+    hashed = _mixed(np.frombuffer(key, "<u8")[0].astype(np.uint64) + names.astype(np.uint64) * _GOLDEN)
+    return (hashed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The whole finaliser of MurmurHash3, in place."""
+    values ^= values >> _U33
+    values *= _MIX_1
+    values ^= values >> _U33
+    values *= _MIX_2
+    values ^= values >> _U33
+    return values
+
+
+def _rounds(
+    values: npt.NDArray[np.uint64],
+    a: int | npt.NDArray[np.uint64],
+    b: int | npt.NDArray[np.uint64],
+    keys: npt.NDArray[np.uint64],
+) -> npt.NDArray[np.uint64]:
     radix_a, radix_b = np.uint64(a), np.uint64(b)
     left, right = np.divmod(values, radix_b)
     scratch = np.empty_like(values)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
+from .cancellation import Cancellation
 from .errors import ConnectionFailed
+from .pace import Pace
 
 T = TypeVar("T")
 
@@ -23,6 +27,19 @@ class Block:
     start: int
     stop: int
     nbytes: int
+
+    def cut(self, nbytes: int) -> tuple[Block, Block | None]:
+        """As many of its batches as fit into `nbytes`, at least one, and the rest."""
+        batches = self.stop - self.start
+        each = self.nbytes / batches
+        first = max(1, int(nbytes // max(each, 1)))
+        if first >= batches:
+            return self, None
+        middle = self.start + first
+        return (
+            replace(self, stop=middle, nbytes=round(each * first)),
+            replace(self, start=middle, nbytes=self.nbytes - round(each * first)),
+        )
 
 
 def blocks_of(epoch: int, batches: int, batch_bytes: int, block_bytes: int, start: int = 0) -> Iterator[Block]:
@@ -43,45 +60,59 @@ class ReadAhead(Generic[T]):
     Parameters
     ----------
     fetch : callable
-        ``fetch(block, cancelled)`` returns the block's batches; it is called from `connections` threads and must end
-        within `deadline` seconds.
+        ``fetch(block, cancelled)`` returns the block's batches; it is called from several threads and must end within
+        `deadline` seconds. A block may be a part of one of `blocks`.
     blocks : iterator of Block
         In the order of delivery; may be endless, is drawn from as room comes free.
-    connections : int
-        Requests in flight at most.
     max_bytes : int
         Bound on blocks that are in flight or wait for delivery; one block is always let through.
     deadline : float
         Seconds after which waiting for one batch fails.
+    pace : Pace, optional
+        How many requests are under way at a time, and how much each of them asks for.
 
-    An error of `fetch` is raised in its place in the order. `close`, also by dropping this object, ends the threads.
+    Attributes
+    ----------
+    waited : float
+        Seconds that `next` has waited for batches which were not there yet.
+
+    An error of `fetch` is raised in its place in the order. `close`, also by dropping this object, ends the threads and
+    the requests that are under way.
     """
 
     def __init__(
-        self, fetch: Fetch[T], blocks: Iterator[Block], *, connections: int, max_bytes: int, deadline: float
+        self,
+        fetch: Fetch[T],
+        blocks: Iterator[Block],
+        *,
+        max_bytes: int,
+        deadline: float,
+        pace: Pace | None = None,
     ) -> None:
-        self._window = _Window[T](fetch, blocks, max_bytes)
+        self._window = _Window[T](fetch, blocks, max_bytes, pace or Pace(max_bytes))
         self._deadline = deadline
         self._ready: deque[T] = deque()
         self._delivered: Block | None = None
-        self.waited = 0.0
-        """Seconds that `next` has waited for batches which were not there yet."""
-        for number in range(connections):
-            # Threads know the window only, so that dropping this object is noticed.
-            threading.Thread(target=self._window.work, name=f"h5feed-readahead-{number}", daemon=True).start()
         self._finalizer = weakref.finalize(self, self._window.close)
+        self._window.start_thread()
+
+    @property
+    def waited(self) -> float:
+        return self._window.waited
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
         if not self._ready:
+            if self._window.pid != os.getpid():
+                raise RuntimeError(
+                    "this was begun before a fork, its threads are in the parent: begin anew in the child"
+                )
             if self._delivered is not None:
                 self._window.release(self._delivered)
                 self._delivered = None
-            began = time.monotonic()
-            taken = self._window.take(began + self._deadline)
-            self.waited += time.monotonic() - began
+            taken = self._window.take(time.monotonic() + self._deadline)
             if taken is None:
                 self.close()
                 raise StopIteration
@@ -90,7 +121,7 @@ class ReadAhead(Generic[T]):
         return self._ready.popleft()
 
     def close(self) -> None:
-        """Stop fetching and end the threads; requests in flight are finished and dropped."""
+        """Stop fetching, end requests under way and the threads."""
         self._finalizer()
         self._ready.clear()
 
@@ -102,24 +133,54 @@ class _Window(Generic[T]):
     fetch: Fetch[T]
     blocks: Iterator[Block]
     max_bytes: int
+    pace: Pace
     lock: Any = field(default_factory=threading.RLock)
     """Reentrant: the collector may drop a `ReadAhead`, and close its window, in a thread that holds the lock."""
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    cancelled: Cancellation = field(default_factory=Cancellation)
+    pid: int = field(default_factory=os.getpid)
+    threads: int = 0
     upcoming: Block | None = None
+    rest: Block | None = None
+    """Of the block that `upcoming` was cut from."""
     exhausted: bool = False
     asked: int = 0
+    under_way: int = 0
     delivered: int = 0
     nbytes: int = 0
+    """Of blocks that are under way, wait for delivery, or are being consumed."""
     results: dict[int, tuple[Block, list[T] | BaseException]] = field(default_factory=dict)
+    past_waits: float = 0.0
+    waits_since: float | None = None
 
     def __post_init__(self) -> None:
         # Two, so that a batch which arrives does not wake the threads that wait for room.
         self.room = threading.Condition(self.lock)
         self.arrival = threading.Condition(self.lock)
 
+    @property
+    def waited(self) -> float:
+        """Seconds that the consumer has waited, up to now."""
+        since = self.waits_since
+        return self.past_waits + (0.0 if since is None else time.monotonic() - since)
+
+    def start_thread(self) -> None:
+        """Start one more, if the pace asks for it."""
+        with self.lock:
+            if self.threads >= self.pace.width or self.cancelled.is_set():
+                return
+            number = self.threads
+            self.threads += 1
+        # Threads know the window only, so that dropping its owner is noticed.
+        threading.Thread(target=self.work, name=f"h5feed-readahead-{number}", daemon=True).start()
+
     def work(self) -> None:
         """Body of a thread: fetch the next block that fits, until there is none."""
         while (claimed := self._claim()) is not None:
+            if self.threads < self.pace.width:
+                # Each that has found work starts the next, so that there are no more than there is work for. Where the
+                # system gives no more of them, those that there are go on.
+                with contextlib.suppress(RuntimeError):
+                    self.start_thread()
             number, block = claimed
             result: list[T] | BaseException
             try:
@@ -127,41 +188,62 @@ class _Window(Generic[T]):
             except BaseException as error:
                 result = error
             with self.lock:
-                self.results[number] = (block, result)
+                self.under_way -= 1
+                if not self.cancelled.is_set():
+                    self.results[number] = (block, result)
+                width = self.pace.width
+                if not isinstance(result, BaseException):
+                    self.pace.arrived(block.nbytes, time.monotonic(), self.waited)
                 if number == self.delivered:
                     self.arrival.notify()
+                if self.pace.width > width:
+                    self.room.notify_all()
             del result
 
     def _claim(self) -> tuple[int, Block] | None:
         with self.lock:
             while not self.cancelled.is_set():
-                if self.upcoming is None and not self.exhausted:
-                    self.upcoming = next(self.blocks, None)
-                    if self.upcoming is None:
-                        self.exhausted = True
-                        self.arrival.notify()
-                        self.room.notify_all()
-                if self.exhausted:
-                    return None
-                block = self.upcoming
-                assert block is not None
-                if self.nbytes == 0 or self.nbytes + block.nbytes <= self.max_bytes:
-                    self.upcoming = None
-                    self.nbytes += block.nbytes
-                    number = self.asked
-                    self.asked += 1
-                    return number, block
+                if self.under_way < self.pace.width:
+                    if self.upcoming is None and not self.exhausted:
+                        self._draw()
+                    if self.exhausted and self.upcoming is None:
+                        return None
+                    block = self.upcoming
+                    assert block is not None
+                    if self.nbytes == 0 or self.nbytes + block.nbytes <= self.max_bytes:
+                        self.upcoming = None
+                        self.nbytes += block.nbytes
+                        self.under_way += 1
+                        number = self.asked
+                        self.asked += 1
+                        return number, block
+                    self.pace.full()
                 self.room.wait()
             return None
+
+    def _draw(self) -> None:
+        """Have an upcoming block, or know that there is none."""
+        whole = self.rest or next(self.blocks, None)
+        if whole is None:
+            self.exhausted = True
+            self.arrival.notify()
+            self.room.notify_all()
+        else:
+            self.upcoming, self.rest = whole.cut(self.pace.block_bytes())
 
     def take(self, deadline: float) -> tuple[Block, list[T]] | None:
         """The next block in order; None after the last."""
         with self.lock:
-            while self.delivered not in self.results:
-                if self.cancelled.is_set() or (self.exhausted and self.delivered == self.asked):
-                    return None
-                if not self.arrival.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
-                    raise ConnectionFailed("no batch came within the deadline")
+            try:
+                while self.delivered not in self.results:
+                    if self.cancelled.is_set() or (self.exhausted and self.delivered == self.asked):
+                        return None
+                    if self.waits_since is None:
+                        self.waits_since = time.monotonic()
+                    if not self.arrival.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
+                        raise ConnectionFailed("no batch came within the deadline")
+            finally:
+                self.past_waits, self.waits_since = self.waited, None
             block, result = self.results.pop(self.delivered)
             self.delivered += 1
         if isinstance(result, BaseException):
@@ -176,6 +258,9 @@ class _Window(Generic[T]):
             self.room.notify_all()
 
     def close(self) -> None:
+        if self.pid != os.getpid():
+            # In the child of a fork: threads and connections are the parent's, and a lock may be held for ever.
+            return
         self.cancelled.set()
         with self.lock:
             self.results.clear()

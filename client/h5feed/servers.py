@@ -113,6 +113,11 @@ class Server:
         body = response.extensions.pop(BODY, None)
         return Answer(response.status_code, response.headers.multi_items(), body, response.content)
 
+    @property
+    def round_trip(self) -> float:
+        """Seconds there and back; infinite before the first connection."""
+        return self._transport.round_trip
+
     def is_alive(self) -> bool:
         """Whether it answers at all, in a short time."""
         with contextlib.suppress(httpx.TransportError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import math
 import os
 import socket
 import ssl
@@ -130,6 +131,8 @@ class FeedTransport(httpx.BaseTransport):
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._closed = False
+        self.round_trip = math.inf
+        """Seconds: the shortest time that a connection took to be made, which is one round trip."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         line = b"%b %b" % (request.method.encode("ascii"), request.url.raw_path)
@@ -223,6 +226,7 @@ class FeedTransport(httpx.BaseTransport):
         scheme, host, port = origin
         if timeout <= 0:
             raise TimeoutError("the deadline has passed")
+        began = time.monotonic()
         if self._uds is not None:
             connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -234,6 +238,7 @@ class FeedTransport(httpx.BaseTransport):
         else:
             connected = socket.create_connection((host, port), timeout)
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.round_trip = min(self.round_trip, time.monotonic() - began)
         if scheme == "https":
             try:
                 connected = self._ssl_context().wrap_socket(connected, server_hostname=host)

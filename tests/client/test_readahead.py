@@ -1,15 +1,19 @@
-"""Read-ahead: in order, bounded, errors in their place, no thread left."""
+"""Read-ahead: in order, bounded, errors in their place, as many requests as the link needs, no thread left."""
 
 from __future__ import annotations
 
+import gc
+import os
 import random
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 import pytest
 from conftest import wait_until
-from h5feed.readahead import Block, ReadAhead, blocks_of
+from h5feed.pace import FIRST_BYTES, MAX_WIDTH, Link, Pace
+from h5feed.readahead import Block, Fetch, ReadAhead, blocks_of
 
 
 def numbers(block: Block, cancelled: threading.Event) -> list[int]:
@@ -17,9 +21,14 @@ def numbers(block: Block, cancelled: threading.Event) -> list[int]:
     return list(range(block.start, block.stop))
 
 
-def ahead(fetch: object, batches: int, max_bytes: int = 10_000, connections: int = 4) -> ReadAhead[int]:
+def ahead(fetch: Fetch[int], batches: int, max_bytes: int = 10_000, connections: int = 4) -> ReadAhead[int]:
     blocks = blocks_of(0, batches, 100, 300)
-    return ReadAhead(fetch, blocks, connections=connections, max_bytes=max_bytes, deadline=5)  # type: ignore[arg-type]
+    pace = Pace(max_bytes, connections, Link(connections))
+    return ReadAhead(fetch, blocks, max_bytes=max_bytes, deadline=5, pace=pace)
+
+
+def threads_left() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("h5feed-readahead")]
 
 
 def test_delivered_in_order() -> None:
@@ -35,51 +44,202 @@ def test_small_batches_share_a_block() -> None:
     assert [(b.start, b.stop) for b in blocks_of(0, 4, 1, 300, start=2)] == [(2, 4)]
 
 
-def test_bounded_in_bytes() -> None:
-    """No more is fetched ahead than the bound; one block always is."""
-    for bound, expected in ((900, 3), (1, 1)):
-        fetched: list[Block] = []
+@pytest.mark.parametrize("nbytes", [1, 99, 100, 250, 300, 699, 700, 10_000])
+def test_blocks_are_cut_between_batches(nbytes: int) -> None:
+    """A block is cut into parts of whole batches, and its bytes with it, at least one batch each."""
+    rest: Block | None = Block(3, 5, 12, 700)
+    parts = []
+    while rest is not None:
+        part, rest = rest.cut(nbytes)
+        assert part.epoch == 3 and (part.nbytes <= nbytes or part.stop - part.start == 1)
+        parts.append(part)
+    assert [index for part in parts for index in range(part.start, part.stop)] == list(range(5, 12))
+    assert sum(part.nbytes for part in parts) == 700
 
-        def fetch(block: Block, cancelled: threading.Event, fetched: list[Block] = fetched) -> list[int]:
+
+@pytest.mark.parametrize("bound", [1, 100, 250, 900, 10_000])
+def test_bounded_in_bytes(bound: int) -> None:
+    """Blocks that are fetched and not passed by never exceed the bound; one batch always is fetched."""
+    lock = threading.Lock()
+    fetched: list[Block] = []
+
+    def fetch(block: Block, cancelled: threading.Event) -> list[int]:
+        with lock:
             fetched.append(block)
-            return numbers(block, cancelled)
+        return numbers(block, cancelled)
 
-        stream = ahead(fetch, 100, bound)
-        wait_until(lambda fetched=fetched, expected=expected: len(fetched) == expected)  # type: ignore[misc]
-        time.sleep(0.05)
-        assert len(fetched) == expected
-        stream.close()
+    stream = ahead(fetch, 100, bound)
+    for expected in range(100):
+        # What batches before this one held has been given back by now.
+        with lock:
+            held = sum(block.nbytes for block in fetched if block.stop > expected)
+        assert held <= max(bound, 100)
+        assert next(stream) == expected
+    stream.close()
 
 
 def test_an_error_comes_in_its_place() -> None:
     """Batches before a failed block are delivered, then its error is raised."""
 
     def fetch(block: Block, cancelled: threading.Event) -> list[int]:
-        if block.start == 9:
-            raise OSError("block 9")
+        if block.start <= 9 < block.stop:
+            raise OSError("batch 9")
         return numbers(block, cancelled)
 
-    stream: ReadAhead[int] = ahead(fetch, 100)
+    stream: ReadAhead[int] = ahead(fetch, 100, 400)
     seen: list[int] = []
-    with pytest.raises(OSError, match="block 9"):
+    with pytest.raises(OSError, match="batch 9"):
         deque(map(seen.append, stream))
     assert seen == list(range(9))
 
 
-def test_threads_end() -> None:
+def test_a_batch_that_does_not_come_is_an_error() -> None:
+    """Waiting has a deadline, whatever the threads do."""
+    told = threading.Event()
+
+    def never(block: Block, cancelled: threading.Event) -> list[int]:
+        told.wait(20)
+        return []
+
+    stream = ReadAhead(never, blocks_of(0, 3, 100, 300), max_bytes=1000, deadline=0.2)
+    with pytest.raises(ConnectionError, match="deadline"):
+        next(stream)
+    told.set()
+    stream.close()
+
+
+@pytest.mark.parametrize("end", ["close", "drop", "exhaust"])
+def test_threads_end(end: str) -> None:
     """Closing, dropping and exhausting it ends its threads, and tells a fetch under way."""
     told = threading.Event()
 
     def slow(block: Block, cancelled: threading.Event) -> list[int]:
-        if cancelled.wait(5):
+        if block.start and cancelled.wait(5):
             told.set()
-        return []
+        return list(range(block.start, block.stop))
 
-    stream = ahead(slow, 100)
-    stream.close()
-    wait_until(told.is_set)
-    dropped = ahead(numbers, 100)
-    next(dropped)
-    del dropped
-    list(ahead(numbers, 20))
-    wait_until(lambda: not any(thread.name.startswith("h5feed-readahead") for thread in threading.enumerate()))
+    stream = ahead(numbers if end == "exhaust" else slow, 100, 400)
+    assert next(stream) == 0
+    if end == "close":
+        stream.close()
+    elif end == "exhaust":
+        assert len(list(stream)) == 99
+    del stream
+    gc.collect()
+    assert end == "exhaust" or told.wait(5)
+    wait_until(lambda: not threads_left())
+
+
+def test_no_more_threads_than_work() -> None:
+    """However many requests there may be, one block makes no crowd of threads."""
+    release = threading.Event()
+
+    def fetch(block: Block, cancelled: threading.Event) -> list[int]:
+        release.wait(5)
+        return list(range(block.start, block.stop))
+
+    stream = ReadAhead(fetch, blocks_of(0, 2, 100, 100), max_bytes=1000, deadline=5, pace=Pace(1000, 32, Link(32)))
+    time.sleep(0.1)
+    assert len(threads_left()) <= 3
+    release.set()
+    assert list(stream) == [0, 1]
+
+
+def test_a_fork_begins_anew() -> None:
+    """In the child the stream says that its threads are elsewhere; dropping it there leaves the parent's alone."""
+    stream = ahead(numbers, 100, 400)
+    assert next(stream) == 0
+    pid = os.fork()
+    if pid == 0:
+        told = False
+        try:
+            deque(stream, maxlen=0)
+        except RuntimeError:
+            told = True
+        stream.close()
+        os._exit(0 if told else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert list(stream) == list(range(1, 100))
+
+
+class SimulatedLink:
+    """A link of so many bytes per second, shared by all requests, each of which carries so much at most."""
+
+    def __init__(self, bandwidth: float, round_trip: float, each: float) -> None:
+        self.bandwidth, self.round_trip, self.each = bandwidth, round_trip, each
+
+    def rate(self, width: int, block_bytes: int) -> float:
+        """Bytes per second with that many requests under way."""
+        share = min(self.each, self.bandwidth / width)
+        alone = width * block_bytes / (self.round_trip + block_bytes / share)
+        return min(self.bandwidth, alone)
+
+    def drive(self, pace: Pace, blocks: int, noise: float = 0.0, demand: float = 1e12) -> list[int]:
+        """The widths that `pace` goes through."""
+        chance = random.Random(0)
+        now = waited = 0.0
+        widths = []
+        for _ in range(blocks):
+            nbytes = min(pace.block_bytes(), 8 << 20)
+            rate = self.rate(pace.width, nbytes) * (1 + chance.uniform(-noise, noise))
+            now += nbytes / min(rate, demand)
+            waited += nbytes / min(rate, demand) if rate < demand else 0.0
+            pace.arrived(nbytes, now, waited)
+            widths.append(pace.width)
+        return widths
+
+
+BUDGET = 64 << 20
+
+
+def test_width_grows_where_requests_wait_for_the_link() -> None:
+    """At 100 ms, where a connection carries 5 MB/s, many requests fill a link of 100 MB/s; on the loopback two do."""
+    far = SimulatedLink(100e6, 0.1, 5e6)
+    pace = Pace(BUDGET)
+    assert far.drive(pace, 600)[-1] >= 16
+    near = SimulatedLink(1e9, 0.0001, 1e9)
+    for noise in (0.0, 0.1):
+        widths = near.drive(Pace(BUDGET), 3000, noise)
+        assert sum(widths) / len(widths) < 4
+
+
+def test_width_stays_where_training_does_not_wait() -> None:
+    """As soon as the link feeds what training takes, nothing more is tried."""
+    link = SimulatedLink(100e6, 0.1, 20e6)
+    widths = link.drive(Pace(BUDGET), 500, demand=30e6)
+    assert widths[-1] <= 8 and len(set(widths[100:])) == 1
+
+
+def test_the_bound_holds_and_what_was_learned_is_kept() -> None:
+    """No more requests than the user allows; the next stream begins where this one was."""
+    far = SimulatedLink(1e9, 0.1, 5e6)
+    assert max(far.drive(Pace(BUDGET, connections=3), 500)) == 3
+    link = Link()
+    assert max(far.drive(Pace(BUDGET, link=link), 2000)) == MAX_WIDTH
+    assert Pace(BUDGET, link=link).width == MAX_WIDTH
+
+
+def test_blocks_begin_small() -> None:
+    """The first block is little, each one twice the one before, and all that may be under way fits the budget."""
+    pace = Pace(BUDGET)
+    sizes = [pace.block_bytes() for _ in range(10)]
+    assert sizes[:4] == [FIRST_BYTES, 2 * FIRST_BYTES, 4 * FIRST_BYTES, 8 * FIRST_BYTES]
+    assert sizes[-1] * pace.width * 2 <= BUDGET
+    assert Pace(1000).block_bytes() <= 250
+
+
+def slow_link(seconds: float) -> Callable[[Block, threading.Event], list[int]]:
+    def fetch(block: Block, cancelled: threading.Event) -> list[int]:
+        cancelled.wait(seconds)
+        return list(range(block.start, block.stop))
+
+    return fetch
+
+
+def test_many_requests_hide_the_round_trip() -> None:
+    """With 50 ms for each request a stream of big batches comes many times faster than one request after the other."""
+    blocks = blocks_of(0, 300, FIRST_BYTES, FIRST_BYTES)
+    stream = ReadAhead(slow_link(0.05), blocks, max_bytes=BUDGET, deadline=30)
+    began = time.monotonic()
+    assert list(stream) == list(range(300))
+    assert time.monotonic() - began < 300 * 0.05 / 4

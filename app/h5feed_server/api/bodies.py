@@ -72,7 +72,7 @@ def cache_headers(request: Request, revision: str, form: Format) -> dict[str, st
     return url_headers(request.scope["path"], query_items(request), revision, form, private=private)
 
 
-def url_headers(path: str, items: Sequence[str], revision: str, form: Format, *, private: bool) -> dict[str, str]:
+def url_headers(path: str, items: Sequence[str], revision: str, form: str, *, private: bool) -> dict[str, str]:
     """Same as `cache_headers`, from the path and the items of the query."""
     query = sorted(items)
     digest = hashlib.blake2b(f"{revision} {path}?{'&'.join(query)} {form}".encode(), digest_size=16)

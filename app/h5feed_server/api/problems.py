@@ -41,16 +41,6 @@ STATUS: Mapping[type[errors.FeedError], int] = {
     errors.ReadTimeout: 504,
 }
 
-PLANNED = {
-    "folds": "k-fold splits",
-    "fold": "k-fold splits",
-    "group": "splits that keep groups together",
-    "balance": "balanced sampling",
-    "weights": "weighted sampling",
-    "epoch_rows": "epochs of a stated length",
-}
-"""Parameters of the contract that this version does not serve yet."""
-
 PROBLEM_SCHEMA = {
     "description": "What is wrong, as problem+json (RFC 9457)",
     "content": {
@@ -126,8 +116,6 @@ def _sentence(item: Mapping[str, Any]) -> str:
     where = [str(part) for part in item["loc"] if part not in ("query", "path", "body")]
     name = ".".join(where) or "the request"
     if item["type"] == "extra_forbidden":
-        if name in PLANNED:
-            return f"{name}: {PLANNED[name]} are not available in this version"
         return f"there is no parameter {name!r}: see /docs for those that are"
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]

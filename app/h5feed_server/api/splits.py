@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Path, Query, Request
@@ -10,9 +10,8 @@ from fastapi.responses import Response
 from h5feed.errors import TooLarge
 from h5feed.wire import ROWS, Body, Tensor
 
-from ..batching import check_divisible
 from ..sampling.spec import SPLIT_ALIASES
-from ..sampling.splits import class_shares, describe_split
+from ..sampling.splits import Rows
 from .bodies import BINARY_RESPONSE, binary, cache_headers, is_known, negotiate, not_modified
 from .deps import NamePath, ServicesDep, in_thread
 from .queries import SplitRowsQuery, SplitsQuery
@@ -21,26 +20,16 @@ router = APIRouter(prefix="/v1/datasets/{name}/splits", tags=["splits"])
 
 
 @router.get("", summary="Rows and classes of each split")
-async def get_splits(services: ServicesDep, name: NamePath, query: Annotated[SplitsQuery, Query()]) -> dict[str, Any]:
-    """Per split: rows, rows and share per class, balanced class weights, and a digest of its row ids."""
+async def get_splits(services: ServicesDep, name: NamePath, query: Annotated[SplitsQuery, Query()]) -> Response:
+    """Per split: rows; rows and share per class, balanced class weights, and how far shares are off those of all rows
+    (`max_deviation`); groups; and a digest of its row ids.
 
-    def work() -> dict[str, Any]:
+    `method` is what of scikit-learn gives the same rows, `note` what one might not expect.
+    """
+
+    def work() -> Response:
         dataset = services.catalog.dataset(name, query.revision)
-        check_divisible(dataset)
-        splits = services.batcher.splits(dataset, query.spec)
-        by = splits.stratify or (dataset.label.name if dataset.label else None)
-        classes = services.batcher.classes(dataset, by)
-        names = dict(enumerate(dataset.class_names or []))
-        shares = {} if classes is None else class_shares(classes)
-        whole = {"all": np.arange(dataset.rows, dtype=np.int64), **splits.rows}
-        return {
-            "dataset": dataset.name,
-            "revision": dataset.revision,
-            "stratify": splits.stratify,
-            "classes_of": by if classes is not None else None,
-            "note": splits.note,
-            "splits": {split: describe_split(rows, classes, names, shares) for split, rows in whole.items()},
-        }
+        return Response(services.batcher.splitter.report(dataset, query.spec), media_type="application/json")
 
     return await in_thread(services, work)
 
@@ -62,9 +51,10 @@ async def get_split_rows(
         if is_known(request, headers):
             return not_modified(headers)
         wanted = SPLIT_ALIASES.get(split, split)
-        check_divisible(dataset)
+        services.batcher.splitter.check_divisible(dataset)
+        rows: Rows
         if wanted == "all":
-            rows = np.arange(dataset.rows, dtype=np.int64)
+            rows = np.arange(dataset.rows, dtype=np.int32)
         else:
             rows = services.batcher.splits(dataset, query.spec).of(wanted)
         about = {"dataset": dataset.name, "revision": dataset.revision, "epoch": "0", "batches": "1"}

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.order import BatchGrid, order_key, permute
 
+from .resampling import Balanced, Weighted
 from .spec import OrderSpec
+from .splits import Rows
 
 BATCHES_AT_ONCE = 64
 """One vectorised call costs nearly the same for one batch as for so many: neighbours are asked for next."""
@@ -28,18 +30,21 @@ class Order:
     Attributes
     ----------
     split_rows : callable
-        Returns the ascending rows of the split, (n,) int64, or None for all rows, which need no list. Not the rows
+        Returns the ascending rows of the split, (n,) int32, or None for all rows, which need no list. Not the rows
         themselves: they would be held as long as anybody remembers the order.
     grid : BatchGrid
         Over the split's rows, after ``limit``.
     """
 
     spec: OrderSpec
-    split_rows: Callable[[], Int64s | None]
+    split_rows: Callable[[], Rows | None]
     grid: BatchGrid
 
     block: int = 1
     """Rows that are stored, and decoded, together: with a window, their order is drawn as a whole."""
+
+    resampled: Callable[[], Balanced | Weighted] | None = None
+    """Where an epoch is drawn with repeats; then `grid` is over the rows of the epoch."""
 
     @cached_property
     def _key(self) -> bytes:
@@ -67,6 +72,9 @@ class Order:
         real : (k,) bool
         """
         positions, real = self.grid.positions(start, stop)
+        if self.resampled is not None:
+            key = self._named_key("draw") if self.spec.shuffle else None
+            return self.resampled().draw(positions, self.grid.rows, key), real
         window = self.spec.window
         if window is not None:
             sequence = self.sequence() if sequence is None else sequence
@@ -80,12 +88,13 @@ class Order:
         if self.spec.shuffle:
             positions = permute(positions, self.grid.rows, self._key)
         split_rows = self.split_rows()
-        return (positions if split_rows is None else split_rows[positions]), real
+        return (positions if split_rows is None else split_rows[positions].astype(np.int64)), real
 
     def sequence(self) -> Int64s:
         """All rows, block after block in the order drawn for the blocks; windows are cut from it."""
         split_rows = self.split_rows()
-        rows = np.arange(self.grid.rows, dtype=np.int64) if split_rows is None else split_rows[: self.grid.rows]
+        every = np.arange(self.grid.rows, dtype=np.int64)
+        rows = every if split_rows is None else split_rows[: self.grid.rows].astype(np.int64)
         if not len(rows):
             return rows
         blocks = rows // self.block

@@ -39,26 +39,51 @@ class SplitSpec(BaseModel):
     test: Share | None = Field(
         None,
         description="Rows of the test split, carved off first: with a decimal point a fraction of all rows (rounded "
-        "up), else a count.",
+        "up), else a count. With `group`, of all groups.",
     )
     val: Share | None = Field(None, description="Rows of the validation split, carved off what test leaves.")
     stratify: str | None = Field(
         None,
         description="Field whose classes every split holds in equal shares, or `none`. Default: the label field, where "
-        "its values are classes with enough rows each.",
+        "its values are classes with enough rows each. Rows of several labels are stratified iteratively; numbers on a "
+        "scale, where they are named here, by ten quantile bins.",
     )
-    split_seed: int = Field(42, ge=0, lt=2**32, description="`random_state` of scikit-learn's `train_test_split`.")
+    split_seed: int = Field(42, ge=0, lt=2**32, description="`random_state` of scikit-learn's splitters.")
     split_shuffle: bool = Field(True, description="`false`: by position, test and val from the end.")
+    group: str | None = Field(
+        None,
+        description="Field whose equal values stay together, such as a patient or an episode: `GroupShuffleSplit` for "
+        "`test` and `val`, `StratifiedGroupKFold` or, without classes, `GroupKFold` for `folds`.",
+    )
+    folds: int | None = Field(
+        None,
+        ge=2,
+        le=1000,
+        description="Cross-validation: val is one of so many folds, train the others, as `StratifiedKFold` or, without "
+        "classes, `KFold` makes them of what test leaves.",
+    )
+    fold: int | None = Field(None, ge=0, description="Which of the `folds` is val, from 0 (the default).")
 
     @model_validator(mode="after")
-    def _positional_splits_are_not_stratified(self) -> Self:
-        if not self.split_shuffle and self.stratify not in (None, "none"):
+    def _agrees(self) -> Self:
+        named = self.stratify not in (None, "none")
+        if named and not self.split_shuffle and self.folds is None:
             raise ValueError("stratify needs split_shuffle=true: rows taken by position have the classes they have")
+        if self.fold is not None and self.folds is None:
+            raise ValueError("fold needs folds: of how many it is one")
+        if self.folds is not None and self.val is not None:
+            raise ValueError("folds makes val itself, of one fold: leave val out")
+        if self.folds is not None and self.fold is not None and self.fold >= self.folds:
+            raise ValueError(f"fold={self.fold} must be in 0 … folds-1 = {self.folds - 1}")
+        if self.group is not None and not self.splits_rows:
+            raise ValueError("group needs test, val or folds: there is nothing to keep together otherwise")
+        if self.group is not None and named and self.folds is None:
+            raise ValueError("stratify and group together need folds: test=0.2 is about one fold of folds=5")
         return self
 
     @property
     def splits_rows(self) -> bool:
-        return self.test is not None or self.val is not None
+        return self.test is not None or self.val is not None or self.folds is not None
 
 
 class OrderSpec(SplitSpec):
@@ -74,6 +99,22 @@ class OrderSpec(SplitSpec):
         lt=2**62,
         description="Shuffle in two steps, so that chunks of many rows are decoded once or twice in an epoch and not "
         "for every row: the chunks are put in a new order, and rows are shuffled among so many that follow each other.",
+    )
+    balance: bool = Field(
+        False,
+        description="Each class of the label field (or of `stratify`) equally often: batches hold every class within "
+        "one row of its share. Rows of small classes come again, as often as each other; of large ones each epoch has "
+        "others.",
+    )
+    weights: str | None = Field(
+        None,
+        description="Field of numbers ≥ 0: rows are drawn as often as theirs says, with repeats.",
+    )
+    epoch_rows: int | None = Field(
+        None,
+        ge=1,
+        lt=2**62,
+        description="With `balance` or `weights`: rows of one epoch. Default: as many as the split has.",
     )
     limit: int | None = Field(None, ge=1, description="Only the first so many rows of the split.")
     shard: int = Field(0, ge=0, description="Which of the `shards` readers asks.")
@@ -94,10 +135,25 @@ class OrderSpec(SplitSpec):
             raise ValueError("window needs shuffle=true: rows in their own order need none")
         return self
 
+    @model_validator(mode="after")
+    def _draws_in_one_way(self) -> Self:
+        if self.balance and self.weights is not None:
+            raise ValueError("balance and weights are two ways to draw rows: give one of them")
+        if self.draws and self.window is not None:
+            raise ValueError("window cannot be used with balance or weights: their rows come from all of the split")
+        if self.epoch_rows is not None and not self.draws:
+            raise ValueError("epoch_rows needs balance or weights: other epochs have each row once. Use limit for less")
+        return self
+
     @field_validator("split")
     @classmethod
     def _canonical(cls, value: str) -> str:
         return SPLIT_ALIASES.get(value, value)
+
+    @property
+    def draws(self) -> bool:
+        """Whether an epoch is drawn, with repeats, and not every row once."""
+        return self.balance or self.weights is not None
 
     @property
     def split_spec(self) -> SplitSpec:

@@ -1,47 +1,54 @@
-"""Splits: disjoint sets of rows, drawn by scikit-learn's `train_test_split`."""
+"""Splits: disjoint sets of rows, the same as scikit-learn's."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from h5feed import wire
 from h5feed.errors import SplitImpossible, SplitNotFound
 
+from . import draws, multilabel
+from .draws import Codes, TooFew
+from .kept import pack, unpack
+from .labels import Labels, Strata
 from .spec import SplitSpec
 
-Int64s = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int32]
+
+_BLOCK = 1 << 20
+"""Rows handled at a time."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of each split, and by what they are stratified.
+    """The rows of each split, and how they were found.
 
     Attributes
     ----------
-    rows : mapping of str to (k,) int64
+    rows : mapping of str to (k,) int32
         Ascending row ids of ``train``, and of ``val`` and ``test`` where asked for; empty where nothing is split.
-    stratify : str or None
-        The field.
+    method : str or None
+        What of scikit-learn gives the same rows.
+    stratify, group : str or None
+        Fields.
     note : str or None
-        Why not stratified, where one would expect it.
+        What one might not expect.
     """
 
-    rows: Mapping[str, Int64s]
-    stratify: str | None
-    note: str | None
+    rows: Mapping[str, Rows]
+    method: str | None = None
+    stratify: str | None = None
+    group: str | None = None
+    note: str | None = None
 
     @property
     def nbytes(self) -> int:
         return sum(rows.nbytes for rows in self.rows.values())
 
-    def of(self, split: str) -> Int64s:
+    def of(self, split: str) -> Rows:
         """Rows of a split.
 
         Raises
@@ -50,50 +57,36 @@ class Splits:
         """
         if split not in self.rows:
             valid = ", ".join(["all", *self.rows])
-            hint = "" if self.rows else " Give test= and val= (fractions or counts) to divide the rows."
+            hint = "" if self.rows else " Give test=, val= or folds= to divide the rows."
             raise SplitNotFound(f"there is no split {split!r} here: valid are {valid}.{hint}")
         return self.rows[split]
-
-
-def class_ids(labels: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
-    """One class per row, or None where the labels are no classes.
-
-    Ints and bools are classes as they are; of one-hot rows (2-D, one non-zero each) it is the position.
-    """
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim == 1 and labels.dtype.kind in "biuSU":
-        return labels
-    one_hot = (
-        labels.ndim == 2
-        and labels.dtype.kind in "biuf"
-        and bool(((labels == 0) | (labels == 1)).all())
-        and bool((np.count_nonzero(labels, axis=1) == 1).all())
-    )
-    return labels.argmax(axis=1) if one_hot else None
 
 
 def native_splits(runs: Mapping[str, Sequence[tuple[int, int]]]) -> Splits:
     """Splits that are stored as runs of rows, half-open."""
     rows = {
-        name: np.concatenate([np.arange(begin, end, dtype=np.int64) for begin, end in sorted(own)])
+        name: np.concatenate([np.arange(begin, end, dtype=np.int32) for begin, end in sorted(own)])
         for name, own in runs.items()
     }
-    return Splits(rows, None, None)
+    return Splits(rows)
 
 
-def compute_splits(everything: Int64s, spec: SplitSpec, field: str | None, classes: npt.NDArray[Any] | None) -> Splits:
+def compute_splits(
+    total: int, pool: Rows | None, spec: SplitSpec, strata: Strata | None, groups: Labels | None
+) -> Splits:
     """Divide rows.
 
     Parameters
     ----------
-    everything : (n,) int64
-        Ascending.
+    total : int
+        Rows of the dataset.
+    pool : (n,) int32 or None
+        The rows to divide, ascending; None: all.
     spec : SplitSpec
-    field : str or None
-        The label field, asked for (``spec.stratify``) or found.
-    classes : array or None
-        Its class of every row of the dataset; None where it has none.
+    strata : Strata or None
+        Of ``spec.stratify``, or of the label field; None where there is none, or nothing is to be stratified.
+    groups : Labels or None
+        Of ``spec.group``.
 
     Raises
     ------
@@ -101,129 +94,186 @@ def compute_splits(everything: Int64s, spec: SplitSpec, field: str | None, class
         A split would be empty, or the stratification that was asked for by name cannot be had.
     """
     if not spec.splits_rows:
-        return Splits({}, None, None)
-    rows = len(everything)
-    test, val = _count(spec.test, rows, "test"), _count(spec.val, rows, "val")
-    if test + val >= rows:
-        raise SplitImpossible(f"test ({test} rows) and val ({val} rows) leave no row of {rows} for train")
-    if not spec.split_shuffle:
-        cut = rows - test
-        return Splits(_named(everything[: cut - val], everything[cut - val : cut], everything[cut:], spec), None, None)
-    note = None
-    if spec.stratify == "none":
-        field = None
-    elif field is not None and classes is None:
-        note = f"not stratified: {field!r} holds no classes (ints, bools or one-hot rows)"
-    if field is not None and classes is not None:
-        try:
-            return Splits(_draw(everything, test, val, classes, spec), field, None)
-        except ValueError as error:
-            note = f"not stratified by {field!r}: {_explain(error, classes[everything], test, val)}"
-    if note and spec.stratify is not None:
-        raise SplitImpossible(f"{note[4:]}. Use stratify=none for splits that disregard classes.")
-    return Splits(_draw(everything, test, val, None, spec), None, note)
+        return Splits({})
+    try:
+        return _Division(total, pool, spec, strata, groups).splits()
+    except TooFew as error:
+        raise SplitImpossible(str(error)) from None
 
 
-def _count(share: int | float | None, rows: int, name: str) -> int:
-    if share is None:
-        return 0
-    count = math.ceil(share * rows) if isinstance(share, float) else share
-    if count >= rows:
-        raise SplitImpossible(f"{name}={share} takes {count} of {rows} rows and leaves none for train")
-    return count
+class _Division:
+    """One set of rows that is divided: test comes off, then val or a fold, out of what it leaves."""
 
-
-def _draw(
-    everything: Int64s, test: int, val: int, classes: npt.NDArray[Any] | None, spec: SplitSpec
-) -> dict[str, Int64s]:
-    """Test first, then val out of the rest in the order that scikit-learn left it: as if called by hand, twice."""
-    # Imported when first needed: it takes longer to load than everything else together.
-    from sklearn.model_selection import train_test_split
-
-    rest, held = everything, {"test": everything[:0], "val": everything[:0]}
-    for name, count in (("test", test), ("val", val)):
-        if count:
-            rest, held[name] = train_test_split(
-                rest,
-                test_size=count,
-                stratify=None if classes is None else classes[rest],
-                random_state=spec.split_seed,
+    def __init__(
+        self, total: int, pool: Rows | None, spec: SplitSpec, strata: Strata | None, groups: Labels | None
+    ) -> None:
+        self._pool, self._spec, self._strata = pool, spec, strata
+        self._rows = total if pool is None else len(pool)
+        self._groups = None if groups is None else groups.codes
+        self._seed = spec.split_seed if spec.split_shuffle else None
+        whole = self._rows if groups is None else int(np.count_nonzero(groups.count(pool)))
+        self._what = "rows" if self._groups is None else f"groups of {spec.group!r}"
+        self._test = self._count(spec.test, whole, "test")
+        self._val = self._count(spec.val, whole, "val")
+        if self._test + self._val >= whole:
+            raise SplitImpossible(
+                f"test ({self._test} {self._what}) and val ({self._val}) leave none of {whole} for train"
             )
-    return _named(np.sort(rest), np.sort(held["val"]), np.sort(held["test"]), spec)
+        self._notes: list[str] = []
+
+    def splits(self) -> Splits:
+        labels = self._usable_labels()
+        if labels is not None:
+            assert self._strata is not None
+            try:
+                rows = self._draw(labels)
+            except TooFew as error:
+                reason = str(error) if error.code is None else f"{labels.word(error.code)} {error}"
+                self._not_stratified(f"{self._strata.field!r}: {reason}")
+                labels = None
+            else:
+                if labels.kind == "bins":
+                    self._notes.append(
+                        f"{self._strata.field!r} holds numbers on a scale: stratified by {len(labels.values)} "
+                        "quantile bins"
+                    )
+                return self._found(rows, labels, self._strata.field)
+        return self._found(self._draw(None), None, None)
+
+    def _found(self, rows: dict[str, Rows], labels: Labels | None, field: str | None) -> Splits:
+        notes = "; ".join(self._notes) or None
+        return Splits(rows, self._method(labels), field, self._spec.group, notes)
+
+    def _count(self, share: int | float | None, whole: int, name: str) -> int:
+        if share is None:
+            return 0
+        count = math.ceil(share * whole) if isinstance(share, float) else share
+        if count >= whole:
+            raise SplitImpossible(f"{name}={share} takes {count} of {whole} {self._what} and leaves none for train")
+        return count
+
+    def _usable_labels(self) -> Labels | None:
+        """What to stratify by, where that goes with the rest of the spec."""
+        if self._strata is None:
+            return None
+        labels, field = self._strata.labels, self._strata.field
+        if labels is None:
+            self._not_stratified(f"{field!r} {self._strata.reason}")
+        elif self._groups is not None and self._spec.folds is None:
+            self._notes.append("not stratified: groups stay together; folds= does both")
+            labels = None
+        elif self._spec.folds is not None and not self._spec.split_shuffle and self._spec.stratify is None:
+            labels = None
+        elif not labels.single and self._groups is not None:
+            self._not_stratified(f"rows of {field!r} have several labels at once, and groups stay together")
+            labels = None
+        return labels
+
+    def _not_stratified(self, reason: str) -> None:
+        if self._spec.stratify is not None:
+            raise SplitImpossible(
+                f"it cannot be stratified by {reason}. Use stratify=none for splits that disregard classes."
+            )
+        self._notes.append(f"not stratified by {reason}")
+
+    def _draw(self, labels: Labels | None) -> dict[str, Rows]:
+        spec = self._spec
+        if spec.folds is not None and spec.folds > self._rows - self._test:
+            raise SplitImpossible(f"folds={spec.folds} are more than the {self._rows - self._test} rows to divide")
+        # In the order that scikit-learn leaves them in: a second call by hand would begin from there.
+        rest, test = self._carve(self._pool, labels, self._test, ordered=self._val > 0 or spec.folds is not None)
+        if spec.folds is not None:
+            rest, val = self._fold(rest, labels, spec.folds, spec.fold or 0)
+        else:
+            rest, val = self._carve(rest, labels, self._val, ordered=False)
+        named = {"train": rest}
+        if spec.val is not None or spec.folds is not None:
+            named["val"] = val
+        if spec.test is not None:
+            named["test"] = test
+        for rows in named.values():
+            rows.sort()
+        return named
+
+    def _carve(self, rows: Rows | None, labels: Labels | None, count: int, ordered: bool) -> tuple[Rows, Rows]:
+        """What is left, and `count` rows or groups, in arrays of their own."""
+        length = self._rows if rows is None else len(rows)
+        if not count or (self._seed is None and self._groups is None):
+            every = np.arange(length, dtype=np.int32) if rows is None else rows.copy()
+            return every[: length - count], every[length - count :]
+        if self._groups is not None:
+            left, held = draws.group_split(_at(self._groups, rows), count, self._seed)
+        elif labels is None:
+            left, held = draws.shuffle_split(length, count, self._spec.split_seed)
+        elif labels.single:
+            left, held = draws.stratified_split(_at(labels.codes, rows), count, self._spec.split_seed, ordered=ordered)
+        else:
+            sizes = np.array([length - count, count])
+            part = multilabel.stratify(_at(labels.codes, rows), sizes, self._spec.split_seed)
+            left, held = (np.flatnonzero(part == side).astype(np.int32) for side in (0, 1))
+        return _translated(left, rows), _translated(held, rows)
+
+    def _fold(self, rows: Rows, labels: Labels | None, folds: int, fold: int) -> tuple[Rows, Rows]:
+        if labels is not None and not labels.single:
+            sizes = np.full(folds, len(rows) // folds)
+            sizes[: len(rows) % folds] += 1
+            parts = multilabel.stratify(labels.codes[rows], sizes, self._spec.split_seed)
+            held: Rows = np.flatnonzero(parts == fold).astype(np.int32)
+        elif labels is not None:
+            self._note_small_classes(labels, rows, folds)
+            codes = labels.codes[rows]
+            if self._groups is not None:
+                held = draws.stratified_group_fold(codes, self._groups[rows], folds, fold, self._seed)
+            else:
+                held = draws.stratified_fold(codes, folds, fold, self._seed)
+        elif self._groups is not None:
+            held = draws.group_fold(self._groups[rows], folds, fold, self._seed)
+        else:
+            held = draws.fold_of(len(rows), folds, fold, self._seed)
+        is_held = np.zeros(len(rows), np.bool_)
+        is_held[held] = True
+        return rows[~is_held], rows[is_held]
+
+    def _note_small_classes(self, labels: Labels, rows: Rows, folds: int) -> None:
+        counts = labels.count(rows)
+        small = np.flatnonzero((counts > 0) & (counts < folds))
+        if len(small):
+            word = labels.word(int(small[0]))
+            self._notes.append(f"{word} has {counts[small[0]]} rows, fewer than there are folds: some hold none of it")
+
+    def _method(self, labels: Labels | None) -> str:
+        """In scikit-learn's words, where it has them."""
+        several = labels is not None and not labels.single
+        if self._spec.folds is not None:
+            if several:
+                return "iterative stratification (Sechidis 2011)"
+            return f"{'Stratified' if labels else ''}{'Group' if self._groups is not None else ''}KFold"
+        if self._seed is None:
+            return "by position"
+        if self._groups is not None:
+            return "GroupShuffleSplit"
+        return "iterative stratification (Sechidis 2011)" if several else "train_test_split"
 
 
-def _named(train: Int64s, val: Int64s, test: Int64s, spec: SplitSpec) -> dict[str, Int64s]:
-    named = {"train": train}
-    if spec.val is not None:
-        named["val"] = val
-    if spec.test is not None:
-        named["test"] = test
-    return named
+def _at(codes: Codes, rows: Rows | None) -> Codes:
+    return codes if rows is None else codes[rows]
 
 
-def _explain(error: ValueError, classes: npt.NDArray[Any], test: int, val: int) -> str:
-    """scikit-learn's reason, with the class named."""
-    values, counts = np.unique(classes, return_counts=True)
-    smallest = int(counts.argmin())
-    if counts[smallest] < 2 + bool(test and val):
-        return f"class {values[smallest].item()!r} has only {counts[smallest]} rows"
-    return f"{len(values)} classes do not fit into every split ({str(error).rstrip('.')})"
-
-
-def describe_split(
-    rows: Int64s, classes: npt.NDArray[Any] | None, names: Mapping[int, str], shares: Mapping[Any, float]
-) -> dict[str, Any]:
-    """What the API says of one split: rows, and per class its rows, share and balanced weight.
-
-    The weight is scikit-learn's "balanced" one, rows / (classes · rows of the class). ``max_deviation`` is the largest
-    difference between a class's share here and in all rows.
-    """
-    report: dict[str, Any] = {
-        "rows": len(rows),
-        "digest": hashlib.blake2b(rows.astype("<i8").tobytes(), digest_size=8).hexdigest(),
-    }
-    if classes is None:
-        return report
-    values, counts = np.unique(classes[rows], return_counts=True)
-    report["classes"] = [
-        {
-            "value": _plain(value),
-            "name": names.get(_plain(value)) if isinstance(_plain(value), int) else None,
-            "rows": int(count),
-            "share": float(count / len(rows)),
-            "weight": float(len(rows) / (len(values) * count)),
-        }
-        for value, count in zip(values, counts, strict=True)
-    ]
-    here = {entry["value"]: entry["share"] for entry in report["classes"]}
-    report["max_deviation"] = max((abs(here.get(v, 0.0) - share) for v, share in shares.items()), default=0.0)
-    return report
-
-
-def class_shares(classes: npt.NDArray[Any]) -> dict[Any, float]:
-    """Share of each class among all rows."""
-    values, counts = np.unique(classes, return_counts=True)
-    return {_plain(value): float(count / len(classes)) for value, count in zip(values, counts, strict=True)}
-
-
-def _plain(value: Any) -> Any:
-    item = value.item()
-    return item.decode("utf-8", "replace") if isinstance(item, bytes) else item
+def _translated(places: Rows, rows: Rows | None) -> Rows:
+    """The rows at these places, in the same memory: lists of all rows are the most of what splitting needs."""
+    if rows is not None:
+        for start in range(0, len(places), _BLOCK):
+            places[start : start + _BLOCK] = rows[places[start : start + _BLOCK]]
+    return places
 
 
 def dump_splits(splits: Splits) -> bytes:
-    """As one safetensors body, for the cache folder."""
-    about = json.dumps({"stratify": splits.stratify, "note": splits.note, "order": list(splits.rows)})
-    tensors = [wire.Tensor(name, np.dtype("<i8"), rows.shape) for name, rows in splits.rows.items()]
-    body = wire.Body(tensors, {"about": about, "batches": "1"})
-    buffer = np.empty(body.nbytes, np.uint8)
-    for name, view in body.place(buffer, 0).items():
-        view[...] = splits.rows[name]
-    return buffer.tobytes()
+    """For the cache folder."""
+    about = {"method": splits.method, "stratify": splits.stratify, "group": splits.group, "note": splits.note}
+    return pack(about, splits.rows)
 
 
 def load_splits(data: bytes) -> Splits:
     """What `dump_splits` wrote."""
-    tensors, metadata, _ = wire.read_body(np.frombuffer(data, np.uint8))
-    about = json.loads(metadata["about"])
-    return Splits({name: tensors[name] for name in about["order"]}, about["stratify"], about["note"])
+    about, rows = unpack(data)
+    return Splits(rows, **about)

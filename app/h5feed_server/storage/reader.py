@@ -108,10 +108,15 @@ class Reader:
 
     def read_all(self, column: Column) -> npt.NDArray[Any]:
         """All rows of a column, in memory of their own, read-only; text that has its own lengths, padded."""
+        return self.read_block(column, 0, column.rows)
+
+    def read_block(self, column: Column, start: int, stop: int) -> npt.NDArray[Any]:
+        """Rows start … stop-1, as `read_all` gives them, past the cache of small columns."""
+        rows = np.arange(start, stop, dtype=np.int64)
         if column.segments[0].array.ragged:
-            return _padded(*self.read_ragged(column, np.arange(column.rows, dtype=np.int64)))
-        out = np.empty((column.rows, *column.sample_shape), column.dtype)
-        self.read_from_source(column, np.arange(column.rows, dtype=np.int64), out)
+            return _padded(*self.read_ragged(column, rows))
+        out = np.empty((len(rows), *column.sample_shape), column.dtype)
+        self.read_from_source(column, rows, out)
         out.flags.writeable = False
         return out
 

@@ -1,0 +1,328 @@
+"""Pictures: samples, contact sheets, plots of statistics."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import Response
+from h5feed.errors import BadParameter, RowOutOfRange, TooLarge, UnsupportedField
+from pydantic import BaseModel, ConfigDict
+from pydantic import Field as Param
+
+from ..catalog.dataset import Dataset, Field
+from ..sampling.labels import Labels
+from ..services import Services
+from ..stats import pictures, plots
+from ..stats.report import FieldStats
+from .bodies import is_known, not_modified
+from .deps import NamePath, ServicesDep, in_thread
+from .jobs import JOB_RESPONSE, Prefer
+from .stats import StatsQuery, found_stats, stats_headers
+
+router = APIRouter(prefix="/v1/datasets/{name}", tags=["pictures"])
+
+Form = Literal["png", "svg", "txt"]
+
+MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml", "txt": "text/plain; charset=utf-8"}
+
+PICTURE_RESPONSE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A picture, or the text that says what is on it",
+        "content": {media.partition(";")[0]: {} for media in MEDIA_TYPES.values()},
+    }
+}
+
+_FORMAT = "`png`, `svg`, or `txt`: the text for those who do not see the picture, which is in the other two as well."
+_FIELD = "Field of images; default: the first input that holds some."
+
+MAX_SAMPLE_BYTES = 64 << 20
+"""Bytes of a sample that is made a picture."""
+
+MAX_LINES = 32
+"""Classes of a contact sheet."""
+
+Plot = Literal["classes", "histogram", "mean_image"]
+
+
+class ImageQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    field: str | None = Param(None, description=_FIELD)
+    format: Form = Param("png", description=_FORMAT)
+    side: int | None = Param(
+        None, ge=1, le=pictures.MAX_SIDE, description="Pixels of the longer side at most; default: as it is stored."
+    )
+    revision: str | None = Param(None, description="Answer 409 instead of other data than this revision's.")
+
+
+class PreviewQuery(StatsQuery):
+    field: str | None = Param(None, description=_FIELD)
+    format: Form = Param("png", description=_FORMAT)
+    per_class: int = Param(8, ge=1, le=32, description="Images of a line.")
+    side: int = Param(96, ge=8, le=512, description="Pixels of an image's longer side at most.")
+
+
+class PlotQuery(StatsQuery):
+    field: str | None = Param(None, description="Default: the label for `classes`, else the first input that suits.")
+    kind: Plot | None = Param(
+        None,
+        description="`classes`: share of each class in every split; `histogram`: of a field, per channel; "
+        "`mean_image`. Default: `classes` where the label has some.",
+    )
+    format: Form = Param("png", description=_FORMAT)
+
+
+@router.get("/rows/{row}/image", summary="One sample as a picture", responses=PICTURE_RESPONSE, response_class=Response)
+async def get_image(
+    request: Request,
+    services: ServicesDep,
+    name: NamePath,
+    row: Annotated[int, Path(ge=0, le=2**62, description="Row id.", examples=[0])],
+    query: Annotated[ImageQuery, Query()],
+) -> Response:
+    """Colours in the order that the field's `channels` say. What is no uint8 is scaled to what screens show."""
+
+    def work() -> Response:
+        dataset = services.catalog.dataset(name, query.revision)
+        headers = stats_headers(request, dataset)
+        if is_known(request, headers):
+            return not_modified(headers)
+        if row >= dataset.rows:
+            raise RowOutOfRange(f"row {row} does not exist: valid are 0 … {dataset.rows - 1}")
+        field = image_field(dataset, query.field)
+        values = _read(services, field, np.array([row], np.int64))
+        side = query.side or pictures.MAX_SIDE
+        if max(values.shape[1:3]) > side:
+            values = pictures.fit(values, side)
+        pixels = pictures.to_pixels(values, field.dtype)[0]
+        alt = f"Row {row} of {field.name} of {dataset.name}, {pixels.shape[1]} × {pixels.shape[0]} pixels."
+        if query.format == "png":
+            return _picture(pictures.png(pixels), query.format, alt, headers)
+        return _picture(pictures.svg(pixels, alt) if query.format == "svg" else b"", query.format, alt, headers)
+
+    return await in_thread(services, work)
+
+
+@router.get("/preview", summary="Contact sheet", responses=PICTURE_RESPONSE, response_class=Response)
+async def get_preview(
+    request: Request, services: ServicesDep, name: NamePath, query: Annotated[PreviewQuery, Query()]
+) -> Response:
+    """Images of a split, a line for each class, evenly spread over its rows."""
+
+    def work() -> Response:
+        dataset = services.catalog.dataset(name, query.revision)
+        headers = stats_headers(request, dataset)
+        if is_known(request, headers):
+            return not_modified(headers)
+        field = image_field(dataset, query.field)
+        rows = services.statistics.rows(dataset, query.split, query.spec)
+        count = dataset.rows if rows is None else len(rows)
+        lines, note = _lines(services, dataset, rows, count, query.per_class)
+        if not lines:
+            raise RowOutOfRange(f"split {query.split!r} of {dataset.name!r} has no rows to show")
+        values = [pictures.fit(_read(services, field, wanted), query.side) for _, wanted in lines]
+        pixels = pictures.to_pixels(np.concatenate(values), field.dtype)
+        bounds = np.cumsum([len(line) for line in values])[:-1]
+        canvas = pictures.sheet(np.split(pixels, bounds), max(map(len, values)))
+        names = [label for label, _ in lines if label is not None]
+        what = (
+            f"a line for each of {len(names)} classes: {', '.join(names)}" if names else "evenly spread over the rows"
+        )
+        title = f"{dataset.name}: {field.name}, split {query.split}{note}"
+        alt = (
+            f"Contact sheet of {field.name} of {dataset.name}, split {query.split}, {len(pixels)} images, {what}{note}."
+        )
+        form = None if query.format == "txt" else query.format
+        return _picture(plots.draw_picture(title, canvas, alt, form, names), query.format, alt, headers)
+
+    return await in_thread(services, work)
+
+
+@router.get(
+    "/stats/plot", summary="Plot of statistics", responses={**PICTURE_RESPONSE, **JOB_RESPONSE}, response_class=Response
+)
+async def get_plot(
+    request: Request,
+    services: ServicesDep,
+    name: NamePath,
+    query: Annotated[PlotQuery, Query()],
+    prefer: Prefer = None,
+) -> Response:
+    """Class balance per split, a histogram, or the mean of all images; each computed from no other rows than asked."""
+
+    def choose() -> tuple[Dataset, Plot, Field, Response | None]:
+        dataset = services.catalog.dataset(name, query.revision)
+        kind = query.kind or ("classes" if query.field is None and dataset.label is not None else "histogram")
+        field = _plotted(dataset, kind, query.field)
+        headers = stats_headers(request, dataset)
+        if is_known(request, headers):
+            return dataset, kind, field, not_modified(headers)
+        return dataset, kind, field, _balance(services, dataset, field, query, headers) if kind == "classes" else None
+
+    dataset, kind, field, answer = await in_thread(services, choose)
+    if answer is not None:
+        return answer
+    wanted = StatsQuery(**{key: getattr(query, key) for key in StatsQuery.model_fields} | {"field": field.name})
+    found = await found_stats(request, services, name, wanted, prefer)
+    if isinstance(found, Response):
+        return found
+    stats = found[1][field.name]
+    headers = stats_headers(request, found[0])
+    draw = _histogram if kind == "histogram" else _mean_image
+    return await in_thread(services, lambda: draw(dataset, field, stats, query, headers))
+
+
+def image_field(dataset: Dataset, name: str | None) -> Field:
+    """The field of that name, if it holds images; by default the first input that does.
+
+    Raises
+    ------
+    FieldNotFound, UnsupportedField, TooLarge
+    """
+    if name is None:
+        suitable = [field for field in dataset.fields if not field.unreadable and _is_image(field)]
+        suitable.sort(key=lambda field: field.role != "input")
+        if not suitable:
+            raise UnsupportedField(f"dataset {dataset.name!r} has no field of images that h5feed knows as such")
+        field = suitable[0]
+    else:
+        field = dataset.field(name)
+    if not _is_image(field):
+        raise UnsupportedField(
+            f"field {field.name!r} holds no images: a sample is {field.type_name}{list(field.sample_shape)}; images "
+            "are height × width, with 1, 3 or 4 channels last"
+        )
+    if field.row_bytes > MAX_SAMPLE_BYTES:
+        raise TooLarge(f"images of {field.row_bytes} bytes are more than the {MAX_SAMPLE_BYTES} that are shown")
+    return field
+
+
+def _is_image(field: Field) -> bool:
+    shape = field.sample_shape
+    if field.channels is None or field.is_ragged or field.dtype.kind not in "biuf" or min(shape, default=0) < 1:
+        return False
+    if field.channels == "grey":
+        return len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
+    return len(shape) == 3 and (shape[2] in (3, 4) or shape[0] in (3, 4))
+
+
+def _read(services: Services, field: Field, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Samples, (n, height, width, depth), red first."""
+    out = np.empty((len(rows), *field.sample_shape), field.dtype)
+    services.batcher.reader.read(field.column, rows, out)
+    assert field.channels is not None
+    return pictures.arranged(out, field.channels)
+
+
+def _lines(
+    services: Services, dataset: Dataset, rows: npt.NDArray[Any] | None, count: int, per_class: int
+) -> tuple[list[tuple[str | None, npt.NDArray[np.int64]]], str]:
+    """Name and rows of each line of a contact sheet, and what is left out."""
+    labels: Labels | None = None
+    if dataset.label is not None:
+        labels = services.batcher.splitter.strata(dataset, dataset.label.name).labels
+    if labels is None:
+        wanted = _spread(np.arange(count), per_class * 4)
+        parts = np.split(wanted, range(per_class, len(wanted), per_class))
+        return [(None, _ids(rows, part)) for part in parts if len(part)], ""
+    codes = labels.codes if rows is None else labels.codes[rows]
+    lines: list[tuple[str | None, npt.NDArray[np.int64]]] = []
+    left = 0
+    for code, value in enumerate(labels.values):
+        places = np.flatnonzero(codes == code if labels.single else codes[:, code])
+        if not len(places):
+            continue
+        if len(lines) == MAX_LINES:
+            left += 1
+            continue
+        lines.append((_class_name(dataset, value), _ids(rows, _spread(places, per_class))))
+    return lines, f" ({left} more classes are not shown)" if left else ""
+
+
+def _class_name(dataset: Dataset, value: Any) -> str:
+    names = dataset.class_names
+    if names and isinstance(value, int) and 0 <= value < len(names):
+        return names[value]
+    return str(value)
+
+
+def _spread(places: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    """At most so many of `places`, at equal distances."""
+    return places[np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).astype(np.int64))]
+
+
+def _ids(rows: npt.NDArray[Any] | None, places: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    return np.asarray(places if rows is None else rows[places], np.int64)
+
+
+def _plotted(dataset: Dataset, kind: Plot, name: str | None) -> Field:
+    """The field that a plot is of."""
+    if name is not None:
+        return dataset.field(name)
+    if kind == "mean_image":
+        return image_field(dataset, None)
+    if kind == "classes":
+        if dataset.label is None:
+            raise UnsupportedField(f"dataset {dataset.name!r} has no label: name a field of classes with field=")
+        return dataset.label
+    numbers = [field for field in dataset.fields if not field.unreadable and not field.is_text]
+    numbers.sort(key=lambda field: field.role != "input")
+    if not numbers:
+        raise UnsupportedField(f"dataset {dataset.name!r} has no field of numbers")
+    return numbers[0]
+
+
+def _balance(services: Services, dataset: Dataset, field: Field, query: PlotQuery, headers: dict[str, str]) -> Response:
+    spec = query.spec
+    if field is not dataset.label:
+        raise BadParameter(f"field={field.name}: class balance is that of the label, {_label_name(dataset)}")
+    splits = json.loads(services.batcher.splitter.report(dataset, spec))["splits"]
+    shown = {name: report for name, report in splits.items() if report.get("classes") and name != "all"}
+    if not shown:
+        shown = {name: report for name, report in splits.items() if report.get("classes")}
+    if not shown:
+        raise UnsupportedField(f"field {field.name!r} holds no classes")
+    picture, alt = plots.draw_classes(dataset.name, shown, None if query.format == "txt" else query.format)
+    return _picture(picture, query.format, alt, headers)
+
+
+def _label_name(dataset: Dataset) -> str:
+    return "of which this dataset has none" if dataset.label is None else repr(dataset.label.name)
+
+
+def _histogram(
+    dataset: Dataset, field: Field, stats: FieldStats, query: PlotQuery, headers: dict[str, str]
+) -> Response:
+    if not stats.report["histogram"]:
+        raise UnsupportedField(f"field {field.name!r} has no finite numbers in split {query.split!r}")
+    form = None if query.format == "txt" else query.format
+    picture, alt = plots.draw_histogram(dataset.name, stats.report, form)
+    return _picture(picture, query.format, alt, headers)
+
+
+def _mean_image(
+    dataset: Dataset, field: Field, stats: FieldStats, query: PlotQuery, headers: dict[str, str]
+) -> Response:
+    if stats.mean_image is None or field.channels is None:
+        raise UnsupportedField(f"field {field.name!r} has no mean image: a sample is no image, or a very great one")
+    values = pictures.fit(pictures.arranged(stats.mean_image[None], field.channels), 320)
+    pixels = pictures.sheet([pictures.to_pixels(values, field.dtype)], 1)
+    means = stats.report["channel_means"] or {"grey": stats.report["mean"]}
+    colours = ", ".join(f"{name} {value:.4g}" for name, value in means.items() if value is not None)
+    rows = stats.report["rows"]
+    alt = f"Mean of the {rows:,} {field.name} of {dataset.name} in split {query.split}; mean colour: {colours}."
+    title = f"{dataset.name}: mean of {rows:,} {field.name}, split {query.split}"
+    form = None if query.format == "txt" else query.format
+    return _picture(plots.draw_picture(title, pixels, alt, form), query.format, alt, headers)
+
+
+def _picture(content: bytes, form: Form, alt: str, headers: dict[str, str]) -> Response:
+    if form == "txt":
+        return Response(alt, headers=headers, media_type=MEDIA_TYPES["txt"])
+    # An SVG that is opened by itself could run scripts, had anybody smuggled one into a name.
+    policy = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
+    return Response(content, headers=headers | policy, media_type=MEDIA_TYPES[form])

@@ -1,0 +1,102 @@
+"""Statistics of fields, per split."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+from h5feed.errors import CLASS_BY_CODE, InternalError, Overloaded
+from pydantic import Field, field_validator
+
+from ..catalog.dataset import Dataset
+from ..sampling.spec import SPLIT_ALIASES
+from ..services import Services
+from ..stats.jobs import JobState
+from ..stats.report import FieldStats
+from .bodies import is_known, not_modified, query_items, url_headers
+from .deps import NamePath, ServicesDep, in_thread
+from .jobs import JOB_RESPONSE, Prefer, accepted, wait_for, wait_seconds
+from .queries import SplitsQuery
+
+router = APIRouter(prefix="/v1/datasets/{name}/stats", tags=["statistics"])
+
+
+class StatsQuery(SplitsQuery):
+    split: str = Field(
+        "all", description="`all`, `train`, `val`, `test`, or a stored split: no other row is looked at."
+    )
+    field: str | None = Field(None, description="One field; default: all that can be read.")
+
+    @field_validator("split")
+    @classmethod
+    def _canonical(cls, value: str) -> str:
+        return SPLIT_ALIASES.get(value, value)
+
+
+@router.get("", summary="Statistics of fields", responses=JOB_RESPONSE)
+async def get_stats(
+    request: Request,
+    services: ServicesDep,
+    name: NamePath,
+    query: Annotated[StatsQuery, Query()],
+    prefer: Prefer = None,
+) -> Response:
+    """Per field, of the rows of one split: count, min, max, mean, std (of integers exact; `ddof=0`), zeros, NaN and
+    infinities, histogram; the same per channel; rows per class with balanced weights; the most frequent texts.
+
+    It is computed once for a revision, by all workers together. What takes longer than `Prefer: wait=` is answered by
+    202 with the URL of a job.
+    """
+    answer = await found_stats(request, services, name, query, prefer)
+    if isinstance(answer, Response):
+        return answer
+    dataset, fields = answer
+    content = {
+        "dataset": dataset.name,
+        "revision": dataset.revision,
+        "split": query.split,
+        "rows": next(iter(fields.values())).report["rows"] if fields else dataset.rows,
+        "fields": {name: stats.report for name, stats in fields.items()},
+    }
+    return JSONResponse(content, headers=stats_headers(request, dataset))
+
+
+async def found_stats(
+    request: Request, services: Services, name: str, query: StatsQuery, prefer: str | None
+) -> tuple[Dataset, dict[str, FieldStats]] | Response:
+    """The statistics that a query asks for, or the answer that they are known (304) or still to come (202)."""
+
+    def look() -> tuple[Dataset, dict[str, FieldStats] | JobState | None]:
+        dataset = services.catalog.dataset(name, query.revision)
+        if is_known(request, stats_headers(request, dataset)):
+            return dataset, None
+        statistics = services.statistics
+        fields = statistics.fields(dataset, query.field)
+        spec = query.spec
+        # What is wrong with the split is said now, not by the job.
+        statistics.rows(dataset, query.split, spec)
+        found = statistics.find(dataset, fields, query.split, spec)
+        if found is not None:
+            return dataset, found
+        path = f"{request.scope['path']}?{request.scope['query_string'].decode('ascii', 'replace')}"
+        return dataset, statistics.start(dataset, fields, query.split, spec, path)
+
+    for _ in range(2):
+        dataset, found = await in_thread(services, look)
+        if found is None:
+            return not_modified(stats_headers(request, dataset))
+        if isinstance(found, dict):
+            return dataset, found
+        state = await wait_for(services, found, wait_seconds(prefer))
+        if state.status == "failed":
+            raise CLASS_BY_CODE.get(str(state.code), InternalError)(str(state.detail))
+        if not state.is_over:
+            return accepted(state)
+    raise Overloaded("statistics were computed, but could not be kept; come again in a moment", retry_after=1)
+
+
+def stats_headers(request: Request, dataset: Dataset) -> dict[str, str]:
+    """ETag and Cache-Control of an answer that is a pure function of its URL and the revision."""
+    private = bool(request.app.state.services.settings.token_list)
+    return url_headers(request.scope["path"], query_items(request), dataset.revision, "json", private=private)

@@ -1,0 +1,267 @@
+"""Which rows of a dataset belong together: its classes, splits, and rows to draw from, each found once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from h5feed.errors import BadParameter, TooLarge, UnsupportedField
+
+from .catalog.dataset import Dataset, Field
+from .sampling.labels import (
+    MAX_DISTINCT,
+    Labels,
+    NoClasses,
+    Strata,
+    dump_strata,
+    encode,
+    load_strata,
+    read_labels,
+)
+from .sampling.report import describe_splits
+from .sampling.resampling import Balanced, Weighted
+from .sampling.spec import OrderSpec, SplitSpec
+from .sampling.splits import Rows, Splits, compute_splits, dump_splits, load_splits, native_splits
+from .settings import Settings
+from .storage.cache import ByteCache
+from .storage.folder import CacheFolder
+from .storage.reader import Reader
+
+MAX_SPLIT_ROWS = 1 << 25
+"""Rows of a dataset that may be divided: lists of them are held in memory."""
+
+_MAX_LABEL_BYTES = 1 << 20
+"""Bytes of a row above which nothing is a label."""
+
+_BLOCK = 1 << 18
+"""Rows of a field read at a time."""
+
+_REPORT_BYTES = 8 << 20
+"""Bound on the reports that are kept in memory."""
+
+
+class Splitter:
+    """Finds splits and classes; one per process.
+
+    Everything is kept three ways: in memory within bounds, in the cache folder, where one process computes it for all,
+    and by the revision of the dataset, so that nothing is ever out of date.
+    """
+
+    def __init__(self, settings: Settings, reader: Reader, folder: CacheFolder) -> None:
+        self._reader = reader
+        self._folder = folder
+        self._max_bytes = settings.order_cache_bytes
+        self._splits: ByteCache[Splits] = ByteCache(self._max_bytes, settings.read_timeout)
+        self._strata: ByteCache[Strata] = ByteCache(self._max_bytes, settings.read_timeout)
+        self._resampled: ByteCache[Balanced | Weighted] = ByteCache(self._max_bytes, settings.read_timeout)
+        self._reports: ByteCache[bytes] = ByteCache(_REPORT_BYTES, settings.read_timeout)
+
+    def splits(self, dataset: Dataset, spec: SplitSpec) -> Splits:
+        """The splits of a dataset: stored, from memory, from the cache folder, or computed.
+
+        Raises
+        ------
+        FieldNotFound, UnsupportedField, SplitImpossible, TooLarge
+        """
+        self.check_divisible(dataset)
+        if not spec.splits_rows:
+            return self._splits.get(
+                (dataset.name, dataset.identity), lambda: native_splits(dataset.native), lambda splits: splits.nbytes
+            )
+        name = _name("splits/3", dataset, spec.model_dump_json())
+        return self._splits.get(
+            name,
+            lambda: load_splits(self._folder.get(name, lambda: dump_splits(self._compute(dataset, spec)))),
+            lambda splits: splits.nbytes,
+        )
+
+    def report(self, dataset: Dataset, spec: SplitSpec) -> bytes:
+        """What the API says of the splits, as JSON."""
+        name = _name("reports/1", dataset, spec.model_dump_json())
+        return self._reports.get(
+            name,
+            lambda: self._folder.get(name, lambda: json.dumps(self._describe(dataset, spec)).encode()),
+            len,
+        )
+
+    def resampled(self, dataset: Dataset, spec: OrderSpec) -> Balanced | Weighted:
+        """From what epochs with ``balance`` or ``weights`` are drawn.
+
+        Raises
+        ------
+        FieldNotFound, UnsupportedField, BadParameter, SplitImpossible, TooLarge
+        """
+        self.check_divisible(dataset)
+        way = (spec.split_spec, spec.split, spec.limit, spec.weights)
+        return self._resampled.get(
+            (dataset.name, dataset.revision, dataset.identity, way),
+            lambda: self._weighted(dataset, spec) if spec.weights is not None else self._balanced(dataset, spec),
+            lambda value: value.nbytes,
+        )
+
+    def strata(self, dataset: Dataset, name: str, *, bins: bool = False) -> Strata:
+        """The classes that a field says; with `bins`, quantile bins of numbers on a scale.
+
+        Raises
+        ------
+        FieldNotFound, UnsupportedField
+        """
+        field = dataset.field(name)
+
+        def compute() -> bytes:
+            try:
+                return dump_strata(Strata(name, self._labels(field, bins)))
+            except NoClasses as error:
+                return dump_strata(Strata(name, None, str(error)))
+
+        file = _name("classes/1", dataset, f"{name} {bins}")
+        return self._strata.get(
+            file, lambda: load_strata(self._folder.get(file, compute)), lambda strata: strata.nbytes
+        )
+
+    def check_divisible(self, dataset: Dataset) -> None:
+        """Refuse to list the rows of a dataset of very many.
+
+        Raises
+        ------
+        TooLarge
+        """
+        if dataset.rows > MAX_SPLIT_ROWS:
+            raise TooLarge(
+                f"dataset {dataset.name!r} has {dataset.rows} rows, more than the {MAX_SPLIT_ROWS} that are split"
+            )
+        self._check_fits(4 * dataset.rows, f"lists of the {dataset.rows} rows of {dataset.name!r}")
+
+    def _check_fits(self, nbytes: int, what: str) -> None:
+        if nbytes > self._max_bytes:
+            raise TooLarge(f"{what} take {nbytes} bytes, more than H5FEED_ORDER_CACHE_BYTES = {self._max_bytes}")
+
+    def _compute(self, dataset: Dataset, spec: SplitSpec) -> Splits:
+        strata = groups = None
+        label = dataset.label.name if dataset.label else None
+        by = label if spec.stratify is None else spec.stratify
+        if by is not None and by != "none" and (spec.split_shuffle or spec.folds is not None):
+            strata = self.strata(dataset, by, bins=by == spec.stratify)
+        if spec.group is not None:
+            groups = self._groups(dataset, spec.group)
+        pool: Rows | None = None
+        kept: dict[str, Rows] = {}
+        if spec.test is None and "train" in dataset.native:
+            # A validation split beside stored ones comes out of what is stored for training.
+            kept = dict(native_splits(dataset.native).rows)
+            train = kept.pop("train")
+            pool = np.sort(np.concatenate([train, kept.pop("val", train[:0])]))
+        drawn = compute_splits(dataset.rows, pool, spec, strata, groups)
+        return replace(drawn, rows={**drawn.rows, **kept})
+
+    def _describe(self, dataset: Dataset, spec: SplitSpec) -> dict[str, Any]:
+        splits = self.splits(dataset, spec)
+        label = dataset.label.name if dataset.label else None
+        by = splits.stratify or label
+        labels = None if by is None else self.strata(dataset, by, bins=by == spec.stratify).labels
+        groups = None if splits.group is None else self._groups(dataset, splits.group)
+        names = dict(enumerate(dataset.class_names or [])) if by == label else {}
+        return {
+            "dataset": dataset.name,
+            "revision": dataset.revision,
+            "method": splits.method,
+            "stratify": splits.stratify,
+            "group": splits.group,
+            "classes_of": by if labels is not None else None,
+            "classes_are": labels.kind if labels is not None else None,
+            "note": splits.note,
+            "splits": describe_splits(splits, dataset.rows, labels, groups, names),
+        }
+
+    def _pool(self, dataset: Dataset, spec: OrderSpec) -> Rows | None:
+        """The rows of the split, as far as `limit`; None: all."""
+        if spec.split != "all":
+            return self.splits(dataset, spec.split_spec).of(spec.split)[: spec.limit]
+        return None if spec.limit is None else np.arange(min(spec.limit, dataset.rows), dtype=np.int32)
+
+    def _balanced(self, dataset: Dataset, spec: OrderSpec) -> Balanced:
+        by = spec.stratify if spec.stratify not in (None, "none") else dataset.label.name if dataset.label else None
+        if by is None:
+            raise BadParameter(f"balance=true: dataset {dataset.name!r} has no label field; name one with stratify=")
+        strata = self.strata(dataset, by, bins=by == spec.stratify)
+        if strata.labels is None:
+            raise BadParameter(f"balance=true: {by!r} {strata.reason}")
+        if not strata.labels.single:
+            raise BadParameter(f"balance=true: rows of {by!r} have several labels at once; use weights=FIELD")
+        pool = self._pool(dataset, spec)
+        codes = strata.labels.codes
+        return Balanced.of(pool, codes if pool is None else codes[pool])
+
+    def _weighted(self, dataset: Dataset, spec: OrderSpec) -> Weighted:
+        assert spec.weights is not None
+        field = dataset.field(spec.weights)
+        self._check_fits(12 * dataset.rows, f"the weights of the {dataset.rows} rows of {dataset.name!r}")
+        if math.prod(field.sample_shape) != 1 or field.dtype.kind not in "biuf" or field.is_ragged:
+            raise UnsupportedField(f"weights={field.name}: it must hold one number a row, not {_sample(field)}")
+        blocks = [block.reshape(-1).astype(np.float64) for block in self._blocks(field)()]
+        weights = np.concatenate(blocks) if blocks else np.zeros(0)
+        bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+        if len(bad):
+            raise UnsupportedField(
+                f"weights={field.name}: row {bad[0]} has {weights[bad[0]]}, where weights are numbers ≥ 0"
+            )
+        pool = self._pool(dataset, spec)
+        ends = np.cumsum(weights if pool is None else weights[pool])
+        if len(ends) and not 0 < ends[-1] < np.inf:
+            raise UnsupportedField(f"weights={field.name}: those of the split add up to {ends[-1]}, so no row is drawn")
+        return Weighted(pool, ends)
+
+    def _groups(self, dataset: Dataset, name: str) -> Labels:
+        field = dataset.field(name)
+
+        def compute() -> bytes:
+            if math.prod(field.sample_shape) != 1 or (field.is_ragged and not field.is_text):
+                raise UnsupportedField(f"group={name}: it must hold one value a row, not {_sample(field)}")
+            try:
+                return dump_strata(Strata(name, Labels("classes", *encode(self._blocks(field), dataset.rows))))
+            except NoClasses:
+                raise UnsupportedField(
+                    f"group={name}: it has more than the {MAX_DISTINCT} different values that can be groups"
+                ) from None
+
+        file = _name("groups/1", dataset, name)
+        strata = self._strata.get(
+            file, lambda: load_strata(self._folder.get(file, compute)), lambda strata: strata.nbytes
+        )
+        assert strata.labels is not None
+        return strata.labels
+
+    def _labels(self, field: Field, bins: bool) -> Labels:
+        if field.is_ragged and not field.is_text:
+            raise NoClasses("holds lists of any length, and no classes")
+        if field.row_bytes > _MAX_LABEL_BYTES:
+            raise NoClasses(f"holds no classes: a row has {field.row_bytes} bytes")
+        return read_labels(self._blocks(field), field.column.rows, field.dtype, field.sample_shape, bins=bins)
+
+    def _blocks(self, field: Field) -> Callable[[], Iterator[npt.NDArray[Any]]]:
+        """Read a field in pieces, past the cache of small fields: of many rows it would fill it."""
+        column = field.column
+        whole_chunks = max(1, min(_BLOCK, _BLOCK * 64 // max(1, column.row_bytes)) // field.block_rows)
+        step = whole_chunks * field.block_rows
+
+        def blocks() -> Iterator[npt.NDArray[Any]]:
+            for start in range(0, column.rows, step):
+                yield self._reader.read_block(column, start, min(start + step, column.rows))
+
+        return blocks
+
+
+def _name(folder: str, dataset: Dataset, request: str) -> str:
+    """Of a file in the cache folder."""
+    digest = hashlib.blake2b(f"{dataset.name} {dataset.revision} {request}".encode(), digest_size=16)
+    return f"{folder}-{digest.hexdigest()}"
+
+
+def _sample(field: Field) -> str:
+    return "lists" if field.is_ragged else f"{list(field.sample_shape)} of {field.dtype.name}"

@@ -1,0 +1,260 @@
+"""Plots of statistics, as PNG or SVG, each with a text that says the same. Needs matplotlib, which only this loads."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from h5feed.errors import Overloaded
+
+from .pictures import Pixels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PlotFormat = Literal["png", "svg"]
+
+MAX_BARS = 40
+"""Classes that are drawn, the most frequent ones."""
+
+MAX_PANELS = 16
+"""Features of a flat sample that are drawn."""
+
+_NAMED = 12
+"""Classes or channels that a text names."""
+
+_DOTS = 110
+"""Per inch."""
+
+_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
+"""Paul Tol's bright scheme, which the colour-blind can tell apart."""
+
+_CHANNEL_COLOURS = {"R": "#d62f2f", "G": "#2f9e44", "B": "#2f6fd6", "A": "#777777"}
+
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "svg.fonttype": "none",
+    # Names are shown as they are: a "$" begins no formula.
+    "text.parse_math": False,
+    # The same picture is the same bytes.
+    "svg.hashsalt": "h5feed",
+}
+
+_PATIENCE_SECONDS = 20.0
+
+# matplotlib's settings and caches of fonts belong to the process: one draws at a time.
+_drawing = threading.Lock()
+
+
+def draw_classes(dataset: str, splits: Mapping[str, Mapping[str, Any]], form: PlotFormat | None) -> tuple[bytes, str]:
+    """Share of each class in each split.
+
+    Parameters
+    ----------
+    splits : mapping of str to mapping
+        Of each split its ``rows`` and ``classes``, as the API says them.
+    form : str or None
+        None: only the text.
+
+    Returns
+    -------
+    picture : bytes
+    alt : str
+    """
+    total: dict[str, int] = {}
+    for split in splits.values():
+        for entry in split["classes"]:
+            total[_name(entry)] = total.get(_name(entry), 0) + entry["rows"]
+    names = list(total)
+    if len(names) > MAX_BARS:
+        names = sorted(names, key=lambda name: -total[name])[:MAX_BARS]
+    shares = {split: {_name(entry): entry["share"] for entry in report["classes"]} for split, report in splits.items()}
+    said = [
+        f"{split}, {report['rows']:,} rows: {_listed([f'{name} {shares[split].get(name, 0):.1%}' for name in names])}"
+        for split, report in splits.items()
+    ]
+    shown = f", {len(names)} of {len(total)} classes" if len(names) < len(total) else ""
+    alt = f"Class balance of {dataset}{shown}. {'; '.join(said)}."
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        thickness = 0.8 / len(splits)
+        places = np.arange(len(names))
+        for number, (split, report) in enumerate(splits.items()):
+            axes.barh(
+                places + (number - (len(splits) - 1) / 2) * thickness,
+                [100 * shares[split].get(name, 0) for name in names],
+                thickness * 0.92,
+                color=_COLOURS[number % len(_COLOURS)],
+                label=f"{split} ({report['rows']:,} rows)",
+            )
+        axes.set_yticks(places, [_cut(name) for name in names])
+        axes.invert_yaxis()
+        axes.margins(y=0.02)
+        axes.set_xlabel("share of the split's rows, %")
+        axes.set_title(f"{dataset}: class balance{shown}")
+        figure.legend(loc="outside lower left", ncols=4, frameon=False)
+
+    height = 1.3 + len(names) * max(0.26, 0.13 * len(splits))
+    return _render(draw, (6.4, height), alt, form), alt
+
+
+def draw_histogram(dataset: str, report: Mapping[str, Any], form: PlotFormat | None) -> tuple[bytes, str]:
+    """Histogram of a field, per channel; arguments and result as in `draw_classes`.
+
+    Parameters
+    ----------
+    report : mapping
+        Of the field, as the API says it; with a histogram.
+    """
+    parts: Sequence[Mapping[str, Any]] = report["channels"] or [{**report, "name": "all values"}]
+    parts = [part for part in parts if part["histogram"]]
+    said = _listed(
+        [
+            f"{part['name']} mean {_number(part['mean'])}, standard deviation {_number(part['std'])}, "
+            f"from {_number(part['min'])} to {_number(part['max'])}"
+            for part in parts
+        ],
+        "; ",
+    )
+    title = f"{dataset}: {report['field']}, split {report['split']}"
+    alt = f"Histogram of {report['field']} of {dataset}, split {report['split']}, {report['rows']:,} rows. {said}."
+    coloured = all(part["name"] in _CHANNEL_COLOURS for part in parts)
+    panels = parts[:MAX_PANELS]
+    columns = 1 if coloured else min(4, len(panels))
+    lines = 1 if coloured else -(-len(panels) // columns)
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(lines, columns, squeeze=False).reshape(-1)
+        for number, part in enumerate(panels):
+            axes = grid[0 if coloured else number]
+            colour = _CHANNEL_COLOURS.get(part["name"], _COLOURS[0])
+            edges, counts = _smooth(part["histogram"]["edges"], part["histogram"]["counts"])
+            label = f"{part['name']}  mean {_number(part['mean'])}, std {_number(part['std'])}"
+            axes.stairs(counts, edges, fill=True, color=colour, alpha=0.3 if coloured else 0.75, label=label)
+            if coloured:
+                axes.stairs(counts, edges, color=colour, linewidth=1)
+            elif len(panels) > 1:
+                axes.set_title(label, fontsize=8)
+            if _is_steep(counts):
+                axes.set_yscale("log")
+            axes.margins(x=0)
+        for axes in grid[len(panels) if not coloured else 1 :]:
+            axes.set_axis_off()
+        grid[0].set_ylabel("values")
+        more = f" ({len(panels)} of {len(parts)} features)" if len(panels) < len(parts) else ""
+        figure.suptitle(title + more, x=0.01, ha="left", fontsize=10)
+        if coloured or len(panels) == 1:
+            figure.legend(loc="outside lower left", ncols=3, frameon=False)
+
+    size = (6.4, 3.4) if coloured or len(panels) == 1 else (2.4 * columns + 0.6, 1.9 * lines + 0.5)
+    return _render(draw, size, alt, form), alt
+
+
+def draw_picture(title: str, pixels: Pixels, alt: str, form: PlotFormat | None, lines: Sequence[str] = ()) -> bytes:
+    """A picture pixel by pixel below a title, with a name left of each of its `lines` of equal height."""
+    height, width = pixels.shape[:2]
+
+    def draw(figure: Figure) -> None:
+        left = margins[0]
+        box = (left / total[0], 0.08 / total[1], width / _DOTS / total[0], height / _DOTS / total[1])
+        axes: Axes = figure.add_axes(box)
+        axes.imshow(pixels, interpolation="none", aspect="auto")
+        axes.set_axis_off()
+        figure.text(0.08 / total[0], 1 - 0.08 / total[1], title, va="top", fontsize=10)
+        for number, name in enumerate(lines):
+            middle = (0.08 + (1 - (number + 0.5) / len(lines)) * height / _DOTS) / total[1]
+            figure.text((left - 0.08) / total[0], middle, _cut(name), ha="right", va="center")
+
+    longest = max((len(_cut(name)) for name in lines), default=0)
+    margins = (0.16 + 0.075 * longest if lines else 0.08, 0.34)
+    total = (max(margins[0] + width / _DOTS + 0.08, 0.2 + 0.085 * len(title)), margins[1] + height / _DOTS + 0.08)
+    return _render(draw, total, alt, form, constrained=False)
+
+
+def _render(
+    draw: Callable[[Figure], None],
+    size: tuple[float, float],
+    alt: str,
+    form: PlotFormat | None,
+    *,
+    constrained: bool = True,
+) -> bytes:
+    """A figure of so many inches; `alt` is written into it.
+
+    Raises
+    ------
+    Overloaded
+        Others are drawing.
+    """
+    if form is None:
+        return b""
+    if not _drawing.acquire(timeout=_PATIENCE_SECONDS):
+        raise Overloaded("other plots are being drawn; come again in a moment", retry_after=2)
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+
+        with matplotlib.rc_context(_STYLE):
+            figure = Figure(figsize=size, dpi=_DOTS, layout="constrained" if constrained else None)
+            draw(figure)
+            stream = io.BytesIO()
+            # A date would make every picture another.
+            metadata: dict[str, Any] = {"Date": None} if form == "svg" else {"Software": None, "Description": alt}
+            figure.savefig(stream, format=form, metadata=metadata)
+    finally:
+        _drawing.release()
+    return _described(stream.getvalue(), alt) if form == "svg" else stream.getvalue()
+
+
+def _described(svg: bytes, alt: str) -> bytes:
+    """An SVG with a text for those who do not see it."""
+    text = escape(alt, quote=True)
+    element = re.search(r"<svg\b[^>]*>", svg.decode())
+    assert element is not None
+    opening = element[0][:-1] + f' role="img" aria-label="{text}"><title>{text}</title>'
+    return svg.decode().replace(element[0], opening, 1).encode()
+
+
+def _is_steep(counts: Sequence[int]) -> bool:
+    """Whether one bin is so high that the others would not be seen beside it."""
+    there = sorted(count for count in counts if count)
+    return len(there) > 2 and there[-1] > 20 * there[len(there) // 2]
+
+
+def _smooth(edges: Sequence[float], counts: Sequence[int]) -> tuple[list[float], list[int]]:
+    """Fewer bins where there are few values: chance would be all that is seen."""
+    edges, counts = list(map(float, edges)), list(counts)
+    while len(counts) > 32 and sum(counts) < 50 * len(counts):
+        if len(counts) % 2:
+            counts.append(0)
+            edges.append(2 * edges[-1] - edges[-2])
+        edges, counts = edges[::2], [first + second for first, second in zip(counts[::2], counts[1::2], strict=True)]
+    return edges, counts
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    return str(entry["value"]) if entry.get("name") is None else str(entry["name"])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 24 else f"{text[:23]}…"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _listed(items: Sequence[str], separator: str = ", ") -> str:
+    more = f"{separator}and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
+    return separator.join(items[:_NAMED]) + more

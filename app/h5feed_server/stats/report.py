@@ -1,0 +1,154 @@
+"""What was found, as the API says it, and as it lies in the cache folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from h5feed import wire
+
+from .scan import Found
+from .tallies import Summary
+
+MAX_CLASSES = 1 << 14
+"""Classes that are listed."""
+
+TOP_VALUES = 20
+"""The most frequent values that are listed, of what is no label."""
+
+_MEAN_IMAGE = "mean_image"
+
+
+@dataclass(frozen=True)
+class FieldStats:
+    """Statistics of one field in one split.
+
+    Attributes
+    ----------
+    report : dict
+        As the API says it.
+    mean_image : (*sample,) float32 or None
+    """
+
+    report: dict[str, Any]
+    mean_image: npt.NDArray[np.float32] | None
+
+    @property
+    def nbytes(self) -> int:
+        return len(json.dumps(self.report)) + (0 if self.mean_image is None else self.mean_image.nbytes)
+
+    def dump(self) -> bytes:
+        """As one safetensors body."""
+        shape = (0,) if self.mean_image is None else self.mean_image.shape
+        tensors = [wire.Tensor(_MEAN_IMAGE, np.dtype("<f4"), shape)]
+        body = wire.Body(tensors, {"about": json.dumps(self.report), "batches": "1"})
+        buffer = np.zeros(body.nbytes, np.uint8)
+        view = body.place(buffer, 0)[_MEAN_IMAGE]
+        if self.mean_image is not None:
+            view[...] = self.mean_image
+        return buffer.tobytes()
+
+    @classmethod
+    def load(cls, data: bytes) -> FieldStats:
+        """What `dump` wrote."""
+        tensors, metadata, _ = wire.read_body(np.frombuffer(data, np.uint8))
+        image = tensors[_MEAN_IMAGE]
+        return cls(json.loads(metadata["about"]), image if image.size else None)
+
+
+def report_of(
+    found: Found, channel_names: Sequence[str] | None, class_names: Sequence[str] | None, is_label: bool
+) -> dict[str, Any]:
+    """Everything that is said of a field.
+
+    Parameters
+    ----------
+    channel_names : sequence of str or None
+        In stored order; None where there is no channel axis.
+    class_names : sequence of str or None
+        By the label's value.
+    is_label : bool
+        Its values are classes: all are listed, with their balanced weights.
+    """
+    report: dict[str, Any] = {"rows": found.rows, **_numbers(None if found.tally is None else found.tally.overall())}
+    report["channels"] = None
+    if channel_names is not None and found.tally is not None:
+        summaries = found.tally.summaries()
+        report["channels"] = [
+            {"name": name, **_numbers(summary)} for name, summary in zip(channel_names, summaries, strict=True)
+        ]
+    for key in ("mean", "std"):
+        report[f"channel_{key}s"] = _by_colour(report["channels"], key)
+    report["mean_image"] = None if found.mean_image is None else list(found.mean_image.mean().shape)
+    report |= {"classes": None, "classes_kind": None, "values": None, "distinct": None, "lengths": None}
+    if found.lengths is not None:
+        report["lengths"] = _numbers(found.lengths.overall())
+    if found.values is not None:
+        report["distinct"] = len(found.values.counts) if found.values.complete else None
+        if is_label and found.values.complete and len(found.values.counts) <= MAX_CLASSES:
+            pairs = sorted(found.values.counts.items())
+            report |= {"classes": _classes(pairs, found.rows, class_names), "classes_kind": "values"}
+        else:
+            report["values"] = [
+                {"value": _plain(value), "rows": rows, "share": rows / found.rows}
+                for value, rows in found.values.counts.most_common(TOP_VALUES)
+            ]
+    if found.indicators is not None and found.indicators.kind is not None and found.rows:
+        pairs = list(enumerate(found.indicators.ones.tolist()))
+        report |= {"classes": _classes(pairs, found.rows, class_names), "classes_kind": found.indicators.kind}
+        if found.indicators.kind == "multi_label":
+            # Rows of several classes have no weight that evens them out.
+            report["classes"] = [{**entry, "weight": None} for entry in report["classes"]]
+    return report
+
+
+def _numbers(summary: Summary | None) -> dict[str, Any]:
+    if summary is None:
+        return dict.fromkeys(
+            ("count", "min", "max", "mean", "std", "zeros", "nan", "inf", "zero_share", "nan_share", "histogram")
+        )
+    histogram = summary.histogram
+    count = max(1, summary.count)
+    return {
+        "count": summary.count,
+        "min": summary.minimum,
+        "max": summary.maximum,
+        "mean": summary.mean,
+        "std": summary.std,
+        "zeros": summary.zeros,
+        "nan": summary.nan,
+        "inf": summary.inf,
+        "zero_share": summary.zeros / count,
+        "nan_share": summary.nan / count,
+        "histogram": None if histogram is None else {"edges": histogram.edges, "counts": histogram.counts},
+    }
+
+
+def _by_colour(channels: Sequence[dict[str, Any]] | None, key: str) -> dict[str, Any] | None:
+    """``{"R": …, "G": …, "B": …}``, in this order however they are stored."""
+    found = {channel["name"]: channel[key] for channel in channels or ()}
+    return {name: found[name] for name in "RGB"} if set("RGB") <= set(found) else None
+
+
+def _classes(pairs: Sequence[tuple[int | bytes, int]], rows: int, names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Rows, share and balanced weight, rows / (classes · rows of the class), of each class that is there."""
+    there = sum(1 for _, count in pairs if count)
+    total = sum(count for _, count in pairs)
+    return [
+        {
+            "value": _plain(value),
+            "name": names[value] if names and isinstance(value, int) and 0 <= value < len(names) else None,
+            "rows": count,
+            "share": count / rows,
+            "weight": total / (there * count) if count else None,
+        }
+        for value, count in pairs
+    ]
+
+
+def _plain(value: int | bytes) -> int | str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

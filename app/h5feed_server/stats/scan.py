@@ -1,0 +1,211 @@
+"""One pass over the rows of a column: blocks are read and added up by several threads, in bounded memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from h5feed.errors import TooLarge
+
+from ..storage.column import Column
+from ..storage.reader import Reader
+from .mean_image import MeanImage
+from .tallies import Tally, tally_of
+from .values import Indicators, Values, strings_of
+
+BLOCK_BYTES = 4 << 20
+"""Bytes read at once by a thread."""
+
+PARTS = 8
+"""Runs of rows that are added up one by one, and their sums in order: so the last digit of a sum of floats depends on
+the rows alone, not on how many threads there are."""
+
+_DENSE = 4
+"""Of rows that lie closer together than this, the ones between are read as well: fewer, longer reads."""
+
+_SMALL_ROW_BYTES = 64 << 10
+"""Bytes: rows above are read one by one as fast as together."""
+
+_MAX_ROW_BYTES = 256 << 20
+
+_POLL_SECONDS = 0.5
+
+Int64s = npt.NDArray[np.int64]
+
+
+class Cancelled(Exception):
+    """The process is to end: what is half done is dropped."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at in a column.
+
+    Attributes
+    ----------
+    channels : int
+        Length of the channel axis; 1 where there is none.
+    channels_first : bool
+        The channel axis is the first of a sample, not the last.
+    mean_image : bool
+    values : bool
+        Each distinct value is counted.
+    indicators : bool
+        Samples may be one-hot, or one 0 or 1 for each of several labels.
+    """
+
+    column: Column
+    channels: int = 1
+    channels_first: bool = False
+    mean_image: bool = False
+    values: bool = False
+    indicators: bool = False
+
+
+class Found:
+    """What was found in some rows of a subject.
+
+    Attributes
+    ----------
+    rows : int
+    tally : Tally or None
+        Of numbers.
+    lengths : Tally or None
+        Of the lengths of lists, and of texts in bytes.
+    values, indicators, mean_image
+        Those that were wanted.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        column = subject.column
+        self.rows = 0
+        numbers = np.dtype("<f4") if column.is_bfloat16 else column.dtype
+        self.tally: Tally | None = None if numbers.kind == "S" else tally_of(numbers, subject.channels)
+        self.lengths: Tally | None = tally_of(np.dtype("<i8"), 1) if column.is_ragged else None
+        self.values = Values() if subject.values else None
+        self.indicators = Indicators(column.sample_shape[0]) if subject.indicators else None
+        self.mean_image = MeanImage(column.sample_shape, column.dtype) if subject.mean_image else None
+
+    def add(self, subject: Subject, block: npt.NDArray[Any]) -> None:
+        """Add (rows, *sample) numbers."""
+        self.rows += len(block)
+        if subject.column.is_bfloat16:
+            block = (block.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        if self.mean_image is not None:
+            self.mean_image.add(block)
+        if self.values is not None:
+            self.values.add(block.reshape(-1))
+        if self.indicators is not None:
+            self.indicators.add(block)
+        if subject.channels_first:
+            block = np.ascontiguousarray(np.moveaxis(block, 1, -1))
+        if self.tally is not None and block.size:
+            self.tally.add(block.reshape(-1, subject.channels))
+
+    def add_ragged(self, items: npt.NDArray[Any], offsets: Int64s) -> None:
+        """Add lists or texts, which begin at `offsets`."""
+        self.rows += len(offsets) - 1
+        if self.lengths is not None:
+            self.lengths.add(np.diff(offsets).reshape(-1, 1))
+        if self.tally is not None and items.size:
+            self.tally.add(items.reshape(-1, 1))
+        if self.values is not None:
+            self.values.add(strings_of(items, offsets))
+
+    def merge(self, other: Found) -> None:
+        """Add what was found in the rows after these."""
+        self.rows += other.rows
+        for name in ("tally", "lengths", "values", "indicators", "mean_image"):
+            mine: Any = getattr(self, name)
+            if mine is not None:
+                mine.merge(getattr(other, name))
+
+
+def scan(
+    reader: Reader,
+    subject: Subject,
+    rows: npt.NDArray[np.integer[Any]] | None,
+    threads: int,
+    advance: Callable[[int], None],
+    cancelled: threading.Event,
+) -> Found:
+    """Look at rows of a column.
+
+    Parameters
+    ----------
+    rows : (n,) integers, or None
+        Ascending; None: all.
+    advance : callable
+        Called by any thread with the number of rows that are done.
+
+    Raises
+    ------
+    Cancelled
+    DatasetCorrupt, RevisionChanged, ReadTimeout, TooLarge
+    """
+    column = subject.column
+    if column.row_bytes > _MAX_ROW_BYTES:
+        raise TooLarge(f"rows of {column.row_bytes} bytes are more than the {_MAX_ROW_BYTES} that statistics read")
+    count = column.rows if rows is None else len(rows)
+    step = _block_rows(reader, column)
+    blocks = -(-count // step)
+    stop = threading.Event()
+
+    def add_up(part: int) -> Found:
+        found = Found(subject)
+        for block in range(part * blocks // PARTS, (part + 1) * blocks // PARTS):
+            if stop.is_set() or cancelled.is_set():
+                raise Cancelled
+            begin, end = block * step, min((block + 1) * step, count)
+            wanted = np.arange(begin, end, dtype=np.int64) if rows is None else rows[begin:end].astype(np.int64)
+            if column.is_ragged:
+                found.add_ragged(*reader.read_ragged(column, wanted))
+            else:
+                found.add(subject, _read(reader, column, wanted))
+            advance(end - begin)
+        return found
+
+    # What is in memory at the same time is bounded, however long the rows are.
+    threads = max(1, min(threads, PARTS, _MAX_ROW_BYTES // max(1, 2 * step * column.row_bytes)))
+    with ThreadPoolExecutor(threads, "h5feed-stats") as executor:
+        futures = [executor.submit(add_up, part) for part in range(PARTS)]
+        try:
+            while (state := wait(futures, _POLL_SECONDS, FIRST_EXCEPTION)).not_done:
+                if cancelled.is_set() or any(future.exception() for future in state.done):
+                    break
+        finally:
+            stop.set()
+    failures = [future.exception() for future in futures]
+    real = [failure for failure in failures if failure is not None and not isinstance(failure, Cancelled)]
+    if real:
+        raise real[0]
+    whole = Found(subject)
+    for future in futures:
+        whole.merge(future.result())
+    return whole
+
+
+def _block_rows(reader: Reader, column: Column) -> int:
+    """Rows of a block: as many as make `BLOCK_BYTES`, by whole chunks where that is possible."""
+    row_bytes = column.row_bytes
+    if column.is_ragged:
+        row_bytes = max(16, reader.typical_items(column) * column.dtype.itemsize) if column.rows else 1
+    rows = max(1, BLOCK_BYTES // max(1, row_bytes))
+    array = column.segments[0].array
+    height = array.chunk_shape[0] if array.chunk_shape else 1
+    return rows // height * height or rows
+
+
+def _read(reader: Reader, column: Column, rows: Int64s) -> npt.NDArray[Any]:
+    """Rows of a column, (rows, *sample)."""
+    first, span = int(rows[0]), int(rows[-1] - rows[0]) + 1
+    together = len(rows) < span <= _DENSE * len(rows) and column.row_bytes <= _SMALL_ROW_BYTES
+    wanted = np.arange(first, first + span, dtype=np.int64) if together else rows
+    out = np.empty((len(wanted), *column.sample_shape), column.dtype)
+    reader.read_from_source(column, wanted, out)
+    return out[rows - first] if together else out

@@ -1,0 +1,111 @@
+"""Scaling of inputs: a factor, and the mean and spread that are given or that the server counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import BadParameter, SplitNotFound
+
+if TYPE_CHECKING:
+    from .dataset import Dataset
+
+Number = float | npt.ArrayLike | Literal["server"]
+
+_DOUBLE = ("float64", "int32", "uint32", "int64", "uint64")
+"""dtypes that float32 cannot hold: they are scaled as float64 before they become float32."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """``(x * rescale - mean) / std`` as one multiplication and one addition; factor and offset are of float64."""
+
+    factor: npt.NDArray[np.float64]
+    offset: npt.NDArray[np.float64]
+
+    def __call__(self, values: npt.NDArray[Any], out: npt.NDArray[np.float32]) -> None:
+        """Scale `values` into `out`, of the same shape."""
+        if values.dtype.name in _DOUBLE:
+            out[...] = values * self.factor + self.offset
+            return
+        np.multiply(values, self.factor.astype(np.float32), out=out, dtype=np.float32, casting="unsafe")
+        if self.offset.any():
+            out += self.offset.astype(np.float32)
+
+
+def scale_of(
+    dataset: Dataset,
+    name: str,
+    split: str,
+    rescale: float | Mapping[str, float] | None,
+    mean: Number | Mapping[str, Number] | None,
+    std: Number | Mapping[str, Number] | None,
+    split_options: Mapping[str, Any],
+) -> Scale | None:
+    """The scale of one field, as `h5feed.prepare.Preparation` describes it; None where nothing is to be done.
+
+    Raises
+    ------
+    BadParameter
+        Something is no number, or does not fit a sample's shape; or the server has no such statistics.
+    """
+    given = {
+        option: value.get(name) if isinstance(value, Mapping) else value
+        for option, value in (("rescale", rescale), ("mean", mean), ("std", std))
+    }
+    if all(value is None for value in given.values()):
+        return None
+    factor = _number("rescale", given.pop("rescale"), 1.0)
+    statistics = _statistics(dataset, name, split, split_options) if any(map(_is_server, given.values())) else {}
+    shift, spread = (
+        _counted(statistics, option, name) * factor if _is_server(value) else _number(option, value, default)
+        for (option, value), default in zip(given.items(), (0.0, 1.0), strict=True)
+    )
+    spread = np.where(spread == 0, 1.0, spread)
+    shape = dataset.fields[name].shape
+    for option, value in (("rescale", factor), ("mean", shift), ("std", spread)):
+        try:
+            fits = np.broadcast_shapes(value.shape, shape) == shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise BadParameter(
+                f"{option} of shape {list(value.shape)} does not fit a sample of {name!r}, {list(shape)}"
+            )
+    return Scale(factor / spread, -shift / spread)
+
+
+def _statistics(dataset: Dataset, name: str, split: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    # Validation and test rows are normalised as training rows are: their own would be another scale, and a leak.
+    found: Mapping[str, Any]
+    try:
+        found = dataset.stats("all" if split == "all" else "train", field=name, **options)
+    except SplitNotFound:
+        found = dataset.stats(split, field=name, **options)
+    return found
+
+
+def _counted(statistics: Mapping[str, Any], key: str, name: str) -> npt.NDArray[np.float64]:
+    channels = statistics.get("channels")
+    found = [channel.get(key) for channel in channels] if channels else [statistics.get(key)]
+    if None in found:
+        raise BadParameter(f"the server has no {key} of {name!r}: give it as a number")
+    return np.asarray(found if channels else found[0], np.float64)
+
+
+def _is_server(value: Any) -> bool:
+    return isinstance(value, str) and value == "server"
+
+
+def _number(option: str, value: Any, default: float) -> npt.NDArray[np.float64]:
+    try:
+        number = np.asarray(default if value is None else value, np.float64)
+    except (TypeError, ValueError):
+        raise BadParameter(f"{option}={value!r} must be a number, numbers by channel, or 'server'") from None
+    if not np.isfinite(number).all():
+        raise BadParameter(f"{option}={value!r} must be finite")
+    return number

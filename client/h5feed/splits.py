@@ -1,0 +1,133 @@
+"""What the server says of splits, readable: rows, classes and their shares, and weights that even the classes out."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import BadParameter
+
+_SHOWN = 30
+"""Classes in a table; more are counted."""
+
+
+class Splits(dict[str, Any]):
+    """The splits of a dataset: a dict of what the server answered, and as a table in a terminal or notebook.
+
+    Attributes
+    ----------
+    names : list of str
+        ``all`` first.
+    method : str or None
+        What of scikit-learn gives the same rows.
+    note : str or None
+        What one might not expect: why rows are not stratified, which classes are small.
+    """
+
+    @property
+    def names(self) -> list[str]:
+        return list(self["splits"])
+
+    @property
+    def method(self) -> str | None:
+        return self["method"]  # type: ignore[no-any-return]
+
+    @property
+    def note(self) -> str | None:
+        return self["note"]  # type: ignore[no-any-return]
+
+    def class_weight(self, split: str = "train") -> dict[int, float]:
+        """Balanced weight of each class, for ``model.fit(class_weight=…)``.
+
+        Keys are labels that are integers, and positions of one-hot labels. Classes that are text or other numbers are
+        numbered in ascending order, over all rows.
+
+        Raises
+        ------
+        BadParameter
+            There is no such split, or rows have no classes, or several at once.
+        """
+        if split not in self["splits"]:
+            raise BadParameter(f"there is no split {split!r} here: valid are {', '.join(self.names)}")
+        if self.get("classes_are") == "multi-label":
+            raise BadParameter(f"rows of {self['classes_of']!r} have several labels at once: weigh rows, not classes")
+        if "classes" not in self["splits"][split]:
+            raise BadParameter(f"there are no classes to weigh: {self.note or 'no label field'}")
+        known = [entry["value"] for entry in self["splits"]["all"]["classes"]]
+        if all(isinstance(value, int | float) and float(value).is_integer() for value in known):
+            number = {value: int(value) for value in known}
+        else:
+            number = {value: index for index, value in enumerate(known)}
+        return {number[entry["value"]]: entry["weight"] for entry in self["splits"][split]["classes"]}
+
+    def __repr__(self) -> str:
+        lines = [f"<Splits of {self['dataset']!r}, {self._how()}>"]
+        for table in self._tables():
+            widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+            lines += [
+                "  ".join(
+                    cell.ljust(width) if column == 0 else cell.rjust(width)
+                    for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+                ).rstrip()
+                for row in table
+            ]
+        return "\n".join(lines + ([f"note: {self.note}"] if self.note else []))
+
+    def _repr_html_(self) -> str:
+        parts = [f"<p>Splits of <b>{html.escape(str(self['dataset']))}</b>, {html.escape(self._how())}</p>"]
+        for head, *rows in self._tables():
+            cells = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
+            body = "".join(
+                f'<tr><th scope="row">{html.escape(name)}</th>'
+                + "".join(f'<td style="text-align: right">{html.escape(cell)}</td>' for cell in others)
+                + "</tr>"
+                for name, *others in rows
+            )
+            parts.append(f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>")
+        if self.note:
+            parts.append(f"<p>{html.escape(self.note)}</p>")
+        return "".join(parts)
+
+    def _how(self) -> str:
+        how = self.method or "as stored"
+        if self["stratify"]:
+            how += f", stratified by {self['stratify']!r}"
+        if self["group"]:
+            how += f", groups of {self['group']!r} together"
+        return f"{how}, revision {self['revision']}"
+
+    def _tables(self) -> list[list[list[str]]]:
+        """Splits; and classes by splits, where there are any. The first line of each is its head."""
+        splits: dict[str, dict[str, Any]] = self["splits"]
+        has = {key for split in splits.values() for key in split}
+        head = ["split", "rows", "share"]
+        head += [word for word, key in (("groups", "groups"), ("off by", "max_deviation")) if key in has]
+        table = [[*head, "digest"]]
+        for name, split in splits.items():
+            line = [name, f"{split['rows']:,}", _percent(split["share"])]
+            line += [f"{split['groups']:,}"] if "groups" in has else []
+            line += [_percent(split["max_deviation"], 3)] if "max_deviation" in has else []
+            table.append([*line, split["digest"]])
+        tables = [table]
+        if all("classes" in split for split in splits.values()):
+            tables.append(self._class_table(splits))
+        return tables
+
+    def _class_table(self, splits: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+        by_value = {name: {entry["value"]: entry for entry in split["classes"]} for name, split in splits.items()}
+        table = [[str(self["classes_of"]), *splits]]
+        classes = splits["all"]["classes"]
+        for entry in classes[:_SHOWN]:
+            line = [entry["name"] or str(entry["value"])]
+            for name in splits:
+                found = by_value[name].get(entry["value"])
+                line.append(f"{found['rows']:,} ({_percent(found['share'])})" if found else "–")
+            table.append(line)
+        if len(classes) > _SHOWN:
+            table.append([f"… {len(classes) - _SHOWN} more", *[""] * len(splits)])
+        return table
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"

@@ -1,0 +1,271 @@
+"""Statistics of a split, as a server counted them: mappings that print themselves, as text and in notebooks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import BadAnswer, BadParameter, ReadTimeout
+
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 2.0
+"""Seconds between two questions whether the server is done; it waits a while itself before it answers."""
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_COLUMNS = 32
+"""Characters of a histogram."""
+
+_CLASSES_SHOWN = 20
+
+_BAR = '<div style="background:#4477aa;height:.8em;width:{:.2f}em"></div>'
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far, and of all."""
+
+
+class FieldStats(Mapping[str, Any]):
+    """Statistics of one field, a mapping of what the server answered; see ``GET …/stats`` of the HTTP API.
+
+    Attributes
+    ----------
+    field, split : str
+    rows : int
+    mean, std, variance : float, or (channels,) float64
+        Per channel, in stored order, where the field has channels or is a flat vector of features. Made for
+        ``keras.layers.Normalization(mean=stats.mean, variance=stats.variance)``.
+    """
+
+    def __init__(self, answer: Mapping[str, Any]) -> None:
+        self._answer = answer
+        self.field: str = answer["field"]
+        self.split: str = answer["split"]
+        self.rows: int = answer["rows"]
+
+    def __getitem__(self, key: str) -> Any:
+        return self._answer[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._answer)
+
+    def __len__(self) -> int:
+        return len(self._answer)
+
+    @property
+    def mean(self) -> float | npt.NDArray[np.float64]:
+        return self._per_channel("mean")
+
+    @property
+    def std(self) -> float | npt.NDArray[np.float64]:
+        return self._per_channel("std")
+
+    @property
+    def variance(self) -> float | npt.NDArray[np.float64]:
+        return self.std**2
+
+    @property
+    def class_weight(self) -> dict[int, float]:
+        """Balanced weights for ``model.fit(class_weight=…)``: rows / (classes · rows of the class).
+
+        Raises
+        ------
+        BadParameter
+            The field holds no classes that are integers.
+        """
+        classes = self._answer["classes"]
+        if not classes or not all(isinstance(entry["value"], int) for entry in classes):
+            raise BadParameter(f"{self.field!r} holds no classes that are integers: its role is {self['role']}")
+        return {entry["value"]: entry["weight"] for entry in classes if entry["rows"]}
+
+    def _per_channel(self, key: str) -> float | npt.NDArray[np.float64]:
+        channels = self._answer["channels"]
+        found = [channel[key] for channel in channels] if channels else self._answer[key]
+        if found is None:
+            raise BadParameter(f"{self.field!r} has no {key}: it holds no finite numbers")
+        array = np.asarray(found, np.float64)
+        return array if array.ndim else float(array)
+
+    def __repr__(self) -> str:
+        lines = [self._title()]
+        if self["count"]:
+            header = ("", "mean", "std", "min", "max", "zeros", "NaN", "inf", "histogram")
+            lines += _aligned([header, *(self._numbers(part) for part in self._parts())])
+        if self["lengths"] and self["lengths"]["count"]:
+            lengths = self["lengths"]
+            lines.append(f"lengths {lengths['min']} … {lengths['max']}, mean {_short(lengths['mean'])}")
+        lines += _aligned(
+            [(_label(entry), f"{entry['rows']:,}", f"{entry['share']:.1%}", bar) for entry, bar in self._bars()]
+        )
+        if hidden := self._hidden():
+            lines.append(hidden)
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        parts = [f"<p><b>{escape(self.field)}</b>{escape(self._title().removeprefix(self.field))}</p>"]
+        if self["count"]:
+            header = ("", "mean", "std", "min", "max", "zeros", "NaN", "inf")
+            numbers = [(*map(escape, self._numbers(part)[:-1]), _svg(part["histogram"])) for part in self._parts()]
+            parts.append(_html_table((*header, "histogram"), numbers))
+        if bars := self._bars():
+            most = max(entry["share"] for entry, _ in bars)
+            rows = [
+                (
+                    escape(_label(entry)),
+                    f"{entry['rows']:,}",
+                    f"{entry['share']:.1%}",
+                    _BAR.format(12 * entry["share"] / (most or 1)),
+                )
+                for entry, _ in bars
+            ]
+            parts.append(_html_table(("class" if self["classes"] else "value", "rows", "share", ""), rows))
+        if hidden := self._hidden():
+            parts.append(f"<p>{escape(hidden)}</p>")
+        return "".join(parts)
+
+    def _title(self) -> str:
+        return f"{self.field}  {self['dtype']}{self['shape']}, {self['role']}, split {self.split}, {self.rows:,} rows"
+
+    def _parts(self) -> list[Mapping[str, Any]]:
+        """All values together, and each channel."""
+        return [{**self._answer, "name": "all"}, *(self["channels"] or ())]
+
+    def _numbers(self, part: Mapping[str, Any]) -> tuple[str, ...]:
+        keys = ("mean", "std", "min", "max")
+        counts = (f"{part['zero_share']:.1%}", f"{part['nan']:,}", f"{part['inf']:,}")
+        return (part["name"], *(_short(part[key]) for key in keys), *counts, sparkline(part["histogram"]))
+
+    def _bars(self) -> list[tuple[Mapping[str, Any], str]]:
+        entries = (self["classes"] or self["values"] or [])[:_CLASSES_SHOWN]
+        most = max((entry["share"] for entry in entries), default=0) or 1
+        return [(entry, "█" * round(_COLUMNS * entry["share"] / most)) for entry in entries]
+
+    def _hidden(self) -> str:
+        listed = self["classes"] or self["values"] or []
+        there = len(listed) if self["classes"] else self["distinct"]
+        if not listed or there == min(len(listed), _CLASSES_SHOWN):
+            return ""
+        return f"… {there or 'very many'} in all"
+
+
+class Stats(Mapping[str, FieldStats]):
+    """Statistics of the fields of a dataset in one split, by field name."""
+
+    def __init__(self, answer: Mapping[str, Any]) -> None:
+        self.split: str = answer["split"]
+        self.rows: int = answer["rows"]
+        self.revision: str = answer["revision"]
+        self._fields = {name: FieldStats(found) for name, found in answer["fields"].items()}
+
+    def __getitem__(self, name: str) -> FieldStats:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __repr__(self) -> str:
+        return "\n\n".join(map(repr, self._fields.values())) or "no field can be read"
+
+    def _repr_html_(self) -> str:
+        return "".join(field._repr_html_() for field in self._fields.values())
+
+
+def wait_for_stats(ask: Callable[[], Any], timeout: float, progress: Progress | None) -> Stats:
+    """Ask until the server is done.
+
+    Parameters
+    ----------
+    ask : callable
+        Gets the answer, which is that of a job while the work goes on.
+    timeout : float
+        Seconds to wait in all.
+
+    Raises
+    ------
+    ReadTimeout
+        It takes longer; the server goes on working.
+    """
+    deadline = time.monotonic() + timeout
+    pause = _FIRST_PAUSE
+    while True:
+        answer = ask()
+        if not isinstance(answer, dict) or not ("fields" in answer or "job" in answer):
+            raise BadAnswer("the server answered neither statistics nor a job: is an h5feed server there?")
+        if "fields" in answer:
+            return Stats(answer)
+        done, total = int(answer.get("done") or 0), int(answer.get("total") or 0)
+        if progress is not None:
+            progress(done, total)
+        if time.monotonic() + pause > deadline:
+            how_far = f"{done / total:.0%} is read" if total else "it has not begun"
+            raise ReadTimeout(
+                f"the statistics are not ready after {timeout:g} s: {how_far}. The server goes on; ask again later."
+            )
+        time.sleep(pause)
+        pause = min(_LONGEST_PAUSE, 2 * pause)
+
+
+def sparkline(histogram: Mapping[str, Sequence[Any]] | None) -> str:
+    """A histogram in one line of text."""
+    bars = _coarse(histogram)
+    most = max(bars, default=0)
+    return "".join(_BLOCKS[-(-count * len(_BLOCKS) // most) - 1] if count else " " for count in bars)
+
+
+def _coarse(histogram: Mapping[str, Sequence[Any]] | None) -> list[int]:
+    """Counts of at most `_COLUMNS` bins."""
+    if not histogram:
+        return []
+    counts = np.asarray(histogram["counts"], np.int64)
+    step = -(-len(counts) // _COLUMNS)
+    sums: list[int] = np.add.reduceat(counts, np.arange(0, len(counts), step)).tolist()
+    return sums
+
+
+def _svg(histogram: Mapping[str, Sequence[Any]] | None) -> str:
+    bars = _coarse(histogram)
+    most = max(bars, default=0) or 1
+    shapes = "".join(
+        f'<rect x="{4 * place}" y="{20 - 20 * count / most:.1f}" width="3.5" height="{20 * count / most:.1f}"/>'
+        for place, count in enumerate(bars)
+        if count
+    )
+    return f'<svg width="{4 * len(bars)}" height="20" fill="#4477aa" role="img" aria-label="histogram">{shapes}</svg>'
+
+
+def _label(entry: Mapping[str, Any]) -> str:
+    name = entry.get("name")
+    return str(entry["value"]) if name is None else f"{entry['value']} {name}"
+
+
+def _short(value: float | int | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) and abs(value) < 10**9 else f"{value:.4g}"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Columns side by side, numbers to the right; the first and the last are text."""
+    if not rows:
+        return []
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    last = len(widths) - 1
+    return [
+        "  ".join(
+            cell.ljust(width) if place in (0, last) else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in header)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
