@@ -300,7 +300,7 @@ def test_matlab_matrices(families: h5feed.Feed, data: Path) -> None:
         np.testing.assert_array_equal(batch["y"][:, 0], file["y"][0][[29, 0, 7]])
     notes = {field["name"]: field["note"] for field in dataset.info["fields"]}
     assert "MATLAB" in notes["X"]
-    assert dataset.splits(test=6)["stratify"] is None
+    assert dataset.splits(test=6)["stratify"] == "y"
 
 
 def test_tables_of_records(families: h5feed.Feed, data: Path) -> None:
