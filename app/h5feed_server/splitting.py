@@ -7,13 +7,14 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge, UnsupportedField
 
 from .catalog.dataset import Dataset, Field
+from .sampling.kept import pack, unpack
 from .sampling.labels import (
     MAX_DISTINCT,
     Labels,
@@ -32,6 +33,8 @@ from .settings import Settings
 from .storage.cache import ByteCache
 from .storage.folder import CacheFolder
 from .storage.reader import Reader
+
+T = TypeVar("T")
 
 MAX_SPLIT_ROWS = 1 << 25
 """Rows of a dataset that may be divided: lists of them are held in memory."""
@@ -77,16 +80,20 @@ class Splitter:
         name = _name("splits/3", dataset, spec.model_dump_json())
         return self._splits.get(
             name,
-            lambda: load_splits(self._folder.get(name, lambda: dump_splits(self._compute(dataset, spec)))),
+            lambda: self._kept(name, load_splits, lambda: dump_splits(self._compute(dataset, spec))),
             lambda splits: splits.nbytes,
         )
 
     def report(self, dataset: Dataset, spec: SplitSpec) -> bytes:
         """What the API says of the splits, as JSON."""
+
+        def load(data: bytes) -> bytes:
+            return json.dumps(unpack(data)[0]).encode()
+
         name = _name("reports/1", dataset, spec.model_dump_json())
         return self._reports.get(
             name,
-            lambda: self._folder.get(name, lambda: json.dumps(self._describe(dataset, spec)).encode()),
+            lambda: self._kept(name, load, lambda: pack(self._describe(dataset, spec), {})),
             len,
         )
 
@@ -121,9 +128,7 @@ class Splitter:
                 return dump_strata(Strata(name, None, str(error)))
 
         file = _name("classes/1", dataset, f"{name} {bins}")
-        return self._strata.get(
-            file, lambda: load_strata(self._folder.get(file, compute)), lambda strata: strata.nbytes
-        )
+        return self._strata.get(file, lambda: self._kept(file, load_strata, compute), lambda strata: strata.nbytes)
 
     def check_divisible(self, dataset: Dataset) -> None:
         """Refuse to list the rows of a dataset of very many.
@@ -137,6 +142,14 @@ class Splitter:
                 f"dataset {dataset.name!r} has {dataset.rows} rows, more than the {MAX_SPLIT_ROWS} that are split"
             )
         self._check_fits(4 * dataset.rows, f"lists of the {dataset.rows} rows of {dataset.name!r}")
+
+    def _kept(self, name: str, load: Callable[[bytes], T], compute: Callable[[], bytes]) -> T:
+        """What the file `name` of the cache folder holds, computed by one process if it is not there."""
+        try:
+            return load(self._folder.get(name, compute))
+        except ValueError:
+            self._folder.discard(name)
+            return load(self._folder.get(name, compute))
 
     def _check_fits(self, nbytes: int, what: str) -> None:
         if nbytes > self._max_bytes:
@@ -231,9 +244,7 @@ class Splitter:
                 ) from None
 
         file = _name("groups/1", dataset, name)
-        strata = self._strata.get(
-            file, lambda: load_strata(self._folder.get(file, compute)), lambda strata: strata.nbytes
-        )
+        strata = self._strata.get(file, lambda: self._kept(file, load_strata, compute), lambda strata: strata.nbytes)
         assert strata.labels is not None
         return strata.labels
 

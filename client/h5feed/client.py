@@ -89,7 +89,7 @@ class Client:
         auth: httpx.Auth | tuple[str, str] | None = None,
     ) -> None:
         # What another process, started afresh, makes its own of: see `__reduce__`.
-        self._made_with = {
+        self._made_with: dict[str, Any] = {
             "url": url,
             "token": token,
             "timeout": timeout,

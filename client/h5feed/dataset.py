@@ -18,6 +18,7 @@ from .cached import Take, cached_fetch
 from .client import Client
 from .errors import BadAnswer, BadParameter
 from .pace import Pace
+from .passes import blocks_of_passes
 from .readahead import Block, Fetch, ReadAhead, blocks_of
 from .splits import Splits
 from .stats import FieldStats, Stats, wait_for_stats
@@ -26,6 +27,8 @@ from .wire import ROWS, WEIGHT, Tensor, dtype_named, read_body, read_runs
 
 if TYPE_CHECKING:
     from .keras import Sequence as KerasSequence
+    from .loader import Loader
+    from .torch import TorchBatches, TorchRows
 
 BLOCK_BYTES = 8 << 20
 """Bytes: small batches are asked for together up to this much; one request a batch would be many times slower."""
@@ -153,6 +156,10 @@ class Dataset:
         self._caches: dict[tuple[str, int | None, int], RowCache] = {}
         self._plans: dict[frozenset[tuple[str, str]], dict[str, Any]] = {}
         self._path = f"/v1/datasets/{quote(self.name, safe='')}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Caches and plans are of this process.
+        return Dataset, (self._client, self.info)
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{f.name}: {f.dtype}{list(f.shape)} ({f.role})" for f in self.fields.values())
@@ -293,6 +300,30 @@ class Dataset:
 
         return KerasSequence(self, split, **options)
 
+    def loader(self, split: str = "all", **options: Any) -> Loader:
+        """Passes over a split for a loop of your own, as ``(x, y)``; see `h5feed.loader.Loader` for the options."""
+        from .loader import Loader
+
+        return Loader(self, split, **options)
+
+    def torch(self, split: str = "all", **options: Any) -> TorchBatches:
+        """A `torch.utils.data.IterableDataset` of batches; see `h5feed.torch.TorchBatches` for the options."""
+        from .torch import TorchBatches
+
+        return TorchBatches(self, split, **options)
+
+    def torch_map(self, split: str = "all", **options: Any) -> TorchRows:
+        """A `torch.utils.data.Dataset` of single rows; see `h5feed.torch.TorchRows` for the options."""
+        from .torch import TorchRows
+
+        return TorchRows(self, split, **options)
+
+    def tf_data(self, split: str = "all", **options: Any) -> Any:
+        """A `tf.data.Dataset` of batches; see `h5feed.tf.tf_data` for the options."""
+        from .tf import tf_data
+
+        return tf_data(self, split, **options)
+
     def plan(self, split: str = "all", *, batch_size: int = 32, **options: Unpack[OrderOptions]) -> Plan:
         """What an epoch of this order will be."""
         params = self._params(split, options, OrderOptions) | {"batch_size": str(batch_size)}
@@ -336,6 +367,24 @@ class Dataset:
             # for row ids, for rows and for what is not kept.
             deadline=(2 if cache is None else 5) * self._client.deadline + 10,
         )
+
+    def read_passes(
+        self,
+        plan: Plan,
+        epoch: int,
+        start: int,
+        stop: int | None = None,
+        *,
+        connections: int | None = None,
+        readahead: int | None = None,
+        cache: str | os.PathLike[str] | RowCache | None = None,
+    ) -> ReadAhead[Batch]:
+        """Iterate over pass `epoch` of a plan from batch `start` to `stop`, or else on into all that follow."""
+        if stop is None:
+            blocks = blocks_of_passes(plan, epoch, start, BLOCK_BYTES)
+        else:
+            blocks = blocks_of(epoch, stop, plan.batch_bytes, BLOCK_BYTES, start)
+        return self.read_ahead(plan, blocks, connections, DEFAULT_READAHEAD if readahead is None else readahead, cache)
 
     def cache(self, folder: str | os.PathLike[str], cache_bytes: int | None = None) -> RowCache:
         """The rows of this dataset that a local folder holds, to be given as ``cache=`` or to be looked at.

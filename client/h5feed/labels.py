@@ -117,7 +117,7 @@ class Labels:
     def _found(self) -> list[Any]:
         """The classes that there are in all rows, ascending; empty where the field holds none."""
         answer = self._dataset.splits()
-        if answer.get("classes_of") == self.name:
+        if answer.get("classes_of") == self.name and answer["classes_are"] != "multi-label":
             return sorted(entry["value"] for entry in answer["splits"]["all"].get("classes", []))
         field = self._dataset.fields[self.name]
         if self._is_wide and self.name == self._first:

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from .batch import Batch
+from .passes import is_drawn
 from .readahead import Block, Fetch
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ class RowIds:
         self, plan: Plan, fetch: Fetch[Batch], epoch: int, number: int, together: int, cancelled: threading.Event
     ) -> None:
         if number * together >= plan.batches:
-            # Orders that are not shuffled are asked for under the same number again, and are still here then.
-            epoch, number = epoch + (plan.params.get("shuffle") == "true"), 0
+            # Orders that are not drawn are asked for under the same number again, and are still here then.
+            epoch, number = epoch + is_drawn(plan), 0
         with self._lock:
             if _key(plan, epoch, number) in self._chunks:
                 return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from h5feed.errors import BadParameter, BatchOutOfRange
-from h5feed.order import BatchGrid, order_key, permute
+from h5feed.order import BatchGrid, order_key, permute, permute_each, uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -120,3 +120,73 @@ def test_errors_name_the_value() -> None:
         BatchGrid(10, 1, 0, 2, "keep")
     with pytest.raises(BatchOutOfRange, match="0 … 2"):
         BatchGrid(10, 4).size(3)
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=12),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_many_permutations_at_once(sizes: list[int], seed: int) -> None:
+    """Each name has a permutation of its own, whatever it is computed together with."""
+    names = np.repeat(np.arange(len(sizes)), sizes)
+    positions = np.concatenate([np.arange(size) for size in sizes])
+    domains = np.repeat(sizes, sizes)
+    key = order_key(seed, 0, "all")
+    values = permute_each(positions, domains, key, names)
+    for name, size in enumerate(sizes):
+        own = values[names == name]
+        assert np.sort(own).tolist() == list(range(size))
+        alone = permute_each(np.arange(size), np.full(size, size), key, np.full(size, name))
+        assert own.tolist() == alone.tolist()
+
+
+def test_golden_values_of_many() -> None:
+    """A change of these values needs a new `ORDER_VERSION`."""
+    key = order_key(0, 0, "train")
+    assert permute_each(np.arange(10), np.full(10, 10), key, np.zeros(10, np.int64)).tolist() == [
+        9,
+        8,
+        7,
+        1,
+        6,
+        3,
+        5,
+        2,
+        4,
+        0,
+    ]
+    assert permute_each(np.arange(4), np.full(4, 2**51), key, np.array([-1, 0, 1, 2**40])).tolist() == [
+        1889234118368820,
+        1735810316587846,
+        938541902692233,
+        1861846085021754,
+    ]
+    assert [number.hex() for number in uniform(np.arange(3), key).tolist()] == [
+        "0x1.f649b187b4160p-2",
+        "0x1.cb8a7abe420dcp-1",
+        "0x1.49077079b6174p-3",
+    ]
+
+
+def test_small_permutations_are_even() -> None:
+    """Over names, each value of a small domain comes nearly equally often at each position, and all orders come."""
+    many = 20_000
+    for size in (2, 3, 4, 5, 7, 12):
+        names = np.arange(many).repeat(size)
+        values = permute_each(np.tile(np.arange(size), many), np.full(len(names), size), order_key(1, 1, "t"), names)
+        orders = values.reshape(many, size)
+        shares = np.stack([np.bincount(orders[:, place], minlength=size) for place in range(size)]) / many * size
+        # Of independent draws the largest of so many would be off by four standard deviations: 4·sqrt(size / many).
+        assert np.abs(shares - 1).max() < 4 * np.sqrt(size / many) + 0.02
+        if size <= 5:
+            assert len(np.unique(orders, axis=0)) == np.prod(np.arange(1, size + 1))
+
+
+def test_uniform_numbers() -> None:
+    """They fill 0 ≤ u < 1 evenly, neighbours being unrelated."""
+    numbers = uniform(np.arange(100_000), order_key(5, 0, "u"))
+    assert numbers.min() >= 0 and numbers.max() < 1
+    counts = np.bincount((numbers * 50).astype(int), minlength=50)
+    assert ((counts - 2000) ** 2 / 2000).sum() < 49 + 4 * np.sqrt(98)
+    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.01

@@ -385,7 +385,7 @@ class Catalog:
                     rows=table.rows,
                     fields=fields,
                     attributes=loaded[0].layout.attributes,
-                    native=table.native,
+                    native=declared.native(table.rows) if main and declared and declared.splits else table.native,
                     class_names=declared.class_names if declared and declared.class_names else names,
                     identity=identities,
                     notes=tuple(note for one in loaded for note in one.layout.notes),

@@ -5,20 +5,30 @@ files = ["raw/pets_*.h5"]                  # paths or patterns below the data fo
 fields = { image = "photos", kind = "y" }  # name = path in the files; default: all arrays
 roles = { image = "input", kind = "label" }
 class_names = ["cat", "dog"]
+
+[datasets.pets.splits]                     # native splits, as rows from … to (not included)
+train = [0, 8000]
+test = [[8000, 9000], [9500, 10000]]
 """
 
 from __future__ import annotations
 
 import fnmatch
+import re
 import tomllib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from h5feed.errors import Unreadable
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from .tables import SPLIT_WORDS
+
 NAME = "h5feed.toml"
+
+_SPLIT_NAME = re.compile(r"[A-Za-z0-9_.\-]+")
 
 
 class DeclaredDataset(BaseModel):
@@ -30,6 +40,34 @@ class DeclaredDataset(BaseModel):
     fields: dict[str, str] | None = None
     roles: dict[str, Literal["input", "label", "weight", "other"]] = {}
     class_names: list[str] | None = None
+    splits: dict[str, tuple[int, int] | list[tuple[int, int]]] = {}
+
+    def native(self, rows: int) -> dict[str, list[tuple[int, int]]]:
+        """Runs of rows of each split that is declared for a dataset of `rows` rows.
+
+        Raises
+        ------
+        Unreadable
+            They do not lie in the dataset, or share rows.
+        """
+        native: dict[str, list[tuple[int, int]]] = {}
+        taken: list[tuple[int, int, str]] = []
+        for name, declared in self.splits.items():
+            runs = declared if isinstance(declared, list) else [declared]
+            if not _SPLIT_NAME.fullmatch(name) or name == "all":
+                raise Unreadable(f"{NAME}: {name!r} is no name for a split: use letters, digits, _ and -, not 'all'")
+            for begin, end in runs:
+                if not 0 <= begin < end <= rows:
+                    raise Unreadable(
+                        f"{NAME}: split {name!r}: rows {begin} to {end} are not 0 ≤ begin < end ≤ {rows}, its rows"
+                    )
+                taken.append((begin, end, name))
+            native.setdefault(SPLIT_WORDS.get(name, name), []).extend(runs)
+        taken.sort()
+        for (_, end, first), (begin, _, second) in pairwise(taken):
+            if begin < end:
+                raise Unreadable(f"{NAME}: row {begin} lies in split {first!r} and in split {second!r}")
+        return {name: sorted(runs) for name, runs in native.items()}
 
     def matching(self, files: Sequence[str]) -> list[str]:
         """Those of `files` that are meant, in the order of the patterns."""

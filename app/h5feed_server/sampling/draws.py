@@ -65,9 +65,8 @@ def stratified_split(codes: Codes, test: int, seed: int, *, ordered: bool = True
     if counts[present].min() < 2:
         code = int(present[counts[present].argmin()])
         raise TooFew("has only 1 row, and needs 2 to lie on both sides", code)
-    for side, rows in (("train", train), ("the other side", test)):
-        if rows < len(present):
-            raise TooFew(f"{len(present)} classes do not fit into the {rows} rows of {side}")
+    if min(train, test) < len(present):
+        raise TooFew(f"{len(present)} classes do not fit into {min(train, test)} rows")
     random = np.random.RandomState(seed)
     of_train = _approximate_mode(counts[present], train, random)
     of_test = _approximate_mode(counts[present] - of_train, test, random)

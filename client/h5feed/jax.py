@@ -1,0 +1,58 @@
+"""Batches on a JAX device before they are asked for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+
+from .batch import Batch
+from .errors import BadParameter
+
+
+def to_device(batches: Iterable[Any], *, ahead: int = 2, device: Any = None) -> Iterator[Any]:
+    """The same batches, moved to the device while those before them are computed with. ::
+
+        for x, y in to_device(loader):
+            state = step(state, x, y)
+
+    Parameters
+    ----------
+    batches : iterable
+        A `Loader`, what `Dataset.batches` returns, or whatever gives trees of numpy arrays. A `Batch` becomes a dict.
+    ahead : int
+        Batches that are on the device beyond the one which is computed with: transfers run beside computation, since
+        JAX does both asynchronously.
+    device : jax.Device or jax.sharding.Sharding, optional
+        Default: JAX's own. A sharding spreads each batch over the devices; where these belong to several processes,
+        each process gives its own shard (``shard=jax.process_index(), shards=jax.process_count()``), and the arrays are
+        global.
+
+    Yields
+    ------
+    tree of jax.Array
+
+    The idea is that of ``flax.jax_utils.prefetch_to_device``.
+    """
+    if ahead < 0:
+        raise BadParameter(f"ahead={ahead} must be 0 or more")
+    return _moved(batches, ahead, device)
+
+
+def _moved(batches: Iterable[Any], ahead: int, device: Any) -> Iterator[Any]:
+    waiting: deque[Any] = deque()
+    for batch in batches:
+        waiting.append(_put(dict(batch) if isinstance(batch, Batch) else batch, device))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
+
+
+def _put(tree: Any, device: Any) -> Any:
+    if isinstance(device, jax.sharding.Sharding) and not device.is_fully_addressable:
+        return jax.tree.map(partial(jax.make_array_from_process_local_data, device), tree)
+    return jax.device_put(tree, device)

@@ -1,0 +1,226 @@
+"""Passes over a split for training loops of one's own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .batch import Batch
+from .cache import RowCache
+from .errors import BadParameter, BatchOutOfRange
+from .passes import is_drawn, position_in, state_of
+from .prepare import Preparation
+from .readahead import ReadAhead
+
+if TYPE_CHECKING:
+    from .dataset import Dataset
+
+
+class Loader:
+    """Batches of a split, pass after pass, as ``(x,)``, ``(x, y)`` or ``(x, y, weight)``; made by `Dataset.loader`.
+
+    Each ``for`` is one pass, which delivers every row of the split once, in an order of its own when `shuffle` is set.
+    A pass that was left early is not taken up by the next ``for``, which is the next pass. What comes next is fetched
+    meanwhile, over the end of a pass too. ::
+
+        for epoch in range(10):
+            for x, y in loader:
+                ...
+
+    Parameters
+    ----------
+    dataset : Dataset
+    split : str
+    batch_size : int
+    shuffle : bool
+    seed, epoch : int
+        The order of pass e is that of ``epoch + e`` of this seed.
+    connections : int, optional
+        Requests in flight at most; default: as many as the link needs.
+    readahead : int, optional
+        Bytes fetched ahead at most.
+    cache : path or RowCache, optional
+        See `Dataset.cache`.
+    **options
+        Split and order options (``val``, ``test``, ``stratify``, ``window``, ``shard``, ``shards``, ``last`` …), and
+        those of `h5feed.prepare.Preparation`: ``x``, ``y``, ``sample_weight``, ``class_mode``, ``rescale``, ``mean``,
+        ``std``, ``transform``.
+
+    Attributes
+    ----------
+    epoch : int
+        Number of the pass that the next batch belongs to, or that the next ``for`` begins.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str = "all",
+        *,
+        batch_size: int = 32,
+        shuffle: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        connections: int | None = None,
+        readahead: int | None = None,
+        cache: str | os.PathLike[str] | RowCache | None = None,
+        **options: Any,
+    ) -> None:
+        self._dataset = dataset
+        order, preparing = divided(options)
+        self._prepare = preparation_of(dataset, split, order, preparing, seed)
+        self.plan = dataset.plan(
+            split, batch_size=batch_size, shuffle=shuffle, seed=seed, fields=self._prepare.fields, **order
+        )
+        self._fetching: dict[str, Any] = {"connections": connections, "readahead": readahead, "cache": cache}
+        self._lock = threading.RLock()
+        self._stream: ReadAhead[Batch] | None = None
+        self._stream_at: tuple[int, int] | None = None
+        self._waited = 0.0
+        self._epoch, self._delivered = epoch, 0
+        self._passes = 0
+        self._under_way = False
+
+    def __len__(self) -> int:
+        """Batches of a pass."""
+        return self.plan.batches
+
+    @property
+    def samples(self) -> int:
+        """Rows of a pass."""
+        return self.plan.rows
+
+    @property
+    def epoch(self) -> int:
+        with self._lock:
+            return self._epoch
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the loop has waited for batches which were not there yet."""
+        with self._lock:
+            return self._waited + (self._stream.waited if self._stream else 0.0)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        with self._lock:
+            if self._under_way:
+                self._epoch, self._delivered = self._epoch + 1, 0
+            self._under_way = True
+            self._passes += 1
+            if not self.plan.batches:
+                self._end()
+            return self._pass(self._passes)
+
+    def _pass(self, number: int) -> Iterator[tuple[Any, ...]]:
+        last = not self.plan.batches
+        while not last:
+            with self._lock:
+                if number != self._passes:
+                    raise RuntimeError("another pass over this loader has begun: make a loader for each loop")
+                epoch = self._epoch
+                batch = self._next()
+                # Counted before it is out of hand: a state taken in the loop's body says that it was delivered.
+                self._delivered += 1
+                last = self._delivered == self.plan.batches
+                if last:
+                    self._end()
+            yield self._prepare(batch, epoch)
+
+    def _end(self) -> None:
+        self._epoch, self._delivered, self._under_way = self._epoch + 1, 0, False
+
+    def _next(self) -> Batch:
+        epoch = self._epoch if is_drawn(self.plan) else 0
+        if self._stream is None or self._stream_at != (epoch, self._delivered):
+            self.close()
+            self._stream = self._dataset.read_passes(self.plan, epoch, self._delivered, **self._fetching)
+        # Where the next line fails, nobody knows what the stream would deliver afterwards.
+        self._stream_at = None
+        batch = next(self._stream)
+        at_end = self._delivered + 1 == self.plan.batches
+        self._stream_at = (epoch + is_drawn(self.plan), 0) if at_end else (epoch, self._delivered + 1)
+        return batch
+
+    def example(self) -> tuple[Any, ...]:
+        """The first batch of a pass, past the read-ahead: what shapes and dtypes there will be.
+
+        Raises
+        ------
+        BatchOutOfRange
+            A pass has no batches.
+        """
+        if not self.plan.batches:
+            raise BatchOutOfRange(
+                f"{self.plan.rows} rows make no batch of {self.plan.batch_size}: use a smaller batch_size"
+            )
+        stream = self._dataset.read_passes(self.plan, 0, 0, 1, **self._fetching)
+        try:
+            return self._prepare(next(stream), 0)
+        finally:
+            stream.close()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make `epoch` the number of the pass that the next ``for`` begins."""
+        if epoch < 0:
+            raise BadParameter(f"epoch={epoch} must be 0 or more")
+        self._go_to(epoch, 0)
+
+    def _go_to(self, epoch: int, delivered: int) -> None:
+        with self._lock:
+            self._epoch, self._delivered, self._under_way = epoch, delivered, False
+            # A loop that is under way would go on somewhere else.
+            self._passes += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loop is, as plain values that JSON can hold: see `h5feed.passes.state_of`."""
+        with self._lock:
+            return state_of(self._dataset, self.plan, self._epoch, self._delivered)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: the next ``for`` delivers exactly what that pass had not delivered yet.
+
+        Raises
+        ------
+        RevisionChanged
+        BadParameter
+            It is the state of another order.
+        """
+        self._go_to(*position_in(state, self._dataset, self.plan))
+
+    def close(self) -> None:
+        """End the read-ahead and its threads; the next batch asked for begins it anew."""
+        with self._lock:
+            if self._stream is not None:
+                self._waited += self._stream.waited
+                self._stream.close()
+            self._stream = self._stream_at = None
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        self.close()
+
+
+_PREPARING = ("x", "y", "sample_weight", "class_mode", "rescale", "mean", "std", "transform")
+
+
+def divided(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the order, and options of what is made of its batches."""
+    if "fields" in options:
+        raise BadParameter("fields= is what batches() takes: here x=, y= and sample_weight= name the fields")
+    order = {name: value for name, value in options.items() if name not in _PREPARING}
+    return order, {name: value for name, value in options.items() if name in _PREPARING}
+
+
+def preparation_of(
+    dataset: Dataset, split: str, order: Mapping[str, Any], preparing: Mapping[str, Any], seed: int
+) -> Preparation:
+    """What makes arrays of the batches of an order."""
+    from .dataset import SplitOptions
+
+    of_split = {name: value for name, value in order.items() if name in SplitOptions.__annotations__}
+    shard = order.get("shard") or 0
+    return Preparation(dataset, split, seed=seed, shard=shard, split_options=of_split, **preparing)

@@ -1,0 +1,55 @@
+"""A remote dataset as a `tf.data.Dataset`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from .loader import Loader
+
+if TYPE_CHECKING:
+    from .dataset import Dataset
+
+
+def tf_data(dataset: Dataset, split: str = "all", **options: Any) -> tf.data.Dataset:
+    """Batches of a split for ``model.fit`` and loops over `tf.data`; made by `Dataset.tf_data`.
+
+    Each iteration over it is one pass, in an order of its own where ``shuffle`` is set; ``repeat()`` begins the next
+    one. It is batched and fetched ahead already. It ends in a generator in this process: replicas on other machines
+    make one each, with ``shard=`` and ``shards=``, instead of having `tf.distribute` divide it.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    split : str
+    **options
+        As of `h5feed.loader.Loader`.
+
+    Returns
+    -------
+    tf.data.Dataset
+        Of ``(x,)``, ``(x, y)`` or ``(x, y, weight)``, with known cardinality, dtypes and shapes; the number of rows is
+        known where every batch is full (``last="drop"`` or ``"pad"``).
+    """
+    loader = Loader(dataset, split, **options)
+    plan = loader.plan
+    is_cut = plan.params.get("last", "keep") != "keep" or int(plan.params.get("shards", 1)) > 1
+    rows = plan.batch_size if is_cut or plan.rows % plan.batch_size == 0 else None
+
+    def spec(array: Any) -> tf.TensorSpec:
+        return tf.TensorSpec((rows, *array.shape[1:]), tf.as_dtype(array.dtype))
+
+    # Only a batch tells what class modes, statistics and a transform make of the fields.
+    signature = _mapped(spec, loader.example())
+    made = tf.data.Dataset.from_generator(lambda: iter(loader), output_signature=signature)
+    return made.apply(tf.data.experimental.assert_cardinality(len(loader)))
+
+
+def _mapped(change: Callable[[Any], Any], arrays: Any) -> Any:
+    if isinstance(arrays, Mapping):
+        return {name: _mapped(change, array) for name, array in arrays.items()}
+    if isinstance(arrays, tuple):
+        return tuple(_mapped(change, array) for array in arrays)
+    return change(arrays)

@@ -1,0 +1,245 @@
+"""A remote dataset for `torch.utils.data.DataLoader`, and for loops without one."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset as MapDataset
+from torch.utils.data import IterableDataset, get_worker_info
+
+from .cache import RowCache
+from .errors import BadParameter
+from .loader import divided, preparation_of
+from .pass_numbers import PassNumbers
+from .passes import is_drawn
+from .prepare import Preparation
+from .wire import WEIGHT
+
+if TYPE_CHECKING:
+    from .dataset import Dataset, Plan
+
+
+class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
+    """Batches of a split as tensors, each pass in an order of its own where `shuffle` is set; made by `Dataset.torch`.
+
+    It is batched already: give it to ``DataLoader(batches, batch_size=None)``. With ``num_workers=k`` each worker
+    fetches every k-th batch, and the DataLoader delivers them in the same order as without workers. Threads fetch ahead
+    in any case, so workers pay only where `transform` is slow: each of them has to hand its batches over by a copy.
+
+    Each pass begun has the next number, with and without workers, persistent or not. `set_epoch` sets it.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    split : str
+    batch_size, shuffle, seed, epoch, connections, readahead, cache, **options
+        As of `h5feed.loader.Loader`. `readahead` is that of each worker.
+    pin_memory : bool
+        Pin the tensors where CUDA is there. With workers, leave it to the DataLoader's own ``pin_memory``.
+
+    Raises
+    ------
+    BadParameter
+
+    Tensors lie in recycled memory, which is not used again as long as any view of it is referred to.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str = "all",
+        *,
+        batch_size: int = 32,
+        shuffle: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        connections: int | None = None,
+        readahead: int | None = None,
+        cache: str | os.PathLike[str] | RowCache | None = None,
+        pin_memory: bool = False,
+        **options: Any,
+    ) -> None:
+        self._dataset = dataset
+        self._split = split
+        self._seed = seed
+        self._order, self._preparing = divided(options)
+        self._prepared: tuple[int, Preparation] | None = None
+        self._options = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, **self._order}
+        self._plan = self._planned()
+        folder = cache.folder if isinstance(cache, RowCache) else cache
+        cache_bytes = cache.max_bytes if isinstance(cache, RowCache) else None
+        # A worker's cache is one of its own: it opens the folder anew.
+        self._cache = None if folder is None else (os.fspath(folder), cache_bytes)
+        self._fetching: dict[str, Any] = {"connections": connections, "readahead": readahead}
+        self._pin = pin_memory
+        self._passes = PassNumbers(epoch)
+
+    def __len__(self) -> int:
+        """Batches of a pass."""
+        return self._plan.batches
+
+    @property
+    def samples(self) -> int:
+        """Rows of a pass."""
+        return self._plan.rows
+
+    @property
+    def epoch(self) -> int:
+        """Number of the pass that is begun next."""
+        return self._passes.following
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make `epoch` the number of the pass that is begun next; call it between passes."""
+        if epoch < 0:
+            raise BadParameter(f"epoch={epoch} must be 0 or more")
+        self._passes.go_to(epoch)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        info = get_worker_info()
+        if info is None:
+            return self._batches(self._passes.begin(None), 0, 1)
+        # One number for all workers of a DataLoader, another one for each DataLoader's iterator.
+        nonce = info.seed - info.id
+        return self._batches(self._passes.begin(nonce), info.id, info.num_workers)
+
+    def _batches(self, epoch: int, worker: int, workers: int) -> Iterator[tuple[Any, ...]]:
+        """Batches `worker`, worker + workers, worker + 2 workers … of a pass."""
+        prepare = self._preparation()
+        pin = self._pin and torch.cuda.is_available()
+        cache = None if self._cache is None else self._dataset.cache(*self._cache)
+        number = epoch if is_drawn(self._plan) else 0
+        streams = [
+            (index, self._dataset.read_passes(plan, number, start, stop, cache=cache, **self._fetching))
+            for plan, start, stop, index in self._shares(worker, workers)
+            if start < stop
+        ]
+        try:
+            for first, stream in streams:
+                for index, batch in zip(itertools.count(first, workers), stream, strict=False):
+                    batch.index = index
+                    yield tensors_of(prepare(batch, epoch), pin)
+        finally:
+            for _, stream in streams:
+                stream.close()
+
+    def _shares(self, worker: int, workers: int) -> list[tuple[Plan, int, int, int]]:
+        """What a worker fetches: batches start … stop-1 of a plan, and the index in the pass of the first of them."""
+        if workers == 1:
+            return [(self._plan, 0, self._plan.batches, 0)]
+        # Shard s of S is at the same time the shards s, s+S, s+2S … of k·S: the server sends a worker's batches back to
+        # back. Of the last, incomplete step each worker takes one batch at most, from the whole order.
+        shard, shards = int(self._order.get("shard") or 0), int(self._order.get("shards") or 1)
+        steps = self._plan.rows // (self._plan.batch_size * shards * workers)
+        padded = any(tensor.name == WEIGHT for tensor in self._plan.tensors)
+        of_worker = {
+            "shard": worker * shards + shard,
+            "shards": workers * shards,
+            "last": "pad" if padded else "drop",
+        }
+        final = steps * workers + worker
+        return [
+            (self._planned(**of_worker) if steps else self._plan, 0, steps, worker),
+            (self._plan, final, min(final + 1, self._plan.batches), final),
+        ]
+
+    def _planned(self, **of_worker: Any) -> Plan:
+        return self._dataset.plan(self._split, **{**self._options, **of_worker}, fields=self._preparation().fields)
+
+    def _preparation(self) -> Preparation:
+        """One for each process: its recycled buffers are those of one process."""
+        if self._prepared is None or self._prepared[0] != os.getpid():
+            made = preparation_of(self._dataset, self._split, self._order, self._preparing, self._seed)
+            self._prepared = os.getpid(), made
+        return self._prepared[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": None}
+
+
+class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
+    """Single rows of a split by their place in it, for samplers of your own; made by `Dataset.torch_map`.
+
+    A DataLoader asks for the rows of a whole batch at once, which is one request (``__getitems__``). With `shuffle`
+    and workers this is far from the speed of `TorchBatches`, since nothing is fetched ahead of the sampler.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    split : str
+    **options
+        Split options (``val``, ``test`` …), and ``x``, ``y``, ``sample_weight``, ``class_mode``, ``rescale``, ``mean``,
+        ``std`` as of `h5feed.prepare.Preparation`.
+
+    Attributes
+    ----------
+    row_ids : (rows,) int64
+        Row id in the dataset of each place.
+    """
+
+    def __init__(self, dataset: Dataset, split: str = "all", **options: Any) -> None:
+        from .dataset import SplitOptions
+
+        self._dataset = dataset
+        order, preparing = divided(options)
+        if unknown := sorted(set(order) - set(SplitOptions.__annotations__)):
+            raise BadParameter(f"unknown option {unknown[0]!r}: a sampler decides about the order, not the dataset")
+        if "transform" in preparing:
+            raise BadParameter("transform= has no batch to work on here: transform rows in the collate_fn")
+        self._make = (split, order, preparing)
+        self._prepared: tuple[int, Preparation] | None = None
+        self._preparation()
+        self.row_ids: npt.NDArray[np.int64] = dataset.split_rows(split, **order).copy()
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    def __getitem__(self, place: int) -> tuple[Any, ...]:
+        return self.__getitems__([place])[0]
+
+    def __getitems__(self, places: Sequence[int]) -> list[tuple[Any, ...]]:
+        """Rows at those places, by one request."""
+        prepare = self._preparation()
+        try:
+            rows = self.row_ids[np.asarray(places, np.int64)]
+        except IndexError:
+            raise IndexError(f"there are {len(self)} rows: places are 0 … {len(self) - 1}") from None
+        arrays = tensors_of(prepare(self._dataset.take(rows, fields=prepare.fields)), False)
+        return [_mapped(itemgetter(place), arrays) for place in range(len(rows))]
+
+    def _preparation(self) -> Preparation:
+        if self._prepared is None or self._prepared[0] != os.getpid():
+            split, order, preparing = self._make
+            self._prepared = os.getpid(), preparation_of(self._dataset, split, order, preparing, 0)
+        return self._prepared[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": None}
+
+
+def tensors_of(arrays: Any, pin: bool) -> Any:
+    """Tensors in the memory of the arrays, in the same tuples and dicts; with `pin` in pinned memory."""
+
+    def tensor(array: Any) -> Any:
+        if isinstance(array, np.ndarray):
+            if array.dtype.name == "bfloat16":
+                array = torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+            else:
+                array = torch.from_numpy(array)
+        return array.pin_memory() if pin and isinstance(array, torch.Tensor) else array
+
+    return _mapped(tensor, arrays)
+
+
+def _mapped(change: Callable[[Any], Any], arrays: Any) -> Any:
+    if isinstance(arrays, Mapping):
+        return {name: _mapped(change, array) for name, array in arrays.items()}
+    if isinstance(arrays, tuple):
+        return tuple(_mapped(change, array) for array in arrays)
+    return change(arrays)
