@@ -74,6 +74,10 @@ class BufferPool:
         except PoolExhausted:
             return np.empty(nbytes, np.uint8)
 
+    def after_fork(self) -> None:
+        """In the child: a lock that a thread of the parent holds is never released here."""
+        self._lock = threading.Lock()
+
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers, in use and idle."""

@@ -123,6 +123,7 @@ class Client:
         )
         self.url = ",".join(server.url for server in self._servers)
         self._link: Link | None = None
+        self._finalizer = weakref.finalize(self, self._servers.close)
         _CLIENTS.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -170,12 +171,13 @@ class Client:
         return self._link
 
     def close(self) -> None:
-        """Close all connections."""
-        self._servers.close()
+        """Close all connections; dropping the client does so too."""
+        self._finalizer()
 
     def after_fork(self) -> None:
-        """In the child of a fork: forget what the parent's threads were at."""
+        """In the child of a fork: leave the connections to the parent, and forget what its threads were at."""
         self._servers.after_fork()
+        self.pool.after_fork()
 
     def _request(
         self,

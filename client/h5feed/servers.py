@@ -125,6 +125,11 @@ class Server:
             return answer.status < 500
         return False
 
+    def after_fork(self) -> None:
+        """In the child: no request is under way here, and the connections are the parent's."""
+        self.under_way = 0
+        self._transport.after_fork()
+
     def close(self) -> None:
         self._http.close()
 
@@ -205,10 +210,10 @@ class Servers:
                 server.rests_until = max(server.rests_until, time.monotonic() + retry_after)
 
     def after_fork(self) -> None:
-        """In the child: none of the parent's requests is under way here, and its threads hold no lock."""
+        """In the child: a lock that a thread of the parent holds is never released here."""
         self._lock = threading.Lock()
         for server in self._servers:
-            server.under_way = 0
+            server.after_fork()
 
     def close(self) -> None:
         for server in self._servers:

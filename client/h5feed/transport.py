@@ -129,7 +129,6 @@ class FeedTransport(httpx.BaseTransport):
         self._max_idle = max_idle
         self._idle: dict[tuple[str, str, int], list[socket.socket]] = {}
         self._lock = threading.Lock()
-        self._pid = os.getpid()
         self._closed = False
         self.round_trip = math.inf
         """Seconds: the shortest time that a connection took to be made, which is one round trip."""
@@ -201,15 +200,15 @@ class FeedTransport(httpx.BaseTransport):
         for connection in connections:
             connection.close()
 
+    def after_fork(self) -> None:
+        """In the child: the connections are the parent's; on a shared one each would read answers to the other."""
+        self._lock = threading.Lock()
+        with contextlib.suppress(OSError):
+            for connection in [one for idle in self._idle.values() for one in idle]:
+                os.close(connection.detach())
+        self._idle = {}
+
     def _idle_connection(self, origin: tuple[str, str, int]) -> socket.socket | None:
-        if self._pid != os.getpid():
-            # After a fork the parent goes on with these: two processes on one connection read each other's answers.
-            self._lock = threading.Lock()
-            with contextlib.suppress(OSError):
-                for connection in [one for idle in self._idle.values() for one in idle]:
-                    os.close(connection.detach())
-            self._idle = {}
-            self._pid = os.getpid()
         with self._lock:
             idle = self._idle.get(origin)
             return idle.pop() if idle else None

@@ -1,0 +1,204 @@
+"""Whatever breaks on the way, each row comes once; what a client takes of its machine is bounded, and given back."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5feed
+import h5py
+import numpy as np
+import pytest
+from conftest import ServerProcess
+
+RESTARTS = 10
+
+
+class CuttingProxy:
+    """A TCP proxy on a port of its own that ends every connection after some bytes of answers, by FIN or by RST."""
+
+    def __init__(self, port: int, seed: int) -> None:
+        self._to = ("127.0.0.1", port)
+        self._chance = random.Random(seed)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.cuts = 0
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._accepting.join(10)
+        assert not self._accepting.is_alive()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            allowed, reset = self._chance.randrange(1, 2_000_000), self._chance.random() < 0.5
+            threading.Thread(target=self._serve, args=(client, allowed, reset), daemon=True).start()
+
+    def _serve(self, client: socket.socket, allowed: int, reset: bool) -> None:
+        with client:
+            client.settimeout(30)
+            try:
+                server = socket.create_connection(self._to, 5)
+            except OSError:
+                return
+            with server:
+                server.settimeout(30)
+                threading.Thread(target=self._pump, args=(client, server), daemon=True).start()
+                try:
+                    while allowed > 0 and (data := server.recv(min(1 << 16, allowed))):
+                        client.sendall(data)
+                        allowed -= len(data)
+                except OSError:
+                    pass
+                self.cuts += allowed == 0
+                if reset:
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                for end in (client, server):
+                    with contextlib.suppress(OSError):
+                        end.shutdown(socket.SHUT_RDWR)
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+        except OSError:
+            pass
+
+
+@pytest.mark.timeout(150)
+def test_each_row_once_whatever_breaks(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Two shuffled epochs through a proxy that cuts connections in mid-body, from a server that is killed and restarted
+    ten times: each row once, in the order of an undisturbed run, byte by byte, in bounded time."""
+    data = tmp_path / "data"
+    data.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (2000, 64, 64, 3), dtype=np.uint8)
+    with h5py.File(data / "images.h5", "w") as file:
+        file["images"], file["labels"] = images, np.arange(2000) % 7
+    process = serve(data, "--workers", "2")
+    order = {"batch_size": 8, "shuffle": True, "seed": 5}
+    with h5feed.connect(process.url) as direct:
+        calm = [
+            [batch.rows.tolist() for batch in direct["images"].batches(**order, epoch=epoch, fields=[])]
+            for epoch in range(2)
+        ]
+    assert calm[0] != calm[1]
+    proxy = CuttingProxy(process.port, seed=1)
+    total = sum(map(len, calm))
+    kills = iter(range(total // RESTARTS // 2, total, total // RESTARTS))
+    next_kill: int | None = next(kills)
+    restarting = threading.Thread(target=lambda: None)
+    restarting.start()
+    restarts = 0
+    began = time.monotonic()
+    numbers = itertools.count()
+    with h5feed.connect(proxy.url, deadline=60) as feed:
+        dataset = feed["images"]
+        for epoch in range(2):
+            seen = []
+            for batch in dataset.batches(**order, epoch=epoch, readahead=2 << 20):
+                np.testing.assert_array_equal(batch["images"], images[batch.rows])
+                np.testing.assert_array_equal(batch["labels"], batch.rows % 7)
+                seen.append(batch.rows.tolist())
+                if next(numbers) == next_kill:
+                    restarting.join()
+                    process.kill()
+                    restarting = threading.Thread(target=process.start)
+                    restarting.start()
+                    restarts += 1
+                    next_kill = next(kills, None)
+            assert seen == calm[epoch]
+            assert sorted(itertools.chain(*seen)) == list(range(2000))
+    assert time.monotonic() - began < 100
+    restarting.join()
+    proxy.close()
+    assert restarts == RESTARTS and proxy.cuts >= 10
+
+
+EPOCH = r"""
+import gc, json, os, pathlib, re, sys, tempfile, threading, time
+import h5feed
+
+def report():
+    return {
+        "peak": int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) << 10,
+        "threads": [thread.name for thread in threading.enumerate()],
+        "sockets": len([fd for fd in pathlib.Path("/proc/self/fd").iterdir() if fd.is_socket()]),
+        "files": os.listdir(tempfile.gettempdir()),
+    }
+
+feed = h5feed.connect(sys.argv[1])
+stream = feed["big"].batches(batch_size=64, shuffle=True, readahead=int(sys.argv[2]))
+nbytes = 0
+for number, batch in enumerate(stream):
+    nbytes += sum(array.nbytes for array in batch.values())
+whole = report()
+unfinished = feed["big"].batches(batch_size=64, shuffle=True)
+next(unfinished)
+busy = report()
+del stream, unfinished, batch, feed
+gc.collect()
+time.sleep(1)
+print(json.dumps({"nbytes": nbytes, "whole": whole, "busy": busy, "dropped": report()}))
+"""
+
+
+def test_memory_and_what_is_left(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """An epoch of 1.2 GB takes at most the read-ahead and 150 MB; no thread, socket or temporary file stays."""
+    data, temporary = tmp_path / "data", tmp_path / "temporary"
+    data.mkdir()
+    temporary.mkdir()
+    rows = 6400
+    with h5py.File(data / "big.h5", "w") as file:
+        # Space that is taken up but never written to: a real file of that length, made in no time.
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        space = h5py.h5s.create_simple((rows, 256, 256, 3))
+        h5py.h5d.create(file.id, b"images", h5py.h5t.NATIVE_UINT8, space, properties)
+        file["labels"] = np.arange(rows) % 10
+    process = serve(data)
+    readahead = 64 << 20
+    command = [sys.executable, "-c", EPOCH, process.url, str(readahead)]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=120, check=True, env=environment)
+    told = json.loads(done.stdout)
+    assert told["nbytes"] > 1_200_000_000
+    assert told["whole"]["peak"] <= readahead + 150_000_000
+    assert told["whole"]["threads"] == told["dropped"]["threads"] == ["MainThread"]
+    assert told["busy"]["sockets"] > 0 == told["dropped"]["sockets"]
+    assert told["dropped"]["files"] == []
+
+
+@pytest.mark.parametrize("ends", ["exit", "interrupt", "error"])
+def test_processes_end_at_once(server: ServerProcess, tmp_path: Path, ends: str) -> None:
+    """A process in the middle of an epoch ends when it wants to, whatever is under way, and says nothing of threads."""
+    last = {"exit": "sys.exit(3)", "interrupt": "signal.raise_signal(signal.SIGINT)", "error": "raise ValueError"}[ends]
+    script = (
+        "import signal, sys, h5feed\n"
+        f"stream = h5feed.connect({server.url!r})['tall'].batches(batch_size=1, shuffle=True)\n"
+        "next(stream)\n"
+        f"{last}\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert time.monotonic() - began < 15
+    assert done.returncode == {"exit": 3, "interrupt": -2, "error": 1}[ends]
+    assert "thread" not in done.stderr.lower().replace("_thread", "")
