@@ -16,7 +16,7 @@ from .deps import ServicesDep, in_thread
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-WAIT_SECONDS = 5.0
+WAIT_SECONDS = 2.0
 """How long an answer waits for work to be over, where the caller names no time."""
 
 MAX_WAIT_SECONDS = 60.0
