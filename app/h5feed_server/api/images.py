@@ -70,8 +70,8 @@ class PlotQuery(StatsQuery):
     field: str | None = Param(None, description="Default: the label for `classes`, else the first input that suits.")
     kind: Plot | None = Param(
         None,
-        description="`classes`: share of each class in every split; `histogram`: of a field, per channel; "
-        "`mean_image`. Default: `classes` where the label has some.",
+        description="`classes`: share of each class in every split, or in `split`; `histogram`: of a field, per "
+        "channel; `mean_image`. Default: `classes` where the label has some.",
     )
     format: Form = Param("png", description=_FORMAT)
 
@@ -280,10 +280,11 @@ def _balance(services: Services, dataset: Dataset, field: Field, query: PlotQuer
     spec = query.spec
     if field is not dataset.label:
         raise BadParameter(f"field={field.name}: class balance is that of the label, {_label_name(dataset)}")
+    # Says so where there is no such split.
+    services.statistics.rows(dataset, query.split, spec)
     splits = json.loads(services.batcher.splitter.report(dataset, spec))["splits"]
-    shown = {name: report for name, report in splits.items() if report.get("classes") and name != "all"}
-    if not shown:
-        shown = {name: report for name, report in splits.items() if report.get("classes")}
+    wanted = [query.split] if query.split != "all" else [split for split in splits if split != "all"] or ["all"]
+    shown = {split: splits[split] for split in wanted if splits[split].get("classes")}
     if not shown:
         raise UnsupportedField(f"field {field.name!r} holds no classes")
     picture, alt = plots.draw_classes(dataset.name, shown, None if query.format == "txt" else query.format)

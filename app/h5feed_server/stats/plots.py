@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
@@ -205,7 +206,9 @@ def _render(
         import matplotlib
         from matplotlib.figure import Figure
 
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+            # A name in a script that matplotlib has no font for: in an SVG, the reader has one.
+            warnings.filterwarnings("ignore", message="Glyph .* missing")
             figure = Figure(figsize=size, dpi=_DOTS, layout="constrained" if constrained else None)
             draw(figure)
             stream = io.BytesIO()
