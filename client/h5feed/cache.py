@@ -165,29 +165,38 @@ class RowCache:
         """Store rows as far as there is room; on a full or broken disk nothing more, which is warned of once."""
         if self._stopped is not None:
             return
-        stored = 0
+        stored, full = 0, False
         try:
             with exclusive(self.folder / ".lock", _LOCK_SECONDS) as locked:
-                if not locked:
-                    return
-                cost = sum(store.most_for_a_row for store in pieces[0].fields)
-                room = self._room()
-                if room < cost and self._drop_other_revisions():
-                    room = self._room()
-                for piece in pieces:
-                    rows = piece.rows[: max(0, room // cost - stored)]
-                    for store, values in piece.fields.items():
-                        store.put(rows, values[: len(rows)])
-                    stored += len(rows)
+                if locked:
+                    stored, full = self._put(pieces)
         except OSError as error:
             self._stop(f"takes no more rows ({error}): those that it lacks are fetched in every epoch")
-        else:
-            if not stored:
-                self._stop(
-                    f"is full at {self.nbytes:,} bytes: rows that it lacks are fetched in every epoch; where the disk "
-                    "has more, give it more with cache_bytes="
-                )
+        if full:
+            self._stop(
+                f"is full at {self.nbytes:,} bytes: rows that it lacks are fetched in every epoch; where the disk has "
+                "more, give it more with cache_bytes="
+            )
         self._tell(stored)
+
+    def _put(self, pieces: Sequence[Piece]) -> tuple[int, bool]:
+        """How many rows were stored, and whether there was no room for all."""
+        stored = allowed = 0
+        for piece in pieces:
+            begin, cost = 0, sum(store.most_for_a_row for store in piece.fields)
+            while begin < len(piece.rows):
+                if not allowed:
+                    # Neighbours share blocks of the disk: mostly there is room for more than was thought.
+                    allowed = self._room() // cost
+                    if allowed < 1 and self._drop_other_revisions():
+                        allowed = self._room() // cost
+                    if allowed < 1:
+                        return stored, True
+                end = min(len(piece.rows), begin + allowed)
+                for store, values in piece.fields.items():
+                    store.put(piece.rows[begin:end], values[begin:end])
+                stored, allowed, begin = stored + end - begin, allowed - (end - begin), end
+        return stored, False
 
     def _room(self) -> int:
         """Bytes that may still be stored."""
