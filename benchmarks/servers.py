@@ -44,12 +44,24 @@ class H5feedServer:
         peaks = [re.search(r"VmHWM:\s+(\d+) kB", state) for state in states]
         return [int(peak[1]) << 10 for peak in peaks if peak]
 
+    def reset_peaks(self) -> list[int]:
+        """Let the peak of each worker's memory be what it has now; which is that, in bytes."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        for child in children:
+            Path(f"/proc/{child}/clear_refs").write_text("5")
+        return self.worker_peaks()
+
 
 @contextlib.contextmanager
-def h5feed_server(folder: Path, workers: int, cache: Path | None = None, **environment: str) -> Iterator[H5feedServer]:
-    """The real server over `folder`, with settings of its own, and unless `cache` is one with an empty cache folder."""
+def h5feed_server(
+    folder: Path, workers: int, cache: Path | None = None, through: Sequence[str] = (), **environment: str
+) -> Iterator[H5feedServer]:
+    """The real server over `folder`, with settings of its own, and unless `cache` is one with an empty cache folder.
+
+    `through` is a command that runs the server's, given behind it.
+    """
     with tempfile.TemporaryDirectory(prefix="h5feed-cache-") as empty:
-        command = [sys.executable, "-m", "h5feed_server.cli", "serve", str(folder), "--port", "0"]
+        command = [*through, sys.executable, "-m", "h5feed_server.cli", "serve", str(folder), "--port", "0"]
         command += ["--workers", str(workers), "--cache-dir", str(cache or empty)]
         with _running(command, environment) as process:
             announced = re.search(r"at (\S+)", _first_line(process))
