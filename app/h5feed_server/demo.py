@@ -31,7 +31,10 @@ _BATCH = 64
 def pack_digits(path: Path) -> int:
     """Write scikit-learn's 1,797 handwritten digits (8×8 grey, UCI "Optical Recognition of Handwritten Digits") as
     an HDF5 file laid out for training; returns the rows."""
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
 
     digits = load_digits()
     # (1797, 8, 8) float of 0 … 16 → (1797, 8, 8, 1) uint8 of 0 … 255, as images are
@@ -73,6 +76,10 @@ def served(folder: Path, *, workers: int = 1, port: int = 0, cache_dir: Path | N
             process.wait()
 
 
+def _missing(error: ModuleNotFoundError) -> h5feed.FeedError:
+    return h5feed.FeedError(f"the demo needs {error.name}: pip install 'h5feed-server[demo]'")
+
+
 def run_demo(epochs: int, workers: int) -> int:
     """Pack, serve, train, report; returns the exit code: 0 where the test accuracy reached the target."""
     os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -96,7 +103,7 @@ def _train(url: str, epochs: int) -> float:
     try:
         import keras
     except ModuleNotFoundError as error:
-        raise h5feed.FeedError(f"the demo needs {error.name}: pip install 'h5feed-server[demo]'") from None
+        raise _missing(error) from None
 
     with h5feed.connect(url) as feed:
         digits = feed["digits"]

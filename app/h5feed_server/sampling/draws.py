@@ -19,7 +19,7 @@ Places = npt.NDArray[np.int32]
 MAX_TABLE_BYTES = 64 << 20
 """Bytes of the table of groups by classes that `stratified_group_fold` holds."""
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 17
 
 
 class TooFew(ValueError):

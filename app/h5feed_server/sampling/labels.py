@@ -106,7 +106,10 @@ class Strata:
         return 0 if self.labels is None else self.labels.nbytes
 
 
-_BLOCK = 1 << 20
+_MANY = 1 << 12
+"""Different values above which those of a block are sorted before they are looked up."""
+
+_BLOCK = 1 << 17
 """Rows counted at a time."""
 
 
@@ -170,22 +173,25 @@ def encode(blocks: Blocks, rows: int) -> tuple[tuple[Any, ...], npt.NDArray[Any]
             # Blocks of text are as wide as their longest.
             wide = np.promote_types(seen.dtype, flat.dtype)
             seen, flat = seen.astype(wide), flat.astype(wide)
-        places = np.searchsorted(seen, flat)
-        known = np.zeros(len(flat), np.bool_)
+        # Among many values each look-up misses the processor's caches, unless they are looked up in order.
+        wanted, back = np.unique(flat, return_inverse=True) if len(seen) > _MANY else (flat, None)
+        places = np.searchsorted(seen, wanted)
+        known = np.zeros(len(wanted), np.bool_)
         if len(seen):
             np.minimum(places, len(seen) - 1, out=places)
-            known = seen[places] == flat
+            known = seen[places] == wanted
         if not known.all():
-            new = np.unique(flat[~known])
+            new = np.unique(wanted[~known])
             if len(seen) + len(new) > MAX_DISTINCT:
                 raise NoClasses(f"has more than {MAX_DISTINCT} different values")
             at = np.searchsorted(seen, new)
             numbers = np.insert(numbers, at, np.arange(len(seen), len(seen) + len(new), dtype=np.uint32))
             seen = np.insert(seen, at, new) if len(seen) else new
-            places = np.searchsorted(seen, flat)
+            places = np.searchsorted(seen, wanted)
             if len(seen) > np.iinfo(codes.dtype).max:
                 codes = codes.astype(np.uint16 if len(seen) <= 0xFFFF else np.uint32)
-        codes[start : start + len(flat)] = numbers[places]
+        found = numbers[places]
+        codes[start : start + len(flat)] = found if back is None else found[back]
         start += len(flat)
     if seen is None:
         return (), codes

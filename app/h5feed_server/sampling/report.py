@@ -15,7 +15,7 @@ from .splits import Splits
 MAX_CLASSES = 10_000
 """Classes that are listed for each split."""
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 17
 
 
 def describe_splits(

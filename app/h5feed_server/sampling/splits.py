@@ -18,7 +18,7 @@ from .spec import SplitSpec
 
 Rows = npt.NDArray[np.int32]
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 17
 """Rows handled at a time."""
 
 
