@@ -14,13 +14,16 @@ import numpy as np
 
 from . import __version__
 from .batch import Batch
+from .dataset import STATS_TIMEOUT
 from .errors import BadParameter, FeedError
 from .feed import Feed, connect
+from .stats import FieldStats, Stats
 from .wire import write_npz
 
 _EXAMPLES = """examples:
   h5feed ls http://gpu-box:8000
   h5feed info http://gpu-box:8000 digits --val 0.1 --test 0.1
+  h5feed stats http://gpu-box:8000 digits --split train --val 0.1 --test 0.1
   h5feed get http://gpu-box:8000 digits --rows 5,1,9 -o rows.npz
   h5feed get http://gpu-box:8000 digits --split train --test 0.1 --batch 0 --batch-size 64 --shuffle -o batch.npz
 """
@@ -31,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         with connect(options.url, token=options.token, deadline=options.deadline) as feed:
-            {"ls": _ls, "info": _info, "get": _get}[options.command](feed, options)
+            {"ls": _ls, "info": _info, "stats": _stats, "get": _get}[options.command](feed, options)
     except FeedError as error:
         print(f"h5feed: {error}", file=sys.stderr)
         return 1
@@ -71,6 +74,14 @@ def _parser() -> argparse.ArgumentParser:
     info = add("info", "one dataset: fields, classes, splits")
     info.add_argument("dataset", metavar="DATASET")
     info.add_argument("--json", action="store_true", help="as JSON")
+    stats = add("stats", "mean, deviation, histogram, classes … of the rows of one split")
+    stats.add_argument("dataset", metavar="DATASET")
+    stats.add_argument("--split", default="all", help="all, train, val or test (default all)")
+    stats.add_argument("--field", metavar="NAME", help="one field (default all)")
+    stats.add_argument("--timeout", type=float, default=STATS_TIMEOUT, help="seconds to wait for the server's work")
+    shape = stats.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="as JSON")
+    shape.add_argument("--means", action="store_true", help='channel means alone, as {"R": …, "G": …, "B": …}')
     get = add("get", "fetch rows or one batch into a file")
     get.add_argument("dataset", metavar="DATASET")
     get.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help=".npz, or .npy for one field")
@@ -83,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("--seed", type=int, default=0, help="seed of the order (default 0)")
     get.add_argument("--epoch", type=int, default=0, help="number of the epoch (default 0)")
     get.add_argument("--fields", metavar="NAMES", help="comma-separated field names (default inputs and labels)")
-    for command in (info, get):
+    for command in (info, stats, get):
         command.add_argument("--val", type=_share, help="validation split: a fraction of all rows, or a count")
         command.add_argument("--test", type=_share, help="test split: a fraction of all rows, or a count")
         command.add_argument("--split-seed", type=int, help="seed of the splits (default 42)")
@@ -142,6 +153,50 @@ def _info(feed: Feed, options: argparse.Namespace) -> None:
             classes = ", ".join(f"{c['name'] or c['value']}: {c['rows']}" for c in split.get("classes", []))
             table.append((name, str(split["rows"]), classes))
         _print_table(table)
+
+
+def _stats(feed: Feed, options: argparse.Namespace) -> None:
+    wanted, field = _split_options(options), options.field
+    progress = _show_progress if sys.stderr.isatty() else None
+    dataset = feed[options.dataset]
+    stats = dataset.stats(options.split, field=field, timeout=options.timeout, progress=progress, **wanted)
+    if progress is not None:
+        print("\r\033[K", end="", file=sys.stderr)
+    if options.means:
+        fields = [stats] if isinstance(stats, FieldStats) else list(stats.values())
+        found = [each for each in fields if each["channel_means"]]
+        if len(found) != 1:
+            names = ", ".join(each.field for each in found) or "none has"
+            raise BadParameter(f"--means needs the one field with colours, but {names}: name one with --field")
+        print(json.dumps(found[0]["channel_means"]))
+    elif options.json:
+        whole = dict(stats) if isinstance(stats, FieldStats) else {name: dict(each) for name, each in stats.items()}
+        print(json.dumps(whole, indent=2))
+    else:
+        _print_stats(stats)
+
+
+def _print_stats(stats: Stats | FieldStats) -> None:
+    """A table with bars; in colour where somebody looks and `rich` is installed."""
+    if not sys.stdout.isatty():
+        print(stats)
+        return
+    try:
+        from rich.console import Console
+
+        from .stats_table import tables
+    except ModuleNotFoundError:
+        print(stats)
+        return
+
+    console = Console()
+    for table in tables([stats] if isinstance(stats, FieldStats) else list(stats.values())):
+        console.print(table)
+
+
+def _show_progress(done: int, total: int) -> None:
+    share = f"{done / total:4.0%} of {total / 1e9:,.1f} GB" if total else "waiting"
+    print(f"\rthe server reads the rows: {share}", end="", file=sys.stderr, flush=True)
 
 
 def _get(feed: Feed, options: argparse.Namespace) -> None:

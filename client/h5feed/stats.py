@@ -89,66 +89,73 @@ class FieldStats(Mapping[str, Any]):
         array = np.asarray(found, np.float64)
         return array if array.ndim else float(array)
 
+    @property
+    def title(self) -> str:
+        """The field, what it holds, and of which rows this is."""
+        return f"{self.field}  {self['dtype']}{self['shape']}, {self['role']}, split {self.split}, {self.rows:,} rows"
+
+    def numbers(self) -> list[tuple[str, ...]]:
+        """A header, all values together, and each channel, as text; the last column is a histogram. Else empty."""
+        if not self["count"]:
+            return []
+        header = ("", "mean", "std", "min", "max", "zeros", "NaN", "inf", "histogram")
+        return [header, *(self._row(part) for part in self._parts())]
+
+    def listed(self) -> list[tuple[str, int, float]]:
+        """Name, rows and share of the first classes, or of the most frequent values."""
+        entries = (self["classes"] or self["values"] or [])[:_CLASSES_SHOWN]
+        return [(_label(entry), entry["rows"], entry["share"]) for entry in entries]
+
+    def hidden(self) -> str:
+        """Says so, where there are more classes or values than are listed."""
+        entries = self["classes"] or self["values"] or []
+        there = len(entries) if self["classes"] else self["distinct"]
+        if not entries or there == min(len(entries), _CLASSES_SHOWN):
+            return ""
+        return f"… {'very many' if there is None else f'{there:,}'} in all"
+
     def __repr__(self) -> str:
-        lines = [self._title()]
-        if self["count"]:
-            header = ("", "mean", "std", "min", "max", "zeros", "NaN", "inf", "histogram")
-            lines += _aligned([header, *(self._numbers(part) for part in self._parts())])
+        lines = [self.title, *_aligned(self.numbers())]
         if self["lengths"] and self["lengths"]["count"]:
             lengths = self["lengths"]
             lines.append(f"lengths {lengths['min']} … {lengths['max']}, mean {_short(lengths['mean'])}")
-        lines += _aligned(
-            [(_label(entry), f"{entry['rows']:,}", f"{entry['share']:.1%}", bar) for entry, bar in self._bars()]
-        )
-        if hidden := self._hidden():
+        listed = self.listed()
+        most = max((share for _, _, share in listed), default=0) or 1
+        bars = [
+            (name, f"{rows:,}", f"{share:.1%}", "█" * round(_COLUMNS * share / most)) for name, rows, share in listed
+        ]
+        lines += _aligned(bars)
+        if hidden := self.hidden():
             lines.append(hidden)
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        parts = [f"<p><b>{escape(self.field)}</b>{escape(self._title().removeprefix(self.field))}</p>"]
-        if self["count"]:
-            header = ("", "mean", "std", "min", "max", "zeros", "NaN", "inf")
-            numbers = [(*map(escape, self._numbers(part)[:-1]), _svg(part["histogram"])) for part in self._parts()]
-            parts.append(_html_table((*header, "histogram"), numbers))
-        if bars := self._bars():
-            most = max(entry["share"] for entry, _ in bars)
+        parts = [f"<p><b>{escape(self.field)}</b>{escape(self.title.removeprefix(self.field))}</p>"]
+        if numbers := self.numbers():
             rows = [
-                (
-                    escape(_label(entry)),
-                    f"{entry['rows']:,}",
-                    f"{entry['share']:.1%}",
-                    _BAR.format(12 * entry["share"] / (most or 1)),
-                )
-                for entry, _ in bars
+                (*map(escape, row[:-1]), _svg(part["histogram"]))
+                for row, part in zip(numbers[1:], self._parts(), strict=True)
             ]
-            parts.append(_html_table(("class" if self["classes"] else "value", "rows", "share", ""), rows))
-        if hidden := self._hidden():
+            parts.append(_html_table(numbers[0], rows))
+        if listed := self.listed():
+            most = max(share for _, _, share in listed) or 1
+            bars = [
+                (escape(name), f"{rows:,}", f"{share:.1%}", _BAR.format(12 * share / most))
+                for name, rows, share in listed
+            ]
+            parts.append(_html_table(("class" if self["classes"] else "value", "rows", "share", ""), bars))
+        if hidden := self.hidden():
             parts.append(f"<p>{escape(hidden)}</p>")
         return "".join(parts)
-
-    def _title(self) -> str:
-        return f"{self.field}  {self['dtype']}{self['shape']}, {self['role']}, split {self.split}, {self.rows:,} rows"
 
     def _parts(self) -> list[Mapping[str, Any]]:
         """All values together, and each channel."""
         return [{**self._answer, "name": "all"}, *(self["channels"] or ())]
 
-    def _numbers(self, part: Mapping[str, Any]) -> tuple[str, ...]:
-        keys = ("mean", "std", "min", "max")
+    def _row(self, part: Mapping[str, Any]) -> tuple[str, ...]:
+        numbers = (_short(part[key]) for key in ("mean", "std", "min", "max"))
         counts = (f"{part['zero_share']:.1%}", f"{part['nan']:,}", f"{part['inf']:,}")
-        return (part["name"], *(_short(part[key]) for key in keys), *counts, sparkline(part["histogram"]))
-
-    def _bars(self) -> list[tuple[Mapping[str, Any], str]]:
-        entries = (self["classes"] or self["values"] or [])[:_CLASSES_SHOWN]
-        most = max((entry["share"] for entry in entries), default=0) or 1
-        return [(entry, "█" * round(_COLUMNS * entry["share"] / most)) for entry in entries]
-
-    def _hidden(self) -> str:
-        listed = self["classes"] or self["values"] or []
-        there = len(listed) if self["classes"] else self["distinct"]
-        if not listed or there == min(len(listed), _CLASSES_SHOWN):
-            return ""
-        return f"… {there or 'very many'} in all"
+        return (part["name"], *numbers, *counts, sparkline(part["histogram"]))
 
 
 class Stats(Mapping[str, FieldStats]):
@@ -247,7 +254,7 @@ def _label(entry: Mapping[str, Any]) -> str:
 def _short(value: float | int | None) -> str:
     if value is None:
         return "–"
-    return f"{value:,}" if isinstance(value, int) and abs(value) < 10**9 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and abs(value) < 10**9 else f"{value:.5g}"
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
 from pathlib import Path
 
+import h5feed
+import h5feed.stats
 import numpy as np
 import pytest
 from conftest import ServerProcess
@@ -22,6 +32,48 @@ def test_ls_and_info(server: ServerProcess, capsys: pytest.CaptureFixture[str]) 
     assert "stratified by labels" in info and "fish" in info and "not served" in info
     assert main(["info", server.url, "mixed", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 1000
+
+
+def test_stats(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    """stats prints numbers and bars, or JSON, or the channel means as people keep them in a file."""
+    split = ["--split", "train", "--test", "0.1"]
+    assert main(["stats", server.url, "mixed", *split]) == 0
+    table = capsys.readouterr().out
+    assert "split train, 900 rows" in table and "0 cat" in table and "█" in table and "▁" in table
+    assert main(["stats", server.url, "mixed", "--field", "images", "--means", *split]) == 0
+    means = json.loads(capsys.readouterr().out)
+    assert list(means) == ["R", "G", "B"] and 120 < means["R"] < 135
+    assert main(["stats", server.url, "mixed", "--field", "labels", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["classes"]) == 4
+    assert main(["stats", server.url, "mixed", "--field", "labels", "--means"]) == 1
+    assert "none has" in capsys.readouterr().err
+
+
+def test_stats_on_a_terminal(server: ServerProcess) -> None:
+    """On a terminal of 80 columns there is colour, and no number is cut."""
+    pytest.importorskip("rich")
+    main_end, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 80, 0, 0))
+    command = [sys.executable, "-m", "h5feed.cli", "stats", server.url, "mixed", "--field", "images"]
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    environment.pop("NO_COLOR", None)
+    done = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
+    os.close(terminal)
+    output = b""
+    with contextlib.suppress(OSError):
+        while received := os.read(main_end, 65536):
+            output += received
+    os.close(main_end)
+    assert done.wait(30) == 0
+    text = output.decode()
+    assert "\x1b[31m" in text
+    stats = feed_stats(server)
+    assert f"{stats['mean']:.5g}" in text and f"{stats['channels'][2]['std']:.5g}" in text
+
+
+def feed_stats(server: ServerProcess) -> h5feed.stats.FieldStats:
+    with h5feed.connect(server.url) as feed:
+        return feed["mixed"].stats(field="images")
 
 
 def test_get(server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
