@@ -7,7 +7,7 @@ for data it doubles as long as that pays, and goes back where it has not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 FIRST_BYTES = 256 << 10
 """Bytes of the first block of a stream: little, so that training can begin; each one is twice the one before."""
@@ -92,7 +92,10 @@ class Pace:
         self._max_bytes = max_bytes
         self._bound = MAX_WIDTH if connections is None else connections
         self._link = link or Link()
-        self.width = min(self._link.width, self._bound)
+        if self._bound < self._link.width:
+            # What a stream learns within narrower bounds is of no use to others.
+            self._link = replace(self._link, width=self._bound)
+        self.width = self._link.width
         self._ramp = FIRST_BYTES
         self._rate = 0.0
         # While another width is on trial: the one before, and the rate there.

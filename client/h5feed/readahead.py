@@ -223,7 +223,14 @@ class _Window(Generic[T]):
 
     def _draw(self) -> None:
         """Have an upcoming block, or know that there is none."""
-        whole = self.rest or next(self.blocks, None)
+        whole = self.rest
+        if whole is None:
+            try:
+                whole = next(self.blocks, None)
+            except Exception as error:
+                # In its place too, behind all that was asked for.
+                self.results[self.asked] = Block(0, 0, 0, 0), error
+                self.asked += 1
         if whole is None:
             self.exhausted = True
             self.arrival.notify()

@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from conftest import wait_until
@@ -91,6 +91,20 @@ def test_an_error_comes_in_its_place() -> None:
     with pytest.raises(OSError, match="batch 9"):
         deque(map(seen.append, stream))
     assert seen == list(range(9))
+
+
+def test_an_error_of_the_blocks_comes_behind_them() -> None:
+    """Where it cannot be said what comes next, what came before is delivered, then the error is raised."""
+
+    def blocks() -> Iterator[Block]:
+        yield from blocks_of(0, 6, 100, 300)
+        raise OSError("no more blocks")
+
+    stream: ReadAhead[int] = ReadAhead(numbers, blocks(), max_bytes=10_000, deadline=5)
+    seen: list[int] = []
+    with pytest.raises(OSError, match="no more blocks"):
+        deque(map(seen.append, stream))
+    assert seen == list(range(6))
 
 
 def test_a_batch_that_does_not_come_is_an_error() -> None:
@@ -217,6 +231,8 @@ def test_the_bound_holds_and_what_was_learned_is_kept() -> None:
     link = Link()
     assert max(far.drive(Pace(BUDGET, link=link), 2000)) == MAX_WIDTH
     assert Pace(BUDGET, link=link).width == MAX_WIDTH
+    far.drive(Pace(BUDGET, connections=3, link=link), 500)
+    assert link.width == MAX_WIDTH
 
 
 def test_blocks_begin_small() -> None:
