@@ -1,0 +1,68 @@
+"""Batches as a `tf.data.Dataset`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import h5feed
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow")
+
+ORDER: dict[str, Any] = {"batch_size": 48, "shuffle": True, "seed": 2}
+
+
+def made(feed: h5feed.Feed, **options: Any) -> Any:
+    """The field `lzf` holds the row ids."""
+    return feed["mixed"].tf_data(**{**ORDER, "x": "images", "y": "lzf", **options})
+
+
+def rows_of(feed: h5feed.Feed, epoch: int, **options: Any) -> list[int]:
+    batches = feed["mixed"].batches(**{**ORDER, "fields": [], "epoch": epoch, **options})
+    return [row for batch in batches for row in batch.rows.tolist()]
+
+
+def delivered(batches: Any) -> list[int]:
+    return [row for _, y, *_ in batches for row in y.numpy().tolist()]
+
+
+@pytest.mark.parametrize("options", [{}, {"last": "pad"}, {"shard": 1, "shards": 3, "last": "drop"}], ids=str)
+def test_each_iteration_is_a_pass(feed: h5feed.Feed, options: dict[str, Any]) -> None:
+    """Each iteration is the order of the next epoch; `repeat` and `prefetch` work as ever."""
+    dataset = made(feed, **options)
+    for epoch in range(2):
+        assert delivered(dataset) == rows_of(feed, epoch, **options)
+    repeated = delivered(dataset.repeat(2).prefetch(2))
+    assert repeated == rows_of(feed, 2, **options) + rows_of(feed, 3, **options)
+
+
+def test_signatures(feed: h5feed.Feed) -> None:
+    """Shapes, dtypes and cardinality are known before the first batch; rows where all batches are full."""
+    x, y = made(feed).element_spec
+    assert (x.shape.as_list(), x.dtype) == ([None, 12, 10, 3], tf.uint8)
+    assert (y.shape.as_list(), y.dtype) == ([None], tf.int64)
+    assert made(feed).cardinality() == 21
+    x, y, weight = made(feed, last="pad", y="labels", class_mode="categorical", rescale=1 / 255).element_spec
+    assert (x.shape.as_list(), x.dtype) == ([48, 12, 10, 3], tf.float32)
+    assert (y.shape.as_list(), weight.shape.as_list()) == ([48, 4], [48])
+    x, y = made(feed, x=["images", "half"]).element_spec
+    assert set(x) == {"images", "half"} and x["half"].dtype == tf.float16
+
+
+def test_what_arrives(feed: h5feed.Feed) -> None:
+    for x, y in made(feed).take(3):
+        np.testing.assert_array_equal(x.numpy(), feed["mixed"].take(y.numpy(), fields=["images"])["images"])
+
+
+def test_a_graph_trains_on_it(feed: h5feed.Feed) -> None:
+    """Inside a `tf.function` too."""
+
+    @tf.function
+    def total(dataset: Any) -> Any:
+        rows = tf.constant(0, tf.int64)
+        for _, y in dataset:
+            rows += tf.reduce_sum(y)
+        return rows
+
+    assert int(total(made(feed))) == sum(range(1000))

@@ -1,0 +1,172 @@
+"""Batches for torch: whole and in order under any DataLoader, and single rows."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+from pathlib import Path
+from typing import Any
+
+import h5feed
+import numpy as np
+import pytest
+from conftest import ROWS
+from h5feed.errors import BadParameter
+
+torch = pytest.importorskip("torch")
+from torch.utils.data import DataLoader  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+
+ORDER: dict[str, Any] = {"batch_size": 48, "shuffle": True, "seed": 2}
+
+
+def batches_of(feed: h5feed.Feed, **options: Any) -> Any:
+    """The field `lzf` holds the row ids."""
+    return feed["mixed"].torch(**{**ORDER, "x": "images", "y": "lzf", **options})
+
+
+def rows_of(feed: h5feed.Feed, epoch: int, **options: Any) -> list[int]:
+    batches = feed["mixed"].batches(**{**ORDER, "fields": [], "epoch": epoch, **options})
+    return [row for batch in batches for row in batch.rows.tolist()]
+
+
+def delivered(batches: Any) -> list[int]:
+    return [row for _, y, *_ in batches for row in y.tolist()]
+
+
+WORKERS: list[dict[str, Any]] = [
+    {"num_workers": 0},
+    {"num_workers": 1},
+    {"num_workers": 2},
+    {"num_workers": 3, "persistent_workers": True},
+    {"num_workers": 2, "persistent_workers": True, "multiprocessing_context": "spawn"},
+]
+
+
+@pytest.mark.parametrize("workers", WORKERS, ids=lambda workers: "-".join(map(str, workers.values())))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"last": "drop"},
+        {"last": "pad"},
+        {"shard": 1, "shards": 3, "last": "drop"},
+        {"shuffle": False, "limit": 100},
+    ],
+    ids=str,
+)
+def test_workers_restore_the_order(feed: h5feed.Feed, workers: dict[str, Any], options: dict[str, Any]) -> None:
+    """With any number of workers each pass is the order of its epoch, exactly; `set_epoch` is heard by all of them."""
+    batches = batches_of(feed, **options)
+    loader = DataLoader(batches, batch_size=None, **workers)
+    for epoch in range(2):
+        assert batches.epoch == epoch
+        assert delivered(loader) == rows_of(feed, epoch, **options)
+    batches.set_epoch(7)
+    assert delivered(loader) == rows_of(feed, 7, **options)
+    assert delivered(loader) == rows_of(feed, 8, **options)
+    assert len(loader) == len(batches)
+
+
+def test_more_workers_than_batches(feed: h5feed.Feed) -> None:
+    batches = batches_of(feed, limit=100)
+    assert delivered(DataLoader(batches, batch_size=None, num_workers=4)) == rows_of(feed, 0, limit=100)
+
+
+def test_as_it_is(feed: h5feed.Feed) -> None:
+    """Without a DataLoader it is iterated over; tensors stay right while memory is recycled."""
+    batches = batches_of(feed)
+    held = list(batches)
+    delivered(batches)
+    assert delivered(held) == rows_of(feed, 0)
+    for x, y in held:
+        assert isinstance(x, torch.Tensor) and x.dtype == torch.uint8
+        np.testing.assert_array_equal(x, feed["mixed"].take(y.numpy(), fields=["images"])["images"])
+
+
+def test_a_pass_left_early(feed: h5feed.Feed) -> None:
+    """Workers of a dropped iterator do not disturb the next pass."""
+    batches = batches_of(feed)
+    for workers in ({"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}):
+        loader = DataLoader(batches, batch_size=None, **workers)
+        for _ in range(2):
+            iterator = iter(loader)
+            next(iterator)
+            del iterator
+            gc.collect()
+        assert delivered(loader) in [rows_of(feed, epoch) for epoch in range(2, 8)]
+
+
+def test_augmentation_does_not_depend_on_workers(feed: h5feed.Feed) -> None:
+    """What `rng` gives a transform is the batch's own, whichever worker makes it."""
+
+    def noise(x: Any, y: Any, rng: np.random.Generator) -> Any:
+        return x + rng.normal(size=x.shape), y
+
+    alone = list(batches_of(feed, transform=noise))
+    shared = list(DataLoader(batches_of(feed, transform=noise), batch_size=None, num_workers=2))
+    for (x, _), (other, _) in zip(alone, shared, strict=True):
+        assert torch.equal(x, other)
+
+
+def test_workers_share_a_cache(feed: h5feed.Feed, tmp_path: Path) -> None:
+    """All workers fill one folder and read what the others have stored."""
+    batches = batches_of(feed, cache=tmp_path)
+    loader = DataLoader(batches, batch_size=None, num_workers=2)
+    for epoch in range(3):
+        assert delivered(loader) == rows_of(feed, epoch)
+    cache = feed["mixed"].cache(tmp_path)
+    assert cache.store("images", np.dtype(np.uint8), (12, 10, 3)).count() == ROWS
+
+
+def test_trees_and_targets(feed: h5feed.Feed) -> None:
+    """Several inputs are a dict or a tuple of tensors, targets what class_mode says."""
+    x, y, weight = next(iter(batches_of(feed, x=["images", "half"], y="labels", class_mode="categorical", last="pad")))
+    assert set(x) == {"images", "half"} and x["half"].dtype == torch.float16
+    assert y.shape == (48, 4) and weight.dtype == torch.float32
+    first, second = next(iter(batches_of(feed, x=("images", "half"), class_mode=None)))[0]
+    assert first.shape[0] == second.shape[0] == 48
+
+
+def test_copies(feed: h5feed.Feed) -> None:
+    """A pickled copy counts its passes for itself."""
+    batches = batches_of(feed)
+    delivered(batches)
+    copy = pickle.loads(pickle.dumps(batches))
+    assert copy.epoch == 1
+    assert delivered(copy) == delivered(batches) == rows_of(feed, 1)
+
+
+def test_single_rows(feed: h5feed.Feed) -> None:
+    """Rows by their place in the split, one by one or a batch at a time, by any sampler."""
+    options = {"val": 0.2, "test": 0.1}
+    dataset = feed["mixed"].torch_map("val", x="images", y="lzf", **options)
+    assert dataset.row_ids.tolist() == feed["mixed"].split_rows("val", **options).tolist()
+    x, y = dataset[3]
+    assert y == dataset.row_ids[3] and x.shape == (12, 10, 3)
+    for workers in (0, 2):
+        loader = DataLoader(dataset, batch_size=32, shuffle=True, num_workers=workers)
+        assert sorted(delivered(loader)) == dataset.row_ids.tolist()
+    with pytest.raises(IndexError, match="there are 200 rows"):
+        dataset[200]
+    with pytest.raises(BadParameter, match="sampler decides"):
+        feed["mixed"].torch_map(shuffle=True)
+    with pytest.raises(BadParameter, match="collate_fn"):
+        feed["mixed"].torch_map(transform=lambda x, y: (x, y))
+
+
+def test_a_model_learns(feed: h5feed.Feed) -> None:
+    """A loop as people write it, with workers."""
+    batches = batches_of(feed, y="labels", rescale=1 / 255)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(360, 4))
+    optimizer = torch.optim.Adam(model.parameters())
+    seen = 0
+    for _ in range(2):
+        for x, y in DataLoader(batches, batch_size=None, num_workers=2):
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen += len(y)
+    assert seen == 2 * ROWS and torch.isfinite(loss)
