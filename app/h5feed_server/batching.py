@@ -43,6 +43,22 @@ _TINY_ROW_BYTES = 64
 """Bytes: rows up to this size, such as labels, cost less by one copy more than by one call for each batch."""
 
 
+class _Pace:
+    """Foresees which batch of an order is asked for next, where they are asked for at an even pace.
+
+    One of several workers sees every other batch, or what its connections happen to bring.
+    """
+
+    def __init__(self) -> None:
+        self._last, self._step = 0, 0
+
+    def after(self, index: int) -> int | None:
+        """The one after `index`; None where nobody knows."""
+        step, self._last = index - self._last, index
+        steady, self._step = step == self._step, step
+        return index + step if steady and step > 0 else None
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """One order of one dataset, cut into batches."""
@@ -55,6 +71,7 @@ class BatchPlan:
     reader: Reader
     key: object = dataclass_field(default_factory=object)
     """Stands for this plan in the cache of orders: comparing the whole spec for every batch would cost more."""
+    pace: _Pace = dataclass_field(default_factory=lambda: _Pace())
 
     @property
     def grid(self) -> BatchGrid:
@@ -100,6 +117,7 @@ class BatchPlan:
         if not self.ragged:
             buffer = lease(self.nbytes(start, stop))
             self.fill(start, stop, buffer)
+            self._read_ahead(start)
             return buffer
         about = {"epoch": str(self.order.spec.epoch), "batches": str(self.grid.batches)}
         wanted = []
@@ -135,6 +153,15 @@ class BatchPlan:
                     self.reader.read_from_source(field.column, wanted, out)
             begin = end
             start = after
+
+    def _read_ahead(self, start: int) -> None:
+        """Have the chunks decoded from which the batch will be read that is asked for next, by the look of it."""
+        in_chunks = [field for field in self.fields if field.block_rows > 1]
+        upcoming = self.pace.after(start) if in_chunks else None
+        if upcoming is not None and upcoming < self.grid.batches:
+            rows, _ = self._rows(upcoming, 1)
+            for field in in_chunks:
+                self.reader.read_ahead(field.column, rows[0])
 
     def _rows(self, index: int, count: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
         """Row ids of `count` equal batches, (count, rows), all from one call of the order."""

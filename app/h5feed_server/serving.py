@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import selectors
 import signal
@@ -26,6 +27,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from .api.direct import PEER, DirectWriter
 from .main import create_app
 from .settings import Settings
+
+logger = logging.getLogger(__name__)
 
 SEND_BUFFER_BYTES = 256 << 10
 """SO_SNDBUF of connections from near by: measured best; a third less and twice as much are slower."""
@@ -273,7 +276,7 @@ def _run_worker(settings: Settings, channel: socket.socket, tls: Tls | None) -> 
         ssl_certfile=tls.certificate if tls else None,
         ssl_keyfile=tls.key if tls else None,
     )
-    server = _WorkerServer(config, channel)
+    server = _WorkerServer(config, channel, settings.read_timeout)
     with contextlib.suppress(KeyboardInterrupt):
         # Listens to nothing: connections come through the channel.
         server.run(sockets=[])
@@ -283,9 +286,11 @@ def _run_worker(settings: Settings, channel: socket.socket, tls: Tls | None) -> 
 class _WorkerServer(uvicorn.Server):
     """A uvicorn server whose connections come through a channel instead of a listening socket."""
 
-    def __init__(self, config: uvicorn.Config, channel: socket.socket) -> None:
+    def __init__(self, config: uvicorn.Config, channel: socket.socket, patience: float) -> None:
         super().__init__(config)
         self._channel = channel
+        self.patience = patience
+        """Seconds that the body of a request may take to come."""
         self._closed_unsaid = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -307,15 +312,17 @@ class _WorkerServer(uvicorn.Server):
 
     def _receive(self) -> None:
         try:
-            messages, descriptors, _, _ = socket.recv_fds(self._channel, 64, 64)
+            messages, descriptors, flags, _ = socket.recv_fds(self._channel, 64, 64)
         except BlockingIOError:
             return
         except OSError:
-            messages, descriptors = b"", []
+            messages, descriptors, flags = b"", [], 0
         if not messages:
             # The supervisor is gone, and with it the address: finish what is under way and end.
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
             self.should_exit = True
+        if flags & socket.MSG_CTRUNC:
+            logger.warning("connections were lost: this process has too many files open (see `ulimit -n`)")
         for descriptor in descriptors:
             connection = socket.socket(fileno=descriptor)
             task = asyncio.ensure_future(self._serve_connection(connection))
@@ -408,6 +415,13 @@ class _Connection(HttpToolsProtocol):
         cycle = self.cycle
         offers: Any = {PEER: _Peer(self, cycle)}
         cycle.scope["extensions"] = offers
+        if cycle.scope["method"] not in ("GET", "HEAD"):
+            self.loop.call_later(self._owner.patience, self._end_unless_whole, cycle)
+
+    def _end_unless_whole(self, cycle: RequestResponseCycle) -> None:
+        """End the connection when the body of a request has not come by now."""
+        if cycle.more_body and not cycle.disconnected and not cycle.response_complete:
+            self.abort()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle

@@ -9,8 +9,11 @@ import h5feed
 import h5py
 import numpy as np
 import pytest
-from conftest import ROWS
+from conftest import ROWS, wait_until
 from h5feed.errors import FieldNotFound, RowOutOfRange, UnsupportedField
+from h5feed_server.sampling.spec import OrderSpec
+from h5feed_server.services import Services
+from h5feed_server.settings import Settings
 
 MIXED = ["images", "labels", "big_endian", "flags", "half", "never_written", "by_row", "shuffled", "swapped"]
 MIXED += ["plain_chunks", "plain_pieces", "sparse", "colour"]
@@ -94,3 +97,23 @@ def test_text(feed: h5feed.Feed) -> None:
     padded = list(dataset.batches(batch_size=300, last="pad", fields=["text"]))
     assert padded[-1].weight is not None and padded[-1].weight.sum() == ROWS - 900
     assert padded[-1].text("text")[:2] == expected[900:902]
+
+
+def test_the_next_chunks_are_decoded_ahead(tmp_path: Path) -> None:
+    """Who asks for batches at an even pace finds the chunks of the next one decoded."""
+    with h5py.File(tmp_path / "tall.h5", "w") as file:
+        file.create_dataset("x", data=np.ones((96, 300, 300), np.uint8), chunks=(8, 300, 300), compression="gzip")
+    settings = Settings(data_dir=tmp_path, cache_dir=tmp_path / "cache", chunk_cache_bytes=16 << 20)
+    services = Services.start(settings)
+    try:
+        plan = services.batcher.plan("tall", OrderSpec(), 8, None)
+        reader = services.batcher.reader
+        for index in (0, 2, 4):
+            plan.filled(index, index + 1, lambda nbytes: np.empty(nbytes, np.uint8))
+        wait_until(lambda: reader.decoded_bytes == 4 * 8 * 300 * 300)
+        plan.filled(6, 7, lambda nbytes: np.empty(nbytes, np.uint8))
+        wait_until(lambda: reader.decoded_bytes == 5 * 8 * 300 * 300)
+        plan.filled(1, 2, lambda nbytes: np.empty(nbytes, np.uint8))
+        assert reader.decoded_bytes == 6 * 8 * 300 * 300
+    finally:
+        services.close()

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -171,6 +171,24 @@ def test_nothing_is_written_into_an_answer(server: ServerProcess, http_client: h
                 pass
         _, _, body = received.partition(b"\r\n\r\n")
         assert received.startswith(b"HTTP/1.1 400") or expected.startswith(body)
+
+
+def test_a_body_that_never_ends(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """A request of which the rest does not come is given up; one that takes its time is not."""
+    server = serve(folder, H5FEED_READ_TIMEOUT="2")
+    body = b'{"rows": [1, 2]}'
+    lines = ["POST /v1/datasets/mixed/rows HTTP/1.1", "Host: test", "Content-Type: application/json"]
+    head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode()
+    with _connect(server) as connected:
+        connected.sendall(head + body[:5])
+        began = time.monotonic()
+        assert connected.recv(100) == b""
+        assert 1.5 < time.monotonic() - began < 10
+    with _connect(server) as connected:
+        connected.sendall(head + body[:5])
+        time.sleep(1)
+        connected.sendall(body[5:])
+        assert connected.recv(100).startswith(b"HTTP/1.1 200 OK")
 
 
 def test_forked_processes_do_not_share_a_connection(server: ServerProcess, tmp_path: Path) -> None:

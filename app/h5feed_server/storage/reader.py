@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 from h5feed.buffers import BufferPool
-from h5feed.errors import DatasetCorrupt, ReadTimeout, TooLarge
+from h5feed.errors import DatasetCorrupt, FeedError, ReadTimeout, TooLarge
 
 from .cache import ByteCache
 from .codecs import decode_chunk
@@ -85,13 +85,16 @@ class Reader:
         # Chunks in use by a request are beyond the bound of the cache.
         self._buffers = BufferPool(2 * chunk_bytes)
         self._executor = ThreadPoolExecutor(threads, "h5feed-decode")
+        self._ahead = ThreadPoolExecutor(1, "h5feed-ahead")
+        self._reading_ahead: Future[None] | None = None
         self._scratch = threading.local()
         self.decoded_bytes = 0
         """Bytes of all chunks decoded so far; threads may lose a count, it is for measuring."""
 
     def close(self) -> None:
         """End the threads."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._executor, self._ahead):
+            executor.shutdown(wait=False, cancel_futures=True)
 
     def whole(self, column: Column) -> npt.NDArray[Any] | None:
         """All rows of a small column, from memory; None where it is not small enough to be kept there."""
@@ -265,8 +268,7 @@ class Reader:
         if array.filters and height == 1 and tuple(widths) == array.sample_shape:
             self._read_single_rows(source, array, rows, places, target)
             return
-        slab_bytes = height * array.row_bytes
-        if array.filters and slab_bytes * _SLABS_KEPT <= self._chunks.max_bytes:
+        if self._keeps_slabs(array):
             self._read_slabs(source, array, rows, places, target)
             return
 
@@ -312,23 +314,58 @@ class Reader:
 
         self._share(jobs, work)
 
+    def read_ahead(self, column: Column, rows: Int64s) -> None:
+        """Begin to decode what these rows will be read from, where decoded chunks are kept; nobody waits for it."""
+        if self._reading_ahead is not None and not self._reading_ahead.done():
+            return
+        slabs: list[tuple[LocalFile, ArrayLayout, int]] = []
+        for segment, _, local in column.divide(rows):
+            array = segment.array.records if segment.array.record else segment.array
+            if array.chunk_shape is None or segment.transposed or not self._keeps_slabs(array):
+                return
+            numbers = np.unique(local // array.chunk_shape[0]).tolist()
+            slabs += [(segment.source, array, number) for number in numbers]
+            if sum(held.chunk_shape[0] * held.row_bytes for _, held, _ in slabs if held.chunk_shape) > (
+                self._chunks.max_bytes // _SLABS_KEPT
+            ):
+                return
+
+        def work() -> None:
+            for slab in slabs:
+                # What is wrong with it will be told to who asks for it.
+                with contextlib.suppress(FeedError):
+                    self._kept_slab(*slab)
+
+        with contextlib.suppress(RuntimeError):
+            self._reading_ahead = self._ahead.submit(work)
+
+    def _keeps_slabs(self, array: ArrayLayout) -> bool:
+        """Whether decoded chunks of many rows are kept for the rows that are asked for later."""
+        assert array.chunk_shape is not None
+        height, *widths = array.chunk_shape
+        if not array.filters or (height == 1 and tuple(widths) == array.sample_shape):
+            return False
+        return height * array.row_bytes * _SLABS_KEPT <= self._chunks.max_bytes
+
+    def _kept_slab(self, source: LocalFile, array: ArrayLayout, number: int) -> Bytes:
+        assert array.chunks is not None
+        # Members of one table of records share its chunks.
+        name = array.path if len(array.chunks.offsets) == 0 else int(array.chunks.offsets[0])
+        return self._chunks.get((source.identity, name, number), partial(self._slab, source, array, number), len)
+
     def _read_slabs(
         self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
     ) -> None:
         """Rows by the slabs of `height` rows that are decoded together, and kept for other batches."""
         assert array.chunks is not None and array.chunk_shape is not None
         height = array.chunk_shape[0]
-        # Members of one table of records share its chunks.
-        name = array.path if len(array.chunks.offsets) == 0 else int(array.chunks.offsets[0])
         order, numbers, bounds = _grouped(rows // height)
         within = rows % height
         where = np.arange(len(rows)) if places is None else places
 
         def work(remaining: Iterator[tuple[int, tuple[int, int]]]) -> None:
             for number, (start, stop) in remaining:
-                slab = self._chunks.get(
-                    (source.identity, name, number), partial(self._slab, source, array, number), len
-                )
+                slab = self._kept_slab(source, array, number)
                 picked = order[start:stop]
                 # (rows of the slab, row bytes): numpy copies whole rows at a time.
                 target[where[picked]] = slab.reshape(height, array.row_bytes)[within[picked]]
