@@ -3,20 +3,21 @@
 What Keras 3 does with such an object, and what follows:
 
 - It permutes the indices of a shuffled epoch in a way that nobody else can predict, and with ``workers > 1`` it fetches
-  in threads whose batches leak into the next epoch. So the index is only a *ticket*: within a pass, the k-th new index
-  is given the k-th batch of an order that is our own, and read-ahead is our own too.
-- It looks at a batch or two to build a model, and hooks of that look are those of an epoch. So `on_epoch_begin` looks
-  up the stack for the Keras method that is running: there is no other way to tell.
+  in threads whose batches leak into the next epoch. So the index is only a *ticket*: the k-th batch that a run of Keras
+  asks for is the k-th of an order that is our own, and read-ahead is our own too.
+- It looks at a batch or two to build a model, and on TensorFlow it runs ahead of the loop and leaves runs behind that
+  nobody reads any more. So every run is told from the others, see `keras_stack`.
 """
 
 from __future__ import annotations
 
-import itertools
+import os
 import sys
 import threading
+import time
 import weakref
-from collections.abc import Iterator
-from collections.abc import Sequence as Names
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
 
@@ -25,20 +26,22 @@ import numpy as np
 import numpy.typing as npt
 
 from .batch import Batch
-from .dataset import BLOCK_BYTES, DEFAULT_CONNECTIONS, DEFAULT_READAHEAD, Dataset, OrderOptions, Plan
-from .errors import BadParameter
-from .readahead import Block, ReadAhead, blocks_of
+from .cache import RowCache
+from .dataset import DEFAULT_READAHEAD, Dataset, OrderOptions, Plan, SplitOptions
+from .errors import BadParameter, FeedError
+from .keras_stack import GENERATOR, LOOK, Mode, epoch_iterator, initial_epoch, keras_frame, running_method
+from .labels import ClassMode, Labels
+from .passes import is_drawn, position_in, state_of
+from .prepare import FieldNames, Preparation
+from .readahead import ReadAhead
+from .scale import Number
+from .sharding import shard_of
 
-Mode = Literal["build", "fit", "evaluate", "predict"]
+_ONLY_TRAINING = ("shuffle", "window", "balance", "weights", "epoch_rows")
+"""Options of the training order that evaluating and predicting do without: they take each row once, ascending."""
 
-_METHODS: dict[str, Mode] = {
-    "_symbolic_build": "build",
-    "_maybe_symbolic_build": "build",
-    "fit": "fit",
-    "evaluate": "evaluate",
-    "predict": "predict",
-}
-"""Methods of a Keras model that iterate over a dataset."""
+_RUNS_KNOWN = 16
+"""Runs of Keras that are told from each other: one for each loop under way, and some that are only left to die."""
 
 
 class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
@@ -47,27 +50,50 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
     Each pass in ``fit`` delivers every row exactly once, in an order of its own when `shuffle` is set. ``evaluate`` and
     ``predict`` deliver ascending rows whatever `shuffle` says, so that `row_ids` aligns with predictions.
 
+    A pass is one run over all batches, however ``steps_per_epoch`` cuts it. Passes are counted from `epoch` on, over
+    several calls of ``fit``; one that is stopped in the middle is followed by the next. ``fit(initial_epoch=k)`` goes
+    to where epoch k begins, `set_epoch` to a pass, `load_state_dict` to any batch.
+
     Parameters
     ----------
     dataset : Dataset
     split : str
         ``"all"``, ``"train"``, ``"val"`` or ``"test"``.
     batch_size : int
+        Of each shard.
     shuffle : bool
         Keras' own ``fit(shuffle=…)`` has no effect: this one decides.
     seed, epoch : int
         The order of pass e is that of ``epoch + e`` of this seed.
-    x, y : str or list of str, optional
-        Fields; one gives an array, several a dict. Default: the input and label fields. ``y=[]``: no labels.
-    connections : int
-        Requests in flight.
-    readahead : int
-        Bytes fetched ahead at most.
-    workers, use_multiprocessing, max_queue_size
-        Accepted for scripts that pass them, and without effect: `connections` and `readahead` take their place.
+    x, y, sample_weight, class_mode, rescale, mean, std, transform
+        What is made of a batch: see `h5feed.prepare.Preparation`. It is made on the thread that asks for the batch: the
+        main thread with JAX and torch, which meanwhile leave the accelerator at work, a thread of tf.data with
+        TensorFlow.
+    connections : int, optional
+        Requests in flight at most; default: as many as the link needs.
+    readahead : int, optional
+        Bytes fetched ahead at most; default 64 MiB.
+    cache : path or RowCache, optional
+        A local folder that keeps what was fetched: see `Dataset.cache`.
+    shard : int or ``"auto"``
+        Which share of each step this process takes. ``"auto"``: as JAX (`keras.distribution`), `torch.distributed` or
+        ``RANK`` and ``WORLD_SIZE`` say. Every shard has the same number of batches.
+    shards : int, optional
+        How many share a step.
+    last : ``"keep"``, ``"drop"`` or ``"pad"``, optional
+        What becomes of the tail. ``"pad"``, the default of several shards, repeats rows with sample weight 0: use
+        ``weighted_metrics``, and `class_weight` by way of the loss, because Keras takes no ``class_weight`` beside
+        sample weights.
+    verbose : bool
+        Print "Found 1257 images belonging to 10 classes.", as ``flow_from_directory`` does.
+    workers, max_queue_size : int, optional
+        For scripts that pass them. Keras' own threads would mix epochs up, so that none are made: `workers` above 1
+        becomes `connections`, and `max_queue_size`, in batches, becomes `readahead`.
+    use_multiprocessing : bool
+        Without effect: fetching waits for the network, which threads do as well as processes.
     **options
-        Split and order options: ``val``, ``test``, ``stratify``, ``split_seed``, ``window``, ``limit``, ``shard``,
-        ``shards``, ``last`` …
+        Split and order options: ``val``, ``test``, ``stratify``, ``split_seed``, ``folds``, ``window``, ``limit``,
+        ``balance`` …
 
     Attributes
     ----------
@@ -86,13 +112,24 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         shuffle: bool = False,
         seed: int = 0,
         epoch: int = 0,
-        x: str | Names[str] | None = None,
-        y: str | Names[str] | None = None,
-        connections: int = DEFAULT_CONNECTIONS,
-        readahead: int = DEFAULT_READAHEAD,
-        workers: int = 1,
+        x: FieldNames | None = None,
+        y: FieldNames | None = None,
+        sample_weight: str | None = None,
+        class_mode: ClassMode | None = "int",
+        rescale: float | Mapping[str, float] | None = None,
+        mean: Number | Mapping[str, Number] | None = None,
+        std: Number | Mapping[str, Number] | None = None,
+        transform: Any = None,
+        connections: int | None = None,
+        readahead: int | None = None,
+        cache: str | os.PathLike[str] | RowCache | None = None,
+        shard: int | Literal["auto"] = 0,
+        shards: int | None = None,
+        last: Literal["keep", "drop", "pad"] | None = None,
+        verbose: bool = True,
+        workers: int | None = None,
         use_multiprocessing: bool = False,
-        max_queue_size: int = 10,
+        max_queue_size: int | None = None,
         **options: Any,
     ) -> None:
         # One worker means none: batches are asked for on the caller's thread and have been fetched ahead by ours.
@@ -100,42 +137,81 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         known = set(OrderOptions.__annotations__) - {"fields", "shuffle", "seed", "epoch"}
         if unknown := sorted(set(options) - known):
             raise BadParameter(f"unknown option {unknown[0]!r}: known are {', '.join(sorted(known))}")
-        self._dataset = dataset
-        self._x, self._y = _chosen(dataset, "input", x), _chosen(dataset, "label", y)
-        if not self._x:
-            raise BadParameter(f"dataset {dataset.name!r} has no input field: name one with x=")
-        self._split, self._options = split, {**options, "batch_size": batch_size, "seed": seed}
-        self._shuffled = self._plan(shuffle)
-        self._ordered = self._plan(False) if shuffle else self._shuffled
-        self._connections, self._readahead = connections, readahead
+        self._dataset, self._split = dataset, split
+        rank, count = shard_of(shard, shards)
+        self._split_options = {name: value for name, value in options.items() if name in SplitOptions.__annotations__}
+        self._prepare = Preparation(
+            dataset,
+            split,
+            x=x,
+            y=y,
+            sample_weight=sample_weight,
+            class_mode=class_mode,
+            rescale=rescale,
+            mean=mean,
+            std=std,
+            transform=transform,
+            seed=seed,
+            shard=rank,
+            split_options=self._split_options,
+        )
+        order = {**options, "batch_size": batch_size, "seed": seed, "shard": rank, "shards": count, "last": last}
+        order = {**order, "shuffle": shuffle, "fields": self._prepare.fields}
+        self._order = order
+        in_order = {name: value for name, value in order.items() if name not in _ONLY_TRAINING}
+        if connections is None and workers is not None and workers > 1:
+            connections = workers
+        plan = dataset.plan(split, **order)
+        if readahead is None and max_queue_size is not None:
+            readahead = max(1, max_queue_size) * max(1, plan.batch_bytes)
+        fetching = {"connections": connections, "readahead": readahead or DEFAULT_READAHEAD, "cache": cache}
+        self._training = _Stream(dataset, plan, fetching)
+        self._ordered = _Stream(dataset, dataset.plan(split, **in_order), fetching)
+        self._in_order = in_order
         self._lock = threading.RLock()
-        self._stream: ReadAhead[Batch] | None = None
-        self._stream_at: tuple[Plan, int, int] | None = None
-        self._waited = 0.0
-        self._row_ids: npt.NDArray[np.int64] | None = None
-        self._epoch = epoch
-        self._mode: Mode | None = None
-        self._adapter: weakref.ref[Any] | None = None
-        self._tickets: dict[int, int] = {}
+        # The next batch of training: the number of the pass, and its place in it.
+        self._epoch, self._position = epoch, 0
         self._counted = False
-        # A callback may evaluate or predict in the middle of a training pass, which then goes on.
-        self._ordered_tickets: dict[int, int] = {}
+        """Whether the pass under way is one of training, or a loop that only looked at a batch."""
+        self._placed = self._resumed = False
+        """Whether the next loop begins where it was told to, and whether that is in the middle of a pass."""
+        self._tickets: dict[int, int] = {}
+        self._calls: weakref.WeakKeyDictionary[Any, _Call] = weakref.WeakKeyDictionary()
+        self._runs: dict[int, _Run] = {}
+        self._fitted_from = (epoch, 0)
+        self._row_ids: npt.NDArray[np.int64] | None = None
+        self._classes: npt.NDArray[Any] | None = None
+        self._delivered = {"batches": 0, "rows": 0}
+        self._preparing = 0.0
+        if verbose and rank == 0:
+            print(self._found(), flush=True)
 
     @property
     def num_batches(self) -> int:
-        return self._shuffled.batches
+        caller = keras_frame(sys._getframe(1))
+        if caller is not None and caller.f_code.co_name == GENERATOR:
+            with self._lock:
+                return self._begin_run(caller).batches
+        return self._stream_of(running_method(caller)).batches
 
     def __len__(self) -> int:
-        return self._shuffled.batches
+        return self._stream_of(running_method(sys._getframe(1))).batches
+
+    def _stream_of(self, mode: Mode | None) -> _Stream:
+        return self._ordered if mode in ("evaluate", "predict") else self._training
 
     @property
     def samples(self) -> int:
-        return self._shuffled.rows
+        return self._ordered.plan.rows
+
+    @property
+    def batch_size(self) -> int:
+        return self._training.plan.batch_size
 
     @property
     def epoch(self) -> int:
         with self._lock:
-            return self._epoch + (self._counted and len(self._tickets) == len(self))
+            return self._epoch
 
     @property
     def row_ids(self) -> npt.NDArray[np.int64]:
@@ -144,173 +220,369 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         With ``last="pad"`` the repeated rows at the end are in it, as their predictions are.
         """
         if self._row_ids is None:
-            options = {**self._order(False), "fields": []}
+            options = {**self._in_order, "fields": []}
             parts = [batch.rows.copy() for batch in self._dataset.batches(self._split, **options)]
             self._row_ids = np.concatenate(parts) if parts else np.zeros(0, np.int64)
         return self._row_ids
 
     @property
+    def _labels(self) -> Labels:
+        """The label field, also where the model is given none."""
+        if self._prepare.labels is not None:
+            return self._prepare.labels
+        found = [field.name for field in self._dataset.fields.values() if field.role == "label" and field.readable]
+        if len(found) != 1:
+            raise BadParameter(f"{self._dataset.name!r} has {len(found)} label fields: name one with y=")
+        return Labels(self._dataset, found[0], "int")
+
+    @property
+    def classes(self) -> npt.NDArray[Any]:
+        """The class of each row of `row_ids`, (predictions,) ints; where labels are no classes, what is stored."""
+        if self._classes is None:
+            labels = self._labels
+            options = {**self._in_order, "fields": [labels.name]}
+            parts = [labels.ids(batch).copy() for batch in self._dataset.batches(self._split, **options)]
+            self._classes = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        return self._classes
+
+    @property
+    def class_indices(self) -> dict[str, int]:
+        """Name of each class, and the number that stands for it."""
+        return self._labels.class_indices
+
+    @property
+    def class_weight(self) -> dict[int, float]:
+        """Balanced weights of this split's classes, for ``fit(class_weight=…)``: rows / (classes · rows of a class)."""
+        labels = self._labels
+        if not labels.are_classes:
+            raise BadParameter(f"{labels.name!r} holds no classes to be balanced")
+        if "limit" in self._order:
+            found, counts = np.unique(self.classes, return_counts=True)
+            weights = counts.sum() / (len(found) * counts)
+            return {int(index): float(weight) for index, weight in zip(found, weights, strict=True)}
+        answer = self._dataset.splits(**{**self._split_options, "stratify": labels.name})
+        return {labels.index(entry["value"]): entry["weight"] for entry in answer["splits"][self._split]["classes"]}
+
+    def _found(self) -> str:
+        fields = {entry["name"]: entry for entry in self._dataset.info["fields"]}
+        inputs = [fields[name] for name in self._prepare.inputs]
+        images = len(inputs) == 1 and bool(inputs[0].get("channels"))
+        found = f"Found {self.samples} {'images' if images else 'rows'}"
+        try:
+            labels = self._labels
+        except BadParameter:
+            return f"{found}."
+        return f"{found} belonging to {len(labels.class_indices)} classes." if labels.are_classes else f"{found}."
+
+    def stats(self) -> dict[str, float]:
+        """What this sequence has done so far.
+
+        Returns
+        -------
+        dict
+            ``batches`` and ``rows`` delivered; seconds ``waited`` for batches that were not there yet, and seconds
+            spent ``preparing`` them.
+        """
+        with self._lock:
+            waited = self._training.waited + self._ordered.waited
+            return {**self._delivered, "waited": waited, "preparing": self._preparing}
+
+    @property
     def waited(self) -> float:
         """Seconds that training has waited for batches which were not there yet."""
-        with self._lock:
-            return self._waited + (self._stream.waited if self._stream else 0.0)
+        return self.stats()["waited"]
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the number of the next pass."""
+        if epoch < 0:
+            raise BadParameter(f"epoch={epoch} must be 0 or more")
+        self._go_to(epoch, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training is, as plain values that JSON can hold: see `h5feed.passes.state_of`.
+
+        In the middle of ``fit`` batches may have been handed out that are not trained on yet: `state_after` tells
+        where training is.
+        """
         with self._lock:
-            self._epoch = epoch
-            self._tickets.clear()
-            self._counted = False
+            return state_of(self._dataset, self._training.plan, self._epoch, self._position)
+
+    def state_after(self, batches: int) -> dict[str, Any]:
+        """The state after so many batches of the ``fit`` that is under way have been trained on."""
+        with self._lock:
+            epoch, position = self._fitted_from
+        passes, position = divmod(position + batches, max(1, self._training.batches))
+        return state_of(self._dataset, self._training.plan, epoch + passes, position)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: the next ``fit`` or loop delivers exactly what that pass had not delivered yet.
+
+        The first epoch of that ``fit`` is as much shorter, unless ``steps_per_epoch`` says how long it is. It may be
+        taken up by more or fewer shards, if ``batch_size × shards`` is the same.
+
+        Raises
+        ------
+        RevisionChanged
+        BadParameter
+            It is the state of another order.
+        """
+        self._go_to(*position_in(state, self._dataset, self._training.plan))
+
+    def _go_to(self, epoch: int, position: int) -> None:
+        with self._lock:
+            self._epoch, self._position = epoch, position
+            self._tickets = {index: index for index in range(position)}
+            self._counted = self._resumed = position > 0
+            self._placed = True
+            self._give_up_runs()
 
     def close(self) -> None:
         """End the read-ahead and its threads; the next batch asked for begins it anew."""
         with self._lock:
-            if self._stream is not None:
-                self._waited += self._stream.waited
-                self._stream.close()
-            self._stream = self._stream_at = None
+            self._training.close()
+            self._ordered.close()
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"batch {index} does not exist: valid are 0 … {len(self) - 1}")
-        # What a Keras method that failed has left in `_mode` must not govern a loop of the user's own.
-        by_keras = _keras_frame(sys._getframe(1)) is not None
+        caller = keras_frame(sys._getframe(1))
+        name = None if caller is None else caller.f_code.co_name
         with self._lock:
-            mode = self._mode if by_keras else None
-            index %= len(self)
-            if mode == "build":
+            if caller is not None and name == GENERATOR:
+                run = self._runs.get(id(caller)) or self._begin_run(caller)
+                return self._of_run(run)
+            stream = self._stream_of(running_method(caller))
+            if not -stream.batches <= index < stream.batches:
+                raise IndexError(f"batch {index} does not exist: valid are 0 … {stream.batches - 1}")
+            index %= stream.batches
+            if name == LOOK:
                 # Only the shapes matter; what has been read ahead is left for the pass itself.
-                return self._arrays(self._fetch(self._shuffled, index))
-            if mode in ("evaluate", "predict"):
-                if len(self._ordered_tickets) == len(self):
-                    self._ordered_tickets.clear()
-                return self._ticketed(self._ordered, self._ordered_tickets, index)
-            if len(self._tickets) == len(self):
-                # Everything was handed out, and it begins again.
-                self._end_pass()
-            arrays = self._ticketed(self._shuffled, self._tickets, index)
-            # A look at a few batches outside of fit does not make a training pass; all of them do.
-            self._counted = self._counted or mode == "fit" or len(self._tickets) == len(self)
+                return self._arrays(stream.look(self._epoch, index), self._epoch)
+            position = self._tickets.get(index)
+            if position is not None:
+                return self._arrays(self._training.look(self._epoch, position), self._epoch)
+            position, last = self._position, self._position + 1 == stream.batches
+            # The ticket is given after the batch: who asks again after a failure is given the same one.
+            arrays = self._next_of_training()
+            if not last:
+                self._tickets[index] = position
             return arrays
 
-    def _ticketed(self, plan: Plan, tickets: dict[int, int], index: int) -> tuple[Any, ...]:
-        position = tickets.get(index)
-        if position is not None:
-            return self._arrays(self._fetch(plan, position))
-        # The ticket is given after the batch: who asks again after a failure is given the same one.
-        arrays = self._arrays(self._next(plan, len(tickets)))
-        tickets[index] = len(tickets)
-        return arrays
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        """What is left of a pass that was resumed, or else a new pass."""
+        with self._lock:
+            self._begin_loop()
+            epoch = self._epoch
+        while self._training.batches:
+            with self._lock:
+                if self._epoch != epoch:
+                    return
+                self._counted = True
+                arrays = self._next_of_training()
+            yield arrays
+
+    def __next__(self) -> tuple[Any, ...]:
+        """The next batch of training; passes follow each other without end."""
+        with self._lock:
+            if not self._training.batches:
+                raise StopIteration
+            self._counted, self._placed, self._resumed = True, False, False
+            return self._next_of_training()
 
     def on_epoch_begin(self) -> None:
         """Called by Keras when an epoch begins, also when it only looks at a batch to build the model."""
-        caller = _keras_frame(sys._getframe(1))
+        caller = keras_frame(sys._getframe(1))
+        mode = running_method(caller)
+        if caller is None or mode is None:
+            return
         with self._lock:
-            self._mode = _running_method(caller)
-            if self._mode in ("evaluate", "predict"):
-                self._ordered_tickets.clear()
-            elif self._mode == "fit" and caller is not None:
-                # One adapter serves one call of fit: with steps_per_epoch a pass goes on over several of its epochs.
-                adapter = caller.f_locals["self"]
-                same_call = self._adapter is not None and self._adapter() is adapter
-                if not same_call or len(self._tickets) == len(self):
-                    self._end_pass()
-                self._adapter = weakref.ref(adapter)
+            # One adapter serves one call: with steps_per_epoch a run goes on over several of its epochs.
+            adapter = caller.f_locals["self"]
+            call = self._calls.get(adapter)
+            iterator = epoch_iterator(caller)
+            if call is None or call.mode != mode:
+                call = self._calls[adapter] = _Call(mode, getattr(iterator, "steps_per_epoch", None))
+                if mode == "fit":
+                    self._begin_fit(call, initial_epoch(caller))
+            if mode in ("evaluate", "predict") and call.run is not None:
+                # An evaluation that was cut short is followed by one that begins at the first row again.
+                call.run.position = 0
+            if mode == "fit" and call.steps is None and iterator is not None and self._position:
+                # Keras is told that this epoch is the rest of a pass only.
+                iterator._num_batches = self._training.batches - self._position
+                call.shortened = True
+            elif call.shortened and iterator is not None:
+                iterator._num_batches = self._training.batches
+                call.shortened = False
 
     def on_epoch_end(self) -> None:
         """Called by Keras when an epoch ends; call it yourself to begin a new pass in a loop of your own."""
-        by_user = _running_method(sys._getframe(1)) is None
-        with self._lock:
-            self._mode = None
-            if by_user and self._tickets:
-                self._counted = True
-                self._end_pass()
+        if running_method(sys._getframe(1)) is None:
+            with self._lock:
+                if self._position:
+                    self._counted = True
+                    self._end_pass()
+
+    def _begin_loop(self) -> None:
+        if self._position and not self._resumed:
+            self._end_pass()
+        self._placed = self._resumed = False
+        self._tickets.clear()
+
+    def _begin_fit(self, call: _Call, first_epoch: int) -> None:
+        if first_epoch and not self._placed:
+            steps = call.steps or self._training.batches
+            self._epoch, self._position = divmod(first_epoch * steps, max(1, self._training.batches))
+            self._resumed = True
+        self._begin_loop()
+        self._fitted_from = (self._epoch, self._position)
+
+    def _begin_run(self, caller: FrameType) -> _Run:
+        """Keras begins to run over this sequence; the run is told by the frame of its generator."""
+        adapter = caller.f_locals["self"]
+        call = self._calls.get(adapter)
+        mode = (call.mode if call is not None else running_method(caller)) or "fit"
+        run = _Run(mode, self._stream_of(mode).batches)
+        if mode == "fit":
+            if call is None or call.steps is None:
+                run.batches -= self._position
+            self._give_up_runs()
+        if call is not None:
+            call.run = run
+        self._runs.pop(id(caller), None)
+        self._runs[id(caller)] = run
+        while len(self._runs) > _RUNS_KNOWN:
+            self._runs.pop(next(iter(self._runs)))
+        return run
+
+    def _give_up_runs(self) -> None:
+        """Batches of training are no longer for the runs of before: a thread of tf.data may still ask for some."""
+        for run in self._runs.values():
+            run.given_up = run.given_up or run.mode == "fit"
+
+    def _of_run(self, run: _Run) -> tuple[Any, ...]:
+        if run.given_up:
+            raise FeedError("another loop over this sequence has begun: make a sequence for each")
+        if run.mode == "build":
+            # Only the shapes matter; what has been read ahead is left for the pass itself.
+            if run.looked_at is None:
+                run.looked_at = self._arrays(self._training.look(self._epoch, 0), self._epoch)
+            return run.looked_at
+        if run.mode == "fit":
+            self._counted = True
+            return self._next_of_training()
+        batch = self._ordered.batch(0, run.position)
+        arrays = self._arrays(batch, 0)
+        run.position = (run.position + 1) % self._ordered.batches
+        return arrays
+
+    def _next_of_training(self) -> tuple[Any, ...]:
+        batch = self._training.batch(self._epoch, self._position)
+        arrays = self._arrays(batch, self._epoch)
+        self._position += 1
+        self._delivered["batches"] += 1
+        self._delivered["rows"] += len(batch.rows)
+        if self._position == self._training.batches:
+            # A look at a few batches outside of fit does not make a training pass; all of them do.
+            self._counted = True
+            self._end_pass()
+        return arrays
 
     def _end_pass(self) -> None:
         """What is handed out next begins a new pass; it has a new number where this one was for training."""
         self._epoch += self._counted
+        self._position = 0
         self._tickets.clear()
         self._counted = False
 
-    def _plan(self, shuffle: bool) -> Plan:
-        return self._dataset.plan(self._split, **self._order(shuffle))
+    def _arrays(self, batch: Batch, epoch: int) -> tuple[Any, ...]:
+        began = time.perf_counter()
+        arrays = self._prepare(batch, epoch)
+        if keras.backend.backend() == "torch":
+            arrays = keras.tree.map_structure(_torch_tensor, arrays)
+        self._preparing += time.perf_counter() - began
+        return arrays
 
-    def _order(self, shuffle: bool) -> dict[str, Any]:
-        """Options of the order that passes have, shuffled or not."""
-        options = {**self._options, "shuffle": shuffle, "fields": [*self._x, *self._y]}
-        if not shuffle:
-            options.pop("window", None)
-        return options
 
-    def _fetch(self, plan: Plan, position: int) -> Batch:
-        """One batch, past the read-ahead."""
-        options = self._order(plan.params["shuffle"] == "true")
-        epoch = self._epoch if options["shuffle"] else 0
-        return self._dataset.batch(position, split=self._split, **{**options, "epoch": epoch})
+class _Stream:
+    """Batches of an order, pass after pass, fetched ahead from wherever one is asked for."""
 
-    def _next(self, plan: Plan, position: int) -> Batch:
-        """The batch at `position` of the pass under way, from the read-ahead, which goes on into the next pass."""
-        shuffled = plan.params["shuffle"] == "true"
-        # Unshuffled passes are all the same: what was read ahead for the next one is right, whatever its number.
-        epoch = self._epoch if shuffled else 0
-        wanted = (plan, epoch, position)
-        if self._stream is None or self._stream_at != wanted:
+    def __init__(self, dataset: Dataset, plan: Plan, fetching: Mapping[str, Any]) -> None:
+        self._dataset, self.plan, self._fetching = dataset, plan, dict(fetching)
+        self._reading: ReadAhead[Batch] | None = None
+        self._at: tuple[int, int] | None = None
+        self._waited = 0.0
+
+    @property
+    def batches(self) -> int:
+        return self.plan.batches
+
+    @property
+    def waited(self) -> float:
+        return self._waited + (self._reading.waited if self._reading else 0.0)
+
+    def batch(self, epoch: int, position: int) -> Batch:
+        """Batch `position` of pass `epoch`; at once where it follows the one that was asked for before."""
+        drawn = is_drawn(self.plan)
+        # Passes that are all alike have one number: what was read ahead for the next is right whatever it is.
+        wanted = (epoch if drawn else 0, position)
+        if self._reading is None or self._at != wanted:
             self.close()
-            self._stream = self._dataset.read_ahead(
-                plan, _passes(plan, epoch, position), self._connections, self._readahead
-            )
+            self._reading = self._dataset.read_passes(self.plan, *wanted, **self._fetching)
         # Where the next line fails, nobody knows what the stream would deliver afterwards.
-        self._stream_at = None
-        batch = next(self._stream)
-        last = position + 1 == plan.batches
-        self._stream_at = (plan, epoch + shuffled, 0) if last else (plan, epoch, position + 1)
+        self._at = None
+        batch = next(self._reading)
+        self._at = (wanted[0] + drawn, 0) if position + 1 == self.batches else (wanted[0], position + 1)
         return batch
 
-    def _arrays(self, batch: Batch) -> tuple[Any, ...]:
-        arrays: list[Any] = [_arranged(batch, self._x)]
-        if self._y or batch.weight is not None:
-            arrays.append(_arranged(batch, self._y))
-        if batch.weight is not None:
-            arrays.append(batch.weight)
-        return tuple(arrays)
+    def look(self, epoch: int, position: int) -> Batch:
+        """The same batch, past the read-ahead."""
+        if not position < self.batches:
+            raise FeedError(f"{self.plan.rows} rows make no batch of {self.plan.batch_size}: use a smaller batch_size")
+        number = epoch if is_drawn(self.plan) else 0
+        reading = self._dataset.read_passes(
+            self.plan, number, position, position + 1, **{**self._fetching, "connections": 1}
+        )
+        try:
+            return next(reading)
+        finally:
+            reading.close()
+
+    def close(self) -> None:
+        if self._reading is not None:
+            self._waited += self._reading.waited
+            self._reading.close()
+        self._reading = self._at = None
 
 
-def _passes(plan: Plan, epoch: int, start: int) -> Iterator[Block]:
-    """Blocks of this pass from batch `start` on, and of all that follow it: the next epoch is read ahead too."""
-    for number in itertools.count():
-        first = start if number == 0 else 0
-        later = epoch + number if plan.params["shuffle"] == "true" else 0
-        yield from blocks_of(later, plan.batches, plan.batch_bytes, BLOCK_BYTES, first)
+@dataclass
+class _Run:
+    """One run of Keras over the batches."""
+
+    mode: Mode
+    batches: int
+    position: int = 0
+    """The next batch of an evaluation or prediction; training has one place for all its runs."""
+    looked_at: tuple[Any, ...] | None = None
+    given_up: bool = False
 
 
-def _chosen(dataset: Dataset, role: str, names: str | Names[str] | None) -> list[str]:
-    if names is None:
-        return dataset.fields_of_role(role)
-    chosen = [names] if isinstance(names, str) else list(names)
-    for name in chosen:
-        if name in dataset.fields and dataset.fields[name].dtype == "string":
-            raise BadParameter(f"the field {name!r} is text: a model takes numbers")
-    return chosen
+@dataclass
+class _Call:
+    """One call of a method of a Keras model."""
+
+    mode: Mode
+    steps: int | None
+    """Its ``steps_per_epoch``."""
+    run: _Run | None = None
+    shortened: bool = False
 
 
-def _arranged(batch: Batch, names: list[str]) -> Any:
-    if not names:
-        return None
-    return batch[names[0]] if len(names) == 1 else {name: batch[name] for name in names}
+def _torch_tensor(array: Any) -> Any:
+    """A tensor of the same memory; pinned where there is a CUDA device to copy it to."""
+    import torch
 
-
-def _keras_frame(frame: FrameType | None) -> FrameType | None:
-    """The innermost frame of Keras on the stack: methods of a subclass of the user's own may lie between."""
-    while frame is not None and not str(frame.f_globals.get("__name__", "")).startswith("keras."):
-        frame = frame.f_back
-    return frame
-
-
-def _running_method(frame: FrameType | None) -> Mode | None:
-    """The innermost method of a Keras model on the stack, or None for a loop of the user's own."""
-    while (frame := _keras_frame(frame)) is not None:
-        mode = _METHODS.get(frame.f_code.co_name)
-        if mode is not None:
-            return mode
-        frame = frame.f_back
-    return None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufc":
+        return array
+    if not array.flags.writeable or min(array.strides, default=0) < 0:
+        array = array.copy()
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor

@@ -72,6 +72,8 @@ class Preparation:
     ----------
     fields : list of str
         What to ask the server for.
+    inputs : list of str
+        Those among them that make x.
     labels : Labels or None
         How the targets are made, where they are one field.
 
@@ -107,6 +109,7 @@ class Preparation:
         no_targets = class_mode in (None, "input")
         self._y = _Fields(dataset, "label", [] if no_targets else y)
         self._weight = sample_weight
+        self.inputs = self._x.names
         if not self._x.names:
             raise BadParameter(f"dataset {dataset.name!r} has no input field: name one with x=")
         for name in self._x.names:

@@ -48,8 +48,8 @@ class Recorder(keras.callbacks.Callback):  # type: ignore[misc]
         self._recording = False
         sequence._arrays = self._record
 
-    def _record(self, batch: Any) -> Any:
-        arrays = self._arrays(batch)
+    def _record(self, batch: Any, epoch: int) -> Any:
+        arrays = self._arrays(batch, epoch)
         if self._recording:
             self.epochs[-1] += arrays[0][:, 0].astype(int).tolist()
         return arrays
@@ -209,9 +209,9 @@ def test_server_killed_and_restarted_in_mid_training(serve: Callable[..., Server
         rows: list[list[int]] = []
         taken = train._arrays
 
-        def record(batch: Any) -> Any:
+        def record(batch: Any, epoch: int) -> Any:
             rows.append(batch.rows.tolist())
-            return taken(batch)
+            return taken(batch, epoch)
 
         train._arrays = record
         model = keras.Sequential([keras.Input((300, 300)), keras.layers.Flatten(), keras.layers.Dense(2)])
