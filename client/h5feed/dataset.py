@@ -280,6 +280,16 @@ class Dataset:
         found = wait_for_stats(lambda: self._client.json(f"{self._path}/stats", params), timeout, progress)
         return found if field is None else found[field]
 
+    def mean_image(self, field: str, split: str = "all", **options: Unpack[SplitOptions]) -> npt.NDArray[np.float32]:
+        """The mean of a field's images over the rows of a split, and of no others, (*sample,) float32."""
+        # Waits for the server, whose answer is then at hand.
+        self.stats(split, field=field, **options)
+        params = self._params(split, options, SplitOptions) | {"field": field}
+        image: npt.NDArray[np.float32] = read_body(self._client.body(f"{self._path}/stats/mean-image", params))[0][
+            "mean_image"
+        ]
+        return image
+
     def split_rows(self, split: str, **options: Unpack[SplitOptions]) -> npt.NDArray[np.int64]:
         """Row ids of a split, ascending."""
         params = self._params(None, options, SplitOptions)

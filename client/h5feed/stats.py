@@ -21,6 +21,7 @@ _COLUMNS = 32
 """Characters of a histogram."""
 
 _CLASSES_SHOWN = 20
+_NAME_LENGTH = 40
 
 _BAR = '<div style="background:#4477aa;height:.8em;width:{:.2f}em"></div>'
 
@@ -102,15 +103,17 @@ class FieldStats(Mapping[str, Any]):
         return [header, *(self._row(part) for part in self._parts())]
 
     def listed(self) -> list[tuple[str, int, float]]:
-        """Name, rows and share of the first classes, or of the most frequent values."""
-        entries = (self["classes"] or self["values"] or [])[:_CLASSES_SHOWN]
-        return [(_label(entry), entry["rows"], entry["share"]) for entry in entries]
+        """Name, rows and share of the first classes, or of the most frequent values if any is there twice."""
+        entries = self["classes"] or self["values"] or []
+        if not self["classes"] and len(entries) > 1 and entries[0]["rows"] == 1:
+            return []
+        return [(_label(entry), entry["rows"], entry["share"]) for entry in entries[:_CLASSES_SHOWN]]
 
     def hidden(self) -> str:
         """Says so, where there are more classes or values than are listed."""
         entries = self["classes"] or self["values"] or []
         there = len(entries) if self["classes"] else self["distinct"]
-        if not entries or there == min(len(entries), _CLASSES_SHOWN):
+        if there == len(self.listed()) or not entries:
             return ""
         return f"… {'very many' if there is None else f'{there:,}'} in all"
 
@@ -248,7 +251,8 @@ def _svg(histogram: Mapping[str, Sequence[Any]] | None) -> str:
 
 def _label(entry: Mapping[str, Any]) -> str:
     name = entry.get("name")
-    return str(entry["value"]) if name is None else f"{entry['value']} {name}"
+    text = str(entry["value"]) if name is None else f"{entry['value']} {name}"
+    return text if len(text) <= _NAME_LENGTH else f"{text[: _NAME_LENGTH - 1]}…"
 
 
 def _short(value: float | int | None) -> str:

@@ -22,7 +22,7 @@ import httpx
 import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
-from h5feed.errors import FieldNotFound, ReadTimeout, RevisionChanged, SplitNotFound
+from h5feed.errors import FieldNotFound, ReadTimeout, RevisionChanged, SplitNotFound, UnsupportedField
 from h5feed_server.stats.histogram import BINS
 from h5feed_server.stats.mean_image import MeanImage
 from h5feed_server.stats.tallies import Summary, tally_of
@@ -270,6 +270,18 @@ def test_numbers_go_straight_into_keras(served: h5feed.Feed, arrays: dict[str, n
     np.testing.assert_allclose(np.asarray(layer(images)), expected, atol=1e-4)
 
 
+def test_mean_image_of_a_split(served: h5feed.Feed, arrays: dict[str, np.ndarray]) -> None:
+    """The mean of the images of those rows, as an array of the samples' shape."""
+    dataset = served["many"]
+    rows = dataset.split_rows("train", test=0.2)
+    for name in ("images", "grey"):
+        found = dataset.mean_image(name, "train", test=0.2)
+        np.testing.assert_allclose(found, arrays[name][rows].mean(axis=0), rtol=1e-6)
+        assert found.dtype == np.float32
+    with pytest.raises(UnsupportedField, match="no mean image"):
+        dataset.mean_image("floats")
+
+
 def test_readable(served: h5feed.Feed) -> None:
     """Statistics print themselves as text and as HTML, with bars."""
     stats = served["many"].stats()
@@ -355,6 +367,8 @@ def test_a_job_that_all_share(big: Path, serve: Callable[..., ServerProcess]) ->
     server = serve(big, "--workers", "2", H5FEED_DIGEST_LIMIT="1000")
     url = f"{server.url}/v1/datasets/big/stats"
     params = {"field": "images", "split": "all"}
+    with h5feed.connect(server.url, deadline=30) as feed:
+        assert feed["big"].rows == BIG_ROWS
     before = memory(server, "VmRSS")
     answer = httpx.get(url, params=params, headers={"prefer": "wait=0"}, timeout=30)
     assert answer.status_code == 202 and int(answer.headers["retry-after"]) >= 1

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import numpy as np
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
-from h5feed.errors import CLASS_BY_CODE, InternalError, Overloaded
+from h5feed.errors import CLASS_BY_CODE, InternalError, Overloaded, UnsupportedField
+from h5feed.wire import Body, Tensor
 from pydantic import Field, field_validator
 
 from ..catalog.dataset import Dataset
@@ -14,7 +16,17 @@ from ..sampling.spec import SPLIT_ALIASES
 from ..services import Services
 from ..stats.jobs import JobState
 from ..stats.report import FieldStats
-from .bodies import is_known, not_modified, query_items, url_headers
+from .bodies import (
+    BINARY_RESPONSE,
+    Format,
+    binary,
+    cache_headers,
+    is_known,
+    negotiate,
+    not_modified,
+    query_items,
+    url_headers,
+)
 from .deps import NamePath, ServicesDep, in_thread
 from .jobs import JOB_RESPONSE, Prefer, accepted, wait_for, wait_seconds
 from .queries import SplitsQuery
@@ -32,6 +44,11 @@ class StatsQuery(SplitsQuery):
     @classmethod
     def _canonical(cls, value: str) -> str:
         return SPLIT_ALIASES.get(value, value)
+
+
+class MeanImageQuery(StatsQuery):
+    field: str = Field(description="A field of images.", examples=["images"])
+    format: Format | None = Field(None, description="Instead of an Accept header.")
 
 
 @router.get("", summary="Statistics of fields", responses=JOB_RESPONSE)
@@ -60,6 +77,38 @@ async def get_stats(
         "fields": {name: stats.report for name, stats in fields.items()},
     }
     return JSONResponse(content, headers=stats_headers(request, dataset))
+
+
+@router.get(
+    "/mean-image", summary="Mean of all images", responses={**BINARY_RESPONSE, **JOB_RESPONSE}, response_class=Response
+)
+async def get_mean_image(
+    request: Request,
+    services: ServicesDep,
+    name: NamePath,
+    query: Annotated[MeanImageQuery, Query()],
+    prefer: Prefer = None,
+) -> Response:
+    """The mean of each place of a field's samples over the rows of a split, float32, as the tensor `mean_image`."""
+    form = negotiate(request, query.format, ("safetensors", "npz", "npy"))
+    wanted = StatsQuery(**{key: getattr(query, key) for key in StatsQuery.model_fields})
+    answer = await found_stats(request, services, name, wanted, prefer)
+    if isinstance(answer, Response):
+        return answer
+    dataset, fields = answer
+    ((field, stats),) = fields.items()
+    image = stats.mean_image
+    if image is None:
+        raise UnsupportedField(f"field {field!r} has no mean image: its samples are no images, or very great ones")
+
+    def work() -> Response:
+        about = {"dataset": dataset.name, "revision": dataset.revision, "epoch": "0", "batches": "1"}
+        body = Body([Tensor("mean_image", np.dtype("<f4"), image.shape)], about)
+        buffer = services.pool.lease(body.nbytes)
+        body.place(buffer, 0)["mean_image"][...] = image
+        return binary(buffer, form, cache_headers(request, dataset.revision, form))
+
+    return await in_thread(services, work)
 
 
 async def found_stats(
