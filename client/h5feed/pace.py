@@ -52,6 +52,8 @@ class Link:
     ----------
     width : int
         Requests under way at a time that serve it best.
+    least : int
+        Never fewer: they cost nothing where training does not wait, and little where it does.
     hold, holds : int
         Intervals until the next try, and after the next failure.
     wider : bool
@@ -59,6 +61,7 @@ class Link:
     """
 
     width: int = NEAR_WIDTH
+    least: int = NEAR_WIDTH
     hold: int = 0
     holds: int = _FIRST_HOLD
     wider: bool = True
@@ -66,8 +69,10 @@ class Link:
     @classmethod
     def of(cls, round_trip: float, servers: int) -> Link:
         """What is known at first: the `round_trip` in seconds, and how many servers share the requests."""
-        near = NEAR_WIDTH * servers
-        return cls(near if round_trip <= _NEAR_SECONDS else min(MAX_WIDTH, max(near, FAR_WIDTH)))
+        width = NEAR_WIDTH * servers
+        if round_trip > _NEAR_SECONDS:
+            width = min(MAX_WIDTH, max(width, FAR_WIDTH))
+        return cls(width, width)
 
 
 class Pace:
@@ -94,7 +99,7 @@ class Pace:
         self._link = link or Link()
         if self._bound < self._link.width:
             # What a stream learns within narrower bounds is of no use to others.
-            self._link = replace(self._link, width=self._bound)
+            self._link = replace(self._link, width=self._bound, least=min(self._link.least, self._bound))
         self.width = self._link.width
         self._ramp = FIRST_BYTES
         self._rate = 0.0
@@ -165,7 +170,7 @@ class Pace:
         if link.hold:
             link.hold -= 1
             return
-        other = min(2 * self.width, self._bound) if link.wider else max(1, self.width // 2)
+        other = min(2 * self.width, self._bound) if link.wider else max(link.least, self.width // 2)
         if other == self.width or (link.wider and self._full):
             link.wider = not link.wider
         else:
