@@ -53,7 +53,9 @@ class Splits(dict[str, Any]):
         if self.get("classes_are") == "multi-label":
             raise BadParameter(f"rows of {self['classes_of']!r} have several labels at once: weigh rows, not classes")
         if "classes" not in self["splits"][split]:
-            raise BadParameter(f"there are no classes to weigh: {self.note or 'no label field'}")
+            many = self["splits"][split].get("classes_total")
+            why = f"{many} are more than the server lists" if many else self.note or "the label field has none"
+            raise BadParameter(f"there are no classes to weigh: {why}")
         known = [entry["value"] for entry in self["splits"]["all"]["classes"]]
         if all(isinstance(value, int | float) and float(value).is_integer() for value in known):
             number = {value: int(value) for value in known}

@@ -89,7 +89,10 @@ class SplitSpec(BaseModel):
 class OrderSpec(SplitSpec):
     """Which rows, and in which order one epoch visits them."""
 
-    split: str = Field("all", description="`all`, `train`, `val` or `test` (also `valid`, `validation`, `dev`).")
+    split: str = Field(
+        "all",
+        description="`all`, `train`, `val`, `test` (also `valid`, `validation`, `dev`), or a stored split's own name.",
+    )
     shuffle: bool = Field(False, description="A new order each epoch; `false`: ascending rows.")
     seed: int = Field(0, ge=-(2**63), lt=2**63, description="Seed of the order.")
     epoch: int = Field(0, ge=0, lt=2**63, description="Number of the epoch: each has an order of its own.")

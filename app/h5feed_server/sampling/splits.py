@@ -120,6 +120,8 @@ class _Division:
                 f"test ({self._test} {self._what}) and val ({self._val}) leave none of {whole} for train"
             )
         self._notes: list[str] = []
+        if self._groups is not None and (self._test or self._val):
+            self._notes.append(f"test and val are counted in groups, of which there are {whole}")
 
     def splits(self) -> Splits:
         labels = self._usable_labels()
@@ -158,9 +160,9 @@ class _Division:
             return None
         labels, field = self._strata.labels, self._strata.field
         if labels is None:
-            self._not_stratified(f"{field!r} {self._strata.reason}")
+            self._not_stratified(f"{field!r}: it {self._strata.reason}")
         elif self._groups is not None and self._spec.folds is None:
-            self._notes.append("not stratified: groups stay together; folds= does both")
+            self._notes.append("not stratified, because groups stay together: folds= does both")
             labels = None
         elif self._spec.folds is not None and not self._spec.split_shuffle and self._spec.stratify is None:
             labels = None
@@ -238,8 +240,10 @@ class _Division:
         counts = labels.count(rows)
         small = np.flatnonzero((counts > 0) & (counts < folds))
         if len(small):
-            word = labels.word(int(small[0]))
-            self._notes.append(f"{word} has {counts[small[0]]} rows, fewer than there are folds: some hold none of it")
+            word, count = labels.word(int(small[0])), int(counts[small[0]])
+            self._notes.append(
+                f"{word} has {count} row{'s' * (count != 1)}, fewer than there are folds: some hold none of it"
+            )
 
     def _method(self, labels: Labels | None) -> str:
         """In scikit-learn's words, where it has them."""
