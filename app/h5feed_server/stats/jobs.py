@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 import threading
 import time
@@ -39,6 +40,8 @@ _WRITE_SECONDS = 0.25
 
 _KEPT_SECONDS = 24 * 3600.0
 """How long it can be asked what became of a job."""
+
+_ID = re.compile("[0-9a-f]{32}")
 
 Request = Mapping[str, Any]
 Status = Literal["queued", "running", "done", "failed"]
@@ -146,10 +149,12 @@ class Jobs:
         """
         text = json.dumps(request, sort_keys=True)
         job = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-        return self._take(JobState(job, dict(request), result))
+        return self._take(JobState(job, dict(request), result), anew=True)
 
     def state(self, job: str) -> JobState | None:
         """Where a job stands; None where nobody knows of it. One that nobody works on is taken up again."""
+        if not _ID.fullmatch(job):
+            return None
         with self._lock:
             mine = self._mine.get(job)
         if mine is not None:
@@ -157,9 +162,9 @@ class Jobs:
         state = self._read(job)
         if state is None or state.is_over:
             return state
-        return self._take(state)
+        return self._take(state, anew=False)
 
-    def _take(self, wanted: JobState) -> JobState:
+    def _take(self, wanted: JobState, *, anew: bool) -> JobState:
         with self._lock:
             mine = self._mine.get(wanted.id)
             if mine is not None and not mine.state.is_over:
@@ -172,6 +177,11 @@ class Jobs:
                 if lock is None:
                     # Another worker has it.
                     return self._read(wanted.id) or wanted
+                now = self._read(wanted.id)
+                if not anew and now is not None and now.is_over:
+                    # That worker was done between our two looks.
+                    self._unlock_file(wanted.id, lock)
+                    return now
             fresh = replace(wanted, status="queued", done=0, total=0, code=None, detail=None)
             mine = self._mine[wanted.id] = _Mine(fresh, lock)
             self._write(mine)
