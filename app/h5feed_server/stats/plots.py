@@ -149,7 +149,7 @@ def draw_histogram(dataset: str, report: Mapping[str, Any], form: PlotFormat | N
                 axes.set_title(label, fontsize=8)
             if _is_steep(counts):
                 axes.set_yscale("log")
-            axes.margins(x=0)
+            axes.margins(x=0.01)
         for axes in grid[len(panels) if not coloured else 1 :]:
             axes.set_axis_off()
         grid[0].set_ylabel("values")
@@ -236,9 +236,9 @@ def _is_steep(counts: Sequence[int]) -> bool:
 
 
 def _smooth(edges: Sequence[float], counts: Sequence[int]) -> tuple[list[float], list[int]]:
-    """Fewer bins where there are few values: chance would be all that is seen."""
+    """Fewer bins where there are few values, or few distinct ones: chance, or thin lines, would be all that is seen."""
     edges, counts = list(map(float, edges)), list(counts)
-    while len(counts) > 32 and sum(counts) < 50 * len(counts):
+    while len(counts) > 32 and (sum(counts) < 50 * len(counts) or 2 * np.count_nonzero(counts) < len(counts)):
         if len(counts) % 2:
             counts.append(0)
             edges.append(2 * edges[-1] - edges[-2])
