@@ -15,7 +15,7 @@ import h5feed
 import h5py
 import numpy as np
 
-from . import chunked, cold, compressed, contiguous, far, report, small, splitting, statistics, transport
+from . import cached, chunked, cold, compressed, contiguous, far, report, small, splitting, statistics, transport
 from .data import Files, make_files
 from .measure import Measured, compare
 from .served import WORKERS
@@ -29,6 +29,7 @@ GROUPS: dict[str, ModuleType] = {
     "e": chunked,
     "f": cold,
     "g": far,
+    "h": cached,
     "s": splitting,
     "t": statistics,
 }
@@ -39,7 +40,7 @@ _EXAMPLES = """groups:
   a  shuffled batches of big images, contiguous     c  shuffled batches of small images
   b  the same, gzipped, one chunk an image          d  our transport and stock httpx
   e  other filters, and chunks that fit badly       f  a cold start over a thousand files
-  g  a training loop fed over 0, 30 and 100 ms
+  g  a training loop fed over 0, 30 and 100 ms      h  later epochs from the local cache
   s  splits of ten million labels                   t  statistics of 1.26 GB of images
 
 examples:
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--only", type=_groups, default=list(GROUPS), metavar="GROUPS", help="such as a,b (default: all)"
     )
     parser.add_argument("--rounds", type=_count, default=7, help="rounds of each group (default 7); the median counts")
-    parser.add_argument("--keep", action="store_true", help="keep the files (1.5 GB) in benchmarks/data")
+    parser.add_argument("--keep", action="store_true", help="keep the files (1.7 GB) in benchmarks/data")
     options = parser.parse_args(argv)
     began = time.monotonic()
 

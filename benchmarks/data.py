@@ -24,6 +24,12 @@ CONTIGUOUS_ROWS = 6400
 
 COMPRESSED_ROWS = 1200
 
+THUMBNAIL = (64, 64, 3)
+"""Shape of an image of middling size, uint8: 12,288 bytes."""
+
+THUMBNAIL_ROWS = 20_000
+"""246 MB."""
+
 SMALL = (28, 28)
 SMALL_ROWS = 60_000
 SMALL_BATCH = 32
@@ -48,6 +54,10 @@ class Files:
         return self.folder / "compressed.h5"
 
     @property
+    def thumbnails(self) -> Path:
+        return self.folder / "thumbnails.h5"
+
+    @property
     def small(self) -> Path:
         return self.folder / "small.h5"
 
@@ -60,6 +70,7 @@ def make_files(folder: Path, say: Callable[[str], None]) -> Files:
         (files.contiguous, _write_contiguous),
         (files.compressed, _write_compressed),
         (files.small, _write_small),
+        (files.thumbnails, _write_thumbnails),
     ):
         if path.exists():
             continue
@@ -97,6 +108,12 @@ def _write_small(path: Path) -> None:
     with h5py.File(path, "w", libver="latest") as file:
         file.create_dataset("images", data=_noise(0, (SMALL_ROWS, *SMALL)))
         _write_labels(file, SMALL_ROWS)
+
+
+def _write_thumbnails(path: Path) -> None:
+    with h5py.File(path, "w", libver="latest") as file:
+        file.create_dataset("images", data=_noise(0, (THUMBNAIL_ROWS, *THUMBNAIL)))
+        _write_labels(file, THUMBNAIL_ROWS)
 
 
 def _write_labels(file: h5py.File, rows: int) -> None:

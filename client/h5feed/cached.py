@@ -101,11 +101,10 @@ def cached_fetch(
         count = sum(len(batch.rows) for batch in wanted)
         rows, weight, arrays = _lease(pool, count, [tensors[name] for name in stores], wanted[0].weight is not None)
         np.concatenate([batch.rows for batch in wanted], out=rows)
-        if not any(store.has(rows).any() for store in stores.values()):
+        # found: (count,), whether all fields of the row are here
+        found = np.logical_and.reduce([store.take(rows, arrays[name]) for name, store in stores.items()])
+        if not found.any():
             return whole(block, cancelled)
-        found = np.ones(count, np.bool_)
-        for name, store in stores.items():
-            found &= store.take(rows, arrays[name])
         if not found.all():
             missing(rows, arrays, np.flatnonzero(~found), cancelled)
         others = fetch_flat(block, cancelled) if fetch_flat is not None else [None] * len(wanted)

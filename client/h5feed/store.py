@@ -92,11 +92,6 @@ class FieldStore:
         """Rows that are there, whoever stored them; some may turn out to be torn."""
         return int(np.count_nonzero(self._sums))
 
-    def has(self, rows: Int64s) -> Bools:
-        """Which of these rows are likely there, (k,) bool: `take` finds out."""
-        known = self._known[rows]
-        return known if known.all() else known | (self._sums[rows] != 0)
-
     def take(self, rows: Int64s, out: npt.NDArray[Any]) -> Bools:
         """Copy rows that are there into `out`.
 
