@@ -29,6 +29,7 @@ from .batch import Batch
 from .cache import RowCache
 from .dataset import DEFAULT_READAHEAD, Dataset, OrderOptions, Plan, SplitOptions
 from .errors import BadParameter, FeedError
+from .keras_backup import StateBackup
 from .keras_stack import GENERATOR, LOOK, Mode, epoch_iterator, initial_epoch, keras_frame, running_method
 from .labels import ClassMode, Labels
 from .passes import is_drawn, position_in, state_of
@@ -37,8 +38,12 @@ from .readahead import ReadAhead
 from .scale import Number
 from .sharding import shard_of
 
+__all__ = ["Sequence", "StateBackup"]
+
 _ONLY_TRAINING = ("shuffle", "window", "balance", "weights", "epoch_rows")
 """Options of the training order that evaluating and predicting do without: they take each row once, ascending."""
+
+_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
 _RUNS_KNOWN = 16
 """Runs of Keras that are told from each other: one for each loop under way, and some that are only left to die."""
@@ -99,6 +104,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
     ----------
     samples : int
         Rows of the split.
+    shard, shards : int
     epoch : int
         Number of the pass that the next batch belongs to: what `epoch` must be to go on from here.
     """
@@ -137,8 +143,9 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         known = set(OrderOptions.__annotations__) - {"fields", "shuffle", "seed", "epoch"}
         if unknown := sorted(set(options) - known):
             raise BadParameter(f"unknown option {unknown[0]!r}: known are {', '.join(sorted(known))}")
-        self._dataset, self._split = dataset, split
+        self._dataset, self._split = dataset, _ALIASES.get(split, split)
         rank, count = shard_of(shard, shards)
+        self.shard, self.shards = rank, count
         self._split_options = {name: value for name, value in options.items() if name in SplitOptions.__annotations__}
         self._prepare = Preparation(
             dataset,
@@ -317,8 +324,8 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state: the next ``fit`` or loop delivers exactly what that pass had not delivered yet.
 
-        The first epoch of that ``fit`` is as much shorter, unless ``steps_per_epoch`` says how long it is. It may be
-        taken up by more or fewer shards, if ``batch_size × shards`` is the same.
+        The first run of that ``fit`` over the batches is as much shorter, so that passes end with epochs as they would
+        have. It may be taken up by more or fewer shards, if ``batch_size × shards`` is the same.
 
         Raises
         ------
@@ -405,13 +412,9 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
             if mode in ("evaluate", "predict") and call.run is not None:
                 # An evaluation that was cut short is followed by one that begins at the first row again.
                 call.run.position = 0
-            if mode == "fit" and call.steps is None and iterator is not None and self._position:
-                # Keras is told that this epoch is the rest of a pass only.
+            if mode == "fit" and iterator is not None and not (call.steps and iterator._steps_seen):
+                # Keras is told that a run which begins in the middle of a pass is the rest of it only.
                 iterator._num_batches = self._training.batches - self._position
-                call.shortened = True
-            elif call.shortened and iterator is not None:
-                iterator._num_batches = self._training.batches
-                call.shortened = False
 
     def on_epoch_end(self) -> None:
         """Called by Keras when an epoch ends; call it yourself to begin a new pass in a loop of your own."""
@@ -429,8 +432,11 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
 
     def _begin_fit(self, call: _Call, first_epoch: int) -> None:
         if first_epoch and not self._placed:
-            steps = call.steps or self._training.batches
-            self._epoch, self._position = divmod(first_epoch * steps, max(1, self._training.batches))
+            # Keras ends an epoch where a run over the batches ends, also when steps_per_epoch would go on.
+            batches = max(1, self._training.batches)
+            steps = min(call.steps or batches, batches)
+            self._epoch, cut = divmod(first_epoch, -(-batches // steps))
+            self._position = cut * steps
             self._resumed = True
         self._begin_loop()
         self._fitted_from = (self._epoch, self._position)
@@ -442,8 +448,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         mode = (call.mode if call is not None else running_method(caller)) or "fit"
         run = _Run(mode, self._stream_of(mode).batches)
         if mode == "fit":
-            if call is None or call.steps is None:
-                run.batches -= self._position
+            run.batches -= self._position
             self._give_up_runs()
         if call is not None:
             call.run = run
@@ -573,7 +578,6 @@ class _Call:
     steps: int | None
     """Its ``steps_per_epoch``."""
     run: _Run | None = None
-    shortened: bool = False
 
 
 def _torch_tensor(array: Any) -> Any:
