@@ -93,6 +93,7 @@ class RowCache:
         self.revision = revision
         self.rows = rows
         self.max_bytes = max_bytes
+        self.pid = os.getpid()
         self._of_dataset = self.folder / _file_name(dataset, LAYOUT_VERSION)
         self._own = self._of_dataset / _file_name(revision)
         self.row_ids = RowIds()
@@ -111,6 +112,9 @@ class RowCache:
             self._stop(f"cannot be used ({error}): every epoch is fetched from the server")
         else:
             weakref.finalize(self, os.close, self._in_use)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RowCache, (self.folder, self.dataset, self.revision, self.rows, self.max_bytes)
 
     def __repr__(self) -> str:
         counts = {name: store.count() for name, store in sorted(self._stores.items())}

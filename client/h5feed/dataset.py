@@ -419,8 +419,12 @@ class Dataset:
         fetch = _fetcher(client, path, plan.params)
         if cache is None:
             return fetch
-        cache = cache if isinstance(cache, RowCache) else self.cache(cache)
-        cache.check(self.name, self.revision)
+        if isinstance(cache, RowCache):
+            cache.check(self.name, self.revision)
+            if cache.pid != os.getpid():
+                cache = self.cache(cache.folder, cache.max_bytes)
+        else:
+            cache = self.cache(cache)
         return cached_fetch(
             fetch,
             cache,

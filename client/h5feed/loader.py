@@ -13,6 +13,7 @@ from .errors import BadParameter, BatchOutOfRange
 from .passes import is_drawn, position_in, state_of
 from .prepare import Preparation
 from .readahead import ReadAhead
+from .sharding import shard_of
 
 if TYPE_CHECKING:
     from .dataset import Dataset
@@ -46,7 +47,7 @@ class Loader:
     **options
         Split and order options (``val``, ``test``, ``stratify``, ``window``, ``shard``, ``shards``, ``last`` …), and
         those of `h5feed.prepare.Preparation`: ``x``, ``y``, ``sample_weight``, ``class_mode``, ``rescale``, ``mean``,
-        ``std``, ``transform``.
+        ``std``, ``transform``. ``shard="auto"`` is this process's rank: see `h5feed.sharding.shard_of`.
 
     Attributes
     ----------
@@ -212,6 +213,8 @@ def divided(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     if "fields" in options:
         raise BadParameter("fields= is what batches() takes: here x=, y= and sample_weight= name the fields")
     order = {name: value for name, value in options.items() if name not in _PREPARING}
+    if order.get("shard") is not None:
+        order["shard"], order["shards"] = shard_of(order["shard"], order.get("shards"))
     return order, {name: value for name, value in options.items() if name in _PREPARING}
 
 

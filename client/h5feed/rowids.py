@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 ROWS_ASKED_TOGETHER = 1 << 17
 """Row ids of an order that are asked for by one request: a megabyte."""
+
+BATCHES_ASKED_TOGETHER = 1 << 12
+"""Batches of such a request at most: each has a header of its own, which is a third of a kilobyte."""
 
 CHUNKS_KEPT = 8
 """Bound on such answers that are kept, for all orders of one cache together."""
@@ -37,7 +41,7 @@ class RowIds:
 
     def batches(self, plan: Plan, fetch: Fetch[Batch], block: Block, cancelled: threading.Event) -> list[Batch]:
         """The batches of a block without any field; `fetch` gets such batches from the server."""
-        together = max(1, ROWS_ASKED_TOGETHER // plan.batch_size)
+        together = min(BATCHES_ASKED_TOGETHER, max(1, ROWS_ASKED_TOGETHER // plan.batch_size))
         wanted: list[Batch] = []
         for number in range(block.start // together, (block.stop - 1) // together + 1):
             first = number * together
@@ -56,13 +60,15 @@ class RowIds:
         with self._lock:
             if _key(plan, epoch, number) in self._chunks:
                 return
-        # It ends by itself: at once when nobody wants batches any more, else within the client's deadline.
-        threading.Thread(
-            target=self._chunk,
-            args=(plan, fetch, epoch, number, together, cancelled),
-            name="h5feed-row-ids",
-            daemon=True,
-        ).start()
+        # It ends by itself: at once when nobody wants batches any more, else within the client's deadline. Where the
+        # system gives no thread, whoever needs the rows asks for them.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(
+                target=self._chunk,
+                args=(plan, fetch, epoch, number, together, cancelled),
+                name="h5feed-row-ids",
+                daemon=True,
+            ).start()
 
     def _chunk(
         self,

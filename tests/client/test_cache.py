@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -93,6 +94,7 @@ def all_same(dataset: h5feed.Dataset, cache: Any, **options: Any) -> int:
         {"batch_size": 64, "shuffle": True, "window": 96},
         {"batch_size": 48, "shuffle": True, "shard": 1, "shards": 3, "last": "pad"},
         {"batch_size": 64, "shuffle": True, "last": "drop", "limit": 777},
+        {"batch_size": 64, "balance": True, "epoch_rows": 1500, "seed": 1},
         {"batch_size": 33, "split": "val", "val": 0.2, "test": 0.1, "shuffle": True},
     ],
 )
@@ -378,11 +380,12 @@ def test_stores(tmp_path: Path) -> None:
 def test_a_fork_goes_on(feed: h5feed.Feed, tmp_path: Path) -> None:
     """A child process reads and stores with the handle that it was forked with."""
     dataset = feed["mixed"]
-    assert all_same(dataset, tmp_path, limit=100, fields=["labels"]) == 100
+    cache = dataset.cache(tmp_path)
+    assert all_same(dataset, cache, limit=100, fields=["labels"]) == 100
     pid = os.fork()
     if pid == 0:
         try:
-            os._exit(0 if all_same(dataset, tmp_path, fields=["labels"]) == ROWS else 1)
+            os._exit(0 if all_same(dataset, cache, fields=["labels"]) == ROWS else 1)
         finally:
             os._exit(2)
     deadline = time.monotonic() + 30
@@ -393,4 +396,5 @@ def test_a_fork_goes_on(feed: h5feed.Feed, tmp_path: Path) -> None:
         assert time.monotonic() < deadline, "the child hangs"
         time.sleep(0.02)
     assert os.waitstatus_to_exitcode(status) == 0
-    assert dataset.cache(tmp_path).cached_rows == ROWS
+    assert cache.cached_rows == ROWS
+    assert pickle.loads(pickle.dumps(cache)).store("labels", np.dtype(np.int64), ()).count() == ROWS

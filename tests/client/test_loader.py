@@ -137,6 +137,14 @@ def test_what_a_model_is_given(feed: h5feed.Feed) -> None:
         loader(feed, shufle=True)
 
 
+def test_the_rank_is_picked_up(feed: h5feed.Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``shard="auto"`` asks for the share of this rank."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with loader(feed, shard="auto") as train:
+        assert delivered(train) == rows_of(feed, 0, shard=1, shards=2)
+
+
 def test_threads_end(feed: h5feed.Feed) -> None:
     """Dropped or closed, a loader leaves no thread."""
 
