@@ -18,10 +18,12 @@ from h5feed.errors import FeedError
 from pydantic import ValidationError
 
 from . import __version__
+from .build.arguments import add_build
 from .settings import Settings
 
 _EXAMPLES = """examples:
   h5feed-server demo                              train on real digits through a real server, in a minute
+  h5feed-server build pets/ -o data/pets.h5       make an HDF5 file of a folder of images
   h5feed-server serve ./data                      serve the HDF5 files below ./data on http://127.0.0.1:8000
   h5feed-server serve ./data --workers 2          with two processes
   h5feed-server serve ./data --uds /run/h5feed.sock
@@ -40,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"h5feed-server {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
+    add_build(commands)
     demo = commands.add_parser("demo", help="pack scikit-learn's digits, serve them, train a Keras model over HTTP")
     demo.add_argument("--epochs", type=int, default=8, help="passes over the training split (default 8)")
     demo.add_argument("--workers", type=int, default=1, help="server processes (default 1)")
@@ -50,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .demo import run_demo
 
             return run_demo(epochs=options.epochs, workers=options.workers)
+        if options.command == "build":
+            from .build.command import run_build
+
+            return run_build(options)
         return _serve(options)
     except FeedError as error:
         print(f"h5feed-server: {error}", file=sys.stderr)

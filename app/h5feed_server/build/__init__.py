@@ -1,0 +1,36 @@
+"""Makes HDF5 files laid out for training from what people have: folders, archives, tables, arrays, other HDF5 files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .options import BuildOptions
+
+if TYPE_CHECKING:
+    from .images import Decoded, ImageSpec, decode_image
+    from .preview import Preview, preview
+    from .run import Progress, Report, build
+
+__all__ = [
+    "BuildOptions",
+    "Decoded",
+    "ImageSpec",
+    "Preview",
+    "Progress",
+    "Report",
+    "build",
+    "decode_image",
+    "preview",
+]
+
+_MODULES = {"Decoded": "images", "ImageSpec": "images", "decode_image": "images"}
+
+
+def __getattr__(name: str) -> Any:
+    # The command line is part of this package, and the server's processes must not load HDF5.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    module = _MODULES.get(name) or ("preview" if name.lower() == "preview" else "run")
+    return getattr(import_module(f".{module}", __name__), name)

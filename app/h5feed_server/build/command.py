@@ -1,0 +1,189 @@
+"""``h5feed-server build``: runs a build, shows how far it is, and says what it made."""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields
+
+from h5feed.errors import BadParameter
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as Bar,
+)
+from rich.table import Table
+from rich.text import Text
+
+from .options import BuildOptions, read_options
+from .preview import Preview, preview
+from .run import Progress, Report, build
+
+_LINE_SECONDS = 10.0
+"""Where no terminal shows a bar, a line is printed so often."""
+
+_SHOWN = 10
+"""Rows that are left out, and classes, that are listed."""
+
+
+def run_build(arguments: argparse.Namespace) -> int:
+    """Run the command; returns its exit code."""
+    options = _options(arguments)
+    # Pillow's, of odd metadata: what makes an image useless is told in our own words.
+    warnings.simplefilter("ignore")
+    console = Console(stderr=True)
+    if arguments.dry_run:
+        print_preview(preview(arguments.source, arguments.output, options), Console())
+        return 0
+    try:
+        with _Shown(console) as shown:
+            report = build(arguments.source, arguments.output, options, on_progress=shown)
+    except KeyboardInterrupt:
+        console.print("interrupted: run the same command again, and it goes on where it ended", style="bold")
+        return 130
+    _print_report(report, Console())
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> BuildOptions:
+    known = {item.name for item in fields(BuildOptions)}
+    given = {name: value for name, value in vars(arguments).items() if name in known and value is not None}
+    if "rename" in given:
+        pairs = [pair.partition("=") for pair in given["rename"]]
+        bad = next((old for old, _, new in pairs if not new), None)
+        if bad is not None:
+            raise BadParameter(f"--rename {bad}: give it as OLD=NEW")
+        given["rename"] = {old: new for old, _, new in pairs}
+    return BuildOptions(**{**(read_options(arguments.config) if arguments.config else {}), **given})
+
+
+class _Rate(ProgressColumn):
+    """Rows per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} rows/s" if task.speed else "", style="progress.data.speed")
+
+
+class _Shown:
+    """A bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Bar | None = None
+        self._phase = ""
+        self._last = (0.0, 0)
+
+    def __enter__(self) -> _Shown:
+        if self._console.is_terminal:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed:,}/{task.total:,}"),
+                _Rate(),
+                TextColumn("{task.fields[size]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        what = "reading rows" if progress.phase == "rows" else "laying them out"
+        size = f"{progress.written / 1e6:,.0f} MB"
+        if self._bar is not None:
+            if progress.phase != self._phase:
+                self._task = self._bar.add_task(what, total=progress.total, completed=progress.rows, size=size)
+            self._bar.update(self._task, completed=progress.rows, size=size)
+            self._phase = progress.phase
+            return
+        now = time.monotonic()
+        if progress.phase != self._phase:
+            self._phase, self._last = progress.phase, (now, progress.rows)
+            self._first = self._last
+        elif now - self._last[0] >= _LINE_SECONDS:
+            rate = (progress.rows - self._first[1]) / (now - self._first[0])
+            left = (progress.total - progress.rows) / rate if rate else 0
+            self._last = (now, progress.rows)
+            self._console.print(
+                f"{what}: {progress.rows:,} of {progress.total:,}, {rate:,.0f} rows/s, {size}, {left:,.0f} s left"
+            )
+
+
+def print_preview(found: Preview, console: Console) -> None:
+    """What a build would make."""
+    for spec in found.fields:
+        shape = "×".join(map(str, spec.shape)) or "one value"
+        console.print(f"{spec.name}: {sum(found.rows.values()):,} rows of {shape} {spec.dtype}")
+    console.print(f"files: {', '.join(str(path) for path in found.files[:3])}{' …' if len(found.files) > 3 else ''}")
+    console.print(f"size: {_size(found.nbytes)}; time: about {_duration(found.seconds)}")
+    _print_splits(found.rows, found.classes, console)
+    if found.method:
+        console.print(f"splits are those of scikit-learn's {found.method}")
+    table = Table("compression", "size", "decoding a row", title="measured on a sample of your rows")
+    for one in found.tried:
+        table.add_row(one.compression, f"{one.share:.0%}", f"{one.decode_seconds * 1e3:.2f} ms")
+    console.print(table)
+    console.print(f"advice: {found.advice}")
+    _print_notes(found.left_out, found.notes, console)
+    console.print("nothing was written")
+
+
+def _print_splits(rows: Mapping[str, int], classes: Mapping[str, Mapping[str, int]], console: Console) -> None:
+    if not classes and list(rows) == [""]:
+        return
+    table = Table("class", *(split or "rows" for split in rows))
+    for name in list(next(iter(classes.values()), {}))[:_SHOWN]:
+        table.add_row(name, *(f"{classes[split][name]:,}" if name in classes[split] else "0" for split in rows))
+    hidden = len(next(iter(classes.values()), {})) - _SHOWN
+    if hidden > 0:
+        table.add_row(f"… {hidden} more")
+    table.add_row("all", *(f"{count:,}" for count in rows.values()), style="bold")
+    console.print(table)
+
+
+def _print_report(report: Report, console: Console) -> None:
+    rows = sum(report.rows.values())
+    _print_notes(report.left_out, report.notes, console)
+    splits = ", ".join(f"{count:,} {split}" for split, count in report.rows.items() if split)
+    where = str(report.files[0]) + (f" and {len(report.files) - 1} more" if len(report.files) > 1 else "")
+    resumed = f", {report.resumed:,} of them by a run before" if report.resumed else ""
+    console.print(
+        f"built {where}: {rows:,} rows{f' ({splits})' if splits else ''}{resumed}, {_size(report.nbytes)}, "
+        f"in {_duration(report.seconds)}",
+        soft_wrap=True,
+    )
+
+
+def _print_notes(left_out: Mapping[str, str], notes: tuple[str, ...], console: Console) -> None:
+    for note in notes:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+    if left_out:
+        console.print(f"left out: {len(left_out):,}", style="bold")
+        for name, reason in list(left_out.items())[:_SHOWN]:
+            console.print(f"  {name}: {reason}", soft_wrap=True, markup=False)
+        if len(left_out) > _SHOWN:
+            console.print(f"  … and {len(left_out) - _SHOWN:,} more")
+
+
+def _size(nbytes: int) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            break
+        nbytes /= 1000  # type: ignore[assignment]
+    return f"{nbytes:,.0f} {unit}" if unit == "bytes" else f"{nbytes:,.1f} {unit}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,186 @@
+"""Rows that are image files: in a folder, an archive, or wherever a table says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from h5feed.errors import BadParameter, Unreadable
+
+from .images import SUFFIXES, BrokenImage, ImageSpec, decode_image, image_size
+from .members import BrokenMember, Members, open_members
+from .moments import moments
+from .naming import SPLITS, read_names
+from .options import BuildOptions
+from .source import ROW, Block, Column, FieldSpec, Work, digest_of, label_column, text_column
+
+_UNIT_BYTES = 8 << 20
+"""Bytes of decoded images that one piece of work makes, or little more."""
+
+_UNIT_IMAGES = 16
+
+_PROBED = 50
+"""Images of which the first that is whole gives the shape, where none is asked for."""
+
+
+class ImageSource:
+    """Images of a listing, with what is known of each.
+
+    Parameters
+    ----------
+    members : Members
+    chosen : sequence of int
+        Which of the members are the images, ascending.
+    names : sequence of str
+        Of each row, as it is written into the file.
+    """
+
+    images = True
+
+    def __init__(
+        self,
+        members: Members,
+        chosen: Sequence[int],
+        names: Sequence[str],
+        columns: dict[str, Column],
+        label: str | None,
+        splits: npt.NDArray[np.uint8] | None,
+        options: BuildOptions,
+        notes: list[str],
+    ) -> None:
+        self._members, self._chosen, self._names = members, chosen, names
+        self.spec = ImageSpec.of(options)
+        self.rows = len(chosen)
+        if not self.rows:
+            raise Unreadable("there are no images: files that end in " + ", ".join(SUFFIXES[:-1]))
+        size = self.spec.size or self._probe()
+        dtype = np.dtype(self.spec.dtype)
+        shape = (*size, self.spec.channels)
+        self.fields: tuple[FieldSpec, ...] = (FieldSpec("images", shape, dtype, {"channels": self.spec.colour}),)
+        self.columns = {**columns, "filenames": text_column(list(names))}
+        self.label, self.splits, self.notes = label, splits, notes
+        self.left_out = dict(members.listing.left_out)
+        self._shape = shape
+        known = members.listing.members
+        self.read_bytes = sum(known[index].size for index in chosen)
+        stamps = [(known[index].name, known[index].stamp) for index in chosen]
+        values = [column.values.tobytes().hex() for column in columns.values()]
+        self.digest = digest_of([*stamps, *values])
+
+    def name(self, row: int) -> str:
+        return self._names[row]
+
+    def work(self, done: npt.NDArray[np.bool_]) -> Iterator[Work]:
+        nbytes = max(1, self.fields[0].row_bytes)
+        unit = max(1, min(_UNIT_IMAGES, _UNIT_BYTES // nbytes))
+        wanted = np.flatnonzero(~done)
+        if self._members.anywhere:
+            for start in range(0, len(wanted), unit):
+                yield self._reading(wanted[start : start + unit])
+            return
+        row_of = {self._chosen[row]: row for row in wanted.tolist()}
+        rows: list[int] = []
+        contents: list[bytes | BrokenMember] = []
+        for index, content in self._members.stream(list(row_of)):
+            rows.append(row_of[index])
+            contents.append(content)
+            if len(rows) == unit:
+                yield self._decoding(np.array(rows), contents)
+                rows, contents = [], []
+        if rows:
+            yield self._decoding(np.array(rows), contents)
+
+    def close(self) -> None:
+        self._members.close()
+
+    def _probe(self) -> tuple[int, int]:
+        """Height and width of the first image that is whole."""
+        for _, content in self._members.stream(self._chosen[:_PROBED]):
+            try:
+                return image_size(_whole(content))
+            except (BrokenImage, BrokenMember):
+                continue
+        raise Unreadable(f"none of the first {min(_PROBED, self.rows)} images can be read")
+
+    def _reading(self, rows: npt.NDArray[np.int64]) -> Work:
+        def read(row: int) -> bytes | BrokenMember:
+            try:
+                return self._members.read(self._chosen[row])
+            except BrokenMember as error:
+                return error
+
+        return lambda: self._decode(rows, (read(row) for row in rows.tolist()))
+
+    def _decoding(self, rows: npt.NDArray[np.int64], contents: list[bytes | BrokenMember]) -> Work:
+        return lambda: self._decode(rows, iter(contents))
+
+    def _decode(self, rows: npt.NDArray[np.int64], contents: Iterator[bytes | BrokenMember]) -> Block:
+        # pixels: (n, height, width, channels)
+        pixels = np.zeros((len(rows), *self._shape), self.fields[0].dtype)
+        details = np.zeros(len(rows), ROW)
+        block = Block(rows, {"images": pixels}, details)
+        for index, (row, content) in enumerate(zip(rows.tolist(), contents, strict=True)):
+            try:
+                data = _whole(content)
+                block.read_bytes += len(data)
+                decoded = decode_image(data, self.spec)
+            except (BrokenImage, BrokenMember) as error:
+                details[index]["broken"] = 1
+                block.broken[row] = str(error)
+                continue
+            if decoded.pixels.shape != self._shape:
+                raise BadParameter(
+                    f"{self.name(row)} has {decoded.height}×{decoded.width} pixels, the first image "
+                    f"{self._shape[0]}×{self._shape[1]}: rows have one shape, so give a size and resize=aspect, "
+                    "stretch or pad"
+                )
+            pixels[index] = decoded.pixels
+            details[index]["height"], details[index]["width"] = decoded.height, decoded.width
+            details[index]["digest"] = np.void(hashlib.blake2b(data, digest_size=16).digest())
+        details["sums"], details["squares"] = moments(pixels)
+        return block
+
+
+def _whole(content: bytes | BrokenMember) -> bytes:
+    if isinstance(content, BrokenMember):
+        raise content
+    return content
+
+
+def image_files(source: Path, options: BuildOptions) -> ImageSource:
+    """Images in a folder, a zip or a tar: classes and splits by the names of folders and files.
+
+    Raises
+    ------
+    Unreadable, BadParameter
+    """
+    members = open_members(source)
+    return listed_images(members, options)
+
+
+def listed_images(members: Members, options: BuildOptions) -> ImageSource:
+    """The images among the members of a folder or an archive."""
+    known = members.listing.members
+    chosen = [index for index, member in enumerate(known) if member.name.lower().endswith(SUFFIXES)]
+    other = len(known) - len(chosen)
+    if not chosen:
+        raise Unreadable("there are no images: files that end in " + ", ".join(SUFFIXES))
+    names = [known[index].name for index in chosen]
+    said = read_names(names, members.listing.folders, options.label_pattern)
+    notes = list(said.notes)
+    if other:
+        notes.append(f"{other} files are no images, and are left out")
+    columns: dict[str, Column] = {}
+    if said.labels is not None:
+        columns["labels"] = label_column(said.labels, said.classes)
+    splits = split_codes(said.splits)
+    label = "labels" if columns else None
+    return ImageSource(members, chosen, names, columns, label, splits, options, notes)
+
+
+def split_codes(splits: list[str] | None) -> npt.NDArray[np.uint8] | None:
+    """Names of splits as indices into `SPLITS`."""
+    return None if splits is None else np.array([SPLITS.index(name) for name in splits], np.uint8)

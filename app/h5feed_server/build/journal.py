@@ -1,0 +1,139 @@
+"""The journal of a build: which rows are finished, on disk before anybody relies on it, so that a build goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from h5feed.errors import FeedError
+
+from .source import ROW, Block
+
+_FORMAT = 1
+_FRAME = struct.Struct("<II")
+"""Bytes of what follows, and their CRC-32: the last frame of a killed build may be torn."""
+
+_COUNTS = struct.Struct("<II")
+"""Rows, and bytes of the text."""
+
+
+class Journal:
+    """Finished rows of one build, which holds it for itself.
+
+    Parameters
+    ----------
+    path : Path
+    digest : str
+        Of the source, the options and the version: a journal of another build is begun anew.
+    rows : int
+        Of the source.
+
+    Attributes
+    ----------
+    done : (rows,) bool
+    details : (rows,) `ROW`
+    broken : dict of int to str
+    renames : list of (str, str) or None
+        Files that are whole, and the names that they are to get.
+
+    Raises
+    ------
+    FeedError
+        Another process is building the same file.
+    """
+
+    def __init__(self, path: Path, digest: str, rows: int) -> None:
+        self._path = path
+        self._stream = path.open("a+b")
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._stream.close()
+            raise FeedError(f"another process is building {path.name[1:].removesuffix('.journal')} now") from None
+        self.done = np.zeros(rows, np.bool_)
+        self.details = np.zeros(rows, ROW)
+        self.broken: dict[int, str] = {}
+        self.renames: list[tuple[str, str]] | None = None
+        self.resumed = self._load(digest, rows)
+        if not self.resumed:
+            self._stream.truncate(0)
+            header = {"format": _FORMAT, "digest": digest, "rows": rows}
+            self._stream.write(json.dumps(header).encode() + b"\n")
+            self.sync()
+
+    def add(self, blocks: Iterable[Block]) -> None:
+        """Note rows whose bytes are on disk."""
+        for block in blocks:
+            reasons = json.dumps({str(row): reason for row, reason in block.broken.items()}).encode()
+            payload = _COUNTS.pack(len(block.rows), len(reasons)) + block.rows.astype("<i8").tobytes()
+            self._append(payload + block.details.tobytes() + reasons)
+            self._take(block.rows, block.details, block.broken)
+        self.sync()
+
+    def add_renames(self, renames: list[tuple[str, str]]) -> None:
+        """Note that everything is written, and which files are to be renamed."""
+        text = json.dumps({"renames": renames}).encode()
+        self._append(_COUNTS.pack(0, len(text)) + text)
+        self.renames = renames
+        self.sync()
+
+    def sync(self) -> None:
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def remove(self) -> None:
+        """The build is over."""
+        self._path.unlink(missing_ok=True)
+        self.close()
+
+    def _append(self, payload: bytes) -> None:
+        self._stream.write(_FRAME.pack(len(payload), zlib.crc32(payload)) + payload)
+
+    def _take(self, rows: npt.NDArray[np.int64], details: npt.NDArray[np.void], broken: dict[int, str]) -> None:
+        self.done[rows] = True
+        self.details[rows] = details
+        self.broken.update(broken)
+
+    def _load(self, digest: str, rows: int) -> bool:
+        """What an interrupted build of the same left; False where there is nothing of it."""
+        self._stream.seek(0)
+        try:
+            header: Any = json.loads(self._stream.readline(1 << 12))
+        except ValueError:
+            return False
+        if header != {"format": _FORMAT, "digest": digest, "rows": rows}:
+            return False
+        end = self._stream.tell()
+        while frame := self._stream.read(_FRAME.size):
+            if len(frame) < _FRAME.size:
+                break
+            length, checksum = _FRAME.unpack(frame)
+            payload = self._stream.read(length)
+            if len(payload) < length or zlib.crc32(payload) != checksum:
+                break
+            self._understand(payload)
+            end = self._stream.tell()
+        self._stream.truncate(end)
+        self._stream.seek(end)
+        return True
+
+    def _understand(self, payload: bytes) -> None:
+        count, _ = _COUNTS.unpack_from(payload)
+        numbers = np.frombuffer(payload, "<i8", count, _COUNTS.size)
+        details = np.frombuffer(payload, ROW, count, _COUNTS.size + numbers.nbytes)
+        text = json.loads(payload[_COUNTS.size + numbers.nbytes + details.nbytes :])
+        if "renames" in text:
+            self.renames = [(old, new) for old, new in text["renames"]]
+            return
+        self._take(numbers, details, {int(row): reason for row, reason in text.items()})

@@ -1,0 +1,225 @@
+"""The HDF5 files themselves: contiguous fields whose rows are written past HDF5, and compressed chunks.
+
+HDF5 reserves the space of a contiguous field when the file is made and says where it lies; from then on rows are
+written there by ``pwrite``, from all threads, in any order, and a process that is killed leaves a file whose structure
+is whole. No times are recorded: the same rows give the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+
+from .options import Compression
+from .source import Column, FieldSpec
+
+_VERSIONS = ("v110", "v110")
+"""Of the file format: read by every HDF5 since 2016, and attributes may be as long as lists of many class names."""
+
+_ALIGNED = 4096
+"""Bytes: where fields of at least that many begin."""
+
+_SMALL_CHUNK = 32 << 10
+"""Bytes of a chunk of small rows: as few rows as keep the index of the chunks small."""
+
+_GZIP, _SHUFFLE, _LZ4, _ZSTD = 1, 2, 32004, 32015
+"""Numbers of filters in HDF5; see https://github.com/HDFGroup/hdf5_plugins/blob/master/docs/RegisteredFilterPlugins.md"""
+
+DEFAULT_LEVELS = {"zstd": 3, "gzip": 4, "lz4": 1, "none": 0}
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the fields of a file are stored.
+
+    Attributes
+    ----------
+    rows : int or None
+        Of a chunk; None: one where a row is not small.
+    """
+
+    compression: Compression = "none"
+    level: int | None = None
+    rows: int | None = None
+
+    def chunk_rows(self, spec: FieldSpec) -> int:
+        return self.rows or max(1, _SMALL_CHUNK // max(1, spec.row_bytes))
+
+    def encode(self, chunk: npt.NDArray[Any]) -> bytes:
+        """The bytes of a chunk, through the filters."""
+        data: Any = chunk
+        if chunk.dtype.itemsize > 1:
+            data = np.ascontiguousarray(chunk.reshape(-1).view(np.uint8).reshape(-1, chunk.dtype.itemsize).T)
+        level = self.level or DEFAULT_LEVELS[self.compression]
+        if self.compression == "gzip":
+            return bytes(imagecodecs.zlib_encode(data, level))
+        if self.compression == "zstd":
+            return bytes(imagecodecs.zstd_encode(data, level))
+        return bytes(imagecodecs.lz4h5_encode(data, level))
+
+
+def create_file(path: Path, groups: Mapping[str, int], fields: Sequence[FieldSpec]) -> dict[tuple[str, str], int]:
+    """Make a file of contiguous fields that are not written yet.
+
+    Parameters
+    ----------
+    groups : mapping of str to int
+        Name (empty for the root) to rows.
+
+    Returns
+    -------
+    dict of (str, str) to int
+        Group and field, to the offset of its first row in the file.
+    """
+    offsets = {}
+    with _open(path, "w") as file:
+        for group, rows in groups.items():
+            for spec in fields:
+                made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+                made.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+                made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+                dataset = _create(file, group, spec, rows, made)
+                offsets[group, spec.name] = dataset.id.get_offset() or 0
+    return offsets
+
+
+def create_chunked(
+    path: Path,
+    groups: Mapping[str, int],
+    fields: Sequence[FieldSpec],
+    packing: Packing,
+    read: Callable[[str, str, int, int], npt.NDArray[Any]],
+    threads: ThreadPoolExecutor,
+    window: int,
+    on_rows: Callable[[int], None],
+) -> None:
+    """Make a file of compressed fields.
+
+    Parameters
+    ----------
+    read : callable
+        Group, field, first row and the row after the last, to rows (n, *shape).
+    threads, window : ThreadPoolExecutor, int
+        Where chunks are compressed, and how many may wait to be written.
+    on_rows : callable
+        Told how many rows of the first field were written.
+    """
+    with _open(path, "w") as file:
+        for group, rows in groups.items():
+            for number, spec in enumerate(fields):
+                step = min(packing.chunk_rows(spec), max(1, rows))
+                made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+                made.set_chunk((step, *spec.shape))
+                made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+                _set_filters(made, packing, spec.dtype.itemsize)
+                dataset = _create(file, group, spec, rows, made)
+
+                def encode(start: int, where: tuple[str, FieldSpec, int, int] = (group, spec, rows, step)) -> bytes:
+                    group, spec, rows, step = where
+                    found = read(group, spec.name, start, min(rows, start + step))
+                    if len(found) < step:
+                        found = np.concatenate([found, np.zeros((step - len(found), *spec.shape), spec.dtype)])
+                    return packing.encode(found)
+
+                starts = range(0, rows, step)
+                for start, data in zip(starts, in_order(threads, encode, starts, window), strict=True):
+                    dataset.id.write_direct_chunk((start, *(0 for _ in spec.shape)), data)
+                    if number == 0:
+                        on_rows(min(step, rows - start))
+
+
+def in_order(
+    threads: ThreadPoolExecutor, work: Callable[[int], bytes], items: Sequence[int], window: int
+) -> Iterator[bytes]:
+    """Results of `work` in the order of the items, of which no more than `window` are under way or wait."""
+    waiting: deque[Future[bytes]] = deque()
+    try:
+        for item in items:
+            if len(waiting) >= window:
+                yield waiting.popleft().result()
+            waiting.append(threads.submit(work, item))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def finish_file(
+    path: Path, columns: Mapping[str, Mapping[str, Column]], attributes: Mapping[str, Any], marks: Mapping[str, Any]
+) -> None:
+    """Add the small fields and the attributes.
+
+    Parameters
+    ----------
+    columns : mapping
+        Group to the small fields of its rows.
+    attributes : mapping
+        Of the file.
+    marks : mapping
+        Of the first field of every group, such as its mean.
+    """
+    with _open(path, "r+") as file:
+        for group, own in columns.items():
+            for name, column in own.items():
+                values = column.values
+                if values.dtype.kind == "S":
+                    values = values.astype(h5py.string_dtype("utf-8", values.dtype.itemsize))
+                dataset = (file[group] if group else file).create_dataset(name, data=values, track_times=False)
+                _set_attributes(dataset, column.attributes)
+        for path_of, value in marks.items():
+            where, _, name = path_of.rpartition("@")
+            file[where].attrs[name] = value
+        _set_attributes(file, attributes)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path, mode: str) -> h5py.File:
+    return h5py.File(path, mode, libver=_VERSIONS, alignment_threshold=_ALIGNED, alignment_interval=_ALIGNED)
+
+
+def _create(file: h5py.File, group: str, spec: FieldSpec, rows: int, made: Any) -> h5py.Dataset:
+    made.set_obj_track_times(False)
+    parent = file.require_group(group) if group else file
+    *folders, name = spec.name.split("/")
+    for folder in folders:
+        parent = parent.require_group(folder)
+    space = h5py.h5s.create_simple((rows, *spec.shape))
+    dtype = h5py.h5t.py_create(spec.dtype, logical=True)
+    dataset = h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), dtype, space, made))
+    _set_attributes(dataset, spec.attributes)
+    return dataset
+
+
+def _set_attributes(owner: Any, attributes: Mapping[str, Any]) -> None:
+    for name, value in attributes.items():
+        owner.attrs[name] = value
+
+
+def _set_filters(made: Any, packing: Packing, itemsize: int) -> None:
+    if packing.compression == "none":
+        return
+    if itemsize > 1:
+        made.set_shuffle()
+    level = packing.level or DEFAULT_LEVELS[packing.compression]
+    number, values = {
+        "gzip": (_GZIP, (level,)),
+        "zstd": (_ZSTD, (level,)),
+        "lz4": (_LZ4, ()),
+    }[packing.compression]
+    # Optional, as HDF5 refuses mandatory filters that it cannot run itself; the mask of each chunk says it was applied.
+    made.set_filter(number, h5py.h5z.FLAG_OPTIONAL, values)

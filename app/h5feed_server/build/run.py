@@ -1,0 +1,539 @@
+"""The build: rows are made by all cores and written where they belong, and what is finished is never done again."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from h5feed.errors import BadParameter, FeedError, TooLarge, Unreadable
+
+from .. import __version__
+from .journal import Journal
+from .layout import Packing, create_chunked, create_file, finish_file
+from .moments import mean_and_std
+from .opening import open_source
+from .options import BuildOptions
+from .plan import Part, Plan, beside, check_output, column_bytes, counts_per_class, limited, make_plan
+from .source import Block, Column, Source, digest_of
+
+_COMMIT_SECONDS = 2.0
+"""An interruption costs no more work than this."""
+
+_COMMIT_BYTES = 256 << 20
+"""What is written is on disk before so much more is."""
+
+_AHEAD = 2
+"""Pieces of work for each thread that are under way or wait: the bound on memory."""
+
+_COPY_BYTES = 8 << 20
+
+_SPARE_BYTES = 1 << 20
+"""Structure of the file, the journal."""
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_LEFT_OUT = "left-out.tsv"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a build is.
+
+    Attributes
+    ----------
+    phase : str
+        ``rows``: made and written; ``layout``: put into their final layout.
+    rows, total : int
+        Finished, with those of an interrupted build; and in all.
+    written : int
+        Bytes by this process.
+    """
+
+    phase: str
+    rows: int
+    total: int
+    written: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was built.
+
+    Attributes
+    ----------
+    files : tuple of Path
+    rows : dict of str to int
+        Of each split; of the empty name where nothing is split.
+    nbytes : int
+        Of the files.
+    seconds : float
+    resumed : int
+        Rows that an interrupted build had finished.
+    left_out : dict of str to str
+        What of the source is no row, and why; also written beside the output as ``NAME.left-out.tsv``.
+    means : dict of str to list of float
+        ``mean`` and ``std`` of each channel of train.
+    notes : tuple of str
+    """
+
+    files: tuple[Path, ...]
+    rows: dict[str, int]
+    nbytes: int
+    seconds: float
+    resumed: int
+    left_out: dict[str, str] = field(default_factory=dict)
+    means: dict[str, list[float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def build(
+    source: str | Path,
+    output: str | Path,
+    options: BuildOptions | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+) -> Report:
+    """Make HDF5 laid out for training from a folder, an archive, a table or another HDF5 file.
+
+    What it writes has temporary names until it is whole; the same call goes on where one that was interrupted, killed
+    or out of space ended, and gives the same bytes.
+
+    Parameters
+    ----------
+    source : path
+        See docs/guide/build.md for all that is understood.
+    output : path
+        The file; with ``shards`` the pattern of their names, with ``split_files`` the folder.
+    on_progress : callable, optional
+        Called by this thread, several times a second.
+
+    Raises
+    ------
+    BadParameter, SplitImpossible
+        The options do not fit each other, or the source.
+    Unreadable
+        The source cannot be read; with ``strict``, a row of it.
+    TooLarge
+        There is not enough space. What is finished is kept for the next call.
+    """
+    options = options or BuildOptions()
+    where = check_output(Path(output), options)
+    with contextlib.closing(open_source(Path(source), options)) as opened:
+        try:
+            return _Build(opened, Path(source), where, options, on_progress or (lambda progress: None)).run()
+        except OSError as error:
+            if error.errno in _NO_SPACE:
+                raise TooLarge(
+                    f"no space is left for {where}: make room and run the same command again; it goes on where it ended"
+                ) from None
+            raise FeedError(f"{error.filename or where}: {error.strerror or error}") from None
+
+
+class _Build:
+    """One build."""
+
+    def __init__(
+        self, source: Source, path: Path, output: Path, options: BuildOptions, on_progress: OnProgress
+    ) -> None:
+        self._source, self._path, self._output, self._options = source, path, output, options
+        self._on_progress = on_progress
+        self._wanted = wanted_rows(source, options)
+        self._plan = make_plan(source, options, output, self._wanted)
+        self._packing = Packing(options.compression, options.level, options.chunk_rows)
+        self._written = 0
+        self._began = time.monotonic()
+
+    def run(self) -> Report:
+        source, options = self._source, self._options
+        if options.strict and source.left_out:
+            name, reason = next(iter(source.left_out.items()))
+            raise Unreadable(f"{name}: {reason}")
+        folder = self._output if options.split_files else self._output.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        about = {**options.about(), "output": str(self._output.name)}
+        self._digest = digest_of([source.digest, source.rows, json.dumps(about, sort_keys=True), __version__])
+        journal = Journal(beside(self._output, "journal"), self._digest, source.rows)
+        try:
+            self._journal = journal
+            if not (journal.resumed and journal.renames):
+                self._check_free_names(self._plan)
+                self._make(journal)
+            report = self._publish(journal)
+        except BaseException:
+            journal.close()
+            raise
+        journal.remove()
+        return report
+
+    def _check_free_names(self, plan: Plan) -> None:
+        taken = [path for path in plan.files if path.exists()]
+        if taken and not self._options.overwrite:
+            raise BadParameter(f"{taken[0]} is there already: give another name, or overwrite")
+
+    def _make(self, journal: Journal) -> None:
+        parts = {path: beside(path, "part") for path in self._plan.files}
+        resumed = journal.resumed and all(part.exists() for part in parts.values())
+        if not resumed and journal.done.any():
+            raise FeedError(f"{beside(self._output, 'journal')} belongs to a build whose files are gone: delete it")
+        self._check_space(parts.values())
+        rows = _Rows(self._plan, parts, self._source, fresh=not journal.done.any())
+        with contextlib.closing(rows), ThreadPoolExecutor(self._options.workers, "h5feed-build") as threads:
+            self._resumed_rows = int(journal.done.sum())
+            self._make_rows(journal, rows, threads)
+            usable = self._wanted & ~_mask(journal.broken, self._source.rows)
+            final = make_plan(self._source, self._options, self._output, usable) if journal.broken else self._plan
+            made = parts
+            if journal.broken or self._options.compression != "none":
+                made = self._lay_out(final, rows, threads)
+        self._plan = final
+        for path, unfinished in made.items():
+            self._finish(unfinished, final.files[path], journal)
+        for leftover in set(parts.values()) - set(made.values()):
+            leftover.unlink(missing_ok=True)
+        journal.add_renames([(str(made[path].name), str(path.name)) for path in final.files])
+
+    def _make_rows(self, journal: Journal, rows: _Rows, threads: ThreadPoolExecutor) -> None:
+        """Make what is missing; what was made is written and noted, whatever ends this."""
+        total = int(self._wanted.sum())
+        finished: list[Block] = []
+        done = self._resumed_rows
+        pending: set[Future[Block]] = set()
+        unnoted, noted = 0, time.monotonic()
+
+        def run(work: Callable[[], Block]) -> Block:
+            block = work()
+            rows.write(block)
+            block.arrays = {}
+            return block
+
+        def collect(some: set[Future[Block]]) -> int:
+            nonlocal done
+            nbytes = 0
+            for future in some:
+                block = future.result()
+                if block.broken and self._options.strict:
+                    row, reason = next(iter(block.broken.items()))
+                    raise Unreadable(f"{self._source.name(row)}: {reason}")
+                finished.append(block)
+                done += len(block.rows)
+                nbytes += (len(block.rows) - len(block.broken)) * rows.row_bytes
+            return nbytes
+
+        def note() -> None:
+            nonlocal unnoted, noted
+            rows.sync()
+            journal.add(finished)
+            finished.clear()
+            unnoted, noted = 0, time.monotonic()
+
+        try:
+            for work in self._source.work(journal.done | ~self._wanted):
+                pending.add(threads.submit(run, work))
+                if len(pending) < self._options.workers * _AHEAD:
+                    continue
+                some, pending = wait(pending, return_when=FIRST_COMPLETED)
+                nbytes = collect(some)
+                unnoted += nbytes
+                self._written += nbytes
+                self._on_progress(Progress("rows", done, total, self._written))
+                if unnoted >= _COMMIT_BYTES or time.monotonic() - noted >= _COMMIT_SECONDS:
+                    note()
+            while pending:
+                some, pending = wait(pending, return_when=FIRST_COMPLETED)
+                self._written += collect(some)
+                self._on_progress(Progress("rows", done, total, self._written))
+        finally:
+            for future in pending:
+                future.cancel()
+            with contextlib.suppress(Exception):
+                # What the threads have still finished counts as well.
+                collect({future for future in wait(pending).done if not future.cancelled()})
+            note()
+        missing = np.flatnonzero(self._wanted & ~journal.done)
+        if len(missing):
+            raise Unreadable(f"{self._source.name(int(missing[0]))}: it is not in the source any more")
+
+    def _lay_out(self, final: Plan, rows: _Rows, threads: ThreadPoolExecutor) -> dict[Path, Path]:
+        """Copy the rows, less the broken ones, into the layout that is asked for."""
+        made = {path: beside(path, "whole") for path in final.files}
+        total, done = final.rows, 0
+
+        def on_rows(count: int) -> None:
+            nonlocal done
+            done += count
+            self._on_progress(Progress("layout", done, total, self._written))
+
+        for path, unfinished in made.items():
+            parts = final.files[path]
+            unfinished.unlink(missing_ok=True)
+            if self._options.compression == "none":
+                _copy(rows, unfinished, parts, self._source, on_rows)
+                continue
+
+            def read(group: str, name: str, start: int, stop: int, parts: tuple[Part, ...] = parts) -> npt.NDArray[Any]:
+                (own,) = [part.rows for part in parts if part.group == group]
+                return rows.read(name, own[start:stop])
+
+            create_chunked(
+                unfinished,
+                {part.group: len(part.rows) for part in parts},
+                self._source.fields,
+                self._packing,
+                read,
+                threads,
+                self._options.workers * _AHEAD,
+                on_rows,
+            )
+        return made
+
+    def _finish(self, unfinished: Path, parts: tuple[Part, ...], journal: Journal) -> None:
+        source = self._source
+        columns: dict[str, dict[str, Column]] = {}
+        for part in parts:
+            own = {name: Column(c.values[part.rows], c.attributes) for name, c in source.columns.items()}
+            if source.images:
+                details = journal.details[part.rows]
+                own["heights"], own["widths"] = Column(details["height"].copy()), Column(details["width"].copy())
+                hexed = [bytes(digest).hex().encode() for digest in details["digest"]]
+                own["digests"] = Column(np.array(hexed, "S32"), {"of": "the file, BLAKE2b of 16 bytes"})
+            columns[part.group] = own
+        main = source.fields[0]
+        marks: dict[str, Any] = {}
+        means = self._means(journal)
+        for part in parts:
+            for key, value in means.items():
+                marks[f"{part.group}/{main.name}@{key}".lstrip("/")] = value
+        attributes = {
+            "h5feed_version": __version__,
+            "h5feed_options": json.dumps(self._options.about(), sort_keys=True),
+            "h5feed_source": self._path.name,
+            "h5feed_source_digest": source.digest,
+        }
+        finish_file(unfinished, columns, attributes, marks)
+
+    def _means(self, journal: Journal) -> dict[str, list[float]]:
+        """Of the main field's train rows, per channel."""
+        main = self._source.fields[0]
+        if main.dtype.kind not in "biuf" or not main.row_bytes:
+            return {}
+        details = journal.details[self._plan.train]
+        each = main.row_bytes // main.dtype.itemsize // main.channels
+        mean, std = mean_and_std(details["sums"], details["squares"], main.channels, each)
+        return {"mean": mean, "std": std}
+
+    def _publish(self, journal: Journal) -> Report:
+        """Give the files their names, and say what was built."""
+        assert journal.renames is not None
+        folder = self._output if self._options.split_files else self._output.parent
+        for old, new in journal.renames:
+            if (folder / old).exists():
+                os.replace(folder / old, folder / new)
+        if journal.broken:
+            usable = self._wanted & ~_mask(journal.broken, self._source.rows)
+            self._plan = make_plan(self._source, self._options, self._output, usable)
+        _sync_folder(folder)
+        files = tuple(folder / new for _, new in journal.renames)
+        left_out = dict(self._source.left_out)
+        left_out.update({self._source.name(row): reason for row, reason in sorted(journal.broken.items())})
+        _write_left_out(self._output.with_name(f"{self._output.name}.{_LEFT_OUT}"), left_out)
+        means = self._means(journal)
+        if self._options.mean_json is not None:
+            _write_means(self._options.mean_json, means.get("mean", []), self._source.fields[0].attributes)
+        return Report(
+            files,
+            {split: len(self._plan.rows_of(split)) for split in self._plan.splits},
+            sum(path.stat().st_size for path in files),
+            time.monotonic() - self._began,
+            getattr(self, "_resumed_rows", self._source.rows),
+            left_out,
+            means,
+            (*self._source.notes, *self._plan.notes, *_lost_classes(self._source, self._plan)),
+        )
+
+    def _check_space(self, parts: Any) -> None:
+        raw = self._plan.rows * sum(spec.row_bytes for spec in self._source.fields)
+        times = 2 if self._options.compression != "none" else 1
+        needed = times * raw + column_bytes(self._source.columns, self._plan.rows) + _SPARE_BYTES
+        folder = self._output if self._options.split_files else self._output.parent
+        allocated = sum(part.stat().st_blocks * 512 for part in parts if part.exists())
+        free = shutil.disk_usage(folder).free
+        if needed - allocated > free:
+            raise TooLarge(
+                f"{self._output} needs {needed:,} bytes{' while it is compressed' if times > 1 else ''}, and "
+                f"{folder.resolve()} has {free:,} left: make room, give a smaller size or a limit"
+            )
+
+
+class _Rows:
+    """The rows of a plan in contiguous fields: where each lies, to write and to read them."""
+
+    def __init__(self, plan: Plan, parts: dict[Path, Path], source: Source, *, fresh: bool) -> None:
+        self.row_bytes = sum(spec.row_bytes for spec in source.fields)
+        self._fields = {spec.name: spec for spec in source.fields}
+        # Which file a row of the source is in, and where in it its part of each field begins.
+        self._file = np.zeros(source.rows, np.int32)
+        self._offset = {name: np.full(source.rows, -1, np.int64) for name in self._fields}
+        self._descriptors: list[int] = []
+        try:
+            for number, (path, own) in enumerate(plan.files.items()):
+                offsets = _create(parts[path], own, source, fresh=fresh)
+                self._descriptors.append(os.open(parts[path], os.O_RDWR | os.O_CLOEXEC))
+                for part in own:
+                    self._file[part.rows] = number
+                    for name, spec in self._fields.items():
+                        places = offsets[part.group, name] + np.arange(len(part.rows)) * spec.row_bytes
+                        self._offset[name][part.rows] = places
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
+
+    def sync(self) -> None:
+        """Have everything on disk."""
+        for descriptor in self._descriptors:
+            os.fdatasync(descriptor)
+
+    def write(self, block: Block) -> None:
+        """Write the rows that are not broken, from any thread."""
+        whole = np.flatnonzero(block.details["broken"] == 0)
+        for name, array in block.arrays.items():
+            spec = self._fields[name]
+            if array.shape[1:] != spec.shape or array.dtype != spec.dtype:
+                raise TypeError(f"{name}: {array.dtype}{array.shape[1:]} is not {spec.dtype}{spec.shape}")
+            data = np.ascontiguousarray(array)
+            for start, stop, descriptor, offset in self._runs(name, block.rows[whole]):
+                _write_all(descriptor, data[whole[start] : whole[stop - 1] + 1], offset)
+
+    def read(self, name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Rows (n, *shape), from any thread."""
+        spec = self._fields[name]
+        found = np.empty((len(rows), *spec.shape), spec.dtype)
+        flat = found.reshape(len(rows), -1).view(np.uint8) if spec.row_bytes else found
+        for start, stop, descriptor, offset in self._runs(name, rows):
+            view = memoryview(flat[start:stop]).cast("B")
+            while len(view):
+                count = os.preadv(descriptor, [view], offset)
+                if not count:
+                    raise FeedError("the unfinished file is shorter than it was made: delete it and begin anew")
+                view, offset = view[count:], offset + count
+        return found
+
+    def _runs(self, name: str, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, int, int]]:
+        """Rows that follow each other in a file too: first, after the last, descriptor, offset."""
+        nbytes = self._fields[name].row_bytes
+        if not len(rows) or not nbytes:
+            return
+        offsets, files = self._offset[name][rows], self._file[rows]
+        breaks = np.flatnonzero((np.diff(offsets) != nbytes) | (np.diff(files) != 0) | (np.diff(rows) != 1)) + 1
+        edges = [0, *breaks.tolist(), len(rows)]
+        for start, stop in pairwise(edges):
+            yield start, stop, self._descriptors[files[start]], int(offsets[start])
+
+
+def wanted_rows(source: Source, options: BuildOptions) -> npt.NDArray[np.bool_]:
+    """Which rows of a source are to be built."""
+    labels = source.columns.get(source.label) if source.label else None
+    wanted = np.zeros(source.rows, np.bool_)
+    wanted[limited(options.limit, source.rows, labels, source.splits)] = True
+    return wanted
+
+
+def _create(path: Path, parts: tuple[Part, ...], source: Source, *, fresh: bool) -> dict[tuple[str, str], int]:
+    groups = {part.group: len(part.rows) for part in parts}
+    if fresh:
+        path.unlink(missing_ok=True)
+        return create_file(path, groups, source.fields)
+    # The structure depends on nothing but the rows: where they lie in a file that is made again, they lie in this one.
+    again = path.with_name(f"{path.name}.again")
+    try:
+        return create_file(again, groups, source.fields)
+    finally:
+        again.unlink(missing_ok=True)
+
+
+def _copy(
+    rows: _Rows, unfinished: Path, parts: tuple[Part, ...], source: Source, on_rows: Callable[[int], None]
+) -> None:
+    """Write a contiguous file of rows that lie in others."""
+    offsets = create_file(unfinished, {part.group: len(part.rows) for part in parts}, source.fields)
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        for part in parts:
+            for number, spec in enumerate(source.fields):
+                step = max(1, _COPY_BYTES // max(1, spec.row_bytes))
+                for start in range(0, len(part.rows), step):
+                    found = rows.read(spec.name, part.rows[start : start + step])
+                    _write_all(descriptor, found, offsets[part.group, spec.name] + start * spec.row_bytes)
+                    if number == 0:
+                        on_rows(len(found))
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, array: npt.NDArray[Any], offset: int) -> None:
+    view = memoryview(array.reshape(-1).view(np.uint8))
+    while len(view):
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _mask(rows: dict[int, str], total: int) -> npt.NDArray[np.bool_]:
+    mask = np.zeros(total, np.bool_)
+    mask[list(rows)] = True
+    return mask
+
+
+def _lost_classes(source: Source, plan: Plan) -> list[str]:
+    """Classes that had images, but no whole ones."""
+    if source.label is None or source.columns[source.label].values.ndim > 1:
+        return []
+    column = source.columns[source.label]
+    before = counts_per_class(column, np.arange(source.rows))
+    rows = np.concatenate([part.rows for part in plan.parts()])
+    after = counts_per_class(column, rows)
+    lost = [name for name, count in before.items() if count and not after.get(name)]
+    return [f"class {name!r} has no row: none of its images could be used" for name in lost]
+
+
+def _write_left_out(path: Path, left_out: dict[str, str]) -> None:
+    if not left_out:
+        path.unlink(missing_ok=True)
+        return
+    lines = [f"{name}\t{reason}".replace("\n", " ") + "\n" for name, reason in left_out.items()]
+    path.write_text("".join(lines), errors="surrogateescape")
+
+
+def _write_means(path: Path, means: list[float], attributes: Any) -> None:
+    """As OpenCV's users keep them: keys ``R``, ``G`` and ``B``, whatever the order of the channels."""
+    letters = {"rgb": "RGB", "bgr": "BGR", "rgba": "RGBA", "grey": "L"}.get(attributes.get("channels"), "")
+    keys = list(letters) if len(letters) == len(means) else [str(number) for number in range(len(means))]
+    unfinished = path.with_name(f".{path.name}.part")
+    unfinished.write_text(json.dumps(dict(zip(keys, means, strict=True))) + "\n")
+    os.replace(unfinished, path)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

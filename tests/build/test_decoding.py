@@ -1,0 +1,146 @@
+"""From the bytes of image files to arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+from h5feed.errors import BadParameter
+from h5feed_server.build import BuildOptions, ImageSpec, decode_image
+from h5feed_server.build.images import BrokenImage
+from photographs import encoded, photograph
+from PIL import Image
+
+PIXELS = photograph(1, 120, 90)
+AS_IS = ImageSpec(None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {"lossless": True})],
+)
+def test_lossless_formats_come_out_as_they_went_in(kind: str, options: dict[str, Any]) -> None:
+    decoded = decode_image(encoded(PIXELS, kind, **options), AS_IS)
+    np.testing.assert_array_equal(decoded.pixels, PIXELS)
+    assert (decoded.height, decoded.width) == (120, 90)
+
+
+def test_jpeg_pixels_are_those_of_libjpeg_turbo() -> None:
+    data = encoded(PIXELS, quality=90)
+    np.testing.assert_array_equal(decode_image(data, AS_IS).pixels, imagecodecs.jpeg8_decode(data))
+
+
+def test_of_a_gif_the_first_frame_is_taken() -> None:
+    """In its palette, as every viewer shows it first."""
+    first, second = (Image.fromarray(photograph(n, 40, 40)).quantize(64) for n in (1, 2))
+    data = encoded(first, "GIF", save_all=True, append_images=[second])
+    np.testing.assert_array_equal(decode_image(data, AS_IS).pixels, np.asarray(first.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright_as_exif_says(orientation: int) -> None:
+    turns: dict[int, Any] = {
+        1: lambda p: p,
+        2: lambda p: p[:, ::-1],
+        3: lambda p: p[::-1, ::-1],
+        4: lambda p: p[::-1],
+        5: lambda p: p.transpose(1, 0, 2),
+        6: lambda p: np.rot90(p, 1),
+        7: lambda p: p[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda p: np.rot90(p, -1),
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(turns[orientation](PIXELS))
+    decoded = decode_image(encoded(stored, "PNG", exif=exif), AS_IS)
+    np.testing.assert_array_equal(decoded.pixels, PIXELS)
+    assert (decoded.height, decoded.width) == (120, 90)
+
+
+def test_grey_of_16_bits_keeps_its_range() -> None:
+    """Scaled to 8 bits, not cut off at 255; and bit by bit where uint16 is asked for."""
+    deep = np.arange(60 * 70, dtype=np.uint16).reshape(60, 70) * 15
+    data = encoded(Image.fromarray(deep), "PNG")
+    eight = decode_image(data, ImageSpec(None, colour="grey")).pixels
+    np.testing.assert_array_equal(eight[..., 0], np.rint(deep / 257).astype(np.uint8))
+    sixteen = decode_image(data, ImageSpec(None, colour="grey", dtype="uint16")).pixels
+    np.testing.assert_array_equal(sixteen[..., 0], deep)
+
+
+def test_colours() -> None:
+    data = encoded(PIXELS, "PNG")
+    np.testing.assert_array_equal(decode_image(data, ImageSpec(None, colour="bgr")).pixels, PIXELS[..., ::-1])
+    assert decode_image(data, ImageSpec(None, colour="grey")).pixels.shape == (120, 90, 1)
+    opaque = decode_image(data, ImageSpec(None, colour="rgba")).pixels
+    np.testing.assert_array_equal(opaque, np.dstack([PIXELS, np.full((120, 90), 255, np.uint8)]))
+    grey = decode_image(encoded(Image.fromarray(PIXELS).convert("L"), "PNG"), AS_IS).pixels
+    assert (grey == grey[..., :1]).all() and grey.shape == (120, 90, 3)
+    ink = decode_image(encoded(Image.fromarray(PIXELS).convert("CMYK"), "TIFF"), AS_IS).pixels
+    assert np.abs(ink.astype(int) - PIXELS).max() <= 2
+
+
+def test_floats_only_when_asked_for() -> None:
+    data = encoded(PIXELS, "PNG")
+    np.testing.assert_array_equal(decode_image(data, ImageSpec(None, dtype="float32")).pixels, PIXELS)
+    scaled = decode_image(data, ImageSpec(None, dtype="float64", rescale=1 / 255)).pixels
+    np.testing.assert_array_equal(scaled, PIXELS * (1 / 255))
+    with pytest.raises(BadParameter, match="needs dtype float16"):
+        BuildOptions(rescale=0.5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(120, 90), (90, 120), (64, 64), (30, 200), (20, 20)])
+def test_aspect_crops_the_centre(height: int, width: int) -> None:
+    """What the crop's corners are in the image is exact to a fraction of a pixel: a ramp stays a ramp."""
+    ramp = np.zeros((height, width, 3), np.uint8)
+    ramp[..., 0] = np.linspace(0, 255, height)[:, None]
+    ramp[..., 1] = np.linspace(0, 255, width)[None]
+    found = decode_image(encoded(ramp, "PNG"), ImageSpec((48, 48))).pixels.astype(float)
+    side = min(height, width)
+    for channel, length in ((0, height), (1, width)):
+        centres = (length - side) / 2 + (np.arange(48) + 0.5) * side / 48 - 0.5
+        wanted = np.clip(centres, 0, length - 1) * 255 / (length - 1)
+        line = found[:, 24, 0] if channel == 0 else found[24, :, 1]
+        assert np.abs(line - wanted)[2:-2].max() < 4
+
+
+def test_pad_keeps_all_of_the_image_and_stretch_its_corners() -> None:
+    white = np.full((40, 80, 3), 255, np.uint8)
+    padded = decode_image(encoded(white, "PNG"), ImageSpec((64, 64), "pad")).pixels
+    assert (padded[16:48] == 255).all() and not padded[:16].any() and not padded[48:].any()
+    assert (decode_image(encoded(white, "PNG"), ImageSpec((64, 32), "stretch")).pixels == 255).all()
+
+
+@pytest.mark.parametrize("resize", ["aspect", "stretch", "pad"])
+def test_reduced_decoding_is_exact_enough(resize: Any) -> None:
+    """Of a JPEG that is four times as large, libjpeg decodes a half, and pixels differ by less than a level."""
+    large = np.asarray(Image.fromarray(photograph(3, 400, 600)).resize((1200, 800), Image.Resampling.BICUBIC))
+    data = encoded(large, quality=95)
+    spec = ImageSpec((160, 160), resize)
+    from_whole = decode_image(encoded(decode_image(data, AS_IS).pixels, "PNG"), spec).pixels
+    reduced = decode_image(data, spec).pixels
+    difference = np.abs(reduced.astype(float) - from_whole)
+    assert 0 < difference.mean() < 1.0
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"<html>404 not found</html>", "no image of a format"),
+        (encoded(PIXELS)[:1500], "truncated"),
+        (encoded(PIXELS, "PNG")[:-200], "trunc|broken|incomplete|unrecognized"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "no image of a format"),
+    ],
+)
+def test_broken_images_say_why(data: bytes, reason: str) -> None:
+    with pytest.raises(BrokenImage, match=reason):
+        decode_image(data, AS_IS)
+
+
+def test_images_of_too_many_pixels_are_refused_by_their_header() -> None:
+    bomb = encoded(Image.new("1", (30_000, 30_000)), "PNG")
+    assert len(bomb) < 200_000
+    with pytest.raises(BrokenImage, match="bomb|more than"):
+        decode_image(bomb, AS_IS)
