@@ -235,7 +235,7 @@ class RowCache:
         dropped = False
         for other in sorted(self._of_dataset.iterdir()):
             if other != self._own and other.is_dir():
-                with exclusive(other / ".in-use", 0.0) as unused:
+                with contextlib.suppress(FileNotFoundError), exclusive(other / ".in-use", 0.0) as unused:
                     if unused:
                         # Under another name first: nobody may make it anew in a folder that is being deleted.
                         gone = other.with_name(f".gone-{os.getpid()}-{time.monotonic_ns()}")
@@ -253,7 +253,7 @@ def _file_name(label: str, *key: object) -> str:
 
 def _files(folder: Path) -> Iterator[os.stat_result]:
     """What is known of the files below a folder; others may delete them meanwhile."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _files(Path(entry.path))

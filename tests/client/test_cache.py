@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -220,6 +221,7 @@ def test_a_folder_that_cannot_be(feed: h5feed.Feed, tmp_path: Path) -> None:
     with warnings_of_cache() as warned:
         for epoch in range(2):
             assert all_same(dataset, tmp_path / "file" / "cache", epoch=epoch, fields=["labels"]) == ROWS
+        assert "cannot be used" in repr(dataset.cache(tmp_path / "file" / "cache"))
     assert len(warned) == 1 and "cannot be used" in warned[0]
 
 
@@ -357,6 +359,21 @@ def test_old_revisions_make_room(serve: Callable[..., ServerProcess], tmp_path: 
             assert all_same(second, other, epoch=epoch, shuffle=True, fields=["x"]) == 64
         assert other.cached_rows == 64
         assert disk_bytes(folder) <= bound
+
+
+def test_a_folder_that_is_deleted(feed: h5feed.Feed, tmp_path: Path) -> None:
+    """Who has it open goes on with what was there; the next one begins anew."""
+    dataset = feed["mixed"]
+    folder = tmp_path / "cache"
+    assert all_same(dataset, folder, limit=500, fields=["images"]) == 500
+    shutil.rmtree(folder)
+    with warnings_of_cache() as warned:
+        for epoch in range(2):
+            assert all_same(dataset, folder, shuffle=True, epoch=epoch, fields=["images"]) == ROWS
+    assert len(warned) == 1 and "takes no more rows" in warned[0]
+    assert "500" in repr(dataset.cache(folder))
+    other = RowCache(folder, dataset.name, dataset.revision, dataset.rows)
+    assert all_same(dataset, other, fields=["images"]) == ROWS and other.cached_rows == ROWS
 
 
 def test_stores(tmp_path: Path) -> None:
