@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from . import __version__
-from .api import batches, datasets, docs, health, images, jobs, problems, rows, splits, stats
+from .api import batches, datasets, docs, health, images, jobs, plots, problems, rows, splits, stats
 from .api.auth import BearerAuth
 from .api.shortcut import BatchShortcut, KnownQueries
 from .services import Services
@@ -49,7 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.queries = KnownQueries()
     app.state.ready = health.ReadyState()
     problems.install(app)
-    for module in (datasets, splits, batches, rows, stats, images, jobs, health, docs):
+    for module in (datasets, splits, batches, rows, stats, images, plots, jobs, health, docs):
         app.include_router(module.router)
     docs.mount_static(app)
     app.add_middleware(BatchShortcut, state=app.state)

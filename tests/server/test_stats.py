@@ -25,7 +25,8 @@ from conftest import ServerProcess, wait_until
 from h5feed.errors import FieldNotFound, ReadTimeout, RevisionChanged, SplitNotFound, UnsupportedField
 from h5feed_server.stats.histogram import BINS
 from h5feed_server.stats.mean_image import MeanImage
-from h5feed_server.stats.tallies import Summary, tally_of
+from h5feed_server.stats.summary import Summary
+from h5feed_server.stats.tallies import tally_of
 from h5feed_server.stats.values import Indicators, Values
 from hypothesis import given, settings
 from hypothesis import strategies as st

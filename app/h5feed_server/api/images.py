@@ -1,15 +1,14 @@
-"""Pictures: samples, contact sheets, plots of statistics."""
+"""Pictures of samples: one, or a contact sheet of many."""
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
-from h5feed.errors import BadParameter, RowOutOfRange, TooLarge, UnsupportedField
+from h5feed.errors import RowOutOfRange, TooLarge, UnsupportedField
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Param
 
@@ -17,11 +16,9 @@ from ..catalog.dataset import Dataset, Field
 from ..sampling.labels import Labels
 from ..services import Services
 from ..stats import pictures, plots
-from ..stats.report import FieldStats
 from .bodies import is_known, not_modified
 from .deps import NamePath, ServicesDep, in_thread
-from .jobs import JOB_RESPONSE, Prefer
-from .stats import StatsQuery, found_stats, stats_headers
+from .stats import StatsQuery, stats_headers
 
 router = APIRouter(prefix="/v1/datasets/{name}", tags=["pictures"])
 
@@ -36,7 +33,7 @@ PICTURE_RESPONSE: dict[int | str, dict[str, Any]] = {
     }
 }
 
-_FORMAT = "`png`, `svg`, or `txt`: the text for those who do not see the picture, which is in the other two as well."
+FORMAT = "`png`, `svg`, or `txt`: the text for those who do not see the picture, which is in the other two as well."
 _FIELD = "Field of images; default: the first input that holds some."
 
 MAX_SAMPLE_BYTES = 64 << 20
@@ -45,14 +42,12 @@ MAX_SAMPLE_BYTES = 64 << 20
 MAX_LINES = 32
 """Classes of a contact sheet."""
 
-Plot = Literal["classes", "histogram", "mean_image"]
-
 
 class ImageQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     field: str | None = Param(None, description=_FIELD)
-    format: Form = Param("png", description=_FORMAT)
+    format: Form = Param("png", description=FORMAT)
     side: int | None = Param(
         None, ge=1, le=pictures.MAX_SIDE, description="Pixels of the longer side at most; default: as it is stored."
     )
@@ -61,19 +56,9 @@ class ImageQuery(BaseModel):
 
 class PreviewQuery(StatsQuery):
     field: str | None = Param(None, description=_FIELD)
-    format: Form = Param("png", description=_FORMAT)
+    format: Form = Param("png", description=FORMAT)
     per_class: int = Param(8, ge=1, le=32, description="Images of a line.")
     side: int = Param(96, ge=8, le=512, description="Pixels of an image's longer side at most.")
-
-
-class PlotQuery(StatsQuery):
-    field: str | None = Param(None, description="Default: the label for `classes`, else the first input that suits.")
-    kind: Plot | None = Param(
-        None,
-        description="`classes`: share of each class in every split, or in `split`; `histogram`: of a field, per "
-        "channel; `mean_image`. Default: `classes` where the label has some.",
-    )
-    format: Form = Param("png", description=_FORMAT)
 
 
 @router.get("/rows/{row}/image", summary="One sample as a picture", responses=PICTURE_RESPONSE, response_class=Response)
@@ -101,8 +86,8 @@ async def get_image(
         pixels = pictures.to_pixels(values, field.dtype)[0]
         alt = f"Row {row} of {field.name} of {dataset.name}, {pixels.shape[1]} × {pixels.shape[0]} pixels."
         if query.format == "png":
-            return _picture(pictures.png(pixels), query.format, alt, headers)
-        return _picture(pictures.svg(pixels, alt) if query.format == "svg" else b"", query.format, alt, headers)
+            return picture(pictures.png(pixels), query.format, alt, headers)
+        return picture(pictures.svg(pixels, alt) if query.format == "svg" else b"", query.format, alt, headers)
 
     return await in_thread(services, work)
 
@@ -137,43 +122,9 @@ async def get_preview(
             f"Contact sheet of {field.name} of {dataset.name}, split {query.split}, {len(pixels)} images, {what}{note}."
         )
         form = None if query.format == "txt" else query.format
-        return _picture(plots.draw_picture(title, canvas, alt, form, names), query.format, alt, headers)
+        return picture(plots.draw_picture(title, canvas, alt, form, names), query.format, alt, headers)
 
     return await in_thread(services, work)
-
-
-@router.get(
-    "/stats/plot", summary="Plot of statistics", responses={**PICTURE_RESPONSE, **JOB_RESPONSE}, response_class=Response
-)
-async def get_plot(
-    request: Request,
-    services: ServicesDep,
-    name: NamePath,
-    query: Annotated[PlotQuery, Query()],
-    prefer: Prefer = None,
-) -> Response:
-    """Class balance per split, a histogram, or the mean of all images; each computed from no other rows than asked."""
-
-    def choose() -> tuple[Dataset, Plot, Field, Response | None]:
-        dataset = services.catalog.dataset(name, query.revision)
-        kind = query.kind or ("classes" if query.field is None and dataset.label is not None else "histogram")
-        field = _plotted(dataset, kind, query.field)
-        headers = stats_headers(request, dataset)
-        if is_known(request, headers):
-            return dataset, kind, field, not_modified(headers)
-        return dataset, kind, field, _balance(services, dataset, field, query, headers) if kind == "classes" else None
-
-    dataset, kind, field, answer = await in_thread(services, choose)
-    if answer is not None:
-        return answer
-    wanted = StatsQuery(**{key: getattr(query, key) for key in StatsQuery.model_fields} | {"field": field.name})
-    found = await found_stats(request, services, name, wanted, prefer)
-    if isinstance(found, Response):
-        return found
-    stats = found[1][field.name]
-    headers = stats_headers(request, found[0])
-    draw = _histogram if kind == "histogram" else _mean_image
-    return await in_thread(services, lambda: draw(dataset, field, stats, query, headers))
 
 
 def image_field(dataset: Dataset, name: str | None) -> Field:
@@ -259,69 +210,7 @@ def _ids(rows: npt.NDArray[Any] | None, places: npt.NDArray[Any]) -> npt.NDArray
     return np.asarray(places if rows is None else rows[places], np.int64)
 
 
-def _plotted(dataset: Dataset, kind: Plot, name: str | None) -> Field:
-    """The field that a plot is of."""
-    if name is not None:
-        return dataset.field(name)
-    if kind == "mean_image":
-        return image_field(dataset, None)
-    if kind == "classes":
-        if dataset.label is None:
-            raise UnsupportedField(f"dataset {dataset.name!r} has no label: name a field of classes with field=")
-        return dataset.label
-    numbers = [field for field in dataset.fields if not field.unreadable and not field.is_text]
-    numbers.sort(key=lambda field: field.role != "input")
-    if not numbers:
-        raise UnsupportedField(f"dataset {dataset.name!r} has no field of numbers")
-    return numbers[0]
-
-
-def _balance(services: Services, dataset: Dataset, field: Field, query: PlotQuery, headers: dict[str, str]) -> Response:
-    spec = query.spec
-    if field is not dataset.label:
-        raise BadParameter(f"field={field.name}: class balance is that of the label, {_label_name(dataset)}")
-    # Says so where there is no such split.
-    services.statistics.rows(dataset, query.split, spec)
-    splits = json.loads(services.batcher.splitter.report(dataset, spec))["splits"]
-    wanted = [query.split] if query.split != "all" else [split for split in splits if split != "all"] or ["all"]
-    shown = {split: splits[split] for split in wanted if splits[split].get("classes")}
-    if not shown:
-        raise UnsupportedField(f"field {field.name!r} holds no classes")
-    picture, alt = plots.draw_classes(dataset.name, shown, None if query.format == "txt" else query.format)
-    return _picture(picture, query.format, alt, headers)
-
-
-def _label_name(dataset: Dataset) -> str:
-    return "of which this dataset has none" if dataset.label is None else repr(dataset.label.name)
-
-
-def _histogram(
-    dataset: Dataset, field: Field, stats: FieldStats, query: PlotQuery, headers: dict[str, str]
-) -> Response:
-    if not stats.report["histogram"]:
-        raise UnsupportedField(f"field {field.name!r} has no finite numbers in split {query.split!r}")
-    form = None if query.format == "txt" else query.format
-    picture, alt = plots.draw_histogram(dataset.name, stats.report, form)
-    return _picture(picture, query.format, alt, headers)
-
-
-def _mean_image(
-    dataset: Dataset, field: Field, stats: FieldStats, query: PlotQuery, headers: dict[str, str]
-) -> Response:
-    if stats.mean_image is None or field.channels is None:
-        raise UnsupportedField(f"field {field.name!r} has no mean image: a sample is no image, or a very great one")
-    values = pictures.fit(pictures.arranged(stats.mean_image[None], field.channels), 320)
-    pixels = pictures.sheet([pictures.to_pixels(values, field.dtype)], 1)
-    means = stats.report["channel_means"] or {"grey": stats.report["mean"]}
-    colours = ", ".join(f"{name} {value:.4g}" for name, value in means.items() if value is not None)
-    rows = stats.report["rows"]
-    alt = f"Mean of the {rows:,} {field.name} of {dataset.name} in split {query.split}; mean colour: {colours}."
-    title = f"{dataset.name}: mean of {rows:,} {field.name}, split {query.split}"
-    form = None if query.format == "txt" else query.format
-    return _picture(plots.draw_picture(title, pixels, alt, form), query.format, alt, headers)
-
-
-def _picture(content: bytes, form: Form, alt: str, headers: dict[str, str]) -> Response:
+def picture(content: bytes, form: Form, alt: str, headers: dict[str, str]) -> Response:
     if form == "txt":
         return Response(alt, headers=headers, media_type=MEDIA_TYPES["txt"])
     # An SVG that is opened by itself could run scripts, had anybody smuggled one into a name.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from h5feed import wire
 
 from .scan import Found
-from .tallies import Summary
+from .summary import Summary
 
 MAX_CLASSES = 1 << 14
 """Classes that are listed."""

@@ -1,0 +1,131 @@
+"""Plots of statistics."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from h5feed.errors import BadParameter, UnsupportedField
+from pydantic import Field as Param
+
+from ..catalog.dataset import Dataset, Field
+from ..services import Services
+from ..stats import pictures, plots
+from ..stats.report import FieldStats
+from .bodies import is_known, not_modified
+from .deps import NamePath, ServicesDep, in_thread
+from .images import FORMAT, PICTURE_RESPONSE, Form, image_field, picture
+from .jobs import JOB_RESPONSE, Prefer
+from .stats import StatsQuery, found_stats, stats_headers
+
+router = APIRouter(prefix="/v1/datasets/{name}", tags=["pictures"])
+
+Plot = Literal["classes", "histogram", "mean_image"]
+
+
+class PlotQuery(StatsQuery):
+    field: str | None = Param(None, description="Default: the label for `classes`, else the first input that suits.")
+    kind: Plot | None = Param(
+        None,
+        description="`classes`: share of each class in every split, or in `split`; `histogram`: of a field, per "
+        "channel; `mean_image`. Default: `classes` where the label has some.",
+    )
+    format: Form = Param("png", description=FORMAT)
+
+
+@router.get(
+    "/stats/plot", summary="Plot of statistics", responses={**PICTURE_RESPONSE, **JOB_RESPONSE}, response_class=Response
+)
+async def get_plot(
+    request: Request,
+    services: ServicesDep,
+    name: NamePath,
+    query: Annotated[PlotQuery, Query()],
+    prefer: Prefer = None,
+) -> Response:
+    """Class balance per split, a histogram, or the mean of all images; each computed from no other rows than asked."""
+
+    def choose() -> tuple[Dataset, Plot, Field, Response | None]:
+        dataset = services.catalog.dataset(name, query.revision)
+        kind = query.kind or ("classes" if query.field is None and dataset.label is not None else "histogram")
+        field = _plotted(dataset, kind, query.field)
+        headers = stats_headers(request, dataset)
+        if is_known(request, headers):
+            return dataset, kind, field, not_modified(headers)
+        return dataset, kind, field, _balance(services, dataset, field, query, headers) if kind == "classes" else None
+
+    dataset, kind, field, answer = await in_thread(services, choose)
+    if answer is not None:
+        return answer
+    wanted = StatsQuery(**{key: getattr(query, key) for key in StatsQuery.model_fields} | {"field": field.name})
+    found = await found_stats(request, services, name, wanted, prefer)
+    if isinstance(found, Response):
+        return found
+    stats = found[1][field.name]
+    headers = stats_headers(request, found[0])
+    draw = _histogram if kind == "histogram" else _mean_image
+    return await in_thread(services, lambda: draw(dataset, field, stats, query, headers))
+
+
+def _plotted(dataset: Dataset, kind: Plot, name: str | None) -> Field:
+    """The field that a plot is of."""
+    if name is not None:
+        return dataset.field(name)
+    if kind == "mean_image":
+        return image_field(dataset, None)
+    if kind == "classes":
+        if dataset.label is None:
+            raise UnsupportedField(f"dataset {dataset.name!r} has no label: name a field of classes with field=")
+        return dataset.label
+    numbers = [field for field in dataset.fields if not field.unreadable and not field.is_text]
+    numbers.sort(key=lambda field: field.role != "input")
+    if not numbers:
+        raise UnsupportedField(f"dataset {dataset.name!r} has no field of numbers")
+    return numbers[0]
+
+
+def _balance(services: Services, dataset: Dataset, field: Field, query: PlotQuery, headers: dict[str, str]) -> Response:
+    spec = query.spec
+    if field is not dataset.label:
+        raise BadParameter(f"field={field.name}: class balance is that of the label, {_label_name(dataset)}")
+    # Says so where there is no such split.
+    services.statistics.rows(dataset, query.split, spec)
+    splits = json.loads(services.batcher.splitter.report(dataset, spec))["splits"]
+    wanted = [query.split] if query.split != "all" else [split for split in splits if split != "all"] or ["all"]
+    shown = {split: splits[split] for split in wanted if splits[split].get("classes")}
+    if not shown:
+        raise UnsupportedField(f"field {field.name!r} holds no classes")
+    drawn, alt = plots.draw_classes(dataset.name, shown, None if query.format == "txt" else query.format)
+    return picture(drawn, query.format, alt, headers)
+
+
+def _label_name(dataset: Dataset) -> str:
+    return "of which this dataset has none" if dataset.label is None else repr(dataset.label.name)
+
+
+def _histogram(
+    dataset: Dataset, field: Field, stats: FieldStats, query: PlotQuery, headers: dict[str, str]
+) -> Response:
+    if not stats.report["histogram"]:
+        raise UnsupportedField(f"field {field.name!r} has no finite numbers in split {query.split!r}")
+    form = None if query.format == "txt" else query.format
+    drawn, alt = plots.draw_histogram(dataset.name, stats.report, form)
+    return picture(drawn, query.format, alt, headers)
+
+
+def _mean_image(
+    dataset: Dataset, field: Field, stats: FieldStats, query: PlotQuery, headers: dict[str, str]
+) -> Response:
+    if stats.mean_image is None or field.channels is None:
+        raise UnsupportedField(f"field {field.name!r} has no mean image: a sample is no image, or a very great one")
+    values = pictures.fit(pictures.arranged(stats.mean_image[None], field.channels), 320)
+    pixels = pictures.sheet([pictures.to_pixels(values, field.dtype)], 1)
+    means = stats.report["channel_means"] or {"grey": stats.report["mean"]}
+    colours = ", ".join(f"{name} {value:.4g}" for name, value in means.items() if value is not None)
+    rows = stats.report["rows"]
+    alt = f"Mean of the {rows:,} {field.name} of {dataset.name} in split {query.split}; mean colour: {colours}."
+    title = f"{dataset.name}: mean of {rows:,} {field.name}, split {query.split}"
+    form = None if query.format == "txt" else query.format
+    return picture(plots.draw_picture(title, pixels, alt, form), query.format, alt, headers)
