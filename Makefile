@@ -5,9 +5,13 @@ UV_VERSION := 0.13.8
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BACKENDS := .venv-backends
+BACKENDS_READY := $(BACKENDS)/.ready
+BACKEND_TESTS := tests/client/test_backends.py
+LOOP_TESTS := $(wildcard tests/client/test_torch*.py tests/client/test_tf.py)
 export KERAS_BACKEND ?= jax
 
-.PHONY: help setup demo test bench lint format serve requirements wheels clean
+.PHONY: help setup demo test test-backends bench lint format serve requirements wheels clean
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -26,6 +30,19 @@ demo: setup ## pack real digits, serve them, train a Keras model over HTTP
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest
+
+test-backends: $(BACKENDS_READY) ## run the tests of the training loops on JAX, torch and TensorFlow, in .venv-backends
+	for backend in jax torch tensorflow; do \
+	  echo "backend $$backend"; KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 \
+	  $(BACKENDS)/bin/python -m pytest $(BACKEND_TESTS) || exit 1; done
+	$(BACKENDS)/bin/python -m pytest $(LOOP_TESTS)
+
+$(BACKENDS_READY): $(READY) requirements/backends.txt
+	test -x $(BACKENDS)/bin/python || $(PYTHON) -m venv $(BACKENDS)
+	$(BIN)/uv pip install --quiet --python $(BACKENDS)/bin/python -r requirements/dev.txt
+	$(BACKENDS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/backends.txt
+	$(BIN)/uv pip install --quiet --python $(BACKENDS)/bin/python --no-deps -e client -e .
+	@touch $@
 
 bench: setup ## measure; prints a table and RATIO lines (5 minutes)
 	$(BIN)/python -m benchmarks
@@ -54,4 +71,4 @@ wheels: setup ## build both wheels into dist/
 	$(BIN)/uv build --quiet --wheel --out-dir dist .
 
 clean: ## remove .venv and all caches
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BACKENDS) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
