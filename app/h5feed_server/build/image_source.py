@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, Unreadable
 
-from .images import SUFFIXES, BrokenImage, ImageSpec, decode_image, image_size
-from .members import BrokenMember, Members, open_members
+from .images import SUFFIXES, BrokenImage, decode_image, image_size, image_spec
+from .members import BrokenMember, Members
 from .moments import moments
 from .naming import SPLITS, read_names
 from .options import BuildOptions
@@ -52,7 +51,7 @@ class ImageSource:
         notes: list[str],
     ) -> None:
         self._members, self._chosen, self._names = members, chosen, names
-        self.spec = ImageSpec.of(options)
+        self.spec = image_spec(options)
         self.rows = len(chosen)
         if not self.rows:
             raise Unreadable("there are no images: files that end in " + ", ".join(SUFFIXES[:-1]))
@@ -150,19 +149,13 @@ def _whole(content: bytes | BrokenMember) -> bytes:
     return content
 
 
-def image_files(source: Path, options: BuildOptions) -> ImageSource:
-    """Images in a folder, a zip or a tar: classes and splits by the names of folders and files.
+def listed_images(members: Members, options: BuildOptions) -> ImageSource:
+    """The images in a folder, a zip or a tar: classes and splits by the names of folders and files.
 
     Raises
     ------
     Unreadable, BadParameter
     """
-    members = open_members(source)
-    return listed_images(members, options)
-
-
-def listed_images(members: Members, options: BuildOptions) -> ImageSource:
-    """The images among the members of a folder or an archive."""
     known = members.listing.members
     chosen = [index for index, member in enumerate(known) if member.name.lower().endswith(SUFFIXES)]
     other = len(known) - len(chosen)

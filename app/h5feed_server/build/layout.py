@@ -199,7 +199,9 @@ def _create(file: h5py.File, group: str, spec: FieldSpec, rows: int, made: Any) 
     for folder in folders:
         parent = parent.require_group(folder)
     space = h5py.h5s.create_simple((rows, *spec.shape))
-    dtype = h5py.h5t.py_create(spec.dtype, logical=True)
+    is_text = spec.dtype.kind == "S"
+    stored = h5py.string_dtype("utf-8", spec.dtype.itemsize) if is_text else spec.dtype
+    dtype = h5py.h5t.py_create(stored, logical=True)
     dataset = h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), dtype, space, made))
     _set_attributes(dataset, spec.attributes)
     return dataset

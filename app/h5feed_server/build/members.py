@@ -126,7 +126,7 @@ def _too_large(size: int, packed: int | None = None) -> str | None:
     return None
 
 
-class _Everywhere:
+class Everywhere:
     """What members that can be read at any place have in common."""
 
     @property
@@ -144,7 +144,7 @@ class _Everywhere:
                 yield index, error
 
 
-class FolderMembers(_Everywhere):
+class FolderMembers(Everywhere):
     """Files below a folder, in the order of their names; links to folders are not followed."""
 
     def __init__(self, root: Path) -> None:
@@ -185,7 +185,7 @@ class FolderMembers(_Everywhere):
         """Nothing is held open."""
 
 
-class ZipMembers(_Everywhere):
+class ZipMembers(Everywhere):
     """Files in a zip, by name. Of two of one name the later one counts, as for every program that unpacks."""
 
     def __init__(self, path: Path) -> None:
@@ -248,7 +248,7 @@ def _list_tar(archive: tarfile.TarFile, listing: Listing) -> list[tuple[str, tar
     return list(found.items())
 
 
-class TarMembers(_Everywhere):
+class TarMembers(Everywhere):
     """Files in a tar that is not compressed: their bytes lie in it as they are."""
 
     def __init__(self, path: Path) -> None:

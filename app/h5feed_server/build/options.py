@@ -12,10 +12,8 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 from h5feed.errors import BadParameter
+from h5feed.images import Colour, Interpolation, Resize
 
-Resize = Literal["aspect", "stretch", "pad", "none"]
-Interpolation = Literal["bilinear", "area", "bicubic", "lanczos", "nearest"]
-Colour = Literal["rgb", "bgr", "grey", "rgba"]
 Compression = Literal["none", "lz4", "zstd", "gzip"]
 
 _DTYPES = ("uint8", "uint16", "float16", "float32", "float64", *(f"int{bits}" for bits in (8, 16, 32, 64)), "uint32")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -322,9 +323,18 @@ class _Build:
             "h5feed_version": __version__,
             "h5feed_options": json.dumps(self._options.about(), sort_keys=True),
             "h5feed_source": self._path.name,
-            "h5feed_source_digest": source.digest,
+            "h5feed_source_digest": self._content_digest(journal),
         }
         finish_file(unfinished, columns, attributes, marks)
+
+    def _content_digest(self, journal: Journal) -> str:
+        """Of the rows and their labels in the source's order: it is the same for a copy of the source."""
+        source = self._source
+        usable = np.sort(np.concatenate([part.rows for part in self._plan.parts()]))
+        whole = hashlib.blake2b(journal.details["digest"][usable].tobytes(), digest_size=16)
+        for name, column in source.columns.items():
+            whole.update(name.encode() + column.values[usable].tobytes())
+        return whole.hexdigest()
 
     def _means(self, journal: Journal) -> dict[str, list[float]]:
         """Of the main field's train rows, per channel."""

@@ -91,6 +91,8 @@ class Block:
         details = np.zeros(count, ROW)
         if arrays[main].dtype.kind in "biuf":
             details["sums"], details["squares"] = moments(arrays[main])
+        for index, row in enumerate(arrays[main]):
+            details[index]["digest"] = np.void(hashlib.blake2b(row.tobytes(), digest_size=16).digest())
         nbytes = sum(array.nbytes for array in arrays.values())
         return cls(np.arange(first, first + count), arrays, details, read_bytes=nbytes)
 

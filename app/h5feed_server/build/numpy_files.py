@@ -1,0 +1,179 @@
+"""NumPy's ``.npy`` and ``.npz``, and the IDX files that MNIST comes as, gzipped or not: read in place, in blocks."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from h5feed.errors import Unreadable
+
+from .array_source import ArraySource, Found, found
+from .options import BuildOptions
+
+IDX_NAME = re.compile(r"^(.*?)[-_.]?(images|labels)[-_.]idx\d[-_.]ubyte(\.gz)?$", re.I)
+"""``train-images-idx3-ubyte.gz``, ``emnist-letters-test-labels-idx1-ubyte``."""
+
+_IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_SKIP_BYTES = 1 << 20
+
+
+class StreamArray:
+    """An array whose bytes come one after the other, rows first."""
+
+    attributes: Mapping[str, Any] = {}
+    step = 1
+
+    def __init__(self, stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
+        self._stream, self._name = stream, name
+        self.shape, self.dtype = shape, dtype
+        self._row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        self._at = 0
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        self._skip((start - self._at) * self._row_bytes)
+        wanted = (stop - start) * self._row_bytes
+        data = self._read(wanted)
+        if len(data) < wanted:
+            raise Unreadable(f"{self._name} ends before row {stop}, where its header says {self.shape[0]} rows")
+        self._at = stop
+        return np.frombuffer(data, self.dtype).reshape(stop - start, *self.shape[1:])
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _skip(self, nbytes: int) -> None:
+        if self._stream.seekable() and not isinstance(self._stream, zipfile.ZipExtFile | gzip.GzipFile):
+            self._stream.seek(nbytes, 1)
+            return
+        while nbytes > 0 and (got := len(self._read(min(nbytes, _SKIP_BYTES)))):
+            nbytes -= got
+
+    def _read(self, nbytes: int) -> bytes:
+        try:
+            return self._stream.read(nbytes)
+        except (zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile) as error:
+            raise Unreadable(f"{self._name} is damaged: {error}") from None
+
+
+class Streams:
+    """Opens arrays by a function for each."""
+
+    def __init__(
+        self, openers: Mapping[str, Callable[[], StreamArray]], archive: zipfile.ZipFile | None = None
+    ) -> None:
+        self._openers, self._archive = openers, archive
+
+    def open(self, name: str) -> StreamArray:
+        return self._openers[name]()
+
+    def close(self) -> None:
+        if self._archive is not None:
+            self._archive.close()
+
+
+def numpy_arrays(path: Path, options: BuildOptions) -> ArraySource:
+    """Arrays of an ``.npz``, an ``.npy``, or a folder of ``.npy``.
+
+    Raises
+    ------
+    Unreadable, BadParameter
+    """
+    openers: dict[str, Callable[[], StreamArray]] = {}
+    archive = None
+    if path.suffix.lower() == ".npz":
+        try:
+            archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise Unreadable(f"{path} is no npz: {error}") from None
+        for member in archive.namelist():
+            openers[member.removesuffix(".npy")] = partial(_open_member, archive, member)
+    else:
+        files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
+        openers = {file.stem: partial(_open_file, file) for file in files}
+    arrays: list[Found] = []
+    for name, opener in openers.items():
+        array = opener()
+        array.close()
+        arrays.append(found(name, array.shape, array.dtype))
+    return ArraySource(arrays, Streams(openers, archive), options, _stamp(path))
+
+
+def idx_arrays(path: Path, options: BuildOptions) -> ArraySource:
+    """Images and labels in IDX files: one, or all of a folder.
+
+    Raises
+    ------
+    Unreadable, BadParameter
+    """
+    files = sorted(item for item in path.iterdir() if IDX_NAME.match(item.name)) if path.is_dir() else [path]
+    openers: dict[str, Callable[[], StreamArray]] = {}
+    arrays = []
+    for file in files:
+        match = IDX_NAME.match(file.name)
+        assert match is not None
+        # MNIST's test images are the first 10,000 of another set.
+        where = "test" if match[1].lower().startswith("t10k") else match[1]
+        name = f"{where}/{match[2].lower()}"
+        if name in openers:
+            raise Unreadable(f"{file.name} and another file are both {name}: leave one of them out")
+        openers[name] = partial(_open_idx, file)
+        array = openers[name]()
+        array.close()
+        one = found(name, array.shape, array.dtype)
+        arrays.append(Found(match[2].lower(), one.shape, one.dtype, one.split, name))
+    return ArraySource(arrays, Streams(openers), options, _stamp(path))
+
+
+def _open_member(archive: zipfile.ZipFile, name: str) -> StreamArray:
+    return _open_npy(archive.open(name), name)
+
+
+def _open_file(path: Path) -> StreamArray:
+    return _open_npy(path.open("rb"), path.name)
+
+
+def _open_npy(stream: IO[bytes], name: str) -> StreamArray:
+    """See https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        stream.close()
+        raise Unreadable(f"{name} is no array of NumPy's: {error}") from None
+    if dtype.hasobject:
+        stream.close()
+        raise Unreadable(f"{name} holds pickled Python objects, which are not read: save it as numbers or texts")
+    if fortran and len(shape) > 1:
+        stream.close()
+        raise Unreadable(f"{name} is in Fortran order, its rows scattered: save it with numpy.ascontiguousarray")
+    return StreamArray(stream, shape, dtype, name)
+
+
+def _open_idx(path: Path) -> StreamArray:
+    """See http://yann.lecun.com/exdb/mnist: type, number of axes, their lengths, big-endian."""
+    stream: Any = gzip.GzipFile(path) if path.suffix.lower() == ".gz" else path.open("rb")
+    try:
+        zero, kind, axes = struct.unpack(">HBB", stream.read(4))
+        shape = struct.unpack(f">{axes}I", stream.read(4 * axes))
+        if zero or kind not in _IDX_TYPES or not axes:
+            raise ValueError("its first bytes are not an IDX file's")
+    except (struct.error, ValueError, OSError, EOFError, zlib.error) as error:
+        stream.close()
+        raise Unreadable(f"{path.name} is no IDX file: {error}") from None
+    return StreamArray(stream, shape, np.dtype(_IDX_TYPES[kind]), path.name)
+
+
+def _stamp(path: Path) -> str:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return " ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
