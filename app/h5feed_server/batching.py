@@ -244,9 +244,8 @@ class Batcher:
                 raise BadParameter(f"epoch_rows={spec.epoch_rows}: the split has no rows to draw from")
             rows = spec.epoch_rows or rows
         last = spec.last or ("keep" if spec.shards == 1 else "pad")
-        block = max((field.block_rows for field in fields), default=1)
         grid = BatchGrid(rows, batch_size, spec.shard, spec.shards, last)
-        order = Order(spec, split_rows, grid, block, resampled)
+        order = Order(spec, split_rows, grid, dataset.block_rows, resampled)
         plan = BatchPlan(dataset, fields, order, last == "pad", self._orders, self.reader)
         self._check_size(batch_size, plan.full, fields)
         return plan

@@ -36,8 +36,7 @@ def cached_fetch(
     """A function that fetches blocks of `plan` as `fetch` does, but takes the rows that `cache` holds from there.
 
     The batches are the same, byte for byte. What comes from the server is stored. Fields whose rows differ in length
-    (text) are not kept: they are fetched in every epoch, alone. Batches of orders with a window are stored, but always
-    fetched: of them the server tells no row ids without the rows.
+    (text) are not kept: they are fetched in every epoch, alone.
 
     Parameters
     ----------
@@ -94,8 +93,7 @@ def cached_fetch(
             start += len(asked)
 
     def through_cache(block: Block, cancelled: threading.Event) -> list[Batch]:
-        # The order of a window follows how the fields asked for are stored: no other request has the same row ids.
-        if "window" in plan.params or any(store.fresh for store in stores.values()):
+        if any(store.fresh for store in stores.values()):
             return whole(block, cancelled)
         wanted = row_ids.batches(plan, fetch_ids, block, cancelled)
         count = sum(len(batch.rows) for batch in wanted)

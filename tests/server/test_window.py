@@ -94,3 +94,13 @@ def test_over_http(feed: h5feed.Feed) -> None:
     assert rows.tolist() != full.tolist()
     with pytest.raises(BadParameter, match="shuffle=true"):
         dataset.batch(0, window=100)
+
+
+def test_the_order_is_the_same_for_all_fields(feed: h5feed.Feed) -> None:
+    """What is asked for of a row does not change when its turn comes."""
+    for fields in (["x"], ["y"], [], ["w", "z"]):
+        batches = feed["tall"].batches(batch_size=8, shuffle=True, window=14, fields=fields)
+        rows = [row for batch in batches for row in batch.rows.tolist()]
+        if fields == ["x"]:
+            expected = rows
+        assert rows == expected

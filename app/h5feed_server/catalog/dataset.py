@@ -128,6 +128,12 @@ class Dataset:
         return tuple({name: self.field(name) for name in names}.values())
 
     @cached_property
+    def block_rows(self) -> int:
+        """Rows of the largest field that are decoded together: what a window keeps together, whatever is asked for."""
+        readable = [field for field in self.fields if not field.unreadable]
+        return max(readable, key=lambda field: field.column.nbytes).block_rows if readable else 1
+
+    @cached_property
     def label(self) -> Field | None:
         """The first readable label field."""
         return next((field for field in self.fields if field.role == "label" and not field.unreadable), None)
