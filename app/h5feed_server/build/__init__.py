@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from .options import BuildOptions
 
 if TYPE_CHECKING:
+    from .dry_run import Preview, preview
     from .images import Decoded, ImageSpec, decode_image
-    from .preview import Preview, preview
     from .run import Progress, Report, build
 
 __all__ = [
@@ -32,5 +32,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    module = _MODULES.get(name) or ("preview" if name.lower() == "preview" else "run")
+    module = _MODULES.get(name) or ("dry_run" if name.lower() == "preview" else "run")
     return getattr(import_module(f".{module}", __name__), name)

@@ -23,8 +23,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from .dry_run import Preview, preview
 from .options import BuildOptions, read_options
-from .preview import Preview, preview
 from .run import Progress, Report, build
 
 _LINE_SECONDS = 10.0

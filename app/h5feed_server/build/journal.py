@@ -58,16 +58,18 @@ class Journal:
         except BlockingIOError:
             self._stream.close()
             raise FeedError(f"another process is building {path.name[1:].removesuffix('.journal')} now") from None
-        self.done = np.zeros(rows, np.bool_)
-        self.details = np.zeros(rows, ROW)
-        self.broken: dict[int, str] = {}
+        self._header: dict[str, Any] = {"format": _FORMAT, "digest": digest, "rows": rows}
         self.renames: list[tuple[str, str]] | None = None
-        self.resumed = self._load(digest, rows)
-        if not self.resumed:
-            self._stream.truncate(0)
-            header = {"format": _FORMAT, "digest": digest, "rows": rows}
-            self._stream.write(json.dumps(header).encode() + b"\n")
-            self.sync()
+        self._forget()
+        if not self._load():
+            self.begin()
+
+    def begin(self) -> None:
+        """Begin anew: nothing is finished."""
+        self._forget()
+        self._stream.truncate(0)
+        self._stream.write(json.dumps(self._header).encode() + b"\n")
+        self.sync()
 
     def add(self, blocks: Iterable[Block]) -> None:
         """Note rows whose bytes are on disk."""
@@ -97,6 +99,13 @@ class Journal:
         self._path.unlink(missing_ok=True)
         self.close()
 
+    def _forget(self) -> None:
+        rows = self._header["rows"]
+        self.done = np.zeros(rows, np.bool_)
+        self.details = np.zeros(rows, ROW)
+        self.broken: dict[int, str] = {}
+        self.renames = None
+
     def _append(self, payload: bytes) -> None:
         self._stream.write(_FRAME.pack(len(payload), zlib.crc32(payload)) + payload)
 
@@ -105,14 +114,14 @@ class Journal:
         self.details[rows] = details
         self.broken.update(broken)
 
-    def _load(self, digest: str, rows: int) -> bool:
+    def _load(self) -> bool:
         """What an interrupted build of the same left; False where there is nothing of it."""
         self._stream.seek(0)
         try:
             header: Any = json.loads(self._stream.readline(1 << 12))
         except ValueError:
             return False
-        if header != {"format": _FORMAT, "digest": digest, "rows": rows}:
+        if header != self._header:
             return False
         end = self._stream.tell()
         while frame := self._stream.read(_FRAME.size):

@@ -7,12 +7,12 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from h5feed.errors import BadParameter, FeedError, TooLarge, Unreadable
 
 from .. import __version__
 from .journal import Journal
-from .layout import Packing, create_chunked, create_file, finish_file
+from .layout import Packing, create_chunked, finish_file
 from .moments import mean_and_std
 from .opening import open_source
 from .options import BuildOptions
 from .plan import Part, Plan, beside, check_output, column_bytes, counts_per_class, limited, make_plan
+from .rows import PlacedRows, copy_rows
 from .source import Block, Column, Source, digest_of
 
 _COMMIT_SECONDS = 2.0
@@ -38,12 +39,15 @@ _COMMIT_BYTES = 256 << 20
 _AHEAD = 2
 """Pieces of work for each thread that are under way or wait: the bound on memory."""
 
-_COPY_BYTES = 8 << 20
-
 _SPARE_BYTES = 1 << 20
 """Structure of the file, the journal."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_HDF5_ERRNO = re.compile(r"errno = (\d+)")
+
+MAX_ROWS = 1 << 31
+"""Rows of a source: some hundred bytes of each are held in memory."""
 
 _LEFT_OUT = "left-out.tsv"
 
@@ -137,11 +141,13 @@ def build(
     with contextlib.closing(open_source(Path(source), options)) as opened:
         try:
             return _Build(opened, Path(source), where, options, on_progress or (lambda progress: None)).run()
-        except OSError as error:
-            if error.errno in _NO_SPACE:
+        except (OSError, RuntimeError) as error:
+            if _number(error) in _NO_SPACE:
                 raise TooLarge(
                     f"no space is left for {where}: make room and run the same command again; it goes on where it ended"
                 ) from None
+            if not isinstance(error, OSError):
+                raise
             raise FeedError(f"{error.filename or where}: {error.strerror or error}") from None
 
 
@@ -171,11 +177,14 @@ class _Build:
         journal = Journal(beside(self._output, "journal"), self._digest, source.rows)
         try:
             self._journal = journal
-            if not (journal.resumed and journal.renames):
+            if not journal.renames:
                 self._check_free_names(self._plan)
                 self._make(journal)
             report = self._publish(journal)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, FeedError) or not journal.done.any():
+                # Nothing that the same command could go on with.
+                self._discard(journal)
             journal.close()
             raise
         journal.remove()
@@ -186,13 +195,18 @@ class _Build:
         if taken and not self._options.overwrite:
             raise BadParameter(f"{taken[0]} is there already: give another name, or overwrite")
 
+    def _discard(self, journal: Journal) -> None:
+        for path in self._plan.files:
+            beside(path, "part").unlink(missing_ok=True)
+            beside(path, "whole").unlink(missing_ok=True)
+        journal.remove()
+
     def _make(self, journal: Journal) -> None:
         parts = {path: beside(path, "part") for path in self._plan.files}
-        resumed = journal.resumed and all(part.exists() for part in parts.values())
-        if not resumed and journal.done.any():
-            raise FeedError(f"{beside(self._output, 'journal')} belongs to a build whose files are gone: delete it")
+        if not all(part.exists() for part in parts.values()):
+            journal.begin()
         self._check_space(parts.values())
-        rows = _Rows(self._plan, parts, self._source, fresh=not journal.done.any())
+        rows = PlacedRows(self._plan, parts, self._source, fresh=not journal.done.any())
         with contextlib.closing(rows), ThreadPoolExecutor(self._options.workers, "h5feed-build") as threads:
             self._resumed_rows = int(journal.done.sum())
             self._make_rows(journal, rows, threads)
@@ -208,7 +222,7 @@ class _Build:
             leftover.unlink(missing_ok=True)
         journal.add_renames([(str(made[path].name), str(path.name)) for path in final.files])
 
-    def _make_rows(self, journal: Journal, rows: _Rows, threads: ThreadPoolExecutor) -> None:
+    def _make_rows(self, journal: Journal, rows: PlacedRows, threads: ThreadPoolExecutor) -> None:
         """Make what is missing; what was made is written and noted, whatever ends this."""
         total = int(self._wanted.sum())
         finished: list[Block] = []
@@ -269,7 +283,7 @@ class _Build:
         if len(missing):
             raise Unreadable(f"{self._source.name(int(missing[0]))}: it is not in the source any more")
 
-    def _lay_out(self, final: Plan, rows: _Rows, threads: ThreadPoolExecutor) -> dict[Path, Path]:
+    def _lay_out(self, final: Plan, rows: PlacedRows, threads: ThreadPoolExecutor) -> dict[Path, Path]:
         """Copy the rows, less the broken ones, into the layout that is asked for."""
         made = {path: beside(path, "whole") for path in final.files}
         total, done = final.rows, 0
@@ -283,7 +297,7 @@ class _Build:
             parts = final.files[path]
             unfinished.unlink(missing_ok=True)
             if self._options.compression == "none":
-                _copy(rows, unfinished, parts, self._source, on_rows)
+                copy_rows(rows, unfinished, parts, self._source, on_rows)
                 continue
 
             def read(group: str, name: str, start: int, stop: int, parts: tuple[Part, ...] = parts) -> npt.NDArray[Any]:
@@ -304,9 +318,10 @@ class _Build:
 
     def _finish(self, unfinished: Path, parts: tuple[Part, ...], journal: Journal) -> None:
         source = self._source
+        small = self._small_fields()
         columns: dict[str, dict[str, Column]] = {}
         for part in parts:
-            own = {name: Column(c.values[part.rows], c.attributes) for name, c in source.columns.items()}
+            own = {name: Column(c.values[part.rows], c.attributes) for name, c in small.items()}
             if source.images:
                 details = journal.details[part.rows]
                 own["heights"], own["widths"] = Column(details["height"].copy()), Column(details["width"].copy())
@@ -327,12 +342,16 @@ class _Build:
         }
         finish_file(unfinished, columns, attributes, marks)
 
+    def _small_fields(self) -> dict[str, Column]:
+        """Those of the source, of all of its rows; texts no longer than those of rows that were not left out."""
+        rows = np.concatenate([part.rows for part in self._plan.parts()])
+        return {name: _narrowed(column, rows) for name, column in self._source.columns.items()}
+
     def _content_digest(self, journal: Journal) -> str:
         """Of the rows and their labels in the source's order: it is the same for a copy of the source."""
-        source = self._source
         usable = np.sort(np.concatenate([part.rows for part in self._plan.parts()]))
         whole = hashlib.blake2b(journal.details["digest"][usable].tobytes(), digest_size=16)
-        for name, column in source.columns.items():
+        for name, column in self._small_fields().items():
             whole.update(name.encode() + column.values[usable].tobytes())
         return whole.hexdigest()
 
@@ -389,127 +408,34 @@ class _Build:
             )
 
 
-class _Rows:
-    """The rows of a plan in contiguous fields: where each lies, to write and to read them."""
-
-    def __init__(self, plan: Plan, parts: dict[Path, Path], source: Source, *, fresh: bool) -> None:
-        self.row_bytes = sum(spec.row_bytes for spec in source.fields)
-        self._fields = {spec.name: spec for spec in source.fields}
-        # Which file a row of the source is in, and where in it its part of each field begins.
-        self._file = np.zeros(source.rows, np.int32)
-        self._offset = {name: np.full(source.rows, -1, np.int64) for name in self._fields}
-        self._descriptors: list[int] = []
-        try:
-            for number, (path, own) in enumerate(plan.files.items()):
-                offsets = _create(parts[path], own, source, fresh=fresh)
-                self._descriptors.append(os.open(parts[path], os.O_RDWR | os.O_CLOEXEC))
-                for part in own:
-                    self._file[part.rows] = number
-                    for name, spec in self._fields.items():
-                        places = offsets[part.group, name] + np.arange(len(part.rows)) * spec.row_bytes
-                        self._offset[name][part.rows] = places
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-        self._descriptors = []
-
-    def sync(self) -> None:
-        """Have everything on disk."""
-        for descriptor in self._descriptors:
-            os.fdatasync(descriptor)
-
-    def write(self, block: Block) -> None:
-        """Write the rows that are not broken, from any thread."""
-        whole = np.flatnonzero(block.details["broken"] == 0)
-        for name, array in block.arrays.items():
-            spec = self._fields[name]
-            if array.shape[1:] != spec.shape or array.dtype != spec.dtype:
-                raise TypeError(f"{name}: {array.dtype}{array.shape[1:]} is not {spec.dtype}{spec.shape}")
-            data = np.ascontiguousarray(array)
-            for start, stop, descriptor, offset in self._runs(name, block.rows[whole]):
-                _write_all(descriptor, data[whole[start] : whole[stop - 1] + 1], offset)
-
-    def read(self, name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Rows (n, *shape), from any thread."""
-        spec = self._fields[name]
-        found = np.empty((len(rows), *spec.shape), spec.dtype)
-        flat = found.reshape(len(rows), -1).view(np.uint8) if spec.row_bytes else found
-        for start, stop, descriptor, offset in self._runs(name, rows):
-            view = memoryview(flat[start:stop]).cast("B")
-            while len(view):
-                count = os.preadv(descriptor, [view], offset)
-                if not count:
-                    raise FeedError("the unfinished file is shorter than it was made: delete it and begin anew")
-                view, offset = view[count:], offset + count
-        return found
-
-    def _runs(self, name: str, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, int, int]]:
-        """Rows that follow each other in a file too: first, after the last, descriptor, offset."""
-        nbytes = self._fields[name].row_bytes
-        if not len(rows) or not nbytes:
-            return
-        offsets, files = self._offset[name][rows], self._file[rows]
-        breaks = np.flatnonzero((np.diff(offsets) != nbytes) | (np.diff(files) != 0) | (np.diff(rows) != 1)) + 1
-        edges = [0, *breaks.tolist(), len(rows)]
-        for start, stop in pairwise(edges):
-            yield start, stop, self._descriptors[files[start]], int(offsets[start])
+def _number(error: Exception) -> int | None:
+    """The system's number of an error; HDF5 hides it in its text."""
+    said = _HDF5_ERRNO.search(str(error))
+    return int(said[1]) if said else getattr(error, "errno", None)
 
 
 def wanted_rows(source: Source, options: BuildOptions) -> npt.NDArray[np.bool_]:
     """Which rows of a source are to be built."""
+    if source.rows >= MAX_ROWS:
+        raise TooLarge(f"the source has {source.rows} rows, more than the {MAX_ROWS - 1} that are built")
     labels = source.columns.get(source.label) if source.label else None
     wanted = np.zeros(source.rows, np.bool_)
     wanted[limited(options.limit, source.rows, labels, source.splits)] = True
     return wanted
 
 
-def _create(path: Path, parts: tuple[Part, ...], source: Source, *, fresh: bool) -> dict[tuple[str, str], int]:
-    groups = {part.group: len(part.rows) for part in parts}
-    if fresh:
-        path.unlink(missing_ok=True)
-        return create_file(path, groups, source.fields)
-    # The structure depends on nothing but the rows: where they lie in a file that is made again, they lie in this one.
-    again = path.with_name(f"{path.name}.again")
-    try:
-        return create_file(again, groups, source.fields)
-    finally:
-        again.unlink(missing_ok=True)
-
-
-def _copy(
-    rows: _Rows, unfinished: Path, parts: tuple[Part, ...], source: Source, on_rows: Callable[[int], None]
-) -> None:
-    """Write a contiguous file of rows that lie in others."""
-    offsets = create_file(unfinished, {part.group: len(part.rows) for part in parts}, source.fields)
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        for part in parts:
-            for number, spec in enumerate(source.fields):
-                step = max(1, _COPY_BYTES // max(1, spec.row_bytes))
-                for start in range(0, len(part.rows), step):
-                    found = rows.read(spec.name, part.rows[start : start + step])
-                    _write_all(descriptor, found, offsets[part.group, spec.name] + start * spec.row_bytes)
-                    if number == 0:
-                        on_rows(len(found))
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, array: npt.NDArray[Any], offset: int) -> None:
-    view = memoryview(array.reshape(-1).view(np.uint8))
-    while len(view):
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
-
-
 def _mask(rows: dict[int, str], total: int) -> npt.NDArray[np.bool_]:
     mask = np.zeros(total, np.bool_)
     mask[list(rows)] = True
     return mask
+
+
+def _narrowed(column: Column, rows: npt.NDArray[np.int64]) -> Column:
+    """Texts no longer than the longest of these rows: rows that were left out leave no trace."""
+    if column.values.dtype.kind != "S":
+        return column
+    longest = max(1, int(np.strings.str_len(column.values[rows]).max(initial=1)))
+    return Column(column.values.astype(f"S{longest}"), column.attributes)
 
 
 def _lost_classes(source: Source, plan: Plan) -> list[str]:

@@ -283,9 +283,11 @@ def _check_together(files: Sequence[InspectedFile], found: Mapping[tuple[str, ..
         missing = sorted(set(range(max(tags.shards for tags in alike))) - {tags.shard for tags in alike})
         if missing:
             raise PartMissing(f"shard {missing[0]:05d} of {max(tags.shards for tags in alike):05d} is missing")
-    places = {(file.tags.split or "", file.tags.shard) for file in files}
+    # Files that are named after no split may have groups of them, shards for instance.
+    places = {(file.tags.split, file.tags.shard) for file in files}
     for entry in found.values():
-        if {(piece.split, piece.shard) for piece in entry.pieces} >= places:
+        there = {(piece.split, piece.shard) for piece in entry.pieces}
+        if there | {(None, shard) for _, shard in there} >= places:
             return
     raise ValueError("no array is there in all of them")
 

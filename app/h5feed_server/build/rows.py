@@ -1,0 +1,129 @@
+"""Rows in the contiguous fields of unfinished files: written and read past HDF5, by any thread, in any order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from h5feed.errors import FeedError
+
+from .layout import create_file
+from .plan import Part, Plan
+from .source import Block, Source
+
+_COPY_BYTES = 8 << 20
+"""Bytes that are copied at a time."""
+
+
+class PlacedRows:
+    """The rows of a plan in contiguous fields: where each lies, to write and to read them."""
+
+    def __init__(self, plan: Plan, parts: dict[Path, Path], source: Source, *, fresh: bool) -> None:
+        self.row_bytes = sum(spec.row_bytes for spec in source.fields)
+        self._fields = {spec.name: spec for spec in source.fields}
+        # Which file a row of the source is in, and where in it its part of each field begins.
+        self._file = np.zeros(source.rows, np.int32)
+        self._offset = {name: np.full(source.rows, -1, np.int64) for name in self._fields}
+        self._descriptors: list[int] = []
+        try:
+            for number, (path, own) in enumerate(plan.files.items()):
+                offsets = _create(parts[path], own, source, fresh=fresh)
+                self._descriptors.append(os.open(parts[path], os.O_RDWR | os.O_CLOEXEC))
+                for part in own:
+                    self._file[part.rows] = number
+                    for name, spec in self._fields.items():
+                        places = offsets[part.group, name] + np.arange(len(part.rows)) * spec.row_bytes
+                        self._offset[name][part.rows] = places
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
+
+    def sync(self) -> None:
+        """Have everything on disk."""
+        for descriptor in self._descriptors:
+            os.fdatasync(descriptor)
+
+    def write(self, block: Block) -> None:
+        """Write the rows that are not broken, from any thread."""
+        whole = np.flatnonzero(block.details["broken"] == 0)
+        for name, array in block.arrays.items():
+            spec = self._fields[name]
+            if array.shape[1:] != spec.shape or array.dtype != spec.dtype:
+                raise TypeError(f"{name}: {array.dtype}{array.shape[1:]} is not {spec.dtype}{spec.shape}")
+            data = np.ascontiguousarray(array)
+            for start, stop, descriptor, offset in self._runs(name, block.rows[whole]):
+                _write_all(descriptor, data[whole[start] : whole[stop - 1] + 1], offset)
+
+    def read(self, name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Rows (n, *shape), from any thread."""
+        spec = self._fields[name]
+        found = np.empty((len(rows), *spec.shape), spec.dtype)
+        flat = found.reshape(len(rows), -1).view(np.uint8) if spec.row_bytes else found
+        for start, stop, descriptor, offset in self._runs(name, rows):
+            view = memoryview(flat[start:stop]).cast("B")
+            while len(view):
+                count = os.preadv(descriptor, [view], offset)
+                if not count:
+                    raise FeedError("the unfinished file is shorter than it was made: delete it and begin anew")
+                view, offset = view[count:], offset + count
+        return found
+
+    def _runs(self, name: str, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, int, int]]:
+        """Rows that follow each other in a file too: first, after the last, descriptor, offset."""
+        nbytes = self._fields[name].row_bytes
+        if not len(rows) or not nbytes:
+            return
+        offsets, files = self._offset[name][rows], self._file[rows]
+        breaks = np.flatnonzero((np.diff(offsets) != nbytes) | (np.diff(files) != 0) | (np.diff(rows) != 1)) + 1
+        edges = [0, *breaks.tolist(), len(rows)]
+        for start, stop in pairwise(edges):
+            yield start, stop, self._descriptors[files[start]], int(offsets[start])
+
+
+def _create(path: Path, parts: tuple[Part, ...], source: Source, *, fresh: bool) -> dict[tuple[str, str], int]:
+    groups = {part.group: len(part.rows) for part in parts}
+    if fresh:
+        path.unlink(missing_ok=True)
+        return create_file(path, groups, source.fields)
+    # The structure depends on nothing but the rows: where they lie in a file that is made again, they lie in this one.
+    again = path.with_name(f"{path.name}.again")
+    try:
+        return create_file(again, groups, source.fields)
+    finally:
+        again.unlink(missing_ok=True)
+
+
+def copy_rows(
+    rows: PlacedRows, unfinished: Path, parts: tuple[Part, ...], source: Source, on_rows: Callable[[int], None]
+) -> None:
+    """Write a contiguous file of rows that lie in others."""
+    offsets = create_file(unfinished, {part.group: len(part.rows) for part in parts}, source.fields)
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        for part in parts:
+            for number, spec in enumerate(source.fields):
+                step = max(1, _COPY_BYTES // max(1, spec.row_bytes))
+                for start in range(0, len(part.rows), step):
+                    found = rows.read(spec.name, part.rows[start : start + step])
+                    _write_all(descriptor, found, offsets[part.group, spec.name] + start * spec.row_bytes)
+                    if number == 0:
+                        on_rows(len(found))
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, array: npt.NDArray[Any], offset: int) -> None:
+    view = memoryview(array.reshape(-1).view(np.uint8))
+    while len(view):
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
