@@ -13,8 +13,10 @@ from .images import SUFFIXES
 from .members import PACKED_TAR_SUFFIXES, TAR_SUFFIXES, open_members
 from .numpy_files import IDX_NAME, idx_arrays, numpy_arrays
 from .options import BuildOptions
+from .parquet import PARQUET_SUFFIXES, parquet_rows
 from .repack import hdf5_arrays
 from .source import Source
+from .webdataset import is_webdataset, webdataset
 
 _KNOWN = (
     "a folder or a .zip, .tar or .tar.gz of images, .csv, .tsv, .npz, .npy, IDX files (train-images-idx3-ubyte), "
@@ -44,9 +46,14 @@ def open_source(path: Path, options: BuildOptions) -> Source:
             return idx_arrays(path, options)
         if any(file.endswith(".npy") for file in files):
             return numpy_arrays(path, options)
+        if any(item.suffix in PARQUET_SUFFIXES for item in path.rglob("*")):
+            return parquet_rows(path, options)
         return listed_images(open_members(path), options)
+    if name.endswith(PARQUET_SUFFIXES):
+        return parquet_rows(path, options)
     if name.endswith((".zip", *TAR_SUFFIXES, *PACKED_TAR_SUFFIXES)):
-        return listed_images(open_members(path), options)
+        members = open_members(path)
+        return webdataset(members, options) if is_webdataset(members) else listed_images(members, options)
     if h5py.is_hdf5(path):
         return hdf5_arrays(path, options)
     what = "is one image: give the folder that it lies in" if name.endswith(SUFFIXES) else f"is none of these: {_KNOWN}"
