@@ -27,23 +27,23 @@ import numpy.typing as npt
 
 from .batch import Batch
 from .cache import RowCache
-from .dataset import DEFAULT_READAHEAD, Dataset, OrderOptions, Plan, SplitOptions
+from .course import Course
+from .dataset import DEFAULT_READAHEAD, Dataset, OrderOptions, SplitOptions
 from .errors import BadParameter, FeedError
 from .keras_backup import StateBackup
 from .keras_stack import GENERATOR, LOOK, Mode, epoch_iterator, initial_epoch, keras_frame, running_method
-from .labels import ClassMode, Labels
-from .passes import is_drawn, position_in, state_of
+from .labels import ClassMode
+from .ordered_rows import OrderedRows
+from .passes import position_in, state_of
 from .prepare import FieldNames, Preparation
-from .readahead import ReadAhead
 from .scale import Number
 from .sharding import shard_of
+from .stream import Stream
 
 __all__ = ["Sequence", "StateBackup"]
 
 _ONLY_TRAINING = ("shuffle", "window", "balance", "weights", "epoch_rows")
 """Options of the training order that evaluating and predicting do without: they take each row once, ascending."""
-
-_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
 _RUNS_KNOWN = 16
 """Runs of Keras that are told from each other: one for each loop under way, and some that are only left to die."""
@@ -143,10 +143,10 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         known = set(OrderOptions.__annotations__) - {"fields", "shuffle", "seed", "epoch"}
         if unknown := sorted(set(options) - known):
             raise BadParameter(f"unknown option {unknown[0]!r}: known are {', '.join(sorted(known))}")
-        self._dataset, self._split = dataset, _ALIASES.get(split, split)
+        self._dataset = dataset
         rank, count = shard_of(shard, shards)
         self.shard, self.shards = rank, count
-        self._split_options = {name: value for name, value in options.items() if name in SplitOptions.__annotations__}
+        split_options = {name: value for name, value in options.items() if name in SplitOptions.__annotations__}
         self._prepare = Preparation(
             dataset,
             split,
@@ -160,11 +160,10 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
             transform=transform,
             seed=seed,
             shard=rank,
-            split_options=self._split_options,
+            split_options=split_options,
         )
         order = {**options, "batch_size": batch_size, "seed": seed, "shard": rank, "shards": count, "last": last}
         order = {**order, "shuffle": shuffle, "fields": self._prepare.fields}
-        self._order = order
         in_order = {name: value for name, value in order.items() if name not in _ONLY_TRAINING}
         if connections is None and workers is not None and workers > 1:
             connections = workers
@@ -172,26 +171,17 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         if readahead is None and max_queue_size is not None:
             readahead = max(1, max_queue_size) * max(1, plan.batch_bytes)
         fetching = {"connections": connections, "readahead": readahead or DEFAULT_READAHEAD, "cache": cache}
-        self._training = _Stream(dataset, plan, fetching)
-        self._ordered = _Stream(dataset, dataset.plan(split, **in_order), fetching)
-        self._in_order = in_order
+        self._training = Stream(dataset, plan, fetching)
+        self._ordered = Stream(dataset, dataset.plan(split, **in_order), fetching)
+        self._rows = OrderedRows(dataset, split, in_order, split_options, self._prepare)
         self._lock = threading.RLock()
-        # The next batch of training: the number of the pass, and its place in it.
-        self._epoch, self._position = epoch, 0
-        self._counted = False
-        """Whether the pass under way is one of training, or a loop that only looked at a batch."""
-        self._placed = self._resumed = False
-        """Whether the next loop begins where it was told to, and whether that is in the middle of a pass."""
-        self._tickets: dict[int, int] = {}
+        self._course = Course(epoch, plan.batches)
         self._calls: weakref.WeakKeyDictionary[Any, _Call] = weakref.WeakKeyDictionary()
         self._runs: dict[int, _Run] = {}
-        self._fitted_from = (epoch, 0)
-        self._row_ids: npt.NDArray[np.int64] | None = None
-        self._classes: npt.NDArray[Any] | None = None
         self._delivered = {"batches": 0, "rows": 0}
         self._preparing = 0.0
         if verbose and rank == 0:
-            print(self._found(), flush=True)
+            print(self._rows.found(self.samples), flush=True)
 
     @property
     def num_batches(self) -> int:
@@ -204,7 +194,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
     def __len__(self) -> int:
         return self._stream_of(running_method(sys._getframe(1))).batches
 
-    def _stream_of(self, mode: Mode | None) -> _Stream:
+    def _stream_of(self, mode: Mode | None) -> Stream:
         return self._ordered if mode in ("evaluate", "predict") else self._training
 
     @property
@@ -218,7 +208,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
     @property
     def epoch(self) -> int:
         with self._lock:
-            return self._epoch
+            return self._course.epoch
 
     @property
     def row_ids(self) -> npt.NDArray[np.int64]:
@@ -226,60 +216,22 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
 
         With ``last="pad"`` the repeated rows at the end are in it, as their predictions are.
         """
-        if self._row_ids is None:
-            options = {**self._in_order, "fields": []}
-            parts = [batch.rows.copy() for batch in self._dataset.batches(self._split, **options)]
-            self._row_ids = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-        return self._row_ids
-
-    @property
-    def _labels(self) -> Labels:
-        """The label field, also where the model is given none."""
-        if self._prepare.labels is not None:
-            return self._prepare.labels
-        found = [field.name for field in self._dataset.fields.values() if field.role == "label" and field.readable]
-        if len(found) != 1:
-            raise BadParameter(f"{self._dataset.name!r} has {len(found)} label fields: name one with y=")
-        return Labels(self._dataset, found[0], "int")
+        return self._rows.ids
 
     @property
     def classes(self) -> npt.NDArray[Any]:
         """The class of each row of `row_ids`, (predictions,) ints; where labels are no classes, what is stored."""
-        if self._classes is None:
-            labels = self._labels
-            options = {**self._in_order, "fields": [labels.name]}
-            parts = [labels.ids(batch).copy() for batch in self._dataset.batches(self._split, **options)]
-            self._classes = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-        return self._classes
+        return self._rows.classes
 
     @property
     def class_indices(self) -> dict[str, int]:
         """Name of each class, and the number that stands for it."""
-        return self._labels.class_indices
+        return self._rows.labels.class_indices
 
     @property
     def class_weight(self) -> dict[int, float]:
         """Balanced weights of this split's classes, for ``fit(class_weight=…)``: rows / (classes · rows of a class)."""
-        labels = self._labels
-        if not labels.are_classes:
-            raise BadParameter(f"{labels.name!r} holds no classes to be balanced")
-        if "limit" in self._order:
-            found, counts = np.unique(self.classes, return_counts=True)
-            weights = counts.sum() / (len(found) * counts)
-            return {int(index): float(weight) for index, weight in zip(found, weights, strict=True)}
-        answer = self._dataset.splits(**{**self._split_options, "stratify": labels.name})
-        return {labels.index(entry["value"]): entry["weight"] for entry in answer["splits"][self._split]["classes"]}
-
-    def _found(self) -> str:
-        fields = {entry["name"]: entry for entry in self._dataset.info["fields"]}
-        inputs = [fields[name] for name in self._prepare.inputs]
-        images = len(inputs) == 1 and bool(inputs[0].get("channels"))
-        found = f"Found {self.samples} {'images' if images else 'rows'}"
-        try:
-            labels = self._labels
-        except BadParameter:
-            return f"{found}."
-        return f"{found} belonging to {len(labels.class_indices)} classes." if labels.are_classes else f"{found}."
+        return self._rows.class_weight
 
     def stats(self) -> dict[str, float]:
         """What this sequence has done so far.
@@ -312,14 +264,12 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         where training is.
         """
         with self._lock:
-            return state_of(self._dataset, self._training.plan, self._epoch, self._position)
+            return state_of(self._dataset, self._training.plan, self._course.epoch, self._course.position)
 
     def state_after(self, batches: int) -> dict[str, Any]:
         """The state after so many batches of the ``fit`` that is under way have been trained on."""
         with self._lock:
-            epoch, position = self._fitted_from
-        passes, position = divmod(position + batches, max(1, self._training.batches))
-        return state_of(self._dataset, self._training.plan, epoch + passes, position)
+            return state_of(self._dataset, self._training.plan, *self._course.after(batches))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state: the next ``fit`` or loop delivers exactly what that pass had not delivered yet.
@@ -337,10 +287,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
 
     def _go_to(self, epoch: int, position: int) -> None:
         with self._lock:
-            self._epoch, self._position = epoch, position
-            self._tickets = {index: index for index in range(position)}
-            self._counted = self._resumed = position > 0
-            self._placed = True
+            self._course.go_to(epoch, position)
             self._give_up_runs()
 
     def close(self) -> None:
@@ -360,29 +307,28 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
             if not -stream.batches <= index < stream.batches:
                 raise IndexError(f"batch {index} does not exist: valid are 0 … {stream.batches - 1}")
             index %= stream.batches
+            epoch, position = self._course.epoch, self._course.ticket(index)
             if name == LOOK:
                 # Only the shapes matter; what has been read ahead is left for the pass itself.
-                return self._arrays(stream.look(self._epoch, index), self._epoch)
-            position = self._tickets.get(index)
+                return self._arrays(stream.look(epoch, index), epoch)
             if position is not None:
-                return self._arrays(self._training.look(self._epoch, position), self._epoch)
-            position, last = self._position, self._position + 1 == stream.batches
+                return self._arrays(self._training.look(epoch, position), epoch)
+            position = self._course.position
             # The ticket is given after the batch: who asks again after a failure is given the same one.
             arrays = self._next_of_training()
-            if not last:
-                self._tickets[index] = position
+            self._course.keep_ticket(index, position)
             return arrays
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """What is left of a pass that was resumed, or else a new pass."""
         with self._lock:
-            self._begin_loop()
-            epoch = self._epoch
+            self._course.begin_loop()
+            epoch = self._course.epoch
         while self._training.batches:
             with self._lock:
-                if self._epoch != epoch:
+                if self._course.epoch != epoch:
                     return
-                self._counted = True
+                self._course.count()
                 arrays = self._next_of_training()
             yield arrays
 
@@ -391,7 +337,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         with self._lock:
             if not self._training.batches:
                 raise StopIteration
-            self._counted, self._placed, self._resumed = True, False, False
+            self._course.count()
             return self._next_of_training()
 
     def on_epoch_begin(self) -> None:
@@ -408,38 +354,21 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
             if call is None or call.mode != mode:
                 call = self._calls[adapter] = _Call(mode, getattr(iterator, "steps_per_epoch", None))
                 if mode == "fit":
-                    self._begin_fit(call, initial_epoch(caller))
+                    self._course.begin_fit(initial_epoch(caller), call.steps)
             if mode in ("evaluate", "predict") and call.run is not None:
                 # An evaluation that was cut short is followed by one that begins at the first row again.
                 call.run.position = 0
             if mode == "fit" and iterator is not None and not (call.steps and iterator._steps_seen):
                 # Keras is told that a run which begins in the middle of a pass is the rest of it only.
-                iterator._num_batches = self._training.batches - self._position
+                iterator._num_batches = self._training.batches - self._course.position
 
     def on_epoch_end(self) -> None:
         """Called by Keras when an epoch ends; call it yourself to begin a new pass in a loop of your own."""
         if running_method(sys._getframe(1)) is None:
             with self._lock:
-                if self._position:
-                    self._counted = True
-                    self._end_pass()
-
-    def _begin_loop(self) -> None:
-        if self._position and not self._resumed:
-            self._end_pass()
-        self._placed = self._resumed = False
-        self._tickets.clear()
-
-    def _begin_fit(self, call: _Call, first_epoch: int) -> None:
-        if first_epoch and not self._placed:
-            # Keras ends an epoch where a run over the batches ends, also when steps_per_epoch would go on.
-            batches = max(1, self._training.batches)
-            steps = min(call.steps or batches, batches)
-            self._epoch, cut = divmod(first_epoch, -(-batches // steps))
-            self._position = cut * steps
-            self._resumed = True
-        self._begin_loop()
-        self._fitted_from = (self._epoch, self._position)
+                if self._course.position:
+                    self._course.count()
+                    self._course.end_pass()
 
     def _begin_run(self, caller: FrameType) -> _Run:
         """Keras begins to run over this sequence; the run is told by the frame of its generator."""
@@ -448,7 +377,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         mode = (call.mode if call is not None else running_method(caller)) or "fit"
         run = _Run(mode, self._stream_of(mode).batches)
         if mode == "fit":
-            run.batches -= self._position
+            run.batches -= self._course.position
             self._give_up_runs()
         if call is not None:
             call.run = run
@@ -469,10 +398,10 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         if run.mode == "build":
             # Only the shapes matter; what has been read ahead is left for the pass itself.
             if run.looked_at is None:
-                run.looked_at = self._arrays(self._training.look(self._epoch, 0), self._epoch)
+                run.looked_at = self._arrays(self._training.look(self._course.epoch, 0), self._course.epoch)
             return run.looked_at
         if run.mode == "fit":
-            self._counted = True
+            self._course.count()
             return self._next_of_training()
         batch = self._ordered.batch(0, run.position)
         arrays = self._arrays(batch, 0)
@@ -480,23 +409,12 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         return arrays
 
     def _next_of_training(self) -> tuple[Any, ...]:
-        batch = self._training.batch(self._epoch, self._position)
-        arrays = self._arrays(batch, self._epoch)
-        self._position += 1
+        batch = self._training.batch(self._course.epoch, self._course.position)
+        arrays = self._arrays(batch, self._course.epoch)
+        self._course.advance()
         self._delivered["batches"] += 1
         self._delivered["rows"] += len(batch.rows)
-        if self._position == self._training.batches:
-            # A look at a few batches outside of fit does not make a training pass; all of them do.
-            self._counted = True
-            self._end_pass()
         return arrays
-
-    def _end_pass(self) -> None:
-        """What is handed out next begins a new pass; it has a new number where this one was for training."""
-        self._epoch += self._counted
-        self._position = 0
-        self._tickets.clear()
-        self._counted = False
 
     def _arrays(self, batch: Batch, epoch: int) -> tuple[Any, ...]:
         began = time.perf_counter()
@@ -505,57 +423,6 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
             arrays = keras.tree.map_structure(_torch_tensor, arrays)
         self._preparing += time.perf_counter() - began
         return arrays
-
-
-class _Stream:
-    """Batches of an order, pass after pass, fetched ahead from wherever one is asked for."""
-
-    def __init__(self, dataset: Dataset, plan: Plan, fetching: Mapping[str, Any]) -> None:
-        self._dataset, self.plan, self._fetching = dataset, plan, dict(fetching)
-        self._reading: ReadAhead[Batch] | None = None
-        self._at: tuple[int, int] | None = None
-        self._waited = 0.0
-
-    @property
-    def batches(self) -> int:
-        return self.plan.batches
-
-    @property
-    def waited(self) -> float:
-        return self._waited + (self._reading.waited if self._reading else 0.0)
-
-    def batch(self, epoch: int, position: int) -> Batch:
-        """Batch `position` of pass `epoch`; at once where it follows the one that was asked for before."""
-        drawn = is_drawn(self.plan)
-        # Passes that are all alike have one number: what was read ahead for the next is right whatever it is.
-        wanted = (epoch if drawn else 0, position)
-        if self._reading is None or self._at != wanted:
-            self.close()
-            self._reading = self._dataset.read_passes(self.plan, *wanted, **self._fetching)
-        # Where the next line fails, nobody knows what the stream would deliver afterwards.
-        self._at = None
-        batch = next(self._reading)
-        self._at = (wanted[0] + drawn, 0) if position + 1 == self.batches else (wanted[0], position + 1)
-        return batch
-
-    def look(self, epoch: int, position: int) -> Batch:
-        """The same batch, past the read-ahead."""
-        if not position < self.batches:
-            raise FeedError(f"{self.plan.rows} rows make no batch of {self.plan.batch_size}: use a smaller batch_size")
-        number = epoch if is_drawn(self.plan) else 0
-        reading = self._dataset.read_passes(
-            self.plan, number, position, position + 1, **{**self._fetching, "connections": 1}
-        )
-        try:
-            return next(reading)
-        finally:
-            reading.close()
-
-    def close(self) -> None:
-        if self._reading is not None:
-            self._waited += self._reading.waited
-            self._reading.close()
-        self._reading = self._at = None
 
 
 @dataclass

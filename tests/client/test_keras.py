@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -17,8 +18,9 @@ import keras
 import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
-from h5feed.errors import BadParameter
+from h5feed.errors import BadParameter, RevisionChanged
 from h5feed.keras import Sequence as KerasSequence
+from h5feed.sharding import shard_of
 
 ROWS = 203
 BATCH = 10
@@ -349,4 +351,128 @@ def test_a_subclass(dataset: Any) -> None:
         train._arrays = seen._arrays
         expected = every_row_of(dataset.batches(batch_size=BATCH, shuffle=True, epoch=fitted - 1))
         assert seen.epochs == [expected[: 5 * BATCH]]
+    train.close()
+
+
+def seen_by(sequence: Any, batches: int | None = None) -> list[list[int]]:
+    """The rows of the next batches of a sequence, of as many as there are in a pass or so many."""
+    return [next(sequence)[0][:, 0].astype(int).tolist() for _ in range(batches or len(sequence))]
+
+
+@pytest.mark.parametrize("last", ["pad", "drop"])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_shards_share_each_step(dataset: Any, shuffle: bool, last: Any) -> None:
+    """All shards have as many batches; a step is the run of the global order; only the tail is lost."""
+    options = {"shuffle": shuffle, "last": last, "verbose": False}
+    whole = seen_by(dataset.sequence(batch_size=24, **options))
+    parts = [seen_by(dataset.sequence(batch_size=8, shard=shard, shards=3, **options)) for shard in range(3)]
+    assert [list(itertools.chain(*step)) for step in zip(*parts, strict=True)] == whole
+    rows = [row for step in whole for row in step]
+    assert len(set(rows)) == (ROWS if last == "pad" else ROWS // 24 * 24)
+
+
+def test_more_or_fewer_shards_go_on_in_the_same_order(dataset: Any) -> None:
+    """A state of one process is taken up by three, and theirs by two, if a step has as many rows: no row is lost."""
+    options = {"shuffle": True, "last": "pad", "verbose": False}
+    alone = dataset.sequence(batch_size=24, **options)
+    whole = seen_by(dataset.sequence(batch_size=24, **options))
+    assert seen_by(alone, 2) == whole[:2]
+    state = json.loads(json.dumps(alone.state_dict()))
+    for shards, start, stop in [(3, 2, 5), (2, 5, 9)]:
+        parts = []
+        for shard in range(shards):
+            sequence = dataset.sequence(batch_size=24 // shards, shard=shard, shards=shards, **options)
+            sequence.load_state_dict(state)
+            parts.append(seen_by(sequence, stop - start))
+        assert [list(itertools.chain(*step)) for step in zip(*parts, strict=True)] == whole[start:stop]
+        state = sequence.state_dict()
+    assert (state["epoch"], state["delivered"]) == (1, 0)
+
+
+def test_states_of_something_else_are_refused(dataset: Any) -> None:
+    """A state of other data or of another order is an error that names the difference."""
+    state = dataset.sequence(batch_size=10, shuffle=True, verbose=False).state_dict()
+    sequence = dataset.sequence(batch_size=10, shuffle=True, seed=1, verbose=False)
+    with pytest.raises(BadParameter, match="seed=0, and here it is seed=1"):
+        sequence.load_state_dict(state)
+    with pytest.raises(BadParameter, match="10 rows a step, and here it is 20"):
+        dataset.sequence(batch_size=20, shuffle=True, verbose=False).load_state_dict(state)
+    with pytest.raises(RevisionChanged, match="begin anew"):
+        dataset.sequence(batch_size=10, shuffle=True, verbose=False).load_state_dict({**state, "revision": "other"})
+    with pytest.raises(BadParameter, match="no state"):
+        sequence.load_state_dict({"epoch": 3})
+
+
+def test_a_loop_resumed(dataset: Any) -> None:
+    """After load_state_dict a loop has the rest of the pass, and the next one a whole pass."""
+    first = dataset.sequence(batch_size=BATCH, shuffle=True, verbose=False)
+    begun = [row for _ in range(7) for row in next(first)[0][:, 0].astype(int).tolist()]
+    resumed = dataset.sequence(batch_size=BATCH, shuffle=True, verbose=False)
+    resumed.load_state_dict(first.state_dict())
+    rest = [row for x, _ in resumed for row in x[:, 0].astype(int).tolist()]
+    assert begun + rest == every_row_of(dataset.batches(batch_size=BATCH, shuffle=True))
+    then = [row for x, _ in resumed for row in x[:, 0].astype(int).tolist()]
+    assert then == every_row_of(dataset.batches(batch_size=BATCH, shuffle=True, epoch=1))
+
+
+@pytest.mark.parametrize(
+    ("environment", "shard", "shards", "expected"),
+    [
+        ({}, "auto", None, (0, 1)),
+        ({"RANK": "2", "WORLD_SIZE": "4"}, "auto", None, (2, 4)),
+        ({"RANK": "2", "WORLD_SIZE": "4"}, 0, None, (0, 1)),
+        ({"RANK": "2", "WORLD_SIZE": "4"}, 1, 2, (1, 2)),
+        ({"RANK": "2", "WORLD_SIZE": "4"}, "auto", 3, "found 4 processes"),
+        ({"RANK": "2"}, "auto", None, "must both be numbers"),
+        ({"RANK": "4", "WORLD_SIZE": "4"}, "auto", None, "must be in 0"),
+        ({}, "first", None, "must be a number or 'auto'"),
+    ],
+)
+def test_the_shard_is_found_when_asked(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], shard: Any, shards: Any, expected: Any
+) -> None:
+    """RANK and WORLD_SIZE count for shard="auto" only; what cannot be is said."""
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if isinstance(expected, str):
+        with pytest.raises(BadParameter, match=expected):
+            shard_of(shard, shards)
+    else:
+        assert shard_of(shard, shards) == expected
+
+
+def test_what_a_generator_of_keras_tells(dataset: Any, feed: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """samples, classes, class_indices, class_weight and the line that is printed."""
+    train = dataset.sequence("train", test=0.2, shuffle=True)
+    assert capsys.readouterr().out == "Found 162 rows belonging to 3 classes.\n"
+    assert train.samples == len(train.row_ids) == 162
+    np.testing.assert_array_equal(train.classes, train.row_ids % 3)
+    assert train.class_indices == {"0": 0, "1": 1, "2": 2}
+    counts = np.bincount(train.classes)
+    assert train.class_weight == pytest.approx({index: 162 / (3 * count) for index, count in enumerate(counts)})
+    limited = dataset.sequence("train", test=0.2, limit=10, verbose=False)
+    counts = np.bincount(limited.classes)
+    assert limited.class_weight == pytest.approx({index: 10 / (3 * count) for index, count in enumerate(counts)})
+    feed["mixed"].sequence(x="images", y="labels")
+    assert capsys.readouterr().out == "Found 1000 images belonging to 4 classes.\n"
+    feed["mixed"].sequence(x="half", y="half", shard=1, shards=2)
+    assert capsys.readouterr().out == ""
+    next(train)
+    assert train.stats()["batches"] == 1 and train.stats()["rows"] == 32 and train.stats()["preparing"] > 0
+    train.close()
+
+
+def test_balanced_training_and_plain_evaluation(dataset: Any) -> None:
+    """Sampling options are of training; evaluating and predicting have each row once."""
+    train = dataset.sequence(batch_size=BATCH, shuffle=True, balance=True, epoch_rows=60, verbose=False)
+    assert len(train) == 6 and train.samples == ROWS
+    seen = Recorder(train)
+    model_of().fit(train, epochs=2, verbose=0, callbacks=[seen])
+    assert [len(rows) for rows in seen.epochs] == [60, 60] and seen.epochs[0] != seen.epochs[1]
+    assert np.bincount(np.array(seen.epochs[0]) % 3).tolist() == [20, 20, 20]
+    inputs = keras.Input((2,))
+    predicted = keras.Model(inputs, inputs * 1.0).predict(train, verbose=0)
+    np.testing.assert_array_equal(predicted[:, 0].astype(int), EVERY)
     train.close()

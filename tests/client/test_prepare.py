@@ -162,6 +162,20 @@ def test_scaling(feed: h5feed.Feed) -> None:
     np.testing.assert_array_equal(x["depth"], (FLOATS[:BATCH] - 1e6).astype(np.float32))
 
 
+@pytest.mark.parametrize("split", ["train", "val", "all"])
+def test_the_servers_statistics(feed: h5feed.Feed, split: str) -> None:
+    """mean="server" and std="server" are those of the training rows, per channel, for validation rows too."""
+    ints = feed["ints"]
+    options: dict[str, Any] = {} if split == "all" else {"val": 0.25, "stratify": "none"}
+    rows = IMAGES if split == "all" else IMAGES[ints.split_rows("train", **options)]
+    mean, std = rows.mean((0, 1, 2)) / 255, rows.std((0, 1, 2)) / 255
+    prepare = Preparation(ints, split, rescale=1 / 255, mean="server", std="server", split_options=options)
+    batch = ints.batch(0, split=split, batch_size=BATCH, **options)
+    np.testing.assert_allclose(prepare(batch)[0], (IMAGES[batch.rows] / 255 - mean) / std, rtol=1e-4, atol=1e-5)
+    depth, _ = prepared(feed["many"], x="depth", y="kind", mean="server")
+    np.testing.assert_allclose(depth.mean(0), (FLOATS[:BATCH] - FLOATS.mean(0)).mean(0), atol=1e-6)
+
+
 def test_scaled_batches_do_not_share_memory(feed: h5feed.Feed) -> None:
     """Buffers are recycled only when nobody holds a batch any more."""
     ints = feed["ints"]

@@ -1,0 +1,100 @@
+"""The rows of a split as evaluating and predicting take them: their ids, classes and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import BadParameter
+from .labels import Labels
+from .prepare import Preparation
+
+if TYPE_CHECKING:
+    from .dataset import Dataset
+
+_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
+
+
+class OrderedRows:
+    """Each row of a split once, ascending; what is asked of a server is asked once.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    split : str
+    options : mapping
+        Options of `Dataset.batches`.
+    split_options : mapping
+        Those of them that `Dataset.splits` takes.
+    prepare : Preparation
+        Tells inputs and label.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        options: Mapping[str, Any],
+        split_options: Mapping[str, Any],
+        prepare: Preparation,
+    ) -> None:
+        self._dataset, self._split, self._prepare = dataset, split, prepare
+        self._options, self._split_options = dict(options), dict(split_options)
+
+    @cached_property
+    def ids(self) -> npt.NDArray[np.int64]:
+        """(rows,) int64; with a padded tail the repeated rows too."""
+        batches = self._dataset.batches(self._split, **{**self._options, "fields": []})
+        return np.concatenate([np.zeros(0, np.int64), *(batch.rows.copy() for batch in batches)])
+
+    @cached_property
+    def labels(self) -> Labels:
+        """The label field, also where the model is given none.
+
+        Raises
+        ------
+        BadParameter
+            There is none, or several.
+        """
+        if self._prepare.labels is not None:
+            return self._prepare.labels
+        found = [field.name for field in self._dataset.fields.values() if field.role == "label" and field.readable]
+        if len(found) != 1:
+            raise BadParameter(f"{self._dataset.name!r} has {len(found)} label fields: name one with y=")
+        return Labels(self._dataset, found[0], "int")
+
+    @cached_property
+    def classes(self) -> npt.NDArray[Any]:
+        """The class of each row, (rows,) ints; where labels are no classes, what is stored."""
+        batches = self._dataset.batches(self._split, **{**self._options, "fields": [self.labels.name]})
+        parts = [self.labels.ids(batch).copy() for batch in batches]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    @cached_property
+    def class_weight(self) -> dict[int, float]:
+        """Balanced weights: rows / (classes · rows of a class). Of all shards together."""
+        if not self.labels.are_classes:
+            raise BadParameter(f"{self.labels.name!r} holds no classes to be balanced")
+        if "limit" in self._options:
+            found, counts = np.unique(self.classes, return_counts=True)
+            weights = counts.sum() / (len(found) * counts)
+            return {int(index): float(weight) for index, weight in zip(found, weights, strict=True)}
+        answer = self._dataset.splits(**{**self._split_options, "stratify": self.labels.name})
+        split = answer["splits"][_ALIASES.get(self._split, self._split)]
+        return {self.labels.index(entry["value"]): entry["weight"] for entry in split["classes"]}
+
+    def found(self, rows: int) -> str:
+        """What ``flow_from_directory`` prints: "Found 1257 images belonging to 10 classes."."""
+        fields = {entry["name"]: entry for entry in self._dataset.info["fields"]}
+        inputs = [fields[name] for name in self._prepare.inputs]
+        images = len(inputs) == 1 and bool(inputs[0].get("channels"))
+        found = f"Found {rows} {'images' if images else 'rows'}"
+        try:
+            labels = self.labels
+        except BadParameter:
+            return f"{found}."
+        return f"{found} belonging to {len(labels.class_indices)} classes." if labels.are_classes else f"{found}."

@@ -1,0 +1,82 @@
+"""An order as a training loop reads it: pass after pass, from wherever it asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .batch import Batch
+from .errors import BatchOutOfRange
+from .passes import is_drawn
+from .readahead import ReadAhead
+
+if TYPE_CHECKING:
+    from .dataset import Dataset, Plan
+
+
+class Stream:
+    """Batches of an order, fetched ahead from wherever one is asked for. Not safe for threads.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    plan : Plan
+    fetching : mapping
+        Options of `Dataset.read_passes`.
+    """
+
+    def __init__(self, dataset: Dataset, plan: Plan, fetching: Mapping[str, Any]) -> None:
+        self._dataset, self.plan, self._fetching = dataset, plan, dict(fetching)
+        self._reading: ReadAhead[Batch] | None = None
+        self._at: tuple[int, int] | None = None
+        self._waited = 0.0
+
+    @property
+    def batches(self) -> int:
+        """Batches of one pass."""
+        return self.plan.batches
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent waiting for batches which were not there yet."""
+        return self._waited + (self._reading.waited if self._reading else 0.0)
+
+    def batch(self, epoch: int, position: int) -> Batch:
+        """Batch `position` of pass `epoch`; at once where it follows the one that was asked for before."""
+        drawn = is_drawn(self.plan)
+        # Passes that are all alike have one number: what was read ahead for the next is right whatever it is.
+        wanted = (epoch if drawn else 0, position)
+        if self._reading is None or self._at != wanted:
+            self.close()
+            self._reading = self._dataset.read_passes(self.plan, *wanted, **self._fetching)
+        # Where the next line fails, nobody knows what the stream would deliver afterwards.
+        self._at = None
+        batch = next(self._reading)
+        self._at = (wanted[0] + drawn, 0) if position + 1 == self.batches else (wanted[0], position + 1)
+        return batch
+
+    def look(self, epoch: int, position: int) -> Batch:
+        """The same batch past the read-ahead, which is left as it is.
+
+        Raises
+        ------
+        BatchOutOfRange
+        """
+        if not position < self.batches:
+            raise BatchOutOfRange(
+                f"{self.plan.rows} rows make {self.batches} batches of {self.plan.batch_size}: there is no {position}"
+            )
+        number = epoch if is_drawn(self.plan) else 0
+        once = {**self._fetching, "connections": 1}
+        reading = self._dataset.read_passes(self.plan, number, position, position + 1, **once)
+        try:
+            return next(reading)
+        finally:
+            reading.close()
+
+    def close(self) -> None:
+        """End the read-ahead and its threads; the next batch asked for begins it anew."""
+        if self._reading is not None:
+            self._waited += self._reading.waited
+            self._reading.close()
+        self._reading = self._at = None
