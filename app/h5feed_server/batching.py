@@ -69,6 +69,8 @@ class BatchPlan:
     padded: bool
     orders: ByteCache[tuple[Int64s, npt.NDArray[np.bool_]]]
     reader: Reader
+    max_bytes: int
+    """Of one answer."""
     key: object = dataclass_field(default_factory=object)
     """Stands for this plan in the cache of orders: comparing the whole spec for every batch would cost more."""
     pace: _Pace = dataclass_field(default_factory=lambda: _Pace())
@@ -124,7 +126,7 @@ class BatchPlan:
         for index in range(start, stop):
             rows, real = self._rows(index, 1)
             wanted.append(_Wanted(index, rows[0], real[0].astype("<f4") if self.padded else None))
-        return _gathered(self.reader, self.dataset, self.fields, wanted, about, lease)
+        return _gathered(self.reader, self.dataset, self.fields, wanted, about, self.max_bytes, lease)
 
     def fill(self, start: int, stop: int, buffer: Bytes) -> None:
         """Write batches start … stop-1 back to back into `buffer`, (nbytes(start, stop),) uint8."""
@@ -226,7 +228,7 @@ class Batcher:
         return self._plans.get(key, lambda: self._plan(dataset, spec, batch_size), lambda _: _PLAN_BYTES)
 
     def _plan(self, dataset: Dataset, spec: OrderSpec, batch_size: int) -> BatchPlan:
-        fields = dataset.chosen(spec.fields)
+        fields = dataset.chosen(spec.fields, spec.encoded)
 
         def split_rows() -> Rows | None:
             return None if spec.split == "all" else self.splits(dataset, spec.split_spec).of(spec.split)
@@ -246,7 +248,8 @@ class Batcher:
         last = spec.last or ("keep" if spec.shards == 1 else "pad")
         grid = BatchGrid(rows, batch_size, spec.shard, spec.shards, last)
         order = Order(spec, split_rows, grid, dataset.block_rows, resampled)
-        plan = BatchPlan(dataset, fields, order, last == "pad", self._orders, self.reader)
+        limit = self._settings.max_body_bytes
+        plan = BatchPlan(dataset, fields, order, last == "pad", self._orders, self.reader, limit)
         self._check_size(batch_size, plan.full, fields)
         return plan
 
@@ -260,7 +263,8 @@ class Batcher:
         about = {"epoch": "0", "batches": "1"}
         expected = _expected(self.reader, fields, len(rows))
         self._check_size(len(rows), _body(dataset, fields, len(rows), about, [], expected), fields)
-        return _gathered(self.reader, dataset, fields, [_Wanted(0, rows, None)], about, lease)
+        limit = self._settings.max_body_bytes
+        return _gathered(self.reader, dataset, fields, [_Wanted(0, rows, None)], about, limit, lease)
 
     def splits(self, dataset: Dataset, spec: SplitSpec) -> Splits:
         """The splits of a dataset."""
@@ -322,16 +326,28 @@ def _gathered(
     fields: Sequence[Field],
     wanted: Sequence[_Wanted],
     about: Mapping[str, str],
+    max_bytes: int,
     lease: Callable[[int], Bytes],
 ) -> Bytes:
-    """Bodies of any lengths back to back: ragged rows are read first, because they tell how long these are."""
+    """Bodies of any lengths back to back: where nothing else tells how long they are, ragged rows are read first.
+
+    Raises
+    ------
+    TooLarge
+        One of the bodies has more than `max_bytes`.
+    """
     ragged = [field for field in fields if field.is_ragged]
-    lists = [{field.name: reader.read_ragged(field.column, one.rows) for field in ragged} for one in wanted]
+    lists = [{field.name: _lists(reader, field, one.rows) for field in ragged} for one in wanted]
     bodies = []
     for one, found in zip(wanted, lists, strict=True):
         weight = [] if one.weight is None else [Tensor(WEIGHT, np.dtype("<f4"), one.rows.shape)]
-        lengths = {name: len(flat) for name, (flat, _) in found.items()}
+        lengths = {name: int(offsets[-1]) for name, (_, offsets) in found.items()}
         bodies.append(_body(dataset, fields, len(one.rows), about, weight, lengths))
+        if bodies[-1].nbytes > max_bytes:
+            raise TooLarge(
+                f"these {len(one.rows)} rows make {bodies[-1].nbytes} bytes, more than the {max_bytes} of one answer: "
+                "ask for fewer rows at once, or for fewer fields"
+            )
     buffer = lease(sum(body.nbytes for body in bodies))
     begin = 0
     for one, found, body in zip(wanted, lists, bodies, strict=True):
@@ -342,10 +358,21 @@ def _gathered(
             tensors[WEIGHT][...] = one.weight
         for field in fields:
             if field.is_ragged:
-                tensors[field.name][...], tensors[field.name + OFFSETS][...] = found[field.name]
+                flat, offsets = found[field.name]
+                tensors[field.name + OFFSETS][...] = offsets
+                if flat is None:
+                    reader.read_lists(field.column, one.rows, offsets, tensors[field.name])
+                else:
+                    tensors[field.name][...] = flat
             else:
                 reader.read(field.column, one.rows, tensors[field.name])
     return buffer
+
+
+def _lists(reader: Reader, field: Field, rows: Int64s) -> tuple[npt.NDArray[Any] | None, Int64s]:
+    """Ragged rows and where each begins; None for the rows where that is known before they are read."""
+    offsets = reader.list_offsets(field.column, rows)
+    return reader.read_ragged(field.column, rows) if offsets is None else (None, offsets)
 
 
 def _expected(reader: Reader, fields: Sequence[Field], rows: int) -> dict[str, int]:

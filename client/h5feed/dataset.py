@@ -81,6 +81,8 @@ class OrderOptions(SplitOptions, total=False):
     shards: int
     last: Literal["keep", "drop", "pad"]
     fields: Sequence[str]
+    encoded: Sequence[str]
+    """Those of them that are stored as JPEG or PNG and are to come so, as bytes: see `Batch.lists`."""
 
 
 @dataclass(frozen=True)

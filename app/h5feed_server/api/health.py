@@ -53,7 +53,9 @@ def _read_something(services: Services) -> None:
         name = candidates[(int(time.monotonic()) + offset) % len(candidates)].name
         try:
             dataset = services.catalog.dataset(name)
-            field = next((f for f in dataset.fields if not f.unreadable and f.row_bytes < 64 << 20), None)
+            field = next(
+                (f for f in dataset.fields if not f.unreadable and not f.is_ragged and f.row_bytes < 64 << 20), None
+            )
             if field is not None and dataset.rows:
                 row = np.array([int(time.monotonic()) % dataset.rows], np.int64)
                 out = np.empty((1, *field.sample_shape), field.dtype)

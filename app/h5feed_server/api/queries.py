@@ -52,6 +52,7 @@ class RowsQuery(BaseModel):
     stop: int | None = Field(None, ge=0, le=2**62, description="One past the last row; default: all.", examples=[8])
     step: int = Field(1, ge=1, le=2**62, description="Every step-th row; 1 or more.")
     fields: str | None = Field(None, description=OrderSpec.model_fields["fields"].description)
+    encoded: str | None = Field(None, description=OrderSpec.model_fields["encoded"].description)
     revision: str | None = Field(None, description=_REVISION)
     format: Format | None = Field(None, description=_FORMAT)
 
@@ -70,6 +71,11 @@ class RowsRequest(BaseModel):
 
     rows: list[int] = Field(description="Row ids.", examples=[[0, 1, 2]])
     fields: list[str] | None = Field(None, description="Field names; default: inputs and labels.", examples=[None])
+    encoded: list[str] | None = Field(
+        None,
+        description="Those of them that are stored as JPEG or PNG and are wanted so: as the bytes of the files.",
+        examples=[None],
+    )
 
 
 class CatalogQuery(BaseModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -42,7 +41,7 @@ async def get_rows(
         wanted = range(query.start, stop, query.step)
         if len(wanted) > services.settings.max_rows:
             raise TooLarge(f"{len(wanted)} rows are more than the {services.settings.max_rows} of one answer")
-        return _answer(services, dataset, np.arange(query.start, stop, query.step), query.fields, form, headers)
+        return _answer(services, dataset, np.arange(query.start, stop, query.step), query, form, headers)
 
     return await in_thread(services, work)
 
@@ -66,7 +65,7 @@ async def post_rows(
             if not 0 <= row < dataset.rows:
                 raise RowOutOfRange(f"row {row} does not exist: valid are 0 … {dataset.rows - 1}")
         rows = np.array(wanted.rows, np.int64)
-        return _answer(services, dataset, rows, wanted.fields, form, {"cache-control": "no-store"})
+        return _answer(services, dataset, rows, wanted, form, {"cache-control": "no-store"})
 
     return await in_thread(services, work)
 
@@ -75,11 +74,11 @@ def _answer(
     services: Services,
     dataset: Dataset,
     rows: npt.NDArray[np.int64],
-    fields: str | Sequence[str] | None,
+    wanted: RowsQuery | RowsRequest,
     form: Format,
     headers: dict[str, str],
 ) -> Response:
-    chosen = dataset.chosen(fields)
+    chosen = dataset.chosen(wanted.fields, wanted.encoded)
     if form == "npy" and len(chosen) != 1:
         raise BadParameter(f"format=npy holds one array, but {len(chosen)} fields are asked for: name one with fields=")
     return binary(services.batcher.rows(dataset, chosen, rows, services.pool.lease), form, headers)

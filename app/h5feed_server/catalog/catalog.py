@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from h5feed.errors import DatasetNotFound, FeedError, Overloaded, RevisionChanged, Unreadable
+from h5feed.errors import BadParameter, DatasetNotFound, FeedError, Overloaded, RevisionChanged, Unreadable
+from h5feed.images import ImageSpec
 from h5feed.order import ORDER_VERSION
 from watchfiles import watch
 
@@ -137,6 +138,7 @@ class Catalog:
         self._closed.set()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._inspector.rest()
+        self._loader.close()
         self._files.close()
 
     def entries(self) -> list[Entry]:
@@ -366,10 +368,11 @@ class Catalog:
             dict.fromkeys(part for one in loaded for segment in one.segments.values() for part in segment.source.key)
         )
         revision = _revision([digest for one in loaded for digest in one.digests], declaration)
+        decode = _images_declared(declared, [field.name for table in tables for field in table.fields])
         datasets = []
         reasons: list[str] = []
         for table in tables:
-            fields = describe_fields(table, declared.roles if declared else None)
+            fields = describe_fields(table, declared.roles if declared else None, decode)
             if not any(field.unreadable is None for field in fields):
                 reasons += [f"{field.name}: {field.unreadable}" for field in fields[:5]]
                 continue
@@ -394,6 +397,25 @@ class Catalog:
         if not datasets:
             raise Unreadable("; ".join(reasons[:5]) or "it holds no arrays")
         return tuple(datasets)
+
+
+def _images_declared(declared: DeclaredDataset | None, fields: Sequence[str]) -> dict[str, ImageSpec]:
+    """What fields are declared to be decoded to.
+
+    Raises
+    ------
+    Unreadable
+        There is no such field, or it cannot be decoded to that.
+    """
+    found = {}
+    for name, images in (declared.decode if declared else {}).items():
+        if name not in fields:
+            raise Unreadable(f"{DECLARATION} says what {name!r} is decoded to, which is no field: there are {fields}")
+        try:
+            found[name] = images.spec
+        except BadParameter as error:
+            raise Unreadable(f"{DECLARATION}: decode.{name}: {error.detail}") from None
+    return found
 
 
 def _revision(digests: Sequence[bytes], declaration: bytes) -> str:
@@ -461,8 +483,19 @@ def _advice(field: Field) -> str | None:
     rows = field.array.chunk_shape[0] if field.array.chunk_shape else 1
     return (
         f"a shuffled batch decodes {field.read_amplification:.0f} bytes for each it serves, unless they are in the "
-        f"cache of chunks: shuffle with window={64 * rows}, or write the file anew with chunks of one row"
+        f"cache of chunks: shuffle with window={64 * rows}, or lay the file out for it once: h5feed-server build "
+        "OLD.h5 -o NEW.h5"
     )
+
+
+def _describe_images(field: Field) -> dict[str, Any] | None:
+    """What images are decoded to, and the fingerprint of what this server's decoder makes of some."""
+    if field.images is None or field.unreadable:
+        return None
+    # Loads OpenCV, which many servers need not.
+    from h5feed.decode import fingerprint
+
+    return {**field.images.about(), "decoder": fingerprint()}
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
@@ -491,6 +524,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
                 "logical_bytes": field.column.nbytes,
                 "enum": array.enum_names,
                 "attributes": array.attributes,
+                "decode": _describe_images(field),
                 "decoded_per_served_byte": round(field.read_amplification, 3),
                 "advice": _advice(field),
             }

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-from h5feed.errors import FieldNotFound, UnsupportedField
+from h5feed.errors import BadParameter, FieldNotFound, UnsupportedField
+from h5feed.images import ImageSpec
 
 from ..storage.codecs import unsupported
 from ..storage.column import Column
 from ..storage.layout import ArrayLayout
+from .encoded import spec_of
 from .roles import Role, guess_channels, guess_list_role, guess_role, only_label
-from .tables import Table
+from .tables import Table, TableField
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,22 @@ class Field:
         return "string" if self.is_text else "bfloat16" if self.column.is_bfloat16 else self.dtype.name
 
     @property
+    def images(self) -> ImageSpec | None:
+        """What its rows are decoded to, where they are the bytes of image files."""
+        return self.column.images
+
+    @cached_property
+    def encoded(self) -> Field:
+        """The same field, of which the bytes of image files are wanted."""
+        return replace(self, column=self.column.encoded)
+
+    @property
     def block_rows(self) -> int:
         """Rows that are decoded together."""
         array = self.array
-        return array.chunk_shape[0] if array.chunk_shape and array.filters else 1
+        # A chunk of bytes has no number of rows.
+        in_chunks = array.chunk_shape and array.filters and self.column.segments[0].offsets is None
+        return array.chunk_shape[0] if in_chunks and array.chunk_shape else 1
 
     @cached_property
     def read_amplification(self) -> float:
@@ -79,6 +93,8 @@ class Field:
         array = self.array.records if self.array.record else self.array
         if array.chunk_shape is None or not array.row_bytes:
             return 1.0
+        if self.column.segments[0].offsets is not None:
+            return max(1.0, array.chunk_shape[0] * self.column.rows / max(1, self.column.stored_nbytes))
         height, *widths = array.chunk_shape
         samples = array.cells * math.prod(widths) / math.prod(array.sample_shape)
         return samples * (height if array.filters else 1) * array.row_bytes / self.array.row_bytes
@@ -118,14 +134,36 @@ class Dataset:
         valid = ", ".join(field.name for field in self.fields if not field.unreadable)
         raise FieldNotFound(f"dataset {self.name!r} has no field {name!r}: valid are {valid}")
 
-    def chosen(self, names: str | Sequence[str] | None) -> tuple[Field, ...]:
-        """Fields by a comma-separated, percent-encoded list or by names; None: inputs and labels that are numbers."""
+    def chosen(
+        self, names: str | Sequence[str] | None, encoded: str | Sequence[str] | None = None
+    ) -> tuple[Field, ...]:
+        """Fields by comma-separated, percent-encoded lists or by names.
+
+        Parameters
+        ----------
+        names : str or sequence of str, optional
+            Default: inputs and labels that are numbers.
+        encoded : str or sequence of str, optional
+            Those among them that are wanted as they are stored: the bytes of image files.
+
+        Raises
+        ------
+        FieldNotFound, UnsupportedField
+        BadParameter
+            One that is to be `encoded` is not stored so, or is not among those that are wanted.
+        """
         if names is None:
             readable = [field for field in self.fields if not field.unreadable and not field.is_ragged]
-            return tuple(f for f in readable if f.role in ("input", "label")) or tuple(readable)
-        if isinstance(names, str):
-            names = [unquote(name) for name in names.split(",") if name]
-        return tuple({name: self.field(name) for name in names}.values())
+            found = tuple(f for f in readable if f.role in ("input", "label")) or tuple(readable)
+        else:
+            found = tuple({name: self.field(name) for name in _names(names)}.values())
+        stored = _names(encoded or ())
+        for name in stored:
+            if self.field(name).images is None:
+                raise BadParameter(f"encoded={name}: rows of {name!r} are not stored as the bytes of image files")
+            if name not in [field.name for field in found]:
+                raise BadParameter(f"encoded={name}: this field is not among those that are asked for")
+        return tuple(field.encoded if field.name in stored else field for field in found)
 
     @cached_property
     def block_rows(self) -> int:
@@ -139,24 +177,42 @@ class Dataset:
         return next((field for field in self.fields if field.role == "label" and not field.unreadable), None)
 
 
-def describe_fields(table: Table, roles: Mapping[str, str] | None = None) -> tuple[Field, ...]:
-    """The fields of a table, with their roles guessed; `roles` are those that are declared."""
-    names = [field.name for field in table.fields]
-    dtypes = [field.column.dtype for field in table.fields]
-    lists = [field.array.ragged and field.column.dtype.kind != "S" for field in table.fields]
+def _names(names: str | Sequence[str]) -> Sequence[str]:
+    return [unquote(name) for name in names.split(",") if name] if isinstance(names, str) else names
+
+
+_COLOURS = {"rgb": "rgb", "rgba": "rgb", "bgr": "bgr", "grey": "grey"}
+
+
+def describe_fields(
+    table: Table, roles: Mapping[str, str] | None = None, decode: Mapping[str, ImageSpec] | None = None
+) -> tuple[Field, ...]:
+    """The fields of a table, with their roles guessed.
+
+    Parameters
+    ----------
+    roles : mapping of str to str, optional
+        Those that are declared.
+    decode : mapping of str to ImageSpec, optional
+        What fields are declared to be decoded to.
+    """
+    fields = [_decoded(field, (decode or {}).get(field.name)) for field in table.fields]
+    names = [field.name for field in fields]
+    dtypes = [field.column.dtype for field in fields]
+    lists = [field.column.has_lists and field.column.dtype.kind != "S" for field in fields]
     guessed = [
         guess_list_role(f.name) if is_list else guess_role(f.name, f.column.sample_shape, f.column.dtype)
-        for f, is_list in zip(table.fields, lists, strict=True)
+        for f, is_list in zip(fields, lists, strict=True)
     ]
     usable = [
         Role("", "") if field.unreadable or is_list else role
-        for field, role, is_list in zip(table.fields, guessed, lists, strict=True)
+        for field, role, is_list in zip(fields, guessed, lists, strict=True)
     ]
     label = only_label(names, usable, dtypes)
     if label is not None:
         guessed[label] = Role("label", "the only field of classes beside the inputs")
     found = []
-    for item, role in zip(table.fields, guessed, strict=True):
+    for item, role in zip(fields, guessed, strict=True):
         if roles and item.name in roles:
             role = Role(roles[item.name], "declared in h5feed.toml")
         problem = item.unreadable or unsupported(item.array.filters)
@@ -167,10 +223,29 @@ def describe_fields(table: Table, roles: Mapping[str, str] | None = None) -> tup
                 item.name,
                 role.role,
                 role.reason,
-                guess_channels(item.array),
+                _COLOURS[item.column.images.colour] if item.column.images else guess_channels(item.array),
                 item.column,
                 problem,
                 item.note,
             )
         )
     return tuple(found)
+
+
+def _decoded(field: TableField, declared: ImageSpec | None) -> TableField:
+    """The field, as images where it holds the bytes of some."""
+    if field.unreadable:
+        return field
+    column = field.column
+    holds_bytes = column.has_lists and column.dtype == np.uint8
+    if declared is not None and not holds_bytes:
+        return replace(field, unreadable="h5feed.toml says that it is decoded, but its rows are no lists of bytes")
+    if not holds_bytes:
+        return field
+    try:
+        found = {declared or spec_of(segment.array.attributes) for segment in column.segments}
+    except BadParameter as error:
+        return replace(field, unreadable=error.detail)
+    if len(found) > 1:
+        return replace(field, unreadable="its pieces say that they are to be decoded to different images")
+    return replace(field, column=replace(column, images=found.pop()))

@@ -6,6 +6,9 @@ fields = { image = "photos", kind = "y" }  # name = path in the files; default: 
 roles = { image = "input", kind = "label" }
 class_names = ["cat", "dog"]
 
+[datasets.pets.decode]                     # fields whose rows are the bytes of JPEG or PNG files
+image = { shape = [224, 224, 3], resize = "aspect" }
+
 [datasets.pets.splits]                     # native splits, as rows from … to (not included)
 train = [0, 8000]
 test = [[8000, 9000], [9500, 10000]]
@@ -24,6 +27,7 @@ from typing import Literal
 from h5feed.errors import Unreadable
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from .encoded import DeclaredImages
 from .tables import SPLIT_WORDS
 
 NAME = "h5feed.toml"
@@ -40,6 +44,7 @@ class DeclaredDataset(BaseModel):
     fields: dict[str, str] | None = None
     roles: dict[str, Literal["input", "label", "weight", "other"]] = {}
     class_names: list[str] | None = None
+    decode: dict[str, DeclaredImages] = {}
     splits: dict[str, tuple[int, int] | list[tuple[int, int]]] = {}
 
     def native(self, rows: int) -> dict[str, list[tuple[int, int]]]:

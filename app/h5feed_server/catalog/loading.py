@@ -13,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 from h5feed.errors import FeedError, ReaderCrashed, Unreadable
+from h5feed.wire import OFFSETS
 
 from ..settings import Settings
-from ..storage.column import Segment
+from ..storage.cache import ByteCache
+from ..storage.column import Column, Segment
 from ..storage.folder import CacheFolder
 from ..storage.inspector import Inspector
 from ..storage.layout import LAYOUT_VERSION, ArrayLayout, ExternalLink, FileLayout, load_layout
+from ..storage.reader import Reader
 from ..storage.reader_pool import CRASHES, ReaderPool
 from ..storage.source import Identity, LocalFile, OpenFiles
 from .revision import content_digest
@@ -31,6 +34,9 @@ MAX_NESTING = 4
 
 MAX_PROBED = 64
 """Arrays of a file that h5py reads are tried by a row; what is wrong with others shows when they are read."""
+
+MAX_OFFSETS_BYTES = 256 << 20
+"""Bytes of the offsets of one field: they stay in memory."""
 
 Beside = dict[str, Identity | None]
 """Files that were looked for, by path, and what was there."""
@@ -80,6 +86,9 @@ class FileLoader:
         self._files = files
         self._inspector = inspector
         self._hdf5 = hdf5
+        timeout = settings.inspect_timeout
+        # For offsets, each of which is read once.
+        self._reader = Reader(1, ByteCache(0, timeout), 0, timeout, hdf5)
 
     def load(self, path: str, identity: Identity, beside: Beside) -> LoadedFile:
         """The file at `path`, and, noted in `beside`, all that it leads to.
@@ -133,6 +142,36 @@ class FileLoader:
             raise _Astray(f"{known}, which is no regular file")
         return found, Identity.of(status)
 
+    def pair(self, segments: dict[str, Segment]) -> None:
+        """Make lists of each flat array that has another beside it which says where its rows begin."""
+        for path, segment in list(segments.items()):
+            offsets = segments.get(path + OFFSETS)
+            if offsets is None or not _is_flat(segment) or not _is_flat(offsets):
+                continue
+            if np.dtype(offsets.array.dtype).kind not in "iu" or not offsets.rows:
+                continue
+            if offsets.array.nbytes > MAX_OFFSETS_BYTES:
+                reason = (
+                    f"its offsets have {offsets.array.nbytes} bytes, more than the {MAX_OFFSETS_BYTES} that are read"
+                )
+                segments[path] = Segment(segment.source, _unreadable(path, reason))
+                continue
+            try:
+                values = self._reader.read_all(Column((offsets,))).astype(np.int64, copy=False)
+            except FeedError as error:
+                segments[path] = Segment(segment.source, _unreadable(path, f"its offsets: {error.detail}"))
+                continue
+            if values[0] != 0 or values[-1] != segment.array.rows or (np.diff(values) < 0).any():
+                reason = f"its offsets do not ascend from 0 to {segment.array.rows}, the items that it has"
+                segments[path] = Segment(segment.source, _unreadable(path, reason))
+                continue
+            segments[path] = replace(segment, offsets=values)
+            del segments[path + OFFSETS]
+
+    def close(self) -> None:
+        """End the threads."""
+        self._reader.close()
+
     def problem(self, segment: Segment) -> str | None:
         """What is wrong with an array that h5py is to read, where its first row tells."""
         files = (segment.source, *segment.source.beside)
@@ -183,6 +222,7 @@ class _Loading:
                 if problem is not None:
                     segment = Segment(source, replace(_unreadable(array.path, problem), text=array.text))
             segments[array.path] = segment
+        self._loader.pair(segments)
         for link in layout.links:
             for name, segment in self._linked(source, link, (*above, path), digests):
                 if len(segments) < len(layout.arrays) + MAX_LINKED:
@@ -250,6 +290,14 @@ class _Loading:
         if len(above) > MAX_NESTING:
             raise _Astray(f"files that lead to one another more than {MAX_NESTING} deep")
         return self.load(path, identity, above)
+
+
+def _is_flat(segment: Segment) -> bool:
+    """Whether it is one axis of numbers, the bytes of which this process reads itself."""
+    array = segment.array
+    if array.unreadable is not None or array.by_h5py or array.record is not None or len(array.shape) != 1:
+        return False
+    return np.dtype(array.dtype).kind in "biuf"
 
 
 def _shown(name: str) -> str:

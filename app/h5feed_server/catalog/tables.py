@@ -336,6 +336,8 @@ def _table(path: tuple[str, ...], found: list[_Found], main: frozenset[tuple[_Pi
             if own == rows or set(entry.pieces) != {piece for piece, _ in pieces}:
                 where = ", ".join(sorted({piece.split or piece.group or "one part" for piece in entry.pieces}))
                 problem = f"it is not there for all rows, only in {where}"
+        elif any((segment.offsets is None) != (ordered[0].offsets is None) for segment in ordered):
+            problem = "some of its pieces are lists, others are not"
         elif any(segment.wire != ordered[0].wire for segment in ordered):
             shapes = sorted({f"{segment.wire[0]}{list(segment.wire[1])}" for segment in ordered})
             problem = f"its pieces differ: {', '.join(shapes[:3])}"

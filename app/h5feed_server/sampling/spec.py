@@ -131,6 +131,12 @@ class OrderSpec(SplitSpec):
         None,
         description="Comma-separated field names; default: inputs and labels. Empty: row ids only.",
     )
+    encoded: str | None = Field(
+        None,
+        description="Comma-separated names of fields that are stored as JPEG or PNG: these come as the bytes of the "
+        "files, flat, with `NAME.offsets`, and not decoded. What they are to be decoded to is in the dataset's "
+        "metadata, as `decode`.",
+    )
 
     @model_validator(mode="after")
     def _windows_are_shuffled(self) -> Self:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.images import ImageSpec
 
 from .layout import ArrayLayout
 from .source import LocalFile
@@ -33,15 +34,25 @@ class Segment:
     ----------
     transposed : bool
         Its rows lie along its last axis, as MATLAB writes matrices.
+    offsets : (rows + 1,) int64 or None
+        Rows are lists: where the items of each begin in `array`, and where those of the last one end.
     """
 
     source: LocalFile
     array: ArrayLayout
     transposed: bool = False
+    offsets: Int64s | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def rows(self) -> int:
+        if self.offsets is not None:
+            return len(self.offsets) - 1
         return self.array.shape[-1] if self.transposed else self.array.rows
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether rows are lists of their own lengths."""
+        return self.array.ragged or self.offsets is not None
 
     @cached_property
     def wire(self) -> tuple[np.dtype[Any], tuple[int, ...]]:
@@ -58,9 +69,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class Column:
-    """Segments of one dtype and sample shape, one after the other."""
+    """Segments of one dtype and sample shape, one after the other.
+
+    Attributes
+    ----------
+    images : ImageSpec or None
+        Rows are the bytes of image files, which are decoded to this when they are read.
+    """
 
     segments: tuple[Segment, ...]
+    images: ImageSpec | None = None
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
@@ -70,12 +88,22 @@ class Column:
     @cached_property
     def sample_shape(self) -> tuple[int, ...]:
         """On the wire."""
-        return self.segments[0].wire[1]
+        return self.images.shape if self.images else self.segments[0].wire[1]
+
+    @cached_property
+    def encoded(self) -> Column:
+        """The same rows, as they are stored."""
+        return replace(self, images=None)
 
     @cached_property
     def is_ragged(self) -> bool:
         """Whether rows are lists, or text, of their own lengths; `dtype` is then that of the items."""
-        return self.dtype.kind == "S" or self.segments[0].array.ragged
+        return self.dtype.kind == "S" or self.has_lists
+
+    @cached_property
+    def has_lists(self) -> bool:
+        """Whether rows are read as lists of their own lengths."""
+        return self.images is None and self.segments[0].has_lists
 
     @cached_property
     def is_bfloat16(self) -> bool:
@@ -107,7 +135,7 @@ class Column:
     @cached_property
     def key(self) -> Hashable:
         """Stands for the content, in caches."""
-        return tuple((segment.source.key, segment.array.path) for segment in self.segments)
+        return self.images, *((segment.source.key, segment.array.path) for segment in self.segments)
 
     @cached_property
     def _bounds(self) -> Int64s:

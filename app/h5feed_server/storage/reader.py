@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FuturesTimeout
 from functools import partial
@@ -21,6 +21,7 @@ from h5feed.errors import DatasetCorrupt, FeedError, ReadTimeout, TooLarge
 from .cache import ByteCache
 from .codecs import decode_chunk
 from .column import Column, Segment
+from .kept_rows import KeptRows
 from .layout import ArrayLayout
 from .reader_pool import ReaderPool
 from .source import LocalFile, Range
@@ -44,6 +45,9 @@ _MAX_PADDED_BYTES = 256 << 20
 _H5PY_BYTES = 32 << 20
 """Bytes that h5py is asked for at once: they are held twice on their way."""
 
+MAX_IMAGE_BYTES = 64 << 20
+"""Bytes that one image may be stored as."""
+
 _SCRATCH_BYTES = 16 << 20
 """Bytes: scratch memory that a thread keeps for the next chunk at most."""
 
@@ -62,7 +66,7 @@ class Reader:
     cache : ByteCache
         Keeps small columns decoded.
     chunk_bytes : int
-        Bound on decoded chunks that are kept, because they hold more rows than were asked for.
+        Bound on decoded chunks that are kept, because they hold more rows than were asked for; and on decoded images.
     timeout : float
         Seconds that decoding the chunks of one batch may take.
     hdf5 : ReaderPool
@@ -82,6 +86,7 @@ class Reader:
         self._timeout = timeout
         self._cache = cache
         self._chunks: ByteCache[Bytes] = ByteCache(chunk_bytes, timeout)
+        self._images = KeptRows(chunk_bytes)
         # Chunks in use by a request are beyond the bound of the cache.
         self._buffers = BufferPool(2 * chunk_bytes)
         self._executor = ThreadPoolExecutor(threads, "h5feed-decode")
@@ -100,7 +105,8 @@ class Reader:
         """All rows of a small column, from memory; None where it is not small enough to be kept there."""
         if not 0 < column.row_bytes <= SMALL_ROW_BYTES or column.pieces > _MAX_PIECES_KEPT:
             return None
-        if column.segments[0].array.ragged:
+        # Of images, one that is broken would take the others with it.
+        if column.has_lists or column.images is not None:
             return None
         # Of wide records, a narrow column would be kept, but all of them read for it.
         if column.stored_nbytes > 2 * self._cache.max_bytes:
@@ -116,7 +122,7 @@ class Reader:
     def read_block(self, column: Column, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows start … stop-1, as `read_all` gives them, past the cache of small columns."""
         rows = np.arange(start, stop, dtype=np.int64)
-        if column.segments[0].array.ragged:
+        if column.has_lists:
             return _padded(*self.read_ragged(column, rows))
         out = np.empty((len(rows), *column.sample_shape), column.dtype)
         self.read_from_source(column, rows, out)
@@ -147,6 +153,9 @@ class Reader:
         """Same as `read`, past the cache of small columns."""
         if out.size == 0:
             return
+        if column.images is not None:
+            self._read_images(column, rows, out)
+            return
         # target: (k, row bytes)
         target = out.reshape(-1).view(np.uint8).reshape(len(rows), column.row_bytes)
         for segment, places, local in column.divide(rows):
@@ -157,9 +166,10 @@ class Reader:
 
     def typical_items(self, column: Column) -> int:
         """Items that a ragged row has, the mean of a few."""
-        array = column.segments[0].array
-        if not array.ragged:
+        if not column.has_lists:
             return column.dtype.itemsize
+        if column.segments[0].offsets is not None:
+            return -(-sum(segment.array.rows for segment in column.segments) // max(1, column.rows))
 
         def measure() -> npt.NDArray[Any]:
             for count in _SAMPLES:
@@ -183,8 +193,13 @@ class Reader:
         ------
         DatasetCorrupt, RevisionChanged, ReadTimeout, ReaderCrashed, TooLarge
         """
-        if not column.segments[0].array.ragged:
+        if not column.has_lists:
             return self._read_text(column, rows)
+        known = self.list_offsets(column, rows)
+        if known is not None:
+            flat = np.empty(known[-1], column.dtype)
+            self.read_lists(column, rows, known, flat)
+            return flat, known
         dtype = np.dtype(np.uint8) if column.dtype.kind == "S" else column.dtype
         found = []
         lengths = np.zeros(len(rows), np.int64)
@@ -202,6 +217,126 @@ class Reader:
             for place, begin, end in zip(where.tolist(), begins[:-1].tolist(), begins[1:].tolist(), strict=True):
                 flat[offsets[place] : offsets[place + 1]] = stored[begin:end]
         return flat, offsets
+
+    def list_offsets(self, column: Column, rows: Int64s) -> Int64s | None:
+        """Where the items of each of those rows will begin, (k + 1,) int64; None where only reading them tells."""
+        if column.segments[0].offsets is None:
+            return None
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        for segment, places, local in column.divide(rows):
+            assert segment.offsets is not None
+            everywhere: Any = slice(None) if places is None else places
+            offsets[1:][everywhere] = segment.offsets[local + 1] - segment.offsets[local]
+        return np.cumsum(offsets, out=offsets)
+
+    def read_lists(self, column: Column, rows: Int64s, offsets: Int64s, out: npt.NDArray[Any]) -> None:
+        """Read lists of which `list_offsets` has told where they go.
+
+        Parameters
+        ----------
+        offsets : (k + 1,) int64
+        out : (offsets[k],) of the column's dtype
+        """
+        for segment, places, local in column.divide(rows):
+            assert segment.offsets is not None
+            where = np.arange(len(rows)) if places is None else places
+            begins, ends = segment.offsets[local].tolist(), segment.offsets[local + 1].tolist()
+            spans = zip(begins, ends, offsets[where].tolist(), offsets[where + 1].tolist(), strict=True)
+            with segment.source.reading() as fd:
+                for begin, end, first, last in spans:
+                    if segment.as_stored:
+                        self._read_items(segment, fd, begin, end, out[first:last].view(np.uint8))
+                        continue
+                    stored = np.empty(end - begin, segment.array.dtype)
+                    self._read_items(segment, fd, begin, end, stored.view(np.uint8))
+                    out[first:last] = stored
+
+    def _read_items(self, segment: Segment, fd: int, begin: int, end: int, out: Bytes) -> None:
+        """Items begin … end-1 of a flat array, as they are stored, into their bytes."""
+        source, array = segment.source, segment.array
+        itemsize = array.row_bytes
+        if array.inline is not None:
+            out[...] = np.frombuffer(array.inline, np.uint8)[begin * itemsize : end * itemsize]
+        elif array.chunk_shape is not None and begin < end:
+            height = array.chunk_shape[0]
+            for number in range(begin // height, -(-end // height)):
+                first, last = max(begin, number * height), min(end, (number + 1) * height)
+                slab = (
+                    self._kept_slab(source, array, number)
+                    if self._keeps_slabs(array)
+                    else self._slab(source, array, number)
+                )
+                within = slab[(first - number * height) * itemsize : (last - number * height) * itemsize]
+                out[(first - begin) * itemsize : (last - begin) * itemsize] = within
+        elif array.offset is None:
+            out[...] = np.tile(np.frombuffer(array.fill, np.uint8), end - begin)
+        else:
+            view, offset = memoryview(out), array.offset + begin * itemsize
+            received = os.preadv(fd, (view,), offset)
+            if received != len(view):
+                source.read_rest(fd, offset, view, received)
+
+    def _read_images(self, column: Column, rows: Int64s, out: npt.NDArray[Any]) -> None:
+        """Decode images into their places, (k, height, width, channels) uint8."""
+        for segment, places, local in column.divide(rows):
+            where = np.arange(len(rows)) if places is None else places
+            if segment.offsets is not None:
+                self._share(
+                    zip(local.tolist(), where.tolist(), strict=True), self._decoding(column, segment, rows, out)
+                )
+                continue
+            files = (segment.source, *segment.source.beside)
+            step = max(1, _H5PY_BYTES // max(1, self.typical_items(column.encoded)))
+            for first in range(0, len(local), step):
+                items, begins = self._hdf5.read_ragged(files, segment.array, local[first : first + step])
+                found = [items[begin:end] for begin, end in pairwise(begins.tolist())]
+                jobs = zip(range(len(found)), where[first : first + step].tolist(), strict=True)
+                self._share(jobs, self._decoding(column, segment, rows, out, found))
+
+    def _decoding(
+        self,
+        column: Column,
+        segment: Segment,
+        rows: Int64s,
+        out: npt.NDArray[Any],
+        found: Sequence[Bytes] | None = None,
+    ) -> Callable[[Iterator[tuple[int, int]]], None]:
+        """Work that takes pairs of an image's number, in `found` or else in the segment, and its place."""
+        # Loads OpenCV, which many servers need not.
+        from h5feed.decode import BrokenImage, decode_into
+
+        spec, offsets = column.images, segment.offsets
+        assert spec is not None
+        kept = self._images.of(column.key)
+
+        def stored(number: int, fd: int) -> Bytes:
+            if found is not None:
+                return found[number]
+            assert offsets is not None
+            begin, end = int(offsets[number]), int(offsets[number + 1])
+            if end - begin > MAX_IMAGE_BYTES:
+                raise BrokenImage(f"it has {end - begin} bytes, more than the {MAX_IMAGE_BYTES} that are read")
+            data = self._scratch_bytes("image", end - begin)
+            self._read_items(segment, fd, begin, end, data)
+            return data
+
+        def work(remaining: Iterator[tuple[int, int]]) -> None:
+            with segment.source.reading() as fd:
+                for number, place in remaining:
+                    row = int(rows[place])
+                    pixels = kept.get(row)
+                    if pixels is not None:
+                        out[place] = pixels
+                        continue
+                    try:
+                        decode_into(memoryview(stored(number, fd)), spec, out[place])
+                    except BrokenImage as error:
+                        raise DatasetCorrupt(
+                            f"row {row} of {segment.array.path!r} is a broken image: {error}"
+                        ) from None
+                    kept.put(row, out[place])
+
+        return work
 
     def _read_text(self, column: Column, rows: Int64s) -> tuple[Bytes, Int64s]:
         """Text of a fixed length, the padding of which is left out."""
