@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +17,16 @@ from .batch import Batch
 from .cache import RowCache
 from .cached import Take, cached_fetch
 from .client import Client
+from .decoding import decoded, decoded_batch, decoded_fetch, specs_for
 from .errors import BadAnswer, BadParameter
+from .images import ImageSpec
 from .pace import Pace
 from .passes import blocks_of_passes
 from .readahead import Block, Fetch, ReadAhead, blocks_of
 from .splits import Splits
-from .stats import FieldStats, Stats, wait_for_stats
+from .stats import FieldStats, Stats
 from .transport import BodyCut
-from .wire import ROWS, WEIGHT, Tensor, dtype_named, read_body, read_runs
+from .wire import OFFSETS, ROWS, WEIGHT, Tensor, dtype_named, read_body, read_runs
 
 if TYPE_CHECKING:
     from .keras import Sequence as KerasSequence
@@ -38,9 +41,6 @@ DEFAULT_CONNECTIONS: int | None = None
 
 DEFAULT_READAHEAD = 64 << 20
 """Bytes fetched ahead of the training loop at most."""
-
-STATS_TIMEOUT = 3600.0
-"""Seconds that statistics are waited for: a server may have to read all of a file first."""
 
 _MAX_PLANS = 256
 
@@ -83,6 +83,9 @@ class OrderOptions(SplitOptions, total=False):
     fields: Sequence[str]
     encoded: Sequence[str]
     """Those of them that are stored as JPEG or PNG and are to come so, as bytes: see `Batch.lists`."""
+    decode: Literal["server", "client"]
+    """Where images that are stored as JPEG or PNG are decoded. ``client``: a tenth of the bytes travel, and the threads
+    that fetch ahead decode them, to the same pixels; needs ``h5feed[decode]``."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +118,13 @@ class Plan:
     """The order spec with the revision pinned."""
     batch_size: int
     tensors: tuple[Tensor, ...]
-    """What a full batch consists of, the row ids and weights included."""
+    """What a full batch consists of when it is handed out, the row ids and weights included."""
     max_rows: int
     """Rows of one answer of the server at most."""
     max_bytes: int
     """Bytes of one answer at most."""
+    decoding: Mapping[str, ImageSpec]
+    """Fields that come as bytes of image files, and what they are decoded to here."""
 
 
 class Dataset:
@@ -174,9 +179,11 @@ class Dataset:
 
     def batch(self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]) -> Batch:
         """Batch `index` of an order."""
-        params = self._params(split, options, OrderOptions) | {"batch_size": str(batch_size)}
+        asked, decoding = self._decoding(options)
+        params = self._params(split, asked, OrderOptions) | {"batch_size": str(batch_size)}
         found = _only_batch(self._client.body(f"{self._path}/batches/{index}", params))
-        return _asked_for([found], index, int(options.get("epoch") or 0), self.revision)[0]
+        batch = _asked_for([found], index, int(options.get("epoch") or 0), self.revision)[0]
+        return decoded_batch(batch, decoding, self._client.pool) if decoding else batch
 
     def batches(
         self,
@@ -226,9 +233,32 @@ class Dataset:
             )
         return found
 
-    def splits(self, **options: Unpack[SplitOptions]) -> Splits:
-        """Rows, rows and share per class, class weights and digest of each split; a table when printed."""
-        return Splits(self._client.json(f"{self._path}/splits", self._params(None, options, SplitOptions)))
+    def splits(
+        self,
+        *,
+        timeout: float = jobs.TIMEOUT,
+        progress: jobs.Progress | None = None,
+        **options: Unpack[SplitOptions],
+    ) -> Splits:
+        """Rows, rows and share per class, class weights and digest of each split; a table when printed.
+
+        The server divides the rows once for a revision.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds to wait for a server that has to read labels and divide rows first.
+        progress : callable, optional
+            Called meanwhile with the rows read and divided so far, and of all: a row counts once for each field that is
+            read and once for each time that rows are divided.
+
+        Raises
+        ------
+        ReadTimeout
+        """
+        params = self._params(None, options, SplitOptions)
+        ask = partial(self._client.json, f"{self._path}/splits", params)
+        return Splits(jobs.wait_for(ask, "splits", timeout, progress))
 
     @overload
     def stats(
@@ -236,8 +266,8 @@ class Dataset:
         split: str = "all",
         *,
         field: None = None,
-        timeout: float = STATS_TIMEOUT,
-        progress: Callable[[int, int], None] | None = None,
+        timeout: float = jobs.TIMEOUT,
+        progress: jobs.Progress | None = None,
         **options: Unpack[SplitOptions],
     ) -> Stats: ...
 
@@ -247,8 +277,8 @@ class Dataset:
         split: str = "all",
         *,
         field: str,
-        timeout: float = STATS_TIMEOUT,
-        progress: Callable[[int, int], None] | None = None,
+        timeout: float = jobs.TIMEOUT,
+        progress: jobs.Progress | None = None,
         **options: Unpack[SplitOptions],
     ) -> FieldStats: ...
 
@@ -257,8 +287,8 @@ class Dataset:
         split: str = "all",
         *,
         field: str | None = None,
-        timeout: float = STATS_TIMEOUT,
-        progress: Callable[[int, int], None] | None = None,
+        timeout: float = jobs.TIMEOUT,
+        progress: jobs.Progress | None = None,
         **options: Unpack[SplitOptions],
     ) -> Stats | FieldStats:
         """Mean, standard deviation, histogram, classes … of the rows of one split, and of no others.
@@ -279,24 +309,30 @@ class Dataset:
         ReadTimeout
         """
         params = self._params(split, options, SplitOptions) | ({} if field is None else {"field": field})
-        found = wait_for_stats(lambda: self._client.json(f"{self._path}/stats", params), timeout, progress)
+        ask = partial(self._client.json, f"{self._path}/stats", params)
+        found = Stats(jobs.wait_for(ask, "statistics", timeout, progress))
         return found if field is None else found[field]
 
     def mean_image(self, field: str, split: str = "all", **options: Unpack[SplitOptions]) -> npt.NDArray[np.float32]:
         """The mean of a field's images over the rows of a split, and of no others, (*sample,) float32."""
-        # Waits for the server, whose answer is then at hand.
-        self.stats(split, field=field, **options)
         params = self._params(split, options, SplitOptions) | {"field": field}
-        image: npt.NDArray[np.float32] = read_body(self._client.body(f"{self._path}/stats/mean-image", params))[0][
-            "mean_image"
-        ]
+        ask = partial(self._client.body, f"{self._path}/stats/mean-image", params)
+        body = jobs.wait_for(ask, "statistics", jobs.TIMEOUT, None)
+        image: npt.NDArray[np.float32] = read_body(body)[0]["mean_image"]
         return image
 
-    def split_rows(self, split: str, **options: Unpack[SplitOptions]) -> npt.NDArray[np.int64]:
-        """Row ids of a split, ascending."""
+    def split_rows(
+        self,
+        split: str,
+        *,
+        timeout: float = jobs.TIMEOUT,
+        progress: jobs.Progress | None = None,
+        **options: Unpack[SplitOptions],
+    ) -> npt.NDArray[np.int64]:
+        """Row ids of a split, ascending, (rows,) int64; `timeout` and `progress` as those of `splits`."""
         params = self._params(None, options, SplitOptions)
-        body = self._client.body(f"{self._path}/splits/{quote(split, safe='')}/rows", params)
-        rows: npt.NDArray[np.int64] = read_body(body)[0][ROWS]
+        ask = partial(self._client.body, f"{self._path}/splits/{quote(split, safe='')}/rows", params)
+        rows: npt.NDArray[np.int64] = read_body(jobs.wait_for(ask, "rows of the split", timeout, progress))[0][ROWS]
         return rows
 
     def sequence(self, split: str = "all", **options: Any) -> KerasSequence:
@@ -338,7 +374,8 @@ class Dataset:
 
     def plan(self, split: str = "all", *, batch_size: int = 32, **options: Unpack[OrderOptions]) -> Plan:
         """What an epoch of this order will be."""
-        params = self._params(split, options, OrderOptions) | {"batch_size": str(batch_size)}
+        asked, decoding = self._decoding(options)
+        params = self._params(split, asked, OrderOptions) | {"batch_size": str(batch_size)}
         # How an order is cut into batches does not depend on the order, and cannot change within a revision.
         cut = frozenset(item for item in params.items() if item[0] not in ("shuffle", "seed", "epoch"))
         answer = self._plans.get(cut)
@@ -351,12 +388,19 @@ class Dataset:
         return Plan(
             rows=answer["rows"],
             batches=answer["batches"],
-            batch_bytes=answer["batch_bytes"],
+            # While they are decoded, both are in memory.
+            batch_bytes=answer["batch_bytes"] + sum(batch_size * math.prod(spec.shape) for spec in decoding.values()),
             params=params,
             batch_size=batch_size,
-            tensors=tuple(self._tensor(**tensor) for tensor in answer["tensors"]),
+            tensors=tuple(
+                self._tensor(**tensor)
+                for tensor in answer["tensors"]
+                if tensor["name"].removesuffix(OFFSETS) not in decoding
+            )
+            + tuple(Tensor(name, np.dtype("|u1"), (batch_size, *spec.shape)) for name, spec in decoding.items()),
             max_rows=limits["rows"],
             max_bytes=limits["body_bytes"],
+            decoding=decoding,
         )
 
     def read_ahead(
@@ -419,6 +463,8 @@ class Dataset:
         """What fetches the blocks of a plan; it refers to no `Dataset`, so that threads keep none alive."""
         client, path = self._client, self._path
         fetch = _fetcher(client, path, plan.params)
+        if plan.decoding:
+            fetch = decoded_fetch(fetch, plan.decoding, client.pool)
         if cache is None:
             return fetch
         if isinstance(cache, RowCache):
@@ -431,10 +477,35 @@ class Dataset:
             fetch,
             cache,
             plan,
-            fetch_fields=lambda names: _fetcher(client, path, {**plan.params, "fields": _encode(list(names))}),
-            take=_taker(client, path, self.revision),
+            fetch_fields=lambda names: _fetcher(client, path, _of_fields(plan.params, names)),
+            take=_taker(client, path, self.revision, plan.decoding),
             pool=client.pool,
         )
+
+    def _decoding(self, options: OrderOptions) -> tuple[OrderOptions, dict[str, ImageSpec]]:
+        """Options as the server knows them, and what is decoded here of what comes.
+
+        Raises
+        ------
+        ModuleNotFoundError, BadParameter
+        """
+        asked = options.copy()
+        where = asked.pop("decode", None)
+        if where not in (None, "server", "client"):
+            raise BadParameter(f"decode={where!r} must be 'server' or 'client'")
+        if where != "client":
+            return asked, {}
+        fields = asked.get("fields")
+        if fields is None:
+            fields = [*self.fields_of_role("input"), *self.fields_of_role("label")] or list(self.fields)
+        if isinstance(fields, str):
+            fields = [unquote(name) for name in fields.split(",")]
+        as_stored = asked.get("encoded") or ()
+        images = {field["name"]: field["decode"] for field in self.info["fields"] if field.get("decode")}
+        specs = specs_for({name: images[name] for name in fields if name in images and name not in as_stored})
+        if specs:
+            asked["encoded"] = [*as_stored, *specs]
+        return asked, specs
 
     def _tensor(self, name: str, dtype: str, shape: Sequence[int]) -> Tensor:
         field = self.fields.get(name)
@@ -479,18 +550,26 @@ def _fetcher(client: Client, path: str, params: Mapping[str, str]) -> Callable[[
     return fetch
 
 
-def _taker(client: Client, path: str, revision: str) -> Take:
+def _of_fields(params: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """The same order, of other fields."""
+    found = {**params, "fields": _encode(list(names))}
+    encoded = [name for name in found.pop("encoded", "").split(",") if unquote(name) in names]
+    return found | ({"encoded": ",".join(encoded)} if encoded else {})
+
+
+def _taker(client: Client, path: str, revision: str, decoding: Mapping[str, ImageSpec]) -> Take:
     """A function that fetches rows by their ids."""
 
     def take(
         rows: npt.NDArray[np.int64], fields: Sequence[str], cancelled: threading.Event
     ) -> dict[str, npt.NDArray[Any]]:
-        request = {"rows": rows.tolist(), "fields": list(fields)}
+        specs = {name: spec for name, spec in decoding.items() if name in fields}
+        request = {"rows": rows.tolist(), "fields": list(fields)} | ({"encoded": list(specs)} if specs else {})
         body = client.body(f"{path}/rows", {"revision": revision}, json=request, cancelled=cancelled)
         tensors, metadata, _ = read_body(body)
         if metadata.get("revision") != revision or not np.array_equal(tensors.get(ROWS, ()), rows):
             raise BadAnswer("rows came that were not asked for: something between here and the server mixes answers up")
-        return tensors
+        return decoded(tensors, rows, specs, client.pool, cancelled) if specs else tensors
 
     return take
 

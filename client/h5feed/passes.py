@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 STATE_VERSION = 1
 
-_NOT_ORDER = ("revision", "epoch", "fields", "batch_size", "shard", "shards")
+_NOT_ORDER = ("revision", "epoch", "fields", "encoded", "batch_size", "shard", "shards")
 """Parameters that may differ between who left a pass and who takes it up; the rows of a step may not."""
 
 

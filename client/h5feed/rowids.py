@@ -118,5 +118,5 @@ class RowIds:
 
 def _key(plan: Plan, epoch: int, number: int) -> _Key:
     # Which fields are asked for does not change the order.
-    items = frozenset(item for item in plan.params.items() if item[0] not in ("epoch", "fields"))
+    items = frozenset(item for item in plan.params.items() if item[0] not in ("epoch", "fields", "encoded"))
     return items, epoch, number

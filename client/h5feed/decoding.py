@@ -1,0 +1,116 @@
+"""Batches of which images travel as JPEG or PNG and are decoded here: a tenth of the bytes, and the same pixels."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from itertools import pairwise
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .batch import Batch
+from .buffers import BufferPool
+from .errors import BadParameter, ConnectionFailed, DatasetCorrupt
+from .images import ImageSpec
+from .readahead import Block, Fetch
+from .wire import OFFSETS
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def specs_for(about: Mapping[str, Mapping[str, Any]]) -> dict[str, ImageSpec]:
+    """What each field is decoded to, if this machine makes the same pixels as the server.
+
+    Parameters
+    ----------
+    about : mapping of str to mapping
+        What the server says of each field, as ``decode``.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        What decodes is not installed.
+    BadParameter
+        The libraries here make other pixels than those of the server.
+    """
+    fingerprint = _decoder().fingerprint() if about else ""
+    found = {}
+    for name, said in about.items():
+        known = dict(said)
+        theirs = known.pop("decoder", None)
+        if theirs != fingerprint:
+            raise BadParameter(
+                f"decode='client' would give other pixels of {name!r} than the server's: its image libraries differ "
+                f"from those here ({theirs}, not {fingerprint}). Install the versions that the server has of Pillow, "
+                "simplejpeg and opencv-python-headless, or leave it to decode='server'"
+            )
+        found[name] = ImageSpec.of(known)
+    return found
+
+
+def decoded_fetch(fetch: Fetch[Batch], specs: Mapping[str, ImageSpec], pool: BufferPool) -> Fetch[Batch]:
+    """A function that fetches as `fetch` does, and decodes the images that came, in the thread that calls it."""
+
+    def fetch_and_decode(block: Block, cancelled: threading.Event) -> list[Batch]:
+        return [decoded_batch(batch, specs, pool, cancelled) for batch in fetch(block, cancelled)]
+
+    return fetch_and_decode
+
+
+def decoded_batch(
+    batch: Batch, specs: Mapping[str, ImageSpec], pool: BufferPool, cancelled: threading.Event | None = None
+) -> Batch:
+    """The batch with pixels in the place of bytes.
+
+    Raises
+    ------
+    DatasetCorrupt
+        An image is broken; names its row.
+    """
+    return Batch(
+        decoded(batch, batch.rows, specs, pool, cancelled),
+        batch.rows,
+        batch.weight,
+        index=batch.index,
+        epoch=batch.epoch,
+        revision=batch.revision,
+    )
+
+
+def decoded(
+    arrays: Arrays,
+    rows: npt.NDArray[np.int64],
+    specs: Mapping[str, ImageSpec],
+    pool: BufferPool,
+    cancelled: threading.Event | None = None,
+) -> dict[str, npt.NDArray[Any]]:
+    """Same as `decoded_batch`, of the arrays of rows by field name."""
+    decoder = _decoder()
+    found = {name: array for name, array in arrays.items() if name.removesuffix(OFFSETS) not in specs}
+    for name, spec in specs.items():
+        flat, offsets = arrays[name], arrays[name + OFFSETS].tolist()
+        out = pool.lease_or_new(len(rows) * int(np.prod(spec.shape))).reshape(len(rows), *spec.shape)
+        for place, (begin, end) in enumerate(pairwise(offsets)):
+            if cancelled is not None and cancelled.is_set():
+                raise ConnectionFailed("nobody waits for this batch any more")
+            try:
+                decoder.decode_into(memoryview(flat[begin:end]), spec, out[place])
+            except decoder.BrokenImage as error:
+                raise DatasetCorrupt(f"row {rows[place]} of {name!r} is a broken image: {error}") from None
+        found[name] = out
+    return found
+
+
+def _decoder() -> ModuleType:
+    try:
+        from . import decode
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"decode='client' needs the libraries that decode images, but there is no {error.name!r}: "
+            "`pip install 'h5feed[decode]'`, or leave it to decode='server'",
+            name=error.name,
+        ) from error
+    return decode
