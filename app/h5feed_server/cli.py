@@ -24,6 +24,7 @@ from .settings import Settings
 _EXAMPLES = """examples:
   h5feed-server demo                              train on real digits through a real server, in a minute
   h5feed-server build pets/ -o data/pets.h5       make an HDF5 file of a folder of images
+  h5feed-server inspect data/pets.h5              what is in it, how it will be served, what would make it faster
   h5feed-server serve ./data                      serve the HDF5 files below ./data on http://127.0.0.1:8000
   h5feed-server serve ./data --workers 2          with two processes
   h5feed-server serve ./data --uds /run/h5feed.sock
@@ -43,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
     add_build(commands)
+    inspect = commands.add_parser(
+        "inspect", help="say what is in an HDF5 file, how it will be served, and what would make it faster"
+    )
+    inspect.add_argument("file", metavar="FILE", type=Path)
     demo = commands.add_parser("demo", help="pack scikit-learn's digits, serve them, train a Keras model over HTTP")
     demo.add_argument("--epochs", type=int, default=8, help="passes over the training split (default 8)")
     demo.add_argument("--workers", type=int, default=1, help="server processes (default 1)")
@@ -57,6 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .build.command import run_build
 
             return run_build(options)
+        if options.command == "inspect":
+            from rich.console import Console
+
+            from .inspection import inspect_file
+
+            return inspect_file(options.file, Console())
         return _serve(options)
     except FeedError as error:
         print(f"h5feed-server: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ Needs pyarrow: ``pip install 'h5feed-server[parquet]'``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class _Tables:
 
     def class_names(self, name: str) -> list[str] | None:
         """As Hugging Face's datasets write them into the schema."""
-        about = (self.schema.metadata or {}).get(b"huggingface")
+        about = (self.schema.metadata or {}).get(b"huggingface", b"")
         try:
             feature = json.loads(about)["info"]["features"][name]
             return list(feature["names"]) if "names" in feature else None
@@ -211,7 +211,8 @@ class _ColumnArray:
     def __init__(
         self, tables: _Tables, numbers: Sequence[int], name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
     ) -> None:
-        self.shape, self.dtype, self.attributes = shape, dtype, dict[str, Any]()
+        self.shape, self.dtype = shape, dtype
+        self.attributes: Mapping[str, Any] = {}
         self._batches = (batch.column(0) for number in numbers for batch in tables.batches([name], number))
         self._rest = np.zeros((0, *shape[1:]), dtype)
         self._at, self._name = 0, name
@@ -222,9 +223,7 @@ class _ColumnArray:
         while end < stop:
             column = next(self._batches)
             if column.null_count:
-                raise Unreadable(
-                    f"column {self._name!r} has no value in some row after {end}: fill it, or leave it out"
-                )
+                raise Unreadable(f"column {self._name!r} has no value in a row after {end}: fill it")
             part = self._values(column)
             end += len(part)
             if end <= start:

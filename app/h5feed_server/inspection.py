@@ -1,0 +1,162 @@
+"""``h5feed-server inspect``: what is in a file, how it will be served, what a shuffled batch costs, what would mend it.
+
+It asks the server's own catalogue and reads with its own reader, so that it says what serving will do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import TimeoutError as FuturesTimeout
+from pathlib import Path
+
+import numpy as np
+from h5feed.errors import FeedError, Unreadable
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .catalog.catalog import Entry, describe_dataset
+from .catalog.dataset import Dataset, Field
+from .sampling.spec import OrderSpec
+from .services import Services
+from .settings import Settings
+
+_BATCH_ROWS = 64
+_BATCHES = 8
+"""Shuffled batches that are read to time one."""
+
+_DEAR = 2.0
+"""Bytes decoded for each served above which a repack is proposed."""
+
+_SMALL_ROW = 16 << 10
+"""Bytes of a row up to which several share a compressed chunk, which is dear again."""
+
+_SHOWN = 10
+
+_DIGESTED = 1 << 20
+"""Bytes of files that are hashed in full: nobody is told the revision."""
+
+
+def inspect_file(path: Path, console: Console) -> int:
+    """Print what is known of one HDF5 file; returns the exit code.
+
+    Raises
+    ------
+    Unreadable, FeedError
+    """
+    if not path.is_file():
+        raise Unreadable(f"{path} {'is a folder: give a file in it' if path.is_dir() else 'does not exist'}")
+    with tempfile.TemporaryDirectory(prefix="h5feed-inspect-") as cache:
+        settings = Settings.model_validate(
+            {"data_dir": path.resolve().parent, "cache_dir": Path(cache), "digest_limit": _DIGESTED}
+        )
+        with contextlib.closing(Services.start(settings)) as services:
+            entry = _entry(services, path.name, settings)
+            if len(entry.files) > 1:
+                console.print(f"{path.name} is one of {len(entry.files)} files of dataset {entry.name!r}")
+            for dataset in entry.outcome.result(0):
+                _print_dataset(dataset, console)
+                for line in _costs(services, dataset, path):
+                    console.print(line, soft_wrap=True, markup=False, highlight=False)
+    return 0
+
+
+def _entry(services: Services, name: str, settings: Settings) -> Entry:
+    """What the catalogue makes of the file, when it has looked at it."""
+    entry = next((entry for entry in services.catalog.entries() if name in entry.files), None)
+    if entry is None:
+        raise Unreadable(f"{name} is not served: names end in .h5, .hdf5, .hdf or .he5, and begin with no dot")
+    try:
+        entry.outcome.result(4 * settings.inspect_timeout)
+    except FuturesTimeout:
+        raise Unreadable(f"{name} took more than {4 * settings.inspect_timeout:g} s to inspect") from None
+    except Unreadable as error:
+        raise Unreadable(f"{name} cannot be served: {error.detail}") from None
+    return entry
+
+
+def _print_dataset(dataset: Dataset, console: Console) -> None:
+    about = describe_dataset(dataset)
+    console.print(f"[bold]{escape(dataset.name)}[/bold]: {dataset.rows:,} rows")
+    table = Table("field", "role", "sample", "stored as", "bytes", "decoded/served")
+    for said, field in zip(about["fields"], dataset.fields, strict=True):
+        kind = "a list of" if said["ragged"] else "×".join(map(str, said["shape"])) or "one"
+        sample = "a text" if field.is_text else f"{kind} {said['dtype']}"
+        if not said["readable"]:
+            table.add_row(escape(field.name), "not served", escape(said["reason"] or ""), "", "", "")
+            continue
+        cost = said["decoded_per_served_byte"]
+        style = "red" if cost >= _DEAR else None
+        table.add_row(
+            escape(field.name),
+            said["role"],
+            f"{sample}{' ' + said['channels'] if said['channels'] else ''}",
+            _stored(said["chunks"], said["filters"]),
+            f"{said['stored_bytes']:,}",
+            f"{cost:g}",
+            style=style,
+        )
+    console.print(table)
+    if about["native_splits"]:
+        splits = ", ".join(f"{split['rows']:,} {split['name']}" for split in about["native_splits"])
+        console.print(f"stored splits: {splits}")
+    else:
+        console.print("stored splits: none; ask for test=0.1, val=0.1, and they are drawn as scikit-learn draws them")
+    if dataset.class_names:
+        names = ", ".join(dataset.class_names[:_SHOWN])
+        more = len(dataset.class_names) - _SHOWN
+        console.print(f"classes: {escape(names)}{f' … and {more:,} more' if more > 0 else ''}", soft_wrap=True)
+    for note in dataset.notes:
+        console.print(f"note: {escape(note)}", soft_wrap=True)
+
+
+def _stored(chunks: list[int] | None, filters: list[str]) -> str:
+    if chunks is None:
+        return "contiguous"
+    return f"chunks of {'×'.join(map(str, chunks))}{', ' + ' + '.join(filters) if filters else ''}"
+
+
+def _costs(services: Services, dataset: Dataset, path: Path) -> Iterator[str]:
+    """What a shuffled batch costs, measured, and what would make it cheaper."""
+    if not dataset.rows or not any(field.unreadable is None for field in dataset.fields):
+        return
+    rows = min(_BATCH_ROWS, dataset.rows)
+    try:
+        plan = services.batcher.plan(dataset.name, OrderSpec.model_validate({"shuffle": True}), rows, None)
+        count = max(1, min(_BATCHES, plan.grid.batches - 1))
+        seconds, nbytes = [], 0
+        for index in range(count):
+            began = time.perf_counter()
+            body = plan.filled(index, index + 1, lambda size: np.empty(size, np.uint8))
+            seconds.append(time.perf_counter() - began)
+            nbytes = len(body)
+    except FeedError as error:
+        yield f"a shuffled batch cannot be read: {error}"
+        return
+    # The first one finds nothing in memory; those after it what it has left there.
+    first, usual = seconds[0], float(np.median(seconds))
+    yield (
+        f"a shuffled batch of {rows} rows: {nbytes:,} bytes, {usual * 1e3:.1f} ms to read ({rows / usual:,.0f} rows/s; "
+        f"the first {first * 1e3:.1f} ms)"
+    )
+    dear = [field for field in dataset.fields if not field.unreadable and field.read_amplification >= _DEAR]
+    if not dear:
+        yield "it is laid out well for shuffled batches"
+        return
+    names = ", ".join(field.name for field in dear)
+    yield f"dear to shuffle: {names}. Lay the file out for it once:"
+    yield f"  {_repack(path, dear)}"
+
+
+def _repack(path: Path, dear: list[Field]) -> str:
+    """The command that writes the file anew: compressed where that has saved much, and rows are chunks of their own."""
+    stored = sum(segment.array.stored_bytes for field in dear for segment in field.column.segments)
+    saved = stored < 0.7 * sum(field.column.nbytes for field in dear)
+    saved = saved and all(field.row_bytes > _SMALL_ROW for field in dear)
+    new = path.with_name(f"{path.stem}-for-training{path.suffix}")
+    command = f"h5feed-server build {shlex.quote(str(path))} -o {shlex.quote(str(new))}"
+    return command + (" --compression zstd" if saved else "")

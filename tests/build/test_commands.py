@@ -1,0 +1,116 @@
+"""``h5feed-server build`` and ``inspect``, as people type them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from h5feed.errors import BadParameter
+from h5feed_server.build import BuildOptions
+from h5feed_server.build.options import parse_size, read_options
+
+
+def _run(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "h5feed_server.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_dry_run_writes_nothing(pets: Path, tmp_path: Path) -> None:
+    ran = _run("build", pets, "-o", tmp_path / "pets.h5", "--size", "48", "--val", "0.1", "--test", "12", "--dry-run")
+    assert ran.returncode == 0, ran.stderr
+    for said in ("120 rows of 48×48×3 uint8", "train_test_split", "cat", "zstd", "advice:", "nothing was written"):
+        assert said in ran.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_from_a_file_and_the_command_line(pets: Path, tmp_path: Path) -> None:
+    """Those of the command line come first."""
+    lines = ['size = "32x40"', "val = 0.1", "split-seed = 7", 'colour = "grey"', "stratify = false"]
+    (tmp_path / "build.toml").write_text("\n".join(lines))
+    out = tmp_path / "pets.h5"
+    ran = _run("build", pets, "-o", out, "--config", tmp_path / "build.toml", "--colour", "bgr")
+    assert ran.returncode == 0, ran.stderr
+    assert "built" in ran.stdout and "108 train, 12 val" in ran.stdout
+    with h5py.File(out) as file:
+        assert file["train/images"].shape == (108, 32, 40, 3)
+        assert file["train/images"].attrs["channels"] == "bgr"
+
+
+def test_errors_are_one_line(pets: Path, tmp_path: Path) -> None:
+    for words, said in (
+        (["build", tmp_path / "nothing", "-o", tmp_path / "x.h5"], "does not exist"),
+        (["build", pets, "-o", tmp_path / "x.h5", "--resize", "squash"], "valid are aspect, stretch, pad, none"),
+        (["build", pets, "-o", tmp_path / "x.h5", "--size", "0"], "must be pixels such as 256"),
+        (["build", pets, "-o", tmp_path / "x.h5", "--val", "1.5"], "a fraction must lie between 0 and 1"),
+        (["inspect", tmp_path], "is a folder"),
+    ):
+        ran = _run(*words)
+        assert ran.returncode == 1 and said in ran.stderr and ran.stderr.count("\n") == 1, ran.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_has_examples() -> None:
+    ran = _run("build", "--help")
+    assert "h5feed-server build pets/ -o pets.h5 --val 0.1 --test 0.1" in ran.stdout
+    assert "train.csv" in ran.stdout and "--dry-run" in ran.stdout
+
+
+def test_inspect_names_the_build_that_mends_a_file(tmp_path: Path) -> None:
+    """And after that build it has nothing to say against it."""
+    images = np.random.default_rng(0).integers(0, 16, (256, 24, 24, 3), np.uint8)
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        file.create_dataset("images", data=images, chunks=(64, 24, 24, 3), compression="gzip")
+        file["labels"] = np.arange(256) % 3
+        file["labels"].attrs["class_names"] = ["cat", "dog", "emu"]
+    ran = _run("inspect", tmp_path / "old.h5")
+    assert ran.returncode == 0, ran.stderr
+    for said in ("256 rows", "chunks of", "64", "cat, dog, emu", "rows/s", "dear to shuffle: images"):
+        assert said in ran.stdout
+    (command,) = [line.split() for line in ran.stdout.splitlines() if line.startswith("  h5feed-server build")]
+    built = _run(*command[1:])
+    assert built.returncode == 0, built.stderr
+    new = Path(command[command.index("-o") + 1])
+    assert "it is laid out well" in _run("inspect", new).stdout
+    with h5py.File(new) as file:
+        np.testing.assert_array_equal(file["images"][:], images)
+
+
+def test_inspect_says_why_a_file_is_not_served(tmp_path: Path) -> None:
+    (tmp_path / "broken.h5").write_bytes(b"no HDF5")
+    ran = _run("inspect", tmp_path / "broken.h5")
+    assert ran.returncode == 1 and "broken.h5 cannot be served" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"size": "big"}, "must be pixels"),
+        ({"colour": "cmyk"}, "valid are rgb, bgr, grey, rgba"),
+        ({"dtype": "object"}, "valid are uint8"),
+        ({"compression": "gzip", "level": 20}, "1 … 9 with gzip"),
+        ({"shards": 0}, "must be 1 or more"),
+        ({"shards": 2, "split_files": True}, "give one of them"),
+        ({"label_pattern": "(("}, "no regular expression"),
+        ({"label_pattern": "cat"}, "needs a group"),
+    ],
+)
+def test_options_name_what_is_wrong(options: dict[str, object], said: str) -> None:
+    with pytest.raises(BadParameter) as caught:
+        BuildOptions(**options)  # type: ignore[arg-type]
+    assert said in str(caught.value)
+
+
+def test_sizes() -> None:
+    assert parse_size(224) == parse_size("224") == (224, 224)
+    assert parse_size("240x320") == parse_size([240, 320]) == parse_size("240×320") == (240, 320)
+
+
+def test_files_of_options_are_checked(tmp_path: Path) -> None:
+    for text, said in (("sise = 3", "there is no option 'sise'"), ("val = 'much'", "wrong kind"), ("= 3", "no TOML")):
+        (tmp_path / "build.toml").write_text(text)
+        with pytest.raises(BadParameter, match=said):
+            read_options(tmp_path / "build.toml")
