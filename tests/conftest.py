@@ -47,6 +47,18 @@ class ServerProcess:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return [int(pid) for pid in children]
 
+    def working_pids(self) -> list[int]:
+        """Process ids of the workers that hold the lock of a job."""
+        found = []
+        for pid in self.worker_pids():
+            try:
+                links = [os.readlink(descriptor) for descriptor in Path(f"/proc/{pid}/fd").iterdir()]
+            except OSError:
+                continue
+            if any("/jobs/" in link and link.endswith(".lock") for link in links):
+                found.append(pid)
+        return found
+
     def kill(self) -> None:
         """SIGKILL, to the supervisor and its workers: nothing is said to anybody."""
         workers = self.worker_pids()

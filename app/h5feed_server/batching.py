@@ -20,11 +20,13 @@ from h5feed.wire import OFFSETS, ROWS, WEIGHT, Body, Tensor
 
 from .catalog.catalog import Catalog
 from .catalog.dataset import Dataset, Field
+from .jobs import Jobs
 from .sampling.order import Order
-from .sampling.spec import OrderSpec, SplitSpec
-from .sampling.splits import Rows, Splits
+from .sampling.spec import OrderSpec
+from .sampling.splits import Rows
 from .settings import Settings
-from .splitting import Splitter
+from .split_jobs import SplitJobs
+from .splitting import Splitter, balanced_by
 from .storage.cache import ByteCache
 from .storage.folder import CacheFolder
 from .storage.reader import Reader
@@ -203,13 +205,16 @@ class Batcher:
     reader : Reader
     folder : CacheFolder
         Keeps splits.
+    jobs : Jobs
+        Compute those that take long.
     """
 
-    def __init__(self, settings: Settings, catalog: Catalog, reader: Reader, folder: CacheFolder) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog, reader: Reader, folder: CacheFolder, jobs: Jobs) -> None:
         self._settings = settings
         self._catalog = catalog
         self.reader = reader
         self.splitter = Splitter(settings, reader, folder)
+        self.split_jobs = SplitJobs(catalog, self.splitter, jobs)
         self._orders: ByteCache[tuple[Int64s, npt.NDArray[np.bool_]]] = ByteCache(
             settings.order_cache_bytes, settings.read_timeout
         )
@@ -222,6 +227,8 @@ class Batcher:
         ------
         FeedError
             Whatever is wrong with the request, before anything is read.
+        InProgress
+            A job has yet to find the rows of the split.
         """
         dataset = self._catalog.dataset(name, revision)
         key = (dataset.name, dataset.revision, dataset.identity, spec, batch_size)
@@ -231,8 +238,13 @@ class Batcher:
         fields = dataset.chosen(spec.fields, spec.encoded)
 
         def split_rows() -> Rows | None:
-            return None if spec.split == "all" else self.splits(dataset, spec.split_spec).of(spec.split)
+            return None if spec.split == "all" else self.splitter.splits(dataset, spec.split_spec).of(spec.split)
 
+        if spec.split != "all":
+            self.split_jobs.splits(dataset, spec.split_spec)
+        if spec.balance:
+            by, bins = balanced_by(dataset, spec)
+            self.split_jobs.strata(dataset, by, bins=bins)
         found = split_rows()
         rows = dataset.rows if found is None else len(found)
         if spec.limit is not None:
@@ -265,10 +277,6 @@ class Batcher:
         self._check_size(len(rows), _body(dataset, fields, len(rows), about, [], expected), fields)
         limit = self._settings.max_body_bytes
         return _gathered(self.reader, dataset, fields, [_Wanted(0, rows, None)], about, limit, lease)
-
-    def splits(self, dataset: Dataset, spec: SplitSpec) -> Splits:
-        """The splits of a dataset."""
-        return self.splitter.splits(dataset, spec)
 
     def _check_size(self, rows: int, body: Body, fields: Sequence[Field]) -> None:
         limit = self._settings.max_body_bytes

@@ -10,6 +10,7 @@ from h5feed.buffers import BufferPool
 
 from .batching import Batcher
 from .catalog.catalog import Catalog
+from .jobs import Jobs
 from .settings import Settings
 from .statistics import Statistics
 from .storage.cache import ByteCache
@@ -26,6 +27,7 @@ class Services:
     catalog: Catalog
     batcher: Batcher
     statistics: Statistics
+    jobs: Jobs
     pool: BufferPool
     threads: ThreadPoolExecutor
     hdf5: ReaderPool
@@ -48,14 +50,15 @@ class Services:
         )
         threads = ThreadPoolExecutor(settings.request_threads, "h5feed-request")
         threads.submit(catalog.entries)
-        batcher = Batcher(settings, catalog, reader, folder)
-        statistics = Statistics(settings, catalog, batcher, folder)
-        return cls(settings, catalog, batcher, statistics, BufferPool(settings.inflight_bytes), threads, hdf5)
+        jobs = Jobs(settings.cache_dir / "jobs")
+        batcher = Batcher(settings, catalog, reader, folder, jobs)
+        statistics = Statistics(catalog, batcher, folder, jobs)
+        return cls(settings, catalog, batcher, statistics, jobs, BufferPool(settings.inflight_bytes), threads, hdf5)
 
     def close(self) -> None:
         """End all threads, files and child processes."""
         self.threads.shutdown(wait=False, cancel_futures=True)
-        self.statistics.close()
+        self.jobs.close()
         self.batcher.reader.close()
         self.catalog.close()
         self.hdf5.close()

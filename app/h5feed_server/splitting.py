@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge, UnsupportedField
 
 from .catalog.dataset import Dataset, Field
+from .jobs import Progress
 from .sampling.kept import pack, unpack
 from .sampling.labels import (
     MAX_DISTINCT,
@@ -48,6 +50,10 @@ _BLOCK = 1 << 18
 _REPORT_BYTES = 8 << 20
 """Bound on the reports that are kept in memory."""
 
+_PATIENCE = 10
+"""Read timeouts that one thread waits for what another one computes. Only jobs wait so long: requests are answered
+before."""
+
 
 class Splitter:
     """Finds splits and classes; one per process.
@@ -60,12 +66,39 @@ class Splitter:
         self._reader = reader
         self._folder = folder
         self._max_bytes = settings.order_cache_bytes
-        self._splits: ByteCache[Splits] = ByteCache(self._max_bytes, settings.read_timeout)
-        self._strata: ByteCache[Strata] = ByteCache(self._max_bytes, settings.read_timeout)
-        self._resampled: ByteCache[Balanced | Weighted] = ByteCache(self._max_bytes, settings.read_timeout)
-        self._reports: ByteCache[bytes] = ByteCache(_REPORT_BYTES, settings.read_timeout)
+        timeout = _PATIENCE * settings.read_timeout
+        self._splits: ByteCache[Splits] = ByteCache(self._max_bytes, timeout)
+        self._strata: ByteCache[Strata] = ByteCache(self._max_bytes, timeout)
+        self._resampled: ByteCache[Balanced | Weighted] = ByteCache(self._max_bytes, timeout)
+        self._reports: ByteCache[bytes] = ByteCache(_REPORT_BYTES, timeout)
 
-    def splits(self, dataset: Dataset, spec: SplitSpec) -> Splits:
+    def has_splits(self, dataset: Dataset, spec: SplitSpec) -> bool:
+        """Whether splits need not be computed any more."""
+        name = _splits_name(dataset, spec)
+        return not spec.splits_rows or name in self._splits or name in self._folder
+
+    def has_report(self, dataset: Dataset, spec: SplitSpec) -> bool:
+        """Whether a report need not be made any more."""
+        name = _report_name(dataset, spec)
+        return name in self._reports or name in self._folder
+
+    def has_strata(self, dataset: Dataset, name: str, *, bins: bool = False) -> bool:
+        """Whether a field need not be read for its classes any more."""
+        file = _strata_name(dataset, name, bins)
+        return file in self._strata or file in self._folder
+
+    def prepare(self, dataset: Dataset, spec: SplitSpec, progress: Progress) -> None:
+        """Compute and keep all that `splits` and `report` answer, telling how many rows are read and divided."""
+        by = classes_of(dataset, spec)
+        progress.expect(dataset.rows * ((by is not None) + (spec.group is not None) + 2 * spec.splits_rows))
+        if by is not None:
+            self.strata(dataset, by[0], bins=by[1], progress=progress)
+        if spec.group is not None:
+            self._groups(dataset, spec.group, progress)
+        self.splits(dataset, spec, progress)
+        self.report(dataset, spec)
+
+    def splits(self, dataset: Dataset, spec: SplitSpec, progress: Progress | None = None) -> Splits:
         """The splits of a dataset: stored, from memory, from the cache folder, or computed.
 
         Raises
@@ -77,10 +110,10 @@ class Splitter:
             return self._splits.get(
                 (dataset.name, dataset.identity), lambda: native_splits(dataset.native), lambda splits: splits.nbytes
             )
-        name = _name("splits/3", dataset, spec.model_dump_json())
+        name = _splits_name(dataset, spec)
         return self._splits.get(
             name,
-            lambda: self._kept(name, load_splits, lambda: dump_splits(self._compute(dataset, spec))),
+            lambda: self._kept(name, load_splits, lambda: dump_splits(self._compute(dataset, spec, progress))),
             lambda splits: splits.nbytes,
         )
 
@@ -90,7 +123,7 @@ class Splitter:
         def load(data: bytes) -> bytes:
             return json.dumps(unpack(data)[0]).encode()
 
-        name = _name("reports/1", dataset, spec.model_dump_json())
+        name = _report_name(dataset, spec)
         return self._reports.get(
             name,
             lambda: self._kept(name, load, lambda: pack(self._describe(dataset, spec), {})),
@@ -112,7 +145,7 @@ class Splitter:
             lambda value: value.nbytes,
         )
 
-    def strata(self, dataset: Dataset, name: str, *, bins: bool = False) -> Strata:
+    def strata(self, dataset: Dataset, name: str, *, bins: bool = False, progress: Progress | None = None) -> Strata:
         """The classes that a field says; with `bins`, quantile bins of numbers on a scale.
 
         Raises
@@ -123,11 +156,11 @@ class Splitter:
 
         def compute() -> bytes:
             try:
-                return dump_strata(Strata(name, self._labels(field, bins)))
+                return dump_strata(Strata(name, self._labels(field, bins, progress)))
             except NoClasses as error:
                 return dump_strata(Strata(name, None, str(error)))
 
-        file = _name("classes/1", dataset, f"{name} {bins}")
+        file = _strata_name(dataset, name, bins)
         return self._strata.get(file, lambda: self._kept(file, load_strata, compute), lambda strata: strata.nbytes)
 
     def check_divisible(self, dataset: Dataset) -> None:
@@ -155,7 +188,7 @@ class Splitter:
         if nbytes > self._max_bytes:
             raise TooLarge(f"{what} take {nbytes} bytes, more than H5FEED_ORDER_CACHE_BYTES = {self._max_bytes}")
 
-    def _compute(self, dataset: Dataset, spec: SplitSpec) -> Splits:
+    def _compute(self, dataset: Dataset, spec: SplitSpec, progress: Progress | None) -> Splits:
         strata = groups = None
         label = dataset.label.name if dataset.label else None
         by = label if spec.stratify is None else spec.stratify
@@ -170,7 +203,8 @@ class Splitter:
             kept = dict(native_splits(dataset.native).rows)
             train = kept.pop("train")
             pool = np.sort(np.concatenate([train, kept.pop("val", train[:0])]))
-        drawn = compute_splits(dataset.rows, pool, spec, strata, groups)
+        advance = (lambda rows: None) if progress is None else progress.advance
+        drawn = compute_splits(dataset.rows, pool, spec, strata, groups, advance)
         return replace(drawn, rows={**drawn.rows, **kept})
 
     def _describe(self, dataset: Dataset, spec: SplitSpec) -> dict[str, Any]:
@@ -199,10 +233,8 @@ class Splitter:
         return None if spec.limit is None else np.arange(min(spec.limit, dataset.rows), dtype=np.int32)
 
     def _balanced(self, dataset: Dataset, spec: OrderSpec) -> Balanced:
-        by = spec.stratify if spec.stratify not in (None, "none") else dataset.label.name if dataset.label else None
-        if by is None:
-            raise BadParameter(f"balance=true: dataset {dataset.name!r} has no label field; name one with stratify=")
-        strata = self.strata(dataset, by, bins=by == spec.stratify)
+        by, bins = balanced_by(dataset, spec)
+        strata = self.strata(dataset, by, bins=bins)
         if strata.labels is None:
             raise BadParameter(f"balance=true: {by!r} {strata.reason}")
         if not strata.labels.single:
@@ -230,14 +262,15 @@ class Splitter:
             raise UnsupportedField(f"weights={field.name}: those of the split add up to {ends[-1]}, so no row is drawn")
         return Weighted(pool, ends)
 
-    def _groups(self, dataset: Dataset, name: str) -> Labels:
+    def _groups(self, dataset: Dataset, name: str, progress: Progress | None = None) -> Labels:
         field = dataset.field(name)
 
         def compute() -> bytes:
             if math.prod(field.sample_shape) != 1 or (field.is_ragged and not field.is_text):
                 raise UnsupportedField(f"group={name}: it must hold one value a row, not {_sample(field)}")
             try:
-                return dump_strata(Strata(name, Labels("classes", *encode(self._blocks(field), dataset.rows))))
+                values, codes = encode(self._blocks(field, progress), dataset.rows)
+                return dump_strata(Strata(name, Labels("classes", values, codes)))
             except NoClasses:
                 raise UnsupportedField(
                     f"group={name}: it has more than the {MAX_DISTINCT} different values that can be groups"
@@ -248,24 +281,68 @@ class Splitter:
         assert strata.labels is not None
         return strata.labels
 
-    def _labels(self, field: Field, bins: bool) -> Labels:
+    def _labels(self, field: Field, bins: bool, progress: Progress | None) -> Labels:
         if field.is_ragged and not field.is_text:
             raise NoClasses("holds lists of any length, and no classes")
         if field.row_bytes > _MAX_LABEL_BYTES:
             raise NoClasses(f"holds no classes: a row has {field.row_bytes} bytes")
-        return read_labels(self._blocks(field), field.column.rows, field.dtype, field.sample_shape, bins=bins)
+        blocks = self._blocks(field, progress)
+        return read_labels(blocks, field.column.rows, field.dtype, field.sample_shape, bins=bins)
 
-    def _blocks(self, field: Field) -> Callable[[], Iterator[npt.NDArray[Any]]]:
-        """Read a field in pieces, past the cache of small fields: of many rows it would fill it."""
+    def _blocks(self, field: Field, progress: Progress | None = None) -> Callable[[], Iterator[npt.NDArray[Any]]]:
+        """Read a field in pieces, past the cache of small fields: of many rows it would fill it.
+
+        Rows are expected once: `progress` is told of more where they are read again.
+        """
         column = field.column
         whole_chunks = max(1, min(_BLOCK, _BLOCK * 64 // max(1, column.row_bytes)) // field.block_rows)
         step = whole_chunks * field.block_rows
 
+        passes = itertools.count()
+
         def blocks() -> Iterator[npt.NDArray[Any]]:
+            if next(passes) and progress is not None:
+                progress.expect(column.rows)
             for start in range(0, column.rows, step):
-                yield self._reader.read_block(column, start, min(start + step, column.rows))
+                stop = min(start + step, column.rows)
+                yield self._reader.read_block(column, start, stop)
+                if progress is not None:
+                    progress.advance(stop - start)
 
         return blocks
+
+
+def classes_of(dataset: Dataset, spec: SplitSpec) -> tuple[str, bool] | None:
+    """The field whose classes splits are drawn by and described by, and whether numbers are put into bins."""
+    label = dataset.label.name if dataset.label else None
+    by = spec.stratify if spec.splits_rows and spec.stratify not in (None, "none") else label
+    return None if by is None else (by, by == spec.stratify)
+
+
+def balanced_by(dataset: Dataset, spec: OrderSpec) -> tuple[str, bool]:
+    """The field whose classes ``balance`` draws equally often, and whether numbers are put into bins.
+
+    Raises
+    ------
+    BadParameter
+        There is none.
+    """
+    by = spec.stratify if spec.stratify not in (None, "none") else dataset.label.name if dataset.label else None
+    if by is None:
+        raise BadParameter(f"balance=true: dataset {dataset.name!r} has no label field; name one with stratify=")
+    return by, by == spec.stratify
+
+
+def _splits_name(dataset: Dataset, spec: SplitSpec) -> str:
+    return _name("splits/3", dataset, spec.model_dump_json())
+
+
+def _report_name(dataset: Dataset, spec: SplitSpec) -> str:
+    return _name("reports/1", dataset, spec.model_dump_json())
+
+
+def _strata_name(dataset: Dataset, name: str, bins: bool) -> str:
+    return _name("classes/1", dataset, f"{name} {bins}")
 
 
 def _name(folder: str, dataset: Dataset, request: str) -> str:

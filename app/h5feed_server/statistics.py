@@ -17,9 +17,8 @@ import numpy.typing as npt
 from .batching import Batcher
 from .catalog.catalog import Catalog
 from .catalog.dataset import Dataset, Field
+from .jobs import Jobs, JobState, Progress, Request
 from .sampling.spec import SplitSpec
-from .settings import Settings
-from .stats.jobs import Jobs, JobState, Progress, Request
 from .stats.mean_image import MeanImage
 from .stats.report import FieldStats, report_of
 from .stats.scan import Subject, scan
@@ -36,6 +35,8 @@ MAX_FEATURES = 256
 _KEPT_BYTES = 16 << 20
 """Bytes of results kept in memory."""
 
+_KIND = "stats"
+
 _COLOURS = {"rgb": "RGBA", "bgr": "BGRA"}
 
 
@@ -48,7 +49,7 @@ class Statistics:
         Keeps what was found.
     """
 
-    def __init__(self, settings: Settings, catalog: Catalog, batcher: Batcher, folder: CacheFolder) -> None:
+    def __init__(self, catalog: Catalog, batcher: Batcher, folder: CacheFolder, jobs: Jobs) -> None:
         self._catalog = catalog
         self._batcher = batcher
         self._folder = folder
@@ -56,11 +57,8 @@ class Statistics:
         self._lock = threading.Lock()
         # Batches come first: they are waited for, statistics are looked at.
         self._threads = max(1, len(os.sched_getaffinity(0)) // 2)
-        self.jobs = Jobs(settings.cache_dir / "jobs", self._work)
-
-    def close(self) -> None:
-        """End all work."""
-        self.jobs.close()
+        self._jobs = jobs
+        jobs.register(_KIND, "bytes", self._work)
 
     def fields(self, dataset: Dataset, name: str | None) -> tuple[Field, ...]:
         """The field of that name, or all that can be read.
@@ -79,10 +77,10 @@ class Statistics:
         Raises
         ------
         SplitNotFound, SplitImpossible, TooLarge
+        InProgress
+            A job has yet to find them.
         """
-        if split == "all":
-            return None
-        return self._batcher.splits(dataset, spec).of(split)
+        return None if split == "all" else self._batcher.split_jobs.splits(dataset, spec).of(split)
 
     def find(
         self, dataset: Dataset, fields: Sequence[Field], split: str, spec: SplitSpec
@@ -105,13 +103,13 @@ class Statistics:
             "split": split,
             "spec": {} if split == "all" else spec.model_dump(mode="json", exclude_defaults=True),
         }
-        return self.jobs.start(request, result)
+        return self._jobs.start(_KIND, request, result)
 
     def _work(self, request: Request, progress: Progress) -> None:
         dataset = self._catalog.dataset(request["dataset"], request["revision"])
         split, spec = request["split"], SplitSpec(**request["spec"])
         fields = [dataset.field(name) for name in request["fields"]]
-        rows = self.rows(dataset, split, spec)
+        rows = None if split == "all" else self._batcher.splitter.splits(dataset, spec).of(split)
         count = dataset.rows if rows is None else len(rows)
         reader = self._batcher.reader
         row_bytes = {field.name: _row_bytes(reader, field) for field in fields}

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import __version__
+from . import __version__, jobs
 from .batch import Batch
-from .dataset import STATS_TIMEOUT
 from .errors import BadParameter, FeedError
 from .feed import Feed, connect
 from .stats import FieldStats, Stats
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     stats.add_argument("dataset", metavar="DATASET")
     stats.add_argument("--split", default="all", help="all, train, val or test (default all)")
     stats.add_argument("--field", metavar="NAME", help="one field (default all)")
-    stats.add_argument("--timeout", type=float, default=STATS_TIMEOUT, help="seconds to wait for the server's work")
+    stats.add_argument("--timeout", type=float, default=jobs.TIMEOUT, help="seconds to wait for the server's work")
     shape = stats.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="as JSON")
     shape.add_argument("--means", action="store_true", help='channel means alone, as {"R": …, "G": …, "B": …}')
@@ -127,7 +127,10 @@ def _ls(feed: Feed, options: argparse.Namespace) -> None:
 def _info(feed: Feed, options: argparse.Namespace) -> None:
     dataset = feed[options.dataset]
     wanted = _split_options(options)
-    splits = dataset.splits(**wanted) if "val" in wanted or "test" in wanted else None
+    splits = None
+    if "val" in wanted or "test" in wanted:
+        with _progress("divides the rows") as progress:
+            splits = dataset.splits(progress=progress, **wanted)
     if options.json:
         print(json.dumps(dataset.info | ({"splits": splits} if splits else {}), indent=2))
         return
@@ -157,11 +160,9 @@ def _info(feed: Feed, options: argparse.Namespace) -> None:
 
 def _stats(feed: Feed, options: argparse.Namespace) -> None:
     wanted, field = _split_options(options), options.field
-    progress = _show_progress if sys.stderr.isatty() else None
     dataset = feed[options.dataset]
-    stats = dataset.stats(options.split, field=field, timeout=options.timeout, progress=progress, **wanted)
-    if progress is not None:
-        print("\r\033[K", end="", file=sys.stderr)
+    with _progress("reads the rows") as progress:
+        stats = dataset.stats(options.split, field=field, timeout=options.timeout, progress=progress, **wanted)
     if options.means:
         fields = [stats] if isinstance(stats, FieldStats) else list(stats.values())
         found = [each for each in fields if each["channel_means"]]
@@ -194,9 +195,21 @@ def _print_stats(stats: Stats | FieldStats) -> None:
         console.print(table)
 
 
-def _show_progress(done: int, total: int) -> None:
-    share = f"{done / total:4.0%} of {total / 1e9:,.1f} GB" if total else "waiting"
-    print(f"\rthe server reads the rows: {share}", end="", file=sys.stderr, flush=True)
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[jobs.Progress | None]:
+    """Shows how far the server is, in one line that goes away, where somebody looks."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+
+    def show(done: int, total: int) -> None:
+        share = f"{done / total:4.0%}" if total else "begun"
+        print(f"\r\033[Kthe server {what}: {share}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        print("\r\033[K", end="", file=sys.stderr)
 
 
 def _get(feed: Feed, options: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from . import __version__
 from .buffers import BufferPool
 from .cancellation import Cancellation
 from .errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, RevisionChanged, Transient, from_problem
+from .jobs import InProgress
 from .pace import Link
 from .servers import Hooks, Server, Servers
 from .transport import Answer, BodyCut
@@ -131,12 +132,21 @@ class Client:
         return partial(Client, **self._made_with), ()
 
     def json(self, path: str, params: Params | None = None) -> Any:
-        """The JSON answer to a GET."""
+        """The JSON answer to a GET.
+
+        Raises
+        ------
+        InProgress
+            The server has work to do before it can answer.
+        """
         answer = self._request("GET", path, params, "application/json")
         try:
-            return loads(answer.content)
+            found = loads(answer.content)
         except ValueError:
             raise BadAnswer(f"{self.url}{path} did not answer JSON: is an h5feed server there?") from None
+        if answer.status == 202:
+            raise InProgress.of(found)
+        return found
 
     def body(
         self,
@@ -151,11 +161,18 @@ class Client:
 
         `cancelled` ends the retries and, where it is a `Cancellation`, the waiting for an answer. With `raise_cut` a
         body that ends early is raised as `transport.BodyCut`, which holds what came, and not retried.
+
+        Raises
+        ------
+        InProgress
+            The server has work to do before it can answer.
         """
         method = "GET" if json is None else "POST"
         answer = self._request(
             method, path, params, MEDIA_TYPE, json=json, cancelled=cancelled, raise_cut=raise_cut, pool=self.pool
         )
+        if answer.status == 202:
+            raise InProgress.of(loads(answer.content))
         if answer.header("content-type") != MEDIA_TYPE:
             raise BadAnswer(f"{self.url}{path} did not answer {MEDIA_TYPE}: is an h5feed server there?")
         if answer.body is None:

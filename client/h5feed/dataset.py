@@ -7,12 +7,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 from urllib.parse import quote, unquote
 
 import numpy as np
 import numpy.typing as npt
 
+from . import jobs
 from .batch import Batch
 from .cache import RowCache
 from .cached import Take, cached_fetch

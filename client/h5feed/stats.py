@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import BadAnswer, BadParameter, ReadTimeout
-
-_FIRST_PAUSE = 0.05
-_LONGEST_PAUSE = 2.0
-"""Seconds between two questions whether the server is done; it waits a while itself before it answers."""
+from .errors import BadAnswer, BadParameter
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 32
@@ -24,9 +19,6 @@ _CLASSES_SHOWN = 20
 _NAME_LENGTH = 40
 
 _BAR = '<div style="background:#4477aa;height:.8em;width:{:.2f}em"></div>'
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes read so far, and of all."""
 
 
 class FieldStats(Mapping[str, Any]):
@@ -164,7 +156,9 @@ class FieldStats(Mapping[str, Any]):
 class Stats(Mapping[str, FieldStats]):
     """Statistics of the fields of a dataset in one split, by field name."""
 
-    def __init__(self, answer: Mapping[str, Any]) -> None:
+    def __init__(self, answer: Any) -> None:
+        if not isinstance(answer, dict) or "fields" not in answer:
+            raise BadAnswer("the server answered no statistics: is an h5feed server there?")
         self.split: str = answer["split"]
         self.rows: int = answer["rows"]
         self.revision: str = answer["revision"]
@@ -184,41 +178,6 @@ class Stats(Mapping[str, FieldStats]):
 
     def _repr_html_(self) -> str:
         return "".join(field._repr_html_() for field in self._fields.values())
-
-
-def wait_for_stats(ask: Callable[[], Any], timeout: float, progress: Progress | None) -> Stats:
-    """Ask until the server is done.
-
-    Parameters
-    ----------
-    ask : callable
-        Gets the answer, which is that of a job while the work goes on.
-    timeout : float
-        Seconds to wait in all.
-
-    Raises
-    ------
-    ReadTimeout
-        It takes longer; the server goes on working.
-    """
-    deadline = time.monotonic() + timeout
-    pause = _FIRST_PAUSE
-    while True:
-        answer = ask()
-        if not isinstance(answer, dict) or not ("fields" in answer or "job" in answer):
-            raise BadAnswer("the server answered neither statistics nor a job: is an h5feed server there?")
-        if "fields" in answer:
-            return Stats(answer)
-        done, total = int(answer.get("done") or 0), int(answer.get("total") or 0)
-        if progress is not None:
-            progress(done, total)
-        if time.monotonic() + pause > deadline:
-            how_far = f"{done / total:.0%} is read" if total else "it has not begun"
-            raise ReadTimeout(
-                f"the statistics are not ready after {timeout:g} s: {how_far}. The server goes on; ask again later."
-            )
-        time.sleep(pause)
-        pause = min(_LONGEST_PAUSE, 2 * pause)
 
 
 def sparkline(histogram: Mapping[str, Sequence[Any]] | None) -> str:

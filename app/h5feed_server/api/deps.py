@@ -8,14 +8,22 @@ from typing import Annotated, TypeVar
 
 from fastapi import Depends, Path, Request
 from h5feed.buffers import PoolExhausted
-from h5feed.errors import Overloaded, ReadTimeout
+from h5feed.errors import CLASS_BY_CODE, InternalError, Overloaded, ReadTimeout
 
+from ..jobs import InProgress, JobState
 from ..services import Services
 
 T = TypeVar("T")
 
 _ADMIT_SECONDS = 0.02
 """How often it is looked whether there is room."""
+
+_JOB_SHARE = 0.5
+"""Of the read timeout that a request waits for a job: what it came for takes time as well, and callers whose own
+patience is the same time are to hear how far it is."""
+
+_POLL_SECONDS = (0.005, 0.25)
+"""How often it is looked how far work is: ever more rarely, from the first to the second."""
 
 
 async def _services(request: Request) -> Services:
@@ -32,14 +40,35 @@ async def in_thread(services: Services, work: Callable[[], T], patience: float |
     """Run blocking `work` in a thread of the server's own pool.
 
     Where the bound on bytes in flight leaves no room, `work` is begun anew until there is, for `patience` seconds
-    (default: the settings' ``admit_timeout``). No thread waits meanwhile: others may need less room, or none.
+    (default: the settings' ``admit_timeout``); where it needs what a job is at work on, when that is over. No thread
+    waits meanwhile: others may need less room, or none.
 
     Raises
     ------
     ReadTimeout
         It took longer than the settings allow; the thread is left to end by itself.
     Overloaded
-        There was no room.
+        There was no room, or the job takes longer.
+    """
+    loop = asyncio.get_running_loop()
+    job_deadline = loop.time() + _JOB_SHARE * services.settings.read_timeout
+    while True:
+        try:
+            return await attempted(services, work, patience)
+        except InProgress as progress:
+            state = await over(services, progress.state, job_deadline - loop.time())
+            if not state.is_over or loop.time() >= job_deadline:
+                raise Overloaded(
+                    f"{_how_far(state)}; the server goes on, come again in a moment", retry_after=1
+                ) from None
+
+
+async def attempted(services: Services, work: Callable[[], T], patience: float | None = None) -> T:
+    """As `in_thread`, but what a job is at work on is not waited for.
+
+    Raises
+    ------
+    InProgress
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + (services.settings.admit_timeout if patience is None else patience)
@@ -55,3 +84,37 @@ async def in_thread(services: Services, work: Callable[[], T], patience: float |
             if loop.time() >= deadline:
                 raise Overloaded(f"{error}; come again in a moment", retry_after=1) from None
         await asyncio.sleep(_ADMIT_SECONDS)
+
+
+async def over(services: Services, state: JobState, seconds: float) -> JobState:
+    """The job's state when it is done, or after so many seconds.
+
+    Raises
+    ------
+    FeedError
+        The job's own, where it failed.
+    """
+    state = await wait_for(services, state, seconds)
+    if state.status == "failed":
+        raise CLASS_BY_CODE.get(str(state.code), InternalError)(str(state.detail))
+    return state
+
+
+async def wait_for(services: Services, state: JobState, seconds: float) -> JobState:
+    """The job's state when it is done or has failed, or after so many seconds."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    job = state.id
+    pause, longest = _POLL_SECONDS
+    while not state.is_over and loop.time() < deadline:
+        await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
+        pause = min(longest, 2 * pause)
+        # No thread is held between two looks: many may wait for one job.
+        latest: JobState | None = await attempted(services, lambda: services.jobs.state(job))
+        state = latest or state
+    return state
+
+
+def _how_far(state: JobState) -> str:
+    far = f"{state.done:,} of {state.total:,} {state.unit} are done" if state.total else "it has just begun"
+    return f"what this needs of {state.request['dataset']!r} is being computed: {far}"

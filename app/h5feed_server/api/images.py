@@ -175,7 +175,7 @@ def _lines(
     """Name and rows of each line of a contact sheet, and what is left out."""
     labels: Labels | None = None
     if dataset.label is not None:
-        labels = services.batcher.splitter.strata(dataset, dataset.label.name).labels
+        labels = services.batcher.split_jobs.strata(dataset, dataset.label.name).labels
     if labels is None:
         wanted = _spread(np.arange(count), per_class * 4)
         parts = np.split(wanted, range(per_class, len(wanted), per_class))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Header, Path, Response
 from fastapi.responses import JSONResponse
-from h5feed.errors import PageNotFound
+from h5feed.errors import Overloaded, PageNotFound
 
+from ..jobs import InProgress, JobState
 from ..services import Services
-from ..stats.jobs import JobState
-from .deps import ServicesDep, in_thread
+from .deps import ServicesDep, attempted, in_thread, over, wait_for
+
+T = TypeVar("T")
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -20,9 +22,6 @@ WAIT_SECONDS = 2.0
 """How long an answer waits for work to be over, where the caller names no time."""
 
 MAX_WAIT_SECONDS = 60.0
-
-_POLL_SECONDS = (0.005, 0.25)
-"""How often it is looked how far work is: ever more rarely, from the first to the second."""
 
 Prefer = Annotated[
     str | None,
@@ -44,30 +43,23 @@ async def get_job(
 
     All callers and all workers share a job; one whose worker died is taken up again by the worker that answers here.
     """
-    state = await in_thread(services, lambda: services.statistics.jobs.state(job))
+    state = await in_thread(services, lambda: services.jobs.state(job))
     if state is None:
         raise PageNotFound(f"there is no job {job[:40]!r}: jobs are forgotten after a day")
     state = await wait_for(services, state, 0.0 if prefer is None else wait_seconds(prefer))
     return JSONResponse(describe(state), headers={"cache-control": "no-store"})
 
 
-async def wait_for(services: Services, state: JobState, seconds: float) -> JobState:
-    """The job's state when it is over, or after so many seconds."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
-    job = state.id
-
-    def look() -> JobState | None:
-        return services.statistics.jobs.state(job)
-
-    pause, longest = _POLL_SECONDS
-    while not state.is_over and loop.time() < deadline:
-        await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
-        pause = min(longest, 2 * pause)
-        # No thread is held between two looks: many may wait for one job.
-        latest: JobState | None = await in_thread(services, look)
-        state = latest or state
-    return state
+async def at_hand(services: Services, look: Callable[[], T], prefer: str | None) -> T | Response:
+    """What `look` finds, when the job that it needs is over; 202 where that takes longer than ``Prefer: wait=``."""
+    for _ in range(2):
+        try:
+            return await attempted(services, look)
+        except InProgress as progress:
+            state = await over(services, progress.state, wait_seconds(prefer))
+            if not state.is_over:
+                return accepted(state)
+    raise Overloaded("it was computed, but could not be kept; come again in a moment", retry_after=1)
 
 
 def wait_seconds(prefer: str | None) -> float:

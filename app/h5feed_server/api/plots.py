@@ -92,7 +92,7 @@ def _balance(services: Services, dataset: Dataset, field: Field, query: PlotQuer
         raise BadParameter(f"field={field.name}: class balance is that of the label, {_label_name(dataset)}")
     # Says so where there is no such split.
     services.statistics.rows(dataset, query.split, spec)
-    splits = json.loads(services.batcher.splitter.report(dataset, spec))["splits"]
+    splits = json.loads(services.batcher.split_jobs.report(dataset, spec))["splits"]
     wanted = [query.split] if query.split != "all" else [split for split in splits if split != "all"] or ["all"]
     shown = {split: splits[split] for split in wanted if splits[split].get("classes")}
     if not shown:

@@ -13,36 +13,48 @@ from h5feed.wire import ROWS, Body, Tensor
 from ..sampling.spec import SPLIT_ALIASES
 from ..sampling.splits import Rows
 from .bodies import BINARY_RESPONSE, binary, cache_headers, is_known, negotiate, not_modified
-from .deps import NamePath, ServicesDep, in_thread
+from .deps import NamePath, ServicesDep
+from .jobs import JOB_RESPONSE, Prefer, at_hand
 from .queries import SplitRowsQuery, SplitsQuery
 
 router = APIRouter(prefix="/v1/datasets/{name}/splits", tags=["splits"])
 
 
-@router.get("", summary="Rows and classes of each split")
-async def get_splits(services: ServicesDep, name: NamePath, query: Annotated[SplitsQuery, Query()]) -> Response:
+@router.get("", summary="Rows and classes of each split", responses=JOB_RESPONSE)
+async def get_splits(
+    services: ServicesDep, name: NamePath, query: Annotated[SplitsQuery, Query()], prefer: Prefer = None
+) -> Response:
     """Per split: rows; rows and share per class, balanced class weights, and how far shares are off those of all rows
     (`max_deviation`); groups; and a digest of its row ids.
 
     `method` is what of scikit-learn gives the same rows, `note` what one might not expect.
+
+    Rows are divided once for a revision, by all workers together. What takes longer than `Prefer: wait=` is answered by
+    202 with the URL of a job, which tells how many rows are read and divided.
     """
 
     def work() -> Response:
         dataset = services.catalog.dataset(name, query.revision)
-        return Response(services.batcher.splitter.report(dataset, query.spec), media_type="application/json")
+        return Response(services.batcher.split_jobs.report(dataset, query.spec), media_type="application/json")
 
-    return await in_thread(services, work)
+    return await at_hand(services, work, prefer)
 
 
-@router.get("/{split}/rows", summary="Row ids of a split", responses=BINARY_RESPONSE, response_class=Response)
+@router.get(
+    "/{split}/rows",
+    summary="Row ids of a split",
+    responses={**BINARY_RESPONSE, **JOB_RESPONSE},
+    response_class=Response,
+)
 async def get_split_rows(
     request: Request,
     services: ServicesDep,
     name: NamePath,
     split: Annotated[str, Path(description="`train`, `val` or `test`; `all`.", examples=["train"])],
     query: Annotated[SplitRowsQuery, Query()],
+    prefer: Prefer = None,
 ) -> Response:
-    """That split's row ids, ascending, int64, as the tensor `__rows__`."""
+    """That split's row ids, ascending, int64, as the tensor `__rows__`; 202 while they have yet to be found."""
     form = negotiate(request, query.format, ("safetensors", "npz"))
 
     def work() -> Response:
@@ -56,7 +68,7 @@ async def get_split_rows(
         if wanted == "all":
             rows = np.arange(dataset.rows, dtype=np.int32)
         else:
-            rows = services.batcher.splits(dataset, query.spec).of(wanted)
+            rows = services.batcher.split_jobs.splits(dataset, query.spec).of(wanted)
         about = {"dataset": dataset.name, "revision": dataset.revision, "epoch": "0", "batches": "1"}
         body = Body([Tensor(ROWS, np.dtype("<i8"), rows.shape)], about)
         if body.nbytes > services.settings.max_body_bytes:
@@ -65,4 +77,4 @@ async def get_split_rows(
         body.place(buffer, 0)[ROWS][...] = rows
         return binary(buffer, form, headers)
 
-    return await in_thread(services, work)
+    return await at_hand(services, work, prefer)

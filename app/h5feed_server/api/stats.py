@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
-from h5feed.errors import CLASS_BY_CODE, InternalError, Overloaded, UnsupportedField
+from h5feed.errors import UnsupportedField
 from h5feed.wire import Body, Tensor
 from pydantic import Field, field_validator
 
 from ..catalog.dataset import Dataset
+from ..jobs import InProgress
 from ..sampling.spec import SPLIT_ALIASES
 from ..services import Services
-from ..stats.jobs import JobState
 from ..stats.report import FieldStats
 from .bodies import (
     BINARY_RESPONSE,
@@ -28,7 +29,7 @@ from .bodies import (
     url_headers,
 )
 from .deps import NamePath, ServicesDep, in_thread
-from .jobs import JOB_RESPONSE, Prefer, accepted, wait_for, wait_seconds
+from .jobs import JOB_RESPONSE, Prefer, at_hand
 from .queries import SplitsQuery
 
 router = APIRouter(prefix="/v1/datasets/{name}/stats", tags=["statistics"])
@@ -116,33 +117,24 @@ async def found_stats(
 ) -> tuple[Dataset, dict[str, FieldStats]] | Response:
     """The statistics that a query asks for, or the answer that they are known (304) or still to come (202)."""
 
-    def look() -> tuple[Dataset, dict[str, FieldStats] | JobState | None]:
+    def look() -> tuple[Dataset, dict[str, FieldStats]] | Response:
         dataset = services.catalog.dataset(name, query.revision)
-        if is_known(request, stats_headers(request, dataset)):
-            return dataset, None
+        headers = stats_headers(request, dataset)
+        if is_known(request, headers):
+            return not_modified(headers)
         statistics = services.statistics
         fields = statistics.fields(dataset, query.field)
         spec = query.spec
-        # What is wrong with the split is said now, not by the job.
-        statistics.rows(dataset, query.split, spec)
+        # What is wrong with the split is said now, not by the job; of a split that takes long, by the job.
+        with contextlib.suppress(InProgress):
+            statistics.rows(dataset, query.split, spec)
         found = statistics.find(dataset, fields, query.split, spec)
         if found is not None:
             return dataset, found
         path = f"{request.scope['path']}?{request.scope['query_string'].decode('ascii', 'replace')}"
-        return dataset, statistics.start(dataset, fields, query.split, spec, path)
+        raise InProgress(statistics.start(dataset, fields, query.split, spec, path))
 
-    for _ in range(2):
-        dataset, found = await in_thread(services, look)
-        if found is None:
-            return not_modified(stats_headers(request, dataset))
-        if isinstance(found, dict):
-            return dataset, found
-        state = await wait_for(services, found, wait_seconds(prefer))
-        if state.status == "failed":
-            raise CLASS_BY_CODE.get(str(state.code), InternalError)(str(state.detail))
-        if not state.is_over:
-            return accepted(state)
-    raise Overloaded("statistics were computed, but could not be kept; come again in a moment", retry_after=1)
+    return await at_hand(services, look, prefer)
 
 
 def stats_headers(request: Request, dataset: Dataset) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +72,12 @@ def native_splits(runs: Mapping[str, Sequence[tuple[int, int]]]) -> Splits:
 
 
 def compute_splits(
-    total: int, pool: Rows | None, spec: SplitSpec, strata: Strata | None, groups: Labels | None
+    total: int,
+    pool: Rows | None,
+    spec: SplitSpec,
+    strata: Strata | None,
+    groups: Labels | None,
+    advance: Callable[[int], None] = lambda rows: None,
 ) -> Splits:
     """Divide rows.
 
@@ -87,6 +92,8 @@ def compute_splits(
         Of ``spec.stratify``, or of the label field; None where there is none, or nothing is to be stratified.
     groups : Labels or None
         Of ``spec.group``.
+    advance : callable
+        Called with the number of rows that have been divided, once for test and once for val or a fold.
 
     Raises
     ------
@@ -96,7 +103,7 @@ def compute_splits(
     if not spec.splits_rows:
         return Splits({})
     try:
-        return _Division(total, pool, spec, strata, groups).splits()
+        return _Division(total, pool, spec, strata, groups, advance).splits()
     except TooFew as error:
         raise SplitImpossible(str(error)) from None
 
@@ -105,9 +112,15 @@ class _Division:
     """One set of rows that is divided: test comes off, then val or a fold, out of what it leaves."""
 
     def __init__(
-        self, total: int, pool: Rows | None, spec: SplitSpec, strata: Strata | None, groups: Labels | None
+        self,
+        total: int,
+        pool: Rows | None,
+        spec: SplitSpec,
+        strata: Strata | None,
+        groups: Labels | None,
+        advance: Callable[[int], None],
     ) -> None:
-        self._pool, self._spec, self._strata = pool, spec, strata
+        self._pool, self._spec, self._strata, self._advance = pool, spec, strata, advance
         self._rows = total if pool is None else len(pool)
         self._groups = None if groups is None else groups.codes
         self._seed = spec.split_seed if spec.split_shuffle else None
@@ -184,10 +197,12 @@ class _Division:
             raise SplitImpossible(f"folds={spec.folds} are more than the {self._rows - self._test} rows to divide")
         # In the order that scikit-learn leaves them in: a second call by hand would begin from there.
         rest, test = self._carve(self._pool, labels, self._test, ordered=self._val > 0 or spec.folds is not None)
+        self._advance(self._rows)
         if spec.folds is not None:
             rest, val = self._fold(rest, labels, spec.folds, spec.fold or 0)
         else:
             rest, val = self._carve(rest, labels, self._val, ordered=False)
+        self._advance(self._rows)
         named = {"train": rest}
         if spec.val is not None or spec.folds is not None:
             named["val"] = val

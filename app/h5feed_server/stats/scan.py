@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import TooLarge
 
+from ..jobs import Cancelled
 from ..storage.column import Column
 from ..storage.reader import Reader
 from .mean_image import MeanImage
@@ -36,10 +37,6 @@ _MAX_ROW_BYTES = 256 << 20
 _POLL_SECONDS = 0.5
 
 Int64s = npt.NDArray[np.int64]
-
-
-class Cancelled(Exception):
-    """The process is to end: what is half done is dropped."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,10 @@ class ByteCache(Generic[V]):
         self._nbytes = 0
         self._lock = threading.Lock()
 
+    def __contains__(self, key: Hashable) -> bool:
+        with self._lock:
+            return key in self._entries
+
     def get(self, key: Hashable, compute: Callable[[], V], nbytes: Callable[[V], int]) -> V:
         """The value of `key`, from the cache, from whoever is computing it, or from `compute`."""
         with self._lock:

@@ -57,6 +57,9 @@ class CacheFolder:
                 logger.warning("the cache folder cannot be used (%s): nothing is kept across restarts", error.strerror)
             return compute()
 
+    def __contains__(self, name: str) -> bool:
+        return (self._path / name).is_file()
+
     def find(self, name: str) -> bytes | None:
         """The content of the file `name`; None where it is not there."""
         with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
 """Long work that all callers and all workers share.
 
-A job is named by the digest of its request. Whoever works on it holds a lock of the operating system on a file in the
-cache folder, so that the lock is free the moment the worker dies; its request and its progress lie beside it. Any
-worker that is asked for a job which nobody works on takes it up again.
+A job is of some kind, and named by the digest of its request. Whoever works on it holds a lock of the operating system
+on a file in the cache folder, so that the lock is free the moment the worker dies; its request and its progress lie
+beside it. Any worker that is asked for a job which nobody works on takes it up again.
 """
 
 from __future__ import annotations
@@ -25,15 +25,13 @@ from typing import Any, Literal
 
 from h5feed.errors import FeedError, InternalError, Overloaded
 
-from .scan import Cancelled
-
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 64
 """Jobs that one worker has taken on."""
 
 _THREADS = 2
-"""Jobs that one worker works on at the same time."""
+"""Jobs of each kind that one worker works on at the same time."""
 
 _WRITE_SECONDS = 0.25
 """How often progress is written down, at most."""
@@ -47,14 +45,22 @@ Request = Mapping[str, Any]
 Status = Literal["queued", "running", "done", "failed"]
 
 
+class Cancelled(Exception):
+    """The process is to end: what is half done is dropped."""
+
+
 @dataclass(frozen=True)
 class JobState:
     """Where a job stands.
 
     Attributes
     ----------
+    kind : str
+        What `Jobs.register` named the work.
     done, total : int
         In `unit`; total is 0 until it is known.
+    unit : str
+        ``bytes`` or ``rows``.
     result : str
         Path of the URL that has the result.
     code, detail : str or None
@@ -62,6 +68,7 @@ class JobState:
     """
 
     id: str
+    kind: str
     request: dict[str, Any]
     result: str
     status: Status = "queued"
@@ -76,6 +83,19 @@ class JobState:
         return self.status in ("done", "failed")
 
 
+class InProgress(Exception):
+    """What was asked for is not there yet, but a job is at work on it.
+
+    Attributes
+    ----------
+    state : JobState
+    """
+
+    def __init__(self, state: JobState) -> None:
+        super().__init__(state.id)
+        self.state = state
+
+
 class Progress:
     """What work tells of itself; safe to call from any thread."""
 
@@ -87,16 +107,30 @@ class Progress:
         self._total = 0
 
     def expect(self, total: int) -> None:
-        """So many units are to be done in all."""
+        """So many more units are to be done than were known of."""
         with self._lock:
-            self._total = total
+            self._total += total
             self._tell(self._done, self._total)
 
     def advance(self, units: int) -> None:
-        """So many more are done."""
+        """So many more are done.
+
+        Raises
+        ------
+        Cancelled
+        """
+        if self.cancelled.is_set():
+            raise Cancelled
         with self._lock:
-            self._done += units
+            self._done = min(self._done + units, self._total)
             self._tell(self._done, self._total)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    unit: str
+    work: Callable[[Request, Progress], None]
+    threads: ThreadPoolExecutor
 
 
 @dataclass
@@ -115,15 +149,12 @@ class Jobs:
     ----------
     folder : Path
         Shared by all workers.
-    work : callable
-        Does what a request says; what comes of it is kept elsewhere, by the work itself.
     """
 
-    def __init__(self, folder: Path, work: Callable[[Request, Progress], None]) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._work = work
+        self._kinds: dict[str, _Kind] = {}
         self._cancelled = threading.Event()
-        self._threads = ThreadPoolExecutor(_THREADS, "h5feed-job")
         self._mine: dict[str, _Mine] = {}
         self._lock = threading.Lock()
         with contextlib.suppress(OSError):
@@ -133,9 +164,22 @@ class Jobs:
     def close(self) -> None:
         """Stop working; whoever is asked next goes on."""
         self._cancelled.set()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for kind in self._kinds.values():
+            kind.threads.shutdown(wait=False, cancel_futures=True)
 
-    def start(self, request: Request, result: str) -> JobState:
+    def register(self, kind: str, unit: str, work: Callable[[Request, Progress], None]) -> None:
+        """Say how jobs of a kind are done; no kind waits for another.
+
+        Parameters
+        ----------
+        unit : str
+            In which their progress is told.
+        work : callable
+            Does what a request says; what comes of it is kept elsewhere, by the work itself.
+        """
+        self._kinds[kind] = _Kind(unit, work, ThreadPoolExecutor(_THREADS, f"h5feed-{kind}"))
+
+    def start(self, kind: str, request: Request, result: str) -> JobState:
         """Have a request worked on, here, unless somebody works on it.
 
         Parameters
@@ -147,9 +191,9 @@ class Jobs:
         ------
         Overloaded
         """
-        text = json.dumps(request, sort_keys=True)
+        text = json.dumps([kind, request], sort_keys=True)
         job = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-        return self._take(JobState(job, dict(request), result), anew=True)
+        return self._take(JobState(job, kind, dict(request), result, unit=self._kinds[kind].unit), anew=True)
 
     def state(self, job: str) -> JobState | None:
         """Where a job stands; None where nobody knows of it. One that nobody works on is taken up again."""
@@ -160,7 +204,7 @@ class Jobs:
         if mine is not None:
             return mine.state
         state = self._read(job)
-        if state is None or state.is_over:
+        if state is None or state.is_over or state.kind not in self._kinds:
             return state
         return self._take(state, anew=False)
 
@@ -185,7 +229,7 @@ class Jobs:
             fresh = replace(wanted, status="queued", done=0, total=0, code=None, detail=None)
             mine = self._mine[wanted.id] = _Mine(fresh, lock)
             self._write(mine)
-            self._threads.submit(self._run, mine)
+            self._kinds[fresh.kind].threads.submit(self._run, mine)
             return mine.state
 
     def _run(self, mine: _Mine) -> None:
@@ -197,7 +241,7 @@ class Jobs:
         state = mine.state
         try:
             tell(0, 0)
-            self._work(mine.state.request, Progress(tell, self._cancelled))
+            self._kinds[mine.state.kind].work(mine.state.request, Progress(tell, self._cancelled))
             state = replace(mine.state, status="done", done=mine.state.total)
         except Cancelled:
             # Stays as it is written down: unfinished, and nobody's.
