@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -54,9 +55,12 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
         print(f"           {IMAGES} JPEGs of {mean:,.0f} bytes in the mean", flush=True)
         for _ in range(min(rounds, _ROUNDS)):
             recipe, ours = Path(name) / "recipe", Path(name) / "ours"
+            # What is still to be written back would be written while we measure.
+            os.sync()
             began = time.perf_counter()
             _recipe(source, recipe)
             rates["recipe"].append(IMAGES / (time.perf_counter() - began))
+            os.sync()
             began = time.perf_counter()
             options = BuildOptions(
                 (SIZE, SIZE), val=_HELD, test=_HELD, split_files=True, mean_json=Path(name) / "mean.json"

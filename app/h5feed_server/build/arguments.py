@@ -49,7 +49,13 @@ def add_build(commands: Any) -> None:
         "--resize",
         help="aspect: shorter side to size, centre crop (default); stretch; pad with black; none: all are alike",
     )
-    images.add_argument("--interpolation", help="bilinear (default), area, bicubic, lanczos or nearest")
+    images.add_argument(
+        "--interpolation",
+        help="linear, bilinear, area, bicubic, lanczos or nearest; default: bilinear, or linear with encoded",
+    )
+    images.add_argument(
+        "--store", help="pixels (default), or encoded: keep JPEG and PNG bytes as they are, decode them when served"
+    )
     images.add_argument("--colour", help="rgb (default), bgr, grey or rgba")
     images.add_argument("--label-pattern", metavar="REGEX", help=r"class in the name of a file, such as '^(\w+)\.\d+'")
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.decode import MAX_SERVED_PIXELS, SERVED_FORMATS
 from h5feed.errors import BadParameter, Unreadable
 
 from .images import SUFFIXES, BrokenImage, decode_image, image_size, image_spec
@@ -58,12 +60,22 @@ class ImageSource:
         size = self.spec.size or self._probe()
         dtype = np.dtype(self.spec.dtype)
         shape = (*size, self.spec.channels)
-        self.fields: tuple[FieldSpec, ...] = (FieldSpec("images", shape, dtype, {"channels": self.spec.colour}),)
+        known = members.listing.members
+        attributes: dict[str, Any] = {"channels": self.spec.colour}
+        self._lengths: npt.NDArray[np.int64] | None = None
+        if options.store == "encoded":
+            self._lengths = np.array([known[index].size for index in chosen], np.int64)
+            attributes |= {
+                "encoding": _encoding([known[index].name for index in chosen]),
+                "shape": shape,
+                "resize": self.spec.resize,
+                "interpolation": self.spec.interpolation,
+            }
+        self.fields: tuple[FieldSpec, ...] = (FieldSpec("images", shape, dtype, attributes, self._lengths),)
         self.columns = {**columns, "filenames": text_column(list(names))}
         self.label, self.splits, self.notes = label, splits, notes
         self.left_out = dict(members.listing.left_out)
         self._shape = shape
-        known = members.listing.members
         self.read_bytes = sum(known[index].size for index in chosen)
         stamps = [(known[index].name, known[index].stamp) for index in chosen]
         values = [column.values.tobytes().hex() for column in columns.values()]
@@ -118,17 +130,25 @@ class ImageSource:
 
     def _decode(self, rows: npt.NDArray[np.int64], contents: Iterator[bytes | BrokenMember]) -> Block:
         # pixels: (n, height, width, channels)
-        pixels = np.zeros((len(rows), *self._shape), self.fields[0].dtype)
+        pixels = np.empty((len(rows), *self._shape), self.fields[0].dtype)
         details = np.zeros(len(rows), ROW)
-        block = Block(rows, {"images": pixels}, details)
+        files = [b""] * len(rows)
+        block = Block(rows, {"images": pixels if self._lengths is None else files}, details)
         for index, (row, content) in enumerate(zip(rows.tolist(), contents, strict=True)):
             try:
                 data = _whole(content)
                 block.read_bytes += len(data)
-                decoded = decode_image(data, self.spec)
+                if self._lengths is None:
+                    decoded = decode_image(data, self.spec)
+                elif len(data) != self._lengths[row]:
+                    raise BrokenMember(f"it has {len(data)} bytes, and had {self._lengths[row]} when it was listed")
+                else:
+                    decoded = decode_image(data, self.spec, formats=SERVED_FORMATS, max_pixels=MAX_SERVED_PIXELS)
+                    files[index] = data
             except (BrokenImage, BrokenMember) as error:
                 details[index]["broken"] = 1
                 block.broken[row] = str(error)
+                pixels[index] = 0
                 continue
             if decoded.pixels.shape != self._shape:
                 raise BadParameter(
@@ -141,6 +161,12 @@ class ImageSource:
             details[index]["digest"] = np.void(hashlib.blake2b(data, digest_size=16).digest())
         details["sums"], details["squares"] = moments(pixels)
         return block
+
+
+def _encoding(names: Sequence[str]) -> str:
+    """What files of these names are, in a word."""
+    found = {name.lower().rpartition(".")[2] for name in names}
+    return "jpeg" if found <= {"jpg", "jpeg", "jpe", "jfif"} else "png" if found == {"png"} else "mixed"
 
 
 def _whole(content: bytes | BrokenMember) -> bytes:

@@ -17,5 +17,5 @@ def image_spec(options: BuildOptions) -> ImageSpec:
     """What the options make of images."""
     size = None if options.resize == "none" else options.size
     return ImageSpec(
-        size, options.resize, options.interpolation, options.colour, options.dtype or "uint8", options.rescale
+        size, options.resize, options.resampling, options.colour, options.dtype or "uint8", options.rescale
     )

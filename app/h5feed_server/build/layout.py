@@ -68,13 +68,15 @@ class Packing:
         return bytes(imagecodecs.lz4h5_encode(data, level))
 
 
-def create_file(path: Path, groups: Mapping[str, int], fields: Sequence[FieldSpec]) -> dict[tuple[str, str], int]:
+def create_file(
+    path: Path, groups: Mapping[str, npt.NDArray[np.int64]], fields: Sequence[FieldSpec]
+) -> dict[tuple[str, str], int]:
     """Make a file of contiguous fields that are not written yet.
 
     Parameters
     ----------
-    groups : mapping of str to int
-        Name (empty for the root) to rows.
+    groups : mapping of str to (n,) int64
+        Name (empty for the root) to the rows of the source.
 
     Returns
     -------
@@ -88,7 +90,7 @@ def create_file(path: Path, groups: Mapping[str, int], fields: Sequence[FieldSpe
                 made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
                 made.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
                 made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-                dataset = _create(file, group, spec, rows, made)
+                dataset = _create(file, group, spec, spec.stored_shape(rows), made)
                 offsets[group, spec.name] = dataset.id.get_offset() or 0
     return offsets
 
@@ -122,7 +124,7 @@ def create_chunked(
                 made.set_chunk((step, *spec.shape))
                 made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
                 _set_filters(made, packing, spec.dtype.itemsize)
-                dataset = _create(file, group, spec, rows, made)
+                dataset = _create(file, group, spec, (rows, *spec.shape), made)
 
                 def encode(start: int, where: tuple[str, FieldSpec, int, int] = (group, spec, rows, step)) -> bytes:
                     group, spec, rows, step = where
@@ -192,13 +194,13 @@ def _open(path: Path, mode: str) -> h5py.File:
     return h5py.File(path, mode, libver=_VERSIONS, alignment_threshold=_ALIGNED, alignment_interval=_ALIGNED)
 
 
-def _create(file: h5py.File, group: str, spec: FieldSpec, rows: int, made: Any) -> h5py.Dataset:
+def _create(file: h5py.File, group: str, spec: FieldSpec, shape: tuple[int, ...], made: Any) -> h5py.Dataset:
     made.set_obj_track_times(False)
     parent = file.require_group(group) if group else file
     *folders, name = spec.name.split("/")
     for folder in folders:
         parent = parent.require_group(folder)
-    space = h5py.h5s.create_simple((rows, *spec.shape))
+    space = h5py.h5s.create_simple(shape)
     is_text = spec.dtype.kind == "S"
     stored = h5py.string_dtype("utf-8", spec.dtype.itemsize) if is_text else spec.dtype
     dtype = h5py.h5t.py_create(stored, logical=True)

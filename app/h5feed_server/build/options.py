@@ -15,6 +15,8 @@ from h5feed.errors import BadParameter
 from h5feed.images import Colour, Interpolation, Resize
 
 Compression = Literal["none", "lz4", "zstd", "gzip"]
+Store = Literal["pixels", "encoded"]
+Chosen = Literal["auto", "linear", "bilinear", "area", "bicubic", "lanczos", "nearest"]
 
 _DTYPES = ("uint8", "uint16", "float16", "float32", "float64", *(f"int{bits}" for bits in (8, 16, 32, 64)), "uint32")
 _MAX_SIDE = 1 << 14
@@ -32,8 +34,9 @@ class BuildOptions:
     resize : {"aspect", "stretch", "pad", "none"}
         ``aspect``: the shorter side to size, then the centre is cropped; ``pad``: the longer side to size, black beside
         it; ``none``: images are taken as they are, and must be alike.
-    interpolation : {"bilinear", "area", "bicubic", "lanczos", "nearest"}
-        All but ``nearest`` average over the pixels that become one (Pillow's convolution), so that nothing aliases.
+    interpolation : {"auto", "linear", "bilinear", "area", "bicubic", "lanczos", "nearest"}
+        See `h5feed.images.ImageSpec`. ``auto`` is ``bilinear``, which averages over the pixels that become one, and
+        ``linear`` with ``store="encoded"``: there it is done again in every epoch, at a third of the cost.
     colour : {"rgb", "bgr", "grey", "rgba"}
         Order of the channels; recorded in the file.
     dtype : str or None
@@ -48,6 +51,9 @@ class BuildOptions:
         ``random_state`` of scikit-learn's splitters.
     split_shuffle : bool
         False: by position, test and val from the end.
+    store : {"pixels", "encoded"}
+        ``encoded``: JPEG, PNG, BMP, GIF and WebP files are kept byte by byte, some ten times smaller than pixels, and
+        decoded when they are served, by the same decoder: `size`, `resize`, `interpolation` and `colour` are recorded.
     compression : {"none", "lz4", "zstd", "gzip"}
     level : int or None
         Of zstd (1 … 19) and gzip (1 … 9).
@@ -77,7 +83,7 @@ class BuildOptions:
 
     size: tuple[int, int] = (256, 256)
     resize: Resize = "aspect"
-    interpolation: Interpolation = "bilinear"
+    interpolation: Chosen = "auto"
     colour: Colour = "rgb"
     dtype: str | None = None
     rescale: float = 1.0
@@ -86,6 +92,7 @@ class BuildOptions:
     stratify: bool = True
     split_seed: int = 42
     split_shuffle: bool = True
+    store: Store = "pixels"
     compression: Compression = "none"
     level: int | None = None
     chunk_rows: int | None = None
@@ -104,7 +111,7 @@ class BuildOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", parse_size(self.size))
         hints = get_type_hints(type(self))
-        for name in ("resize", "interpolation", "colour", "compression"):
+        for name in ("resize", "interpolation", "colour", "compression", "store"):
             _check(name, getattr(self, name) in get_args(hints[name]), getattr(self, name), get_args(hints[name]))
         if self.dtype is not None:
             _check("dtype", self.dtype in _DTYPES, self.dtype, _DTYPES)
@@ -123,6 +130,14 @@ class BuildOptions:
         if self.level is not None and not 1 <= self.level <= levels.get(self.compression, 0):
             known = ", ".join(f"1 … {most} with {name}" for name, most in levels.items())
             raise BadParameter(f"level={self.level} with compression {self.compression}: valid are {known}")
+        if self.store == "encoded":
+            for name, usual in (("dtype", None), ("rescale", 1.0), ("compression", "none")):
+                if getattr(self, name) != usual:
+                    raise BadParameter(
+                        f"{name}={getattr(self, name)} is of pixels: store=encoded keeps bytes as they are"
+                    )
+            if self.resize == "none":
+                raise BadParameter("resize=none with store=encoded: images are served in one shape, so give another")
         if self.split_files and self.shards > 1:
             raise BadParameter("split_files and shards are two ways to spread rows over files: give one of them")
         if self.label_pattern is not None:
@@ -132,6 +147,13 @@ class BuildOptions:
                 raise BadParameter(f"label_pattern={self.label_pattern!r} is no regular expression: {error}") from None
             if groups < 1:
                 raise BadParameter(f"label_pattern={self.label_pattern!r} needs a group: the part that names the class")
+
+    @property
+    def resampling(self) -> Interpolation:
+        """The interpolation that is meant."""
+        if self.interpolation == "auto":
+            return "linear" if self.store == "encoded" else "bilinear"
+        return self.interpolation
 
     @property
     def workers(self) -> int:

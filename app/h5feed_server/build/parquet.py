@@ -168,6 +168,10 @@ def _checked(data: bytes | None) -> bytes | BrokenMember:
 def _images(
     tables: _Tables, image: str, label: str | None, splits: npt.NDArray[np.uint8] | None, options: BuildOptions
 ) -> ImageSource:
+    if options.store == "encoded":
+        raise BadParameter(
+            "store=encoded needs images whose sizes are known before they are read: unpack the table's into a folder"
+        )
     rows = sum(tables.counts)
     columns: dict[str, Column] = {}
     if label is not None and label != image:

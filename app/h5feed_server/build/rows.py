@@ -37,8 +37,7 @@ class PlacedRows:
                 for part in own:
                     self._file[part.rows] = number
                     for name, spec in self._fields.items():
-                        places = offsets[part.group, name] + np.arange(len(part.rows)) * spec.row_bytes
-                        self._offset[name][part.rows] = places
+                        self._offset[name][part.rows] = offsets[part.group, name] + spec.begins(part.rows)[:-1]
         except BaseException:
             self.close()
             raise
@@ -58,6 +57,12 @@ class PlacedRows:
         whole = np.flatnonzero(block.details["broken"] == 0)
         for name, array in block.arrays.items():
             spec = self._fields[name]
+            if isinstance(array, list):
+                for index in whole.tolist():
+                    row = int(block.rows[index])
+                    data = np.frombuffer(array[index], np.uint8)
+                    _write_all(self._descriptors[self._file[row]], data, int(self._offset[name][row]))
+                continue
             if array.shape[1:] != spec.shape or array.dtype != spec.dtype:
                 raise TypeError(f"{name}: {array.dtype}{array.shape[1:]} is not {spec.dtype}{spec.shape}")
             data = np.ascontiguousarray(array)
@@ -78,6 +83,15 @@ class PlacedRows:
                 view, offset = view[count:], offset + count
         return found
 
+    def read_bytes(self, name: str, row: int) -> npt.NDArray[np.uint8]:
+        """One row of a field of bytes."""
+        lengths = self._fields[name].lengths
+        assert lengths is not None
+        found = os.pread(self._descriptors[self._file[row]], int(lengths[row]), int(self._offset[name][row]))
+        if len(found) != lengths[row]:
+            raise FeedError("the unfinished file is shorter than it was made: delete it and begin anew")
+        return np.frombuffer(found, np.uint8)
+
     def _runs(self, name: str, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, int, int]]:
         """Rows that follow each other in a file too: first, after the last, descriptor, offset."""
         nbytes = self._fields[name].row_bytes
@@ -91,7 +105,7 @@ class PlacedRows:
 
 
 def _create(path: Path, parts: tuple[Part, ...], source: Source, *, fresh: bool) -> dict[tuple[str, str], int]:
-    groups = {part.group: len(part.rows) for part in parts}
+    groups = {part.group: part.rows for part in parts}
     if fresh:
         path.unlink(missing_ok=True)
         return create_file(path, groups, source.fields)
@@ -107,11 +121,17 @@ def copy_rows(
     rows: PlacedRows, unfinished: Path, parts: tuple[Part, ...], source: Source, on_rows: Callable[[int], None]
 ) -> None:
     """Write a contiguous file of rows that lie in others."""
-    offsets = create_file(unfinished, {part.group: len(part.rows) for part in parts}, source.fields)
+    offsets = create_file(unfinished, {part.group: part.rows for part in parts}, source.fields)
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CLOEXEC)
     try:
         for part in parts:
             for number, spec in enumerate(source.fields):
+                if spec.lengths is not None:
+                    begins = offsets[part.group, spec.name] + spec.begins(part.rows)
+                    for row, begin in zip(part.rows.tolist(), begins.tolist(), strict=False):
+                        _write_all(descriptor, rows.read_bytes(spec.name, row), begin)
+                        on_rows(1)
+                    continue
                 step = max(1, _COPY_BYTES // max(1, spec.row_bytes))
                 for start in range(0, len(part.rows), step):
                     found = rows.read(spec.name, part.rows[start : start + step])

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, FeedError, TooLarge, Unreadable
+from h5feed.wire import OFFSETS
 
 from .. import __version__
 from .journal import Journal
@@ -158,6 +159,8 @@ class _Build:
         self, source: Source, path: Path, output: Path, options: BuildOptions, on_progress: OnProgress
     ) -> None:
         self._source, self._path, self._output, self._options = source, path, output, options
+        if options.store == "encoded" and not source.images:
+            raise BadParameter("store=encoded keeps the bytes of image files, which this source does not have")
         self._on_progress = on_progress
         self._wanted = wanted_rows(source, options)
         self._plan = make_plan(source, options, output, self._wanted)
@@ -229,6 +232,7 @@ class _Build:
         done = self._resumed_rows
         pending: set[Future[Block]] = set()
         unnoted, noted = 0, time.monotonic()
+        noting: Future[None] | None = None
 
         def run(work: Callable[[], Block]) -> Block:
             block = work()
@@ -250,11 +254,17 @@ class _Build:
             return nbytes
 
         def note() -> None:
-            nonlocal unnoted, noted
-            rows.sync()
-            journal.add(finished)
+            """Beside the threads that make rows: a disk may take its time."""
+            nonlocal unnoted, noted, noting
+            if noting is not None and not noting.done():
+                return
+            if noting is not None:
+                noting.result()
+            noting = keeper.submit(_keep, rows, journal, finished.copy())
             finished.clear()
             unnoted, noted = 0, time.monotonic()
+
+        keeper = ThreadPoolExecutor(1, "h5feed-build-journal")
 
         try:
             for work in self._source.work(journal.done | ~self._wanted):
@@ -278,7 +288,10 @@ class _Build:
             with contextlib.suppress(Exception):
                 # What the threads have still finished counts as well.
                 collect({future for future in wait(pending).done if not future.cancelled()})
-            note()
+            with keeper:
+                if noting is not None:
+                    noting.result()
+                _keep(rows, journal, finished)
         missing = np.flatnonzero(self._wanted & ~journal.done)
         if len(missing):
             raise Unreadable(f"{self._source.name(int(missing[0]))}: it is not in the source any more")
@@ -327,6 +340,9 @@ class _Build:
                 own["heights"], own["widths"] = Column(details["height"].copy()), Column(details["width"].copy())
                 hexed = [bytes(digest).hex().encode() for digest in details["digest"]]
                 own["digests"] = Column(np.array(hexed, "S32"), {"of": "the file, BLAKE2b of 16 bytes"})
+            for spec in source.fields:
+                if spec.lengths is not None:
+                    own[spec.name + OFFSETS] = Column(spec.begins(part.rows))
             columns[part.group] = own
         main = source.fields[0]
         marks: dict[str, Any] = {}
@@ -361,7 +377,7 @@ class _Build:
         if main.dtype.kind not in "biuf" or not main.row_bytes:
             return {}
         details = journal.details[self._plan.train]
-        each = main.row_bytes // main.dtype.itemsize // main.channels
+        each = main.values // main.channels
         mean, std = mean_and_std(details["sums"], details["squares"], main.channels, each)
         return {"mean": mean, "std": std}
 
@@ -422,6 +438,12 @@ def wanted_rows(source: Source, options: BuildOptions) -> npt.NDArray[np.bool_]:
     wanted = np.zeros(source.rows, np.bool_)
     wanted[limited(options.limit, source.rows, labels, source.splits)] = True
     return wanted
+
+
+def _keep(rows: PlacedRows, journal: Journal, blocks: list[Block]) -> None:
+    """Note rows when their bytes are on disk."""
+    rows.sync()
+    journal.add(blocks)
 
 
 def _mask(rows: dict[int, str], total: int) -> npt.NDArray[np.bool_]:

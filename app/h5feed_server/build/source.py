@@ -37,20 +37,42 @@ class FieldSpec:
         Of a sample.
     attributes : mapping
         Of the HDF5 dataset.
+    lengths : (rows of the source,) int64 or None
+        Rows are the bytes of image files, so many each, which are written one after the other; `shape` is that of the
+        pixels.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    lengths: npt.NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
 
     @property
     def row_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        """Of one row; the mean, where they differ."""
+        if self.lengths is not None:
+            return int(self.lengths.sum()) // max(1, len(self.lengths)) + 1
+        return self.values * self.dtype.itemsize
+
+    @property
+    def values(self) -> int:
+        """Numbers that a sample has."""
+        return math.prod(self.shape)
 
     @property
     def channels(self) -> int:
         return channels_of(self.shape)
+
+    def stored_shape(self, rows: npt.NDArray[np.int64]) -> tuple[int, ...]:
+        """Of the HDF5 dataset that holds those rows of the source."""
+        return (len(rows), *self.shape) if self.lengths is None else (int(self.lengths[rows].sum()),)
+
+    def begins(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where each of those rows, and the one after the last, begins in it, in bytes, (n + 1,) int64."""
+        if self.lengths is None:
+            return np.arange(len(rows) + 1, dtype=np.int64) * self.row_bytes
+        return np.concatenate([[0], np.cumsum(self.lengths[rows])]).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -69,7 +91,7 @@ class Block:
     ----------
     rows : (n,) int64
         Of the source; broken ones too.
-    arrays : dict of str to (n, *shape)
+    arrays : dict of str to (n, *shape), or list of n bytes
         Of each field; whatever it may be for broken rows.
     details : (n,) `ROW`
     broken : dict of int to str
@@ -79,7 +101,7 @@ class Block:
     """
 
     rows: npt.NDArray[np.int64]
-    arrays: dict[str, npt.NDArray[Any]]
+    arrays: dict[str, npt.NDArray[Any] | list[bytes]]
     details: npt.NDArray[np.void]
     broken: dict[int, str] = field(default_factory=dict)
     read_bytes: int = 0
