@@ -9,7 +9,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -156,11 +155,6 @@ class Statistics:
             self._kept.move_to_end(key)
             while sum(map(len, self._kept.values())) > _KEPT_BYTES and len(self._kept) > 1:
                 self._kept.popitem(last=False)
-
-
-def result_path(dataset: Dataset) -> str:
-    """Path of the URL of a dataset's statistics."""
-    return f"/v1/datasets/{quote(dataset.name, safe='')}/stats"
 
 
 def subject_of(field: Field) -> Subject:

@@ -29,6 +29,9 @@ _EXAMPLES = """examples:
 """
 
 
+_SPLIT_OPTIONS = ("val", "test", "folds", "fold", "group", "stratify", "split_seed")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = _parser().parse_args(argv)
@@ -97,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     for command in (info, stats, get):
         command.add_argument("--val", type=_share, help="validation split: a fraction of all rows, or a count")
         command.add_argument("--test", type=_share, help="test split: a fraction of all rows, or a count")
+        command.add_argument("--folds", metavar="K", type=int, help="cross-validation: val is one of so many folds")
+        command.add_argument("--fold", metavar="N", type=int, help="which of them, from 0 (the default)")
+        command.add_argument("--group", metavar="FIELD", help="field whose equal values stay together")
         command.add_argument("--split-seed", type=int, help="seed of the splits (default 42)")
         command.add_argument("--stratify", metavar="FIELD", help="field to stratify by, or none")
     return parser
@@ -107,7 +113,7 @@ def _share(text: str) -> int | float:
 
 
 def _split_options(options: argparse.Namespace) -> dict[str, Any]:
-    given = {name: getattr(options, name) for name in ("val", "test", "split_seed", "stratify")}
+    given = {name: getattr(options, name) for name in _SPLIT_OPTIONS}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -128,7 +134,7 @@ def _info(feed: Feed, options: argparse.Namespace) -> None:
     dataset = feed[options.dataset]
     wanted = _split_options(options)
     splits = None
-    if "val" in wanted or "test" in wanted:
+    if {"val", "test", "folds"} & set(wanted):
         with _progress("divides the rows") as progress:
             splits = dataset.splits(progress=progress, **wanted)
     if options.json:
@@ -148,14 +154,7 @@ def _info(feed: Feed, options: argparse.Namespace) -> None:
         stored = ", ".join(f"{split['name']} {split['rows']}" for split in dataset.info["native_splits"])
         print(f"stored splits: {stored}")
     if splits:
-        print(
-            f"splits stratified by {splits['stratify']}" if splits["stratify"] else splits["note"] or "not stratified"
-        )
-        table = [("SPLIT", "ROWS", "ROWS PER CLASS")]
-        for name, split in splits["splits"].items():
-            classes = ", ".join(f"{c['name'] or c['value']}: {c['rows']}" for c in split.get("classes", []))
-            table.append((name, str(split["rows"]), classes))
-        _print_table(table)
+        print(f"\n{splits}")
 
 
 def _stats(feed: Feed, options: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ def test_ls_and_info(server: ServerProcess, capsys: pytest.CaptureFixture[str]) 
     assert "mixed" in listing and "unreadable: it is not a regular file" in listing
     assert main(["info", server.url, "mixed", "--val", "0.1", "--test", "100"]) == 0
     info = capsys.readouterr().out
-    assert "stratified by labels" in info and "fish" in info and "not served" in info
+    assert "stratified by 'labels'" in info and "fish" in info and "not served" in info
     assert main(["info", server.url, "mixed", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 1000
 
