@@ -21,6 +21,8 @@ from h5feed.decode import decode_image
 from h5feed.errors import BadParameter, DatasetCorrupt, FieldNotFound, TooLarge, UnsupportedField
 from h5feed.images import ImageSpec
 from h5feed.wire import read_body
+from h5feed_server.build import BuildOptions, build
+from h5feed_server.build.run import Progress
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -272,3 +274,65 @@ def test_a_changed_file_is_another_revision(tmp_path: Path, serve: Callable[...,
         with pytest.raises(h5feed.errors.RevisionChanged):
             before.batch(0)
         np.testing.assert_array_equal(feed["a"].batch(0)["images"], pixels(FILES[10:20]))
+
+
+def _folder(path: Path) -> None:
+    for row, data in enumerate(FILES):
+        suffix = "png" if data[:4] == b"\x89PNG" else "jpg"
+        file = path / ("cat", "dog", "fish")[row % 3] / f"{row:03d}.{suffix}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+
+
+def test_build_keeps_the_bytes_and_serves_the_pixels(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
+    """Of one folder, what is built encoded and what is built as pixels are served alike, but for the bytes on disk."""
+    _folder(tmp_path / "source")
+    (tmp_path / "source" / "cat" / "torn.jpg").write_bytes(FILES[0][:500])
+    served = tmp_path / "served"
+    options: dict[str, Any] = {"size": (48, 40), "interpolation": "linear", "val": 6, "test": 6}
+    reports = {
+        store: build(tmp_path / "source", served / f"{store}.h5", BuildOptions(store=store, **options))
+        for store in ("encoded", "pixels")
+    }
+    assert [list(report.left_out) for report in reports.values()] == 2 * [["cat/torn.jpg"]]
+    assert reports["encoded"].means == reports["pixels"].means
+    build(tmp_path / "source", tmp_path / "again.h5", BuildOptions(store="encoded", **options))
+    with h5py.File(served / "encoded.h5") as file, h5py.File(tmp_path / "again.h5") as again:
+        names = file["train/filenames"][:].astype(str)
+        flat, offsets = file["train/images"][:].tobytes(), file["train/images.offsets"][:]
+        for name, begin, end in zip(names, offsets[:-1], offsets[1:], strict=True):
+            assert flat[begin:end] == (tmp_path / "source" / name).read_bytes()
+        assert flat == again["train/images"][:].tobytes()
+    with h5feed.connect(serve(served).url, deadline=20) as feed:
+        for split in ("train", "val", "test"):
+            pairs = zip(*(feed[name].batches(split, batch_size=16, shuffle=True) for name in reports), strict=True)
+            for one, other in pairs:
+                np.testing.assert_array_equal(one["images"], other["images"])
+                np.testing.assert_array_equal(one["labels"], other["labels"])
+        assert feed["encoded"].info["fields"][0]["stored_bytes"] > 0
+
+
+def test_an_interrupted_build_of_bytes_goes_on(tmp_path: Path) -> None:
+    """Stopped in the middle, the same call gives the bytes of an undisturbed build."""
+    _folder(tmp_path / "source")
+    options = BuildOptions((48, 40), store="encoded", threads=1)
+    build(tmp_path / "source", tmp_path / "a" / "x.h5", options)
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress: Progress) -> None:
+        if progress.phase == "rows" and progress.rows > 20:
+            raise Stop
+
+    with pytest.raises(Stop):
+        build(tmp_path / "source", tmp_path / "b" / "x.h5", options, on_progress=stop)
+    report = build(tmp_path / "source", tmp_path / "b" / "x.h5", options)
+    assert 0 < report.resumed < ROWS
+    assert (tmp_path / "a" / "x.h5").read_bytes() == (tmp_path / "b" / "x.h5").read_bytes()
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": "float32"}, {"compression": "zstd"}, {"resize": "none"}])
+def test_options_that_bytes_do_not_have(wrong: dict[str, Any]) -> None:
+    with pytest.raises(BadParameter, match="store=encoded"):
+        BuildOptions(store="encoded", **wrong)

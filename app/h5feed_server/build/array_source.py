@@ -133,7 +133,6 @@ class ArraySource:
             self._spec(names.get(name, name), fields[name], main=number == 0) for number, name in enumerate(ordered)
         )
         self.digest = digest_of([stamp, *((a.path, a.shape, a.dtype.str) for a in arrays)])
-        self.read_bytes = self.rows * sum(map(self._row_bytes, self._sources))
 
     def name(self, row: int) -> str:
         return f"row {row}"
@@ -177,7 +176,7 @@ class ArraySource:
             block = Block.of(row, arrays, self.fields[0].name)
             if not wanted.all():
                 block.rows, block.details = block.rows[wanted], block.details[wanted]
-                block.arrays = {name: array[wanted] for name, array in block.arrays.items()}
+                block.arrays = {name: array[wanted] for name, array in arrays.items()}
             return block
 
         return work

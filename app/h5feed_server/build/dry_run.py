@@ -138,7 +138,10 @@ def _sample(source: Source, wanted: npt.NDArray[np.int64], options: BuildOptions
 
 def _try_compressions(fields: Sequence[FieldSpec], blocks: Sequence[Block], options: BuildOptions) -> tuple[Tried, ...]:
     main = fields[0]
-    whole = [block.arrays[main.name][block.details["broken"] == 0] for block in blocks]
+    if main.lengths is not None:
+        # What JPEG has left of an image, nothing makes smaller.
+        return ()
+    whole = [np.asarray(block.arrays[main.name])[block.details["broken"] == 0] for block in blocks]
     rows = np.concatenate(whole) if whole else np.zeros((0, *main.shape), main.dtype)
     if not len(rows):
         raise Unreadable("none of a sample of the rows can be read")

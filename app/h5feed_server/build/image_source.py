@@ -76,7 +76,6 @@ class ImageSource:
         self.label, self.splits, self.notes = label, splits, notes
         self.left_out = dict(members.listing.left_out)
         self._shape = shape
-        self.read_bytes = sum(known[index].size for index in chosen)
         stamps = [(known[index].name, known[index].stamp) for index in chosen]
         values = [column.values.tobytes().hex() for column in columns.values()]
         self.digest = digest_of([*stamps, *values])
@@ -137,7 +136,6 @@ class ImageSource:
         for index, (row, content) in enumerate(zip(rows.tolist(), contents, strict=True)):
             try:
                 data = _whole(content)
-                block.read_bytes += len(data)
                 if self._lengths is None:
                     decoded = decode_image(data, self.spec)
                 elif len(data) != self._lengths[row]:

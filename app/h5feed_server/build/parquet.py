@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.errors import FeedError, Unreadable
+from h5feed.errors import BadParameter, FeedError, Unreadable
 
 from .array_source import ArraySource, Found, found
 from .image_source import ImageSource, split_codes

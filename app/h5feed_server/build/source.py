@@ -96,15 +96,12 @@ class Block:
     details : (n,) `ROW`
     broken : dict of int to str
         Row of the source to the reason.
-    read_bytes : int
-        Bytes of the source that were read for it.
     """
 
     rows: npt.NDArray[np.int64]
-    arrays: dict[str, npt.NDArray[Any] | list[bytes]]
+    arrays: Mapping[str, npt.NDArray[Any] | list[bytes]]
     details: npt.NDArray[np.void]
     broken: dict[int, str] = field(default_factory=dict)
-    read_bytes: int = 0
 
     @classmethod
     def of(cls, first: int, arrays: dict[str, npt.NDArray[Any]], main: str) -> Block:
@@ -115,8 +112,7 @@ class Block:
             details["sums"], details["squares"] = moments(arrays[main])
         for index, row in enumerate(arrays[main]):
             details[index]["digest"] = np.void(hashlib.blake2b(row.tobytes(), digest_size=16).digest())
-        nbytes = sum(array.nbytes for array in arrays.values())
-        return cls(np.arange(first, first + count), arrays, details, read_bytes=nbytes)
+        return cls(np.arange(first, first + count), arrays, details)
 
 
 Work = Callable[[], Block]
@@ -146,8 +142,6 @@ class Source(Protocol):
         What one might not expect.
     digest : str
         Of what the source says of its content.
-    read_bytes : int
-        Bytes to be read, to tell progress by.
     """
 
     rows: int
@@ -159,7 +153,6 @@ class Source(Protocol):
     left_out: dict[str, str]
     notes: list[str]
     digest: str
-    read_bytes: int
 
     def name(self, row: int) -> str: ...
 
