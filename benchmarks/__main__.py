@@ -22,6 +22,7 @@ from . import (
     cold,
     compressed,
     contiguous,
+    encoded,
     far,
     report,
     small,
@@ -43,6 +44,7 @@ GROUPS: dict[str, ModuleType] = {
     "f": cold,
     "g": far,
     "h": cached,
+    "j": encoded,
     "p": building,
     "s": splitting,
     "t": statistics,
@@ -55,7 +57,7 @@ _EXAMPLES = """groups:
   b  the same, gzipped, one chunk an image          d  our transport and stock httpx
   e  other filters, and chunks that fit badly       f  a cold start over a thousand files
   g  a training loop fed over 0, 30 and 100 ms      h  later epochs from the local cache
-  p  3,000 JPEGs packed (needs 6 GB of disk)
+  p  3,000 JPEGs packed (needs 6 GB of disk)        j  images stored as JPEG, and Keras' own loader
   s  splits of ten million labels                   t  statistics of 1.26 GB of images
 
 examples:

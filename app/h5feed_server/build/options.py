@@ -36,7 +36,7 @@ class BuildOptions:
         it; ``none``: images are taken as they are, and must be alike.
     interpolation : {"auto", "linear", "bilinear", "area", "bicubic", "lanczos", "nearest"}
         See `h5feed.images.ImageSpec`. ``auto`` is ``bilinear``, which averages over the pixels that become one, and
-        ``linear`` with ``store="encoded"``: there it is done again in every epoch, at a third of the cost.
+        ``linear`` with ``store="encoded"``: there it is done again in every epoch, at less than half the cost.
     colour : {"rgb", "bgr", "grey", "rgba"}
         Order of the channels; recorded in the file.
     dtype : str or None
