@@ -16,6 +16,11 @@ from .cancellation import Cancellation
 from .errors import ConnectionFailed
 from .pace import Pace
 
+FEW_BLOCKS = 32
+BYTES_PER_BLOCK = 4 << 20
+"""Blocks ahead at most, however small, are so few and one for so many bytes of the bound: passes over a few rows would
+else be fetched by the hundred thousand, each with a request of its own."""
+
 T = TypeVar("T")
 
 
@@ -153,6 +158,7 @@ class _Window(Generic[T]):
     waits_since: float | None = None
 
     def __post_init__(self) -> None:
+        self.max_blocks = FEW_BLOCKS + self.max_bytes // BYTES_PER_BLOCK
         # Two, so that a batch which arrives does not wake the threads that wait for room.
         self.room = threading.Condition(self.lock)
         self.arrival = threading.Condition(self.lock)
@@ -210,7 +216,10 @@ class _Window(Generic[T]):
                         return None
                     block = self.upcoming
                     assert block is not None
-                    if self.nbytes == 0 or self.nbytes + block.nbytes <= self.max_bytes:
+                    fits = (
+                        self.nbytes + block.nbytes <= self.max_bytes and self.asked - self.delivered < self.max_blocks
+                    )
+                    if self.nbytes == 0 or fits:
                         self.upcoming = None
                         self.nbytes += block.nbytes
                         self.under_way += 1

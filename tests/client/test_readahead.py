@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import random
 import threading
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from conftest import wait_until
 from h5feed.pace import FIRST_BYTES, MAX_WIDTH, Link, Pace
-from h5feed.readahead import Block, Fetch, ReadAhead, blocks_of
+from h5feed.readahead import BYTES_PER_BLOCK, FEW_BLOCKS, Block, Fetch, ReadAhead, blocks_of
 
 
 def numbers(block: Block, cancelled: threading.Event) -> list[int]:
@@ -259,3 +260,20 @@ def test_many_requests_hide_the_round_trip() -> None:
     began = time.monotonic()
     assert list(stream) == list(range(300))
     assert time.monotonic() - began < 300 * 0.05 / 4
+
+
+def test_tiny_passes_are_not_fetched_by_the_thousand() -> None:
+    """Of passes over a few bytes, which no bound in bytes would ever end, only some are fetched ahead."""
+    asked: list[int] = []
+
+    def fetch(block: Block, cancelled: threading.Event) -> list[int]:
+        asked.append(block.epoch)
+        return [block.epoch]
+
+    endless = (Block(epoch, 0, 1, 1) for epoch in itertools.count())
+    reading = ReadAhead(fetch, endless, max_bytes=64 << 20, deadline=5, pace=Pace(64 << 20, 4, Link(4)))
+    assert [next(reading) for _ in range(500)] == list(range(500))
+    time.sleep(0.2)
+    ahead_of = FEW_BLOCKS + (64 << 20) // BYTES_PER_BLOCK
+    assert len(asked) <= 500 + ahead_of
+    reading.close()
