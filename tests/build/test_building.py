@@ -227,6 +227,31 @@ def test_a_build_that_is_killed_goes_on(pets: Path, tmp_path: Path, how: str, mo
     assert not _left_behind(out.parent)
 
 
+def test_a_stream_that_is_killed_goes_on(pets: Path, tmp_path: Path) -> None:
+    """What was finished is passed over, where a source can only be read from its beginning."""
+    with tarfile.open(tmp_path / "pets.tar.gz", "w:gz") as archive:
+        archive.add(pets, "pets")
+    build(tmp_path / "pets.tar.gz", tmp_path / "whole.h5", BuildOptions((48, 48), test=12))
+    out = tmp_path / "killed" / "whole.h5"
+    out.parent.mkdir()
+    _interrupt(tmp_path / "pets.tar.gz", out, {"size": (48, 48), "test": 12, "threads": 2}, after=60, how="SIGKILL")
+    report = build(tmp_path / "pets.tar.gz", out, BuildOptions((48, 48), test=12))
+    assert report.resumed >= 16
+    assert out.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_images_that_are_there_twice_are_told(pets: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for file in _images(pets)[::10]:
+        for name in ("a.jpg", "b.jpg"):
+            where = source / file.parent.name / f"{file.stem}{name}"
+            where.parent.mkdir(parents=True, exist_ok=True)
+            where.write_bytes(file.read_bytes())
+    report = build(source, tmp_path / "out.h5", BuildOptions((48, 48), test=0.5))
+    (note,) = [note for note in report.notes if "second time" in note]
+    assert note.startswith("12 images are there a second time") and "in another split too" in note
+
+
 def test_a_build_of_other_options_begins_anew(pets: Path, tmp_path: Path) -> None:
     _interrupt(pets, tmp_path / "pets.h5", {"size": (48, 48)}, after=60, how="SIGKILL")
     assert build(pets, tmp_path / "pets.h5", BuildOptions((32, 32))).resumed == 0

@@ -86,12 +86,14 @@ def test_from_a_folder_of_jpegs_to_a_trained_model(pets: Path, tmp_path: Path, s
                 np.testing.assert_array_equal(batch["labels"], labels[orders[-1][-1]])
             assert sorted(np.concatenate(orders[-1])) == train.tolist()
         model = _model()
+        weights = model.get_weights()
         sequence = served.sequence("train", transform=_augmented, **shuffled)
         told = model.fit(sequence, validation_data=served.sequence("val", **plain), epochs=EPOCHS, verbose=0).history
         scores = model.evaluate(served.sequence("test", **plain), verbose=0)
         predictions = model.predict(served.sequence("test", **plain), verbose=0)
         sequence.close()
     twin, local = _model(), _Local(files, labels, orders)
+    twin.set_weights(weights)
     held, unseen = (_decoded(files, rows) * np.float32(1 / 255) for rows in (val, test))
     for epoch in range(EPOCHS):
         local.epoch = epoch

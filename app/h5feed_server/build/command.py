@@ -39,9 +39,9 @@ def run_build(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     # Pillow's, of odd metadata: what makes an image useless is told in our own words.
     warnings.simplefilter("ignore")
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, highlight=False)
     if arguments.dry_run:
-        print_preview(preview(arguments.source, arguments.output, options), Console())
+        print_preview(preview(arguments.source, arguments.output, options), Console(markup=False, highlight=False))
         return 0
     try:
         with _Shown(console) as shown:
@@ -49,7 +49,7 @@ def run_build(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         console.print("interrupted: run the same command again, and it goes on where it ended", style="bold")
         return 130
-    _print_report(report, Console())
+    _print_report(report, Console(markup=False, highlight=False))
     return 0
 
 
@@ -168,11 +168,11 @@ def _print_report(report: Report, console: Console) -> None:
 
 def _print_notes(left_out: Mapping[str, str], notes: tuple[str, ...], console: Console) -> None:
     for note in notes:
-        console.print(f"note: {note}", soft_wrap=True, markup=False)
+        console.print(f"note: {note}", soft_wrap=True)
     if left_out:
         console.print(f"left out: {len(left_out):,}", style="bold")
         for name, reason in list(left_out.items())[:_SHOWN]:
-            console.print(f"  {name}: {reason}", soft_wrap=True, markup=False)
+            console.print(f"  {name}: {reason}", soft_wrap=True)
         if len(left_out) > _SHOWN:
             console.print(f"  … and {len(left_out) - _SHOWN:,} more")
 

@@ -145,7 +145,6 @@ class DelimitedSource:
             FieldSpec((options.rename or {}).get(name, name), shape, self._dtype(pixels), attributes),
         )
         status = table.path.stat()
-        self.read_bytes = status.st_size
         self.digest = digest_of([status.st_size, status.st_mtime_ns, self.rows, *names])
 
     def name(self, row: int) -> str:

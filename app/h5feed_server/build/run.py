@@ -407,8 +407,24 @@ class _Build:
             getattr(self, "_resumed_rows", self._source.rows),
             left_out,
             means,
-            (*self._source.notes, *self._plan.notes, *_lost_classes(self._source, self._plan)),
+            (*self._source.notes, *self._plan.notes, *_lost_classes(self._source, self._plan), *self._twins(journal)),
         )
+
+    def _twins(self, journal: Journal) -> list[str]:
+        """Files that are there more than once: a model that has seen one in train knows it in test."""
+        if not self._source.images:
+            return []
+        parts = list(self._plan.parts())
+        digests = np.concatenate([journal.details["digest"][part.rows] for part in parts])
+        splits = np.repeat([self._plan.splits.index(part.split) for part in parts], [len(part.rows) for part in parts])
+        _, numbers, counts = np.unique(digests, return_inverse=True, return_counts=True)
+        again = int((counts - 1).sum())
+        if not again:
+            return []
+        # Pairs of a file and a split that has it: more pairs than files, where one is in several.
+        shared = len(np.unique(numbers * len(self._plan.splits) + splits)) - len(counts)
+        where = f", {shared:,} of them in another split too" if shared else ""
+        return [f"{again:,} images are there a second time, byte by byte{where}: see the field digests"]
 
     def _check_space(self, parts: Any) -> None:
         raw = self._plan.rows * sum(spec.row_bytes for spec in self._source.fields)
