@@ -31,8 +31,8 @@ class ImageSpec:
         it; ``none``: images are taken as they are, and must be of `size` where one is given.
     interpolation : {"linear", "bilinear", "area", "bicubic", "lanczos", "nearest"}
         ``linear``: from the four pixels around each, after what is more than twice as large has been halved, in a JPEG
-        by its own inverse DCT: what TensorFlow's and OpenCV's loaders do, and less than half of the work. All others but
-        ``nearest`` average over all the pixels that become one, so that nothing aliases.
+        by its own inverse DCT: what the loaders of TensorFlow and OpenCV do, and less than half of the work. All others
+        but ``nearest`` average over all the pixels that become one, so that nothing aliases.
     colour : {"rgb", "bgr", "grey", "rgba"}
         Order of the channels.
     dtype : str
