@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import random
 import re
 import ssl
 import threading
@@ -29,7 +28,7 @@ from .cancellation import Cancellation
 from .errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, RevisionChanged, Transient, from_problem
 from .jobs import InProgress
 from .pace import Link
-from .servers import Hooks, Server, Servers
+from .servers import Hooks, Server, Servers, jitter
 from .transport import Answer, BodyCut
 from .wire import MEDIA_TYPE
 
@@ -251,7 +250,7 @@ class Client:
                 self._servers.failed(server, asked_at, failure.retry_after or 0.0)
             failures.pop(server.url, None)
             failures[server.url] = failure
-            wait = random.uniform(0, min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(attempt, 16)))
+            wait = jitter.uniform(0, min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(attempt, 16)))
             if self._servers.others_awake(server):
                 # Each gets its chance at once; when all have had it, there is something wrong with the request.
                 wait = 0.0 if attempt + 1 < len(self._servers) else wait

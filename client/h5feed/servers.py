@@ -27,6 +27,9 @@ FIRST_REST = 0.25
 LONGEST_REST = 30.0
 """Seconds: the n-th failure in a row leaves a server out for half to all of min(longest, first · 2ⁿ)."""
 
+jitter = random.Random()
+"""Of our own: a training that is seeded must not draw other numbers because a request was retried."""
+
 LOOK_SECONDS = 2.0
 """How long a server that failed may take to say that it is alive."""
 
@@ -250,7 +253,7 @@ class Servers:
         server.failures += 1
         # The power is bounded, or it would be no float after a thousand failures.
         longest = min(LONGEST_REST, FIRST_REST * 2 ** min(server.failures, 16))
-        server.rests_until = time.monotonic() + max(retry_after, random.uniform(longest / 2, longest))
+        server.rests_until = time.monotonic() + max(retry_after, jitter.uniform(longest / 2, longest))
 
 
 def _split_url(url: str) -> tuple[str, str | None]:
