@@ -25,11 +25,11 @@ from ..settings import Settings
 from ..storage.folder import CacheFolder
 from ..storage.inspector import Inspector
 from ..storage.reader_pool import ReaderPool
-from ..storage.source import Identity, OpenFiles
+from ..storage.source import Identity, OpenFiles, changed
 from .dataset import Dataset, Field, describe_fields
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset, read_declared
-from .loading import Beside, FileLoader, LoadedFile
+from .loading import PASSING, Beside, FileLoader, LoadedFile
 from .roles import class_names
 from .tables import InspectedFile, PartMissing, Tags, tables_of, tags_of
 
@@ -51,6 +51,9 @@ SETTLED_SECONDS = 2.0
 
 _WATCH_SECONDS = 0.5
 
+RETRY_SECONDS = 2.0
+"""What failed for a reason that may pass is looked at again after so long, when it is asked for."""
+
 PATIENCE_SECONDS = 5.0
 """How long a request waits for a file that is still being inspected and digested before it is asked to come again."""
 
@@ -67,6 +70,8 @@ class Entry:
     outcome: Future[tuple[Dataset, ...]]
     beside: Beside
     """Other files that they lead to, as far as is known."""
+    began: float = 0.0
+    """When they were looked at, by the monotonic clock."""
 
     def reason(self) -> str | None:
         """Why it cannot be read; None where it can, or is not known yet."""
@@ -80,6 +85,13 @@ class Entry:
         if not self.outcome.done() or self.outcome.exception() is not None:
             return ()
         return self.outcome.result()
+
+    def may_pass(self) -> bool:
+        """Whether what is wrong may be over: the operating system refused it, or it changed meanwhile."""
+        if not self.outcome.done() or time.monotonic() - self.began < RETRY_SECONDS:
+            return False
+        error = self.outcome.exception()
+        return isinstance(error, Overloaded) or (error is not None and isinstance(error.__cause__, OSError))
 
     def has_changed(self) -> bool:
         """Whether its files are others now."""
@@ -247,14 +259,16 @@ class Catalog:
                     continue
                 known = self._entries.get(name)
                 same = known is not None and (known.paths, known.identities) == (paths, identities)
-                if known is None or not same or declaration != self._declaration or known.has_changed():
+                if known is not None and (not same or known.may_pass() or known.has_changed()):
+                    known = None
+                if known is None or declaration != self._declaration:
                     with self._loading_lock:
                         self._loading += 1
                     beside: Beside = {}
                     outcome = self._executor.submit(
                         self._load, name, files, paths, identities, beside, declared_as, declaration
                     )
-                    known = Entry(name, files, paths, identities, outcome, beside)
+                    known = Entry(name, files, paths, identities, outcome, beside, began)
                 entries[name] = known
             for name in [name for name, (entry, _, _) in self._found.items() if entries.get(entry.name) is not entry]:
                 self._found.pop(name, None)
@@ -307,6 +321,9 @@ class Catalog:
         declaration: bytes,
     ) -> tuple[Dataset, ...]:
         try:
+            # It may have waited for long, while a file was being written, for each of its states.
+            if any(_identity(path) != identity for path, identity in zip(paths, identities, strict=True)):
+                raise changed()
             loaded = [
                 self._loader.load(path, identity, beside) for path, identity in zip(paths, identities, strict=True)
             ]
@@ -322,11 +339,13 @@ class Catalog:
                 for file, one in zip(files, loaded, strict=True):
                     alone += self._datasets(_dotted(os.path.splitext(file)[0]), (file,), [one], None, declaration)
                 return tuple(alone)
+        except PASSING as error:
+            raise Overloaded(f"dataset {name!r} cannot be looked at now: {error.detail}", retry_after=1) from None
         except FeedError as error:
             logger.warning("%s: %s", ", ".join(files[:3]), error)
             raise
         except OSError as error:
-            raise Unreadable(f"{error.strerror or 'it cannot be opened'}") from None
+            raise Unreadable(f"{error.strerror or 'it cannot be opened'}") from error
         except Exception:
             logger.exception("%s could not be described", files[0])
             raise Unreadable("describing it failed; the server's log has the reason") from None

@@ -5,19 +5,33 @@ A name in a file may lead to any other: it is followed within the data folder on
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+import time
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from h5feed.errors import FeedError, ReaderCrashed, Unreadable
+from h5feed.errors import (
+    FeedError,
+    Overloaded,
+    ReaderCrashed,
+    ReadTimeout,
+    RevisionChanged,
+    SourceUnavailable,
+    Unreadable,
+)
 from h5feed.wire import OFFSETS
 
 from ..settings import Settings
 from ..storage.cache import ByteCache
 from ..storage.column import Column, Segment
+from ..storage.drivers import members_of, next_member
 from ..storage.folder import CacheFolder
 from ..storage.inspector import Inspector
 from ..storage.layout import LAYOUT_VERSION, ArrayLayout, ExternalLink, FileLayout, load_layout
@@ -37,6 +51,9 @@ MAX_PROBED = 64
 
 MAX_OFFSETS_BYTES = 256 << 20
 """Bytes of the offsets of one field: they stay in memory."""
+
+PASSING = (Overloaded, RevisionChanged, SourceUnavailable)
+"""What says nothing of a file, only of how it went this time."""
 
 Beside = dict[str, Identity | None]
 """Files that were looked for, by path, and what was there."""
@@ -58,6 +75,21 @@ class LoadedFile:
     layout: FileLayout
     segments: dict[str, Segment]
     digests: tuple[bytes, ...]
+
+    def below(self, path: str) -> Iterator[str]:
+        """Paths of the array at `path`, or of those in the group there, in order."""
+        if path in self.segments:
+            yield path
+        begin = f"{path}/" if path else ""
+        # A file may have many links into this one.
+        for name in islice(self._ordered, bisect_left(self._ordered, begin), None):
+            if not name.startswith(begin):
+                return
+            yield name
+
+    @cached_property
+    def _ordered(self) -> list[str]:
+        return sorted(self.segments)
 
 
 class FileLoader:
@@ -86,7 +118,8 @@ class FileLoader:
         self._files = files
         self._inspector = inspector
         self._hdf5 = hdf5
-        timeout = settings.inspect_timeout
+        timeout = self.probe_seconds = settings.inspect_timeout
+        """How long the arrays of a file are tried; the one at work on is tried to its end."""
         # For offsets, each of which is read once.
         self._reader = Reader(1, ByteCache(0, timeout), 0, timeout, hdf5)
 
@@ -101,21 +134,54 @@ class FileLoader:
 
     def layout(self, path: str, identity: Identity) -> tuple[FileLayout, bytes]:
         """The layout of a file, inspected once for all processes; as it is and as it is kept."""
-        name = f"layouts/{LAYOUT_VERSION}-{identity.key}"
-        data = self._folder.get(name, lambda: self._inspector.inspect(path))
+        _, members = members_of(path)
+        keys = [identity.key]
+        for member in members:
+            try:
+                keys.append(_identity(member).key)
+            except FileNotFoundError:
+                raise Unreadable(f"its part {os.path.basename(member)!r} is missing") from None
+        name = f"layouts/{LAYOUT_VERSION}-{keys[0]}"
+        if members:
+            name += f"-{hashlib.blake2b(' '.join(keys).encode(), digest_size=16).hexdigest()}"
+
+        def inspect() -> bytes:
+            content = self._inspector.inspect(path)
+            # It would be found again under the name of the file that was there before.
+            if _identity(path) != identity:
+                raise RevisionChanged("the file changed while it was inspected")
+            return content
+
+        data = self._folder.get(name, inspect)
         try:
             return load_layout(data), data
         except ValueError:
             # Not what was written there: a disk may do that.
             self._folder.discard(name)
-            data = self._folder.get(name, lambda: self._inspector.inspect(path))
+            data = self._folder.get(name, inspect)
             return load_layout(data), data
+
+    def note_members(self, path: str, beside: Beside) -> None:
+        """Note in `beside` all files that HDF5 wrote this one into, and the one that it may go on in."""
+        for member in (*members_of(path)[1], next_member(path)):
+            if member is not None:
+                try:
+                    beside[member] = _identity(member)
+                except OSError:
+                    beside[member] = None
 
     def digest(self, path: str, identity: Identity, layout: bytes) -> bytes:
         """Of the content of a file, computed once for all processes."""
         limit = self._settings.digest_limit
         name = f"digests/{limit:x}-{identity.key}"
-        return self._folder.get(name, lambda: content_digest(path, identity, limit, layout))
+
+        def compute() -> bytes:
+            try:
+                return content_digest(path, identity, limit, layout)
+            except OSError as error:
+                raise SourceUnavailable(f"it cannot be read: {error.strerror}") from error
+
+        return self._folder.get(name, compute)
 
     def source(self, path: str, identity: Identity) -> LocalFile:
         return LocalFile(self._files, path, identity)
@@ -132,12 +198,17 @@ class FileLoader:
         known = f"the file {_shown(name)!r}"
         if not found.startswith(f"{self._root}{os.sep}"):
             raise _Astray(f"{known}, which lies outside of the data folder")
+        # Nor is what is hidden served by any other name, unless the operating system's links lead there.
+        way = os.path.relpath(os.path.join(os.path.dirname(path), name), os.path.dirname(path))
+        if any(part.startswith(".") and part != ".." for part in way.split(os.sep)):
+            raise _Astray(f"{known}, which is hidden")
         try:
             status = os.stat(found)
         except (OSError, ValueError):
             beside[found] = None
             raise _Astray(f"{known}, which is missing") from None
-        beside[found] = Identity.of(status)
+        # By its name too, which may lead elsewhere some day.
+        beside[found] = beside[os.path.join(os.path.dirname(path), name)] = Identity.of(status)
         if not stat.S_ISREG(status.st_mode):
             raise _Astray(f"{known}, which is no regular file")
         return found, Identity.of(status)
@@ -158,6 +229,8 @@ class FileLoader:
                 continue
             try:
                 values = self._reader.read_all(Column((offsets,))).astype(np.int64, copy=False)
+            except PASSING:
+                raise
             except FeedError as error:
                 segments[path] = Segment(segment.source, _unreadable(path, f"its offsets: {error.detail}"))
                 continue
@@ -183,6 +256,11 @@ class FileLoader:
                 return None
             except ReaderCrashed:
                 continue
+            except (Overloaded, ReadTimeout):
+                # That says nothing of the array.
+                return None
+            except PASSING:
+                raise
             except FeedError as error:
                 return error.detail.removeprefix(f"{segment.array.path!r}: ")
         return "reading it crashes HDF5"
@@ -206,17 +284,25 @@ class _Loading:
         return self._loaded[path]
 
     def _load(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
+        # Before it is inspected: it cannot be when one of them is missing.
+        self._loader.note_members(path, self._beside)
         layout, data = self._loader.layout(path, identity)
         source = self._loader.source(path, identity)
         digests: dict[str, tuple[bytes, ...]] = {path: (self._loader.digest(path, identity, data),)}
         segments = {}
         probed = 0
+        deadline = time.monotonic() + self._loader.probe_seconds
         for array in layout.arrays:
             try:
                 segment = self._segment(source, array, (*above, path), digests)
             except _Astray as error:
                 segment = Segment(source, _unreadable(array.path, f"its data lies in {error}"))
-            if array.by_h5py and segment.array.unreadable is None and probed < MAX_PROBED:
+            if (
+                array.by_h5py
+                and segment.array.unreadable is None
+                and probed < MAX_PROBED
+                and time.monotonic() < deadline
+            ):
                 probed += 1
                 problem = self._loader.problem(segment)
                 if problem is not None:
@@ -224,9 +310,11 @@ class _Loading:
             segments[array.path] = segment
         self._loader.pair(segments)
         for link in layout.links:
-            for name, segment in self._linked(source, link, (*above, path), digests):
-                if len(segments) < len(layout.arrays) + MAX_LINKED:
-                    segments.setdefault(name, segment)
+            room = len(layout.arrays) + MAX_LINKED - len(segments)
+            if room <= 0:
+                break
+            for name, segment in islice(self._linked(source, link, (*above, path), digests), room):
+                segments.setdefault(name, segment)
         ordered = [digests.pop(path), *(digests[other] for other in sorted(digests))]
         return LoadedFile(source, layout, segments, tuple(part for parts in ordered for part in parts))
 
@@ -238,11 +326,15 @@ class _Loading:
             if array.offset is not None and array.offset + array.nbytes > identity.size:
                 raise _Astray(f"the file {_shown(array.external)!r}, which ends before it does")
             digests[path] = (self._loader.digest(path, identity, b""),)
-            return Segment(self._loader.source(path, identity), replace(array, external=None))
+            # Where it begins is another thing in every file that names it.
+            stored = self._loader.source(path, identity).with_beside((source,))
+            return Segment(stored, replace(array, external=None))
         others: dict[str, LocalFile] = {}
         for name in array.others:
             path, identity = self._loader.find(source.path, name, self._beside)
             if path in above:
+                # It is being loaded, and digested, itself; that no array is made of itself is for the reader to see.
+                others[path] = self._loader.source(path, identity)
                 continue
             try:
                 loaded = self._nested(path, identity, above)
@@ -275,13 +367,11 @@ class _Loading:
             return
         digests[path] = loaded.digests
         target = link.target.strip("/")
-        below = f"{target}/" if target else ""
         found = False
-        for name, segment in loaded.segments.items():
-            if name == target or name.startswith(below):
-                found = True
-                rest = name.removeprefix(target).strip("/")
-                yield "/".join(part for part in (link.path, rest) if part), segment
+        for name in loaded.below(target):
+            found = True
+            rest = name.removeprefix(target).strip("/")
+            yield "/".join(part for part in (link.path, rest) if part), loaded.segments[name]
         if not found:
             reason = f"it is a link to {link.target!r} in the file {_shown(link.file)!r}, where no array is"
             yield link.path, Segment(source, _unreadable(link.path, reason))
@@ -298,6 +388,10 @@ def _is_flat(segment: Segment) -> bool:
     if array.unreadable is not None or array.by_h5py or array.record is not None or len(array.shape) != 1:
         return False
     return np.dtype(array.dtype).kind in "biuf"
+
+
+def _identity(path: str) -> Identity:
+    return Identity.of(os.stat(path))
 
 
 def _shown(name: str) -> str:

@@ -39,6 +39,8 @@ def content_digest(path: str, identity: Identity, limit: int, layout: bytes) -> 
             for first in range(0, len(chosen), 64):
                 for part in threads.map(lambda block: _block_digest(fd, block), chosen[first : first + 64]):
                     digest.update(part)
+                if Identity.of(os.fstat(fd)) != identity:
+                    break
         if Identity.of(os.fstat(fd)) != identity:
             raise RevisionChanged("the file changed while it was read")
     finally:

@@ -135,7 +135,7 @@ class Column:
     @cached_property
     def key(self) -> Hashable:
         """Stands for the content, in caches."""
-        return self.images, *((segment.source.key, segment.array.path) for segment in self.segments)
+        return self.images, *((one.source.key, one.array.path, one.transposed) for one in self.segments)
 
     @cached_property
     def _bounds(self) -> Int64s:

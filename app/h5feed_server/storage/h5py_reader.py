@@ -16,7 +16,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import re
+import resource
 import signal
 import sys
 from collections import OrderedDict
@@ -30,9 +30,19 @@ from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, RevisionChan
 from h5py import h5d
 
 from .child import KIND_BYTES, LENGTH, confine, write_frame
+from .drivers import SPLIT_ENDINGS, family_template, members_of
 
 MAX_OPEN = 16
 """Files held open, with those that belong to them."""
+
+_MAX_FILES = 1024
+"""The same, counted one by one, unless one needs more: libhdf5 takes half a megabyte of memory for each."""
+
+_MAX_DATASETS = 32
+"""Arrays held open."""
+
+_CHUNK_CACHE_BYTES = 32 << 20
+"""Decoded chunks that libhdf5 keeps of one array: of a virtual one, of all its parts together."""
 
 MAX_PARTS = 4096
 """Parts of a virtual array."""
@@ -46,52 +56,29 @@ _ROWS_AT_ONCE = 64
 _EXTERNAL_LINKS = 64
 """HDF5's number of the class of links into other files."""
 
-_FAMILY = re.compile(r"^(.*?)(\d+)(\.[^./]*)$")
-_SPLIT_ENDINGS = ("-m.h5", "-r.h5")
-
 Int64s = npt.NDArray[np.int64]
 Identity = tuple[int, int, int, int]
 """Device, inode, size and modification time."""
 
 
-def open_file(path: str) -> h5py.File:
-    """Open a file, or all that HDF5 wrote one file into, beginning with `path`."""
+def open_file(path: str, cache_bytes: int | None = None) -> h5py.File:
+    """Open a file, or all that HDF5 wrote one file into, beginning with `path`.
+
+    Parameters
+    ----------
+    cache_bytes : int, optional
+        Decoded chunks that libhdf5 keeps of each array; default: its own.
+    """
     driver, _ = members_of(path)
+    keep: dict[str, Any] = {"mode": "r", "locking": False, "rdcc_nbytes": cache_bytes}
     # No lock is taken: the file may lie on a read-only or network mount, and is only read.
     if driver == "split":
-        endings = [ending.encode() for ending in _SPLIT_ENDINGS]
-        stem = path.removesuffix(_SPLIT_ENDINGS[0])
-        return h5py.File(stem, "r", locking=False, driver=driver, meta_ext=endings[0], raw_ext=endings[1])
+        endings = [ending.encode() for ending in SPLIT_ENDINGS]
+        stem = path.removesuffix(SPLIT_ENDINGS[0])
+        return h5py.File(stem, **keep, driver=driver, meta_ext=endings[0], raw_ext=endings[1])
     if driver == "family":
-        return h5py.File(_family(path)[0], "r", locking=False, driver=driver, memb_size=0)
-    return h5py.File(path, "r", locking=False)
-
-
-def members_of(path: str) -> tuple[str | None, tuple[str, ...]]:
-    """HDF5's driver for a file that it wrote in parts, and the paths of the other parts."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        # Where the superblock names the driver, in a file without a user block.
-        head = file.read(1024)
-    if not head.startswith(b"\x89HDF\r\n\x1a\n"):
-        return None, ()
-    if b"NCSAmult" in head and path.endswith(_SPLIT_ENDINGS[0]):
-        return "split", (path.removesuffix(_SPLIT_ENDINGS[0]) + _SPLIT_ENDINGS[1],)
-    if b"NCSAfami" in head and _FAMILY.match(path):
-        template, number = _family(path)
-        others: list[str] = []
-        while os.path.exists(template % (number + len(others) + 1)):
-            others.append(template % (number + len(others) + 1))
-        return "family", tuple(others)
-    return None, ()
-
-
-def _family(path: str) -> tuple[str, int]:
-    """The pattern of the names of a family, and the number of the member `path`."""
-    match = _FAMILY.match(path)
-    assert match is not None
-    stem, digits, ending = match.groups()
-    width = f"0{len(digits)}" if digits.startswith("0") and len(digits) > 1 else ""
-    return f"{stem.replace('%', '%%')}%{width}d{ending.replace('%', '%%')}", int(digits)
+        return h5py.File(family_template(path), **keep, driver=driver, memb_size=0)
+    return h5py.File(path, **keep)
 
 
 class _OpenSet:
@@ -99,21 +86,41 @@ class _OpenSet:
 
     def __init__(self, files: Mapping[str, Identity]) -> None:
         self.files = files
+        self._cache_bytes = min(_CHUNK_CACHE_BYTES // 4, _CHUNK_CACHE_BYTES // len(files))
         self._open: dict[str, h5py.File] = {}
-        self._datasets: dict[str, h5py.Dataset] = {}
         self._main = next(iter(files))
         self._checked: set[tuple[str, str]] = set()
+        self.datasets: OrderedDict[str, h5py.Dataset] = OrderedDict()
+        """Arrays held open, the one used last at the end."""
 
     def dataset(self, path: str) -> h5py.Dataset:
         """The array at `path` of the first file, when it is known to be safe."""
-        if path not in self._datasets:
+        if path not in self.datasets:
             dataset = self._item(self._main, path)
             self._check(self._main, path, dataset, ())
-            self._datasets[path] = dataset
-        return self._datasets[path]
+            self.datasets[path] = dataset
+        self.datasets.move_to_end(path)
+        return self.datasets[path]
+
+    def check_unchanged(self) -> None:
+        """What was read is of these files: by path, as libhdf5 opens parts, and late.
+
+        Raises
+        ------
+        RevisionChanged
+        """
+        for path, identity in self.files.items():
+            if _identity(os.stat(path)) != identity:
+                raise _changed()
+
+    def disagrees(self, files: Mapping[str, Identity]) -> bool:
+        """Whether it shares files with these, under whatever names, and one of them may be another now."""
+        shared = {identity[:2] for identity in self.files.values()} & {identity[:2] for identity in files.values()}
+        # Where one set holds the other, all that is shared has the same parts.
+        return bool(shared) and not (self.files.items() <= files.items() or self.files.items() >= files.items())
 
     def close(self) -> None:
-        self._datasets.clear()
+        self.datasets.clear()
         for file in self._open.values():
             file.close()
 
@@ -128,13 +135,10 @@ class _OpenSet:
 
     def _file(self, path: str) -> h5py.File:
         if path not in self._open:
-            opened = open_file(path)
-            self._open[path] = opened
+            opened = self._open[path] = open_file(path, self._cache_bytes)
             # Of a file in parts, there is no one descriptor.
-            status = os.stat(path) if members_of(path)[0] else os.fstat(opened.id.get_vfd_handle())
-            found = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-            if found != tuple(self.files[path]):
-                raise RevisionChanged("a file of this dataset has changed: ask for the dataset again")
+            if not members_of(path)[0] and _identity(os.fstat(opened.id.get_vfd_handle())) != self.files[path]:
+                raise _changed()
         return self._open[path]
 
     def _check(self, file: str, path: str, dataset: h5py.Dataset, above: tuple[tuple[str, str], ...]) -> None:
@@ -236,7 +240,9 @@ class _Reader:
         key = json.dumps(request["files"])
         opened = self._opened(key, {path: tuple(identity) for path, identity in request["files"]})
         try:
-            return self._read(opened, request, rows)
+            content = self._read(opened, request, rows)
+            opened.check_unchanged()
+            return content
         except BaseException:
             # What is wrong with it may be what was opened.
             self._open.pop(key).close()
@@ -244,6 +250,8 @@ class _Reader:
 
     def _read(self, opened: _OpenSet, request: dict[str, Any], rows: Int64s) -> list[memoryview]:
         dataset = opened.dataset(request["path"])
+        while sum(len(held.datasets) for held in self._open.values()) > _MAX_DATASETS:
+            next(held for held in self._open.values() if held.datasets).datasets.popitem(last=False)
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < dataset.shape[0]:
             raise DatasetCorrupt(f"the array has {dataset.shape[0]} rows now")
         if request["ragged"]:
@@ -253,13 +261,26 @@ class _Reader:
     def _opened(self, key: str, files: Mapping[str, Identity]) -> _OpenSet:
         if key not in self._open:
             # libhdf5 shares what it knows of a file between all who have it open: nobody may know it as it was.
-            for old in [old for old, held in self._open.items() if held.files.keys() & files.keys()]:
+            for old in [old for old, held in self._open.items() if held.disagrees(files)]:
                 self._open.pop(old).close()
-            while len(self._open) >= MAX_OPEN:
+            while self._open and (len(self._open) >= MAX_OPEN or self._held + len(files) > _MAX_FILES):
                 self._open.popitem(last=False)[1].close()
             self._open[key] = _OpenSet(files)
         self._open.move_to_end(key)
         return self._open[key]
+
+    @property
+    def _held(self) -> int:
+        """Files held open at most."""
+        return sum(len(held.files) for held in self._open.values())
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _changed() -> RevisionChanged:
+    return RevisionChanged("a file of this dataset has changed: ask for the dataset again to get its new revision")
 
 
 def _reason(error: Exception, files: Sequence[str]) -> FeedError:
@@ -270,8 +291,8 @@ def _reason(error: Exception, files: Sequence[str]) -> FeedError:
     if isinstance(error, FileNotFoundError):
         return RevisionChanged("a file of this dataset is not there any more")
     text = str(error) or type(error).__name__
-    for path in files:
-        text = text.replace(path, os.path.basename(path))
+    for folder in {os.path.dirname(path) for path in files}:
+        text = text.replace(f"{folder}{os.sep}", "")
     return DatasetCorrupt(f"HDF5 cannot read it: {text[:300]}")
 
 
@@ -287,6 +308,9 @@ def main(memory_bytes: int, timeout: float) -> None:
     """Answer requests until standard input ends."""
     if ctypes.CDLL(h5py.h5.__file__).H5Lunregister(_EXTERNAL_LINKS) < 0:
         raise RuntimeError("libhdf5 would follow links into other files")
+    # A virtual array may have thousands of parts.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     answers = confine(memory_bytes)
     reader = _Reader()
     while (asked := _receive(sys.stdin.buffer)) is not None:

@@ -31,7 +31,8 @@ import numpy as np
 from h5py import h5d, h5o, h5s, h5t, h5z
 
 from .child import confine, write_frame
-from .h5py_reader import members_of, open_file, virtual_parts
+from .drivers import members_of
+from .h5py_reader import open_file, virtual_parts
 from .layout import (
     MAX_RECORD_BYTES,
     ArrayLayout,
@@ -328,6 +329,9 @@ def _arrays(
         known["inline"] = _raw(dataset, stored)
     arrays = []
     for member in found:
+        if member.item.problem is not None:
+            arrays.append(_unreadable(f"{path}.{member.name.replace('/', '.')}", member.item.problem))
+            continue
         own = member.item.known
         own["fill"] = _fill(properties, stored, member.item.dtype)
         if member.name:
@@ -365,6 +369,8 @@ def _by_h5py(
         elif item.problem is None and (item.dtype.kind == "c" or item.dtype.byteorder == ">" or item.is_bfloat16):
             # Of big-endian ones, h5py gives the bytes as if they were not.
             item = _Item(problem=f"its lists are of {item.dtype.str} numbers, which this version does not serve")
+        elif item.problem is None and item.dtype.kind == "S" and item.dtype.itemsize > 1:
+            item = _Item(problem="its lists are of text, which this version does not serve")
     problem = item.problem
     if properties is not None:
         known["filters"] = _filters(properties)
@@ -448,7 +454,7 @@ class Member(NamedTuple):
 
 
 def _members(stored: h5t.TypeCompoundID) -> tuple[list[Member], str | None]:
-    """The members that travel, and the reason where there is none."""
+    """The members, and the reason where none of them travels."""
     found: list[Member] = []
     problem: str | None = "its records have no members"
     for number in range(min(stored.get_nmembers(), MAX_ARRAYS)):
@@ -457,14 +463,14 @@ def _members(stored: h5t.TypeCompoundID) -> tuple[list[Member], str | None]:
         if kind.get_class() == h5t.ARRAY:
             shape, kind = kind.get_array_dims(), kind.get_super()
         if _is_table(kind):
-            problem = f"its member {name!r} is a record itself"
-            continue
-        item = _item(kind)
-        if item.problem is None:
-            found.append(Member(name, item, tuple(shape), stored.get_member_offset(number)))
+            item = _Item(problem="it is a record itself")
+        elif _is_ragged(kind):
+            item = _Item(problem="it is a list, or text, of any length")
         else:
-            problem = f"its member {name!r}: {item.problem}"
-    return found, None if found else problem
+            item = _item(kind)
+        found.append(Member(name, item, tuple(shape), stored.get_member_offset(number)))
+        problem = problem if item.problem is None else f"its member {name!r}: {item.problem}"
+    return found, problem if all(member.item.problem is not None for member in found) else None
 
 
 def _fill(properties: h5py.h5p.PropDCID, stored: h5t.TypeID, dtype: np.dtype[Any]) -> bytes:

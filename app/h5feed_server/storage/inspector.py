@@ -8,7 +8,7 @@ import stat
 import threading
 from types import TracebackType
 
-from h5feed.errors import Unreadable
+from h5feed.errors import Overloaded, Unreadable
 
 from .child import Child
 from .layout import load_layout
@@ -60,13 +60,19 @@ class Inspector:
         Raises
         ------
         Unreadable
-            It is no HDF5 file, or it crashed, outlasted or outgrew the child.
+            It is no HDF5 file, or it crashed, outlasted or outgrew the child; or the operating system refuses it, and
+            the cause says so.
+        Overloaded
+            No child can be started.
         """
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise Unreadable("it is not a regular file")
+            # The child's refusal would not tell what the system has refused from what is wrong with the file.
+            with open(path, "rb"):
+                pass
         except OSError as error:
-            raise Unreadable(f"it cannot be opened: {error.strerror}") from None
+            raise Unreadable(f"it cannot be opened: {error.strerror}") from error
         try:
             answer = self._ask(path)
         except TimeoutError:
@@ -84,15 +90,19 @@ class Inspector:
             raise Unreadable("; ".join(("it holds no arrays", *layout.notes[:5])))
         return content
 
+    def _start(self) -> Child:
+        try:
+            return Child(f"{__package__}.inspect", (str(MEMORY_BYTES), str(self._timeout)), MAX_ANSWER_BYTES)
+        except OSError as error:
+            raise Overloaded(f"no inspector can be started: {error.strerror}", retry_after=1) from None
+
     def _ask(self, path: str) -> memoryview:
         """A child's answer; a child that is found dead is replaced once."""
         for attempt in (1, 2):
             with self._lock:
                 child, rests = (self._idle.pop() if self._idle else None), self._rests
             try:
-                child = child or Child(
-                    f"{__package__}.inspect", (str(MEMORY_BYTES), str(self._timeout)), MAX_ANSWER_BYTES
-                )
+                child = child or self._start()
                 answer = child.ask(json.dumps(path).encode() + b"\n", self._timeout + GRACE_SECONDS)
             except (OSError, EOFError) as error:
                 if child is not None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, Overloaded, ReaderCrashed, ReadTimeout
+from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, Overloaded, ReaderCrashed, ReadTimeout, TooLarge
 
 from .child import KIND_BYTES, LENGTH, Child
 from .layout import ArrayLayout
@@ -61,10 +61,11 @@ class ReaderPool:
         """End all readers, those that are at work too."""
         with self._changed:
             self._closed = True
-            children = [*self._idle, *self._busy]
-            self._idle.clear()
+            idle, self._idle = self._idle, []
+            for child in self._busy:
+                child.kill()
             self._changed.notify_all()
-        for child in children:
+        for child in idle:
             child.end(patience=0.2)
 
     def read(self, files: Sequence[LocalFile], array: ArrayLayout, rows: Int64s) -> Bytes:
@@ -84,6 +85,8 @@ class ReaderPool:
             It may go well the next time.
         DatasetCorrupt, Unreadable, RevisionChanged, TooLarge
         """
+        if len(rows) * array.row_bytes > self._answer_bytes - KIND_BYTES:
+            raise TooLarge(f"{len(rows)} rows of {array.row_bytes} bytes are more than one read may answer")
         content = self._answer(files, array, rows)
         if content.nbytes != len(rows) * array.row_bytes:
             raise DatasetCorrupt(f"the array {array.path!r} is not what it was when it was inspected")
@@ -116,7 +119,6 @@ class ReaderPool:
                 raise DatasetCorrupt(f"reading these rows of {array.path!r} has crashed HDF5 {CRASHES} times")
         _check_unchanged(files)
         answer = self._ask(request, name, array.path)
-        _check_unchanged(files)
         content: Bytes = np.frombuffer(answer, np.uint8)
         if bytes(content[:1]) == b"E":
             code, detail = json.loads(bytes(content[KIND_BYTES:]))
@@ -158,7 +160,10 @@ class ReaderPool:
                 child = self._idle.pop()
             else:
                 arguments = str(MEMORY_BYTES + 4 * self._max_bytes), str(self._timeout)
-                child = Child(f"{__package__}.h5py_reader", arguments, self._answer_bytes)
+                try:
+                    child = Child(f"{__package__}.h5py_reader", arguments, self._answer_bytes)
+                except OSError as error:
+                    raise Overloaded(f"no reader can be started: {error.strerror}", retry_after=1) from None
             self._busy.add(child)
             return child
 
@@ -170,9 +175,12 @@ class ReaderPool:
     def _give_back(self, child: Child) -> None:
         with self._changed:
             self._busy.discard(child)
-            if not self._closed:
+            keep = not self._closed
+            if keep:
                 self._idle.append(child)
             self._changed.notify()
+        if not keep:
+            child.end(patience=0.0)
 
     def _drop(self, child: Child) -> None:
         child.end(patience=0.0)
@@ -182,7 +190,7 @@ class ReaderPool:
 
 
 def _check_unchanged(files: Sequence[LocalFile]) -> None:
-    """By path: a reader opens files itself."""
+    """By path: a reader opens files itself. It looks again when it has read them."""
     for file in files:
         try:
             if Identity.of(os.stat(file.path)) == file.identity:

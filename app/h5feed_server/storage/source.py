@@ -102,7 +102,7 @@ class LocalFile:
     Parameters
     ----------
     beside : tuple of LocalFile
-        Other files that an array of this one may be read from, by h5py.
+        Other files that an array of this one may be read from by h5py, or that say where in this one it lies.
     """
 
     def __init__(self, files: OpenFiles, path: str, identity: Identity, beside: tuple[LocalFile, ...] = ()) -> None:
