@@ -289,6 +289,153 @@ def test_a_part_that_changes(serve: Callable[..., ServerProcess], tmp_path: Path
         np.testing.assert_array_equal(feed["virtual"].take([100])["x"], 2 * B[:1])
 
 
+def test_external_storage_is_told_apart(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Arrays of the same path in one raw file are as many as the files that say where they begin, and of what type."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    values = np.arange(1000, dtype="<i4")
+    values.tofile(folder / "raw.bin")
+
+    def write(name: str, begin: int, dtype: str = "<i4", rows: int = 20) -> None:
+        with h5py.File(folder / "new", "w") as file:
+            file.create_dataset("x", (rows, 5), dtype, external=[("raw.bin", begin, 1000)])
+        os.replace(folder / "new", folder / f"{name}.h5")
+
+    write("a", 0)
+    write("b", 400)
+    write("c", 0, "<f4", 10)
+    with h5feed.connect(serve(folder).url, deadline=20) as feed:
+        for name, begin in (("a", 0), ("b", 100)):
+            np.testing.assert_array_equal(feed[name].take([1, 0])["x"], [values[begin + 5 :][:5], values[begin:][:5]])
+        np.testing.assert_array_equal(feed["c"].take([9])["x"][0], values[45:50].view("<f4"))
+        write("a", 800)
+        np.testing.assert_array_equal(feed["a"].take([0])["x"][0], values[200:205])
+
+
+def test_matrices_that_are_turned_and_not(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """One array may be a field of two datasets that see its rows along other axes."""
+    x, y = np.arange(500).reshape(5, 100), np.arange(35).reshape(5, 7)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, values in (("x", x), ("y", y)):
+            file.create_dataset(name, data=values).attrs["MATLAB_class"] = np.bytes_("double")
+    (tmp_path / "h5feed.toml").write_text(
+        """
+        [datasets.turned]
+        files = ["a.h5"]
+        fields = { x = "x" }
+        [datasets.plain]
+        files = ["a.h5"]
+        fields = { x = "x", y = "y" }
+        """
+    )
+    with h5feed.connect(serve(tmp_path).url, deadline=20) as feed:
+        np.testing.assert_array_equal(feed["turned"].take([3])["x"], x.T[3:4])
+        np.testing.assert_array_equal(feed["plain"].take([3], fields=["x"])["x"], x[3:4])
+
+
+def test_names_that_lead_to_what_is_hidden(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Hidden files are no data, whatever a file says; links of the file system may lead to them, as git-annex's do."""
+    (tmp_path / ".annex").mkdir()
+    (tmp_path / ".token").write_bytes(b"secret" * 10)
+    with h5py.File(tmp_path / ".annex" / "a", "w") as file:
+        file["x"] = A
+    (tmp_path / "part.h5").symlink_to(".annex/a")
+    for name, way in (("token", ".token"), ("folder", "./.annex/a"), ("whole", str(tmp_path / ".token"))):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file.create_dataset("x", (10,), "u1", external=[(way, 0, 10)])
+    with h5py.File(tmp_path / "virtual.h5", "w") as file:
+        layout = h5py.VirtualLayout((100, 6), "i8")
+        layout[:] = h5py.VirtualSource("part.h5", "x", (100, 6))
+        file.create_virtual_dataset("x", layout)
+    with h5feed.connect(serve(tmp_path).url, deadline=20) as feed:
+        for name in ("token", "folder", "whole"):
+            with pytest.raises(Unreadable, match="hidden"):
+                feed[name]
+        np.testing.assert_array_equal(feed["virtual"].take([3])["x"], A[3:4])
+        # Led elsewhere, though no file has changed.
+        with h5py.File(tmp_path / ".annex" / "b", "w") as file:
+            file["x"] = B
+        (tmp_path / "next").symlink_to(".annex/b")
+        os.replace(tmp_path / "next", tmp_path / "part.h5")
+        np.testing.assert_array_equal(feed["virtual"].take([3])["x"], B[3:4])
+
+
+def test_files_that_lead_to_one_another(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Files may be made of parts of each other, as long as no array is made of itself."""
+    for here, there, part in (("a", "b", "x"), ("b", "a", "x"), ("c", "a", "part")):
+        with h5py.File(tmp_path / f"{here}.h5", "w") as file:
+            file["x"] = {"a": A, "b": B, "c": A}[here]
+            layout = h5py.VirtualLayout((100, 6), "i8")
+            layout[:] = h5py.VirtualSource(f"{there}.h5", part, (100, 6))
+            file.create_virtual_dataset("part", layout)
+            file["link"] = h5py.ExternalLink(f"{there}.h5", "/part")
+    with h5feed.connect(serve(tmp_path).url, deadline=20) as feed:
+        for name, field, expected in (
+            ("a", "part", B),
+            ("a", "link", A),
+            ("b", "part", A),
+            ("b", "link", B),
+            ("c", "part", B),
+        ):
+            np.testing.assert_array_equal(feed[name].take([3], fields=[field])[field], expected[3:4])
+
+
+def test_members_that_come_later(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """A file of which a part is missing is said to be unreadable, and read when the part is there."""
+    folder, away = tmp_path / "data", tmp_path / "away"
+    folder.mkdir()
+    away.mkdir()
+    _in_parts(folder)
+    for part in ("two-r.h5", "many001.h5"):
+        os.rename(folder / part, away / part)
+    server = serve(folder)
+    with h5feed.connect(server.url, deadline=20) as feed:
+        for name, reason in (("two-m", "'two-r.h5' is missing"), ("many000", "truncated")):
+            with pytest.raises(Unreadable, match=reason):
+                feed[name]
+        assert str(tmp_path) not in httpx.get(f"{server.url}/v1/datasets").text
+        for part in ("two-r.h5", "many001.h5"):
+            os.rename(away / part, folder / part)
+        for name in ("two-m", "many000"):
+            np.testing.assert_array_equal(feed[name].take([99])["x"], A[99:])
+
+
+def test_lists_of_text_and_in_records(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """What cannot travel is listed with the reason, beside what can."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        words = file.create_dataset("words", (10,), h5py.vlen_dtype(np.dtype("S4")))
+        words[0] = np.array([b"ab", b"abcd"])
+        kind = np.dtype([("n", "i4"), ("s", h5py.string_dtype()), ("r", h5py.ref_dtype)])
+        file.create_dataset("table", (10,), kind)
+    with h5feed.connect(serve(tmp_path).url, deadline=20) as feed:
+        fields = feed["a"].fields
+        assert "lists are of text" in str(fields["words"].reason)
+        assert "text, of any length" in str(fields["table.s"].reason)
+        assert "reference" in str(fields["table.r"].reason)
+        assert feed["a"].take([3])["table.n"].tolist() == [0]
+
+
+def test_a_file_that_is_being_written(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Each state is looked at only while it lasts: others do not wait for them, and the last one is served."""
+    for name in ("grows", "template"):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["x"] = A
+    os.rename(tmp_path / "template.h5", tmp_path / "template")
+    with open(tmp_path / "grows.h5", "ab") as file:
+        file.truncate(400 << 20)
+        url = serve(tmp_path).url
+        with h5feed.connect(url, deadline=20) as feed:
+            for number in range(40):
+                file.write(b"\0" * 4096)
+                file.flush()
+                feed.datasets()
+                if number % 10 == 0:
+                    os.replace(tmp_path / "template", tmp_path / f"new{number}.h5")
+                    np.testing.assert_array_equal(feed[f"new{number}"].take([3])["x"], A[3:4])
+                    os.replace(tmp_path / f"new{number}.h5", tmp_path / "template")
+            np.testing.assert_array_equal(feed["grows"].take([3])["x"], A[3:4])
+
+
 def _code(server: ServerProcess, *rows: int) -> str:
     """How a request for some images ends."""
     answer = httpx.post(f"{server.url}/v1/datasets/lists/rows", json={"rows": rows, "fields": ["images"]}, timeout=30)

@@ -90,8 +90,9 @@ class Child:
 
     def kill(self) -> None:
         """Have what waits for its answer fail; whoever asked ends it."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def end(self, patience: float = 1.0) -> None:
         """End it and what it has forked; it has `patience` seconds to end by itself when its input ends."""

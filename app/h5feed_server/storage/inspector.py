@@ -12,6 +12,7 @@ from h5feed.errors import Overloaded, Unreadable
 
 from .child import Child
 from .layout import load_layout
+from .source import refused
 
 MEMORY_BYTES = 2 << 30
 """Address space of a child. Some of it is libraries that are mapped, not used."""
@@ -63,7 +64,7 @@ class Inspector:
             It is no HDF5 file, or it crashed, outlasted or outgrew the child; or the operating system refuses it, and
             the cause says so.
         Overloaded
-            No child can be started.
+            No child can be started, or no file opened, now.
         """
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
@@ -72,6 +73,8 @@ class Inspector:
             with open(path, "rb"):
                 pass
         except OSError as error:
+            if isinstance(failure := refused(error), Overloaded):
+                raise failure from None
             raise Unreadable(f"it cannot be opened: {error.strerror}") from error
         try:
             answer = self._ask(path)

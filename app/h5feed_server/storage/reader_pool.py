@@ -120,10 +120,6 @@ class ReaderPool:
         _check_unchanged(files)
         answer = self._ask(request, name, array.path)
         content: Bytes = np.frombuffer(answer, np.uint8)
-        if bytes(content[:1]) == b"E":
-            code, detail = json.loads(bytes(content[KIND_BYTES:]))
-            error: FeedError = CLASS_BY_CODE[code](f"{array.path!r}: {detail}")
-            raise error
         return content[KIND_BYTES:]
 
     def _ask(self, request: bytes, name: bytes, path: str) -> memoryview:
@@ -131,9 +127,9 @@ class ReaderPool:
         began = time.monotonic()
         try:
             answer = child.ask(request, self._timeout + _GRACE_SECONDS)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError) as failure:
             self._drop(child)
-            if isinstance(error, TimeoutError) or time.monotonic() - began >= self._timeout:
+            if isinstance(failure, TimeoutError) or time.monotonic() - began >= self._timeout:
                 raise ReadTimeout(f"reading {path!r} took more than {self._timeout:g} s") from None
             with self._changed:
                 if self._closed:
@@ -145,8 +141,16 @@ class ReaderPool:
         except BaseException:
             self._drop(child)
             raise
-        self._give_back(child)
-        return answer
+        error = _refusal(answer, path)
+        if error is None:
+            self._give_back(child)
+            return answer
+        if isinstance(error, DatasetCorrupt):
+            # libhdf5 may have damaged its own memory before it noticed.
+            self._drop(child)
+        else:
+            self._give_back(child)
+        raise error
 
     def _take(self) -> Child:
         deadline = time.monotonic() + self._timeout
@@ -187,6 +191,13 @@ class ReaderPool:
         with self._changed:
             self._busy.discard(child)
             self._changed.notify()
+
+
+def _refusal(answer: memoryview, path: str) -> FeedError | None:
+    if bytes(answer[:1]) != b"E":
+        return None
+    code, detail = json.loads(bytes(answer[KIND_BYTES:]))
+    return CLASS_BY_CODE[code](f"{path!r}: {detail}")
 
 
 def _check_unchanged(files: Sequence[LocalFile]) -> None:

@@ -144,7 +144,7 @@ class LocalFile:
         except FileNotFoundError:
             raise changed() from None
         except OSError as error:
-            raise _refused(error) from None
+            raise refused(error) from None
         if status.st_mtime_ns != self.identity.mtime_ns or status.st_size != self.identity.size:
             raise changed()
 
@@ -161,7 +161,7 @@ class LocalFile:
             done += received
 
 
-def _refused(error: OSError) -> FeedError:
+def refused(error: OSError) -> FeedError:
     """What the operating system's refusal means to those who asked."""
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         return Overloaded("the server has too many files open; come again in a moment", retry_after=1)
