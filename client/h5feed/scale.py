@@ -61,12 +61,12 @@ def scale_of(
         return None
     factor = _number("rescale", given.pop("rescale"), 1.0)
     statistics = _statistics(dataset, name, split, split_options) if any(map(_is_server, given.values())) else {}
+    shape = dataset.fields[name].shape
     shift, spread = (
-        _counted(statistics, option, name) * factor if _is_server(value) else _number(option, value, default)
+        _counted(statistics, option, name, shape) * factor if _is_server(value) else _number(option, value, default)
         for (option, value), default in zip(given.items(), (0.0, 1.0), strict=True)
     )
     spread = np.where(spread == 0, 1.0, spread)
-    shape = dataset.fields[name].shape
     for option, value in (("rescale", factor), ("mean", shift), ("std", spread)):
         try:
             fits = np.broadcast_shapes(value.shape, shape) == shape
@@ -89,11 +89,14 @@ def _statistics(dataset: Dataset, name: str, split: str, options: Mapping[str, A
     return found
 
 
-def _counted(statistics: Mapping[str, Any], key: str, name: str) -> npt.NDArray[np.float64]:
+def _counted(statistics: Mapping[str, Any], key: str, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
     channels = statistics.get("channels")
     found = [channel.get(key) for channel in channels] if channels else [statistics.get(key)]
     if None in found:
         raise BadParameter(f"the server has no {key} of {name!r}: give it as a number")
+    if channels and len(found) not in shape[-1:] and len(found) in shape[:1]:
+        # Channels come first: (channels, height, width)
+        return np.asarray(found, np.float64).reshape(-1, *(1 for _ in shape[1:]))
     return np.asarray(found if channels else found[0], np.float64)
 
 

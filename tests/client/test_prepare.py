@@ -48,6 +48,8 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
     with h5py.File(folder / "many.h5", "w") as file:
         file["image"], file["depth"] = IMAGES, FLOATS
         file["kind"], file["mask"] = KINDS, IMAGES[..., :1]
+        first = file.create_dataset("first", data=np.ascontiguousarray(np.moveaxis(IMAGES, -1, 1)))
+        first.attrs["channels"] = "rgb"
         file["weight"] = np.arange(ROWS, dtype=np.float64)
     server = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "1")
     with h5feed.connect(server.url, deadline=60) as connected:
@@ -298,3 +300,10 @@ def test_like_flow_from_directory(feed: h5feed.Feed, tmp_path: Path) -> None:
         np.testing.assert_allclose(ours[0][order], theirs[0], atol=1e-6)
         np.testing.assert_array_equal(ours[1][order], theirs[1])
         assert prepare.labels is not None and prepare.labels.class_indices == flow.class_indices
+
+
+def test_the_servers_statistics_of_channels_first(feed: h5feed.Feed) -> None:
+    """Means of channels go to the axis that the channels are on."""
+    images, _ = prepared(feed["many"], x="first", y="kind", mean="server")
+    expected = np.moveaxis(IMAGES[:BATCH] - IMAGES.mean((0, 1, 2)), -1, 1)
+    np.testing.assert_allclose(images, expected, atol=1e-3)
