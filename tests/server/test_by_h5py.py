@@ -503,6 +503,18 @@ def test_a_reader_that_hangs(of_one_reader: ServerProcess) -> None:
     wait_until(lambda: not any(reader.is_running() for reader in readers), 20)
 
 
+def test_a_reader_that_hangs_when_a_file_is_tried(of_one_reader: ServerProcess) -> None:
+    """That says nothing of the file: it is served when there is a reader again."""
+    server = of_one_reader
+    assert _code(server, 0) == "ok"
+    for reader in _readers(server):
+        reader.suspend()
+    with h5py.File(server.folder / "new.h5", "w") as file:
+        file.create_dataset("caption", data=["a", "b"], dtype=h5py.string_dtype())
+    with h5feed.connect(server.url, deadline=30) as feed:
+        assert feed["new"].take([1], fields=["caption"]).text("caption") == ["b"]
+
+
 def test_lists_that_are_too_long(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
     """An answer is bounded whatever its rows turn out to be, also where the first ones look short."""
     with h5py.File(tmp_path / "long.h5", "w") as file:
