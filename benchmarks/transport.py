@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import h5feed
 import httpx
-from h5feed.client import Client
+from h5feed.net.client import Client
 from h5feed.wire import MEDIA_TYPE
 
 from .data import BATCH, Files

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, jobs
+from . import __version__
 from .batch import Batch
 from .errors import BadParameter, FeedError
 from .feed import Feed, connect
+from .net import jobs
 from .stats import FieldStats, Stats
 from .wire import write_npz
 

@@ -14,25 +14,25 @@ from urllib.parse import quote, unquote
 import numpy as np
 import numpy.typing as npt
 
-from . import jobs
 from .batch import Batch
 from .cache import RowCache
-from .cached import Take, cached_fetch
-from .client import Client
-from .decoding import decoded, decoded_batch, decoded_fetch, specs_for
+from .cache.fetch import Take, cached_fetch
 from .errors import BadAnswer, BadParameter
 from .images import ImageSpec
-from .pace import Pace
-from .passes import blocks_of_passes
-from .readahead import Block, Fetch, ReadAhead, blocks_of
+from .net import jobs
+from .net.client import Client
+from .net.pace import Pace
+from .net.transport import BodyCut
+from .reading.decoding import decoded, decoded_batch, decoded_fetch, specs_for
+from .reading.passes import blocks_of_passes
+from .reading.readahead import Block, Fetch, ReadAhead, blocks_of
 from .splits import Splits
 from .stats import FieldStats, Stats
-from .transport import BodyCut
 from .wire import OFFSETS, ROWS, WEIGHT, Tensor, dtype_named, read_body, read_runs
 
 if TYPE_CHECKING:
     from .keras import Sequence as KerasSequence
-    from .loader import Loader
+    from .reading.loader import Loader
     from .torch import TorchBatches, TorchRows
 
 BLOCK_BYTES = 8 << 20
@@ -351,8 +351,8 @@ class Dataset:
         return KerasSequence(self, split, **options)
 
     def loader(self, split: str = "all", **options: Any) -> Loader:
-        """Passes over a split for a loop of your own, as ``(x, y)``; see `h5feed.loader.Loader` for the options."""
-        from .loader import Loader
+        """Passes over a split for a loop of your own, as ``(x, y)``; options: `h5feed.reading.loader.Loader`."""
+        from .reading.loader import Loader
 
         return Loader(self, split, **options)
 

@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 import httpx
 
-from .client import DEFAULT_DEADLINE, DEFAULT_TIMEOUT, Client
 from .dataset import Dataset
 from .errors import BadAnswer
-from .servers import Hooks
+from .net.client import DEFAULT_DEADLINE, DEFAULT_TIMEOUT, Client
+from .net.servers import Hooks
 
 _PAGE = 500
 """Catalogue entries asked for at once."""

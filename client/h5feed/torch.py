@@ -16,10 +16,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .cache import RowCache
 from .errors import BadParameter
-from .loader import divided, preparation_of
-from .pass_numbers import PassNumbers
-from .passes import is_drawn
 from .prepare import Preparation
+from .reading.loader import divided, preparation_of
+from .reading.pass_numbers import PassNumbers
+from .reading.passes import is_drawn
 from .wire import WEIGHT
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
     dataset : Dataset
     split : str
     batch_size, shuffle, seed, epoch, connections, readahead, cache, **options
-        As of `h5feed.loader.Loader`. `readahead` is that of each worker.
+        As of `h5feed.reading.loader.Loader`. `readahead` is that of each worker.
     pin_memory : bool
         Pin the tensors where CUDA is there. With workers, leave it to the DataLoader's own ``pin_memory``.
 

@@ -26,8 +26,8 @@ import pytest
 from conftest import ROWS, ServerProcess, wait_until
 from h5feed.batch import Batch
 from h5feed.cache import RowCache
+from h5feed.cache.store import FieldStore
 from h5feed.errors import BadParameter
-from h5feed.store import FieldStore
 
 FIELDS = ["images", "labels", "big_endian", "flags", "half", "waves", "shuffled"]
 

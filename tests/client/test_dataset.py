@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from h5feed.client import Client
 from h5feed.dataset import Batch, _fetcher
 from h5feed.errors import BadAnswer, ConnectionFailed, DatasetCorrupt
-from h5feed.readahead import Block
-from h5feed.transport import BodyCut
+from h5feed.net.client import Client
+from h5feed.net.transport import BodyCut
+from h5feed.reading.readahead import Block
 from h5feed.wire import MEDIA_TYPE, ROWS, Body, Tensor, read_body
 
 BATCHES = 9

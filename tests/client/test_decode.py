@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import ServerProcess
-from h5feed import decoding
+from h5feed.reading import decoding
 from h5feed.decode import MAX_SCANS, BrokenImage, decode_image, decode_into, fingerprint
 from h5feed.errors import BadParameter, DatasetCorrupt
 from h5feed.images import ImageSpec

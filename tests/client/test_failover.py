@@ -18,9 +18,9 @@ import h5py
 import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
-from h5feed.cancellation import Cancellation
-from h5feed.client import Client, _seconds
 from h5feed.errors import BadParameter, ConnectionFailed, DatasetNotFound, Overloaded, RevisionChanged
+from h5feed.net.cancellation import Cancellation
+from h5feed.net.client import Client, _seconds
 
 ORDER = {"batch_size": 2, "shuffle": True, "seed": 3, "fields": ["x"]}
 

@@ -7,16 +7,15 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .batch import Batch
-from .cache import RowCache
-from .errors import BadParameter, BatchOutOfRange
-from .passes import is_drawn, position_in, state_of
-from .prepare import Preparation
-from .readahead import ReadAhead
+from ..cache import RowCache
+from ..errors import BadParameter, BatchOutOfRange
+from ..prepare import Preparation
+from .passes import position_in, state_of
 from .sharding import shard_of
+from .stream import Stream
 
 if TYPE_CHECKING:
-    from .dataset import Dataset
+    from ..dataset import Dataset
 
 
 class Loader:
@@ -47,7 +46,7 @@ class Loader:
     **options
         Split and order options (``val``, ``test``, ``stratify``, ``window``, ``shard``, ``shards``, ``last`` …), and
         those of `h5feed.prepare.Preparation`: ``x``, ``y``, ``sample_weight``, ``class_mode``, ``rescale``, ``mean``,
-        ``std``, ``transform``. ``shard="auto"`` is this process's rank: see `h5feed.sharding.shard_of`.
+        ``std``, ``transform``. ``shard="auto"`` is this process's rank: see `h5feed.reading.sharding.shard_of`.
 
     Attributes
     ----------
@@ -75,11 +74,8 @@ class Loader:
         self.plan = dataset.plan(
             split, batch_size=batch_size, shuffle=shuffle, seed=seed, fields=self._prepare.fields, **order
         )
-        self._fetching: dict[str, Any] = {"connections": connections, "readahead": readahead, "cache": cache}
+        self._stream = Stream(dataset, self.plan, {"connections": connections, "readahead": readahead, "cache": cache})
         self._lock = threading.RLock()
-        self._stream: ReadAhead[Batch] | None = None
-        self._stream_at: tuple[int, int] | None = None
-        self._waited = 0.0
         self._epoch, self._delivered = epoch, 0
         self._passes = 0
         self._under_way = False
@@ -102,7 +98,7 @@ class Loader:
     def waited(self) -> float:
         """Seconds that the loop has waited for batches which were not there yet."""
         with self._lock:
-            return self._waited + (self._stream.waited if self._stream else 0.0)
+            return self._stream.waited
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         with self._lock:
@@ -121,7 +117,7 @@ class Loader:
                 if number != self._passes:
                     raise RuntimeError("another pass over this loader has begun: make a loader for each loop")
                 epoch = self._epoch
-                batch = self._next()
+                batch = self._stream.batch(epoch, self._delivered)
                 # Counted before it is out of hand: a state taken in the loop's body says that it was delivered.
                 self._delivered += 1
                 last = self._delivered == self.plan.batches
@@ -131,18 +127,6 @@ class Loader:
 
     def _end(self) -> None:
         self._epoch, self._delivered, self._under_way = self._epoch + 1, 0, False
-
-    def _next(self) -> Batch:
-        epoch = self._epoch if is_drawn(self.plan) else 0
-        if self._stream is None or self._stream_at != (epoch, self._delivered):
-            self.close()
-            self._stream = self._dataset.read_passes(self.plan, epoch, self._delivered, **self._fetching)
-        # Where the next line fails, nobody knows what the stream would deliver afterwards.
-        self._stream_at = None
-        batch = next(self._stream)
-        at_end = self._delivered + 1 == self.plan.batches
-        self._stream_at = (epoch + is_drawn(self.plan), 0) if at_end else (epoch, self._delivered + 1)
-        return batch
 
     def example(self) -> tuple[Any, ...]:
         """The first batch of a pass, past the read-ahead: what shapes and dtypes there will be.
@@ -156,11 +140,7 @@ class Loader:
             raise BatchOutOfRange(
                 f"{self.plan.rows} rows make no batch of {self.plan.batch_size}: use a smaller batch_size"
             )
-        stream = self._dataset.read_passes(self.plan, 0, 0, 1, **self._fetching)
-        try:
-            return self._prepare(next(stream), 0)
-        finally:
-            stream.close()
+        return self._prepare(self._stream.look(0, 0), 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the number of the pass that the next ``for`` begins."""
@@ -175,7 +155,7 @@ class Loader:
             self._passes += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loop is, as plain values that JSON can hold: see `h5feed.passes.state_of`."""
+        """Where the loop is, as plain values that JSON can hold: see `h5feed.reading.passes.state_of`."""
         with self._lock:
             return state_of(self._dataset, self.plan, self._epoch, self._delivered)
 
@@ -193,10 +173,7 @@ class Loader:
     def close(self) -> None:
         """End the read-ahead and its threads; the next batch asked for begins it anew."""
         with self._lock:
-            if self._stream is not None:
-                self._waited += self._stream.waited
-                self._stream.close()
-            self._stream = self._stream_at = None
+            self._stream.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -222,7 +199,7 @@ def preparation_of(
     dataset: Dataset, split: str, order: Mapping[str, Any], preparing: Mapping[str, Any], seed: int
 ) -> Preparation:
     """What makes arrays of the batches of an order."""
-    from .dataset import SplitOptions
+    from ..dataset import SplitOptions
 
     of_split = {name: value for name, value in order.items() if name in SplitOptions.__annotations__}
     shard = order.get("shard") or 0

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .batch import Batch
-from .buffers import BufferPool
-from .errors import BadParameter, FieldNotFound
+from ..batch import Batch
+from ..buffers import BufferPool
+from ..errors import BadParameter, FieldNotFound
 from .labels import CLASS_MODES, ClassMode, Labels
 from .scale import Number, scale_of
 from .transform import adapted, generator_of
 
 if TYPE_CHECKING:
-    from .dataset import Dataset
+    from ..dataset import Dataset
 
 FieldNames = str | Names[str] | Mapping[str, str]
 

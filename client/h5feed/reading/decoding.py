@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .batch import Batch
-from .buffers import BufferPool
-from .errors import BadParameter, ConnectionFailed, DatasetCorrupt
-from .images import ImageSpec
+from ..batch import Batch
+from ..buffers import BufferPool
+from ..errors import BadParameter, ConnectionFailed, DatasetCorrupt
+from ..images import ImageSpec
+from ..wire import OFFSETS
 from .readahead import Block, Fetch
-from .wire import OFFSETS
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -106,7 +106,7 @@ def decoded(
 
 def _decoder() -> ModuleType:
     try:
-        from . import decode
+        from .. import decode
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"decode='client' needs the libraries that decode images, but there is no {error.name!r}: "

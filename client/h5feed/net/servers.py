@@ -18,9 +18,9 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from .buffers import BufferPool
+from ..buffers import BufferPool
+from ..errors import BadParameter
 from .cancellation import Cancellation
-from .errors import BadParameter
 from .transport import BODY, CANCELLED, DEADLINE, POOL, Answer, FeedTransport, Timeouts, head_after_target
 
 FIRST_REST = 0.25

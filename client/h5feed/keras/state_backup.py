@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 
-from .errors import BadParameter
+from ..errors import BadParameter
 
 if TYPE_CHECKING:
-    from .keras import Sequence
+    from .sequence import Sequence
 
 
 class StateBackup(keras.callbacks.Callback):  # type: ignore[misc]

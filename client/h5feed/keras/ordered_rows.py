@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import BadParameter
-from .labels import Labels
-from .prepare import Preparation
+from ..errors import BadParameter
+from ..prepare import Preparation
+from ..prepare.labels import Labels
 
 if TYPE_CHECKING:
-    from .dataset import Dataset
+    from ..dataset import Dataset
 
 _ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 

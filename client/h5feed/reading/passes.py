@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .errors import BadParameter, RevisionChanged
+from ..errors import BadParameter, RevisionChanged
 from .readahead import Block, blocks_of
 
 if TYPE_CHECKING:
-    from .dataset import Dataset, Plan
+    from ..dataset import Dataset, Plan
 
 STATE_VERSION = 1
 

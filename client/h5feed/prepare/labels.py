@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from .batch import Batch
-from .errors import BadParameter, SplitImpossible
+from ..batch import Batch
+from ..errors import BadParameter, SplitImpossible
 
 if TYPE_CHECKING:
-    from .dataset import Dataset
+    from ..dataset import Dataset
 
 ClassMode = Literal["int", "sparse", "categorical", "binary", "input", "raw"]
 

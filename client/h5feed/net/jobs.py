@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from .errors import BadAnswer, ReadTimeout
+from ..errors import BadAnswer, ReadTimeout
 
 T = TypeVar("T")
 

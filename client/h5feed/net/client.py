@@ -22,15 +22,15 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from . import __version__
-from .buffers import BufferPool
+from .. import __version__
+from ..buffers import BufferPool
+from ..errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, RevisionChanged, Transient, from_problem
+from ..wire import MEDIA_TYPE
 from .cancellation import Cancellation
-from .errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, RevisionChanged, Transient, from_problem
 from .jobs import InProgress
 from .pace import Link
 from .servers import Hooks, Server, Servers, jitter
 from .transport import Answer, BodyCut
-from .wire import MEDIA_TYPE
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT: httpx.Timeout = httpx.Timeout(60.0, connect=10.0)

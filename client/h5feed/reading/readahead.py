@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from .cancellation import Cancellation
-from .errors import ConnectionFailed
-from .pace import Pace
+from ..errors import ConnectionFailed
+from ..net.cancellation import Cancellation
+from ..net.pace import Pace
 
 FEW_BLOCKS = 32
 BYTES_PER_BLOCK = 4 << 20

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .batch import Batch
-from .buffers import BufferPool
-from .cache import Piece, RowCache
-from .errors import TooLarge
-from .readahead import Block, Fetch
+from ..batch import Batch
+from ..buffers import BufferPool
+from ..errors import TooLarge
+from ..reading.readahead import Block, Fetch
+from ..wire import ALIGNMENT, OFFSETS, ROWS, WEIGHT, Tensor
+from .folder import Piece, RowCache
 from .store import FieldStore, Int64s
-from .wire import ALIGNMENT, OFFSETS, ROWS, WEIGHT, Tensor
 
 if TYPE_CHECKING:
-    from .dataset import Plan
+    from ..dataset import Plan
 
 Take = Callable[[Int64s, Sequence[str], threading.Event], dict[str, npt.NDArray[Any]]]
 """Fetches those rows of those fields, in the order asked; no two of them are the same."""

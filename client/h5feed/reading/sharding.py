@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Literal
 
-from .errors import BadParameter
+from ..errors import BadParameter
 
 
 def shard_of(shard: int | Literal["auto"], shards: int | None) -> tuple[int, int]:

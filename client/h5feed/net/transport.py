@@ -27,7 +27,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from .buffers import BufferPool
+from ..buffers import BufferPool
 from .cancellation import Cancellation
 
 POOL = "h5feed.pool"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .batch import Batch
-from .errors import BatchOutOfRange
+from ..batch import Batch
+from ..errors import BatchOutOfRange
 from .passes import is_drawn
 from .readahead import ReadAhead
 
 if TYPE_CHECKING:
-    from .dataset import Dataset, Plan
+    from ..dataset import Dataset, Plan
 
 
 class Stream:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .errors import BadParameter, SplitNotFound
+from ..errors import BadParameter, SplitNotFound
 
 if TYPE_CHECKING:
-    from .dataset import Dataset
+    from ..dataset import Dataset
 
 Number = float | npt.ArrayLike | Literal["server"]
 

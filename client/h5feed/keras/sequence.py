@@ -25,20 +25,20 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from .batch import Batch
-from .cache import RowCache
+from ..batch import Batch
+from ..cache import RowCache
+from ..dataset import DEFAULT_READAHEAD, Dataset, OrderOptions, SplitOptions
+from ..errors import BadParameter, FeedError
+from ..prepare.labels import ClassMode
+from ..prepare.preparation import FieldNames, Preparation
+from ..prepare.scale import Number
+from ..reading.passes import position_in, state_of
+from ..reading.sharding import shard_of
+from ..reading.stream import Stream
 from .course import Course
-from .dataset import DEFAULT_READAHEAD, Dataset, OrderOptions, SplitOptions
-from .errors import BadParameter, FeedError
-from .keras_backup import StateBackup
-from .keras_stack import GENERATOR, LOOK, Mode, epoch_iterator, initial_epoch, keras_frame, running_method
-from .labels import ClassMode
 from .ordered_rows import OrderedRows
-from .passes import position_in, state_of
-from .prepare import FieldNames, Preparation
-from .scale import Number
-from .sharding import shard_of
-from .stream import Stream
+from .stack import GENERATOR, LOOK, Mode, epoch_iterator, initial_epoch, keras_frame, running_method
+from .state_backup import StateBackup
 
 __all__ = ["Sequence", "StateBackup"]
 
@@ -258,7 +258,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         self._go_to(epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training is, as plain values that JSON can hold: see `h5feed.passes.state_of`.
+        """Where training is, as plain values that JSON can hold: see `h5feed.reading.passes.state_of`.
 
         In the middle of ``fit`` batches may have been handed out that are not trained on yet: `state_after` tells
         where training is.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BadParameter
+from ..errors import BadParameter
 
 Call = Callable[[Any, Any, np.random.Generator], tuple[Any, ...]]
 """Takes inputs, targets and a generator of the batch's own; returns (x, y) or (x, y, sample_weight)."""

@@ -1,0 +1,6 @@
+"""A remote dataset for Keras: `Sequence`, a `keras.utils.PyDataset`, and callbacks that belong to it."""
+
+from .sequence import Sequence
+from .state_backup import StateBackup
+
+__all__ = ["Sequence", "StateBackup"]
