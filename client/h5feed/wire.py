@@ -88,6 +88,10 @@ class Tensor:
     is_bfloat16: bool = False
 
     @property
+    def dtype_name(self) -> str:
+        return "bfloat16" if self.is_bfloat16 else self.dtype.name
+
+    @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 

@@ -227,6 +227,8 @@ def test_bfloat16(server: ServerProcess, feed: h5feed.Feed) -> None:
     body = httpx.get(f"{server.url}/v1/datasets/halves/rows?start=0&stop=2").content
     (length,) = struct.unpack_from("<Q", body)
     assert json.loads(body[8 : 8 + length])["x"]["dtype"] == "BF16"
+    plan = httpx.get(f"{server.url}/v1/datasets/halves/plan?batch_size=2").json()
+    assert "bfloat16" in [tensor["dtype"] for tensor in plan["tensors"]]
 
 
 def test_what_links_lead_to_is_said(feed: h5feed.Feed) -> None:

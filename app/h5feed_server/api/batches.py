@@ -88,4 +88,4 @@ def _stream(request: Request, services: Services, name: str, query: BatchQuery, 
 
 
 def _describe(tensor: Tensor) -> dict[str, Any]:
-    return {"name": tensor.name, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
+    return {"name": tensor.name, "dtype": tensor.dtype_name, "shape": list(tensor.shape)}

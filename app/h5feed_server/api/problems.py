@@ -67,7 +67,9 @@ def problem(error: errors.FeedError) -> Response:
     status = STATUS[type(error)]
     request_id = uuid.uuid4().hex[:12]
     if status >= 500:
-        logger.error("%s %s: %s", request_id, error.code, error.detail)
+        # A caller that is told to come again is no fault of the server's.
+        level = logging.WARNING if isinstance(error, errors.Overloaded) else logging.ERROR
+        logger.log(level, "%s %s: %s", request_id, error.code, error.detail)
     content = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
