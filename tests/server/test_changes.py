@@ -44,7 +44,7 @@ class Reader(threading.Thread):
         self.epochs = 0
 
     def run(self) -> None:
-        with h5feed.connect(self.url, deadline=10) as feed:
+        with h5feed.connect(self.url, deadline=60) as feed:
             while not self.stopped.is_set():
                 try:
                     dataset = feed[self.name_of_dataset]
@@ -84,11 +84,11 @@ def changing(
     server = serve(folder, "--workers", "2", H5FEED_CACHE_BYTES="0", H5FEED_CHUNK_CACHE_BYTES="0")
     reader = Reader(server.url, path.stem)
     reader.start()
-    wait_until(lambda: 0 in reader.versions, 30)
+    wait_until(lambda: 0 in reader.versions)
     workers = server.worker_pids()
     yield path, reader
     reader.stopped.set()
-    reader.join(30)
+    reader.join(60)
     assert not reader.is_alive()
     assert not reader.wrong, reader.wrong[:3]
     assert server.worker_pids() == workers
@@ -98,12 +98,12 @@ def changing(
 def test_replaced_under_load(changing: tuple[Path, Reader]) -> None:
     """Another file under the same name, again and again: each epoch is of one version, and new ones arrive."""
     path, reader = changing
-    with h5feed.connect(reader.url, deadline=10) as feed:
+    with h5feed.connect(reader.url, deadline=60) as feed:
         old = feed[path.stem]
         for version in range(1, 5):
             _write(path.with_suffix(".new"), version)
             os.replace(path.with_suffix(".new"), path)
-            wait_until(lambda version=version: version in reader.versions, 30)
+            wait_until(lambda version=version: version in reader.versions)
         with pytest.raises(RevisionChanged):
             old.batch(0)
 
@@ -118,7 +118,7 @@ def test_overwritten_in_place_under_load(changing: tuple[Path, Reader]) -> None:
         with open(path, "r+b") as file:
             file.write(data)
             file.truncate(len(data))
-        wait_until(lambda version=version: version in reader.versions, 30)
+        wait_until(lambda version=version: version in reader.versions)
 
 
 @pytest.mark.parametrize("changing", ["plain", "gzip"], indirect=True)
@@ -128,10 +128,10 @@ def test_truncated_and_mended_under_load(changing: tuple[Path, Reader]) -> None:
     size = path.stat().st_size
     refused = len(reader.refused)
     os.truncate(path, size // 2)
-    wait_until(lambda: len(reader.refused) > refused, 30)
+    wait_until(lambda: len(reader.refused) > refused)
     _write(path.with_suffix(".new"), 7)
     os.replace(path.with_suffix(".new"), path)
-    wait_until(lambda: 7 in reader.versions, 30)
+    wait_until(lambda: 7 in reader.versions)
 
 
 @pytest.mark.parametrize("changing", ["gzip"], indirect=True)
@@ -142,6 +142,6 @@ def test_grown_under_load(changing: tuple[Path, Reader]) -> None:
         file["x"].resize(ROWS + 100, axis=0)
         file["x"][ROWS:] = _values(np.arange(ROWS, ROWS + 100), 0)
     epochs = reader.epochs
-    wait_until(lambda: reader.epochs > epochs + 1, 30)
-    with h5feed.connect(reader.url, deadline=10) as feed:
+    wait_until(lambda: reader.epochs > epochs + 1)
+    with h5feed.connect(reader.url, deadline=60) as feed:
         assert feed[path.stem].rows == ROWS + 100

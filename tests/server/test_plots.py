@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -23,7 +23,7 @@ ROWS = 300
 
 
 @pytest.fixture(scope="module")
-def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset whose images have the colour of their class, in both orders of colours, and one of numbers only."""
     folder = tmp_path_factory.mktemp("pictures")
     random = np.random.default_rng(0)
@@ -40,22 +40,28 @@ def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         file["captions"] = ["text"] * ROWS
     with h5py.File(folder / "numbers.h5", "w") as file:
         file["x"], file["t"] = random.normal(size=(50, 3)), random.normal(size=50)
-    server = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    with httpx.Client(base_url=f"{server.url}/v1/datasets", timeout=30) as client:
-        client.headers["x-pid"] = str(server.worker_pids()[0])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def http(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    server = ServerProcess(pictures, tmp_path_factory.mktemp("cache"))
+    with httpx.Client(base_url=f"{server.url}/v1/datasets", timeout=60) as client:
         yield client
     assert server.stop() == 0
 
 
-def test_no_plotting_library_before_the_first_plot(http: httpx.Client) -> None:
-    """Samples and statistics load none; the first plot does. (This test comes first in its file for that.)"""
-    maps = Path(f"/proc/{http.headers['x-pid']}/maps")
-    assert http.get("/toys/rows/0/image").status_code == 200
-    assert http.get("/toys/stats").status_code == 200
-    assert http.get("/toys/stats/plot", params={"format": "txt"}).status_code == 200
-    assert "matplotlib" not in maps.read_text()
-    assert http.get("/toys/stats/plot").status_code == 200
-    assert "matplotlib" in maps.read_text()
+def test_no_plotting_library_before_the_first_plot(pictures: Path, serve: Callable[..., ServerProcess]) -> None:
+    """Samples and statistics load none; the first plot does."""
+    server = serve(pictures)
+    maps = Path(f"/proc/{server.worker_pids()[0]}/maps")
+    with httpx.Client(base_url=f"{server.url}/v1/datasets", timeout=60) as http:
+        assert http.get("/toys/rows/0/image").status_code == 200
+        assert http.get("/toys/stats").status_code == 200
+        assert http.get("/toys/stats/plot", params={"format": "txt"}).status_code == 200
+        assert "matplotlib" not in maps.read_text()
+        assert http.get("/toys/stats/plot").status_code == 200
+        assert "matplotlib" in maps.read_text()
 
 
 @pytest.mark.parametrize("field", ["images", "bgr"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import shutil
@@ -101,7 +102,7 @@ def test_a_member_that_is_another_for_a_moment(pool: ReaderPool, tmp_path: Path)
     os.rename(member, away)
     os.rename(tmp_path / "other", member)
     reader.resume()
-    thread.join(30)
+    thread.join(60)
     assert [type(error) for error in failures] == [RevisionChanged]
     os.rename(away, member)
     np.testing.assert_array_equal(pool.read(files, array, rows).view("<i8").reshape(1000, 6), values)
@@ -247,6 +248,8 @@ def test_closed_while_at_work(tmp_path: Path) -> None:
     """Who waits for a reader when the pool is closed is told so at once; no reader is left, nor a descriptor."""
     _write_text(tmp_path / "a.h5", "row")
     pool = ReaderPool(1, 30, 1 << 20)
+    # What earlier tests have dropped is not to be taken for what this one gives back.
+    gc.collect()
     before = psutil.Process().num_fds()
     assert _text(pool, tmp_path / "a.h5", 7) == "row007"
     for reader in _readers():
@@ -265,6 +268,6 @@ def test_closed_while_at_work(tmp_path: Path) -> None:
     wait_until(lambda: not pool._idle)
     pool.close()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert [type(error) for error in failures] == [Overloaded] * 4
-    assert not _readers() and psutil.Process().num_fds() == before
+    assert not _readers() and psutil.Process().num_fds() <= before

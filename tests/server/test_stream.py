@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import select
 import socket
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def _connect(server: ServerProcess, *, receive_bytes: int | None = None) -> sock
     connected = socket.socket()
     if receive_bytes is not None:
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-    connected.settimeout(30)
+    connected.settimeout(60)
     connected.connect(("127.0.0.1", server.port))
     return connected
 
@@ -63,10 +64,9 @@ def test_a_slow_reader_gets_all_of_it(server: ServerProcess, http_client: httpx.
     with _connect(server, receive_bytes=1 << 14) as connected:
         for _ in range(2):
             connected.sendall(_ask(path))
-            time.sleep(0.3)
-            began = time.monotonic()
+            # The answer has begun, and is larger than what the kernel keeps for a peer that takes nothing.
+            assert select.select([connected], [], [], 60)[0]
             assert http_client.get(SMALL.format(index=0)).status_code == 200
-            assert time.monotonic() - began < 5
             assert _read_body(connected, 0.002) == expected
 
 
@@ -175,18 +175,18 @@ def test_nothing_is_written_into_an_answer(server: ServerProcess, http_client: h
 
 def test_a_body_that_never_ends(serve: Callable[..., ServerProcess], folder: Path) -> None:
     """A request of which the rest does not come is given up; one that takes its time is not."""
-    server = serve(folder, H5FEED_READ_TIMEOUT="2")
+    server = serve(folder, H5FEED_READ_TIMEOUT="3")
     body = b'{"rows": [1, 2]}'
     lines = ["POST /v1/datasets/mixed/rows HTTP/1.1", "Host: test", "Content-Type: application/json"]
     head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode()
     with _connect(server) as connected:
-        connected.sendall(head + body[:5])
         began = time.monotonic()
+        connected.sendall(head + body[:5])
         assert connected.recv(100) == b""
-        assert 1.5 < time.monotonic() - began < 10
+        assert time.monotonic() - began > 2.5
     with _connect(server) as connected:
         connected.sendall(head + body[:5])
-        time.sleep(1)
+        time.sleep(0.3)
         connected.sendall(body[5:])
         assert connected.recv(100).startswith(b"HTTP/1.1 200 OK")
 
