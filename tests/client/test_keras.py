@@ -460,7 +460,7 @@ def test_what_a_generator_of_keras_tells(dataset: Any, feed: Any, capsys: pytest
     feed["mixed"].sequence(x="half", y="half", shard=1, shards=2)
     assert capsys.readouterr().out == ""
     next(train)
-    assert train.stats()["batches"] == 1 and train.stats()["rows"] == 32 and train.stats()["preparing"] > 0
+    assert train.stats()["steps"] == 1 and train.stats()["rows"] == 32 and train.stats()["preparing"] > 0
     train.close()
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ..batch import Batch
 from ..buffers import BufferPool
 from ..errors import TooLarge
+from ..net import trace
 from ..reading.readahead import Block, Fetch
 from ..wire import ALIGNMENT, OFFSETS, ROWS, WEIGHT, Tensor
 from .folder import Piece, RowCache
@@ -96,11 +97,13 @@ def cached_fetch(
         if any(store.fresh for store in stores.values()):
             return whole(block, cancelled)
         wanted = row_ids.batches(plan, fetch_ids, block, cancelled)
+        trace.enter(trace.DECODE)
         count = sum(len(batch.rows) for batch in wanted)
         rows, weight, arrays = _lease(pool, count, [tensors[name] for name in stores], wanted[0].weight is not None)
         np.concatenate([batch.rows for batch in wanted], out=rows)
         # found: (count,), whether all fields of the row are here
         found = np.logical_and.reduce([store.take(rows, arrays[name]) for name, store in stores.items()])
+        trace.found(int(np.count_nonzero(found)))
         if not found.any():
             return whole(block, cancelled)
         if not found.all():

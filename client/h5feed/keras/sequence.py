@@ -14,10 +14,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
 
@@ -29,16 +27,21 @@ from ..batch import Batch
 from ..cache import RowCache
 from ..dataset import DEFAULT_READAHEAD, Dataset, OrderOptions, SplitOptions
 from ..errors import BadParameter, FeedError
+from ..loop_stats import LoopStats
+from ..net.trace import clock
 from ..prepare.labels import ClassMode
 from ..prepare.preparation import FieldNames, Preparation
 from ..prepare.scale import Number
+from ..reading.meter import Meter
 from ..reading.passes import position_in, state_of
 from ..reading.sharding import shard_of
 from ..reading.stream import Stream
 from .course import Course
 from .ordered_rows import OrderedRows
+from .runs import Call, Run
 from .stack import GENERATOR, LOOK, Mode, epoch_iterator, initial_epoch, keras_frame, running_method
 from .state_backup import StateBackup
+from .tensors import torch_tensor
 
 __all__ = ["Sequence", "StateBackup"]
 
@@ -176,10 +179,9 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         self._rows = OrderedRows(dataset, split, in_order, split_options, self._prepare)
         self._lock = threading.RLock()
         self._course = Course(epoch, plan.batches)
-        self._calls: weakref.WeakKeyDictionary[Any, _Call] = weakref.WeakKeyDictionary()
-        self._runs: dict[int, _Run] = {}
-        self._delivered = {"batches": 0, "rows": 0}
-        self._preparing = 0.0
+        self._calls: weakref.WeakKeyDictionary[Any, Call] = weakref.WeakKeyDictionary()
+        self._runs: dict[int, Run] = {}
+        self._meter, self._ordered_meter = Meter(), Meter()
         if verbose and rank == 0:
             print(self._rows.found(self.samples), flush=True)
 
@@ -233,23 +235,24 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         """Balanced weights of this split's classes, for ``fit(class_weight=…)``: rows / (classes · rows of a class)."""
         return self._rows.class_weight
 
-    def stats(self) -> dict[str, float]:
-        """What this sequence has done so far.
+    def stats(self, of: Literal["fit", "evaluate"] | None = None) -> LoopStats:
+        """How long the loop has waited for data, and what for, since the start and in the last pass; prints a table.
 
-        Returns
-        -------
-        dict
-            ``batches`` and ``rows`` delivered; seconds ``waited`` for batches that were not there yet, and seconds
-            spent ``preparing`` them.
+        Parameters
+        ----------
+        of : str, optional
+            Of training, or of evaluating and predicting. Default: of training, if there was any.
+
+        With TensorFlow, whose threads take batches ahead of the loop, this is how long *they* have waited: more than
+        the loop, and with the compilation among the times of computing. A `WaitMonitor` makes it the loop's own.
         """
-        with self._lock:
-            waited = self._training.waited + self._ordered.waited
-            return {**self._delivered, "waited": waited, "preparing": self._preparing}
+        training, evaluating = self._meter.stats(), self._ordered_meter.stats()
+        return evaluating if of == "evaluate" or (of is None and not training.steps) else training
 
     @property
     def waited(self) -> float:
-        """Seconds that training has waited for batches which were not there yet."""
-        return self.stats()["waited"]
+        """Seconds that training, evaluating and predicting have waited for batches: see `stats`."""
+        return self.stats("fit").waited + self.stats("evaluate").waited
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the number of the next pass."""
@@ -315,7 +318,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
                 return self._arrays(self._training.look(epoch, position), epoch)
             position = self._course.position
             # The ticket is given after the batch: who asks again after a failure is given the same one.
-            arrays = self._next_of_training()
+            arrays = self._next_of_own_loop()
             self._course.keep_ticket(index, position)
             return arrays
 
@@ -324,9 +327,11 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         with self._lock:
             self._course.begin_loop()
             epoch = self._course.epoch
+            self._meter.begin_pass()
         while self._training.batches:
             with self._lock:
                 if self._course.epoch != epoch:
+                    self._meter.end_pass()
                     return
                 self._course.count()
                 arrays = self._next_of_training()
@@ -338,7 +343,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
             if not self._training.batches:
                 raise StopIteration
             self._course.count()
-            return self._next_of_training()
+            return self._next_of_own_loop()
 
     def on_epoch_begin(self) -> None:
         """Called by Keras when an epoch begins, also when it only looks at a batch to build the model."""
@@ -352,33 +357,46 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
             call = self._calls.get(adapter)
             iterator = epoch_iterator(caller)
             if call is None or call.mode != mode:
-                call = self._calls[adapter] = _Call(mode, getattr(iterator, "steps_per_epoch", None))
+                call = self._calls[adapter] = Call(mode, getattr(iterator, "steps_per_epoch", None))
                 if mode == "fit":
                     self._course.begin_fit(initial_epoch(caller), call.steps)
             if mode in ("evaluate", "predict") and call.run is not None:
                 # An evaluation that was cut short is followed by one that begins at the first row again.
                 call.run.position = 0
-            if mode == "fit" and iterator is not None and not (call.steps and iterator._steps_seen):
+            # Keras on JAX takes a batch ahead, and the first execution is compiled when it has all of its own.
+            first = getattr(iterator, "steps_per_execution", 1) + (keras.backend.backend() == "jax")
+            goes_on = bool(call.steps and getattr(iterator, "_steps_seen", 0))
+            self._meter_of(mode).begin_pass(first, goes_on=goes_on)
+            if mode == "fit" and not goes_on:
+                self._meter.begin_demands()
+            if mode == "fit" and iterator is not None and not goes_on:
                 # Keras is told that a run which begins in the middle of a pass is the rest of it only.
                 iterator._num_batches = self._training.batches - self._course.position
 
     def on_epoch_end(self) -> None:
         """Called by Keras when an epoch ends; call it yourself to begin a new pass in a loop of your own."""
-        if running_method(sys._getframe(1)) is None:
+        caller = keras_frame(sys._getframe(1))
+        mode = running_method(caller)
+        if caller is None or mode is None:
+            self._meter.end_pass()
             with self._lock:
                 if self._course.position:
                     self._course.count()
                     self._course.end_pass()
+        elif caller.f_locals.get("self") in self._calls:
+            # Not one that only resets what has not begun.
+            self._meter_of(mode).end_pass()
 
-    def _begin_run(self, caller: FrameType) -> _Run:
+    def _begin_run(self, caller: FrameType) -> Run:
         """Keras begins to run over this sequence; the run is told by the frame of its generator."""
         adapter = caller.f_locals["self"]
         call = self._calls.get(adapter)
         mode = (call.mode if call is not None else running_method(caller)) or "fit"
-        run = _Run(mode, self._stream_of(mode).batches)
+        run = Run(mode, self._stream_of(mode).batches)
         if mode == "fit":
             run.batches -= self._course.position
             self._give_up_runs()
+            self._meter.begin_run()
         if call is not None:
             call.run = run
         self._runs.pop(id(caller), None)
@@ -392,7 +410,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         for run in self._runs.values():
             run.given_up = run.given_up or run.mode == "fit"
 
-    def _of_run(self, run: _Run) -> tuple[Any, ...]:
+    def _of_run(self, run: Run) -> tuple[Any, ...]:
         if run.given_up:
             raise FeedError("another loop over this sequence has begun: make a sequence for each")
         if run.mode == "build":
@@ -403,57 +421,31 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         if run.mode == "fit":
             self._course.count()
             return self._next_of_training()
-        batch = self._ordered.batch(0, run.position)
-        arrays = self._arrays(batch, 0)
+        arrays = self._metered(self._ordered_meter, self._ordered, 0, run.position)
         run.position = (run.position + 1) % self._ordered.batches
         return arrays
 
+    def _next_of_own_loop(self) -> tuple[Any, ...]:
+        if not self._course.position:
+            self._meter.begin_pass()
+        return self._next_of_training()
+
     def _next_of_training(self) -> tuple[Any, ...]:
-        batch = self._training.batch(self._course.epoch, self._course.position)
-        arrays = self._arrays(batch, self._course.epoch)
+        arrays = self._metered(self._meter, self._training, self._course.epoch, self._course.position)
         self._course.advance()
-        self._delivered["batches"] += 1
-        self._delivered["rows"] += len(batch.rows)
+        return arrays
+
+    def _meter_of(self, mode: Mode) -> Meter:
+        return self._ordered_meter if mode in ("evaluate", "predict") else self._meter
+
+    def _metered(self, meter: Meter, stream: Stream, epoch: int, position: int) -> tuple[Any, ...]:
+        asked = clock()
+        batch = stream.batch(epoch, position)
+        trace, came = stream.taken, clock()
+        arrays = self._arrays(batch, epoch)
+        meter.step(asked, came, trace, len(batch.rows))
         return arrays
 
     def _arrays(self, batch: Batch, epoch: int) -> tuple[Any, ...]:
-        began = time.perf_counter()
         arrays = self._prepare(batch, epoch)
-        if keras.backend.backend() == "torch":
-            arrays = keras.tree.map_structure(_torch_tensor, arrays)
-        self._preparing += time.perf_counter() - began
-        return arrays
-
-
-@dataclass
-class _Run:
-    """One run of Keras over the batches."""
-
-    mode: Mode
-    batches: int
-    position: int = 0
-    """The next batch of an evaluation or prediction; training has one place for all its runs."""
-    looked_at: tuple[Any, ...] | None = None
-    given_up: bool = False
-
-
-@dataclass
-class _Call:
-    """One call of a method of a Keras model."""
-
-    mode: Mode
-    steps: int | None
-    """Its ``steps_per_epoch``."""
-    run: _Run | None = None
-
-
-def _torch_tensor(array: Any) -> Any:
-    """A tensor of the same memory; pinned where there is a CUDA device to copy it to."""
-    import torch
-
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufc":
-        return array
-    if not array.flags.writeable or min(array.strides, default=0) < 0:
-        array = array.copy()
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+        return keras.tree.map_structure(torch_tensor, arrays) if keras.backend.backend() == "torch" else arrays

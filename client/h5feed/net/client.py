@@ -30,6 +30,7 @@ from .cancellation import Cancellation
 from .jobs import InProgress
 from .pace import Link
 from .servers import Hooks, Server, Servers, jitter
+from .trace import WAITING, enter, received, retried
 from .transport import Answer, BodyCut
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -176,7 +177,9 @@ class Client:
             raise BadAnswer(f"{self.url}{path} did not answer {MEDIA_TYPE}: is an h5feed server there?")
         if answer.body is None:
             # A proxy took the length away: slower, and bounded by `transport.MAX_PLAIN_BYTES`.
+            received(len(answer.content))
             return np.frombuffer(bytearray(answer.content), np.uint8)
+        received(len(answer.body))
         return answer.body
 
     @property
@@ -215,6 +218,7 @@ class Client:
         aborts = cancelled if isinstance(cancelled, Cancellation) else None
         failures: dict[str, FeedError] = {}
         attempt = 0
+        enter(WAITING)
         while True:
             with self._servers.one() as server:
                 asked_at = time.monotonic()
@@ -257,6 +261,7 @@ class Client:
             else:
                 wait = max(wait, failure.retry_after or 0.0)
             attempt += 1
+            retried()
             if time.monotonic() + wait >= deadline or cancelled.wait(wait):
                 raise self._given_up(failures, attempt, wait)
 

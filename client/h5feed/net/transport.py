@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from ..buffers import BufferPool
 from .cancellation import Cancellation
+from .trace import TRANSFER, enter
 
 POOL = "h5feed.pool"
 """Request extension: the `BufferPool` that the body is to be read into."""
@@ -286,6 +287,7 @@ def _ask(connected: socket.socket, call: _Call) -> tuple[Answer, bool]:
     while received[9:10] == b"1" and received[9:12] != b"101":
         # An interim answer, such as 103 Early Hints: the one that counts comes behind it.
         received = _receive_head(connected, patience, received[received.index(b"\r\n\r\n") + 4 :])
+    enter(TRANSFER)
     usual = _parse_usual(received)
     if usual is None or call.method == "HEAD":
         return _read_unusual(connected, received, call.method, patience)

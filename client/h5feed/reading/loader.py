@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..cache import RowCache
 from ..errors import BadParameter, BatchOutOfRange
+from ..loop_stats import LoopStats
+from ..net.trace import clock
 from ..prepare import Preparation
+from .meter import Meter
 from .passes import position_in, state_of
 from .sharding import shard_of
 from .stream import Stream
@@ -75,6 +78,7 @@ class Loader:
             split, batch_size=batch_size, shuffle=shuffle, seed=seed, fields=self._prepare.fields, **order
         )
         self._stream = Stream(dataset, self.plan, {"connections": connections, "readahead": readahead, "cache": cache})
+        self._meter = Meter()
         self._lock = threading.RLock()
         self._epoch, self._delivered = epoch, 0
         self._passes = 0
@@ -96,9 +100,12 @@ class Loader:
 
     @property
     def waited(self) -> float:
-        """Seconds that the loop has waited for batches which were not there yet."""
-        with self._lock:
-            return self._stream.waited
+        """Seconds that the loop has waited for batches: see `stats`."""
+        return self.stats().waited
+
+    def stats(self) -> LoopStats:
+        """What the loop has done so far, how long it has waited for data, and what for; a table when printed."""
+        return self._meter.stats()
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         with self._lock:
@@ -112,18 +119,25 @@ class Loader:
 
     def _pass(self, number: int) -> Iterator[tuple[Any, ...]]:
         last = not self.plan.batches
+        self._meter.begin_pass()
         while not last:
+            asked = clock()
             with self._lock:
                 if number != self._passes:
                     raise RuntimeError("another pass over this loader has begun: make a loader for each loop")
                 epoch = self._epoch
                 batch = self._stream.batch(epoch, self._delivered)
+                trace, came = self._stream.taken, clock()
                 # Counted before it is out of hand: a state taken in the loop's body says that it was delivered.
                 self._delivered += 1
                 last = self._delivered == self.plan.batches
                 if last:
                     self._end()
-            yield self._prepare(batch, epoch)
+            arrays = self._prepare(batch, epoch)
+            self._meter.step(asked, came, trace, len(batch.rows))
+            yield arrays
+        # A pass that is left early ends with the last batch that it was given: it is not told when that was.
+        self._meter.end_pass()
 
     def _end(self) -> None:
         self._epoch, self._delivered, self._under_way = self._epoch + 1, 0, False

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from ..errors import ConnectionFailed
 from ..net.cancellation import Cancellation
 from ..net.pace import Pace
+from ..net.trace import DECODE, Trace, begin_trace
 
 FEW_BLOCKS = 32
 BYTES_PER_BLOCK = 4 << 20
@@ -80,6 +81,8 @@ class ReadAhead(Generic[T]):
     ----------
     waited : float
         Seconds that `next` has waited for batches which were not there yet.
+    taken : Trace or None
+        Of the block that the last `next` began with; None where it went on with the one before.
 
     An error of `fetch` is raised in its place in the order. `close`, also by dropping this object, ends the threads and
     the requests that are under way.
@@ -98,6 +101,7 @@ class ReadAhead(Generic[T]):
         self._deadline = deadline
         self._ready: deque[T] = deque()
         self._delivered: Block | None = None
+        self.taken: Trace | None = None
         self._finalizer = weakref.finalize(self, self._window.close)
         self._window.start_thread()
 
@@ -121,8 +125,10 @@ class ReadAhead(Generic[T]):
             if taken is None:
                 self.close()
                 raise StopIteration
-            self._delivered, batches = taken
+            self._delivered, self.taken, batches = taken
             self._ready.extend(batches)
+        else:
+            self.taken = None
         return self._ready.popleft()
 
     def close(self) -> None:
@@ -153,7 +159,7 @@ class _Window(Generic[T]):
     delivered: int = 0
     nbytes: int = 0
     """Of blocks that are under way, wait for delivery, or are being consumed."""
-    results: dict[int, tuple[Block, list[T] | BaseException]] = field(default_factory=dict)
+    results: dict[int, tuple[Block, Trace, list[T] | BaseException]] = field(default_factory=dict)
     past_waits: float = 0.0
     waits_since: float | None = None
 
@@ -188,15 +194,17 @@ class _Window(Generic[T]):
                 with contextlib.suppress(RuntimeError):
                     self.start_thread()
             number, block = claimed
+            trace = begin_trace()
             result: list[T] | BaseException
             try:
                 result = self.fetch(block, self.cancelled)
             except BaseException as error:
                 result = error
+            trace.enter(DECODE)
             with self.lock:
                 self.under_way -= 1
                 if not self.cancelled.is_set():
-                    self.results[number] = (block, result)
+                    self.results[number] = (block, trace, result)
                 width = self.pace.width
                 if not isinstance(result, BaseException):
                     self.pace.arrived(block.nbytes, time.monotonic(), self.waited)
@@ -238,7 +246,7 @@ class _Window(Generic[T]):
                 whole = next(self.blocks, None)
             except Exception as error:
                 # In its place too, behind all that was asked for.
-                self.results[self.asked] = Block(0, 0, 0, 0), error
+                self.results[self.asked] = Block(0, 0, 0, 0), Trace(), error
                 self.asked += 1
         if whole is None:
             self.exhausted = True
@@ -247,7 +255,7 @@ class _Window(Generic[T]):
         else:
             self.upcoming, self.rest = whole.cut(self.pace.block_bytes())
 
-    def take(self, deadline: float) -> tuple[Block, list[T]] | None:
+    def take(self, deadline: float) -> tuple[Block, Trace, list[T]] | None:
         """The next block in order; None after the last."""
         with self.lock:
             try:
@@ -260,12 +268,12 @@ class _Window(Generic[T]):
                         raise ConnectionFailed("no batch came within the deadline")
             finally:
                 self.past_waits, self.waits_since = self.waited, None
-            block, result = self.results.pop(self.delivered)
+            block, trace, result = self.results.pop(self.delivered)
             self.delivered += 1
         if isinstance(result, BaseException):
             self.close()
             raise result
-        return block, result
+        return block, trace, result
 
     def release(self, block: Block) -> None:
         """The consumer has gone past `block`: there is room for another."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..batch import Batch
 from ..errors import BatchOutOfRange
+from ..net.trace import Trace
 from .passes import is_drawn
 from .readahead import ReadAhead
 
@@ -40,6 +41,11 @@ class Stream:
     def waited(self) -> float:
         """Seconds spent waiting for batches which were not there yet."""
         return self._waited + (self._reading.waited if self._reading else 0.0)
+
+    @property
+    def taken(self) -> Trace | None:
+        """Of the block that the last batch began; None where it is in the same as the one before."""
+        return self._reading.taken if self._reading is not None else None
 
     def batch(self, epoch: int, position: int) -> Batch:
         """Batch `position` of pass `epoch`; at once where it follows the one that was asked for before."""

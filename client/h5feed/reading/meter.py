@@ -1,0 +1,202 @@
+"""Measures a loop over batches: how long it is held up, what its batch is at meanwhile, and how long it computes."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..loop_stats import BINS, LoopStats, bin_of
+from ..net.trace import Trace, clock
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One pass: sums, which do not grow with its length."""
+
+    first_steps: int
+    """Batches that are asked for before the second step begins."""
+    began: float | None = None
+    until: float = 0.0
+    """When the last batch was handed out, or when the pass ended."""
+    has_ended: bool = False
+    is_early: bool = False
+    """Whether batches of it were handed out before it was said to begin."""
+    demands: int = 0
+    steady_from: float = 0.0
+    steady_after: float | None = None
+    """When the first step ended, and how long had been waited until then."""
+    steps: int = 0
+    rows: int = 0
+    nbytes: int = 0
+    waiting: float = 0.0
+    transfer: float = 0.0
+    decode: float = 0.0
+    preparing: float = 0.0
+    longest: float = 0.0
+    retries: int = 0
+    cached: int = 0
+    waits: list[int] = field(default_factory=lambda: [0] * BINS)
+
+    @property
+    def waited(self) -> float:
+        return self.waiting + self.transfer + self.decode
+
+    def steady(self, now: float) -> None:
+        """The first step has ended."""
+        if self.steady_after is None:
+            self.steady_from, self.steady_after = now, self.waited
+
+    def stats(self) -> LoopStats:
+        is_steady = self.steady_after is not None
+        return LoopStats(
+            passes=1,
+            steps=self.steps,
+            rows=self.rows,
+            bytes=self.nbytes,
+            seconds=0.0 if self.began is None else self.until - self.began,
+            waiting=self.waiting,
+            transfer=self.transfer,
+            decode=self.decode,
+            preparing=self.preparing,
+            longest=self.longest,
+            retries=self.retries,
+            cached=self.cached,
+            steady_seconds=self.until - self.steady_from if is_steady else 0.0,
+            steady_waited=self.waited - (self.steady_after or 0.0) if is_steady else 0.0,
+            waits=tuple(self.waits),
+        )
+
+
+class Meter:
+    """Measures one loop, pass after pass.
+
+    A loop that takes each batch when it needs it has waited from when it asked until it was handed the batch. One that
+    has somebody else take batches ahead of it, as TensorFlow has, says by `demand` when it needs them; then only what
+    is handed out later than that was waited for.
+
+    Safe for threads. A copy, as for another process, begins anew.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._before = LoopStats()
+        self._pass = _Pass(1)
+        self._ended: LoopStats | None = None
+        self._handed = 0
+        """Batches that were handed out since the run over them began."""
+        self._demanded: int | None = None
+        self._demanded_at = 0.0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Meter, ()
+
+    def begin_pass(self, first_steps: int = 1, *, goes_on: bool = False) -> None:
+        """A pass begins.
+
+        Parameters
+        ----------
+        first_steps : int
+            Batches that are asked for before the second step begins.
+        goes_on : bool
+            Its batches are of the same run as those before: some may have been handed out ahead.
+        """
+        with self._lock:
+            if goes_on and self._pass.is_early:
+                self._pass.is_early = False
+            else:
+                self._begin(first_steps)
+
+    def end_pass(self) -> None:
+        """The last step has ended."""
+        with self._lock:
+            if self._pass.steps and not self._pass.has_ended:
+                self._pass.until, self._pass.has_ended = clock(), True
+                self._ended = self._pass.stats()
+
+    def step(self, asked: float, came: float, trace: Trace | None, rows: int) -> None:
+        """A batch of so many rows is handed out now.
+
+        Parameters
+        ----------
+        asked, came : float
+            When it was asked for, and when it was there to be prepared; times of `h5feed.net.trace.clock`.
+        trace : Trace or None
+            Of its block, where it is the first of it.
+        """
+        ready = clock()
+        with self._lock:
+            if self._pass.has_ended:
+                self._begin(self._pass.first_steps)
+                self._pass.is_early = True
+            now = self._pass
+            if now.began is None:
+                now.began = asked
+            self._handed += 1
+            if self._demanded is not None:
+                # Nobody waits for a batch that is not demanded yet.
+                since = self._demanded_at if self._handed <= self._demanded else ready
+                asked = max(asked, min(since, ready))
+                came = max(asked, came)
+            elif now.steps == now.first_steps:
+                now.steady(asked)
+            waiting, transfer, decode = (0.0, 0.0, came - asked) if trace is None else trace.split(asked, came)
+            preparing = ready - came
+            now.steps += 1
+            now.rows += rows
+            now.waiting += waiting
+            now.transfer += transfer
+            now.decode += decode + preparing
+            now.preparing += preparing
+            now.until = ready
+            wait = waiting + transfer + decode + preparing
+            now.longest = max(now.longest, wait)
+            now.waits[bin_of(wait)] += 1
+            if trace is not None:
+                now.nbytes += trace.nbytes
+                now.retries += trace.retries
+                now.cached += trace.cached
+
+    def run_ahead(self, demanding: bool) -> None:
+        """From now on batches are taken ahead, and the loop says when it needs them; or no longer."""
+        with self._lock:
+            self._demanded = 0 if demanding else None
+            self._handed = 0
+
+    def begin_run(self) -> None:
+        """Batches are handed out for another run over them: those of the one before, not used yet, are dropped."""
+        with self._lock:
+            self._handed = 0
+
+    def begin_demands(self) -> None:
+        """The loop begins with another run over batches."""
+        with self._lock:
+            if self._demanded is not None:
+                self._demanded = 0
+
+    def demand(self, batches: int) -> None:
+        """The loop needs so many batches now, beyond those it was given."""
+        with self._lock:
+            self._demanded_at = clock()
+            self._demanded = (self._demanded or 0) + batches
+            if self._pass.demands:
+                self._pass.steady(self._demanded_at)
+            self._pass.demands += 1
+
+    def stats(self) -> LoopStats:
+        """What has been measured so far."""
+        with self._lock:
+            return self._all()
+
+    @property
+    def ended(self) -> LoopStats | None:
+        """The same of the last pass that has ended."""
+        with self._lock:
+            return self._ended
+
+    def _all(self) -> LoopStats:
+        return self._before.then(self._pass.stats()) if self._pass.steps else self._before
+
+    def _begin(self, first_steps: int) -> None:
+        self._before = self._all()
+        self._pass = _Pass(first_steps)
