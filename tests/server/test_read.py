@@ -117,3 +117,31 @@ def test_the_next_chunks_are_decoded_ahead(tmp_path: Path) -> None:
         assert reader.decoded_bytes == 6 * 8 * 300 * 300
     finally:
         services.close()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("dtype", ["u1", "<i2", ">u2", "<f4", "<f8"])
+def test_channels_in_chunks_of_their_own(tmp_path: Path, channels: int, dtype: str) -> None:
+    """As h5py lays images out by itself: also where chunks hang over the edge, or were never written."""
+    random = np.random.default_rng(channels)
+    shape = (40, 21, 19, channels)
+    # Every pattern of bits, those of no number too.
+    values = np.frombuffer(random.bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype).reshape(shape)
+    with h5py.File(tmp_path / "auto.h5", "w") as file:
+        images = file.create_dataset(
+            "x", shape, dtype, chunks=(16, 8, 8, 1), compression="gzip", fillvalue=np.array(7, dtype)
+        )
+        images[:16] = values[:16]
+        images[16:, :, :, channels - 1] = values[16:, :, :, channels - 1]
+    with h5py.File(tmp_path / "auto.h5") as file:
+        truth = file["x"][:]
+    services = Services.start(Settings(data_dir=tmp_path, cache_dir=tmp_path / "cache"))
+    try:
+        column = services.catalog.dataset("auto", None).field("x").column
+        rows = random.integers(0, 40, 64)
+        out = np.empty((64, *column.sample_shape), column.dtype)
+        services.batcher.reader.read(column, rows, out)
+        wanted = truth[rows].astype(np.dtype(dtype).newbyteorder("<"))
+        assert out.tobytes() == wanted.tobytes()
+    finally:
+        services.close()

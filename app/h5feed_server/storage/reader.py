@@ -5,25 +5,21 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FuturesTimeout
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.buffers import BufferPool
-from h5feed.errors import DatasetCorrupt, FeedError, ReadTimeout, TooLarge
+from h5feed.errors import DatasetCorrupt, TooLarge
 
 from .cache import ByteCache
-from .codecs import decode_chunk
 from .column import Column, Segment
+from .decoders import Bytes, Decoders
 from .kept_rows import KeptRows
 from .layout import ArrayLayout
 from .reader_pool import ReaderPool
+from .slabs import Slabs, grouped, parts_of
 from .source import LocalFile, Range
 
 SMALL_ROW_BYTES = 64 << 10
@@ -32,9 +28,6 @@ system call per row is nothing beside the copy."""
 
 _MAX_PIECES_KEPT = 1 << 20
 """Columns in more parts than this take too long to be put together as a whole."""
-
-_SLABS_KEPT = 3
-"""Slabs that the cache must have room for, where rows are to be read by slabs."""
 
 _SAMPLES = (32, 8, 2)
 """How many rows tell how long the others may be; fewer where they are too long to be read at once."""
@@ -48,12 +41,7 @@ _H5PY_BYTES = 32 << 20
 MAX_IMAGE_BYTES = 64 << 20
 """Bytes that one image may be stored as."""
 
-_SCRATCH_BYTES = 16 << 20
-"""Bytes: scratch memory that a thread keeps for the next chunk at most."""
-
 Int64s = npt.NDArray[np.int64]
-Bytes = npt.NDArray[np.uint8]
-J = TypeVar("J")
 
 
 class Reader:
@@ -81,25 +69,25 @@ class Reader:
         timeout: float,
         hdf5: ReaderPool,
     ) -> None:
-        self._threads = threads
         self._hdf5 = hdf5
-        self._timeout = timeout
         self._cache = cache
-        self._chunks: ByteCache[Bytes] = ByteCache(chunk_bytes, timeout)
         self._images = KeptRows(chunk_bytes)
-        # Chunks in use by a request are beyond the bound of the cache.
-        self._buffers = BufferPool(2 * chunk_bytes)
-        self._executor = ThreadPoolExecutor(threads, "h5feed-decode")
-        self._ahead = ThreadPoolExecutor(1, "h5feed-ahead")
-        self._reading_ahead: Future[None] | None = None
-        self._scratch = threading.local()
-        self.decoded_bytes = 0
-        """Bytes of all chunks decoded so far; threads may lose a count, it is for measuring."""
+        self._decoders = Decoders(threads, timeout)
+        self._slabs = Slabs(self._decoders, chunk_bytes, timeout)
 
     def close(self) -> None:
         """End the threads."""
-        for executor in (self._executor, self._ahead):
-            executor.shutdown(wait=False, cancel_futures=True)
+        self._decoders.close()
+        self._slabs.close()
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of all chunks decoded so far."""
+        return self._decoders.decoded_bytes
+
+    def read_ahead(self, column: Column, rows: Int64s) -> None:
+        """Begin to decode what these rows will be read from, where decoded chunks are kept; nobody waits for it."""
+        self._slabs.read_ahead(column, rows)
 
     def whole(self, column: Column) -> npt.NDArray[Any] | None:
         """All rows of a small column, from memory; None where it is not small enough to be kept there."""
@@ -261,11 +249,7 @@ class Reader:
             height = array.chunk_shape[0]
             for number in range(begin // height, -(-end // height)):
                 first, last = max(begin, number * height), min(end, (number + 1) * height)
-                slab = (
-                    self._kept_slab(source, array, number)
-                    if self._keeps_slabs(array)
-                    else self._slab(source, array, number)
-                )
+                slab = self._slabs.slab(source, array, number)
                 within = slab[(first - number * height) * itemsize : (last - number * height) * itemsize]
                 out[(first - begin) * itemsize : (last - begin) * itemsize] = within
         elif array.offset is None:
@@ -281,7 +265,7 @@ class Reader:
         for segment, places, local in column.divide(rows):
             where = np.arange(len(rows)) if places is None else places
             if segment.offsets is not None:
-                self._share(
+                self._decoders.share(
                     zip(local.tolist(), where.tolist(), strict=True), self._decoding(column, segment, rows, out)
                 )
                 continue
@@ -291,7 +275,7 @@ class Reader:
                 items, begins = self._hdf5.read_ragged(files, segment.array, local[first : first + step])
                 found = [items[begin:end] for begin, end in pairwise(begins.tolist())]
                 jobs = zip(range(len(found)), where[first : first + step].tolist(), strict=True)
-                self._share(jobs, self._decoding(column, segment, rows, out, found))
+                self._decoders.share(jobs, self._decoding(column, segment, rows, out, found))
 
     def _decoding(
         self,
@@ -316,7 +300,7 @@ class Reader:
             begin, end = int(offsets[number]), int(offsets[number + 1])
             if end - begin > MAX_IMAGE_BYTES:
                 raise BrokenImage(f"it has {end - begin} bytes, more than the {MAX_IMAGE_BYTES} that are read")
-            data = self._scratch_bytes("image", end - begin)
+            data = self._decoders.scratch("image", end - begin)
             self._read_items(segment, fd, begin, end, data)
             return data
 
@@ -403,24 +387,15 @@ class Reader:
         if array.filters and height == 1 and tuple(widths) == array.sample_shape:
             self._read_single_rows(source, array, rows, places, target)
             return
-        if self._keeps_slabs(array):
-            self._read_slabs(source, array, rows, places, target)
+        if self._slabs.keeps(array):
+            self._slabs.read(source, array, rows, places, target)
             return
 
         def work(remaining: Iterator[_ChunkJob]) -> None:
             for job in remaining:
                 self._read_chunk(source, array, job, target)
 
-        self._share(_chunk_jobs(array, rows, places), work)
-
-    def _share(self, jobs: Iterable[J], work: Callable[[Iterator[J]], None]) -> None:
-        """Let all threads call ``work(remaining)``: who is done takes the next job, nobody waits for the slowest."""
-        listed = list(jobs)
-        remaining = iter(listed)
-        if len(listed) < 2 or self._threads == 1:
-            work(remaining)
-            return
-        self._wait([self._executor.submit(work, remaining) for _ in range(min(self._threads, len(listed)))])
+        self._decoders.share(_chunk_jobs(array, rows, places), work)
 
     def _read_single_rows(
         self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
@@ -445,104 +420,9 @@ class Reader:
         def work(remaining: Iterator[tuple[int, int, int, int]]) -> None:
             with source.reading() as fd:
                 for offset, size, mask, place in remaining:
-                    self._decode(source, fd, array, (offset, size, mask), itemsize, target[place])
+                    self._decoders.chunk(source, fd, array, (offset, size, mask), itemsize, target[place])
 
-        self._share(jobs, work)
-
-    def read_ahead(self, column: Column, rows: Int64s) -> None:
-        """Begin to decode what these rows will be read from, where decoded chunks are kept; nobody waits for it."""
-        if self._reading_ahead is not None and not self._reading_ahead.done():
-            return
-        slabs: list[tuple[LocalFile, ArrayLayout, int]] = []
-        for segment, _, local in column.divide(rows):
-            array = segment.array.records if segment.array.record else segment.array
-            if array.chunk_shape is None or segment.transposed or not self._keeps_slabs(array):
-                return
-            numbers = np.unique(local // array.chunk_shape[0]).tolist()
-            slabs += [(segment.source, array, number) for number in numbers]
-            if sum(held.chunk_shape[0] * held.row_bytes for _, held, _ in slabs if held.chunk_shape) > (
-                self._chunks.max_bytes // _SLABS_KEPT
-            ):
-                return
-
-        def work() -> None:
-            for slab in slabs:
-                # What is wrong with it will be told to who asks for it.
-                with contextlib.suppress(FeedError):
-                    self._kept_slab(*slab)
-
-        with contextlib.suppress(RuntimeError):
-            self._reading_ahead = self._ahead.submit(work)
-
-    def _keeps_slabs(self, array: ArrayLayout) -> bool:
-        """Whether decoded chunks of many rows are kept for the rows that are asked for later."""
-        assert array.chunk_shape is not None
-        height, *widths = array.chunk_shape
-        if not array.filters or (height == 1 and tuple(widths) == array.sample_shape):
-            return False
-        return height * array.row_bytes * _SLABS_KEPT <= self._chunks.max_bytes
-
-    def _kept_slab(self, source: LocalFile, array: ArrayLayout, number: int) -> Bytes:
-        assert array.chunks is not None
-        # Members of one table of records share its chunks.
-        name = array.path if len(array.chunks.offsets) == 0 else int(array.chunks.offsets[0])
-        return self._chunks.get((source.identity, name, number), partial(self._slab, source, array, number), len)
-
-    def _read_slabs(
-        self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
-    ) -> None:
-        """Rows by the slabs of `height` rows that are decoded together, and kept for other batches."""
-        assert array.chunks is not None and array.chunk_shape is not None
-        height = array.chunk_shape[0]
-        order, numbers, bounds = _grouped(rows // height)
-        within = rows % height
-        where = np.arange(len(rows)) if places is None else places
-
-        def work(remaining: Iterator[tuple[int, tuple[int, int]]]) -> None:
-            for number, (start, stop) in remaining:
-                slab = self._kept_slab(source, array, number)
-                picked = order[start:stop]
-                # (rows of the slab, row bytes): numpy copies whole rows at a time.
-                target[where[picked]] = slab.reshape(height, array.row_bytes)[within[picked]]
-
-        self._share(zip(numbers.tolist(), pairwise(bounds), strict=True), work)
-
-    def _slab(self, source: LocalFile, array: ArrayLayout, number: int) -> Bytes:
-        """All chunks of `height` rows, decoded and put together, (height * row bytes,) uint8."""
-        assert array.chunks is not None and array.chunk_shape is not None
-        height, itemsize = array.chunk_shape[0], np.dtype(array.dtype).itemsize
-        # Used again when the last one who looks at it has gone.
-        slab = self._buffers.lease_or_new(height * array.row_bytes)
-        table, parts = array.chunks, _parts(array)
-        entries = table.find(np.arange(number * len(parts), (number + 1) * len(parts), dtype=np.int64))
-        chunk_bytes = math.prod(array.chunk_shape) * itemsize
-        # view: (height, *sample, itemsize)
-        view = slab.reshape(height, *array.sample_shape, itemsize)
-        decoded = slab if chunk_bytes == len(slab) else self._scratch_bytes("decoded", chunk_bytes)
-        with source.reading() as fd:
-            for entry, (inside, inside_chunk) in zip(entries.tolist(), parts, strict=True):
-                if entry < 0:
-                    view[(slice(None), *inside)] = np.frombuffer(array.fill, np.uint8)
-                    continue
-                stored = (int(table.offsets[entry]), int(table.sizes[entry]), int(table.masks[entry]))
-                self._decode(source, fd, array, stored, itemsize, decoded)
-                if decoded is not slab:
-                    chunk = decoded.reshape(*array.chunk_shape, itemsize)
-                    view[(slice(None), *inside)] = chunk[(slice(None), *inside_chunk)]
-        return slab
-
-    def _wait(self, futures: list[Future[None]]) -> None:
-        """All of them, even when one failed: the buffer must not be given back while a thread still writes to it."""
-        failure: Exception | None = None
-        for future in futures:
-            try:
-                future.result(self._timeout)
-            except FuturesTimeout:
-                failure = failure or ReadTimeout(f"reading took more than {self._timeout:g} s")
-            except Exception as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+        self._decoders.share(jobs, work)
 
     def _read_chunk(self, source: LocalFile, array: ArrayLayout, job: _ChunkJob, target: Bytes) -> None:
         """Put the rows of one chunk in their places."""
@@ -568,9 +448,9 @@ class Reader:
             first = int(job.places[0])
             decoded = target[first : first + len(job.places)].reshape(-1)
         else:
-            decoded = self._scratch_bytes("decoded", nbytes)
+            decoded = self._decoders.scratch("decoded", nbytes)
         with source.reading() as fd:
-            self._decode(source, fd, array, place, itemsize, decoded)
+            self._decoders.chunk(source, fd, array, place, itemsize, decoded)
         if job.in_place:
             return
         # (rows in chunk, *trailing chunk shape, itemsize)
@@ -578,30 +458,6 @@ class Reader:
         placed: Any = (job.places, *job.inside)
         taken: Any = (job.rows_in_chunk, *job.inside_chunk)
         _view(array, target)[placed] = chunk[taken]
-
-    def _decode(
-        self, source: LocalFile, fd: int, array: ArrayLayout, place: tuple[int, int, int], itemsize: int, out: Bytes
-    ) -> None:
-        """Read and decode one chunk, (offset, stored bytes, mask), into `out`, (chunk bytes,) uint8."""
-        offset, size, mask = place
-        if size > 2 * len(out) + 4096:
-            raise DatasetCorrupt(f"a chunk of {len(out)} bytes claims to be stored as {size}")
-        stored = self._scratch_bytes("stored", size)
-        view = memoryview(stored)
-        received = os.preadv(fd, (view,), offset)
-        if received != size:
-            source.read_rest(fd, offset, view, received)
-        self.decoded_bytes += len(out)
-        decode_chunk(stored, array.filters, mask, itemsize, out)
-
-    def _scratch_bytes(self, use: str, nbytes: int) -> Bytes:
-        """(nbytes,) uint8 that this thread may write to until it asks again for the same use."""
-        held: Bytes | None = getattr(self._scratch, use, None)
-        if held is None or len(held) < nbytes:
-            held = np.empty(nbytes, np.uint8)
-            if nbytes <= _SCRATCH_BYTES:
-                setattr(self._scratch, use, held)
-        return held[:nbytes]
 
 
 class _ChunkJob(NamedTuple):
@@ -631,34 +487,6 @@ class _ChunkJob(NamedTuple):
     in_place: bool
 
 
-def _parts(array: ArrayLayout) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-    """Which part of a sample each chunk of a row holds: in the sample, and in the chunk."""
-    assert array.chunk_shape is not None
-    widths = array.chunk_shape[1:]
-    cells = [-(-extent // width) for extent, width in zip(array.sample_shape, widths, strict=True)]
-    parts = []
-    for cell in np.ndindex(*cells):
-        starts = [index * width for index, width in zip(cell, widths, strict=True)]
-        extents = [
-            min(width, extent - start) for start, width, extent in zip(starts, widths, array.sample_shape, strict=True)
-        ]
-        parts.append(
-            (
-                tuple(slice(start, start + extent) for start, extent in zip(starts, extents, strict=True)),
-                tuple(slice(0, extent) for extent in extents),
-            )
-        )
-    return parts
-
-
-def _grouped(owners: Int64s) -> tuple[Int64s, Int64s, list[int]]:
-    """An order that puts equal owners together; each owner once; and where each begins in that order, with the end."""
-    order = np.argsort(owners, kind="stable")
-    sorted_owners = owners[order]
-    begins = np.concatenate([[0], np.flatnonzero(np.diff(sorted_owners)) + 1])
-    return order, sorted_owners[begins], [*begins.tolist(), len(owners)]
-
-
 def _padded(items: npt.NDArray[Any], offsets: Int64s) -> npt.NDArray[Any]:
     """Text as strings of one length, (rows,) of S."""
     lengths = np.diff(offsets)
@@ -678,10 +506,10 @@ def _fill_row(array: ArrayLayout) -> Bytes:
 def _chunk_jobs(array: ArrayLayout, rows: Int64s, places_of: Int64s | None) -> Iterator[_ChunkJob]:
     assert array.chunks is not None and array.chunk_shape is not None
     height, *widths = array.chunk_shape
-    parts = _parts(array)
+    parts = parts_of(array)
     per_row = len(parts)
     whole_rows = tuple(widths) == array.sample_shape
-    order, firsts, bounds = _grouped(rows // height)
+    order, firsts, bounds = grouped(rows // height)
     # entries: (groups, cells)
     numbers = firsts[:, None] * per_row + np.arange(per_row, dtype=np.int64)[None, :]
     entries: Any = array.chunks.find(numbers.reshape(-1)).reshape(numbers.shape).tolist()
