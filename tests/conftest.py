@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -83,6 +84,11 @@ class ServerProcess:
             if any("/jobs/" in link and link.endswith(".lock") for link in links):
                 found.append(pid)
         return found
+
+    def unfinished_jobs(self) -> list[str]:
+        """Kinds of the jobs that are not over, by what is written down of them."""
+        states = [json.loads(path.read_text()) for path in (self._cache_dir / "jobs").glob("*.json")]
+        return [state["kind"] for state in states if state["status"] in ("queued", "running")]
 
     def kill(self) -> None:
         """SIGKILL, to the supervisor and its workers: nothing is said to anybody."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import shutil
 import signal
@@ -21,6 +23,7 @@ from conftest import ServerProcess, wait_until
 from h5feed.errors import BadParameter, ConnectionFailed, DatasetNotFound, Overloaded, RevisionChanged
 from h5feed.net.cancellation import Cancellation
 from h5feed.net.client import Client, _seconds
+from h5feed.net.servers import FIRST_REST
 
 ORDER = {"batch_size": 2, "shuffle": True, "seed": 3, "fields": ["x"]}
 
@@ -30,7 +33,7 @@ def test_one_of_two_killed_in_mid_epoch(serve: Callable[..., ServerProcess], fol
     first, second = serve(folder, "--workers", "1"), serve(folder, "--workers", "1")
     with h5py.File(folder / "tall.h5") as file:
         expected = file["x"][...]
-    with h5feed.connect(f"{first.url},{second.url}", deadline=30) as feed:
+    with h5feed.connect(f"{first.url},{second.url}", deadline=60) as feed:
         tall = feed["tall"]
         order = [batch.rows.tolist() for batch in tall.batches(**ORDER)]
         seen: list[list[int]] = []
@@ -49,7 +52,7 @@ def test_one_of_two_killed_in_mid_epoch(serve: Callable[..., ServerProcess], fol
             tall.batch(0, **ORDER)
             return one.failures == 0
 
-        wait_until(used_again, 40)
+        wait_until(used_again, 90)
 
 
 class Scripted(BaseHTTPRequestHandler):
@@ -118,13 +121,12 @@ def dead_url() -> Iterator[str]:
 
 
 def test_all_dead_is_one_error_that_names_each(dead_url: str) -> None:
-    """Within the deadline, every address and what is wrong there."""
+    """When the deadline has passed, every address and what is wrong there."""
     with scripted(lambda n: (502, {}, b"")) as ill:
         client = Client(f"{dead_url},{ill.url}", deadline=1.5)
-        began = time.monotonic()
         with pytest.raises(ConnectionFailed) as raised:
             client.json("/x")
-        assert time.monotonic() - began < 3
+        assert "deadline of 1.5 s" in "".join(raised.value.__notes__)
         assert dead_url in str(raised.value) and ill.url in str(raised.value)
         assert "refused" in str(raised.value) and "502" in str(raised.value)
         client.close()
@@ -135,36 +137,38 @@ def test_requests_are_shared_out() -> None:
     slow = threading.Event()
 
     def wait(number: int) -> tuple[int, dict[str, str], bytes]:
-        slow.wait(5)
+        slow.wait(100)
         return GOOD
 
     with scripted(lambda n: GOOD) as one, scripted(lambda n: GOOD) as two, scripted(wait) as three:
-        client = Client(f"{one.url},{two.url}", deadline=10)
+        client = Client(f"{one.url},{two.url}", deadline=60)
         for _ in range(20):
             client.json("/x")
         assert len(one.asked) == len(two.asked) == 10
-        client = Client(f"{one.url},{three.url}", deadline=10)
+        client = Client(f"{one.url},{three.url}", deadline=60)
         threads = [threading.Thread(target=client.json, args=("/x",)) for _ in range(6)]
         for thread in threads:
             thread.start()
-            time.sleep(0.05)
+            # When the next one comes, all others have their answers, or wait for the one that is slow.
+            wait_until(lambda: sum(begun.is_alive() for begun in threads) <= len(three.asked))
+        assert len(three.asked) == 1 and len(one.asked) == 10 + 5
         slow.set()
         for thread in threads:
             thread.join()
-        assert len(three.asked) <= 2 < len(one.asked) - 10
         client.close()
 
 
 def test_a_dead_server_is_left_out_longer_each_time(dead_url: str) -> None:
     """While one server is dead the other answers at once, and the dead one is hardly asked."""
     with scripted(lambda n: GOOD) as good:
-        client = Client(f"{dead_url},{good.url}", deadline=10)
+        client = Client(f"{dead_url},{good.url}", deadline=60)
         began = time.monotonic()
         for _ in range(200):
             assert client.json("/x") == {"ok": True}
-        assert time.monotonic() - began < 5
+        elapsed = time.monotonic() - began
         dead = next(iter(client._servers))
-        assert 1 <= dead.failures <= 4 and dead.rests_until > began
+        # After the n-th failure it rests for half of first · 2ⁿ at least.
+        assert 1 <= dead.failures <= 1 + math.log2(1 + elapsed / FIRST_REST)
         client.close()
 
 
@@ -173,16 +177,18 @@ def test_a_server_that_hangs_is_looked_at_before_it_is_trusted() -> None:
     release = threading.Event()
 
     def hang(number: int) -> tuple[int, dict[str, str], bytes]:
-        release.wait(10)
+        release.wait(100)
         return GOOD
 
     with scripted(hang) as hung, scripted(lambda n: GOOD) as good:
-        client = Client(f"{hung.url},{good.url}", timeout=0.5, deadline=20)
-        began = time.monotonic()
-        while time.monotonic() - began < 3:
+        client = Client(f"{hung.url},{good.url}", timeout=1.0, deadline=60)
+
+        def is_looked_at_twice() -> bool:
             assert client.json("/x") == {"ok": True}
-        assert [path for _, path in hung.asked].count("/x") == 1
-        assert len(hung.asked) < 6
+            return len(hung.asked) >= 3
+
+        wait_until(is_looked_at_twice)
+        assert [path for _, path in hung.asked] == ["/x", "/healthz", "/healthz"]
         release.set()
         client.close()
 
@@ -190,27 +196,30 @@ def test_a_server_that_hangs_is_looked_at_before_it_is_trusted() -> None:
 def test_one_of_two_is_overloaded() -> None:
     """The other is asked at once, and the overloaded one not before the time that it named."""
     with scripted(lambda n: overloaded("2") if n == 1 else GOOD) as busy, scripted(lambda n: GOOD) as idle:
-        client = Client(f"{busy.url},{idle.url}", deadline=10)
-        began = time.monotonic()
-        while time.monotonic() - began < 1.5:
+        client = Client(f"{busy.url},{idle.url}", deadline=60)
+
+        def is_asked_again() -> bool:
             client.json("/x")
-        assert len(busy.asked) == 1
+            return len(busy.asked) > 1
+
+        wait_until(is_asked_again)
+        assert busy.asked[1][0] - busy.asked[0][0] >= 2.0
+        assert idle.asked[0][0] < busy.asked[1][0]
         client.close()
 
 
 def test_retry_after_is_honoured() -> None:
     """A lone server that is overloaded is asked again when it said; too late for the deadline: an error at once."""
     with scripted(lambda n: overloaded("1") if n == 1 else GOOD) as server:
-        client = Client(server.url, deadline=10)
+        client = Client(server.url, deadline=60)
         assert client.json("/x") == {"ok": True}
         assert server.asked[1][0] - server.asked[0][0] >= 1.0
         client.close()
     with scripted(lambda n: overloaded("86400")) as server:
-        client = Client(server.url, deadline=10)
-        began = time.monotonic()
+        client = Client(server.url, deadline=60)
         with pytest.raises(Overloaded) as raised:
             client.json("/x")
-        assert time.monotonic() - began < 1 and "86400" in "".join(raised.value.__notes__)
+        assert len(server.asked) == 1 and "86400" in "".join(raised.value.__notes__)
         client.close()
 
 
@@ -237,7 +246,7 @@ def test_forms_of_retry_after(header: str, seconds: float | None) -> None:
 def test_errors_that_pass_are_tried_again(status: int) -> None:
     """Also those of a proxy that says nothing but the status."""
     with scripted(lambda n: (status, {}, b"<html>") if n < 3 else GOOD) as server:
-        client = Client(server.url, deadline=10)
+        client = Client(server.url, deadline=60)
         assert client.json("/x") == {"ok": True}
         assert len(server.asked) == 3
         client.close()
@@ -247,7 +256,7 @@ def test_truncated_bodies_are_tried_again() -> None:
     """A body shorter than announced is never taken for whole, with or without several servers."""
     short = (200, {"content-length": "500"}, b'{"ok": true}')
     with scripted(lambda n: short if n < 3 else GOOD) as server:
-        client = Client(server.url, deadline=10)
+        client = Client(server.url, deadline=60)
         assert client.json("/x") == {"ok": True}
         assert len(server.asked) == 3
         client.close()
@@ -257,7 +266,7 @@ def test_other_errors_are_not_tried_again() -> None:
     """An error that will not pass comes at once, from the server that is named in it."""
     answer = (404, {}, b'{"code": "dataset_not_found", "detail": "no dataset nix"}')
     with scripted(lambda n: answer) as one, scripted(lambda n: answer) as two:
-        client = Client(f"{one.url},{two.url}", deadline=10)
+        client = Client(f"{one.url},{two.url}", deadline=60)
         with pytest.raises(DatasetNotFound, match=f"{one.url}|{two.url}"):
             client.json("/x")
         assert len(one.asked) + len(two.asked) == 1
@@ -267,13 +276,20 @@ def test_other_errors_are_not_tried_again() -> None:
 def test_cancelling_ends_the_waiting() -> None:
     """A request whose owner has gone ends: in the wait for a retry, and while a server is silent."""
     with scripted(lambda n: overloaded("60")) as server:
-        _assert_cancelled(server.url)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        _assert_cancelled(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        _assert_cancelled(server.url, lambda: wait_until(lambda: bool(server.asked)))
+    with socket.create_server(("127.0.0.1", 0)) as silent, contextlib.ExitStack() as connections:
+        silent.settimeout(60)
+
+        def hear() -> None:
+            connected = connections.enter_context(silent.accept()[0])
+            connected.settimeout(60)
+            assert connected.recv(1 << 16).endswith(b"\r\n\r\n")
+
+        _assert_cancelled(f"http://127.0.0.1:{silent.getsockname()[1]}", hear)
 
 
-def _assert_cancelled(url: str) -> None:
-    client = Client(url, deadline=100)
+def _assert_cancelled(url: str, wait_for_request: Callable[[], None]) -> None:
+    client = Client(url, timeout=200, deadline=200)
     cancelled = Cancellation()
     errors: list[Exception] = []
 
@@ -285,9 +301,11 @@ def _assert_cancelled(url: str) -> None:
 
     thread = threading.Thread(target=ask)
     thread.start()
-    time.sleep(0.3)
+    wait_for_request()
+    # Some time to begin to wait; where it has not, it is told before that.
+    time.sleep(0.1)
     cancelled.set()
-    thread.join(3)
+    thread.join(50)
     assert not thread.is_alive() and len(errors) == 1
     client.close()
 
@@ -302,7 +320,7 @@ def test_servers_with_different_files(serve: Callable[..., ServerProcess], folde
     one, two = serve(folder), serve(other)
     revisions = [h5feed.connect(server.url)["tall"].revision for server in (one, two)]
     assert revisions[0] != revisions[1]
-    with h5feed.connect(f"{one.url},{two.url}", deadline=20) as feed:
+    with h5feed.connect(f"{one.url},{two.url}", deadline=60) as feed:
         tall = feed["tall"]
         with pytest.raises(RevisionChanged) as raised:
             for _ in range(4):
@@ -319,7 +337,7 @@ def test_a_changed_file_is_one_error_on_all_servers(
     data.mkdir()
     shutil.copy(folder / "tall.h5", data)
     one, two = serve(data), serve(data)
-    with h5feed.connect(f"{one.url},{two.url}", deadline=30) as feed:
+    with h5feed.connect(f"{one.url},{two.url}", deadline=60) as feed:
         tall = feed["tall"]
         shutil.copy(folder / "tall.h5", tmp_path / "new.h5")
         with h5py.File(tmp_path / "new.h5", "r+") as file:
@@ -348,7 +366,7 @@ def test_hung_server_process(serve: Callable[..., ServerProcess], folder: Path) 
     """SIGSTOP to one server in mid-epoch: its requests time out and go to the other."""
     first, second = serve(folder, "--workers", "1"), serve(folder, "--workers", "1")
     pids = [first.process.pid, *first.worker_pids()]
-    with h5feed.connect(f"{first.url},{second.url}", timeout=1.0, deadline=30) as feed:
+    with h5feed.connect(f"{first.url},{second.url}", timeout=1.0, deadline=60) as feed:
         rows: list[int] = []
         try:
             for number, batch in enumerate(feed["tall"].batches(**ORDER, readahead=400_000)):

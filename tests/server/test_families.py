@@ -178,7 +178,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def families(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
     process = ServerProcess(data, tmp_path_factory.mktemp("cache"))
     with h5feed.connect(process.url, deadline=20) as connected:
-        wait_until(lambda: all(entry["status"] != "preparing" for entry in connected.datasets()), 30)
+        wait_until(lambda: all(entry["status"] != "preparing" for entry in connected.datasets()))
         yield connected
     assert process.stop() == 0
 

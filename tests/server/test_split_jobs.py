@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
-from h5feed.errors import FieldNotFound, Overloaded, ReadTimeout, SplitImpossible, SplitNotFound
+from h5feed.errors import FieldNotFound, ReadTimeout, SplitImpossible, SplitNotFound
 from h5feed_server.split_jobs import QUICK_ROWS
 from sklearn.model_selection import train_test_split
 
@@ -51,37 +50,36 @@ def medium_labels(data: Path) -> np.ndarray[Any, Any]:
 def test_progress_that_all_share(data: Path, serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
     """What takes long is 202 with the URL of a job, one for all callers of all workers, which counts rows."""
     server = serve(data, "--workers", "2")
-    url = f"{server.url}/v1/datasets/many/splits"
+    # Of these one or the other asks one worker, and always the same.
+    with httpx.Client(base_url=server.url, timeout=60) as one, httpx.Client(base_url=server.url, timeout=60) as two:
+        assert one.get("/v1/datasets/many").status_code == two.get("/v1/datasets/many").status_code == 200
 
-    def ask(path: str) -> httpx.Response:
-        return httpx.get(f"{url}{path}", params=DIVIDED, headers={"prefer": "wait=0"}, timeout=30)
+        def ask(client: httpx.Client, path: str) -> httpx.Response:
+            return client.get(f"/v1/datasets/many/splits{path}", params=DIVIDED, headers={"prefer": "wait=0"})
 
-    assert httpx.get(f"{server.url}/v1/datasets/many", timeout=30).status_code == 200
-    with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(ask, ["", "/train/rows"] * 4))
-    assert {answer.status_code for answer in answers} == {202}
-    assert len({answer.headers["location"] for answer in answers}) == 1
-    job = f"{server.url}{answers[0].headers['location']}"
-    seen: list[dict[str, Any]] = []
-    waits: list[float] = []
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(ask, [one, one, two, two] * 2, ["", "/train/rows"] * 4))
+        assert {answer.status_code for answer in answers} == {202}
+        (job,) = {answer.headers["location"] for answer in answers}
+        seen: dict[httpx.Client, list[dict[str, Any]]] = {one: [], two: []}
 
-    def over() -> bool:
-        began = time.monotonic()
-        seen.append(httpx.get(job, timeout=30).json())
-        assert httpx.get(f"{server.url}/healthz", timeout=30).status_code == 200
-        waits.append(time.monotonic() - began)
-        assert seen[-1]["status"] in ("queued", "running", "done"), seen[-1]
-        return seen[-1]["status"] == "done"
+        def over() -> bool:
+            for client, states in seen.items():
+                states.append(client.get(job).json())
+                assert client.get("/healthz").status_code == 200
+                assert states[-1]["status"] in ("queued", "running", "done"), states[-1]
+            return all(states[-1]["status"] == "done" for states in seen.values())
 
-    wait_until(over, 60)
-    done = [state["done"] for state in seen]
-    assert any(0 < state["done"] < state["total"] for state in seen) and done == sorted(done), done
-    assert seen[-1]["unit"] == "rows" and seen[-1]["total"] == 3 * ROWS
-    report = httpx.get(server.url + seen[-1]["result"], timeout=30).json()
-    assert [split["rows"] for split in report["splits"].values()] == [ROWS, ROWS * 8 // 10, ROWS // 10, ROWS // 10]
-    for _ in range(4):
-        # A connection of its own each time, so that both workers are met.
-        assert ask("").status_code == ask("/val/rows").status_code == 200
+        wait_until(over, 150)
+        for states in seen.values():
+            done = [state["done"] for state in states]
+            assert done == sorted(done)
+            assert states[-1]["unit"] == "rows" and states[-1]["total"] == 3 * ROWS
+        assert any(0 < state["done"] < state["total"] for states in seen.values() for state in states)
+        report = one.get(states[-1]["result"]).json()
+        assert [split["rows"] for split in report["splits"].values()] == [ROWS, ROWS * 8 // 10, ROWS // 10, ROWS // 10]
+        for client in (one, two):
+            assert ask(client, "").status_code == ask(client, "/val/rows").status_code == 200
     assert len(list((tmp_path / "cache0" / "splits").iterdir())) == 1
 
 
@@ -105,45 +103,51 @@ def test_a_job_outlives_its_worker(data: Path, serve: Callable[..., ServerProces
     with h5feed.connect(server.url, deadline=60) as feed, ThreadPoolExecutor(2) as threads:
         dataset = feed["many"]
         told: list[tuple[int, int]] = []
-        waiting = threads.submit(dataset.splits, progress=lambda *state: told.append(state), timeout=90, **DIVIDED)
+        waiting = threads.submit(dataset.splits, progress=lambda *state: told.append(state), timeout=150, **DIVIDED)
         batch = threads.submit(
             dataset.batch, 3, split="train", batch_size=8, fields=["labels"], shuffle=True, **DIVIDED
         )
-        wait_until(lambda: bool(server.working_pids()), 30)
+        wait_until(lambda: bool(server.working_pids()))
         killed = server.working_pids()[0]
         os.kill(killed, signal.SIGKILL)
-        assert waiting.result(90)["splits"]["val"]["rows"] == ROWS // 10
+        assert waiting.result(150)["splits"]["val"]["rows"] == ROWS // 10
         assert killed not in server.worker_pids()
-        assert len(batch.result(90).rows) == 8
+        assert len(batch.result(150).rows) == 8
     assert all(done <= total for done, total in told)
 
 
 def test_batches_wait_for_their_split(data: Path, serve: Callable[..., ServerProcess]) -> None:
     """Longer than the server answers: 503 with Retry-After and how far it is; a client has its batch in the end."""
-    server = serve(data, H5FEED_READ_TIMEOUT="0.5")
+    server = serve(data, "--workers", "2", H5FEED_READ_TIMEOUT="1")
     query: dict[str, Any] = {**DIVIDED, "split": "train", "batch_size": 8, "fields": "labels"}
     options: dict[str, Any] = query | {"fields": ["labels"]}
-    with h5feed.connect(server.url, deadline=60) as feed:
-        dataset = feed["many"]
-        for path in ("plan", "batches/0", "batches?start=0&stop=2"):
-            url = httpx.URL(f"{server.url}/v1/datasets/many/{path}").copy_merge_params(query)
-            answer = httpx.get(url, timeout=30)
-            assert (answer.status_code, answer.json()["code"]) == (503, "overloaded"), answer.text
-            assert int(answer.headers["retry-after"]) >= 1 and "the server goes on" in answer.json()["detail"]
-        assert len(dataset.batch(0, **options).rows) == 8
-        with h5feed.connect(server.url, deadline=1.2) as other, pytest.raises(Overloaded, match="'many' is being"):
-            other["many"].batch(0, **(options | {"split_seed": 7}))
-        for seed in range(10):
-            # These come first, however fast the machine.
-            ahead = httpx.get(
-                f"{server.url}/v1/datasets/many/splits",
-                params=DIVIDED | {"split_seed": 100 + seed},
-                headers={"prefer": "wait=0"},
-                timeout=30,
-            )
-            assert ahead.status_code == 202
-        with pytest.raises(ReadTimeout, match=r"splits are not ready after 0.2 s: .* ask again later"):
-            dataset.splits(test=0.3, timeout=0.2)
+    splits = "/v1/datasets/many/splits"
+    soon = {"prefer": "wait=0"}
+    with httpx.Client(base_url=server.url, timeout=60) as one, httpx.Client(base_url=server.url, timeout=60) as two:
+        # A connection to each worker. What one of them is at does not end while it is held, however fast the machine.
+        wait_until(lambda: one.get("/v1/datasets/many/batches/0").status_code == 200)
+        wait_until(lambda: two.get("/v1/datasets/many/batches/0").status_code == 200)
+        assert two.get(splits, params=DIVIDED, headers=soon).status_code == 202
+        (at_work,) = server.working_pids()
+        os.kill(at_work, signal.SIGSTOP)
+        try:
+            for path in ("plan", "batches/0", "batches?start=0&stop=2"):
+                answer = one.get(httpx.URL(f"/v1/datasets/many/{path}").copy_merge_params(query))
+                assert (answer.status_code, answer.json()["code"]) == (503, "overloaded"), answer.text
+                assert int(answer.headers["retry-after"]) >= 1
+                assert "'many' is being computed" in answer.json()["detail"]
+                assert "the server goes on" in answer.json()["detail"]
+        finally:
+            os.kill(at_work, signal.SIGCONT)
+        with h5feed.connect(server.url, deadline=60) as feed:
+            dataset = feed["many"]
+            assert len(dataset.batch(0, **options).rows) == 8
+            for seed in range(16):
+                # These come first, whichever worker is asked.
+                ahead = (one, two)[seed % 2].get(splits, params=DIVIDED | {"split_seed": 100 + seed}, headers=soon)
+                assert ahead.status_code == 202
+            with pytest.raises(ReadTimeout, match=r"splits are not ready after 0.2 s: .* ask again later"):
+                dataset.splits(test=0.3, timeout=0.2)
 
 
 def test_what_is_wrong_is_said(data: Path, serve: Callable[..., ServerProcess]) -> None:
@@ -197,8 +201,8 @@ def test_a_server_that_stops(data: Path, serve: Callable[..., ServerProcess]) ->
         f"{server.url}/v1/datasets/many/splits", params=DIVIDED, headers={"prefer": "wait=0"}, timeout=30
     )
     assert answer.status_code == 202
-    began = time.monotonic()
-    assert server.stop() == 0 and time.monotonic() - began < 10
+    assert server.stop() == 0
+    assert server.unfinished_jobs() == ["splits"]
 
 
 def test_documented(server: ServerProcess) -> None:

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -385,18 +384,20 @@ def test_a_job_that_all_share(big: Path, serve: Callable[..., ServerProcess]) ->
     with h5feed.connect(server.url, deadline=30) as feed:
         assert feed["big"].rows == BIG_ROWS
     before = memory(server, "VmRSS")
-    answer = httpx.get(url, params=params, headers={"prefer": "wait=0"}, timeout=30)
-    assert answer.status_code == 202 and int(answer.headers["retry-after"]) >= 1
-    job = f"{server.url}{answer.headers['location']}"
     seen: list[dict[str, Any]] = []
+    # Connections that stay open: one to each worker, at no cost but the question.
+    with httpx.Client(timeout=60) as one, httpx.Client(timeout=60) as two:
+        assert one.get(f"{server.url}/healthz").status_code == two.get(f"{server.url}/healthz").status_code == 200
+        answer = one.get(url, params=params, headers={"prefer": "wait=0"})
+        assert answer.status_code == 202 and int(answer.headers["retry-after"]) >= 1
+        job = f"{server.url}{answer.headers['location']}"
 
-    def over() -> bool:
-        with ThreadPoolExecutor(4) as threads:
-            seen.extend(threads.map(lambda _: httpx.get(job, timeout=30).json(), range(4)))
-        assert all(state["status"] in ("queued", "running", "done") for state in seen)
-        return seen[-1]["status"] == "done"
+        def over() -> bool:
+            seen.extend(client.get(job).json() for client in (one, two))
+            assert all(state["status"] in ("queued", "running", "done") for state in seen)
+            return seen[-1]["status"] == "done"
 
-    wait_until(over, 60)
+        wait_until(over, 150)
     assert any(0 < state["done"] < state["total"] for state in seen), "no progress was told"
     assert seen[-1]["total"] == BIG_ROWS * math.prod(BIG_IMAGE) and "/v1/datasets/big/stats?" in seen[-1]["result"]
     result = httpx.get(server.url + seen[-1]["result"], timeout=30)
@@ -423,10 +424,10 @@ def test_a_job_outlives_its_worker(big: Path, serve: Callable[..., ServerProcess
     with h5feed.connect(server.url, deadline=60) as feed, ThreadPoolExecutor(1) as threads:
         told: list[int] = []
         waiting = threads.submit(feed["big"].stats, field="images", progress=lambda done, total: told.append(done))
-        wait_until(lambda: bool(server.working_pids()), 30)
+        wait_until(lambda: bool(server.working_pids()))
         killed = server.working_pids()[0]
         os.kill(killed, signal.SIGKILL)
-        assert waiting.result(90)["mean"] == pytest.approx(BIG_MEAN, rel=1e-14)
+        assert waiting.result(150)["mean"] == pytest.approx(BIG_MEAN, rel=1e-14)
         assert killed not in server.worker_pids()
 
 
@@ -435,8 +436,8 @@ def test_waiting_has_an_end(tmp_path: Path, serve: Callable[..., ServerProcess])
     server = serve(sparse(tmp_path / "big", 20 * BIG_ROWS), H5FEED_DIGEST_LIMIT="1000")
     with h5feed.connect(server.url) as feed, pytest.raises(ReadTimeout, match=r"% is done\. .* ask again later"):
         feed["big"].stats(field="images", timeout=1)
-    began = time.monotonic()
-    assert server.stop() == 0 and time.monotonic() - began < 10
+    assert server.stop() == 0
+    assert server.unfinished_jobs() == ["stats"]
 
 
 def test_no_cache_folder(tmp_path: Path, arrays: dict[str, np.ndarray], serve: Callable[..., ServerProcess]) -> None:
