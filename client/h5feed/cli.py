@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from . import __version__
 from .batch import Batch
+from .bench import command as bench
 from .errors import BadParameter, FeedError
 from .feed import Feed, connect
 from .net import jobs
@@ -27,8 +29,10 @@ _EXAMPLES = """examples:
   h5feed stats http://gpu-box:8000 digits --split train --val 0.1 --test 0.1
   h5feed get http://gpu-box:8000 digits --rows 5,1,9 -o rows.npz
   h5feed get http://gpu-box:8000 digits --split train --test 0.1 --batch 0 --batch-size 64 --shuffle -o batch.npz
+  h5feed bench http://gpu-box:8000 digits --step-ms 50
 """
 
+_URL = "http://host:8000, https://host or unix:///path/to.sock; several of the same data: http://a:8000,http://b:8000"
 
 _SPLIT_OPTIONS = ("val", "test", "folds", "fold", "group", "stratify", "split_seed")
 
@@ -38,9 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         with connect(options.url, token=options.token, deadline=options.deadline) as feed:
-            {"ls": _ls, "info": _info, "stats": _stats, "get": _get}[options.command](feed, options)
+            commands = {"ls": _ls, "info": _info, "stats": _stats, "get": _get, "bench": _bench}
+            return commands[options.command](feed, options) or 0
     except FeedError as error:
-        print(f"h5feed: {error}", file=sys.stderr)
+        print(f"h5feed: {_as_options(str(error), options)}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         # Whoever read the output has had enough of it; what is left in the buffer goes nowhere.
@@ -51,24 +56,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="h5feed",
         description="Look at what an h5feed server serves, and fetch some of it.",
-        epilog=_EXAMPLES,
+        epilog=f"URL: {_URL}\n\n{_EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"h5feed {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, about: str) -> argparse.ArgumentParser:
+    def add(
+        name: str, about: str, description: str | None = None, examples: str = _EXAMPLES
+    ) -> argparse.ArgumentParser:
         command = commands.add_parser(
-            name, help=about, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=about,
+            description=description,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_argument("url", metavar="URL", help="http://host:8000, https://host or unix:///path/to.sock")
+        command.add_argument("url", metavar="URL", help=_URL)
         command.add_argument("--token", help="bearer token (default $H5FEED_TOKEN)")
         command.add_argument("--deadline", type=float, default=30.0, help="seconds to try (default 30)")
         return command
@@ -98,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("--seed", type=int, default=0, help="seed of the order (default 0)")
     get.add_argument("--epoch", type=int, default=0, help="number of the epoch (default 0)")
     get.add_argument("--fields", metavar="NAMES", help="comma-separated field names (default inputs and labels)")
-    for command in (info, stats, get):
+    benchmark = add("bench", "what link and server can feed, and what would help", bench.ABOUT, bench.EXAMPLES)
+    bench.add_arguments(benchmark)
+    for command in (info, stats, get, benchmark):
         command.add_argument("--val", type=_share, help="validation split: a fraction of all rows, or a count")
         command.add_argument("--test", type=_share, help="test split: a fraction of all rows, or a count")
         command.add_argument("--folds", metavar="K", type=int, help="cross-validation: val is one of so many folds")
@@ -116,6 +128,16 @@ def _share(text: str) -> int | float:
 def _split_options(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in _SPLIT_OPTIONS}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _as_options(message: str, options: argparse.Namespace) -> str:
+    """What a message calls ``test=`` is ``--test`` here, and ``batch_size=0`` is ``--batch-size 0``."""
+
+    def dashed(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        return f"--{name.replace('_', '-')}{value and ' ' + value}" if hasattr(options, name) else match[0]
+
+    return re.sub(r"\b([a-z_]+)=([^\s,.;:)]*)", dashed, message)
 
 
 def _ls(feed: Feed, options: argparse.Namespace) -> None:
@@ -210,6 +232,10 @@ def _progress(what: str) -> Iterator[jobs.Progress | None]:
         yield show
     finally:
         print("\r\033[K", end="", file=sys.stderr)
+
+
+def _bench(feed: Feed, options: argparse.Namespace) -> int:
+    return bench.run(feed, options, _split_options(options))
 
 
 def _get(feed: Feed, options: argparse.Namespace) -> None:

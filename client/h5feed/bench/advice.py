@@ -1,0 +1,215 @@
+"""What would feed training faster: only what the measurements justify, each with the number that does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .findings import Findings, Rate, expected_utilisation
+
+BETTER = 1.2
+"""How many times as many rows per second are worth another option."""
+
+_DEAR = 2.0
+"""Bytes decoded for each served from which another layout pays."""
+
+_FED = 0.97
+"""Utilisation from which there is nothing to gain."""
+
+_SLOWER_READS = 2.0
+"""How much longer the server reads a byte under load for its processors, or its disk, to be at their end."""
+
+_COMPRESSED = ("gzip", "lzf", "szip", "zstd", "blosc", "blosc2", "bzip2")
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One thing to do.
+
+    Attributes
+    ----------
+    option : str
+        What to pass or to run, as it is typed.
+    because : str
+        The measurement that speaks for it.
+    """
+
+    option: str
+    because: str
+
+
+def advice_for(findings: Findings) -> list[Advice]:
+    """What to do, what gains most and is least work first; nothing where training is fed as it is."""
+    if findings.default is None or is_fed(findings):
+        return []
+    found = [
+        *_of_streams(findings),
+        *_of_bytes(findings),
+        *(_of_server(findings) if findings.bound == "server" else ()),
+        *(_of_sockets(findings) if findings.bound == "sockets" else ()),
+    ]
+    return list({advice.option: advice for advice in found}.values())
+
+
+def is_fed(findings: Findings) -> bool:
+    """Whether an accelerator of the step that was asked about is busy nearly all the time."""
+    if findings.training is not None:
+        return findings.training.utilisation >= _FED
+    if findings.step is None or findings.batch_seconds is None:
+        return False
+    return expected_utilisation(findings.step, findings.batch_seconds) >= _FED
+
+
+def times(factor: float) -> str:
+    """1.4 times; 12 times."""
+    return f"{factor:.{1 if factor < 9.5 else 0}f} times"
+
+
+def _gain(findings: Findings, rate: Rate | None) -> float:
+    assert findings.default is not None
+    return rate.rows_per_second / findings.default.rows_per_second if rate else 0.0
+
+
+def _of_streams(findings: Findings) -> Iterator[Advice]:
+    """What was tried, and was faster than what training does by itself."""
+    default = findings.default
+    assert default is not None
+    now = f"{default.rows_per_second:,.0f}"
+    here = findings.decoded_here
+    if here is not None and _gain(findings, here) >= BETTER and findings.encoded_bytes:
+        yield Advice(
+            'decode="client"',
+            f"{times(_gain(findings, here))} the rows ({here.rows_per_second:,.0f} per second, not {now}): "
+            f"{size_of(findings.encoded_bytes)} travel for each, not {size_of(findings.row_bytes)}",
+        )
+    best = findings.best_fixed
+    if best is not None and best.confirmed and _gain(findings, best) >= BETTER:
+        yield Advice(
+            f"connections={best.connections}",
+            f"{times(_gain(findings, best))} the rows ({best.rows_per_second:,.0f} per second, not the {now} of the "
+            "number that the read-ahead has found)",
+        )
+    more = findings.more_readahead
+    if more is not None and more.confirmed and _gain(findings, more) >= BETTER:
+        yield Advice(more.what, f"{times(_gain(findings, more))} the rows ({more.rows_per_second:,.0f} per second)")
+    for rate in findings.batch_sizes:
+        if rate.confirmed and _gain(findings, rate) >= BETTER:
+            yield Advice(
+                f"batch_size={rate.batch_size}",
+                f"{times(_gain(findings, rate))} the rows of batches of {findings.batch_size} "
+                f"({rate.rows_per_second:,.0f} per second), if it suits the training",
+            )
+
+
+def _of_bytes(findings: Findings) -> Iterator[Advice]:
+    """Fewer bytes on the way."""
+    default, bound = findings.default, findings.bound
+    assert default is not None
+    for wide in findings.wide if bound in ("link", "sockets", "server") else ():
+        # Of what is decoded, the smaller field makes the decoding no shorter by as much.
+        if bound == "server" and findings.filters:
+            continue
+        yield Advice(
+            f"store {wide.name!r} as {wide.enough}",
+            f"it is {wide.dtype}, and {wide.why}: a row would be 1/{wide.factor:.1f} of its "
+            f"{size_of(findings.row_bytes)}"
+            + (", and the model multiplies by 1/255 (rescale=1/255)" if "255" in wide.why and "1/" in wide.why else ""),
+        )
+    cached = findings.cached
+    if cached is not None:
+        if _gain(findings, cached) >= BETTER:
+            yield Advice(
+                f"cache={findings.cache_folder!r}",
+                f"from the second epoch on {times(_gain(findings, cached))} the rows "
+                f"({cached.rows_per_second:,.0f} per second); all {findings.rows:,} take "
+                f"{size_of(findings.rows * findings.row_bytes)} of the disk",
+            )
+    elif bound in ("link", "server", "round trips"):
+        epoch = findings.rows / default.rows_per_second
+        if epoch >= _LONG_EPOCH:
+            yield Advice(
+                'cache="FOLDER"',
+                f"an epoch takes {duration(epoch)} as it is; {size_of(findings.rows * findings.row_bytes)} of the "
+                "local disk would hold it for all later ones (--cache FOLDER measures how fast)",
+            )
+
+
+def _of_server(findings: Findings) -> Iterator[Advice]:
+    """The reading and decoding is what is slow."""
+    share, again = findings.server_share, findings.speed_up_again
+    reading = f"the server read for {share:.0%} of the time that requests were under way" if share else ""
+    if findings.amplification >= _DEAR:
+        dear = f"a shuffled batch decodes up to {findings.amplification:,.0f} bytes for each that is served"
+        yield Advice(
+            "h5feed-server inspect FILE", f"{dear}, {reading}: it prints the command that lays the file out anew"
+        )
+    elif any(name in _COMPRESSED for name in findings.filters):
+        yield Advice(
+            "h5feed-server build FILE.h5 -o NEW.h5",
+            f"{reading}, and the rows are packed with {', '.join(findings.filters)}: unpacked, or with "
+            "--compression lz4, they are read faster",
+        )
+    if again is not None and again >= BETTER:
+        yield Advice(
+            "H5FEED_CHUNK_CACHE_BYTES (server)" if _is_decoded(findings) else "more memory, or a faster disk (server)",
+            f"rows that the server has in memory come {times(again)} as fast; all of them are "
+            f"{size_of(findings.rows * findings.row_bytes)}",
+        )
+    slower = _slower_reads(findings)
+    if slower is not None and slower >= _SLOWER_READS and _is_decoded(findings):
+        most = max(rate.connections or 0 for rate in findings.fixed)
+        yield Advice(
+            "h5feed-server serve --workers N",
+            f"with {most} requests at a time the server read each byte {times(slower)} as long as alone: with idle "
+            "cores, more workers share it; without, more cores, or decode and unpack less",
+        )
+
+
+def _of_sockets(findings: Findings) -> Iterator[Advice]:
+    rate = max(each.bytes_per_second for each in (findings.default, *findings.fixed) if each)
+    yield Advice(
+        "h5feed-server serve --workers N",
+        f"{rate / 1e6:,.0f} MB/s come, about what one worker sends: where the server has one, and idle cores, a second "
+        "one may send more",
+    )
+
+
+def _is_decoded(findings: Findings) -> bool:
+    return bool(findings.images) or bool(findings.filters)
+
+
+def _slower_reads(findings: Findings) -> float | None:
+    """How many times as long the server reads a byte with the most requests under way as with one."""
+    alone, most = findings.fixed[:1], findings.fixed[1:][-1:]
+    if not alone or not most or not alone[0].server_share or most[0].server_share is None:
+        return None
+    # Seconds of reading for each byte: the share of all connections' time, over what came in it.
+    each = [
+        rate.server_share * (rate.connections or 1) / rate.bytes_per_second
+        for rate in (*alone, *most)
+        if rate.server_share is not None and rate.bytes_per_second
+    ]
+    return each[1] / each[0] if len(each) == 2 and each[0] else None
+
+
+def size_of(nbytes: float) -> str:
+    """196.6 kB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= size:
+            return f"{nbytes / size:,.1f} {unit}"
+    return f"{nbytes:.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    """50 µs, 4.2 ms, 12 s, 17 min, 3.5 h."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g} µs"
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+_LONG_EPOCH = 10.0
+"""Seconds of an epoch from which a cache is worth a folder."""

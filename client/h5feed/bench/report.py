@@ -1,0 +1,223 @@
+"""Findings in words, and as a table with bars."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .advice import Advice, advice_for, duration, is_fed, size_of
+from .findings import Findings, Rate, expected_utilisation
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_HEAD = ("read as", "rows/s", "MB/s", "a batch")
+_LEAST_BAR = 8
+_LONGEST_BAR = 40
+"""Characters of the bar of the fastest stream, as the width of the output allows."""
+
+_BOUND = {
+    "server": "the server, which reads and decodes{share}",
+    "batches": "the work for each single batch: one big request comes {big} over one connection, the batches {all}",
+    "round trips": "the distance: more requests under way still bring more rows",
+    "sockets": "what both machines can send and receive, {all}: the server read{share}",
+    "link": "the link, at {all}: the server read{share}",
+}
+
+
+def as_json(findings: Findings) -> dict[str, Any]:
+    """The findings, the verdict and the advice, as plain values."""
+    return {
+        **findings.as_json(),
+        "verdict": verdict(findings),
+        "advice": [{"option": each.option, "because": each.because} for each in advice_for(findings)],
+    }
+
+
+def heading(findings: Findings) -> str:
+    """What was read."""
+    size, row_bytes = findings.batch_size, findings.row_bytes
+    return (
+        f"{findings.dataset} at {findings.url}: {rows_of(findings.rows)} of {size_of(row_bytes)} "
+        f"(split {findings.split}), shuffled batches of {size} ({size_of(row_bytes * size)})"
+    )
+
+
+def requests(findings: Findings) -> list[tuple[str, str]]:
+    """What single requests took: (what, value)."""
+    found = []
+    if findings.round_trip is not None:
+        found.append(("round trip", duration(findings.round_trip)))
+    single = findings.single
+    if single is not None:
+        again = "" if single.again is None else f" ({duration(single.again)} when asked again)"
+        found.append(
+            (
+                f"{rows_of(single.rows)} alone",
+                f"{duration(single.seconds)} for {size_of(single.nbytes)}: {duration(single.reading)} to read on the "
+                f"server{again}, {duration(single.transfer)} to come",
+            )
+        )
+    return found
+
+
+def rows_of(count: int) -> str:
+    """1 row; 6,400 rows."""
+    return f"{count:,} row{'s' if count != 1 else ''}"
+
+
+def lines_of(findings: Findings) -> list[tuple[list[str], float]]:
+    """A line for each stream: its cells, and its rows per second over those of the fastest."""
+    rates = findings.rates()
+    most = max((rate.rows_per_second for rate in rates), default=0.0) or 1.0
+    return [
+        (
+            [
+                _label(findings, rate),
+                f"{rate.rows_per_second:,.0f}" if rate.rows_per_second >= 10 else f"{rate.rows_per_second:.2g}",
+                f"{rate.bytes_per_second / 1e6:,.{1 if rate.bytes_per_second < 1e8 else 0}f}",
+                duration(_rows_of_batch(findings, rate) / rate.rows_per_second),
+            ],
+            rate.rows_per_second / most,
+        )
+        for rate in rates
+    ]
+
+
+def verdict(findings: Findings) -> list[str]:
+    """Sentences: from which step on training is fed, how busy the accelerator will be, what bounds it."""
+    found = []
+    each = findings.batch_seconds
+    if each is None or findings.default is None:
+        return ["Nothing was measured that tells how fast training is fed."]
+    rows = min(findings.batch_size, findings.rows)
+    found.append(
+        f"Your training is fed as long as a step of {rows_of(rows)} takes more than "
+        f"{duration(each)} ({findings.default.rows_per_second:,.{0 if findings.default.rows_per_second >= 10 else 1}f} "
+        "rows/s)."
+    )
+    if findings.training is not None:
+        training = findings.training
+        found.append(
+            f"With steps of {duration(training.step)} the accelerator works {training.utilisation:.1%} of the time "
+            f"(MLPerf Storage's utilisation, measured over {training.steps:,} steps)."
+        )
+    elif findings.step is not None:
+        found.append(
+            f"With steps of {duration(findings.step)} the accelerator would work "
+            f"{expected_utilisation(findings.step, each):.1%} of the time (MLPerf Storage's utilisation, computed)."
+        )
+    if findings.bound is not None:
+        found.append(f"What bounds it is {_bound(findings)}.")
+    if not findings.interrupted and not advice_for(findings):
+        found.append(
+            "The steps are the bound: there is nothing to change."
+            if is_fed(findings)
+            else "None of the other options that were tried is faster."
+        )
+    return found
+
+
+def _bound(findings: Findings) -> str:
+    single, share = findings.single, findings.server_share
+    assert findings.default is not None and findings.bound is not None
+    rate = max(each.bytes_per_second for each in (findings.default, *findings.fixed))
+    found = _BOUND[findings.bound].format(
+        share=f" for {share:.0%} of the time that requests are under way" if share is not None else "",
+        big=f"at {single.nbytes / single.transfer / 1e6:,.0f} MB/s" if single else "faster",
+        all=f"{rate / 1e6:,.{1 if rate < 1e8 else 0}f} MB/s",
+    )
+    again = findings.speed_up_again
+    if findings.bound == "server" and again is not None and again > 1:
+        found += f"; rows that it has in memory come {again:.1f} times as fast"
+    return found
+
+
+def _label(findings: Findings, rate: Rate) -> str:
+    if rate is findings.default:
+        width = findings.width
+        return f"read-ahead, found {width} connection{'s' if width != 1 else ''}"
+    return rate.what
+
+
+def _rows_of_batch(findings: Findings, rate: Rate) -> int:
+    # Where smaller ones were read in their stead, those that training asks for.
+    shrunk = rate.batch_size == findings.measured_batch
+    return min(findings.batch_size if shrunk else rate.batch_size, findings.rows)
+
+
+def as_text(findings: Findings, width: int = 80) -> str:
+    """The whole report, of plain characters."""
+    parts = [*textwrap.wrap(heading(findings), width), ""]
+    parts += [line for what, value in requests(findings) for line in _hanging(f"{what}: ", value, width)]
+    rows = lines_of(findings)
+    if rows:
+        table = [_HEAD, *(cells for cells, _ in rows)]
+        widths = [max(len(row[place]) for row in table) for place in range(4)]
+        bar = min(_LONGEST_BAR, width - sum(widths) - 8)
+        for number, cells in enumerate(table):
+            line = "  ".join(
+                [cells[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells[1:], widths[1:], strict=True))]
+            )
+            full = "█" * round(bar * rows[number - 1][1]) if number and bar >= _LEAST_BAR else ""
+            parts.append(f"{line}  {full}".rstrip() if number else f"\n{line}".rstrip())
+    parts += ["", *(line for sentence in verdict(findings) for line in textwrap.wrap(sentence, width))]
+    parts += [line for note in findings.notes for line in _hanging("note: ", note, width)]
+    advice = advice_for(findings)
+    if advice:
+        parts += ["", "What would help:"]
+        parts += [line for each in advice for line in _hanging(f"  {each.option}: ", each.because, width)]
+    return "\n".join(parts)
+
+
+def _hanging(begin: str, text: str, width: int) -> Iterator[str]:
+    yield from textwrap.wrap(begin + text, width, subsequent_indent=" " * (4 if begin.startswith(" ") else 2))
+
+
+def print_rich(findings: Findings, console: Console) -> None:
+    """The same, in colour and as wide as the terminal."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    console.print(Text(heading(findings), style="bold"))
+    console.print()
+    single = Table(box=None, pad_edge=False, show_header=False)
+    single.add_column(no_wrap=True, style="dim")
+    single.add_column()
+    for what, value in requests(findings):
+        single.add_row(Text(what), Text(value))
+    console.print(single)
+    rows = lines_of(findings)
+    if rows:
+        console.print()
+        console.print(_rich_table(rows, console.width))
+    console.print()
+    for number, sentence in enumerate(verdict(findings)):
+        console.print(Text(sentence, style="bold green" if not number and findings.default else ""))
+    for note in findings.notes:
+        console.print(Text(f"note: {note}", style="dim"))
+    advice: Sequence[Advice] = advice_for(findings)
+    if advice:
+        console.print()
+        console.print(Text("What would help", style="bold"))
+        for each in advice:
+            console.print(Padding(Text.assemble((each.option, "cyan"), f"  {each.because}"), (0, 0, 0, 2)))
+
+
+def _rich_table(rows: Sequence[tuple[list[str], float]], width: int) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column(_HEAD[0], no_wrap=True)
+    for name in _HEAD[1:]:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True, overflow="crop")
+    widths = [max(len(_HEAD[place]), *(len(cells[place]) for cells, _ in rows)) for place in range(4)]
+    bar = min(_LONGEST_BAR, width - sum(widths) - 8)
+    for number, (cells, share) in enumerate(rows):
+        full = "█" * round(bar * share) if bar >= _LEAST_BAR else ""
+        table.add_row(*map(Text, cells), Text(full, style="cyan" if number else "green"))
+    return table
