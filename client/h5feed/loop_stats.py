@@ -173,9 +173,9 @@ class LoopStats(Mapping[str, float]):
         return "the server is slow to answer: serve with more --workers, or see what `h5feed-server inspect` says"
 
     def summary(self) -> str:
-        """How much was waited, in one line: ``3.1 % (waiting 2.0 %, transfer 0.9 %, decode 0.2 %)``."""
+        """How much was waited, as ``3.1 % of the time (waiting 2.0 %, transfer 0.9 %, decode 0.2 %)``."""
         parts = ", ".join(f"{name} {_percent(self.share(name))}" for name in ("waiting", "transfer", "decode"))
-        return f"{_percent(self.share('waited'))} ({parts})"
+        return f"{_percent(self.share('waited'))} of the time ({parts})"
 
     def table(self) -> list[tuple[str, ...]]:
         """A header, and what there is to tell, as text: of all passes, and of the last where there are several."""

@@ -16,8 +16,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .cache import RowCache
 from .errors import BadParameter
+from .loop_stats import LoopStats
+from .net.trace import clock
 from .prepare import Preparation
 from .reading.loader import divided, preparation_of
+from .reading.meter import Meter
 from .reading.pass_numbers import PassNumbers
 from .reading.passes import is_drawn
 from .wire import WEIGHT
@@ -80,6 +83,7 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
         self._fetching: dict[str, Any] = {"connections": connections, "readahead": readahead}
         self._pin = pin_memory
         self._passes = PassNumbers(epoch)
+        self._meter = Meter()
 
     def __len__(self) -> int:
         """Batches of a pass."""
@@ -101,6 +105,14 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
             raise BadParameter(f"epoch={epoch} must be 0 or more")
         self._passes.go_to(epoch)
 
+    def stats(self) -> LoopStats:
+        """How long this process has waited for batches, and what for: a table when printed.
+
+        Without workers of a DataLoader that is the training loop. With them nothing is told here: each of them waits
+        for itself, ahead of the loop.
+        """
+        return self._meter.stats()
+
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         info = get_worker_info()
         if info is None:
@@ -120,11 +132,20 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
             for plan, start, stop, index in self._shares(worker, workers)
             if start < stop
         ]
+        self._meter.begin_pass()
         try:
             for first, stream in streams:
-                for index, batch in zip(itertools.count(first, workers), stream, strict=False):
+                for index in itertools.count(first, workers):
+                    asked = clock()
+                    batch = next(stream, None)
+                    if batch is None:
+                        break
+                    trace, came = stream.taken, clock()
                     batch.index = index
-                    yield tensors_of(prepare(batch, epoch), pin)
+                    tensors = tensors_of(prepare(batch, epoch), pin)
+                    self._meter.step(asked, came, trace, len(batch.rows))
+                    yield tensors
+            self._meter.end_pass()
         finally:
             for _, stream in streams:
                 stream.close()

@@ -2,5 +2,6 @@
 
 from .sequence import Sequence
 from .state_backup import StateBackup
+from .wait_monitor import WaitMonitor
 
-__all__ = ["Sequence", "StateBackup"]
+__all__ = ["Sequence", "StateBackup", "WaitMonitor"]

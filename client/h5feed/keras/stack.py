@@ -30,8 +30,11 @@ _METHODS: dict[str, Mode] = {
 
 
 def keras_frame(frame: FrameType | None) -> FrameType | None:
-    """The innermost frame of Keras on the stack: methods of a subclass of the user's own may lie between."""
-    while frame is not None and not str(frame.f_globals.get("__name__", "")).startswith("keras."):
+    """The innermost function of Keras on the stack: methods of a subclass of the user's own may lie between."""
+    while frame is not None and not (
+        # Before Python 3.12 a comprehension has a frame of its own.
+        str(frame.f_globals.get("__name__", "")).startswith("keras.") and frame.f_code.co_name != "<listcomp>"
+    ):
         frame = frame.f_back
     return frame
 

@@ -175,10 +175,12 @@ class Meter:
                 self._demanded = 0
 
     def demand(self, batches: int) -> None:
-        """The loop needs so many batches now, beyond those it was given."""
+        """The loop needs so many batches now, beyond those it was given; ignored where none are taken ahead."""
         with self._lock:
+            if self._demanded is None:
+                return
             self._demanded_at = clock()
-            self._demanded = (self._demanded or 0) + batches
+            self._demanded += batches
             if self._pass.demands:
                 self._pass.steady(self._demanded_at)
             self._pass.demands += 1
