@@ -61,7 +61,7 @@ def asked() -> Asked:
 
 @pytest.fixture
 def dataset(server: ServerProcess, asked: Asked) -> Iterator[h5feed.Dataset]:
-    with h5feed.connect(server.url, deadline=20, event_hooks={"request": [asked]}) as feed:
+    with h5feed.connect(server.url, deadline=60, event_hooks={"request": [asked]}) as feed:
         yield feed["mixed"]
 
 
@@ -298,7 +298,7 @@ def test_processes_share_it_and_are_killed(server: ServerProcess, feed: h5feed.F
         for writer in writers:
             time.sleep(chance.uniform(0.0, 0.15))
             writer.send_signal(signal.SIGKILL)
-            writer.wait(10)
+            writer.wait(60)
             assert writer.stdout is not None
             writer.stdout.close()
         with h5feed.connect(server.url) as other:
@@ -318,7 +318,7 @@ def test_readers_see_what_others_store(server: ServerProcess, feed: h5feed.Feed,
         other = fill(server.url, tmp_path, 0)
         wait_until(lambda: dataset.cache(tmp_path).cached_rows == ROWS)
         other.kill()
-        other.wait(10)
+        other.wait(60)
         asked.requests.clear()
         assert sum(len(batch.rows) for batch in dataset.batches(shuffle=True, cache=tmp_path, **options)) == ROWS
         assert not asked.single_rows and not asked.batches
@@ -405,7 +405,7 @@ def test_a_fork_goes_on(feed: h5feed.Feed, tmp_path: Path) -> None:
             os._exit(0 if all_same(dataset, cache, fields=["labels"]) == ROWS else 1)
         finally:
             os._exit(2)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 100
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:

@@ -229,15 +229,15 @@ def test_server_killed_and_restarted_in_mid_training(serve: Callable[..., Server
 def test_threads_end_with_the_sequence(dataset: Any) -> None:
     """Dropping a sequence ends its read-ahead threads."""
 
-    def ours() -> int:
-        return sum(thread.name.startswith("h5feed-readahead") for thread in threading.enumerate())
+    def readahead_threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name.startswith("h5feed-readahead")}
 
-    wait_until(lambda: ours() == 0)
+    before = readahead_threads()
     sequence = dataset.sequence("all", batch_size=2, readahead=1000)
     assert len(sequence[0][0]) == 2
-    assert ours() > 0
+    assert not readahead_threads() <= before
     del sequence
-    wait_until(lambda: ours() == 0)
+    wait_until(lambda: readahead_threads() <= before)
 
 
 def every_row_of(batches: Any) -> list[int]:
