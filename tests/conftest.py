@@ -182,7 +182,7 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 @pytest.fixture(scope="session")
 def feed(server: ServerProcess) -> Iterator[h5feed.Feed]:
-    with h5feed.connect(server.url, deadline=20) as connected:
+    with h5feed.connect(server.url, deadline=60) as connected:
         yield connected
 
 

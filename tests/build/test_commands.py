@@ -16,7 +16,7 @@ from h5feed_server.build.options import parse_size, read_options
 
 def _run(*words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "h5feed_server.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=180)
 
 
 def test_a_dry_run_writes_nothing(pets: Path, tmp_path: Path) -> None:

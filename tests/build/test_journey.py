@@ -75,7 +75,7 @@ def test_from_a_folder_of_jpegs_to_a_trained_model(pets: Path, tmp_path: Path, s
     shuffled: dict[str, Any] = {"batch_size": BATCH, "shuffle": True, "seed": 5}
     plain: dict[str, Any] = {"batch_size": BATCH, "rescale": 1 / 255}
     orders: list[list[Any]] = []
-    with h5feed.connect(serve(tmp_path / "data").url, deadline=20) as feed:
+    with h5feed.connect(serve(tmp_path / "data").url, deadline=60) as feed:
         served = feed["pets"]
         assert served.class_names == classes
         for epoch in range(EPOCHS):

@@ -238,7 +238,7 @@ def test_built_tables_are_served(tmp_path: Path, serve: Any) -> None:
     (tmp_path / "data").mkdir()
     build(tmp_path / "digits.npz", tmp_path / "data" / "digits.h5", BuildOptions(compression="zstd"))
     server = serve(tmp_path / "data")
-    with h5feed.connect(server.url, deadline=20) as feed:
+    with h5feed.connect(server.url, deadline=60) as feed:
         digits = feed["digits"]
         assert {name: field.role for name, field in digits.fields.items()} == {"x": "input", "y": "label"}
         for batch in digits.batches("test", batch_size=100):

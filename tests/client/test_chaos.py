@@ -200,6 +200,6 @@ def test_processes_end_at_once(server: ServerProcess, tmp_path: Path, ends: str)
         "next(stream)\n"
         f"{last}\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == {"exit": 3, "interrupt": -2, "error": 1}[ends]
     assert "thread" not in done.stderr.lower().replace("_thread", "")

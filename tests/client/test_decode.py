@@ -16,10 +16,10 @@ import keras
 import numpy as np
 import pytest
 from conftest import ServerProcess
-from h5feed.reading import decoding
 from h5feed.decode import MAX_SCANS, BrokenImage, decode_image, decode_into, fingerprint
 from h5feed.errors import BadParameter, DatasetCorrupt
 from h5feed.images import ImageSpec
+from h5feed.reading import decoding
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -58,7 +58,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 @pytest.fixture
 def feed(server: ServerProcess) -> Iterator[h5feed.Feed]:
-    with h5feed.connect(server.url, deadline=20) as connected:
+    with h5feed.connect(server.url, deadline=60) as connected:
         yield connected
 
 
@@ -121,7 +121,7 @@ def test_pixels_are_kept_in_the_local_cache(feed: h5feed.Feed, tmp_path: Path) -
 
 def test_what_travels_is_the_files(server: ServerProcess, feed: h5feed.Feed) -> None:
     """With decode='client' a batch has no more bytes than its files, their offsets and a header."""
-    answer = httpx.get(f"{server.url}/v1/datasets/photos/batches/0?batch_size={ROWS}&encoded=images")
+    answer = httpx.get(f"{server.url}/v1/datasets/photos/batches/0?batch_size={ROWS}&encoded=images", timeout=60)
     assert len(answer.content) < sum(map(len, FILES)) + 3 * 8 * (ROWS + 1) + 1024
     plan = feed["photos"].plan(batch_size=ROWS, decode="client")
     assert plan.params["encoded"] == "images" and plan.tensors[-1].shape == (ROWS, *SHAPE)

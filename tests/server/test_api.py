@@ -19,7 +19,7 @@ IMAGES = {"batch_size": "8", "shuffle": "true", "fields": "images,labels"}
 
 @pytest.fixture(scope="module")
 def http(server: ServerProcess) -> httpx.Client:
-    return httpx.Client(base_url=server.url)
+    return httpx.Client(base_url=server.url, timeout=60)
 
 
 def problem_of(response: httpx.Response) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def test_errors(http: httpx.Client, path: str, status: int, code: str, says: str
 def test_too_large_is_refused_before_reading(serve: Callable[..., ServerProcess], folder: Path) -> None:
     """A body above the limit is 413, from the plan, with what would fit; the rest is served as before."""
     limited = serve(folder, H5FEED_MAX_BODY_BYTES="100000", H5FEED_MAX_ROWS="500")
-    with httpx.Client(base_url=limited.url) as http:
+    with httpx.Client(base_url=limited.url, timeout=60) as http:
         refused = http.get("/v1/datasets/mixed/batches/0", params={"batch_size": "300", "fields": "images"})
         assert problem_of(refused)["code"] == "too_large"
         fitting = refused.json()["detail"].split("at most ")[1].split(" ")[0]
@@ -186,7 +186,7 @@ def test_health_and_docs(http: httpx.Client) -> None:
 def test_tokens(serve: Callable[..., ServerProcess], folder: Path) -> None:
     """With tokens set, everything but the health pages needs one of them."""
     guarded = serve(folder, H5FEED_TOKENS="first,second")
-    with httpx.Client(base_url=guarded.url) as http:
+    with httpx.Client(base_url=guarded.url, timeout=60) as http:
         refused = http.get("/v1/datasets")
         assert problem_of(refused)["code"] == "unauthorized"
         assert http.get("/healthz").status_code == 200

@@ -227,10 +227,10 @@ def test_bfloat16(server: ServerProcess, feed: h5feed.Feed) -> None:
     batch = feed["halves"].take([3, 1])
     assert batch["x"].dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(batch["x"].astype("f4"), [[6, 7], [2, 3]])
-    body = httpx.get(f"{server.url}/v1/datasets/halves/rows?start=0&stop=2").content
+    body = httpx.get(f"{server.url}/v1/datasets/halves/rows?start=0&stop=2", timeout=60).content
     (length,) = struct.unpack_from("<Q", body)
     assert json.loads(body[8 : 8 + length])["x"]["dtype"] == "BF16"
-    plan = httpx.get(f"{server.url}/v1/datasets/halves/plan?batch_size=2").json()
+    plan = httpx.get(f"{server.url}/v1/datasets/halves/plan?batch_size=2", timeout=60).json()
     assert "bfloat16" in [tensor["dtype"] for tensor in plan["tensors"]]
 
 
@@ -398,7 +398,7 @@ def test_members_that_come_later(serve: Callable[..., ServerProcess], tmp_path: 
         for name, reason in (("two-m", "'two-r.h5' is missing"), ("many000", "truncated")):
             with pytest.raises(Unreadable, match=reason):
                 feed[name]
-        assert str(tmp_path) not in httpx.get(f"{server.url}/v1/datasets").text
+        assert str(tmp_path) not in httpx.get(f"{server.url}/v1/datasets", timeout=60).text
         for part in ("two-r.h5", "many001.h5"):
             os.rename(away / part, folder / part)
         for name in ("two-m", "many000"):
@@ -443,7 +443,7 @@ def test_a_file_that_is_being_written(serve: Callable[..., ServerProcess], tmp_p
 
 def _code(server: ServerProcess, *rows: int) -> str:
     """How a request for some images ends."""
-    answer = httpx.post(f"{server.url}/v1/datasets/lists/rows", json={"rows": rows, "fields": ["images"]}, timeout=30)
+    answer = httpx.post(f"{server.url}/v1/datasets/lists/rows", json={"rows": rows, "fields": ["images"]}, timeout=60)
     return "ok" if answer.status_code == 200 else str(answer.json()["code"])
 
 

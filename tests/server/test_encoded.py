@@ -121,7 +121,7 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 @pytest.fixture(scope="module")
 def feed(server: ServerProcess) -> Iterator[h5feed.Feed]:
-    with h5feed.connect(server.url, deadline=20) as connected:
+    with h5feed.connect(server.url, deadline=60) as connected:
         yield connected
 
 
@@ -158,14 +158,15 @@ def test_bytes_of_the_files_on_demand(server: ServerProcess, feed: h5feed.Feed) 
         assert [bytes(data) for data in batch.lists(name)] == [FILES[row] for row in batch.rows]
         np.testing.assert_array_equal(batch["labels"], batch.rows % 3)
     url = f"{server.url}/v1/datasets/photos"
-    answer = httpx.get(f"{url}/rows?start=3&stop=9&step=2&encoded=images")
+    answer = httpx.get(f"{url}/rows?start=3&stop=9&step=2&encoded=images", timeout=60)
     tensors, _, _ = read_body(np.frombuffer(answer.content, np.uint8))
     flat, offsets = tensors["images"].tobytes(), tensors["images.offsets"].tolist()
     assert [flat[begin:end] for begin, end in pairwise(offsets)] == FILES[3:9:2]
-    answer = httpx.post(f"{url}/rows", json={"rows": [7, 7], "fields": ["images"], "encoded": ["images"]})
+    answer = httpx.post(f"{url}/rows", json={"rows": [7, 7], "fields": ["images"], "encoded": ["images"]}, timeout=60)
     tensors, _, _ = read_body(np.frombuffer(answer.content, np.uint8))
     assert tensors["images"].tobytes() == 2 * FILES[7]
-    parameters = httpx.get(f"{server.url}/openapi.json").json()["paths"]["/v1/datasets/{name}/batches/{index}"]
+    paths = httpx.get(f"{server.url}/openapi.json", timeout=60).json()["paths"]
+    parameters = paths["/v1/datasets/{name}/batches/{index}"]
     assert any(one["name"] == "encoded" and "JPEG" in one["description"] for one in parameters["get"]["parameters"])
 
 
@@ -201,10 +202,10 @@ def test_statistics_and_pictures_are_of_the_pixels(server: ServerProcess, feed: 
     expected = pixels(FILES)
     stats = feed["photos"].stats(field="images")
     np.testing.assert_allclose([one["mean"] for one in stats["channels"]], expected.mean(axis=(0, 1, 2)))
-    answer = httpx.get(f"{server.url}/v1/datasets/photos/rows/7/image?field=images")
+    answer = httpx.get(f"{server.url}/v1/datasets/photos/rows/7/image?field=images", timeout=60)
     shown = np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB"))
     np.testing.assert_array_equal(shown, expected[7])
-    assert httpx.get(f"{server.url}/v1/datasets/photos/preview?field=images").status_code == 200
+    assert httpx.get(f"{server.url}/v1/datasets/photos/preview?field=images", timeout=60).status_code == 200
 
 
 def test_a_broken_image_is_named_and_spoils_nothing_else(feed: h5feed.Feed) -> None:
@@ -248,7 +249,7 @@ def test_sizes_are_known_before_anything_is_read(server: ServerProcess, feed: h5
     largest = int(np.argmax([len(file) for file in FILES]))
     count = (1 << 20) // len(FILES[largest]) + 2
     request = {"rows": [largest] * count, "fields": ["images"], "encoded": ["images"]}
-    answer = httpx.post(f"{server.url}/v1/datasets/photos/rows", json=request)
+    answer = httpx.post(f"{server.url}/v1/datasets/photos/rows", json=request, timeout=60)
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
     assert "more than the 1048576" in answer.json()["detail"]
 
@@ -256,10 +257,11 @@ def test_sizes_are_known_before_anything_is_read(server: ServerProcess, feed: h5
 def test_one_revision_and_one_tag_for_each_way(server: ServerProcess, feed: h5feed.Feed) -> None:
     """Pixels and bytes are different answers of the same revision; each is cached by its own URL."""
     url = f"{server.url}/v1/datasets/photos/batches/0?revision={feed['photos'].revision}"
-    plain, encoded = httpx.get(url), httpx.get(f"{url}&encoded=images")
+    plain, encoded = httpx.get(url, timeout=60), httpx.get(f"{url}&encoded=images", timeout=60)
     assert plain.headers["etag"] != encoded.headers["etag"] and "immutable" in encoded.headers["cache-control"]
-    assert httpx.get(f"{url}&encoded=images", headers={"if-none-match": encoded.headers["etag"]}).status_code == 304
-    assert httpx.get(f"{url}&encoded=images").content == encoded.content
+    held = {"if-none-match": encoded.headers["etag"]}
+    assert httpx.get(f"{url}&encoded=images", headers=held, timeout=60).status_code == 304
+    assert httpx.get(f"{url}&encoded=images", timeout=60).content == encoded.content
 
 
 def test_a_changed_file_is_another_revision(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
@@ -303,7 +305,7 @@ def test_build_keeps_the_bytes_and_serves_the_pixels(tmp_path: Path, serve: Call
         for name, begin, end in zip(names, offsets[:-1], offsets[1:], strict=True):
             assert flat[begin:end] == (tmp_path / "source" / name).read_bytes()
         assert flat == again["train/images"][:].tobytes()
-    with h5feed.connect(serve(served).url, deadline=20) as feed:
+    with h5feed.connect(serve(served).url, deadline=60) as feed:
         for split in ("train", "val", "test"):
             pairs = zip(*(feed[name].batches(split, batch_size=16, shuffle=True) for name in reports), strict=True)
             for one, other in pairs:

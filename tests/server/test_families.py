@@ -177,7 +177,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def families(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
     process = ServerProcess(data, tmp_path_factory.mktemp("cache"))
-    with h5feed.connect(process.url, deadline=20) as connected:
+    with h5feed.connect(process.url, deadline=60) as connected:
         wait_until(lambda: all(entry["status"] != "preparing" for entry in connected.datasets()))
         yield connected
     assert process.stop() == 0
@@ -353,7 +353,7 @@ def test_declared_files_follow_each_other(serve: Callable[..., ServerProcess], t
             file["x"], file["y"] = np.full((3, 2), number), np.arange(3)
     declaration = tmp_path / "h5feed.toml"
     declaration.write_text('[datasets.pets]\nfiles = ["raw/pets_b.h5", "raw/pets_*.h5"]\n')
-    with h5feed.connect(serve(tmp_path).url, deadline=20) as feed:
+    with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
         assert feed["pets"].take(range(9))["x"][:, 0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
         declaration.write_text('[datasets.pets]\nfile = ["x.h5"]\n')
         wait_until(lambda: "known are files" in str([entry["reason"] for entry in feed.datasets()]))

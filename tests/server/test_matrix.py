@@ -93,7 +93,7 @@ def dataset(
 ) -> Iterator[h5feed.Dataset]:
     sizes = {} if request.param == "cached" else {"H5FEED_CACHE_BYTES": "0", "H5FEED_CHUNK_CACHE_BYTES": "0"}
     process = ServerProcess(path.parent, tmp_path_factory.mktemp("cache"), **sizes)
-    with h5feed.connect(process.url, deadline=30) as feed:
+    with h5feed.connect(process.url, deadline=60) as feed:
         yield feed["matrix"]
     assert process.stop() == 0
 
@@ -121,10 +121,10 @@ def test_ranges(dataset: h5feed.Dataset, path: Path) -> None:
     """Steps skip rows; negative ones are refused with what would be right."""
     base = f"{dataset._client.url}/v1/datasets/matrix/rows"
     params: dict[str, Any] = {"start": 3, "stop": 50, "step": 7, "fields": "gzip-parts-i2", "format": "npy"}
-    answer = httpx.get(base, params=params, timeout=30)
+    answer = httpx.get(base, params=params, timeout=60)
     with h5py.File(path) as file:
         expected = file["gzip-parts-i2"][3:50:7]
     assert answer.content.endswith(expected.tobytes())
-    refused = httpx.get(base, params={**params, "step": -1}, timeout=30)
+    refused = httpx.get(base, params={**params, "step": -1}, timeout=60)
     assert refused.status_code == 400
     assert "step=-1" in refused.json()["detail"]

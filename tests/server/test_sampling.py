@@ -39,7 +39,7 @@ def imbalanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Data
         file["nothing"], file["vector"] = np.zeros(ROWS), np.ones((ROWS, 3))
         file["many"] = (np.random.default_rng(0).random((ROWS, 3)) < 0.5).astype("u1")
     server = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2")
-    with h5feed.connect(server.url, deadline=20) as feed:
+    with h5feed.connect(server.url, deadline=60) as feed:
         yield feed["d"]
     assert server.stop() == 0
 

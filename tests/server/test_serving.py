@@ -174,7 +174,7 @@ def test_usage_errors(tmp_path: Path) -> None:
 
     for arguments in (["serve", str(tmp_path / "nix")], ["serve", str(tmp_path), "--port", "99999"]):
         done = subprocess.run(
-            [sys.executable, "-m", "h5feed_server.cli", *arguments], capture_output=True, text=True, timeout=30
+            [sys.executable, "-m", "h5feed_server.cli", *arguments], capture_output=True, text=True, timeout=180
         )
         assert done.returncode == 2
         assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
@@ -190,7 +190,7 @@ def test_an_empty_token_file_lets_nobody_in(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{process.port}/v1/datasets"
         token = (tmp_path / "cache" / "token").read_text().strip()
         assert len(token) > 20
-        assert httpx.get(url, timeout=30).status_code == 401
-        assert httpx.get(url, timeout=30, headers={"authorization": f"Bearer {token}"}).status_code == 200
+        assert httpx.get(url, timeout=60).status_code == 401
+        assert httpx.get(url, timeout=60, headers={"authorization": f"Bearer {token}"}).status_code == 200
     finally:
         process.stop()

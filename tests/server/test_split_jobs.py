@@ -179,7 +179,7 @@ def test_other_ways_to_rows(
         assert stats.mean == pytest.approx(medium_labels[dataset.split_rows("val", val=0.5, split_seed=3)].mean())
         batch = dataset.batch(0, batch_size=9, balance=True, shuffle=True, stratify="lonely", fields=["lonely"])
         assert sorted(np.bincount(batch["lonely"])) == [4, 5]
-    plot = httpx.get(f"{server.url}/v1/datasets/medium/stats/plot?test=0.2&format=txt", timeout=30)
+    plot = httpx.get(f"{server.url}/v1/datasets/medium/stats/plot?test=0.2&format=txt", timeout=60)
     assert plot.status_code == 200 and "test" in plot.text
 
 
@@ -207,7 +207,7 @@ def test_a_server_that_stops(data: Path, serve: Callable[..., ServerProcess]) ->
 
 def test_documented(server: ServerProcess) -> None:
     """The OpenAPI page tells of the job and how to wait for it."""
-    paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    paths = httpx.get(f"{server.url}/openapi.json", timeout=60).json()["paths"]
     for path in ("splits", "splits/{split}/rows"):
         operation = paths[f"/v1/datasets/{{name}}/{path}"]["get"]
         assert "Location" in operation["responses"]["202"]["description"]

@@ -76,7 +76,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[h5feed.
         "[datasets.ranges.splits]\ntrain = [[0, 40], [60, 80]]\nvalidation = [40, 60]\nnight = [90, 100]\n"
     )
     server = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2")
-    with h5feed.connect(server.url, deadline=20) as feed:
+    with h5feed.connect(server.url, deadline=60) as feed:
         yield feed, folder
     assert server.stop() == 0
 
@@ -338,7 +338,7 @@ def test_declared_nonsense(serve: Callable[..., ServerProcess], tmp_path: Path, 
     with h5py.File(folder / "plain.h5", "w") as file:
         file["x"], file["y"] = np.zeros((100, 2)), np.arange(100) % 2
     (folder / "h5feed.toml").write_text(f'[datasets.d]\nfiles = ["plain.h5"]\n[datasets.d.splits]\n{splits}\n')
-    with h5feed.connect(serve(folder).url, deadline=20) as feed, pytest.raises(h5feed.FeedError, match=reason):
+    with h5feed.connect(serve(folder).url, deadline=60) as feed, pytest.raises(h5feed.FeedError, match=reason):
         _ = feed["d"]
 
 
@@ -355,7 +355,7 @@ def test_dogs_and_cats(serve: Callable[..., ServerProcess], tmp_path: Path) -> N
     paths = np.arange(25_000)
     train, test, y, _ = train_test_split(paths, labels, test_size=2500, stratify=labels, random_state=42)
     train, val, _, _ = train_test_split(train, y, test_size=2500, stratify=y, random_state=42)
-    with h5feed.connect(serve(folder, "--workers", "2").url, deadline=20) as feed:
+    with h5feed.connect(serve(folder, "--workers", "2").url, deadline=60) as feed:
         dataset = feed["dogs_vs_cats"]
         options: dict[str, Any] = {"test": 2500, "val": 2500, "split_seed": 42}
         for name, rows in (("train", train), ("val", val), ("test", test)):
@@ -371,7 +371,7 @@ def test_a_server_that_starts_anew(labelled: tuple[h5feed.Feed, Path], tmp_path:
     options: dict[str, Any] = {"test": 0.2, "val": 0.1, "group": "patient"}
     server = ServerProcess(folder, cache)
     try:
-        with h5feed.connect(server.url, deadline=20) as feed:
+        with h5feed.connect(server.url, deadline=60) as feed:
             before = feed["kinds"].splits(**options)
         server.stop()
         kept = [file for name in ("splits", "reports", "classes", "groups") for file in (cache / name).iterdir()]
@@ -381,7 +381,7 @@ def test_a_server_that_starts_anew(labelled: tuple[h5feed.Feed, Path], tmp_path:
             data[len(data) // 2] ^= 1
             file.write_bytes(data)
         server.start()
-        with h5feed.connect(server.url, deadline=20) as feed:
+        with h5feed.connect(server.url, deadline=60) as feed:
             assert feed["kinds"].splits(**options) == before
     finally:
         server.stop()
@@ -410,7 +410,7 @@ def test_specs_that_cannot_be(labelled: tuple[h5feed.Feed, Path], kinds: h5feed.
 
 def test_every_parameter_is_documented(server: ServerProcess) -> None:
     """The OpenAPI page says of each what it does, at every endpoint that takes it."""
-    schema = httpx.get(f"{server.url}/openapi.json").json()
+    schema = httpx.get(f"{server.url}/openapi.json", timeout=60).json()
     for path, names in (
         ("splits", ["test", "val", "stratify", "group", "folds", "fold", "split_seed", "split_shuffle"]),
         ("batches/{index}", ["folds", "fold", "group", "balance", "weights", "epoch_rows", "limit", "window"]),
@@ -450,7 +450,7 @@ def _counts(report: dict[str, Any], split: str) -> dict[int, int]:
 def test_too_many_rows_for_memory(serve: Callable[..., ServerProcess], folder: Path) -> None:
     """What the setting leaves no room for is refused, and the setting named."""
     server = serve(folder, H5FEED_ORDER_CACHE_BYTES="3999")
-    with h5feed.connect(server.url, deadline=20) as feed, pytest.raises(TooLarge, match="H5FEED_ORDER_CACHE_BYTES"):
+    with h5feed.connect(server.url, deadline=60) as feed, pytest.raises(TooLarge, match="H5FEED_ORDER_CACHE_BYTES"):
         feed["mixed"].splits(test=0.1)
 
 
