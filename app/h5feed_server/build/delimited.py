@@ -21,11 +21,11 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, Unreadable
 
+from ..sampling.split_names import SPLIT_WORDS
 from .array_source import converted
 from .image_source import ImageSource, split_codes
 from .images import SUFFIXES
 from .members import MAX_MEMBER_BYTES, BrokenMember, Everywhere, Listing, Member
-from .naming import SPLIT_WORDS
 from .options import BuildOptions
 from .source import Block, Column, FieldSpec, Work, digest_of, label_column
 

@@ -9,21 +9,8 @@ from dataclasses import dataclass, field
 
 from h5feed.errors import BadParameter
 
-SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""What people call splits, and what we call them."""
+from ..sampling.split_names import SPLIT_WORDS
 
-SPLITS = ("train", "val", "test")
-
-_WORD = re.compile(rf"(?:^|[_.\-])({'|'.join(SPLIT_WORDS)})(?:[_.\-]?set)?(?=$|[_.\-])", re.I)
 _NUMBERED = re.compile(r"^(.*?[^\W\d_].*?)[ _.\-]*\(?\d+\)?$")
 """``cat.11866``, ``cat_001``, ``Abyssinian_100``, ``dog (3)``: the class, and the number of one of its images."""
 
@@ -49,14 +36,6 @@ class Names:
     splits: list[str] | None
     classes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-def without_split(name: str) -> tuple[str, str | None]:
-    """``x_train`` → ``x``, ``train``."""
-    match = _WORD.search(name)
-    if match is None:
-        return name, None
-    return (name[: match.start()] + name[match.end() :]).strip("_.-"), SPLIT_WORDS[match[1].lower()]
 
 
 def read_names(names: Sequence[str], folders: set[str], pattern: str | None) -> Names:

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, FeedError, Unreadable
 
+from ..sampling.split_names import SPLITS, without_split
 from .array_source import ArraySource, Found, found
 from .image_source import ImageSource, split_codes
 from .members import MAX_MEMBER_BYTES, BrokenMember, Listing, Member
-from .naming import SPLITS, without_split
 from .options import BuildOptions
 from .source import Column, label_column
 

@@ -27,8 +27,8 @@ from typing import Literal
 from h5feed.errors import Unreadable
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ..sampling.split_names import SPLIT_WORDS
 from .encoded import DeclaredImages
-from .tables import SPLIT_WORDS
 
 NAME = "h5feed.toml"
 

@@ -13,25 +13,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ..sampling.split_names import SPLIT_WORDS, SPLITS, without_split
 from ..storage.column import Column, Segment
 from ..storage.layout import ArrayLayout
-
-SPLIT_WORDS: Mapping[str, str] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""What people call splits, and what we call them."""
-
-_SPLIT_ORDER = ("train", "val", "test")
-
-_WORD = re.compile(rf"(?:^|[_.\-])({'|'.join(SPLIT_WORDS)})(?:[_.\-]?set)?(?=$|[_.\-])", re.I)
-"""A split's word in a name: ``train_set_x``, ``x_train``, ``level_2_split_train_x``."""
 
 _SHARD = re.compile(r"[_.\-](\d{3,6})-of-(\d{3,6})$")
 _HALF = re.compile(r"(?:^|[_.\-])(x|y|images?|labels?|data|targets?|inputs?|mask)$", re.I)
@@ -71,16 +55,8 @@ def tags_of(stem: str) -> Tags:
         shard, shards, stem = int(match[1]), int(match[2]), stem[: match.start()]
     if match := _HALF.search(stem):
         half, stem = match[1].lower(), stem[: match.start()]
-    stem, split = _without_split(stem)
+    stem, split = without_split(stem)
     return Tags(stem, split, shard, shards, half)
-
-
-def _without_split(name: str) -> tuple[str, str | None]:
-    match = _WORD.search(name)
-    if match is None:
-        return name, None
-    rest = (name[: match.start()] + name[match.end() :]).strip("_.-")
-    return rest, SPLIT_WORDS[match[1].lower()]
 
 
 @dataclass(frozen=True)
@@ -226,7 +202,7 @@ def _collect(
                     split_groups[where].add(SPLIT_WORDS[part.lower()])
                 if match := _EPISODE.match(part):
                     episodes[where, match[1]].add(part)
-            elif (split := _without_split(part)[1]) is not None:
+            elif (split := without_split(part)[1]) is not None:
                 split_groups[(*where, "*")].add(split)
     for path, segment in usable:
         split, episode, group, rest = file.tags.split, -1, "", []
@@ -241,11 +217,11 @@ def _collect(
                 else:
                     rest.append(part)
             else:
-                name, word = _without_split(part)
+                name, word = without_split(part)
                 if word is not None and name and (split == word or "train" in split_groups[(*where, "*")]):
                     split, part = word, name
                 rest.append(part)
-        order = _SPLIT_ORDER.index(split) if split else -1
+        order = SPLITS.index(split) if split else -1
         piece = _Piece(order, split or "", file.tags.shard, episode, group)
         key = tuple(rest)
         if key in found and piece in found[key].pieces and file.tags.half is not None:
