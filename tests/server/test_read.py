@@ -145,3 +145,39 @@ def test_channels_in_chunks_of_their_own(tmp_path: Path, channels: int, dtype: s
         assert out.tobytes() == wanted.tobytes()
     finally:
         services.close()
+
+
+def test_what_was_never_written(tmp_path: Path) -> None:
+    """It holds the fill value, of whatever type: big-endian, complex, text, and each member of a record."""
+    kinds = h5py.enum_dtype({"cat": 1, "dog": 2}, "i1")
+    record = np.dtype([("a", "<i4"), ("b", ">f8"), ("s", "S5"), ("v", "<f4", (3,)), ("c", "c8"), ("e", kinds)])
+    fills: dict[str, tuple[Any, Any]] = {
+        "complex": (np.dtype(">c8"), 1 - 3j),
+        "text": (np.dtype("S7"), b"none"),
+        "flag": (np.dtype("?"), True),
+        "kind": (kinds, 2),
+        "half": (np.dtype("f2"), 1.5),
+        "record": (record, np.array((3, 2.5, b"hey", (1, 2, 3), 1 + 2j, 2), record)),
+    }
+    with h5py.File(tmp_path / "unwritten.h5", "w") as file:
+        for name, (dtype, fill) in fills.items():
+            file.create_dataset(name, (50,), dtype, fillvalue=fill)
+            written = file.create_dataset(
+                f"{name}_chunks", (50,), dtype, fillvalue=fill, chunks=(8,), compression="gzip"
+            )
+            written[3] = np.zeros((), dtype)
+        truth = {name: file[name][:] for name in file}
+    services = Services.start(Settings(data_dir=tmp_path, cache_dir=tmp_path / "cache"))
+    try:
+        dataset = services.catalog.dataset("unwritten", None)
+        for name, values in truth.items():
+            for member in values.dtype.names or (None,):
+                column = dataset.field(f"{name}.{member}" if member else name).column
+                out = np.empty((50, *column.sample_shape), column.dtype)
+                services.batcher.reader.read(column, np.arange(50), out)
+                wanted = values[member] if member else values
+                if wanted.dtype.kind == "c":
+                    out = out.view(wanted.dtype.newbyteorder("<"))[..., 0]
+                np.testing.assert_array_equal(out, wanted)
+    finally:
+        services.close()

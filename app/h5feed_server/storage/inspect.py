@@ -70,9 +70,6 @@ MAX_INLINE_BYTES = 1 << 16
 _ATTRIBUTE_CLASSES = (h5t.INTEGER, h5t.FLOAT, h5t.STRING, h5t.ENUM)
 """Attribute types that are read. Others are named only: libhdf5 crashes on some damaged ones."""
 
-_NUMBER_CLASSES = (h5t.INTEGER, h5t.FLOAT, h5t.ENUM)
-"""Types whose fill value is asked for: libhdf5 crashes on damaged ones of other classes."""
-
 _MAX_REASON = 300
 """Characters of a reason that libhdf5 gives."""
 
@@ -327,13 +324,16 @@ def _arrays(
         known["chunks"] = chunks(dataset)
     else:
         known["inline"] = _raw(dataset, stored)
+    # Types that are not served, in part or as a whole, are those of damaged files too: libhdf5 crashes on some of them.
+    intact = all(member.item.problem is None for member in found)
+    fill = _fill(properties, stored, found[0].item.dtype) if intact else bytes(record)
     arrays = []
     for member in found:
         if member.item.problem is not None:
             arrays.append(_unreadable(f"{path}.{member.name.replace('/', '.')}", member.item.problem))
             continue
         own = member.item.known
-        own["fill"] = _fill(properties, stored, member.item.dtype)
+        own["fill"] = fill
         if member.name:
             name = member.name.replace("/", ".")
             own |= {"path": f"{path}.{name}", "shape": (*shape, *member.shape), "record": (record, member.offset)}
@@ -474,10 +474,9 @@ def _members(stored: h5t.TypeCompoundID) -> tuple[list[Member], str | None]:
 
 
 def _fill(properties: h5py.h5p.PropDCID, stored: h5t.TypeID, dtype: np.dtype[Any]) -> bytes:
-    """One element as stored, for what was never written."""
-    value = np.zeros((), dtype)
-    defined = properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED
-    if defined and stored.get_class() in _NUMBER_CLASSES and stored.get_size() == dtype.itemsize:
+    """One element, or one record, as stored, for what was never written."""
+    value = np.zeros((), stored.dtype if _is_table(stored) else dtype)
+    if properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED and stored.get_size() == value.itemsize:
         properties.get_fill_value(value)
     return value.tobytes()
 

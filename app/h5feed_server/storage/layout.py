@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed import wire
 
-LAYOUT_VERSION = 5
+LAYOUT_VERSION = 6
 """Changes when a layout written before cannot be read any more; part of the name under which it is cached."""
 
 MAX_RECORD_BYTES = 16 << 20
@@ -96,7 +96,7 @@ class ArrayLayout:
     filters : tuple of Filter
         In the order in which they were applied when writing.
     fill : bytes
-        One element, as stored.
+        One element, or record, as stored.
     unreadable : str or None
         Why this array cannot be served, where it cannot.
     attributes, enum_names : dict
@@ -173,7 +173,7 @@ class ArrayLayout:
         """The table that this array is a member of, as an array of opaque records."""
         assert self.record is not None
         nbytes = self.record[0]
-        return replace(self, shape=self.shape[:1], dtype=f"|V{nbytes}", fill=bytes(nbytes), record=None)
+        return replace(self, shape=self.shape[:1], dtype=f"|V{nbytes}", record=None)
 
     @property
     def nbytes(self) -> int:
@@ -235,7 +235,7 @@ def check_array(array: ArrayLayout) -> None:
         _demand(0 < array.row_bytes <= element - begin, "it reaches beyond the record that it is a member of")
         _demand(array.rows * element < _MAX_BYTES, f"its {array.rows} records make more bytes than there can be")
         rank = 1
-    elif array.offset is None and array.inline is None:
+    if array.offset is None and array.inline is None:
         _demand(len(array.fill) == element, "its fill value is not of its type")
     if array.offset is not None:
         _demand(_is_count(array.offset) and array.offset < _MAX_BYTES, "its data begins nowhere")
