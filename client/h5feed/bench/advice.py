@@ -149,7 +149,7 @@ def _of_server(findings: Findings) -> Iterator[Advice]:
             f"{reading}, and the rows are packed with {', '.join(findings.filters)}: unpacked, or with "
             "--compression lz4, they are read faster",
         )
-    if again is not None and again >= BETTER:
+    if again is not None and findings.memory_helps:
         yield Advice(
             "H5FEED_CHUNK_CACHE_BYTES (server)" if _is_decoded(findings) else "more memory, or a faster disk (server)",
             f"rows that the server has in memory come {times(again)} as fast; all of them are "

@@ -234,25 +234,38 @@ class Findings:
         return self.again.rows_per_second / self.default.rows_per_second
 
     @property
+    def memory_helps(self) -> bool:
+        """Whether the server reads rows faster that it has in memory, and they come faster for it."""
+        single = self.single
+        if single is None or single.again is None or single.again > single.reading / _FASTER:
+            return False
+        return (self.speed_up_again or 0.0) >= _FASTER and (self.server_share or 0.0) >= _SOME
+
+    @property
     def bound(self) -> Bound | None:
         """What bounds the rows per second, as far as the measurements tell."""
         if self.default is None or self.single is None or not self.default.rows_per_second:
             return None
-        share = self.server_share or 0.0
-        # Had it nothing to read, it would not be faster; what seems so is a link that was full of other things.
-        if (self.speed_up_again or 0.0) >= _FASTER and share >= _SOME:
+        if self.memory_helps:
             return "server"
         rate = max(each.bytes_per_second for each in (self.default, *self.fixed))
         # Rows that need no decoding are copied about as fast as they are sent, by the same processors.
         copied = rate >= SOCKETS_RATE and not self.images and not self.filters
-        if share >= _MOSTLY and not copied:
+        if (self.server_share or 0.0) >= _MOSTLY and not copied:
             return "server"
         if rate < _FAR_BELOW * self.single.nbytes / self.single.transfer:
             # A single big batch comes faster over one connection than many small ones over several.
             return "batches"
-        if len(self.fixed) > 1 and self.fixed[-1].rows_per_second >= _GROWS * self.fixed[-2].rows_per_second:
+        if self._still_grows():
             return "round trips"
         return "sockets" if rate >= SOCKETS_RATE else "link"
+
+    def _still_grows(self) -> bool:
+        """Whether the most connections that were tried, more than the read-ahead has found, are clearly the best."""
+        if len(self.fixed) < 2 or self.default is None or (self.fixed[-1].connections or 0) <= (self.width or 0):
+            return False
+        others = max(rate.rows_per_second for rate in (self.default, *self.fixed[:-1]))
+        return self.fixed[-1].rows_per_second >= _GROWS * others
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; seconds, bytes and rows as everywhere."""

@@ -16,7 +16,7 @@ from .advice import BETTER
 from .asked import Asked
 from .findings import Findings, Rate, Single
 from .observe import Observer, Request, server_share
-from .streams import Tick, drained, fixed_width, trained, until
+from .streams import Tick, drained, fixed_width, nbytes_of, trained, until
 from .values import wide_fields
 
 _BIG_BYTES = 4 << 20
@@ -175,7 +175,7 @@ class Bench:
         while rows < at_once and request.seconds * _FACTOR < longest and request.nbytes * _FACTOR < nbytes / 4:
             rows = min(_FACTOR * rows, at_once)
             batch, request = self._one(rows, 0)
-        self.findings.row_bytes = request.nbytes / rows
+        self.findings.row_bytes = nbytes_of(batch) / rows
         self.findings.wide = wide_fields(self._dataset, batch, self.findings.row_bytes)
         first: list[Request] = []
         self._next_epoch()
@@ -273,7 +273,8 @@ class Bench:
         except (ModuleNotFoundError, BadParameter) as error:
             self.findings.notes.append(f'decode="client" was not measured: {error}')
             return
-        self.findings.encoded_bytes = request.nbytes / single.rows
+        head = single.nbytes - self.findings.row_bytes * single.rows
+        self.findings.encoded_bytes = (request.nbytes - head) / single.rows
         wire = self.findings.encoded_bytes / self.findings.row_bytes
         self.findings.decoded_here = self._stream('decode="client"', plan, seconds, nbytes, wire=wire)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _HEAD = ("read as", "rows/s", "MB/s", "a batch")
+_IN = " " * 6
 _LEAST_BAR = 8
 _LONGEST_BAR = 40
 """Characters of the bar of the fastest stream, as the width of the output allows."""
@@ -70,7 +71,8 @@ def rows_of(count: int) -> str:
 def lines_of(findings: Findings) -> list[tuple[list[str], float]]:
     """A line for each stream: its cells, and its rows per second over those of the fastest."""
     rates = findings.rates()
-    most = max((rate.rows_per_second for rate in rates), default=0.0) or 1.0
+    # Beside a local disk all links would look alike.
+    most = max((rate.rows_per_second for rate in rates if rate is not findings.cached), default=0.0) or 1.0
     return [
         (
             [
@@ -79,7 +81,7 @@ def lines_of(findings: Findings) -> list[tuple[list[str], float]]:
                 f"{rate.bytes_per_second / 1e6:,.{1 if rate.bytes_per_second < 1e8 else 0}f}",
                 duration(_rows_of_batch(findings, rate) / rate.rows_per_second),
             ],
-            rate.rows_per_second / most,
+            min(1.0, rate.rows_per_second / most),
         )
         for rate in rates
     ]
@@ -129,7 +131,7 @@ def _bound(findings: Findings) -> str:
         all=f"{rate / 1e6:,.{1 if rate < 1e8 else 0}f} MB/s",
     )
     again = findings.speed_up_again
-    if findings.bound == "server" and again is not None and again > 1:
+    if again is not None and findings.memory_helps:
         found += f"; rows that it has in memory come {again:.1f} times as fast"
     return found
 
@@ -166,13 +168,17 @@ def as_text(findings: Findings, width: int = 80) -> str:
     parts += [line for note in findings.notes for line in _hanging("note: ", note, width)]
     advice = advice_for(findings)
     if advice:
-        parts += ["", "What would help:"]
-        parts += [line for each in advice for line in _hanging(f"  {each.option}: ", each.because, width)]
+        parts += ["", "What would help"]
+        for each in advice:
+            parts += [
+                f"  {each.option}",
+                *textwrap.wrap(each.because, width, initial_indent=_IN, subsequent_indent=_IN),
+            ]
     return "\n".join(parts)
 
 
 def _hanging(begin: str, text: str, width: int) -> Iterator[str]:
-    yield from textwrap.wrap(begin + text, width, subsequent_indent=" " * (4 if begin.startswith(" ") else 2))
+    yield from textwrap.wrap(begin + text, width, subsequent_indent="  ")
 
 
 def print_rich(findings: Findings, console: Console) -> None:
@@ -203,7 +209,8 @@ def print_rich(findings: Findings, console: Console) -> None:
         console.print()
         console.print(Text("What would help", style="bold"))
         for each in advice:
-            console.print(Padding(Text.assemble((each.option, "cyan"), f"  {each.because}"), (0, 0, 0, 2)))
+            console.print(Text(f"  {each.option}", style="cyan"))
+            console.print(Padding(Text(each.because), (0, 0, 0, len(_IN)), expand=False))
 
 
 def _rich_table(rows: Sequence[tuple[list[str], float]], width: int) -> Any:

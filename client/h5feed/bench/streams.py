@@ -19,9 +19,9 @@ Tick = Callable[[float, float], None]
 
 _WARM_SHARE = 0.25
 _WARM_ARRIVALS = 24
-"""A stream begins slowly. What comes in the first part of its time does not count, if batches have arrived so many times
-by then, those that come together being one arrival. Of fewer, which are as many as are under way at a time, all count,
-from the first request on."""
+"""A stream begins slowly. What comes in the first part of its time does not count, if batches have arrived so many
+times by then, those that come together being one arrival. Of fewer, which are as many as are under way at a time, all
+count, from the first request on."""
 
 _TOGETHER_SECONDS = 1e-3
 
