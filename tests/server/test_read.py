@@ -181,3 +181,26 @@ def test_what_was_never_written(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(out, wanted)
     finally:
         services.close()
+
+
+def test_elements_that_are_arrays(tmp_path: Path) -> None:
+    """Rows of a field whose type is an array, plain, filtered and never written."""
+    kind = np.dtype((">i2", (3, 2)))
+    values = np.arange(120, dtype="i2").reshape(20, 3, 2)
+    with h5py.File(tmp_path / "arrays.h5", "w") as file:
+        for name, options in {"plain": {}, "chunks": {"chunks": (8,), "shuffle": True, "compression": "gzip"}}.items():
+            file.create_dataset(name, (20,), kind, **options)[...] = values
+        file.create_dataset("unwritten", (20,), kind)
+        file.create_dataset("grid", (20, 2), kind)
+    services = Services.start(Settings(data_dir=tmp_path, cache_dir=tmp_path / "cache"))
+    try:
+        dataset = services.catalog.dataset("arrays", None)
+        for name, wanted in {"plain": values, "chunks": values, "unwritten": np.zeros_like(values)}.items():
+            column = dataset.field(name).column
+            out = np.empty((20, *column.sample_shape), column.dtype)
+            services.batcher.reader.read(column, np.arange(20), out)
+            np.testing.assert_array_equal(out, wanted)
+        with pytest.raises(UnsupportedField, match="more than one axis"):
+            dataset.field("grid")
+    finally:
+        services.close()

@@ -304,6 +304,11 @@ def _arrays(
             problem = f"its records have {record} bytes, more than the {MAX_RECORD_BYTES} that are read"
         elif len(shape) > 1:
             problem = "its records lie along more than one axis"
+    elif stored.get_class() == h5t.ARRAY:
+        # Elements that are arrays themselves are records of one nameless member.
+        item = _item(stored.get_super())
+        problem = item.problem if len(shape) == 1 else "its elements are arrays, and lie along more than one axis"
+        found = [Member("", item, stored.get_array_dims(), 0)]
     else:
         item = _item(stored)
         problem = item.problem
@@ -335,8 +340,9 @@ def _arrays(
         own = member.item.known
         own["fill"] = fill
         if member.name:
-            name = member.name.replace("/", ".")
-            own |= {"path": f"{path}.{name}", "shape": (*shape, *member.shape), "record": (record, member.offset)}
+            own["path"] = f"{path}.{member.name.replace('/', '.')}"
+        if member.name or member.shape:
+            own |= {"shape": (*shape, *member.shape), "record": (record, member.offset)}
         arrays.append(ArrayLayout(**known | own))
     return arrays
 
@@ -475,6 +481,9 @@ def _members(stored: h5t.TypeCompoundID) -> tuple[list[Member], str | None]:
 
 def _fill(properties: h5py.h5p.PropDCID, stored: h5t.TypeID, dtype: np.dtype[Any]) -> bytes:
     """One element, or one record, as stored, for what was never written."""
+    if stored.get_class() == h5t.ARRAY:
+        # h5py can neither set nor get one.
+        return bytes(stored.get_size())
     value = np.zeros((), stored.dtype if _is_table(stored) else dtype)
     if properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED and stored.get_size() == value.itemsize:
         properties.get_fill_value(value)
