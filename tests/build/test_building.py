@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -16,8 +15,8 @@ import h5feed
 import h5py
 import numpy as np
 import pytest
-from h5feed.errors import BadParameter, TooLarge, Unreadable
-from h5feed_server.build import BuildOptions, ImageSpec, Progress, build, decode_image, preview
+from h5feed.errors import BadParameter, Unreadable
+from h5feed_server.build import BuildOptions, ImageSpec, build, decode_image, preview
 from photographs import encoded, photograph
 from PIL import Image
 from sklearn.model_selection import train_test_split
@@ -168,78 +167,6 @@ def test_a_file_a_split_and_the_means_as_json(pets: Path, tmp_path: Path, serve:
         assert feed["pets"].class_names == ["cat", "dog", "emu"]
 
 
-@pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_broken_images_are_left_out_into_a_report(pets: Path, tmp_path: Path, compression: Any) -> None:
-    """Splits, means and rows are those of a source without them."""
-    source = tmp_path / "source"
-    for file in _images(pets):
-        where = source / file.relative_to(pets)
-        where.parent.mkdir(parents=True, exist_ok=True)
-        where.write_bytes(file.read_bytes())
-    clean = BuildOptions((48, 48), val=0.1, test=0.1, compression=compression)
-    build(source, tmp_path / "clean" / "pets.h5", clean)
-    (source / "cat" / "002-empty.jpg").write_bytes(b"")
-    (source / "dog" / "002-page.jpg").write_bytes(b"<html>404</html>")
-    (source / "emu" / "002-cut.jpg").write_bytes((source / "emu" / "002.jpg").read_bytes()[:1000])
-    report = build(source, tmp_path / "pets.h5", clean)
-    assert set(report.left_out) == {"cat/002-empty.jpg", "dog/002-page.jpg", "emu/002-cut.jpg"}
-    assert (tmp_path / "pets.h5").read_bytes() == (tmp_path / "clean" / "pets.h5").read_bytes()
-    lines = (tmp_path / "pets.h5.left-out.tsv").read_text().splitlines()
-    assert lines[0] == "cat/002-empty.jpg\tit is empty" and len(lines) == 3
-    assert not _left_behind(tmp_path)
-    with pytest.raises(Unreadable, match=r"002-(empty|page|cut)\.jpg: "):
-        build(source, tmp_path / "strict.h5", BuildOptions((48, 48), strict=True))
-    assert not (tmp_path / "strict.h5").exists() and not _left_behind(tmp_path)
-
-
-def _interrupt(pets: Path, out: Path, options: dict[str, Any], *, after: int, how: str) -> None:
-    """A build in a process of its own, ended when so many rows are written."""
-    program = f"""
-import os, signal, time
-from h5feed_server.build import BuildOptions, build
-import h5feed_server.build.run as run
-run._COMMIT_SECONDS = 0.0
-def stop(progress):
-    if progress.phase == "rows" and progress.rows >= {after}:
-        os.kill(os.getpid(), signal.{how})
-        time.sleep(5)
-build({str(pets)!r}, {str(out)!r}, BuildOptions(**{options!r}), on_progress=stop)
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert ended.returncode != 0, ended.stderr
-
-
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
-@pytest.mark.parametrize("more", [{}, {"compression": "lz4"}, {"shards": 2}])
-def test_a_build_that_is_killed_goes_on(pets: Path, tmp_path: Path, how: str, more: dict[str, Any]) -> None:
-    """To the same bytes; what is unfinished is never taken for whole, and what is finished is not done again."""
-    options = {"size": (48, 48), "val": 0.1, "threads": 2, **more}
-    undisturbed = build(pets, tmp_path / "whole" / "pets.h5", BuildOptions(**options))
-    out = tmp_path / "killed" / "pets.h5"
-    out.parent.mkdir()
-    _interrupt(pets, out, options, after=60, how=how)
-    assert all(name.startswith(".") for name in os.listdir(out.parent))
-    seen: list[Progress] = []
-    report = build(pets, out, BuildOptions(**options), on_progress=seen.append)
-    assert report.resumed >= 16 and seen[0].rows > report.resumed
-    for one, other in zip(undisturbed.files, report.files, strict=True):
-        assert one.read_bytes() == other.read_bytes()
-    assert not _left_behind(out.parent)
-
-
-def test_a_stream_that_is_killed_goes_on(pets: Path, tmp_path: Path) -> None:
-    """What was finished is passed over, where a source can only be read from its beginning."""
-    with tarfile.open(tmp_path / "pets.tar.gz", "w:gz") as archive:
-        archive.add(pets, "pets")
-    build(tmp_path / "pets.tar.gz", tmp_path / "whole.h5", BuildOptions((48, 48), test=12))
-    out = tmp_path / "killed" / "whole.h5"
-    out.parent.mkdir()
-    _interrupt(tmp_path / "pets.tar.gz", out, {"size": (48, 48), "test": 12, "threads": 2}, after=60, how="SIGKILL")
-    report = build(tmp_path / "pets.tar.gz", out, BuildOptions((48, 48), test=12))
-    assert report.resumed >= 16
-    assert out.read_bytes() == (tmp_path / "whole.h5").read_bytes()
-
-
 def test_images_that_are_there_twice_are_told(pets: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     for file in _images(pets)[::10]:
@@ -250,40 +177,6 @@ def test_images_that_are_there_twice_are_told(pets: Path, tmp_path: Path) -> Non
     report = build(source, tmp_path / "out.h5", BuildOptions((48, 48), test=0.5))
     (note,) = [note for note in report.notes if "second time" in note]
     assert note.startswith("12 images are there a second time") and "in another split too" in note
-
-
-def test_a_build_of_other_options_begins_anew(pets: Path, tmp_path: Path) -> None:
-    _interrupt(pets, tmp_path / "pets.h5", {"size": (48, 48)}, after=60, how="SIGKILL")
-    assert build(pets, tmp_path / "pets.h5", BuildOptions((32, 32))).resumed == 0
-    with h5py.File(tmp_path / "pets.h5") as file:
-        assert file["images"].shape == (120, 32, 32, 3)
-    assert not _left_behind(tmp_path)
-
-
-def test_a_full_disk_stops_the_build_and_room_lets_it_go_on(pets: Path, tmp_path: Path) -> None:
-    """The limit on the size of files stands for the disk."""
-    program = f"""
-import resource
-from h5feed_server.build import BuildOptions, build
-resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, resource.RLIM_INFINITY))
-build({str(pets)!r}, {str(tmp_path / "pets.h5")!r}, BuildOptions((48, 48), threads=1))
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert "no space is left" in ended.stderr and "goes on where it ended" in ended.stderr
-    assert not (tmp_path / "pets.h5").exists()
-    build(pets, tmp_path / "pets.h5", SMALL)
-    build(pets, tmp_path / "again" / "pets.h5", SMALL)
-    assert (tmp_path / "pets.h5").read_bytes() == (tmp_path / "again" / "pets.h5").read_bytes()
-
-
-def test_space_is_looked_at_before_anything_is_written(tmp_path: Path) -> None:
-    """An array that says to have four terabytes."""
-    with open(tmp_path / "huge.npy", "wb") as stream:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (4000, 1_000_000_000)}
-        np.lib.format.write_array_header_1_0(stream, header)
-    with pytest.raises(TooLarge, match=r"needs 4,000,\d\d\d,\d\d\d,\d\d\d bytes"):
-        build(tmp_path / "huge.npy", tmp_path / "out.h5")
-    assert not list(tmp_path.glob("*.h5"))
 
 
 def test_a_file_that_is_there_is_replaced_only_when_asked(pets: Path, tmp_path: Path) -> None:

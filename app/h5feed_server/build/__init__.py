@@ -9,7 +9,8 @@ from .options import BuildOptions
 if TYPE_CHECKING:
     from .dry_run import Preview, preview
     from .images import Decoded, ImageSpec, decode_image
-    from .run import Progress, Report, build
+    from .report import Report
+    from .run import Progress, build
 
 __all__ = [
     "BuildOptions",
@@ -23,7 +24,7 @@ __all__ = [
     "preview",
 ]
 
-_MODULES = {"Decoded": "images", "ImageSpec": "images", "decode_image": "images"}
+_MODULES = {"Decoded": "images", "ImageSpec": "images", "Report": "report", "decode_image": "images"}
 
 
 def __getattr__(name: str) -> Any:

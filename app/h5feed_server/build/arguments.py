@@ -59,6 +59,10 @@ def add_build(commands: Any) -> None:
     images.add_argument("--colour", help="rgb (default), bgr, grey or rgba")
     images.add_argument("--label-pattern", metavar="REGEX", help=r"class in the name of a file, such as '^(\w+)\.\d+'")
 
+    images.add_argument(
+        "--image-seconds", metavar="N", type=float, help="an image that takes longer to decode is broken (60)"
+    )
+
     rows = parser.add_argument_group("rows")
     rows.add_argument("--val", metavar="N", type=_share, help="validation split: a fraction of all rows, or a count")
     rows.add_argument("--test", metavar="N", type=_share, help="test split, carved off first")

@@ -25,7 +25,8 @@ from rich.text import Text
 
 from .dry_run import Preview, preview
 from .options import BuildOptions, read_options
-from .run import Progress, Report, build
+from .report import Report
+from .run import Progress, build
 
 _LINE_SECONDS = 10.0
 """Where no terminal shows a bar, a line is printed so often."""

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.decode import MAX_SERVED_PIXELS, SERVED_FORMATS
+from h5feed.decode import FORMATS, MAX_PIXELS, MAX_SERVED_PIXELS, SERVED_FORMATS
 from h5feed.errors import BadParameter, Unreadable
 
-from .images import SUFFIXES, BrokenImage, decode_image, image_size, image_spec
+from ..sampling.split_names import SPLITS
+from .decoders import Decoders, Decoding
+from .images import SUFFIXES, BrokenImage, image_spec
 from .members import BrokenMember, Members
 from .moments import moments
-from .naming import SPLITS, read_names
+from .naming import read_names
 from .options import BuildOptions
 from .source import ROW, Block, Column, FieldSpec, Work, digest_of, label_column, text_column
 
@@ -57,13 +59,20 @@ class ImageSource:
         self.rows = len(chosen)
         if not self.rows:
             raise Unreadable("there are no images: files that end in " + ", ".join(SUFFIXES[:-1]))
-        size = self.spec.size or self._probe()
+        encoded = options.store == "encoded"
+        formats, pixels = (SERVED_FORMATS, MAX_SERVED_PIXELS) if encoded else (FORMATS, MAX_PIXELS)
+        self._decoders = Decoders(Decoding(self.spec, formats, pixels, options.image_seconds))
+        try:
+            size = self.spec.size or self._probe()
+        except BaseException:
+            self._decoders.close()
+            raise
         dtype = np.dtype(self.spec.dtype)
         shape = (*size, self.spec.channels)
         known = members.listing.members
         attributes: dict[str, Any] = {"channels": self.spec.colour}
         self._lengths: npt.NDArray[np.int64] | None = None
-        if options.store == "encoded":
+        if encoded:
             self._lengths = np.array([known[index].size for index in chosen], np.int64)
             attributes |= {
                 "encoding": _encoding([known[index].name for index in chosen]),
@@ -104,15 +113,17 @@ class ImageSource:
             yield self._decoding(np.array(rows), contents)
 
     def close(self) -> None:
+        self._decoders.close()
         self._members.close()
 
     def _probe(self) -> tuple[int, int]:
         """Height and width of the first image that is whole."""
         for _, content in self._members.stream(self._chosen[:_PROBED]):
             try:
-                return image_size(_whole(content))
+                decoded = self._decoders.decode(_whole(content))
             except (BrokenImage, BrokenMember):
                 continue
+            return decoded.height, decoded.width
         raise Unreadable(f"none of the first {min(_PROBED, self.rows)} images can be read")
 
     def _reading(self, rows: npt.NDArray[np.int64]) -> Work:
@@ -136,12 +147,10 @@ class ImageSource:
         for index, (row, content) in enumerate(zip(rows.tolist(), contents, strict=True)):
             try:
                 data = _whole(content)
-                if self._lengths is None:
-                    decoded = decode_image(data, self.spec)
-                elif len(data) != self._lengths[row]:
+                if self._lengths is not None and len(data) != self._lengths[row]:
                     raise BrokenMember(f"it has {len(data)} bytes, and had {self._lengths[row]} when it was listed")
-                else:
-                    decoded = decode_image(data, self.spec, formats=SERVED_FORMATS, max_pixels=MAX_SERVED_PIXELS)
+                decoded = self._decoders.decode(data)
+                if self._lengths is not None:
                     files[index] = data
             except (BrokenImage, BrokenMember) as error:
                 details[index]["broken"] = 1

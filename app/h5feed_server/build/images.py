@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from h5feed.decode import BrokenImage, Decoded, decode_image, image_size
+from h5feed.decode import BrokenImage, Decoded, decode_image
 from h5feed.images import ImageSpec
 
 from .options import BuildOptions
 
-__all__ = ["SUFFIXES", "BrokenImage", "Decoded", "ImageSpec", "decode_image", "image_size", "image_spec"]
+__all__ = ["SUFFIXES", "BrokenImage", "Decoded", "ImageSpec", "decode_image", "image_spec"]
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 """Files that are taken for images."""

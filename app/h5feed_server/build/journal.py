@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -23,6 +24,14 @@ _FRAME = struct.Struct("<II")
 
 _COUNTS = struct.Struct("<II")
 """Rows, and bytes of the text."""
+
+_TEXT_BYTES = 64 << 10
+"""Header, reasons, names of files."""
+
+
+def journal_bytes(rows: int) -> int:
+    """What a journal of so many rows needs at most, but for unusually many reasons of broken ones."""
+    return rows * (_FRAME.size + _COUNTS.size + 8 + ROW.itemsize) + _TEXT_BYTES
 
 
 class Journal:
@@ -52,7 +61,8 @@ class Journal:
 
     def __init__(self, path: Path, digest: str, rows: int) -> None:
         self._path = path
-        self._stream = path.open("a+b")
+        # As "a+b" does, but that it is written where we are and not after what is reserved.
+        self._stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -67,8 +77,10 @@ class Journal:
     def begin(self) -> None:
         """Begin anew: nothing is finished."""
         self._forget()
-        self._stream.truncate(0)
+        self._stream.seek(0)
+        self._stream.truncate()
         self._stream.write(json.dumps(self._header).encode() + b"\n")
+        self._reserve()
         self.sync()
 
     def add(self, blocks: Iterable[Block]) -> None:
@@ -106,6 +118,11 @@ class Journal:
         self.broken: dict[int, str] = {}
         self.renames = None
 
+    def _reserve(self) -> None:
+        """A disk that is full must not keep it from noting what was finished before."""
+        self._stream.flush()
+        os.posix_fallocate(self._stream.fileno(), 0, self._stream.tell() + journal_bytes(self._header["rows"]))
+
     def _append(self, payload: bytes) -> None:
         self._stream.write(_FRAME.pack(len(payload), zlib.crc32(payload)) + payload)
 
@@ -129,12 +146,16 @@ class Journal:
                 break
             length, checksum = _FRAME.unpack(frame)
             payload = self._stream.read(length)
-            if len(payload) < length or zlib.crc32(payload) != checksum:
+            # Of length zero is what is reserved.
+            if not length or len(payload) < length or zlib.crc32(payload) != checksum:
                 break
             self._understand(payload)
             end = self._stream.tell()
-        self._stream.truncate(end)
         self._stream.seek(end)
+        self._stream.truncate()
+        with contextlib.suppress(OSError):
+            # As far as there is room: it matters again only when there is some.
+            self._reserve()
         return True
 
     def _understand(self, payload: bytes) -> None:

@@ -71,6 +71,8 @@ class BuildOptions:
         Regular expression with one group, searched in the names of the files of a flat folder. Default: guessed.
     rename : mapping of str to str
         Fields' names in the source, to those in the file.
+    image_seconds : float
+        That one image may take to be decoded, in a process of its own: what takes longer is broken.
     limit : int or None
         Only the first so many rows, of each class and split equally many, where there are such.
     strict : bool
@@ -103,6 +105,7 @@ class BuildOptions:
     image_column: str | None = None
     label_pattern: str | None = None
     rename: Mapping[str, str] | None = None
+    image_seconds: float = 60.0
     limit: int | None = None
     strict: bool = False
     overwrite: bool = False
@@ -122,6 +125,8 @@ class BuildOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadParameter(f"{name}={value} must be 1 or more")
+        if not 0 < self.image_seconds < float("inf"):
+            raise BadParameter(f"image_seconds={self.image_seconds:g} must be more than 0")
         if self.shards > 99_999:
             raise BadParameter(f"shards={self.shards} must be less than 100,000")
         if not 0 <= self.split_seed < 2**32:

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from .layout import Packing, create_chunked, finish_file
 from .moments import mean_and_std
 from .opening import open_source
 from .options import BuildOptions
-from .plan import Part, Plan, beside, check_output, column_bytes, counts_per_class, limited, make_plan
+from .plan import Part, Plan, beside, check_output, column_bytes, limited, make_plan
+from .report import Report, lost_classes, twins, write_left_out, write_means
 from .rows import PlacedRows, copy_rows
 from .source import Block, Column, Source, digest_of
 
@@ -50,8 +51,6 @@ _HDF5_ERRNO = re.compile(r"errno = (\d+)")
 MAX_ROWS = 1 << 31
 """Rows of a source: some hundred bytes of each are held in memory."""
 
-_LEFT_OUT = "left-out.tsv"
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -71,37 +70,6 @@ class Progress:
     rows: int
     total: int
     written: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was built.
-
-    Attributes
-    ----------
-    files : tuple of Path
-    rows : dict of str to int
-        Of each split; of the empty name where nothing is split.
-    nbytes : int
-        Of the files.
-    seconds : float
-    resumed : int
-        Rows that an interrupted build had finished.
-    left_out : dict of str to str
-        What of the source is no row, and why; also written beside the output as ``NAME.left-out.tsv``.
-    means : dict of str to list of float
-        ``mean`` and ``std`` of each channel of train.
-    notes : tuple of str
-    """
-
-    files: tuple[Path, ...]
-    rows: dict[str, int]
-    nbytes: int
-    seconds: float
-    resumed: int
-    left_out: dict[str, str] = field(default_factory=dict)
-    means: dict[str, list[float]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 OnProgress = Callable[[Progress], None]
@@ -140,13 +108,12 @@ def build(
     options = options or BuildOptions()
     where = check_output(Path(output), options)
     with contextlib.closing(open_source(Path(source), options)) as opened:
+        made = _Build(opened, Path(source), where, options, on_progress or (lambda progress: None))
         try:
-            return _Build(opened, Path(source), where, options, on_progress or (lambda progress: None)).run()
+            return made.run()
         except (OSError, RuntimeError) as error:
             if _number(error) in _NO_SPACE:
-                raise TooLarge(
-                    f"no space is left for {where}: make room and run the same command again; it goes on where it ended"
-                ) from None
+                raise TooLarge(f"{made.space()}: make room and run the same command again; it goes on") from None
             if not isinstance(error, OSError):
                 raise
             raise FeedError(f"{error.filename or where}: {error.strerror or error}") from None
@@ -161,6 +128,7 @@ class _Build:
         self._source, self._path, self._output, self._options = source, path, output, options
         if options.store == "encoded" and not source.images:
             raise BadParameter("store=encoded keeps the bytes of image files, which this source does not have")
+        self._folder = output if options.split_files else output.parent
         self._on_progress = on_progress
         self._wanted = wanted_rows(source, options)
         self._plan = make_plan(source, options, output, self._wanted)
@@ -173,8 +141,7 @@ class _Build:
         if options.strict and source.left_out:
             name, reason = next(iter(source.left_out.items()))
             raise Unreadable(f"{name}: {reason}")
-        folder = self._output if options.split_files else self._output.parent
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         about = {**options.about(), "output": str(self._output.name)}
         self._digest = digest_of([source.digest, source.rows, json.dumps(about, sort_keys=True), __version__])
         journal = Journal(beside(self._output, "journal"), self._digest, source.rows)
@@ -185,7 +152,8 @@ class _Build:
                 self._make(journal)
             report = self._publish(journal)
         except BaseException as error:
-            if isinstance(error, FeedError) or not journal.done.any():
+            hopeless = isinstance(error, FeedError) and not isinstance(error, TooLarge)
+            if hopeless or not journal.done.any():
                 # Nothing that the same command could go on with.
                 self._discard(journal)
             journal.close()
@@ -208,7 +176,7 @@ class _Build:
         parts = {path: beside(path, "part") for path in self._plan.files}
         if not all(part.exists() for part in parts.values()):
             journal.begin()
-        self._check_space(parts.values())
+        self._check_space()
         rows = PlacedRows(self._plan, parts, self._source, fresh=not journal.done.any())
         with contextlib.closing(rows), ThreadPoolExecutor(self._options.workers, "h5feed-build") as threads:
             self._resumed_rows = int(journal.done.sum())
@@ -384,7 +352,7 @@ class _Build:
     def _publish(self, journal: Journal) -> Report:
         """Give the files their names, and say what was built."""
         assert journal.renames is not None
-        folder = self._output if self._options.split_files else self._output.parent
+        folder = self._folder
         for old, new in journal.renames:
             if (folder / old).exists():
                 os.replace(folder / old, folder / new)
@@ -395,10 +363,10 @@ class _Build:
         files = tuple(folder / new for _, new in journal.renames)
         left_out = dict(self._source.left_out)
         left_out.update({self._source.name(row): reason for row, reason in sorted(journal.broken.items())})
-        _write_left_out(self._output.with_name(f"{self._output.name}.{_LEFT_OUT}"), left_out)
+        write_left_out(self._output, left_out)
         means = self._means(journal)
         if self._options.mean_json is not None:
-            _write_means(self._options.mean_json, means.get("mean", []), self._source.fields[0].attributes)
+            write_means(self._options.mean_json, means.get("mean", []), self._source.fields[0].attributes)
         return Report(
             files,
             {split: len(self._plan.rows_of(split)) for split in self._plan.splits},
@@ -407,37 +375,32 @@ class _Build:
             getattr(self, "_resumed_rows", self._source.rows),
             left_out,
             means,
-            (*self._source.notes, *self._plan.notes, *_lost_classes(self._source, self._plan), *self._twins(journal)),
+            (
+                *self._source.notes,
+                *self._plan.notes,
+                *lost_classes(self._source, self._plan),
+                *twins(self._plan, journal.details["digest"], self._source.images),
+            ),
         )
 
-    def _twins(self, journal: Journal) -> list[str]:
-        """Files that are there more than once: a model that has seen one in train knows it in test."""
-        if not self._source.images:
-            return []
-        parts = list(self._plan.parts())
-        digests = np.concatenate([journal.details["digest"][part.rows] for part in parts])
-        splits = np.repeat([self._plan.splits.index(part.split) for part in parts], [len(part.rows) for part in parts])
-        _, numbers, counts = np.unique(digests, return_inverse=True, return_counts=True)
-        again = int((counts - 1).sum())
-        if not again:
-            return []
-        # Pairs of a file and a split that has it: more pairs than files, where one is in several.
-        shared = len(np.unique(numbers * len(self._plan.splits) + splits)) - len(counts)
-        where = f", {shared:,} of them in another split too" if shared else ""
-        return [f"{again:,} images are there a second time, byte by byte{where}: see the field digests"]
+    def space(self) -> str:
+        """What is still needed, and what is there, in words."""
+        needed, free, folder = self._needed_and_free()
+        times = " while it is compressed" if self._options.compression != "none" else ""
+        return f"{self._output} still needs {needed:,} bytes{times}, and {folder.resolve()} has {free:,} left"
 
-    def _check_space(self, parts: Any) -> None:
+    def _check_space(self) -> None:
+        needed, free, _ = self._needed_and_free()
+        if needed > free:
+            raise TooLarge(f"{self.space()}: make room, give a smaller size or a limit")
+
+    def _needed_and_free(self) -> tuple[int, int, Path]:
         raw = self._plan.rows * sum(spec.row_bytes for spec in self._source.fields)
         times = 2 if self._options.compression != "none" else 1
         needed = times * raw + column_bytes(self._source.columns, self._plan.rows) + _SPARE_BYTES
-        folder = self._output if self._options.split_files else self._output.parent
-        allocated = sum(part.stat().st_blocks * 512 for part in parts if part.exists())
-        free = shutil.disk_usage(folder).free
-        if needed - allocated > free:
-            raise TooLarge(
-                f"{self._output} needs {needed:,} bytes{' while it is compressed' if times > 1 else ''}, and "
-                f"{folder.resolve()} has {free:,} left: make room, give a smaller size or a limit"
-            )
+        unfinished = [beside(path, what) for path in self._plan.files for what in ("part", "whole")]
+        allocated = sum(path.stat().st_blocks * 512 for path in unfinished if path.exists())
+        return max(0, needed - allocated), shutil.disk_usage(self._folder).free, self._folder
 
 
 def _number(error: Exception) -> int | None:
@@ -474,35 +437,6 @@ def _narrowed(column: Column, rows: npt.NDArray[np.int64]) -> Column:
         return column
     longest = max(1, int(np.strings.str_len(column.values[rows]).max(initial=1)))
     return Column(column.values.astype(f"S{longest}"), column.attributes)
-
-
-def _lost_classes(source: Source, plan: Plan) -> list[str]:
-    """Classes that had images, but no whole ones."""
-    if source.label is None or source.columns[source.label].values.ndim > 1:
-        return []
-    column = source.columns[source.label]
-    before = counts_per_class(column, np.arange(source.rows))
-    rows = np.concatenate([part.rows for part in plan.parts()])
-    after = counts_per_class(column, rows)
-    lost = [name for name, count in before.items() if count and not after.get(name)]
-    return [f"class {name!r} has no row: none of its images could be used" for name in lost]
-
-
-def _write_left_out(path: Path, left_out: dict[str, str]) -> None:
-    if not left_out:
-        path.unlink(missing_ok=True)
-        return
-    lines = [f"{name}\t{reason}".replace("\n", " ") + "\n" for name, reason in left_out.items()]
-    path.write_text("".join(lines), errors="surrogateescape")
-
-
-def _write_means(path: Path, means: list[float], attributes: Any) -> None:
-    """As OpenCV's users keep them: keys ``R``, ``G`` and ``B``, whatever the order of the channels."""
-    letters = {"rgb": "RGB", "bgr": "BGR", "rgba": "RGBA", "grey": "L"}.get(attributes.get("channels"), "")
-    keys = list(letters) if len(letters) == len(means) else [str(number) for number in range(len(means))]
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(json.dumps(dict(zip(keys, means, strict=True))) + "\n")
-    os.replace(unfinished, path)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,0 +1,104 @@
+"""What a build says when it is over: its report, what one might not expect of the files, and what lies beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .plan import Plan, counts_per_class
+from .source import Source
+
+_LEFT_OUT = "left-out.tsv"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was built.
+
+    Attributes
+    ----------
+    files : tuple of Path
+    rows : dict of str to int
+        Of each split; of the empty name where nothing is split.
+    nbytes : int
+        Of the files.
+    seconds : float
+    resumed : int
+        Rows that an interrupted build had finished.
+    left_out : dict of str to str
+        What of the source is no row, and why; also written beside the output as ``NAME.left-out.tsv``.
+    means : dict of str to list of float
+        ``mean`` and ``std`` of each channel of train.
+    notes : tuple of str
+    """
+
+    files: tuple[Path, ...]
+    rows: dict[str, int]
+    nbytes: int
+    seconds: float
+    resumed: int
+    left_out: dict[str, str] = field(default_factory=dict)
+    means: dict[str, list[float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def twins(plan: Plan, digests: npt.NDArray[np.void], images: bool) -> list[str]:
+    """Files that are there more than once: a model that has seen one in train knows it in test.
+
+    Parameters
+    ----------
+    digests : (rows of the source,) void of 16 bytes
+    images : bool
+        Whether they are of files: rows of a table may well be alike.
+    """
+    if not images:
+        return []
+    parts = list(plan.parts())
+    own = np.concatenate([digests[part.rows] for part in parts])
+    splits = np.repeat([plan.splits.index(part.split) for part in parts], [len(part.rows) for part in parts])
+    _, numbers, counts = np.unique(own, return_inverse=True, return_counts=True)
+    again = int((counts - 1).sum())
+    if not again:
+        return []
+    # Pairs of a file and a split that has it: more pairs than files, where one is in several.
+    shared = len(np.unique(numbers * len(plan.splits) + splits)) - len(counts)
+    where = f", {shared:,} of them in another split too" if shared else ""
+    return [f"{again:,} images are there a second time, byte by byte{where}: see the field digests"]
+
+
+def lost_classes(source: Source, plan: Plan) -> list[str]:
+    """Classes that had images, but no whole ones."""
+    if source.label is None or source.columns[source.label].values.ndim > 1:
+        return []
+    column = source.columns[source.label]
+    before = counts_per_class(column, np.arange(source.rows))
+    rows = np.concatenate([part.rows for part in plan.parts()])
+    after = counts_per_class(column, rows)
+    lost = [name for name, count in before.items() if count and not after.get(name)]
+    return [f"class {name!r} has no row: none of its images could be used" for name in lost]
+
+
+def write_left_out(output: Path, left_out: Mapping[str, str]) -> None:
+    """Beside the output, a line for each; nothing where nothing was left out."""
+    path = output.with_name(f"{output.name}.{_LEFT_OUT}")
+    if not left_out:
+        path.unlink(missing_ok=True)
+        return
+    lines = [f"{name}\t{reason}".replace("\n", " ") + "\n" for name, reason in left_out.items()]
+    path.write_text("".join(lines), errors="surrogateescape")
+
+
+def write_means(path: Path, means: list[float], attributes: Mapping[str, Any]) -> None:
+    """As OpenCV's users keep them: keys ``R``, ``G`` and ``B``, whatever the order of the channels."""
+    letters = {"rgb": "RGB", "bgr": "BGR", "rgba": "RGBA", "grey": "L"}.get(attributes.get("channels", ""), "")
+    keys = list(letters) if len(letters) == len(means) else [str(number) for number in range(len(means))]
+    unfinished = path.with_name(f".{path.name}.part")
+    unfinished.write_text(json.dumps(dict(zip(keys, means, strict=True))) + "\n")
+    os.replace(unfinished, path)
