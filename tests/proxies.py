@@ -56,17 +56,25 @@ class Line:
             except OSError:
                 return
             far.settimeout(None)
+            ended = threading.Event()
             for source, target, rated in ((near, far, False), (far, near, True)):
                 pieces: queue.Queue[tuple[float, bytes]] = queue.Queue(_QUEUE)
-                threading.Thread(target=self._receive, args=(source, pieces, rated), daemon=True).start()
-                threading.Thread(target=self._send, args=(target, pieces), daemon=True).start()
+                threading.Thread(target=self._receive, args=(source, pieces, rated, ended), daemon=True).start()
+                threading.Thread(target=self._send, args=(target, pieces, ended), daemon=True).start()
 
-    def _receive(self, source: socket.socket, pieces: queue.Queue[tuple[float, bytes]], rated: bool) -> None:
+    def _receive(
+        self, source: socket.socket, pieces: queue.Queue[tuple[float, bytes]], rated: bool, ended: threading.Event
+    ) -> None:
         content = b"begin"
         while content:
             try:
                 content = source.recv(_PIECE)
             except OSError:
+                content = b""
+            if not rated and not content:
+                # The client has gone: what is still to come for it must not keep the line from others.
+                ended.set()
+            if ended.is_set():
                 content = b""
             through_at = time.monotonic()
             if rated:
@@ -77,19 +85,20 @@ class Line:
             pieces.put((through_at + self._delay, content))
             # Nothing more is taken before the line is free.
             time.sleep(max(0.0, through_at - time.monotonic()))
+        if rated:
+            source.close()
 
-    def _send(self, target: socket.socket, pieces: queue.Queue[tuple[float, bytes]]) -> None:
-        is_open = True
+    def _send(self, target: socket.socket, pieces: queue.Queue[tuple[float, bytes]], ended: threading.Event) -> None:
         while True:
             at, content = pieces.get()
             if not content:
                 break
-            if is_open:
+            # What is left is only emptied out, so that whoever fills the queue comes to an end.
+            if not ended.is_set():
                 time.sleep(max(0.0, at - time.monotonic()))
                 try:
                     target.sendall(content)
                 except OSError:
-                    # The rest is only emptied out, so that whoever fills the queue comes to an end.
-                    is_open = False
+                    ended.set()
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)

@@ -253,7 +253,8 @@ class Findings:
         copied = rate >= SOCKETS_RATE and not self.images and not self.filters
         if (self.server_share or 0.0) >= _MOSTLY and not copied:
             return "server"
-        if rate < _FAR_BELOW * self.single.nbytes / self.single.transfer:
+        many = self.default.batch_size / self.default.rows_per_second < _SHORT_SECONDS
+        if many and rate < _FAR_BELOW * self.single.nbytes / self.single.transfer:
             # A single big batch comes faster over one connection than many small ones over several.
             return "batches"
         if self._still_grows():
@@ -329,7 +330,9 @@ _FASTER = 1.4
 _SOME, _MOSTLY = 0.2, 0.5
 """Shares of the time under way in which the server reads, for that to matter and to be what matters most."""
 
-_FAR_BELOW = 0.6
+_FAR_BELOW, _SHORT_SECONDS = 0.6, 3e-3
+"""Of the rate of one big request, and from batch to batch: where what each batch costs by itself can be what counts."""
+
 _GROWS = 1.15
 
 SOCKETS_RATE = 600e6

@@ -6,25 +6,23 @@ import random
 import time
 from collections.abc import Callable
 from functools import partial
-from statistics import median
 from typing import Any
 
-from ..batch import Batch
 from ..dataset import DEFAULT_READAHEAD, Dataset, Plan
 from ..errors import BadParameter
 from .advice import BETTER
 from .asked import Asked
-from .findings import Findings, Rate, Single
-from .observe import Observer, Request, server_share
+from .findings import Findings, Rate
+from .observe import Observer, server_share
+from .probe import Probe
 from .streams import Tick, drained, fixed_width, nbytes_of, trained, until
 from .values import wide_fields
 
 _BIG_BYTES = 4 << 20
 """Of a single request, at most: what one request of a read-ahead is about."""
 
-_SINGLES = 12
-"""Single requests of a kind at most, and their share of the time for one of them."""
 _SINGLE_SHARE = 0.03
+"""Of the time, that a single request may take."""
 
 _BATCH_SHARE = 0.0125
 """Of the time, that a batch may take over one connection; where it takes longer, smaller ones are read. Eight of them
@@ -93,7 +91,8 @@ class Bench:
             amplification=max((spec["decoded_per_served_byte"] for spec in about), default=1.0),
             filters=sorted({name for spec in about for name in spec["filters"]}),
         )
-        self._rows_at_once = max(1, min(plan.max_rows, int(_BIG_BYTES / max(self.findings.row_bytes, 1))))
+        at_once = max(1, min(plan.max_rows, int(_BIG_BYTES / max(self.findings.row_bytes, 1)), plan.rows))
+        self._probe = Probe(observed, observer, asked, plan.rows, at_once)
         self._phases: list[tuple[str, float, Callable[[float, float], None]]] = [
             ("round trip", 1, self._round_trip),
             ("single requests", 2, self._singles),
@@ -108,6 +107,8 @@ class Bench:
             ("once more", 3, self._confirm),
         ]
         self._readahead = DEFAULT_READAHEAD
+        # Seconds that a row is longer under way than none, over one connection.
+        self._row_seconds = 0.0
         self._name, self._began, self._whole = "", 0.0, (0.0, 1.0)
 
     def run(self) -> Findings:
@@ -144,62 +145,24 @@ class Bench:
         self._epoch += 1 << 20
         return self._epoch
 
-    def _one(self, batch_size: int, number: int, **options: Any) -> tuple[Batch, Request]:
-        """A batch by a request of its own, and how that went; `number` counts on over epochs."""
-        batches = max(1, -(-self.findings.rows // batch_size))
-        options = {**self._asked.options, "shuffle": True, "epoch": self._epoch + number // batches, **options}
-        self._observer.taken()
-        batch = self._observed.batch(number % batches, split=self._asked.split, batch_size=batch_size, **options)
-        (*_, request) = self._observer.taken()
-        self.findings.nbytes += request.nbytes
-        return batch, request
-
     def _round_trip(self, seconds: float, nbytes: float) -> None:
-        end = time.monotonic() + seconds
-        # The first one makes a connection, and the server may have rows to divide.
-        self._one(1, 0, fields=[])
-        took: list[float] = []
-        while not took or (time.monotonic() < end and len(took) < 2 * _SINGLES):
-            request = self._one(1, 1 + len(took), fields=[])[1]
-            took.append(request.seconds - request.reading)
-            self._tick(len(took) / (2 * _SINGLES), 0.0)
-        self.findings.round_trip = median(took)
+        self.findings.round_trip = self._probe.round_trip(seconds, self._tick)
+        self.findings.nbytes = self._probe.nbytes
 
     def _singles(self, seconds: float, nbytes: float) -> None:
-        end, limit = time.monotonic() + seconds, self.findings.nbytes + nbytes
-        longest = _SINGLE_SHARE * self._asked.seconds
-        self._next_epoch()
-        rows = 1
-        batch, request = self._one(1, 0)
-        at_once = min(self._rows_at_once, self.findings.rows)
-        while rows < at_once and request.seconds * _FACTOR < longest and request.nbytes * _FACTOR < nbytes / 4:
-            rows = min(_FACTOR * rows, at_once)
-            batch, request = self._one(rows, 0)
-        self.findings.row_bytes = nbytes_of(batch) / rows
-        self.findings.wide = wide_fields(self._dataset, batch, self.findings.row_bytes)
-        first: list[Request] = []
-        self._next_epoch()
-        middle = time.monotonic() + (end - time.monotonic()) / 2
-        while not first or (len(first) < _SINGLES and time.monotonic() < middle and self.findings.nbytes < limit):
-            first.append(self._one(rows, len(first))[1])
-            self._tick(len(first) / _SINGLES / 2, rows / first[-1].seconds)
-        again: list[Request] = []
-        for number in range(len(first)):
-            if again and (time.monotonic() > end or self.findings.nbytes > limit):
-                break
-            again.append(self._one(rows, number)[1])
-        self.findings.single = Single(
-            rows,
-            round(median(request.nbytes for request in first)),
-            median(request.seconds for request in first),
-            median(request.reading for request in first),
-            median(request.reading for request in again),
+        findings, trip = self.findings, self.findings.round_trip or 0.0
+        single, batch = self._probe.singles(
+            self._next_epoch(), trip, seconds, nbytes, _SINGLE_SHARE * self._asked.seconds, self._tick
         )
-        row_seconds = self.findings.single.seconds / rows
+        findings.nbytes = self._probe.nbytes
+        findings.single = single
+        findings.row_bytes = nbytes_of(batch) / len(batch.rows)
+        findings.wide = wide_fields(self._dataset, batch, findings.row_bytes)
+        self._row_seconds = max(single.seconds - trip, 0.0) / single.rows
         size = self._asked.batch_size
-        while size > 1 and size * row_seconds > _BATCH_SHARE * self._asked.seconds:
+        while size > 1 and size * self._row_seconds > _BATCH_SHARE * self._asked.seconds:
             size = -(-size // 2)
-        self.findings.measured_batch = size
+        findings.measured_batch = size
 
     def _stream(
         self,
@@ -269,24 +232,25 @@ class Bench:
         assert single is not None
         try:
             plan = self._plan(self.findings.measured_batch, decode="client")
-            _, request = self._one(single.rows, 0, decode="client")
+            _, request = self._probe.one(single.rows, self._epoch, 0, decode="client")
         except (ModuleNotFoundError, BadParameter) as error:
             self.findings.notes.append(f'decode="client" was not measured: {error}')
             return
         head = single.nbytes - self.findings.row_bytes * single.rows
+        self.findings.nbytes += request.nbytes
         self.findings.encoded_bytes = (request.nbytes - head) / single.rows
         wire = self.findings.encoded_bytes / self.findings.row_bytes
         self.findings.decoded_here = self._stream('decode="client"', plan, seconds, nbytes, wire=wire)
 
     def _widths(self, seconds: float, nbytes: float) -> None:
-        single, trip = self.findings.single, self.findings.round_trip
-        assert single is not None and trip is not None
+        trip = self.findings.round_trip
+        assert trip is not None
         end, limit = time.monotonic() + seconds, self.findings.nbytes + nbytes
         enough = seconds / len(_WIDTHS) > _WIDTH_ROUND_TRIPS * trip
         left = list(_WIDTHS if enough else _FEW_WIDTHS)
         plan = self._plan(self.findings.measured_batch)
         # On a full line, so much comes at a time.
-        each = single.seconds / single.rows * max(plan.batch_size, (256 << 10) / max(self.findings.row_bytes, 1))
+        each = self._row_seconds * max(plan.batch_size, (256 << 10) / max(self.findings.row_bytes, 1))
         flat = 0
         while left and flat < 2:
             width = left.pop(0)

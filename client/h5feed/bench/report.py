@@ -103,7 +103,7 @@ def verdict(findings: Findings) -> list[str]:
         training = findings.training
         found.append(
             f"With steps of {duration(training.step)} the accelerator works {training.utilisation:.1%} of the time "
-            f"(MLPerf Storage's utilisation, measured over {training.steps:,} steps)."
+            f"(MLPerf Storage's utilisation, measured over {training.steps:,} step{'s' if training.steps != 1 else ''})."
         )
     elif findings.step is not None:
         found.append(
