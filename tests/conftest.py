@@ -15,6 +15,7 @@ from pathlib import Path
 import h5feed
 import h5py
 import numpy as np
+import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -184,6 +185,14 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def feed(server: ServerProcess) -> Iterator[h5feed.Feed]:
     with h5feed.connect(server.url, deadline=60) as connected:
         yield connected
+
+
+def suspend(*processes: psutil.Process) -> None:
+    """SIGSTOP, and return when they stand still: one that is busy starting or stopping takes what comes until then."""
+    for process in processes:
+        process.suspend()
+    for process in processes:
+        wait_until(lambda process=process: process.status() == psutil.STATUS_STOPPED)  # type: ignore[misc]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:

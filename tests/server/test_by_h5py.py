@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 import psutil
 import pytest
-from conftest import ServerProcess, wait_until
+from conftest import ServerProcess, suspend, wait_until
 from h5feed.errors import RevisionChanged, TooLarge, Unreadable
 from sklearn.model_selection import train_test_split
 
@@ -450,8 +450,7 @@ def _code(server: ServerProcess, *rows: int) -> str:
 def _code_when_killed(server: ServerProcess, *rows: int) -> str:
     """The same, when its reader is killed while it works."""
     readers = _readers(server)
-    for reader in readers:
-        reader.suspend()
+    suspend(*readers)
     with ThreadPoolExecutor(1) as thread:
         code = thread.submit(_code, server, *rows)
         wait_until(lambda: any(map(_is_asked, readers)))
@@ -489,8 +488,7 @@ def test_a_reader_that_dies(of_one_reader: Callable[..., ServerProcess]) -> None
     with h5feed.connect(server.url, deadline=60) as feed, ThreadPoolExecutor(1) as thread:
         dataset = feed["lists"]
         readers = _readers(server)
-        for reader in readers:
-            reader.suspend()
+        suspend(*readers)
         rows = thread.submit(dataset.take, [7], fields=["images"])
         wait_until(lambda: any(map(_is_asked, readers)))
         for reader in readers:
@@ -505,8 +503,7 @@ def test_a_reader_that_hangs(of_one_reader: Callable[..., ServerProcess]) -> Non
     server = of_one_reader(H5FEED_READ_TIMEOUT="3")
     assert _code(server, 0) == "ok"
     hung = _readers(server)
-    for reader in hung:
-        reader.suspend()
+    suspend(*hung)
     assert _code(server, 1) == "read_timeout"
     wait_until(lambda: not any(reader.is_running() for reader in hung))
     assert _code(server, 1) == "ok"
@@ -520,8 +517,7 @@ def test_a_reader_that_hangs_when_a_file_is_tried(of_one_reader: Callable[..., S
     """That says nothing of the file: it is served when there is a reader again."""
     server = of_one_reader(H5FEED_READ_TIMEOUT="3")
     assert _code(server, 0) == "ok"
-    for reader in _readers(server):
-        reader.suspend()
+    suspend(*_readers(server))
     with h5py.File(server.folder / "new.h5", "w") as file:
         file.create_dataset("caption", data=["a", "b"], dtype=h5py.string_dtype())
     with h5feed.connect(server.url, deadline=60) as feed:

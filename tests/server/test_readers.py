@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import psutil
 import pytest
-from conftest import wait_until
+from conftest import suspend, wait_until
 from h5feed.errors import DatasetCorrupt, Overloaded, ReaderCrashed, RevisionChanged, TooLarge, Unreadable
 from h5feed_server.catalog.loading import FileLoader
 from h5feed_server.settings import Settings
@@ -85,7 +85,7 @@ def test_a_member_that_is_another_for_a_moment(pool: ReaderPool, tmp_path: Path)
     member.write_bytes(b"\x07" * 4096)
     # The reader is to see what was there when the parent looked.
     (reader,) = _readers()
-    reader.suspend()
+    suspend(reader)
     os.rename(member, tmp_path / "other")
     os.rename(away, member)
     failures: list[Exception] = []
@@ -252,8 +252,7 @@ def test_closed_while_at_work(tmp_path: Path) -> None:
     gc.collect()
     before = psutil.Process().num_fds()
     assert _text(pool, tmp_path / "a.h5", 7) == "row007"
-    for reader in _readers():
-        reader.suspend()
+    suspend(*_readers())
     failures: list[Exception] = []
 
     def read() -> None:
