@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -190,6 +191,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(where)], check=True, timeout=20)
 
 
+def _fill(ballast: Path) -> None:
+    """Take all that is left of a disk."""
+    with open(ballast, "wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(4096))
+
+
 @pytest.mark.parametrize("phase", ["rows", "layout"])
 def test_a_disk_that_fills_up_stops_the_build_and_room_lets_it_go_on(
     pets: Path, tmp_path: Path, small_disk: Path, phase: str
@@ -201,12 +209,7 @@ def test_a_disk_that_fills_up_stops_the_build_and_room_lets_it_go_on(
     def fill(progress: Progress) -> None:
         if progress.phase != phase or ballast.exists():
             return
-        with open(ballast, "wb", buffering=0) as stream:
-            try:
-                while True:
-                    stream.write(bytes(4096))
-            except OSError:
-                return
+        _fill(ballast)
 
     out = small_disk / "pets.h5"
     for _ in range(2):
@@ -220,6 +223,13 @@ def test_a_disk_that_fills_up_stops_the_build_and_room_lets_it_go_on(
     assert out.read_bytes() == (tmp_path / "whole" / "pets.h5").read_bytes()
     assert report.resumed >= (16 if phase == "rows" else 120)
     assert not _left_behind(small_disk)
+
+
+def test_a_disk_without_room_for_the_journal(pets: Path, small_disk: Path) -> None:
+    _fill(small_disk / "ballast")
+    with pytest.raises(TooLarge, match=r"needs [\d,]+ bytes"):
+        build(pets, small_disk / "pets.h5", BuildOptions((48, 48)))
+    assert os.listdir(small_disk) == ["ballast"]
 
 
 def _endless_bmp(width: int, height: int) -> bytes:

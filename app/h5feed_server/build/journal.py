@@ -72,7 +72,11 @@ class Journal:
         self.renames: list[tuple[str, str]] | None = None
         self._forget()
         if not self._load():
-            self.begin()
+            try:
+                self.begin()
+            except OSError:
+                self.remove()
+                raise
 
     def begin(self) -> None:
         """Begin anew: nothing is finished."""

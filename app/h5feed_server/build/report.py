@@ -49,16 +49,16 @@ class Report:
     notes: tuple[str, ...] = ()
 
 
-def twins(plan: Plan, digests: npt.NDArray[np.void], images: bool) -> list[str]:
+def twins(plan: Plan, digests: npt.NDArray[np.void], of_files: bool) -> list[str]:
     """Files that are there more than once: a model that has seen one in train knows it in test.
 
     Parameters
     ----------
     digests : (rows of the source,) void of 16 bytes
-    images : bool
-        Whether they are of files: rows of a table may well be alike.
+    of_files : bool
+        Whether they are of files, and not of rows: those may well be alike.
     """
-    if not images:
+    if not of_files:
         return []
     parts = list(plan.parts())
     own = np.concatenate([digests[part.rows] for part in parts])
@@ -70,7 +70,8 @@ def twins(plan: Plan, digests: npt.NDArray[np.void], images: bool) -> list[str]:
     # Pairs of a file and a split that has it: more pairs than files, where one is in several.
     shared = len(np.unique(numbers * len(plan.splits) + splits)) - len(counts)
     where = f", {shared:,} of them in another split too" if shared else ""
-    return [f"{again:,} images are there a second time, byte by byte{where}: see the field digests"]
+    counted = "1 image is" if again == 1 else f"{again:,} images are"
+    return [f"{counted} there a second time, byte by byte{where}: see the field digests"]
 
 
 def lost_classes(source: Source, plan: Plan) -> list[str]:

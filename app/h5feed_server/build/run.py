@@ -22,7 +22,7 @@ from h5feed.errors import BadParameter, FeedError, TooLarge, Unreadable
 from h5feed.wire import OFFSETS
 
 from .. import __version__
-from .journal import Journal
+from .journal import Journal, journal_bytes
 from .layout import Packing, create_chunked, finish_file
 from .moments import mean_and_std
 from .opening import open_source
@@ -398,7 +398,9 @@ class _Build:
         raw = self._plan.rows * sum(spec.row_bytes for spec in self._source.fields)
         times = 2 if self._options.compression != "none" else 1
         needed = times * raw + column_bytes(self._source.columns, self._plan.rows) + _SPARE_BYTES
+        needed += journal_bytes(self._source.rows)
         unfinished = [beside(path, what) for path in self._plan.files for what in ("part", "whole")]
+        unfinished.append(beside(self._output, "journal"))
         allocated = sum(path.stat().st_blocks * 512 for path in unfinished if path.exists())
         return max(0, needed - allocated), shutil.disk_usage(self._folder).free, self._folder
 
