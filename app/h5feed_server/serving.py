@@ -255,6 +255,7 @@ def _reap(pid: int, deadline: float) -> None:
     """Wait for a child until the deadline, then kill it."""
     while os.waitpid(pid, os.WNOHANG) == (0, 0):
         if time.monotonic() >= deadline:
+            print(f"h5feed: worker {pid} did not end in {STOP_SECONDS:g} s and is killed", file=sys.stderr, flush=True)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return

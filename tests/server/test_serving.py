@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from conftest import ServerProcess, wait_until
+from conftest import ServerProcess, suspend, wait_until
 from h5feed.errors import ConnectionFailed, RevisionChanged
 
 URL = "/v1/datasets/mixed/batches/3?split=train&test=0.2&shuffle=true&seed=9&epoch=4&batch_size=16"
@@ -100,6 +100,18 @@ def test_stops_quickly_with_open_connections(serve: Callable[..., ServerProcess]
     with h5feed.connect(process.url) as feed:
         feed["mixed"].batch(0)
         assert process.stop() == 0
+
+
+def test_a_worker_that_does_not_end_is_killed(
+    serve: Callable[..., ServerProcess], folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It cannot hold up who stops the server, who is told."""
+    process = serve(folder, "--workers", "2")
+    stuck = psutil.Process(process.worker_pids()[0])
+    suspend(stuck)
+    assert process.stop() == 0
+    assert not stuck.is_running()
+    assert f"worker {stuck.pid} did not end in 8 s and is killed" in capfd.readouterr().err
 
 
 def test_unix_socket_and_tls(serve: Callable[..., ServerProcess], folder: Path, tmp_path: Path) -> None:
