@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from html import escape
 from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
 
 BINS_PER_OCTAVE = 8
 LEAST_WAIT = 1e-6
@@ -84,8 +87,8 @@ class LoopStats(Mapping[str, float]):
     steady_seconds: float = 0.0
     steady_waited: float = 0.0
     """Both without the first step of each pass."""
-    waits: tuple[int, ...] = (0,) * BINS
-    """Histogram of the waits of single steps, see `bin_of`."""
+    waits: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64), repr=False)
+    """Histogram of the waits of single steps, see `bins_of`."""
     last: LoopStats | None = None
     """The same of the last pass alone."""
 
@@ -140,16 +143,11 @@ class LoopStats(Mapping[str, float]):
     def then(self, following: LoopStats) -> LoopStats:
         """Both together; `last` is the second."""
         sums = {
-            field.name: getattr(self, field.name) + getattr(following, field.name)
-            for field in fields(self)
-            if field.name not in ("longest", "waits", "last")
+            one.name: getattr(self, one.name) + getattr(following, one.name)
+            for one in fields(self)
+            if one.name not in ("longest", "last")
         }
-        return LoopStats(
-            **sums,
-            longest=max(self.longest, following.longest),
-            waits=tuple(map(int.__add__, self.waits, following.waits)),
-            last=following,
-        )
+        return LoopStats(**sums, longest=max(self.longest, following.longest), last=following)
 
     def advice(self) -> str:
         """The one thing to do where the accelerator idles much, else nothing.
@@ -204,20 +202,18 @@ class LoopStats(Mapping[str, float]):
 
     def _quantile(self, share: float) -> float:
         """From the histogram: the middle of the bin, but no more than the longest wait."""
-        left = share * sum(self.waits)
-        for place, count in enumerate(self.waits):
-            left -= count
-            if count and left <= 0:
-                middle = LEAST_WAIT * 2.0 ** ((place + 0.5) / BINS_PER_OCTAVE) if place else 0.0
-                return min(middle, self.longest)
-        return 0.0
+        if not self.steps:
+            return 0.0
+        counts = np.cumsum(self.waits)
+        place = int(np.searchsorted(counts, share * counts[-1]))
+        return min(LEAST_WAIT * 2.0 ** ((place + 0.5) / BINS_PER_OCTAVE), self.longest) if place else 0.0
 
 
-def bin_of(wait: float) -> int:
-    """The bin of a wait of so many seconds."""
-    if wait < LEAST_WAIT:
-        return 0
-    return min(BINS - 1, int(BINS_PER_OCTAVE * math.log2(wait / LEAST_WAIT)))
+def bins_of(waits: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """The bin of each wait, (n,) seconds."""
+    octaves = np.log2(np.maximum(waits, LEAST_WAIT) / LEAST_WAIT)
+    bins: npt.NDArray[np.int64] = np.minimum(BINS - 1, BINS_PER_OCTAVE * octaves).astype(np.int64)
+    return bins
 
 
 def _percent(share: float) -> str:

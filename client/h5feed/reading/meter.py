@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..loop_stats import BINS, LoopStats, bin_of
+import numpy as np
+import numpy.typing as npt
+
+from ..loop_stats import BINS, LoopStats, bins_of
 from ..net.trace import Trace, clock
+
+_STEPS_TOGETHER = 256
+"""Steps that are only noted until they are added up: one by one that would cost more than a small batch does."""
+
+_Step = tuple[float, float, float, int, Trace | None]
+"""When a batch was asked for, when it had come, when it was handed out; its rows, and the trace of its block."""
 
 
 @dataclass(slots=True)
@@ -36,16 +46,45 @@ class _Pass:
     longest: float = 0.0
     retries: int = 0
     cached: int = 0
-    waits: list[int] = field(default_factory=lambda: [0] * BINS)
+    waits: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     @property
     def waited(self) -> float:
         return self.waiting + self.transfer + self.decode
 
-    def steady(self, now: float) -> None:
-        """The first step has ended."""
+    def steady(self, now: float, waited: float = 0.0) -> None:
+        """The first step ends `now`; of it so much was `waited` that is not added yet."""
         if self.steady_after is None:
-            self.steady_from, self.steady_after = now, self.waited
+            self.steady_from, self.steady_after = now, self.waited + waited
+
+    def add(self, steps: Sequence[_Step], began: float) -> None:
+        """Some more batches, the first of which was asked for when they `began`."""
+        asked, came, ready, rows, traces = zip(*steps, strict=True)
+        if self.began is None:
+            self.began = began
+        # waits, prepared: (steps,) float64 seconds
+        waits, prepared = np.subtract(ready, asked), np.subtract(ready, came)
+        second = self.first_steps - self.steps
+        if not self.demands and 0 <= second < len(steps):
+            self.steady(asked[second], float(waits[:second].sum()))
+        waiting = transfer = 0.0
+        for trace, begin, end in zip(traces, asked, came, strict=True):
+            if trace is not None:
+                parts = trace.split(begin, end)
+                waiting += parts[0]
+                transfer += parts[1]
+                self.nbytes += trace.nbytes
+                self.retries += trace.retries
+                self.cached += trace.cached
+        self.waiting += waiting
+        self.transfer += transfer
+        self.decode += max(0.0, float(waits.sum()) - waiting - transfer)
+        self.preparing += float(prepared.sum())
+        self.steps += len(steps)
+        self.rows += sum(rows)
+        self.longest = max(self.longest, float(waits.max()))
+        self.waits += np.bincount(bins_of(waits), minlength=BINS)
+        self.until = ready[-1]
 
     def stats(self) -> LoopStats:
         is_steady = self.steady_after is not None
@@ -64,7 +103,7 @@ class _Pass:
             cached=self.cached,
             steady_seconds=self.until - self.steady_from if is_steady else 0.0,
             steady_waited=self.waited - (self.steady_after or 0.0) if is_steady else 0.0,
-            waits=tuple(self.waits),
+            waits=self.waits.copy(),
         )
 
 
@@ -80,6 +119,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._steps: list[_Step] = []
         self._before = LoopStats()
         self._pass = _Pass(1)
         self._ended: LoopStats | None = None
@@ -102,6 +142,7 @@ class Meter:
             Its batches are of the same run as those before: some may have been handed out ahead.
         """
         with self._lock:
+            self._count()
             if goes_on and self._pass.is_early:
                 self._pass.is_early = False
             else:
@@ -109,9 +150,11 @@ class Meter:
 
     def end_pass(self) -> None:
         """The last step has ended."""
+        now = clock()
         with self._lock:
+            self._count()
             if self._pass.steps and not self._pass.has_ended:
-                self._pass.until, self._pass.has_ended = clock(), True
+                self._pass.until, self._pass.has_ended = now, True
                 self._ended = self._pass.stats()
 
     def step(self, asked: float, came: float, trace: Trace | None, rows: int) -> None:
@@ -124,48 +167,23 @@ class Meter:
         trace : Trace or None
             Of its block, where it is the first of it.
         """
-        ready = clock()
-        with self._lock:
-            if self._pass.has_ended:
-                self._begin(self._pass.first_steps)
-                self._pass.is_early = True
-            now = self._pass
-            if now.began is None:
-                now.began = asked
-            self._handed += 1
-            if self._demanded is not None:
-                # Nobody waits for a batch that is not demanded yet.
-                since = self._demanded_at if self._handed <= self._demanded else ready
-                asked = max(asked, min(since, ready))
-                came = max(asked, came)
-            elif now.steps == now.first_steps:
-                now.steady(asked)
-            waiting, transfer, decode = (0.0, 0.0, came - asked) if trace is None else trace.split(asked, came)
-            preparing = ready - came
-            now.steps += 1
-            now.rows += rows
-            now.waiting += waiting
-            now.transfer += transfer
-            now.decode += decode + preparing
-            now.preparing += preparing
-            now.until = ready
-            wait = waiting + transfer + decode + preparing
-            now.longest = max(now.longest, wait)
-            now.waits[bin_of(wait)] += 1
-            if trace is not None:
-                now.nbytes += trace.nbytes
-                now.retries += trace.retries
-                now.cached += trace.cached
+        # Without the lock, which would cost as much again: what is appended meanwhile is left for the next count.
+        self._steps.append((asked, came, clock(), rows, trace))
+        if len(self._steps) >= _STEPS_TOGETHER or self._demanded is not None:
+            with self._lock:
+                self._count()
 
     def run_ahead(self, demanding: bool) -> None:
         """From now on batches are taken ahead, and the loop says when it needs them; or no longer."""
         with self._lock:
+            self._count()
             self._demanded = 0 if demanding else None
             self._handed = 0
 
     def begin_run(self) -> None:
         """Batches are handed out for another run over them: those of the one before, not used yet, are dropped."""
         with self._lock:
+            self._count()
             self._handed = 0
 
     def begin_demands(self) -> None:
@@ -197,8 +215,31 @@ class Meter:
             return self._ended
 
     def _all(self) -> LoopStats:
+        self._count()
         return self._before.then(self._pass.stats()) if self._pass.steps else self._before
 
     def _begin(self, first_steps: int) -> None:
         self._before = self._all()
         self._pass = _Pass(first_steps)
+
+    def _count(self) -> None:
+        """Add up the steps that were only noted; call with the lock held."""
+        steps = self._steps[:]
+        if not steps:
+            return
+        del self._steps[: len(steps)]
+        if self._pass.has_ended:
+            self._begin(self._pass.first_steps)
+            self._pass.is_early = True
+        began = steps[0][0]
+        if self._demanded is not None:
+            steps = [self._demanded_part(*step) for step in steps]
+        self._pass.add(steps, began)
+
+    def _demanded_part(self, asked: float, came: float, ready: float, rows: int, trace: Trace | None) -> _Step:
+        """The same step, as if its batch had been asked for when the loop needed it."""
+        assert self._demanded is not None
+        self._handed += 1
+        since = self._demanded_at if self._handed <= self._demanded else ready
+        asked = max(asked, min(since, ready))
+        return asked, max(asked, came), ready, rows, trace

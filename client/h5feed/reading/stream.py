@@ -31,6 +31,8 @@ class Stream:
         self._reading: ReadAhead[Batch] | None = None
         self._at: tuple[int, int] | None = None
         self._waited = 0.0
+        self.taken: Trace | None = None
+        """Of the block that the last batch was the first of; None where it is in the same as the one before."""
 
     @property
     def batches(self) -> int:
@@ -41,11 +43,6 @@ class Stream:
     def waited(self) -> float:
         """Seconds spent waiting for batches which were not there yet."""
         return self._waited + (self._reading.waited if self._reading else 0.0)
-
-    @property
-    def taken(self) -> Trace | None:
-        """Of the block that the last batch began; None where it is in the same as the one before."""
-        return self._reading.taken if self._reading is not None else None
 
     def batch(self, epoch: int, position: int) -> Batch:
         """Batch `position` of pass `epoch`; at once where it follows the one that was asked for before."""
@@ -58,6 +55,7 @@ class Stream:
         # Where the next line fails, nobody knows what the stream would deliver afterwards.
         self._at = None
         batch = next(self._reading)
+        self.taken = self._reading.taken
         self._at = (wanted[0] + drawn, 0) if position + 1 == self.batches else (wanted[0], position + 1)
         return batch
 
