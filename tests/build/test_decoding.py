@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import struct
+import zlib
 from typing import Any
 
 import imagecodecs
 import numpy as np
 import pytest
+from h5feed.decode import FORMATS, MAX_PIXELS
 from h5feed.errors import BadParameter
 from h5feed_server.build import BuildOptions, ImageSpec, decode_image
+from h5feed_server.build.decoders import Decoders, Decoding
 from h5feed_server.build.images import BrokenImage
+from h5feed_server.build.plain import is_plain
 from photographs import encoded, photograph
 from PIL import Image
 
@@ -144,3 +150,57 @@ def test_images_of_too_many_pixels_are_refused_by_their_header() -> None:
     assert len(bomb) < 200_000
     with pytest.raises(BrokenImage, match=r"bomb|more than"):
         decode_image(bomb, AS_IS)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I4s", len(data), kind) + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _segment(marker: int, data: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
+
+
+NOISE = np.random.default_rng(0).bytes(100_000)
+JPEG, PNG = encoded(PIXELS, quality=90), encoded(PIXELS, "PNG")
+EXIF = _segment(0xE1, b"Exif\0\0" + b"MM\0*\0\0\0\x08" + bytes(6))
+
+
+@pytest.mark.parametrize(
+    ("data", "plain"),
+    [
+        (JPEG, True),
+        (encoded(PIXELS, quality=90, progressive=True), True),
+        (PNG, True),
+        (JPEG[:2] + EXIF + JPEG[2:], True),
+        # Merged, and read for each entry of each.
+        (JPEG[:2] + EXIF * 2 + JPEG[2:], False),
+        # Passed over byte by byte.
+        (JPEG[:2] + b"\xff" * 1000 + JPEG[2:], False),
+        (JPEG[:2] + _segment(0xFE, b"?") * 1000 + JPEG[2:], False),
+        (JPEG + b"\xff\xda" * 100, False),
+        (
+            PNG[:33] + _chunk(b"zTXt", b"k\0\0" + zlib.compress(NOISE)) + PNG[33:],
+            False,
+        ),
+        (encoded(PIXELS, "GIF"), False),
+        (encoded(PIXELS, "WEBP"), False),
+        (JPEG[:100], False),
+        (PNG[:40], False),
+        (b"", False),
+    ],
+)
+def test_plain_files_are_told_by_their_structure(data: bytes, plain: bool) -> None:
+    """What is not plain is decoded to the same pixels, or refused with the same words, by another process."""
+    assert is_plain(data) is plain
+    decoders = Decoders(Decoding(ImageSpec((48, 48)), FORMATS, MAX_PIXELS, 60.0))
+    try:
+        wanted = decode_image(data, ImageSpec((48, 48)))
+    except BrokenImage as error:
+        with pytest.raises(BrokenImage, match=re.escape(str(error))):
+            decoders.decode(data)
+    else:
+        found = decoders.decode(data)
+        np.testing.assert_array_equal(found.pixels, wanted.pixels)
+        assert (found.height, found.width) == (wanted.height, wanted.width)
+    finally:
+        decoders.close()
