@@ -32,7 +32,9 @@ _EXAMPLES = """examples:
   h5feed bench http://gpu-box:8000 digits --step-ms 50
 """
 
-_URL = "http://host:8000, https://host or unix:///path/to.sock; several of the same data: http://a:8000,http://b:8000"
+_URL = (
+    "http://host:8000, https://host or unix:///path/to.sock; or several of the same data, http://a:8000,http://b:8000"
+)
 
 _SPLIT_OPTIONS = ("val", "test", "folds", "fold", "group", "stratify", "split_seed")
 
@@ -62,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="h5feed",
         description="Look at what an h5feed server serves, and fetch some of it.",
-        epilog=f"URL: {_URL}\n\n{_EXAMPLES}",
+        epilog="URL: " + _URL.replace("; ", ";\n     ") + f"\n\n{_EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"h5feed {__version__}")

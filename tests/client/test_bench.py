@@ -149,7 +149,7 @@ def test_a_slow_line_is_the_bound(line: Callable[..., Line], capsys: pytest.Capt
     assert said["bound"] == "link"
     assert said["round_trip_seconds"] >= 0.02
     assert said["rates"]["read-ahead"]["bytes_per_second"] < 2.2e6
-    assert "1/4.0 of its" in options(said)["store 'images' as uint8"]
+    assert "1/4 of its" in options(said)["store 'images' as uint8"]
     assert "multiples of 1/255" in options(said)["store 'images' as uint8"]
     assert not any("workers" in each or "inspect" in each for each in options(said))
 

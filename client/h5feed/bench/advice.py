@@ -111,7 +111,7 @@ def _of_bytes(findings: Findings) -> Iterator[Advice]:
             continue
         yield Advice(
             f"store {wide.name!r} as {wide.enough}",
-            f"it is {wide.dtype}, and {wide.why}: a row would be 1/{wide.factor:.1f} of its "
+            f"it is {wide.dtype}, and {wide.why}: a row would be 1/{wide.factor:.2g} of its "
             f"{size_of(findings.row_bytes)}"
             + (", and the model multiplies by 1/255 (rescale=1/255)" if "255" in wide.why and "1/" in wide.why else ""),
         )

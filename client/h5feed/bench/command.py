@@ -25,8 +25,9 @@ EXAMPLES = """examples:
   h5feed bench http://gpu-box:8000 photos --json > bench.json
 """
 
-ABOUT = """Reads shuffled batches as training does, for a while, and says what the link and the server can feed, what
-bounds it, and which options would change that. Nothing is kept but the rows in the folder of --cache."""
+ABOUT = """Reads shuffled batches as training does, for a while, and says what the link and
+the server can feed, what bounds it, and which options would change that.
+Nothing is kept but the rows in the folder of --cache."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 

@@ -254,12 +254,19 @@ class Findings:
         if (self.server_share or 0.0) >= _MOSTLY and not copied:
             return "server"
         many = self.default.batch_size / self.default.rows_per_second < _SHORT_SECONDS
-        if many and rate < _FAR_BELOW * self.single.nbytes / self.single.transfer:
+        if many and rate < _FAR_BELOW * self.alone_bytes_per_second:
             # A single big batch comes faster over one connection than many small ones over several.
             return "batches"
         if self._still_grows():
             return "round trips"
         return "sockets" if rate >= SOCKETS_RATE else "link"
+
+    @property
+    def alone_bytes_per_second(self) -> float:
+        """How fast one big answer comes over one connection, once it is on its way."""
+        assert self.single is not None
+        transfer = self.single.transfer
+        return self.single.nbytes / max(transfer - (self.round_trip or 0.0), transfer / 10)
 
     def _still_grows(self) -> bool:
         """Whether the most connections that were tried, more than the read-ahead has found, are clearly the best."""

@@ -299,8 +299,11 @@ class Bench:
             filled += len(batch.rows)
             self._tick(0.7 * filled / rows, filled / (time.monotonic() - began))
         self.findings.nbytes += round(filled * self.findings.row_bytes)
-        if min(filled, cache.cached_rows) < rows:
-            self.findings.notes.append(f"the row cache was not measured: {filled} of {rows} rows came in time")
+        if filled < rows:
+            self.findings.notes.append(f"the row cache was not measured: {filled:,} of {rows:,} rows came in time")
+            return
+        if cache.cached_rows < rows:
+            self.findings.notes.append(f"the row cache was not measured: {folder} keeps {cache.cached_rows:,} rows")
             return
         reading = self._dataset.read_passes(plan, self._next_epoch(), 0, cache=cache)
         left = max(seconds - (time.monotonic() - began), 0.2 * seconds)
@@ -365,6 +368,11 @@ class Bench:
                 done += 1
                 if measured is not None:
                     self._replace(one.what, measured)
+        unsure = {rate.what for rate in faster} - {rate.what for rate in findings.rates() if rate.confirmed}
+        if unsure:
+            findings.notes.append(
+                f"faster, but measured only once: {', '.join(sorted(unsure))}; more --seconds would make sure"
+            )
 
     def _replace(self, what: str, measured: Rate) -> None:
         """Add what was measured to what is known of the same stream."""

@@ -103,7 +103,7 @@ def verdict(findings: Findings) -> list[str]:
         training = findings.training
         found.append(
             f"With steps of {duration(training.step)} the accelerator works {training.utilisation:.1%} of the time "
-            f"(MLPerf Storage's utilisation, measured over {training.steps:,} step{'s' if training.steps != 1 else ''})."
+            f"(MLPerf Storage's utilisation, measured over {training.steps:,} step{'s' * (training.steps != 1)})."
         )
     elif findings.step is not None:
         found.append(
@@ -116,18 +116,18 @@ def verdict(findings: Findings) -> list[str]:
         found.append(
             "The steps are the bound: there is nothing to change."
             if is_fed(findings)
-            else "None of the other options that were tried is faster."
+            else "None of the other options that were tried is sure to be faster."
         )
     return found
 
 
 def _bound(findings: Findings) -> str:
-    single, share = findings.single, findings.server_share
+    share = findings.server_share
     assert findings.default is not None and findings.bound is not None
     rate = max(each.bytes_per_second for each in (findings.default, *findings.fixed))
     found = _BOUND[findings.bound].format(
         share=f" for {share:.0%} of the time that requests are under way" if share is not None else "",
-        big=f"at {single.nbytes / single.transfer / 1e6:,.0f} MB/s" if single else "faster",
+        big=f"at {findings.alone_bytes_per_second / 1e6:,.0f} MB/s",
         all=f"{rate / 1e6:,.{1 if rate < 1e8 else 0}f} MB/s",
     )
     again = findings.speed_up_again
