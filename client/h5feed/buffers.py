@@ -11,9 +11,12 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .forks import tell_after_fork
 
 PAGE = 4096
 """Bytes: leases begin on a page, which also satisfies every alignment that frameworks ask for."""
@@ -51,6 +54,11 @@ class BufferPool:
         self._max_idle_bytes = max_bytes // 2 if max_idle_bytes is None else max_idle_bytes
         self._roots: list[npt.NDArray[np.uint8]] = []
         self._lock = threading.Lock()
+        tell_after_fork(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pool pickles as its bounds: the copy begins without buffers."""
+        return BufferPool, (self.max_bytes, self._max_idle_bytes)
 
     def lease(self, nbytes: int, timeout: float = 0.0) -> npt.NDArray[np.uint8]:
         """A page-aligned (nbytes,) uint8 array; it goes back by itself once it and all views of it are gone.

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadParameter
+from ..forks import tell_after_fork
 from .locking import exclusive, hold
 from .rowids import RowIds
 from .store import FieldStore, Int64s
@@ -107,7 +108,13 @@ class RowCache:
             self._broken = True
             self._stop(f"cannot be used ({error}): every epoch is fetched from the server")
         else:
-            weakref.finalize(self, os.close, self._in_use)
+            weakref.finalize(self, os.close, self._in_use).atexit = False
+        tell_after_fork(self)
+
+    def after_fork(self) -> None:
+        """In the child: a lock that a thread of the parent holds is never released here."""
+        self._lock = threading.RLock()
+        self.row_ids.after_fork()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RowCache, (self.folder, self.dataset, self.revision, self.rows, self.max_bytes)

@@ -36,7 +36,15 @@ def exclusive(path: Path, seconds: float) -> Iterator[bool]:
     try:
         yield _lock(descriptor, exclusive=True, seconds=seconds)
     finally:
+        # Not only closed: a child that was forked meanwhile has the same opening, and would keep it locked.
+        _unlock(descriptor)
         os.close(descriptor)
+
+
+def _unlock(descriptor: int) -> None:
+    import fcntl
+
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _lock(descriptor: int, *, exclusive: bool, seconds: float) -> bool:

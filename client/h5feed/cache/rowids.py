@@ -39,6 +39,11 @@ class RowIds:
         self._lock = threading.Lock()
         self._chunks: dict[_Key, Future[list[Batch]]] = {}
 
+    def after_fork(self) -> None:
+        """In the child: what a thread of the parent is asking for never comes here."""
+        self._lock = threading.Lock()
+        self._chunks = {}
+
     def batches(self, plan: Plan, fetch: Fetch[Batch], block: Block, cancelled: threading.Event) -> list[Batch]:
         """The batches of a block without any field; `fetch` gets such batches from the server."""
         together = min(BATCHES_ASKED_TOGETHER, max(1, ROWS_ASKED_TOGETHER // plan.batch_size))

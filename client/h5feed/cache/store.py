@@ -58,7 +58,8 @@ class FieldStore:
         self._size = rows * row_bytes
         self._descriptors: list[int] = []
         # No `close`: a thread that is about to write would do so into whatever file has the descriptor by then.
-        weakref.finalize(self, _close_all, self._descriptors)
+        # Nor at the interpreter's end, for the same reason: the system closes them.
+        weakref.finalize(self, _close_all, self._descriptors).atexit = False
         self._data = self._open(path, self._size).reshape(rows, row_bytes)
         self._sums = self._open(path.with_suffix(".sums"), 8 * rows).view(np.uint64)
         self._known = np.zeros(rows, np.bool_)

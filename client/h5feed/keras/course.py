@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 
 class Course:
     """The next batch of training, and what becomes of it when a loop begins, ends or is left.
@@ -32,6 +34,15 @@ class Course:
         self._placed = self._resumed = False
         """Whether the next loop begins where it was told to, and whether that is in the middle of a pass."""
         self._tickets: dict[int, int] = {}
+
+    def copy(self) -> Course:
+        """One that goes on from here: the next loop is the rest of the pass, if that is one of training."""
+        found = copy(self)
+        if self._counted:
+            found.go_to(self.epoch, self.position)
+        else:
+            found.end_pass()
+        return found
 
     def go_to(self, epoch: int, position: int) -> None:
         """The next loop begins there, and delivers nothing of what lies before."""

@@ -16,6 +16,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
+from copy import copy
 from types import FrameType
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from ..batch import Batch
 from ..cache import RowCache
 from ..dataset import DEFAULT_READAHEAD, Dataset, OrderOptions, SplitOptions
 from ..errors import BadParameter, FeedError
+from ..forks import tell_after_fork
 from ..loop_stats import LoopStats
 from ..net.trace import clock
 from ..prepare.labels import ClassMode
@@ -110,6 +112,10 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
     shard, shards : int
     epoch : int
         Number of the pass that the next batch belongs to: what `epoch` must be to go on from here.
+
+    It pickles, as a `transform` does that is a function of a module or a Keras layer: the copy has connections and
+    threads of its own, the shard of the original, and goes on as from its state, with the rest of a pass of training
+    that was under way. In a forked child it goes on where it was; the parent's goes on too.
     """
 
     def __init__(
@@ -182,8 +188,27 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         self._calls: weakref.WeakKeyDictionary[Any, Call] = weakref.WeakKeyDictionary()
         self._runs: dict[int, Run] = {}
         self._meter, self._ordered_meter = Meter(), Meter()
+        tell_after_fork(self)
         if verbose and rank == 0:
             print(self._rows.found(self.samples), flush=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            kept = {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_calls", "_runs")}
+            streams = {"_training": copy(self._training), "_ordered": copy(self._ordered)}
+            return {**kept, **streams, "_course": self._course.copy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+        self._calls, self._runs = weakref.WeakKeyDictionary(), {}
+        tell_after_fork(self)
+
+    def after_fork(self) -> None:
+        """In the child: threads and locks are the parent's."""
+        self._lock = threading.RLock()
+        self._training.after_fork()
+        self._ordered.after_fork()
 
     @property
     def num_batches(self) -> int:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from .. import __version__
 from ..buffers import BufferPool
 from ..errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, RevisionChanged, Transient, from_problem
+from ..forks import tell_after_fork
 from ..wire import MEDIA_TYPE
 from .cancellation import Cancellation
 from .jobs import InProgress
@@ -125,7 +126,7 @@ class Client:
         self.url = ",".join(server.url for server in self._servers)
         self._link: Link | None = None
         self._finalizer = weakref.finalize(self, self._servers.close)
-        _CLIENTS.add(self)
+        tell_after_fork(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A client pickles as what it was made with, the token included; the copy has connections of its own."""
@@ -196,7 +197,6 @@ class Client:
     def after_fork(self) -> None:
         """In the child of a fork: leave the connections to the parent, and forget what its threads were at."""
         self._servers.after_fork()
-        self.pool.after_fork()
 
     def _request(
         self,
@@ -308,18 +308,6 @@ class Client:
                         request_id=error.request_id,
                     )
         return error
-
-
-_CLIENTS: weakref.WeakSet[Client] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for client in _CLIENTS:
-        client.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _error_of(answer: Answer, server: Server | None) -> FeedError:

@@ -132,6 +132,8 @@ class Server:
         """In the child: no request is under way here, and the connections are the parent's."""
         self.under_way = 0
         self._transport.after_fork()
+        # The same cookies in a jar of their own: it has a lock too.
+        self._http.cookies = self._http.cookies
 
     def close(self) -> None:
         self._http.close()

@@ -21,6 +21,11 @@ class Transform:
     call: Call
     writes: bool
     """Whether it may write into the arrays that it is given."""
+    of: Any
+    """What it was made of, which is what it pickles as."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return adapted, (self.of,)
 
 
 _SEED_STATE = "seed_generator_state"
@@ -43,13 +48,13 @@ def adapted(transform: Any) -> Transform:
         It is nothing that can be called so; the message says what can.
     """
     if hasattr(transform, "random_transform") and hasattr(transform, "standardize"):
-        return Transform(lambda x, y, rng: (_by_generator(transform, x, rng), y), writes=False)
+        return Transform(lambda x, y, rng: (_by_generator(transform, x, rng), y), False, transform)
     keras = sys.modules.get("keras")
     if keras is not None and isinstance(transform, keras.Layer):
-        return Transform(_by_layer(transform), writes=False)
+        return Transform(_by_layer(transform), False, transform)
     if not callable(transform):
         raise BadParameter(f"transform={transform!r} is no function f(x, y), Keras layer or ImageDataGenerator")
-    return Transform(_by_function(transform), writes=True)
+    return Transform(_by_function(transform), True, transform)
 
 
 def _by_generator(generator: Any, x: Any, rng: np.random.Generator) -> Any:

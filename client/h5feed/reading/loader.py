@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from ..cache import RowCache
 from ..errors import BadParameter, BatchOutOfRange
+from ..forks import tell_after_fork
 from ..loop_stats import LoopStats
 from ..net.trace import clock
 from ..prepare import Preparation
@@ -55,6 +57,10 @@ class Loader:
     ----------
     epoch : int
         Number of the pass that the next batch belongs to, or that the next ``for`` begins.
+
+    It pickles, as a `transform` does that is a function of a module: the copy has connections and threads of its own,
+    the shard of the original, and goes on as from its state: the first ``for`` over it is the rest of the pass that was
+    under way. In a forked child it goes on where it was; the parent's goes on too.
     """
 
     def __init__(
@@ -83,6 +89,22 @@ class Loader:
         self._epoch, self._delivered = epoch, 0
         self._passes = 0
         self._under_way = False
+        tell_after_fork(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            kept = {name: value for name, value in self.__dict__.items() if name != "_lock"}
+            return {**kept, "_stream": copy(self._stream), "_under_way": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+        tell_after_fork(self)
+
+    def after_fork(self) -> None:
+        """In the child: threads and locks are the parent's."""
+        self._lock = threading.RLock()
+        self._stream.after_fork()
 
     def __len__(self) -> int:
         """Batches of a pass."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..forks import tell_after_fork
 from ..loop_stats import BINS, LoopStats, bins_of
 from ..net.trace import Trace, clock
 
@@ -127,9 +128,14 @@ class Meter:
         """Batches that were handed out since the run over them began."""
         self._demanded: int | None = None
         self._demanded_at = 0.0
+        tell_after_fork(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Meter, ()
+
+    def after_fork(self) -> None:
+        """In the child: a lock that a thread of the parent holds is never released here."""
+        self._lock = threading.Lock()
 
     def begin_pass(self, first_steps: int = 1, *, goes_on: bool = False) -> None:
         """A pass begins.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import threading
@@ -21,6 +22,9 @@ FEW_BLOCKS = 32
 BYTES_PER_BLOCK = 4 << 20
 """Blocks ahead at most, however small, are so few and one for so many bytes of the bound: passes over a few rows would
 else be fetched by the hundred thousand, each with a request of its own."""
+
+EXIT_SECONDS = 5.0
+"""How long the interpreter's end waits for threads that are at work: they have been told to stop."""
 
 T = TypeVar("T")
 
@@ -137,7 +141,7 @@ class ReadAhead(Generic[T]):
         self._ready.clear()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Window(Generic[T]):
     """What the consumer and the threads share: the blocks between the next to fetch and the next to deliver."""
 
@@ -168,6 +172,7 @@ class _Window(Generic[T]):
         # Two, so that a batch which arrives does not wake the threads that wait for room.
         self.room = threading.Condition(self.lock)
         self.arrival = threading.Condition(self.lock)
+        _WINDOWS.add(self)
 
     @property
     def waited(self) -> float:
@@ -183,7 +188,9 @@ class _Window(Generic[T]):
             number = self.threads
             self.threads += 1
         # Threads know the window only, so that dropping its owner is noticed.
-        threading.Thread(target=self.work, name=f"h5feed-readahead-{number}", daemon=True).start()
+        thread = threading.Thread(target=self.work, name=f"h5feed-readahead-{number}", daemon=True)
+        _THREADS.add(thread)
+        thread.start()
 
     def work(self) -> None:
         """Body of a thread: fetch the next block that fits, until there is none."""
@@ -290,3 +297,18 @@ class _Window(Generic[T]):
             self.results.clear()
             self.arrival.notify_all()
             self.room.notify_all()
+
+
+_WINDOWS: weakref.WeakSet[_Window[Any]] = weakref.WeakSet()
+_THREADS: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_threads() -> None:
+    """Have no thread at work when the interpreter ends: it would end them wherever they are, and a library in C++ that
+    one of them is in (OpenCV, which decodes) takes the whole process down when that happens."""
+    for window in list(_WINDOWS):
+        window.close()
+    deadline = time.monotonic() + EXIT_SECONDS
+    for thread in list(_THREADS):
+        thread.join(max(0.0, deadline - time.monotonic()))

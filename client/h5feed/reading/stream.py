@@ -34,6 +34,14 @@ class Stream:
         self.taken: Trace | None = None
         """Of the block that the last batch was the first of; None where it is in the same as the one before."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Threads, and what they have fetched ahead, stay here: a copy asks for what it needs.
+        return {**self.__dict__, "_reading": None, "_at": None, "_waited": 0.0}
+
+    def after_fork(self) -> None:
+        """In the child: the read-ahead and its threads are the parent's; what is asked for next begins one anew."""
+        self._reading = self._at = None
+
     @property
     def batches(self) -> int:
         """Batches of one pass."""
