@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .notebook import html_table
 from .wire import OFFSETS
 
 
@@ -67,3 +68,12 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in self._fields.items())
         return f"<Batch {self.index} of epoch {self.epoch}, {len(self.rows)} rows, {fields}>"
+
+    def _repr_html_(self) -> str:
+        title = f"Batch {self.index} of epoch {self.epoch}, {len(self.rows)} rows, revision {self.revision}"
+        return html_table(
+            title, ("field", "dtype", "shape"), [(name, a.dtype, list(a.shape)) for name, a in self._fields.items()]
+        )
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self._fields)

@@ -23,6 +23,7 @@ from .net import jobs
 from .net.client import Client
 from .net.pace import Pace
 from .net.transport import BodyCut
+from .notebook import html_table
 from .reading.decoding import decoded, decoded_batch, decoded_fetch, specs_for
 from .reading.passes import blocks_of_passes
 from .reading.readahead import Block, Fetch, ReadAhead, blocks_of
@@ -173,6 +174,15 @@ class Dataset:
     def __repr__(self) -> str:
         fields = ", ".join(f"{f.name}: {f.dtype}{list(f.shape)} ({f.role})" for f in self.fields.values())
         return f"<Dataset {self.name!r}, {self.rows} rows, {fields}, revision {self.revision}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (field.name, field.role, field.dtype, list(field.shape), "ragged" if field.ragged else field.reason or "")
+            for field in self.fields.values()
+        ]
+        classes = "" if self.class_names is None else f", {len(self.class_names):,} classes"
+        title = f"Dataset {self.name!r}, {self.rows:,} rows{classes}, revision {self.revision}"
+        return html_table(title, ("field", "role", "dtype", "shape of a row", ""), rows)
 
     def fields_of_role(self, role: str) -> list[str]:
         """Names of the readable fields of a role whose rows are arrays of one shape."""

@@ -11,12 +11,16 @@ from urllib.parse import quote
 import httpx
 
 from .dataset import Dataset
-from .errors import BadAnswer
+from .errors import BadAnswer, FeedError
 from .net.client import DEFAULT_DEADLINE, DEFAULT_TIMEOUT, Client
 from .net.servers import Hooks
+from .notebook import html_table
 
 _PAGE = 500
 """Catalogue entries asked for at once."""
+
+_GLANCE_SECONDS = 3.0
+"""How long the server may take to tell what a notebook completes and shows: nobody waits longer for that."""
 
 
 class Feed:
@@ -34,9 +38,7 @@ class Feed:
         found: list[dict[str, Any]] = []
         while True:
             params = {"limit": str(_PAGE), "offset": str(len(found))} | ({"q": q} if q else {})
-            answer = self._client.json("/v1/datasets", params)
-            if not isinstance(answer, dict) or "datasets" not in answer:
-                raise BadAnswer(f"{self.url} has no catalogue: is an h5feed server there?")
+            answer = self._catalogue(params)
             found.extend(answer["datasets"])
             if len(found) >= answer["total"] or not answer["datasets"]:
                 return found
@@ -62,6 +64,41 @@ class Feed:
     def __repr__(self) -> str:
         return f"<Feed {self.url}>"
 
+    def _repr_html_(self) -> str:
+        try:
+            answer = self._glance()
+        except FeedError as error:
+            return html_table(f"{self.url}: {error}", (), ())
+        rows = [
+            (
+                entry["name"],
+                "" if entry["rows"] is None else f"{entry['rows']:,}",
+                ", ".join(f"{field['name']}: {field['dtype']}{field['shape']}" for field in entry["fields"]),
+                ": ".join(filter(None, (entry["status"], entry["reason"]))),
+            )
+            for entry in answer["datasets"]
+        ]
+        total = answer["total"]
+        shown = "" if total == len(rows) else f", the first {len(rows):,} of them"
+        return html_table(f"{self.url}: {total:,} datasets{shown}", ("dataset", "rows", "fields", "status"), rows)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        """What IPython completes ``feed["`` to."""
+        try:
+            return [entry["name"] for entry in self._glance()["datasets"]]
+        except FeedError:
+            return []
+
+    def _glance(self) -> Any:
+        """The first page of the catalogue, or soon an error."""
+        return self._catalogue({"limit": str(_PAGE)}, min(_GLANCE_SECONDS, self._client.deadline))
+
+    def _catalogue(self, params: Mapping[str, str], deadline: float | None = None) -> Any:
+        answer = self._client.json("/v1/datasets", params, deadline=deadline)
+        if not isinstance(answer, dict) or "datasets" not in answer:
+            raise BadAnswer(f"{self.url} has no catalogue: is an h5feed server there?")
+        return answer
+
 
 def connect(
     url: str | None = None,
@@ -83,7 +120,8 @@ def connect(
         Several, ``"http://a:8000,http://b:8000"``, share the requests out; one that fails is left out for a while and
         tried again, and no batch is lost as long as any of them answers.
     token : str, optional
-        Bearer token; default ``$H5FEED_TOKEN``.
+        Bearer token; default ``$H5FEED_TOKEN``. Whatever is made of this feed holds it, and pickles with it; one from
+        the variable is left out of pickles, and looked up anew where they are read.
     timeout : float or httpx.Timeout
         Seconds for one step of an exchange: connecting, sending, waiting for the next bytes.
     deadline : float

@@ -8,10 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import keras
-
 ROOT = Path(__file__).parents[2]
-BACKEND = keras.backend.backend()
+BACKEND = os.environ.get("KERAS_BACKEND", "jax")
 
 
 def on_cpu(*options: str) -> subprocess.CompletedProcess[str]:

@@ -35,7 +35,7 @@ from ..prepare.labels import ClassMode
 from ..prepare.preparation import FieldNames, Preparation
 from ..prepare.scale import Number
 from ..reading.meter import Meter
-from ..reading.passes import position_in, state_of
+from ..reading.passes import described, position_in, state_of
 from ..reading.sharding import shard_of
 from ..reading.stream import Stream
 from .course import Course
@@ -209,6 +209,11 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         self._lock = threading.RLock()
         self._training.after_fork()
         self._ordered.after_fork()
+
+    def __repr__(self) -> str:
+        with self._lock:
+            where = f"at batch {self._course.position} of pass {self._course.epoch}"
+        return f"<Sequence of {described(self._dataset, self._training.plan)}; {where}>"
 
     @property
     def num_batches(self) -> int:

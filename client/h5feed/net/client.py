@@ -132,15 +132,15 @@ class Client:
         """A client pickles as what it was made with, the token included; the copy has connections of its own."""
         return partial(Client, **self._made_with), ()
 
-    def json(self, path: str, params: Params | None = None) -> Any:
-        """The JSON answer to a GET.
+    def json(self, path: str, params: Params | None = None, *, deadline: float | None = None) -> Any:
+        """The JSON answer to a GET; `deadline` is one for this request, in seconds.
 
         Raises
         ------
         InProgress
             The server has work to do before it can answer.
         """
-        answer = self._request("GET", path, params, "application/json")
+        answer = self._request("GET", path, params, "application/json", within=deadline)
         try:
             found = loads(answer.content)
         except ValueError:
@@ -209,9 +209,10 @@ class Client:
         cancelled: threading.Event | None = None,
         raise_cut: bool = False,
         pool: BufferPool | None = None,
+        within: float | None = None,
     ) -> Answer:
         """One request, retried until it succeeds, fails for good, or the deadline passes."""
-        deadline = time.monotonic() + self.deadline
+        deadline = time.monotonic() + (self.deadline if within is None else within)
         # Encoded here: httpx would take the address apart and put it together again for every part it is given.
         target = f"{path}?{urlencode(params)}" if params else path
         cancelled = cancelled or threading.Event()

@@ -15,7 +15,7 @@ from ..loop_stats import LoopStats
 from ..net.trace import clock
 from ..prepare import Preparation
 from .meter import Meter
-from .passes import position_in, state_of
+from .passes import described, position_in, state_of
 from .sharding import shard_of
 from .stream import Stream
 
@@ -105,6 +105,11 @@ class Loader:
         """In the child: threads and locks are the parent's."""
         self._lock = threading.RLock()
         self._stream.after_fork()
+
+    def __repr__(self) -> str:
+        with self._lock:
+            where = f"at batch {self._delivered} of pass {self._epoch}"
+        return f"<Loader of {described(self._dataset, self.plan)}; {where}>"
 
     def __len__(self) -> int:
         """Batches of a pass."""

@@ -24,6 +24,15 @@ def is_drawn(plan: Plan) -> bool:
     return "true" in (params.get("shuffle"), params.get("balance")) or "weights" in params
 
 
+def described(dataset: Dataset, plan: Plan) -> str:
+    """A plan for people to read: which rows, in how many batches."""
+    drawn = ", a new order each pass" if is_drawn(plan) else ""
+    shards = int(plan.params.get("shards", 1))
+    shared = f", shard {plan.params.get('shard', 0)} of {shards}" if shards > 1 else ""
+    batches = f"{plan.batches:,} batches of {plan.batch_size}{shared}{drawn}"
+    return f"{plan.params['split']!r} of {dataset.name!r}: {plan.rows:,} rows, {batches}"
+
+
 def blocks_of_passes(plan: Plan, epoch: int, start: int, block_bytes: int) -> Iterator[Block]:
     """Blocks of pass `epoch` from batch `start` on, and of all that follow: the next one is read ahead too."""
     for number in itertools.count():
