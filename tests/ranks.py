@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
+
+import h5py
+import numpy as np
+
+GUIDE = Path(__file__).parents[1] / "docs" / "guide" / "processes.md"
 
 SECONDS = 120
 """Deadline of all ranks together: on a busy machine importing a framework alone takes a while."""
@@ -17,14 +25,17 @@ Batches = list[list[int]]
 
 
 def run_ranks(script: str, *arguments: str, ranks: int = 2, **environment: str) -> list[Any]:
-    """Run `script` in as many processes, with its rank as the last argument; returns the JSON that each prints last."""
+    """Run `script` in as many processes; returns the JSON that each prints last.
+
+    The rank is the last argument of each, and stands for ``{rank}`` in the variables of its environment.
+    """
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", script, *arguments, str(rank)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **environment},
+            env=os.environ | {name: value.replace("{rank}", str(rank)) for name, value in environment.items()},
         )
         for rank in range(ranks)
     ]
@@ -53,3 +64,22 @@ def check_shares(of_ranks: list[Batches], rows: int, batch_size: int, last: str)
         assert len(seen) == steps * step and set(seen) <= set(range(rows))
     else:
         assert set(seen) == set(range(rows))
+
+
+def block_of_guide(need: str) -> str:
+    """The example of the guide that needs this framework."""
+    found = re.search(rf"<!-- needs: {need} -->\n```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def write_digits(path: Path) -> None:
+    """Images and labels of the shape of scikit-learn's digits."""
+    with h5py.File(path, "w") as file:
+        file["images"] = np.random.default_rng(0).integers(0, 17, (300, 8, 8), np.uint8)
+        file["labels"] = np.arange(300) % 10

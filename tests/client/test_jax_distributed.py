@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import ServerProcess
-from ranks import check_shares, run_ranks
+from ranks import block_of_guide, check_shares, free_port, run_ranks, write_digits
 
 pytest.importorskip("jax")
 
@@ -62,8 +61,7 @@ def test_ranks_share_each_step(serve: Callable[..., ServerProcess], tmp_path: Pa
     with h5py.File(folder / "ids.h5", "w") as file:
         file["x"] = np.random.default_rng(0).random((ROWS, 2), np.float32)
         file["y"] = np.arange(ROWS)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     ranks = run_ranks(TRAIN, serve(folder).url, address, how, KERAS_BACKEND="jax", JAX_PLATFORMS="cpu")
     assert ranks[0]["weights"] == ranks[1]["weights"] and bool(ranks[0]["weights"]) == (how == "keras")
     assert len(ranks[0]["told"]) == 4
@@ -72,3 +70,19 @@ def test_ranks_share_each_step(serve: Callable[..., ServerProcess], tmp_path: Pa
         for of_ranks in passes:
             check_shares(of_ranks, ROWS, BATCH, name.split()[1])
         assert passes[0] != passes[1]
+
+
+def test_the_guide(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """The example runs as the guide says, and both ranks end with the same model."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_digits(folder / "digits.h5")
+    script = block_of_guide("jax") + "\nimport json\nprint(json.dumps([w.tolist() for w in model.get_weights()]))\n"
+    address = f"127.0.0.1:{free_port()}"
+    variables = {
+        "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"{address},{address}",
+        "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+        "KERAS_DISTRIBUTION_PROCESS_ID": "{rank}",
+    }
+    ranks = run_ranks(script, H5FEED_URL=serve(folder).url, KERAS_BACKEND="jax", JAX_PLATFORMS="cpu", **variables)
+    assert ranks[0] == ranks[1]

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import ServerProcess
-from ranks import check_shares, run_ranks
+from ranks import block_of_guide, check_shares, free_port, run_ranks, write_digits
 
 pytest.importorskip("torch.distributed")
 
@@ -68,3 +68,18 @@ def test_ranks_share_each_step(serve: Callable[..., ServerProcess], tmp_path: Pa
         for of_ranks in passes:
             check_shares(of_ranks, ROWS, BATCH, name.split()[1])
         assert passes[0] != passes[1]
+
+
+def test_the_guide(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """The example runs as torchrun would begin it, and both ranks end with the same model."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_digits(folder / "digits.h5")
+    script = block_of_guide("torch") + (
+        "\nimport json\n"
+        "print(json.dumps([p.detach().reshape(-1).tolist() for p in network.parameters()]))\n"
+        "torch.distributed.destroy_process_group()\n"
+    )
+    variables = {"RANK": "{rank}", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = run_ranks(script, H5FEED_URL=serve(folder).url, **variables)
+    assert ranks[0] == ranks[1]
