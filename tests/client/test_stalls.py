@@ -352,6 +352,30 @@ def test_no_tensorboard(near: h5feed.Dataset, monkeypatch: pytest.MonkeyPatch, t
         WaitMonitor(train, log_dir=tmp_path)
 
 
+def test_batches_that_are_taken_ahead() -> None:
+    """Only what is handed out after it was demanded was waited for, and no longer than since then."""
+
+    def step(seconds: float) -> float:
+        before = meter.stats().waited
+        now = clock()
+        meter.step(now - seconds, now, None, 1)
+        return meter.stats().waited - before
+
+    meter = Meter()
+    meter.run_ahead(True)
+    assert step(100) == pytest.approx(100, abs=50)  # nobody demands: it is a loop like others
+    meter.begin_run()
+    meter.demand(1)
+    assert step(100) < 50  # demanded just now
+    assert step(100) == 0  # taken ahead
+    meter.demand(2)
+    time.sleep(0.5)
+    assert 0.5 <= step(100) < 50  # demanded half a second ago
+    assert step(0) < 50 and step(100) == 0
+    meter.run_ahead(False)
+    assert step(100) == pytest.approx(100, abs=50)
+
+
 def test_a_copy_measures_itself() -> None:
     """What a worker of another process is given has waited for nothing yet."""
     meter = Meter()

@@ -357,7 +357,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         with self._lock:
             self._course.begin_loop()
             epoch = self._course.epoch
-            self._meter.begin_pass()
+            self._begin_own_pass()
         while self._training.batches:
             with self._lock:
                 if self._course.epoch != epoch:
@@ -457,8 +457,13 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
 
     def _next_of_own_loop(self) -> tuple[Any, ...]:
         if not self._course.position:
-            self._meter.begin_pass()
+            self._begin_own_pass()
         return self._next_of_training()
+
+    def _begin_own_pass(self) -> None:
+        # A fit that was interrupted has not said that nobody takes batches ahead any more.
+        self._meter.run_ahead(False)
+        self._meter.begin_pass()
 
     def _next_of_training(self) -> tuple[Any, ...]:
         arrays = self._metered(self._meter, self._training, self._course.epoch, self._course.position)

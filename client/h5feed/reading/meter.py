@@ -238,14 +238,14 @@ class Meter:
             self._begin(self._pass.first_steps)
             self._pass.is_early = True
         began = steps[0][0]
-        if self._demanded is not None:
+        # Where none is ever demanded, a loop that would have said so was interrupted, and this is another one.
+        if self._demanded:
             steps = [self._demanded_part(*step) for step in steps]
         self._pass.add(steps, began)
 
     def _demanded_part(self, asked: float, came: float, ready: float, rows: int, trace: Trace | None) -> _Step:
         """The same step, as if its batch had been asked for when the loop needed it."""
-        assert self._demanded is not None
         self._handed += 1
-        since = self._demanded_at if self._handed <= self._demanded else ready
+        since = self._demanded_at if self._handed <= (self._demanded or 0) else ready
         asked = max(asked, min(since, ready))
         return asked, max(asked, came), ready, rows, trace
