@@ -49,11 +49,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with h5py.File(path / "floats.h5", "w") as file:
         file["images"], file["labels"] = pixels.astype(np.float32) / 255, np.arange(ROWS) % 4
     with h5py.File(path / "dear.h5", "w") as file:
-        # Bytes that deflate well, so that the line has little to do, and many of them for each row.
-        file.create_dataset(
-            "images", data=pixels & 1, chunks=(ROWS // 2, SIDE, SIDE, 3), compression="gzip", shuffle=True
-        )
-        file["labels"] = np.arange(ROWS) % 4
+        # Every shuffled batch costs the unpacking of all rows.
+        many = np.concatenate([pixels & 15] * 4)
+        file.create_dataset("images", data=many, chunks=(300, SIDE, SIDE, 3), compression="gzip")
+        file["labels"] = np.arange(len(many)) % 4
     with h5py.File(path / "tiny.h5", "w") as file:
         file["x"], file["y"] = random.random((8, 3)), np.arange(8)
     files = [encoded(photograph(row, 96, 96), quality=60) for row in range(48)]
@@ -169,7 +168,7 @@ def test_reading_is_the_bound(
 ) -> None:
     """A server that unpacks chunks of 300 rows for each row, and keeps none: the file wants another layout."""
     slow = serve(folder, H5FEED_CHUNK_CACHE_BYTES="0", H5FEED_CACHE_BYTES="0")
-    said = found(capsys, slow.url, "dear", "--seconds", "6", "--batch-size", "16")
+    said = found(capsys, slow.url, "dear", "--seconds", "8")
     assert said["bound"] == "server" and said["server_share"] > 0.5
     assert "decodes up to 300 bytes for each that is served" in options(said)["h5feed-server inspect FILE"]
     assert 'cache="FOLDER"' not in options(said) or "epoch" in options(said)['cache="FOLDER"']
