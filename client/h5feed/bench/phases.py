@@ -215,7 +215,7 @@ class Bench:
         self.findings.width = self._dataset._client.link.width
         if self.findings.default is None:
             self.findings.notes.append(
-                f"no batch came within {seconds:.1f} s: give it more time, such as --seconds {4 * self._asked.seconds:.0f}"
+                f"no batch came within {seconds:.1f} s: give it more, such as --seconds {4 * self._asked.seconds:.0f}"
             )
 
     def _train(self, seconds: float, nbytes: float) -> None:

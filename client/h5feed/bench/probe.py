@@ -1,0 +1,111 @@
+"""Requests sent one after the other: what each costs, and what of that is the server's reading."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import Any
+
+from ..batch import Batch
+from ..dataset import Dataset
+from .asked import Asked
+from .findings import Single
+from .observe import Observer, Request
+from .streams import Tick
+
+_MOST = 12
+"""Requests of a kind."""
+
+_FACTOR = 4
+"""By how much they grow until one takes long."""
+
+
+class Probe:
+    """Single requests of one order.
+
+    Parameters
+    ----------
+    observed : Dataset
+        With the hooks of `observer`.
+    rows : int
+        Of the split.
+    at_once : int
+        Rows of one request at most.
+
+    Attributes
+    ----------
+    nbytes : int
+        Fetched until now.
+    """
+
+    def __init__(self, observed: Dataset, observer: Observer, asked: Asked, rows: int, at_once: int) -> None:
+        self._observed, self._observer, self._asked = observed, observer, asked
+        self._rows, self._at_once = rows, at_once
+        self.nbytes = 0
+
+    def one(self, batch_size: int, epoch: int, number: int, **options: Any) -> tuple[Batch, Request]:
+        """Batch `number`, counted on from `epoch` over those that follow, and how its request went."""
+        batches = -(-self._rows // batch_size)
+        options = {**self._asked.options, "shuffle": True, "epoch": epoch + number // batches, **options}
+        self._observer.taken()
+        batch = self._observed.batch(number % batches, split=self._asked.split, batch_size=batch_size, **options)
+        (*_, request) = self._observer.taken()
+        self.nbytes += request.nbytes
+        return batch, request
+
+    def round_trip(self, seconds: float, tick: Tick) -> float:
+        """Seconds of a request for a row id, without what the server needs for it."""
+        end = time.monotonic() + seconds
+        # The first one makes a connection, and the server may have rows to divide.
+        self.one(1, 0, 0, fields=[])
+        took: list[float] = []
+        while not took or (time.monotonic() < end and len(took) < 2 * _MOST):
+            request = self.one(1, 0, 1 + len(took), fields=[])[1]
+            took.append(request.seconds - request.reading)
+            tick(len(took) / (2 * _MOST), 0.0)
+        return median(took)
+
+    def singles(
+        self, epoch: int, trip: float, seconds: float, nbytes: float, longest: float, tick: Tick
+    ) -> tuple[Single, Batch]:
+        """Requests for as many rows as come within `longest` seconds, and for the same rows again; and one batch.
+
+        Parameters
+        ----------
+        trip : float
+            Seconds of a round trip.
+        seconds, nbytes : float
+            Bounds on all of them together.
+        """
+        end, limit = time.monotonic() + seconds, self.nbytes + nbytes
+        # A connection is slow at first.
+        self.one(1, epoch, 0)
+        rows = 1
+        batch, request = self.one(1, epoch, 1)
+        while (
+            rows < self._at_once
+            and trip + _FACTOR * (request.seconds - trip) < longest
+            and _FACTOR * request.nbytes < nbytes / 4
+        ):
+            rows = min(_FACTOR * rows, self._at_once)
+            batch, request = self.one(rows, epoch, 0)
+        # Passes whose rows nobody has asked for yet.
+        epoch += 1 << 10
+        first: list[Request] = []
+        middle = time.monotonic() + (end - time.monotonic()) / 2
+        while not first or (len(first) < _MOST and time.monotonic() < middle and self.nbytes < limit):
+            first.append(self.one(rows, epoch, len(first))[1])
+            tick(len(first) / _MOST / 2, rows / first[-1].seconds)
+        again: list[Request] = []
+        for number in range(len(first)):
+            if again and (time.monotonic() > end or self.nbytes > limit):
+                break
+            again.append(self.one(rows, epoch, number)[1])
+        single = Single(
+            rows,
+            round(median(request.nbytes for request in first)),
+            median(request.seconds for request in first),
+            median(request.reading for request in first),
+            median(request.reading for request in again),
+        )
+        return single, batch
