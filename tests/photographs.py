@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -32,3 +33,11 @@ def encoded(pixels: npt.NDArray[Any] | Image.Image, kind: str = "JPEG", **option
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     image.save(stream, kind, **options)
     return stream.getvalue()
+
+
+def endless_bmp(width: int, height: int) -> bytes:
+    """Of one run for each pixel, which Pillow unpacks one by one."""
+    begin = 14 + 40 + 1024
+    head = b"BM" + struct.pack("<IHHI", begin + 2 * width * height, 0, 0, begin)
+    head += struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, 0, 0, 0, 256, 0)
+    return head + bytes(1024) + b"\1\0" * (width * height)

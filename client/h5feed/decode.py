@@ -154,7 +154,17 @@ def decode_into(data: bytes | memoryview, spec: ImageSpec, out: Pixels) -> None:
     ------
     BrokenImage
     """
-    pixels = decode_image(data, spec, formats=SERVED_FORMATS, max_pixels=MAX_SERVED_PIXELS).pixels
+    put_pixels(decode_image(data, spec, formats=SERVED_FORMATS, max_pixels=MAX_SERVED_PIXELS).pixels, out)
+
+
+def put_pixels(pixels: Pixels, out: Pixels) -> None:
+    """Copy a decoded image to its place in a batch.
+
+    Raises
+    ------
+    BrokenImage
+        It has another shape.
+    """
     if pixels.shape != out.shape:
         raise BrokenImage(f"it makes {list(pixels.shape)}, where all are to be {list(out.shape)}")
     out[...] = pixels

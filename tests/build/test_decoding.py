@@ -13,9 +13,9 @@ import pytest
 from h5feed.decode import FORMATS, MAX_PIXELS
 from h5feed.errors import BadParameter
 from h5feed_server.build import BuildOptions, ImageSpec, decode_image
-from h5feed_server.build.decoders import Decoders, Decoding
 from h5feed_server.build.images import BrokenImage
-from h5feed_server.build.plain import is_plain
+from h5feed_server.storage.image_decoders import Decoding, ImageDecoders
+from h5feed_server.storage.plain_images import is_plain
 from photographs import encoded, photograph
 from PIL import Image
 
@@ -192,14 +192,15 @@ EXIF = _segment(0xE1, b"Exif\0\0" + b"MM\0*\0\0\0\x08" + bytes(6))
 def test_plain_files_are_told_by_their_structure(data: bytes, plain: bool) -> None:
     """What is not plain is decoded to the same pixels, or refused with the same words, by another process."""
     assert is_plain(data) is plain
-    decoders = Decoders(Decoding(ImageSpec((48, 48)), FORMATS, MAX_PIXELS, 60.0))
+    form = Decoding(ImageSpec((48, 48)), FORMATS, MAX_PIXELS, 60.0)
+    decoders = ImageDecoders(form.max_bytes)
     try:
         wanted = decode_image(data, ImageSpec((48, 48)))
     except BrokenImage as error:
         with pytest.raises(BrokenImage, match=re.escape(str(error))):
-            decoders.decode(data)
+            decoders.decode(data, form)
     else:
-        found = decoders.decode(data)
+        found = decoders.decode(data, form)
         np.testing.assert_array_equal(found.pixels, wanted.pixels)
         assert (found.height, found.width) == (wanted.height, wanted.width)
     finally:

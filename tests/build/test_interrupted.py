@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tarfile
@@ -20,7 +19,7 @@ import numpy as np
 import pytest
 from h5feed.errors import TooLarge, Unreadable
 from h5feed_server.build import BuildOptions, Progress, build
-from photographs import encoded, photograph
+from photographs import encoded, endless_bmp, photograph
 
 
 def _left_behind(folder: Path) -> list[str]:
@@ -232,14 +231,6 @@ def test_a_disk_without_room_for_the_journal(pets: Path, small_disk: Path) -> No
     assert os.listdir(small_disk) == ["ballast"]
 
 
-def _endless_bmp(width: int, height: int) -> bytes:
-    """Of one run for each pixel, which Pillow unpacks one by one."""
-    begin = 14 + 40 + 1024
-    head = b"BM" + struct.pack("<IHHI", begin + 2 * width * height, 0, 0, begin)
-    head += struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, 0, 0, 0, 256, 0)
-    return head + bytes(1024) + b"\1\0" * (width * height)
-
-
 def test_an_image_that_takes_too_long_is_broken(tmp_path: Path) -> None:
     """A zip of 100 kB whose one image would be decoded for minutes."""
     source = tmp_path / "pets.zip"
@@ -247,7 +238,7 @@ def test_an_image_that_takes_too_long_is_broken(tmp_path: Path) -> None:
         for number in range(20):
             archive.writestr(f"{'dog' if number % 2 else 'cat'}/{number:02d}.jpg", encoded(photograph(number, 60, 60)))
         # Less at once than what is taken for a decompression bomb.
-        archive.writestr(zipfile.ZipInfo("cat/slow.bmp"), _endless_bmp(8000, 8000), zipfile.ZIP_STORED)
+        archive.writestr(zipfile.ZipInfo("cat/slow.bmp"), endless_bmp(8000, 8000), zipfile.ZIP_STORED)
     report = build(source, tmp_path / "pets.h5", BuildOptions((48, 48), image_seconds=1.0))
     assert report.left_out == {"cat/slow.bmp": "decoding it took more than 1 s"}
     assert report.rows == {"": 20}

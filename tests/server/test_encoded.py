@@ -15,14 +15,16 @@ import h5py
 import httpx
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
-from conftest import ServerProcess
+from conftest import ServerProcess, wait_until
 from h5feed.decode import decode_image
 from h5feed.errors import BadParameter, DatasetCorrupt, FieldNotFound, TooLarge, UnsupportedField
 from h5feed.images import ImageSpec
 from h5feed.wire import read_body
 from h5feed_server.build import BuildOptions, build
 from h5feed_server.build.run import Progress
+from photographs import encoded, endless_bmp, photograph
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -218,6 +220,28 @@ def test_a_broken_image_is_named_and_spoils_nothing_else(feed: h5feed.Feed) -> N
             hostile.take([0, row, 2])
     batch = hostile.take([BROKEN + 3], fields=["labels"])
     np.testing.assert_array_equal(batch["labels"], [(BROKEN + 3) % 2])
+
+
+def test_an_image_that_takes_too_long_costs_nobody_else(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Decoders of what is not plain have processes and a deadline; formats that only they decode are served."""
+    ways: list[tuple[str, dict[str, Any]]] = [("JPEG", {}), ("WEBP", {"lossless": True}), ("GIF", {}), ("BMP", {})]
+    files = [encoded(photograph(number, 60, 50), *way[:1], **way[1]) for number, way in enumerate(ways)]
+    with h5py.File(tmp_path / "mixed.h5", "w") as file:
+        slow = endless_bmp(5500, 5500)
+        write_flat(file, "images", [*files, slow], ATTRIBUTES, chunks=(1 << 20,), compression="gzip")
+    server = serve(tmp_path, H5FEED_READ_TIMEOUT="8", H5FEED_CHUNK_CACHE_BYTES="0")
+    pids = server.worker_pids()
+    with h5feed.connect(server.url, deadline=120) as feed:
+        dataset = feed["mixed"]
+        with pytest.raises(DatasetCorrupt, match=r"row 4 of 'images' is a broken image: .* took more than 4 s"):
+            dataset.take([0, 4])
+        np.testing.assert_array_equal(dataset.take(range(4))["images"], pixels(files))
+    children = [
+        child for pid in pids for child in psutil.Process(pid).children() if "image_decoders" in str(child.cmdline())
+    ]
+    assert children and server.worker_pids() == pids
+    assert server.stop() == 0
+    wait_until(lambda: not any(child.is_running() for child in children))
 
 
 def test_offsets_and_attributes_that_cannot_be(feed: h5feed.Feed) -> None:

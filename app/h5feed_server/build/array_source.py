@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, Unreadable
 
-from ..sampling.split_names import SPLITS, without_split
+from ..split_names import SPLITS, without_split
 from .options import BuildOptions
 from .source import Block, Column, FieldSpec, Work, digest_of
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, Unreadable
 
-from ..sampling.split_names import SPLIT_WORDS
+from ..split_names import SPLIT_WORDS
 from .array_source import converted
 from .image_source import ImageSource, split_codes
 from .images import SUFFIXES

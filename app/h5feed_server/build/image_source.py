@@ -11,8 +11,8 @@ import numpy.typing as npt
 from h5feed.decode import FORMATS, MAX_PIXELS, MAX_SERVED_PIXELS, SERVED_FORMATS
 from h5feed.errors import BadParameter, Unreadable
 
-from ..sampling.split_names import SPLITS
-from .decoders import Decoders, Decoding
+from ..split_names import SPLITS
+from ..storage.image_decoders import Decoding, ImageDecoders
 from .images import SUFFIXES, BrokenImage, image_spec
 from .members import BrokenMember, Members
 from .moments import moments
@@ -61,7 +61,8 @@ class ImageSource:
             raise Unreadable("there are no images: files that end in " + ", ".join(SUFFIXES[:-1]))
         encoded = options.store == "encoded"
         formats, pixels = (SERVED_FORMATS, MAX_SERVED_PIXELS) if encoded else (FORMATS, MAX_PIXELS)
-        self._decoders = Decoders(Decoding(self.spec, formats, pixels, options.image_seconds))
+        self._wanted = Decoding(self.spec, formats, pixels, options.image_seconds)
+        self._decoders = ImageDecoders(self._wanted.max_bytes)
         try:
             size = self.spec.size or self._probe()
         except BaseException:
@@ -120,7 +121,7 @@ class ImageSource:
         """Height and width of the first image that is whole."""
         for _, content in self._members.stream(self._chosen[:_PROBED]):
             try:
-                decoded = self._decoders.decode(_whole(content))
+                decoded = self._decoders.decode(_whole(content), self._wanted)
             except (BrokenImage, BrokenMember):
                 continue
             return decoded.height, decoded.width
@@ -149,7 +150,7 @@ class ImageSource:
                 data = _whole(content)
                 if self._lengths is not None and len(data) != self._lengths[row]:
                     raise BrokenMember(f"it has {len(data)} bytes, and had {self._lengths[row]} when it was listed")
-                decoded = self._decoders.decode(data)
+                decoded = self._decoders.decode(data, self._wanted)
                 if self._lengths is not None:
                     files[index] = data
             except (BrokenImage, BrokenMember) as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from h5feed.errors import BadParameter
 
-from ..sampling.split_names import SPLIT_WORDS
+from ..split_names import SPLIT_WORDS
 
 _NUMBERED = re.compile(r"^(.*?[^\W\d_].*?)[ _.\-]*\(?\d+\)?$")
 """``cat.11866``, ``cat_001``, ``Abyssinian_100``, ``dog (3)``: the class, and the number of one of its images."""

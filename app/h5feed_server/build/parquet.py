@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, FeedError, Unreadable
 
-from ..sampling.split_names import SPLITS, without_split
+from ..split_names import SPLITS, without_split
 from .array_source import ArraySource, Found, found
 from .image_source import ImageSource, split_codes
 from .members import MAX_MEMBER_BYTES, BrokenMember, Listing, Member

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from ..sampling.labels import NoClasses, Strata, read_labels
 from ..sampling.spec import SplitSpec
-from ..sampling.split_names import SPLITS
 from ..sampling.splits import compute_splits
+from ..split_names import SPLITS
 from .options import BuildOptions
 from .source import Column, Source
 

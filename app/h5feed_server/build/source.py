@@ -129,7 +129,7 @@ class Source(Protocol):
         The first one is the main one: images, features.
     columns : dict of str to Column
     splits : (rows,) uint8 or None
-        Index into `sampling.split_names.SPLITS`, where the source says it.
+        Index into `split_names.SPLITS`, where the source says it.
     label : str or None
         Name of the column that is stratified by.
     names : callable

@@ -27,7 +27,7 @@ from typing import Literal
 from h5feed.errors import Unreadable
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..sampling.split_names import SPLIT_WORDS
+from ..split_names import SPLIT_WORDS
 from .encoded import DeclaredImages
 
 NAME = "h5feed.toml"

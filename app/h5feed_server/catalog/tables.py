@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..sampling.split_names import SPLIT_WORDS, SPLITS, without_split
+from ..split_names import SPLIT_WORDS, SPLITS, without_split
 from ..storage.column import Column, Segment
 from ..storage.layout import ArrayLayout
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ from .layout import ArrayLayout
 from .reader_pool import ReaderPool
 from .slabs import Slabs, grouped, parts_of
 from .source import LocalFile, Range
+
+if TYPE_CHECKING:
+    from .image_decoders import ImageDecoders
 
 SMALL_ROW_BYTES = 64 << 10
 """Bytes: arrays of rows up to this size are kept decoded in memory where they fit; for bigger rows the saving of a
@@ -72,13 +76,19 @@ class Reader:
         self._hdf5 = hdf5
         self._cache = cache
         self._images = KeptRows(chunk_bytes)
+        self._timeout = timeout
         self._decoders = Decoders(threads, timeout)
+        self._decode_images: ImageDecoders | None = None
+        self._lock = threading.Lock()
         self._slabs = Slabs(self._decoders, chunk_bytes, timeout)
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads and processes."""
         self._decoders.close()
         self._slabs.close()
+        with self._lock:
+            if self._decode_images is not None:
+                self._decode_images.close()
 
     @property
     def decoded_bytes(self) -> int:
@@ -277,6 +287,17 @@ class Reader:
                 jobs = zip(range(len(found)), where[first : first + step].tolist(), strict=True)
                 self._decoders.share(jobs, self._decoding(column, segment, rows, out, found))
 
+    def _image_decoders(self) -> ImageDecoders:
+        # Loads OpenCV, which many servers need not.
+        from h5feed.decode import MAX_SERVED_PIXELS
+
+        from .image_decoders import SERVED_MEMORY_BYTES, ImageDecoders
+
+        with self._lock:
+            if self._decode_images is None:
+                self._decode_images = ImageDecoders(4 * MAX_SERVED_PIXELS, SERVED_MEMORY_BYTES)
+            return self._decode_images
+
     def _decoding(
         self,
         column: Column,
@@ -286,11 +307,13 @@ class Reader:
         found: Sequence[Bytes] | None = None,
     ) -> Callable[[Iterator[tuple[int, int]]], None]:
         """Work that takes pairs of an image's number, in `found` or else in the segment, and its place."""
-        # Loads OpenCV, which many servers need not.
-        from h5feed.decode import BrokenImage, decode_into
+        from h5feed.decode import BrokenImage, put_pixels
+
+        from .image_decoders import served
 
         spec, offsets = column.images, segment.offsets
         assert spec is not None
+        wanted, decoders = served(spec, self._timeout), self._image_decoders()
         kept = self._images.of(column.key)
 
         def stored(number: int, fd: int) -> Bytes:
@@ -313,7 +336,7 @@ class Reader:
                         out[place] = pixels
                         continue
                     try:
-                        decode_into(memoryview(stored(number, fd)), spec, out[place])
+                        put_pixels(decoders.decode(bytes(stored(number, fd)), wanted).pixels, out[place])
                     except BrokenImage as error:
                         raise DatasetCorrupt(
                             f"row {row} of {segment.array.path!r} is a broken image: {error}"

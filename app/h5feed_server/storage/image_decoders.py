@@ -1,8 +1,8 @@
 """Decodes images: plain ones right here, all others in processes of their own.
 
-A crafted file that a zip shrinks to some kilobytes can keep its decoder busy for minutes, take all memory or crash it.
-There it costs a process, and is a broken row; the build goes on. A process would cost a JPEG of usual size a fifth of
-its rate, so that those are spared it which cannot take long.
+A crafted file of some kilobytes can keep its decoder busy for minutes, take all memory or crash it. There it costs a
+process, and is a broken row; builds and servers go on. A process would cost a JPEG of usual size a fifth of its rate,
+so that those are spared it which cannot take long.
 """
 
 from __future__ import annotations
@@ -18,17 +18,24 @@ import sys
 import threading
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from h5feed.errors import FeedError
+from h5feed.decode import MAX_SERVED_PIXELS, SERVED_FORMATS, BrokenImage, Decoded, decode_image
+from h5feed.errors import Overloaded
 from h5feed.images import ImageSpec
 
-from ..storage.child import LENGTH, Child, confine, write_frame
-from .images import BrokenImage, Decoded, decode_image
-from .plain import is_plain
+from .child import LENGTH, Child, confine, write_frame
+from .plain_images import is_plain
 
 MEMORY_BYTES = 8 << 30
 """Address space of a process that decodes: the largest image that is let through needs half of it."""
+
+SERVED_MEMORY_BYTES = 4 << 30
+"""The same for images that are served, which are a quarter as large; libraries that are mapped count too."""
+
+SERVED_SECONDS = 10.0
+"""That decoding one image may take while somebody waits for a batch of them."""
 
 _GRACE_SECONDS = 10.0
 """A process whose parent did not end it in time, as it is gone, ends itself so much later."""
@@ -56,43 +63,60 @@ class Decoding:
     max_pixels: int
     seconds: float
 
-    def as_text(self) -> str:
+    @property
+    def max_bytes(self) -> int:
+        """Of the pixels of one image."""
+        pixels = math.prod(self.spec.size) if self.spec.size is not None else self.max_pixels
+        return pixels * self.spec.channels * np.dtype(self.spec.dtype).itemsize
+
+    def as_text(self) -> bytes:
         about = {**self.spec.about(), "size": self.spec.size}
-        return json.dumps([about, self.formats, self.max_pixels, self.seconds])
+        return json.dumps([about, self.formats, self.max_pixels, self.seconds]).encode()
 
     @classmethod
-    def of(cls, text: str) -> Decoding:
+    @lru_cache(maxsize=64)
+    def of(cls, text: bytes) -> Decoding:
         about, formats, max_pixels, seconds = json.loads(text)
         size = about.pop("size")
         return cls(ImageSpec(None if size is None else tuple(size), **about), tuple(formats), max_pixels, seconds)
 
 
-class Decoders:
-    """Decodes images, with processes that are started when needed, one for each thread that asks; ended by `close`."""
+def served(spec: ImageSpec, timeout: float) -> Decoding:
+    """What a server decodes, whose requests take `timeout` seconds at most."""
+    return Decoding(spec, SERVED_FORMATS, MAX_SERVED_PIXELS, min(SERVED_SECONDS, timeout / 2))
 
-    def __init__(self, decoding: Decoding) -> None:
-        self._decoding = decoding
-        self._dtype = np.dtype(decoding.spec.dtype)
-        pixels = math.prod(decoding.spec.size) if decoding.spec.size is not None else decoding.max_pixels
-        self._max_bytes = _ANSWER.size + max(1 << 16, pixels * decoding.spec.channels * self._dtype.itemsize)
+
+class ImageDecoders:
+    """Decodes images, with processes that are started when needed, one for each thread that asks; ended by `close`.
+
+    Parameters
+    ----------
+    max_bytes : int
+        Bound on the pixels of one image.
+    memory_bytes : int
+        Address space of each process.
+    """
+
+    def __init__(self, max_bytes: int, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._max_bytes = _ANSWER.size + max(1 << 16, max_bytes)
+        self._memory_bytes = memory_bytes
         self._idle: list[Child] = []
         self._lock = threading.Lock()
 
-    def decode(self, data: bytes) -> Decoded:
+    def decode(self, data: bytes, wanted: Decoding) -> Decoded:
         """Decode one image, from any thread.
 
         Raises
         ------
         BrokenImage
             It cannot be decoded, or not in time, or it crashed its process.
-        FeedError
+        Overloaded
             No process can be started.
         """
-        wanted = self._decoding
         if is_plain(data):
             return decode_image(data, wanted.spec, formats=wanted.formats, max_pixels=wanted.max_pixels)
         try:
-            answer = self._ask(data)
+            answer = self._ask(data, wanted)
         except TimeoutError:
             raise BrokenImage(f"decoding it took more than {wanted.seconds:g} s") from None
         except (OSError, EOFError):
@@ -100,7 +124,8 @@ class Decoders:
         whole, height, width, *shape = _ANSWER.unpack_from(answer)
         if not whole:
             raise BrokenImage(bytes(answer[_ANSWER.size :]).decode("utf-8", "replace"))
-        return Decoded(np.frombuffer(answer[_ANSWER.size :], self._dtype).reshape(shape), height, width)
+        pixels = np.frombuffer(answer[_ANSWER.size :], wanted.spec.dtype).reshape(shape)
+        return Decoded(pixels, height, width)
 
     def close(self) -> None:
         with self._lock:
@@ -108,14 +133,16 @@ class Decoders:
         for child in children:
             child.end()
 
-    def _ask(self, data: bytes) -> memoryview:
+    def _ask(self, data: bytes, wanted: Decoding) -> memoryview:
         """A process's answer; where one is found dead, another's: it may not have been this image that ended it."""
+        about = wanted.as_text()
+        request = LENGTH.pack(len(about)) + LENGTH.pack(len(data)) + about + data
         for attempt in (1, 2):
             with self._lock:
                 child = self._idle.pop() if self._idle else None
             child = child or self._start()
             try:
-                answer = child.ask(LENGTH.pack(len(data)) + data, self._decoding.seconds)
+                answer = child.ask(request, wanted.seconds)
             except (OSError, EOFError) as error:
                 child.kill()
                 child.end()
@@ -132,14 +159,14 @@ class Decoders:
         raise EOFError
 
     def _start(self) -> Child:
-        child = Child(__name__, (self._decoding.as_text(),), self._max_bytes)
+        child = Child(__name__, (str(self._memory_bytes),), self._max_bytes)
         try:
             # Nothing is wrong with an image where it is the process that does not start.
-            child.ask(LENGTH.pack(0), _GRACE_SECONDS)
+            child.ask(LENGTH.pack(0) * 2, _GRACE_SECONDS)
         except (OSError, EOFError) as error:
             child.kill()
             child.end()
-            raise FeedError(f"no process that decodes images can be started: {error or 'it ended'}") from None
+            raise Overloaded(f"no process that decodes images can be started: {error or 'it ended'}") from None
         return child
 
 
@@ -148,7 +175,6 @@ class Decoders:
 
 def main() -> None:
     """Answer each image with its pixels, or with what is wrong with it, until there are no more."""
-    decoding = Decoding.of(sys.argv[1])
     # Ctrl-C is for the parent, which tells what becomes of this process by closing its input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
@@ -160,10 +186,14 @@ def main() -> None:
         # An image at once, not in sixteenths.
         with contextlib.suppress(OSError):
             fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-    answers = confine(MEMORY_BYTES)
+    answers = confine(int(sys.argv[1]))
     with contextlib.suppress(EOFError, BrokenPipeError), os.fdopen(0, "rb") as images:
-        while header := images.read(LENGTH.size):
-            data = images.read(*LENGTH.unpack(header))
+        while header := images.read(2 * LENGTH.size):
+            about, data = (images.read(*LENGTH.unpack(length)) for length in (header[:8], header[8:]))
+            if not about:
+                write_frame(answers, b"")
+                continue
+            decoding = Decoding.of(about)
             # The kernel ends the process at once, whichever library it is in.
             signal.setitimer(signal.ITIMER_REAL, decoding.seconds + _GRACE_SECONDS)
             try:
