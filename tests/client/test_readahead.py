@@ -201,7 +201,7 @@ class SimulatedLink:
         now = waited = 0.0
         widths = []
         for _ in range(blocks):
-            nbytes = min(pace.block_bytes(), 8 << 20)
+            nbytes = min(pace.block_bytes(now), 8 << 20)
             rate = self.rate(pace.width, nbytes) * (1 + chance.uniform(-noise, noise))
             now += nbytes / min(rate, demand)
             waited += nbytes / min(rate, demand) if rate < demand else 0.0
@@ -243,12 +243,27 @@ def test_the_bound_holds_and_what_was_learned_is_kept() -> None:
 
 
 def test_blocks_begin_small() -> None:
-    """The first block is little, each one twice the one before, and all that may be under way fits the budget."""
-    pace = Pace(BUDGET)
-    sizes = [pace.block_bytes() for _ in range(10)]
-    assert sizes[:4] == [FIRST_BYTES, 2 * FIRST_BYTES, 4 * FIRST_BYTES, 8 * FIRST_BYTES]
+    """The first ones are little; with each that arrives they double, and all that may be under way fits the budget."""
+    pace = Pace(BUDGET, link=Link(4))
+    sizes = [pace.block_bytes(0.0) for _ in range(4)]
+    for number in range(10):
+        pace.arrived(sizes[number], 0.001 * (number + 1), 0.0)
+        sizes.append(pace.block_bytes(0.001 * (number + 1)))
+    assert sizes[:7] == [FIRST_BYTES] * 4 + [2 * FIRST_BYTES, 4 * FIRST_BYTES, 8 * FIRST_BYTES]
     assert sizes[-1] * pace.width * 2 <= BUDGET
-    assert Pace(1000).block_bytes() <= 250
+    assert Pace(1000).block_bytes(0.0) <= 250
+
+
+def test_slow_links_are_not_choked_at_the_start() -> None:
+    """Of 1 MB/s, shared by eight requests, no more is asked for than comes within seconds."""
+    pace = Pace(BUDGET, link=Link(8))
+    asked = [pace.block_bytes(0.0) for _ in range(8)]
+    for number in range(24):
+        # They come one after the other where the link is full.
+        now = sum(asked[: number + 1]) / 1e6
+        pace.arrived(asked[number], now, now)
+        asked.append(pace.block_bytes(now))
+    assert max(asked) == FIRST_BYTES
 
 
 def test_many_requests_hide_the_round_trip() -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 FIRST_BYTES = 256 << 10
-"""Bytes of the first block of a stream: little, so that training can begin; each one is twice the one before."""
+"""Bytes of the first blocks of a stream: little, so that training can begin. They double with each that arrives, up to
+what the link carries: those under way share it, and the first is not here before most of the others are."""
 
 NEAR_WIDTH, FAR_WIDTH = 2, 8
 """Requests under way in the beginning, to each server near by or to all servers far away."""
@@ -103,6 +104,9 @@ class Pace:
         self.width = self._link.width
         self._ramp = FIRST_BYTES
         self._rate = 0.0
+        # Until training waits, and the rate of the link shows: what came so far, since the first was asked for.
+        self._asked_at: float | None = None
+        self._so_far, self._rate_so_far = 0, 0.0
         # While another width is on trial: the one before, and the rate there.
         self._before: tuple[int, float] | None = None
         self._settling = 0
@@ -110,13 +114,14 @@ class Pace:
         self._count = self._nbytes = 0
         self._full = False
 
-    def block_bytes(self) -> int:
-        """Bytes to ask for with the next request, a power of two; called once for each."""
+    def block_bytes(self, now: float) -> int:
+        """Bytes to ask for with the next request, a power of two; called once for each, in seconds of any clock."""
+        if self._asked_at is None:
+            self._asked_at = now
         # Half of the budget under way leaves the other half for what waits its turn.
         limit = min(self._ramp, self._max_bytes // (2 * self.width))
-        if self._rate:
-            limit = min(limit, int(self._rate / self.width * _BLOCK_SECONDS))
-        self._ramp = min(2 * self._ramp, 1 << 40)
+        if rate := self._rate or self._rate_so_far:
+            limit = min(limit, int(rate / self.width * _BLOCK_SECONDS))
         # Less would only cost requests; sizes that recur find buffers that were used before.
         least = min(FIRST_BYTES, self._max_bytes // 4)
         return 1 << max(limit, least, 1).bit_length() - 1
@@ -127,6 +132,10 @@ class Pace:
 
     def arrived(self, nbytes: int, now: float, waited: float) -> None:
         """A block of `nbytes` is here; training has `waited` so many seconds since the stream began."""
+        self._ramp = min(2 * self._ramp, 1 << 40)
+        self._so_far += nbytes
+        if self._asked_at is not None:
+            self._rate_so_far = self._so_far / max(now - self._asked_at, 1e-9)
         if self._since is None:
             self._begin(now, waited)
             return

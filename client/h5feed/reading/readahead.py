@@ -260,7 +260,7 @@ class _Window(Generic[T]):
             self.arrival.notify()
             self.room.notify_all()
         else:
-            self.upcoming, self.rest = whole.cut(self.pace.block_bytes())
+            self.upcoming, self.rest = whole.cut(self.pace.block_bytes(time.monotonic()))
 
     def take(self, deadline: float) -> tuple[Block, Trace, list[T]] | None:
         """The next block in order; None after the last."""
