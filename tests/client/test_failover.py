@@ -158,6 +158,26 @@ def test_requests_are_shared_out() -> None:
         client.close()
 
 
+def test_who_waits_for_a_server_is_told(dead_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """After a moment, and once for all threads: nothing hangs."""
+    client, stop = Client(dead_url, deadline=60), threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(ConnectionFailed):
+            client.body("/v1/x", cancelled=stop)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: bool(caplog.records))
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+    client.close()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and dead_url in record.message and "trying for 5" in record.message
+
+
 def test_a_dead_server_is_left_out_longer_each_time(dead_url: str) -> None:
     """While one server is dead the other answers at once, and the dead one is hardly asked."""
     with scripted(lambda n: GOOD) as good:

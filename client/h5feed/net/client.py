@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import re
@@ -51,10 +52,15 @@ _LONGEST_BACKOFF = 5.0
 _COMPARE_SECONDS = 10.0
 """How long another server may take to tell whether it has the revision that one does not have."""
 
+_SILENT_SECONDS, _BETWEEN_WARNINGS = 3.0, 30.0
+"""Who waits longer than the first for an answer is warned, that nothing hangs, and again after the second."""
+
 _BETWEEN_URLS = re.compile(r",\s*(?=[a-z]+://)")
 """A comma may also be a part of a path."""
 
 Params = Mapping[str, str]
+
+logger = logging.getLogger("h5feed")
 
 
 class Client:
@@ -125,6 +131,7 @@ class Client:
         )
         self.url = ",".join(server.url for server in self._servers)
         self._link: Link | None = None
+        self._warned_at = -math.inf
         self._finalizer = weakref.finalize(self, self._servers.close)
         tell_after_fork(self)
 
@@ -212,7 +219,8 @@ class Client:
         within: float | None = None,
     ) -> Answer:
         """One request, retried until it succeeds, fails for good, or the deadline passes."""
-        deadline = time.monotonic() + (self.deadline if within is None else within)
+        began = time.monotonic()
+        deadline = began + (self.deadline if within is None else within)
         # Encoded here: httpx would take the address apart and put it together again for every part it is given.
         target = f"{path}?{urlencode(params)}" if params else path
         cancelled = cancelled or threading.Event()
@@ -263,8 +271,17 @@ class Client:
                 wait = max(wait, failure.retry_after or 0.0)
             attempt += 1
             retried()
+            if time.monotonic() - began > _SILENT_SECONDS and not cancelled.is_set():
+                self._warn(failure, server, deadline)
             if time.monotonic() + wait >= deadline or cancelled.wait(wait):
                 raise self._given_up(failures, attempt, wait)
+
+    def _warn(self, failure: FeedError, server: Server, deadline: float) -> None:
+        """That an answer is waited for; once for all threads that wait."""
+        now = time.monotonic()
+        if now - self._warned_at > _BETWEEN_WARNINGS:
+            self._warned_at = now
+            logger.warning("%s: %s; trying for %d s more", server.url, failure, max(0, deadline - now))
 
     def _given_up(self, failures: Mapping[str, FeedError], attempts: int, wait: float) -> FeedError:
         """The one error to raise for those of each server; the last one is that of the last attempt."""
