@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import resource
 import struct
 import zlib
 from typing import Any
@@ -11,7 +13,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from h5feed.decode import FORMATS, MAX_PIXELS
-from h5feed.errors import BadParameter
+from h5feed.errors import BadParameter, Overloaded
 from h5feed_server.build import BuildOptions, ImageSpec, decode_image
 from h5feed_server.build.images import BrokenImage
 from h5feed_server.storage.image_decoders import Decoding, ImageDecoders
@@ -203,5 +205,26 @@ def test_plain_files_are_told_by_their_structure(data: bytes, plain: bool) -> No
         found = decoders.decode(data, form)
         np.testing.assert_array_equal(found.pixels, wanted.pixels)
         assert (found.height, found.width) == (wanted.height, wanted.width)
+    finally:
+        decoders.close()
+
+
+def test_no_image_is_broken_by_what_happens_to_a_decoder() -> None:
+    """No process can be started: the caller may come again. All that were idle have been killed: a new one is."""
+    data, form = encoded(PIXELS, "GIF"), Decoding(AS_IS, FORMATS, MAX_PIXELS, 60.0)
+    decoders = ImageDecoders(form.max_bytes)
+    try:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        os.close(lowest := os.dup(0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+        try:
+            with pytest.raises(Overloaded, match=r"no process .* can be started"):
+                decoders.decode(data, form)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        decoders._idle += [decoders._start(), decoders._start()]
+        for child in decoders._idle:
+            child.kill()
+        np.testing.assert_array_equal(decoders.decode(data, form).pixels, decode_image(data, AS_IS).pixels)
     finally:
         decoders.close()

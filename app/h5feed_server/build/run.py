@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.errors import BadParameter, FeedError, TooLarge, Unreadable
+from h5feed.errors import BadParameter, FeedError, Overloaded, TooLarge, Unreadable
 from h5feed.wire import OFFSETS
 
 from .. import __version__
@@ -152,7 +152,7 @@ class _Build:
                 self._make(journal)
             report = self._publish(journal)
         except BaseException as error:
-            hopeless = isinstance(error, FeedError) and not isinstance(error, TooLarge)
+            hopeless = isinstance(error, FeedError) and not isinstance(error, (TooLarge, Overloaded))
             if hopeless or not journal.done.any():
                 # Nothing that the same command could go on with.
                 self._discard(journal)
@@ -211,7 +211,8 @@ class _Build:
         def collect(some: set[Future[Block]]) -> int:
             nonlocal done
             nbytes = 0
-            for future in some:
+            # Those that have failed last: what the others have finished counts.
+            for future in sorted(some, key=lambda future: future.exception() is not None):
                 block = future.result()
                 if block.broken and self._options.strict:
                     row, reason = next(iter(block.broken.items()))

@@ -134,12 +134,13 @@ class ImageDecoders:
             child.end()
 
     def _ask(self, data: bytes, wanted: Decoding) -> memoryview:
-        """A process's answer; where one is found dead, another's: it may not have been this image that ended it."""
+        """A process's answer; where one is found dead, a new one's: it may not have been this image that ended it."""
         about = wanted.as_text()
         request = LENGTH.pack(len(about)) + LENGTH.pack(len(data)) + about + data
         for attempt in (1, 2):
             with self._lock:
-                child = self._idle.pop() if self._idle else None
+                # Whatever ended one may have ended all that were idle.
+                child = self._idle.pop() if self._idle and attempt == 1 else None
             child = child or self._start()
             try:
                 answer = child.ask(request, wanted.seconds)
@@ -159,9 +160,12 @@ class ImageDecoders:
         raise EOFError
 
     def _start(self) -> Child:
-        child = Child(__name__, (str(self._memory_bytes),), self._max_bytes)
+        # Nothing is wrong with an image where it is the process that does not start.
         try:
-            # Nothing is wrong with an image where it is the process that does not start.
+            child = Child(__name__, (str(self._memory_bytes),), self._max_bytes)
+        except OSError as error:
+            raise Overloaded(f"no process that decodes images can be started: {error.strerror}") from None
+        try:
             child.ask(LENGTH.pack(0) * 2, _GRACE_SECONDS)
         except (OSError, EOFError) as error:
             child.kill()
