@@ -15,6 +15,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +26,19 @@ import h5py
 import numpy as np
 import pytest
 from conftest import ServerProcess
+from h5feed.batch import Batch
 from h5feed.bench.advice import advice_for, is_fed
+from h5feed.bench.asked import Asked
 from h5feed.bench.command import size
 from h5feed.bench.findings import Findings, Rate, Single, Training
+from h5feed.bench.observe import Observer
+from h5feed.bench.probe import Probe
 from h5feed.bench.report import as_text, verdict
 from h5feed.bench.streams import drained
 from h5feed.cli import main
+from h5feed.errors import BadAnswer
+from h5feed.net.pace import Link, Pace
+from h5feed.reading.readahead import Block, ReadAhead, blocks_of
 from photographs import encoded, photograph
 from proxies import Line
 
@@ -429,6 +437,29 @@ def test_a_stream_is_bounded_in_time(line: Callable[..., Line]) -> None:
         plan = dataset.plan(batch_size=ROWS)
         reading = dataset.read_passes(plan, 0, 0)
         assert drained(reading, "", ROWS, seconds=0.5, max_bytes=1e9, tick=lambda done, now: None) is None
+
+
+def test_what_comes_together_did_not_come_in_no_time() -> None:
+    """Blocks of eight batches every 20 ms: the rate is theirs, also where the last of them ends the measurement."""
+
+    def fetch(block: Block, cancelled: threading.Event) -> list[Batch]:
+        time.sleep(0.02)
+        rows = np.arange(100)
+        return [Batch({}, rows, None, index=i, epoch=0, revision="") for i in range(block.start, block.stop)]
+
+    pace = Pace(64_000, 1, Link(width=1, least=1, hold=1000))
+    reading = ReadAhead(fetch, blocks_of(0, 8 * 30, 1000, 8000), max_bytes=64_000, deadline=60, pace=pace)
+    most = 24 * 8 * np.arange(100).nbytes
+    found = drained(reading, "", 100, seconds=60, max_bytes=most, tick=lambda done, now: None)
+    assert found is not None and 0 < found.rows_per_second < 2 * 8 * 100 / 0.02
+
+
+def test_answers_that_do_not_tell_their_time(server: ServerProcess) -> None:
+    """As behind a proxy that takes Server-Timing away, here by looking at other connections: one error says so."""
+    with h5feed.connect(server.url) as feed:
+        probe = Probe(feed["tiny"], Observer(), Asked(), 8, 8)
+        with pytest.raises(BadAnswer, match="without Server-Timing"):
+            probe.one(1, 0, 0)
 
 
 def test_without_rich(

@@ -360,6 +360,8 @@ class Bench:
             for rate in (best, more, *findings.batch_sizes)
             if rate is not None and rate.rows_per_second > BETTER * default.rows_per_second
         ]
+        # As it was measured: what is found out here changes what the read-ahead would need.
+        readahead = self._needed_readahead() if more is not None else None
         turns = 2 * _TURNS * len(faster)
         plan, done = self._plan(findings.measured_batch), 0
         for rate in faster * _TURNS:
@@ -369,7 +371,7 @@ class Bench:
                 if one is best:
                     options |= {"connections": one.connections, "observe": True}
                 elif one is more:
-                    options["readahead"] = self._needed_readahead()
+                    options["readahead"] = readahead
                 of = plan if one.batch_size == plan.batch_size else self._plan(one.batch_size)
                 measured = self._stream(one.what, of, seconds / turns, nbytes / turns, **options)
                 done += 1

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..batch import Batch
 from ..dataset import Dataset
+from ..errors import BadAnswer
 from .asked import Asked
 from .findings import Single
 from .observe import Observer, Request
@@ -44,14 +45,22 @@ class Probe:
         self.nbytes = 0
 
     def one(self, batch_size: int, epoch: int, number: int, **options: Any) -> tuple[Batch, Request]:
-        """Batch `number`, counted on from `epoch` over those that follow, and how its request went."""
+        """Batch `number`, counted on from `epoch` over those that follow, and how its request went.
+
+        Raises
+        ------
+        BadAnswer
+            The server does not tell how long it read.
+        """
         batches = -(-self._rows // batch_size)
         options = {**self._asked.options, "shuffle": True, "epoch": epoch + number // batches, **options}
         self._observer.taken()
         batch = self._observed.batch(number % batches, split=self._asked.split, batch_size=batch_size, **options)
-        (*_, request) = self._observer.taken()
-        self.nbytes += request.nbytes
-        return batch, request
+        seen = self._observer.taken()
+        if not seen:
+            raise BadAnswer(f"{self._observed._client.url} answers without Server-Timing: does a proxy take it away?")
+        self.nbytes += seen[-1].nbytes
+        return batch, seen[-1]
 
     def round_trip(self, seconds: float, tick: Tick) -> float:
         """Seconds of a request for a row id, without what the server needs for it."""

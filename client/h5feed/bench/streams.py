@@ -17,11 +17,11 @@ from .findings import Rate, Training
 Tick = Callable[[float, float], None]
 """Called now and then with the share that is done of a phase (0 … 1) and the rows per second until now."""
 
-_WARM_SHARE = 0.25
+_WARM_SHARE, _WARM_AT_MOST = 0.25, 0.5
 _WARM_ARRIVALS = 24
 """A stream begins slowly. What comes in the first part of its time does not count, if batches have arrived so many
-times by then, those that come together being one arrival. Of fewer, which are as many as are under way at a time, all
-count, from the first request on."""
+times before half of it is over, those that come together being one arrival. Of fewer, which are as many as are under
+way at a time, all count, from the first request on."""
 
 _TOGETHER_SECONDS = 1e-3
 
@@ -62,11 +62,11 @@ def drained(
         size = nbytes_of(batch)
         total += size
         done = max((last - began) / seconds, total / max_bytes)
-        if not warm and arrived and done >= _WARM_SHARE and arrivals >= _WARM_ARRIVALS:
-            warm, counted_from = True, last
+        if not warm and arrived and _WARM_SHARE <= done < _WARM_AT_MOST and arrivals >= _WARM_ARRIVALS:
+            # Between two arrivals: those that come together with this batch took as long as it did.
+            warm, counted_from = True, before
             rows = nbytes = 0
-        else:
-            rows, nbytes = rows + len(batch.rows), nbytes + size
+        rows, nbytes = rows + len(batch.rows), nbytes + size
         if last >= next_tick:
             next_tick = last + _TICK_SECONDS
             tick(min(1.0, done), rows / max(last - counted_from, 1e-9))
