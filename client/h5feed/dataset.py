@@ -22,6 +22,7 @@ from .images import ImageSpec
 from .net import jobs
 from .net.client import Client
 from .net.pace import Pace
+from .net.trace import received, retried
 from .net.transport import BodyCut
 from .notebook import html_table
 from .reading.decoding import decoded, decoded_batch, decoded_fetch, specs_for
@@ -550,6 +551,8 @@ def _fetcher(client: Client, path: str, params: Mapping[str, str]) -> Callable[[
                     body = client.body(f"{path}/batches", query | window, cancelled=cancelled, raise_cut=True)
                 except BodyCut as cut:
                     body, alone = cut.received, True
+                    received(len(body))
+                    retried()
                 came = list(_whole_batches(body, cut=alone))
                 if len(came) > block.stop - start:
                     raise BadAnswer(f"batches {start} … {block.stop - 1} were asked for, but {len(came)} came")

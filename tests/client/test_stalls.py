@@ -25,6 +25,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import ServerProcess
+from h5feed.errors import BadParameter
 from h5feed.keras import WaitMonitor
 from h5feed.loop_stats import BINS, LoopStats
 from h5feed.net.trace import DECODE, TRANSFER, WAITING, Trace, clock
@@ -230,6 +231,9 @@ def test_training_and_validation_are_told_apart(near: h5feed.Dataset, far: Far) 
     assert val.waited == evaluated.waited
     model.evaluate(train, verbose=0)
     assert train.stats().steps == 2 * BATCHES and train.stats("evaluate").steps == BATCHES
+    wrong: Any = "predict"
+    with pytest.raises(BadParameter, match="of='predict' must be 'fit' or 'evaluate'"):
+        train.stats(wrong)
     train.close()
     val.close()
 

@@ -271,11 +271,19 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         Parameters
         ----------
         of : str, optional
-            Of training, or of evaluating and predicting. Default: of training, if there was any.
+            ``"fit"``: of training; ``"evaluate"``: of evaluating and predicting. Default: of training, if there was
+            any.
+
+        Raises
+        ------
+        BadParameter
+            `of` is neither.
 
         With TensorFlow, whose threads take batches ahead of the loop, this is how long *they* have waited: more than
         the loop, and with the compilation among the times of computing. A `WaitMonitor` makes it the loop's own.
         """
+        if of not in (None, "fit", "evaluate"):
+            raise BadParameter(f"of={of!r} must be 'fit' or 'evaluate'")
         training, evaluating = self._meter.stats(), self._ordered_meter.stats()
         return evaluating if of == "evaluate" or (of is None and not training.steps) else training
 

@@ -83,8 +83,6 @@ class ReadAhead(Generic[T]):
 
     Attributes
     ----------
-    waited : float
-        Seconds that `next` has waited for batches which were not there yet.
     taken : Trace or None
         Of the block that the last `next` began with; None where it went on with the one before.
 
@@ -108,10 +106,6 @@ class ReadAhead(Generic[T]):
         self.taken: Trace | None = None
         self._finalizer = weakref.finalize(self, self._window.close)
         self._window.start_thread()
-
-    @property
-    def waited(self) -> float:
-        return self._window.waited
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -189,8 +183,9 @@ class _Window(Generic[T]):
             self.threads += 1
         # Threads know the window only, so that dropping its owner is noticed.
         thread = threading.Thread(target=self.work, name=f"h5feed-readahead-{number}", daemon=True)
-        _THREADS.add(thread)
         thread.start()
+        # Not before: what has not begun cannot be waited for.
+        _THREADS.add(thread)
 
     def work(self) -> None:
         """Body of a thread: fetch the next block that fits, until there is none."""

@@ -30,13 +30,12 @@ class Stream:
         self._dataset, self.plan, self._fetching = dataset, plan, dict(fetching)
         self._reading: ReadAhead[Batch] | None = None
         self._at: tuple[int, int] | None = None
-        self._waited = 0.0
         self.taken: Trace | None = None
         """Of the block that the last batch was the first of; None where it is in the same as the one before."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Threads, and what they have fetched ahead, stay here: a copy asks for what it needs.
-        return {**self.__dict__, "_reading": None, "_at": None, "_waited": 0.0}
+        return {**self.__dict__, "_reading": None, "_at": None}
 
     def after_fork(self) -> None:
         """In the child: the read-ahead and its threads are the parent's; what is asked for next begins one anew."""
@@ -46,11 +45,6 @@ class Stream:
     def batches(self) -> int:
         """Batches of one pass."""
         return self.plan.batches
-
-    @property
-    def waited(self) -> float:
-        """Seconds spent waiting for batches which were not there yet."""
-        return self._waited + (self._reading.waited if self._reading else 0.0)
 
     def batch(self, epoch: int, position: int) -> Batch:
         """Batch `position` of pass `epoch`; at once where it follows the one that was asked for before."""
@@ -89,6 +83,5 @@ class Stream:
     def close(self) -> None:
         """End the read-ahead and its threads; the next batch asked for begins it anew."""
         if self._reading is not None:
-            self._waited += self._reading.waited
             self._reading.close()
         self._reading = self._at = None
