@@ -215,6 +215,8 @@ def test_no_more_bytes_than_allowed(line: Callable[..., Line], capsys: pytest.Ca
         (["pictures", "--batch-size", "0"], "--batch-size 0 must be more than 0"),
         (["pictures", "--step-ms", "0"], "--step-ms 0 must be more than 0"),
         (["pictures", "--seconds", "-1"], "--seconds -1.0 must be more than 0"),
+        (["pictures", "--seconds", "inf"], "--seconds inf must be more than 0, and finite"),
+        (["pictures", "--step-ms", "nan"], "--step-ms nan must be more than 0, and finite"),
     ],
 )
 def test_errors_are_one_line(

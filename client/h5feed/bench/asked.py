@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +42,7 @@ class Asked:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "seconds", "max_bytes"):
-            if not getattr(self, name) > 0:
-                raise BadParameter(f"{name}={getattr(self, name)} must be more than 0")
-        if self.step is not None and not self.step > 0:
-            raise BadParameter(f"step_ms={self.step * 1e3:g} must be more than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise BadParameter(f"{name}={getattr(self, name)} must be more than 0, and finite")
+        if self.step is not None and not 0 < self.step < math.inf:
+            raise BadParameter(f"step_ms={self.step * 1e3:g} must be more than 0, and finite")
