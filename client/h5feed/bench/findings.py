@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -325,7 +324,7 @@ def _of_rate(rate: Rate) -> dict[str, Any]:
 
 def expected_utilisation(step: float, batch_seconds: float) -> float:
     """What is left of an accelerator that works `step` seconds on each batch, when one comes every `batch_seconds`."""
-    return step / max(step, batch_seconds) if math.isfinite(step) else 1.0
+    return step / max(step, batch_seconds)
 
 
 _SURE = 10
