@@ -204,3 +204,20 @@ def test_elements_that_are_arrays(tmp_path: Path) -> None:
             dataset.field("grid")
     finally:
         services.close()
+
+
+def test_a_fill_value_that_cannot_be_read(tmp_path: Path) -> None:
+    """Of records that are served in part; where all of them were written it does not matter."""
+    kind = np.dtype([("a", "<i4"), ("inner", [("b", "<f4")])])
+    with h5py.File(tmp_path / "parts.h5", "w") as file:
+        for name, written in {"some": 8, "all": 20}.items():
+            table = file.create_dataset(name, (20,), kind, chunks=(8,), fillvalue=np.array((7, (1.5,)), kind))
+            table[:written] = np.zeros(written, kind)
+    services = Services.start(Settings(data_dir=tmp_path, cache_dir=tmp_path / "cache"))
+    try:
+        dataset = services.catalog.dataset("parts", None)
+        assert not services.batcher.reader.read_all(dataset.field("all.a").column).any()
+        with pytest.raises(UnsupportedField, match="some of it was never written"):
+            dataset.field("some")
+    finally:
+        services.close()

@@ -330,8 +330,11 @@ def _arrays(
     else:
         known["inline"] = _raw(dataset, stored)
     # Types that are not served, in part or as a whole, are those of damaged files too: libhdf5 crashes on some of them.
-    intact = all(member.item.problem is None for member in found)
-    fill = _fill(properties, stored, found[0].item.dtype) if intact else bytes(record)
+    intact = all(member.item.problem is None for member in found) and stored.get_class() != h5t.ARRAY
+    defined = properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED
+    if defined and not intact and not _is_written(dataset):
+        return [_unreadable(path, "some of it was never written, and its fill value is one that cannot be read")]
+    fill = _fill(properties, stored, found[0].item.dtype) if defined and intact else bytes(record)
     arrays = []
     for member in found:
         if member.item.problem is not None:
@@ -481,13 +484,18 @@ def _members(stored: h5t.TypeCompoundID) -> tuple[list[Member], str | None]:
 
 def _fill(properties: h5py.h5p.PropDCID, stored: h5t.TypeID, dtype: np.dtype[Any]) -> bytes:
     """One element, or one record, as stored, for what was never written."""
-    if stored.get_class() == h5t.ARRAY:
-        # h5py can neither set nor get one.
-        return bytes(stored.get_size())
     value = np.zeros((), stored.dtype if _is_table(stored) else dtype)
-    if properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED and stored.get_size() == value.itemsize:
+    if stored.get_size() == value.itemsize:
         properties.get_fill_value(value)
     return value.tobytes()
+
+
+def _is_written(dataset: h5py.Dataset) -> bool:
+    """Whether every element has a place in the file."""
+    if dataset.chunks is None:
+        return bool(dataset.id.get_storage_size())
+    cells = (-(-extent // width) for extent, width in zip(dataset.shape, dataset.chunks, strict=True))
+    return bool(dataset.id.get_num_chunks() == math.prod(cells))
 
 
 def _raw(dataset: h5py.Dataset, stored: h5t.TypeID) -> bytes:
