@@ -31,8 +31,8 @@ demo: setup ## pack real digits, serve them, train a Keras model over HTTP
 test: setup ## run the tests
 	$(BIN)/python -m pytest
 
-test-backends: $(BACKENDS_READY) ## run the tests of the training loops on JAX, torch and TensorFlow, in .venv-backends
-	for backend in jax torch tensorflow; do \
+test-backends: $(BACKENDS_READY) ## run the tests of the training loops on torch and TensorFlow too, in .venv-backends
+	for backend in torch tensorflow; do \
 	  echo "backend $$backend"; KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 \
 	  $(BACKENDS)/bin/python -m pytest $(BACKEND_TESTS) || exit 1; done
 	$(BACKENDS)/bin/python -m pytest $(LOOP_TESTS)

@@ -278,6 +278,29 @@ def test_ctrl_c(line: Callable[..., Line]) -> None:
     assert "read-ahead, found" in out and "Your training is fed as long as" in out
 
 
+def test_a_server_that_dies(serve: Callable[..., ServerProcess], server: ServerProcess) -> None:
+    """What was found until then is printed, and the error is that of all commands."""
+    mortal = serve(server.folder)
+    command = [sys.executable, "-m", "h5feed.cli", "bench", mortal.url, "pictures", "--seconds", "8", "--deadline", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    watchdog = threading.Timer(120, process.kill)
+    watchdog.start()
+    try:
+        assert process.stderr is not None
+        for each in process.stderr:
+            if each.endswith("connections\n"):
+                break
+        mortal.kill()
+        out, err = process.communicate(timeout=120)
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+    assert process.returncode == 1, err
+    assert "no whole answer" in err and "Traceback" not in err
+    assert "read-ahead, found" in out and "Your training is fed as long as" in out
+
+
 def test_on_a_terminal(server: ServerProcess) -> None:
     """On a terminal of 80 columns a bar moves, and the report has colours and bars and is not cut."""
     pytest.importorskip("rich")

@@ -91,6 +91,9 @@ def run(feed: Feed, options: argparse.Namespace, split_options: Mapping[str, Any
         print(json.dumps(as_json(findings), indent=2, ensure_ascii=False))
     else:
         _print(findings)
+    if bench.failure is not None:
+        print("h5feed: this is what was found until then:", file=sys.stderr)
+        raise bench.failure
     if findings.interrupted:
         print("h5feed: interrupted: this is what was found until then", file=sys.stderr)
         return 130

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ..dataset import DEFAULT_READAHEAD, Dataset, Plan
-from ..errors import BadParameter
+from ..errors import BadParameter, FeedError
 from .advice import BETTER
 from .asked import Asked
 from .findings import Findings, Rate
@@ -113,9 +113,11 @@ class Bench:
         # Seconds that a row is longer under way than none, over one connection.
         self._row_seconds = 0.0
         self._name, self._began, self._whole = "", 0.0, (0.0, 1.0)
+        self.failure: FeedError | None = None
+        """What ended it early."""
 
     def run(self) -> Findings:
-        """All phases; a KeyboardInterrupt ends it with what was found until then."""
+        """All phases; a KeyboardInterrupt, or an error after the first streams, ends them with what was found."""
         self._began = time.monotonic()
         left = [weight for _, weight, _ in self._phases]
         try:
@@ -131,6 +133,10 @@ class Bench:
                 phase(seconds, nbytes)
         except KeyboardInterrupt:
             self.findings.interrupted = True
+        except FeedError as error:
+            if self.findings.default is None:
+                raise
+            self.findings.interrupted, self.failure = True, error
         self.findings.seconds = time.monotonic() - self._began
         return self.findings
 
