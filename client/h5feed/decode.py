@@ -170,21 +170,6 @@ def put_pixels(pixels: Pixels, out: Pixels) -> None:
     out[...] = pixels
 
 
-def image_size(data: bytes | memoryview) -> tuple[int, int]:
-    """Height and width of the upright image, from its header alone.
-
-    Raises
-    ------
-    BrokenImage
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            return (width, height) if _orientation(image) >= 5 else (height, width)
-    except Exception as error:
-        raise BrokenImage(str(error) or type(error).__name__) from None
-
-
 @lru_cache(maxsize=1)
 def fingerprint() -> str:
     """Of the pixels that the libraries of this machine make: equal where they make the same ones.

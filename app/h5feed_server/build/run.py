@@ -146,7 +146,6 @@ class _Build:
         self._digest = digest_of([source.digest, source.rows, json.dumps(about, sort_keys=True), __version__])
         journal = Journal(beside(self._output, "journal"), self._digest, source.rows)
         try:
-            self._journal = journal
             if not journal.renames:
                 self._check_free_names(self._plan)
                 self._make(journal)

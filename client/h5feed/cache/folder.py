@@ -3,6 +3,10 @@
 Whole batches are useless to keep, since shuffled ones never come again; so rows are kept, each field for itself, under
 the revision that they belong to (see `h5feed.cache.store` for how they lie there, and why none is ever torn). Training
 loops use it by ``Dataset.read_ahead(…, cache=…)``, which wraps what it fetches with in `h5feed.cache.fetch`.
+
+The folder is bounded in bytes, shared by all processes of a machine, and may be deleted at any time. When it is full,
+what is in it stays: an epoch has no rows that are needed less than others, so making room for one by dropping another
+would fetch both again. Only what nobody can need goes: other revisions of the same dataset that no process has open.
 """
 
 from __future__ import annotations
