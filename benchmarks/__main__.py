@@ -31,7 +31,7 @@ from . import (
     transport,
 )
 from .data import Files, make_files
-from .measure import Measured, compare
+from .measure import Measured, compare, count
 from .served import WORKERS
 from .servers import H5feedServer, h5feed_server
 
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", type=_groups, default=list(GROUPS), metavar="GROUPS", help="such as a,b (default: all)"
     )
-    parser.add_argument("--rounds", type=_count, default=7, help="rounds of each group (default 7); the median counts")
+    parser.add_argument("--rounds", type=count, default=7, help="rounds of each group (default 7); the median counts")
     parser.add_argument("--keep", action="store_true", help="keep the files (1.7 GB) in benchmarks/data")
     options = parser.parse_args(argv)
     began = time.monotonic()
@@ -135,13 +135,6 @@ def _groups(text: str) -> list[str]:
         if letter not in GROUPS:
             raise argparse.ArgumentTypeError(f"{letter!r} is no group: known are {', '.join(GROUPS)}")
     return letters
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{count} must be 1 or more")
-    return count
 
 
 if __name__ == "__main__":

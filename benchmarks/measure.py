@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -115,3 +116,16 @@ def in_threads(work: Callable[[int], int], threads: int) -> int:
     if errors:
         raise errors[0]
     return sum(units)
+
+
+def count(text: str) -> int:
+    """An option that says how many.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+    """
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be 1 or more")
+    return number

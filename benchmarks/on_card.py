@@ -35,7 +35,7 @@ import h5py
 import numpy as np
 
 from . import report
-from .measure import Figure, Turn, compare, take_turns
+from .measure import Figure, Turn, compare, count, take_turns
 from .served import WORKERS
 from .servers import h5feed_server
 
@@ -113,10 +113,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Prints how much of its time a CUDA card computes while h5feed feeds it.",
     )
     parser.add_argument("--model", choices=SIDES, default="resnet50")
-    parser.add_argument("--batch-size", type=_count, default=256)
-    parser.add_argument("--rows", type=_count, default=8192, help="images, cut to whole batches (default 8192: 1.2 GB)")
-    parser.add_argument("--steps", type=_count, default=64, help="of a turn, made up to whole passes (default 64)")
-    parser.add_argument("--rounds", type=_count, default=5, help="turns of each source; the median counts (default 5)")
+    parser.add_argument("--batch-size", type=count, default=256)
+    parser.add_argument("--rows", type=count, default=8192, help="images, cut to whole batches (default 8192: 1.2 GB)")
+    parser.add_argument("--steps", type=count, default=64, help="of a turn, made up to whole passes (default 64)")
+    parser.add_argument("--rounds", type=count, default=5, help="turns of each source; the median counts (default 5)")
     parser.add_argument("--precision", choices=["mixed_bfloat16", "mixed_float16", "float32"], default="mixed_bfloat16")
     return parser
 
@@ -212,13 +212,6 @@ def _finish(model: Any) -> None:
 
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{count} must be 1 or more")
-    return count
 
 
 if __name__ == "__main__":

@@ -52,6 +52,15 @@ def run_ranks(script: str, *arguments: str, ranks: int = 2, **environment: str) 
             process.communicate()
 
 
+def check_passes(ranks: list[Any], rows: int, batch_size: int) -> None:
+    """What each rank told: of each loop, named as "loader drop", its passes, which have an order each."""
+    for name in ranks[0]["told"]:
+        passes = [list(one) for one in zip(*(rank["told"][name] for rank in ranks), strict=True)]
+        for of_ranks in passes:
+            check_shares(of_ranks, rows, batch_size, name.split()[1])
+        assert passes[0] != passes[1]
+
+
 def check_shares(of_ranks: list[Batches], rows: int, batch_size: int, last: str) -> None:
     """Each rank has as many batches as the others; together they have each row once, or with "drop" all but a tail
     that makes no whole step."""
@@ -76,6 +85,13 @@ def block_of_guide(need: str) -> str:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
+
+
+def write_ids(path: Path, rows: int) -> None:
+    """Inputs of two numbers; the target of a row is its id."""
+    with h5py.File(path, "w") as file:
+        file["x"] = np.random.default_rng(0).random((rows, 2), np.float32)
+        file["y"] = np.arange(rows)
 
 
 def write_digits(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .notebook import html_table
+from .tables import titled_table
 from .wire import OFFSETS
 
 
@@ -71,7 +71,7 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
 
     def _repr_html_(self) -> str:
         title = f"Batch {self.index} of epoch {self.epoch}, {len(self.rows)} rows, revision {self.revision}"
-        return html_table(
+        return titled_table(
             title, ("field", "dtype", "shape"), [(name, a.dtype, list(a.shape)) for name, a in self._fields.items()]
         )
 

@@ -24,12 +24,12 @@ from .net.client import Client
 from .net.pace import Pace
 from .net.trace import received, retried
 from .net.transport import BodyCut
-from .notebook import html_table
 from .reading.decoding import decoded, decoded_batch, decoded_fetch, specs_for
 from .reading.passes import blocks_of_passes
 from .reading.readahead import Block, Fetch, ReadAhead, blocks_of
 from .splits import Splits
 from .stats import FieldStats, Stats
+from .tables import titled_table
 from .wire import OFFSETS, ROWS, WEIGHT, Tensor, dtype_named, read_body, read_runs
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Dataset:
         ]
         classes = "" if self.class_names is None else f", {len(self.class_names):,} classes"
         title = f"Dataset {self.name!r}, {self.rows:,} rows{classes}, revision {self.revision}"
-        return html_table(title, ("field", "role", "dtype", "shape of a row", ""), rows)
+        return titled_table(title, ("field", "role", "dtype", "shape of a row", ""), rows)
 
     def fields_of_role(self, role: str) -> list[str]:
         """Names of the readable fields of a role whose rows are arrays of one shape."""

@@ -14,7 +14,7 @@ from .dataset import Dataset
 from .errors import BadAnswer, FeedError
 from .net.client import DEFAULT_DEADLINE, DEFAULT_TIMEOUT, Client
 from .net.servers import Hooks
-from .notebook import html_table
+from .tables import titled_table
 
 _PAGE = 500
 """Catalogue entries asked for at once."""
@@ -68,7 +68,7 @@ class Feed:
         try:
             answer = self._glance()
         except FeedError as error:
-            return html_table(f"{self.url}: {error}", (), ())
+            return titled_table(f"{self.url}: {error}", (), ())
         rows = [
             (
                 entry["name"],
@@ -80,7 +80,7 @@ class Feed:
         ]
         total = answer["total"]
         shown = "" if total == len(rows) else f", the first {len(rows):,} of them"
-        return html_table(f"{self.url}: {total:,} datasets{shown}", ("dataset", "rows", "fields", "status"), rows)
+        return titled_table(f"{self.url}: {total:,} datasets{shown}", ("dataset", "rows", "fields", "status"), rows)
 
     def _ipython_key_completions_(self) -> list[str]:
         """What IPython completes ``feed["`` to."""

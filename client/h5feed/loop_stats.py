@@ -11,6 +11,8 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from .tables import html_table, text_lines
+
 BINS_PER_OCTAVE = 8
 LEAST_WAIT = 1e-6
 """Seconds: the first bin of the histogram of waits holds all that are shorter."""
@@ -186,19 +188,12 @@ class LoopStats(Mapping[str, float]):
         return lines
 
     def __repr__(self) -> str:
-        table = self.table()
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in table
-        ]
-        return "\n".join(filter(None, [*lines, self.advice()]))
+        return "\n".join(filter(None, [*text_lines(self.table()), self.advice()]))
 
     def _repr_html_(self) -> str:
-        head, *lines = [[escape(cell) for cell in line] for line in self.table()]
-        parts = ["<table><thead><tr>", *(f"<th>{cell}</th>" for cell in head), "</tr></thead><tbody>"]
-        for name, *cells in lines:
-            parts += ["<tr>", f"<th>{name}</th>", *(f"<td>{cell}</td>" for cell in cells), "</tr>"]
-        return "".join([*parts, "</tbody></table>", f"<p>{escape(self.advice())}</p>" if self.advice() else ""])
+        head, *lines = self.table()
+        advice = self.advice()
+        return html_table(head, lines, "right") + (f"<p>{escape(advice)}</p>" if advice else "")
 
     def _quantile(self, share: float) -> float:
         """From the histogram: the middle of the bin, but no more than the longest wait."""

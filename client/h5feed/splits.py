@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import BadParameter
+from .tables import html_table, text_lines
 
 _SHOWN = 30
 """Classes in a table; more are counted."""
@@ -66,27 +67,13 @@ class Splits(dict[str, Any]):
     def __repr__(self) -> str:
         lines = [f"<Splits of {self['dataset']!r}, {self._how()}>"]
         for table in self._tables():
-            widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-            lines += [
-                "  ".join(
-                    cell.ljust(width) if column == 0 else cell.rjust(width)
-                    for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-                ).rstrip()
-                for row in table
-            ]
+            lines += text_lines(table)
         return "\n".join(lines + ([f"note: {self.note}"] if self.note else []))
 
     def _repr_html_(self) -> str:
         parts = [f"<p>Splits of <b>{html.escape(str(self['dataset']))}</b>, {html.escape(self._how())}</p>"]
         for head, *rows in self._tables():
-            cells = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
-            body = "".join(
-                f'<tr><th scope="row">{html.escape(name)}</th>'
-                + "".join(f'<td style="text-align: right">{html.escape(cell)}</td>' for cell in others)
-                + "</tr>"
-                for name, *others in rows
-            )
-            parts.append(f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>")
+            parts.append(html_table(head, rows, "right"))
         if self.note:
             parts.append(f"<p>{html.escape(self.note)}</p>")
         return "".join(parts)

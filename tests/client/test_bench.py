@@ -252,6 +252,27 @@ def test_other_commands_name_options(server: ServerProcess, capsys: pytest.Captu
     assert "Give --test, --val or --folds to divide the rows." in capsys.readouterr().err
 
 
+def _disturbed(
+    command: list[str], disturb: Callable[[subprocess.Popen[str]], None], seconds: float
+) -> tuple[int, str, str]:
+    """Exit code, output and errors of a bench that something happens to when it has its first streams."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    watchdog = threading.Timer(seconds, process.kill)
+    watchdog.start()
+    try:
+        assert process.stderr is not None
+        for each in process.stderr:
+            if each.endswith("connections\n"):
+                break
+        disturb(process)
+        out, err = process.communicate(timeout=seconds)
+        return process.returncode, out, err
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+
+
 def test_ctrl_c(line: Callable[..., Line]) -> None:
     """An interrupt prints what was found until then; a shell sees that it was one."""
     slow = line(rate=5e6)
@@ -259,21 +280,8 @@ def test_ctrl_c(line: Callable[..., Line]) -> None:
     run = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     run += "from h5feed.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", run, "bench", slow.url, "pictures", "--seconds", "16"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    watchdog = threading.Timer(60, process.kill)
-    watchdog.start()
-    try:
-        assert process.stderr is not None
-        for each in process.stderr:
-            if each.endswith("connections\n"):
-                break
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        watchdog.cancel()
-        process.kill()
-        process.wait()
-    assert process.returncode == 130, err
+    code, out, err = _disturbed(command, lambda process: process.send_signal(signal.SIGINT), 60)
+    assert code == 130, err
     assert "interrupted" in err and "Traceback" not in err
     assert "read-ahead, found" in out and "Your training is fed as long as" in out
 
@@ -282,21 +290,8 @@ def test_a_server_that_dies(serve: Callable[..., ServerProcess], server: ServerP
     """What was found until then is printed, and the error is that of all commands."""
     mortal = serve(server.folder)
     command = [sys.executable, "-m", "h5feed.cli", "bench", mortal.url, "pictures", "--seconds", "8", "--deadline", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    watchdog = threading.Timer(120, process.kill)
-    watchdog.start()
-    try:
-        assert process.stderr is not None
-        for each in process.stderr:
-            if each.endswith("connections\n"):
-                break
-        mortal.kill()
-        out, err = process.communicate(timeout=120)
-    finally:
-        watchdog.cancel()
-        process.kill()
-        process.wait()
-    assert process.returncode == 1, err
+    code, out, err = _disturbed(command, lambda _: mortal.kill(), 120)
+    assert code == 1, err
     assert "no whole answer" in err and "Traceback" not in err
     assert "read-ahead, found" in out and "Your training is fed as long as" in out
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pytest
 from conftest import ServerProcess
-from ranks import block_of_guide, check_shares, free_port, run_ranks, write_digits
+from ranks import block_of_guide, check_passes, free_port, run_ranks, write_digits, write_ids
 
 pytest.importorskip("jax")
 
@@ -58,18 +56,12 @@ def test_ranks_share_each_step(serve: Callable[..., ServerProcess], tmp_path: Pa
     """With ``shard="auto"`` every rank has as many batches, of other rows, and ``fit`` under DataParallel ends."""
     folder = tmp_path / "data"
     folder.mkdir()
-    with h5py.File(folder / "ids.h5", "w") as file:
-        file["x"] = np.random.default_rng(0).random((ROWS, 2), np.float32)
-        file["y"] = np.arange(ROWS)
+    write_ids(folder / "ids.h5", ROWS)
     address = f"127.0.0.1:{free_port()}"
     ranks = run_ranks(TRAIN, serve(folder).url, address, how, KERAS_BACKEND="jax", JAX_PLATFORMS="cpu")
     assert ranks[0]["weights"] == ranks[1]["weights"] and bool(ranks[0]["weights"]) == (how == "keras")
     assert len(ranks[0]["told"]) == 4
-    for name in ranks[0]["told"]:
-        passes = [list(one) for one in zip(*(rank["told"][name] for rank in ranks), strict=True)]
-        for of_ranks in passes:
-            check_shares(of_ranks, ROWS, BATCH, name.split()[1])
-        assert passes[0] != passes[1]
+    check_passes(ranks, ROWS, BATCH)
 
 
 def test_the_guide(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..tables import text_lines
 from .advice import Advice, advice_for, duration, is_fed, size_of
 from .findings import Findings, Rate, expected_utilisation
 
@@ -155,15 +156,13 @@ def as_text(findings: Findings, width: int = 80) -> str:
     parts += [line for what, value in requests(findings) for line in _hanging(f"{what}: ", value, width)]
     rows = lines_of(findings)
     if rows:
-        table = [_HEAD, *(cells for cells, _ in rows)]
-        widths = [max(len(row[place]) for row in table) for place in range(4)]
-        bar = min(_LONGEST_BAR, width - sum(widths) - 8)
-        for number, cells in enumerate(table):
-            line = "  ".join(
-                [cells[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells[1:], widths[1:], strict=True))]
-            )
-            full = "█" * round(bar * rows[number - 1][1]) if number and bar >= _LEAST_BAR else ""
-            parts.append(f"{line}  {full}".rstrip() if number else f"\n{line}".rstrip())
+        lines = text_lines([_HEAD, *(cells for cells, _ in rows)])
+        longest = max(map(len, lines))
+        bar = min(_LONGEST_BAR, width - longest - 2)
+        parts += ["", lines[0]]
+        for line, (_, share) in zip(lines[1:], rows, strict=True):
+            full = "█" * round(bar * share) if bar >= _LEAST_BAR else ""
+            parts.append(f"{line.ljust(longest)}  {full}".rstrip())
     parts += ["", *(line for sentence in verdict(findings) for line in textwrap.wrap(sentence, width))]
     parts += [line for note in findings.notes for line in _hanging("note: ", note, width)]
     advice = advice_for(findings)
