@@ -88,7 +88,9 @@ class ServerProcess:
 
     def unfinished_jobs(self) -> list[str]:
         """Kinds of the jobs that are not over, by what is written down of them."""
-        states = [json.loads(path.read_text()) for path in (self._cache_dir / "jobs").glob("*.json")]
+        # After a line that says whether what follows is whole.
+        files = [path.read_bytes().split(b"\n", 1)[1] for path in self._cache_dir.glob("served-*/jobs/*.json")]
+        states = [json.loads(content) for content in files]
         return [state["kind"] for state in states if state["status"] in ("queued", "running")]
 
     def kill(self) -> None:

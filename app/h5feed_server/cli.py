@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import logging
 import os
+import re
 import secrets
 import sys
 import tempfile
@@ -20,6 +21,10 @@ from pydantic import ValidationError
 from . import __version__
 from .build.arguments import add_build
 from .settings import Settings
+
+_TOKEN_BYTES = 24
+_TOKEN = re.compile(r"[\w-]{32}", re.ASCII)
+"""What so many random bytes look like."""
 
 _EXAMPLES = """examples:
   h5feed-server demo                              train on real digits through a real server, in a minute
@@ -154,16 +159,19 @@ def _is_loopback(host: str) -> bool:
 def _kept_token(cache_dir: Path) -> str:
     """The generated token, the same after a restart."""
     file = cache_dir / "token"
-    with contextlib.suppress(OSError):
-        if kept := file.read_text().strip():
+    # Anything else is what a disk or a crash has left of one; to read what is no file may wait for ever.
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if file.is_file() and _TOKEN.fullmatch(kept := file.read_text("ascii").strip()):
             return kept
-    token = secrets.token_urlsafe(24)
+    token = secrets.token_urlsafe(_TOKEN_BYTES)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         # Whole or not at all: an empty token would let everybody in. `mkstemp` makes it readable by its owner only.
         descriptor, unfinished = tempfile.mkstemp(dir=cache_dir, prefix=".token-")
         with open(descriptor, "w") as stream:
             stream.write(token)
+            stream.flush()
+            os.fsync(stream.fileno())
         os.replace(unfinished, file)
     except OSError as error:
         print(f"h5feed-server: the token cannot be kept: {error.strerror}", file=sys.stderr)

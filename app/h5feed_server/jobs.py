@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from h5feed.errors import FeedError, InternalError, Overloaded
+
+from .storage.sealed import read_sealed, write_sealed
 
 logger = logging.getLogger(__name__)
 
@@ -270,26 +271,22 @@ class Jobs:
         return self._folder / f"{job}.json"
 
     def _read(self, job: str) -> JobState | None:
-        try:
-            return JobState(**json.loads(self._file(job).read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
+        data = read_sealed(self._file(job))
+        return None if data is None else JobState(**json.loads(data))
 
     def _write(self, mine: _Mine) -> None:
         mine.written = time.monotonic()
         if mine.lock is None:
             return
         with contextlib.suppress(OSError):
-            descriptor, temporary = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".part")
-            with open(descriptor, "w") as stream:
-                json.dump(asdict(mine.state), stream)
-            os.replace(temporary, self._file(mine.state.id))
+            # Progress is told often, and is worth nothing after a power failure: it need not be lasting.
+            write_sealed(self._file(mine.state.id), json.dumps(asdict(mine.state)).encode(), lasting=False)
 
     def _lock_file(self, job: str) -> int | None:
         """A descriptor that holds the job's lock; None where another process holds it."""
         path = self._folder / f"{job}.lock"
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Who held it last may have deleted the file in between: then this lock keeps nobody out.

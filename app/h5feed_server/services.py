@@ -50,7 +50,7 @@ class Services:
         )
         threads = ThreadPoolExecutor(settings.request_threads, "h5feed-request")
         threads.submit(catalog.entries)
-        jobs = Jobs(settings.cache_dir / "jobs")
+        jobs = Jobs(folder.path / "jobs")
         batcher = Batcher(settings, catalog, reader, folder, jobs)
         statistics = Statistics(catalog, batcher, folder, jobs)
         return cls(settings, catalog, batcher, statistics, jobs, BufferPool(settings.inflight_bytes), threads, hdf5)

@@ -178,11 +178,7 @@ class Splitter:
 
     def _kept(self, name: str, load: Callable[[bytes], T], compute: Callable[[], bytes]) -> T:
         """What the file `name` of the cache folder holds, computed by one process if it is not there."""
-        try:
-            return load(self._folder.get(name, compute))
-        except ValueError:
-            self._folder.discard(name)
-            return load(self._folder.get(name, compute))
+        return load(self._folder.get(name, compute))
 
     def _check_fits(self, nbytes: int, what: str) -> None:
         if nbytes > self._max_bytes:

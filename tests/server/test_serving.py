@@ -192,11 +192,12 @@ def test_usage_errors(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_an_empty_token_file_lets_nobody_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [b"", b"\n", b"abc", b"\xff\xfe" * 16, b"\0" * 32])
+def test_a_damaged_token_file_lets_nobody_in(tmp_path: Path, left: bytes) -> None:
     """What a crash left of the token file is replaced: another address is never served without a token."""
     (tmp_path / "data").mkdir()
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "token").write_text("\n")
+    (tmp_path / "cache" / "token").write_bytes(left)
     process = ServerProcess(tmp_path / "data", tmp_path / "cache", "--host", "0.0.0.0")
     try:
         url = f"http://127.0.0.1:{process.port}/v1/datasets"

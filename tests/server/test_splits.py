@@ -374,7 +374,8 @@ def test_a_server_that_starts_anew(labelled: tuple[h5feed.Feed, Path], tmp_path:
         with h5feed.connect(server.url, deadline=60) as feed:
             before = feed["kinds"].splits(**options)
         server.stop()
-        kept = [file for name in ("splits", "reports", "classes", "groups") for file in (cache / name).iterdir()]
+        names = ("splits", "reports", "classes", "groups")
+        kept = [file for name in names for file in cache.glob(f"served-*/{name}/*")]
         assert len(kept) == 4
         for file in kept:
             data = bytearray(file.read_bytes())

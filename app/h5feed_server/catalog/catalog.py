@@ -21,6 +21,7 @@ from h5feed.images import ImageSpec
 from h5feed.order import ORDER_VERSION
 from watchfiles import watch
 
+from ..served_version import SERVED_VERSION
 from ..settings import Settings
 from ..storage.folder import CacheFolder
 from ..storage.inspector import Inspector
@@ -439,7 +440,7 @@ def _images_declared(declared: DeclaredDataset | None, fields: Sequence[str]) ->
 
 def _revision(digests: Sequence[bytes], declaration: bytes) -> str:
     parts = hashlib.blake2b(digest_size=8)
-    parts.update(f"{ORDER_VERSION} {len(declaration)} ".encode() + declaration + b"".join(digests))
+    parts.update(f"{SERVED_VERSION} {ORDER_VERSION} {len(declaration)} ".encode() + declaration + b"".join(digests))
     return parts.hexdigest()
 
 

@@ -153,13 +153,7 @@ class FileLoader:
             return content
 
         data = self._folder.get(name, inspect)
-        try:
-            return load_layout(data), data
-        except ValueError:
-            # Not what was written there: a disk may do that.
-            self._folder.discard(name)
-            data = self._folder.get(name, inspect)
-            return load_layout(data), data
+        return load_layout(data), data
 
     def note_members(self, path: str, beside: Beside) -> None:
         """Note in `beside` all files that HDF5 wrote this one into, and the one that it may go on in."""

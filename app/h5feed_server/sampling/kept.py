@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 _ALIGNMENT = 64
-_CHECKSUM = 8
-"""Bytes of the CRC-32 of all that follows it, in hexadecimal digits."""
 
 
 def pack(about: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
@@ -25,27 +22,15 @@ def pack(about: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> by
     """
     shapes = {name: [array.dtype.str, *array.shape] for name, array in arrays.items()}
     header = json.dumps({"about": about, "arrays": shapes}).encode()
-    header += b" " * (-(_CHECKSUM + len(header) + 1) % _ALIGNMENT) + b"\n"
+    header += b" " * (-(len(header) + 1) % _ALIGNMENT) + b"\n"
     flat = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays.values())
-    parts: list[bytes | memoryview] = [header, *(memoryview(one) for one in flat)]
-    checksum = 0
-    for part in parts:
-        checksum = zlib.crc32(part, checksum)
-    return b"".join([b"%08x" % checksum, *parts])
+    return b"".join([header, *(memoryview(one) for one in flat)])
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """What `pack` was given; the arrays are views of `data`.
-
-    Raises
-    ------
-    ValueError
-        It is not what was written: a disk may do that.
-    """
-    if int(data[:_CHECKSUM], 16) != zlib.crc32(memoryview(data)[_CHECKSUM:]):
-        raise ValueError("the checksum does not match")
+    """What `pack` was given; the arrays are views of `data`."""
     begin = data.index(b"\n") + 1
-    header = json.loads(data[_CHECKSUM:begin])
+    header = json.loads(data[:begin])
     arrays = {}
     for name, (dtype, *shape) in header["arrays"].items():
         count = int(np.prod(shape, dtype=np.int64))

@@ -6,18 +6,29 @@ import contextlib
 import fcntl
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from ..served_version import SERVED_VERSION
+from .sealed import read_sealed, write_sealed
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
 
+_PREFIX = "served-"
+
+_BEFORE_VERSIONS = ("classes", "digests", "groups", "jobs", "layouts", "reports", "splits", "stats")
+"""Folders that servers made which knew no version of what is served."""
+
+_FORGOTTEN_SECONDS = 7 * 24 * 3600.0
+"""What servers of other versions have left is deleted when nobody has used it for so long; one that is still running,
+or is gone back to, finds its own until then."""
+
 
 class CacheFolder:
-    """Files named by a digest of what they were computed from, written to a temporary name and renamed.
+    """Files named by a digest of what they were computed from; see `sealed` for how they lie there.
 
     Parameters
     ----------
@@ -27,93 +38,109 @@ class CacheFolder:
         Seconds to wait for another process that is computing the same.
     max_bytes : int
         Bound on the files; those not used for longest are deleted when this object is made.
+
+    Attributes
+    ----------
+    path : Path
+        Where the files lie: in a folder for what servers of this version serve, so that those of others are never read.
     """
 
     def __init__(self, path: Path, timeout: float, max_bytes: int) -> None:
-        self._path = path
+        self.path = path / f"{_PREFIX}{SERVED_VERSION}"
         self._timeout = timeout
         self._warned = False
         with contextlib.suppress(OSError):
-            self._prune(max_bytes)
+            self._prune(path, max_bytes)
 
     def get(self, name: str, compute: Callable[[], bytes]) -> bytes:
         """The content of the file `name` (with ``/`` for subfolders), computed by one process if it is not there."""
-        file = self._path / name
-        with contextlib.suppress(OSError):
-            data = file.read_bytes()
-            os.utime(file)
+        data = self.find(name)
+        if data is not None:
             return data
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with self._locked(file):
-                with contextlib.suppress(OSError):
-                    return file.read_bytes()
+        file = self.path / name
+        with contextlib.ExitStack() as stack:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(self._locked(file))
+            except OSError as error:
+                self._warn(error)
+                return compute()
+            data = read_sealed(file)
+            if data is None:
                 data = compute()
-                self._write(file, data)
-                return data
-        except OSError as error:
-            if not self._warned:
-                self._warned = True
-                logger.warning("the cache folder cannot be used (%s): nothing is kept across restarts", error.strerror)
-            return compute()
+                try:
+                    write_sealed(file, data)
+                except OSError as error:
+                    self._warn(error)
+            return data
 
     def __contains__(self, name: str) -> bool:
-        return (self._path / name).is_file()
+        return self.find(name) is not None
 
     def find(self, name: str) -> bytes | None:
-        """The content of the file `name`; None where it is not there."""
-        with contextlib.suppress(OSError):
-            file = self._path / name
-            data = file.read_bytes()
-            os.utime(file)
-            return data
-        return None
-
-    def discard(self, name: str) -> None:
-        """Forget the file `name`."""
-        with contextlib.suppress(OSError):
-            (self._path / name).unlink()
-
-    def _write(self, file: Path, data: bytes) -> None:
-        descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".part")
-        try:
-            with open(descriptor, "wb") as stream:
-                stream.write(data)
-            os.replace(temporary, file)
-        except BaseException:
+        """The content of the file `name`; None where it is not there, or damaged."""
+        file = self.path / name
+        data = read_sealed(file)
+        if data is not None:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+                os.utime(file)
+        return data
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("the cache folder cannot be used (%s): nothing is kept across restarts", error.strerror)
 
     @contextlib.contextmanager
     def _locked(self, file: Path) -> Iterator[None]:
         """Hold the lock of `file` across processes; after `timeout` go on without it, the result is the same."""
         deadline = time.monotonic() + self._timeout
-        with open(file.parent / f".{file.name}.lock", "wb") as lock:
+        path = file.parent / f".{file.name}.lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        try:
             while True:
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
                     if time.monotonic() >= deadline:
                         break
                     time.sleep(_POLL_SECONDS)
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    os.unlink(lock.name)
-
-    def _prune(self, max_bytes: int) -> None:
-        found = []
-        for file in self._path.rglob("*"):
+            yield
+        finally:
             with contextlib.suppress(OSError):
-                if file.is_file():
+                os.unlink(path)
+            os.close(descriptor)
+
+    def _prune(self, path: Path, max_bytes: int) -> None:
+        """Delete what servers of other versions have left for long, and what was not used for longest."""
+        # By their names: other files may lie in the folder, as the token does.
+        ours = [*path.glob(f"{_PREFIX}*"), *(path / name for name in _BEFORE_VERSIONS)]
+        forgotten = time.time() - _FORGOTTEN_SECONDS
+        found = []
+        for folder in ours:
+            for file in folder.rglob("*"):
+                with contextlib.suppress(OSError):
+                    if not file.is_file() or file.is_symlink():
+                        continue
                     status = file.stat()
-                    found.append((status.st_mtime, status.st_size, file))
+                    if folder != self.path and status.st_mtime < forgotten:
+                        file.unlink(missing_ok=True)
+                    else:
+                        found.append((status.st_mtime, status.st_size, file))
+            if folder != self.path:
+                _remove_empty(folder)
         total = sum(size for _, size, _ in found)
         for _, size, file in sorted(found):
             if total <= max_bytes:
                 break
-            file.unlink(missing_ok=True)
-            total -= size
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+                total -= size
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder, and those in it, as far as no file is in them."""
+    for inner, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(inner)
