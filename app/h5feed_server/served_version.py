@@ -1,4 +1,4 @@
-"""The one version of all that is served: raised whenever the same files would give other bytes, roles, rows or splits."""
+"""The version of all that is served: raised whenever the same files would give other bytes, roles, rows or splits."""
 
 SERVED_VERSION = 2
 """Part of every dataset's revision, and so of every ETag, of the names of jobs and splits, and of the folder in which a

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ class _Answers:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, _Answers]]:
+def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, _Answers]:
     """A data folder, the cache folder of a server that has answered all of it, and its answers."""
     folder, cache = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("cache")
     _write(folder / "d.h5", VALUES)
@@ -149,7 +149,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path,
     finally:
         server.stop()
     answers.check(VALUES)
-    yield folder, cache, answers
+    return folder, cache, answers
 
 
 @pytest.mark.parametrize("damage", ["empty", "random bytes", "a bit flipped at 0.9", "that of another", "a FIFO"])
