@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FuturesTimeout
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from h5feed.errors import BadParameter, DatasetNotFound, FeedError, Overloaded, RevisionChanged, Unreadable
@@ -30,13 +29,13 @@ from ..storage.source import Identity, OpenFiles, changed
 from .dataset import Dataset, Field, describe_fields
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset, read_declared
+from .discovery import ALL_SUFFIXES, dotted, name_files, shown, walk
 from .loading import PASSING, Beside, FileLoader, LoadedFile
 from .roles import class_names
 from .tables import InspectedFile, PartMissing, Tags, tables_of, tags_of
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
 RESCAN_SECONDS = 1.0
 """A listing may be this old. An unknown or changed name is always looked for anew."""
 
@@ -252,7 +251,7 @@ class Catalog:
                 failed: Future[tuple[Dataset, ...]] = Future()
                 failed.set_exception(error)
                 entries[DECLARATION] = Entry(DECLARATION, (DECLARATION,), (), (), failed, {})
-            for name, files, declared_as in _groups(self._walk(), declared):
+            for name, files, declared_as in _groups(walk(str(self._root)).files, declared):
                 paths = tuple(str(self._root / file) for file in files)
                 try:
                     identities = tuple(Identity.of(os.stat(path)) for path in paths)
@@ -285,7 +284,7 @@ class Catalog:
         unsettled: set[str] = set()
         ticks = watch(
             self._root,
-            watch_filter=lambda _, path: path.lower().endswith((*SUFFIXES, DECLARATION)),
+            watch_filter=lambda _, path: path.lower().endswith((*ALL_SUFFIXES, DECLARATION)),
             stop_event=self._closed,
             rust_timeout=int(_WATCH_SECONDS * 1000),
             yield_on_timeout=True,
@@ -301,15 +300,6 @@ class Catalog:
                     self._rescan(time.monotonic())
         except Exception as error:
             logger.warning("the data folder cannot be watched (%s): changes are noticed when they are asked for", error)
-
-    def _walk(self) -> list[str]:
-        found = []
-        for folder, folders, files in os.walk(self._root):
-            folders[:] = sorted(item for item in folders if not item.startswith("."))
-            for file in files:
-                if file.lower().endswith(SUFFIXES) and not file.startswith("."):
-                    found.append(os.path.relpath(os.path.join(folder, file), self._root))
-        return sorted(found)
 
     def _load(
         self,
@@ -338,7 +328,7 @@ class Catalog:
                 # Their names look like parts of one dataset, their content does not.
                 alone: list[Dataset] = []
                 for file, one in zip(files, loaded, strict=True):
-                    alone += self._datasets(_dotted(os.path.splitext(file)[0]), (file,), [one], None, declaration)
+                    alone += self._datasets(dotted(os.path.splitext(file)[0]), (file,), [one], None, declaration)
                 return tuple(alone)
         except PASSING as error:
             raise Overloaded(f"dataset {name!r} cannot be looked at now: {error.detail}", retry_after=1) from None
@@ -401,7 +391,7 @@ class Catalog:
             main = not table.path or len(tables) == 1
             datasets.append(
                 Dataset(
-                    name=name if main else f"{name}.{_dotted(table.path)}",
+                    name=name if main else f"{name}.{dotted(table.path)}",
                     files=files,
                     revision=revision,
                     digest_in_full=all(identity.size <= self._settings.digest_limit for identity in identities),
@@ -460,14 +450,14 @@ def _groups(
         tags = tags_of(os.path.splitext(os.path.basename(file))[0])
         if file not in taken and tags.is_part:
             parts.setdefault((os.path.dirname(file), tags.stem.lower()), []).append((tags, file))
-    names = {_dotted(os.path.splitext(file)[0]) for file in files} | set(declared)
+    names = {dotted(os.path.splitext(file)[0]) for file in files} | set(declared)
     for (folder, _), members in parts.items():
         splits = {tags.split for tags, _ in members}
         whole = splits == {None} or ("train" in splits and None not in splits)
         if len(members) < 2 or not whole:
             continue
         stem = members[0][0].stem
-        name = _dotted(os.path.join(folder, stem) if stem else folder or "data")
+        name = dotted(os.path.join(folder, stem) if stem else folder or "data")
         if name in names:
             continue
         order = (None, "train", "val", "test")
@@ -475,25 +465,9 @@ def _groups(
         groups.append((name, tuple(file for _, file in members), None))
         taken.update(file for _, file in members)
         names.add(name)
-    groups += [(name, (file,), None) for name, file in _names([f for f in files if f not in taken]).items()]
+    alone = [file for file in files if file not in taken]
+    groups += [(name, (file,), None) for name, file in name_files(alone, [name for name, _, _ in groups]).items()]
     return groups
-
-
-def _names(files: list[str]) -> dict[str, str]:
-    """Name of each file: its path without the ending, dots for slashes; two alike keep their endings."""
-    stems: dict[str, list[str]] = {}
-    for file in files:
-        stems.setdefault(_dotted(os.path.splitext(file)[0]), []).append(file)
-    return {(stem if len(alike) == 1 else _dotted(file)): file for stem, alike in stems.items() for file in alike}
-
-
-def _dotted(path: str) -> str:
-    return shown(Path(path).as_posix().replace("/", "."))
-
-
-def shown(path: str) -> str:
-    """A path as it can travel: names that are no UTF-8 fit neither in a URL nor in JSON."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _advice(field: Field) -> str | None:

@@ -1,0 +1,159 @@
+"""What lies in the data folder: which files are looked at, what each is called, and why the others are not served.
+
+Nothing in the folder is passed over without a word, but for what is hidden (``.name``).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
+"""Endings of HDF5 files."""
+
+KINDRED_SUFFIXES = (".mat", ".nc", ".nc4", ".nxs", ".nwb", ".h5ad", ".h5mu", ".loom", ".jld2")
+"""Endings of files that are HDF5 where they are of a late version of their format."""
+
+ALL_SUFFIXES = (*SUFFIXES, *KINDRED_SUFFIXES)
+
+MAX_OTHER_ENDINGS = 20
+"""Further endings that are listed one by one."""
+
+_EXAMPLES = 16
+"""Files of such an ending that are known by name."""
+
+_UNSERVED_LINKS = "it is a link to a folder, which is not followed: mount that folder here, or link the files in it"
+
+
+@dataclass
+class Others:
+    """Files of one ending that is not known to be HDF5's: how many, and the first of them by name."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, file: str) -> None:
+        self.count += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(file)
+
+
+@dataclass
+class Walk:
+    """What one walk through the data folder has found; all paths are relative to it.
+
+    Attributes
+    ----------
+    files : list of str
+        Those whose endings are known, in order.
+    declarable : list of str
+        Those of other endings that were asked for, in order.
+    others : dict of str to Others
+        All of other endings, by ending.
+    refused : dict of str to str
+        Folders that are not looked into, with the reason.
+    """
+
+    files: list[str] = field(default_factory=list)
+    declarable: list[str] = field(default_factory=list)
+    others: dict[str, Others] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def walk(root: str, endings: Collection[str] = ()) -> Walk:
+    """Find the files below a folder.
+
+    Parameters
+    ----------
+    endings : collection of str
+        Further ones, in lower case, of which files may be declared.
+    """
+    found = Walk()
+    unseen = [""]
+    while unseen:
+        folder = unseen.pop()
+        try:
+            with os.scandir(os.path.join(root, folder)) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.name.startswith("."):
+                        continue
+                    path = os.path.join(folder, entry.name)
+                    if entry.is_dir(follow_symlinks=False):
+                        unseen.append(path)
+                    elif entry.is_symlink() and os.path.isdir(entry.path):
+                        found.refused[path] = _UNSERVED_LINKS
+                    else:
+                        _sort_in(found, path, endings)
+        except OSError as error:
+            # The folder itself may be on a disk that comes back; what vanishes while it is looked at is not there.
+            if error.errno != errno.ENOENT or not folder:
+                found.refused[folder] = f"the folder cannot be listed: {error.strerror}"
+    found.files.sort()
+    found.declarable.sort()
+    return found
+
+
+def _sort_in(found: Walk, path: str, endings: Collection[str]) -> None:
+    if path.lower().endswith(ALL_SUFFIXES):
+        found.files.append(path)
+        return
+    ending = ending_of(path)
+    found.others.setdefault(ending, Others()).add(path)
+    if ending in endings:
+        found.declarable.append(path)
+
+
+def ending_of(file: str) -> str:
+    """The ending of a name in lower case, with its dot; empty where there is none."""
+    return os.path.splitext(file)[1].lower()
+
+
+def dotted(path: str) -> str:
+    """A path as the name of a dataset."""
+    return shown(Path(path).as_posix().replace("/", "."))
+
+
+def shown(path: str) -> str:
+    """A path as it can travel: names that are no UTF-8 fit neither in a URL nor in JSON."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def name_files(files: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:
+    """The file of each name: its path without the ending, dots for slashes.
+
+    Those of which two would share a name keep their endings; where that is not enough, as for ``sub.a.h5`` beside
+    ``sub/a.h5`` or for names that differ in what is no UTF-8, a digest of the path follows.
+
+    Parameters
+    ----------
+    taken : collection of str
+        Names that something else has.
+    """
+    named: dict[str, str] = {}
+    unnamed = sorted(files)
+    for name_of in (lambda file: dotted(os.path.splitext(file)[0]), dotted, distinct):
+        alike: dict[str, list[str]] = {}
+        for file in unnamed:
+            alike.setdefault(name_of(file), []).append(file)
+        free = {name: of[0] for name, of in alike.items() if len(of) == 1 and name not in taken and name not in named}
+        named |= free
+        unnamed = [file for file in unnamed if file not in set(free.values())]
+    return named
+
+
+def distinct(path: str) -> str:
+    """A name that no other path has."""
+    return f"{dotted(path)}~{hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()}"
+
+
+def why_not_there(path: str, error: OSError) -> str | None:
+    """Why a file that a walk has found cannot be looked at; None where it has vanished since."""
+    if error.errno == errno.ELOOP:
+        return "it is a link that leads back to itself"
+    if error.errno == errno.ENOENT:
+        return "it is a link to a file that is not there" if os.path.islink(path) else None
+    return f"it cannot be looked at: {error.strerror}"
