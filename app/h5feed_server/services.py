@@ -31,6 +31,7 @@ class Services:
     pool: BufferPool
     threads: ThreadPoolExecutor
     hdf5: ReaderPool
+    folder: CacheFolder
 
     @classmethod
     def start(cls, settings: Settings) -> Services:
@@ -53,7 +54,9 @@ class Services:
         jobs = Jobs(folder.path / "jobs")
         batcher = Batcher(settings, catalog, reader, folder, jobs)
         statistics = Statistics(catalog, batcher, folder, jobs)
-        return cls(settings, catalog, batcher, statistics, jobs, BufferPool(settings.inflight_bytes), threads, hdf5)
+        return cls(
+            settings, catalog, batcher, statistics, jobs, BufferPool(settings.inflight_bytes), threads, hdf5, folder
+        )
 
     def close(self) -> None:
         """End all threads, files and child processes."""
@@ -62,3 +65,4 @@ class Services:
         self.batcher.reader.close()
         self.catalog.close()
         self.hdf5.close()
+        self.folder.close()

@@ -152,7 +152,7 @@ class FileLoader:
                 raise RevisionChanged("the file changed while it was inspected")
             return content
 
-        data = self._folder.get(name, inspect)
+        data = self._folder.get(name, inspect, behind=True)
         return load_layout(data), data
 
     def note_members(self, path: str, beside: Beside) -> None:
@@ -175,7 +175,7 @@ class FileLoader:
             except OSError as error:
                 raise SourceUnavailable(f"it cannot be read: {error.strerror}") from error
 
-        return self._folder.get(name, compute)
+        return self._folder.get(name, compute, behind=True)
 
     def source(self, path: str, identity: Identity) -> LocalFile:
         return LocalFile(self._files, path, identity)

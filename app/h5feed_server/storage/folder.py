@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..served_version import SERVED_VERSION
@@ -16,6 +17,9 @@ from .sealed import read_sealed, write_sealed
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
+
+_WRITERS = 4
+"""Threads that write behind: a disk makes several files lasting in little more time than one."""
 
 _PREFIX = "served-"
 
@@ -49,30 +53,51 @@ class CacheFolder:
         self.path = path / f"{_PREFIX}{SERVED_VERSION}"
         self._timeout = timeout
         self._warned = False
+        self._writers = ThreadPoolExecutor(_WRITERS, "h5feed-keep")
         with contextlib.suppress(OSError):
             self._prune(path, max_bytes)
 
-    def get(self, name: str, compute: Callable[[], bytes]) -> bytes:
-        """The content of the file `name` (with ``/`` for subfolders), computed by one process if it is not there."""
+    def close(self) -> None:
+        """Write what is still to be written."""
+        self._writers.shutdown()
+
+    def get(self, name: str, compute: Callable[[], bytes], *, behind: bool = False) -> bytes:
+        """The content of the file `name` (with ``/`` for subfolders), computed by one process if it is not there.
+
+        Parameters
+        ----------
+        behind : bool
+            Answer before the disk has it, which takes longer than computing some of what is kept. Other processes wait
+            for the file as they would for its computation.
+        """
         data = self.find(name)
         if data is not None:
             return data
         file = self.path / name
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as lock:
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(self._locked(file))
+                lock.enter_context(self._locked(file))
             except OSError as error:
                 self._warn(error)
                 return compute()
             data = read_sealed(file)
             if data is None:
                 data = compute()
-                try:
-                    write_sealed(file, data)
-                except OSError as error:
-                    self._warn(error)
+                held = lock.pop_all()
+                if behind:
+                    with contextlib.suppress(RuntimeError):
+                        self._writers.submit(self._keep, file, data, held)
+                        return data
+                self._keep(file, data, held)
             return data
+
+    def _keep(self, file: Path, data: bytes, lock: contextlib.ExitStack) -> None:
+        with lock:
+            try:
+                write_sealed(file, data)
+            except OSError as error:
+                self._warn(error)
 
     def __contains__(self, name: str) -> bool:
         return self.find(name) is not None
