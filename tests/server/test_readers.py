@@ -88,6 +88,7 @@ def test_a_member_that_is_another_for_a_moment(pool: ReaderPool, tmp_path: Path)
     suspend(reader)
     os.rename(member, tmp_path / "other")
     os.rename(away, member)
+    files = _local(*sorted(tmp_path.glob("many*.h5")))
     failures: list[Exception] = []
 
     def read() -> None:
@@ -105,6 +106,10 @@ def test_a_member_that_is_another_for_a_moment(pool: ReaderPool, tmp_path: Path)
     thread.join(60)
     assert [type(error) for error in failures] == [RevisionChanged]
     os.rename(away, member)
+    # It may be another one by now: whoever asks again has looked.
+    with pytest.raises(Overloaded, match="touched"):
+        pool.read(files, array, rows)
+    files = _local(*sorted(tmp_path.glob("many*.h5")))
     np.testing.assert_array_equal(pool.read(files, array, rows).view("<i8").reshape(1000, 6), values)
 
 
@@ -125,7 +130,7 @@ def test_the_layout_of_another_file(pool: ReaderPool, tmp_path: Path) -> None:
             with pytest.raises(RevisionChanged):
                 loader.layout(str(path), before)
             os.rename(tmp_path / "away", path)
-            layout, _ = loader.layout(str(path), before)
+            layout, _ = loader.layout(str(path), _identity(path))
         finally:
             loader.close()
     assert [array.path for array in layout.arrays] == ["x"]

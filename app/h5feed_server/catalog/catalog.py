@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
-import math
 import os
+import stat
 import threading
 import time
 from collections import Counter
@@ -13,26 +14,38 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FuturesTimeout
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from h5feed.errors import BadParameter, DatasetNotFound, FeedError, Overloaded, RevisionChanged, Unreadable
 from h5feed.images import ImageSpec
 from h5feed.order import ORDER_VERSION
-from watchfiles import watch
 
 from ..served_version import SERVED_VERSION
 from ..settings import Settings
 from ..storage.folder import CacheFolder
 from ..storage.inspector import Inspector
 from ..storage.reader_pool import ReaderPool
-from ..storage.source import Identity, OpenFiles, changed
+from ..storage.source import YOUNG_SECONDS, Identity, OpenFiles, changed
 from .dataset import Dataset, Field, describe_fields
 from .declared import NAME as DECLARATION
-from .declared import DeclaredDataset, read_declared
-from .discovery import ALL_SUFFIXES, dotted, name_files, shown, walk
+from .declared import DeclaredDataset, followed, read_declared
+from .discovery import (
+    ALL_SUFFIXES,
+    Others,
+    distinct,
+    dotted,
+    ending_of,
+    name_files,
+    shown,
+    walk,
+    why_not_there,
+)
 from .loading import PASSING, Beside, FileLoader, LoadedFile
+from .other_files import other_files
 from .roles import class_names
 from .tables import InspectedFile, PartMissing, Tags, tables_of, tags_of
+from .watching import notice
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +58,6 @@ MANY_FILES_SECONDS = 0.05
 
 _DEAR = 2.0
 """Bytes decoded for each served above which a field gets advice."""
-
-SETTLED_SECONDS = 2.0
-"""A file is looked at, without being asked for, when it has not been written to for so long."""
-
-_WATCH_SECONDS = 0.5
 
 RETRY_SECONDS = 2.0
 """What failed for a reason that may pass is looked at again after so long, when it is asked for."""
@@ -72,6 +80,14 @@ class Entry:
     """Other files that they lead to, as far as is known."""
     began: float = 0.0
     """When they were looked at, by the monotonic clock."""
+    declared: bytes = b""
+    """What was declared of them."""
+    looked: float = 0.0
+    """When they were looked at, by the clock that files' times are of."""
+    is_second: bool = False
+    """They were looked at before, and had only just been written then."""
+    again: list[Entry] = dataclasses.field(default_factory=list)
+    """The same files, looked at for the second time."""
 
     def reason(self) -> str | None:
         """Why it cannot be read; None where it can, or is not known yet."""
@@ -86,25 +102,34 @@ class Entry:
             return ()
         return self.outcome.result()
 
-    def may_pass(self) -> bool:
-        """Whether what is wrong may be over: the operating system refused it, or it changed meanwhile."""
-        if not self.outcome.done() or time.monotonic() - self.began < RETRY_SECONDS:
-            return False
-        error = self.outcome.exception()
+    def has_failed_for_now(self) -> bool:
+        """Whether what is wrong may pass: the operating system refused it, or it changed meanwhile."""
+        error = self.outcome.exception() if self.outcome.done() else None
         return isinstance(error, Overloaded) or (error is not None and isinstance(error.__cause__, OSError))
+
+    def is_outdated(self, paths: tuple[str, ...], identities: tuple[Identity, ...], declared: bytes) -> bool:
+        """Whether it must be looked at anew, being of these files now, of which this is declared."""
+        if (self.paths, self.identities, self.declared) != (paths, identities, declared) or self.has_changed():
+            return True
+        return time.monotonic() - self.began >= RETRY_SECONDS and self.has_failed_for_now()
 
     def has_changed(self) -> bool:
         """Whether its files are others now."""
         known = [*zip(self.paths, self.identities, strict=True), *self.beside.copy().items()]
         return any(_identity(path) != identity for path, identity in known)
 
+    def is_due(self) -> bool:
+        """Whether a change might have been missed when it was looked at, which shows by now."""
+        if not self.outcome.done() or time.time() < self.looked + YOUNG_SECONDS or not self.was_young():
+            return False
+        return not self.again or self.again[0].outcome.done()
 
-def _quiet_for(path: str) -> float:
-    """Seconds since a file was last written to."""
-    try:
-        return time.time() - os.stat(path).st_mtime
-    except OSError:
-        return math.inf
+    def was_young(self) -> bool:
+        """Whether a file had only just been written when it was looked at, for the first time."""
+        if self.is_second:
+            return False
+        known = (*self.identities, *self.beside.copy().values())
+        return any(identity is not None and identity.is_young(self.looked) for identity in known)
 
 
 def _identity(path: str) -> Identity | None:
@@ -137,13 +162,19 @@ class Catalog:
         self._executor = ThreadPoolExecutor(2, "h5feed-inspect")
         self._entries: dict[str, Entry] = {}
         self._found: dict[str, tuple[Entry, Dataset, float]] = {}
-        self._declaration = b""
         self._scanned = float("-inf")
+        self._second_look = float("inf")
+        """When files that had only just been written are to be looked at again."""
+        self._endings = frozenset[str]()
+        self._others: Mapping[str, Others] = {}
+        self._sniffed: dict[str, bool] = {}
+        self._told: set[tuple[tuple[str, ...], str]] = set()
         self._lock = threading.Lock()
         self._loading = 0
         self._loading_lock = threading.Lock()
         self._closed = threading.Event()
-        threading.Thread(target=self._watch, name="h5feed-watch", daemon=True).start()
+        watching = (self._root, self._is_wanted, self._is_due, lambda: self._rescan(time.monotonic()), self._closed)
+        threading.Thread(target=notice, args=watching, name="h5feed-watch", daemon=True).start()
 
     def close(self) -> None:
         """End the threads and the inspector, close the files."""
@@ -160,7 +191,7 @@ class Catalog:
 
     def listed(self) -> list[Listed]:
         """All datasets, by name, and what can be none."""
-        lines = []
+        lines: list[tuple[Entry, Listed]] = []
         entries = self.entries()
         # Parts of others that are nothing by themselves.
         parts = {path for entry in entries if entry.datasets() for path in entry.beside}
@@ -169,12 +200,20 @@ class Catalog:
                 continue
             reason = entry.reason()
             if not entry.outcome.done():
-                lines.append(Listed(entry.name, entry.files, "preparing", "it is being inspected and digested", None))
+                waits = "it is being inspected and digested"
+                lines.append((entry, Listed(entry.name, entry.files, "preparing", waits, None)))
             elif reason is not None:
-                lines.append(Listed(entry.name, entry.files, "unreadable", reason, None))
+                lines.append((entry, Listed(entry.name, entry.files, "unreadable", reason, None)))
             else:
-                lines += [Listed(one.name, one.files, "ok", None, one) for one in entry.datasets()]
-        return sorted(lines, key=lambda line: line.name)
+                lines += [(entry, Listed(one.name, one.files, "ok", None, one)) for one in entry.datasets()]
+        listed = _told_apart(lines)
+        below = f"{self._root}{os.sep}"
+        known = {path.removeprefix(below) for path in parts} | {file for entry in entries for file in entry.files}
+        known.add(DECLARATION)
+        for name, files, reason in other_files(self._others, known, str(self._root), self._sniffed):
+            listed.append(Listed(name, files, "unreadable", reason, None))
+            self._tell(files, reason)
+        return sorted(listed, key=lambda line: line.name)
 
     def names(self) -> list[str]:
         """Names of what can be read, as far as is known."""
@@ -204,35 +243,49 @@ class Catalog:
         now = time.monotonic()
         if len(entry.paths) + len(entry.beside) > MANY_FILES and now - checked < MANY_FILES_SECONDS:
             return True
-        if entry.has_changed():
+        if entry.has_changed() or entry.is_due():
             return False
         self._found[name] = (entry, dataset, now)
         return True
+
+    def _is_wanted(self, path: str) -> bool:
+        return path.lower().endswith((*ALL_SUFFIXES, DECLARATION)) or ending_of(path) in self._endings
+
+    def _is_due(self) -> bool:
+        return time.time() >= self._second_look
 
     def _find(self, name: str) -> tuple[Entry, Dataset, float]:
         """Look for a dataset among the files that are there now."""
         self._found.pop(name, None)
         self._rescan(time.monotonic())
         deadline = time.monotonic() + PATIENCE_SECONDS
-        # The entry of that name, or one whose file has several datasets.
-        candidates = [e for e in self._entries.values() if name == e.name or name.startswith(f"{e.name}.")]
-        candidates += [e for e in self._entries.values() if e not in candidates and len(e.files) > 1]
+        # The entry of that name, else those whose files may have several datasets.
+        entries = self._entries
+        own = [entries[name]] if name in entries else []
+        inner = [entry for entry in entries.values() if name.startswith(f"{entry.name}.")]
+        joined = [entry for entry in entries.values() if len(entry.files) > 1 and entry not in inner]
         failure: FeedError | None = None
-        for entry in candidates:
-            try:
-                datasets = entry.outcome.result(max(0.0, deadline - time.monotonic()))
-            except FuturesTimeout:
-                failure = Overloaded(f"dataset {name!r} is still being inspected", retry_after=1)
-            except Unreadable as error:
-                if entry.name == name:
-                    failure = Unreadable(f"dataset {name!r} cannot be read: {error.detail}")
-            else:
-                for dataset in datasets:
-                    if dataset.name == name:
-                        found = self._found[name] = (entry, dataset, time.monotonic())
-                        return found
-        if failure is not None:
-            raise failure
+        for candidates in (own, inner, joined):
+            matching: list[tuple[Entry, Dataset]] = []
+            for entry in candidates:
+                try:
+                    datasets = entry.outcome.result(max(0.0, deadline - time.monotonic()))
+                except FuturesTimeout:
+                    failure = Overloaded(f"dataset {name!r} is still being inspected", retry_after=1)
+                except Unreadable as error:
+                    if entry.name == name:
+                        raise Unreadable(f"dataset {name!r} cannot be read: {error.detail}") from None
+                else:
+                    matching += [(entry, dataset) for dataset in datasets if dataset.name == name]
+            if len(matching) > 1:
+                files = [dataset.files[0] for _, dataset in matching]
+                raise Unreadable(f"dataset {name!r} cannot be read: {_of_one_name(name, files)}")
+            # What else its file may hold is known before long; those of many files are too many to wait for.
+            if failure is not None and not (matching and candidates is joined):
+                raise failure
+            if matching:
+                found = self._found[name] = (*matching[0], time.monotonic())
+                return found
         names = self.names()
         shown = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
         raise DatasetNotFound(f"there is no dataset {name!r}: valid are {shown or 'none, the data folder is empty'}")
@@ -242,64 +295,92 @@ class Catalog:
         with self._lock:
             if self._scanned >= since:
                 return
-            began = time.monotonic()
+            began, looked = time.monotonic(), time.time()
             entries: dict[str, Entry] = {}
-            try:
-                declaration, declared = read_declared(self._root)
-            except Unreadable as error:
-                declaration, declared = b"", {}
+
+            def free(name: str, files: Sequence[str]) -> str:
+                # Nothing vanishes behind another thing of the same name.
+                return distinct("/".join(files)) if name in entries else name
+
+            def refuse(name: str, files: Sequence[str], reason: str) -> None:
                 failed: Future[tuple[Dataset, ...]] = Future()
-                failed.set_exception(error)
-                entries[DECLARATION] = Entry(DECLARATION, (DECLARATION,), (), (), failed, {})
-            for name, files, declared_as in _groups(walk(str(self._root)).files, declared):
-                paths = tuple(str(self._root / file) for file in files)
+                failed.set_exception(Unreadable(reason))
+                name = free(name, files)
+                entries[name] = Entry(name, tuple(files), (), (), failed, {}, began)
+                self._tell(files, reason)
+
+            declaration = read_declared(self._root)
+            self._endings = declaration.endings()
+            found = walk(str(self._root), self._endings)
+            self._others = found.others
+            known = sorted([*found.files, *found.declarable])
+            declared, unfollowed = followed(declaration, known)
+            claimed = {file for dataset in declared.values() for file in dataset.matching(known)}
+            for name, (meant, why) in unfollowed.items():
+                refuse(name, meant or [DECLARATION], why)
+                # What was to be part of something else is not served by guessing.
+                found.files = [file for file in found.files if file not in meant]
+            files = sorted({*found.files, *claimed})
+            for path, why in found.refused.items():
+                refuse(dotted(path) or ".", (path or ".",), why)
+            second_look = float("inf")
+            for name, members, declared_as in _groups(files, declared):
+                name = free(name, members)
+                paths = tuple(str(self._root / file) for file in members)
                 try:
-                    identities = tuple(Identity.of(os.stat(path)) for path in paths)
-                except OSError:
+                    states = [os.stat(path) for path in paths]
+                except OSError as error:
+                    if (reason := why_not_there(str(error.filename), error)) is not None:
+                        refuse(name, members, reason)
                     continue
-                known = self._entries.get(name)
-                same = known is not None and (known.paths, known.identities) == (paths, identities)
-                if known is not None and (not same or known.may_pass() or known.has_changed()):
-                    known = None
-                if known is None or declaration != self._declaration:
-                    with self._loading_lock:
-                        self._loading += 1
-                    beside: Beside = {}
-                    outcome = self._executor.submit(
-                        self._load, name, files, paths, identities, beside, declared_as, declaration
-                    )
-                    known = Entry(name, files, paths, identities, outcome, beside, began)
-                entries[name] = known
+                if not all(stat.S_ISREG(status.st_mode) for status in states):
+                    refuse(name, members, "it is not a regular file")
+                    continue
+                identities = tuple(map(Identity.of, states))
+                look = partial(self._look, name, members, paths, identities, declared_as, began, looked)
+                entry = self._entries.get(name)
+                if entry is None or entry.is_outdated(paths, identities, _said(declared_as)):
+                    entry = look()
+                elif entry.is_due():
+                    second = entry.again.pop() if entry.again else None
+                    if second is not None and not second.has_failed_for_now():
+                        entry = second
+                    else:
+                        entry.again.append(look(is_second=True))
+                entries[name] = entry
+                if entry.was_young() and not entry.again:
+                    second_look = looked + YOUNG_SECONDS
             for name in [name for name, (entry, _, _) in self._found.items() if entries.get(entry.name) is not entry]:
                 self._found.pop(name, None)
             self._entries = entries
-            self._declaration = declaration
+            self._second_look = second_look
             self._scanned = began
 
-    def _watch(self) -> None:
-        """Have files that appear or change inspected before anybody asks for them.
+    def _look(
+        self,
+        name: str,
+        files: tuple[str, ...],
+        paths: tuple[str, ...],
+        identities: tuple[Identity, ...],
+        declared: DeclaredDataset | None,
+        began: float,
+        looked: float,
+        *,
+        is_second: bool = False,
+    ) -> Entry:
+        """Begin to inspect files that belong together."""
+        with self._loading_lock:
+            self._loading += 1
+        beside: Beside = {}
+        said = _said(declared)
+        outcome = self._executor.submit(self._load, name, files, paths, identities, beside, declared, said)
+        return Entry(name, files, paths, identities, outcome, beside, began, said, looked, is_second)
 
-        Where the system does not tell of changes, as for some network mounts, they are noticed when they are asked for.
-        """
-        unsettled: set[str] = set()
-        ticks = watch(
-            self._root,
-            watch_filter=lambda _, path: path.lower().endswith((*ALL_SUFFIXES, DECLARATION)),
-            stop_event=self._closed,
-            rust_timeout=int(_WATCH_SECONDS * 1000),
-            yield_on_timeout=True,
-            raise_interrupt=False,
-            ignore_permission_denied=True,
-        )
-        try:
-            for changes in ticks:
-                unsettled |= {path for _, path in changes}
-                settled = {path for path in unsettled if _quiet_for(path) >= SETTLED_SECONDS}
-                if settled:
-                    unsettled -= settled
-                    self._rescan(time.monotonic())
-        except Exception as error:
-            logger.warning("the data folder cannot be watched (%s): changes are noticed when they are asked for", error)
+    def _tell(self, files: Sequence[str], reason: str) -> None:
+        """Log once why something is not served."""
+        if (told := (tuple(files), reason)) not in self._told:
+            self._told.add(told)
+            logger.warning("%s: %s", ", ".join(map(shown, files[:3])), reason)
 
     def _load(
         self,
@@ -315,9 +396,14 @@ class Catalog:
             # It may have waited for long, while a file was being written, for each of its states.
             if any(_identity(path) != identity for path, identity in zip(paths, identities, strict=True)):
                 raise changed()
-            loaded = [
-                self._loader.load(path, identity, beside) for path, identity in zip(paths, identities, strict=True)
-            ]
+            loaded = []
+            for file, path, identity in zip(files, paths, identities, strict=True):
+                try:
+                    loaded.append(self._loader.load(path, identity, beside))
+                except Unreadable as error:
+                    if len(files) == 1:
+                        raise
+                    raise Unreadable(f"{shown(file)}: {error.detail}") from error.__cause__
             try:
                 return self._datasets(name, files, loaded, declared, declaration)
             except PartMissing as error:
@@ -333,10 +419,12 @@ class Catalog:
         except PASSING as error:
             raise Overloaded(f"dataset {name!r} cannot be looked at now: {error.detail}", retry_after=1) from None
         except FeedError as error:
-            logger.warning("%s: %s", ", ".join(files[:3]), error)
+            self._tell(files, error.detail)
             raise
         except OSError as error:
-            raise Unreadable(f"{error.strerror or 'it cannot be opened'}") from error
+            reason = error.strerror or "it cannot be opened"
+            self._tell(files, reason)
+            raise Unreadable(reason) from error
         except Exception:
             logger.exception("%s could not be described", files[0])
             raise Unreadable("describing it failed; the server's log has the reason") from None
@@ -394,7 +482,7 @@ class Catalog:
                     name=name if main else f"{name}.{dotted(table.path)}",
                     files=files,
                     revision=revision,
-                    digest_in_full=all(identity.size <= self._settings.digest_limit for identity in identities),
+                    digest_in_full=all(one.size <= self._settings.digest_limit for one, _ in identities),
                     rows=table.rows,
                     fields=fields,
                     attributes=loaded[0].layout.attributes,
@@ -426,6 +514,33 @@ def _images_declared(declared: DeclaredDataset | None, fields: Sequence[str]) ->
         except BadParameter as error:
             raise Unreadable(f"{DECLARATION}: decode.{name}: {error.detail}") from None
     return found
+
+
+def _said(declared: DeclaredDataset | None) -> bytes:
+    """What is declared of a dataset, as part of its revision."""
+    return b"" if declared is None else declared.model_dump_json().encode()
+
+
+def _told_apart(lines: Sequence[tuple[Entry, Listed]]) -> list[Listed]:
+    """The lines of a listing; of datasets that share a name, only the one that its file is called after is served."""
+    counts = Counter(line.name for _, line in lines)
+    listed = []
+    for entry, line in lines:
+        own = entry.name == line.name
+        if counts[line.name] > 1 and line.dataset is not None and not own:
+            files = [other.files[0] for _, other in lines if other.name == line.name and other.files]
+            # Each line has a name of its own, though nothing can be asked for by this one.
+            name, reason = f"{line.name} ({shown(line.files[0])})", _of_one_name(line.name, files)
+            line = replace(line, name=name, status="unreadable", reason=reason, dataset=None)
+        listed.append(line)
+    return listed
+
+
+def _of_one_name(name: str, files: Sequence[str]) -> str:
+    return (
+        f"what is in {', '.join(map(shown, files))} would all be called {name!r}: rename a file, or declare it under "
+        "another name in h5feed.toml"
+    )
 
 
 def _revision(digests: Sequence[bytes], declaration: bytes) -> str:

@@ -17,22 +17,32 @@ test = [[8000, 9000], [9500, 10000]]
 from __future__ import annotations
 
 import fnmatch
+import json
+import os
 import re
+import stat
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from h5feed.errors import Unreadable
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..split_names import SPLIT_WORDS
+from .discovery import ALL_SUFFIXES, ending_of
 from .encoded import DeclaredImages
 
 NAME = "h5feed.toml"
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_.\-]+")
+
+MAX_NAME = 200
+"""Characters of a declared name."""
+
+_UNNAMEABLE = re.compile(r"[/\x00-\x1f\x7f-\x9f]")
 
 
 class DeclaredDataset(BaseModel):
@@ -76,38 +86,129 @@ class DeclaredDataset(BaseModel):
 
     def matching(self, files: Sequence[str]) -> list[str]:
         """Those of `files` that are meant, in the order of the patterns."""
-        found = [file for pattern in self.files for file in sorted(files) if fnmatch.fnmatchcase(file, pattern)]
+        found = [file for pattern in self.files for file in sorted(files) if _is_meant(pattern, file)]
         return list(dict.fromkeys(found))
 
-
-class _Declaration(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    datasets: dict[str, DeclaredDataset] = {}
+    def unmatched(self, files: Sequence[str]) -> list[str]:
+        """Patterns that none of `files` matches."""
+        return [pattern for pattern in self.files if not any(_is_meant(pattern, file) for file in files)]
 
 
-def read_declared(root: Path) -> tuple[bytes, dict[str, DeclaredDataset]]:
-    """The file's bytes, and the datasets that it declares; nothing where there is no such file.
+def _is_meant(pattern: str, file: str) -> bool:
+    if file == pattern:
+        return True
+    if not fnmatch.fnmatchcase(file, pattern):
+        return False
+    # A pattern for names of any ending is none for the notes and tables that lie beside the data.
+    return file.lower().endswith(ALL_SUFFIXES) or ending_of(file) == ending_of(pattern)
 
-    Raises
-    ------
-    Unreadable
-        It says something that it cannot.
+
+@dataclass(frozen=True)
+class Declaration:
+    """What the file says.
+
+    Attributes
+    ----------
+    datasets : dict of str to DeclaredDataset
+    refused : dict of str to Refusal
+        What of it cannot be followed, by the name under which that is listed.
+    """
+
+    datasets: Mapping[str, DeclaredDataset] = field(default_factory=dict)
+    refused: Mapping[str, Refusal] = field(default_factory=dict)
+
+    def endings(self) -> frozenset[str]:
+        """Endings of all files that are named, or that patterns with an ending are for."""
+        patterns = [pattern for dataset in self.datasets.values() for pattern in dataset.files]
+        patterns += [pattern for refusal in self.refused.values() for pattern in refusal.files]
+        return frozenset(map(ending_of, patterns))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a dataset that is declared cannot be, and the patterns of the files that it would have had."""
+
+    reason: str
+    files: tuple[str, ...] = ()
+
+    def matching(self, files: Sequence[str]) -> list[str]:
+        return [file for file in files if any(_is_meant(pattern, file) for pattern in self.files)]
+
+
+def read_declared(root: Path) -> Declaration:
+    """What the file in this folder declares; nothing where there is no such file.
+
+    What is wrong with one dataset refuses that one; what is wrong with the file as a whole, all that it declares.
     """
     try:
-        data = (root / NAME).read_bytes()
+        # A FIFO of that name would block for ever.
+        with open(root / NAME, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return Declaration({}, {NAME: Refusal(f"{NAME} is not a regular file: nothing of it is followed")})
+            said = tomllib.loads(file.read().decode())
     except FileNotFoundError:
-        return b"", {}
+        return Declaration()
     except OSError as error:
-        raise Unreadable(f"{NAME} cannot be read: {error.strerror}") from None
-    try:
-        return data, _Declaration.model_validate(tomllib.loads(data.decode())).datasets
-    except ValidationError as error:
-        # A key that does not exist tells more than the one that is missing instead.
-        first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-        where = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(DeclaredDataset.model_fields)
-        what = f"there is no such key: known are {known}" if first["type"] == "extra_forbidden" else first["msg"]
-        raise Unreadable(f"{NAME}: {where}: {what}") from None
+        return Declaration({}, {NAME: Refusal(f"{NAME} cannot be read: {error.strerror}")})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Unreadable(f"{NAME}: {error}") from None
+        return Declaration({}, {NAME: Refusal(f"{NAME}: {error}: nothing of it is followed")})
+    datasets: dict[str, DeclaredDataset] = {}
+    refused: dict[str, Refusal] = {}
+    tables = said.pop("datasets", {})
+    if said:
+        refused[NAME] = Refusal(f"{NAME}: {next(iter(said))}: there is no such key: known is datasets")
+    if not isinstance(tables, dict):
+        return Declaration({}, {NAME: Refusal(f"{NAME}: datasets: it is no table: write [datasets.NAME]")})
+    for name, table in tables.items():
+        if not name or name in (".", "..") or len(name) > MAX_NAME or _UNNAMEABLE.search(name):
+            quoted = json.dumps(name[: MAX_NAME + 1], ensure_ascii=False)
+            reason = (
+                f"{NAME}: no URL can carry the name {quoted}: use 1 to {MAX_NAME} characters, no slash and no control "
+                "character among them, and neither '.' nor '..'"
+            )
+            refused[f"{NAME}: {quoted}"] = Refusal(reason, _patterns(table))
+            continue
+        try:
+            datasets[name] = DeclaredDataset.model_validate(table)
+        except ValidationError as error:
+            # A key that does not exist tells more than the one that is missing instead.
+            first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+            where = ".".join(str(part) for part in ("datasets", name, *first["loc"]))
+            known = ", ".join(DeclaredDataset.model_fields)
+            what = f"there is no such key: known are {known}" if first["type"] == "extra_forbidden" else first["msg"]
+            refused[name] = Refusal(f"{NAME}: {where}: {what}", _patterns(table))
+    return Declaration(datasets, refused)
+
+
+def followed(
+    declaration: Declaration, files: Sequence[str]
+) -> tuple[dict[str, DeclaredDataset], dict[str, tuple[list[str], str]]]:
+    """What is declared and can be, of the files that are there.
+
+    Returns
+    -------
+    declared : dict of str to DeclaredDataset
+    refused : dict of str to (list of str, str)
+        The rest: the files that are meant, and why they are not served as that.
+    """
+    declared: dict[str, DeclaredDataset] = {}
+    refused = {name: (refusal.matching(files), refusal.reason) for name, refusal in declaration.refused.items()}
+    for name, dataset in declaration.datasets.items():
+        missing = dataset.unmatched(files)
+        if not missing and dataset.files:
+            declared[name] = dataset
+            continue
+        # With a part that is missing, it would be another dataset that nobody could tell from the whole one.
+        what = f"no file is called, or matches, {missing[0]!r}" if missing else "files: it names none"
+        reason = (
+            f"{NAME}: datasets.{name}: {what}; paths are relative to the data folder, nothing hidden is served, and a "
+            "pattern that leaves the ending open is for those of HDF5 files"
+        )
+        refused[name] = (dataset.matching(files), reason)
+    return declared, refused
+
+
+def _patterns(table: Any) -> tuple[str, ...]:
+    """The files that a table names, as far as it can be understood."""
+    files = table.get("files") if isinstance(table, dict) else None
+    return tuple(item for item in files if isinstance(item, str)) if isinstance(files, list) else ()

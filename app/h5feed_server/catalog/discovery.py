@@ -20,9 +20,6 @@ KINDRED_SUFFIXES = (".mat", ".nc", ".nc4", ".nxs", ".nwb", ".h5ad", ".h5mu", ".l
 
 ALL_SUFFIXES = (*SUFFIXES, *KINDRED_SUFFIXES)
 
-MAX_OTHER_ENDINGS = 20
-"""Further endings that are listed one by one."""
-
 _EXAMPLES = 16
 """Files of such an ending that are known by name."""
 

@@ -10,7 +10,7 @@ import os
 import stat
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -135,15 +135,12 @@ class FileLoader:
     def layout(self, path: str, identity: Identity) -> tuple[FileLayout, bytes]:
         """The layout of a file, inspected once for all processes; as it is and as it is kept."""
         _, members = members_of(path)
-        keys = [identity.key]
+        identities = [identity]
         for member in members:
             try:
-                keys.append(_identity(member).key)
+                identities.append(_identity(member))
             except FileNotFoundError:
                 raise Unreadable(f"its part {os.path.basename(member)!r} is missing") from None
-        name = f"layouts/{LAYOUT_VERSION}-{keys[0]}"
-        if members:
-            name += f"-{hashlib.blake2b(' '.join(keys).encode(), digest_size=16).hexdigest()}"
 
         def inspect() -> bytes:
             content = self._inspector.inspect(path)
@@ -152,7 +149,18 @@ class FileLoader:
                 raise RevisionChanged("the file changed while it was inspected")
             return content
 
-        data = self._folder.get(name, inspect, behind=True)
+        if _are_young(identities):
+            data = inspect()
+            return load_layout(data), data
+        if members:
+            keys = " ".join(one.key for one in identities)
+            name = hashlib.blake2b(keys.encode(), digest_size=16).hexdigest()
+        elif identity.size > self._settings.digest_limit:
+            name = identity.key
+        else:
+            # By its content, which links, copies and files that are only touched share.
+            name = self.digest(path, identity, b"")[:16].hex()
+        data = self._folder.get(f"layouts/{LAYOUT_VERSION}-{name}", inspect, behind=True)
         return load_layout(data), data
 
     def note_members(self, path: str, beside: Beside) -> None:
@@ -175,10 +183,10 @@ class FileLoader:
             except OSError as error:
                 raise SourceUnavailable(f"it cannot be read: {error.strerror}") from error
 
-        return self._folder.get(name, compute, behind=True)
+        return compute() if _are_young([identity]) else self._folder.get(name, compute, behind=True)
 
-    def source(self, path: str, identity: Identity) -> LocalFile:
-        return LocalFile(self._files, path, identity)
+    def source(self, path: str, identity: Identity, digest: bytes) -> LocalFile:
+        return LocalFile(self._files, path, identity, digest)
 
     def find(self, path: str, name: str, beside: Beside) -> tuple[str, Identity]:
         """The file that a name in the file at `path` stands for.
@@ -271,6 +279,7 @@ class _Loading:
         self._loader = loader
         self._beside = beside
         self._loaded: dict[str, LoadedFile] = {}
+        self._sources: dict[str, LocalFile] = {}
 
     def load(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
         if path not in self._loaded:
@@ -281,8 +290,8 @@ class _Loading:
         # Before it is inspected: it cannot be when one of them is missing.
         self._loader.note_members(path, self._beside)
         layout, data = self._loader.layout(path, identity)
-        source = self._loader.source(path, identity)
-        digests: dict[str, tuple[bytes, ...]] = {path: (self._loader.digest(path, identity, data),)}
+        source = self._source(path, identity, data)
+        digests: dict[str, tuple[bytes, ...]] = {path: (source.digest,)}
         segments = {}
         probed = 0
         deadline = time.monotonic() + self._loader.probe_seconds
@@ -312,6 +321,12 @@ class _Loading:
         ordered = [digests.pop(path), *(digests[other] for other in sorted(digests))]
         return LoadedFile(source, layout, segments, tuple(part for parts in ordered for part in parts))
 
+    def _source(self, path: str, identity: Identity, layout: bytes = b"") -> LocalFile:
+        if path not in self._sources:
+            digest = self._loader.digest(path, identity, layout)
+            self._sources[path] = self._loader.source(path, identity, digest)
+        return self._sources[path]
+
     def _segment(
         self, source: LocalFile, array: ArrayLayout, above: tuple[str, ...], digests: dict[str, tuple[bytes, ...]]
     ) -> Segment:
@@ -319,16 +334,16 @@ class _Loading:
             path, identity = self._loader.find(source.path, array.external, self._beside)
             if array.offset is not None and array.offset + array.nbytes > identity.size:
                 raise _Astray(f"the file {_shown(array.external)!r}, which ends before it does")
-            digests[path] = (self._loader.digest(path, identity, b""),)
             # Where it begins is another thing in every file that names it.
-            stored = self._loader.source(path, identity).with_beside((source,))
+            stored = self._source(path, identity).with_beside((source,))
+            digests[path] = (stored.digest,)
             return Segment(stored, replace(array, external=None))
         others: dict[str, LocalFile] = {}
         for name in array.others:
             path, identity = self._loader.find(source.path, name, self._beside)
             if path in above:
-                # It is being loaded, and digested, itself; that no array is made of itself is for the reader to see.
-                others[path] = self._loader.source(path, identity)
+                # It is being loaded itself; that no array is made of itself is for the reader to see.
+                others[path] = self._sources[path]
                 continue
             try:
                 loaded = self._nested(path, identity, above)
@@ -338,8 +353,8 @@ class _Loading:
                     others |= {file.path: file for file in part.source.beside}
             except Unreadable:
                 # A part that is no HDF5 file by itself; if it ought to be one, the first row shows.
-                others[path] = self._loader.source(path, identity)
-                digests[path] = (self._loader.digest(path, identity, b""),)
+                others[path] = self._source(path, identity)
+                digests[path] = (others[path].digest,)
         others.pop(source.path, None)
         return Segment(source.with_beside(tuple(others.values())) if others else source, array)
 
@@ -382,6 +397,12 @@ def _is_flat(segment: Segment) -> bool:
     if array.unreadable is not None or array.by_h5py or array.record is not None or len(array.shape) != 1:
         return False
     return np.dtype(array.dtype).kind in "biuf"
+
+
+def _are_young(identities: Sequence[Identity]) -> bool:
+    """Whether what is found out of files now is not to be kept: they may change without their identities telling."""
+    now = time.time()
+    return any(identity.is_young(now) for identity in identities)
 
 
 def _identity(path: str) -> Identity:

@@ -31,6 +31,7 @@ from h5py import h5d
 
 from .child import KIND_BYTES, LENGTH, confine, write_frame
 from .drivers import SPLIT_ENDINGS, family_template, members_of
+from .source import Identity, changed
 
 MAX_OPEN = 16
 """Files held open, with those that belong to them."""
@@ -57,8 +58,8 @@ _EXTERNAL_LINKS = 64
 """HDF5's number of the class of links into other files."""
 
 Int64s = npt.NDArray[np.int64]
-Identity = tuple[int, int, int, int]
-"""Device, inode, size and modification time."""
+Known = tuple[int | str, ...]
+"""What is known of a file: its identity, and a digest of its content, by which it may be another one all the same."""
 
 
 def open_file(path: str, cache_bytes: int | None = None) -> h5py.File:
@@ -84,7 +85,7 @@ def open_file(path: str, cache_bytes: int | None = None) -> h5py.File:
 class _OpenSet:
     """A file, open, with those that its virtual arrays are made of."""
 
-    def __init__(self, files: Mapping[str, Identity]) -> None:
+    def __init__(self, files: Mapping[str, Known]) -> None:
         self.files = files
         self._cache_bytes = min(_CHUNK_CACHE_BYTES // 4, _CHUNK_CACHE_BYTES // len(files))
         self._open: dict[str, h5py.File] = {}
@@ -107,15 +108,14 @@ class _OpenSet:
 
         Raises
         ------
-        RevisionChanged
+        RevisionChanged, Overloaded
         """
-        for path, identity in self.files.items():
-            if _identity(os.stat(path)) != identity:
-                raise _changed()
+        for path in self.files:
+            self._check_identity(path, os.stat(path))
 
-    def disagrees(self, files: Mapping[str, Identity]) -> bool:
+    def disagrees(self, files: Mapping[str, Known]) -> bool:
         """Whether it shares files with these, under whatever names, and one of them may be another now."""
-        shared = {identity[:2] for identity in self.files.values()} & {identity[:2] for identity in files.values()}
+        shared = {known[:2] for known in self.files.values()} & {known[:2] for known in files.values()}
         # Where one set holds the other, all that is shared has the same parts.
         return bool(shared) and not (self.files.items() <= files.items() or self.files.items() >= files.items())
 
@@ -137,9 +137,14 @@ class _OpenSet:
         if path not in self._open:
             opened = self._open[path] = open_file(path, self._cache_bytes)
             # Of a file in parts, there is no one descriptor.
-            if not members_of(path)[0] and _identity(os.fstat(opened.id.get_vfd_handle())) != self.files[path]:
-                raise _changed()
+            if not members_of(path)[0]:
+                self._check_identity(path, os.fstat(opened.id.get_vfd_handle()))
         return self._open[path]
+
+    def _check_identity(self, path: str, status: os.stat_result) -> None:
+        known, now = Identity(*self.files[path][:-1]), Identity.of(status)  # type: ignore[arg-type]
+        if now != known:
+            raise changed(known, now)
 
     def _check(self, file: str, path: str, dataset: h5py.Dataset, above: tuple[tuple[str, str], ...]) -> None:
         """Refuse what would lead libhdf5 to other files than those named, or round in circles."""
@@ -238,7 +243,7 @@ class _Reader:
 
     def answer(self, request: dict[str, Any], rows: Int64s) -> list[memoryview]:
         key = json.dumps(request["files"])
-        opened = self._opened(key, {path: tuple(identity) for path, identity in request["files"]})
+        opened = self._opened(key, {path: tuple(known) for path, known in request["files"]})
         try:
             content = self._read(opened, request, rows)
             opened.check_unchanged()
@@ -258,7 +263,7 @@ class _Reader:
             return _read_ragged(dataset, rows, request["dtype"], request["limit"])
         return _read_fixed(dataset, rows, request["dtype"])
 
-    def _opened(self, key: str, files: Mapping[str, Identity]) -> _OpenSet:
+    def _opened(self, key: str, files: Mapping[str, Known]) -> _OpenSet:
         if key not in self._open:
             # libhdf5 shares what it knows of a file between all who have it open: nobody may know it as it was.
             for old in [old for old, held in self._open.items() if held.disagrees(files)]:
@@ -273,14 +278,6 @@ class _Reader:
     def _held(self) -> int:
         """Files held open at most."""
         return sum(len(held.files) for held in self._open.values())
-
-
-def _identity(status: os.stat_result) -> Identity:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _changed() -> RevisionChanged:
-    return RevisionChanged("a file of this dataset has changed: ask for the dataset again to get its new revision")
 
 
 def _reason(error: Exception, files: Sequence[str]) -> FeedError:

@@ -12,6 +12,7 @@ from h5feed.errors import Overloaded, Unreadable
 
 from .child import Child
 from .layout import load_layout
+from .signatures import why_no_hdf5
 from .source import refused
 
 MEMORY_BYTES = 2 << 30
@@ -70,12 +71,14 @@ class Inspector:
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise Unreadable("it is not a regular file")
             # The child's refusal would not tell what the system has refused from what is wrong with the file.
-            with open(path, "rb"):
-                pass
+            with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+                problem = why_no_hdf5(file.fileno())
         except OSError as error:
             if isinstance(failure := refused(error), Overloaded):
                 raise failure from None
             raise Unreadable(f"it cannot be opened: {error.strerror}") from error
+        if problem is not None:
+            raise Unreadable(problem)
         try:
             answer = self._ask(path)
         except TimeoutError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -104,7 +105,7 @@ class ReaderPool:
 
     def _answer(self, files: Sequence[LocalFile], array: ArrayLayout, rows: Int64s) -> Bytes:
         about = {
-            "files": [[file.path, list(file.identity)] for file in files],
+            "files": [[file.path, [*file.identity, file.digest.hex()]] for file in files],
             "path": array.path,
             "dtype": array.dtype,
             "ragged": array.ragged,
@@ -203,9 +204,8 @@ def _refusal(answer: memoryview, path: str) -> FeedError | None:
 def _check_unchanged(files: Sequence[LocalFile]) -> None:
     """By path: a reader opens files itself. It looks again when it has read them."""
     for file in files:
-        try:
-            if Identity.of(os.stat(file.path)) == file.identity:
-                continue
-        except OSError:
-            pass
-        raise changed()
+        now = None
+        with contextlib.suppress(OSError):
+            now = Identity.of(os.stat(file.path))
+        if now != file.identity:
+            raise changed(file.identity, now)

@@ -132,7 +132,7 @@ class Slabs:
             return self._decoded(source, array, number)
         # Members of one table of records share its chunks.
         name = array.path if len(array.chunks.offsets) == 0 else int(array.chunks.offsets[0])
-        return self._kept.get((source.identity, name, number), partial(self._decoded, source, array, number), len)
+        return self._kept.get((*source.key, name, number), partial(self._decoded, source, array, number), len)
 
     def _decoded(self, source: LocalFile, array: ArrayLayout, number: int) -> Bytes:
         """All chunks of `height` rows, decoded and put together, (height * row bytes,) uint8."""

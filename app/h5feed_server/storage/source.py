@@ -29,24 +29,44 @@ class ByteSource(Protocol):
             The file ends before a range does.
         RevisionChanged
             The file was changed since it was inspected.
+        Overloaded
+            It was touched, and may have been changed: that is found out when it is asked for again.
         """
 
 
+YOUNG_SECONDS = 2.0
+"""A file system's clock may stand still for so long (FAT's does): a file that has changed within it may do so once more
+without its identity telling. (Git looks at such files again, too, and calls its index of them racy.)"""
+
+
 class Identity(NamedTuple):
-    """What tells that a file is still the one that was inspected. Keys caches; never leaves this machine."""
+    """What tells that a file is still the one that was inspected. Keys caches; never leaves this machine.
+
+    Whoever copies a file may set its time of modification to that of another; that of its last change, which the system
+    keeps, tells it all the same. It also changes with a file's names, owner and rights.
+    """
 
     device: int
     inode: int
     size: int
     mtime_ns: int
+    ctime_ns: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> Identity:
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     @property
     def key(self) -> str:
-        return f"{self.device:x}-{self.inode:x}-{self.size:x}-{self.mtime_ns:x}"
+        return "-".join(f"{part:x}" for part in self)
+
+    def is_young(self, at: float) -> bool:
+        """Whether, at that time by the clock, it could have changed once more without telling."""
+        return at - self.ctime_ns / 1e9 < YOUNG_SECONDS
+
+    def is_touched(self, before: Identity) -> bool:
+        """Whether it may have the same content as before, and has other names, another owner or other rights."""
+        return self != before and self[:4] == before[:4]
 
 
 class _OpenFile:
@@ -88,7 +108,7 @@ class OpenFiles:
                     self._files.popitem(last=False)
             self._files.move_to_end(path)
         if held.identity != identity:
-            raise changed()
+            raise changed(identity, held.identity)
         return held
 
     def close(self) -> None:
@@ -101,24 +121,29 @@ class LocalFile:
 
     Parameters
     ----------
+    digest : bytes
+        Of its content: a file that is young may get another under the same identity.
     beside : tuple of LocalFile
         Other files that an array of this one may be read from by h5py, or that say where in this one it lies.
     """
 
-    def __init__(self, files: OpenFiles, path: str, identity: Identity, beside: tuple[LocalFile, ...] = ()) -> None:
+    def __init__(
+        self, files: OpenFiles, path: str, identity: Identity, digest: bytes = b"", beside: tuple[LocalFile, ...] = ()
+    ) -> None:
         self._files = files
         self.path = path
         self.identity = identity
+        self.digest = digest
         self.beside = beside
 
     @property
-    def key(self) -> tuple[Identity, ...]:
+    def key(self) -> tuple[tuple[Identity, bytes], ...]:
         """Stands for the content, in caches."""
-        return (self.identity, *(file.identity for file in self.beside))
+        return tuple((file.identity, file.digest) for file in (self, *self.beside))
 
     def with_beside(self, files: Sequence[LocalFile]) -> LocalFile:
         """The same file, read together with others."""
-        return LocalFile(self._files, self.path, self.identity, tuple(files))
+        return LocalFile(self._files, self.path, self.identity, self.digest, tuple(files))
 
     def read_ranges(self, ranges: Sequence[Range]) -> None:
         with self.reading() as fd:
@@ -145,16 +170,17 @@ class LocalFile:
             raise changed() from None
         except OSError as error:
             raise refused(error) from None
-        if status.st_mtime_ns != self.identity.mtime_ns or status.st_size != self.identity.size:
-            raise changed()
+        known = self.identity
+        if (status.st_ctime_ns, status.st_mtime_ns, status.st_size) != (known.ctime_ns, known.mtime_ns, known.size):
+            raise changed(known, Identity.of(status))
 
     def read_rest(self, fd: int, offset: int, target: memoryview, done: int) -> None:
         """What a read has left of `target`: Linux reads at most 2 GiB at a time, and some file systems less."""
         while done < len(target):
             received = os.preadv(fd, (target[done:],), offset + done)
             if not received:
-                if Identity.of(os.fstat(fd)) != self.identity:
-                    raise changed()
+                if (now := Identity.of(os.fstat(fd))) != self.identity:
+                    raise changed(self.identity, now)
                 raise DatasetCorrupt(
                     f"the file ends at byte {os.fstat(fd).st_size}, an array in it at {offset + len(target)}"
                 )
@@ -168,5 +194,12 @@ def refused(error: OSError) -> FeedError:
     return SourceUnavailable(f"a file of this dataset cannot be read: {error.strerror}", retry_after=1)
 
 
-def changed() -> RevisionChanged:
+def changed(known: Identity | None = None, now: Identity | None = None) -> FeedError:
+    """What it means to those who asked that a file is not what it was."""
+    if known is not None and now is not None and now.is_touched(known):
+        # A link, a move or another mode is no reason to end an epoch. Who asks again gets the same or hears the truth.
+        return Overloaded(
+            "a file of this dataset was touched while it was read, and is looked at again: come again in a moment",
+            retry_after=1,
+        )
     return RevisionChanged("a file of this dataset has changed: ask for the dataset again to get its new revision")

@@ -1,0 +1,54 @@
+"""What a file that is no HDF5 is instead, told by how it begins, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+
+HDF5 = b"\x89HDF\r\n\x1a\n"
+"""Where a file's superblock begins: at its start, or after a user block of 512 bytes times a power of two."""
+
+_OTHERS: tuple[tuple[bytes, str], ...] = (
+    (
+        b"MATLAB 5.0 MAT-file",
+        "MATLAB v5: save it again in MATLAB with -v7.3, or pack its arrays (scipy.io.loadmat) with "
+        "numpy.savez and h5feed-server build",
+    ),
+    (b"CDF\x01", "netCDF-3: convert it with nccopy -k nc4 OLD.nc NEW.nc"),
+    (b"CDF\x02", "netCDF-3: convert it with nccopy -k nc4 OLD.nc NEW.nc"),
+    (b"CDF\x05", "netCDF-3: convert it with nccopy -k nc4 OLD.nc NEW.nc"),
+    (b"\x0e\x03\x13\x01", "HDF4: convert it with h4toh5 OLD.hdf NEW.h5"),
+    (b"PK\x03\x04", "a zip archive: unpack it, or pack its images or arrays with h5feed-server build"),
+    (b"\x1f\x8b", "compressed with gzip: unpack it with gunzip"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it with unzstd"),
+    (b"BZh", "compressed with bzip2: unpack it with bunzip2"),
+    (b"\xfd7zXZ\0", "compressed with xz: unpack it with unxz"),
+    (b"\x93NUMPY", "NumPy's: pack it with h5feed-server build"),
+    (b"PAR1", "Parquet: pack it with h5feed-server build"),
+    (b"version https://git-lfs", "a pointer of Git LFS: fetch what it stands for with git lfs pull"),
+    (b"<!doctype html", "a web page: what was downloaded is not the file"),
+    (b"<html", "a web page: what was downloaded is not the file"),
+)
+
+
+def is_hdf5(fd: int) -> bool:
+    """Whether an open file is HDF5."""
+    size = os.fstat(fd).st_size
+    offset = 0
+    while offset + len(HDF5) <= size:
+        if os.pread(fd, len(HDF5), offset) == HDF5:
+            return True
+        offset = max(512, 2 * offset)
+    return False
+
+
+def why_no_hdf5(fd: int) -> str | None:
+    """What an open file is instead of HDF5; None where it is HDF5."""
+    if is_hdf5(fd):
+        return None
+    head = os.pread(fd, 128, 0)
+    if not head:
+        return "it is no HDF5 file, but empty"
+    for begin, what in _OTHERS:
+        if head[: len(begin)].lower() == begin.lower():
+            return f"it is no HDF5 file, but {what}"
+    return "it is no HDF5 file: nothing in it begins as one does"
