@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import stat
 import weakref
 import zlib
 from collections.abc import Iterator
@@ -47,7 +48,8 @@ class FieldStore:
     Raises
     ------
     OSError
-        The files can neither be made nor be read, or are not those of so many rows.
+        The files can neither be made nor be read. Where they are not those of so many rows, they are made anew; on a
+        disk that cannot be written, that is an error, too.
     """
 
     def __init__(self, path: Path, rows: int, row_bytes: int) -> None:
@@ -67,11 +69,19 @@ class FieldStore:
 
     def _open(self, path: Path, size: int) -> npt.NDArray[np.uint8]:
         """A file of that size, made where there is none, as a mapped (size,) uint8 array."""
+        # A FIFO of that name would block the open for ever.
+        flags = os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_size not in (0, size):
+                # Whoever else has it open goes on with what has no name any more.
+                os.close(descriptor)
+                os.unlink(path)
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
         except OSError:
             # A folder that others have filled may be on a disk that is read-only here.
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | flags)
             self.writable = False
         self._descriptors.append(descriptor)
         held = os.fstat(descriptor).st_size
@@ -116,6 +126,8 @@ class FieldStore:
             # Not mode="raise": that gathers into a buffer of its own first.
             np.take(self._data, rows, axis=0, out=raw, mode="clip")
             return found
+        if os.fstat(self._descriptors[1]).st_size != self._sums.nbytes:
+            return np.zeros(len(rows), np.bool_)
         sums = self._sums[rows]
         there = np.flatnonzero(found | (sums != 0))
         if len(there) == len(rows):
