@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import logging
 import math
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FuturesTimeout
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from h5feed.errors import BadParameter, DatasetNotFound, FeedError, Overloaded, RevisionChanged, Unreadable
@@ -29,9 +29,13 @@ from ..storage.source import Identity, OpenFiles, changed
 from .dataset import Dataset, Field, describe_fields
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset, read_declared
+from .grouping import alike, fuel, weights
+from .grouping.classes import InDoubt
+from .grouping.families import Family, alone, dotted, families, glob_of, shown
+from .grouping.pieces import Hints, InspectedFile
+from .grouping.tables import PartMissing, tables_of
 from .loading import PASSING, Beside, FileLoader, LoadedFile
 from .roles import class_names
-from .tables import InspectedFile, PartMissing, Tags, tables_of, tags_of
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +45,9 @@ RESCAN_SECONDS = 1.0
 
 MANY_FILES = 4
 MANY_FILES_SECONDS = 0.05
-"""The files of a dataset of more files are looked at this often, and not for every request."""
+FILE_SECONDS = 100e-6
+"""The files of a dataset of more files are looked at this often, and not for every request; of very many, after so long
+for each of them."""
 
 _DEAR = 2.0
 """Bytes decoded for each served above which a field gets advice."""
@@ -59,6 +65,14 @@ PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
+class Refused:
+    """What might be a dataset, and why it is none."""
+
+    files: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Entry:
     """Files that belong together, most often one alone, and the datasets that they turned out to be."""
 
@@ -70,6 +84,8 @@ class Entry:
     outcome: Future[tuple[Dataset, ...]]
     beside: Beside
     """Other files that they lead to, as far as is known."""
+    refused: dict[str, Refused] = dataclasses.field(default_factory=dict)
+    """What of them cannot be served though other of it can, by name; as far as is known."""
     began: float = 0.0
     """When they were looked at, by the monotonic clock."""
 
@@ -174,6 +190,9 @@ class Catalog:
                 lines.append(Listed(entry.name, entry.files, "unreadable", reason, None))
             else:
                 lines += [Listed(one.name, one.files, "ok", None, one) for one in entry.datasets()]
+                lines += [
+                    Listed(name, one.files, "unreadable", one.reason, None) for name, one in entry.refused.items()
+                ]
         return sorted(lines, key=lambda line: line.name)
 
     def names(self) -> list[str]:
@@ -202,7 +221,8 @@ class Catalog:
 
     def _is_current(self, name: str, entry: Entry, dataset: Dataset, checked: float) -> bool:
         now = time.monotonic()
-        if len(entry.paths) + len(entry.beside) > MANY_FILES and now - checked < MANY_FILES_SECONDS:
+        files = len(entry.paths) + len(entry.beside)
+        if files > MANY_FILES and now - checked < max(MANY_FILES_SECONDS, files * FILE_SECONDS):
             return True
         if entry.has_changed():
             return False
@@ -227,6 +247,8 @@ class Catalog:
                 if entry.name == name:
                     failure = Unreadable(f"dataset {name!r} cannot be read: {error.detail}")
             else:
+                if name in entry.refused:
+                    failure = Unreadable(f"dataset {name!r} cannot be read: {entry.refused[name].reason}")
                 for dataset in datasets:
                     if dataset.name == name:
                         found = self._found[name] = (entry, dataset, time.monotonic())
@@ -251,7 +273,8 @@ class Catalog:
                 failed: Future[tuple[Dataset, ...]] = Future()
                 failed.set_exception(error)
                 entries[DECLARATION] = Entry(DECLARATION, (DECLARATION,), (), (), failed, {})
-            for name, files, declared_as in _groups(self._walk(), declared):
+            for family in families(self._walk(), declared):
+                name, files = family.name, family.files
                 paths = tuple(str(self._root / file) for file in files)
                 try:
                     identities = tuple(Identity.of(os.stat(path)) for path in paths)
@@ -265,10 +288,9 @@ class Catalog:
                     with self._loading_lock:
                         self._loading += 1
                     beside: Beside = {}
-                    outcome = self._executor.submit(
-                        self._load, name, files, paths, identities, beside, declared_as, declaration
-                    )
-                    known = Entry(name, files, paths, identities, outcome, beside, began)
+                    refused: dict[str, Refused] = {}
+                    outcome = self._executor.submit(self._load, family, paths, identities, beside, refused, declaration)
+                    known = Entry(name, files, paths, identities, outcome, beside, refused, began)
                 entries[name] = known
             for name in [name for name, (entry, _, _) in self._found.items() if entries.get(entry.name) is not entry]:
                 self._found.pop(name, None)
@@ -312,33 +334,28 @@ class Catalog:
 
     def _load(
         self,
-        name: str,
-        files: tuple[str, ...],
+        family: Family,
         paths: tuple[str, ...],
         identities: tuple[Identity, ...],
         beside: Beside,
-        declared: DeclaredDataset | None,
+        refused: dict[str, Refused],
         declaration: bytes,
     ) -> tuple[Dataset, ...]:
+        name, files = family.name, family.files
         try:
             # It may have waited for long, while a file was being written, for each of its states.
             if any(_identity(path) != identity for path, identity in zip(paths, identities, strict=True)):
                 raise changed()
-            loaded = [
-                self._loader.load(path, identity, beside) for path, identity in zip(paths, identities, strict=True)
-            ]
-            try:
-                return self._datasets(name, files, loaded, declared, declaration)
-            except PartMissing as error:
-                raise Unreadable(str(error)) from None
-            except ValueError as error:
-                if len(files) == 1 or declared is not None:
-                    raise Unreadable(str(error)) from None
-                # Their names look like parts of one dataset, their content does not.
-                alone: list[Dataset] = []
-                for file, one in zip(files, loaded, strict=True):
-                    alone += self._datasets(_dotted(os.path.splitext(file)[0]), (file,), [one], None, declaration)
-                return tuple(alone)
+            loaded: dict[str, LoadedFile] = {}
+            failed: dict[str, Unreadable] = {}
+            for file, path, identity in zip(files, paths, identities, strict=True):
+                try:
+                    loaded[file] = self._loader.load(path, identity, beside)
+                except Unreadable as error:
+                    if family.kind not in ("numbers", "words"):
+                        raise
+                    failed[file] = error
+            return self._divided(family, loaded, failed, refused, declaration)
         except PASSING as error:
             raise Overloaded(f"dataset {name!r} cannot be looked at now: {error.detail}", retry_after=1) from None
         except FeedError as error:
@@ -357,50 +374,108 @@ class Catalog:
                 # The children do not outlive their work.
                 self._inspector.rest()
 
-    def _datasets(
+    def _divided(
         self,
-        name: str,
-        files: tuple[str, ...],
-        loaded: Sequence[LoadedFile],
-        declared: DeclaredDataset | None,
+        family: Family,
+        loaded: Mapping[str, LoadedFile],
+        failed: Mapping[str, Unreadable],
+        refused: dict[str, Refused],
         declaration: bytes,
     ) -> tuple[Dataset, ...]:
-        """The datasets in files that belong together."""
-        inspected = []
-        alike: Counter[tuple[str | None, str | None]] = Counter()
+        """The datasets in the files of a family: one of all, or those of each file."""
+        notes: tuple[str, ...] = ()
+        together = family.kind != "alone"
+        hints = Hints()
+        if family.declared is not None:
+            hints = Hints(family.declared.stack, family.declared.classes, family.declared.episodes)
+        elif family.kind in ("numbers", "words"):
+            try:
+                verdict = _verdict(family, loaded)
+            except InDoubt as error:
+                raise Unreadable(_in_doubt(str(error), family.name, family.files, "stack")) from None
+            together = verdict.kind != "apart"
+            notes = (verdict.note,) if verdict.note else ()
+            hints = Hints(stack=verdict.kind == "samples" or None, classes=verdict.kind == "classes" or None)
+            if together and failed:
+                file, first = next(iter(failed.items()))
+                raise Unreadable(f"{shown(file)}, one of its {len(family.files)} files, cannot be read: {first.detail}")
+        if together:
+            try:
+                return self._datasets(family, list(loaded.values()), hints, refused, declaration, notes)
+            except PartMissing as error:
+                raise Unreadable(str(error)) from None
+            except ValueError as error:
+                if family.declared is not None:
+                    raise Unreadable(str(error)) from None
+        # Their names look like parts of one dataset, their content does not.
+        found: list[Dataset] = []
+        for one in alone(family.files):
+            try:
+                if one.files[0] in failed:
+                    raise failed[one.files[0]]
+                found += self._datasets(one, [loaded[one.files[0]]], Hints(), refused, declaration, notes)
+            except (Unreadable, ValueError) as error:
+                reason = error.detail if isinstance(error, Unreadable) else str(error)
+                refused[one.name] = Refused(one.files, reason)
+                if family.kind == "alone":
+                    raise Unreadable(reason) from None
+                logger.warning("%s: %s", one.files[0], reason)
+        return tuple(found)
+
+    def _datasets(
+        self,
+        family: Family,
+        loaded: Sequence[LoadedFile],
+        hints: Hints,
+        refused: dict[str, Refused],
+        declaration: bytes,
+        notes: tuple[str, ...],
+    ) -> tuple[Dataset, ...]:
+        """The datasets in files that belong together.
+
+        Raises
+        ------
+        Unreadable
+            There is none.
+        ValueError
+            The files do not fit together.
+        """
+        name, files, declared = family.name, family.files, family.declared
         for file, one in zip(files, loaded, strict=True):
-            stem = os.path.splitext(os.path.basename(file))[0]
-            tags = tags_of(stem) if len(files) > 1 else Tags(stem)
-            if declared is not None:
-                # In the order declared, one after the other, but for those that are splits or halves.
-                tags = replace(tags, shard=alike[tags.split, tags.half], shards=1)
-                alike[tags.split, tags.half] += 1
-            segments = one.segments
-            if declared is not None and declared.fields is not None:
-                missing = [path for path in declared.fields.values() if path not in segments]
-                if missing:
-                    raise Unreadable(f"{DECLARATION} names the array {missing[0]!r}, which {file} does not have")
-                segments = {field: segments[path] for field, path in declared.fields.items()}
-            inspected.append(InspectedFile(segments, tags))
-        tables = tables_of(inspected)
+            if declared is None and (reason := weights.reason_for(one.layout.attributes, one.segments)):
+                raise Unreadable(reason if len(files) == 1 else f"{shown(file)}: {reason}")
+        inspected = _inspected(family, loaded)
+        tables = tables_of(inspected, hints)
+        if len(loaded) == 1:
+            fuel.apply(loaded[0].layout.attributes.get(fuel.ATTRIBUTE), tables)
         identities = tuple(
             dict.fromkeys(part for one in loaded for segment in one.segments.values() for part in segment.source.key)
         )
-        revision = _revision([digest for one in loaded for digest in one.digests], declaration)
+        # What rows and classes are called is served as well.
+        called = family.rows if hints.stack or hints.classes else ()
+        revision = _revision([digest for one in loaded for digest in one.digests], declaration, called)
         decode = _images_declared(declared, [field.name for table in tables for field in table.fields])
+        notes = (*dict.fromkeys(note for one in loaded for note in one.layout.notes), *notes)
         datasets = []
         reasons: list[str] = []
         for table in tables:
+            main = not table.path or len(tables) == 1
+            own = name if main else f"{name}.{dotted(table.path)}"
+            if table.problem is not None:
+                refused[own] = Refused(files, _in_doubt(table.problem, name, files, "classes"))
+                reasons.append(refused[own].reason)
+                continue
             fields = describe_fields(table, declared.roles if declared else None, decode)
             if not any(field.unreadable is None for field in fields):
                 reasons += [f"{field.name}: {field.unreadable}" for field in fields[:5]]
                 continue
             label = next((field for field in fields if field.role == "label" and not field.unreadable), None)
             names = class_names(label.array, table.text) if label else None
-            main = not table.path or len(tables) == 1
+            if table.class_names is not None:
+                names = list(table.class_names)
             datasets.append(
                 Dataset(
-                    name=name if main else f"{name}.{_dotted(table.path)}",
+                    name=own,
                     files=files,
                     revision=revision,
                     digest_in_full=all(identity.size <= self._settings.digest_limit for identity in identities),
@@ -410,12 +485,51 @@ class Catalog:
                     native=declared.native(table.rows) if main and declared and declared.splits else table.native,
                     class_names=declared.class_names if declared and declared.class_names else names,
                     identity=identities,
-                    notes=tuple(note for one in loaded for note in one.layout.notes),
+                    notes=(*notes, *table.notes),
                 )
             )
         if not datasets:
             raise Unreadable("; ".join(reasons[:5]) or "it holds no arrays")
         return tuple(datasets)
+
+
+def _inspected(family: Family, loaded: Sequence[LoadedFile]) -> list[InspectedFile]:
+    """The arrays of each file, by the names that are declared for them.
+
+    Raises
+    ------
+    Unreadable
+        One is declared that is not there.
+    """
+    inspected = []
+    for file, tags, row, one in zip(family.files, family.tags, family.rows, loaded, strict=True):
+        segments = one.segments
+        if family.declared is not None and family.declared.fields is not None:
+            missing = [path for path in family.declared.fields.values() if path not in segments]
+            if missing:
+                raise Unreadable(f"{DECLARATION} names the array {missing[0]!r}, which {shown(file)} does not have")
+            segments = {name: segments[path] for name, path in family.declared.fields.items()}
+        inspected.append(InspectedFile(segments, tags, shown(row)))
+    return inspected
+
+
+def _verdict(family: Family, loaded: Mapping[str, LoadedFile]) -> alike.Verdict:
+    """What files are to each other whose names are alike."""
+    there = [place for place, file in enumerate(family.files) if file in loaded]
+    files = [
+        InspectedFile(loaded[family.files[place]].segments, family.tags[place], family.rows[place]) for place in there
+    ]
+    if len(files) < 2 or any(weights.reason_for(one.layout.attributes, one.segments) for one in loaded.values()):
+        return alike.APART
+    return alike.of_words(files) if family.kind == "words" else alike.of_numbers(files, family.files)
+
+
+def _in_doubt(reason: str, name: str, files: Sequence[str], key: Literal["stack", "classes"]) -> str:
+    """Why something is not served, and the lines that decide."""
+    line = f"datasets.{json.dumps(name)} = {{ files = [{json.dumps(shown(glob_of(files)))}], {key} = "
+    ways = {"stack": ("one row a file", "rows along the first axis"), "classes": ("one class each", "fields")}[key]
+    lines = f"{line}true }} ({ways[0]}) or {line}false }} ({ways[1]})"
+    return f"{reason}. One of these lines in {DECLARATION} decides: {lines}"
 
 
 def _images_declared(declared: DeclaredDataset | None, fields: Sequence[str]) -> dict[str, ImageSpec]:
@@ -437,62 +551,12 @@ def _images_declared(declared: DeclaredDataset | None, fields: Sequence[str]) ->
     return found
 
 
-def _revision(digests: Sequence[bytes], declaration: bytes) -> str:
+def _revision(digests: Sequence[bytes], declaration: bytes, called: Sequence[str] = ()) -> str:
     parts = hashlib.blake2b(digest_size=8)
     parts.update(f"{ORDER_VERSION} {len(declaration)} ".encode() + declaration + b"".join(digests))
+    if called:
+        parts.update(json.dumps(called).encode())
     return parts.hexdigest()
-
-
-def _groups(
-    files: list[str], declared: Mapping[str, DeclaredDataset]
-) -> list[tuple[str, tuple[str, ...], DeclaredDataset | None]]:
-    """Files that belong together, by what is declared and by their names; and the name of what they are."""
-    groups: list[tuple[str, tuple[str, ...], DeclaredDataset | None]] = []
-    taken: set[str] = set()
-    for name, dataset in declared.items():
-        matching = tuple(dataset.matching(files))
-        if matching:
-            groups.append((name, matching, dataset))
-            taken.update(matching)
-    parts: dict[tuple[str, str], list[tuple[Tags, str]]] = {}
-    for file in files:
-        tags = tags_of(os.path.splitext(os.path.basename(file))[0])
-        if file not in taken and tags.is_part:
-            parts.setdefault((os.path.dirname(file), tags.stem.lower()), []).append((tags, file))
-    names = {_dotted(os.path.splitext(file)[0]) for file in files} | set(declared)
-    for (folder, _), members in parts.items():
-        splits = {tags.split for tags, _ in members}
-        whole = splits == {None} or ("train" in splits and None not in splits)
-        if len(members) < 2 or not whole:
-            continue
-        stem = members[0][0].stem
-        name = _dotted(os.path.join(folder, stem) if stem else folder or "data")
-        if name in names:
-            continue
-        order = (None, "train", "val", "test")
-        members.sort(key=lambda member: (order.index(member[0].split), member[0].shard, member[1]))
-        groups.append((name, tuple(file for _, file in members), None))
-        taken.update(file for _, file in members)
-        names.add(name)
-    groups += [(name, (file,), None) for name, file in _names([f for f in files if f not in taken]).items()]
-    return groups
-
-
-def _names(files: list[str]) -> dict[str, str]:
-    """Name of each file: its path without the ending, dots for slashes; two alike keep their endings."""
-    stems: dict[str, list[str]] = {}
-    for file in files:
-        stems.setdefault(_dotted(os.path.splitext(file)[0]), []).append(file)
-    return {(stem if len(alike) == 1 else _dotted(file)): file for stem, alike in stems.items() for file in alike}
-
-
-def _dotted(path: str) -> str:
-    return shown(Path(path).as_posix().replace("/", "."))
-
-
-def shown(path: str) -> str:
-    """A path as it can travel: names that are no UTF-8 fit neither in a URL nor in JSON."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _advice(field: Field) -> str | None:
