@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .catalog.catalog import Entry, describe_dataset
+from .catalog.catalog import Entry
 from .catalog.dataset import Dataset, Field
+from .catalog.description import describe_dataset
 from .sampling.spec import OrderSpec
 from .services import Services
 from .settings import Settings

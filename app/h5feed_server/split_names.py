@@ -22,6 +22,9 @@ SPLITS = ("train", "val", "test")
 _WORD = re.compile(rf"(?:^|[_.\-])({'|'.join(SPLIT_WORDS)})(?:[_.\-]?set)?(?=$|[_.\-])", re.I)
 """A split's word in a name: ``train_set_x``, ``x_train``, ``level_2_split_train_x``."""
 
+_NUMBERED = re.compile(rf"(?:^|[_.\-])({'|'.join(SPLIT_WORDS)})(?:[_.\-]?set)?(\d+)(?=$|[_.\-])", re.I)
+"""The same with a number behind it, as files have: ``ply_data_train0``."""
+
 
 def without_split(name: str) -> tuple[str, str | None]:
     """``x_train`` → ``x``, ``train``."""
@@ -29,3 +32,15 @@ def without_split(name: str) -> tuple[str, str | None]:
     if match is None:
         return name, None
     return (name[: match.start()] + name[match.end() :]).strip("_.-"), SPLIT_WORDS[match[1].lower()]
+
+
+def numbered_split(name: str) -> tuple[str, str | None, int]:
+    """``ply_data_train0`` → ``ply_data``, ``train``, 0; the number is -1 where there is none."""
+    rest, split = without_split(name)
+    if split is not None:
+        return rest, split, -1
+    match = _NUMBERED.search(name)
+    if match is None:
+        return name, None, -1
+    rest = (name[: match.start()] + name[match.end() :]).strip("_.-")
+    return rest, SPLIT_WORDS[match[1].lower()], int(match[2])

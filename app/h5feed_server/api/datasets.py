@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from ..catalog.catalog import Listed, describe_dataset
+from ..catalog.catalog import Listed
+from ..catalog.description import describe_dataset
 from ..catalog.discovery import shown
 from .deps import NamePath, ServicesDep, in_thread
 from .queries import CatalogQuery

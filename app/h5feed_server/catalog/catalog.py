@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import logging
 import os
 import stat
@@ -13,38 +11,25 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FuturesTimeout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
-from h5feed.errors import BadParameter, DatasetNotFound, FeedError, Overloaded, RevisionChanged, Unreadable
-from h5feed.images import ImageSpec
-from h5feed.order import ORDER_VERSION
+from h5feed.errors import DatasetNotFound, FeedError, Overloaded, RevisionChanged, Unreadable
 
-from ..served_version import SERVED_VERSION
 from ..settings import Settings
 from ..storage.folder import CacheFolder
 from ..storage.inspector import Inspector
 from ..storage.reader_pool import ReaderPool
 from ..storage.source import YOUNG_SECONDS, Identity, OpenFiles, changed
-from .dataset import Dataset, Field, describe_fields
+from .assembling import Assembler, Refused
+from .dataset import Dataset
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset, followed, read_declared
-from .discovery import (
-    ALL_SUFFIXES,
-    Others,
-    distinct,
-    dotted,
-    ending_of,
-    name_files,
-    shown,
-    walk,
-    why_not_there,
-)
+from .discovery import ALL_SUFFIXES, Others, distinct, dotted, ending_of, shown, walk, why_not_there
+from .grouping.families import Family, families
 from .loading import PASSING, Beside, FileLoader, LoadedFile
 from .other_files import other_files
-from .roles import class_names
-from .tables import InspectedFile, PartMissing, Tags, tables_of, tags_of
 from .watching import notice
 
 logger = logging.getLogger(__name__)
@@ -54,10 +39,9 @@ RESCAN_SECONDS = 1.0
 
 MANY_FILES = 4
 MANY_FILES_SECONDS = 0.05
-"""The files of a dataset of more files are looked at this often, and not for every request."""
-
-_DEAR = 2.0
-"""Bytes decoded for each served above which a field gets advice."""
+FILE_SECONDS = 100e-6
+"""The files of a dataset of more files are looked at this often, and not for every request; of very many, after so long
+for each of them."""
 
 RETRY_SECONDS = 2.0
 """What failed for a reason that may pass is looked at again after so long, when it is asked for."""
@@ -78,6 +62,8 @@ class Entry:
     outcome: Future[tuple[Dataset, ...]]
     beside: Beside
     """Other files that they lead to, as far as is known."""
+    refused: dict[str, Refused] = field(default_factory=dict)
+    """What of them cannot be served though other of it can, by name; as far as is known."""
     began: float = 0.0
     """When they were looked at, by the monotonic clock."""
     declared: bytes = b""
@@ -86,7 +72,7 @@ class Entry:
     """When they were looked at, by the clock that files' times are of."""
     is_second: bool = False
     """They were looked at before, and had only just been written then."""
-    again: list[Entry] = dataclasses.field(default_factory=list)
+    again: list[Entry] = field(default_factory=list)
     """The same files, looked at for the second time."""
 
     def reason(self) -> str | None:
@@ -159,6 +145,7 @@ class Catalog:
         self._files = OpenFiles(settings.open_files)
         self._inspector = Inspector(settings.inspect_timeout)
         self._loader = FileLoader(self._root, settings, folder, self._files, self._inspector, hdf5)
+        self._assembler = Assembler(settings.digest_limit, self._tell)
         self._executor = ThreadPoolExecutor(2, "h5feed-inspect")
         self._entries: dict[str, Entry] = {}
         self._found: dict[str, tuple[Entry, Dataset, float]] = {}
@@ -206,6 +193,10 @@ class Catalog:
                 lines.append((entry, Listed(entry.name, entry.files, "unreadable", reason, None)))
             else:
                 lines += [(entry, Listed(one.name, one.files, "ok", None, one)) for one in entry.datasets()]
+                lines += [
+                    (entry, Listed(name, one.files, "unreadable", one.reason, None))
+                    for name, one in entry.refused.items()
+                ]
         listed = _told_apart(lines)
         below = f"{self._root}{os.sep}"
         known = {path.removeprefix(below) for path in parts} | {file for entry in entries for file in entry.files}
@@ -241,7 +232,8 @@ class Catalog:
 
     def _is_current(self, name: str, entry: Entry, dataset: Dataset, checked: float) -> bool:
         now = time.monotonic()
-        if len(entry.paths) + len(entry.beside) > MANY_FILES and now - checked < MANY_FILES_SECONDS:
+        files = len(entry.paths) + len(entry.beside)
+        if files > MANY_FILES and now - checked < max(MANY_FILES_SECONDS, files * FILE_SECONDS):
             return True
         if entry.has_changed() or entry.is_due():
             return False
@@ -265,6 +257,7 @@ class Catalog:
         inner = [entry for entry in entries.values() if name.startswith(f"{entry.name}.")]
         joined = [entry for entry in entries.values() if len(entry.files) > 1 and entry not in inner]
         failure: FeedError | None = None
+        refused: Unreadable | None = None
         for candidates in (own, inner, joined):
             matching: list[tuple[Entry, Dataset]] = []
             for entry in candidates:
@@ -277,6 +270,8 @@ class Catalog:
                         raise Unreadable(f"dataset {name!r} cannot be read: {error.detail}") from None
                 else:
                     matching += [(entry, dataset) for dataset in datasets if dataset.name == name]
+                    if name in entry.refused:
+                        refused = Unreadable(f"dataset {name!r} cannot be read: {entry.refused[name].reason}")
             if len(matching) > 1:
                 files = [dataset.files[0] for _, dataset in matching]
                 raise Unreadable(f"dataset {name!r} cannot be read: {_of_one_name(name, files)}")
@@ -286,6 +281,8 @@ class Catalog:
             if matching:
                 found = self._found[name] = (*matching[0], time.monotonic())
                 return found
+        if refused is not None:
+            raise refused
         names = self.names()
         shown = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
         raise DatasetNotFound(f"there is no dataset {name!r}: valid are {shown or 'none, the data folder is empty'}")
@@ -306,7 +303,7 @@ class Catalog:
                 failed: Future[tuple[Dataset, ...]] = Future()
                 failed.set_exception(Unreadable(reason))
                 name = free(name, files)
-                entries[name] = Entry(name, tuple(files), (), (), failed, {}, began)
+                entries[name] = Entry(name, tuple(files), (), (), failed, {}, began=began)
                 self._tell(files, reason)
 
             declaration = read_declared(self._root)
@@ -324,8 +321,9 @@ class Catalog:
             for path, why in found.refused.items():
                 refuse(dotted(path) or ".", (path or ".",), why)
             second_look = float("inf")
-            for name, members, declared_as in _groups(files, declared):
-                name = free(name, members)
+            for family in families(files, declared):
+                members = family.files
+                name = free(family.name, members)
                 paths = tuple(str(self._root / file) for file in members)
                 try:
                     states = [os.stat(path) for path in paths]
@@ -337,9 +335,9 @@ class Catalog:
                     refuse(name, members, "it is not a regular file")
                     continue
                 identities = tuple(map(Identity.of, states))
-                look = partial(self._look, name, members, paths, identities, declared_as, began, looked)
+                look = partial(self._look, replace(family, name=name), paths, identities, began, looked)
                 entry = self._entries.get(name)
-                if entry is None or entry.is_outdated(paths, identities, _said(declared_as)):
+                if entry is None or entry.is_outdated(paths, identities, _said(family.declared)):
                     entry = look()
                 elif entry.is_due():
                     second = entry.again.pop() if entry.again else None
@@ -358,11 +356,9 @@ class Catalog:
 
     def _look(
         self,
-        name: str,
-        files: tuple[str, ...],
+        family: Family,
         paths: tuple[str, ...],
         identities: tuple[Identity, ...],
-        declared: DeclaredDataset | None,
         began: float,
         looked: float,
         *,
@@ -372,9 +368,12 @@ class Catalog:
         with self._loading_lock:
             self._loading += 1
         beside: Beside = {}
-        said = _said(declared)
-        outcome = self._executor.submit(self._load, name, files, paths, identities, beside, declared, said)
-        return Entry(name, files, paths, identities, outcome, beside, began, said, looked, is_second)
+        refused: dict[str, Refused] = {}
+        said = _said(family.declared)
+        outcome = self._executor.submit(self._load, family, paths, identities, beside, refused, said)
+        return Entry(
+            family.name, family.files, paths, identities, outcome, beside, refused, began, said, looked, is_second
+        )
 
     def _tell(self, files: Sequence[str], reason: str) -> None:
         """Log once why something is not served."""
@@ -384,38 +383,30 @@ class Catalog:
 
     def _load(
         self,
-        name: str,
-        files: tuple[str, ...],
+        family: Family,
         paths: tuple[str, ...],
         identities: tuple[Identity, ...],
         beside: Beside,
-        declared: DeclaredDataset | None,
+        refused: dict[str, Refused],
         declaration: bytes,
     ) -> tuple[Dataset, ...]:
+        name, files = family.name, family.files
         try:
             # It may have waited for long, while a file was being written, for each of its states.
             if any(_identity(path) != identity for path, identity in zip(paths, identities, strict=True)):
                 raise changed()
-            loaded = []
+            loaded: dict[str, LoadedFile] = {}
+            failed: dict[str, Unreadable] = {}
             for file, path, identity in zip(files, paths, identities, strict=True):
                 try:
-                    loaded.append(self._loader.load(path, identity, beside))
+                    loaded[file] = self._loader.load(path, identity, beside)
                 except Unreadable as error:
                     if len(files) == 1:
                         raise
-                    raise Unreadable(f"{shown(file)}: {error.detail}") from error.__cause__
-            try:
-                return self._datasets(name, files, loaded, declared, declaration)
-            except PartMissing as error:
-                raise Unreadable(str(error)) from None
-            except ValueError as error:
-                if len(files) == 1 or declared is not None:
-                    raise Unreadable(str(error)) from None
-                # Their names look like parts of one dataset, their content does not.
-                alone: list[Dataset] = []
-                for file, one in zip(files, loaded, strict=True):
-                    alone += self._datasets(dotted(os.path.splitext(file)[0]), (file,), [one], None, declaration)
-                return tuple(alone)
+                    if family.kind not in ("numbers", "words"):
+                        raise Unreadable(f"{shown(file)}: {error.detail}") from error.__cause__
+                    failed[file] = error
+            return self._assembler.divide(family, loaded, failed, refused, declaration)
         except PASSING as error:
             raise Overloaded(f"dataset {name!r} cannot be looked at now: {error.detail}", retry_after=1) from None
         except FeedError as error:
@@ -435,85 +426,6 @@ class Catalog:
             if idle:
                 # The children do not outlive their work.
                 self._inspector.rest()
-
-    def _datasets(
-        self,
-        name: str,
-        files: tuple[str, ...],
-        loaded: Sequence[LoadedFile],
-        declared: DeclaredDataset | None,
-        declaration: bytes,
-    ) -> tuple[Dataset, ...]:
-        """The datasets in files that belong together."""
-        inspected = []
-        alike: Counter[tuple[str | None, str | None]] = Counter()
-        for file, one in zip(files, loaded, strict=True):
-            stem = os.path.splitext(os.path.basename(file))[0]
-            tags = tags_of(stem) if len(files) > 1 else Tags(stem)
-            if declared is not None:
-                # In the order declared, one after the other, but for those that are splits or halves.
-                tags = replace(tags, shard=alike[tags.split, tags.half], shards=1)
-                alike[tags.split, tags.half] += 1
-            segments = one.segments
-            if declared is not None and declared.fields is not None:
-                missing = [path for path in declared.fields.values() if path not in segments]
-                if missing:
-                    raise Unreadable(f"{DECLARATION} names the array {missing[0]!r}, which {file} does not have")
-                segments = {field: segments[path] for field, path in declared.fields.items()}
-            inspected.append(InspectedFile(segments, tags))
-        tables = tables_of(inspected)
-        identities = tuple(
-            dict.fromkeys(part for one in loaded for segment in one.segments.values() for part in segment.source.key)
-        )
-        revision = _revision([digest for one in loaded for digest in one.digests], declaration)
-        decode = _images_declared(declared, [field.name for table in tables for field in table.fields])
-        datasets = []
-        reasons: list[str] = []
-        for table in tables:
-            fields = describe_fields(table, declared.roles if declared else None, decode)
-            if not any(field.unreadable is None for field in fields):
-                reasons += [f"{field.name}: {field.unreadable}" for field in fields[:5]]
-                continue
-            label = next((field for field in fields if field.role == "label" and not field.unreadable), None)
-            names = class_names(label.array, table.text) if label else None
-            main = not table.path or len(tables) == 1
-            datasets.append(
-                Dataset(
-                    name=name if main else f"{name}.{dotted(table.path)}",
-                    files=files,
-                    revision=revision,
-                    digest_in_full=all(one.size <= self._settings.digest_limit for one, _ in identities),
-                    rows=table.rows,
-                    fields=fields,
-                    attributes=loaded[0].layout.attributes,
-                    native=declared.native(table.rows) if main and declared and declared.splits else table.native,
-                    class_names=declared.class_names if declared and declared.class_names else names,
-                    identity=identities,
-                    notes=tuple(note for one in loaded for note in one.layout.notes),
-                )
-            )
-        if not datasets:
-            raise Unreadable("; ".join(reasons[:5]) or "it holds no arrays")
-        return tuple(datasets)
-
-
-def _images_declared(declared: DeclaredDataset | None, fields: Sequence[str]) -> dict[str, ImageSpec]:
-    """What fields are declared to be decoded to.
-
-    Raises
-    ------
-    Unreadable
-        There is no such field, or it cannot be decoded to that.
-    """
-    found = {}
-    for name, images in (declared.decode if declared else {}).items():
-        if name not in fields:
-            raise Unreadable(f"{DECLARATION} says what {name!r} is decoded to, which is no field: there are {fields}")
-        try:
-            found[name] = images.spec
-        except BadParameter as error:
-            raise Unreadable(f"{DECLARATION}: decode.{name}: {error.detail}") from None
-    return found
 
 
 def _said(declared: DeclaredDataset | None) -> bytes:
@@ -541,116 +453,3 @@ def _of_one_name(name: str, files: Sequence[str]) -> str:
         f"what is in {', '.join(map(shown, files))} would all be called {name!r}: rename a file, or declare it under "
         "another name in h5feed.toml"
     )
-
-
-def _revision(digests: Sequence[bytes], declaration: bytes) -> str:
-    parts = hashlib.blake2b(digest_size=8)
-    parts.update(f"{SERVED_VERSION} {ORDER_VERSION} {len(declaration)} ".encode() + declaration + b"".join(digests))
-    return parts.hexdigest()
-
-
-def _groups(
-    files: list[str], declared: Mapping[str, DeclaredDataset]
-) -> list[tuple[str, tuple[str, ...], DeclaredDataset | None]]:
-    """Files that belong together, by what is declared and by their names; and the name of what they are."""
-    groups: list[tuple[str, tuple[str, ...], DeclaredDataset | None]] = []
-    taken: set[str] = set()
-    for name, dataset in declared.items():
-        matching = tuple(dataset.matching(files))
-        if matching:
-            groups.append((name, matching, dataset))
-            taken.update(matching)
-    parts: dict[tuple[str, str], list[tuple[Tags, str]]] = {}
-    for file in files:
-        tags = tags_of(os.path.splitext(os.path.basename(file))[0])
-        if file not in taken and tags.is_part:
-            parts.setdefault((os.path.dirname(file), tags.stem.lower()), []).append((tags, file))
-    names = {dotted(os.path.splitext(file)[0]) for file in files} | set(declared)
-    for (folder, _), members in parts.items():
-        splits = {tags.split for tags, _ in members}
-        whole = splits == {None} or ("train" in splits and None not in splits)
-        if len(members) < 2 or not whole:
-            continue
-        stem = members[0][0].stem
-        name = dotted(os.path.join(folder, stem) if stem else folder or "data")
-        if name in names:
-            continue
-        order = (None, "train", "val", "test")
-        members.sort(key=lambda member: (order.index(member[0].split), member[0].shard, member[1]))
-        groups.append((name, tuple(file for _, file in members), None))
-        taken.update(file for _, file in members)
-        names.add(name)
-    alone = [file for file in files if file not in taken]
-    groups += [(name, (file,), None) for name, file in name_files(alone, [name for name, _, _ in groups]).items()]
-    return groups
-
-
-def _advice(field: Field) -> str | None:
-    """What to do about a field whose shuffled batches are dear."""
-    if field.read_amplification < _DEAR or field.unreadable:
-        return None
-    rows = field.array.chunk_shape[0] if field.array.chunk_shape else 1
-    return (
-        f"a shuffled batch decodes {field.read_amplification:.0f} bytes for each it serves, unless they are in the "
-        f"cache of chunks: shuffle with window={64 * rows}, or lay the file out for it once: h5feed-server build "
-        "OLD.h5 -o NEW.h5"
-    )
-
-
-def _describe_images(field: Field) -> dict[str, Any] | None:
-    """What images are decoded to, and the fingerprint of what this server's decoder makes of some."""
-    if field.images is None or field.unreadable:
-        return None
-    # Loads OpenCV, which many servers need not.
-    from h5feed.decode import fingerprint
-
-    return {**field.images.about(), "decoder": fingerprint()}
-
-
-def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """All that the API says of a dataset."""
-    fields = []
-    for field in dataset.fields:
-        array = field.array
-        fields.append(
-            {
-                "name": field.name,
-                "role": field.role,
-                "role_reason": field.role_reason,
-                "channels": field.channels,
-                "shape": list(field.sample_shape),
-                "dtype": field.type_name,
-                "ragged": field.is_ragged,
-                "rows": field.column.rows,
-                "readable": field.unreadable is None,
-                "reason": field.unreadable,
-                "note": field.note,
-                "stored_dtype": array.dtype,
-                "chunks": list(array.chunk_shape) if array.chunk_shape else None,
-                "filters": [item.name for item in array.filters],
-                "pieces": len(field.column.segments),
-                "stored_bytes": sum(segment.array.stored_bytes for segment in field.column.segments),
-                "logical_bytes": field.column.nbytes,
-                "enum": array.enum_names,
-                "attributes": array.attributes,
-                "decode": _describe_images(field),
-                "decoded_per_served_byte": round(field.read_amplification, 3),
-                "advice": _advice(field),
-            }
-        )
-    return {
-        "name": dataset.name,
-        "status": "ok",
-        "reason": None,
-        "revision": dataset.revision,
-        "revision_covers": "all bytes" if dataset.digest_in_full else "size, layout and sampled blocks",
-        "rows": dataset.rows,
-        "fields": fields,
-        "class_names": dataset.class_names,
-        "native_splits": [
-            {"name": split, "rows": sum(end - begin for begin, end in runs)} for split, runs in dataset.native.items()
-        ],
-        "files": [shown(file) for file in dataset.files],
-        "notes": list(dataset.notes),
-        "attributes": dataset.attributes,
-    }

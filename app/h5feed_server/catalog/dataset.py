@@ -17,8 +17,8 @@ from ..storage.codecs import unsupported
 from ..storage.column import Column
 from ..storage.layout import ArrayLayout
 from .encoded import spec_of
+from .grouping.pieces import Table, TableField
 from .roles import Role, guess_channels, guess_list_role, guess_role, only_label
-from .tables import Table, TableField
 
 
 @dataclass(frozen=True)
@@ -204,8 +204,9 @@ def describe_fields(
         guess_list_role(f.name) if is_list else guess_role(f.name, f.column.sample_shape, f.column.dtype)
         for f, is_list in zip(fields, lists, strict=True)
     ]
+    guessed = [field.role or role for field, role in zip(fields, guessed, strict=True)]
     usable = [
-        Role("", "") if field.unreadable or is_list else role
+        Role("", "") if field.unreadable or is_list or (field.role and field.role.role != "label") else role
         for field, role, is_list in zip(fields, guessed, lists, strict=True)
     ]
     label = only_label(names, usable, dtypes)

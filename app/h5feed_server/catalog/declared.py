@@ -5,6 +5,9 @@ files = ["raw/pets_*.h5"]                  # paths or patterns below the data fo
 fields = { image = "photos", kind = "y" }  # name = path in the files; default: all arrays
 roles = { image = "input", kind = "label" }
 class_names = ["cat", "dog"]
+stack = false                              # true: each file is one row; false: its first axis is that of rows
+classes = false                            # true: arrays (or groups, or files) are classes, their names the labels
+episodes = true                            # false: groups of the same members are not joined
 
 [datasets.pets.decode]                     # fields whose rows are the bytes of JPEG or PNG files
 image = { shape = [224, 224, 3], resize = "aspect" }
@@ -54,6 +57,9 @@ class DeclaredDataset(BaseModel):
     fields: dict[str, str] | None = None
     roles: dict[str, Literal["input", "label", "weight", "other"]] = {}
     class_names: list[str] | None = None
+    stack: bool | None = None
+    classes: bool | None = None
+    episodes: bool | None = None
     decode: dict[str, DeclaredImages] = {}
     splits: dict[str, tuple[int, int] | list[tuple[int, int]]] = {}
 

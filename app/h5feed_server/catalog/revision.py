@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -28,12 +29,18 @@ def content_digest(path: str, identity: Identity, limit: int, layout: bytes) -> 
     """
     blocks = -(-identity.size // _BLOCK)
     in_full = identity.size <= limit
-    chosen = range(blocks) if in_full else np.linspace(0, blocks - 1, min(_SAMPLES, blocks)).astype(int).tolist()
+    chosen: Sequence[int] = (
+        range(blocks) if in_full else np.linspace(0, blocks - 1, min(_SAMPLES, blocks)).astype(int).tolist()
+    )
     digest = hashlib.blake2b(f"{identity.size} {'full' if in_full else 'sampled'}".encode())
     if not in_full:
         digest.update(layout)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
+        if len(chosen) == 1:
+            # Of a small file: threads would take longer to start.
+            digest.update(_block_digest(fd, chosen[0]))
+            chosen = ()
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1), "h5feed-digest") as threads:
             # In rounds, so that a file of many blocks does not queue as many tasks.
             for first in range(0, len(chosen), 64):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,9 @@ from .layout import ArrayLayout
 from .source import LocalFile
 
 Int64s = npt.NDArray[np.int64]
+
+_MANY = 16
+"""Segments of which the key is a digest."""
 
 
 def wire_array(array: ArrayLayout) -> tuple[np.dtype[Any], tuple[int, ...]]:
@@ -135,7 +139,13 @@ class Column:
     @cached_property
     def key(self) -> Hashable:
         """Stands for the content, in caches."""
-        return self.images, *((one.source.key, one.array.path, one.transposed) for one in self.segments)
+        parts = tuple((one.source.key, one.array.path, one.array.shape, one.transposed) for one in self.segments)
+        if len(parts) > _MANY:
+            # A tuple's hash is computed each time that it is asked for.
+            return self.images, hashlib.blake2b(
+                repr(parts).encode("utf-8", "backslashreplace"), digest_size=16
+            ).digest()
+        return self.images, *parts
 
     @cached_property
     def _bounds(self) -> Int64s:
@@ -147,6 +157,7 @@ class Column:
             yield self.segments[0], None, rows
             return
         owner = np.searchsorted(self._bounds, rows, side="right") - 1
-        for number in np.unique(owner).tolist():
-            places = np.flatnonzero(owner == number)
+        order = np.argsort(owner, kind="stable")
+        numbers, begins = np.unique(owner[order], return_index=True)
+        for number, places in zip(numbers.tolist(), np.split(order, begins[1:]), strict=len(rows) > 0):
             yield self.segments[number], places, rows[places] - self._bounds[number]

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-from h5py import h5d, h5o, h5s, h5t, h5z
+from h5py import h5a, h5d, h5o, h5s, h5t, h5z
 
 from .child import confine, write_frame
 from .drivers import members_of
@@ -44,7 +44,7 @@ from .layout import (
     dump_layout,
 )
 
-MAX_ARRAYS = 10_000
+MAX_ARRAYS = 20_000
 MAX_OBJECTS = 200_000
 MAX_DEPTH = 32
 """Bounds on the walk through one file; what lies beyond them is not listed, and the layout says so."""
@@ -75,6 +75,10 @@ _MAX_REASON = 300
 
 _H5PY_TEXT = re.compile(r"(?:Unable to|Can't) .*? \((.*)\)", re.S)
 """What h5py puts around libhdf5's own words."""
+
+_FUEL = ("split", "source", "start", "stop", "indices", "available")
+
+_SCALAR = "it is a scalar: it has no rows"
 
 _USED_LATE = (encodings.ascii, encodings.latin_1, encodings.utf_8)
 """Modules that Python would import when they are needed, which is when no file can be opened any more."""
@@ -114,6 +118,8 @@ class _Walk:
 
     def layout(self) -> FileLayout:
         attributes = _attributes(self._file)
+        if (splits := _fuel_splits(self._file)) is not None:
+            attributes["split"] = splits
         self._text_left -= _json_bytes(attributes)
         try:
             self._visit_all()
@@ -295,6 +301,8 @@ def _arrays(
         return [ArrayLayout(**known, unreadable="it has no shape (a null dataspace)")]
     stored = dataset.id.get_type()
     known["text"] = _text(dataset, stored)
+    if not shape and not members and stored.get_class() == h5t.STRING and stored.is_variable_str():
+        return [_text_scalar(known, dataset)]
     if _is_ragged(stored) or members:
         return [_by_h5py(known, stored, properties, members)]
     record = stored.get_size()
@@ -317,7 +325,7 @@ def _arrays(
         return [ArrayLayout(**known, unreadable=problem)]
     known["stored_bytes"] = dataset.id.get_storage_size()
     if not shape:
-        return [ArrayLayout(**known, unreadable="it is a scalar: it has no rows")]
+        return [_scalar(known, dataset, stored, found)]
     if external is not None:
         known["external"], known["offset"] = external
     elif kind == h5d.CONTIGUOUS:
@@ -348,6 +356,22 @@ def _arrays(
             own |= {"shape": (*shape, *member.shape), "record": (record, member.offset)}
         arrays.append(ArrayLayout(**known | own))
     return arrays
+
+
+def _scalar(known: dict[str, Any], dataset: h5py.Dataset, stored: h5t.TypeID, found: list[Member]) -> ArrayLayout:
+    """A scalar: no array of rows, but its value may be that of one row among many files."""
+    value = None
+    if stored.get_class() not in (h5t.COMPOUND, h5t.ARRAY) and stored.get_size() <= MAX_TEXT_BYTES:
+        known = known | found[0].item.known
+        value = _raw(dataset, stored)
+    return ArrayLayout(**known, unreadable=_SCALAR, scalar=value)
+
+
+def _text_scalar(known: dict[str, Any], dataset: h5py.Dataset) -> ArrayLayout:
+    value = dataset[()]
+    if not isinstance(value, bytes) or not 0 < len(value) <= MAX_TEXT_BYTES:
+        return ArrayLayout(**known, unreadable=_SCALAR)
+    return ArrayLayout(**known | {"dtype": f"|S{len(value)}"}, unreadable=_SCALAR, scalar=value)
 
 
 def _virtual(path: str, dataset: h5py.Dataset, properties: h5py.h5p.PropDCID) -> ArrayLayout:
@@ -387,7 +411,7 @@ def _by_h5py(
             if not h5z.filter_avail(properties.get_filter(number)[0]):
                 problem = problem or f"it is packed by {one.name!r}, which h5py does not have"
     if not known["shape"]:
-        problem = problem or "it is a scalar: it has no rows"
+        problem = problem or _SCALAR
     if problem is not None:
         given = {name: known[name] for name in ("path", "shape", "dtype", "attributes", "text") if name in known}
         return ArrayLayout(**given, unreadable=problem)
@@ -579,6 +603,9 @@ def _chunks(dataset: h5py.Dataset, limit: int) -> ChunkTable:
 def _attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
     """What fits into the catalogue of an object's attributes; what does not is named."""
     try:
+        # Most of many arrays have none, and asking for their names takes as long as opening them.
+        if not h5a.get_num_attrs(item.id):
+            return {}
         names = list(item.attrs)
     except Exception as error:
         return {"": f"(its attributes cannot be listed: {_reason(error, item.file.filename)})"}
@@ -606,6 +633,30 @@ def _attribute(item: h5py.Group | h5py.Dataset, name: str | bytes) -> Any:
         if _json_bytes(shown) <= 4 * MAX_ATTRIBUTE_BYTES:
             return shown
     return f"({_describe(attribute.dtype)}, shape {list(shape)}, not shown)"
+
+
+def _fuel_splits(file: h5py.File) -> list[dict[str, Any]] | None:
+    """The attribute ``split`` of the root as Fuel writes it: for each split and field, from which row to which."""
+    try:
+        if "split" not in file.attrs:
+            return None
+        attribute = file.attrs.get_id("split")
+        if not set(_FUEL) <= set(attribute.dtype.names or ()) or math.prod(attribute.shape) > MAX_ATTRIBUTES:
+            return None
+        return [
+            {
+                "split": _decoded(row["split"]),
+                "source": _decoded(row["source"]),
+                "start": int(row["start"]),
+                "stop": int(row["stop"]),
+                "indices": bool(row["indices"]),
+                "available": bool(row["available"]),
+            }
+            for row in file.attrs["split"].reshape(-1)
+        ]
+    except Exception:
+        # It stays what it is to those who show it.
+        return None
 
 
 def _json_value(value: Any) -> Any:
@@ -678,7 +729,7 @@ def _answer(path: str) -> bytes:
 def _obituary(status: int, timeout: float) -> str:
     number = os.waitstatus_to_exitcode(status)
     if number == -signal.SIGALRM:
-        return f"inspecting it took more than {timeout:g} s"
+        return f"inspecting it took more than {timeout:g} s (H5FEED_INSPECT_TIMEOUT)"
     if number == -signal.SIGKILL:
         return "the system ended its inspection, most likely for the memory that it took"
     if number < 0:

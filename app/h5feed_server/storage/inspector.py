@@ -82,7 +82,7 @@ class Inspector:
         try:
             answer = self._ask(path)
         except TimeoutError:
-            raise Unreadable(f"inspecting it took more than {self._timeout:g} s") from None
+            raise Unreadable(f"inspecting it took more than {self._timeout:g} s (H5FEED_INSPECT_TIMEOUT)") from None
         except (OSError, EOFError):
             raise Unreadable("inspecting it crashed the inspector") from None
         kind, content = bytes(answer[:1]), bytes(answer[1:])

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed import wire
 
-LAYOUT_VERSION = 6
+LAYOUT_VERSION = 7
 """Changes when a layout written before cannot be read any more; part of the name under which it is cached."""
 
 MAX_RECORD_BYTES = 16 << 20
@@ -118,6 +118,8 @@ class ArrayLayout:
         Names of the other files that h5py reads rows from.
     is_bfloat16 : bool
         `dtype` is that of two bytes that numpy has no number for.
+    scalar : bytes or None
+        The value, as stored, of a scalar, which is unreadable as an array of rows.
     """
 
     path: str
@@ -140,6 +142,7 @@ class ArrayLayout:
     ragged: bool = False
     others: tuple[str, ...] = ()
     is_bfloat16: bool = False
+    scalar: bytes | None = None
 
     @property
     def rows(self) -> int:
@@ -215,6 +218,9 @@ def check_array(array: ArrayLayout) -> None:
     nbytes = math.prod(max(1, extent) for extent in array.shape) * dtype.itemsize
     _demand(nbytes < _MAX_BYTES, f"its shape {list(array.shape)} makes more bytes than there can be")
     _demand(_is_count(array.stored_bytes), "its stored size makes no sense")
+    if array.scalar is not None:
+        _demand(array.unreadable is not None and array.shape == (), "it is a scalar of rows")
+        _demand(len(array.scalar) == dtype.itemsize, "its value is not of its type")
     ways = (array.offset, array.chunks, array.inline)
     if array.unreadable is not None:
         _demand(array.unreadable != "" and ways == (None, None, None) and array.chunk_shape is None, "it is no array")
@@ -300,6 +306,7 @@ def dump_layout(layout: FileLayout) -> bytes:
         entry["filters"] = [asdict(item) for item in array.filters]
         entry["fill"] = array.fill.hex()
         entry["inline"] = None if array.inline is None else array.inline.hex()
+        entry["scalar"] = None if array.scalar is None else array.scalar.hex()
         entry["chunks"] = None
         if array.chunks is not None:
             entry["chunks"], _ = tables.setdefault(id(array.chunks), (len(tables), array.chunks))
@@ -368,6 +375,7 @@ def _array(entry: dict[str, Any], tensors: Mapping[str, Int64s], tables: dict[in
             "filters": tuple(Filter(f["id"], f["name"], tuple(f["options"])) for f in entry["filters"]),
             "fill": bytes.fromhex(entry["fill"]),
             "inline": None if entry["inline"] is None else bytes.fromhex(entry["inline"]),
+            "scalar": None if entry["scalar"] is None else bytes.fromhex(entry["scalar"]),
             "record": None if entry["record"] is None else (entry["record"][0], entry["record"][1]),
             "text": None if entry["text"] is None else tuple(entry["text"]),
             "others": tuple(entry["others"]),

@@ -132,7 +132,9 @@ class Slabs:
             return self._decoded(source, array, number)
         # Members of one table of records share its chunks.
         name = array.path if len(array.chunks.offsets) == 0 else int(array.chunks.offsets[0])
-        return self._kept.get((*source.key, name, number), partial(self._decoded, source, array, number), len)
+        # A file that is one row has other slabs than the same file as rows.
+        key = (*source.key, name, array.chunk_shape, number)
+        return self._kept.get(key, partial(self._decoded, source, array, number), len)
 
     def _decoded(self, source: LocalFile, array: ArrayLayout, number: int) -> Bytes:
         """All chunks of `height` rows, decoded and put together, (height * row bytes,) uint8."""

@@ -1,0 +1,249 @@
+"""Puts datasets together from the arrays in files: by what is declared, and by what guessing makes of the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from h5feed.errors import BadParameter, Unreadable
+from h5feed.images import ImageSpec
+from h5feed.order import ORDER_VERSION
+
+from ..served_version import SERVED_VERSION
+from .dataset import Dataset, describe_fields
+from .declared import NAME as DECLARATION
+from .declared import DeclaredDataset
+from .discovery import dotted, shown
+from .grouping import alike, fuel, weights
+from .grouping.classes import InDoubt
+from .grouping.families import Family, alone, glob_of
+from .grouping.pieces import Hints, InspectedFile
+from .grouping.tables import PartMissing, tables_of
+from .loading import LoadedFile
+from .roles import class_names
+
+
+@dataclass(frozen=True)
+class Refused:
+    """What might be a dataset, and why it is none."""
+
+    files: tuple[str, ...]
+    reason: str
+
+
+class Assembler:
+    """Puts datasets together.
+
+    Parameters
+    ----------
+    digest_limit : int
+        Bytes of a file up to which its revision covers all of it.
+    tell : callable
+        Is told of files that are not served, and why.
+    """
+
+    def __init__(self, digest_limit: int, tell: Callable[[Sequence[str], str], None]) -> None:
+        self._digest_limit = digest_limit
+        self._tell = tell
+
+    def divide(
+        self,
+        family: Family,
+        loaded: Mapping[str, LoadedFile],
+        failed: Mapping[str, Unreadable],
+        refused: dict[str, Refused],
+        declaration: bytes,
+    ) -> tuple[Dataset, ...]:
+        """The datasets in the files of a family: one of all, or those of each file.
+
+        Parameters
+        ----------
+        loaded, failed : mapping
+            Those that could be read, and why others could not, by name.
+        refused : dict
+            Takes what cannot be served though other of it can, by name.
+        declaration : bytes
+            What is declared of them: part of the revision.
+
+        Raises
+        ------
+        Unreadable
+            There is none.
+        """
+        notes: tuple[str, ...] = ()
+        together = family.kind != "alone"
+        hints = Hints()
+        if family.declared is not None:
+            hints = Hints(family.declared.stack, family.declared.classes, family.declared.episodes)
+        elif family.kind in ("numbers", "words"):
+            try:
+                verdict = _verdict(family, loaded)
+            except InDoubt as error:
+                raise Unreadable(_in_doubt(str(error), family.name, family.files, "stack")) from None
+            together = verdict.kind != "apart"
+            notes = (verdict.note,) if verdict.note else ()
+            hints = Hints(stack=verdict.kind == "samples" or None, classes=verdict.kind == "classes" or None)
+            if together and failed:
+                file, first = next(iter(failed.items()))
+                raise Unreadable(f"{shown(file)}, one of its {len(family.files)} files, cannot be read: {first.detail}")
+        if together:
+            try:
+                return self._datasets(family, list(loaded.values()), hints, refused, declaration, notes)
+            except PartMissing as error:
+                raise Unreadable(str(error)) from None
+            except ValueError as error:
+                if family.declared is not None:
+                    raise Unreadable(str(error)) from None
+        # Their names look like parts of one dataset, their content does not.
+        found: list[Dataset] = []
+        for one in [family] if family.kind == "alone" else alone(family.files):
+            try:
+                if one.files[0] in failed:
+                    raise failed[one.files[0]]
+                found += self._datasets(one, [loaded[one.files[0]]], Hints(), refused, declaration, notes)
+            except (Unreadable, ValueError) as error:
+                reason = error.detail if isinstance(error, Unreadable) else str(error)
+                refused[one.name] = Refused(one.files, reason)
+                if family.kind == "alone":
+                    raise Unreadable(reason) from None
+                self._tell(one.files, reason)
+        return tuple(found)
+
+    def _datasets(
+        self,
+        family: Family,
+        loaded: Sequence[LoadedFile],
+        hints: Hints,
+        refused: dict[str, Refused],
+        declaration: bytes,
+        notes: tuple[str, ...],
+    ) -> tuple[Dataset, ...]:
+        """The datasets in files that belong together.
+
+        Raises
+        ------
+        Unreadable
+            There is none.
+        ValueError
+            The files do not fit together.
+        """
+        name, files, declared = family.name, family.files, family.declared
+        for file, one in zip(files, loaded, strict=True):
+            if declared is None and (reason := weights.reason_for(one.layout.attributes, one.segments)):
+                raise Unreadable(reason if len(files) == 1 else f"{shown(file)}: {reason}")
+        inspected = _inspected(family, loaded)
+        tables = tables_of(inspected, hints)
+        if len(loaded) == 1:
+            fuel.apply(loaded[0].layout.attributes.get(fuel.ATTRIBUTE), tables)
+        identities = tuple(
+            dict.fromkeys(part for one in loaded for segment in one.segments.values() for part in segment.source.key)
+        )
+        # What rows and classes are called is served as well.
+        called = family.rows if hints.stack or hints.classes else ()
+        revision = _revision([digest for one in loaded for digest in one.digests], declaration, called)
+        decode = _images_declared(declared, [field.name for table in tables for field in table.fields])
+        notes = (*dict.fromkeys(note for one in loaded for note in one.layout.notes), *notes)
+        datasets = []
+        reasons: list[str] = []
+        for table in tables:
+            main = not table.path or len(tables) == 1
+            own = name if main else f"{name}.{dotted(table.path)}"
+            if table.problem is not None:
+                refused[own] = Refused(files, _in_doubt(table.problem, name, files, "classes"))
+                reasons.append(refused[own].reason)
+                continue
+            fields = describe_fields(table, declared.roles if declared else None, decode)
+            if not any(field.unreadable is None for field in fields):
+                reasons += [f"{field.name}: {field.unreadable}" for field in fields[:5]]
+                continue
+            label = next((field for field in fields if field.role == "label" and not field.unreadable), None)
+            names = class_names(label.array, table.text) if label else None
+            if table.class_names is not None:
+                names = list(table.class_names)
+            datasets.append(
+                Dataset(
+                    name=own,
+                    files=files,
+                    revision=revision,
+                    digest_in_full=all(one.size <= self._digest_limit for one, _ in identities),
+                    rows=table.rows,
+                    fields=fields,
+                    attributes=loaded[0].layout.attributes,
+                    native=declared.native(table.rows) if main and declared and declared.splits else table.native,
+                    class_names=declared.class_names if declared and declared.class_names else names,
+                    identity=identities,
+                    notes=(*notes, *table.notes),
+                )
+            )
+        if not datasets:
+            raise Unreadable("; ".join(reasons[:5]) or "it holds no arrays")
+        return tuple(datasets)
+
+
+def _inspected(family: Family, loaded: Sequence[LoadedFile]) -> list[InspectedFile]:
+    """The arrays of each file, by the names that are declared for them.
+
+    Raises
+    ------
+    Unreadable
+        One is declared that is not there.
+    """
+    inspected = []
+    for file, tags, row, one in zip(family.files, family.tags, family.rows, loaded, strict=True):
+        segments = one.segments
+        if family.declared is not None and family.declared.fields is not None:
+            missing = [path for path in family.declared.fields.values() if path not in segments]
+            if missing:
+                raise Unreadable(f"{DECLARATION} names the array {missing[0]!r}, which {shown(file)} does not have")
+            segments = {name: segments[path] for name, path in family.declared.fields.items()}
+        inspected.append(InspectedFile(segments, tags, shown(row)))
+    return inspected
+
+
+def _verdict(family: Family, loaded: Mapping[str, LoadedFile]) -> alike.Verdict:
+    """What files are to each other whose names are alike."""
+    there = [place for place, file in enumerate(family.files) if file in loaded]
+    files = [
+        InspectedFile(loaded[family.files[place]].segments, family.tags[place], family.rows[place]) for place in there
+    ]
+    if len(files) < 2 or any(weights.reason_for(one.layout.attributes, one.segments) for one in loaded.values()):
+        return alike.APART
+    return alike.of_words(files) if family.kind == "words" else alike.of_numbers(files, family.files)
+
+
+def _in_doubt(reason: str, name: str, files: Sequence[str], key: Literal["stack", "classes"]) -> str:
+    """Why something is not served, and the lines that decide."""
+    line = f"datasets.{json.dumps(name)} = {{ files = [{json.dumps(shown(glob_of(files)))}], {key} = "
+    ways = {"stack": ("one row a file", "rows along the first axis"), "classes": ("one class each", "fields")}[key]
+    lines = f"{line}true }} ({ways[0]}) or {line}false }} ({ways[1]})"
+    return f"{reason}. One of these lines in {DECLARATION} decides: {lines}"
+
+
+def _images_declared(declared: DeclaredDataset | None, fields: Sequence[str]) -> dict[str, ImageSpec]:
+    """What fields are declared to be decoded to.
+
+    Raises
+    ------
+    Unreadable
+        There is no such field, or it cannot be decoded to that.
+    """
+    found = {}
+    for name, images in (declared.decode if declared else {}).items():
+        if name not in fields:
+            raise Unreadable(f"{DECLARATION} says what {name!r} is decoded to, which is no field: there are {fields}")
+        try:
+            found[name] = images.spec
+        except BadParameter as error:
+            raise Unreadable(f"{DECLARATION}: decode.{name}: {error.detail}") from None
+    return found
+
+
+def _revision(digests: Sequence[bytes], declaration: bytes, called: Sequence[str] = ()) -> str:
+    parts = hashlib.blake2b(digest_size=8)
+    parts.update(f"{SERVED_VERSION} {ORDER_VERSION} {len(declaration)} ".encode() + declaration + b"".join(digests))
+    if called:
+        parts.update(json.dumps(called).encode())
+    return parts.hexdigest()

@@ -1,0 +1,82 @@
+"""What the API says of a dataset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .dataset import Dataset, Field
+from .discovery import shown
+
+_DEAR = 2.0
+"""Bytes decoded for each served above which a field gets advice."""
+
+
+def _advice(field: Field) -> str | None:
+    """What to do about a field whose shuffled batches are dear."""
+    if field.read_amplification < _DEAR or field.unreadable:
+        return None
+    rows = field.array.chunk_shape[0] if field.array.chunk_shape else 1
+    return (
+        f"a shuffled batch decodes {field.read_amplification:.0f} bytes for each it serves, unless they are in the "
+        f"cache of chunks: shuffle with window={64 * rows}, or lay the file out for it once: h5feed-server build "
+        "OLD.h5 -o NEW.h5"
+    )
+
+
+def _describe_images(field: Field) -> dict[str, Any] | None:
+    """What images are decoded to, and the fingerprint of what this server's decoder makes of some."""
+    if field.images is None or field.unreadable:
+        return None
+    # Loads OpenCV, which many servers need not.
+    from h5feed.decode import fingerprint
+
+    return {**field.images.about(), "decoder": fingerprint()}
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """All that the API says of a dataset."""
+    fields = []
+    for field in dataset.fields:
+        array = field.array
+        fields.append(
+            {
+                "name": field.name,
+                "role": field.role,
+                "role_reason": field.role_reason,
+                "channels": field.channels,
+                "shape": list(field.sample_shape),
+                "dtype": field.type_name,
+                "ragged": field.is_ragged,
+                "rows": field.column.rows,
+                "readable": field.unreadable is None,
+                "reason": field.unreadable,
+                "note": field.note,
+                "stored_dtype": array.dtype,
+                "chunks": list(array.chunk_shape) if array.chunk_shape else None,
+                "filters": [item.name for item in array.filters],
+                "pieces": len(field.column.segments),
+                "stored_bytes": sum(segment.array.stored_bytes for segment in field.column.segments),
+                "logical_bytes": field.column.nbytes,
+                "enum": array.enum_names,
+                "attributes": array.attributes,
+                "decode": _describe_images(field),
+                "decoded_per_served_byte": round(field.read_amplification, 3),
+                "advice": _advice(field),
+            }
+        )
+    return {
+        "name": dataset.name,
+        "status": "ok",
+        "reason": None,
+        "revision": dataset.revision,
+        "revision_covers": "all bytes" if dataset.digest_in_full else "size, layout and sampled blocks",
+        "rows": dataset.rows,
+        "fields": fields,
+        "class_names": dataset.class_names,
+        "native_splits": [
+            {"name": split, "rows": sum(end - begin for begin, end in runs)} for split, runs in dataset.native.items()
+        ],
+        "files": [shown(file) for file in dataset.files],
+        "notes": list(dataset.notes),
+        "attributes": dataset.attributes,
+    }

@@ -1,0 +1,129 @@
+"""Puts series that share their rows together: a table of fields, with those that say where each row comes from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ...storage.column import Column, Segment
+from ...storage.layout import ArrayLayout
+from ...storage.source import LocalFile
+from ..roles import Role
+from .names import natural
+from .pieces import Path, Piece, Series, Table, TableField
+
+_MAX_TRANSPOSED_BYTES = 64 << 20
+"""Arrays whose rows are columns are read as a whole."""
+
+_MAX_INLINE_BYTES = 1 << 20
+"""A field that says where rows come from is kept in memory up to this size, and described by pieces beyond."""
+
+_LABEL, _EPISODE, _FILE = "label", "episode", "file"
+
+
+def assemble(path: Path, found: Sequence[Series], name: str | None = None) -> Table:
+    """The table of series of one shape.
+
+    Parameters
+    ----------
+    path : tuple of str
+        Of the group that they lie in.
+    name : str, optional
+        What it is called in there, where it is not the group's own.
+    """
+    counts = sorted(found[0].shape, key=lambda item: item[0].order)
+    pieces, rows = [piece for piece, _ in counts], np.array([count for _, count in counts], np.int64)
+    table = Table("/".join((*path, name) if name is not None else path), int(rows.sum()), [])
+    begin = 0
+    for piece, count in counts:
+        if piece.split:
+            runs = table.native.setdefault(piece.split, [])
+            if runs and runs[-1][1] == begin:
+                runs[-1] = (runs[-1][0], begin + count)
+            else:
+                runs.append((begin, begin + count))
+        begin += count
+    for series in found:
+        segments = [series.pieces[piece] for piece in pieces]
+        problem = problem_of(segments)
+        column = Column(tuple(segments if problem else _joined(segments)))
+        table.fields.append(TableField(".".join(series.path[len(path) :]), column, problem, series.note))
+    table.episodes = [(piece.episode[-1] if piece.episode else "", count) for piece, count in counts]
+    if any(field.unreadable is None for field in table.fields):
+        _add_origins(table, pieces, rows, found[0].first.source)
+    return table
+
+
+def problem_of(segments: Sequence[Segment]) -> str | None:
+    """Why segments make no column, where they do not."""
+    first = segments[0]
+    if any((segment.offsets is None) != (first.offsets is None) for segment in segments):
+        return "some of its pieces are lists, others are not"
+    kinds = {_wire(segment) for segment in segments}
+    if len(kinds) > 1:
+        return f"its pieces differ: {', '.join(sorted(f'{dtype}{list(shape)}' for dtype, shape in kinds)[:3])}"
+    if any(segment.transposed and segment.array.nbytes > _MAX_TRANSPOSED_BYTES for segment in segments):
+        return "its rows lie along its last axis, so that every row is scattered over the whole file"
+    return None
+
+
+def _wire(segment: Segment) -> tuple[np.dtype[np.generic], tuple[int, ...]]:
+    dtype, shape = segment.wire
+    # Of text that lies in the layout, the widths are made the same.
+    return (np.dtype("S1") if dtype.kind == "S" and segment.array.inline is not None else dtype), shape
+
+
+def _joined(segments: Sequence[Segment]) -> Sequence[Segment]:
+    """One segment for many whose few bytes are in the layout already."""
+    arrays = [segment.array for segment in segments]
+    if len(segments) == 1 or any(array.inline is None or array.record or array.shape != (1,) for array in arrays):
+        return segments
+    values = np.concatenate([np.frombuffer(array.inline or b"", array.dtype) for array in arrays])
+    return [_constant(segments[0].source, arrays[0].path, values)]
+
+
+def _add_origins(table: Table, pieces: Sequence[Piece], rows: npt.NDArray[np.int64], source: LocalFile) -> None:
+    """Fields that say of which class, episode or file each row is."""
+    taken = {field.name for field in table.fields}
+
+    def add(name: str, values: Sequence[str | int], role: Role) -> None:
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        encoded = [value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value for value in values]
+        segments = _repeated(source, name, np.array(encoded), rows)
+        table.fields.append(TableField(name, Column(segments), None, None, role))
+
+    if any(piece.kind for piece in pieces):
+        names = sorted({piece.kind for piece in pieces}, key=natural)
+        table.class_names = tuple(names)
+        numbers = {name: number for number, name in enumerate(names)}
+        add(_LABEL, [numbers[piece.kind] for piece in pieces], Role("label", "the array, group or file is the class"))
+    if any(piece.episode for piece in pieces):
+        role = Role("other", "the name of the group that the row lies in")
+        add(_EPISODE, ["/".join(piece.episode) for piece in pieces], role)
+    if any(piece.file for piece in pieces):
+        add(_FILE, [piece.file for piece in pieces], Role("other", "the name of the file that the row is"))
+
+
+def _repeated(
+    source: LocalFile, name: str, values: npt.NDArray[np.generic], rows: npt.NDArray[np.int64]
+) -> tuple[Segment, ...]:
+    if int(rows.sum()) * values.itemsize <= _MAX_INLINE_BYTES or rows.max(initial=0) <= 1:
+        return (_constant(source, name, np.repeat(values, rows)),)
+    # What was never written holds the fill value.
+    arrays = (
+        ArrayLayout(f"{name}={value!r}", (int(count),), values.dtype.str, fill=value.tobytes())
+        for value, count in zip(values, rows, strict=True)
+    )
+    return tuple(Segment(source, array) for array in arrays)
+
+
+def _constant(source: LocalFile, name: str, values: npt.NDArray[np.generic]) -> Segment:
+    """Values that are in memory. Their path keys caches, so that it stands for them."""
+    data = values.tobytes()
+    path = f"{name}#{hashlib.blake2b(data, digest_size=16).hexdigest()}"
+    return Segment(source, ArrayLayout(path, values.shape, values.dtype.str, inline=data))

@@ -1,0 +1,77 @@
+"""Arrays that are alike in all but their lengths and names: one for each class."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from .collapse import UNNAMED
+from .names import are_numbered, is_field, natural
+from .pieces import Hints, Path, Series, kind_of
+
+
+class InDoubt(ValueError):
+    """What is there can be read in two ways; the message says how."""
+
+
+def merge_classes(found: Sequence[Series], hints: Hints) -> list[Series]:
+    """The same series, those that are classes made one, those that may be marked."""
+    if hints.classes is False:
+        return list(found)
+    levels: dict[Path, list[Series]] = defaultdict(list)
+    for series in found:
+        if not series.is_text:
+            levels[series.path[:-1]].append(series)
+    merged = [series for series in found if series.is_text]
+    answers = {
+        path: "classes" if hints.classes and _are_alike(level) else _judge(level) for path, level in levels.items()
+    }
+    # Among other arrays, a few that are alike are no classes.
+    are_classes = hints.classes or set(answers.values()) == {"classes"}
+    for path, level in levels.items():
+        if answers[path] == "classes" and are_classes:
+            merged.append(_merged(path, level))
+        else:
+            apart, doubtful = answers[path] == "apart", answers[path] == "doubt"
+            merged += [replace(series, apart=apart, doubtful=doubtful) for series in level]
+    return merged
+
+
+def doubt_of(level: Sequence[Series]) -> str:
+    """What arrays may be."""
+    names = sorted(series.path[-1] for series in level)
+    shown = ", ".join(map(repr, names[:4])) + (" …" if len(names) > 4 else "")
+    return (
+        f"its arrays {shown} are alike, each of {level[0].rows} rows: they may be classes, one after the other, or "
+        "fields, side by side"
+    )
+
+
+def _are_alike(level: Sequence[Series]) -> bool:
+    return len({kind_of(segment) for series in level for segment in series.pieces.values()}) == 1 < len(level)
+
+
+def _judge(level: Sequence[Series]) -> Literal["classes", "apart", "doubt", "fields"]:
+    """What arrays of one level are to each other, by their names, shapes and lengths."""
+    names = [series.path[-1] for series in level]
+    # Columns of numbers are columns; and one name of a field makes the others fields too.
+    if not _are_alike(level) or not level[0].first.wire[1] or any(map(is_field, names)):
+        return "fields"
+    if any(piece.kind or piece.episode for series in level for piece in series.pieces):
+        return "fields"
+    agree = len({series.shape for series in level}) == 1
+    if are_numbered(names):
+        # Numbers are no names of classes: each is a series of its own, unless all have the same rows.
+        return "fields" if agree else "apart"
+    return "doubt" if agree else "classes"
+
+
+def _merged(path: Path, level: Sequence[Series]) -> Series:
+    one = Series((*path, UNNAMED))
+    for series in sorted(level, key=lambda series: natural(series.path[-1])):
+        for piece, segment in series.pieces.items():
+            one.pieces[replace(piece, kind=series.path[-1])] = segment
+        one.note = one.note or series.note
+    return one

@@ -1,0 +1,49 @@
+"""Groups that hold the same: episodes, subjects, clients of one dataset, whatever their names."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from .names import is_field, natural, pattern
+from .pieces import Kind, Leaf, Path, kind_of
+
+Signature = frozenset[tuple[Path, Kind]]
+
+
+def signature(leaves: Sequence[Leaf]) -> Signature:
+    """Members, dtypes and row shapes of a group."""
+    return frozenset((leaf.rest, kind_of(leaf.segment)) for leaf in leaves if leaf.segment.array.shape)
+
+
+def episodes_among(groups: Mapping[str, Sequence[Leaf]], direct: Sequence[Leaf]) -> list[str]:
+    """Names of the groups that are episodes of one dataset, in their order; none where they are not.
+
+    Parameters
+    ----------
+    groups : mapping of str to sequence of Leaf
+        What is in each.
+    direct : sequence of Leaf
+        The arrays beside them.
+    """
+    groups = {name: leaves for name, leaves in groups.items() if any(leaf.segment.array.shape for leaf in leaves)}
+    if len(groups) < 2:
+        return []
+    rows = {leaf.segment.rows for leaves in groups.values() for leaf in leaves if leaf.segment.array.shape}
+    # Fields of the rows that lie beside them, such as ``obs`` and ``next_obs``; or fields by their names.
+    if len(rows) == 1 and (rows <= {leaf.segment.rows for leaf in direct} or all(map(is_field, groups))):
+        return []
+    signatures = {name: signature(leaves) for name, leaves in groups.items()}
+    same: dict[Signature, list[str]] = defaultdict(list)
+    for name, found in signatures.items():
+        same[found].append(name)
+    best = max(same.values(), key=len)
+    # Names that differ in a number: what all of them have is enough, the rest is not there for all rows.
+    numbered: dict[str, list[str]] = defaultdict(list)
+    for name in groups:
+        if "#" in pattern(name):
+            numbered[pattern(name)].append(name)
+    for names in numbered.values():
+        if len(names) > len(best) and frozenset.intersection(*(signatures[name] for name in names)):
+            best = names
+    return sorted(best, key=natural) if len(best) > 1 else []

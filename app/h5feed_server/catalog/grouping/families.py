@@ -1,0 +1,195 @@
+"""Which files may belong together: by what is declared, by their names, and by the folders that they lie in."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from string import digits
+from typing import Literal
+
+from ...split_names import without_split
+from ..declared import DeclaredDataset
+from ..discovery import dotted, name_files
+from .names import Tags, natural, pattern, tags_of, without_numbers
+
+_SPLIT_ORDER = (None, "train", "val", "test")
+
+_MOST_CLASSES = 200
+"""Files of a folder, called by words, that are looked at together."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Files that may belong together, and the name of what they are then.
+
+    Attributes
+    ----------
+    files : tuple of str
+        Relative to the data folder, in the order of their rows.
+    tags : tuple of Tags
+        Their places in the dataset.
+    rows : tuple of str
+        What the row, or class, is called that each file may be.
+    kind : str
+        Why they may: they are ``declared`` to, their names say that they are parts of one dataset (``named``), their
+        names differ in ``numbers``, they are called by ``words`` and lie in one folder; or the file is ``alone``.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    tags: tuple[Tags, ...]
+    rows: tuple[str, ...]
+    kind: Literal["declared", "named", "numbers", "words", "alone"]
+    declared: DeclaredDataset | None = None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A file, the folder that its dataset is named after, and what lies between."""
+
+    file: str
+    folder: str
+    below: str
+    tags: Tags
+
+    @property
+    def stem(self) -> str:
+        return os.path.splitext(os.path.basename(self.file))[0]
+
+
+def families(files: Sequence[str], declared: Mapping[str, DeclaredDataset]) -> list[Family]:
+    """Divide files, each into one family."""
+    found: list[Family] = []
+    taken: set[str] = set()
+    for name, dataset in declared.items():
+        matching = dataset.matching(files)
+        if matching:
+            # In the order declared, one after the other, but for those that are splits or halves.
+            found.append(_family(name, [_split_place(file) or _place(file) for file in matching], "declared", dataset))
+            taken.update(matching)
+    names = {dotted(os.path.splitext(file)[0]) for file in files} | set(declared)
+
+    def add(folder: str, stem: str, places: list[_Place], kind: Literal["named", "numbers", "words"]) -> None:
+        name = dotted(os.path.join(folder, stem) if stem else folder or "data")
+        if len(places) < 2 or name in names:
+            return
+        places.sort(key=lambda place: (_SPLIT_ORDER.index(place.tags.split), place.tags.shard, place.tags.number))
+        if kind != "named":
+            places.sort(key=lambda place: (_SPLIT_ORDER.index(place.tags.split), natural(place.file)))
+        found.append(_family(name, places, kind))
+        taken.update(place.file for place in places)
+        names.add(name)
+
+    def left() -> list[str]:
+        return [file for file in files if file not in taken]
+
+    # Folders that are named after splits.
+    parted = [place for file in left() if (place := _split_place(file)) is not None]
+    for (folder, stem), places in _by(parted, lambda place: (place.folder, pattern(place.tags.stem))).items():
+        if _are_splits(places):
+            numbered = "#" in stem
+            own = without_numbers([place.tags.stem for place in places]) if numbered else places[0].tags.stem
+            add(folder, own, places, "numbers" if numbered else "named")
+    # Names that say what part of a dataset a file is.
+    tagged = [place for place in map(_place, left()) if place.tags.is_part]
+    for (folder, _), places in _by(tagged, lambda place: (place.folder, place.tags.stem.lower())).items():
+        if _are_splits(places) or {place.tags.split for place in places} == {None}:
+            add(folder, places[0].tags.stem, places, "named")
+    # Names that differ in numbers. A split's word that does not hold is part of the name.
+    for (folder, stem), places in _by(
+        map(_untagged, left()), lambda place: (place.folder, pattern(place.stem))
+    ).items():
+        if "#" in stem:
+            add(folder, without_numbers([place.stem for place in places]), places, "numbers")
+    # A folder of files that are called by words.
+    words = [place for place in map(_untagged, left()) if place.folder and "#" not in pattern(place.stem)]
+    for (folder, _), places in _by(words, lambda place: (place.folder, "")).items():
+        if len(places) <= _MOST_CLASSES and all(place.stem.isalpha() for place in places):
+            add(folder, "", places, "words")
+    return found + alone(left(), [family.name for family in found])
+
+
+def alone(files: Sequence[str], taken: Collection[str] = ()) -> list[Family]:
+    """Each file by itself, under a name that no other has, nor anything of those `taken`."""
+    return [_family(name, [_untagged(file)], "alone") for name, file in name_files(files, taken).items()]
+
+
+def glob_of(files: Sequence[str]) -> str:
+    """A pattern that these files match."""
+    if len(files) == 1:
+        return files[0]
+    first, last = min(files), max(files)
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    begin = "".join(character for character, _ in alike)
+    ends = [file[len(begin) :][::-1] for file in files]
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(min(ends), max(ends), strict=False))
+    end = "".join(character for character, _ in alike)[::-1]
+    return f"{begin.rstrip(digits)}*{end.lstrip(digits)}"
+
+
+def _family(
+    name: str,
+    places: Sequence[_Place],
+    kind: Literal["declared", "named", "numbers", "words", "alone"],
+    declared: DeclaredDataset | None = None,
+) -> Family:
+    files = tuple(place.file for place in places)
+    tags = []
+    whole = _are_splits(places)
+    alike: Counter[tuple[str | None, str | None]] = Counter()
+    for place in places:
+        own = place.tags
+        if kind == "declared":
+            own = own if whole or place.below == "" else _place(place.file).tags
+            own = replace(own, shards=1)
+        if own.shards == 1:
+            own = replace(own, shard=alike[own.split, own.half])
+            alike[own.split, own.half] += 1
+        tags.append(own if kind != "alone" else Tags(place.stem))
+    base = f"{os.path.commonpath([os.path.dirname(file) for file in files])}/".lstrip("/") if len(files) > 1 else ""
+    stems = [os.path.splitext(file)[0] for file in files]
+    rows = [stem.removeprefix(base) if len(files) > 1 else os.path.basename(stem) for stem in stems]
+    if whole and any(place.below for place in places):
+        # The split's folder is said by the split.
+        below = [place.below for place in places]
+        rows = below if len(set(below)) == len(below) else rows
+    return Family(name, files, tuple(tags), tuple(rows), kind, declared)
+
+
+def _place(file: str) -> _Place:
+    stem = os.path.splitext(os.path.basename(file))[0]
+    return _Place(file, os.path.dirname(file), "", tags_of(stem))
+
+
+def _untagged(file: str) -> _Place:
+    place = _place(file)
+    return replace(place, tags=Tags(place.stem))
+
+
+def _split_place(file: str) -> _Place | None:
+    """Where the folders of a file name a split, and the file itself none."""
+    place = _place(file)
+    if place.tags.split is not None:
+        return None
+    parts = os.path.splitext(file)[0].split("/")
+    for depth, part in enumerate(parts[:-1]):
+        rest, split = without_split(part)
+        if split is not None:
+            folder = "/".join(parts[:depth] + ([rest] if rest else []))
+            return _Place(file, folder, "/".join(parts[depth + 1 :]), replace(place.tags, split=split))
+    return None
+
+
+def _are_splits(places: Sequence[_Place]) -> bool:
+    splits = {place.tags.split for place in places}
+    return "train" in splits and None not in splits
+
+
+def _by(places: Iterable[_Place], key: Callable[[_Place], tuple[str, str]]) -> dict[tuple[str, str], list[_Place]]:
+    found: dict[tuple[str, str], list[_Place]] = {}
+    for place in places:
+        found.setdefault(key(place), []).append(place)
+    return found

@@ -1,0 +1,46 @@
+"""Splits in the attribute ``split`` of a file, as Fuel's H5PYDataset has it: from which row to which, for each field.
+
+See https://fuel.readthedocs.io/en/latest/h5py_dataset.html.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import pairwise
+from typing import Any
+
+from ...split_names import SPLIT_WORDS
+from .pieces import Table
+
+ATTRIBUTE = "split"
+
+
+def apply(attribute: Any, tables: list[Table]) -> None:
+    """Give the splits that the attribute names to the tables whose fields they are of."""
+    if not isinstance(attribute, list) or not all(isinstance(entry, dict) for entry in attribute):
+        return
+    for table in tables:
+        mine = [e for e in attribute if e["source"] in {field.name for field in table.fields if not field.unreadable}]
+        if not mine or table.native:
+            continue
+        runs: dict[str, set[tuple[int, int]]] = defaultdict(set)
+        for entry in mine:
+            if entry["available"]:
+                runs[SPLIT_WORDS.get(entry["split"], entry["split"])].add((entry["start"], entry["stop"]))
+        problem = None
+        if any(entry["indices"] for entry in mine):
+            problem = "it refers to lists of rows"
+        elif any(len(found) > 1 for found in runs.values()):
+            problem = "fields have other rows in it than others"
+        elif not all(0 <= begin < end <= table.rows for found in runs.values() for begin, end in found):
+            problem = f"it names rows beyond the {table.rows} that there are"
+        ends = sorted(next(iter(found)) for found in runs.values())
+        if problem is None and any(begin < end for (_, end), (begin, _) in pairwise(ends)):
+            problem = "its splits share rows"
+        if problem is None:
+            table.native = {split: sorted(found) for split, found in runs.items()}
+        else:
+            table.notes = (
+                *table.notes,
+                f"its attribute 'split' is not followed: {problem}; [datasets.NAME.splits] in h5feed.toml says them",
+            )

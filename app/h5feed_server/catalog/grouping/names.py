@@ -1,0 +1,128 @@
+"""What names say: splits, shards and halves of files, running numbers, and which names are those of fields."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from ...split_names import numbered_split, without_split
+
+_SHARD = re.compile(r"[_.\-](\d{3,6})-of-(\d{3,6})$")
+_HALF = re.compile(r"(?:^|[_.\-])(x|y|images?|labels?|data|targets?|inputs?|mask)$", re.I)
+"""A file's ending that says which fields of the dataset it holds."""
+
+_NUMBER = re.compile(r"(\d+)")
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+
+_PART_WORD = re.compile(r"[_.\- ]*(part|shard|chunk|piece|file)s?$", re.I)
+"""What a name ends in when its number is gone, and says no more."""
+
+_FIELD_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        action actions annotation annotations ans answer answers audio band bands bbox bboxes bgr box boxes caption
+        captions categories category channel channels class classes coordinates coords data dataset depth depths
+        descriptors distances dones dst ecg eeg embedding embeddings events feat feats feature features flow frame
+        frames gray grey gt id ids image images img imgs index indices info input inputs instances kspace label labels
+        latent latents left length lengths logits mask masks meta metadata name names neighbors neighbours next normal
+        normals obs observation observations offset offsets output outputs params patches photo photos picture pictures
+        pixels point points pos position positions prob probs query reconstruction rewards rgb right sample samples
+        score scores seg segmentation sensor sequence sequences signal signals snippets source sources spectrogram src
+        state states target targets text timeouts timestamp timestamps token tokens trace traces tracings value values
+        vector vectors video videos waveform waveforms weight weights
+        """,
+    )
+)
+_FIELD_LETTERS = frozenset("abcdefhiklmnoprstuvwxyz")
+"""A letter alone is how a formula calls a field."""
+
+_LABEL_WORDS = frozenset(("ans", "answer", "category", "class", "classes", "label", "labels", "target", "targets", "y"))
+
+_IMAGE_WORDS = frozenset(
+    re.findall(r"\w+", "bgr depth frame gray grey image img mask mri photo picture rgb scan seg segmentation slice")
+)
+"""What one picture is called, and what belongs to it."""
+
+
+@dataclass(frozen=True)
+class Tags:
+    """What a file's name says of its place in a dataset."""
+
+    stem: str
+    split: str | None = None
+    shard: int = 0
+    shards: int = 1
+    half: str | None = None
+    number: int = -1
+    """Behind the split's word: ``train0``."""
+
+    @property
+    def is_part(self) -> bool:
+        return self.split is not None or self.shards > 1 or self.half is not None
+
+
+def tags_of(stem: str) -> Tags:
+    """Take a file name without its ending apart."""
+    shard, shards, half = 0, 1, None
+    if match := _SHARD.search(stem):
+        shard, shards, stem = int(match[1]), int(match[2]), stem[: match.start()]
+    if match := _HALF.search(stem):
+        half, stem = match[1].lower(), stem[: match.start()]
+    stem, split, number = numbered_split(stem)
+    return Tags(stem, split, shard, shards, half, number)
+
+
+def natural(name: str) -> tuple[str | int, ...]:
+    """Orders names as people do: ``demo_2`` before ``demo_10``."""
+    return tuple(int(part) if number % 2 else part for number, part in enumerate(_NUMBER.split(name)))
+
+
+def pattern(name: str) -> str:
+    """What is the same in names that differ in numbers."""
+    return _NUMBER.sub("#", name).lower()
+
+
+def numbers_in(name: str) -> list[int]:
+    """The numbers in a name, in order."""
+    return [int(part) for part in _NUMBER.findall(name)]
+
+
+def are_numbered(names: Collection[str]) -> bool:
+    """Whether names differ in nothing but numbers."""
+    patterns = {pattern(name) for name in names}
+    return len(patterns) == 1 and "#" in next(iter(patterns))
+
+
+def without_numbers(names: Collection[str]) -> str:
+    """What names of one pattern have in common, numbers that are the same in all of them included."""
+    parts = [_NUMBER.split(name) for name in names]
+    kept = ""
+    for place in range(len(parts[0])):
+        values = {row[place] for row in parts}
+        if place % 2 == 0 or len(values) == 1:
+            kept += parts[0][place]
+        else:
+            kept = kept.rstrip("_.- ")
+    return _PART_WORD.sub("", kept.strip("_.- ")).strip("_.- ")
+
+
+def _words(name: str) -> set[str]:
+    return {word.lower() for word in _WORD.findall(name)}
+
+
+def is_field(name: str) -> bool:
+    """Whether fields are called so, rather than classes, people or places."""
+    name = without_split(name)[0]
+    return name.lower() in _FIELD_LETTERS or not _FIELD_WORDS.isdisjoint(_words(name))
+
+
+def is_label(name: str) -> bool:
+    """Whether labels are called so."""
+    return name.lower() == "y" or not _LABEL_WORDS.isdisjoint(_words(name))
+
+
+def is_image(name: str) -> bool:
+    """Whether one picture, or what is drawn over one, is called so."""
+    return not _IMAGE_WORDS.isdisjoint(_words(name))
