@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,8 +28,9 @@ from .sampling.labels import (
 )
 from .sampling.report import describe_splits
 from .sampling.resampling import Balanced, Weighted
-from .sampling.spec import OrderSpec, SplitSpec
-from .sampling.splits import Rows, Splits, compute_splits, dump_splits, load_splits, native_splits
+from .sampling.spec import AS_STORED, OrderSpec, SplitSpec
+from .sampling.splits import Rows, Splits, dump_splits, load_splits, native_splits
+from .sampling.stored import divide, has_all
 from .settings import Settings
 from .storage.cache import ByteCache
 from .storage.folder import CacheFolder
@@ -74,6 +74,7 @@ class Splitter:
 
     def has_splits(self, dataset: Dataset, spec: SplitSpec) -> bool:
         """Whether splits need not be computed any more."""
+        spec = drawn_spec(dataset, spec)
         name = _splits_name(dataset, spec)
         return not spec.splits_rows or name in self._splits or name in self._folder
 
@@ -89,6 +90,7 @@ class Splitter:
 
     def prepare(self, dataset: Dataset, spec: SplitSpec, progress: Progress) -> None:
         """Compute and keep all that `splits` and `report` answer, telling how many rows are read and divided."""
+        spec = drawn_spec(dataset, spec)
         by = classes_of(dataset, spec)
         progress.expect(dataset.rows * ((by is not None) + (spec.group is not None) + 2 * spec.splits_rows))
         if by is not None:
@@ -106,9 +108,13 @@ class Splitter:
         FieldNotFound, UnsupportedField, SplitImpossible, TooLarge
         """
         self.check_divisible(dataset)
+        spec = drawn_spec(dataset, spec)
         if not spec.splits_rows:
+            # Where they lie may be declared: the files alone do not tell.
             return self._splits.get(
-                (dataset.name, dataset.identity), lambda: native_splits(dataset.native), lambda splits: splits.nbytes
+                (dataset.name, dataset.revision, dataset.identity),
+                lambda: native_splits(dataset.native),
+                lambda splits: splits.nbytes,
             )
         name = _splits_name(dataset, spec)
         return self._splits.get(
@@ -138,7 +144,7 @@ class Splitter:
         FieldNotFound, UnsupportedField, BadParameter, SplitImpossible, TooLarge
         """
         self.check_divisible(dataset)
-        way = (spec.split_spec, spec.split, spec.limit, spec.weights)
+        way = (spec.split_spec, spec.split, spec.limit, spec.weights, spec.stratify)
         return self._resampled.get(
             (dataset.name, dataset.revision, dataset.identity, way),
             lambda: self._weighted(dataset, spec) if spec.weights is not None else self._balanced(dataset, spec),
@@ -196,18 +202,19 @@ class Splitter:
             strata = self.strata(dataset, by, bins=by == spec.stratify)
         if spec.group is not None:
             groups = self._groups(dataset, spec.group)
-        pool: Rows | None = None
-        kept: dict[str, Rows] = {}
-        if spec.test is None and "train" in dataset.native:
-            # A validation split beside stored ones comes out of what is stored for training.
-            kept = dict(native_splits(dataset.native).rows)
-            train = kept.pop("train")
-            pool = np.sort(np.concatenate([train, kept.pop("val", train[:0])]))
-        advance = (lambda rows: None) if progress is None else progress.advance
-        drawn = compute_splits(dataset.rows, pool, spec, strata, groups, advance)
-        return replace(drawn, rows={**drawn.rows, **kept})
+        return divide(
+            dataset.rows,
+            native_splits(dataset.native).rows,
+            dataset.split_record,
+            spec,
+            strata,
+            groups,
+            has_label=dataset.label is not None,
+            advance=(lambda rows: None) if progress is None else progress.advance,
+        )
 
     def _describe(self, dataset: Dataset, spec: SplitSpec) -> dict[str, Any]:
+        spec = drawn_spec(dataset, spec)
         splits = self.splits(dataset, spec)
         label = dataset.label.name if dataset.label else None
         by = splits.stratify or label
@@ -223,6 +230,7 @@ class Splitter:
             "classes_of": by if labels is not None else None,
             "classes_are": labels.kind if labels is not None else None,
             "note": splits.note,
+            "replaces": splits.replaces,
             "splits": describe_splits(splits, dataset.rows, labels, groups, names),
         }
 
@@ -312,6 +320,11 @@ class Splitter:
         return blocks
 
 
+def drawn_spec(dataset: Dataset, spec: SplitSpec) -> SplitSpec:
+    """What is drawn to answer a request: nothing, where the splits that it asks for are stored."""
+    return AS_STORED if has_all(dataset.split_record, spec, dataset.label is not None) else spec
+
+
 def classes_of(dataset: Dataset, spec: SplitSpec) -> tuple[str, bool] | None:
     """The field whose classes splits are drawn by and described by, and whether numbers are put into bins."""
     label = dataset.label.name if dataset.label else None
@@ -334,11 +347,11 @@ def balanced_by(dataset: Dataset, spec: OrderSpec) -> tuple[str, bool]:
 
 
 def _splits_name(dataset: Dataset, spec: SplitSpec) -> str:
-    return _name("splits/3", dataset, spec.model_dump_json())
+    return _name("splits/4", dataset, spec.model_dump_json())
 
 
 def _report_name(dataset: Dataset, spec: SplitSpec) -> str:
-    return _name("reports/1", dataset, spec.model_dump_json())
+    return _name("reports/2", dataset, spec.model_dump_json())
 
 
 def _strata_name(dataset: Dataset, name: str, bins: bool) -> str:

@@ -27,7 +27,9 @@ async def get_splits(
     """Per split: rows; rows and share per class, balanced class weights, and how far shares are off those of all rows
     (`max_deviation`); groups; and a digest of its row ids.
 
-    `method` is what of scikit-learn gives the same rows, `note` what one might not expect.
+    `method` is what of scikit-learn gives the same rows, `note` what one might not expect. `stored` says whether a
+    split's rows are those that the file holds for it; `replaces`, where stored splits are divided anew, in which split
+    how many of their rows are now.
 
     Rows are divided once for a revision, by all workers together. What takes longer than `Prefer: wait=` is answered by
     202 with the URL of a job, which tells how many rows are read and divided.

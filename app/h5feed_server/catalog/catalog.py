@@ -22,6 +22,7 @@ from h5feed.order import ORDER_VERSION
 from watchfiles import watch
 
 from ..settings import Settings
+from ..split_record import read_record
 from ..storage.folder import CacheFolder
 from ..storage.inspector import Inspector
 from ..storage.reader_pool import ReaderPool
@@ -398,6 +399,14 @@ class Catalog:
             label = next((field for field in fields if field.role == "label" and not field.unreadable), None)
             names = class_names(label.array, table.text) if label else None
             main = not table.path or len(tables) == 1
+            notes = [note for one in loaded for note in one.layout.notes]
+            native, record = table.native, None
+            if declared is not None and declared.splits:
+                native = declared.native(table.rows) if main else native
+                notes += _notes_of_declared(native, table.native, main)
+            elif native:
+                record, problem = read_record([one.layout.attributes for one in loaded], _rows_of(native))
+                notes += [problem] if problem else []
             datasets.append(
                 Dataset(
                     name=name if main else f"{name}.{_dotted(table.path)}",
@@ -407,15 +416,33 @@ class Catalog:
                     rows=table.rows,
                     fields=fields,
                     attributes=loaded[0].layout.attributes,
-                    native=declared.native(table.rows) if main and declared and declared.splits else table.native,
+                    native=native,
                     class_names=declared.class_names if declared and declared.class_names else names,
                     identity=identities,
-                    notes=tuple(note for one in loaded for note in one.layout.notes),
+                    notes=tuple(notes),
+                    split_record=record,
                 )
             )
         if not datasets:
             raise Unreadable("; ".join(reasons[:5]) or "it holds no arrays")
         return tuple(datasets)
+
+
+def _notes_of_declared(
+    native: Mapping[str, Sequence[tuple[int, int]]], stored: Mapping[str, Sequence[tuple[int, int]]], main: bool
+) -> list[str]:
+    """What is to be said of splits that are declared."""
+    if not main:
+        return [f"{DECLARATION} declares splits, which are not of this group of arrays but of those in the root"]
+    if not stored or native == stored:
+        return []
+    rows = ", ".join(f"{name} {count:,}" for name, count in _rows_of(stored).items())
+    return [f"the splits that {DECLARATION} declares are in place of those in the files ({rows})"]
+
+
+def _rows_of(native: Mapping[str, Sequence[tuple[int, int]]]) -> dict[str, int]:
+    """How many rows each split has."""
+    return {name: sum(end - begin for begin, end in runs) for name, runs in native.items()}
 
 
 def _images_declared(declared: DeclaredDataset | None, fields: Sequence[str]) -> dict[str, ImageSpec]:
@@ -557,9 +584,8 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "rows": dataset.rows,
         "fields": fields,
         "class_names": dataset.class_names,
-        "native_splits": [
-            {"name": split, "rows": sum(end - begin for begin, end in runs)} for split, runs in dataset.native.items()
-        ],
+        "native_splits": [{"name": split, "rows": rows} for split, rows in _rows_of(dataset.native).items()],
+        "splits_drawn": None if dataset.split_record is None else dataset.split_record.model_dump(),
         "files": [shown(file) for file in dataset.files],
         "notes": list(dataset.notes),
         "attributes": dataset.attributes,
