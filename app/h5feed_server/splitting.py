@@ -78,9 +78,9 @@ class Splitter:
         name = _splits_name(dataset, spec)
         return not spec.splits_rows or name in self._splits or name in self._folder
 
-    def has_report(self, dataset: Dataset, spec: SplitSpec) -> bool:
+    def has_report(self, dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bool:
         """Whether a report need not be made any more."""
-        name = _report_name(dataset, spec)
+        name = _report_name(dataset, spec, classes)
         return name in self._reports or name in self._folder
 
     def has_strata(self, dataset: Dataset, name: str, *, bins: bool = False) -> bool:
@@ -88,17 +88,17 @@ class Splitter:
         file = _strata_name(dataset, name, bins)
         return file in self._strata or file in self._folder
 
-    def prepare(self, dataset: Dataset, spec: SplitSpec, progress: Progress) -> None:
+    def prepare(self, dataset: Dataset, spec: SplitSpec, progress: Progress, classes: str | None = None) -> None:
         """Compute and keep all that `splits` and `report` answer, telling how many rows are read and divided."""
         spec = drawn_spec(dataset, spec)
-        by = classes_of(dataset, spec)
-        progress.expect(dataset.rows * ((by is not None) + (spec.group is not None) + 2 * spec.splits_rows))
-        if by is not None:
-            self.strata(dataset, by[0], bins=by[1], progress=progress)
+        read = classes_of(dataset, spec, classes)
+        progress.expect(dataset.rows * (len(read) + (spec.group is not None) + 2 * spec.splits_rows))
+        for name, bins in read.items():
+            self.strata(dataset, name, bins=bins, progress=progress)
         if spec.group is not None:
             self._groups(dataset, spec.group, progress)
         self.splits(dataset, spec, progress)
-        self.report(dataset, spec)
+        self.report(dataset, spec, classes)
 
     def splits(self, dataset: Dataset, spec: SplitSpec, progress: Progress | None = None) -> Splits:
         """The splits of a dataset: stored, from memory, from the cache folder, or computed.
@@ -123,16 +123,16 @@ class Splitter:
             lambda splits: splits.nbytes,
         )
 
-    def report(self, dataset: Dataset, spec: SplitSpec) -> bytes:
-        """What the API says of the splits, as JSON."""
+    def report(self, dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bytes:
+        """What the API says of the splits, as JSON; `classes` is the field whose classes are counted."""
 
         def load(data: bytes) -> bytes:
             return json.dumps(unpack(data)[0]).encode()
 
-        name = _report_name(dataset, spec)
+        name = _report_name(dataset, spec, classes)
         return self._reports.get(
             name,
-            lambda: self._kept(name, load, lambda: pack(self._describe(dataset, spec), {})),
+            lambda: self._kept(name, load, lambda: pack(self._describe(dataset, spec, classes), {})),
             len,
         )
 
@@ -213,11 +213,11 @@ class Splitter:
             advance=(lambda rows: None) if progress is None else progress.advance,
         )
 
-    def _describe(self, dataset: Dataset, spec: SplitSpec) -> dict[str, Any]:
+    def _describe(self, dataset: Dataset, spec: SplitSpec, classes: str | None) -> dict[str, Any]:
         spec = drawn_spec(dataset, spec)
         splits = self.splits(dataset, spec)
         label = dataset.label.name if dataset.label else None
-        by = splits.stratify or label
+        by = classes or splits.stratify or label
         labels = None if by is None else self.strata(dataset, by, bins=by == spec.stratify).labels
         groups = None if splits.group is None else self._groups(dataset, splits.group)
         names = dict(enumerate(dataset.class_names or [])) if by == label else {}
@@ -325,11 +325,17 @@ def drawn_spec(dataset: Dataset, spec: SplitSpec) -> SplitSpec:
     return AS_STORED if has_all(dataset.split_record, spec, dataset.label is not None) else spec
 
 
-def classes_of(dataset: Dataset, spec: SplitSpec) -> tuple[str, bool] | None:
-    """The field whose classes splits are drawn by and described by, and whether numbers are put into bins."""
+def classes_of(dataset: Dataset, spec: SplitSpec, counted: str | None = None) -> dict[str, bool]:
+    """The fields whose classes splits are drawn by and described by, and whether their numbers are put into bins.
+
+    Parameters
+    ----------
+    counted : str, optional
+        The field whose classes are counted in each split.
+    """
     label = dataset.label.name if dataset.label else None
     by = spec.stratify if spec.splits_rows and spec.stratify not in (None, "none") else label
-    return None if by is None else (by, by == spec.stratify)
+    return {name: name == spec.stratify for name in (by, counted) if name is not None}
 
 
 def balanced_by(dataset: Dataset, spec: OrderSpec) -> tuple[str, bool]:
@@ -350,8 +356,8 @@ def _splits_name(dataset: Dataset, spec: SplitSpec) -> str:
     return _name("splits/4", dataset, spec.model_dump_json())
 
 
-def _report_name(dataset: Dataset, spec: SplitSpec) -> str:
-    return _name("reports/2", dataset, spec.model_dump_json())
+def _report_name(dataset: Dataset, spec: SplitSpec, classes: str | None) -> str:
+    return _name("reports/2", dataset, f"{spec.model_dump_json()} {classes}")
 
 
 def _strata_name(dataset: Dataset, name: str, bins: bool) -> str:

@@ -15,14 +15,14 @@ from ..sampling.splits import Rows
 from .bodies import BINARY_RESPONSE, binary, cache_headers, is_known, negotiate, not_modified
 from .deps import NamePath, ServicesDep
 from .jobs import JOB_RESPONSE, Prefer, at_hand
-from .queries import SplitRowsQuery, SplitsQuery
+from .queries import SplitReportQuery, SplitRowsQuery
 
 router = APIRouter(prefix="/v1/datasets/{name}/splits", tags=["splits"])
 
 
 @router.get("", summary="Rows and classes of each split", responses=JOB_RESPONSE)
 async def get_splits(
-    services: ServicesDep, name: NamePath, query: Annotated[SplitsQuery, Query()], prefer: Prefer = None
+    services: ServicesDep, name: NamePath, query: Annotated[SplitReportQuery, Query()], prefer: Prefer = None
 ) -> Response:
     """Per split: rows; rows and share per class, balanced class weights, and how far shares are off those of all rows
     (`max_deviation`); groups; and a digest of its row ids.
@@ -37,7 +37,8 @@ async def get_splits(
 
     def work() -> Response:
         dataset = services.catalog.dataset(name, query.revision)
-        return Response(services.batcher.split_jobs.report(dataset, query.spec), media_type="application/json")
+        report = services.batcher.split_jobs.report(dataset, query.spec, query.classes)
+        return Response(report, media_type="application/json")
 
     return await at_hand(services, work, prefer)
 
