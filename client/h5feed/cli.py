@@ -270,6 +270,8 @@ def _get(feed: Feed, options: argparse.Namespace) -> None:
             order["window"] = options.window
         if fields is not None:
             order["fields"] = fields
+        # Says so where the splits that are stored are others.
+        dataset.plan(options.split, batch_size=options.batch_size, shuffle=options.shuffle, **order)
         batch = dataset.batch(
             options.batch, split=options.split, batch_size=options.batch_size, shuffle=options.shuffle, **order
         )

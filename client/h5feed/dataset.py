@@ -338,7 +338,10 @@ class Dataset:
         """
         params = self._params(split, options, SplitOptions) | ({} if field is None else {"field": field})
         ask = partial(self._client.json, f"{self._path}/stats", params)
-        found = Stats(jobs.wait_for(ask, "statistics", timeout, progress))
+        answer = jobs.wait_for(ask, "statistics", timeout, progress)
+        found = Stats(answer)
+        if answer.get("replaces"):
+            tell_replaced(self.name, self.revision, split_options(options), answer["note"])
         return found if field is None else found[field]
 
     def mean_image(self, field: str, split: str = "all", **options: Unpack[SplitOptions]) -> npt.NDArray[np.float32]:
