@@ -363,7 +363,10 @@ class Dataset:
         """Row ids of a split, ascending, (rows,) int64; `timeout` and `progress` as those of `splits`."""
         params = self._params(None, options, SplitOptions)
         ask = partial(self._client.body, f"{self._path}/splits/{quote(split, safe='')}/rows", params)
-        rows: npt.NDArray[np.int64] = read_body(jobs.wait_for(ask, "rows of the split", timeout, progress))[0][ROWS]
+        tensors, about, _ = read_body(jobs.wait_for(ask, "rows of the split", timeout, progress))
+        if "replaced" in about:
+            tell_replaced(self.name, self.revision, split_options(options), about["replaced"])
+        rows: npt.NDArray[np.int64] = tensors[ROWS]
         return rows
 
     def sequence(self, split: str = "all", **options: Any) -> KerasSequence:

@@ -57,7 +57,10 @@ async def get_split_rows(
     query: Annotated[SplitRowsQuery, Query()],
     prefer: Prefer = None,
 ) -> Response:
-    """That split's row ids, ascending, int64, as the tensor `__rows__`; 202 while they have yet to be found."""
+    """That split's row ids, ascending, int64, as the tensor `__rows__`; 202 while they have yet to be found.
+
+    Where stored splits are divided anew, the metadata `replaced` hold the splits' `note`.
+    """
     form = negotiate(request, query.format, ("safetensors", "npz"))
 
     def work() -> Response:
@@ -68,11 +71,13 @@ async def get_split_rows(
         wanted = SPLIT_ALIASES.get(split, split)
         services.batcher.splitter.check_divisible(dataset)
         rows: Rows
+        about = {"dataset": dataset.name, "revision": dataset.revision, "epoch": "0", "batches": "1"}
         if wanted == "all":
             rows = np.arange(dataset.rows, dtype=np.int32)
         else:
-            rows = services.batcher.split_jobs.splits(dataset, query.spec).of(wanted)
-        about = {"dataset": dataset.name, "revision": dataset.revision, "epoch": "0", "batches": "1"}
+            splits = services.batcher.split_jobs.splits(dataset, query.spec)
+            rows = splits.of(wanted)
+            about |= {"replaced": splits.note} if splits.replaces and splits.note else {}
         body = Body([Tensor(ROWS, np.dtype("<i8"), rows.shape)], about)
         if body.nbytes > services.settings.max_body_bytes:
             raise TooLarge(f"{len(rows)} row ids are more than {services.settings.max_body_bytes} bytes")

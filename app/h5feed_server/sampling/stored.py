@@ -165,7 +165,8 @@ def _moved(total: int, stored: Mapping[str, Rows], rows: Mapping[str, Rows]) -> 
     if not stored:
         return {}
     where = np.zeros(total, np.uint8)
-    for number, own in enumerate(rows.values(), 1):
+    # Masks of episodes may overlap train and val, which come first.
+    for number, own in reversed([*enumerate(rows.values(), 1)]):
         where[own] = number
     counts = {name: np.bincount(where[own], minlength=len(rows) + 1)[1:] for name, own in stored.items()}
     return {name: dict(zip(rows, own.tolist(), strict=True)) for name, own in counts.items()}
