@@ -164,7 +164,7 @@ def _moved(total: int, stored: Mapping[str, Rows], rows: Mapping[str, Rows]) -> 
     """Of each stored split, how many of its rows are in which split now."""
     if not stored:
         return {}
-    where = np.zeros(total, np.uint8)
+    where = np.zeros(total, np.uint16)
     # Masks of episodes may overlap train and val, which come first.
     for number, own in reversed([*enumerate(rows.values(), 1)]):
         where[own] = number
