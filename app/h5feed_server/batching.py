@@ -73,6 +73,12 @@ class BatchPlan:
     reader: Reader
     max_bytes: int
     """Of one answer."""
+    is_stored: bool | None = None
+    """Whether its rows are those of the stored split of this name; None for all rows."""
+    note: str | None = None
+    """What one might not expect of the split."""
+    replaces: Mapping[str, Mapping[str, int]] | None = None
+    """See `Splits`."""
     key: object = dataclass_field(default_factory=object)
     """Stands for this plan in the cache of orders: comparing the whole spec for every batch would cost more."""
     pace: _Pace = dataclass_field(default_factory=lambda: _Pace())
@@ -240,8 +246,10 @@ class Batcher:
         def split_rows() -> Rows | None:
             return None if spec.split == "all" else self.splitter.splits(dataset, spec.split_spec).of(spec.split)
 
+        about: dict[str, Any] = {}
         if spec.split != "all":
-            self.split_jobs.splits(dataset, spec.split_spec)
+            splits = self.split_jobs.splits(dataset, spec.split_spec)
+            about = {"is_stored": spec.split in splits.stored, "note": splits.note, "replaces": splits.replaces}
         if spec.balance:
             by, bins = balanced_by(dataset, spec)
             self.split_jobs.strata(dataset, by, bins=bins)
@@ -261,7 +269,7 @@ class Batcher:
         grid = BatchGrid(rows, batch_size, spec.shard, spec.shards, last)
         order = Order(spec, split_rows, grid, dataset.block_rows, resampled)
         limit = self._settings.max_body_bytes
-        plan = BatchPlan(dataset, fields, order, last == "pad", self._orders, self.reader, limit)
+        plan = BatchPlan(dataset, fields, order, last == "pad", self._orders, self.reader, limit, **about)
         self._check_size(batch_size, plan.full, fields)
         return plan
 

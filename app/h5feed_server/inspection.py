@@ -104,7 +104,9 @@ def _print_dataset(dataset: Dataset, console: Console) -> None:
     console.print(table)
     if about["native_splits"]:
         splits = ", ".join(f"{split['rows']:,} {split['name']}" for split in about["native_splits"])
-        console.print(f"stored splits: {splits}")
+        record = dataset.split_record
+        how = "" if record is None else f" (drawn with {record.words()})"
+        console.print(f"stored splits: {splits}{how}", soft_wrap=True)
     else:
         console.print("stored splits: none; ask for test=0.1, val=0.1, and they are drawn as scikit-learn draws them")
     if dataset.class_names:

@@ -45,7 +45,7 @@ class SplitJobs:
             raise InProgress(self._start(dataset, spec))
         return self._splitter.splits(dataset, spec)
 
-    def report(self, dataset: Dataset, spec: SplitSpec) -> bytes:
+    def report(self, dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bytes:
         """See `Splitter.report`.
 
         Raises
@@ -53,9 +53,9 @@ class SplitJobs:
         InProgress
         """
         self._splitter.check_divisible(dataset)
-        if not self._splitter.has_report(dataset, spec) and not _is_quick(dataset, spec):
-            raise InProgress(self._start(dataset, spec))
-        return self._splitter.report(dataset, spec)
+        if not self._splitter.has_report(dataset, spec, classes) and not _is_quick(dataset, spec, classes):
+            raise InProgress(self._start(dataset, spec, counted=classes))
+        return self._splitter.report(dataset, spec, classes)
 
     def strata(self, dataset: Dataset, name: str, *, bins: bool = False) -> Strata:
         """See `Splitter.strata`.
@@ -68,10 +68,22 @@ class SplitJobs:
             raise InProgress(self._start(dataset, None, (name, bins)))
         return self._splitter.strata(dataset, name, bins=bins)
 
-    def _start(self, dataset: Dataset, spec: SplitSpec | None, classes: tuple[str, bool] | None = None) -> JobState:
+    def _start(
+        self,
+        dataset: Dataset,
+        spec: SplitSpec | None,
+        classes: tuple[str, bool] | None = None,
+        counted: str | None = None,
+    ) -> JobState:
         chosen = {} if spec is None else spec.model_dump(mode="json", exclude_defaults=True)
-        request = {"dataset": dataset.name, "revision": dataset.revision, "spec": chosen, "classes": classes}
-        query = urlencode({**chosen, "revision": dataset.revision})
+        request = {
+            "dataset": dataset.name,
+            "revision": dataset.revision,
+            "spec": chosen,
+            "classes": classes,
+            "counted": counted,
+        }
+        query = urlencode({**chosen, **({"classes": counted} if counted else {}), "revision": dataset.revision})
         return self._jobs.start(_KIND, request, f"/v1/datasets/{quote(dataset.name, safe='')}/splits?{query}")
 
     def _work(self, request: Request, progress: Progress) -> None:
@@ -81,12 +93,11 @@ class SplitJobs:
             progress.expect(dataset.rows)
             self._splitter.strata(dataset, name, bins=bins, progress=progress)
         else:
-            self._splitter.prepare(dataset, SplitSpec(**request["spec"]), progress)
+            self._splitter.prepare(dataset, SplitSpec(**request["spec"]), progress, request["counted"])
 
 
-def _is_quick(dataset: Dataset, spec: SplitSpec) -> bool:
-    by = classes_of(dataset, spec)
-    read = [name for name in (by and by[0], spec.group) if name is not None]
+def _is_quick(dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bool:
+    read = [*classes_of(dataset, spec, classes), *([] if spec.group is None else [spec.group])]
     return dataset.rows <= QUICK_ROWS and all(_reads_little(dataset, name) for name in read)
 
 

@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,8 +28,9 @@ from .sampling.labels import (
 )
 from .sampling.report import describe_splits
 from .sampling.resampling import Balanced, Weighted
-from .sampling.spec import OrderSpec, SplitSpec
-from .sampling.splits import Rows, Splits, compute_splits, dump_splits, load_splits, native_splits
+from .sampling.spec import AS_STORED, OrderSpec, SplitSpec
+from .sampling.splits import Rows, Splits, dump_splits, load_splits, native_splits
+from .sampling.stored import divide, has_all
 from .settings import Settings
 from .storage.cache import ByteCache
 from .storage.folder import CacheFolder
@@ -74,12 +74,13 @@ class Splitter:
 
     def has_splits(self, dataset: Dataset, spec: SplitSpec) -> bool:
         """Whether splits need not be computed any more."""
+        spec = drawn_spec(dataset, spec)
         name = _splits_name(dataset, spec)
         return not spec.splits_rows or name in self._splits or name in self._folder
 
-    def has_report(self, dataset: Dataset, spec: SplitSpec) -> bool:
+    def has_report(self, dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bool:
         """Whether a report need not be made any more."""
-        name = _report_name(dataset, spec)
+        name = _report_name(dataset, spec, classes)
         return name in self._reports or name in self._folder
 
     def has_strata(self, dataset: Dataset, name: str, *, bins: bool = False) -> bool:
@@ -87,16 +88,17 @@ class Splitter:
         file = _strata_name(dataset, name, bins)
         return file in self._strata or file in self._folder
 
-    def prepare(self, dataset: Dataset, spec: SplitSpec, progress: Progress) -> None:
+    def prepare(self, dataset: Dataset, spec: SplitSpec, progress: Progress, classes: str | None = None) -> None:
         """Compute and keep all that `splits` and `report` answer, telling how many rows are read and divided."""
-        by = classes_of(dataset, spec)
-        progress.expect(dataset.rows * ((by is not None) + (spec.group is not None) + 2 * spec.splits_rows))
-        if by is not None:
-            self.strata(dataset, by[0], bins=by[1], progress=progress)
+        spec = drawn_spec(dataset, spec)
+        read = classes_of(dataset, spec, classes)
+        progress.expect(dataset.rows * (len(read) + (spec.group is not None) + 2 * spec.splits_rows))
+        for name, bins in read.items():
+            self.strata(dataset, name, bins=bins, progress=progress)
         if spec.group is not None:
             self._groups(dataset, spec.group, progress)
         self.splits(dataset, spec, progress)
-        self.report(dataset, spec)
+        self.report(dataset, spec, classes)
 
     def splits(self, dataset: Dataset, spec: SplitSpec, progress: Progress | None = None) -> Splits:
         """The splits of a dataset: stored, from memory, from the cache folder, or computed.
@@ -106,9 +108,13 @@ class Splitter:
         FieldNotFound, UnsupportedField, SplitImpossible, TooLarge
         """
         self.check_divisible(dataset)
+        spec = drawn_spec(dataset, spec)
         if not spec.splits_rows:
+            # Where they lie may be declared: the files alone do not tell.
             return self._splits.get(
-                (dataset.name, dataset.identity), lambda: native_splits(dataset.native), lambda splits: splits.nbytes
+                (dataset.name, dataset.revision, dataset.identity),
+                lambda: native_splits(dataset.native),
+                lambda splits: splits.nbytes,
             )
         name = _splits_name(dataset, spec)
         return self._splits.get(
@@ -117,16 +123,16 @@ class Splitter:
             lambda splits: splits.nbytes,
         )
 
-    def report(self, dataset: Dataset, spec: SplitSpec) -> bytes:
-        """What the API says of the splits, as JSON."""
+    def report(self, dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bytes:
+        """What the API says of the splits, as JSON; `classes` is the field whose classes are counted."""
 
         def load(data: bytes) -> bytes:
             return json.dumps(unpack(data)[0]).encode()
 
-        name = _report_name(dataset, spec)
+        name = _report_name(dataset, spec, classes)
         return self._reports.get(
             name,
-            lambda: self._kept(name, load, lambda: pack(self._describe(dataset, spec), {})),
+            lambda: self._kept(name, load, lambda: pack(self._describe(dataset, spec, classes), {})),
             len,
         )
 
@@ -138,7 +144,7 @@ class Splitter:
         FieldNotFound, UnsupportedField, BadParameter, SplitImpossible, TooLarge
         """
         self.check_divisible(dataset)
-        way = (spec.split_spec, spec.split, spec.limit, spec.weights)
+        way = (spec.split_spec, spec.split, spec.limit, spec.weights, spec.stratify)
         return self._resampled.get(
             (dataset.name, dataset.revision, dataset.identity, way),
             lambda: self._weighted(dataset, spec) if spec.weights is not None else self._balanced(dataset, spec),
@@ -192,21 +198,22 @@ class Splitter:
             strata = self.strata(dataset, by, bins=by == spec.stratify)
         if spec.group is not None:
             groups = self._groups(dataset, spec.group)
-        pool: Rows | None = None
-        kept: dict[str, Rows] = {}
-        if spec.test is None and "train" in dataset.native:
-            # A validation split beside stored ones comes out of what is stored for training.
-            kept = dict(native_splits(dataset.native).rows)
-            train = kept.pop("train")
-            pool = np.sort(np.concatenate([train, kept.pop("val", train[:0])]))
-        advance = (lambda rows: None) if progress is None else progress.advance
-        drawn = compute_splits(dataset.rows, pool, spec, strata, groups, advance)
-        return replace(drawn, rows={**drawn.rows, **kept})
+        return divide(
+            dataset.rows,
+            native_splits(dataset.native).rows,
+            dataset.split_record,
+            spec,
+            strata,
+            groups,
+            has_label=dataset.label is not None,
+            advance=(lambda rows: None) if progress is None else progress.advance,
+        )
 
-    def _describe(self, dataset: Dataset, spec: SplitSpec) -> dict[str, Any]:
+    def _describe(self, dataset: Dataset, spec: SplitSpec, classes: str | None) -> dict[str, Any]:
+        spec = drawn_spec(dataset, spec)
         splits = self.splits(dataset, spec)
         label = dataset.label.name if dataset.label else None
-        by = splits.stratify or label
+        by = classes or splits.stratify or label
         labels = None if by is None else self.strata(dataset, by, bins=by == spec.stratify).labels
         groups = None if splits.group is None else self._groups(dataset, splits.group)
         names = dict(enumerate(dataset.class_names or [])) if by == label else {}
@@ -219,6 +226,7 @@ class Splitter:
             "classes_of": by if labels is not None else None,
             "classes_are": labels.kind if labels is not None else None,
             "note": splits.note,
+            "replaces": splits.replaces,
             "splits": describe_splits(splits, dataset.rows, labels, groups, names),
         }
 
@@ -308,11 +316,22 @@ class Splitter:
         return blocks
 
 
-def classes_of(dataset: Dataset, spec: SplitSpec) -> tuple[str, bool] | None:
-    """The field whose classes splits are drawn by and described by, and whether numbers are put into bins."""
+def drawn_spec(dataset: Dataset, spec: SplitSpec) -> SplitSpec:
+    """What is drawn to answer a request: nothing, where the splits that it asks for are stored."""
+    return AS_STORED if has_all(dataset.split_record, spec, dataset.label is not None) else spec
+
+
+def classes_of(dataset: Dataset, spec: SplitSpec, counted: str | None = None) -> dict[str, bool]:
+    """The fields whose classes splits are drawn by and described by, and whether their numbers are put into bins.
+
+    Parameters
+    ----------
+    counted : str, optional
+        The field whose classes are counted in each split.
+    """
     label = dataset.label.name if dataset.label else None
     by = spec.stratify if spec.splits_rows and spec.stratify not in (None, "none") else label
-    return None if by is None else (by, by == spec.stratify)
+    return {name: name == spec.stratify for name in (by, counted) if name is not None}
 
 
 def balanced_by(dataset: Dataset, spec: OrderSpec) -> tuple[str, bool]:
@@ -330,11 +349,11 @@ def balanced_by(dataset: Dataset, spec: OrderSpec) -> tuple[str, bool]:
 
 
 def _splits_name(dataset: Dataset, spec: SplitSpec) -> str:
-    return _name("splits/3", dataset, spec.model_dump_json())
+    return _name("splits/4", dataset, spec.model_dump_json())
 
 
-def _report_name(dataset: Dataset, spec: SplitSpec) -> str:
-    return _name("reports/1", dataset, spec.model_dump_json())
+def _report_name(dataset: Dataset, spec: SplitSpec, classes: str | None) -> str:
+    return _name("reports/2", dataset, f"{spec.model_dump_json()} {classes}")
 
 
 def _strata_name(dataset: Dataset, name: str, bins: bool) -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ def _info(feed: Feed, options: argparse.Namespace) -> None:
     dataset = feed[options.dataset]
     wanted = _split_options(options)
     splits = None
-    if {"val", "test", "folds"} & set(wanted):
+    if wanted:
         with _progress("divides the rows") as progress:
             splits = dataset.splits(progress=progress, **wanted)
     if options.json:
@@ -177,9 +177,22 @@ def _info(feed: Feed, options: argparse.Namespace) -> None:
         print(f"classes: {', '.join(dataset.class_names)}")
     if dataset.info["native_splits"]:
         stored = ", ".join(f"{split['name']} {split['rows']}" for split in dataset.info["native_splits"])
-        print(f"stored splits: {stored}")
+        drawn = dataset.info["splits_drawn"]
+        print(f"stored splits: {stored}{f' ({_drawn_with(drawn)})' if drawn else ''}")
+    for note in dataset.info["notes"]:
+        print(f"note: {note}")
     if splits:
         print(f"\n{splits}")
+
+
+def _drawn_with(record: Mapping[str, Any]) -> str:
+    """The options that stored splits were drawn with."""
+    given = {name: record[name] for name in ("test", "val") if record[name] is not None}
+    if record["split_shuffle"]:
+        given |= {"split_seed": record["split_seed"], "stratify": record["stratified_by"] or "none"}
+    else:
+        given["split_shuffle"] = "false"
+    return "drawn with " + ", ".join(f"{name}={value}" for name, value in given.items())
 
 
 def _stats(feed: Feed, options: argparse.Namespace) -> None:
@@ -257,6 +270,8 @@ def _get(feed: Feed, options: argparse.Namespace) -> None:
             order["window"] = options.window
         if fields is not None:
             order["fields"] = fields
+        # Says so where the splits that are stored are others.
+        dataset.plan(options.split, batch_size=options.batch_size, shuffle=options.shuffle, **order)
         batch = dataset.batch(
             options.batch, split=options.split, batch_size=options.batch_size, shuffle=options.shuffle, **order
         )

@@ -27,7 +27,7 @@ from .net.transport import BodyCut
 from .reading.decoding import decoded, decoded_batch, decoded_fetch, specs_for
 from .reading.passes import blocks_of_passes
 from .reading.readahead import Block, Fetch, ReadAhead, blocks_of
-from .splits import Splits
+from .splits import Splits, replaced_told, tell_replaced
 from .stats import FieldStats, Stats
 from .tables import titled_table
 from .wire import OFFSETS, ROWS, WEIGHT, Tensor, dtype_named, read_body, read_runs
@@ -64,6 +64,14 @@ class SplitOptions(TypedDict, total=False):
     folds: int
     """Cross-validation: ``val`` is fold `fold` of so many, ``train`` the others."""
     fold: int
+
+
+def split_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options that divide rows: without such, `stratify` is of ``balance``."""
+    found = {name: value for name, value in options.items() if name in SplitOptions.__annotations__}
+    if all(found.get(name) is None for name in ("test", "val", "folds")):
+        found.pop("stratify", None)
+    return found
 
 
 class OrderOptions(SplitOptions, total=False):
@@ -129,6 +137,10 @@ class Plan:
     """Bytes of one answer at most."""
     decoding: Mapping[str, ImageSpec]
     """Fields that come as bytes of image files, and what they are decoded to here."""
+    stored: bool | None = None
+    """Whether the rows are those of a split that is stored; None for all rows."""
+    note: str | None = None
+    """What one might not expect of the splits, and which stored ones they take the place of."""
 
 
 class Dataset:
@@ -169,8 +181,8 @@ class Dataset:
         self._path = f"/v1/datasets/{quote(self.name, safe='')}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Caches and plans are of this process.
-        return Dataset, (self._client, self.info)
+        # Caches and plans are of this process; what was told once is not told again by the next.
+        return _unpickled, (self._client, self.info, replaced_told(self.name, self.revision))
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{f.name}: {f.dtype}{list(f.shape)} ({f.role})" for f in self.fields.values())
@@ -249,6 +261,7 @@ class Dataset:
     def splits(
         self,
         *,
+        classes: str | None = None,
         timeout: float = jobs.TIMEOUT,
         progress: jobs.Progress | None = None,
         **options: Unpack[SplitOptions],
@@ -259,6 +272,8 @@ class Dataset:
 
         Parameters
         ----------
+        classes : str, optional
+            Field whose classes are counted; default: the one that rows are stratified by, or the label.
         timeout : float
             Seconds to wait for a server that has to read labels and divide rows first.
         progress : callable, optional
@@ -269,7 +284,7 @@ class Dataset:
         ------
         ReadTimeout
         """
-        params = self._params(None, options, SplitOptions)
+        params = self._params(None, options, SplitOptions) | ({} if classes is None else {"classes": classes})
         ask = partial(self._client.json, f"{self._path}/splits", params)
         return Splits(jobs.wait_for(ask, "splits", timeout, progress))
 
@@ -323,7 +338,10 @@ class Dataset:
         """
         params = self._params(split, options, SplitOptions) | ({} if field is None else {"field": field})
         ask = partial(self._client.json, f"{self._path}/stats", params)
-        found = Stats(jobs.wait_for(ask, "statistics", timeout, progress))
+        answer = jobs.wait_for(ask, "statistics", timeout, progress)
+        found = Stats(answer)
+        if answer.get("replaces"):
+            tell_replaced(self.name, self.revision, split_options(options), answer["note"])
         return found if field is None else found[field]
 
     def mean_image(self, field: str, split: str = "all", **options: Unpack[SplitOptions]) -> npt.NDArray[np.float32]:
@@ -345,7 +363,10 @@ class Dataset:
         """Row ids of a split, ascending, (rows,) int64; `timeout` and `progress` as those of `splits`."""
         params = self._params(None, options, SplitOptions)
         ask = partial(self._client.body, f"{self._path}/splits/{quote(split, safe='')}/rows", params)
-        rows: npt.NDArray[np.int64] = read_body(jobs.wait_for(ask, "rows of the split", timeout, progress))[0][ROWS]
+        tensors, about, _ = read_body(jobs.wait_for(ask, "rows of the split", timeout, progress))
+        if "replaced" in about:
+            tell_replaced(self.name, self.revision, split_options(options), about["replaced"])
+        rows: npt.NDArray[np.int64] = tensors[ROWS]
         return rows
 
     def sequence(self, split: str = "all", **options: Any) -> KerasSequence:
@@ -397,6 +418,8 @@ class Dataset:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
             self._plans[cut] = answer
+            if answer.get("replaces") and params.get("shard", "0") == "0":
+                tell_replaced(self.name, self.revision, split_options(options), answer["note"])
         limits = answer["limits"]
         return Plan(
             rows=answer["rows"],
@@ -414,6 +437,8 @@ class Dataset:
             max_rows=limits["rows"],
             max_bytes=limits["body_bytes"],
             decoding=decoding,
+            stored=answer.get("stored"),
+            note=answer.get("note"),
         )
 
     def read_ahead(
@@ -530,6 +555,12 @@ class Dataset:
             raise BadParameter(f"unknown option {unknown[0]!r}: known are {', '.join(sorted(known.__annotations__))}")
         params = {name: _encode(value) for name, value in options.items() if value is not None}
         return ({} if split is None else {"split": split}) | params | {"revision": self.revision}
+
+
+def _unpickled(client: Client, info: dict[str, Any], told: frozenset[str]) -> Dataset:
+    dataset = Dataset(client, info)
+    replaced_told(dataset.name, dataset.revision, told)
+    return dataset
 
 
 def _fetcher(client: Client, path: str, params: Mapping[str, str]) -> Callable[[Block, threading.Event], list[Batch]]:

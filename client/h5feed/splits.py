@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import html
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from .errors import BadParameter
 from .tables import html_table, text_lines
 
+logger = logging.getLogger("h5feed")
+
+_told: dict[tuple[str, str, str], None] = {}
+"""Datasets, revisions and options of which it has been told that stored splits are replaced."""
+
 _SHOWN = 30
 """Classes in a table; more are counted."""
+
+
+def tell_replaced(name: str, revision: str, options: Mapping[str, Any], note: str) -> None:
+    """Warn that stored splits are replaced: once for all loops over a dataset, whatever split, fold or thread asks."""
+    asked = ", ".join(f"{key}={options[key]}" for key in sorted(options) if key != "fold" and options[key] is not None)
+    key = name, revision, asked
+    if key not in _told:
+        _told[key] = None
+        logger.warning("%s with %s: %s", name, asked, note)
+
+
+def replaced_told(name: str, revision: str, told: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Options of which it has been told, with those of another process."""
+    _told.update(dict.fromkeys((name, revision, asked) for asked in told))
+    return frozenset(asked for known, of, asked in list(_told) if (known, of) == (name, revision))
 
 
 class Splits(dict[str, Any]):
@@ -23,7 +44,8 @@ class Splits(dict[str, Any]):
     method : str or None
         What of scikit-learn gives the same rows.
     note : str or None
-        What one might not expect: why rows are not stratified, which classes are small.
+        What one might not expect: why rows are not stratified, which classes are small, which stored splits these take
+        the place of.
     """
 
     @property
@@ -79,7 +101,8 @@ class Splits(dict[str, Any]):
         return "".join(parts)
 
     def _how(self) -> str:
-        how = self.method or "as stored"
+        stored = [split["stored"] for split in self["splits"].values() if "stored" in split]
+        how = self.method or ("as stored" if all(stored) else "partly as stored")
         if self["stratify"]:
             how += f", stratified by {self['stratify']!r}"
         if self["group"]:

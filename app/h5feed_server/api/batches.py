@@ -20,13 +20,20 @@ router = APIRouter(prefix="/v1/datasets/{name}", tags=["batches"])
 
 @router.get("/plan", summary="What an epoch of an order will be")
 async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQuery, Query()]) -> dict[str, Any]:
-    """Rows, batches, rows of the last one and bytes per batch: what a client needs before the first fetch."""
+    """Rows, batches, rows of the last one and bytes per batch: what a client needs before the first fetch.
+
+    `stored`: whether the rows are those of a split that the file holds; `note`: what one might not expect of splits;
+    `replaces`: stored splits that are divided anew, and in which split how many of their rows are now.
+    """
     plan = await in_thread(services, partial(plan_of, services, name, query))
     grid = plan.grid
     return {
         "dataset": plan.dataset.name,
         "revision": plan.dataset.revision,
         "split": query.split,
+        "stored": plan.is_stored,
+        "note": plan.note,
+        "replaces": plan.replaces,
         "rows": grid.rows,
         "batch_size": grid.batch_size,
         "batches": grid.batches,

@@ -23,6 +23,12 @@ class SplitsQuery(SplitSpec):
         return SplitSpec(**{name: getattr(self, name) for name in SplitSpec.model_fields})
 
 
+class SplitReportQuery(SplitsQuery):
+    classes: str | None = Field(
+        None, description="Field whose classes are counted. Default: the one that rows are stratified by, or the label."
+    )
+
+
 class SplitRowsQuery(SplitsQuery):
     format: Format | None = Field(None, description=_FORMAT)
 

@@ -15,19 +15,21 @@ from ..sampling.splits import Rows
 from .bodies import BINARY_RESPONSE, binary, cache_headers, is_known, negotiate, not_modified
 from .deps import NamePath, ServicesDep
 from .jobs import JOB_RESPONSE, Prefer, at_hand
-from .queries import SplitRowsQuery, SplitsQuery
+from .queries import SplitReportQuery, SplitRowsQuery
 
 router = APIRouter(prefix="/v1/datasets/{name}/splits", tags=["splits"])
 
 
 @router.get("", summary="Rows and classes of each split", responses=JOB_RESPONSE)
 async def get_splits(
-    services: ServicesDep, name: NamePath, query: Annotated[SplitsQuery, Query()], prefer: Prefer = None
+    services: ServicesDep, name: NamePath, query: Annotated[SplitReportQuery, Query()], prefer: Prefer = None
 ) -> Response:
     """Per split: rows; rows and share per class, balanced class weights, and how far shares are off those of all rows
     (`max_deviation`); groups; and a digest of its row ids.
 
-    `method` is what of scikit-learn gives the same rows, `note` what one might not expect.
+    `method` is what of scikit-learn gives the same rows, `note` what one might not expect. `stored` says whether a
+    split's rows are those that the file holds for it; `replaces`, where stored splits are divided anew, in which split
+    how many of their rows are now.
 
     Rows are divided once for a revision, by all workers together. What takes longer than `Prefer: wait=` is answered by
     202 with the URL of a job, which tells how many rows are read and divided.
@@ -35,7 +37,8 @@ async def get_splits(
 
     def work() -> Response:
         dataset = services.catalog.dataset(name, query.revision)
-        return Response(services.batcher.split_jobs.report(dataset, query.spec), media_type="application/json")
+        report = services.batcher.split_jobs.report(dataset, query.spec, query.classes)
+        return Response(report, media_type="application/json")
 
     return await at_hand(services, work, prefer)
 
@@ -54,7 +57,10 @@ async def get_split_rows(
     query: Annotated[SplitRowsQuery, Query()],
     prefer: Prefer = None,
 ) -> Response:
-    """That split's row ids, ascending, int64, as the tensor `__rows__`; 202 while they have yet to be found."""
+    """That split's row ids, ascending, int64, as the tensor `__rows__`; 202 while they have yet to be found.
+
+    Where stored splits are divided anew, the metadata `replaced` hold the splits' `note`.
+    """
     form = negotiate(request, query.format, ("safetensors", "npz"))
 
     def work() -> Response:
@@ -65,11 +71,13 @@ async def get_split_rows(
         wanted = SPLIT_ALIASES.get(split, split)
         services.batcher.splitter.check_divisible(dataset)
         rows: Rows
+        about = {"dataset": dataset.name, "revision": dataset.revision, "epoch": "0", "batches": "1"}
         if wanted == "all":
             rows = np.arange(dataset.rows, dtype=np.int32)
         else:
-            rows = services.batcher.split_jobs.splits(dataset, query.spec).of(wanted)
-        about = {"dataset": dataset.name, "revision": dataset.revision, "epoch": "0", "batches": "1"}
+            splits = services.batcher.split_jobs.splits(dataset, query.spec)
+            rows = splits.of(wanted)
+            about |= {"replaced": splits.note} if splits.replaces and splits.note else {}
         body = Body([Tensor(ROWS, np.dtype("<i8"), rows.shape)], about)
         if body.nbytes > services.settings.max_body_bytes:
             raise TooLarge(f"{len(rows)} row ids are more than {services.settings.max_body_bytes} bytes")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
-from h5feed.errors import UnsupportedField
+from h5feed.errors import BadParameter, UnsupportedField
 from h5feed.wire import Body, Tensor
 from pydantic import Field, field_validator
 
 from ..catalog.dataset import Dataset
 from ..jobs import InProgress
-from ..sampling.spec import SPLIT_ALIASES
+from ..sampling.spec import ALL_IS_UNDIVIDED, SPLIT_ALIASES
 from ..services import Services
 from ..stats.report import FieldStats
 from .bodies import (
@@ -70,10 +71,16 @@ async def get_stats(
     if isinstance(answer, Response):
         return answer
     dataset, fields = answer
+    splits = None
+    if query.split != "all":
+        splits = await in_thread(services, partial(services.batcher.splitter.splits, dataset, query.spec))
     content = {
         "dataset": dataset.name,
         "revision": dataset.revision,
         "split": query.split,
+        "stored": None if splits is None else query.split in splits.stored,
+        "note": None if splits is None else splits.note,
+        "replaces": None if splits is None else splits.replaces,
         "rows": next(iter(fields.values())).report["rows"] if fields else dataset.rows,
         "fields": {name: stats.report for name, stats in fields.items()},
     }
@@ -116,6 +123,9 @@ async def found_stats(
     request: Request, services: Services, name: str, query: StatsQuery, prefer: str | None
 ) -> tuple[Dataset, dict[str, FieldStats]] | Response:
     """The statistics that a query asks for, or the answer that they are known (304) or still to come (202)."""
+
+    if query.split == "all" and query.spec.splits_rows:
+        raise BadParameter(ALL_IS_UNDIVIDED)
 
     def look() -> tuple[Dataset, dict[str, FieldStats]] | Response:
         dataset = services.catalog.dataset(name, query.revision)

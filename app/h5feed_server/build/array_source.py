@@ -18,6 +18,7 @@ import numpy.typing as npt
 from h5feed.errors import BadParameter, Unreadable
 
 from ..split_names import SPLITS, without_split
+from ..split_record import SplitRecord
 from .options import BuildOptions
 from .source import Block, Column, FieldSpec, Work, digest_of
 
@@ -97,6 +98,7 @@ class ArraySource:
     """
 
     images = False
+    split_record: SplitRecord | None = None
 
     def __init__(self, arrays: Sequence[Found], opener: Opener, options: BuildOptions, stamp: str) -> None:
         self._opener, self._options = opener, options
@@ -117,6 +119,7 @@ class ArraySource:
         self._parts = [split for split in _ORDER if split in self._lengths]
         codes = [np.full(self._lengths[split], max(0, _ORDER.index(split) - 1), np.uint8) for split in self._parts]
         self.splits = None if self._parts == [""] else np.concatenate(codes)
+        self.split_rows = {split: self._lengths[split] for split in self._parts if split}
         names = options.rename or {}
         unknown = next((name for name in names if name not in fields), None)
         if unknown is not None:

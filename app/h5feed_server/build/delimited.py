@@ -22,6 +22,7 @@ import numpy.typing as npt
 from h5feed.errors import BadParameter, Unreadable
 
 from ..split_names import SPLIT_WORDS
+from ..split_record import SplitRecord
 from .array_source import converted
 from .image_source import ImageSource, split_codes
 from .images import SUFFIXES
@@ -123,6 +124,7 @@ class DelimitedSource:
     """Numbers of a table: `features`, or `images` where the columns are the pixels of squares."""
 
     images = False
+    split_record: SplitRecord | None = None
 
     def __init__(self, table: _Table, label: int | None, split: int | None, options: BuildOptions) -> None:
         self._table, self._options = table, options

@@ -12,6 +12,7 @@ from h5feed.decode import FORMATS, MAX_PIXELS, MAX_SERVED_PIXELS, SERVED_FORMATS
 from h5feed.errors import BadParameter, Unreadable
 
 from ..split_names import SPLITS
+from ..split_record import SplitRecord
 from ..storage.image_decoders import Decoding, ImageDecoders
 from .images import SUFFIXES, BrokenImage, image_spec
 from .members import BrokenMember, Members
@@ -42,6 +43,7 @@ class ImageSource:
     """
 
     images = True
+    split_record: SplitRecord | None = None
 
     def __init__(
         self,

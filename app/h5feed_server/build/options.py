@@ -131,6 +131,10 @@ class BuildOptions:
             raise BadParameter(f"shards={self.shards} must be less than 100,000")
         if not 0 <= self.split_seed < 2**32:
             raise BadParameter(f"split_seed={self.split_seed} must be in 0 … 2³²-1")
+        if self.val is None and self.test is None:
+            for name, default in (("stratify", True), ("split_seed", 42), ("split_shuffle", True)):
+                if getattr(self, name) != default:
+                    raise BadParameter(f"{name}={getattr(self, name)} needs val or test: nothing is drawn otherwise")
         levels = {"zstd": 19, "gzip": 9}
         if self.level is not None and not 1 <= self.level <= levels.get(self.compression, 0):
             known = ", ".join(f"1 … {most} with {name}" for name, most in levels.items())

@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from ..sampling.labels import NoClasses, Strata, read_labels
 from ..sampling.spec import SplitSpec
-from ..sampling.splits import compute_splits
+from ..sampling.stored import divide, has_all
 from ..split_names import SPLITS
+from ..split_record import SplitRecord
 from .options import BuildOptions
 from .source import Column, Source
 
@@ -56,11 +57,14 @@ class Plan:
         What one might not expect of the splits.
     method : str or None
         What of scikit-learn gives the same splits.
+    record : SplitRecord or None
+        How they were drawn, to be kept in every file.
     """
 
     files: dict[Path, tuple[Part, ...]]
     notes: tuple[str, ...] = ()
     method: str | None = None
+    record: SplitRecord | None = None
 
     def parts(self) -> Iterator[Part]:
         for parts in self.files.values():
@@ -85,6 +89,16 @@ class Plan:
         return self.rows_of("train" if "train" in self.splits else self.splits[0] if self.splits else "")
 
 
+@dataclass(frozen=True)
+class _Divided:
+    """Rows of each split, ascending; one split of no name where nothing is split. See `Plan` for the rest."""
+
+    rows: dict[str, Rows]
+    record: SplitRecord | None
+    notes: tuple[str, ...] = ()
+    method: str | None = None
+
+
 def make_plan(source: Source, options: BuildOptions, output: Path, usable: npt.NDArray[np.bool_]) -> Plan:
     """Divide the usable rows of a source among splits and files.
 
@@ -100,7 +114,8 @@ def make_plan(source: Source, options: BuildOptions, output: Path, usable: npt.N
     rows = np.flatnonzero(usable)
     if not len(rows):
         raise BadParameter("no row is left: all of the source's are broken")
-    divided, notes, method = _divide(source, options, rows)
+    found = _divide(source, options, rows)
+    divided = found.rows
     files: dict[Path, tuple[Part, ...]]
     if options.split_files:
         files = {
@@ -117,7 +132,7 @@ def make_plan(source: Source, options: BuildOptions, output: Path, usable: npt.N
         }
     else:
         files = {output: tuple(Part(split, split, own) for split, own in divided.items())}
-    return Plan(files, tuple(notes), method)
+    return Plan(files, found.notes, found.method, found.record)
 
 
 def check_output(output: Path, options: BuildOptions) -> Path:
@@ -159,29 +174,33 @@ def limited(limit: int | None, rows: int, labels: Column | None, splits: npt.NDA
     return np.sort(np.argsort(turn, kind="stable")[:limit])
 
 
-def _divide(source: Source, options: BuildOptions, rows: Rows) -> tuple[dict[str, Rows], list[str], str | None]:
-    """Rows of each split, ascending; one split of no name where nothing is split."""
+def _divide(source: Source, options: BuildOptions, rows: Rows) -> _Divided:
     stored = _stored(source, rows)
+    # It is of all rows of the source.
+    record = source.split_record if len(rows) == source.rows else None
     try:
-        spec = SplitSpec.model_validate(
-            {name: getattr(options, name) for name in ("test", "val", "split_seed", "split_shuffle")}
-        )
+        asked = {name: getattr(options, name) for name in ("test", "val", "split_seed", "split_shuffle")}
+        spec = SplitSpec.model_validate(asked | {"stratify": None if options.stratify else "none"})
     except ValidationError as error:
         item = error.errors()[0]
         raise BadParameter(f"{'.'.join(map(str, item['loc'][:1]))}={item['input']}: {item['msg']}") from None
-    if not spec.splits_rows:
-        return stored or {"": rows}, [], None
-    kept: dict[str, Rows] = {}
-    pool = None
-    if spec.test is None and "train" in stored:
-        # As the server does it: val beside stored splits comes out of what is stored for training.
-        kept = {split: own for split, own in stored.items() if split not in ("train", "val")}
-        own = np.sort(np.concatenate([stored["train"], stored.get("val", stored["train"][:0])]))
-        pool = np.searchsorted(rows, own).astype(np.int32)
-    drawn = compute_splits(len(rows), pool, spec, _strata(source, options, rows), None)
-    divided = {**{split: rows[places] for split, places in drawn.rows.items()}, **kept}
-    ordered = {split: divided[split] for split in SPLITS if split in divided}
-    return ordered, [drawn.note] if drawn.note else [], drawn.method
+    has_label = source.label is not None
+    if not spec.splits_rows or has_all(record, spec, has_label):
+        return _Divided(stored or {"": rows}, record)
+    places = {name: np.searchsorted(rows, own).astype(np.int32) for name, own in stored.items()}
+    strata = _strata(source, options, rows)
+    drawn = divide(len(rows), places, record, spec, strata, None, has_label=has_label)
+    divided = {split: rows[drawn.rows[split]] for split in SPLITS if split in drawn.rows}
+    record = SplitRecord(
+        rows={split: len(own) for split, own in divided.items()},
+        test=spec.test,
+        val=spec.val,
+        split_seed=spec.split_seed,
+        split_shuffle=spec.split_shuffle,
+        stratify=options.stratify,
+        stratified_by=drawn.stratify and drawn.stratify.replace("/", "."),
+    )
+    return _Divided(divided, record, (drawn.note,) if drawn.note else (), drawn.method)
 
 
 def _stored(source: Source, rows: Rows) -> dict[str, Rows]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import Unreadable
 
+from ..split_record import read_record
 from .array_source import ArraySource, Found, found
 from .options import BuildOptions
 
@@ -73,6 +74,9 @@ def hdf5_arrays(path: Path, options: BuildOptions) -> ArraySource:
     except BaseException:
         file.close()
         raise
+    if source.splits is not None:
+        source.split_record, problem = read_record([file.attrs], source.split_rows)
+        source.notes += [problem] if problem else []
     if classes is not None and source.label is not None:
         label = source.columns[source.label]
         if "class_names" not in label.attributes:

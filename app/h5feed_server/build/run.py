@@ -22,6 +22,7 @@ from h5feed.errors import BadParameter, FeedError, Overloaded, TooLarge, Unreada
 from h5feed.wire import OFFSETS
 
 from .. import __version__
+from ..split_record import ATTRIBUTE as SPLIT_RECORD
 from .journal import Journal, journal_bytes
 from .layout import Packing, create_chunked, finish_file
 from .moments import mean_and_std
@@ -324,6 +325,8 @@ class _Build:
             "h5feed_source": self._path.name,
             "h5feed_source_digest": self._content_digest(journal),
         }
+        if self._plan.record is not None:
+            attributes[SPLIT_RECORD] = self._plan.record.model_dump_json()
         finish_file(unfinished, columns, attributes, marks)
 
     def _small_fields(self) -> dict[str, Column]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter
 
+from ..split_record import SplitRecord
 from .moments import channels_of, moments
 
 ROW = np.dtype(
@@ -130,6 +131,8 @@ class Source(Protocol):
     columns : dict of str to Column
     splits : (rows,) uint8 or None
         Index into `split_names.SPLITS`, where the source says it.
+    split_record : SplitRecord or None
+        How these splits were drawn, where a build did.
     label : str or None
         Name of the column that is stratified by.
     names : callable
@@ -148,6 +151,7 @@ class Source(Protocol):
     fields: tuple[FieldSpec, ...]
     columns: dict[str, Column]
     splits: npt.NDArray[np.uint8] | None
+    split_record: SplitRecord | None
     label: str | None
     images: bool
     left_out: dict[str, str]

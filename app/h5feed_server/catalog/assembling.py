@@ -13,9 +13,11 @@ from h5feed.images import ImageSpec
 from h5feed.order import ORDER_VERSION
 
 from ..served_version import SERVED_VERSION
+from ..split_record import read_record
 from .dataset import Dataset, describe_fields
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset
+from .description import rows_of
 from .discovery import dotted, shown
 from .grouping import alike, fuel, weights
 from .grouping.classes import InDoubt
@@ -163,6 +165,14 @@ class Assembler:
             names = class_names(label.array, table.text) if label else None
             if table.class_names is not None:
                 names = list(table.class_names)
+            said = [*notes, *table.notes]
+            native, record = table.native, None
+            if declared is not None and declared.splits:
+                native = declared.native(table.rows) if main else native
+                said += _notes_of_declared(native, table.native, main)
+            elif native:
+                record, problem = read_record([one.layout.attributes for one in loaded], rows_of(native))
+                said += [problem] if problem else []
             datasets.append(
                 Dataset(
                     name=own,
@@ -172,15 +182,28 @@ class Assembler:
                     rows=table.rows,
                     fields=fields,
                     attributes=loaded[0].layout.attributes,
-                    native=declared.native(table.rows) if main and declared and declared.splits else table.native,
+                    native=native,
                     class_names=declared.class_names if declared and declared.class_names else names,
                     identity=identities,
-                    notes=(*notes, *table.notes),
+                    notes=tuple(said),
+                    split_record=record,
                 )
             )
         if not datasets:
             raise Unreadable("; ".join(reasons[:5]) or "it holds no arrays")
         return tuple(datasets)
+
+
+def _notes_of_declared(
+    native: Mapping[str, Sequence[tuple[int, int]]], stored: Mapping[str, Sequence[tuple[int, int]]], main: bool
+) -> list[str]:
+    """What is to be said of splits that are declared."""
+    if not main:
+        return [f"{DECLARATION} declares splits, which are not of this group of arrays but of those in the root"]
+    if not stored or native == stored:
+        return []
+    rows = ", ".join(f"{name} {count:,}" for name, count in rows_of(stored).items())
+    return [f"the splits that {DECLARATION} declares are in place of those in the files ({rows})"]
 
 
 def _inspected(family: Family, loaded: Sequence[LoadedFile]) -> list[InspectedFile]:

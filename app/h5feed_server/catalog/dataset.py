@@ -13,6 +13,7 @@ import numpy as np
 from h5feed.errors import BadParameter, FieldNotFound, UnsupportedField
 from h5feed.images import ImageSpec
 
+from ..split_record import SplitRecord
 from ..storage.codecs import unsupported
 from ..storage.column import Column
 from ..storage.layout import ArrayLayout
@@ -118,6 +119,8 @@ class Dataset:
     identity: Hashable
     """Of the files; changes with them."""
     notes: tuple[str, ...] = ()
+    split_record: SplitRecord | None = None
+    """How the stored splits were drawn, where the files say so."""
 
     def field(self, name: str) -> Field:
         """A readable field by name.

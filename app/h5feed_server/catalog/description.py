@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .dataset import Dataset, Field
@@ -9,6 +10,11 @@ from .discovery import shown
 
 _DEAR = 2.0
 """Bytes decoded for each served above which a field gets advice."""
+
+
+def rows_of(native: Mapping[str, Sequence[tuple[int, int]]]) -> dict[str, int]:
+    """How many rows each split has."""
+    return {name: sum(end - begin for begin, end in runs) for name, runs in native.items()}
 
 
 def _advice(field: Field) -> str | None:
@@ -73,9 +79,8 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "rows": dataset.rows,
         "fields": fields,
         "class_names": dataset.class_names,
-        "native_splits": [
-            {"name": split, "rows": sum(end - begin for begin, end in runs)} for split, runs in dataset.native.items()
-        ],
+        "native_splits": [{"name": split, "rows": rows} for split, rows in rows_of(dataset.native).items()],
+        "splits_drawn": None if dataset.split_record is None else dataset.split_record.model_dump(),
         "files": [shown(file) for file in dataset.files],
         "notes": list(dataset.notes),
         "attributes": dataset.attributes,

@@ -21,10 +21,10 @@ _BLOCK = 1 << 17
 def describe_splits(
     splits: Splits, rows: int, labels: Labels | None, groups: Labels | None, names: Mapping[int, str]
 ) -> dict[str, Any]:
-    """Per split, ``all`` first: what `describe_split` says."""
+    """Per split, ``all`` first: what `describe_split` says, and whether its rows are those that are stored."""
     found = {"all": describe_split(None, rows, labels, groups, names)}
     for name, own in splits.rows.items():
-        found[name] = describe_split(own, rows, labels, groups, names)
+        found[name] = {**describe_split(own, rows, labels, groups, names), "stored": name in splits.stored}
     return found
 
 

@@ -9,6 +9,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 SPLIT_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
+ALL_IS_UNDIVIDED = (
+    "split=all is every row, whatever test, val and folds say: name train, val or test, or leave them out"
+)
+"""Why `all` and options that divide rows are refused together."""
+
 
 def _share(value: Any) -> Any:
     """With a decimal point a fraction, else a count."""
@@ -77,6 +82,10 @@ class SplitSpec(BaseModel):
             raise ValueError(f"fold={self.fold} must be in 0 … folds-1 = {self.folds - 1}")
         if self.group is not None and not self.splits_rows:
             raise ValueError("group needs test, val or folds: there is nothing to keep together otherwise")
+        for name in ("stratify", "split_seed", "split_shuffle"):
+            has_effect = self.splits_rows or (name == "stratify" and self.is_balanced)
+            if getattr(self, name) != SplitSpec.model_fields[name].default and not has_effect:
+                raise ValueError(f"{name} needs test, val or folds: splits that are stored are not drawn")
         if self.group is not None and named and self.folds is None:
             raise ValueError("stratify and group together need folds: test=0.2 is about one fold of folds=5")
         return self
@@ -84,6 +93,15 @@ class SplitSpec(BaseModel):
     @property
     def splits_rows(self) -> bool:
         return self.test is not None or self.val is not None or self.folds is not None
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether `stratify` names the classes that an epoch is drawn by."""
+        return False
+
+
+AS_STORED = SplitSpec.model_validate({})
+"""Nothing is drawn."""
 
 
 class OrderSpec(SplitSpec):
@@ -139,6 +157,12 @@ class OrderSpec(SplitSpec):
     )
 
     @model_validator(mode="after")
+    def _names_a_split(self) -> Self:
+        if self.split == "all" and self.splits_rows:
+            raise ValueError(ALL_IS_UNDIVIDED)
+        return self
+
+    @model_validator(mode="after")
     def _windows_are_shuffled(self) -> Self:
         if self.window is not None and not self.shuffle:
             raise ValueError("window needs shuffle=true: rows in their own order need none")
@@ -160,10 +184,17 @@ class OrderSpec(SplitSpec):
         return SPLIT_ALIASES.get(value, value)
 
     @property
+    def is_balanced(self) -> bool:
+        return self.balance
+
+    @property
     def draws(self) -> bool:
         """Whether an epoch is drawn, with repeats, and not every row once."""
         return self.balance or self.weights is not None
 
     @property
     def split_spec(self) -> SplitSpec:
+        if not self.splits_rows:
+            # What `stratify` says then is of `balance`.
+            return AS_STORED
         return SplitSpec(**{name: getattr(self, name) for name in SplitSpec.model_fields})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,10 @@ class Splits:
         Fields.
     note : str or None
         What one might not expect.
+    stored : tuple of str
+        Those of them that are the rows that are stored under this name.
+    replaces : mapping of str to mapping of str to int, or None
+        Stored splits that are not the answer, to how many of their rows are in which split now.
     """
 
     rows: Mapping[str, Rows]
@@ -43,6 +47,8 @@ class Splits:
     stratify: str | None = None
     group: str | None = None
     note: str | None = None
+    stored: tuple[str, ...] = ()
+    replaces: Mapping[str, Mapping[str, int]] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -68,7 +74,7 @@ def native_splits(runs: Mapping[str, Sequence[tuple[int, int]]]) -> Splits:
         name: np.concatenate([np.arange(begin, end, dtype=np.int32) for begin, end in sorted(own)])
         for name, own in runs.items()
     }
-    return Splits(rows)
+    return Splits(rows, stored=tuple(rows))
 
 
 def compute_splits(
@@ -288,11 +294,11 @@ def _translated(places: Rows, rows: Rows | None) -> Rows:
 
 def dump_splits(splits: Splits) -> bytes:
     """For the cache folder."""
-    about = {"method": splits.method, "stratify": splits.stratify, "group": splits.group, "note": splits.note}
+    about = {item.name: getattr(splits, item.name) for item in fields(splits) if item.name != "rows"}
     return pack(about, splits.rows)
 
 
 def load_splits(data: bytes) -> Splits:
     """What `dump_splits` wrote."""
     about, rows = unpack(data)
-    return Splits(rows, **about)
+    return Splits(rows, **{**about, "stored": tuple(about["stored"])})

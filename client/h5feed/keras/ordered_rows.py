@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from ..prepare import Preparation
 from ..prepare.labels import Labels
 
 if TYPE_CHECKING:
-    from ..dataset import Dataset
+    from ..dataset import Dataset, Plan
 
 _ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
@@ -83,18 +84,19 @@ class OrderedRows:
             found, counts = np.unique(self.classes, return_counts=True)
             weights = counts.sum() / (len(found) * counts)
             return {int(index): float(weight) for index, weight in zip(found, weights, strict=True)}
-        answer = self._dataset.splits(**{**self._split_options, "stratify": self.labels.name})
+        answer = self._dataset.splits(**self._split_options, classes=self.labels.name)
         split = answer["splits"][_ALIASES.get(self._split, self._split)]
         return {self.labels.index(entry["value"]): entry["weight"] for entry in split["classes"]}
 
-    def found(self, rows: int) -> str:
-        """What ``flow_from_directory`` prints: "Found 1257 images belonging to 10 classes."."""
+    def found(self, plan: Plan) -> str:
+        """What ``flow_from_directory`` prints, "Found 1257 images belonging to 10 classes.", and whether as stored."""
         fields = {entry["name"]: entry for entry in self._dataset.info["fields"]}
         inputs = [fields[name] for name in self._prepare.inputs]
         images = len(inputs) == 1 and bool(inputs[0].get("channels"))
-        found = f"Found {rows} {'images' if images else 'rows'}"
-        try:
-            labels = self.labels
-        except BadParameter:
+        found = f"Found {plan.rows} {'images' if images else 'rows'}"
+        with contextlib.suppress(BadParameter):
+            if self.labels.are_classes:
+                found += f" belonging to {len(self.labels.class_indices)} classes"
+        if plan.stored is None or not self._dataset.info["native_splits"]:
             return f"{found}."
-        return f"{found} belonging to {len(labels.class_indices)} classes." if labels.are_classes else f"{found}."
+        return f"{found}, {'as' if plan.stored else 'not as'} stored."

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from ..batch import Batch
 from ..cache import RowCache
-from ..dataset import DEFAULT_READAHEAD, Dataset, OrderOptions, SplitOptions
+from ..dataset import DEFAULT_READAHEAD, Dataset, OrderOptions, split_options
 from ..errors import BadParameter, FeedError
 from ..forks import tell_after_fork
 from ..loop_stats import LoopStats
@@ -95,7 +95,8 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         ``weighted_metrics``, and `class_weight` by way of the loss, because Keras takes no ``class_weight`` beside
         sample weights.
     verbose : bool
-        Print "Found 1257 images belonging to 10 classes.", as ``flow_from_directory`` does.
+        Print "Found 1257 images belonging to 10 classes.", as ``flow_from_directory`` does, and whether these are rows
+        of a split "as stored" where the file holds splits.
     workers, max_queue_size : int, optional
         For scripts that pass them. Keras' own threads would mix epochs up, so that none are made: `workers` above 1
         becomes `connections`, and `max_queue_size`, in batches, becomes `readahead`.
@@ -155,7 +156,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         self._dataset = dataset
         rank, count = shard_of(shard, shards)
         self.shard, self.shards = rank, count
-        split_options = {name: value for name, value in options.items() if name in SplitOptions.__annotations__}
+        of_split = split_options(options)
         self._prepare = Preparation(
             dataset,
             split,
@@ -169,11 +170,12 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
             transform=transform,
             seed=seed,
             shard=rank,
-            split_options=split_options,
+            split_options=of_split,
         )
         order = {**options, "batch_size": batch_size, "seed": seed, "shard": rank, "shards": count, "last": last}
         order = {**order, "shuffle": shuffle, "fields": self._prepare.fields}
-        in_order = {name: value for name, value in order.items() if name not in _ONLY_TRAINING}
+        only_training = _ONLY_TRAINING if "stratify" in of_split else (*_ONLY_TRAINING, "stratify")
+        in_order = {name: value for name, value in order.items() if name not in only_training}
         if connections is None and workers is not None and workers > 1:
             connections = workers
         plan = dataset.plan(split, **order)
@@ -182,7 +184,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         fetching = {"connections": connections, "readahead": readahead or DEFAULT_READAHEAD, "cache": cache}
         self._training = Stream(dataset, plan, fetching)
         self._ordered = Stream(dataset, dataset.plan(split, **in_order), fetching)
-        self._rows = OrderedRows(dataset, split, in_order, split_options, self._prepare)
+        self._rows = OrderedRows(dataset, split, in_order, of_split, self._prepare)
         self._lock = threading.RLock()
         self._course = Course(epoch, plan.batches)
         self._calls: weakref.WeakKeyDictionary[Any, Call] = weakref.WeakKeyDictionary()
@@ -190,7 +192,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         self._meter, self._ordered_meter = Meter(), Meter()
         tell_after_fork(self)
         if verbose and rank == 0:
-            print(self._rows.found(self.samples), flush=True)
+            print(self._rows.found(self._ordered.plan), flush=True)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:

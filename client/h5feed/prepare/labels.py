@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..batch import Batch
-from ..errors import BadParameter, SplitImpossible
+from ..errors import BadParameter
 
 if TYPE_CHECKING:
     from ..dataset import Dataset
@@ -79,10 +79,7 @@ class Labels:
     @cached_property
     def _counted(self) -> Mapping[str, Any]:
         """What the server says of this field's classes, over all rows."""
-        try:
-            answer = self._dataset.splits(stratify=self.name)
-        except SplitImpossible:
-            return {}
+        answer = self._dataset.splits(classes=self.name)
         return answer if answer.get("classes_of") == self.name else {}
 
     @property

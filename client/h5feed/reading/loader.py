@@ -240,8 +240,7 @@ def preparation_of(
     dataset: Dataset, split: str, order: Mapping[str, Any], preparing: Mapping[str, Any], seed: int
 ) -> Preparation:
     """What makes arrays of the batches of an order."""
-    from ..dataset import SplitOptions
+    from ..dataset import split_options
 
-    of_split = {name: value for name, value in order.items() if name in SplitOptions.__annotations__}
     shard = order.get("shard") or 0
-    return Preparation(dataset, split, seed=seed, shard=shard, split_options=of_split, **preparing)
+    return Preparation(dataset, split, seed=seed, shard=shard, split_options=split_options(order), **preparing)

@@ -1,0 +1,73 @@
+"""What a file records of how its splits were drawn: `build` writes it, the server compares what is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+ATTRIBUTE = "h5feed_splits"
+"""Of the root of a file: its `SplitRecord`, as JSON."""
+
+
+class SplitRecord(BaseModel):
+    """How stored splits were drawn.
+
+    Attributes
+    ----------
+    version : int
+        Of this record.
+    rows : dict of str to int
+        Of each split, in all files together.
+    test, val : float, int or None
+        As they were asked for; None where there is no such split, or the source had it.
+    split_seed, split_shuffle
+        As in `SplitSpec`.
+    stratify : bool
+        Whether rows were to be stratified by the label.
+    stratified_by : str or None
+        The field that they are stratified by.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    rows: dict[str, int]
+    test: int | float | None = None
+    val: int | float | None = None
+    split_seed: int
+    split_shuffle: bool
+    stratify: bool
+    stratified_by: str | None = None
+
+    def words(self) -> str:
+        """As options: ``test=0.1, val=0.1, split_seed=42, stratify=labels``."""
+        shares = [f"{name}={share}" for name in ("test", "val") if (share := getattr(self, name)) is not None]
+        if not self.split_shuffle:
+            return ", ".join([*shares, "split_shuffle=false"])
+        return ", ".join([*shares, f"split_seed={self.split_seed}", f"stratify={self.stratified_by or 'none'}"])
+
+
+def read_record(files: Sequence[Mapping[str, Any]], rows: Mapping[str, int]) -> tuple[SplitRecord | None, str | None]:
+    """The record of the splits that are stored in files, and what is wrong where there is one that does not hold.
+
+    Parameters
+    ----------
+    files : sequence of mapping
+        Attributes of the root of each.
+    rows : mapping of str to int
+        Of each split that is stored.
+    """
+    first, *others = [attributes.get(ATTRIBUTE) for attributes in files]
+    if first is None and not any(others):
+        return None, None
+    if not isinstance(first, str) or any(other != first for other in others):
+        return None, f"the files do not agree in what their {ATTRIBUTE} says: it is not heeded"
+    try:
+        record = SplitRecord.model_validate_json(first)
+    except ValidationError:
+        return None, f"the attribute {ATTRIBUTE} is no record of splits that this server knows: it is not heeded"
+    if rows != record.rows:
+        return None, f"{ATTRIBUTE} is of splits of {record.rows} rows, and stored are {dict(rows)}: it is not heeded"
+    return record, None
