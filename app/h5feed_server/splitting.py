@@ -213,7 +213,7 @@ class Splitter:
         by = splits.stratify or label
         labels = None if by is None else self.strata(dataset, by, bins=by == spec.stratify).labels
         groups = None if splits.group is None else self._groups(dataset, splits.group)
-        names = dict(enumerate(dataset.class_names or [])) if by == label else {}
+        names = {} if by is None else dict(enumerate(dataset.field(by).class_names or ()))
         return {
             "dataset": dataset.name,
             "revision": dataset.revision,

@@ -123,14 +123,13 @@ class Statistics:
                 found = scan(
                     reader, subject, rows, self._threads, lambda done: progress.advance(done * each), progress.cancelled
                 )
-                label = field is dataset.label
                 report = {
                     "field": field.name,
                     "split": split,
                     "role": field.role,
                     "dtype": field.type_name,
                     "shape": list(field.sample_shape),
-                    **report_of(found, channel_names(field), dataset.class_names if label else None, _is_label(field)),
+                    **report_of(found, channel_names(field), field.class_names, _is_label(field)),
                 }
                 return FieldStats(report, None if found.mean_image is None else found.mean_image.mean()).dump()
 

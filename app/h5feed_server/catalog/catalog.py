@@ -30,7 +30,6 @@ from .dataset import Dataset, Field, describe_fields
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset, read_declared
 from .loading import PASSING, Beside, FileLoader, LoadedFile
-from .roles import class_names
 from .tables import InspectedFile, PartMissing, Tags, tables_of, tags_of
 
 logger = logging.getLogger(__name__)
@@ -375,12 +374,14 @@ class Catalog:
                 # In the order declared, one after the other, but for those that are splits or halves.
                 tags = replace(tags, shard=alike[tags.split, tags.half], shards=1)
                 alike[tags.split, tags.half] += 1
-            segments = one.segments
+            segments = one.fields
             if declared is not None and declared.fields is not None:
-                missing = [path for path in declared.fields.values() if path not in segments]
+                # By their paths in the file, or by what they mean.
+                known = one.segments | one.fields
+                missing = [path for path in declared.fields.values() if path not in known]
                 if missing:
                     raise Unreadable(f"{DECLARATION} names the array {missing[0]!r}, which {file} does not have")
-                segments = {field: segments[path] for field, path in declared.fields.items()}
+                segments = {field: known[path] for field, path in declared.fields.items()}
             inspected.append(InspectedFile(segments, tags))
         tables = tables_of(inspected)
         identities = tuple(
@@ -391,12 +392,15 @@ class Catalog:
         datasets = []
         reasons: list[str] = []
         for table in tables:
-            fields = describe_fields(table, declared.roles if declared else None, decode)
+            fields = describe_fields(table, declared.roles if declared else None, decode, self._loader.holds_classes)
             if not any(field.unreadable is None for field in fields):
                 reasons += [f"{field.name}: {field.unreadable}" for field in fields[:5]]
                 continue
             label = next((field for field in fields if field.role == "label" and not field.unreadable), None)
-            names = class_names(label.array, table.text) if label else None
+            names = label.class_names if label else None
+            if declared is not None and declared.class_names:
+                names = tuple(declared.class_names)
+                fields = tuple(replace(field, class_names=names) if field is label else field for field in fields)
             main = not table.path or len(tables) == 1
             datasets.append(
                 Dataset(
@@ -408,7 +412,7 @@ class Catalog:
                     fields=fields,
                     attributes=loaded[0].layout.attributes,
                     native=declared.native(table.rows) if main and declared and declared.splits else table.native,
-                    class_names=declared.class_names if declared and declared.class_names else names,
+                    class_names=list(names) if names else None,
                     identity=identities,
                     notes=tuple(note for one in loaded for note in one.layout.notes),
                 )
@@ -542,6 +546,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
                 "stored_bytes": sum(segment.array.stored_bytes for segment in field.column.segments),
                 "logical_bytes": field.column.nbytes,
                 "enum": array.enum_names,
+                "class_names": field.class_names,
                 "attributes": array.attributes,
                 "decode": _describe_images(field),
                 "decoded_per_served_byte": round(field.read_amplification, 3),

@@ -108,15 +108,15 @@ class Table:
         Of its group in the file, without splits and episodes; empty for the root.
     native : dict of str to list of (int, int)
         Runs of rows of each native split.
-    text : dict of str to tuple of str
-        Lists of strings found beside the fields, by name.
+    text : dict of tuple of str to tuple of str
+        Lists of strings found beside the fields, by the parts of their paths.
     """
 
     path: str
     rows: int
     fields: list[TableField]
     native: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
-    text: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    text: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
     episodes: list[tuple[str, int]] = field(default_factory=list)
     """Name and rows of each piece."""
 
@@ -151,7 +151,7 @@ def tables_of(files: Sequence[InspectedFile]) -> list[Table]:
     """
     found: dict[tuple[str, ...], _Found] = {}
     unreadable: list[tuple[tuple[str, ...], Segment, str]] = []
-    text: dict[str, tuple[str, ...]] = {}
+    text: dict[tuple[str, ...], tuple[str, ...]] = {}
     masks: dict[str, tuple[str, ...]] = {}
     for file in files:
         usable = []
@@ -164,7 +164,7 @@ def tables_of(files: Sequence[InspectedFile]) -> list[Table]:
                 if len(path) > 1 and path[-2].lower() == "mask":
                     masks[path[-1]] = array.text
                     continue
-                text[path[-1].lower()] = array.text
+                text[tuple(array.path.split("/"))] = array.text
             problem = array.unreadable or (None if array.shape else "it has no rows")
             if any(part.lower() in _ABOUT for part in path[:-1]):
                 problem = problem or f"its group {path[-2]!r} holds data about the data"
@@ -194,7 +194,7 @@ def _collect(
     matlab_rows = _matlab_rows(usable)
     split_groups: dict[tuple[str, ...], set[str]] = defaultdict(set)
     episodes: dict[tuple[tuple[str, ...], str], set[str]] = defaultdict(set)
-    for path, _ in usable:
+    for path, segment in usable:
         for depth, part in enumerate(path):
             where = path[:depth]
             if depth < len(path) - 1:
@@ -202,7 +202,7 @@ def _collect(
                     split_groups[where].add(SPLIT_WORDS[part.lower()])
                 if match := _EPISODE.match(part):
                     episodes[where, match[1]].add(part)
-            elif (split := without_split(part)[1]) is not None:
+            elif not _is_column(segment) and (split := without_split(part)[1]) is not None:
                 split_groups[(*where, "*")].add(split)
     for path, segment in usable:
         split, episode, group, rest = file.tags.split, -1, "", []
@@ -217,7 +217,7 @@ def _collect(
                 else:
                     rest.append(part)
             else:
-                name, word = without_split(part)
+                name, word = (part, None) if _is_column(segment) else without_split(part)
                 if word is not None and name and (split == word or "train" in split_groups[(*where, "*")]):
                     split, part = word, name
                 rest.append(part)
@@ -234,6 +234,11 @@ def _collect(
         if path in matlab_rows:
             entry.note = "written by MATLAB: axes are in reverse"
         entry.pieces[piece] = replace(segment, transposed=transposed)
+
+
+def _is_column(segment: Segment) -> bool:
+    """Whether it is a column of a data frame: what it is called says nothing of rows."""
+    return segment.about is not None and segment.about.is_column
 
 
 def _matlab_rows(usable: list[tuple[tuple[str, ...], Segment]]) -> dict[tuple[str, ...], int]:
