@@ -15,6 +15,7 @@ import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge, UnsupportedField
 
 from .catalog.dataset import Dataset, Field
+from .catalog.roles import is_dense
 from .jobs import Progress
 from .sampling.kept import pack, unpack
 from .sampling.labels import (
@@ -284,6 +285,8 @@ class Splitter:
     def _labels(self, field: Field, bins: bool, progress: Progress | None) -> Labels:
         if field.is_ragged and not field.is_text:
             raise NoClasses("holds lists of any length, and no classes")
+        if not field.is_text and is_dense(field.name, field.sample_shape):
+            raise NoClasses("holds no classes: its name says that a row is a mask, boxes or the like")
         if field.row_bytes > _MAX_LABEL_BYTES:
             raise NoClasses(f"holds no classes: a row has {field.row_bytes} bytes")
         blocks = self._blocks(field, progress)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..storage.column import About, Segment
-from ..storage.layout import ArrayLayout
+from .frame_columns import refused
 from .pandas_frames import Read, texts_of
 from .words import words_of
 
@@ -34,7 +34,9 @@ _ASIDE = {
 }
 """Groups that hold no rows."""
 
-_TYPES = frozenset(("type", "types", "celltype", "celltypes", "annotation", "annotations", "louvain", "leiden", "cluster"))
+_TYPES = frozenset(
+    ("type", "types", "celltype", "celltypes", "annotation", "annotations", "louvain", "leiden", "cluster")
+)
 """Words in the name of a category that is what cells are told apart by."""
 
 
@@ -76,7 +78,9 @@ def observations(
             segment = _coded(segment, names, read)
         about = segment.about or About()
         if top in _ASIDE:
-            segment = replace(segment, array=_refused(segment.array, _ASIDE[top]), about=None)
+            segment = replace(
+                segment, array=refused(segment.array, segment.array.unreadable or _ASIDE[top]), about=None
+            )
         elif top in _ROWS:
             role, reason = ("input", "the matrix X of AnnData") if top == "X" else ("other", _ROWS[top])
             if top == "obs" and rest in (index, "_index"):
@@ -105,16 +109,12 @@ def _label(segments: Mapping[str, Segment]) -> str | None:
 
 def _categories(segments: Mapping[str, Segment]) -> Iterator[str]:
     for path, segment in segments.items():
-        if path.startswith("obs.") and segment.array.unreadable is None and segment.about is not None:
-            if segment.about.class_names is not None:
-                yield path
+        about = segment.about
+        if path.startswith("obs.") and segment.array.unreadable is None and about and about.class_names is not None:
+            yield path
 
 
 def _coded(codes: Segment, categories: Segment, read: Read) -> Segment:
     names = texts_of(categories, read)
     note = "codes of categories, which are its class names; -1 where a value is missing"
     return replace(codes, about=About(is_column=True, class_names=tuple(names) if names else None, note=note))
-
-
-def _refused(array: ArrayLayout, reason: str) -> ArrayLayout:
-    return ArrayLayout(array.path, (), "|u1", unreadable=array.unreadable or reason, attributes=array.attributes)

@@ -1,8 +1,8 @@
 """What other programs mean by the arrays that they write, told by what they write beside them.
 
 It is asked before arrays are grouped by their names and lengths. Each convention takes the arrays of a file by path and
-gives them back by the paths that are to name them, with what it knows of them in `Segment.about`; what it knows to be no
-rows becomes an array that cannot be served, and says why.
+gives them back by the paths that are to name them, with what it knows of them in `Segment.about`. What it knows to be
+no rows becomes an array that cannot be served, and says why.
 """
 
 from __future__ import annotations

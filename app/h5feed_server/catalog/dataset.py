@@ -222,7 +222,7 @@ def describe_fields(
         if item.name in declared:
             role = Role(declared[item.name], "declared in h5feed.toml")
         about = item.column.segments[0].about
-        names = about.class_names if about else None
+        names: Sequence[str] | None = about.class_names if about else None
         if names is None and role.role == "label":
             names = class_names(item.array, table.text)
         found.append(
@@ -243,9 +243,7 @@ def describe_fields(
 def _traits(field: TableField, problem: str | None) -> Traits:
     column = field.column
     has_lists = column.has_lists and column.dtype.kind != "S"
-    return Traits(
-        field.name, column.sample_shape, column.dtype, has_lists, problem is None, column.segments[0].about
-    )
+    return Traits(field.name, column.sample_shape, column.dtype, has_lists, problem is None, column.segments[0].about)
 
 
 def _problem(field: TableField) -> str | None:

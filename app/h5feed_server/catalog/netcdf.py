@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..storage.column import About, Segment
-from ..storage.layout import ArrayLayout
+from .frame_columns import refused
 
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"
 """How the netCDF library names a scale that stands for a length and has no values."""
@@ -29,10 +29,7 @@ def with_coordinates(segments: Mapping[str, Segment]) -> dict[str, Segment]:
         elif lengths and segment.rows not in lengths:
             problem = f"it holds the coordinates of the axis {name!r}, which is not that of the rows"
         if problem is not None:
-            refused = ArrayLayout(
-                segment.array.path, (), "|u1", unreadable=problem, attributes=segment.array.attributes
-            )
-            found[path] = replace(segment, array=refused)
+            found[path] = replace(segment, array=refused(segment.array, problem))
         else:
             about = About("other", f"the coordinates of the axis {name!r}")
             found[path] = replace(segment, about=about)

@@ -1,9 +1,9 @@
 """Frames and series that pandas wrote (``DataFrame.to_hdf``, `HDFStore`), as pandas means them.
 
 A frame's columns of one dtype lie in one array, a block, and another array says what they are called. Here they become
-fields by their names; the index becomes one of role ``other``. ``format="fixed"`` writes arrays ``axis0`` (the columns),
-``axis1`` (the index), ``block0_items`` and ``block0_values``; ``format="table"`` one table of records, with names of
-columns in attributes that are pickles, which are never loaded as such: see `storage.pickled_lists`.
+fields by their names; the index becomes one of role ``other``. ``format="fixed"`` writes arrays ``axis0`` (the
+columns), ``axis1`` (the index), ``block0_items`` and ``block0_values``; ``format="table"`` one table of records, with
+names of columns in attributes that are pickles, which are never loaded as such: see `storage.pickled_lists`.
 
 The format is that of ``pandas/io/pytables.py``.
 """
@@ -11,44 +11,19 @@ The format is that of ``pandas/io/pytables.py``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from ..split_names import without_split
-from ..storage.block import columns_of
 from ..storage.column import About, Segment
-from ..storage.layout import ArrayLayout
-from .words import has_meaning
-
-MAX_COLUMNS = 64
-"""Columns of a frame up to which each is a field; the blocks of a wider one stay matrices."""
+from .frame_columns import PICKLED, FrameColumn, fields_of, is_pickled, refused, segment_of, time_note
 
 Read = Callable[[Segment], npt.NDArray[Any]]
 """All values of an array."""
 
 _KINDS = ("frame", "series", "frame_table", "appendable_frame", "series_table")
-
-_PICKLED = (
-    "pandas has pickled these values, and a pickle is a program: write the frame with to_hdf(format='table'), which "
-    "stores text as text"
-)
-_TIMES = ("datetime64", "timedelta64")
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A column, or several of a block that stay together."""
-
-    names: tuple[str, ...]
-    block: Segment
-    begin: int
-    dtype: str
-    """As pandas calls it."""
-    categories: tuple[str, ...] | None = None
-    pickled: bool = False
 
 
 def as_frames(
@@ -124,11 +99,13 @@ class _Frame:
             return
         if is_series:
             # A series is one field, which its key names.
-            above, name = (base[:-1], base[-1]) if base and base[-1] not in ("train", "val", "test") else (base, "values")
-            yield _path(above, name), _segment(replace(columns[0], names=(name,)), 1)
+            above, name = (
+                (base[:-1], base[-1]) if base and base[-1] not in ("train", "val", "test") else (base, "values")
+            )
+            yield _path(above, name), segment_of(replace(columns[0], names=(name,)))
         else:
             taken: dict[str, int] = {}
-            for number, (name, segment) in enumerate(_arranged(columns)):
+            for number, (name, segment) in enumerate(fields_of(columns)):
                 own = name.replace("/", ".") or f"column_{number}"
                 again = taken[own] = taken.get(own, -1) + 1
                 yield _path(base, f"{own}.{again}" if again else own), segment
@@ -141,29 +118,29 @@ class _Frame:
 
     # format="fixed" --------------------------------------------------------------------------------------------------
 
-    def _fixed(self) -> Iterator[_Column]:
+    def _fixed(self) -> Iterator[FrameColumn]:
         if self._kind == "series":
             values = self._get("values")
             if values is not None:
                 yield self._column(("values",), values, 0)
             return
         order = self._labels("axis0")
-        found: dict[str, _Column] = {}
+        found: dict[str, FrameColumn] = {}
         for number in range(int(self._about.get("nblocks", 0) or 0)):
             values, names = self._get(f"block{number}_values"), self._labels(f"block{number}_items")
             if values is None or names is None:
                 return
             is_matrix = len(values.array.shape) == 2 and values.array.shape[1] == len(names)
-            if not is_matrix and not _is_pickled(values.array):
+            if not is_matrix and not is_pickled(values.array):
                 return
             for place, name in enumerate(names):
                 found[name] = self._column((name,), values, place)
         yield from (found.pop(name) for name in order or () if name in found)
         yield from found.values()
 
-    def _column(self, names: tuple[str, ...], block: Segment, place: int) -> _Column:
+    def _column(self, names: tuple[str, ...], block: Segment, place: int) -> FrameColumn:
         dtype = str(block.array.attributes.get("value_type") or "")
-        return _Column(names, block, place, dtype, pickled=_is_pickled(block.array))
+        return FrameColumn(names, block, place, dtype, pickled=is_pickled(block.array))
 
     def _labels(self, axis: str) -> list[str] | None:
         """The names that an axis has."""
@@ -181,7 +158,7 @@ class _Frame:
 
     # format="table" --------------------------------------------------------------------------------------------------
 
-    def _in_table(self) -> Iterator[_Column]:
+    def _in_table(self) -> Iterator[FrameColumn]:
         members = {
             path.removeprefix(f"{self._prefix}table."): segment
             for path, segment in self._segments.items()
@@ -190,7 +167,7 @@ class _Frame:
         attributes = next((segment.array.attributes for segment in members.values() if segment.array.attributes), {})
         axes = self._about.get("non_index_axes")
         order = axes[0][1] if isinstance(axes, list) and axes and isinstance(axes[0], list) and len(axes[0]) > 1 else []
-        found: dict[str, _Column] = {}
+        found: dict[str, FrameColumn] = {}
         for name, block in members.items():
             if name in self._index_members():
                 continue
@@ -201,11 +178,12 @@ class _Frame:
             if isinstance(names, list) and names and block.array.unreadable is not None:
                 width = len(names)
             if not isinstance(names, list) or len(names) != width:
-                # Its names are no plain list: they are what the table calls them.
-                names = [f"{name}.{place}" for place in range(width)] if width > 1 else [name]
+                # They are no plain list: the block stays what the table calls it.
+                found[name] = FrameColumn((name,), block, 0, dtype, whole=True)
+                continue
             for place, one in enumerate(names):
                 categories = self._categories(name) if attributes.get(f"{name}_meta") == "category" else None
-                found[_name(one)] = _Column((_name(one),), block, place, dtype, categories)
+                found[_name(one)] = FrameColumn((_name(one),), block, place, dtype, categories)
         yield from (found.pop(name) for name in map(_name, order if isinstance(order, list) else []) if name in found)
         yield from found.values()
 
@@ -235,7 +213,7 @@ class _Frame:
                 segment = self._get(f"table.{member}")
                 if segment is not None:
                     kind = segment.array.attributes.get(f"{member}_kind")
-                    yield name, replace(segment, about=replace(about, note=_time_note(str(kind))))
+                    yield name, replace(segment, about=replace(about, note=time_note(str(kind))))
             return
         axis = "index" if self._kind == "series" else "axis1"
         if self._about.get(f"{axis}_variety") == "multi":
@@ -250,96 +228,20 @@ class _Frame:
         segment = self._get(axis)
         if segment is not None:
             kind = str(segment.array.attributes.get("kind") or "")
-            if _is_pickled(segment.array):
-                segment = replace(segment, array=_refused(segment.array, _PICKLED))
-            about = replace(about, note=_time_note(kind))
+            if is_pickled(segment.array):
+                segment = replace(segment, array=refused(segment.array, PICKLED))
+            about = replace(about, note=time_note(kind))
             yield _named(segment.array.attributes, "index"), replace(segment, about=about)
 
     def _get(self, name: str) -> Segment | None:
         return self._segments.get(self._prefix + name)
 
 
-def _arranged(columns: Sequence[_Column]) -> Iterator[tuple[str, Segment]]:
-    """Columns as fields; of a wide frame, those that follow each other in a block, and are no labels, as a matrix."""
-    width = len(columns)
-    if width <= MAX_COLUMNS:
-        for column in columns:
-            yield column.names[0], _segment(column, width)
-        return
-    runs: list[_Column] = []
-    for column in sorted(columns, key=lambda one: (one.block.array.path, one.begin)):
-        last = runs[-1] if runs else None
-        alone = has_meaning(column.names[0]) or column.pickled or column.categories is not None or column.dtype in _TIMES
-        if (
-            last is not None
-            and not alone
-            and not has_meaning(last.names[-1])
-            and (last.block.array.path, last.begin + len(last.names)) == (column.block.array.path, column.begin)
-        ):
-            runs[-1] = replace(last, names=(*last.names, *column.names))
-        else:
-            runs.append(column)
-    matrices = [run for run in runs if len(run.names) > 1]
-    for run in runs:
-        if len(run.names) == 1:
-            yield run.names[0], _segment(run, width)
-            continue
-        name = "values" if len(matrices) == 1 else f"values_{np.dtype(run.block.array.dtype).name}"
-        whole = _matrix(run)
-        yield from [(name, whole)] if whole is not None else ((n, s) for n, s in _each(run, width))
-
-
-def _each(run: _Column, width: int) -> Iterator[tuple[str, Segment]]:
-    for place, name in enumerate(run.names):
-        yield name, _segment(replace(run, names=(name,), begin=run.begin + place), width)
-
-
-def _matrix(run: _Column) -> Segment | None:
-    """Columns that follow each other as one array (rows, columns)."""
-    array = run.block.array
-    attributes = {**array.attributes, "columns": list(run.names)}
-    about = About("input", f"{len(run.names)} columns of a frame: its attribute 'columns' has their names", True)
-    if len(array.shape) == 2 and len(run.names) == array.shape[1]:
-        return replace(run.block, array=replace(array, attributes=attributes), about=about)
-    found = columns_of(array, run.begin, run.begin + len(run.names), attributes)
-    return None if found is None else replace(run.block, array=found, about=about)
-
-
-def _segment(column: _Column, width: int) -> Segment:
-    array = column.block.array
-    note = _time_note(column.dtype)
-    if column.categories is not None:
-        note = "codes of pandas' categories, which are its class names; -1 where a value is missing"
-    about = About(
-        "other" if note and column.categories is None else None,
-        "a point in time" if note and column.categories is None else None,
-        is_column=True,
-        class_names=column.categories,
-        note=note,
-    )
-    if column.pickled:
-        return replace(column.block, array=_refused(array, _PICKLED), about=about)
-    if array.unreadable is not None:
-        own = f"{array.path}[:, {column.begin}]"
-        return replace(column.block, array=replace(_refused(array, array.unreadable), path=own), about=about)
-    if len(array.shape) == 1:
-        return replace(column.block, array=replace(array, attributes={}), about=about)
-    # Its block's attributes are those of all columns.
-    found = columns_of(array, column.begin, column.begin + 1, {})
-    if found is None and array.shape[1:] == (1,):
-        found = array
-    if found is None:
-        path = f"{array.path}[:, {column.begin}]"
-        reason = f"it is one of {array.shape[1]} columns that can only be read together: ask for {array.path!r} by h5feed.toml"
-        found = replace(_refused(array, reason), path=path)
-    return replace(column.block, array=found, about=about)
-
-
 def texts_of(segment: Segment, read: Read) -> list[str] | None:
     """Values as names; None where they cannot be read."""
     if segment.array.text is not None:
         return list(segment.array.text)
-    if segment.array.unreadable is not None or _is_pickled(segment.array):
+    if segment.array.unreadable is not None or is_pickled(segment.array):
         return None
     return [
         value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
@@ -355,25 +257,6 @@ def _named(attributes: Mapping[str, Any], default: str) -> str:
     """The name of an index; PyTables writes None as the pickle ``N.``."""
     name = attributes.get("name")
     return name if isinstance(name, str) and name not in ("", "N.") else default
-
-
-def _is_pickled(array: ArrayLayout) -> bool:
-    return array.attributes.get("PSEUDOATOM") == "object"
-
-
-def _time_note(dtype: str) -> str | None:
-    if not dtype.startswith(_TIMES):
-        return None
-    since = " since 1970-01-01" if dtype.startswith("datetime64") else ""
-    unit = dtype[dtype.find("[") + 1 :].split(",")[0].rstrip("]") if "[" in dtype else "ns"
-    return f"{dtype.split(',')[0]}: whole {_UNITS.get(unit, unit)}{since}"
-
-
-_UNITS = {"ns": "nanoseconds", "us": "microseconds", "ms": "milliseconds", "s": "seconds"}
-
-
-def _refused(array: ArrayLayout, reason: str) -> ArrayLayout:
-    return ArrayLayout(array.path, (), "|u1", unreadable=reason, attributes=array.attributes)
 
 
 def _path(base: tuple[str, ...], name: str) -> str:

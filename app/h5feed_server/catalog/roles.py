@@ -70,7 +70,8 @@ def guess_roles(fields: Sequence[Traits], holds_classes: Callable[[int], bool] =
         Looks at the values of a field, by its number: whether some of them are there more than once.
     """
     names = [field.name for field in fields if field.usable]
-    roles = [_by_itself(field, names) for field in fields]
+    scalars = [field.name for field in fields if field.usable and field.is_single]
+    roles = [_by_itself(field, names, scalars) for field in fields]
     labels = [i for i, role in enumerate(roles) if role.role == "label" and fields[i].usable]
     numbers = [i for i in labels if not fields[i].is_text]
     if numbers:
@@ -97,13 +98,13 @@ def guess_roles(fields: Sequence[Traits], holds_classes: Callable[[int], bool] =
     ]
 
 
-def _by_itself(field: Traits, names: Sequence[str]) -> Role:
+def _by_itself(field: Traits, names: Sequence[str], scalars: Sequence[str]) -> Role:
     """The role that a field's own traits tell, and the names beside it."""
     if field.about is not None and field.about.role is not None:
         return Role(field.about.role, field.about.reason or "its file says so")
     name, shape = field.name, field.sample_shape
     word = says(name, single=field.is_single)
-    if word == "label" and is_coordinate(name, names):
+    if word == "label" and field.is_single and is_coordinate(name, scalars):
         word = "nothing"
     if field.has_lists:
         if word == "input":
@@ -135,9 +136,7 @@ def _by_itself(field: Traits, names: Sequence[str]) -> Role:
     return Role("other", "nothing tells what it is for")
 
 
-def _only_label(
-    fields: Sequence[Traits], roles: Sequence[Role], holds_classes: Callable[[int], bool]
-) -> int | None:
+def _only_label(fields: Sequence[Traits], roles: Sequence[Role], holds_classes: Callable[[int], bool]) -> int | None:
     """Which field must be the label where no name says so: the only one of integers or text beside inputs."""
     found = [
         i
@@ -153,6 +152,11 @@ def _is_feature(field: Traits, role: Role) -> bool:
     if role.role != "other" or not (field.is_column and field.usable and field.is_single) or field.is_text:
         return False
     return (field.about is None or field.about.role is None) and not is_running(field.name)
+
+
+def is_dense(name: str, sample_shape: tuple[int, ...]) -> bool:
+    """Whether rows are masks, boxes, maps: several numbers that are no classes, even where all are 0 or 1."""
+    return math.prod(sample_shape) > 1 and says(name, single=False) == "target"
 
 
 def guess_channels(array: ArrayLayout) -> str | None:

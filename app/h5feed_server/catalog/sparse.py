@@ -20,9 +20,7 @@ _BESIDE = frozenset(("shape", "format"))
 """What may lie beside them and belongs to the matrix, too."""
 
 
-def without_sparse(
-    groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment]
-) -> dict[str, Segment]:
+def without_sparse(groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment]) -> dict[str, Segment]:
     """The arrays of a file, the parts of each sparse matrix as one that says why it is not served."""
     members: dict[str, dict[str, str]] = defaultdict(dict)
     for path in segments:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 Says = Literal["weight", "label", "target", "index", "input", "nothing"]
@@ -15,23 +16,28 @@ _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _BETWEEN = re.compile(r"[^0-9A-Za-z]+")
 _NUMBERED = re.compile(r"^([a-z]{3,})\d+$")
 
-_LABELS = frozenset("y label labels target targets class classes category categories groundtruth answer answers".split())
-_TARGETS = frozenset(
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_LABELS = _set("y label labels target targets class classes category categories groundtruth answer answers")
+_TARGETS = _set(
     "mask masks seg segs segmentation segmentations segm annotation annotations annot depth depths disparity heatmap "
-    "heatmaps instances bbox bboxes boxes keypoint keypoints landmark landmarks reconstruction".split()
+    "heatmaps instances bbox bboxes boxes keypoint keypoints landmark landmarks reconstruction"
 )
-_INPUTS = frozenset("x image images img imgs data input inputs feature features pixels".split())
+_INPUTS = _set("x image images img imgs data input inputs feature features pixels")
 _WEIGHTS = frozenset(("weight", "weights"))
-_INDEX = frozenset(
-    "id ids uid uuid index idx indices row rows picks file files filename filenames path paths name names time times date "
-    "dates datetime timestamp timestamps offset offsets serial seq number lat lon latitude longitude start stop".split()
+_INDEX = _set(
+    "id ids uid uuid index idx indices row rows picks file files filename filenames path paths name names time times "
+    "date dates datetime timestamp timestamps offset offsets serial seq number lat lon latitude longitude start stop"
 )
 _PLACES = re.compile(r"^axis\d*$")
-_SPLITS = frozenset("split splits fold folds subset partition usage ttv".split())
+_SPLITS = _set("split splits fold folds subset partition usage ttv")
 
-_NOT_OF_PICTURES = frozenset(
-    "attention input padding pad valid validity loss key token tokens sequence seq src causal missing nan observed sample "
-    "obs observation observations state next action lm".split()
+_NOT_OF_PICTURES = _set(
+    "attention input padding pad valid validity loss key token tokens sequence seq src causal missing nan observed "
+    "sample obs observation observations state next action lm"
 )
 """Beside these words a mask says what counts of an input, and depth is what a robot sees."""
 
@@ -66,7 +72,7 @@ def says(name: str, *, single: bool) -> Says:
     words = words_of(name)
     if single and words and words[-1] in _WEIGHTS:
         return "weight"
-    if any(word in _LABELS or word.startswith("gt") for word in words) or ("ground", "truth") in zip(words, words[1:]):
+    if any(word in _LABELS or word.startswith("gt") for word in words) or ("ground", "truth") in pairwise(words):
         return "label"
     if not single and _TARGETS.intersection(words) and not _NOT_OF_PICTURES.intersection(words):
         return "target"
@@ -95,9 +101,9 @@ def target_of_pair(name: str, others: Iterable[str]) -> str | None:
 
 
 def is_coordinate(name: str, others: Iterable[str]) -> bool:
-    """Whether its ``y`` is that of x, y, z: another name differs in nothing but having z there."""
+    """Whether its ``y`` is that of x, y, z: two of the others differ in nothing but these."""
     words = words_of(name)
     if "y" not in words:
         return False
-    wanted = tuple("z" if word == "y" else word for word in words)
-    return any(words_of(other) == wanted for other in others)
+    wanted = {tuple(axis if word == "y" else word for word in words) for axis in "xz"}
+    return wanted <= {words_of(other) for other in others}

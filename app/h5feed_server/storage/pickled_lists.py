@@ -11,9 +11,9 @@ from typing import Any
 
 _MARK = object()
 
-_VALUES = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT STRING SHORT_BINSTRING BINSTRING UNICODE BINUNICODE"
-    " SHORT_BINUNICODE".split()
+_VALUES = (
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
+    *("STRING", "SHORT_BINSTRING", "BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
 )
 """Opcodes whose argument is the value."""
 
@@ -65,11 +65,11 @@ def _follow(data: bytes) -> Any:
             # The list itself may not be among them, nor be put into two places.
             stack[-1].extend(items)
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[int(argument)] = stack[-1]
+            memo[_place(argument)] = stack[-1]
         elif name == "MEMOIZE":
             memo[len(memo)] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
-            value = memo[int(argument)]
+            value = memo[_place(argument)]
             if isinstance(value, list) or value is _MARK:
                 raise ValueError("a list is there twice")
             repeated += len(str(value))
@@ -82,6 +82,10 @@ def _follow(data: bytes) -> Any:
         elif name not in _IGNORED:
             raise ValueError(f"{name} does more than to put a list together")
     raise ValueError("it does not end")
+
+
+def _place(argument: Any) -> int:
+    return int(argument)
 
 
 def _popped(stack: list[Any]) -> list[Any]:

@@ -93,6 +93,8 @@ class OrderedRows:
         inputs = [fields[name] for name in self._prepare.inputs]
         images = len(inputs) == 1 and bool(inputs[0].get("channels"))
         found = f"Found {rows} {'images' if images else 'rows'}"
+        if self._prepare.no_targets is not None:
+            return f"{found}, but {self._prepare.no_targets}"
         try:
             labels = self.labels
         except BadParameter:
