@@ -210,9 +210,8 @@ class Splitter:
 
     def _describe(self, dataset: Dataset, spec: SplitSpec) -> dict[str, Any]:
         splits = self.splits(dataset, spec)
-        label = dataset.label.name if dataset.label else None
-        by = splits.stratify or label
-        labels = None if by is None else self.strata(dataset, by, bins=by == spec.stratify).labels
+        by, bins = classes_of(dataset, spec) or (None, False)
+        labels = None if by is None else self.strata(dataset, by, bins=bins).labels
         groups = None if splits.group is None else self._groups(dataset, splits.group)
         names = {} if by is None else dict(enumerate(dataset.field(by).class_names or ()))
         return {
@@ -318,7 +317,8 @@ class Splitter:
 def classes_of(dataset: Dataset, spec: SplitSpec) -> tuple[str, bool] | None:
     """The field whose classes splits are drawn by and described by, and whether numbers are put into bins."""
     label = dataset.label.name if dataset.label else None
-    by = spec.stratify if spec.splits_rows and spec.stratify not in (None, "none") else label
+    # Of splits that are stored, rows are not drawn anew, but may be counted by any field.
+    by = label if spec.stratify in (None, "none") else spec.stratify
     return None if by is None else (by, by == spec.stratify)
 
 
@@ -341,11 +341,11 @@ def _splits_name(dataset: Dataset, spec: SplitSpec) -> str:
 
 
 def _report_name(dataset: Dataset, spec: SplitSpec) -> str:
-    return _name("reports/1", dataset, spec.model_dump_json())
+    return _name("reports/2", dataset, spec.model_dump_json())
 
 
 def _strata_name(dataset: Dataset, name: str, bins: bool) -> str:
-    return _name("classes/1", dataset, f"{name} {bins}")
+    return _name("classes/2", dataset, f"{name} {bins}")
 
 
 def _name(folder: str, dataset: Dataset, request: str) -> str:

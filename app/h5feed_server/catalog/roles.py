@@ -104,7 +104,7 @@ def _by_itself(field: Traits, names: Sequence[str], scalars: Sequence[str]) -> R
         return Role(field.about.role, field.about.reason or "its file says so")
     name, shape = field.name, field.sample_shape
     word = says(name, single=field.is_single)
-    if word == "label" and field.is_single and is_coordinate(name, scalars):
+    if word in ("label", "input") and field.is_single and is_coordinate(name, scalars):
         word = "nothing"
     if field.has_lists:
         if word == "input":

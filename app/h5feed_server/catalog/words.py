@@ -101,9 +101,9 @@ def target_of_pair(name: str, others: Iterable[str]) -> str | None:
 
 
 def is_coordinate(name: str, others: Iterable[str]) -> bool:
-    """Whether its ``y`` is that of x, y, z: two of the others differ in nothing but these."""
+    """Whether its ``x`` or ``y`` is that of x, y, z: two of the others differ in nothing but these."""
     words = words_of(name)
-    if "y" not in words:
+    if not {"x", "y"}.intersection(words):
         return False
-    wanted = {tuple(axis if word == "y" else word for word in words) for axis in "xz"}
-    return wanted <= {words_of(other) for other in others}
+    wanted = {tuple(axis if word in ("x", "y") else word for word in words) for axis in "xyz"}
+    return wanted <= {words_of(other) for other in (name, *others)}
