@@ -14,6 +14,7 @@ import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge, UnsupportedField
 
 from .catalog.dataset import Dataset, Field
+from .catalog.roles import is_dense
 from .jobs import Progress
 from .sampling.kept import pack, unpack
 from .sampling.labels import (
@@ -216,7 +217,7 @@ class Splitter:
         by = classes or splits.stratify or label
         labels = None if by is None else self.strata(dataset, by, bins=by == spec.stratify).labels
         groups = None if splits.group is None else self._groups(dataset, splits.group)
-        names = dict(enumerate(dataset.class_names or [])) if by == label else {}
+        names = {} if by is None else dict(enumerate(dataset.field(by).class_names or ()))
         return {
             "dataset": dataset.name,
             "revision": dataset.revision,
@@ -288,6 +289,8 @@ class Splitter:
     def _labels(self, field: Field, bins: bool, progress: Progress | None) -> Labels:
         if field.is_ragged and not field.is_text:
             raise NoClasses("holds lists of any length, and no classes")
+        if not field.is_text and is_dense(field.name, field.sample_shape):
+            raise NoClasses("holds no classes: its name says that a row is a mask, boxes or the like")
         if field.row_bytes > _MAX_LABEL_BYTES:
             raise NoClasses(f"holds no classes: a row has {field.row_bytes} bytes")
         blocks = self._blocks(field, progress)
@@ -357,7 +360,7 @@ def _report_name(dataset: Dataset, spec: SplitSpec, classes: str | None) -> str:
 
 
 def _strata_name(dataset: Dataset, name: str, bins: bool) -> str:
-    return _name("classes/1", dataset, f"{name} {bins}")
+    return _name("classes/2", dataset, f"{name} {bins}")
 
 
 def _name(folder: str, dataset: Dataset, request: str) -> str:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from .batching import Batcher
 from .catalog.catalog import Catalog
 from .catalog.dataset import Dataset, Field
+from .catalog.roles import is_dense
 from .jobs import Jobs, JobState, Progress, Request
 from .sampling.spec import SplitSpec
 from .stats.mean_image import MeanImage
@@ -123,14 +124,13 @@ class Statistics:
                 found = scan(
                     reader, subject, rows, self._threads, lambda done: progress.advance(done * each), progress.cancelled
                 )
-                label = field is dataset.label
                 report = {
                     "field": field.name,
                     "split": split,
                     "role": field.role,
                     "dtype": field.type_name,
                     "shape": list(field.sample_shape),
-                    **report_of(found, channel_names(field), dataset.class_names if label else None, _is_label(field)),
+                    **report_of(found, channel_names(field), field.class_names, _is_label(field)),
                 }
                 return FieldStats(report, None if found.mean_image is None else found.mean_image.mean()).dump()
 
@@ -169,6 +169,7 @@ def subject_of(field: Field) -> Subject:
         mean_image=field.channels is not None and not field.is_ragged and MeanImage.suits(shape),
         values=field.is_text or (single and kind in "biu" and not field.is_ragged and not field.column.is_bfloat16),
         indicators=_is_label(field)
+        and not is_dense(field.name, shape)
         and not field.is_ragged
         and len(shape) == 1
         and 1 < shape[0] <= MAX_INDICATORS
@@ -184,7 +185,8 @@ def channel_names(field: Field) -> list[str] | None:
     if field.channels in _COLOURS and len(shape) == 3:
         channels = shape[-1] if shape[-1] in (3, 4) else shape[0]
         return list(_COLOURS[field.channels][:channels]) if channels in (3, 4) else None
-    if len(shape) == 1 and 1 < shape[0] <= MAX_FEATURES and not _is_label(field):
+    holds_classes = _is_label(field) and not is_dense(field.name, shape)
+    if len(shape) == 1 and 1 < shape[0] <= MAX_FEATURES and not holds_classes:
         return [str(number) for number in range(shape[0])]
     return None
 

@@ -116,6 +116,8 @@ class Field:
     """Why it is not served, where it is not."""
     ragged: bool = False
     """Whether rows have lengths of their own: they arrive flat, with where each begins in ``NAME.offsets``."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes that its numbers stand for, where the file says them."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ class Dataset:
     rows : int
     fields : dict of str to Field
     class_names : list of str or None
+        Of the first label field; each field has its own, too.
     info : dict
         All that the server says of the dataset.
     """
@@ -173,6 +176,7 @@ class Dataset:
                 field["readable"],
                 field["reason"],
                 field["ragged"],
+                tuple(field["class_names"]) if field.get("class_names") else None,
             )
             for field in info["fields"]
         }

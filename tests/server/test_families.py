@@ -103,7 +103,11 @@ def _pandas(folder: Path) -> None:
     with h5py.File(folder / "frame.h5", "w") as file:
         group = file.create_group("df")
         group.attrs["pandas_type"] = np.bytes_("frame_table")
-        group.create_dataset("table", data=rows, chunks=(10,), maxshape=(None,), shuffle=True, compression="gzip")
+        table = group.create_dataset(
+            "table", data=rows, chunks=(10,), maxshape=(None,), shuffle=True, compression="gzip"
+        )
+        table.attrs["values_block_0_kind"] = np.bytes_(b"(lp0\nVa\np1\naVb\np2\naVc\np3\na.")
+        table.attrs["values_block_1_kind"] = np.bytes_(b"(lp0\nVkind\np1\na.")
         file["df/_i_table/index/sorted"] = np.arange(7)
 
 
@@ -304,13 +308,15 @@ def test_matlab_matrices(families: h5feed.Feed, data: Path) -> None:
 
 
 def test_tables_of_records(families: h5feed.Feed, data: Path) -> None:
-    """pandas' table: each column of the records is a field."""
+    """pandas' table: each column of the frame is a field, whatever block of the records it lies in."""
     dataset = families["frame"]
     with h5py.File(data / "frame.h5") as file:
         table = file["df/table"][:]
-    batch = dataset.take([24, 3, 3], fields=["table.index", "table.values_block_0", "table.values_block_1"])
-    for name in table.dtype.names:
-        np.testing.assert_array_equal(batch[f"table.{name}"], table[name][[24, 3, 3]])
+    rows = [24, 3, 3]
+    batch = dataset.take(rows, fields=["a", "b", "c", "kind", "index"])
+    np.testing.assert_array_equal(np.stack([batch[name] for name in "abc"], 1), table["values_block_0"][rows])
+    np.testing.assert_array_equal(batch["kind"], table["values_block_1"][rows, 0])
+    np.testing.assert_array_equal(batch["index"], table["index"][rows])
 
 
 def test_a_file_for_each_split(families: h5feed.Feed, data: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from h5feed.errors import BadParameter, Unreadable
@@ -14,6 +14,7 @@ from h5feed.order import ORDER_VERSION
 
 from ..served_version import SERVED_VERSION
 from ..split_record import read_record
+from ..storage.column import Column
 from .dataset import Dataset, describe_fields
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset
@@ -25,7 +26,6 @@ from .grouping.families import Family, alone, glob_of
 from .grouping.pieces import Hints, InspectedFile
 from .grouping.tables import PartMissing, tables_of
 from .loading import LoadedFile
-from .roles import class_names
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,20 @@ class Assembler:
     ----------
     digest_limit : int
         Bytes of a file up to which its revision covers all of it.
+    holds_classes : callable
+        Looks whether values of a column are classes, where nothing else tells the label.
     tell : callable
         Is told of files that are not served, and why.
     """
 
-    def __init__(self, digest_limit: int, tell: Callable[[Sequence[str], str], None]) -> None:
+    def __init__(
+        self,
+        digest_limit: int,
+        holds_classes: Callable[[Column], bool],
+        tell: Callable[[Sequence[str], str], None],
+    ) -> None:
         self._digest_limit = digest_limit
+        self._holds_classes = holds_classes
         self._tell = tell
 
     def divide(
@@ -157,14 +165,16 @@ class Assembler:
                 refused[own] = Refused(files, _in_doubt(table.problem, name, files, "classes"))
                 reasons.append(refused[own].reason)
                 continue
-            fields = describe_fields(table, declared.roles if declared else None, decode)
+            fields = describe_fields(table, declared.roles if declared else None, decode, self._holds_classes)
             if not any(field.unreadable is None for field in fields):
                 reasons += [f"{field.name}: {field.unreadable}" for field in fields[:5]]
                 continue
             label = next((field for field in fields if field.role == "label" and not field.unreadable), None)
-            names = class_names(label.array, table.text) if label else None
-            if table.class_names is not None:
-                names = list(table.class_names)
+            names = label.class_names if label else None
+            named = declared.class_names if declared is not None else None
+            if named or table.class_names:
+                names = tuple(named or table.class_names or ())
+                fields = tuple(replace(field, class_names=names) if field is label else field for field in fields)
             said = [*notes, *table.notes]
             native, record = table.native, None
             if declared is not None and declared.splits:
@@ -183,7 +193,7 @@ class Assembler:
                     fields=fields,
                     attributes=loaded[0].layout.attributes,
                     native=native,
-                    class_names=declared.class_names if declared and declared.class_names else names,
+                    class_names=list(names) if names else None,
                     identity=identities,
                     notes=tuple(said),
                     split_record=record,
@@ -216,12 +226,14 @@ def _inspected(family: Family, loaded: Sequence[LoadedFile]) -> list[InspectedFi
     """
     inspected = []
     for file, tags, row, one in zip(family.files, family.tags, family.rows, loaded, strict=True):
-        segments = one.segments
+        segments = one.fields
         if family.declared is not None and family.declared.fields is not None:
-            missing = [path for path in family.declared.fields.values() if path not in segments]
+            # By their paths in the file, or by what they mean.
+            known = one.segments | one.fields
+            missing = [path for path in family.declared.fields.values() if path not in known]
             if missing:
                 raise Unreadable(f"{DECLARATION} names the array {missing[0]!r}, which {shown(file)} does not have")
-            segments = {name: segments[path] for name, path in family.declared.fields.items()}
+            segments = {name: known[path] for name, path in family.declared.fields.items()}
         inspected.append(InspectedFile(segments, tags, shown(row)))
     return inspected
 

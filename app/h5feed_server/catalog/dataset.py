@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,11 +15,11 @@ from h5feed.images import ImageSpec
 
 from ..split_record import SplitRecord
 from ..storage.codecs import unsupported
-from ..storage.column import Column
+from ..storage.column import About, Column, Segment
 from ..storage.layout import ArrayLayout
 from .encoded import spec_of
 from .grouping.pieces import Table, TableField
-from .roles import Role, guess_channels, guess_list_role, guess_role, only_label
+from .roles import Role, Traits, class_names, guess_channels, guess_roles
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Field:
     unreadable: str | None
     """Why it is not served, where it is not."""
     note: str | None = None
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes that its numbers stand for."""
 
     @property
     def array(self) -> ArrayLayout:
@@ -184,11 +186,21 @@ def _names(names: str | Sequence[str]) -> Sequence[str]:
     return [unquote(name) for name in names.split(",") if name] if isinstance(names, str) else names
 
 
+def _names_of(segment: Segment) -> Hashable:
+    """Names that go with the numbers of one piece of a column."""
+    if segment.about is not None and segment.about.class_names is not None:
+        return segment.about.class_names
+    return tuple(sorted((segment.array.enum_names or {}).items()))
+
+
 _COLOURS = {"rgb": "rgb", "rgba": "rgb", "bgr": "bgr", "grey": "grey"}
 
 
 def describe_fields(
-    table: Table, roles: Mapping[str, str] | None = None, decode: Mapping[str, ImageSpec] | None = None
+    table: Table,
+    roles: Mapping[str, str] | None = None,
+    decode: Mapping[str, ImageSpec] | None = None,
+    holds_classes: Callable[[Column], bool] = lambda column: True,
 ) -> tuple[Field, ...]:
     """The fields of a table, with their roles guessed.
 
@@ -198,30 +210,24 @@ def describe_fields(
         Those that are declared.
     decode : mapping of str to ImageSpec, optional
         What fields are declared to be decoded to.
+    holds_classes : callable, optional
+        Looks whether values of a column are classes, where nothing else tells the label.
     """
+    declared = roles or {}
     fields = [_decoded(field, (decode or {}).get(field.name)) for field in table.fields]
-    names = [field.name for field in fields]
-    dtypes = [field.column.dtype for field in fields]
-    lists = [field.column.has_lists and field.column.dtype.kind != "S" for field in fields]
-    guessed = [
-        guess_list_role(f.name) if is_list else guess_role(f.name, f.column.sample_shape, f.column.dtype)
-        for f, is_list in zip(fields, lists, strict=True)
-    ]
-    guessed = [field.role or role for field, role in zip(fields, guessed, strict=True)]
-    usable = [
-        Role("", "") if field.unreadable or is_list or (field.role and field.role.role != "label") else role
-        for field, role, is_list in zip(fields, guessed, lists, strict=True)
-    ]
-    label = only_label(names, usable, dtypes)
-    if label is not None:
-        guessed[label] = Role("label", "the only field of classes beside the inputs")
+    problems = [_problem(field) for field in fields]
+    guessed = guess_roles(
+        [_traits(field, problem) for field, problem in zip(fields, problems, strict=True)],
+        lambda number: holds_classes(fields[number].column),
+    )
     found = []
-    for item, role in zip(fields, guessed, strict=True):
-        if roles and item.name in roles:
-            role = Role(roles[item.name], "declared in h5feed.toml")
-        problem = item.unreadable or unsupported(item.array.filters)
-        if problem is None and item.column.dtype.kind == "S" and item.column.sample_shape:
-            problem = "it is text of more than one string a row"
+    for item, problem, role in zip(fields, problems, guessed, strict=True):
+        if item.name in declared:
+            role = Role(declared[item.name], "declared in h5feed.toml")
+        about = item.column.segments[0].about
+        names: Sequence[str] | None = about.class_names if about else None
+        if names is None and role.role == "label":
+            names = class_names(item.array, table.text)
         found.append(
             Field(
                 item.name,
@@ -230,10 +236,29 @@ def describe_fields(
                 _COLOURS[item.column.images.colour] if item.column.images else guess_channels(item.array),
                 item.column,
                 problem,
-                item.note,
+                (about.note if about else None) or item.note,
+                tuple(names) if names else None,
             )
         )
     return tuple(found)
+
+
+def _traits(field: TableField, problem: str | None) -> Traits:
+    column = field.column
+    has_lists = column.has_lists and column.dtype.kind != "S"
+    about = About(field.role.role, field.role.reason) if field.role else column.segments[0].about
+    return Traits(field.name, column.sample_shape, column.dtype, has_lists, problem is None, about)
+
+
+def _problem(field: TableField) -> str | None:
+    """Why it is not served, where it is not."""
+    problem = field.unreadable or unsupported(field.array.filters)
+    named = {_names_of(segment) for segment in field.column.segments}
+    if problem is None and len(named) > 1:
+        problem = "the same number stands for other classes in some of its pieces"
+    if problem is None and field.column.dtype.kind == "S" and field.column.sample_shape:
+        problem = "it is text of more than one string a row"
+    return problem
 
 
 def _decoded(field: TableField, declared: ImageSpec | None) -> TableField:

@@ -64,6 +64,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
                 "stored_bytes": sum(segment.array.stored_bytes for segment in field.column.segments),
                 "logical_bytes": field.column.nbytes,
                 "enum": array.enum_names,
+                "class_names": field.class_names,
                 "attributes": array.attributes,
                 "decode": _describe_images(field),
                 "decoded_per_served_byte": round(field.read_amplification, 3),

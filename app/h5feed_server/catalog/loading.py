@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from h5feed.errors import (
     FeedError,
     Overloaded,
@@ -38,6 +40,7 @@ from ..storage.layout import LAYOUT_VERSION, ArrayLayout, ExternalLink, FileLayo
 from ..storage.reader import Reader
 from ..storage.reader_pool import CRASHES, ReaderPool
 from ..storage.source import Identity, LocalFile, OpenFiles
+from .conventions import as_meant
 from .revision import content_digest
 
 MAX_LINKED = 10_000
@@ -51,6 +54,14 @@ MAX_PROBED = 64
 
 MAX_OFFSETS_BYTES = 256 << 20
 """Bytes of the offsets of one field: they stay in memory."""
+
+MAX_NAMES_BYTES = 16 << 20
+"""Bytes of an array of names, of columns or categories, which are read when a file is looked at."""
+
+LOOKED_AT = 256
+"""Rows that are looked at to tell classes from running numbers; of fewer than `FEW_ROWS` nothing is told."""
+
+FEW_ROWS = 16
 
 PASSING = (Overloaded, RevisionChanged, SourceUnavailable)
 """What says nothing of a file, only of how it went this time."""
@@ -67,6 +78,8 @@ class LoadedFile:
     ----------
     segments : dict of str to Segment
         Where the rows of each array lie, by its path in the file.
+    fields : dict of str to Segment
+        The same, as the program that wrote the file means them, by the paths that are to name them.
     digests : tuple of bytes
         Of its content, and of that of all files that it leads to.
     """
@@ -74,6 +87,7 @@ class LoadedFile:
     source: LocalFile
     layout: FileLayout
     segments: dict[str, Segment]
+    fields: dict[str, Segment]
     digests: tuple[bytes, ...]
 
     def below(self, path: str) -> Iterator[str]:
@@ -243,6 +257,31 @@ class FileLoader:
             segments[path] = replace(segment, offsets=values)
             del segments[path + OFFSETS]
 
+    def values(self, segment: Segment) -> npt.NDArray[Any]:
+        """All values of an array that says what others are called; none where they are too many, or cannot be read."""
+        nothing = np.zeros(0, np.uint8)
+        if segment.array.nbytes > MAX_NAMES_BYTES:
+            return nothing
+        try:
+            return self._reader.read_all(Column((segment,)))
+        except PASSING:
+            raise
+        except FeedError:
+            return nothing
+
+    def holds_classes(self, column: Column) -> bool:
+        """Whether its first rows repeat themselves, as classes do: running numbers, and names of files, do not."""
+        rows = min(column.rows, LOOKED_AT)
+        if rows < FEW_ROWS:
+            return True
+        try:
+            values = self._reader.read_block(column, 0, rows)
+        except PASSING:
+            raise
+        except FeedError:
+            return True
+        return len(np.unique(values)) < rows
+
     def close(self) -> None:
         """End the threads."""
         self._reader.close()
@@ -319,7 +358,8 @@ class _Loading:
             for name, segment in islice(self._linked(source, link, (*above, path), digests), room):
                 segments.setdefault(name, segment)
         ordered = [digests.pop(path), *(digests[other] for other in sorted(digests))]
-        return LoadedFile(source, layout, segments, tuple(part for parts in ordered for part in parts))
+        fields = as_meant(layout, segments, self._loader.values)
+        return LoadedFile(source, layout, segments, fields, tuple(part for parts in ordered for part in parts))
 
     def _source(self, path: str, identity: Identity, layout: bytes = b"") -> LocalFile:
         if path not in self._sources:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..storage.column import About
 from ..storage.layout import ArrayLayout
-
-_LABEL = re.compile(r"(^|[_.\-])(y|labels?|targets?|class(es)?|class_ids?|category|categories)($|[_.\-])", re.I)
-_WEIGHT = re.compile(r"(^|_)(sample_)?weights?($|_)", re.I)
-_INDEX = re.compile(r"(^|[_.\-])(id|ids|index|idx|row|file(name)?s?|path|name|time|date)s?($|[_.\-])", re.I)
-_INPUT = re.compile(r"(^|[_.\-])(x|images?|imgs?|data|inputs?|features?|pixels)($|[_.\-])", re.I)
+from .words import is_coordinate, is_running, says, target_of_pair
 
 
 @dataclass(frozen=True)
@@ -26,41 +22,141 @@ class Role:
     reason: str
 
 
-def guess_role(name: str, sample_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Role:
-    """The role of one field of a dataset."""
-    ndim = 1 + len(sample_shape)
-    single = math.prod(sample_shape) == 1
-    if _WEIGHT.search(name) and single:
+@dataclass(frozen=True)
+class Traits:
+    """What roles are guessed from.
+
+    Attributes
+    ----------
+    has_lists : bool
+        Rows are lists of numbers, each of its own length.
+    usable : bool
+        It can be served.
+    about : About or None
+        What the program that wrote it says.
+    """
+
+    name: str
+    sample_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    has_lists: bool = False
+    usable: bool = True
+    about: About | None = None
+
+    @property
+    def is_single(self) -> bool:
+        """Whether a row is one value."""
+        return math.prod(self.sample_shape) == 1 and not self.has_lists
+
+    @property
+    def is_text(self) -> bool:
+        return self.dtype.kind == "S"
+
+    @property
+    def is_column(self) -> bool:
+        return self.about is not None and self.about.is_column
+
+
+_TARGET = "target"
+"""Becomes ``label`` where nothing else says so more plainly, else ``other``."""
+
+
+def guess_roles(fields: Sequence[Traits], holds_classes: Callable[[int], bool] = lambda number: True) -> list[Role]:
+    """The role of each field of a dataset: names before ranks.
+
+    Parameters
+    ----------
+    holds_classes : callable
+        Looks at the values of a field, by its number: whether some of them are there more than once.
+    """
+    names = [field.name for field in fields if field.usable]
+    scalars = [field.name for field in fields if field.usable and field.is_single]
+    roles = [_by_itself(field, names, scalars) for field in fields]
+    labels = [i for i, role in enumerate(roles) if role.role == "label" and fields[i].usable]
+    numbers = [i for i in labels if not fields[i].is_text]
+    if numbers:
+        for i in set(labels) - set(numbers):
+            reason = f"text beside the label {fields[numbers[0]].name!r}, which says the same in numbers"
+            roles[i] = Role("other", reason)
+    inputs = any(role.role == "input" and field.usable for field, role in zip(fields, roles, strict=True))
+    for i, role in enumerate(roles):
+        if role.role == _TARGET and not inputs and not labels:
+            roles[i] = Role("input", "nothing else is there to learn from")
+        elif role.role == _TARGET and labels:
+            reason = f"{role.reason}, but {fields[labels[0]].name!r} is the label: name this one with y="
+            roles[i] = Role("other", reason)
+        elif role.role == _TARGET:
+            roles[i] = Role("label", role.reason)
+    usable = [role.role for field, role in zip(fields, roles, strict=True) if field.usable]
+    if "input" in usable and "label" not in usable:
+        only = _only_label(fields, roles, holds_classes)
+        if only is not None:
+            roles[only] = Role("label", "the only field of classes beside the inputs")
+    return [
+        Role("input", "a column of numbers") if _is_feature(field, role) else role
+        for field, role in zip(fields, roles, strict=True)
+    ]
+
+
+def _by_itself(field: Traits, names: Sequence[str], scalars: Sequence[str]) -> Role:
+    """The role that a field's own traits tell, and the names beside it."""
+    if field.about is not None and field.about.role is not None:
+        return Role(field.about.role, field.about.reason or "its file says so")
+    name, shape = field.name, field.sample_shape
+    word = says(name, single=field.is_single)
+    if word in ("label", "input") and field.is_single and is_coordinate(name, scalars):
+        word = "nothing"
+    if field.has_lists:
+        if word == "input":
+            return Role("input", f"its name {name!r} says input; each row is a list of its own length")
+        return Role("other", "each row is a list of its own length")
+    # Of persons and things, weight is a feature.
+    if word == "weight" and (not field.is_column or "sample" in name.lower()):
         return Role("weight", f"its name {name!r} says weight, with one value a row")
-    if _LABEL.search(name) and (ndim <= 2 or single):
+    if word == "label":
         return Role("label", f"its name {name!r} says label")
-    if dtype.kind == "S":
+    if field.is_text:
         return Role("other", "text")
-    if _INPUT.search(name):
+    if word == "target":
+        return Role(_TARGET, f"its name {name!r} says target")
+    if not field.is_single and (source := target_of_pair(name, names)) is not None:
+        return Role(_TARGET, f"its name {name!r} says target, beside {source!r}")
+    if word == "index":
+        return Role("other", f"its name {name!r} says a running number, a place or a time")
+    if word == "input":
         return Role("input", f"its name {name!r} says input")
-    if ndim >= 3:
-        return Role("input", f"a sample of {ndim - 1} axes is an image, a series or the like")
-    if ndim == 2 and not single:
+    if len(shape) >= 2:
+        return Role("input", f"a sample of {len(shape)} axes is an image, a series or the like")
+    if len(shape) == 1 and not field.is_single:
         return Role("input", "a sample is a vector")
-    if dtype.kind in "biu" and single:
+    if field.dtype.kind in "biu":
         return Role("other", "one integer a row, but its name does not say label")
+    if field.is_column:
+        return Role("input", "a column of numbers")
     return Role("other", "nothing tells what it is for")
 
 
-def guess_list_role(name: str) -> Role:
-    """The role of a field whose rows are lists of their own lengths."""
-    if _INPUT.search(name):
-        return Role("input", f"its name {name!r} says input; each row is a list of its own length")
-    return Role("other", "each row is a list of its own length")
-
-
-def only_label(names: Sequence[str], roles: Sequence[Role], dtypes: Sequence[np.dtype[Any]]) -> int | None:
+def _only_label(fields: Sequence[Traits], roles: Sequence[Role], holds_classes: Callable[[int], bool]) -> int | None:
     """Which field must be the label where no name says so: the only one of integers or text beside inputs."""
-    if not any(role.role == "input" for role in roles) or any(role.role == "label" for role in roles):
-        return None
-    found = [i for i, role in enumerate(roles) if role.role == "other" and dtypes[i].kind in "biuS"]
-    found = [i for i in found if not _INDEX.search(names[i])]
-    return found[0] if len(found) == 1 else None
+    found = [
+        i
+        for i, (field, role) in enumerate(zip(fields, roles, strict=True))
+        if role.role == "other" and field.usable and field.is_single and field.dtype.kind in "biuS"
+        if (field.about is None or field.about.role is None) and not is_running(field.name)
+    ]
+    return found[0] if len(found) == 1 and holds_classes(found[0]) else None
+
+
+def _is_feature(field: Traits, role: Role) -> bool:
+    """Whether it is a column of numbers that is nothing else."""
+    if role.role != "other" or not (field.is_column and field.usable and field.is_single) or field.is_text:
+        return False
+    return (field.about is None or field.about.role is None) and not is_running(field.name)
+
+
+def is_dense(name: str, sample_shape: tuple[int, ...]) -> bool:
+    """Whether rows are masks, boxes, maps: several numbers that are no classes, even where all are 0 or 1."""
+    return math.prod(sample_shape) > 1 and says(name, single=False) == "target"
 
 
 def guess_channels(array: ArrayLayout) -> str | None:
@@ -77,10 +173,21 @@ def guess_channels(array: ArrayLayout) -> str | None:
     return "grey" if is_grey else None
 
 
-def class_names(label: ArrayLayout, text: Mapping[str, Sequence[str]]) -> list[str] | None:
+_NAMES = ("list_classes", "class_names", "label_names", "labels_names")
+_MAYBE_NAMES = ("classes", "categories", "names")
+"""These may also be a field of a text a row."""
+
+
+def class_names(label: ArrayLayout, text: Mapping[tuple[str, ...], Sequence[str]]) -> list[str] | None:
     """Names of the classes; the index is the label.
 
-    From an enum, an attribute of the label field, or a list of strings beside the fields, such as ``list_classes``.
+    From an enum, an attribute of the field, or a list of strings that lies beside it, such as ``list_classes``: in its
+    group, or in one around that.
+
+    Parameters
+    ----------
+    text : mapping
+        Short lists of strings, by the parts of their paths.
     """
     if label.enum_names:
         values = {value: name for name, value in label.enum_names.items()}
@@ -90,7 +197,13 @@ def class_names(label: ArrayLayout, text: Mapping[str, Sequence[str]]) -> list[s
         value: Any = label.attributes.get(key)
         if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
             return list(value)
-    for key in ("list_classes", "class_names", "classes", "label_names", "labels_names", "categories", "names"):
-        if text.get(key):
-            return list(text[key])
+    path = tuple(label.path.split("/"))
+    for depth in range(len(path) - 1, -1, -1):
+        beside = {where[-1].lower(): names for where, names in text.items() if where[:-1] == path[:depth]}
+        for key in _NAMES:
+            if beside.get(key):
+                return list(beside[key])
+        for key in _MAYBE_NAMES:
+            if beside.get(key) and len(beside[key]) != label.rows:
+                return list(beside[key])
     return None

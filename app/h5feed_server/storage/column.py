@@ -31,6 +31,28 @@ def wire_array(array: ArrayLayout) -> tuple[np.dtype[Any], tuple[int, ...]]:
 
 
 @dataclass(frozen=True)
+class About:
+    """What the program that wrote an array says of it.
+
+    Attributes
+    ----------
+    role, reason : str or None
+        Its role, and why; None: its name is to tell.
+    is_column : bool
+        It is a column of a data frame: its name is no split's, and its numbers are features where nothing says else.
+    class_names : tuple of str or None
+        Names of the classes that its numbers stand for.
+    note : str or None
+    """
+
+    role: str | None = None
+    reason: str | None = None
+    is_column: bool = False
+    class_names: tuple[str, ...] | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
 class Segment:
     """One array of a column.
 
@@ -40,12 +62,15 @@ class Segment:
         Its rows lie along its last axis, as MATLAB writes matrices.
     offsets : (rows + 1,) int64 or None
         Rows are lists: where the items of each begin in `array`, and where those of the last one end.
+    about : About or None
+        What is known of it beside its name, where a convention tells.
     """
 
     source: LocalFile
     array: ArrayLayout
     transposed: bool = False
     offsets: Int64s | None = field(default=None, compare=False, repr=False)
+    about: About | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def rows(self) -> int:

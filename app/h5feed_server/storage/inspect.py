@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import encodings.ascii
 import encodings.latin_1
+import encodings.raw_unicode_escape
 import encodings.utf_8
 import json
 import math
@@ -43,6 +44,7 @@ from .layout import (
     check_array,
     dump_layout,
 )
+from .pickled_lists import plain_list
 
 MAX_ARRAYS = 20_000
 MAX_OBJECTS = 200_000
@@ -73,6 +75,9 @@ _ATTRIBUTE_CLASSES = (h5t.INTEGER, h5t.FLOAT, h5t.STRING, h5t.ENUM)
 _MAX_REASON = 300
 """Characters of a reason that libhdf5 gives."""
 
+_TELLING = ("pandas_type", "encoding-type", "MATLAB_sparse")
+"""Attributes of groups that say how what lies below is to be read."""
+
 _H5PY_TEXT = re.compile(r"(?:Unable to|Can't) .*? \((.*)\)", re.S)
 """What h5py puts around libhdf5's own words."""
 
@@ -80,7 +85,7 @@ _FUEL = ("split", "source", "start", "stop", "indices", "available")
 
 _SCALAR = "it is a scalar: it has no rows"
 
-_USED_LATE = (encodings.ascii, encodings.latin_1, encodings.utf_8)
+_USED_LATE = (encodings.ascii, encodings.latin_1, encodings.raw_unicode_escape, encodings.utf_8)
 """Modules that Python would import when they are needed, which is when no file can be opened any more."""
 
 
@@ -110,6 +115,7 @@ class _Walk:
         self._members = tuple(map(os.path.basename, members))
         self._links: list[ExternalLink] = []
         self._arrays: dict[str, ArrayLayout] = {}
+        self._groups: dict[str, dict[str, Any]] = {}
         self._notes: list[str] = []
         self._text_left = MAX_TEXT_TOTAL
         self._chunks_left = MAX_CHUNKS
@@ -125,7 +131,8 @@ class _Walk:
             self._visit_all()
         except _Full:
             self._notes.append(f"only its first {len(self._arrays)} arrays are listed")
-        return FileLayout(tuple(self._arrays.values()), attributes, tuple(self._notes), tuple(self._links))
+        arrays, links = tuple(self._arrays.values()), tuple(self._links)
+        return FileLayout(arrays, attributes, tuple(self._notes), links, self._groups)
 
     def _visit_all(self) -> None:
         level: list[tuple[str, h5py.Group]] = [("", self._file)]
@@ -182,6 +189,7 @@ class _Walk:
             # Groups are reached by hard links: soft ones lead to what is listed elsewhere.
             elif isinstance(item, h5py.Group) and isinstance(link, h5py.HardLink):
                 _address(item)
+                self._note(path, item)
                 return item
         except _Full:
             raise
@@ -191,6 +199,12 @@ class _Walk:
                 reason = "it is a link that leads nowhere"
             self._add(_unreadable(path, reason))
         return None
+
+    def _note(self, path: str, group: h5py.Group) -> None:
+        """Keep what a group says of its arrays."""
+        if any(name in group.attrs for name in _TELLING):
+            self._groups[path] = _attributes(group)
+            self._spend(512 + _json_bytes((path, self._groups[path])))
 
     def _add(self, found: ArrayLayout) -> None:
         if found.path in self._arrays:
@@ -662,9 +676,11 @@ def _fuel_splits(file: h5py.File) -> list[dict[str, Any]] | None:
 def _json_value(value: Any) -> Any:
     if isinstance(value, list):
         return [_json_value(item) for item in value]
+    if isinstance(value, bytes) and (names := plain_list(value)) is not None:
+        return _json_value(names)
     if isinstance(value, (bytes, str)):
         return _decoded(value)
-    if isinstance(value, (bool, int)):
+    if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)

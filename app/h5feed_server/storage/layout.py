@@ -195,12 +195,19 @@ class ExternalLink:
 
 @dataclass(frozen=True)
 class FileLayout:
-    """All arrays of a file, with the attributes of its root, and what of it is not listed."""
+    """All arrays of a file, with the attributes of its root, and what of it is not listed.
+
+    Attributes
+    ----------
+    groups : dict of str to dict
+        Attributes of those groups that say how the arrays below them are to be read, by path.
+    """
 
     arrays: tuple[ArrayLayout, ...]
     attributes: dict[str, Any]
     notes: tuple[str, ...] = ()
     links: tuple[ExternalLink, ...] = ()
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def check_array(array: ArrayLayout) -> None:
@@ -312,7 +319,8 @@ def dump_layout(layout: FileLayout) -> bytes:
             entry["chunks"], _ = tables.setdefault(id(array.chunks), (len(tables), array.chunks))
         description.append(entry)
     links = [asdict(link) for link in layout.links]
-    text = json.dumps({"arrays": description, "attributes": layout.attributes, "notes": layout.notes, "links": links})
+    about = {"attributes": layout.attributes, "notes": layout.notes, "groups": layout.groups}
+    text = json.dumps({"arrays": description, "links": links, **about})
     tensors = {f"{number}.{name}": getattr(table, name) for number, table in tables.values() for name in _TABLE}
     body = wire.Body(
         [wire.Tensor(name, np.dtype("<i8"), values.shape) for name, values in tensors.items()],
@@ -339,6 +347,9 @@ def load_layout(data: bytes) -> FileLayout:
         notes = tuple(content["notes"])
         links = tuple(ExternalLink(**link) for link in content["links"])
         _demand(isinstance(content["attributes"], dict), "its attributes are none")
+        groups = content["groups"]
+        _demand(isinstance(groups, dict), "its groups are none")
+        _demand(all(isinstance(about, dict) for about in groups.values()), "its groups are none")
         _demand(all(isinstance(note, str) for note in notes), "its notes are none")
         words = [word for link in links for word in (link.path, link.file, link.target)]
         _demand(all(isinstance(word, str) and word != "" for word in words), "its links are none")
@@ -347,7 +358,7 @@ def load_layout(data: bytes) -> FileLayout:
             check_array(array)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, struct.error) as error:
         raise ValueError(f"this is no layout: {error}") from None
-    return FileLayout(arrays, content["attributes"], notes, links)
+    return FileLayout(arrays, content["attributes"], notes, links, groups)
 
 
 def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, Int64s]]:

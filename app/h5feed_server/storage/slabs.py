@@ -130,10 +130,10 @@ class Slabs:
         assert array.chunks is not None
         if not self.keeps(array):
             return self._decoded(source, array, number)
-        # Members of one table of records share its chunks.
+        # Members of one table of records share its chunks; so do columns of a block, which may be of some of them only.
         name = array.path if len(array.chunks.offsets) == 0 else int(array.chunks.offsets[0])
         # A file that is one row has other slabs than the same file as rows.
-        key = (*source.key, name, array.chunk_shape, number)
+        key = (*source.key, name, array.chunk_shape, array.row_bytes, number)
         return self._kept.get(key, partial(self._decoded, source, array, number), len)
 
     def _decoded(self, source: LocalFile, array: ArrayLayout, number: int) -> Bytes:

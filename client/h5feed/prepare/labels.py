@@ -6,7 +6,7 @@ The class modes are those of ``ImageDataGenerator.flow_from_directory`` and, for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -109,9 +109,8 @@ class Labels:
 
     @property
     def _names(self) -> list[str]:
-        """Names that the server knows; they belong to the dataset's first label field."""
-        first = next((field.name for field in self._dataset.fields.values() if field.role == "label"), None)
-        return list(self._dataset.class_names or []) if first == self.name and not self._is_text else []
+        """Names of the classes, by number, where the file says them."""
+        return [] if self._is_text else list(self._dataset.fields[self.name].class_names or ())
 
     @cached_property
     def _index_of(self) -> dict[Any, int]:
@@ -150,3 +149,22 @@ class Labels:
         one_hot = np.zeros((len(ids), self.count), np.float32)
         one_hot[np.arange(len(ids)), ids] = 1.0
         return one_hot
+
+
+_SHOWN = 8
+"""Fields that are proposed as labels."""
+
+
+def no_label(dataset: Dataset, inputs: Sequence[str]) -> str:
+    """What to say where no field is the label: that there are no targets, and how to name some."""
+    fields = [field for field in dataset.fields.values() if field.readable and not field.ragged]
+    others = [field.name for field in fields if field.role not in ("input", "weight")]
+    # What is an input by default may be what is to be learnt.
+    others += [name for name in inputs if name not in others and len(inputs) > 1]
+    shown = ", ".join(f"y={name!r}" for name in others[:_SHOWN]) + (" …" if len(others) > _SHOWN else "")
+    how = f"name one with {shown}" if others else "there is no other field to name with y="
+    lasting = f', or for good in h5feed.toml: roles = {{ "{others[0]}" = "label" }}' if others else ""
+    return (
+        f"no field of {dataset.name!r} says that it is the label, so that batches are inputs alone: {how}{lasting}. "
+        "y=[] says that none is wanted."
+    )

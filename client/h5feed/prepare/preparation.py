@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..batch import Batch
 from ..buffers import BufferPool
 from ..errors import BadParameter, FieldNotFound
-from .labels import CLASS_MODES, ClassMode, Labels
+from .labels import CLASS_MODES, ClassMode, Labels, no_label
 from .scale import Number, scale_of
 from .transform import adapted, generator_of
 
@@ -76,6 +76,8 @@ class Preparation:
         Those among them that make x.
     labels : Labels or None
         How the targets are made, where they are one field.
+    no_targets : str or None
+        Why there are none although some were expected, and how to name them.
 
     Raises
     ------
@@ -121,6 +123,8 @@ class Preparation:
         self._is_autoencoder = class_mode == "input"
         self._labels = {name: Labels(dataset, name, class_mode or "int") for name in self._y.names}
         self.labels = next(iter(self._labels.values())) if len(self._labels) == 1 else None
+        expected = y is None and not no_targets and not self._y.names
+        self.no_targets = no_label(dataset, self._x.names) if expected else None
         self._scales = {
             name: scale
             for name in self._x.names

@@ -87,7 +87,10 @@ def _are_splits(found: set[str]) -> bool:
 
 
 def _split_arrays(arrays: dict[str, list[Leaf]], split: str) -> list[Leaf]:
-    words = {name: without_split(name) for name in arrays}
+    words = {
+        name: (name, None) if all(leaf.is_column for leaf in leaves) else without_split(name)
+        for name, leaves in arrays.items()
+    }
     there = {word for rest, word in words.values() if word is not None and rest}
     # Arrays that have no other name are splits of one field where they are alike in all but their rows.
     kinds: dict[object, set[str]] = {}

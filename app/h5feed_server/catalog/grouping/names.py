@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ...split_names import numbered_split, without_split
+from ..words import says
 
 _SHARD = re.compile(r"[_.\-](\d{3,6})-of-(\d{3,6})$")
 _HALF = re.compile(r"(?:^|[_.\-])(x|y|images?|labels?|data|targets?|inputs?|mask)$", re.I)
@@ -37,8 +38,6 @@ _FIELD_WORDS = frozenset(
 )
 _FIELD_LETTERS = frozenset("abcdefhiklmnoprstuvwxyz")
 """A letter alone is how a formula calls a field."""
-
-_LABEL_WORDS = frozenset(("ans", "answer", "category", "class", "classes", "label", "labels", "target", "targets", "y"))
 
 _IMAGE_WORDS = frozenset(
     re.findall(r"\w+", "bgr depth frame gray grey image img mask mri photo picture rgb scan seg segmentation slice")
@@ -120,7 +119,7 @@ def is_field(name: str) -> bool:
 
 def is_label(name: str) -> bool:
     """Whether labels are called so."""
-    return name.lower() == "y" or not _LABEL_WORDS.isdisjoint(_words(name))
+    return says(name, single=True) == "label"
 
 
 def is_image(name: str) -> bool:

@@ -91,6 +91,11 @@ class Leaf:
     note: str | None = None
 
     @property
+    def is_column(self) -> bool:
+        """Whether it is a column of a data frame: what it is called says nothing of rows."""
+        return self.segment.about is not None and self.segment.about.is_column
+
+    @property
     def piece(self) -> Piece:
         return Piece(self.split, self.kind, self.shard, self.episode, self.file)
 
@@ -167,8 +172,8 @@ class Table:
         Of its group in the file, without splits and episodes, or of the array that it is; empty for the root.
     native : dict of str to list of (int, int)
         Runs of rows of each native split.
-    text : dict of str to tuple of str
-        Lists of strings found beside the fields, by name.
+    text : dict of tuple of str to tuple of str
+        Lists of strings found beside the fields, by the parts of their paths.
     episodes : list of (str, int)
         Name and rows of each piece.
     class_names : tuple of str or None
@@ -181,7 +186,7 @@ class Table:
     rows: int
     fields: list[TableField]
     native: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
-    text: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    text: dict[Path, tuple[str, ...]] = field(default_factory=dict)
     episodes: list[tuple[str, int]] = field(default_factory=list)
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()

@@ -40,7 +40,7 @@ def tables_of(files: Sequence[InspectedFile], hints: Hints = Hints()) -> list[Ta
         Their arrays do not fit together.
     """
     unreadable: dict[Path, tuple[Segment, str]] = {}
-    text: dict[str, tuple[str, ...]] = {}
+    text: dict[Path, tuple[str, ...]] = {}
     masks: dict[str, tuple[str, ...]] = {}
     root = Group()
     for file in files:
@@ -54,7 +54,7 @@ def tables_of(files: Sequence[InspectedFile], hints: Hints = Hints()) -> list[Ta
                 if len(path) > 1 and path[-2].lower() == "mask":
                     masks[path[-1]] = array.text
                     continue
-                text[path[-1].lower()] = array.text
+                text[tuple(array.path.split("/"))] = array.text
             problem = array.unreadable or (None if array.shape else "it has no rows")
             about = next((part for part in path[:-1] if part.lower() in _ABOUT), None)
             if about is not None:

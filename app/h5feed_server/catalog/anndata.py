@@ -1,0 +1,120 @@
+"""AnnData files (``.h5ad``): rows are the observations, which `X`, `obs`, `obsm` and `layers` describe.
+
+The format is that of https://anndata.readthedocs.io/en/stable/fileformat-prose.html; older files, without
+``encoding-type``, keep the categories of ``obs/NAME`` in ``obs/__categories/NAME``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..storage.column import About, Segment
+from .frame_columns import refused
+from .pandas_frames import Read, texts_of
+from .words import words_of
+
+_ROWS = {
+    "X": "",
+    "obs": "a column of obs, which describes the observations: name it with x= or y=",
+    "obsm": "one of obsm, beside X: name it with x=",
+    "layers": "one of layers, beside X: name it with x=",
+}
+"""Groups whose first axis is the observations, and what is said of those that are not X."""
+
+_ASIDE = {
+    "var": "it describes the columns of X, not its rows",
+    "varm": "it describes the columns of X, not its rows",
+    "varp": "it describes the columns of X, not its rows",
+    "obsp": "it is a table of pairs of observations",
+    "raw": "it is AnnData's copy of X before its columns were chosen",
+    "uns": "it is AnnData's unstructured metadata",
+}
+"""Groups that hold no rows."""
+
+_TYPES = frozenset(
+    ("type", "types", "celltype", "celltypes", "annotation", "annotations", "louvain", "leiden", "cluster")
+)
+"""Words in the name of a category that is what cells are told apart by."""
+
+
+def is_anndata(attributes: Mapping[str, Any], segments: Mapping[str, Segment]) -> bool:
+    """Whether the file's root is an AnnData object, by what it says or, of old files, by its arrays."""
+    if attributes.get("encoding-type") == "anndata":
+        return True
+    tops = {path.split("/")[0] for path in segments}
+    return {"X", "obs", "var"} <= tops and any(path in segments for path in ("obs/_index", "obs/index"))
+
+
+def categorical(
+    groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment], read: Read
+) -> dict[str, Segment]:
+    """The arrays of a file, those groups of ``codes`` and ``categories`` that say so as one array."""
+    found = dict(segments)
+    for path, about in groups.items():
+        codes, categories = segments.get(f"{path}/codes"), segments.get(f"{path}/categories")
+        if about.get("encoding-type") != "categorical" or codes is None or categories is None:
+            continue
+        found = {name: segment for name, segment in found.items() if not name.startswith(f"{path}/")}
+        found[path] = _coded(codes, categories, read)
+    return found
+
+
+def observations(
+    groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment], read: Read
+) -> dict[str, Segment]:
+    """The arrays of an AnnData file, with their roles; those that are no rows are listed with the reason."""
+    legacy = {path: segment for path, segment in segments.items() if path.startswith("obs/__categories/")}
+    index = groups.get("obs", {}).get("_index", "_index")
+    found = {}
+    for path, segment in segments.items():
+        top, _, rest = path.partition("/")
+        name = path.replace("/", ".") if top in _ROWS else path
+        if path in legacy:
+            continue
+        if (names := legacy.get(f"obs/__categories/{rest}")) is not None and top == "obs":
+            segment = _coded(segment, names, read)
+        about = segment.about or About()
+        if top in _ASIDE:
+            segment = replace(
+                segment, array=refused(segment.array, segment.array.unreadable or _ASIDE[top]), about=None
+            )
+        elif top in _ROWS:
+            role, reason = ("input", "the matrix X of AnnData") if top == "X" else ("other", _ROWS[top])
+            if top == "obs" and rest in (index, "_index"):
+                reason = "names of the observations"
+            segment = replace(segment, about=replace(about, role=role, reason=reason, is_column=True))
+        found[name] = segment
+    label = _label(found)
+    if label is not None:
+        about = replace(found[label].about or About(), role="label", reason="categories that say what a cell is")
+        found[label] = replace(found[label], about=about)
+    order = (*_ROWS, *_ASIDE)
+    return dict(sorted(found.items(), key=lambda one: _rank(one[0], order)))
+
+
+def _rank(name: str, order: Sequence[str]) -> int:
+    top = re.split(r"[./]", name, maxsplit=1)[0]
+    return order.index(top) if top in order else len(order)
+
+
+def _label(segments: Mapping[str, Segment]) -> str | None:
+    """The categories that are the label: those named after types, or the only ones."""
+    named = list(_categories(segments))
+    typed = [path for path in named if _TYPES.intersection(words_of(path.partition(".")[2]))]
+    return typed[0] if len(typed) == 1 else named[0] if len(named) == 1 else None
+
+
+def _categories(segments: Mapping[str, Segment]) -> Iterator[str]:
+    for path, segment in segments.items():
+        about = segment.about
+        if path.startswith("obs.") and segment.array.unreadable is None and about and about.class_names is not None:
+            yield path
+
+
+def _coded(codes: Segment, categories: Segment, read: Read) -> Segment:
+    names = texts_of(categories, read)
+    note = "codes of categories, which are its class names; -1 where a value is missing"
+    return replace(codes, about=About(is_column=True, class_names=tuple(names) if names else None, note=note))

@@ -1,0 +1,134 @@
+"""Columns of the blocks of a data frame as fields, or as matrices where they are many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..storage.block import columns_of
+from ..storage.column import About, Segment
+from ..storage.layout import ArrayLayout
+from .words import has_meaning
+
+MAX_COLUMNS = 64
+"""Columns of a frame up to which each is a field; the blocks of a wider one stay matrices."""
+
+PICKLED = (
+    "pandas has pickled these values, and a pickle is a program: write the frame with to_hdf(format='table'), which "
+    "stores text as text"
+)
+_TIMES = ("datetime64", "timedelta64")
+
+
+@dataclass(frozen=True)
+class FrameColumn:
+    """A column, or several of a block that stay together."""
+
+    names: tuple[str, ...]
+    block: Segment
+    begin: int
+    dtype: str
+    """As pandas calls it."""
+    categories: tuple[str, ...] | None = None
+    pickled: bool = False
+    whole: bool = False
+    """What its block's columns are called is not known."""
+
+
+def fields_of(columns: Sequence[FrameColumn]) -> Iterator[tuple[str, Segment]]:
+    """Columns as fields; of a wide frame, those that follow each other in a block, and are no labels, as a matrix."""
+    if len(columns) <= MAX_COLUMNS:
+        for column in columns:
+            yield column.names[0], segment_of(column)
+        return
+    runs: list[FrameColumn] = []
+    for column in sorted(columns, key=lambda one: (one.block.array.path, one.begin)):
+        last = runs[-1] if runs else None
+        follows = last is not None and last.block is column.block and last.begin + len(last.names) == column.begin
+        if last is not None and follows and not _is_alone(last) and not _is_alone(column):
+            runs[-1] = replace(last, names=(*last.names, *column.names))
+        else:
+            runs.append(column)
+    matrices = [run for run in runs if len(run.names) > 1]
+    for run in runs:
+        if len(run.names) == 1:
+            yield run.names[0], segment_of(run)
+            continue
+        name = "values" if len(matrices) == 1 else f"values_{np.dtype(run.block.array.dtype).name}"
+        whole = _matrix(run)
+        if whole is not None:
+            yield name, whole
+            continue
+        for place, own in enumerate(run.names):
+            yield own, segment_of(replace(run, names=(own,), begin=run.begin + place))
+
+
+def _is_alone(column: FrameColumn) -> bool:
+    """Whether it is something else than one of many features."""
+    if column.pickled or column.whole or column.categories is not None or time_note(column.dtype) is not None:
+        return True
+    return any(has_meaning(name) for name in column.names)
+
+
+def _matrix(run: FrameColumn) -> Segment | None:
+    """Columns that follow each other as one array (rows, columns)."""
+    array = run.block.array
+    attributes = {**array.attributes, "columns": list(run.names)}
+    about = About("input", f"{len(run.names)} columns of a frame: its attribute 'columns' has their names", True)
+    if len(array.shape) == 2 and len(run.names) == array.shape[1]:
+        return replace(run.block, array=replace(array, attributes=attributes), about=about)
+    found = columns_of(array, run.begin, run.begin + len(run.names), attributes)
+    return None if found is None else replace(run.block, array=found, about=about)
+
+
+def segment_of(column: FrameColumn) -> Segment:
+    array = column.block.array
+    note = time_note(column.dtype)
+    if column.categories is not None:
+        note = "codes of pandas' categories, which are its class names; -1 where a value is missing"
+    about = About(
+        "other" if note and column.categories is None else None,
+        "a point in time" if note and column.categories is None else None,
+        is_column=True,
+        class_names=column.categories,
+        note=note,
+    )
+    if column.pickled:
+        return replace(column.block, array=refused(array, PICKLED), about=about)
+    if array.unreadable is not None:
+        own = f"{array.path}[:, {column.begin}]"
+        return replace(column.block, array=replace(refused(array, array.unreadable), path=own), about=about)
+    if column.whole or len(array.shape) == 1:
+        return replace(column.block, array=replace(array, attributes={}), about=about)
+    # Its block's attributes are those of all columns.
+    found = columns_of(array, column.begin, column.begin + 1, {})
+    if found is None and array.shape[1:] == (1,):
+        found = array
+    if found is None:
+        path = f"{array.path}[:, {column.begin}]"
+        reason = (
+            f"it is one of {array.shape[1]} columns that can only be read together: name {array.path!r} in h5feed.toml"
+        )
+        found = replace(refused(array, reason), path=path)
+    return replace(column.block, array=found, about=about)
+
+
+def is_pickled(array: ArrayLayout) -> bool:
+    return array.attributes.get("PSEUDOATOM") == "object"
+
+
+def time_note(dtype: str) -> str | None:
+    if not dtype.startswith(_TIMES):
+        return None
+    since = " since 1970-01-01" if dtype.startswith("datetime64") else ""
+    unit = dtype[dtype.find("[") + 1 :].split(",")[0].rstrip("]") if "[" in dtype else "ns"
+    return f"{dtype.split(',')[0]}: whole {_UNITS.get(unit, unit)}{since}"
+
+
+_UNITS = {"ns": "nanoseconds", "us": "microseconds", "ms": "milliseconds", "s": "seconds"}
+
+
+def refused(array: ArrayLayout, reason: str) -> ArrayLayout:
+    return ArrayLayout(array.path, (), "|u1", unreadable=reason, attributes=array.attributes)

@@ -1,0 +1,263 @@
+"""Frames and series that pandas wrote (``DataFrame.to_hdf``, `HDFStore`), as pandas means them.
+
+A frame's columns of one dtype lie in one array, a block, and another array says what they are called. Here they become
+fields by their names; the index becomes one of role ``other``. ``format="fixed"`` writes arrays ``axis0`` (the
+columns), ``axis1`` (the index), ``block0_items`` and ``block0_values``; ``format="table"`` one table of records, with
+names of columns in attributes that are pickles, which are never loaded as such: see `storage.pickled_lists`.
+
+The format is that of ``pandas/io/pytables.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy.typing as npt
+
+from ..split_names import without_split
+from ..storage.column import About, Segment
+from .frame_columns import PICKLED, FrameColumn, fields_of, is_pickled, refused, segment_of, time_note
+
+Read = Callable[[Segment], npt.NDArray[Any]]
+"""All values of an array."""
+
+_KINDS = ("frame", "series", "frame_table", "appendable_frame", "series_table")
+
+
+def as_frames(
+    groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment], read: Read
+) -> dict[str, Segment]:
+    """The arrays of a file, those of each frame and series as its columns, by paths that are to name them.
+
+    Parameters
+    ----------
+    groups : mapping
+        Attributes of groups, by path.
+    segments : mapping
+        All arrays, by path.
+
+    What pandas keeps for itself, names of columns and search trees, is left out.
+    """
+    keys = [path for path, about in groups.items() if about.get("pandas_type") in _KINDS and not _is_meta(path)]
+    if not keys:
+        return dict(segments)
+    bases = _bases(keys)
+    found: dict[str, Segment] = {}
+    taken: set[str] = set()
+    for key in keys:
+        frame = _Frame(key, groups, segments, read)
+        own = dict(frame.fields(bases[key]))
+        if own:
+            found |= own
+            taken |= set(frame.parts())
+    return found | {path: segment for path, segment in segments.items() if path not in taken}
+
+
+def _is_meta(path: str) -> bool:
+    """Whether it is a list of categories, which pandas writes as a series below the frame."""
+    return path.endswith("/meta") and "/meta/" in path
+
+
+def _bases(keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The path that names what lies under each key; ``X_train`` is ``X`` of a group ``train``."""
+    splits = {key: without_split(key.rpartition("/")[2]) for key in keys}
+    if "train" not in {split for _, split in splits.values()}:
+        return {key: tuple(part for part in key.split("/") if part) for key in keys}
+    bases = {}
+    for key, (rest, split) in splits.items():
+        above = tuple(key.split("/")[:-1])
+        bases[key] = (*above, split, *([rest] if rest else [])) if split else (*above, rest)
+    return bases
+
+
+class _Frame:
+    """One frame or series."""
+
+    def __init__(
+        self, key: str, groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment], read: Read
+    ) -> None:
+        self._prefix = f"{key}/" if key else ""
+        self._about, self._groups, self._read = groups[key], groups, read
+        self._segments = segments
+        self._kind: str = self._about["pandas_type"]
+
+    def parts(self) -> Iterator[str]:
+        """Paths of all arrays that it consists of."""
+        others = [f"{path}/" for path in self._groups if path.startswith(self._prefix) and not _is_meta(path)]
+        others = [path for path in others if path != self._prefix]
+        for path in self._segments:
+            if path.startswith(self._prefix) and not any(path.startswith(other) for other in others):
+                yield path
+
+    def fields(self, base: tuple[str, ...]) -> Iterator[tuple[str, Segment]]:
+        """Its columns and its index, by the paths that are to name them; none where it is not as pandas writes it."""
+        is_series = self._kind.startswith("series")
+        columns = list(self._in_table() if self._kind.endswith(("_table", "_frame")) else self._fixed())
+        if not columns:
+            return
+        if is_series:
+            # A series is one field, which its key names.
+            above, name = (
+                (base[:-1], base[-1]) if base and base[-1] not in ("train", "val", "test") else (base, "values")
+            )
+            yield _path(above, name), segment_of(replace(columns[0], names=(name,)))
+        else:
+            taken: dict[str, int] = {}
+            for number, (name, segment) in enumerate(fields_of(columns)):
+                own = name.replace("/", ".") or f"column_{number}"
+                again = taken[own] = taken.get(own, -1) + 1
+                yield _path(base, f"{own}.{again}" if again else own), segment
+        known = {name for column in columns for name in column.names}
+        for name, segment in self._index():
+            free = name.replace("/", ".") or "index"
+            while free in known and not is_series:
+                free += "_"
+            yield _path(base, free), segment
+
+    # format="fixed" --------------------------------------------------------------------------------------------------
+
+    def _fixed(self) -> Iterator[FrameColumn]:
+        if self._kind == "series":
+            values = self._get("values")
+            if values is not None:
+                yield self._column(("values",), values, 0)
+            return
+        order = self._labels("axis0")
+        found: dict[str, FrameColumn] = {}
+        for number in range(int(self._about.get("nblocks", 0) or 0)):
+            values, names = self._get(f"block{number}_values"), self._labels(f"block{number}_items")
+            if values is None or names is None:
+                return
+            is_matrix = len(values.array.shape) == 2 and values.array.shape[1] == len(names)
+            if not is_matrix and not is_pickled(values.array):
+                return
+            for place, name in enumerate(names):
+                found[name] = self._column((name,), values, place)
+        yield from (found.pop(name) for name in order or () if name in found)
+        yield from found.values()
+
+    def _column(self, names: tuple[str, ...], block: Segment, place: int) -> FrameColumn:
+        dtype = str(block.array.attributes.get("value_type") or "")
+        return FrameColumn(names, block, place, dtype, pickled=is_pickled(block.array))
+
+    def _labels(self, axis: str) -> list[str] | None:
+        """The names that an axis has."""
+        if self._about.get(f"{axis}_variety") != "multi":
+            segment = self._get(axis)
+            return None if segment is None else texts_of(segment, self._read)
+        levels = []
+        for level in range(int(self._about.get(f"{axis}_nlevels", 0))):
+            values, codes = self._get(f"{axis}_level{level}"), self._get(f"{axis}_label{level}")
+            texts = None if values is None else texts_of(values, self._read)
+            if codes is None or texts is None:
+                return None
+            levels.append([texts[code] if code >= 0 else "" for code in self._read(codes).tolist()])
+        return [".".join(part for part in parts if part) for parts in zip(*levels, strict=True)]
+
+    # format="table" --------------------------------------------------------------------------------------------------
+
+    def _in_table(self) -> Iterator[FrameColumn]:
+        members = {
+            path.removeprefix(f"{self._prefix}table."): segment
+            for path, segment in self._segments.items()
+            if path.startswith(f"{self._prefix}table.")
+        }
+        attributes = next((segment.array.attributes for segment in members.values() if segment.array.attributes), {})
+        axes = self._about.get("non_index_axes")
+        order = axes[0][1] if isinstance(axes, list) and axes and isinstance(axes[0], list) and len(axes[0]) > 1 else []
+        found: dict[str, FrameColumn] = {}
+        for name, block in members.items():
+            if name in self._index_members():
+                continue
+            names = attributes.get(f"{name}_kind")
+            dtype = str(attributes.get(f"{name}_dtype") or "")
+            shape = block.array.shape
+            width = 1 if len(shape) == 1 else shape[1] if len(shape) == 2 else 0
+            if isinstance(names, list) and names and block.array.unreadable is not None:
+                width = len(names)
+            if not isinstance(names, list) or len(names) != width:
+                # They are no plain list: the block stays what the table calls it.
+                found[name] = FrameColumn((name,), block, 0, dtype, whole=True)
+                continue
+            for place, one in enumerate(names):
+                categories = self._categories(name) if attributes.get(f"{name}_meta") == "category" else None
+                found[_name(one)] = FrameColumn((_name(one),), block, place, dtype, categories)
+        yield from (found.pop(name) for name in map(_name, order if isinstance(order, list) else []) if name in found)
+        yield from found.values()
+
+    def _categories(self, member: str) -> tuple[str, ...] | None:
+        values = self._segments.get(f"{self._prefix}meta/{member}/meta/table.values")
+        if values is None:
+            # Those of numbers lie in a block of one column.
+            values = self._segments.get(f"{self._prefix}meta/{member}/meta/table.values_block_0")
+        texts = None if values is None else texts_of(values, self._read)
+        return None if texts is None else tuple(texts)
+
+    def _index_members(self) -> dict[str, str]:
+        """Members of the table that are the index, and how they are called."""
+        levels = self._about.get("levels")
+        found = {"index": "index"}
+        if isinstance(levels, list):
+            # Of several levels each is a member of its own beside a number for each row.
+            found |= {str(level): str(level) for level in levels if isinstance(level, str)}
+        return found
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _index(self) -> Iterator[tuple[str, Segment]]:
+        about = About("other", "the index of the frame that pandas wrote", is_column=True)
+        if self._kind.endswith(("_table", "_frame")):
+            for member, name in self._index_members().items():
+                segment = self._get(f"table.{member}")
+                if segment is not None:
+                    kind = segment.array.attributes.get(f"{member}_kind")
+                    yield name, replace(segment, about=replace(about, note=time_note(str(kind))))
+            return
+        axis = "index" if self._kind == "series" else "axis1"
+        if self._about.get(f"{axis}_variety") == "multi":
+            for level in range(int(self._about.get(f"{axis}_nlevels", 0))):
+                values, codes = self._get(f"{axis}_level{level}"), self._get(f"{axis}_label{level}")
+                if values is None or codes is None:
+                    continue
+                texts = texts_of(values, self._read)
+                said = replace(about, class_names=tuple(texts) if texts else None, note="codes of the index's level")
+                yield _named(values.array.attributes, f"index_{level}"), replace(codes, about=said)
+            return
+        segment = self._get(axis)
+        if segment is not None:
+            kind = str(segment.array.attributes.get("kind") or "")
+            if is_pickled(segment.array):
+                segment = replace(segment, array=refused(segment.array, PICKLED))
+            about = replace(about, note=time_note(kind))
+            yield _named(segment.array.attributes, "index"), replace(segment, about=about)
+
+    def _get(self, name: str) -> Segment | None:
+        return self._segments.get(self._prefix + name)
+
+
+def texts_of(segment: Segment, read: Read) -> list[str] | None:
+    """Values as names; None where they cannot be read."""
+    if segment.array.text is not None:
+        return list(segment.array.text)
+    if segment.array.unreadable is not None or is_pickled(segment.array):
+        return None
+    return [
+        value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        for value in read(segment).reshape(-1).tolist()
+    ]
+
+
+def _name(value: Any) -> str:
+    return ".".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _named(attributes: Mapping[str, Any], default: str) -> str:
+    """The name of an index; PyTables writes None as the pickle ``N.``."""
+    name = attributes.get("name")
+    return name if isinstance(name, str) and name not in ("", "N.") else default
+
+
+def _path(base: tuple[str, ...], name: str) -> str:
+    return "/".join((*base, name))

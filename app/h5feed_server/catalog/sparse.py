@@ -1,0 +1,62 @@
+"""Sparse matrices: groups of values, and of the numbers of their rows and columns. None of these arrays is rows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from ..storage.column import Segment
+from ..storage.layout import ArrayLayout
+
+_PARTS = (
+    frozenset(("data", "indices", "indptr")),
+    frozenset(("data", "ir", "jc")),
+    frozenset(("data", "row", "col")),
+)
+"""Members of such a group: compressed rows or columns, MATLAB's, and coordinates."""
+
+_BESIDE = frozenset(("shape", "format"))
+"""What may lie beside them and belongs to the matrix, too."""
+
+
+def without_sparse(groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment]) -> dict[str, Segment]:
+    """The arrays of a file, the parts of each sparse matrix as one that says why it is not served."""
+    members: dict[str, dict[str, str]] = defaultdict(dict)
+    for path in segments:
+        group, _, name = path.rpartition("/")
+        members[group][name] = path
+    found = dict(segments)
+    for group, names in members.items():
+        parts = next((parts for parts in _PARTS if parts <= names.keys()), None)
+        if parts is None or ("row" in parts and not _BESIDE & names.keys() and group not in groups):
+            continue
+        if not _is_sparse(parts, {name: segments[names[name]] for name in parts}):
+            continue
+        first = segments[names["data"]]
+        gone = {names[name] for name in (*parts, *(_BESIDE & names.keys()))}
+        path = group or "data"
+        reason = f"{_described(groups.get(group, {}))}, which is not read as rows yet: store it dense"
+        found = {name: segment for name, segment in found.items() if name not in gone}
+        found[path] = Segment(first.source, ArrayLayout(path, (), "|u1", unreadable=reason))
+    return found
+
+
+def _is_sparse(parts: frozenset[str], segments: Mapping[str, Segment]) -> bool:
+    """Whether lengths are those of a matrix: as many values as places."""
+    shapes = {name: segment.array.shape for name, segment in segments.items()}
+    if any(segment.array.unreadable is None and len(shapes[name]) != 1 for name, segment in segments.items()):
+        return False
+    counts = {shapes[name] for name in parts - {"indptr", "jc"} if segments[name].array.unreadable is None}
+    return len(counts) <= 1
+
+
+def _described(about: Mapping[str, Any]) -> str:
+    kind = str(about.get("encoding-type") or about.get("h5sparse_format") or "")
+    shape = about.get("shape") or about.get("h5sparse_shape")
+    sides = " × ".join(map(str, shape)) if isinstance(shape, list) else ""
+    rows = about.get("MATLAB_sparse")
+    if isinstance(rows, int):
+        sides = f"{rows} rows"
+    what = ", ".join(part for part in (kind, sides) if part)
+    return f"it is a sparse matrix{f' ({what})' if what else ''}"

@@ -1,0 +1,87 @@
+"""Targets that are pictures, and data sets without a label, under real Keras (JAX backend) and a real server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import h5feed
+import h5py
+import keras
+import numpy as np
+import pytest
+from conftest import ServerProcess
+
+ROWS = 24
+
+random = np.random.default_rng(7)
+
+IMAGES = random.random((ROWS, 8, 8, 3)).astype("<f4")
+MASKS = random.integers(0, 4, (ROWS, 8, 8), dtype=np.uint8)
+SMALL = random.random((ROWS, 1, 11, 11)).astype("<f4")
+
+
+@pytest.fixture(scope="module")
+def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
+    folder = tmp_path_factory.mktemp("targets")
+    with h5py.File(folder / "segmentation.h5", "w") as file:
+        file["image"], file["mask"] = IMAGES, MASKS
+    with h5py.File(folder / "super_resolution.h5", "w") as file:
+        file["data"], file["label"] = SMALL, 2 * SMALL
+    with h5py.File(folder / "passengers.h5", "w") as file:
+        kind = np.dtype([("age", "<i8"), ("fare", "<f8", (2,)), ("survived", "<i8")])
+        file["features"] = random.random((ROWS, 5))
+        file["table"] = np.zeros(ROWS, kind)
+    server = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
+    with h5feed.connect(server.url, deadline=60) as connected:
+        yield connected
+    server.stop()
+
+
+def _fitted(model: Any, sequence: Any) -> Any:
+    return model.fit(sequence, epochs=2, verbose=0).history["loss"]
+
+
+def test_segmentation(feed: h5feed.Feed) -> None:
+    """Masks are the targets as they are stored, and a model learns them class by pixel."""
+    train = feed["segmentation"].sequence(batch_size=8, verbose=False)
+    x, y = train[0]
+    np.testing.assert_array_equal(x, IMAGES[:8])
+    np.testing.assert_array_equal(y, MASKS[:8])
+    assert y.dtype == np.uint8
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 1, activation="softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy")
+    assert np.isfinite(_fitted(model, train)).all()
+
+
+def test_super_resolution(feed: h5feed.Feed) -> None:
+    """data and label of one shape: the label is the target."""
+    train = feed["super_resolution"].sequence(batch_size=8, verbose=False)
+    x, y = train[0]
+    np.testing.assert_array_equal(y, 2 * x)
+    model = keras.Sequential([keras.Input((1, 11, 11)), keras.layers.Conv2D(11, 3, padding="same")])
+    model.compile("adam", "mse")
+    assert np.isfinite(_fitted(model, train)).all()
+
+
+def test_pictures_are_no_classes(feed: h5feed.Feed, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is printed counts no classes of masks, and class modes that need some say what to take."""
+    feed["segmentation"].sequence(batch_size=8)
+    assert capsys.readouterr().out == "Found 24 images.\n"
+    with pytest.raises(h5feed.errors.BadParameter, match="class_mode='raw'"):
+        feed["segmentation"].sequence(class_mode="categorical", verbose=False)
+
+
+def test_no_label_is_said(feed: h5feed.Feed, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no field says that it is the label, it is said, with what could be one and how to name it."""
+    dataset = feed["passengers"]
+    assert len(dataset.sequence(batch_size=8)[0]) == 1
+    said = capsys.readouterr().out
+    assert "Found 24 rows, but no field of 'passengers' says that it is the label" in said
+    assert "y='table.survived'" in said and 'roles = { "table.age" = "label" }' in said
+    for wanted in ({"y": []}, {"class_mode": None}, {"class_mode": "input"}, {"y": "table.survived"}):
+        dataset.sequence(batch_size=8, **wanted)
+        assert "no field" not in capsys.readouterr().out

@@ -1,0 +1,163 @@
+"""What fields are for, told by their names: as the owners of published data sets, and Keras' users, mean them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import h5feed
+import h5py
+import numpy as np
+import pytest
+from conftest import ServerProcess, wait_until
+
+ROWS = 40
+
+random = np.random.default_rng(2)
+
+# One value a row.
+CLASS: tuple[tuple[int, ...], str] = ((), "classes")
+NUMBER: tuple[tuple[int, ...], str] = ((), "number")
+COUNT: tuple[tuple[int, ...], str] = ((), "running")
+TEXT: tuple[tuple[int, ...], str] = ((), "text")
+
+IMAGE = ((12, 12, 3), "u1")
+MAP = ((12, 12), "u1")
+PLANE = ((1, 41, 41), "f4")
+
+Field = tuple[tuple[int, ...], str]
+
+CASES: dict[str, tuple[dict[str, Field], list[str], list[str]]] = {
+    # name: fields, inputs, labels
+    "super_resolution": ({"data": PLANE, "label": PLANE}, ["data"], ["label"]),
+    "lr_hr": ({"lr": ((6, 6, 3), "u1"), "hr": IMAGE}, ["lr"], ["hr"]),
+    "denoising": ({"noisy": IMAGE, "clean": IMAGE}, ["noisy"], ["clean"]),
+    "segmentation": ({"image": IMAGE, "mask": MAP}, ["image"], ["mask"]),
+    "masks_by_another_name": ({"images": IMAGE, "segmentation": MAP}, ["images"], ["segmentation"]),
+    "labels_of_pictures": ({"images": IMAGE, "labels": MAP}, ["images"], ["labels"]),
+    "depth": ({"rgb": IMAGE, "depth": ((12, 12), "f4")}, ["rgb"], ["depth"]),
+    "ground_truth": ({"x": IMAGE, "ground_truth": MAP}, ["x"], ["ground_truth"]),
+    "gt": ({"features": ((64,), "f4"), "gtscore": NUMBER, "picks": COUNT}, ["features"], ["gtscore"]),
+    "dense_y": ({"x": ((9,), "f4"), "y": ((9,), "f4")}, ["x"], ["y"]),
+    "basenji": ({"in": ((99, 4), "bool"), "out": ((9, 3), "f2")}, ["in"], ["out"]),
+    # A field that says label wins over one that says what it is a picture of.
+    "busi": ({"image": IMAGE, "mask": MAP, "label": CLASS}, ["image"], ["label"]),
+    "nyu": (
+        {"images": IMAGE, "depths": MAP, "rawDepths": MAP, "labels": MAP, "instances": MAP},
+        ["images"],
+        ["labels"],
+    ),
+    "detection": ({"images": IMAGE, "boxes": ((5, 4), "f4"), "labels": ((5,), "i4")}, ["images"], ["labels"]),
+    "two_tasks": (
+        {"image": IMAGE, "fine_labels": CLASS, "coarse_labels": CLASS},
+        ["image"],
+        ["fine_labels", "coarse_labels"],
+    ),
+    "label_and_its_text": ({"image": IMAGE, "label": CLASS, "label_name": TEXT}, ["image"], ["label"]),
+    "only_text": ({"image": IMAGE, "label": TEXT}, ["image"], ["label"]),
+    "dsprites": (
+        {"imgs": MAP, "latents/classes": ((6,), "i8"), "latents/values": ((6,), "f8")},
+        ["imgs"],
+        ["latents.classes"],
+    ),
+    "radioml": ({"X": ((128, 2), "f4"), "Y": ((24,), "one-hot"), "Z": ((1,), "i8")}, ["X"], ["Y"]),
+    "galaxy": ({"images": IMAGE, "ans": CLASS, "ra": NUMBER, "redshift": NUMBER}, ["images"], ["ans"]),
+    "modelnet": ({"data": ((64, 3), "f4"), "faceId": ((64,), "i4"), "label": ((1,), "u1")}, ["data"], ["label"]),
+    # Masks that are no pictures, and depth that a robot sees.
+    "bert": (
+        {"input_ids": ((32,), "i4"), "input_mask": ((32,), "i4"), "next_sentence_labels": CLASS},
+        ["input_ids", "input_mask"],
+        ["next_sentence_labels"],
+    ),
+    "robot": ({"obs/depth": MAP, "obs/rgb": IMAGE, "actions": ((7,), "f4")}, ["actions", "obs.depth", "obs.rgb"], []),
+    # Running numbers, places and times are never labels.
+    "ids": ({"tracings": ((99, 12), "f4"), "exam_id": COUNT}, ["tracings"], []),
+    "image_ids": ({"images": IMAGE, "image_id": COUNT}, ["images"], []),
+    "picks": ({"features": ((9,), "f4"), "picks": COUNT}, ["features"], []),
+    "axis": ({"values": ((9,), "f4"), "axis1": COUNT}, ["values"], []),
+    "fold": ({"images": IMAGE, "fold": CLASS}, ["images"], []),
+    "unnamed_count": ({"images": IMAGE, "shot": COUNT}, ["images"], []),
+    "unnamed_files": ({"images": IMAGE, "scan": TEXT}, ["images"], []),
+    "accelerometer": ({"acc_x": NUMBER, "acc_y": NUMBER, "acc_z": NUMBER, "features": ((9,), "f4")}, ["features"], []),
+    "coordinates": ({"x": NUMBER, "y": NUMBER, "z": NUMBER, "labels": CLASS}, [], ["labels"]),
+    "weights": ({"x": ((9,), "f4"), "y": CLASS, "sample_weight": NUMBER}, ["x"], ["y"]),
+    # A mask alone is what is looked at.
+    "only_masks": ({"masks": MAP}, ["masks"], []),
+}
+
+
+def _values(shape: tuple[int, ...], kind: str) -> Any:
+    if kind == "classes":
+        return np.arange(ROWS) % 3
+    if kind == "number":
+        return random.random(ROWS)
+    if kind == "running":
+        return np.arange(ROWS) * 15 + 1000
+    if kind == "text":
+        return np.array([f"s{row}".encode() for row in range(ROWS)])
+    if kind == "one-hot":
+        return np.eye(shape[0], dtype=np.int64)[np.arange(ROWS) % shape[0]]
+    return random.integers(0, 2, (ROWS, *shape)).astype(kind)
+
+
+@pytest.fixture(scope="module")
+def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
+    folder = tmp_path_factory.mktemp("roles")
+    for name, (fields, _, _) in CASES.items():
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            for field, (shape, kind) in fields.items():
+                file[field] = _values(shape, kind)
+    with h5py.File(folder / "names.h5", "w") as file:
+        file["images"], file["labels"] = _values(*IMAGE), _values(*CLASS)
+        # Not of the labels: each row has one, or they lie in a group of something else.
+        file["names"] = _values(*TEXT)
+        file["batches/class_names"] = np.array([b"a", b"b", b"c"])
+    with h5py.File(folder / "around.h5", "w") as file:
+        file["class_names"] = np.array([b"a", b"b", b"c"])
+        for split in ("train", "test"):
+            file[f"{split}/images"], file[f"{split}/labels"] = _values(*IMAGE), _values(*CLASS)
+    with h5py.File(folder / "dense_bits.h5", "w") as file:
+        file["signal"] = random.random((ROWS, 64, 2))
+        # A single one in each row: the peak, and no class.
+        file["mask"] = np.eye(64, dtype=np.uint8)[np.arange(ROWS)]
+    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
+    with h5feed.connect(process.url, deadline=60) as connected:
+        wait_until(lambda: all(entry["status"] != "preparing" for entry in connected.datasets()))
+        yield connected
+    assert process.stop() == 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_roles_by_names(feed: h5feed.Feed, name: str) -> None:
+    """Inputs and labels are those that the owner means; the reason is said for each."""
+    _, inputs, labels = CASES[name]
+    fields = feed[name].fields.values()
+    assert sorted(field.name for field in fields if field.role == "input") == sorted(inputs)
+    assert sorted(field.name for field in fields if field.role == "label") == sorted(labels)
+    assert all(field["role_reason"] for field in feed[name].info["fields"])
+
+
+def test_targets_beside_a_label_say_how_to_get_them(feed: h5feed.Feed) -> None:
+    """What could be learnt too is named with y=."""
+    reasons = {field["name"]: field["role_reason"] for field in feed["busi"].info["fields"]}
+    assert "'label' is the label" in reasons["mask"] and "y=" in reasons["mask"]
+
+
+def test_pictures_are_no_strata(feed: h5feed.Feed) -> None:
+    """A label of many values a row is not stratified by, and the splits say why."""
+    for name in ("super_resolution", "segmentation", "labels_of_pictures", "dense_bits"):
+        answer = feed[name].splits(test=0.25)
+        assert (answer["stratify"], answer["classes_of"]) == (None, None), name
+        assert "holds no classes" in answer["note"], name
+
+
+def test_statistics_of_pictures(feed: h5feed.Feed) -> None:
+    """Masks have a mean and no classes."""
+    report = feed["segmentation"].stats("all", field="mask")
+    assert report["classes"] is None and 0.4 < report["mean"] < 0.6
+
+
+def test_names_belong_to_the_field_beside_them(feed: h5feed.Feed) -> None:
+    """Lists of names in the label's group, or around it, are those of its classes; a name a row is none."""
+    assert feed["names"].class_names is None
+    assert feed["around"].class_names == ["a", "b", "c"]
