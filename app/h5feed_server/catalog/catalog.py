@@ -126,10 +126,19 @@ class Listed:
 
 
 class Catalog:
-    """The datasets below ``settings.data_dir``."""
+    """The datasets below ``settings.data_dir``.
 
-    def __init__(self, settings: Settings, folder: CacheFolder, hdf5: ReaderPool) -> None:
+    Parameters
+    ----------
+    only : sequence of str, optional
+        Files to look at, relative to the data folder, whatever their names end in. Default: all, and those that appear.
+    """
+
+    def __init__(
+        self, settings: Settings, folder: CacheFolder, hdf5: ReaderPool, only: Sequence[str] | None = None
+    ) -> None:
         self._root = settings.data_dir.resolve()
+        self._only = only
         self._settings = settings
         self._files = OpenFiles(settings.open_files)
         self._inspector = Inspector(settings.inspect_timeout)
@@ -143,7 +152,8 @@ class Catalog:
         self._loading = 0
         self._loading_lock = threading.Lock()
         self._closed = threading.Event()
-        threading.Thread(target=self._watch, name="h5feed-watch", daemon=True).start()
+        if only is None:
+            threading.Thread(target=self._watch, name="h5feed-watch", daemon=True).start()
 
     def close(self) -> None:
         """End the threads and the inspector, close the files."""
@@ -302,6 +312,8 @@ class Catalog:
             logger.warning("the data folder cannot be watched (%s): changes are noticed when they are asked for", error)
 
     def _walk(self) -> list[str]:
+        if self._only is not None:
+            return sorted(self._only)
         found = []
         for folder, folders, files in os.walk(self._root):
             folders[:] = sorted(item for item in folders if not item.startswith("."))
