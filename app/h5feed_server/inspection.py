@@ -59,9 +59,11 @@ def inspect_file(path: Path, console: Console) -> int:
             entry = _entry(services, path.name, settings)
             if len(entry.files) > 1:
                 console.print(f"{path.name} is one of {len(entry.files)} files of dataset {entry.name!r}")
-            for dataset in entry.outcome.result(0):
+            datasets = entry.outcome.result(0)
+            for dataset in datasets:
                 _print_dataset(dataset, console)
-                for line in _costs(services, dataset, path):
+                chosen = f" --dataset {shlex.quote(dataset.name)}" if len(datasets) > 1 else ""
+                for line in _costs(services, dataset, path, chosen):
                     console.print(line, soft_wrap=True, markup=False, highlight=False)
     return 0
 
@@ -123,7 +125,7 @@ def _stored(chunks: list[int] | None, filters: list[str]) -> str:
     return f"chunks of {'×'.join(map(str, chunks))}{', ' + ' + '.join(filters) if filters else ''}"
 
 
-def _costs(services: Services, dataset: Dataset, path: Path) -> Iterator[str]:
+def _costs(services: Services, dataset: Dataset, path: Path, chosen: str) -> Iterator[str]:
     """What a shuffled batch costs, measured, and what would make it cheaper."""
     if not dataset.rows or not any(field.unreadable is None for field in dataset.fields):
         return
@@ -152,7 +154,7 @@ def _costs(services: Services, dataset: Dataset, path: Path) -> Iterator[str]:
         return
     names = ", ".join(field.name for field in dear)
     yield f"dear to shuffle: {names}. Lay the file out for it once:"
-    yield f"  {_repack(path, dear)}"
+    yield f"  {_repack(path, dear)}{chosen}"
 
 
 def _repack(path: Path, dear: list[Field]) -> str:

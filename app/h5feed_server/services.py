@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -34,14 +35,14 @@ class Services:
     folder: CacheFolder
 
     @classmethod
-    def start(cls, settings: Settings) -> Services:
-        """Build everything and begin to inspect the data folder."""
+    def start(cls, settings: Settings, only: Sequence[str] | None = None) -> Services:
+        """Build everything and begin to inspect the data folder, or `only` some files of it."""
         # A lock's holder may be hashing a file of the size of the digest limit.
         folder = CacheFolder(
             settings.cache_dir, timeout=10 * settings.read_timeout, max_bytes=settings.disk_cache_bytes
         )
         hdf5 = ReaderPool(settings.readers, settings.read_timeout, settings.max_body_bytes)
-        catalog = Catalog(settings, folder, hdf5)
+        catalog = Catalog(settings, folder, hdf5, only)
         reader = Reader(
             len(os.sched_getaffinity(0)),
             ByteCache(settings.cache_bytes, settings.read_timeout),

@@ -67,7 +67,9 @@ def test_numbers(tmp_path: Path) -> None:
     pixels = digits.images.astype(np.uint8)
     rows = arrow.FixedSizeListArray.from_arrays(arrow.array(pixels.reshape(-1)), 64)
     names = [f"Ziffer {label}" for label in digits.target]
-    table = arrow.table({"pixels": rows, "label": digits.target, "name": names, "any": [[1]] * len(names)})
+    table = arrow.table(
+        {"pixels": rows, "label": digits.target, "name": names, "any": [[1] * (n % 3) for n in range(len(names))]}
+    )
     parquet.write_table(table, tmp_path / "digits.parquet", row_group_size=500)
     report = build(tmp_path / "digits.parquet", tmp_path / "out.h5", BuildOptions(test=0.1))
     assert list(report.left_out) == ["column any"]

@@ -9,22 +9,25 @@ from typing import Any
 EXAMPLES = """sources:
   FOLDER             a sub-folder for each class; train/ val/ test/ above those; or the class in the files' names
   .zip .tar .tar.gz  of any of these, and WebDataset shards; read in place
-  .csv .tsv (.gz)    a label column, and pixel or feature columns, or a column of image paths
+  .csv .tsv (.gz)    a label column, and pixel or feature columns, or names of images that lie beside it
   .npz .npy          x_train, y_train, x_test …
+  CIFAR              the folder or .tar.gz, Python's or the binary version
   IDX                MNIST's own files, or a folder of them; .gz too
   .parquet .arrow    Hugging Face's image columns too (pip install 'h5feed-server[parquet]')
-  .h5 .hdf5          repacked: other chunks, compression, dtype, names
+  .h5 .hdf5 .mat     repacked: other chunks, compression, dtype, names; fields and rows are those that are served
 
 examples:
   h5feed-server build pets/ -o pets.h5                           256×256, the centre of each image
   h5feed-server build pets/ -o pets.h5 --val 0.1 --test 0.1      with stratified splits, scikit-learn's
   h5feed-server build pets.zip -o pets.h5 --size 224 --dry-run   what would be built; nothing is written
   h5feed-server build train.csv -o digits.h5 --label-column label
+  h5feed-server build labels.csv -o dogs.h5 --image-dir train --image-suffix .jpg
   h5feed-server build pets/ -o out/ --val 2500 --test 2500 --split-files --mean-json out/mean.json
   h5feed-server build old.h5 -o new.h5 --compression zstd        chunks of one row, for shuffled batches
   h5feed-server build pets/ -o pets.h5 --config build.toml       options by name: size = 224, val = 0.1
 
-Interrupted or killed, the same command goes on where it ended.
+Interrupted or killed, the same command goes on where it ended. It ends with 3 where something of the source is not in
+the file: what, and why, is printed and stands in OUT.left-out.tsv. --allow-missing where that is meant.
 """
 
 
@@ -74,7 +77,17 @@ def add_build(commands: Any) -> None:
     rows.add_argument("--limit", metavar="N", type=int, help="so many rows, of every class and split equally many")
     rows.add_argument("--strict", action="store_const", const=True, help="stop at the first broken row")
     rows.add_argument("--label-column", metavar="NAME", help="of a table (default: guessed)")
+    rows.add_argument(
+        "--allow-missing",
+        action="store_const",
+        const=True,
+        help="end with 0 although something of the source is left out; else with 3, and the file is there all the same",
+    )
+    rows.add_argument("--image-dir", metavar="DIR", type=Path, help="below which a table's images are (guessed)")
+    rows.add_argument("--image-suffix", metavar=".EXT", help="that is added to the names of a table's images (guessed)")
     rows.add_argument("--image-column", metavar="NAME", help="of a table: paths or images (default: guessed)")
+
+    rows.add_argument("--dataset", metavar="NAME", help="of an HDF5 file that holds several, as the server lists them")
 
     stored = parser.add_argument_group("how it is stored")
     stored.add_argument("--dtype", help="such as float32 (default: uint8 for images, else the source's)")

@@ -20,7 +20,7 @@ from h5feed.errors import BadParameter, Unreadable
 from ..split_names import SPLITS, without_split
 from ..split_record import SplitRecord
 from .options import BuildOptions
-from .source import Block, Column, FieldSpec, Work, digest_of
+from .source import Block, Column, FieldSpec, Work, digest_of, label_column
 
 _BLOCK_BYTES = 4 << 20
 """Bytes that are read at a time."""
@@ -95,13 +95,27 @@ class ArraySource:
     arrays : sequence of Found
     stamp : str
         Changes with their content.
+    classes : list of str, optional
+        Names of the label's numbers.
+    coded : bool
+        Whether labels that are texts become numbers, with the names of the classes beside them.
     """
 
     images = False
     split_record: SplitRecord | None = None
+    may_break = False
 
-    def __init__(self, arrays: Sequence[Found], opener: Opener, options: BuildOptions, stamp: str) -> None:
-        self._opener, self._options = opener, options
+    def __init__(
+        self,
+        arrays: Sequence[Found],
+        opener: Opener,
+        options: BuildOptions,
+        stamp: str,
+        *,
+        classes: list[str] | None = None,
+        coded: bool = False,
+    ) -> None:
+        self._opener, self._options, self._coded = opener, options, coded
         self.left_out: dict[str, str] = {}
         self.notes: list[str] = []
         fields: dict[str, dict[str, Found]] = defaultdict(dict)
@@ -130,6 +144,12 @@ class ArraySource:
             own = fields.pop(name)
             self.columns[names.get(name, name)] = self._column(own)
             self.label = self.label or names.get(name, name)
+        if classes is not None and self.label is not None:
+            self._name_classes(classes)
+        elif classes is not None:
+            self.left_out["names of classes"] = f"there is no label that {', '.join(classes[:5])} may be the classes of"
+        if self.label is None and options.label_column is None and len(fields) > 1:
+            self.notes.append(f"no field is a label by its name: name one of {', '.join(fields)} with label_column")
         ordered = sorted(fields, key=lambda name: -self._row_bytes(fields[name]))
         self._sources = [fields[name] for name in ordered]
         self.fields: tuple[FieldSpec, ...] = tuple(
@@ -196,7 +216,9 @@ class ArraySource:
     def _fits(self, name: str, own: Mapping[str, Found]) -> bool:
         lengths = {split: array.shape[0] for split, array in own.items() if array.shape}
         first = next(iter(own.values()))
-        if lengths != self._lengths:
+        if not lengths:
+            self.left_out[first.path] = "it is one value, and no rows"
+        elif lengths != self._lengths:
             said = ", ".join(f"{count}{f' {split}' if split else ''}" for split, count in lengths.items())
             self.left_out[first.path] = f"its rows ({said or 'none'}) are not those of the others"
         elif any((a.shape[1:], a.dtype) != (first.shape[1:], first.dtype) for a in own.values()):
@@ -210,6 +232,8 @@ class ArraySource:
     def _is_label(self, name: str, fields: Mapping[str, Mapping[str, Found]]) -> bool:
         array = next(iter(fields[name].values()))
         wanted = self._options.label_column
+        if wanted is not None and wanted not in fields:
+            raise BadParameter(f"label_column={wanted!r}: there are {', '.join(fields)}")
         if wanted is not None and wanted == name:
             return True
         small = self._row_bytes(fields[name]) <= _MAX_LABEL_BYTES and array.dtype.kind in "biufS"
@@ -224,8 +248,16 @@ class ArraySource:
             finally:
                 array.close()
         together = np.concatenate(values)
+        if self._coded and together.dtype.kind == "S" and together.ndim == 1:
+            return label_column([value.decode("utf-8", "replace") for value in together.tolist()])
         dtype = together.dtype.newbyteorder("<")
         return Column(together.astype(dtype), next(iter(own.values())).attributes)
+
+    def _name_classes(self, classes: list[str]) -> None:
+        assert self.label is not None
+        column = self.columns[self.label]
+        if "class_names" not in column.attributes:
+            self.columns[self.label] = Column(column.values, {**column.attributes, "class_names": classes})
 
     def _row_bytes(self, own: Mapping[str, Found]) -> int:
         array = next(iter(own.values()))

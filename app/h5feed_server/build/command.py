@@ -31,6 +31,9 @@ from .run import Progress, build
 _LINE_SECONDS = 10.0
 """Where no terminal shows a bar, a line is printed so often."""
 
+LEFT_OUT = 3
+"""Exit code of a build that has made its file, but has left something of its source out."""
+
 _SHOWN = 10
 """Rows that are left out, and classes, that are listed."""
 
@@ -42,8 +45,9 @@ def run_build(arguments: argparse.Namespace) -> int:
     warnings.simplefilter("ignore")
     console = Console(stderr=True, markup=False, highlight=False)
     if arguments.dry_run:
-        print_preview(preview(arguments.source, arguments.output, options), Console(markup=False, highlight=False))
-        return 0
+        found = preview(arguments.source, arguments.output, options)
+        print_preview(found, Console(markup=False, highlight=False))
+        return _code(found.left_out, options, console)
     try:
         with _Shown(console) as shown:
             report = build(arguments.source, arguments.output, options, on_progress=shown)
@@ -51,7 +55,17 @@ def run_build(arguments: argparse.Namespace) -> int:
         console.print("interrupted: run the same command again, and it goes on where it ended", style="bold")
         return 130
     _print_report(report, Console(markup=False, highlight=False))
-    return 0
+    return _code(report.left_out, options, console)
+
+
+def _code(left_out: Mapping[str, str], options: BuildOptions, console: Console) -> int:
+    if not left_out or options.allow_missing:
+        return 0
+    console.print(
+        f"left out: {len(left_out):,}, so this ends with {LEFT_OUT}; --allow-missing, where that is meant",
+        soft_wrap=True,
+    )
+    return LEFT_OUT
 
 
 def _options(arguments: argparse.Namespace) -> BuildOptions:

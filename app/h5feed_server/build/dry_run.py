@@ -19,6 +19,7 @@ from .layout import Packing
 from .opening import open_source
 from .options import BuildOptions, Compression
 from .plan import check_output, column_bytes, counts_per_class, make_plan
+from .report import lost_classes
 from .run import wanted_rows
 from .source import Block, FieldSpec, Source
 
@@ -99,11 +100,18 @@ def preview(source: str | Path, output: str | Path, options: BuildOptions | None
         wanted = wanted_rows(opened, options)
         plan = make_plan(opened, options, where, wanted)
         blocks, seconds = _sample(opened, np.flatnonzero(wanted), options)
-        broken = {opened.name(row): reason for block in blocks for row, reason in block.broken.items()}
+        found = {row: reason for block in blocks for row, reason in block.broken.items()}
+        broken = {opened.name(row): reason for row, reason in found.items()}
+        if found:
+            wanted[list(found)] = False
+            plan = make_plan(opened, options, where, wanted)
         tried = _try_compressions(opened.fields, blocks, options)
         share = next((one.share for one in tried if one.compression == options.compression), 1.0)
         raw = plan.rows * sum(spec.row_bytes for spec in opened.fields)
         sampled = sum(len(block.rows) for block in blocks)
+        notes = [*opened.notes, *plan.notes, *lost_classes(opened, plan)]
+        if opened.may_break and sampled < int(wanted.sum()) + len(found):
+            notes.append(f"{sampled:,} rows were tried: of the others some may be broken, and be left out")
         classes = {}
         if opened.label is not None and opened.columns[opened.label].values.ndim == 1:
             column = opened.columns[opened.label]
@@ -117,7 +125,7 @@ def preview(source: str | Path, output: str | Path, options: BuildOptions | None
             seconds / max(1, sampled) * plan.rows,
             tried,
             {**opened.left_out, **broken},
-            (*opened.notes, *plan.notes),
+            tuple(notes),
             plan.method,
         )
 

@@ -14,7 +14,7 @@ from h5feed.errors import BadParameter, Unreadable
 from ..split_names import SPLITS
 from ..split_record import SplitRecord
 from ..storage.image_decoders import Decoding, ImageDecoders
-from .images import SUFFIXES, BrokenImage, image_spec
+from .images import SUFFIXES, UNREAD_SUFFIXES, BrokenImage, image_spec
 from .members import BrokenMember, Members
 from .moments import moments
 from .naming import read_names
@@ -44,6 +44,7 @@ class ImageSource:
 
     images = True
     split_record: SplitRecord | None = None
+    may_break = True
 
     def __init__(
         self,
@@ -169,7 +170,7 @@ class ImageSource:
             pixels[index] = decoded.pixels
             details[index]["height"], details[index]["width"] = decoded.height, decoded.width
             details[index]["digest"] = np.void(hashlib.blake2b(data, digest_size=16).digest())
-        details["sums"], details["squares"] = moments(pixels)
+        details["sums"], details["squares"], details["missing"] = moments(pixels)
         return block
 
 
@@ -194,14 +195,22 @@ def listed_images(members: Members, options: BuildOptions) -> ImageSource:
     """
     known = members.listing.members
     chosen = [index for index, member in enumerate(known) if member.name.lower().endswith(SUFFIXES)]
-    other = len(known) - len(chosen)
+    other = [member.name for member in known if not member.name.lower().endswith(SUFFIXES)]
+    unread = [name for name in other if name.lower().endswith(UNREAD_SUFFIXES)]
+    members.listing.left_out |= dict.fromkeys(unread, "it is of a kind that is not decoded: make a JPEG or PNG of it")
+    other = sorted(set(other) - set(unread))
+    tables = [name for name in other if name.lower().endswith((".csv", ".tsv"))]
     if not chosen:
-        raise Unreadable("there are no images: files that end in " + ", ".join(SUFFIXES))
+        found = f"; there are {', '.join(other[:5])}: give one of them" if other else ""
+        raise Unreadable(f"there are no images: files that end in {', '.join(SUFFIXES)}{found}")
     names = [known[index].name for index in chosen]
     said = read_names(names, members.listing.folders, options.label_pattern)
     notes = list(said.notes)
     if other:
-        notes.append(f"{other} files are no images, and are left out")
+        counted = "1 file is no image and is" if len(other) == 1 else f"{len(other):,} files are no images and are"
+        notes.append(f"{counted} not looked at: {', '.join(other[:5])}{' …' if len(other) > 5 else ''}")
+    if said.labels is None and tables:
+        notes.append(f"labels may be in {tables[0]}: give that file as the source, and its images are found beside it")
     columns: dict[str, Column] = {}
     if said.labels is not None:
         columns["labels"] = label_column(said.labels, said.classes)

@@ -7,7 +7,7 @@ from h5feed.images import ImageSpec
 
 from .options import BuildOptions
 
-__all__ = ["SUFFIXES", "BrokenImage", "Decoded", "ImageSpec", "decode_image", "image_spec"]
+__all__ = ["SUFFIXES", "UNREAD_SUFFIXES", "BrokenImage", "Decoded", "ImageSpec", "decode_image", "image_spec"]
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 """Files that are taken for images."""
@@ -19,3 +19,21 @@ def image_spec(options: BuildOptions) -> ImageSpec:
     return ImageSpec(
         size, options.resize, options.resampling, options.colour, options.dtype or "uint8", options.rescale
     )
+
+
+UNREAD_SUFFIXES = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jxl",
+    ".jp2",
+    ".svg",
+    ".psd",
+    ".dng",
+    ".cr2",
+    ".nef",
+    ".arw",
+    ".tga",
+    ".ppm",
+)
+"""Files that are images, too, but none that are decoded here."""

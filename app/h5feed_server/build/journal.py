@@ -18,7 +18,7 @@ from h5feed.errors import FeedError
 
 from .source import ROW, Block
 
-_FORMAT = 1
+_FORMAT = 2
 _FRAME = struct.Struct("<II")
 """Bytes of what follows, and their CRC-32: the last frame of a killed build may be torn."""
 

@@ -87,57 +87,79 @@ def create_file(
     with _open(path, "w") as file:
         for group, rows in groups.items():
             for spec in fields:
-                made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-                made.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-                made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-                dataset = _create(file, group, spec, spec.stored_shape(rows), made)
-                offsets[group, spec.name] = dataset.id.get_offset() or 0
+                offsets[group, spec.name] = _create_contiguous(file, group, spec, rows)
     return offsets
+
+
+def _create_contiguous(file: h5py.File, group: str, spec: FieldSpec, rows: npt.NDArray[np.int64]) -> int:
+    made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    made.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    return _create(file, group, spec, spec.stored_shape(rows), made).id.get_offset() or 0
 
 
 def create_chunked(
     path: Path,
-    groups: Mapping[str, int],
+    groups: Mapping[str, npt.NDArray[np.int64]],
     fields: Sequence[FieldSpec],
     packing: Packing,
     read: Callable[[str, str, int, int], npt.NDArray[Any]],
     threads: ThreadPoolExecutor,
     window: int,
     on_rows: Callable[[int], None],
-) -> None:
-    """Make a file of compressed fields.
+) -> dict[tuple[str, str], int]:
+    """Make a file of compressed fields; lists lie one after the other as they are, and are not written yet.
 
     Parameters
     ----------
+    groups : mapping of str to (n,) int64
+        Name (empty for the root) to the rows of the source.
     read : callable
         Group, field, first row and the row after the last, to rows (n, *shape).
     threads, window : ThreadPoolExecutor, int
         Where chunks are compressed, and how many may wait to be written.
     on_rows : callable
         Told how many rows of the first field were written.
+
+    Returns
+    -------
+    dict of (str, str) to int
+        Group and field of lists, to the offset of its first item in the file.
     """
+    offsets = {}
     with _open(path, "w") as file:
-        for group, rows in groups.items():
+        for group, chosen in groups.items():
+            rows = len(chosen)
             for number, spec in enumerate(fields):
-                step = min(packing.chunk_rows(spec), max(1, rows))
+                if spec.lengths is not None:
+                    offsets[group, spec.name] = _create_contiguous(file, group, spec, chosen)
+                    continue
+                own = packing
+                if spec.dtype.kind == "S" and packing.compression != "none":
+                    # Texts are also read by libhdf5, which has few plug-ins wherever it is.
+                    own = Packing("gzip", None, packing.rows)
+                step = min(own.chunk_rows(spec), max(1, rows))
                 made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
                 made.set_chunk((step, *spec.shape))
                 made.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-                _set_filters(made, packing, spec.dtype.itemsize)
+                _set_filters(made, own, spec.dtype.itemsize)
                 dataset = _create(file, group, spec, (rows, *spec.shape), made)
 
-                def encode(start: int, where: tuple[str, FieldSpec, int, int] = (group, spec, rows, step)) -> bytes:
-                    group, spec, rows, step = where
+                def encode(
+                    start: int, where: tuple[str, FieldSpec, int, int, Packing] = (group, spec, rows, step, own)
+                ) -> bytes:
+                    group, spec, rows, step, own = where
                     found = read(group, spec.name, start, min(rows, start + step))
                     if len(found) < step:
                         found = np.concatenate([found, np.zeros((step - len(found), *spec.shape), spec.dtype)])
-                    return packing.encode(found)
+                    return own.encode(found)
 
                 starts = range(0, rows, step)
                 for start, data in zip(starts, in_order(threads, encode, starts, window), strict=True):
                     dataset.id.write_direct_chunk((start, *(0 for _ in spec.shape)), data)
                     if number == 0:
                         on_rows(min(step, rows - start))
+    return offsets
 
 
 def in_order(
@@ -201,12 +223,24 @@ def _create(file: h5py.File, group: str, spec: FieldSpec, shape: tuple[int, ...]
     for folder in folders:
         parent = parent.require_group(folder)
     space = h5py.h5s.create_simple(shape)
-    is_text = spec.dtype.kind == "S"
-    stored = h5py.string_dtype("utf-8", spec.dtype.itemsize) if is_text else spec.dtype
-    dtype = h5py.h5t.py_create(stored, logical=True)
-    dataset = h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), dtype, space, made))
+    dataset = h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), _stored_type(spec), space, made))
     _set_attributes(dataset, spec.attributes)
     return dataset
+
+
+def _stored_type(spec: FieldSpec) -> Any:
+    if spec.is_bfloat16:
+        made = h5py.h5t.IEEE_F16LE.copy()
+        # A sign, 8 bits of exponent and 7 of mantissa.
+        made.set_fields(15, 7, 8, 0, 7)
+        made.set_ebias(127)
+        return made
+    stored: Any = spec.dtype
+    if spec.dtype.kind == "S":
+        stored = h5py.string_dtype("utf-8", spec.dtype.itemsize)
+    elif spec.enum_names is not None:
+        stored = h5py.enum_dtype(dict(spec.enum_names), spec.dtype)
+    return h5py.h5t.py_create(stored, logical=True)
 
 
 def _set_attributes(owner: Any, attributes: Mapping[str, Any]) -> None:

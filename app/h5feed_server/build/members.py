@@ -190,6 +190,9 @@ class ZipMembers(Everywhere):
 
     def __init__(self, path: Path) -> None:
         self._archive = zipfile.ZipFile(path)
+        if any(info.flag_bits & 1 for info in self._archive.infolist()):
+            self._archive.close()
+            raise Unreadable(f"{path} is encrypted: unpack it first, and give the folder")
         self.listing = Listing()
         found: dict[str, zipfile.ZipInfo] = {}
         for info in self._archive.infolist():

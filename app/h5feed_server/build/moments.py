@@ -19,10 +19,14 @@ def channels_of(shape: tuple[int, ...]) -> int:
     return shape[-1] if len(shape) == 3 and shape[-1] <= MAX_CHANNELS else 1
 
 
-def moments(rows: npt.NDArray[Any]) -> tuple[Float64s, Float64s]:
-    """Sums and sums of squares, both (rows, `MAX_CHANNELS`) float64; exact for integers below 2⁵³."""
+def moments(rows: npt.NDArray[Any]) -> tuple[Float64s, Float64s, npt.NDArray[np.int64]]:
+    """Sums, sums of squares, and how many values are NaN, which count in neither; each (rows, `MAX_CHANNELS`).
+
+    Float64; exact for integers below 2⁵³.
+    """
     count, channels = len(rows), channels_of(rows.shape[1:])
     sums, squares = np.zeros((2, count, MAX_CHANNELS))
+    missing = np.zeros((count, MAX_CHANNELS), np.int64)
     size = math.prod(rows.shape[1:])
     # lines: (lines, width) with whole pixels in each, so that numpy adds long lines to each other, which is fast.
     width = rows.shape[-1] * rows.shape[-2] if rows.ndim == 4 else size
@@ -34,20 +38,40 @@ def moments(rows: npt.NDArray[Any]) -> tuple[Float64s, Float64s]:
             squares[index, :channels] = (
                 squared.sum(axis=0, dtype=np.uint32).reshape(-1, channels).sum(axis=0, dtype=np.uint64)
             )
-        return sums, squares
+        return sums, squares, missing
     for index, row in enumerate(rows):
         wide = row.reshape(-1, channels).astype(np.float64)
+        absent = np.isnan(wide)
+        if absent.any():
+            missing[index, :channels] = absent.sum(axis=0)
+            wide[absent] = 0
         sums[index, :channels] = wide.sum(axis=0)
         squares[index, :channels] = np.einsum("ij,ij->j", wide, wide)
-    return sums, squares
+    return sums, squares, missing
 
 
-def mean_and_std(sums: Float64s, squares: Float64s, channels: int, each: int) -> tuple[list[float], list[float]]:
-    """Of all rows together, per channel; `each` is how many values a row has of one. The std is the population's."""
-    count = len(sums) * each
+def mean_and_std(
+    sums: Float64s, squares: Float64s, missing: npt.NDArray[np.int64], channels: int, each: int
+) -> tuple[list[float], list[float]]:
+    """Of all rows together, per channel, without those that are NaN; NaN where there are no others.
+
+    `each` is how many values a row has of one channel. The std is the population's.
+    """
     means, stds = [], []
     for channel in range(channels):
-        mean = math.fsum(sums[:, channel]) / count
+        count = len(sums) * each - int(missing[:, channel].sum())
+        mean = _sum(sums[:, channel]) / count if count else math.nan
+        variance = _sum(squares[:, channel]) / count - mean * mean if count else math.nan
         means.append(mean)
-        stds.append(math.sqrt(max(0.0, math.fsum(squares[:, channel]) / count - mean * mean)))
+        # Rounding may leave a little less than nothing.
+        stds.append(math.sqrt(variance) if variance > 0 else variance if math.isnan(variance) else 0.0)
     return means, stds
+
+
+def _sum(values: Float64s) -> float:
+    """Exact, where there is such a sum: infinities of both signs have none."""
+    try:
+        return math.fsum(values)
+    except (ValueError, OverflowError):
+        with np.errstate(all="ignore"):
+            return float(values.sum())

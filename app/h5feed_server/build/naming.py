@@ -56,8 +56,9 @@ def read_names(names: Sequence[str], folders: set[str], pattern: str | None) -> 
         A name says no class, where others do.
     """
     split_names = [name.split("/") for name in names]
-    parts = [path[_shared(split_names) :] for path in split_names]
-    shared = split_names[0][: len(split_names[0]) - len(parts[0])] if names else []
+    depth = _shared(split_names)
+    parts = [path[depth:] for path in split_names]
+    shared = split_names[0][:depth] if names else []
     below = [path for path in (folder.split("/") for folder in folders) if path[: len(shared)] == shared]
     inner = [path[len(shared) :] for path in below if len(path) > len(shared)]
     splits = None

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import Unreadable
 
-from .array_source import ArraySource, Found, found
+from .array_source import Array, ArraySource, Found, found
+from .memory_arrays import MemoryArray
 from .options import BuildOptions
 
 IDX_NAME = re.compile(r"^(.*?)[-_.]?(images|labels)[-_.]idx\d[-_.]ubyte(\.gz)?$", re.I)
@@ -25,6 +26,9 @@ IDX_NAME = re.compile(r"^(.*?)[-_.]?(images|labels)[-_.]idx\d[-_.]ubyte(\.gz)?$"
 
 _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _SKIP_BYTES = 1 << 20
+
+CLASS_LISTS = ("list_classes", "class_names", "classes", "label_names", "labels_names", "categories", "names")
+"""Names of short lists of text beside the fields that name the classes."""
 
 
 class StreamArray:
@@ -68,12 +72,10 @@ class StreamArray:
 class Streams:
     """Opens arrays by a function for each."""
 
-    def __init__(
-        self, openers: Mapping[str, Callable[[], StreamArray]], archive: zipfile.ZipFile | None = None
-    ) -> None:
+    def __init__(self, openers: Mapping[str, Callable[[], Array]], archive: zipfile.ZipFile | None = None) -> None:
         self._openers, self._archive = openers, archive
 
-    def open(self, name: str) -> StreamArray:
+    def open(self, name: str) -> Array:
         return self._openers[name]()
 
     def close(self) -> None:
@@ -88,24 +90,44 @@ def numpy_arrays(path: Path, options: BuildOptions) -> ArraySource:
     ------
     Unreadable, BadParameter
     """
-    openers: dict[str, Callable[[], StreamArray]] = {}
+    openers: dict[str, Callable[[], Array]] = {}
     archive = None
     if path.suffix.lower() == ".npz":
         try:
             archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
             raise Unreadable(f"{path} is no npz: {error}") from None
+        if any(info.flag_bits & 1 for info in archive.infolist()):
+            raise Unreadable(f"{path} is encrypted: unpack it first")
         for member in archive.namelist():
             openers[member.removesuffix(".npy")] = partial(_open_member, archive, member)
     else:
         files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
         openers = {file.stem: partial(_open_file, file) for file in files}
-    arrays: list[Found] = []
+    arrays: dict[str, Found] = {}
+    texts: dict[str, npt.NDArray[Any]] = {}
     for name, opener in openers.items():
         array = opener()
+        if array.dtype.kind == "U" and array.shape:
+            texts[name] = np.strings.encode(array.read(0, array.shape[0]), "utf-8")
         array.close()
-        arrays.append(found(name, array.shape, array.dtype))
-    return ArraySource(arrays, Streams(openers, archive), options, _stamp(path))
+        arrays[name] = found(name, array.shape, texts[name].dtype if name in texts else array.dtype)
+    for name, values in texts.items():
+        openers[name] = partial(MemoryArray, values)
+    classes = _class_names(arrays, openers)
+    return ArraySource(
+        [*arrays.values()], Streams(openers, archive), options, _stamp(path), classes=classes, coded=True
+    )
+
+
+def _class_names(arrays: dict[str, Found], openers: Mapping[str, Callable[[], Array]]) -> list[str] | None:
+    """A short list of names beside the rows, which it is taken out of; None where there is none."""
+    for name, one in arrays.items():
+        others = [other.shape[:1] for key, other in arrays.items() if key != name]
+        if name.lower() in CLASS_LISTS and one.dtype.kind == "S" and len(one.shape) == 1 and one.shape not in others:
+            del arrays[name]
+            return [value.decode("utf-8", "replace") for value in openers[name]().read(0, one.shape[0]).tolist()]
+    return None
 
 
 def idx_arrays(path: Path, options: BuildOptions) -> ArraySource:
@@ -116,7 +138,7 @@ def idx_arrays(path: Path, options: BuildOptions) -> ArraySource:
     Unreadable, BadParameter
     """
     files = sorted(item for item in path.iterdir() if IDX_NAME.match(item.name)) if path.is_dir() else [path]
-    openers: dict[str, Callable[[], StreamArray]] = {}
+    openers: dict[str, Callable[[], Array]] = {}
     arrays = []
     for file in files:
         match = IDX_NAME.match(file.name)
@@ -134,16 +156,28 @@ def idx_arrays(path: Path, options: BuildOptions) -> ArraySource:
     return ArraySource(arrays, Streams(openers), options, _stamp(path))
 
 
-def _open_member(archive: zipfile.ZipFile, name: str) -> StreamArray:
-    return _open_npy(archive.open(name), name)
+def _open_member(archive: zipfile.ZipFile, name: str) -> Array:
+    opened = _open_npy(archive.open(name), name)
+    if opened is not None:
+        return opened
+    # Its rows are scattered: it is turned round in memory.
+    with archive.open(name) as stream:
+        try:
+            return MemoryArray(np.lib.format.read_array(stream, allow_pickle=False))
+        except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise Unreadable(f"{name} is damaged: {error}") from None
 
 
-def _open_file(path: Path) -> StreamArray:
-    return _open_npy(path.open("rb"), path.name)
+def _open_file(path: Path) -> Array:
+    opened = _open_npy(path.open("rb"), path.name)
+    return MemoryArray(np.load(path, mmap_mode="r", allow_pickle=False)) if opened is None else opened
 
 
-def _open_npy(stream: IO[bytes], name: str) -> StreamArray:
-    """See https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html."""
+def _open_npy(stream: IO[bytes], name: str) -> StreamArray | None:
+    """None where it is in Fortran's order.
+
+    See https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
+    """
     try:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -156,7 +190,7 @@ def _open_npy(stream: IO[bytes], name: str) -> StreamArray:
         raise Unreadable(f"{name} holds pickled Python objects, which are not read: save it as numbers or texts")
     if fortran and len(shape) > 1:
         stream.close()
-        raise Unreadable(f"{name} is in Fortran order, its rows scattered: save it with numpy.ascontiguousarray")
+        return None
     return StreamArray(stream, shape, dtype, name)
 
 

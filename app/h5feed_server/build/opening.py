@@ -7,15 +7,17 @@ from pathlib import Path
 import h5py
 from h5feed.errors import Unreadable
 
-from .delimited import TABLE_SUFFIXES, delimited
+from .catalogued import catalogued, hdf5_files
+from .cifar import cifar, is_cifar
+from .delimited import delimited
 from .image_source import listed_images
 from .images import SUFFIXES
 from .members import PACKED_TAR_SUFFIXES, TAR_SUFFIXES, open_members
 from .numpy_files import IDX_NAME, idx_arrays, numpy_arrays
 from .options import BuildOptions
 from .parquet import PARQUET_SUFFIXES, parquet_rows
-from .repack import hdf5_arrays
 from .source import Source
+from .table_file import TABLE_SUFFIXES
 from .webdataset import is_webdataset, webdataset
 
 _KNOWN = (
@@ -48,13 +50,36 @@ def open_source(path: Path, options: BuildOptions) -> Source:
             return numpy_arrays(path, options)
         if any(item.suffix in PARQUET_SUFFIXES for item in path.rglob("*")):
             return parquet_rows(path, options)
-        return listed_images(open_members(path), options)
+        return _of_members(path, options)
     if name.endswith(PARQUET_SUFFIXES):
         return parquet_rows(path, options)
     if name.endswith((".zip", *TAR_SUFFIXES, *PACKED_TAR_SUFFIXES)):
-        members = open_members(path)
-        return webdataset(members, options) if is_webdataset(members) else listed_images(members, options)
+        return _of_members(path, options)
     if h5py.is_hdf5(path):
-        return hdf5_arrays(path, options)
+        return catalogued(path, options)
+    if name.removesuffix(".gz").endswith((".pkl", ".pickle")):
+        raise Unreadable(f"{path} is a pickle, which runs code when it is read: save its arrays with numpy.savez")
+    if name.endswith(".mat"):
+        raise Unreadable(f"{path} is a file of MATLAB's before 7.3: save it with save(…, '-v7.3')")
     what = "is one image: give the folder that it lies in" if name.endswith(SUFFIXES) else f"is none of these: {_KNOWN}"
     raise Unreadable(f"{path} {what}")
+
+
+def _of_members(path: Path, options: BuildOptions) -> Source:
+    members = open_members(path)
+    try:
+        if is_cifar(members):
+            return cifar(members, options)
+        if (
+            path.is_dir()
+            and hdf5_files(path)
+            and not any(m.name.lower().endswith(SUFFIXES) for m in members.listing.members)
+        ):
+            members.close()
+            return catalogued(path, options)
+        if not path.is_dir() and is_webdataset(members):
+            return webdataset(members, options)
+        return listed_images(members, options)
+    except BaseException:
+        members.close()
+        raise

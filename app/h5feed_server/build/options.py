@@ -67,8 +67,14 @@ class BuildOptions:
         Where the channel means of train go as JSON (keys ``R``, ``G``, ``B``).
     label_column, image_column : str or None
         Names in a table (CSV, Parquet). Default: guessed.
+    image_dir : Path or None
+        Folder below which the images are that a table names. Default: that of the table.
+    image_suffix : str or None
+        Ending that is added to the names of a table's images, such as ``.jpg``. Default: guessed.
     label_pattern : str or None
         Regular expression with one group, searched in the names of the files of a flat folder. Default: guessed.
+    dataset : str or None
+        Which of the datasets in an HDF5 file, where there are several.
     rename : mapping of str to str
         Fields' names in the source, to those in the file.
     image_seconds : float
@@ -77,6 +83,8 @@ class BuildOptions:
         Only the first so many rows, of each class and split equally many, where there are such.
     strict : bool
         Stop at the first row that is broken, instead of leaving it out.
+    allow_missing : bool
+        Whether the command ends well although rows, columns or fields of the source are left out.
     overwrite : bool
         Whether a file that is there may be replaced, once the new one is whole.
     threads : int or None
@@ -103,11 +111,15 @@ class BuildOptions:
     mean_json: Path | None = None
     label_column: str | None = None
     image_column: str | None = None
+    image_dir: Path | None = None
+    image_suffix: str | None = None
     label_pattern: str | None = None
+    dataset: str | None = None
     rename: Mapping[str, str] | None = None
     image_seconds: float = 60.0
     limit: int | None = None
     strict: bool = False
+    allow_missing: bool = False
     overwrite: bool = False
     threads: int | None = None
 
@@ -172,8 +184,9 @@ class BuildOptions:
     def about(self) -> dict[str, Any]:
         """What decides the bytes of the file, as plain data."""
         kept = {item.name: getattr(self, item.name) for item in fields(self)}
-        for name in ("strict", "overwrite", "threads", "mean_json"):
+        for name in ("strict", "allow_missing", "overwrite", "threads", "mean_json"):
             del kept[name]
+        kept["image_dir"] = None if self.image_dir is None else str(self.image_dir)
         return {**kept, "size": list(self.size), "rename": dict(self.rename or {})}
 
 
@@ -222,7 +235,7 @@ def read_options(path: Path) -> dict[str, Any]:
         wanted = (int, float) if hints[name] is float else _types(hints[name])
         if name != "size" and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
             raise BadParameter(f"{path}: {key} = {value!r} is of the wrong kind")
-        options[name] = Path(value) if name == "mean_json" else value
+        options[name] = Path(value) if name in ("mean_json", "image_dir") else value
     return options
 
 

@@ -19,7 +19,7 @@ from .array_source import ArraySource, Found, found
 from .image_source import ImageSource, split_codes
 from .members import MAX_MEMBER_BYTES, BrokenMember, Listing, Member
 from .options import BuildOptions
-from .source import Column, label_column
+from .source import Column, label_column, text_column
 
 PARQUET_SUFFIXES = (".parquet", ".arrow", ".feather")
 
@@ -66,6 +66,17 @@ class _Tables:
     def column(self, name: str) -> list[Any]:
         """All values of a small column."""
         return [value for batch in self.batches([name]) for value in batch.column(0).to_pylist()]
+
+    def missing(self, name: str) -> int:
+        """Rows, or items of lists, without a value."""
+        count = 0
+        for batch in self.batches([name]):
+            flat = batch.column(0)
+            while hasattr(flat, "flatten") and not hasattr(flat, "field"):
+                count += flat.null_count
+                flat = flat.flatten()
+            count += flat.null_count
+        return count
 
     def class_names(self, name: str) -> list[str] | None:
         """As Hugging Face's datasets write them into the schema."""
@@ -183,11 +194,47 @@ def _images(
         names = tables.class_names(label)
         if names is not None:
             columns["labels"] = Column(columns["labels"].values, {"class_names": names})
-    other = [name for name in tables.schema.names if name not in (image, label)]
-    notes = [f"columns that are neither image nor label are left out: {', '.join(other[:10])}"] if other else []
     members = _ImageColumn(tables, image, rows)
+    for name in tables.schema.names:
+        if name not in (image, label):
+            column = _small_column(tables, name)
+            if isinstance(column, str):
+                members.listing.left_out[f"column {name}"] = column
+            else:
+                columns[name if name not in ("images", "labels", "filenames") else f"{name}_"] = column
+    notes: list[str] = []
+    if not label:
+        notes.append("no column is a label by its name, and no labels are written: name it with label_column")
     texts = [f"{number}" for number in range(rows)]
     return ImageSource(members, range(rows), texts, columns, "labels" if columns else None, splits, options, notes)
+
+
+def _small_column(tables: _Tables, name: str) -> Column | str:
+    """A column beside the images, in memory; or why it is left out."""
+    import pyarrow as arrow
+
+    kind = _plain(tables.schema.field(name).type)
+    if _is_text(kind):
+        return text_column([value or "" for value in tables.column(name)])
+    if not (arrow.types.is_boolean(kind) or arrow.types.is_integer(kind) or arrow.types.is_floating(kind)):
+        return f"it holds {kind}, and no numbers of one shape"
+    values = tables.column(name)
+    if any(value is None for value in values):
+        return Column(np.array([np.nan if value is None else value for value in values], np.float64))
+    return Column(np.array(values, np.dtype(kind.to_pandas_dtype())))
+
+
+def _plain(kind: Any) -> Any:
+    """What a column holds, behind a dictionary."""
+    import pyarrow as arrow
+
+    return kind.value_type if arrow.types.is_dictionary(kind) else kind
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as arrow
+
+    return bool(arrow.types.is_string(kind) or arrow.types.is_large_string(kind))
 
 
 class _Columns:
@@ -226,8 +273,6 @@ class _ColumnArray:
         end = self._at + len(self._rest)
         while end < stop:
             column = next(self._batches)
-            if column.null_count:
-                raise Unreadable(f"column {self._name!r} has no value in a row after {end}: fill it")
             part = self._values(column)
             end += len(part)
             if end <= start:
@@ -244,10 +289,14 @@ class _ColumnArray:
 
     def _values(self, column: Any) -> npt.NDArray[Any]:
         if self.dtype.kind == "S":
-            return np.array([value.encode() for value in column.to_pylist()], self.dtype)
-        flat = column
+            return np.array([(value or "").encode() for value in column.to_pylist()], self.dtype)
+        flat = column.dictionary_decode() if hasattr(column, "dictionary_decode") else column
         for _ in self.shape[1:]:
+            if flat.null_count:
+                raise Unreadable(f"column {self._name!r} has no list in some row: fill it")
             flat = flat.flatten()
+        if flat.null_count:
+            flat = flat.cast("float64")
         return np.asarray(flat.to_numpy(zero_copy_only=False), self.dtype).reshape(len(column), *self.shape[1:])
 
 
@@ -256,16 +305,28 @@ def _arrays(tables: _Tables, label: str | None, words: Sequence[str | None], opt
 
     kinds: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
     left_out = {}
+    notes: list[str] = []
     for field in tables.schema:
         sample: tuple[int, ...] = ()
-        kind = field.type
+        kind = _plain(field.type)
         while arrow.types.is_fixed_size_list(kind):
             sample, kind = (*sample, kind.list_size), kind.value_type
-        if arrow.types.is_string(kind) and not sample:
+        if not sample and (arrow.types.is_list(kind) or arrow.types.is_large_list(kind)):
+            lengths = {None if value is None else len(value) for value in tables.column(field.name)}
+            length = lengths.pop() if len(lengths) == 1 else None
+            if length is not None:
+                sample, kind = (length,), kind.value_type
+        if _is_text(kind) and not sample:
             longest = max((len(value.encode()) for value in tables.column(field.name) if value), default=1)
             kinds[field.name] = ((), np.dtype(f"S{longest}"))
         elif arrow.types.is_boolean(kind) or arrow.types.is_integer(kind) or arrow.types.is_floating(kind):
-            kinds[field.name] = (sample, np.dtype(kind.to_pandas_dtype()))
+            dtype = np.dtype(kind.to_pandas_dtype())
+            missing = tables.missing(field.name)
+            if missing:
+                # As pandas has it.
+                dtype = dtype if dtype.kind == "f" else np.dtype("float64")
+                notes.append(f"column {field.name!r} has {missing:,} rows without a value: they are NaN")
+            kinds[field.name] = (sample, dtype)
         else:
             left_out[f"column {field.name}"] = f"it holds {field.type}, and no numbers of one shape"
     arrays: list[Found] = []
@@ -280,6 +341,7 @@ def _arrays(tables: _Tables, label: str | None, words: Sequence[str | None], opt
     opener = _Columns(tables, kinds)
     source = ArraySource(arrays, opener, options, tables.stamp)
     source.left_out.update(left_out)
+    source.notes += notes
     if label is not None and source.label is None and label in kinds and kinds[label][1].kind == "S":
         source.notes.append(f"{label!r} holds texts, and is written as such")
     return source

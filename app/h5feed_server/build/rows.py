@@ -14,7 +14,7 @@ from h5feed.errors import FeedError
 
 from .layout import create_file
 from .plan import Part, Plan
-from .source import Block, Source
+from .source import Block, FieldSpec, Source
 
 _COPY_BYTES = 8 << 20
 """Bytes that are copied at a time."""
@@ -85,10 +85,11 @@ class PlacedRows:
 
     def read_bytes(self, name: str, row: int) -> npt.NDArray[np.uint8]:
         """One row of a field of bytes."""
-        lengths = self._fields[name].lengths
-        assert lengths is not None
-        found = os.pread(self._descriptors[self._file[row]], int(lengths[row]), int(self._offset[name][row]))
-        if len(found) != lengths[row]:
+        spec = self._fields[name]
+        assert spec.lengths is not None
+        nbytes = int(spec.lengths[row]) * spec.dtype.itemsize
+        found = os.pread(self._descriptors[self._file[row]], nbytes, int(self._offset[name][row]))
+        if len(found) != nbytes:
             raise FeedError("the unfinished file is shorter than it was made: delete it and begin anew")
         return np.frombuffer(found, np.uint8)
 
@@ -127,10 +128,9 @@ def copy_rows(
         for part in parts:
             for number, spec in enumerate(source.fields):
                 if spec.lengths is not None:
-                    begins = offsets[part.group, spec.name] + spec.begins(part.rows)
-                    for row, begin in zip(part.rows.tolist(), begins.tolist(), strict=False):
-                        _write_all(descriptor, rows.read_bytes(spec.name, row), begin)
-                        on_rows(1)
+                    _copy_lists(rows, spec, part, descriptor, offsets[part.group, spec.name])
+                    if number == 0:
+                        on_rows(len(part.rows))
                     continue
                 step = max(1, _COPY_BYTES // max(1, spec.row_bytes))
                 for start in range(0, len(part.rows), step):
@@ -140,6 +140,26 @@ def copy_rows(
                         on_rows(len(found))
     finally:
         os.close(descriptor)
+
+
+def copy_lists(
+    rows: PlacedRows, unfinished: Path, parts: tuple[Part, ...], source: Source, offsets: dict[tuple[str, str], int]
+) -> None:
+    """Write the fields of lists of a file whose other fields are written already."""
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        for part in parts:
+            for spec in source.fields:
+                if spec.lengths is not None:
+                    _copy_lists(rows, spec, part, descriptor, offsets[part.group, spec.name])
+    finally:
+        os.close(descriptor)
+
+
+def _copy_lists(rows: PlacedRows, spec: FieldSpec, part: Part, descriptor: int, offset: int) -> None:
+    begins = offset + spec.begins(part.rows)
+    for row, begin in zip(part.rows.tolist(), begins.tolist(), strict=False):
+        _write_all(descriptor, rows.read_bytes(spec.name, row), begin)
 
 
 def _write_all(descriptor: int, array: npt.NDArray[Any], offset: int) -> None:

@@ -30,7 +30,7 @@ from .opening import open_source
 from .options import BuildOptions
 from .plan import Part, Plan, beside, check_output, column_bytes, limited, make_plan
 from .report import Report, lost_classes, twins, write_left_out, write_means
-from .rows import PlacedRows, copy_rows
+from .rows import PlacedRows, copy_lists, copy_rows
 from .source import Block, Column, Source, digest_of
 
 _COMMIT_SECONDS = 2.0
@@ -286,9 +286,9 @@ class _Build:
                 (own,) = [part.rows for part in parts if part.group == group]
                 return rows.read(name, own[start:stop])
 
-            create_chunked(
+            offsets = create_chunked(
                 unfinished,
-                {part.group: len(part.rows) for part in parts},
+                {part.group: part.rows for part in parts},
                 self._source.fields,
                 self._packing,
                 read,
@@ -296,6 +296,7 @@ class _Build:
                 self._options.workers * _AHEAD,
                 on_rows,
             )
+            copy_lists(rows, unfinished, parts, self._source, offsets)
         return made
 
     def _finish(self, unfinished: Path, parts: tuple[Part, ...], journal: Journal) -> None:
@@ -311,7 +312,7 @@ class _Build:
                 own["digests"] = Column(np.array(hexed, "S32"), {"of": "the file, BLAKE2b of 16 bytes"})
             for spec in source.fields:
                 if spec.lengths is not None:
-                    own[spec.name + OFFSETS] = Column(spec.begins(part.rows))
+                    own[spec.name + OFFSETS] = Column(spec.offsets(part.rows))
             columns[part.group] = own
         main = source.fields[0]
         marks: dict[str, Any] = {}
@@ -345,11 +346,13 @@ class _Build:
     def _means(self, journal: Journal) -> dict[str, list[float]]:
         """Of the main field's train rows, per channel."""
         main = self._source.fields[0]
-        if main.dtype.kind not in "biuf" or not main.row_bytes:
+        is_number = main.dtype.kind in "biuf" and not main.is_bfloat16
+        # The bytes of images have been decoded; lists of numbers have no moments.
+        if not is_number or not main.row_bytes or (main.lengths is not None and not self._source.images):
             return {}
         details = journal.details[self._plan.train]
         each = main.values // main.channels
-        mean, std = mean_and_std(details["sums"], details["squares"], main.channels, each)
+        mean, std = mean_and_std(details["sums"], details["squares"], details["missing"], main.channels, each)
         return {"mean": mean, "std": std}
 
     def _publish(self, journal: Journal) -> Report:

@@ -23,6 +23,7 @@ ROW = np.dtype(
         ("digest", "V16"),
         ("sums", "<f8", (4,)),
         ("squares", "<f8", (4,)),
+        ("missing", "<i8", (4,)),
     ]
 )
 """What is remembered of each finished row: all that must not be done again after an interruption."""
@@ -39,8 +40,12 @@ class FieldSpec:
     attributes : mapping
         Of the HDF5 dataset.
     lengths : (rows of the source,) int64 or None
-        Rows are the bytes of image files, so many each, which are written one after the other; `shape` is that of the
-        pixels.
+        Rows are lists of so many items each, such as the bytes of image files, which are written one after the other;
+        `shape` is then that of the pixels, if any.
+    enum_names : mapping of str to int, optional
+        Names of the numbers, as HDF5's enums have them.
+    is_bfloat16 : bool
+        Two bytes that numpy has no number for.
     """
 
     name: str
@@ -48,12 +53,14 @@ class FieldSpec:
     dtype: np.dtype[Any]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     lengths: npt.NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
+    enum_names: Mapping[str, int] | None = None
+    is_bfloat16: bool = False
 
     @property
     def row_bytes(self) -> int:
         """Of one row; the mean, where they differ."""
         if self.lengths is not None:
-            return int(self.lengths.sum()) // max(1, len(self.lengths)) + 1
+            return int(self.lengths.sum()) * self.dtype.itemsize // max(1, len(self.lengths)) + 1
         return self.values * self.dtype.itemsize
 
     @property
@@ -73,6 +80,11 @@ class FieldSpec:
         """Where each of those rows, and the one after the last, begins in it, in bytes, (n + 1,) int64."""
         if self.lengths is None:
             return np.arange(len(rows) + 1, dtype=np.int64) * self.row_bytes
+        return self.offsets(rows) * self.dtype.itemsize
+
+    def offsets(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The same of lists, in items."""
+        assert self.lengths is not None
         return np.concatenate([[0], np.cumsum(self.lengths[rows])]).astype(np.int64)
 
 
@@ -92,7 +104,7 @@ class Block:
     ----------
     rows : (n,) int64
         Of the source; broken ones too.
-    arrays : dict of str to (n, *shape), or list of n bytes
+    arrays : dict of str to (n, *shape), or list of n bytes, those of lists
         Of each field; whatever it may be for broken rows.
     details : (n,) `ROW`
     broken : dict of int to str
@@ -105,14 +117,16 @@ class Block:
     broken: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, first: int, arrays: dict[str, npt.NDArray[Any]], main: str) -> Block:
+    def of(cls, first: int, arrays: Mapping[str, npt.NDArray[Any] | list[bytes]], main: str) -> Block:
         """Rows that follow each other, none of them broken; moments are those of the field `main`."""
-        count = len(arrays[main])
+        own = arrays[main]
+        count = len(own)
         details = np.zeros(count, ROW)
-        if arrays[main].dtype.kind in "biuf":
-            details["sums"], details["squares"] = moments(arrays[main])
-        for index, row in enumerate(arrays[main]):
-            details[index]["digest"] = np.void(hashlib.blake2b(row.tobytes(), digest_size=16).digest())
+        if not isinstance(own, list) and own.dtype.kind in "biuf":
+            details["sums"], details["squares"], details["missing"] = moments(own)
+        for index, row in enumerate(own):
+            content = row if isinstance(row, bytes) else row.tobytes()
+            details[index]["digest"] = np.void(hashlib.blake2b(content, digest_size=16).digest())
         return cls(np.arange(first, first + count), arrays, details)
 
 
@@ -139,6 +153,8 @@ class Source(Protocol):
         Name of a row in messages.
     images : bool
         Whether rows are image files, of which size and digest are kept.
+    may_break : bool
+        Whether a row may turn out to be broken when it is made.
     left_out : dict of str to str
         What of the source is no row, and why.
     notes : list of str
@@ -154,6 +170,7 @@ class Source(Protocol):
     split_record: SplitRecord | None
     label: str | None
     images: bool
+    may_break: bool
     left_out: dict[str, str]
     notes: list[str]
     digest: str

@@ -66,8 +66,18 @@ def webdataset(members: Members, options: BuildOptions) -> ImageSource:
         said = dict(members.stream(wanted))
         values = [_label(said[label], key, options.label_column) for _, key, label in rows if label is not None]
         columns["labels"] = label_column(values)
+    used = {ending for own in samples.values() for ending in own if not f".{ending}".endswith(SUFFIXES)}
+    other = sorted(used - {ending_of_label})
+    notes = (
+        [f"files of samples that are not looked at: {', '.join(f'.{ending}' for ending in other[:10])}"]
+        if other
+        else []
+    )
+    twice = sum(1 for own in samples.values() if sum(f".{ending}".endswith(SUFFIXES) for ending in own) > 1)
+    if twice:
+        notes.append(f"{twice:,} samples have several images: the first of each is taken")
     chosen, names = [image for image, _, _ in rows], [known[image].name for image, _, _ in rows]
-    return ImageSource(members, chosen, names, columns, "labels" if columns else None, None, options, [])
+    return ImageSource(members, chosen, names, columns, "labels" if columns else None, None, options, notes)
 
 
 def _key(name: str) -> tuple[str, str]:

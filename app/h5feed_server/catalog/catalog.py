@@ -26,7 +26,7 @@ from .assembling import Assembler, Refused
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset, followed, read_declared
-from .discovery import ALL_SUFFIXES, Others, distinct, dotted, ending_of, shown, walk, why_not_there
+from .discovery import ALL_SUFFIXES, Others, Walk, distinct, dotted, ending_of, shown, walk, why_not_there
 from .grouping.families import Family, families
 from .loading import PASSING, Beside, FileLoader, LoadedFile
 from .other_files import other_files
@@ -137,10 +137,19 @@ class Listed:
 
 
 class Catalog:
-    """The datasets below ``settings.data_dir``."""
+    """The datasets below ``settings.data_dir``.
 
-    def __init__(self, settings: Settings, folder: CacheFolder, hdf5: ReaderPool) -> None:
+    Parameters
+    ----------
+    only : sequence of str, optional
+        Files to look at, relative to the data folder, whatever their names end in. Default: all, and those that appear.
+    """
+
+    def __init__(
+        self, settings: Settings, folder: CacheFolder, hdf5: ReaderPool, only: Sequence[str] | None = None
+    ) -> None:
         self._root = settings.data_dir.resolve()
+        self._only = only
         self._settings = settings
         self._files = OpenFiles(settings.open_files)
         self._inspector = Inspector(settings.inspect_timeout)
@@ -161,7 +170,8 @@ class Catalog:
         self._loading_lock = threading.Lock()
         self._closed = threading.Event()
         watching = (self._root, self._is_wanted, self._is_due, lambda: self._rescan(time.monotonic()), self._closed)
-        threading.Thread(target=notice, args=watching, name="h5feed-watch", daemon=True).start()
+        if only is None:
+            threading.Thread(target=notice, args=watching, name="h5feed-watch", daemon=True).start()
 
     def close(self) -> None:
         """End the threads and the inspector, close the files."""
@@ -308,10 +318,10 @@ class Catalog:
 
             declaration = read_declared(self._root)
             self._endings = declaration.endings()
-            found = walk(str(self._root), self._endings)
+            found = walk(str(self._root), self._endings) if self._only is None else Walk(sorted(self._only))
             self._others = found.others
             known = sorted([*found.files, *found.declarable])
-            declared, unfollowed = followed(declaration, known)
+            declared, unfollowed = followed(declaration, known, partly=self._only is not None)
             claimed = {file for dataset in declared.values() for file in dataset.matching(known)}
             for name, (meant, why) in unfollowed.items():
                 refuse(name, meant or [DECLARATION], why)

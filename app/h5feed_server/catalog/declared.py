@@ -187,9 +187,14 @@ def read_declared(root: Path) -> Declaration:
 
 
 def followed(
-    declaration: Declaration, files: Sequence[str]
+    declaration: Declaration, files: Sequence[str], partly: bool = False
 ) -> tuple[dict[str, DeclaredDataset], dict[str, tuple[list[str], str]]]:
     """What is declared and can be, of the files that are there.
+
+    Parameters
+    ----------
+    partly : bool
+        These are some of the files only: what is declared of others is passed over.
 
     Returns
     -------
@@ -199,8 +204,12 @@ def followed(
     """
     declared: dict[str, DeclaredDataset] = {}
     refused = {name: (refusal.matching(files), refusal.reason) for name, refusal in declaration.refused.items()}
+    if partly:
+        refused = {name: (meant, reason) for name, (meant, reason) in refused.items() if meant or name == NAME}
     for name, dataset in declaration.datasets.items():
-        missing = dataset.unmatched(files)
+        missing = [] if partly else dataset.unmatched(files)
+        if partly and not dataset.matching(files):
+            continue
         if not missing and dataset.files:
             declared[name] = dataset
             continue

@@ -1,0 +1,207 @@
+"""The fields of a dataset as they are to be written: in the dtypes in which they are stored, rows first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, Protocol
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from h5feed.errors import Unreadable
+
+from ..catalog.dataset import Field
+from ..storage.reader import Reader
+from .source import Column, FieldSpec
+
+_MEASURED_BYTES = 4 << 20
+"""Bytes that are read at a time to learn how long lists and texts are."""
+
+_SCATTERED_BYTES = 256 << 20
+"""Bytes of rows that lie along the last axis that are read at a time: each time, the whole file is gone through."""
+
+_OF_ITS_FILE = ("DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME", "DIMENSION_LABELS", "mean", "std")
+"""Attributes that lead to other places of their file, or that a build computes anew."""
+
+_OF_ITS_WRITER = ("MATLAB_", "H5PATH")
+"""Beginnings of attributes that say how the rows lay in the file that was read: in the new one they are in order."""
+
+Int64s = npt.NDArray[np.int64]
+
+
+class StoredField(Protocol):
+    """A field, to be copied."""
+
+    field: Field
+
+    def spec(self, name: str, attributes: Mapping[str, Any]) -> FieldSpec: ...
+
+    def read(self, rows: Int64s) -> npt.NDArray[Any] | list[bytes]:
+        """Those rows of the dataset, ascending: (n, *sample), or the bytes of n lists."""
+
+
+class Numbers:
+    """Rows of one shape."""
+
+    def __init__(self, field: Field, reader: Reader) -> None:
+        self.field, self._reader = field, reader
+        self._all: npt.NDArray[Any] | None = None
+
+    def spec(self, name: str, attributes: Mapping[str, Any]) -> FieldSpec:
+        shape, dtype = self.field.sample_shape, self.field.dtype
+        if np.dtype(self.field.array.dtype).kind == "c":
+            # They travel as two numbers each.
+            return FieldSpec(name, shape[:-1], np.dtype(f"<c{2 * dtype.itemsize}"), attributes)
+        return FieldSpec(
+            name,
+            shape,
+            dtype,
+            attributes,
+            enum_names=self.field.array.enum_names or None,
+            is_bfloat16=self.field.column.is_bfloat16,
+        )
+
+    def read(self, rows: Int64s) -> npt.NDArray[Any]:
+        column = self.field.column
+        found = np.empty((len(rows), *column.sample_shape), column.dtype)
+        if any(segment.transposed for segment in column.segments):
+            # Each of its rows is everywhere in the file: they are read all at once, and kept.
+            if self._all is None:
+                self._all = self._reader.read_all(column)
+            np.take(self._all, rows, axis=0, out=found, mode="clip")
+        else:
+            self._reader.read_from_source(column, rows, found)
+        return found
+
+
+class Scattered:
+    """Rows along the last axis of arrays that are too large to be served so: a build transposes them."""
+
+    def __init__(self, field: Field) -> None:
+        self.field = field
+        self._held: tuple[int, int] | None = None
+
+    @staticmethod
+    def is_one(field: Field, rows: int) -> bool:
+        """Whether nothing is wrong with a field but where its rows lie."""
+        segments = field.column.segments
+        alike = all(
+            one.transposed and one.array.unreadable is None and one.wire == segments[0].wire for one in segments
+        )
+        return alike and field.column.rows == rows and np.dtype(field.array.dtype).kind in "biuf"
+
+    def spec(self, name: str, attributes: Mapping[str, Any]) -> FieldSpec:
+        return FieldSpec(name, self.field.sample_shape, self.field.dtype, attributes)
+
+    def read(self, rows: Int64s) -> npt.NDArray[Any]:
+        found = np.empty((len(rows), *self.field.sample_shape), self.field.dtype)
+        for segment, places, local in self.field.column.divide(rows):
+            where = np.arange(len(rows)) if places is None else places
+            with h5py.File(segment.source.path) as file:
+                try:
+                    array = file[segment.array.path]
+                    step = max(1, _SCATTERED_BYTES // max(1, self.field.row_bytes))
+                    for place, row in zip(where.tolist(), local.tolist(), strict=True):
+                        begin = row - row % step
+                        if self._held != (id(segment), begin):
+                            self._block = np.moveaxis(array[..., begin : begin + step], -1, 0)
+                            self._held = id(segment), begin
+                        found[place] = self._block[row - begin]
+                except OSError as error:
+                    raise Unreadable(f"{self.field.name}: its rows cannot be read: {error}") from None
+        return found
+
+
+class Texts:
+    """Texts, padded to the length of the longest one."""
+
+    def __init__(self, field: Field, reader: Reader, rows: Int64s) -> None:
+        self.field, self._reader = field, reader
+        self.longest = max(1, int(lengths_of(field, reader, rows).max(initial=1)))
+
+    def spec(self, name: str, attributes: Mapping[str, Any]) -> FieldSpec:
+        return FieldSpec(name, (), np.dtype(f"S{self.longest}"), attributes)
+
+    def read(self, rows: Int64s) -> npt.NDArray[Any]:
+        items, offsets = self._reader.read_ragged(self.field.column, rows)
+        padded = np.zeros((len(rows), self.longest), np.uint8)
+        padded[np.arange(self.longest) < np.diff(offsets)[:, None]] = items
+        return padded.reshape(-1).view(f"S{self.longest}")
+
+
+class Lists:
+    """Lists of their own lengths; images among them, as the bytes that they are stored as."""
+
+    def __init__(self, field: Field, reader: Reader, rows: Int64s) -> None:
+        self.field, self._reader, self._column = field, reader, field.column.encoded
+        self._lengths = lengths_of(field, reader, rows)
+
+    def spec(self, name: str, attributes: Mapping[str, Any]) -> FieldSpec:
+        images = self.field.images
+        said = {} if images is None else {"encoding": "mixed", **attributes, **_decoding(self.field)}
+        shape = images.shape if images else ()
+        return FieldSpec(name, shape, self._column.dtype, {**attributes, **said}, self._lengths)
+
+    def read(self, rows: Int64s) -> list[bytes]:
+        items, offsets = self._reader.read_ragged(self._column, rows)
+        raw = np.ascontiguousarray(items).reshape(-1).view(np.uint8)
+        edges = (offsets * items.dtype.itemsize).tolist()
+        return [raw[begin:end].tobytes() for begin, end in pairwise(edges)]
+
+
+def _decoding(field: Field) -> dict[str, Any]:
+    """What images are decoded to, as the server reads it from attributes: ``h5feed.toml`` may be what says it now."""
+    images = field.images
+    assert images is not None
+    return {
+        "shape": images.shape,
+        "resize": images.resize,
+        "interpolation": images.interpolation,
+        "channels": images.colour,
+    }
+
+
+def lengths_of(field: Field, reader: Reader, rows: Int64s) -> Int64s:
+    """Items of each row, (n,) int64."""
+    column = field.column.encoded
+    lengths = np.zeros(len(rows), np.int64)
+    step = max(1, _MEASURED_BYTES // max(1, reader.typical_items(column) * column.dtype.itemsize))
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        offsets = reader.list_offsets(column, some) if column.has_lists else None
+        if offsets is None:
+            offsets = reader.read_ragged(column, some)[1]
+        lengths[start : start + step] = np.diff(offsets)
+    return lengths
+
+
+def whole(stored: StoredField, rows: Int64s, attributes: Mapping[str, Any]) -> Column:
+    """All rows of a small field, in memory."""
+    found = stored.read(rows)
+    assert isinstance(found, np.ndarray)
+    spec = stored.spec("", attributes)
+    if spec.enum_names is not None:
+        return Column(found.astype(h5py.enum_dtype(dict(spec.enum_names), spec.dtype)), attributes)
+    return Column(found.view(spec.dtype).reshape(len(rows), *spec.shape), attributes)
+
+
+def attributes_of(field: Field) -> dict[str, Any]:
+    """Those of its first array that hold in any file."""
+    kept: dict[str, Any] = {}
+    with h5py.File(field.column.segments[0].source.path) as file:
+        dataset = file.get(field.array.path)
+        if not isinstance(dataset, h5py.Dataset):
+            # A member of records: its attributes are those of the table.
+            return kept
+        for name in dataset.attrs:
+            try:
+                value = dataset.attrs[name]
+            except (OSError, TypeError, ValueError):
+                continue
+            dtype = getattr(value, "dtype", None)
+            here = name in _OF_ITS_FILE or name.startswith(_OF_ITS_WRITER)
+            leads = dtype is not None and h5py.check_ref_dtype(dtype) is not None
+            if not here and not leads and not isinstance(value, h5py.Empty):
+                kept[name] = value.tolist() if dtype is not None and dtype.kind == "O" else value
+    return kept
