@@ -26,7 +26,7 @@ import numpy as np
 
 from ..errors import FeedError
 from . import inside
-from .inside import Method, UnderWay, epoch_iterator, initial_epoch, is_run, running_method
+from .inside import ADVICE, DEALT, Method, UnderWay, epoch_iterator, initial_epoch, is_run, running_method
 
 if TYPE_CHECKING:
     from .sequence import Sequence
@@ -36,12 +36,6 @@ _RUNS_KNOWN = 16
 
 _TRIAL_BATCHES = 64
 """Of an epoch that an adapter is asked to run over for nothing, to see whether it asks for all."""
-
-_DEALT = (
-    "Keras deals the batches of {name!r} to the data shards of its distribution, so that this process gets a part of "
-    "them, in an order that cannot be read ahead"
-)
-_ADVICE = "Set auto_shard_dataset=False on the distribution, and shard='auto' here"
 
 
 @dataclass(eq=False)
@@ -184,13 +178,11 @@ class Call(keras.utils.PyDataset):  # type: ignore[misc]
             random.setstate(state)
 
     def _tell_dealt(self) -> None:
-        sequence = self._sequence
-        told = _DEALT.format(name=sequence._dataset.name)
-        if sequence.shards > 1:
-            raise FeedError(f"{told}. They are shares already, with shards={sequence.shards}: {_ADVICE}")
-        if self._method != "fit":
-            told += "; row_ids are those of all of them"
-        warnings.warn(f"{told}. {_ADVICE}", stacklevel=2)
+        shards = self._sequence.shards
+        if shards > 1:
+            raise FeedError(f"{DEALT}. They are shares already, with shards={shards}: {ADVICE}")
+        told = "in an order that cannot be read ahead" if self._method == "fit" else "and row_ids are those of all"
+        warnings.warn(f"{DEALT}, {told}. {ADVICE}", stacklevel=2)
 
 
 class _Ticket:

@@ -25,6 +25,10 @@ _TRIED = ("3.10", "3.15")
 """The first and the last release of Keras of which `rehearsed` is known to find no fault."""
 
 
+DEALT = "Keras deals the batches of each pass to the data shards of its distribution: this process gets some of them"
+ADVICE = "Set auto_shard_dataset=False on the distribution, and shard='auto' here"
+
+
 def is_of_keras(frame: FrameType | None) -> bool:
     """Whether a function of Keras runs in it."""
     return frame is not None and str(frame.f_globals.get("__name__", "")).startswith("keras.")

@@ -48,7 +48,7 @@ _ONLY_TRAINING = ("shuffle", "window", "balance", "weights", "epoch_rows")
 """Options of the training order that evaluating and predicting do without: they take each row once, ascending."""
 
 
-_OF_THIS_PROCESS = ("_lock", "_owner", "_endless", "_fitting", "_has_just_ended", "_asked_in")
+_OF_THIS_PROCESS = ("_lock", "_owner", "_endless", "_fitting", "_is_dealt", "_has_just_ended", "_asked_in")
 
 
 class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
@@ -202,6 +202,8 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         """Whom the next batch of training is for."""
         self._endless: OwnLoop | None = None
         self._fitting: UnderWay | None = None
+        self._is_dealt = False
+        """Whether Keras deals the batches of a pass, so that its position does not tell which are delivered."""
         self._has_just_ended = False
         """Whether a loop of the user's own came to its end, and nothing has happened since."""
         self._asked_in: Method | None = None
@@ -343,12 +345,18 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         where training is.
         """
         with self._lock:
+            self._check_told()
             return state_of(self._dataset, self._training.plan, self._course.epoch, self._course.position)
 
     def state_after(self, batches: int) -> dict[str, Any]:
         """The state after so many batches of the ``fit`` that is under way have been trained on."""
         with self._lock:
+            self._check_told()
             return state_of(self._dataset, self._training.plan, *self._course.after(batches))
+
+    def _check_told(self) -> None:
+        if self._is_dealt and self._course.position:
+            raise FeedError(f"{inside.DEALT}, and not where a pass is: it has no state before it ends. {inside.ADVICE}")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state: the next ``fit`` or loop delivers exactly what that pass had not delivered yet.
@@ -436,6 +444,7 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
             if self._is_fitting():
                 return OwnLoop(self._course.epoch, 0)
             self._leave_own_loop()
+            self._is_dealt = False
             before = copy(self._course)
             self._course.begin_loop()
             loop = self._owner = OwnLoop(self._course.epoch, self._course.position, before)
