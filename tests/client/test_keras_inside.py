@@ -88,7 +88,7 @@ try:
 except h5feed.FeedError as error:
     told["refused"] = str(error)
 told["trained"] = rows
-print("told", json.dumps(told))
+print(json.dumps(told))
 """
 
 PRIVATE = (
@@ -113,7 +113,7 @@ def test_renamed(server: ServerProcess, dataset: h5feed.Dataset, names: dict[str
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.split("told ")[1])
+    told = json.loads(done.stdout.splitlines()[-1])
     golden = [[b.rows.tolist() for b in dataset.batches(batch_size=BATCH, shuffle=True, epoch=e)] for e in range(2)]
     assert told["row_ids"] == list(range(ROWS)) and told["predicted"] == [told["row_ids"]] * 2
     assert told["look"] == [golden[0][3], golden[0][-1]]
@@ -156,12 +156,14 @@ def dealing(rank: int, ranks: int, in_halves: bool, tells: bool) -> type:
     return Dealing
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("permuted", [True, False])
-@pytest.mark.parametrize(("in_halves", "tells"), [(False, True), (False, False), (True, False)])
+@pytest.mark.parametrize(
+    ("shuffle", "in_halves", "tells"), [(True, False, True), (False, False, False), (True, True, False)]
+)
 def test_dealt_batches(
     dataset: h5feed.Dataset,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     shuffle: bool,
     permuted: bool,
     in_halves: bool,
@@ -187,7 +189,7 @@ def test_dealt_batches(
         assert train.epoch == 3
         seen.append(epochs)
         with pytest.raises(FeedError, match="auto_shard_dataset=False"):
-            model.fit(train, epochs=1, verbose=0, callbacks=[StateBackup(train, os.devnull + "-none/feed.json", 2)])
+            model.fit(train, epochs=1, verbose=0, callbacks=[StateBackup(train, tmp_path / "feed.json", 2)])
         train.close()
     for epoch in range(3):
         ranks = [epochs[epoch] for epochs in seen]

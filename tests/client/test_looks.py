@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import threading
@@ -155,8 +156,10 @@ def by_loops(train: Any) -> None:
 
 
 def by_predicting(train: Any) -> None:
-    np.testing.assert_array_equal(identity().predict(train, verbose=0)[:, 0].astype(int), train.row_ids)
-    identity().evaluate(train, verbose=0, steps=2)
+    # Not in each of a hundred hooks.
+    if next(hooks) % 7 == 0:
+        np.testing.assert_array_equal(probe().predict(train, verbose=0)[:, 0].astype(int), train.row_ids)
+        probe().evaluate(train, verbose=0, steps=2)
 
 
 def by_asking(train: Any) -> None:
@@ -165,6 +168,8 @@ def by_asking(train: Any) -> None:
     repr(train), train.state_dict(), train.classes, train.stats()
 
 
+hooks = itertools.count()
+probe = functools.cache(identity)
 golden_passes: dict[int, list[list[int]]] = {}
 
 

@@ -498,10 +498,9 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
     def _begin_fit(self, initial_epoch: int, steps: int | None, is_dealt: bool) -> None:
         self._leave_own_loop()
         self._course.begin_fit(initial_epoch, steps)
+        self._is_dealt = is_dealt
         if is_dealt and self._course.position:
-            raise FeedError(
-                f"Keras deals batches to data shards: no pass can be taken up at batch {self._course.position}"
-            )
+            raise FeedError(f"{inside.DEALT}: none can be taken up at batch {self._course.position}. {inside.ADVICE}")
 
     def _next_of_training(self) -> tuple[Any, ...]:
         arrays = self._metered(self._meter, self._training, self._course.epoch, self._course.position)
