@@ -48,5 +48,5 @@ def identity() -> Any:
     """A model that predicts the rows it is given."""
     inputs = keras.Input((2,))
     model = keras.Model(inputs, inputs * 1.0)
-    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(loss=lambda y_true, y_pred: keras.ops.mean(y_pred, axis=-1))
     return model

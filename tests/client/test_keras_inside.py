@@ -27,6 +27,7 @@ from conftest import ServerProcess
 from h5feed.errors import FeedError
 from h5feed.keras import StateBackup, inside
 from keras.src.trainers import data_adapters
+from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from witness import identity, witnessed
 
 ROWS, BATCH = 43, 4
@@ -132,7 +133,7 @@ def test_this_keras_is_known() -> None:
 def dealing(rank: int, ranks: int, in_halves: bool, tells: bool) -> type:
     """An adapter that deals the batches of an epoch to ranks, each of which draws them in the same order."""
 
-    class Dealing(data_adapters.PyDatasetAdapter):  # type: ignore[misc]
+    class Dealing(PyDatasetAdapter):  # type: ignore[misc]
         epochs = 0
 
         def _finite_generator(self) -> Iterator[Any]:
