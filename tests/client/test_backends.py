@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from conftest import ServerProcess
 from h5feed.keras import StateBackup
+from witness import witnessed
 
 BACKEND = keras.backend.backend()
 ROWS = 23
@@ -50,37 +51,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Dataset
 @pytest.fixture(scope="module")
 def pictures(dataset: h5feed.Dataset) -> h5feed.Dataset:
     return h5feed.Feed(dataset._client)["pictures"]
-
-
-class Witness(keras.layers.Layer):  # type: ignore[misc]
-    """Keeps the rows that a model is trained on."""
-
-    def __init__(self, rows: list[int]) -> None:
-        super().__init__()
-        # A list would be replaced by one of Keras' own.
-        self._keep = rows.extend
-
-    def call(self, x: Any, training: bool = False) -> Any:
-        if training:
-            self._keep(np.asarray(keras.ops.convert_to_numpy(x))[:, 0].astype(int).tolist())
-        return x
-
-
-def witnessed() -> tuple[Any, list[int]]:
-    """A model, and the rows that it is trained on, in order; not compiled, so that its layers see numbers."""
-    rows: list[int] = []
-    inputs = keras.Input((2,))
-    # By a seed of its own: threads that a backend leaves behind draw from the global one.
-    dense = keras.layers.Dense(3, activation="softmax", kernel_initializer=keras.initializers.GlorotUniform(seed=3))
-    model = keras.Model(inputs, dense(Witness(rows)(inputs)))
-    model.compile(
-        keras.optimizers.SGD(1e-4),
-        "sparse_categorical_crossentropy",
-        weighted_metrics=["accuracy"],
-        run_eagerly=True,
-        jit_compile=False,
-    )
-    return model, rows
 
 
 def golden(dataset: h5feed.Dataset, epoch: int, **options: Any) -> list[int]:

@@ -302,3 +302,24 @@ def test_tiny_passes_are_not_fetched_by_the_thousand() -> None:
     ahead_of = FEW_BLOCKS + (64 << 20) // BYTES_PER_BLOCK
     assert len(asked) <= 500 + ahead_of
     reading.close()
+
+
+@pytest.mark.parametrize("batches", [1, 2, 7])
+def test_no_more_than_the_next_pass_is_read_ahead(batches: int) -> None:
+    """However small passes are, those after the next one are not asked for."""
+    asked: list[int] = []
+
+    def fetch(block: Block, cancelled: threading.Event) -> list[tuple[int, int]]:
+        asked.append(block.lap)
+        return [(block.lap, index) for index in range(block.start, block.stop)]
+
+    endless = (Block(0, index, index + 1, 10, lap=lap) for lap in itertools.count() for index in range(batches))
+    reading = ReadAhead(fetch, endless, max_bytes=64 << 20, deadline=100, pace=Pace(64 << 20, 4, Link(4)))
+    for lap in range(20):
+        for index in range(batches):
+            assert next(reading) == (lap, index)
+            assert max(asked) <= lap + 1
+    wait_until(lambda: asked.count(20) == batches)
+    time.sleep(0.2)
+    assert max(asked) == 20
+    reading.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import dataclass
 
 
 class Course:
@@ -29,34 +30,26 @@ class Course:
         self.epoch, self.position = epoch, 0
         self._batches = batches
         self.begun_at = (epoch, 0)
-        self._counted = False
-        """Whether the pass under way is one of training, or a loop that only looked at a batch."""
         self._placed = self._resumed = False
         """Whether the next loop begins where it was told to, and whether that is in the middle of a pass."""
-        self._tickets: dict[int, int] = {}
 
     def copy(self) -> Course:
-        """One that goes on from here: the next loop is the rest of the pass, if that is one of training."""
+        """One that goes on from here: the next loop is the rest of the pass."""
         found = copy(self)
-        if self._counted:
+        if self.position:
             found.go_to(self.epoch, self.position)
-        else:
-            found.end_pass()
         return found
 
     def go_to(self, epoch: int, position: int) -> None:
         """The next loop begins there, and delivers nothing of what lies before."""
         self.epoch, self.position = epoch, position
-        self._tickets = {index: index for index in range(position)}
-        self._counted = self._resumed = position > 0
-        self._placed = True
+        self._placed, self._resumed = True, position > 0
 
     def begin_loop(self) -> None:
         """A loop begins: with a new pass, or with the rest of one that was resumed."""
         if self.position and not self._resumed:
             self.end_pass()
         self._placed = self._resumed = False
-        self._tickets.clear()
 
     def begin_fit(self, initial_epoch: int, steps: int | None) -> None:
         """``fit`` begins, with epochs of so many steps."""
@@ -70,36 +63,30 @@ class Course:
         self.begin_loop()
         self.begun_at = (self.epoch, self.position)
 
-    def count(self) -> None:
-        """The pass under way is one of training: the next has another number, however this one ends."""
-        self._counted, self._placed, self._resumed = True, False, False
-
     def advance(self) -> None:
         """A batch was delivered."""
         self.position += 1
         if self.position == self._batches:
-            # A look at a few batches outside of fit does not make a training pass; all of them do.
-            self._counted = True
             self.end_pass()
 
     def end_pass(self) -> None:
-        """What is delivered next begins a pass; it has a new number where this one was for training."""
-        self.epoch += self._counted
-        self.position = 0
-        self._tickets.clear()
-        self._counted = False
-
-    def ticket(self, index: int) -> int | None:
-        """Which batch of this pass was given for `index`, in a loop of the user's own."""
-        return self._tickets.get(index)
-
-    def keep_ticket(self, index: int, position: int) -> None:
-        """`index` is given batch `position` for as long as the pass lasts."""
-        if self.position:
-            self._tickets[index] = position
+        """What is delivered next begins another pass."""
+        self.epoch, self.position = self.epoch + 1, 0
 
     def after(self, batches: int) -> tuple[int, int]:
         """Pass and batch after so many batches of the ``fit`` under way."""
         epoch, position = self.begun_at
         passes, position = divmod(position + batches, max(1, self._batches))
         return epoch + passes, position
+
+
+@dataclass(eq=False)
+class OwnLoop:
+    """A loop of the user's own over one pass: its next batch, and the course as it was before.
+
+    One that is left early has never been: training then goes on as from before.
+    """
+
+    epoch: int
+    position: int
+    before: Course | None = None

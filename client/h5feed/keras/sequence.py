@@ -1,20 +1,15 @@
 """A remote dataset as a `keras.utils.PyDataset` (`keras.utils.Sequence`), for fit, evaluate and predict.
 
-What Keras 3 does with such an object, and what follows:
-
-- It permutes the indices of a shuffled epoch in a way that nobody else can predict, and with ``workers > 1`` it fetches
-  in threads whose batches leak into the next epoch. So the index is only a *ticket*: the k-th batch that a run of Keras
-  asks for is the k-th of an order that is our own, and read-ahead is our own too.
-- It looks at a batch or two to build a model, and on TensorFlow it runs ahead of the loop and leaves runs behind that
-  nobody reads any more. So every run is told from the others, see `keras_stack`.
+Keras' data adapter, whose indices are tickets, is given a `h5feed.keras.call.Call` in the place of the sequence.
+Whoever else asks for a batch by number is given that batch, and takes it from nobody.
 """
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 import threading
-import weakref
 from collections.abc import Iterator, Mapping
 from copy import copy
 from types import FrameType
@@ -34,14 +29,16 @@ from ..net.trace import clock
 from ..prepare.labels import ClassMode
 from ..prepare.preparation import FieldNames, Preparation
 from ..prepare.scale import Number
+from ..reading.looks import Looks
 from ..reading.meter import Meter
 from ..reading.passes import described, position_in, state_of
 from ..reading.sharding import shard_of
 from ..reading.stream import Stream
-from .course import Course
+from . import inside
+from .call import ASKED, Call, Run
+from .course import Course, OwnLoop
+from .inside import Method, UnderWay, holder_of, is_of_keras, running_method
 from .ordered_rows import OrderedRows
-from .runs import Call, Run
-from .stack import GENERATOR, LOOK, Mode, epoch_iterator, initial_epoch, keras_frame, running_method
 from .state_backup import StateBackup
 from .tensors import torch_tensor
 
@@ -50,8 +47,8 @@ __all__ = ["Sequence", "StateBackup"]
 _ONLY_TRAINING = ("shuffle", "window", "balance", "weights", "epoch_rows")
 """Options of the training order that evaluating and predicting do without: they take each row once, ascending."""
 
-_RUNS_KNOWN = 16
-"""Runs of Keras that are told from each other: one for each loop under way, and some that are only left to die."""
+
+_OF_THIS_PROCESS = ("_lock", "_owner", "_endless", "_fitting", "_is_dealt", "_has_just_ended", "_asked_in")
 
 
 class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
@@ -63,6 +60,12 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
     A pass is one run over all batches, however ``steps_per_epoch`` cuts it. Passes are counted from `epoch` on, over
     several calls of ``fit``; one that is stopped in the middle is followed by the next. ``fit(initial_epoch=k)`` goes
     to where epoch k begins, `set_epoch` to a pass, `load_state_dict` to any batch.
+
+    ``sequence[i]`` is batch i of the pass that `epoch` names, from the end where i is negative: a look, which takes
+    nothing from anybody, whoever asks and when. Looks in order are read ahead. ``iter(sequence)`` is a loop of its own
+    over that pass, and ``next(sequence)`` goes on from pass to pass. Where such a loop has come to the end of its pass,
+    or `on_epoch_end` is called, `epoch` is the next one; a loop that is left early has never been. While ``fit`` is
+    under way, none of them moves `epoch`.
 
     Parameters
     ----------
@@ -181,29 +184,43 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         plan = dataset.plan(split, **order)
         if readahead is None and max_queue_size is not None:
             readahead = max(1, max_queue_size) * max(1, plan.batch_bytes)
-        fetching = {"connections": connections, "readahead": readahead or DEFAULT_READAHEAD, "cache": cache}
+        ahead = readahead or DEFAULT_READAHEAD
+        fetching = {"connections": connections, "readahead": ahead, "cache": cache}
         self._training = Stream(dataset, plan, fetching)
         self._ordered = Stream(dataset, dataset.plan(split, **in_order), fetching)
+        few = {"readahead": max(1, min(ahead, max(ahead // 4, 4 * plan.batch_bytes)))}
+        self._looks = Looks(dataset, plan, {**fetching, **few})
         self._rows = OrderedRows(dataset, split, in_order, of_split, self._prepare)
         self._lock = threading.RLock()
         self._course = Course(epoch, plan.batches)
-        self._calls: weakref.WeakKeyDictionary[Any, Call] = weakref.WeakKeyDictionary()
-        self._runs: dict[int, Run] = {}
+        self._begin_anew()
         self._meter, self._ordered_meter = Meter(), Meter()
         tell_after_fork(self)
         if verbose and rank == 0:
             print(self._rows.found(self._ordered.plan), flush=True)
 
+    def _begin_anew(self) -> None:
+        self._owner: Run | OwnLoop | None = None
+        """Whom the next batch of training is for."""
+        self._endless: OwnLoop | None = None
+        self._fitting: UnderWay | None = None
+        self._is_dealt = False
+        """Whether Keras deals the batches of a pass, so that its position does not tell which are delivered."""
+        self._has_just_ended = False
+        """Whether a loop of the user's own came to its end, and nothing has happened since."""
+        self._asked_in: Method | None = None
+        """What Keras runs, where its adapter has not taken what it was given."""
+
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            kept = {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_calls", "_runs")}
+            kept = {name: value for name, value in self.__dict__.items() if name not in _OF_THIS_PROCESS}
             streams = {"_training": copy(self._training), "_ordered": copy(self._ordered)}
             return {**kept, **streams, "_course": self._course.copy()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.RLock()
-        self._calls, self._runs = weakref.WeakKeyDictionary(), {}
+        self._begin_anew()
         tell_after_fork(self)
 
     def after_fork(self) -> None:
@@ -211,25 +228,48 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         self._lock = threading.RLock()
         self._training.after_fork()
         self._ordered.after_fork()
+        self._looks.after_fork()
 
     def __repr__(self) -> str:
         with self._lock:
             where = f"at batch {self._course.position} of pass {self._course.epoch}"
         return f"<Sequence of {described(self._dataset, self._training.plan)}; {where}>"
 
+    @keras.utils.PyDataset.workers.getter  # type: ignore[untyped-decorator]
+    def workers(self) -> int:
+        """None of Keras' own; its data adapter, which asks for them first of all, is given a call of its own."""
+        found = holder_of(self, sys._getframe(1))
+        if found is not None:
+            adapter, name = found
+            setattr(adapter, name, Call(self, adapter))
+        return 1
+
+    @keras.utils.PyDataset.use_multiprocessing.getter  # type: ignore[untyped-decorator]
+    def use_multiprocessing(self) -> bool:
+        return False
+
     @property
     def num_batches(self) -> int:
-        caller = keras_frame(sys._getframe(1))
-        if caller is not None and caller.f_code.co_name == GENERATOR:
-            with self._lock:
-                return self._begin_run(caller).batches
-        return self._stream_of(running_method(caller)).batches
+        return self._stream_of(self._asked_by_keras(sys._getframe(1))).batches
 
     def __len__(self) -> int:
-        return self._stream_of(running_method(sys._getframe(1))).batches
+        """Batches of a pass."""
+        return self._training.batches
 
-    def _stream_of(self, mode: Mode | None) -> Stream:
-        return self._ordered if mode in ("evaluate", "predict") else self._training
+    def _stream_of(self, method: Method | None) -> Stream:
+        return self._ordered if method in ("evaluate", "predict") else self._training
+
+    def _asked_by_keras(self, caller: FrameType | None) -> Method | None:
+        """What Keras runs, where it asks this and not the call that its adapter was given."""
+        while caller is not None and caller.f_locals.get("self") is self:
+            caller = caller.f_back
+        if not is_of_keras(caller):
+            return None
+        method = running_method(caller)
+        if inside.FAULT:
+            # A thread of tf.data has none on its stack.
+            method = self._asked_in = method or self._asked_in
+        return method
 
     @property
     def samples(self) -> int:
@@ -307,12 +347,18 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         where training is.
         """
         with self._lock:
+            self._check_told()
             return state_of(self._dataset, self._training.plan, self._course.epoch, self._course.position)
 
     def state_after(self, batches: int) -> dict[str, Any]:
         """The state after so many batches of the ``fit`` that is under way have been trained on."""
         with self._lock:
+            self._check_told()
             return state_of(self._dataset, self._training.plan, *self._course.after(batches))
+
+    def _check_told(self) -> None:
+        if self._is_dealt and self._course.position:
+            raise FeedError(f"{inside.DEALT}, and not where a pass is: it has no state before it ends. {inside.ADVICE}")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state: the next ``fit`` or loop delivers exactly what that pass had not delivered yet.
@@ -331,157 +377,153 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
     def _go_to(self, epoch: int, position: int) -> None:
         with self._lock:
             self._course.go_to(epoch, position)
-            self._give_up_runs()
+            # Runs and loops that are under way would go on somewhere else.
+            self._owner, self._has_just_ended = None, False
 
     def close(self) -> None:
         """End the read-ahead and its threads; the next batch asked for begins it anew."""
         with self._lock:
             self._training.close()
             self._ordered.close()
+            self._looks.close()
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        caller = keras_frame(sys._getframe(1))
-        name = None if caller is None else caller.f_code.co_name
+        """Batch `index` of the pass that `epoch` names.
+
+        Raises
+        ------
+        IndexError
+        """
+        ticket = ASKED.ticket
+        if ticket is not None and ticket.is_for(self, index):
+            return ticket.take()
+        method = self._asked_by_keras(sys._getframe(1)) if inside.FAULT else None
+        if method in ("evaluate", "predict"):
+            return self._evaluated(index)
+        return self._look(index, method)
+
+    def _look(self, index: int, method: Method | None = None) -> tuple[Any, ...]:
+        """That batch, which nobody else misses."""
+        stream, wanted = self._stream_of(method), operator.index(index)
+        if not -stream.batches <= wanted < stream.batches:
+            raise IndexError(f"batch {index} does not exist: valid are {-stream.batches} … {stream.batches - 1}")
+        wanted %= stream.batches
+        epoch = self._course.epoch
+        return self._seen(epoch, wanted) if stream is self._training else self._arrays(stream.look(0, wanted), 0)
+
+    def _seen(self, epoch: int, position: int) -> tuple[Any, ...]:
+        batch = self._looks.batch(epoch, position)
         with self._lock:
-            if caller is not None and name == GENERATOR:
-                run = self._runs.get(id(caller)) or self._begin_run(caller)
-                return self._of_run(run)
-            stream = self._stream_of(running_method(caller))
-            if not -stream.batches <= index < stream.batches:
-                raise IndexError(f"batch {index} does not exist: valid are 0 … {stream.batches - 1}")
-            index %= stream.batches
-            epoch, position = self._course.epoch, self._course.ticket(index)
-            if name == LOOK:
-                # Only the shapes matter; what has been read ahead is left for the pass itself.
-                return self._arrays(stream.look(epoch, index), epoch)
-            if position is not None:
-                return self._arrays(self._training.look(epoch, position), epoch)
-            position = self._course.position
-            # The ticket is given after the batch: who asks again after a failure is given the same one.
-            arrays = self._next_of_own_loop()
-            self._course.keep_ticket(index, position)
-            return arrays
+            return self._arrays(batch, epoch)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """What is left of a pass that was resumed, or else a new pass."""
-        with self._lock:
-            self._course.begin_loop()
-            epoch = self._course.epoch
-            self._begin_own_pass()
-        while self._training.batches:
-            with self._lock:
-                if self._course.epoch != epoch:
-                    self._meter.end_pass()
-                    return
-                self._course.count()
-                arrays = self._next_of_training()
-            yield arrays
+        """A loop over the pass that `epoch` names, or over what is left of one that was resumed."""
+        loop = self._begin_own_loop()
+        while loop.position < self._training.batches:
+            yield self._next_of(loop)
+        if loop.before is not None:
+            self._meter.end_pass()
 
     def __next__(self) -> tuple[Any, ...]:
-        """The next batch of training; passes follow each other without end."""
+        """The next batch of a loop that goes on from pass to pass."""
+        batches = self._training.batches
+        if not batches:
+            raise StopIteration
         with self._lock:
-            if not self._training.batches:
-                raise StopIteration
-            self._course.count()
-            return self._next_of_own_loop()
+            loop = self._endless
+            goes_on = loop is not None and (loop is self._owner or (loop.before is None and self._is_fitting()))
+            if loop is None or not goes_on or loop.epoch != self._course.epoch or loop.position == batches:
+                loop = self._endless = self._begin_own_loop()
+        return self._next_of(loop)
 
-    def on_epoch_begin(self) -> None:
-        """Called by Keras when an epoch begins, also when it only looks at a batch to build the model."""
-        caller = keras_frame(sys._getframe(1))
-        mode = running_method(caller)
-        if caller is None or mode is None:
-            return
+    def _is_fitting(self) -> bool:
+        if self._fitting is not None and not self._fitting:
+            self._fitting = None
+        return self._fitting is not None
+
+    def _begin_own_loop(self) -> OwnLoop:
         with self._lock:
-            # One adapter serves one call: with steps_per_epoch a run goes on over several of its epochs.
-            adapter = caller.f_locals["self"]
-            call = self._calls.get(adapter)
-            iterator = epoch_iterator(caller)
-            if call is None or call.mode != mode:
-                call = self._calls[adapter] = Call(mode, getattr(iterator, "steps_per_epoch", None))
-                if mode == "fit":
-                    self._course.begin_fit(initial_epoch(caller), call.steps)
-            if mode in ("evaluate", "predict") and call.run is not None:
-                # An evaluation that was cut short is followed by one that begins at the first row again.
-                call.run.position = 0
-            # Keras on JAX takes a batch ahead, and the first execution is compiled when it has all of its own.
-            first = getattr(iterator, "steps_per_execution", 1) + (keras.backend.backend() == "jax")
-            goes_on = bool(call.steps and getattr(iterator, "_steps_seen", 0))
-            self._meter_of(mode).begin_pass(first, goes_on=goes_on)
-            if mode == "fit" and not goes_on:
-                self._meter.begin_demands()
-            if mode == "fit" and iterator is not None and not goes_on:
-                # Keras is told that a run which begins in the middle of a pass is the rest of it only.
-                iterator._num_batches = self._training.batches - self._course.position
+            if self._is_fitting():
+                return OwnLoop(self._course.epoch, 0)
+            self._leave_own_loop()
+            self._is_dealt = False
+            before = copy(self._course)
+            self._course.begin_loop()
+            loop = self._owner = OwnLoop(self._course.epoch, self._course.position, before)
+            # A fit that was interrupted has not said that nobody takes batches ahead any more.
+            self._meter.run_ahead(False)
+            self._meter.begin_pass()
+            return loop
 
-    def on_epoch_end(self) -> None:
-        """Called by Keras when an epoch ends; call it yourself to begin a new pass in a loop of your own."""
-        caller = keras_frame(sys._getframe(1))
-        mode = running_method(caller)
-        if caller is None or mode is None:
-            self._meter.end_pass()
-            with self._lock:
-                if self._course.position:
-                    self._course.count()
-                    self._course.end_pass()
-        elif caller.f_locals.get("self") in self._calls:
-            # Not one that only resets what has not begun.
-            self._meter_of(mode).end_pass()
+    def _leave_own_loop(self) -> None:
+        if isinstance(self._owner, OwnLoop) and self._owner.before is not None:
+            self._course = self._owner.before
+        self._owner, self._has_just_ended = None, False
 
-    def _begin_run(self, caller: FrameType) -> Run:
-        """Keras begins to run over this sequence; the run is told by the frame of its generator."""
-        adapter = caller.f_locals["self"]
-        call = self._calls.get(adapter)
-        mode = (call.mode if call is not None else running_method(caller)) or "fit"
-        run = Run(mode, self._stream_of(mode).batches)
-        if mode == "fit":
-            run.batches -= self._course.position
-            self._give_up_runs()
-            self._meter.begin_run()
-        if call is not None:
-            call.run = run
-        self._runs.pop(id(caller), None)
-        self._runs[id(caller)] = run
-        while len(self._runs) > _RUNS_KNOWN:
-            self._runs.pop(next(iter(self._runs)))
-        return run
-
-    def _give_up_runs(self) -> None:
-        """Batches of training are no longer for the runs of before: a thread of tf.data may still ask for some."""
-        for run in self._runs.values():
-            run.given_up = run.given_up or run.mode == "fit"
-
-    def _of_run(self, run: Run) -> tuple[Any, ...]:
-        if run.given_up:
-            raise FeedError("another loop over this sequence has begun: make a sequence for each")
-        if run.mode == "build":
-            # Only the shapes matter; what has been read ahead is left for the pass itself.
-            if run.looked_at is None:
-                run.looked_at = self._arrays(self._training.look(self._course.epoch, 0), self._course.epoch)
-            return run.looked_at
-        if run.mode == "fit":
-            self._course.count()
-            return self._next_of_training()
-        arrays = self._metered(self._ordered_meter, self._ordered, 0, run.position)
-        run.position = (run.position + 1) % self._ordered.batches
+    def _next_of(self, loop: OwnLoop) -> tuple[Any, ...]:
+        with self._lock:
+            if self._owner is loop:
+                arrays = self._next_of_training()
+                loop.position += 1
+                if loop.position == self._training.batches:
+                    self._owner, self._has_just_ended = None, True
+                return arrays
+        # Another loop has begun, or fit has: this one goes on all the same, as looks.
+        arrays = self._seen(loop.epoch, loop.position)
+        loop.position += 1
         return arrays
 
-    def _next_of_own_loop(self) -> tuple[Any, ...]:
-        if not self._course.position:
-            self._begin_own_pass()
-        return self._next_of_training()
+    def on_epoch_begin(self) -> None:
+        """Called by Keras when an epoch begins; it does nothing here."""
+        self._check_trained(sys._getframe(1))
 
-    def _begin_own_pass(self) -> None:
-        # A fit that was interrupted has not said that nobody takes batches ahead any more.
-        self._meter.run_ahead(False)
-        self._meter.begin_pass()
+    def on_epoch_end(self) -> None:
+        """Called by Keras when an epoch ends; call it yourself, outside of ``fit``, to go on to the next pass."""
+        if ASKED.by_keras or self._check_trained(sys._getframe(1)):
+            return
+        with self._lock:
+            if self._is_fitting():
+                return
+            self._meter.end_pass()
+            has_ended = self._has_just_ended
+            self._leave_own_loop()
+            if not has_ended:
+                self._course.end_pass()
+
+    def _check_trained(self, caller: FrameType) -> bool:
+        """Whether it is Keras that calls; training is refused where its adapter has not taken what it was given."""
+        method = None if ASKED.by_keras else self._asked_by_keras(caller)
+        if method == "fit":
+            raise FeedError(inside.refusal())
+        return method is not None
+
+    def _begin_fit(self, initial_epoch: int, steps: int | None, is_dealt: bool) -> None:
+        self._leave_own_loop()
+        self._course.begin_fit(initial_epoch, steps)
+        self._is_dealt = is_dealt
+        if is_dealt and self._course.position:
+            raise FeedError(f"{inside.DEALT}: none can be taken up at batch {self._course.position}. {inside.ADVICE}")
 
     def _next_of_training(self) -> tuple[Any, ...]:
         arrays = self._metered(self._meter, self._training, self._course.epoch, self._course.position)
         self._course.advance()
         return arrays
 
-    def _meter_of(self, mode: Mode) -> Meter:
-        return self._ordered_meter if mode in ("evaluate", "predict") else self._meter
+    def _dealt(self, index: int) -> tuple[Any, ...]:
+        """Batch `index` of the pass under way, of which other data shards are given the others."""
+        asked, epoch = clock(), self._course.epoch
+        batch, came = self._looks.batch(epoch, index), clock()
+        arrays = self._arrays(batch, epoch)
+        self._meter.step(asked, came, None, len(batch.rows))
+        self._course.position += 1
+        return arrays
+
+    def _evaluated(self, index: int) -> tuple[Any, ...]:
+        with self._lock:
+            return self._metered(self._ordered_meter, self._ordered, 0, index)
+
+    def _meter_of(self, method: Method) -> Meter:
+        return self._ordered_meter if method in ("evaluate", "predict") else self._meter
 
     def _metered(self, meter: Meter, stream: Stream, epoch: int, position: int) -> tuple[Any, ...]:
         asked = clock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadParameter, RevisionChanged
@@ -39,7 +40,8 @@ def blocks_of_passes(plan: Plan, epoch: int, start: int, block_bytes: int) -> It
         first = start if number == 0 else 0
         # Passes that are all alike have one number, so that what was read ahead for the next is right whatever it is.
         later = epoch + number if is_drawn(plan) else 0
-        yield from blocks_of(later, plan.batches, plan.batch_bytes, block_bytes, first)
+        for block in blocks_of(later, plan.batches, plan.batch_bytes, block_bytes, first):
+            yield replace(block, lap=number)
 
 
 def state_of(dataset: Dataset, plan: Plan, epoch: int, delivered: int) -> dict[str, Any]:

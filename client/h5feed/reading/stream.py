@@ -49,8 +49,7 @@ class Stream:
     def batch(self, epoch: int, position: int) -> Batch:
         """Batch `position` of pass `epoch`; at once where it follows the one that was asked for before."""
         drawn = is_drawn(self.plan)
-        # Passes that are all alike have one number: what was read ahead for the next is right whatever it is.
-        wanted = (epoch if drawn else 0, position)
+        wanted = self._wanted(epoch, position)
         if self._reading is None or self._at != wanted:
             self.close()
             self._reading = self._dataset.read_passes(self.plan, *wanted, **self._fetching)
@@ -60,6 +59,14 @@ class Stream:
         self.taken = self._reading.taken
         self._at = (wanted[0] + drawn, 0) if position + 1 == self.batches else (wanted[0], position + 1)
         return batch
+
+    def is_at(self, epoch: int, position: int) -> bool:
+        """Whether that batch is the next of the read-ahead."""
+        return self._at == self._wanted(epoch, position)
+
+    def _wanted(self, epoch: int, position: int) -> tuple[int, int]:
+        # Passes that are all alike have one number: what was read ahead for the next is right whatever it is.
+        return (epoch if is_drawn(self.plan) else 0), position
 
     def look(self, epoch: int, position: int) -> Batch:
         """The same batch past the read-ahead, which is left as it is.
@@ -72,9 +79,8 @@ class Stream:
             raise BatchOutOfRange(
                 f"{self.plan.rows} rows make {self.batches} batches of {self.plan.batch_size}: there is no {position}"
             )
-        number = epoch if is_drawn(self.plan) else 0
         once = {**self._fetching, "connections": 1}
-        reading = self._dataset.read_passes(self.plan, number, position, position + 1, **once)
+        reading = self._dataset.read_passes(self.plan, *self._wanted(epoch, position), position + 1, **once)
         try:
             return next(reading)
         finally:

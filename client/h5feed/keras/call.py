@@ -1,0 +1,222 @@
+"""What Keras' data adapter is given in the place of a sequence, for one call of ``fit``, ``evaluate`` or ``predict``.
+
+Keras 3 permutes the indices of a shuffled epoch in a way that nobody else can predict. So in ``fit`` the index is only
+a *ticket*: the k-th batch that a run of Keras asks for is the k-th of an order that is our own, and read-ahead is our
+own too. Only where Keras deals the indices of an epoch to several data shards is batch `index` what they must be given.
+Before ``fit`` has reset the adapter it only looks at a batch or two, to build the model or for their shapes. On
+TensorFlow a thread runs ahead of the loop, and runs are left behind that nobody reads any more: each is told from the
+others by the frame that asks.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from ..errors import FeedError
+from . import inside
+from .inside import ADVICE, DEALT, Method, UnderWay, epoch_iterator, initial_epoch, is_run, running_method
+
+if TYPE_CHECKING:
+    from .sequence import Sequence
+
+_RUNS_KNOWN = 16
+"""Runs of one call that are told from each other: the one under way, and some that are only left to die."""
+
+_TRIAL_BATCHES = 64
+"""Of an epoch that an adapter is asked to run over for nothing, to see whether it asks for all."""
+
+
+@dataclass(eq=False)
+class Run:
+    """One run of Keras over the batches of training; `batches` of them, or only looks at them where that is 0."""
+
+    batches: int
+
+
+class Call(keras.utils.PyDataset):  # type: ignore[misc]
+    """The batches of a sequence, as one data adapter of Keras asks for them."""
+
+    def __init__(self, sequence: Sequence, adapter: Any) -> None:
+        super().__init__()
+        self._sequence = sequence
+        # Who holds this.
+        self._adapter = weakref.ref(adapter)
+        self._method: Method | None = None
+        self._steps: int | None = None
+        self._was_reset = False
+        self._runs: dict[int, Run] = {}
+        self._is_dealt = False
+        self._trial: list[int] | None = None
+
+    @property
+    def num_batches(self) -> int:
+        if self._trial is not None:
+            return _TRIAL_BATCHES
+        caller = sys._getframe(1)
+        if self._method == "fit" and is_run(caller):
+            with self._sequence._lock:
+                return self._begin_run(caller).batches
+        return self._sequence._stream_of(running_method(caller) or self._method).batches
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        if self._trial is not None:
+            self._trial.append(index)
+            return (np.zeros((1, 1), np.float32),)
+        with _asking(_Ticket(self, index, sys._getframe(1))):
+            # A subclass of the sequence may have its own.
+            found: tuple[Any, ...] = self._sequence[index]
+        return found
+
+    def batch(self, index: int, caller: FrameType) -> tuple[Any, ...]:
+        """What the function of Keras that runs in `caller` is given for `index`."""
+        sequence = self._sequence
+        if self._method is None:
+            # To build the model, or for the shapes; what has been read ahead is left for the pass itself.
+            self._runs[id(caller)] = Run(0)
+            return sequence._look(index, running_method(caller))
+        if self._method != "fit":
+            return sequence._evaluated(index)
+        with sequence._lock:
+            run = self._runs.get(id(caller)) or self._begin_run(caller)
+            if not run.batches:
+                return sequence._look(index, "fit")
+            if sequence._owner is not run:
+                raise FeedError("another loop over this sequence has begun: make a sequence for each")
+            return sequence._dealt(index) if self._is_dealt else sequence._next_of_training()
+
+    def _begin_run(self, caller: FrameType) -> Run:
+        """Keras begins to run over the batches of training: those of the run before are no longer for that."""
+        course = self._sequence._course
+        if self._is_dealt and course.position:
+            course.end_pass()
+        run = Run(self._sequence._training.batches - course.position)
+        self._sequence._owner = run
+        self._sequence._meter.begin_run()
+        self._runs.pop(id(caller), None)
+        self._runs[id(caller)] = run
+        while len(self._runs) > _RUNS_KNOWN:
+            self._runs.pop(next(iter(self._runs)))
+        return run
+
+    def on_epoch_begin(self) -> None:
+        """Called by Keras when an epoch begins, also when it only looks at a batch to build the model."""
+        caller = sys._getframe(1)
+        method = running_method(caller) or "fit"
+        self._check(method)
+        if method != "fit" or self._was_reset:
+            with self._sequence._lock:
+                self._begin_epoch(method, caller)
+        with _asking(None):
+            self._sequence.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        """Called by Keras when an epoch ends, and before the first."""
+        caller = sys._getframe(1)
+        method = running_method(caller)
+        self._check(method)
+        self._was_reset = True
+        with self._sequence._lock:
+            if self._method is not None:
+                self._sequence._meter_of(self._method).end_pass()
+            elif method == "fit":
+                self._sequence._fitting = UnderWay(caller)
+            if self._is_dealt and not self._steps and self._sequence._course.position:
+                self._sequence._course.end_pass()
+        with _asking(None):
+            self._sequence.on_epoch_end()
+
+    def _check(self, method: Method | None) -> None:
+        if method == "fit" and inside.FAULT:
+            raise FeedError(inside.refusal())
+
+    def _begin_epoch(self, method: Method, caller: FrameType) -> None:
+        sequence, iterator = self._sequence, epoch_iterator(self._adapter(), caller)
+        if self._method is None:
+            self._method, self._steps = method, getattr(iterator, "steps_per_epoch", None)
+            is_dealt = not self._asks_for_all()
+            if method == "fit":
+                sequence._begin_fit(initial_epoch(caller), self._steps, is_dealt)
+            self._is_dealt = is_dealt
+            if is_dealt:
+                self._tell_dealt()
+        # Keras on JAX takes a batch ahead, and the first execution is compiled when it has all of its own.
+        first = getattr(iterator, "steps_per_execution", 1) + (keras.backend.backend() == "jax")
+        # With steps_per_epoch a run goes on over several epochs.
+        goes_on = bool(self._steps and getattr(iterator, "_steps_seen", 0))
+        sequence._meter_of(method).begin_pass(first, goes_on=goes_on)
+        if method == "fit" and not goes_on:
+            sequence._meter.begin_demands()
+            if iterator is not None and not self._is_dealt:
+                # Keras is told that a run which begins in the middle of a pass is the rest of it only.
+                iterator._num_batches = sequence._training.batches - sequence._course.position
+
+    def _asks_for_all(self) -> bool:
+        """Whether the adapter asks for every batch of an epoch; with several data shards it leaves some to others."""
+        try_run = getattr(self._adapter(), "get_numpy_iterator", None)
+        if try_run is None:
+            return True
+        state, self._trial = random.getstate(), []
+        try:
+            for _ in try_run():
+                pass
+            return sorted(self._trial) == list(range(_TRIAL_BATCHES))
+        finally:
+            self._trial = None
+            # An epoch that is shuffled has drawn from it.
+            random.setstate(state)
+
+    def _tell_dealt(self) -> None:
+        shards = self._sequence.shards
+        if shards > 1:
+            raise FeedError(f"{DEALT}. They are shares already, with shards={shards}: {ADVICE}")
+        told = "in an order that cannot be read ahead" if self._method == "fit" else "and row_ids are those of all"
+        warnings.warn(f"{DEALT}, {told}. {ADVICE}", stacklevel=2)
+
+
+class _Ticket:
+    """What a function of Keras has asked for: it is given once, however often a subclass of the sequence asks."""
+
+    def __init__(self, call: Call, index: int, caller: FrameType) -> None:
+        self._call, self.index, self._caller = call, index, caller
+        self._given: tuple[Any, ...] | None = None
+
+    def is_for(self, sequence: Sequence, index: int) -> bool:
+        return self._call._sequence is sequence and self.index == index
+
+    def take(self) -> tuple[Any, ...]:
+        if self._given is None:
+            # A transform that looks at the sequence asks for itself.
+            with _asking(None):
+                self._given = self._call.batch(self.index, self._caller)
+        return self._given
+
+
+class _Asked(threading.local):
+    by_keras = False
+    ticket: _Ticket | None = None
+
+
+ASKED = _Asked()
+"""Whether this thread asks a sequence on behalf of Keras' data adapter, and for what."""
+
+
+@contextmanager
+def _asking(ticket: _Ticket | None) -> Iterator[None]:
+    before = ASKED.by_keras, ASKED.ticket
+    ASKED.by_keras, ASKED.ticket = True, ticket
+    try:
+        yield
+    finally:
+        ASKED.by_keras, ASKED.ticket = before

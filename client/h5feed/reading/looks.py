@@ -1,0 +1,60 @@
+"""Batches of an order for who asks for them by number."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+from ..batch import Batch
+from .stream import Stream
+
+if TYPE_CHECKING:
+    from ..dataset import Dataset, Plan
+
+
+class Looks:
+    """Any batch of any pass, apart from the loops over them. Safe for threads.
+
+    The first is a request of its own; one that follows the one before is read ahead, so that whoever goes through a
+    pass by number waits as little as a loop.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    plan : Plan
+    fetching : mapping
+        Options of `Dataset.read_passes`.
+    """
+
+    def __init__(self, dataset: Dataset, plan: Plan, fetching: Mapping[str, Any]) -> None:
+        self._stream = Stream(dataset, plan, fetching)
+        self._last: tuple[int, int] | None = None
+        self._lock = threading.Lock()
+
+    def batch(self, epoch: int, position: int) -> Batch:
+        """Batch `position` of pass `epoch`."""
+        with self._lock:
+            follows = (epoch, position - 1) == self._last or self._stream.is_at(epoch, position)
+            self._last = (epoch, position)
+            if follows:
+                return self._stream.batch(epoch, position)
+        return self._stream.look(epoch, position)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_stream": copy(self._stream), "_last": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def after_fork(self) -> None:
+        """In the child: threads and locks are the parent's."""
+        self._lock = threading.Lock()
+        self._stream.after_fork()
+
+    def close(self) -> None:
+        """End the read-ahead and its threads."""
+        with self._lock:
+            self._stream.close()
