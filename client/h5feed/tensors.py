@@ -51,14 +51,17 @@ def _tensor(value: Any) -> Any:
         return value
     array = np.asarray(value)
     alike = _ML_DTYPES.get(array.dtype.name)
-    if alike is None and array.dtype.kind not in "biufc":
+    if alike is not None:
+        array = array.view(f"u{array.itemsize}")
+    if array.dtype.kind not in "biufc":
         return value
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
+    # Of several C types of one size (long, long long) torch knows one.
+    native = np.dtype(f"{array.dtype.kind}{array.itemsize}")
+    array = array.view(native) if array.dtype.isnative else array.astype(native)
     if not _is_shared(array):
         array = array.copy()
     if alike is not None:
-        return torch.from_numpy(array.view(f"u{array.itemsize}")).view(alike)
+        return torch.from_numpy(array).view(alike)
     try:
         return torch.from_numpy(array)
     except TypeError:
