@@ -39,7 +39,8 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
     fetches every k-th batch, and the DataLoader delivers them in the same order as without workers. Threads fetch ahead
     in any case, so workers pay only where `transform` is slow: each of them has to hand its batches over by a copy.
 
-    Each pass begun has the next number, with and without workers, persistent or not. `set_epoch` sets it.
+    Each pass begun has the next number, with and without workers, persistent or not, whatever their seed. `set_epoch`
+    sets it. A pass begins with the first batch that is asked for; workers ask as soon as there is an iterator.
 
     Parameters
     ----------
@@ -53,6 +54,7 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
     Raises
     ------
     BadParameter
+        Also when a DataLoader is to make batches of the batches, and when Accelerate prepares what it would lose rows of.
 
     Tensors lie in recycled memory, which is not used again as long as any view of it is referred to.
     """

@@ -183,7 +183,9 @@ with open(f"{folder}/{trainer.global_rank}.json", "w") as file:
 """
 
 
-def run_lightning(server: ServerProcess, folder: Path, devices: int, how: str) -> list[dict[str, list[list[list[int]]]]]:
+def run_lightning(
+    server: ServerProcess, folder: Path, devices: int, how: str
+) -> list[dict[str, list[list[list[int]]]]]:
     """What each rank was given; Lightning begins the second rank itself."""
     script = folder / "train.py"
     script.write_text(LIGHTNING)

@@ -80,7 +80,12 @@ def test_what_is_no_array_of_numbers() -> None:
     marker = object()
     for value in ("cat", b"cat", 3, 2.5, True, None, marker):
         assert tensors_of(value, False) is value
-    for text in (np.array(["cat", "dog"]), np.array([b"cat"]), np.array(["a", None], object), np.array(["2024"], "M8[D]")):
+    for text in (
+        np.array(["cat", "dog"]),
+        np.array([b"cat"]),
+        np.array(["a", None], object),
+        np.array(["2024"], "M8[D]"),
+    ):
         assert tensors_of(text, False) is text
     for scalar in (np.float32(2.5), np.int64(3), np.bool_(True)):
         tensor = tensors_of(scalar, False)
