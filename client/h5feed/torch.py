@@ -54,7 +54,7 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
     Raises
     ------
     BadParameter
-        Also when a DataLoader is to make batches of the batches, and when Accelerate prepares what it would lose rows of.
+        Also where a DataLoader would make batches of the batches, and where Accelerate would lose rows.
 
     Tensors lie in recycled memory, which is not used again as long as any view of it is referred to.
     """

@@ -12,8 +12,8 @@ import h5feed
 import numpy as np
 import pytest
 from conftest import ROWS
-from ranks import two_passes
 from h5feed.errors import BadParameter
+from ranks import two_passes
 
 torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader  # noqa: E402
@@ -154,7 +154,7 @@ def test_batches_of_batches(feed: h5feed.Feed, options: dict[str, Any]) -> None:
     with pytest.raises(BadParameter, match="give it batch_size=None, and batch_size= to the dataset"):
         next(iter(DataLoader(batches, **options)))
     joined = DataLoader(
-        batches_of(feed), **options, collate_fn=lambda several: [torch.cat(part) for part in zip(*several)]
+        batches_of(feed), **options, collate_fn=lambda several: [torch.cat(part) for part in zip(*several, strict=True)]
     )
     assert delivered(joined) == rows_of(feed, 0)
     assert type(next(iter(batches))) is tuple

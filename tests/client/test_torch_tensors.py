@@ -41,7 +41,7 @@ LAYOUTS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", "? b h i q B H I Q e f d F D".split())
+@pytest.mark.parametrize("dtype", list("?bhiqBHIQefdFD"))
 def test_arrays_of_any_layout(dtype: str, layout: str) -> None:
     """Same values, shape and type as the array's, and no warning, however it lies in memory."""
     array = LAYOUTS[layout](VALUES.astype(dtype))
@@ -104,7 +104,7 @@ def test_arrays_of_other_libraries() -> None:
 
 def test_trees() -> None:
     """Dicts, tuples, lists and named tuples keep their kind and order, as deep as they go."""
-    Pair = namedtuple("Pair", "left right")  # noqa: PYI024
+    Pair = namedtuple("Pair", "left right")
     ones, flipped = np.ones(2, "f4"), np.arange(3)[::-1]
     tree = {"a": (ones, [flipped, "text"]), "b": Pair(ones, {"c": 1}), "d": [], "e": ()}
     found = tensors_of(tree, False)
