@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,12 @@ from .errors import BadParameter
 from .loop_stats import LoopStats
 from .net.trace import clock
 from .prepare import Preparation
+from .reading.data_loaders import Loaded, check_accelerate, is_data_loader
 from .reading.loader import divided, preparation_of
 from .reading.meter import Meter
-from .reading.pass_numbers import PassNumbers
+from .reading.pass_numbers import Pass, PassNumbers
 from .reading.passes import is_drawn
+from .tensors import mapped, tensors_of
 from .wire import WEIGHT
 
 if TYPE_CHECKING:
@@ -36,7 +39,8 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
     fetches every k-th batch, and the DataLoader delivers them in the same order as without workers. Threads fetch ahead
     in any case, so workers pay only where `transform` is slow: each of them has to hand its batches over by a copy.
 
-    Each pass begun has the next number, with and without workers, persistent or not. `set_epoch` sets it.
+    Each pass begun has the next number, with and without workers, persistent or not, whatever their seed. `set_epoch`
+    sets it. A pass begins with the first batch that is asked for; workers ask as soon as there is an iterator.
 
     Parameters
     ----------
@@ -50,6 +54,7 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
     Raises
     ------
     BadParameter
+        Also where a DataLoader would make batches of the batches, and where Accelerate would lose rows.
 
     Tensors lie in recycled memory, which is not used again as long as any view of it is referred to.
     """
@@ -103,6 +108,7 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
         """Make `epoch` the number of the pass that is begun next; call it between passes."""
         if epoch < 0:
             raise BadParameter(f"epoch={epoch} must be 0 or more")
+        check_accelerate(sys._getframe(1), int(self._order.get("shards") or 1))
         self._passes.go_to(epoch)
 
     def stats(self) -> LoopStats:
@@ -115,14 +121,13 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         info = get_worker_info()
-        if info is None:
-            return self._batches(self._passes.begin(None), 0, 1)
-        # One number for all workers of a DataLoader, another one for each DataLoader's iterator.
-        nonce = info.seed - info.id
-        return self._batches(self._passes.begin(nonce), info.id, info.num_workers)
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        batches = self._batches(self._passes.call(), worker, workers)
+        return map(Loaded, batches) if is_data_loader(sys._getframe(1)) else batches
 
-    def _batches(self, epoch: int, worker: int, workers: int) -> Iterator[tuple[Any, ...]]:
-        """Batches `worker`, worker + workers, worker + 2 workers … of a pass."""
+    def _batches(self, called: Pass | None, worker: int, workers: int) -> Iterator[tuple[Any, ...]]:
+        """Batches `worker`, worker + workers, worker + 2 workers … of a pass, which begins with the first asked for."""
+        epoch = self._passes.begin(called)
         prepare = self._preparation()
         pin = self._pin and torch.cuda.is_available()
         cache = None if self._cache is None else self._dataset.cache(*self._cache)
@@ -232,7 +237,7 @@ class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
         except IndexError:
             raise IndexError(f"there are {len(self)} rows: places are 0 … {len(self) - 1}") from None
         arrays = tensors_of(prepare(self._dataset.take(rows, fields=prepare.fields)), False)
-        return [_mapped(itemgetter(place), arrays) for place in range(len(rows))]
+        return [mapped(itemgetter(place), arrays) for place in range(len(rows))]
 
     def _preparation(self) -> Preparation:
         if self._prepared is None or self._prepared[0] != os.getpid():
@@ -242,25 +247,3 @@ class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_prepared": None}
-
-
-def tensors_of(arrays: Any, pin: bool) -> Any:
-    """Tensors in the memory of the arrays, in the same tuples and dicts; with `pin` in pinned memory."""
-
-    def tensor(array: Any) -> Any:
-        if isinstance(array, np.ndarray):
-            if array.dtype.name == "bfloat16":
-                array = torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-            else:
-                array = torch.from_numpy(array)
-        return array.pin_memory() if pin and isinstance(array, torch.Tensor) else array
-
-    return _mapped(tensor, arrays)
-
-
-def _mapped(change: Callable[[Any], Any], arrays: Any) -> Any:
-    if isinstance(arrays, Mapping):
-        return {name: _mapped(change, array) for name, array in arrays.items()}
-    if isinstance(arrays, tuple):
-        return tuple(_mapped(change, array) for array in arrays)
-    return change(arrays)

@@ -67,6 +67,17 @@ def test_a_pass_left_early(feed: h5feed.Feed) -> None:
         assert delivered(train) == rows_of(feed, 7) and train.epoch == 8
 
 
+def test_a_look_costs_no_pass(feed: h5feed.Feed) -> None:
+    """An iterator that is made and dropped begins no pass, nor does it end the one that is under way."""
+    with loader(feed) as train:
+        iter(train), iter(train)
+        assert train.epoch == 0
+        under_way = iter(train)
+        first = next(under_way)
+        iter(train)
+        assert delivered([first, *under_way]) == rows_of(feed, 0)
+
+
 @pytest.mark.parametrize("taken", [0, 1, 9, 16])
 def test_resuming(feed: h5feed.Feed, taken: int) -> None:
     """A loader that loads the state of another, through JSON, goes on with exactly what that had not delivered."""

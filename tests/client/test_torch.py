@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROWS
 from h5feed.errors import BadParameter
+from ranks import two_passes
 
 torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader  # noqa: E402
@@ -74,6 +76,110 @@ def test_more_workers_than_batches(feed: h5feed.Feed) -> None:
     assert delivered(DataLoader(batches, batch_size=None, num_workers=4)) == rows_of(feed, 0, limit=100)
 
 
+def noise(x: Any, y: Any, rng: np.random.Generator) -> Any:
+    return x + rng.normal(size=x.shape), y
+
+
+@pytest.mark.parametrize("workers", WORKERS[2:], ids=lambda workers: "-".join(map(str, workers.values())))
+def test_equal_seeds_are_no_equal_passes(feed: h5feed.Feed, workers: dict[str, Any]) -> None:
+    """Whatever torch's generators are seeded with before each epoch, each pass is the next, `set_epoch` is heard, and
+    what augments differs."""
+    batches = batches_of(feed, transform=noise)
+    generator = torch.Generator()
+    loader = DataLoader(batches, batch_size=None, generator=generator, **workers)
+    drawn = []
+    for epoch in (0, 1, 7):
+        if epoch == 7:
+            batches.set_epoch(7)
+        generator.manual_seed(0)
+        torch.manual_seed(0)
+        passed = list(loader)
+        assert delivered(passed) == rows_of(feed, epoch)
+        drawn.append(float(passed[0][0].sum()))
+    assert len(set(drawn)) == 3
+
+
+def test_iterators_at_once(feed: h5feed.Feed) -> None:
+    """Iterators of equal seeds over one dataset that run side by side, of one DataLoader or of two, have a
+    pass each."""
+    batches = batches_of(feed)
+    loaders = [DataLoader(batches, batch_size=None, num_workers=2) for _ in range(2)]
+
+    def iterator(loader: Any) -> Any:
+        torch.manual_seed(0)
+        return iter(loader)
+
+    iterators = [iterator(loader) for loader in (*loaders, loaders[0])]
+    found = [[], [], []]  # type: list[list[int]]
+    for batch in zip(*iterators, strict=True):
+        for rows, (_, y) in zip(found, batch, strict=True):
+            rows.extend(y.tolist())
+    assert sorted(found) == sorted(rows_of(feed, epoch) for epoch in range(3))
+
+
+def test_a_look_costs_no_pass(feed: h5feed.Feed) -> None:
+    """A pass begins with the first batch asked for; one that was begun and left has had its number."""
+    batches = batches_of(feed)
+    for _ in range(3):
+        iter(batches), iter(DataLoader(batches, batch_size=None))
+    assert batches.epoch == 0 and len(batches) == len(DataLoader(batches, batch_size=None))
+    waiting = iter(batches)
+    next(iter(batches))
+    assert batches.epoch == 1
+    assert delivered(waiting) == rows_of(feed, 1)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_ranks_count_for_themselves(feed: h5feed.Feed, method: str) -> None:
+    """Processes that are no workers, but have workers, begin with the pass that the original was at, each of them."""
+    batches = batches_of(feed)
+    batches.set_epoch(3)
+    context = multiprocessing.get_context(method)
+    told = context.Queue()
+    ranks = [context.Process(target=two_passes, args=(batches, told)) for _ in range(2)]
+    for rank in ranks:
+        rank.start()
+    assert delivered(DataLoader(batches, batch_size=None, num_workers=2)) == rows_of(feed, 3)
+    for _ in ranks:
+        assert told.get(timeout=300) == [rows_of(feed, 3), rows_of(feed, 4)]
+    for rank in ranks:
+        rank.join()
+    assert batches.epoch == 4
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 4}, {"batch_size": 4, "num_workers": 1}], ids=str)
+def test_batches_of_batches(feed: h5feed.Feed, options: dict[str, Any]) -> None:
+    """A DataLoader that would batch batches is told what to be given; a collate_fn may make of them what it likes."""
+    batches = batches_of(feed)
+    with pytest.raises(BadParameter, match="give it batch_size=None, and batch_size= to the dataset"):
+        next(iter(DataLoader(batches, **options)))
+    joined = DataLoader(
+        batches_of(feed), **options, collate_fn=lambda several: [torch.cat(part) for part in zip(*several, strict=True)]
+    )
+    assert delivered(joined) == rows_of(feed, 0)
+    assert type(next(iter(batches))) is tuple
+
+
+def test_what_a_transform_may_return(feed: h5feed.Feed) -> None:
+    """A flip, a read-only array, text and plain values come out of a loop and of workers with the values returned."""
+
+    def transform(x: Any, y: Any) -> Any:
+        fixed = y.copy()
+        fixed.flags.writeable = False
+        return {"image": x[:, :, ::-1], "ids": y}, {"ids": fixed, "names": [f"row {row}" for row in y], "count": len(y)}
+
+    for batches in (
+        batches_of(feed, transform=transform, limit=100),
+        DataLoader(batches_of(feed, transform=transform, limit=100), batch_size=None, num_workers=2),
+    ):
+        for x, y in batches:
+            rows = x["ids"].numpy()
+            images = feed["mixed"].take(rows, fields=["images"])["images"]
+            np.testing.assert_array_equal(x["image"], images[:, :, ::-1])
+            assert torch.equal(y["ids"], x["ids"])
+            assert y["names"] == [f"row {row}" for row in rows] and y["count"] == len(rows)
+
+
 def test_as_it_is(feed: h5feed.Feed) -> None:
     """Without a DataLoader it is iterated over; tensors stay right while memory is recycled."""
     batches = batches_of(feed)
@@ -100,10 +206,6 @@ def test_a_pass_left_early(feed: h5feed.Feed) -> None:
 
 def test_augmentation_does_not_depend_on_workers(feed: h5feed.Feed) -> None:
     """What `rng` gives a transform is the batch's own, whichever worker makes it."""
-
-    def noise(x: Any, y: Any, rng: np.random.Generator) -> Any:
-        return x + rng.normal(size=x.shape), y
-
     alone = list(batches_of(feed, transform=noise))
     shared = list(DataLoader(batches_of(feed, transform=noise), batch_size=None, num_workers=2))
     for (x, _), (other, _) in zip(alone, shared, strict=True):

@@ -389,7 +389,7 @@ def test_anndata(feed: h5feed.Feed) -> None:
     for y, classes in (("obs.cell_type", {"B": 0, "NK": 1, "T": 2}), ("obs.batch", {"a": 0, "b": 1})):
         labels = Preparation(dataset, y=y).labels
         assert labels is not None and labels.class_indices == classes
-    assert [entry["name"] for entry in dataset.splits(stratify="obs.batch")["splits"]["all"]["classes"]] == ["a", "b"]
+    assert [entry["name"] for entry in dataset.splits(classes="obs.batch")["splits"]["all"]["classes"]] == ["a", "b"]
 
 
 def test_anndata_of_a_sparse_matrix(feed: h5feed.Feed) -> None:

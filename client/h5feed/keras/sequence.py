@@ -40,7 +40,6 @@ from .course import Course, OwnLoop
 from .inside import Method, UnderWay, holder_of, is_of_keras, running_method
 from .ordered_rows import OrderedRows
 from .state_backup import StateBackup
-from .tensors import torch_tensor
 
 __all__ = ["Sequence", "StateBackup"]
 
@@ -535,4 +534,12 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
 
     def _arrays(self, batch: Batch, epoch: int) -> tuple[Any, ...]:
         arrays = self._prepare(batch, epoch)
-        return keras.tree.map_structure(torch_tensor, arrays) if keras.backend.backend() == "torch" else arrays
+        if keras.backend.backend() != "torch":
+            return arrays
+        # Only that backend needs torch.
+        import torch
+
+        from ..tensors import tensors_of
+
+        tensors: tuple[Any, ...] = tensors_of(arrays, pin=torch.cuda.is_available())
+        return tensors

@@ -135,16 +135,15 @@ class Loader:
         return self._meter.stats()
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        # A pass begins with the first batch that is asked for: an iterator may be made only to see that it can be.
         with self._lock:
             if self._under_way:
                 self._epoch, self._delivered = self._epoch + 1, 0
             self._under_way = True
             self._passes += 1
+            number = self._passes
             if not self.plan.batches:
                 self._end()
-            return self._pass(self._passes)
-
-    def _pass(self, number: int) -> Iterator[tuple[Any, ...]]:
         last = not self.plan.batches
         self._meter.begin_pass()
         while not last:

@@ -3,56 +3,100 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
+import threading
+import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.context import get_spawning_popen
 from typing import Any
 
 import torch
+from torch.utils.data import get_worker_info
 
-_PASSES_KNOWN = 16
+from ..forks import tell_after_fork
+
+_PASSES_KNOWN = 64
 """Passes whose numbers workers can look up: those of a DataLoader that was dropped may still be beginning one."""
 
 _LOCK_SECONDS = 30.0
 
+Pass = tuple[int, int, int]
+"""What workers know a pass by: the thread that has begun them, which child of it their first was, and which pass of
+these workers it is."""
+
+
+@dataclass(frozen=True)
+class _Birth:
+    """What a process is told when it begins: it is child `child` of a thread, and the next pass was `following`.
+
+    A DataLoader begins its workers one after the other on one thread. So ``child - worker`` is the same for all workers
+    of one of its iterators and differs between iterators, whatever seeds these have.
+    """
+
+    thread: int
+    child: int
+    following: int
+
 
 class PassNumbers:
-    """The numbers of passes, told to all processes that take part in one.
+    """The numbers of passes of a process and of the workers of its DataLoaders, persistent or not.
 
-    Whoever is the first to begin a pass gives it the next number; the others find it under what they know the pass by.
+    Whoever is the first to begin a pass gives it the next number; other workers find it under what they know the pass
+    by. A copy in a process that is no such worker counts for itself, from where the original was.
     """
 
     def __init__(self, epoch: int) -> None:
+        self._birth: _Birth | None = None
+        self._begin_at(epoch)
+        self._watch_forks()
+
+    def _begin_at(self, epoch: int) -> None:
         # Of the kind that forked and spawned workers can both be given.
         self._lock = get_context("spawn").Lock()
-        # The next number, then the passes known: (nonce, call, number)
-        self._shared = torch.zeros(1 + 3 * _PASSES_KNOWN, dtype=torch.int64).share_memory_()
+        # The next number, then the passes known: (*Pass, number)
+        self._shared = torch.zeros(1 + 4 * _PASSES_KNOWN, dtype=torch.int64).share_memory_()
         self._shared[0] = epoch
-        self._begun: dict[int, int] = {}
-        """Passes that this very process has begun for each nonce: workers that persist begin many."""
+
+    def _watch_forks(self) -> None:
+        self._calls = 0
+        self._children = threading.local()
+        _TO_FORK.add(self)
+        tell_after_fork(self)
 
     @property
     def following(self) -> int:
+        self._part()
         with self._locked():
             return int(self._shared[0])
 
     def go_to(self, epoch: int) -> None:
+        self._part()
         with self._locked():
             self._shared[0] = epoch
 
-    def begin(self, nonce: int | None) -> int:
-        """The number of a pass that begins; `nonce` is the same for all who take part in it, None for one alone."""
+    def call(self) -> Pass | None:
+        """For an iterator: what the pass that it is to begin is known by; None if nobody else takes part in it."""
+        self._part()
+        worker = get_worker_info()
+        if self._birth is None or worker is None:
+            return None
+        self._calls += 1
+        return self._birth.thread, self._birth.child - worker.id, self._calls
+
+    def begin(self, called: Pass | None) -> int:
+        """The number of a pass that begins."""
         with self._locked():
             number = int(self._shared[0])
-            if nonce is not None:
-                call = self._begun.get(nonce, 0) + 1
-                self._begun = {nonce: call}
-                known = self._shared[1:].view(_PASSES_KNOWN, 3)
-                for known_nonce, known_call, known_number in known.tolist():
-                    if (known_nonce, known_call) == (nonce, call):
+            if called is not None:
+                known = self._shared[1:].view(_PASSES_KNOWN, 4)
+                for *other, known_number in known.tolist():
+                    if tuple(other) == called:
                         return int(known_number)
                 known[1:] = known[:-1].clone()
-                known[0] = torch.tensor([nonce, call, number])
+                known[0] = torch.tensor([*called, number])
             self._shared[0] += 1
             return number
 
@@ -65,14 +109,49 @@ class PassNumbers:
         finally:
             self._lock.release()
 
+    def _part(self) -> None:
+        """In a process that is no worker of a DataLoader: have nothing to do with the original any more."""
+        if self._birth is not None and get_worker_info() is None:
+            self._begin_at(self._birth.following)
+            self._birth = None
+
+    def before_fork(self) -> _Birth:
+        """On the thread that begins a process: what that is told."""
+        self._part()
+        last: _Birth | None = getattr(self._children, "last", None)
+        thread, child = (next(_THREADS), 0) if last is None else (last.thread, last.child + 1)
+        self._children.last = birth = _Birth(thread, child, int(self._shared[0]))
+        return birth
+
+    def after_fork(self) -> None:
+        """In the child, whose only thread is the one that forked."""
+        self._birth, self._calls = getattr(self._children, "last", None), 0
+
     def __reduce__(self) -> tuple[Any, ...]:
-        if get_spawning_popen() is not None:
-            return _shared_pass_numbers, (self._lock, self._shared)
-        # A copy that is no worker's counts for itself.
-        return PassNumbers, (self.following,)
+        if get_spawning_popen() is None:
+            # A copy that is no worker's counts for itself.
+            return PassNumbers, (self.following,)
+        birth = self.before_fork()
+        return _of_child, (self._lock, self._shared, birth)
 
 
-def _shared_pass_numbers(lock: Any, shared: torch.Tensor) -> PassNumbers:
+def _of_child(lock: Any, shared: torch.Tensor, birth: _Birth) -> PassNumbers:
     numbers = object.__new__(PassNumbers)
-    numbers._lock, numbers._shared, numbers._begun = lock, shared, {}
+    numbers._lock, numbers._shared, numbers._birth = lock, shared, birth
+    numbers._watch_forks()
     return numbers
+
+
+_THREADS = itertools.count()
+"""Threads are numbered by those that begin processes; the system's own numbers are used again."""
+
+_TO_FORK: weakref.WeakSet[PassNumbers] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for numbers in list(_TO_FORK):
+        numbers.before_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork)

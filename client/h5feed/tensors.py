@@ -1,0 +1,82 @@
+"""Tensors of what a batch was made into, in its own memory where torch can use that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+def tensors_of(arrays: Any, pin: bool) -> Any:
+    """The same dicts, tuples and lists with a tensor for every array of numbers.
+
+    Parameters
+    ----------
+    arrays : tree
+        Of numpy arrays, and of whatever else a transform returns. Arrays of another library become tensors too. What
+        torch has no dtype for (text, dates) and what is no array stays as it is.
+    pin : bool
+        In pinned memory, which a CUDA device reads directly.
+
+    A tensor shares the memory of its array, but for arrays that torch cannot share: read-only ones, those with negative
+    strides (a flip), and those in the other byte order.
+    """
+
+    def tensor(value: Any) -> Any:
+        found = _tensor(value)
+        if pin and isinstance(found, torch.Tensor) and found.device.type == "cpu" and found.layout == torch.strided:
+            return found.pin_memory()
+        return found
+
+    return mapped(tensor, arrays)
+
+
+def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
+    """The same dicts, tuples and lists of what `change` makes of the rest."""
+    if isinstance(tree, Mapping):
+        return {name: mapped(change, part) for name, part in tree.items()}
+    if isinstance(tree, tuple):
+        parts = [mapped(change, part) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    if isinstance(tree, list):
+        return [mapped(change, part) for part in tree]
+    return change(tree)
+
+
+def _tensor(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) or not hasattr(value, "__array__"):
+        return value
+    array = np.asarray(value)
+    alike = _ML_DTYPES.get(array.dtype.name)
+    if alike is not None:
+        array = array.view(f"u{array.itemsize}")
+    if array.dtype.kind not in "biufc":
+        return value
+    # Of several C types of one size (long, long long) torch knows one.
+    native = np.dtype(f"{array.dtype.kind}{array.itemsize}")
+    array = array.view(native) if array.dtype.isnative else array.astype(native)
+    if not _is_shared(array):
+        array = array.copy()
+    if alike is not None:
+        return torch.from_numpy(array).view(alike)
+    try:
+        return torch.from_numpy(array)
+    except TypeError:
+        # long double, and what only later versions of torch have: unsigned integers of several bytes
+        return value
+
+
+def _is_shared(array: npt.NDArray[Any]) -> bool:
+    """Whether torch can use the memory of an array: it has no read-only tensors, and counts strides in whole items."""
+    return array.flags.writeable and all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides)
+
+
+_ML_DTYPES = {
+    name: getattr(torch, name)
+    for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+    if hasattr(torch, name)
+}
+"""Types that numpy has from ``ml_dtypes``, under the same names as torch."""
