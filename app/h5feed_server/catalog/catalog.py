@@ -318,7 +318,9 @@ class Catalog:
 
             declaration = read_declared(self._root)
             self._endings = declaration.endings()
-            found = walk(str(self._root), self._endings) if self._only is None else Walk(sorted(self._only))
+            found = Walk(sorted(self._only or ()))
+            if self._only is None:
+                found = walk(str(self._root), self._endings, str(self._settings.cache_dir.resolve()))
             self._others = found.others
             known = sorted([*found.files, *found.declarable])
             declared, unfollowed = followed(declaration, known, partly=self._only is not None)

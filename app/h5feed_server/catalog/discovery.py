@@ -61,13 +61,15 @@ class Walk:
     refused: dict[str, str] = field(default_factory=dict)
 
 
-def walk(root: str, endings: Collection[str] = ()) -> Walk:
+def walk(root: str, endings: Collection[str] = (), besides: str | None = None) -> Walk:
     """Find the files below a folder.
 
     Parameters
     ----------
     endings : collection of str
         Further ones, in lower case, of which files may be declared.
+    besides : str, optional
+        A folder that is the server's own.
     """
     found = Walk()
     unseen = [""]
@@ -80,7 +82,8 @@ def walk(root: str, endings: Collection[str] = ()) -> Walk:
                         continue
                     path = os.path.join(folder, entry.name)
                     if entry.is_dir(follow_symlinks=False):
-                        unseen.append(path)
+                        if entry.path != besides:
+                            unseen.append(path)
                     elif entry.is_symlink() and os.path.isdir(entry.path):
                         found.refused[path] = _UNSERVED_LINKS
                     else:
