@@ -21,7 +21,7 @@ def _set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-_LABELS = _set("y label labels target targets class classes category categories groundtruth ans answer answers")
+_LABELS = _set("y label labels target targets class classes category categories groundtruth answer answers")
 _TARGETS = _set(
     "mask masks seg segs segmentation segmentations segm annotation annotations annot depth depths disparity heatmap "
     "heatmaps instances bbox bboxes boxes keypoint keypoints landmark landmarks reconstruction"
@@ -98,6 +98,12 @@ def target_of_pair(name: str, others: Iterable[str]) -> str | None:
     """The field that this one is the target to, as ``hr`` is to ``lr``; None where it is none."""
     wanted = frozenset[str]().union(*(_PAIRS.get(word, frozenset()) for word in words_of(name)))
     return next((other for other in others if other != name and wanted.intersection(words_of(other))), None)
+
+
+def is_telling(name: str) -> bool:
+    """Whether a name says anything of a field, alone or beside another."""
+    paired = frozenset(_PAIRS).union(*_PAIRS.values())
+    return says(name, single=False) != "nothing" or is_running(name) or not paired.isdisjoint(words_of(name))
 
 
 def is_coordinate(name: str, others: Iterable[str]) -> bool:

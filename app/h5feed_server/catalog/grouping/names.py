@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ...split_names import numbered_split, without_split
-from ..words import says
+from ..words import is_telling, says
 
 _SHARD = re.compile(r"[_.\-](\d{3,6})-of-(\d{3,6})$")
 _HALF = re.compile(r"(?:^|[_.\-])(x|y|images?|labels?|data|targets?|inputs?|mask)$", re.I)
@@ -23,19 +23,18 @@ _FIELD_WORDS = frozenset(
     re.findall(
         r"\w+",
         """
-        action actions annotation annotations ans answer answers audio band bands bbox bboxes bgr box boxes caption
-        captions categories category channel channels class classes coordinates coords data dataset depth depths
-        descriptors distances dones dst ecg eeg embedding embeddings events feat feats feature features flow frame
-        frames gray grey gt id ids image images img imgs index indices info input inputs instances kspace label labels
-        latent latents left length lengths logits mask masks meta metadata name names neighbors neighbours next normal
-        normals obs observation observations offset offsets output outputs params patches photo photos picture pictures
-        pixels point points pos position positions prob probs query reconstruction rewards rgb right sample samples
-        score scores seg segmentation sensor sequence sequences signal signals snippets source sources spectrogram src
-        state states target targets text timeouts timestamp timestamps token tokens trace traces tracings value values
-        vector vectors video videos waveform waveforms weight weights
+        action actions ans audio band bands bgr box caption captions channel channels coordinates coords dataset
+        descriptors distances dones dst ecg eeg embedding embeddings events feat feats flow frame frames gray
+        grey info kspace latent latents left length lengths logits meta metadata neighbors neighbours next
+        normal normals obs observation observations params patches photo photos picture pictures point points
+        pos position positions prob probs query rewards rgb right sample samples score scores sensor sequence
+        sequences signal signals snippets source sources spectrogram state states text timeouts token tokens
+        trace traces tracings value vector vectors video videos waveform waveforms weight weights
         """,
     )
 )
+"""Words of fields, beside those that tell their roles."""
+
 _FIELD_LETTERS = frozenset("abcdefhiklmnoprstuvwxyz")
 """A letter alone is how a formula calls a field."""
 
@@ -114,7 +113,7 @@ def _words(name: str) -> set[str]:
 def is_field(name: str) -> bool:
     """Whether fields are called so, rather than classes, people or places."""
     name = without_split(name)[0]
-    return name.lower() in _FIELD_LETTERS or not _FIELD_WORDS.isdisjoint(_words(name))
+    return name.lower() in _FIELD_LETTERS or not _FIELD_WORDS.isdisjoint(_words(name)) or is_telling(name)
 
 
 def is_label(name: str) -> bool:
