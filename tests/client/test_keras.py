@@ -440,6 +440,21 @@ def test_the_shard_is_found_when_asked(
         assert shard_of(shard, shards) == expected
 
 
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_shards_are_replicas(monkeypatch: pytest.MonkeyPatch, replicas: int) -> None:
+    """Processes that share a replica of a model are given the same rows: the shard is Keras' data shard."""
+    mesh = keras.distribution.DeviceMesh((replicas, 4 // replicas), ("data", "model"), [f"cpu:{n}" for n in range(4)])
+    layout = keras.distribution.LayoutMap(mesh)
+    distribution = keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="data")
+    distribution._num_processes = 4
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with distribution.scope():
+        for rank in range(4):
+            monkeypatch.setenv("RANK", str(rank))
+            distribution._process_id = rank
+            assert shard_of("auto", None) == (distribution.data_shard_id, replicas)
+
+
 def test_what_a_generator_of_keras_tells(dataset: Any, feed: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """samples, classes, class_indices, class_weight and the line that is printed."""
     train = dataset.sequence("train", test=0.2, shuffle=True)

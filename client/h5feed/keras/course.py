@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass
 
 
 class Course:
@@ -78,15 +77,3 @@ class Course:
         epoch, position = self.begun_at
         passes, position = divmod(position + batches, max(1, self._batches))
         return epoch + passes, position
-
-
-@dataclass(eq=False)
-class OwnLoop:
-    """A loop of the user's own over one pass: its next batch, and the course as it was before.
-
-    One that is left early has never been: training then goes on as from before.
-    """
-
-    epoch: int
-    position: int
-    before: Course | None = None

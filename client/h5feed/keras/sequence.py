@@ -10,7 +10,7 @@ import operator
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import copy
 from types import FrameType
 from typing import Any, Literal
@@ -36,9 +36,10 @@ from ..reading.sharding import shard_of
 from ..reading.stream import Stream
 from . import inside
 from .call import ASKED, Call, Run
-from .course import Course, OwnLoop
+from .course import Course
 from .inside import Method, UnderWay, holder_of, is_of_keras, running_method
 from .ordered_rows import OrderedRows
+from .own_loops import OwnLoop, OwnLoops
 from .state_backup import StateBackup
 
 __all__ = ["Sequence", "StateBackup"]
@@ -50,7 +51,7 @@ _ONLY_TRAINING = ("shuffle", "window", "balance", "weights", "epoch_rows")
 _OF_THIS_PROCESS = ("_lock", "_owner", "_endless", "_fitting", "_is_dealt", "_has_just_ended", "_asked_in")
 
 
-class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
+class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
     """Batches of a split for ``model.fit``, ``evaluate`` and ``predict``; made by `Dataset.sequence`.
 
     Each pass in ``fit`` delivers every row exactly once, in an order of its own when `shuffle` is set. ``evaluate`` and
@@ -414,63 +415,6 @@ class Sequence(keras.utils.PyDataset):  # type: ignore[misc]
         batch = self._looks.batch(epoch, position)
         with self._lock:
             return self._arrays(batch, epoch)
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """A loop over the pass that `epoch` names, or over what is left of one that was resumed."""
-        loop = self._begin_own_loop()
-        while loop.position < self._training.batches:
-            yield self._next_of(loop)
-        if loop.before is not None:
-            self._meter.end_pass()
-
-    def __next__(self) -> tuple[Any, ...]:
-        """The next batch of a loop that goes on from pass to pass."""
-        batches = self._training.batches
-        if not batches:
-            raise StopIteration
-        with self._lock:
-            loop = self._endless
-            goes_on = loop is not None and (loop is self._owner or (loop.before is None and self._is_fitting()))
-            if loop is None or not goes_on or loop.epoch != self._course.epoch or loop.position == batches:
-                loop = self._endless = self._begin_own_loop()
-        return self._next_of(loop)
-
-    def _is_fitting(self) -> bool:
-        if self._fitting is not None and not self._fitting:
-            self._fitting = None
-        return self._fitting is not None
-
-    def _begin_own_loop(self) -> OwnLoop:
-        with self._lock:
-            if self._is_fitting():
-                return OwnLoop(self._course.epoch, 0)
-            self._leave_own_loop()
-            self._is_dealt = False
-            before = copy(self._course)
-            self._course.begin_loop()
-            loop = self._owner = OwnLoop(self._course.epoch, self._course.position, before)
-            # A fit that was interrupted has not said that nobody takes batches ahead any more.
-            self._meter.run_ahead(False)
-            self._meter.begin_pass()
-            return loop
-
-    def _leave_own_loop(self) -> None:
-        if isinstance(self._owner, OwnLoop) and self._owner.before is not None:
-            self._course = self._owner.before
-        self._owner, self._has_just_ended = None, False
-
-    def _next_of(self, loop: OwnLoop) -> tuple[Any, ...]:
-        with self._lock:
-            if self._owner is loop:
-                arrays = self._next_of_training()
-                loop.position += 1
-                if loop.position == self._training.batches:
-                    self._owner, self._has_just_ended = None, True
-                return arrays
-        # Another loop has begun, or fit has: this one goes on all the same, as looks.
-        arrays = self._seen(loop.epoch, loop.position)
-        loop.position += 1
-        return arrays
 
     def on_epoch_begin(self) -> None:
         """Called by Keras when an epoch begins; it does nothing here."""

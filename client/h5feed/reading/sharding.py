@@ -17,7 +17,8 @@ def shard_of(shard: int | Literal["auto"], shards: int | None) -> tuple[int, int
     shard : int or ``"auto"``
         ``"auto"``: the rank of this process, as JAX (which `keras.distribution` builds on), an initialised
         `torch.distributed`, or the variables ``RANK`` and ``WORLD_SIZE`` (torchrun) tell, in this order; where none
-        does, there is one process.
+        does, there is one process. Processes that share one replica of a model, as the current `keras.distribution`
+        has it, are one shard.
     shards : int, optional
         With ``"auto"`` it must be what was found.
 
@@ -26,13 +27,25 @@ def shard_of(shard: int | Literal["auto"], shards: int | None) -> tuple[int, int
     BadParameter
     """
     if shard == "auto":
-        rank, found = _found()
+        rank, found = _data_shard(*_found())
         if shards not in (None, found):
             raise BadParameter(f"shards={shards}, but shard='auto' found {found} processes: leave shards away")
         return rank, found
     if not isinstance(shard, int):
         raise BadParameter(f"shard={shard!r} must be a number or 'auto'")
     return shard, 1 if shards is None else shards
+
+
+def _data_shard(rank: int, processes: int) -> tuple[int, int]:
+    """The share of a process: where a replica of a model takes several, they must be given the same rows."""
+    distribution = sys.modules["keras"].distribution.distribution() if "keras" in sys.modules else None
+    if processes == 1 or distribution is None or distribution.device_mesh is None:
+        return rank, processes
+    mesh, batch = distribution.device_mesh, distribution.batch_dim_name
+    replicas = dict(zip(mesh.axis_names, mesh.shape, strict=True)).get(batch, processes)
+    if replicas >= processes:
+        return rank, processes
+    return rank // (processes // replicas), replicas
 
 
 def _found() -> tuple[int, int]:

@@ -1,0 +1,110 @@
+"""Loops of the user's own over a sequence: ``for x, y in sequence``, and ``next(sequence)``.
+
+The latest of them, where ``fit`` is not under way, is training by hand: its batches are read ahead, and the state of
+the sequence is where it stands. All others go on as looks, so that each has its pass to itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .course import Course
+
+if TYPE_CHECKING:
+    from ..reading.meter import Meter
+    from ..reading.stream import Stream
+    from .call import Run
+    from .inside import UnderWay
+
+
+@dataclass(eq=False)
+class OwnLoop:
+    """A loop of the user's own over one pass: its next batch, and the course as it was before.
+
+    One that is left early has never been: training then goes on as from before.
+    """
+
+    epoch: int
+    position: int
+    before: Course | None = None
+
+
+class OwnLoops:
+    """What a `Sequence` is as an iterable and an iterator."""
+
+    _training: Stream
+    _lock: threading.RLock
+    _course: Course
+    _meter: Meter
+    _owner: Run | OwnLoop | None
+    _endless: OwnLoop | None
+    _fitting: UnderWay | None
+    _is_dealt: bool
+    _has_just_ended: bool
+
+    def _next_of_training(self) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def _seen(self, epoch: int, position: int) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        """A loop over the pass that `epoch` names, or over what is left of one that was resumed."""
+        loop = self._begin_own_loop()
+        while loop.position < self._training.batches:
+            yield self._next_of(loop)
+        if loop.before is not None:
+            self._meter.end_pass()
+
+    def __next__(self) -> tuple[Any, ...]:
+        """The next batch of a loop that goes on from pass to pass."""
+        batches = self._training.batches
+        if not batches:
+            raise StopIteration
+        with self._lock:
+            loop = self._endless
+            goes_on = loop is not None and (loop is self._owner or (loop.before is None and self._is_fitting()))
+            if loop is None or not goes_on or loop.epoch != self._course.epoch or loop.position == batches:
+                loop = self._endless = self._begin_own_loop()
+        return self._next_of(loop)
+
+    def _is_fitting(self) -> bool:
+        if self._fitting is not None and not self._fitting:
+            self._fitting = None
+        return self._fitting is not None
+
+    def _begin_own_loop(self) -> OwnLoop:
+        with self._lock:
+            if self._is_fitting():
+                return OwnLoop(self._course.epoch, 0)
+            self._leave_own_loop()
+            self._is_dealt = False
+            before = copy(self._course)
+            self._course.begin_loop()
+            loop = self._owner = OwnLoop(self._course.epoch, self._course.position, before)
+            # A fit that was interrupted has not said that nobody takes batches ahead any more.
+            self._meter.run_ahead(False)
+            self._meter.begin_pass()
+            return loop
+
+    def _leave_own_loop(self) -> None:
+        if isinstance(self._owner, OwnLoop) and self._owner.before is not None:
+            self._course = self._owner.before
+        self._owner, self._has_just_ended = None, False
+
+    def _next_of(self, loop: OwnLoop) -> tuple[Any, ...]:
+        with self._lock:
+            if self._owner is loop:
+                arrays = self._next_of_training()
+                loop.position += 1
+                if loop.position == self._training.batches:
+                    self._owner, self._has_just_ended = None, True
+                return arrays
+        # Another loop has begun, or fit has: this one goes on all the same, as looks.
+        arrays = self._seen(loop.epoch, loop.position)
+        loop.position += 1
+        return arrays
