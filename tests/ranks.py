@@ -17,7 +17,7 @@ import numpy as np
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guide" / "processes.md"
 
-SECONDS = 120
+SECONDS = 300
 """Deadline of all ranks together: on a busy machine importing a framework alone takes a while."""
 
 Batches = list[list[int]]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -208,19 +210,22 @@ def run_lightning(
     """What each rank was given; Lightning begins the second rank itself."""
     script = folder / "train.py"
     script.write_text(LIGHTNING)
-    process = subprocess.Popen(
-        [sys.executable, str(script), server.url, str(devices), how, str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"MASTER_PORT": str(free_port())},
-    )
+    said = folder / "said.txt"
+    with said.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(script), server.url, str(devices), how, str(folder)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"MASTER_PORT": str(free_port())},
+            start_new_session=True,
+        )
     try:
-        said, _ = process.communicate(timeout=SECONDS)
-        assert process.returncode == 0, said
+        assert process.wait(SECONDS) == 0, said.read_text()
     finally:
-        process.kill()
-        process.communicate()
+        # With it go the ranks that it has begun.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(devices)]
 
 
