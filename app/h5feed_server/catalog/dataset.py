@@ -215,7 +215,7 @@ def describe_fields(
     for item, role in zip(fields, guessed, strict=True):
         if roles and item.name in roles:
             role = Role(roles[item.name], "declared in h5feed.toml")
-        problem = item.unreadable or unsupported(item.array.filters)
+        problem = item.unreadable or (None if item.array.by_h5py else unsupported(item.array.filters))
         if problem is None and item.column.dtype.kind == "S" and item.column.sample_shape:
             problem = "it is text of more than one string a row"
         found.append(

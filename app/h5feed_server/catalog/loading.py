@@ -323,7 +323,7 @@ class _Loading:
     ) -> Segment:
         if array.external is not None:
             path, identity = self._loader.find(source.path, array.external, self._beside)
-            if array.offset is not None and array.offset + array.nbytes > identity.size:
+            if array.offset is not None and array.offset + array.rows * array.stored_row_bytes > identity.size:
                 raise _Astray(f"the file {_shown(array.external)!r}, which ends before it does")
             digests[path] = (self._loader.digest(path, identity, b""),)
             # Where it begins is another thing in every file that names it.

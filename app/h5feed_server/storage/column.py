@@ -64,6 +64,8 @@ class Segment:
     def as_stored(self) -> bool:
         """Whether rows travel byte by byte as they are stored."""
         array = self.array
+        if array.padding is not None:
+            return False
         return array.record is None and not self.transposed and np.dtype(array.dtype).byteorder != ">"
 
 
