@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import ServerProcess
+from h5feed.errors import DatasetCorrupt
 from h5feed_server.storage.arrays import Arrays
 from h5feed_server.storage.guard import Guard
 from h5feed_server.storage.layout import ArrayLayout, Filter
@@ -93,7 +94,7 @@ def test_a_broken_chunk_is_no_wrong_layout(serve: Callable[..., ServerProcess], 
         raw.write(b"\xff\xff")
     with h5feed.connect(serve(tmp_path, H5FEED_CACHE_BYTES="0").url, deadline=60) as feed:
         np.testing.assert_array_equal(feed["a"].take(range(ROWS - 1))["x"], values[:-1])
-        with pytest.raises(h5feed.DatasetCorrupt):
+        with pytest.raises(DatasetCorrupt):
             feed["a"].take([ROWS - 1])
 
 

@@ -30,6 +30,7 @@ from .dataset import Dataset, Field, describe_fields
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset, read_declared
 from .loading import PASSING, Beside, FileLoader, LoadedFile
+from .packed import with_packing
 from .roles import class_names
 from .tables import InspectedFile, PartMissing, Tags, tables_of, tags_of
 
@@ -391,6 +392,7 @@ class Catalog:
         datasets = []
         reasons: list[str] = []
         for table in tables:
+            table.fields[:] = with_packing(table.fields, declared is not None and declared.apply == "scale")
             fields = describe_fields(table, declared.roles if declared else None, decode)
             if not any(field.unreadable is None for field in fields):
                 reasons += [f"{field.name}: {field.unreadable}" for field in fields[:5]]

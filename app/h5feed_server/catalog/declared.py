@@ -5,6 +5,7 @@ files = ["raw/pets_*.h5"]                  # paths or patterns below the data fo
 fields = { image = "photos", kind = "y" }  # name = path in the files; default: all arrays
 roles = { image = "input", kind = "label" }
 class_names = ["cat", "dog"]
+apply = "scale"                            # unpack numbers as netCDF's attributes say
 
 [datasets.pets.decode]                     # fields whose rows are the bytes of JPEG or PNG files
 image = { shape = [224, 224, 3], resize = "aspect" }
@@ -45,6 +46,7 @@ class DeclaredDataset(BaseModel):
     roles: dict[str, Literal["input", "label", "weight", "other"]] = {}
     class_names: list[str] | None = None
     decode: dict[str, DeclaredImages] = {}
+    apply: Literal["scale"] | None = None
     splits: dict[str, tuple[int, int] | list[tuple[int, int]]] = {}
 
     def native(self, rows: int) -> dict[str, list[tuple[int, int]]]:

@@ -14,13 +14,14 @@ import h5py
 import numpy as np
 from h5py import h5d, h5s, h5t, h5z
 
-from .attributes import attributes_of
+from .attributes import attributes_of, packing_attributes
 from .codecs import unsupported
 from .guard import Guard
 from .h5py_reader import virtual_parts
 from .hdf5_text import decoded
 from .layout import MAX_CHUNK_BYTES, MAX_RECORD_BYTES, ArrayLayout, ChunkTable, Filter, check_array
 from .libhdf5 import EXTENSIBLE_ARRAY, Plugins, chunk_index, edges_are_whole, has_unknown_properties
+from .packing import Packing, packing_of
 from .stored_types import (
     Item,
     Member,
@@ -92,6 +93,7 @@ class Arrays:
         if (record := stored.get_size()) > MAX_RECORD_BYTES:
             problem = f"its records have {record} bytes, more than the {MAX_RECORD_BYTES} that are read"
             return [_refused(known, problem)]
+        known["packing"] = _packing(dataset, parts)
         known["filters"] = _filters(properties) if kind == h5d.CHUNKED else ()
         own = self._own(dataset, properties, stored, parts, known)
         if own is not None:
@@ -229,9 +231,11 @@ class Arrays:
         shape = space.get_simple_extent_dims()
         if shape != space.get_simple_extent_dims(True):
             return [_unreadable("it is a virtual array that grows with its parts, which is not read")]
+        parts = self._parts(dataset.id.get_type())
         known: dict[str, Any] = {"path": "", "shape": shape, "attributes": attributes_of(dataset)}
+        known["packing"] = _packing(dataset, parts)
         names = tuple({decoded(name): None for name, _ in others if name != "."})
-        return [self._checked(one) for one in _through_h5py(known, self._parts(dataset.id.get_type()), None, names)]
+        return [self._checked(one) for one in _through_h5py(known, parts, None, names)]
 
 
 def _path_of(part: Member) -> str:
@@ -267,6 +271,13 @@ def _one_through_h5py(known: dict[str, Any], part: Member, problem: str | None, 
     if problem is not None:
         return _refused(own, problem)
     return ArrayLayout(**own | part.item.converted() | {"member": part.name or None})
+
+
+def _packing(dataset: h5py.Dataset, parts: list[Member]) -> Packing | None:
+    if len(parts) != 1 or parts[0].name or parts[0].item.problem or is_ragged(parts[0].kind):
+        return None
+    # Of bfloat16, `dtype` is no number.
+    return None if parts[0].item.is_bfloat16 else packing_of(packing_attributes(dataset), parts[0].item.dtype)
 
 
 def _is_plain(part: Member) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 from h5py import h5t
 
 from .hdf5_text import decoded, json_bytes, reason_of
@@ -18,6 +20,10 @@ MAX_ATTRIBUTE_BYTES = 1 << 16
 
 MAX_NAME_BYTES = 1 << 10
 """Bytes of the name of a group, an array or an attribute."""
+
+_PACKING = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
+_SHORT = 64
+"""Bytes of one of them."""
 
 _ATTRIBUTE_CLASSES = (h5t.INTEGER, h5t.FLOAT, h5t.STRING, h5t.ENUM)
 """Attribute types that are read. Others are named only: libhdf5 crashes on some damaged ones."""
@@ -39,6 +45,18 @@ def attributes_of(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
     if len(names) > MAX_ATTRIBUTES:
         attributes[""] = f"({len(names) - MAX_ATTRIBUTES} more are not shown)"
     return attributes
+
+
+def packing_attributes(item: h5py.Dataset) -> dict[str, npt.NDArray[Any]]:
+    """Those that say how numbers are packed, with the types that they have."""
+    found = {}
+    for name in _PACKING:
+        with contextlib.suppress(Exception):
+            if name in item.attrs:
+                attribute = item.attrs.get_id(name)
+                if attribute.get_type().get_class() in _ATTRIBUTE_CLASSES and attribute.dtype.itemsize <= _SHORT:
+                    found[name] = np.asarray(item.attrs[name])
+    return found
 
 
 def _attribute(item: h5py.Group | h5py.Dataset, name: str | bytes) -> Any:

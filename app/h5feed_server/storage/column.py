@@ -36,12 +36,15 @@ class Segment:
         Its rows lie along its last axis, as MATLAB writes matrices.
     offsets : (rows + 1,) int64 or None
         Rows are lists: where the items of each begin in `array`, and where those of the last one end.
+    unpacked_to : str or None
+        numpy's code of the float that its numbers are unpacked to, as its attributes say.
     """
 
     source: LocalFile
     array: ArrayLayout
     transposed: bool = False
     offsets: Int64s | None = field(default=None, compare=False, repr=False)
+    unpacked_to: str | None = None
 
     @cached_property
     def rows(self) -> int:
@@ -58,13 +61,15 @@ class Segment:
     def wire(self) -> tuple[np.dtype[Any], tuple[int, ...]]:
         """Dtype and shape of a sample on the wire."""
         dtype, sample_shape = wire_array(self.array)
+        if self.unpacked_to is not None:
+            dtype = np.dtype(self.unpacked_to)
         return dtype, (self.array.shape[:-1] if self.transposed else sample_shape)
 
     @cached_property
     def as_stored(self) -> bool:
         """Whether rows travel byte by byte as they are stored."""
         array = self.array
-        if array.padding is not None:
+        if array.padding is not None or self.unpacked_to is not None:
             return False
         return array.record is None and not self.transposed and np.dtype(array.dtype).byteorder != ">"
 
@@ -137,7 +142,7 @@ class Column:
     @cached_property
     def key(self) -> Hashable:
         """Stands for the content, in caches."""
-        return self.images, *((one.source.key, one.array.path, one.transposed) for one in self.segments)
+        return self.images, *((s.source.key, s.array.path, s.transposed, s.unpacked_to) for s in self.segments)
 
     @cached_property
     def _bounds(self) -> Int64s:

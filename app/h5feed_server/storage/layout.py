@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from h5feed import wire
 
+from .packing import Packing
+
 LAYOUT_VERSION = 7
 """Changes when a layout written before cannot be read any more; part of the name under which it is cached."""
 
@@ -127,6 +129,8 @@ class ArrayLayout:
         ``spacepad``: blanks at its end; None: zeros at its end, as numpy has it.
     member : str or None
         The array is this member of a table of records that h5py reads. Only with `by_h5py`.
+    packing : Packing or None
+        How netCDF's attributes say that its numbers are packed.
     """
 
     path: str
@@ -151,6 +155,7 @@ class ArrayLayout:
     is_bfloat16: bool = False
     padding: Padding | None = None
     member: str | None = None
+    packing: Packing | None = None
 
     @property
     def rows(self) -> int:
@@ -317,6 +322,7 @@ def dump_layout(layout: FileLayout) -> bytes:
         entry = {name: getattr(array, name) for name in _PLAIN}
         entry["filters"] = [asdict(item) for item in array.filters]
         entry["fill"] = array.fill.hex()
+        entry["packing"] = None if array.packing is None else asdict(array.packing)
         entry["inline"] = None if array.inline is None else array.inline.hex()
         entry["chunks"] = None
         if array.chunks is not None:
@@ -389,6 +395,7 @@ def _array(entry: dict[str, Any], tensors: Mapping[str, Int64s], tables: dict[in
             "record": None if entry["record"] is None else (entry["record"][0], entry["record"][1]),
             "text": None if entry["text"] is None else tuple(entry["text"]),
             "others": tuple(entry["others"]),
+            "packing": None if entry["packing"] is None else _packing(entry["packing"]),
             "chunks": None if number is None else tables[number],
         }
     )
@@ -403,6 +410,14 @@ def _array(entry: dict[str, Any], tensors: Mapping[str, Int64s], tables: dict[in
     _demand(isinstance(array.member or "", str), "its member is none")
     _demand(all(type(value) is int for value in names.values()), "its names are none")
     return array
+
+
+def _packing(entry: dict[str, Any]) -> Packing:
+    packing = Packing(**entry | {"missing": tuple(entry["missing"])})
+    numbers = (packing.scale or 0.0, packing.offset or 0.0, *packing.missing)
+    _demand(all(type(number) in (int, float) for number in numbers), "its packing has no numbers")
+    _demand(packing.dtype in ("<f2", "<f4", "<f8") and type(packing.unsigned) is bool, "its packing is none")
+    return packing
 
 
 _PLAIN = (

@@ -372,6 +372,8 @@ class Reader:
         if segment.transposed:
             values = np.moveaxis(values, -1, 0)[rows]
         dtype, sample_shape = segment.wire
+        if segment.unpacked_to is not None and array.packing is not None:
+            return array.packing.unpack(values)
         if values.dtype.kind == "c":
             return values.astype(values.dtype.newbyteorder("<")).view(dtype).reshape(len(rows), *sample_shape)
         return values
