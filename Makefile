@@ -11,7 +11,7 @@ BACKEND_TESTS := $(addprefix tests/client/test_,backends.py keras_inside.py look
 LOOP_TESTS := $(wildcard tests/client/test_torch*.py tests/client/test_tf.py)
 export KERAS_BACKEND ?= jax
 
-.PHONY: help setup demo test test-backends bench lint format serve requirements wheels clean
+.PHONY: help setup demo test test-all test-backends bench lint format serve requirements wheels clean
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ demo: setup ## pack real digits, serve them, train a Keras model over HTTP
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest
+
+test-all: test test-backends ## run all tests, those that take minutes too
+	$(BIN)/python -m pytest -m slow
 
 test-backends: $(BACKENDS_READY) ## run the tests of the training loops on torch and TensorFlow too, in .venv-backends
 	for backend in torch tensorflow; do \

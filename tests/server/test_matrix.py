@@ -38,6 +38,7 @@ CHUNKS: dict[str, tuple[int, ...] | None] = {
     "rows": (7, *SAMPLE),
     "parts": (7, 4, 2),
     "part_of_a_row": (1, 3, 5),
+    "as_large_as_rows": (7, 5, 6),
     "one": (ROWS, *SAMPLE),
 }
 
@@ -77,10 +78,18 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 for dtype in DTYPES:
                     if not _is_legal(name, layout, dtype):
                         continue
+                    # An axis that is shorter than the chunks must be able to grow.
+                    most = (
+                        None
+                        if chunks is None
+                        else tuple(max(n, w) for n, w in zip((ROWS, *SAMPLE), chunks, strict=True))
+                    )
                     kind: Any = h5py.enum_dtype({"A": 0, "B": 1, "C": 2}, "i1") if dtype == "enum" else dtype
                     field = f"{name}-{layout}-{dtype.strip('<>|=')}"
                     try:
-                        file.create_dataset(field, data=_data(dtype), dtype=kind, chunks=chunks, **options)
+                        file.create_dataset(
+                            field, data=_data(dtype), dtype=kind, chunks=chunks, maxshape=most, **options
+                        )
                     except ValueError:
                         # This build of HDF5 cannot write the combination.
                         file.pop(field, None)

@@ -26,6 +26,7 @@ from .grouping.families import Family, alone, glob_of
 from .grouping.pieces import Hints, InspectedFile
 from .grouping.tables import PartMissing, tables_of
 from .loading import LoadedFile
+from .packed import with_packing
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ class Assembler:
                 refused[own] = Refused(files, _in_doubt(table.problem, name, files, "classes"))
                 reasons.append(refused[own].reason)
                 continue
+            table.fields[:] = with_packing(table.fields, declared is not None and declared.apply == "scale")
             fields = describe_fields(table, declared.roles if declared else None, decode, self._holds_classes)
             if not any(field.unreadable is None for field in fields):
                 reasons += [f"{field.name}: {field.unreadable}" for field in fields[:5]]

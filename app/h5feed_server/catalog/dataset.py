@@ -252,7 +252,7 @@ def _traits(field: TableField, problem: str | None) -> Traits:
 
 def _problem(field: TableField) -> str | None:
     """Why it is not served, where it is not."""
-    problem = field.unreadable or unsupported(field.array.filters)
+    problem = field.unreadable or (None if field.array.by_h5py else unsupported(field.array.filters))
     named = {_names_of(segment) for segment in field.column.segments}
     if problem is None and len(named) > 1:
         problem = "the same number stands for other classes in some of its pieces"

@@ -8,6 +8,7 @@ class_names = ["cat", "dog"]
 stack = false                              # true: each file is one row; false: its first axis is that of rows
 classes = false                            # true: arrays (or groups, or files) are classes, their names the labels
 episodes = true                            # false: groups of the same members are not joined
+apply = "scale"                            # unpack numbers as netCDF's attributes say
 
 [datasets.pets.decode]                     # fields whose rows are the bytes of JPEG or PNG files
 image = { shape = [224, 224, 3], resize = "aspect" }
@@ -61,6 +62,7 @@ class DeclaredDataset(BaseModel):
     classes: bool | None = None
     episodes: bool | None = None
     decode: dict[str, DeclaredImages] = {}
+    apply: Literal["scale"] | None = None
     splits: dict[str, tuple[int, int] | list[tuple[int, int]]] = {}
 
     def native(self, rows: int) -> dict[str, list[tuple[int, int]]]:

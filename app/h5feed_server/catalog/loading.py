@@ -372,7 +372,7 @@ class _Loading:
     ) -> Segment:
         if array.external is not None:
             path, identity = self._loader.find(source.path, array.external, self._beside)
-            if array.offset is not None and array.offset + array.nbytes > identity.size:
+            if array.offset is not None and array.offset + array.rows * array.stored_row_bytes > identity.size:
                 raise _Astray(f"the file {_shown(array.external)!r}, which ends before it does")
             # Where it begins is another thing in every file that names it.
             stored = self._source(path, identity).with_beside((source,))

@@ -549,6 +549,21 @@ def _scaleoffset(source: Source, out: Bytes, options: Options) -> int:
     return values.nbytes
 
 
+_CODECS = (
+    "bitshuffle_decode",
+    "blosc2_decode",
+    "blosc_decode",
+    "bz2_decode",
+    "deflate_decode",
+    "h5checksum_fletcher32",
+    "lz4_decode",
+    "lz4h5_decode",
+    "lzf_decode",
+    "packints_decode",
+    "szip_decode",
+    "zstd_decode",
+)
+
 # Pipelines -----------------------------------------------------------------------------------------------------------
 
 
@@ -628,6 +643,33 @@ def unsupported(filters: Sequence[Filter]) -> str | None:
                     f"does not read: {error}"
                 )
     return None
+
+
+def undo_filter(item: Filter, stored: Any, limit: int) -> Bytes:
+    """Undo one filter alone.
+
+    Parameters
+    ----------
+    limit : int
+        Bytes that it may decode to.
+
+    Raises
+    ------
+    ValueError
+    """
+    out = np.empty(limit, np.uint8)
+    try:
+        return out[: DECODERS[item.id](np.frombuffer(stored, np.uint8), out, item.options)]
+    except _FAILURES as error:
+        raise ValueError(str(error)) from None
+    finally:
+        _scratch.trim()
+
+
+def load_codecs() -> None:
+    """Load what is otherwise loaded by the first chunk that needs it: later, no file may be opened any more."""
+    for name in _CODECS:
+        getattr(imagecodecs, name)
 
 
 def decode_chunk(stored: Any, filters: Sequence[Filter], mask: int, itemsize: int, out: Bytes) -> None:

@@ -64,6 +64,8 @@ class Segment:
         Rows are lists: where the items of each begin in `array`, and where those of the last one end.
     about : About or None
         What is known of it beside its name, where a convention tells.
+    unpacked_to : str or None
+        numpy's code of the float that its numbers are unpacked to, as its attributes say.
     """
 
     source: LocalFile
@@ -71,6 +73,7 @@ class Segment:
     transposed: bool = False
     offsets: Int64s | None = field(default=None, compare=False, repr=False)
     about: About | None = field(default=None, compare=False, repr=False)
+    unpacked_to: str | None = None
 
     @cached_property
     def rows(self) -> int:
@@ -87,12 +90,16 @@ class Segment:
     def wire(self) -> tuple[np.dtype[Any], tuple[int, ...]]:
         """Dtype and shape of a sample on the wire."""
         dtype, sample_shape = wire_array(self.array)
+        if self.unpacked_to is not None:
+            dtype = np.dtype(self.unpacked_to)
         return dtype, (self.array.shape[:-1] if self.transposed else sample_shape)
 
     @cached_property
     def as_stored(self) -> bool:
         """Whether rows travel byte by byte as they are stored."""
         array = self.array
+        if array.padding is not None or self.unpacked_to is not None:
+            return False
         return array.record is None and not self.transposed and np.dtype(array.dtype).byteorder != ">"
 
 
@@ -164,7 +171,9 @@ class Column:
     @cached_property
     def key(self) -> Hashable:
         """Stands for the content, in caches."""
-        parts = tuple((one.source.key, one.array.path, one.array.shape, one.transposed) for one in self.segments)
+        parts = tuple(
+            (one.source.key, one.array.path, one.array.shape, one.transposed, one.unpacked_to) for one in self.segments
+        )
         if len(parts) > _MANY:
             # A tuple's hash is computed each time that it is asked for.
             return self.images, hashlib.blake2b(

@@ -13,8 +13,8 @@ the files that the request names, and none may be made of itself, which libhdf5 
 
 from __future__ import annotations
 
-import ctypes
 import json
+import math
 import os
 import resource
 import signal
@@ -31,7 +31,9 @@ from h5py import h5d
 
 from .child import KIND_BYTES, LENGTH, confine, write_frame
 from .drivers import SPLIT_ENDINGS, family_template, members_of
+from .libhdf5 import Plugins, forget_external_links
 from .source import Identity, changed
+from .stored_types import disk_bytes
 
 MAX_OPEN = 16
 """Files held open, with those that belong to them."""
@@ -53,9 +55,6 @@ _MAX_NESTING = 8
 
 _ROWS_AT_ONCE = 64
 """Ragged rows read by one call: it is known only afterwards how many bytes they have."""
-
-_EXTERNAL_LINKS = 64
-"""HDF5's number of the class of links into other files."""
 
 Int64s = npt.NDArray[np.int64]
 Known = tuple[int | str, ...]
@@ -85,8 +84,9 @@ def open_file(path: str, cache_bytes: int | None = None) -> h5py.File:
 class _OpenSet:
     """A file, open, with those that its virtual arrays are made of."""
 
-    def __init__(self, files: Mapping[str, Known]) -> None:
+    def __init__(self, files: Mapping[str, Known], plugins: Plugins) -> None:
         self.files = files
+        self._plugins = plugins
         self._cache_bytes = min(_CHUNK_CACHE_BYTES // 4, _CHUNK_CACHE_BYTES // len(files))
         self._open: dict[str, h5py.File] = {}
         self._main = next(iter(files))
@@ -168,6 +168,10 @@ class _OpenSet:
                         f"it is made of parts of {os.path.basename(name)!r}, which is no file of the data folder"
                     )
                 self._check(source, part, self._item(source, part), (*above, here))
+        if dataset.chunks is not None:
+            # The longest that an address can be.
+            nbytes = disk_bytes(dataset.id.get_type(), 32) or dataset.id.get_type().get_size()
+            self._plugins.expect(math.prod(dataset.chunks) * nbytes)
         self._checked.add(here)
 
 
@@ -191,24 +195,31 @@ def virtual_parts(properties: h5py.h5p.PropDCID) -> list[tuple[str, str]]:
     return list(parts)
 
 
-def _read_fixed(dataset: h5py.Dataset, rows: Int64s, stored: str) -> list[memoryview]:
+def _read_fixed(dataset: h5py.Dataset, member: str | None, rows: Int64s, stored: str) -> list[memoryview]:
     wanted, places = np.unique(rows, return_inverse=True)
-    values = np.empty((len(wanted), *dataset.shape[1:]), dataset.dtype)
+    source = dataset if member is None else dataset.fields(member)
+    element = dataset.dtype if member is None else dataset.dtype[member]
+    values = np.empty((len(wanted), *dataset.shape[1:]), element)
     for start, stop in _runs(wanted, len(wanted)):
-        dataset.read_direct(values, np.s_[wanted[start] : wanted[stop - 1] + 1], np.s_[start:stop])
+        run = slice(wanted[start], wanted[stop - 1] + 1)
+        if member is None and element.subdtype is None:
+            dataset.read_direct(values, run, np.s_[start:stop])
+        else:
+            values[start:stop] = source[run]
     values = values.astype(stored, copy=False)
     if len(wanted) < len(rows) or (rows != wanted).any():
         values = values[places]
     return [memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))]
 
 
-def _read_ragged(dataset: h5py.Dataset, rows: Int64s, stored: str, limit: int) -> list[memoryview]:
+def _read_ragged(dataset: h5py.Dataset, member: str | None, rows: Int64s, stored: str, limit: int) -> list[memoryview]:
+    source = dataset if member is None else dataset.fields(member)
     wanted, places = np.unique(rows, return_inverse=True)
     dtype = np.dtype(stored)
     parts: list[bytes] = []
     total = 0
     for start, stop in _runs(wanted, _ROWS_AT_ONCE):
-        for value in dataset[wanted[start] : wanted[stop - 1] + 1].tolist():
+        for value in source[wanted[start] : wanted[stop - 1] + 1].tolist():
             items = value.encode() if isinstance(value, str) else value
             if not isinstance(items, bytes):
                 items = np.asarray([] if items is None else items).astype(dtype).tobytes()
@@ -240,6 +251,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, _OpenSet] = OrderedDict()
+        self._plugins = Plugins()
 
     def answer(self, request: dict[str, Any], rows: Int64s) -> list[memoryview]:
         key = json.dumps(request["files"])
@@ -259,9 +271,10 @@ class _Reader:
             next(held for held in self._open.values() if held.datasets).datasets.popitem(last=False)
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < dataset.shape[0]:
             raise DatasetCorrupt(f"the array has {dataset.shape[0]} rows now")
+        member = request["member"]
         if request["ragged"]:
-            return _read_ragged(dataset, rows, request["dtype"], request["limit"])
-        return _read_fixed(dataset, rows, request["dtype"])
+            return _read_ragged(dataset, member, rows, request["dtype"], request["limit"])
+        return _read_fixed(dataset, member, rows, request["dtype"])
 
     def _opened(self, key: str, files: Mapping[str, Known]) -> _OpenSet:
         if key not in self._open:
@@ -270,7 +283,7 @@ class _Reader:
                 self._open.pop(old).close()
             while self._open and (len(self._open) >= MAX_OPEN or self._held + len(files) > _MAX_FILES):
                 self._open.popitem(last=False)[1].close()
-            self._open[key] = _OpenSet(files)
+            self._open[key] = _OpenSet(files, self._plugins)
         self._open.move_to_end(key)
         return self._open[key]
 
@@ -303,8 +316,7 @@ def _receive(stream: BinaryIO) -> tuple[dict[str, Any], Int64s] | None:
 
 def main(memory_bytes: int, timeout: float) -> None:
     """Answer requests until standard input ends."""
-    if ctypes.CDLL(h5py.h5.__file__).H5Lunregister(_EXTERNAL_LINKS) < 0:
-        raise RuntimeError("libhdf5 would follow links into other files")
+    forget_external_links()
     # A virtual array may have thousands of parts.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -13,13 +13,15 @@ import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from h5feed import wire
 
-LAYOUT_VERSION = 7
+from .packing import Packing
+
+LAYOUT_VERSION = 8
 """Changes when a layout written before cannot be read any more; part of the name under which it is cached."""
 
 MAX_RECORD_BYTES = 16 << 20
@@ -28,10 +30,14 @@ MAX_RECORD_BYTES = 16 << 20
 MAX_CELLS = 1 << 16
 """Chunks that one row may be cut into at most: each is looked up and placed on its own."""
 
+MAX_CHUNK_BYTES = 1 << 32
+"""Bytes that no chunk reaches which is decoded here."""
+
 _MAX_BYTES = 1 << 62
 """Bytes: no position or size reaches this, so that sums of two fit into an int64."""
 
 Int64s = npt.NDArray[np.int64]
+Padding = Literal["nullterm", "spacepad"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,13 @@ class ArrayLayout:
         `dtype` is that of two bytes that numpy has no number for.
     scalar : bytes or None
         The value, as stored, of a scalar, which is unreadable as an array of rows.
+    padding : str or None
+        Of text of a fixed length, what does not belong to it: ``nullterm``: the first zero and all behind it;
+        ``spacepad``: blanks at its end; None: zeros at its end, as numpy has it.
+    member : str or None
+        The array is this member of a table of records that h5py reads. Only with `by_h5py`.
+    packing : Packing or None
+        How netCDF's attributes say that its numbers are packed.
     """
 
     path: str
@@ -143,6 +156,9 @@ class ArrayLayout:
     others: tuple[str, ...] = ()
     is_bfloat16: bool = False
     scalar: bytes | None = None
+    padding: Padding | None = None
+    member: str | None = None
+    packing: Packing | None = None
 
     @property
     def rows(self) -> int:
@@ -177,6 +193,11 @@ class ArrayLayout:
         assert self.record is not None
         nbytes = self.record[0]
         return replace(self, shape=self.shape[:1], dtype=f"|V{nbytes}", record=None)
+
+    @property
+    def table(self) -> str:
+        """Path of the array itself, where this is a member of its records that h5py reads."""
+        return self.path if self.member is None else self.path[: -len(self.member) - 1]
 
     @property
     def nbytes(self) -> int:
@@ -236,7 +257,10 @@ def check_array(array: ArrayLayout) -> None:
         _demand(ways == (None, None, None) and array.chunk_shape is None, "its data lies in two places")
         _demand(array.record is None and len(array.shape) > 0, "it is no array of rows")
         _demand(not array.ragged or len(array.shape) == 1, "its lists lie along more than one axis")
+        _demand(array.padding is None and not array.is_bfloat16, "h5py gives no such elements")
         return
+    _demand(array.member is None, "it is no member that h5py reads")
+    _demand(array.padding is None or dtype.kind == "S", "it is padded, and no text")
     _demand(not array.ragged and array.others == (), "it is no array that h5py reads")
     _demand(array.external is None or array.offset is not None, "its data begins nowhere in another file")
     _demand(sum(way is not None for way in ways) <= 1, "its data lies in two places")
@@ -266,9 +290,8 @@ def check_array(array: ArrayLayout) -> None:
 def _check_chunks(chunks: ChunkTable, chunk_shape: tuple[int, ...], shape: tuple[int, ...], element: int) -> None:
     _demand(_are_counts(chunk_shape) and min(chunk_shape) > 0, f"its chunk shape {list(chunk_shape)} makes no sense")
     _demand(len(chunk_shape) == len(shape), f"its chunks have {len(chunk_shape)} axes, and it has {len(shape)}")
-    # HDF5's own bound on a chunk.
     nbytes = math.prod(chunk_shape) * element
-    _demand(nbytes < 1 << 32, f"its chunks of {nbytes} bytes are larger than HDF5 allows")
+    _demand(nbytes < MAX_CHUNK_BYTES, f"its chunks of {nbytes} bytes are larger than any that are decoded")
     grid = [-(-extent // width) for extent, width in zip(shape, chunk_shape, strict=True)]
     cells = math.prod(grid[1:])
     _demand(cells <= MAX_CELLS, f"each row is cut into {cells} chunks, more than the {MAX_CELLS} that are read")
@@ -312,6 +335,7 @@ def dump_layout(layout: FileLayout) -> bytes:
         entry = {name: getattr(array, name) for name in _PLAIN}
         entry["filters"] = [asdict(item) for item in array.filters]
         entry["fill"] = array.fill.hex()
+        entry["packing"] = None if array.packing is None else asdict(array.packing)
         entry["inline"] = None if array.inline is None else array.inline.hex()
         entry["scalar"] = None if array.scalar is None else array.scalar.hex()
         entry["chunks"] = None
@@ -390,6 +414,7 @@ def _array(entry: dict[str, Any], tensors: Mapping[str, Int64s], tables: dict[in
             "record": None if entry["record"] is None else (entry["record"][0], entry["record"][1]),
             "text": None if entry["text"] is None else tuple(entry["text"]),
             "others": tuple(entry["others"]),
+            "packing": None if entry["packing"] is None else _packing(entry["packing"]),
             "chunks": None if number is None else tables[number],
         }
     )
@@ -400,8 +425,18 @@ def _array(entry: dict[str, Any], tensors: Mapping[str, Int64s], tables: dict[in
     _demand(all(isinstance(value, str) for value in array.text or ()), "its text is none")
     _demand(isinstance(array.external or "", str), "its file is none")
     _demand(all(isinstance(value, str) for value in array.others), "its files are none")
+    _demand(array.padding in (None, "nullterm", "spacepad"), "its padding is none")
+    _demand(isinstance(array.member or "", str), "its member is none")
     _demand(all(type(value) is int for value in names.values()), "its names are none")
     return array
+
+
+def _packing(entry: dict[str, Any]) -> Packing:
+    packing = Packing(**entry | {"missing": tuple(entry["missing"])})
+    numbers = (packing.scale or 0.0, packing.offset or 0.0, *packing.missing)
+    _demand(all(type(number) in (int, float) for number in numbers), "its packing has no numbers")
+    _demand(packing.dtype in ("<f2", "<f4", "<f8") and type(packing.unsigned) is bool, "its packing is none")
+    return packing
 
 
 _PLAIN = (
@@ -421,5 +456,7 @@ _PLAIN = (
     "ragged",
     "others",
     "is_bfloat16",
+    "padding",
+    "member",
 )
 _TABLE = ("numbers", "offsets", "sizes", "masks")

@@ -19,6 +19,7 @@ from .column import Column, Segment
 from .decoders import Bytes, Decoders
 from .kept_rows import KeptRows
 from .layout import ArrayLayout
+from .padding import cut_padding
 from .reader_pool import ReaderPool
 from .slabs import Slabs, grouped, parts_of
 from .source import LocalFile, Range
@@ -247,7 +248,7 @@ class Reader:
                         continue
                     stored = np.empty(end - begin, segment.array.dtype)
                     self._read_items(segment, fd, begin, end, stored.view(np.uint8))
-                    out[first:last] = stored
+                    out[first:last] = cut_padding(stored, segment.array.padding)
 
     def _read_items(self, segment: Segment, fd: int, begin: int, end: int, out: Bytes) -> None:
         """Items begin … end-1 of a flat array, as they are stored, into their bytes."""
@@ -367,9 +368,12 @@ class Reader:
             begin = array.record[1]
             raw = np.ascontiguousarray(raw[:, begin : begin + array.row_bytes])
         values = raw.reshape(-1).view(array.dtype).reshape(len(wanted), *array.sample_shape)
+        values = cut_padding(values, array.padding)
         if segment.transposed:
             values = np.moveaxis(values, -1, 0)[rows]
         dtype, sample_shape = segment.wire
+        if segment.unpacked_to is not None and array.packing is not None:
+            return array.packing.unpack(values)
         if values.dtype.kind == "c":
             return values.astype(values.dtype.newbyteorder("<")).view(dtype).reshape(len(rows), *sample_shape)
         return values

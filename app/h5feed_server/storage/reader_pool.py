@@ -106,7 +106,8 @@ class ReaderPool:
     def _answer(self, files: Sequence[LocalFile], array: ArrayLayout, rows: Int64s) -> Bytes:
         about = {
             "files": [[file.path, [*file.identity, file.digest.hex()]] for file in files],
-            "path": array.path,
+            "path": array.table,
+            "member": array.member,
             "dtype": array.dtype,
             "ragged": array.ragged,
             "limit": self._max_bytes,

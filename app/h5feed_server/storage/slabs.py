@@ -149,6 +149,8 @@ class Slabs:
         entries = table.find(np.arange(number * len(parts), (number + 1) * len(parts), dtype=np.int64))
         chunk_bytes = math.prod(array.chunk_shape) * itemsize
         channels = _channels(array)
+        # By shape: chunks of 4 × 3 have as many bytes as rows of 3 × 4.
+        whole_rows = tuple(widths) == array.sample_shape
 
         def decode(fd: int, part: int, out: Bytes) -> None:
             entry = entries[part]
@@ -159,7 +161,7 @@ class Slabs:
             inside, inside_chunk = parts[part]
             if entries[part] < 0:
                 view[(slice(None), *inside)] = np.frombuffer(array.fill, np.uint8)
-            elif chunk_bytes == len(slab):
+            elif whole_rows:
                 decode(fd, part, slab)
             else:
                 decoded = self._decoders.scratch("decoded", chunk_bytes)

@@ -1,0 +1,116 @@
+"""Numbers that netCDF's attributes say how to unpack: ``scale_factor``, ``add_offset``, ``_FillValue`` …
+
+See the CF conventions, https://cfconventions.org/cf-conventions/cf-conventions.html, sections 2.5.1 and 8.1; which
+float they become is xarray's rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_MOST_MISSING = 16
+"""Values that may stand for none."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How numbers are packed.
+
+    Attributes
+    ----------
+    dtype : str
+        numpy's code of what they are unpacked to.
+    scale, offset : float or None
+        What they are multiplied by; what is added then.
+    missing : tuple of int or float
+        Stored numbers that stand for none: they become NaN.
+    unsigned : bool
+        Signed integers that are meant as unsigned ones.
+    """
+
+    dtype: str
+    scale: float | None = None
+    offset: float | None = None
+    missing: tuple[int | float, ...] = ()
+    unsigned: bool = False
+
+    def unpack(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The numbers that are meant; `stored` is left as it is."""
+        if self.unsigned:
+            stored = stored.view(stored.dtype.str.replace("i", "u"))
+        values = stored.astype(self.dtype)
+        one = np.dtype(self.dtype).type
+        # Numbers that are none may overflow.
+        with np.errstate(all="ignore"):
+            if self.scale is not None:
+                values *= one(self.scale)
+            if self.offset is not None:
+                values += one(self.offset)
+        for number in self.missing:
+            values[stored == number] = np.nan
+        return values
+
+    def __str__(self) -> str:
+        parts = [] if self.scale is None else [f"times {self.scale:g}"]
+        parts += [] if self.offset is None else [f"plus {self.offset:g}"]
+        parts += [f"{number:g} stands for none" for number in self.missing[:2]]
+        return ", ".join(parts)
+
+
+def packing_of(attributes: Mapping[str, npt.NDArray[Any]], dtype: np.dtype[Any]) -> Packing | None:
+    """What attributes say of numbers of a dtype; None where they say nothing.
+
+    Parameters
+    ----------
+    attributes : mapping of str to ndarray
+        ``scale_factor``, ``add_offset``, ``_FillValue``, ``missing_value``, ``_Unsigned``, those that there are.
+    """
+    if dtype.kind not in "iuf":
+        return None
+    scale, offset = _number(attributes, "scale_factor"), _number(attributes, "add_offset")
+    said = np.asarray(attributes.get("_Unsigned", "")).reshape(-1).astype(str)
+    unsigned = dtype.kind == "i" and said.tolist() in (["true"], ["True"])
+    missing: dict[int | float, None] = {}
+    for name in ("_FillValue", "missing_value"):
+        values = np.asarray(attributes.get(name, ())).reshape(-1)[:_MOST_MISSING]
+        if values.dtype.kind in "iuf":
+            meant = values.astype(dtype)
+            meant = meant.view(dtype.str.replace("i", "u")) if unsigned else meant
+            missing |= {number: None for number in meant.tolist() if number == number}
+    if scale is None and offset is None and not missing and not unsigned:
+        return None
+    return Packing(
+        _unpacked(dtype, scale, offset).newbyteorder("<").str,
+        None if scale is None else float(scale),
+        None if offset is None else float(offset),
+        tuple(missing),
+        unsigned,
+    )
+
+
+def _number(attributes: Mapping[str, npt.NDArray[Any]], name: str) -> Any:
+    """A number that is there, and is one."""
+    values = np.asarray(attributes.get(name, ())).reshape(-1)
+    return values[0] if len(values) == 1 and values.dtype.kind in "iuf" and np.isfinite(values[0]) else None
+
+
+def _unpacked(dtype: np.dtype[Any], scale: Any, offset: Any) -> np.dtype[Any]:
+    """As ``xarray.coding.variables._choose_float_dtype`` has it."""
+    floats: list[np.dtype[Any]] = [np.dtype(np.float32), np.dtype(np.float64)]
+    if scale is not None or offset is not None:
+        numbers = [number for number in (scale, offset) if number is not None]
+        given: list[np.dtype[Any]] = [number.dtype.newbyteorder("=") for number in numbers]
+        # An offset that is large beside the numbers loses digits, unless who wrote them has thought of it.
+        if given[0] not in floats or len({*given}) > 1 or (scale is None):
+            return floats[1]
+        if offset is not None and dtype.kind in "iu" and dtype.itemsize == 4:
+            return floats[1]
+        return given[0]
+    if dtype.kind == "f":
+        return dtype.newbyteorder("=")
+    return floats[0] if dtype.itemsize <= 2 else floats[1]
