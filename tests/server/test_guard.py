@@ -42,7 +42,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5py.File]:
 
 
 def _guard(file: h5py.File) -> Guard:
-    return Guard(file, Identity(0, 0, 0, 0), 600.0)
+    return Guard(file, Identity(0, 0, 0, 0, 0), 600.0)
 
 
 def _layouts(file: h5py.File, name: str) -> list[ArrayLayout]:
