@@ -84,7 +84,7 @@ class Arrays:
         if dataset.shape is None:
             return [_refused(known, "it has no shape (a null dataspace)")]
         stored = dataset.id.get_type()
-        self._plugins.expect(_chunk_bytes(dataset, stored, self._address_bytes))
+        self._plugins.chunk_bytes = _chunk_bytes(dataset, stored, self._address_bytes)
         known["text"] = _text(dataset, stored)
         parts = self._parts(stored)
         if all(part.item.problem is not None for part in parts):

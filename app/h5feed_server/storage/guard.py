@@ -93,7 +93,9 @@ class Guard:
     ) -> bool:
         names = [name for name, _ in arrays if name]
         try:
-            theirs = (dataset.fields(names) if names else dataset)[rows]
+            source = dataset.fields(names) if names else dataset
+            # One by one: of a list of rows, h5py's selection takes as long as the array is long.
+            theirs = np.concatenate([source[row : row + 1] for row in rows.tolist()])
         except Exception:
             theirs = None
         for name, one in arrays:

@@ -87,6 +87,7 @@ class _OpenSet:
     def __init__(self, files: Mapping[str, Known], plugins: Plugins) -> None:
         self.files = files
         self._plugins = plugins
+        self._chunk_bytes = 0
         self._cache_bytes = min(_CHUNK_CACHE_BYTES // 4, _CHUNK_CACHE_BYTES // len(files))
         self._open: dict[str, h5py.File] = {}
         self._main = next(iter(files))
@@ -101,6 +102,7 @@ class _OpenSet:
             self._check(self._main, path, dataset, ())
             self.datasets[path] = dataset
         self.datasets.move_to_end(path)
+        self._plugins.chunk_bytes = self._chunk_bytes
         return self.datasets[path]
 
     def check_unchanged(self) -> None:
@@ -171,7 +173,7 @@ class _OpenSet:
         if dataset.chunks is not None:
             # The longest that an address can be.
             nbytes = disk_bytes(dataset.id.get_type(), 32) or dataset.id.get_type().get_size()
-            self._plugins.expect(math.prod(dataset.chunks) * nbytes)
+            self._chunk_bytes = max(self._chunk_bytes, math.prod(dataset.chunks) * nbytes)
         self._checked.add(here)
 
 

@@ -147,7 +147,7 @@ class Plugins:
     Attributes
     ----------
     chunk_bytes : int
-        Bytes of the largest chunk that is to be decoded: a filter is not told how many its chunk has.
+        Bytes of the largest chunk that is to be decoded next: a filter is not told how many its chunk has.
     """
 
     def __init__(self) -> None:
@@ -161,10 +161,6 @@ class Plugins:
                     raise RuntimeError(f"libhdf5 does not take the filter {number}")
                 self._classes.append(one)
         self.numbers = frozenset(one.id for one in self._classes)
-
-    def expect(self, chunk_bytes: int) -> None:
-        """Chunks of so many bytes are going to be decoded."""
-        self.chunk_bytes = max(self.chunk_bytes, chunk_bytes)
 
     def _undo(self, number: int) -> Any:
         def apply(flags: int, count: int, options: Any, nbytes: int, capacity: Any, buffer: Any) -> int:
