@@ -87,6 +87,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with h5py.File(root / "tables.h5", "w") as file:
         for name, rows in (("b", 7), ("c", 9)):
             file[f"{name}/x"], file[f"{name}/y"] = np.full((rows, 2), 19.0), np.arange(rows) % 3
+        file["c/z"] = np.zeros(9)
     _file(root / "tables.b.h5", 20)
     # Endings.
     for ending in ("mat", "nc", "nxs", "nwb", "h5ad", "loom", "jld2"):
