@@ -16,7 +16,7 @@ from .pieces import Hints, InspectedFile, Leaf, Path, Piece, Series, Table, Tabl
 from .stacking import as_row
 
 _ABOUT = ("metadata", "meta")
-"""Groups whose arrays are listed, but make no dataset."""
+"""Groups whose arrays are listed, but make no dataset; so are arrays of that name beside the rows."""
 
 _NOT_DATA = ("_i_", "#refs#", "#subsystem#")
 """How groups begin that PyTables and MATLAB keep for themselves."""
@@ -175,6 +175,11 @@ def _elsewhere(path: Path, cluster: list[Series], main: Table | None) -> list[Ta
         for series in cluster:
             problem = "it is a short list of text beside the rows, such as names of classes"
             main.fields.append(TableField(series.path[-1], Column((series.first,)), problem))
+        return []
+    if main is not None and all(series.path[-1].lower() in _ABOUT for series in cluster):
+        for series in cluster:
+            problem = f"it has {series.rows} rows, where the dataset has {main.rows}: it holds data about the data"
+            main.fields.append(TableField(series.path[-1], Column((series.first,)), problem, series.note))
         return []
     name = min(series.path[-1] for series in cluster if not series.is_text or len(cluster) == 1)
     table = assemble(path, cluster, name)
