@@ -46,19 +46,11 @@ class Assembler:
         Bytes of a file up to which its revision covers all of it.
     holds_classes : callable
         Looks whether values of a column are classes, where nothing else tells the label.
-    tell : callable
-        Is told of files that are not served, and why.
     """
 
-    def __init__(
-        self,
-        digest_limit: int,
-        holds_classes: Callable[[Column], bool],
-        tell: Callable[[Sequence[str], str], None],
-    ) -> None:
+    def __init__(self, digest_limit: int, holds_classes: Callable[[Column], bool]) -> None:
         self._digest_limit = digest_limit
         self._holds_classes = holds_classes
-        self._tell = tell
 
     def divide(
         self,
@@ -120,7 +112,6 @@ class Assembler:
                 refused[one.name] = Refused(one.files, reason)
                 if family.kind == "alone":
                     raise Unreadable(reason) from None
-                self._tell(one.files, reason)
         return tuple(found)
 
     def _datasets(

@@ -154,7 +154,7 @@ class Catalog:
         self._files = OpenFiles(settings.open_files)
         self._inspector = Inspector(settings.inspect_timeout)
         self._loader = FileLoader(self._root, settings, folder, self._files, self._inspector, hdf5)
-        self._assembler = Assembler(settings.digest_limit, self._loader.holds_classes, self._tell)
+        self._assembler = Assembler(settings.digest_limit, self._loader.holds_classes)
         self._executor = ThreadPoolExecutor(2, "h5feed-inspect")
         self._entries: dict[str, Entry] = {}
         self._found: dict[str, tuple[Entry, Dataset, float]] = {}
@@ -418,7 +418,14 @@ class Catalog:
                     if family.kind not in ("numbers", "words"):
                         raise Unreadable(f"{shown(file)}: {error.detail}") from error.__cause__
                     failed[file] = error
-            return self._assembler.divide(family, loaded, failed, refused, declaration)
+            found = self._assembler.divide(family, loaded, failed, refused, declaration)
+            for line, one in list(refused.items()):
+                # Parts of others are nothing by themselves.
+                if beside.keys() >= {str(self._root / file) for file in one.files}:
+                    del refused[line]
+                else:
+                    self._tell(one.files, one.reason)
+            return found
         except PASSING as error:
             raise Overloaded(f"dataset {name!r} cannot be looked at now: {error.detail}", retry_after=1) from None
         except FeedError as error:
