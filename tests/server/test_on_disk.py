@@ -235,6 +235,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder.mkdir()
     for name, write in FILES.items():
         write(folder / f"{name}.h5")
+    # Arrays that are all alike might be classes, one after the other.
+    alike = [f'[datasets.{name}]\nfiles = ["{name}.h5"]\nclasses = false\n' for name in ("edges", "indices")]
+    (folder / "h5feed.toml").write_text("".join(alike))
     process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
     yield process
     assert process.stop() == 0
