@@ -160,7 +160,9 @@ class Assembler:
             table.fields[:] = with_packing(table.fields, declared is not None and declared.apply == "scale")
             fields = describe_fields(table, declared.roles if declared else None, decode, self._holds_classes)
             if not any(field.unreadable is None for field in fields):
-                reasons += [f"{field.name}: {field.unreadable}" for field in fields[:5]]
+                whys = [f"{field.name}: {field.unreadable}" for field in fields[:5]]
+                refused[own] = Refused(files, "; ".join(whys))
+                reasons += whys
                 continue
             label = next((field for field in fields if field.role == "label" and not field.unreadable), None)
             names = label.class_names if label else None
