@@ -43,6 +43,9 @@ FILE_SECONDS = 100e-6
 """The files of a dataset of more files are looked at this often, and not for every request; of very many, after so long
 for each of them."""
 
+_AT_ONCE = 2
+"""Entries that are looked at, and files of one, at the same time."""
+
 RETRY_SECONDS = 2.0
 """What failed for a reason that may pass is looked at again after so long, when it is asked for."""
 
@@ -155,7 +158,7 @@ class Catalog:
         self._inspector = Inspector(settings.inspect_timeout)
         self._loader = FileLoader(self._root, settings, folder, self._files, self._inspector, hdf5)
         self._assembler = Assembler(settings.digest_limit, self._loader.holds_classes)
-        self._executor = ThreadPoolExecutor(2, "h5feed-inspect")
+        self._executor = ThreadPoolExecutor(_AT_ONCE, "h5feed-inspect")
         self._entries: dict[str, Entry] = {}
         self._found: dict[str, tuple[Entry, Dataset, float]] = {}
         self._scanned = float("-inf")
@@ -407,17 +410,7 @@ class Catalog:
             # It may have waited for long, while a file was being written, for each of its states.
             if any(_identity(path) != identity for path, identity in zip(paths, identities, strict=True)):
                 raise changed()
-            loaded: dict[str, LoadedFile] = {}
-            failed: dict[str, Unreadable] = {}
-            for file, path, identity in zip(files, paths, identities, strict=True):
-                try:
-                    loaded[file] = self._loader.load(path, identity, beside)
-                except Unreadable as error:
-                    if len(files) == 1:
-                        raise
-                    if family.kind not in ("numbers", "words"):
-                        raise Unreadable(f"{shown(file)}: {error.detail}") from error.__cause__
-                    failed[file] = error
+            loaded, failed = self._loaded(family, paths, identities, beside)
             found = self._assembler.divide(family, loaded, failed, refused, declaration)
             for line, one in list(refused.items()):
                 # Parts of others are nothing by themselves.
@@ -445,6 +438,34 @@ class Catalog:
             if idle:
                 # The children do not outlive their work.
                 self._inspector.rest()
+
+    def _loaded(
+        self, family: Family, paths: tuple[str, ...], identities: tuple[Identity, ...], beside: Beside
+    ) -> tuple[dict[str, LoadedFile], dict[str, Unreadable]]:
+        """The files of a family; and why those of them cannot be read that it may be without."""
+
+        def load(path: str, identity: Identity) -> LoadedFile:
+            if self._closed.is_set():
+                raise Overloaded("the server stops")
+            return self._loader.load(path, identity, beside)
+
+        if len(paths) == 1:
+            return {family.files[0]: load(paths[0], identities[0])}, {}
+        loaded: dict[str, LoadedFile] = {}
+        failed: dict[str, Unreadable] = {}
+        threads = ThreadPoolExecutor(_AT_ONCE, "h5feed-inspect-part")
+        try:
+            parts = [threads.submit(load, path, identity) for path, identity in zip(paths, identities, strict=True)]
+            for file, part in zip(family.files, parts, strict=True):
+                try:
+                    loaded[file] = part.result()
+                except Unreadable as error:
+                    if family.kind not in ("numbers", "words"):
+                        raise Unreadable(f"{shown(file)}: {error.detail}") from error.__cause__
+                    failed[file] = error
+        finally:
+            threads.shutdown(wait=True, cancel_futures=True)
+        return loaded, failed
 
 
 def _said(declared: DeclaredDataset | None) -> bytes:
