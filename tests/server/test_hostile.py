@@ -382,7 +382,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     ):
         write(folder / f"{write.__name__.strip('_')}.h5")
     for number in range(8):
-        _region_references(folder / f"region_references{number}.h5")
+        _region_references(folder / f"region_references_{'abcdefgh'[number]}.h5")
     (folder / "empty.h5").touch()
     (folder / "truncated.h5").write_bytes((folder / "a_good.h5").read_bytes()[:-100])
     os.mkfifo(folder / "pipe.h5")
@@ -461,9 +461,9 @@ def test_external_data_is_never_served(hostile: Watched) -> None:
 def test_references_in_attributes(hostile: Watched) -> None:
     """Many files of region references, one after the other: named, not read."""
     for number in range(8):
-        (field,) = hostile.whole(f"region_references{number}")["fields"]
+        (field,) = hostile.whole(f"region_references_{'abcdefgh'[number]}")["fields"]
         assert all("not shown" in value for value in field["attributes"].values()) and len(field["attributes"]) == 20
-        assert hostile.rows(f"region_references{number}", "x", rows=(9, 0)).status_code == 200
+        assert hostile.rows(f"region_references_{'abcdefgh'[number]}", "x", rows=(9, 0)).status_code == 200
     hostile.check()
 
 

@@ -150,6 +150,8 @@ class CataloguedSource:
             attributes = attributes_of(stored.field)
             if stored.field.name == label and dataset.class_names:
                 attributes["class_names"] = list(dataset.class_names)
+            elif stored.field.class_names and "class_names" not in attributes:
+                attributes["class_names"] = list(stored.field.class_names)
             small = stored.field.row_bytes <= _MAX_LABEL_BYTES and not isinstance(stored, Lists)
             if stored.field.name == label and small and len(usable) > 1:
                 self.columns[name] = whole(stored, self._rows, attributes)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from h5feed.errors import Unreadable
 
 from ..catalog.dataset import Field
+from ..storage.packing import PACKING
 from ..storage.reader import Reader
 from .source import Column, FieldSpec
 
@@ -189,6 +190,7 @@ def whole(stored: StoredField, rows: Int64s, attributes: Mapping[str, Any]) -> C
 def attributes_of(field: Field) -> dict[str, Any]:
     """Those of its first array that hold in any file."""
     kept: dict[str, Any] = {}
+    unpacked = field.column.segments[0].unpacked_to is not None
     with h5py.File(field.column.segments[0].source.path) as file:
         dataset = file.get(field.array.path)
         if not isinstance(dataset, h5py.Dataset):
@@ -200,7 +202,7 @@ def attributes_of(field: Field) -> dict[str, Any]:
             except (OSError, TypeError, ValueError):
                 continue
             dtype = getattr(value, "dtype", None)
-            here = name in _OF_ITS_FILE or name.startswith(_OF_ITS_WRITER)
+            here = name in _OF_ITS_FILE or name.startswith(_OF_ITS_WRITER) or (unpacked and name in PACKING)
             leads = dtype is not None and h5py.check_ref_dtype(dtype) is not None
             if not here and not leads and not isinstance(value, h5py.Empty):
                 kept[name] = value.tolist() if dtype is not None and dtype.kind == "O" else value

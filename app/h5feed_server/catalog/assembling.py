@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,12 +16,13 @@ from h5feed.order import ORDER_VERSION
 from ..served_version import SERVED_VERSION
 from ..split_record import read_record
 from ..storage.column import Column
-from .dataset import Dataset, describe_fields
+from .dataset import Dataset, Field, describe_fields
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset
 from .description import rows_of
-from .discovery import dotted, shown
+from .discovery import distinct, dotted, shown
 from .grouping import alike, fuel, weights
+from .grouping.assembly import CLASS_REASON
 from .grouping.classes import InDoubt
 from .grouping.families import Family, alone, glob_of
 from .grouping.pieces import Hints, InspectedFile
@@ -140,11 +142,15 @@ class Assembler:
         tables = tables_of(inspected, hints)
         if len(loaded) == 1:
             fuel.apply(loaded[0].layout.attributes.get(fuel.ATTRIBUTE), tables)
+        elif any(isinstance(one.layout.attributes.get(fuel.ATTRIBUTE), list) for one in loaded):
+            notes = (*notes, f"the attribute {fuel.ATTRIBUTE!r} of its files is not followed: it is of one file alone")
         identities = tuple(
             dict.fromkeys(part for one in loaded for segment in one.segments.values() for part in segment.source.key)
         )
         # What rows and classes are called is served as well.
         called = family.rows if hints.stack or hints.classes else ()
+        if any(tags.split for tags in family.tags):
+            called = (*called, *(tags.split or "" for tags in family.tags))
         revision = _revision([digest for one in loaded for digest in one.digests], declaration, called)
         decode = _images_declared(declared, [field.name for table in tables for field in table.fields])
         notes = (*dict.fromkeys(note for one in loaded for note in one.layout.notes), *notes)
@@ -165,11 +171,8 @@ class Assembler:
                 reasons += whys
                 continue
             label = next((field for field in fields if field.role == "label" and not field.unreadable), None)
-            names = label.class_names if label else None
-            named = declared.class_names if declared is not None else None
-            if named or table.class_names:
-                names = tuple(named or table.class_names or ())
-                fields = tuple(replace(field, class_names=names) if field is label else field for field in fields)
+            fields = _with_class_names(fields, label, table.class_names, declared.class_names if declared else None)
+            names = next((field.class_names for field in fields if label and field.name == label.name), None)
             said = [*notes, *table.notes]
             native, record = table.native, None
             if declared is not None and declared.splits:
@@ -199,6 +202,33 @@ class Assembler:
         return tuple(datasets)
 
 
+def _with_class_names(
+    fields: tuple[Field, ...],
+    label: Field | None,
+    classes: tuple[str, ...] | None,
+    declared: Sequence[str] | None,
+) -> tuple[Field, ...]:
+    """The fields, with names of classes that are declared, or that are those of arrays, groups or files.
+
+    Raises
+    ------
+    Unreadable
+        What is declared cannot be.
+    """
+    named = label
+    if classes is not None:
+        named = next((field for field in fields if field.role_reason == CLASS_REASON), label)
+        known = f"its classes are {json.dumps(list(classes))}, numbered in this order"
+        if declared and (
+            len(declared) != len(classes) or (set(declared) == set(classes) and [*classes] != [*declared])
+        ):
+            raise Unreadable(f"{DECLARATION}: class_names={json.dumps(list(declared))} cannot be: {known}")
+    names = tuple(declared or classes or ())
+    if not names:
+        return fields
+    return tuple(replace(field, class_names=names) if field is named else field for field in fields)
+
+
 def _notes_of_declared(
     native: Mapping[str, Sequence[tuple[int, int]]], stored: Mapping[str, Sequence[tuple[int, int]]], main: bool
 ) -> list[str]:
@@ -220,8 +250,9 @@ def _inspected(family: Family, loaded: Sequence[LoadedFile]) -> list[InspectedFi
         One is declared that is not there.
     """
     inspected = []
+    alike_shown = Counter(map(shown, family.rows))
     for file, tags, row, one in zip(family.files, family.tags, family.rows, loaded, strict=True):
-        segments = one.fields
+        segments, names = one.fields, {}
         if family.declared is not None and family.declared.fields is not None:
             # By their paths in the file, or by what they mean.
             known = one.segments | one.fields
@@ -229,7 +260,10 @@ def _inspected(family: Family, loaded: Sequence[LoadedFile]) -> list[InspectedFi
             if missing:
                 raise Unreadable(f"{DECLARATION} names the array {missing[0]!r}, which {shown(file)} does not have")
             segments = {name: known[path] for name, path in family.declared.fields.items()}
-        inspected.append(InspectedFile(segments, tags, shown(row)))
+            names = {path: s.array.text for path, s in one.segments.items() if s.array.text is not None}
+        # Names that differ in what is no UTF-8 are shown alike.
+        own = distinct(file) if alike_shown[shown(row)] > 1 else shown(row)
+        inspected.append(InspectedFile(segments, tags, own, names))
     return inspected
 
 

@@ -193,6 +193,21 @@ def _names_of(segment: Segment) -> Hashable:
     return tuple(sorted((segment.array.enum_names or {}).items()))
 
 
+def _agree_in_names(field: TableField, table: Table) -> bool:
+    """Whether names of classes are the same for all pieces of a label; of text, nothing is named."""
+    if field.column.dtype.kind == "S":
+        return True
+    segments, lists = field.column.segments, set(table.text.values())
+    if table.names_differ:
+        return False
+    if len(segments) * len(table.text) > _MOST_LOOKUPS:
+        return len(lists) == 1
+    return len({tuple(class_names(segment.array, table.text) or ()) for segment in segments}) == 1
+
+
+_MOST_LOOKUPS = 2_000_000
+"""Pieces times lists of text up to which each piece's own names are looked up."""
+
 _COLOURS = {"rgb": "rgb", "rgba": "rgb", "bgr": "bgr", "grey": "grey"}
 
 
@@ -228,6 +243,8 @@ def describe_fields(
         names: Sequence[str] | None = about.class_names if about else None
         if names is None and role.role == "label":
             names = class_names(item.array, table.text)
+            if problem is None and not _agree_in_names(item, table):
+                problem = "the same number stands for other classes in some of its pieces"
         found.append(
             Field(
                 item.name,

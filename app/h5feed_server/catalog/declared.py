@@ -38,6 +38,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ..split_names import SPLIT_WORDS
 from .discovery import ALL_SUFFIXES, ending_of
 from .encoded import DeclaredImages
+from .grouping.names import natural
 
 NAME = "h5feed.toml"
 
@@ -94,7 +95,8 @@ class DeclaredDataset(BaseModel):
 
     def matching(self, files: Sequence[str]) -> list[str]:
         """Those of `files` that are meant, in the order of the patterns."""
-        found = [file for pattern in self.files for file in sorted(files) if _is_meant(pattern, file)]
+        ordered = sorted(files, key=lambda file: (natural(file), file))
+        found = [file for pattern in self.files for file in ordered if _is_meant(pattern, file)]
         return list(dict.fromkeys(found))
 
     def unmatched(self, files: Sequence[str]) -> list[str]:

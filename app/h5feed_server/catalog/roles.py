@@ -178,6 +178,11 @@ _MAYBE_NAMES = ("classes", "categories", "names")
 """These may also be a field of a text a row."""
 
 
+def names_classes(name: str) -> bool:
+    """Whether lists of names of classes are called so."""
+    return name.lower() in (*_NAMES, *_MAYBE_NAMES)
+
+
 def class_names(label: ArrayLayout, text: Mapping[tuple[str, ...], Sequence[str]]) -> list[str] | None:
     """Names of the classes; the index is the label.
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from h5py import h5a, h5t
 
 from .hdf5_text import decoded, json_bytes, reason_of
+from .packing import PACKING
 from .pickled_lists import plain_list
 from .stored_types import describe
 
@@ -22,7 +23,6 @@ MAX_ATTRIBUTE_BYTES = 1 << 16
 MAX_NAME_BYTES = 1 << 10
 """Bytes of the name of a group, an array or an attribute."""
 
-_PACKING = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
 _SHORT = 64
 """Bytes of one of them."""
 
@@ -56,7 +56,7 @@ def attributes_of(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
 def packing_attributes(item: h5py.Dataset) -> dict[str, npt.NDArray[Any]]:
     """Those that say how numbers are packed, with the types that they have."""
     found = {}
-    for name in _PACKING:
+    for name in PACKING:
         with contextlib.suppress(Exception):
             if name in item.attrs:
                 attribute = item.attrs.get_id(name)

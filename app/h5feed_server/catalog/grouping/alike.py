@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+import numpy as np
+
 from ...storage.layout import ArrayLayout
 from .classes import InDoubt
 from .names import is_label, numbers_in
@@ -36,7 +38,7 @@ def of_numbers(files: Sequence[InspectedFile], paths: Sequence[str]) -> Verdict:
         They can be read in two ways.
     """
     samples = [_arrays(file) for file in files]
-    members = {frozenset((name, one.dtype, len(one.shape)) for name, one in s.items() if one.shape) for s in samples}
+    members = {frozenset((name, _type(one), len(one.shape)) for name, one in s.items() if one.shape) for s in samples}
     if len(members) > 1 or not next(iter(members)):
         return APART
     answer = is_sample(samples[0])
@@ -77,6 +79,12 @@ def of_words(files: Sequence[InspectedFile]) -> Verdict:
 def _arrays(file: InspectedFile) -> dict[str, ArrayLayout]:
     arrays = {name: segment.array for name, segment in file.segments.items()}
     return {name: one for name, one in arrays.items() if one.unreadable is None or one.scalar is not None}
+
+
+def _type(array: ArrayLayout) -> str:
+    """What its elements are: text of any width, numbers of either endianness."""
+    dtype = np.dtype(array.dtype)
+    return "S" if dtype.kind == "S" else dtype.newbyteorder("<").str
 
 
 def _kinds_agree(files: Sequence[InspectedFile]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,9 @@ _MAX_TRANSPOSED_BYTES = 64 << 20
 
 _MAX_INLINE_BYTES = 1 << 20
 """A field that says where rows come from is kept in memory up to this size, and described by pieces beyond."""
+
+CLASS_REASON = "the array, group or file is the class"
+"""Why a field is the label whose values are the names of pieces."""
 
 _LABEL, _EPISODE, _FILE = "label", "episode", "file"
 
@@ -62,27 +66,39 @@ def problem_of(segments: Sequence[Segment]) -> str | None:
     first = segments[0]
     if any((segment.offsets is None) != (first.offsets is None) for segment in segments):
         return "some of its pieces are lists, others are not"
-    kinds = {_wire(segment) for segment in segments}
-    if len(kinds) > 1:
+    kinds = {segment.wire for segment in segments}
+    if len({segment.array.is_bfloat16 for segment in segments}) > 1:
+        return "some of its pieces are bfloat16, others are not"
+    if len(kinds) > 1 and not _can_be_joined(segments):
         return f"its pieces differ: {', '.join(sorted(f'{dtype}{list(shape)}' for dtype, shape in kinds)[:3])}"
     if any(segment.transposed and segment.array.nbytes > _MAX_TRANSPOSED_BYTES for segment in segments):
         return "its rows lie along its last axis, so that every row is scattered over the whole file"
     return None
 
 
-def _wire(segment: Segment) -> tuple[np.dtype[np.generic], tuple[int, ...]]:
-    dtype, shape = segment.wire
-    # Of text that lies in the layout, the widths are made the same.
-    return (np.dtype("S1") if dtype.kind == "S" and segment.array.inline is not None else dtype), shape
+def _can_be_joined(segments: Sequence[Segment]) -> bool:
+    """Whether these are single values that lie in the layout already, and mean the same."""
+    arrays = [segment.array for segment in segments]
+    if any(array.inline is None or array.record or array.shape != (1,) for array in arrays):
+        return False
+    first = arrays[0]
+    text = first.dtype[1] == "S" and first.padding != "spacepad"
+    alike = all(
+        (one.padding, one.packing, one.enum_names, one.is_bfloat16)
+        == (first.padding, first.packing, first.enum_names, first.is_bfloat16)
+        for one in arrays
+    )
+    # Text of another width is filled up with zeros, which are no part of it.
+    return alike and all(one.dtype == first.dtype or (text and one.dtype[1] == "S") for one in arrays)
 
 
 def _joined(segments: Sequence[Segment]) -> Sequence[Segment]:
     """One segment for many whose few bytes are in the layout already."""
-    arrays = [segment.array for segment in segments]
-    if len(segments) == 1 or any(array.inline is None or array.record or array.shape != (1,) for array in arrays):
+    if len(segments) == 1 or not _can_be_joined(segments):
         return segments
+    arrays = [segment.array for segment in segments]
     values = np.concatenate([np.frombuffer(array.inline or b"", array.dtype) for array in arrays])
-    return [_constant(segments[0].source, arrays[0].path, values)]
+    return [_constant(segments[0].source, arrays[0].path, values, arrays[0])]
 
 
 def _add_origins(table: Table, pieces: Sequence[Piece], rows: npt.NDArray[np.int64], source: LocalFile) -> None:
@@ -98,10 +114,10 @@ def _add_origins(table: Table, pieces: Sequence[Piece], rows: npt.NDArray[np.int
         table.fields.append(TableField(name, Column(segments), None, None, role))
 
     if any(piece.kind for piece in pieces):
-        names = sorted({piece.kind for piece in pieces}, key=natural)
+        names = sorted({piece.kind for piece in pieces}, key=lambda name: (natural(name), name))
         table.class_names = tuple(names)
         numbers = {name: number for number, name in enumerate(names)}
-        add(_LABEL, [numbers[piece.kind] for piece in pieces], Role("label", "the array, group or file is the class"))
+        add(_LABEL, [numbers[piece.kind] for piece in pieces], Role("label", CLASS_REASON))
     if any(piece.episode for piece in pieces):
         role = Role("other", "the name of the group that the row lies in")
         add(_EPISODE, ["/".join(piece.episode) for piece in pieces], role)
@@ -122,8 +138,11 @@ def _repeated(
     return tuple(Segment(source, array) for array in arrays)
 
 
-def _constant(source: LocalFile, name: str, values: npt.NDArray[np.generic]) -> Segment:
-    """Values that are in memory. Their path keys caches, so that it stands for them."""
+def _constant(
+    source: LocalFile, name: str, values: npt.NDArray[np.generic], like: ArrayLayout | None = None
+) -> Segment:
+    """Values that are in memory, `like` those of an array. Their path keys caches, so that it stands for them."""
     data = values.tobytes()
     path = f"{name}#{hashlib.blake2b(data, digest_size=16).hexdigest()}"
-    return Segment(source, ArrayLayout(path, values.shape, values.dtype.str, inline=data))
+    like = like or ArrayLayout(path, (), values.dtype.str)
+    return Segment(source, replace(like, path=path, shape=values.shape, dtype=values.dtype.str, inline=data))

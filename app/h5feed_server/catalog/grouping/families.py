@@ -140,11 +140,13 @@ def _family(
     tags = []
     whole = _are_splits(places)
     alike: Counter[tuple[str | None, str | None]] = Counter()
+    halves = {place.tags.half for place in places}
     for place in places:
         own = place.tags
         if kind == "declared":
             own = own if whole or place.below == "" else _place(place.file).tags
-            own = replace(own, shards=1)
+            # A file alone that is called like a half is none.
+            own = replace(own, shards=1, half=own.half if len(halves - {None}) > 1 else None)
         if own.shards == 1:
             own = replace(own, shard=alike[own.split, own.half])
             alike[own.split, own.half] += 1

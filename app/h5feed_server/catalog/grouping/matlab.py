@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ...storage.column import Segment
+from ...storage.layout import ArrayLayout
+from .names import is_label
 from .pieces import Path
 
 NOTE = "written by MATLAB: axes are in reverse"
@@ -19,11 +21,19 @@ def turned(segments: Mapping[Path, Segment]) -> dict[Path, Segment]:
         for path, segment in segments.items()
         if "MATLAB_class" in segment.array.attributes and len(segment.array.shape) > 1
     }
-    ends = Counter(length for array in written.values() for length in {array.shape[0], array.shape[-1]})
-    if not ends:
-        return {}
-    shared = max(ends, key=lambda length: (ends[length], length))
-    return {
-        path: replace(segments[path], transposed=array.shape[-1] == shared != array.shape[0])
-        for path, array in written.items()
-    }
+    shared = _shared(written)
+    # A square matrix lies as those do that it shares its rows with.
+    last = any(array.shape[-1] == shared != array.shape[0] for array in written.values())
+    first = any(array.shape[0] == shared != array.shape[-1] for array in written.values())
+    turned = {path for path, array in written.items() if array.shape[-1] == shared != array.shape[0]}
+    if last and not first:
+        turned |= {path for path, array in written.items() if array.shape[-1] == shared}
+    return {path: replace(segments[path], transposed=path in turned) for path in written}
+
+
+def _shared(written: Mapping[Path, ArrayLayout]) -> int | None:
+    """How many rows there are: as many as the label says, else the length that most arrays have."""
+    labels = [array for path, array in written.items() if is_label(path[-1])]
+    said = Counter(length for array in labels for length in {array.shape[0], array.shape[-1]} if length > 1)
+    ends = said or Counter(length for array in written.values() for length in {array.shape[0], array.shape[-1]})
+    return max(ends, key=lambda length: (ends[length], length), default=None)

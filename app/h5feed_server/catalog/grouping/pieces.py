@@ -46,6 +46,8 @@ class InspectedFile:
     tags: Tags
     name: str = ""
     """Of its row, or class, where it is one."""
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Lists of text beside the arrays that are declared, by path: they may be names of classes."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ class Piece:
     def order(self) -> tuple[Any, ...]:
         """Pieces follow each other by this."""
         rank = SPLITS.index(self.split) if self.split in SPLITS else (len(SPLITS) if self.split else -1)
-        return rank, self.split, natural(self.kind), self.shard, natural(self.file), *map(natural, self.episode)
+        names = (natural(self.kind), self.shard, natural(self.file), tuple(map(natural, self.episode)))
+        # Some differ in nothing but how a number is written: s_1, s_01.
+        return rank, self.split, *names, self.kind, self.file, self.episode
 
     @property
     def where(self) -> str:
@@ -135,14 +139,14 @@ class Series:
         return self.first.array.text is not None
 
 
-Kind = tuple[np.dtype[Any], Path | tuple[int, ...], bool]
+Kind = tuple[np.dtype[Any], Path | tuple[int, ...], bool, bool]
 
 
 def kind_of(segment: Segment) -> Kind:
     """What rows are: those of one field are the same in it."""
     dtype, shape = segment.wire
     # Text of another width is text.
-    return (np.dtype("S") if dtype.kind == "S" else dtype), shape, segment.has_lists
+    return (np.dtype("S") if dtype.kind == "S" else dtype), shape, segment.has_lists, segment.array.is_bfloat16
 
 
 @dataclass
@@ -189,5 +193,7 @@ class Table:
     text: dict[Path, tuple[str, ...]] = field(default_factory=dict)
     episodes: list[tuple[str, int]] = field(default_factory=list)
     class_names: tuple[str, ...] | None = None
+    names_differ: bool = False
+    """Its files do not agree in what classes are called."""
     notes: tuple[str, ...] = ()
     problem: str | None = None

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ...split_names import SPLIT_WORDS
 from ...storage.column import Column, Segment
+from ..roles import names_classes
 from . import matlab
 from .assembly import assemble
 from .classes import doubt_of, merge_classes
@@ -40,11 +41,14 @@ def tables_of(files: Sequence[InspectedFile], hints: Hints = Hints()) -> list[Ta
         Their arrays do not fit together.
     """
     unreadable: dict[Path, tuple[Segment, str]] = {}
-    text: dict[Path, tuple[str, ...]] = {}
+    text: dict[Path, tuple[str, ...] | None] = {}
     masks: dict[str, tuple[str, ...]] = {}
+    notes: list[str] = []
     root = Group()
     for file in files:
         usable: dict[Path, Segment] = {}
+        for name, values in file.names.items():
+            _note_names(text, name, values)
         for name, segment in file.segments.items():
             array = segment.array
             path = tuple(name.split("/"))
@@ -52,9 +56,11 @@ def tables_of(files: Sequence[InspectedFile], hints: Hints = Hints()) -> list[Ta
                 continue
             if array.text is not None:
                 if len(path) > 1 and path[-2].lower() == "mask":
-                    masks[path[-1]] = array.text
+                    if masks.setdefault(path[-1], array.text) != array.text:
+                        notes.append(f"{'/'.join(path)!r} is not followed: there are several of that name")
+                        masks[path[-1]] = ()
                     continue
-                text[tuple(array.path.split("/"))] = array.text
+                _note_names(text, array.path, array.text)
             problem = array.unreadable or (None if array.shape else "it has no rows")
             about = next((part for part in path[:-1] if part.lower() in _ABOUT), None)
             if about is not None:
@@ -93,8 +99,17 @@ def tables_of(files: Sequence[InspectedFile], hints: Hints = Hints()) -> list[Ta
         name = ".".join(path[len(prefix) :] if path[: len(prefix)] == prefix else path)
         owner.fields.append(TableField(name, Column((segment,)), problem))
     for table in tables:
-        table.text = text
+        table.text = {path: values for path, values in text.items() if values is not None}
+        table.names_differ = any(values is None and names_classes(path[-1]) for path, values in text.items())
+        table.notes = (*table.notes, *notes)
     return tables
+
+
+def _note_names(text: dict[Path, tuple[str, ...] | None], name: str, values: tuple[str, ...]) -> None:
+    """Lists of text by their paths; None where files do not agree in one."""
+    path = tuple(name.split("/"))
+    if text.setdefault(path, values) != values:
+        text[path] = None
 
 
 def _check_together(files: Sequence[InspectedFile], found: Iterable[Leaf]) -> None:
@@ -210,7 +225,8 @@ def _name_splits(tables: Iterable[Table], masks: Mapping[str, tuple[str, ...]]) 
                     runs.append((begin, begin + count))
                 begin += count
             if runs:
-                table.native[split] = runs
+                # Two words may mean one split.
+                table.native[split] = sorted({*table.native.get(split, ()), *runs})
 
 
 def _owner(tables: list[Table], path: Path) -> Table:

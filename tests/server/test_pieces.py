@@ -1,0 +1,169 @@
+"""Pieces of one dataset that differ in what h5py or the program that wrote them makes of their bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5feed
+import h5py
+import numpy as np
+import pytest
+from conftest import ServerProcess
+
+Serve = Callable[..., ServerProcess]
+
+
+def compact(group: h5py.Group, name: str, values: Any, kind: h5py.h5t.TypeID) -> None:
+    """An array that lies in its object header, of exactly this type on disk."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.COMPACT)
+    space = h5py.h5s.create_simple(values.shape)
+    made = h5py.h5d.create(group.id, name.encode(), kind, space, properties)
+    made.write(h5py.h5s.ALL, h5py.h5s.ALL, values, mtype=kind)
+
+
+def text(width: int, padding: int) -> h5py.h5t.TypeID:
+    kind = h5py.h5t.C_S1.copy()
+    kind.set_size(width)
+    kind.set_strpad(padding)
+    return kind
+
+
+def test_compact_text_of_other_widths(serve: Serve, tmp_path: Path) -> None:
+    """Text of four bytes and of one, each in its object header: each row is its own, or the field is refused."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for split, values in (("train", np.array([b"a", b"bb", b"cccc"])), ("test", np.array([b"d", b"e", b"f"]))):
+            group = file.create_group(split)
+            group["x"] = np.arange(6.0).reshape(3, 2)
+            compact(group, "kind", values, text(values.itemsize, h5py.h5t.STR_NULLPAD))
+    with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
+        field = feed["a"].fields["kind"]
+        if field.readable:
+            assert feed["a"].take(range(6), fields=["kind"]).text("kind") == ["a", "bb", "cccc", "d", "e", "f"]
+        else:
+            assert "differ" in field.reason
+
+
+@pytest.mark.parametrize(
+    ("padding", "stored"),
+    [(h5py.h5t.STR_NULLTERM, b"ab\0zzA"), (h5py.h5t.STR_SPACEPAD, b"ab    ")],
+    ids=["nullterm", "spacepad"],
+)
+def test_text_of_samples_is_padded_as_their_files_say(
+    serve: Serve, tmp_path: Path, padding: int, stored: bytes
+) -> None:
+    """A scalar of fixed text in each file is what h5py gives, when files are rows."""
+    for number in range(4):
+        with h5py.File(tmp_path / f"v_{number}.h5", "w") as file:
+            file["image"], file["mask"] = np.full((8, 8, 3), number, np.uint8), np.zeros((8, 8), np.uint8)
+            kind = text(6, padding)
+            made = h5py.h5d.create(file.id, b"who", kind, h5py.h5s.create(h5py.h5s.SCALAR))
+            made.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array(stored, "S6"), mtype=kind)
+            assert file["who"][()] == b"ab"
+    with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
+        batch = feed["v"].take([3, 0], fields=["who", "image"])
+        assert batch.text("who") == ["ab", "ab"]
+        assert batch["image"][:, 0, 0, 0].tolist() == [3, 0]
+
+
+def test_pieces_whose_numbers_mean_other_classes(serve: Serve, tmp_path: Path) -> None:
+    """The same number under other names, by an enum, an attribute or a list beside it, is no label."""
+    names = {"part_1": ["cat", "dog"], "part_2": ["dog", "cat"]}
+    for folder in ("attribute", "list", "enum"):
+        (tmp_path / folder).mkdir()
+        for part, classes in names.items():
+            with h5py.File(tmp_path / folder / f"{part}.h5", "w") as file:
+                rows = 20 if part == "part_1" else 21
+                file["x"] = np.zeros((rows, 3))
+                kind = h5py.enum_dtype({name: i for i, name in enumerate(classes)}, "i4") if folder == "enum" else "i4"
+                file.create_dataset("y", data=np.zeros(rows, "i4"), dtype=kind)
+                if folder == "attribute":
+                    file["y"].attrs["class_names"] = classes
+                elif folder == "list":
+                    file["list_classes"] = np.array(classes, "S")
+    with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
+        for folder in ("attribute", "list", "enum"):
+            field = feed[f"{folder}.part" if f"{folder}.part" in _names(feed) else folder].fields["y"]
+            assert not field.readable and "other classes" in field.reason, folder
+
+
+def _names(feed: h5feed.Feed) -> list[str]:
+    return [entry["name"] for entry in feed.datasets()]
+
+
+def test_a_matrix_is_turned_as_those_it_shares_rows_with(serve: Serve, tmp_path: Path) -> None:
+    """MATLAB's 4 × 4 matrix beside a column of 4 labels: its rows are MATLAB's, not HDF5's."""
+    x = np.arange(16.0).reshape(4, 4)
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file["X"], file["y"] = x.T, np.array([[0.0, 1, 0, 1]])
+        for name in ("X", "y"):
+            file[name].attrs["MATLAB_class"] = np.bytes_("double")
+    with h5py.File(tmp_path / "n.h5", "w") as file:
+        file["X"], file["y"] = np.arange(50.0).reshape(10, 5), np.array([[0.0, 1, 0, 1, 1]])
+        file["mu"], file["sigma"] = np.zeros((1, 10)), np.ones((1, 10))
+        for name in file:
+            file[name].attrs["MATLAB_class"] = np.bytes_("double")
+    with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
+        np.testing.assert_array_equal(feed["m"].take([1, 3], fields=["X"])["X"], x[[1, 3]])
+        assert feed["n"].rows == 5
+        np.testing.assert_array_equal(feed["n"].take([2], fields=["X"])["X"][0], np.arange(50.0).reshape(10, 5)[:, 2])
+
+
+def test_masks_that_files_do_not_agree_in(serve: Serve, tmp_path: Path) -> None:
+    """Lists of episodes that differ from file to file are not followed, and the dataset says so."""
+    for run, train in (("run_1", ["demo_0", "demo_1"]), ("run_2", ["demo_1", "demo_2"])):
+        with h5py.File(tmp_path / f"{run}.h5", "w") as file:
+            for demo in range(3):
+                file[f"data/demo_{demo}/actions"] = np.zeros((len(run) + demo + (run == "run_2"), 2))
+            file["mask/train"] = np.array(train, "S")
+    with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
+        dataset = feed["run"]
+        assert dataset.info["native_splits"] == []
+        assert any("mask/train" in note for note in dataset.info["notes"])
+
+
+def test_names_of_classes_that_are_declared_in_another_order(serve: Serve, tmp_path: Path) -> None:
+    """Arrays cat, dog and owl are 0, 1 and 2: the same names in another order would be wrong ones."""
+    with h5py.File(tmp_path / "pets.h5", "w") as file:
+        for number, name in enumerate(("cat", "dog", "owl")):
+            file[name] = np.full((5 + number, 4, 4), number, np.uint8)
+    (tmp_path / "h5feed.toml").write_text(
+        '[datasets.a]\nfiles = ["pets.h5"]\nclasses = true\nclass_names = ["owl", "dog", "cat"]\n'
+    )
+    with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
+        entry = next(entry for entry in feed.datasets() if entry["name"] == "a")
+        assert entry["status"] == "unreadable" and '["cat", "dog", "owl"]' in entry["reason"]
+        (tmp_path / "h5feed.toml").write_text(
+            '[datasets.a]\nfiles = ["pets.h5"]\nclasses = true\nclass_names = ["Katze", "Hund", "Eule"]\n'
+        )
+        assert feed["a"].class_names == ["Katze", "Hund", "Eule"]
+
+
+def test_declared_files_follow_each_other_by_number(serve: Serve, tmp_path: Path) -> None:
+    """v_2 comes before v_10; and a file that is called like a half is none where no other half is there."""
+    for number in (1, 2, 10):
+        with h5py.File(tmp_path / f"v_{number}.h5", "w") as file:
+            file["image"] = np.full((3, 4, 4), number, np.uint8)
+    for name in ("dogs", "cats_data"):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["image"] = np.zeros((3, 4, 4), np.uint8)
+    (tmp_path / "h5feed.toml").write_text(
+        '[datasets.v]\nfiles = ["v_*.h5"]\nstack = false\n[datasets.pets]\nfiles = ["dogs.h5", "cats_data.h5"]\n'
+    )
+    with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
+        assert feed["v"].take(range(9))["image"][:, 0, 0].tolist() == [1, 1, 1, 2, 2, 2, 10, 10, 10]
+        assert feed["pets"].rows == 6
+
+
+def test_names_that_order_alike_are_ordered_all_the_same(serve: Serve, tmp_path: Path) -> None:
+    """s_1, s_01 and s_001 are one number: every process puts them in one order."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for number, name in enumerate(("s_1", "s_01", "s_001")):
+            file[f"{name}/x"] = np.full((2, 3), number)
+    orders = []
+    for seed in ("1", "2", "3"):
+        with h5feed.connect(serve(tmp_path, PYTHONHASHSEED=seed).url, deadline=60) as feed:
+            orders.append(feed["a"].take(range(6), fields=["x"])["x"][:, 0].tolist())
+    assert orders[0] == orders[1] == orders[2]
