@@ -85,6 +85,35 @@ def test_inspect_says_why_a_file_is_not_served(tmp_path: Path) -> None:
     assert ran.returncode == 1 and "broken.h5 cannot be served" in ran.stderr
 
 
+def test_inspect_looks_at_the_file_alone(tmp_path: Path) -> None:
+    """Files beside it that are broken, odd or many are neither waited for nor told of."""
+    for name in ("wanted", *(f"other{number}" for number in range(6)), "apples", "pears"):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["x"] = np.zeros((8 + len(name), 2), np.float32)
+            file["scalar"] = 3
+            for number in range(500 if name == "pears" else 0):
+                file[f"group{number}/x"] = np.zeros(number + 1)
+    (tmp_path / "broken.h5").write_bytes(b"no HDF5")
+    (tmp_path / "truncated.h5").write_bytes((tmp_path / "pears.h5").read_bytes()[:5000])
+    (tmp_path / "h5feed.toml").write_text('[datasets.both]\nfiles = ["apples.h5", "none.h5"]\n')
+    ran = _run("inspect", tmp_path / "wanted.h5")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "wanted: 14 rows" in ran.stdout
+    for other in ("other", "pears", "apples", "broken", "truncated"):
+        assert other not in ran.stdout
+
+
+def test_inspect_says_that_a_file_is_one_of_several(tmp_path: Path) -> None:
+    """Their dataset is shown as it is served, and nothing is said of files that are not of it."""
+    for number in range(3):
+        with h5py.File(tmp_path / f"cells{number}.h5", "w") as file:
+            file["x"] = np.zeros((10, 2), np.float32)
+    (tmp_path / "broken.h5").write_bytes(b"no HDF5")
+    ran = _run("inspect", tmp_path / "cells1.h5")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "cells1.h5 is one of 3 files of dataset 'cells'" in ran.stdout and "cells: 30 rows" in ran.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

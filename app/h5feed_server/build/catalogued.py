@@ -66,7 +66,8 @@ def catalogued(path: Path, options: BuildOptions) -> CataloguedSource:
                 "read_timeout": _SECONDS,
             }
         )
-        services = opened.enter_context(contextlib.closing(Services.start(settings, only=files)))
+        services = Services.start(settings, only=files)
+        opened.callback(services.close, wait=True)
         dataset, unread = _chosen(services, path, options.dataset)
         source = CataloguedSource(services.batcher.reader, dataset, options)
         if options.dataset is None:
