@@ -394,7 +394,9 @@ class Catalog:
         """Log once why something is not served."""
         if (told := (tuple(files), reason)) not in self._told:
             self._told.add(told)
-            logger.warning("%s: %s", ", ".join(map(shown, files[:3])), reason)
+            # What is wrong with the declaration begins with its name.
+            where = "" if list(files) == [DECLARATION] else f"{', '.join(map(shown, files[:3]))}: "
+            logger.warning("%s%s", where, reason)
 
     def _load(
         self,
