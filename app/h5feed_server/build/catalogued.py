@@ -106,7 +106,8 @@ def _chosen(services: Services, path: Path, wanted: str | None) -> tuple[Dataset
         return named[0], unread
     if len(found) > 1:
         raise BadParameter(
-            f"{path} holds {len(found)} datasets, and one is built at a time: name it with dataset; there are {known}"
+            f"{path} holds {len(found)} datasets, and one is built at a time: name it with dataset=NAME; there are "
+            f"{known}"
         )
     return found[0], unread
 
