@@ -9,7 +9,7 @@ import contextlib
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError as FuturesTimeout
 from pathlib import Path
 
@@ -21,7 +21,11 @@ from rich.table import Table
 
 from .catalog.catalog import Entry
 from .catalog.dataset import Dataset, Field
+from .catalog.declared import NAME as DECLARATION
+from .catalog.declared import followed, read_declared
 from .catalog.description import describe_dataset
+from .catalog.discovery import ALL_SUFFIXES, walk
+from .catalog.grouping.families import families
 from .sampling.spec import OrderSpec
 from .services import Services
 from .settings import Settings
@@ -51,28 +55,45 @@ def inspect_file(path: Path, console: Console) -> int:
     """
     if not path.is_file():
         raise Unreadable(f"{path} {'is a folder: give a file in it' if path.is_dir() else 'does not exist'}")
-    with tempfile.TemporaryDirectory(prefix="h5feed-inspect-") as cache:
-        settings = Settings.model_validate(
-            {"data_dir": path.resolve().parent, "cache_dir": Path(cache), "digest_limit": _DIGESTED}
-        )
-        with contextlib.closing(Services.start(settings)) as services:
-            entry = _entry(services, path.name, settings)
-            if len(entry.files) > 1:
-                console.print(f"{path.name} is one of {len(entry.files)} files of dataset {entry.name!r}")
-            datasets = entry.outcome.result(0)
-            for dataset in datasets:
-                _print_dataset(dataset, console)
-                chosen = f" --dataset {shlex.quote(dataset.name)}" if len(datasets) > 1 else ""
-                for line in _costs(services, dataset, path, chosen):
-                    console.print(line, soft_wrap=True, markup=False, highlight=False)
+    root = path.parent.resolve()
+    files = _together(root, path.name)
+    with contextlib.ExitStack() as opened:
+        cache = opened.enter_context(tempfile.TemporaryDirectory(prefix="h5feed-inspect-", ignore_cleanup_errors=True))
+        settings = Settings.model_validate({"data_dir": root, "cache_dir": Path(cache), "digest_limit": _DIGESTED})
+        services = Services.start(settings, only=files)
+        # A file that is looked at for the second time still is: all that writes there ends before the folder goes.
+        opened.callback(services.close, wait=True)
+        entry = _entry(services, path.name, settings)
+        _print_entry(entry, services, path, console)
     return 0
+
+
+def _together(root: Path, name: str) -> list[str]:
+    """The files that the catalogue looks at together with this one, itself among them."""
+    declaration = read_declared(root)
+    found = walk(str(root), declaration.endings())
+    known = sorted([*found.files, *found.declarable])
+    declared, unfollowed = followed(declaration, known)
+    for meant, why in unfollowed.values():
+        if name in meant:
+            raise Unreadable(f"{name} cannot be served: {why}")
+    claimed = {file for dataset in declared.values() for file in dataset.matching(known)}
+    divided = families(sorted({*found.files, *claimed}), declared)
+    together = next((family.files for family in divided if name in family.files), None)
+    if together is None:
+        raise Unreadable(f"{name} is not served: names end in {_list(ALL_SUFFIXES)}, and begin with no dot")
+    return list(together)
+
+
+def _list(items: Sequence[str]) -> str:
+    return f"{', '.join(items[:-1])} or {items[-1]}"
 
 
 def _entry(services: Services, name: str, settings: Settings) -> Entry:
     """What the catalogue makes of the file, when it has looked at it."""
     entry = next((entry for entry in services.catalog.entries() if name in entry.files), None)
     if entry is None:
-        raise Unreadable(f"{name} is not served: names end in .h5, .hdf5, .hdf or .he5, and begin with no dot")
+        raise Unreadable(f"{name} vanished")
     try:
         entry.outcome.result(4 * settings.inspect_timeout)
     except FuturesTimeout:
@@ -80,6 +101,27 @@ def _entry(services: Services, name: str, settings: Settings) -> Entry:
     except Unreadable as error:
         raise Unreadable(f"{name} cannot be served: {error.detail}") from None
     return entry
+
+
+def _print_entry(entry: Entry, services: Services, path: Path, console: Console) -> None:
+    found = entry.outcome.result(0)
+    # Files that look like parts of one dataset may turn out to be one each.
+    datasets = [dataset for dataset in found if path.name in dataset.files]
+    refused = {name: one.reason for name, one in entry.refused.items() if path.name in one.files}
+    if not datasets:
+        raise Unreadable(f"{path.name} cannot be served: {next(iter(refused.values()), 'it holds no dataset')}")
+    for one in services.catalog.entries():
+        if DECLARATION in one.files:
+            console.print(f"note: {one.reason()}", soft_wrap=True, markup=False, highlight=False)
+    for dataset in datasets:
+        if len(dataset.files) > 1:
+            console.print(f"{path.name} is one of {len(dataset.files)} files of dataset {dataset.name!r}")
+        _print_dataset(dataset, console)
+        chosen = f" --dataset {shlex.quote(dataset.name)}" if len(datasets) > 1 else ""
+        for line in _costs(services, dataset, path, chosen):
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
+    for name, reason in refused.items():
+        console.print(f"{name} is not served: {reason}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _print_dataset(dataset: Dataset, console: Console) -> None:

@@ -59,11 +59,17 @@ class Services:
             settings, catalog, batcher, statistics, jobs, BufferPool(settings.inflight_bytes), threads, hdf5, folder
         )
 
-    def close(self) -> None:
-        """End all threads, files and child processes."""
-        self.threads.shutdown(wait=False, cancel_futures=True)
+    def close(self, *, wait: bool = False) -> None:
+        """End all threads, files and child processes.
+
+        Parameters
+        ----------
+        wait : bool
+            Return only when nothing looks at a file, or writes to the cache folder, any more.
+        """
+        self.threads.shutdown(wait=wait, cancel_futures=True)
         self.jobs.close()
         self.batcher.reader.close()
-        self.catalog.close()
+        self.catalog.close(wait=wait)
         self.hdf5.close()
         self.folder.close()

@@ -135,7 +135,7 @@ def connect(
     Raises
     ------
     BadParameter
-        `url` is no such address. Nothing is sent before the first request.
+        `url` is no such address, or no header can carry `token`. Nothing is sent before the first request.
     """
     return Feed(
         Client(

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 from h5feed.errors import BadParameter
-from h5feed_server.build import BuildOptions
+from h5feed_server.build import BuildOptions, build
 from h5feed_server.build.options import parse_size, read_options
 
 
-def _run(*words: object) -> subprocess.CompletedProcess[str]:
+def _run(*words: object, width: int = 80) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "h5feed_server.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=180, env={**os.environ, "COLUMNS": str(width)}
+    )
 
 
 def test_a_dry_run_writes_nothing(pets: Path, tmp_path: Path) -> None:
@@ -41,16 +45,24 @@ def test_options_from_a_file_and_the_command_line(pets: Path, tmp_path: Path) ->
 
 
 def test_errors_are_one_line(pets: Path, tmp_path: Path) -> None:
+    """And name options as they are typed."""
+    there, table = tmp_path / "there.h5", tmp_path / "table.csv"
+    there.write_bytes(b""), table.write_text("label,size\n1,2\n0,3\n")
     for words, said in (
         (["build", tmp_path / "nothing", "-o", tmp_path / "x.h5"], "does not exist"),
         (["build", pets, "-o", tmp_path / "x.h5", "--resize", "squash"], "valid are aspect, stretch, pad, none"),
         (["build", pets, "-o", tmp_path / "x.h5", "--size", "0"], "must be pixels such as 256"),
         (["build", pets, "-o", tmp_path / "x.h5", "--val", "1.5"], "a fraction must lie between 0 and 1"),
         (["inspect", tmp_path], "is a folder"),
+        (["build", pets, "-o", there], "give another name, or --overwrite"),
+        (["build", pets, "-o", tmp_path / "x.h5", "--no-stratify"], "--no-stratify needs val or test"),
+        (["build", table, "-o", tmp_path / "x.h5", "--label-column", "kind"], "--label-column='kind': table.csv has"),
     ):
         ran = _run(*words)
         assert ran.returncode == 1 and said in ran.stderr and ran.stderr.count("\n") == 1, ran.stderr
-    assert not list(tmp_path.iterdir())
+    assert sorted(tmp_path.iterdir()) == [table, there]
+    ran = _run("build", table, "-o", tmp_path / "table.h5")
+    assert "by its name; --label-column names another" in ran.stdout
 
 
 def test_help_has_examples() -> None:
@@ -83,6 +95,45 @@ def test_inspect_says_why_a_file_is_not_served(tmp_path: Path) -> None:
     (tmp_path / "broken.h5").write_bytes(b"no HDF5")
     ran = _run("inspect", tmp_path / "broken.h5")
     assert ran.returncode == 1 and "broken.h5 cannot be served" in ran.stderr
+
+
+@pytest.mark.parametrize("compression", ["gzip", "lz4", "zstd"])
+def test_inspect_names_the_filters_of_a_build(tmp_path: Path, compression: Any) -> None:
+    """Each by the name that it was asked for by."""
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        file["x"] = np.zeros((64, 1000), np.float32)
+    build(tmp_path / "old.h5", tmp_path / "new.h5", BuildOptions(compression=compression))
+    ran = _run("inspect", tmp_path / "new.h5", width=200)
+    assert f"+ {compression} " in ran.stdout, ran.stdout
+
+
+def test_inspect_looks_at_the_file_alone(tmp_path: Path) -> None:
+    """Files beside it that are broken, odd or many are neither waited for nor told of."""
+    for name in ("wanted", *(f"other{number}" for number in range(6)), "apples", "pears"):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["x"] = np.zeros((8 + len(name), 2), np.float32)
+            file["scalar"] = 3
+            for number in range(500 if name == "pears" else 0):
+                file[f"group{number}/x"] = np.zeros(number + 1)
+    (tmp_path / "broken.h5").write_bytes(b"no HDF5")
+    (tmp_path / "truncated.h5").write_bytes((tmp_path / "pears.h5").read_bytes()[:5000])
+    (tmp_path / "h5feed.toml").write_text('[datasets.both]\nfiles = ["apples.h5", "none.h5"]\n')
+    ran = _run("inspect", tmp_path / "wanted.h5")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "wanted: 14 rows" in ran.stdout
+    for other in ("other", "pears", "apples", "broken", "truncated"):
+        assert other not in ran.stdout
+
+
+def test_inspect_says_that_a_file_is_one_of_several(tmp_path: Path) -> None:
+    """Their dataset is shown as it is served, and nothing is said of files that are not of it."""
+    for number in range(3):
+        with h5py.File(tmp_path / f"cells{number}.h5", "w") as file:
+            file["x"] = np.zeros((10, 2), np.float32)
+    (tmp_path / "broken.h5").write_bytes(b"no HDF5")
+    ran = _run("inspect", tmp_path / "cells1.h5")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "cells1.h5 is one of 3 files of dataset 'cells'" in ran.stdout and "cells: 30 rows" in ran.stdout
 
 
 @pytest.mark.parametrize(

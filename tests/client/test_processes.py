@@ -173,6 +173,14 @@ def test_transforms_travel(photos: h5feed.Dataset, elsewhere: concurrent.futures
         pickle.dumps(photos.loader(transform=lambda x: x))
 
 
+def test_tokens_that_no_header_carries() -> None:
+    """A header has printable ASCII characters only: others are named at once, and the token itself is not shown."""
+    for token, odd in (("secret…", "'…'"), ("se\ncret", r"'\\n'")):
+        with pytest.raises(h5feed.errors.BadParameter, match=f"^token: .*ASCII.*{odd}$") as caught:
+            h5feed.connect("http://127.0.0.1:8000", token=token)
+        assert "cret" not in str(caught.value)
+
+
 def test_the_token_travels(serve: Callable[..., ServerProcess], server: ServerProcess) -> None:
     """One that was given is in the pickle, so that a copy is let in; whoever keeps pickles keeps the token."""
     closed = serve(server.folder, H5FEED_TOKENS="secret")

@@ -82,6 +82,7 @@ def test_no_label_is_said(feed: h5feed.Feed, capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr().out
     assert "Found 24 rows, but no field of 'passengers' says that it is the label" in said
     assert "y='table.survived'" in said and 'roles = { "table.age" = "label" }' in said
+    assert said.endswith(" none is wanted.\n")
     for wanted in ({"y": []}, {"class_mode": None}, {"class_mode": "input"}, {"y": "table.survived"}):
         dataset.sequence(batch_size=8, **wanted)
         assert "no field" not in capsys.readouterr().out

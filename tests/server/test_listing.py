@@ -16,6 +16,8 @@ import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.cli import main
 from h5feed.errors import Unreadable
+from h5feed_server.services import Services
+from h5feed_server.settings import Settings
 
 TOML = """
 [datasets.good]
@@ -270,3 +272,19 @@ def test_a_name_that_is_no_text_does_not_end_the_watch(tmp_path: Path) -> None:
         wait_until(lambda: len(list(cache.glob("served-*/digests/[!.]*"))) >= 3, 150)
     finally:
         server.stop()
+
+
+def test_the_log_names_the_declaration_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is wrong with h5feed.toml begins with its name, and other files' reasons with theirs."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/h5feed.toml").write_text("wrong = 1")
+    (tmp_path / "data/a.h5").write_bytes(b"no HDF5")
+    settings = Settings.model_validate({"data_dir": tmp_path / "data", "cache_dir": tmp_path / "cache"})
+    services = Services.start(settings)
+    try:
+        for entry in services.catalog.entries():
+            entry.outcome.exception(60)
+    finally:
+        services.close(wait=True)
+    lines = sorted(record.getMessage() for record in caplog.records)
+    assert [line.split(": ")[:2] for line in lines] == [["a.h5", lines[0].split(": ")[1]], ["h5feed.toml", "wrong"]]

@@ -66,7 +66,8 @@ def catalogued(path: Path, options: BuildOptions) -> CataloguedSource:
                 "read_timeout": _SECONDS,
             }
         )
-        services = opened.enter_context(contextlib.closing(Services.start(settings, only=files)))
+        services = Services.start(settings, only=files)
+        opened.callback(services.close, wait=True)
         dataset, unread = _chosen(services, path, options.dataset)
         source = CataloguedSource(services.batcher.reader, dataset, options)
         if options.dataset is None:
@@ -105,7 +106,8 @@ def _chosen(services: Services, path: Path, wanted: str | None) -> tuple[Dataset
         return named[0], unread
     if len(found) > 1:
         raise BadParameter(
-            f"{path} holds {len(found)} datasets, and one is built at a time: name it with dataset; there are {known}"
+            f"{path} holds {len(found)} datasets, and one is built at a time: name it with dataset=NAME; there are "
+            f"{known}"
         )
     return found[0], unread
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
-from h5feed.errors import BadParameter
+from h5feed.errors import BadParameter, FeedError
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -34,13 +36,35 @@ _LINE_SECONDS = 10.0
 LEFT_OUT = 3
 """Exit code of a build that has made its file, but has left something of its source out."""
 
+_FLAGS = {
+    "overwrite=True": "--overwrite",
+    "stratify=False": "--no-stratify",
+    "split_shuffle=False": "--split-by-position",
+}
+"""Those that take no value."""
+
+_NAMES = [item.name for item in fields(BuildOptions)]
+
+_OPTION = re.compile(
+    rf"(?<![\w'\"/.-])(?:{'|'.join(_FLAGS)}|(?:{'|'.join(_NAMES)})(?==)"
+    rf"|(?:{'|'.join(name for name in _NAMES if '_' in name)})(?![\w'\"]))"
+)
+"""Names of options: before a value, and those that are no words of the language."""
+
 _SHOWN = 10
 """Rows that are left out, and classes, that are listed."""
 
 
 def run_build(arguments: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
-    options = _options(arguments)
+    given = _given(arguments)
+    try:
+        return _run(arguments, BuildOptions(**given))
+    except FeedError as error:
+        raise type(error)(_in_flags(error.detail)) from error.__cause__
+
+
+def _run(arguments: argparse.Namespace, options: BuildOptions) -> int:
     # Pillow's, of odd metadata: what makes an image useless is told in our own words.
     warnings.simplefilter("ignore")
     console = Console(stderr=True, markup=False, highlight=False)
@@ -68,7 +92,8 @@ def _code(left_out: Mapping[str, str], options: BuildOptions, console: Console) 
     return LEFT_OUT
 
 
-def _options(arguments: argparse.Namespace) -> BuildOptions:
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Options of the command line and of the file that it names."""
     known = {item.name for item in fields(BuildOptions)}
     given = {name: value for name, value in vars(arguments).items() if name in known and value is not None}
     if "rename" in given:
@@ -77,7 +102,12 @@ def _options(arguments: argparse.Namespace) -> BuildOptions:
         if bad is not None:
             raise BadParameter(f"--rename {bad}: give it as OLD=NEW")
         given["rename"] = {old: new for old, _, new in pairs}
-    return BuildOptions(**{**(read_options(arguments.config) if arguments.config else {}), **given})
+    return {**(read_options(arguments.config) if arguments.config else {}), **given}
+
+
+def _in_flags(said: str) -> str:
+    """What is said in terms of `BuildOptions`, in terms of the command line."""
+    return _OPTION.sub(lambda found: _FLAGS.get(found[0]) or f"--{found[0].replace('_', '-')}", said)
 
 
 class _Rate(ProgressColumn):
@@ -183,11 +213,11 @@ def _print_report(report: Report, console: Console) -> None:
 
 def _print_notes(left_out: Mapping[str, str], notes: tuple[str, ...], console: Console) -> None:
     for note in notes:
-        console.print(f"note: {note}", soft_wrap=True)
+        console.print(f"note: {_in_flags(note)}", soft_wrap=True)
     if left_out:
         console.print(f"left out: {len(left_out):,}", style="bold")
         for name, reason in list(left_out.items())[:_SHOWN]:
-            console.print(f"  {name}: {reason}", soft_wrap=True)
+            console.print(f"  {name}: {_in_flags(reason)}", soft_wrap=True)
         if len(left_out) > _SHOWN:
             console.print(f"  … and {len(left_out) - _SHOWN:,} more")
 

@@ -164,7 +164,7 @@ class _Build:
     def _check_free_names(self, plan: Plan) -> None:
         taken = [path for path in plan.files if path.exists()]
         if taken and not self._options.overwrite:
-            raise BadParameter(f"{taken[0]} is there already: give another name, or overwrite")
+            raise BadParameter(f"{taken[0]} is there already: give another name, or overwrite=True")
 
     def _discard(self, journal: Journal) -> None:
         for path in self._plan.files:

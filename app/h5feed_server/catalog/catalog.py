@@ -176,10 +176,10 @@ class Catalog:
         if only is None:
             threading.Thread(target=notice, args=watching, name="h5feed-watch", daemon=True).start()
 
-    def close(self) -> None:
-        """End the threads and the inspector, close the files."""
+    def close(self, *, wait: bool = False) -> None:
+        """End the threads and the inspector, close the files; waiting for what is being looked at only if told to."""
         self._closed.set()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=wait, cancel_futures=True)
         self._inspector.rest()
         self._loader.close()
         self._files.close()
@@ -395,7 +395,9 @@ class Catalog:
         """Log once why something is not served."""
         if (told := (tuple(files), reason)) not in self._told:
             self._told.add(told)
-            logger.warning("%s: %s", ", ".join(map(shown, files[:3])), reason)
+            # What is wrong with the declaration begins with its name.
+            where = "" if list(files) == [DECLARATION] else f"{', '.join(map(shown, files[:3]))}: "
+            logger.warning("%s%s", where, reason)
 
     def _load(
         self,

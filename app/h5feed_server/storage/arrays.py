@@ -15,7 +15,7 @@ import numpy as np
 from h5py import h5d, h5s, h5t, h5z
 
 from .attributes import attributes_of, packing_attributes
-from .codecs import unsupported
+from .codecs import FILTER_NAMES, unsupported
 from .guard import Guard
 from .h5py_reader import virtual_parts
 from .hdf5_text import decoded
@@ -358,8 +358,8 @@ def _filters(properties: h5py.h5p.PropDCID) -> tuple[Filter, ...]:
 
 def _filter(description: tuple[int, int, tuple[int, ...], bytes]) -> Filter:
     number, _, options, name = description
-    names = {h5z.FILTER_DEFLATE: "gzip", h5z.FILTER_SHUFFLE: "shuffle"}
-    return Filter(number, names.get(number) or name.decode("utf-8", "replace") or str(number), tuple(options))
+    # Without a name in the file, libhdf5 gives the one that the filter's code is registered by.
+    return Filter(number, FILTER_NAMES.get(number) or name.decode("utf-8", "replace") or str(number), tuple(options))
 
 
 def _chunks(dataset: h5py.Dataset, limit: int, unfiltered: int) -> ChunkTable | None:

@@ -596,6 +596,25 @@ DECODERS: dict[int, Decode] = {
 }
 """Decoder of each HDF5 filter number that changes bytes; Fletcher-32 only checks them."""
 
+FILTER_NAMES = {
+    1: "gzip",
+    SHUFFLE: "shuffle",
+    FLETCHER32: "fletcher32",
+    4: "szip",
+    NBIT: "nbit",
+    SCALEOFFSET: "scaleoffset",
+    307: "bzip2",
+    32000: "lzf",
+    32001: "blosc",
+    32004: "lz4",
+    32008: "bitshuffle",
+    32013: "zfp",
+    32015: "zstd",
+    32017: "sz",
+    32026: "blosc2",
+}
+"""What filters are commonly called. Files may name them otherwise, or not at all."""
+
 _OPTIONS: dict[int, Callable[[Options], Any]] = {
     4: _szip_options,
     NBIT: _nbit_options,

@@ -21,7 +21,7 @@ from h5feed import wire
 
 from .packing import Packing
 
-LAYOUT_VERSION = 8
+LAYOUT_VERSION = 9
 """Changes when a layout written before cannot be read any more; part of the name under which it is cached."""
 
 MAX_RECORD_BYTES = 16 << 20

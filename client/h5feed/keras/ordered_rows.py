@@ -94,11 +94,11 @@ class OrderedRows:
         inputs = [fields[name] for name in self._prepare.inputs]
         images = len(inputs) == 1 and bool(inputs[0].get("channels"))
         found = f"Found {plan.rows} {'images' if images else 'rows'}"
-        if self._prepare.no_targets is not None:
-            found += f", but {self._prepare.no_targets}"
         with contextlib.suppress(BadParameter):
             if self.labels.are_classes:
                 found += f" belonging to {len(self.labels.class_indices)} classes"
-        if plan.stored is None or not self._dataset.info["native_splits"]:
-            return f"{found}."
-        return f"{found}, {'as' if plan.stored else 'not as'} stored."
+        if plan.stored is not None and self._dataset.info["native_splits"]:
+            found += f", {'as' if plan.stored else 'not as'} stored"
+        if self._prepare.no_targets is not None:
+            found += f", but {self._prepare.no_targets}"
+        return f"{found}."

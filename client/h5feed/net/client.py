@@ -109,6 +109,8 @@ class Client:
         }
         self.url = url or os.environ.get("H5FEED_URL") or DEFAULT_URL
         token = (token or os.environ.get("H5FEED_TOKEN") or "").strip()
+        if (odd := next((char for char in token if not " " <= char <= "~"), None)) is not None:
+            raise BadParameter(f"token: a token has printable ASCII characters only, and this one has {odd!r}")
         self.deadline = deadline
         self.pool = BufferPool(POOL_BYTES)
         self._servers = Servers(

@@ -166,5 +166,5 @@ def no_label(dataset: Dataset, inputs: Sequence[str]) -> str:
     lasting = f', or for good in h5feed.toml: roles = {{ "{others[0]}" = "label" }}' if others else ""
     return (
         f"no field of {dataset.name!r} says that it is the label, so that batches are inputs alone: {how}{lasting}. "
-        "y=[] says that none is wanted."
+        "y=[] says that none is wanted"
     )
