@@ -314,7 +314,7 @@ def test_options_without_effect_are_refused(
     for ask in (pets.splits, lambda **o: pets.plan("train", **o), lambda **o: pets.split_rows("train", **o)):
         with pytest.raises(BadParameter, match=says):
             ask(**options)
-    for look in (lambda: pets.plan(val=0.1), lambda: pets.stats(val=0.1), lambda: pets.batch(0, test=0.1)):
+    for look in (lambda: pets.plan(val=0.1), lambda: pets.batch(0, test=0.1)):
         with pytest.raises(BadParameter, match="split=all is every row"):
             look()
     with pytest.raises(BadParameter, match="needs val or test"):

@@ -9,13 +9,13 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
-from h5feed.errors import BadParameter, UnsupportedField
+from h5feed.errors import UnsupportedField
 from h5feed.wire import Body, Tensor
 from pydantic import Field, field_validator
 
 from ..catalog.dataset import Dataset
 from ..jobs import InProgress
-from ..sampling.spec import ALL_IS_UNDIVIDED, SPLIT_ALIASES
+from ..sampling.spec import SPLIT_ALIASES
 from ..services import Services
 from ..stats.report import FieldStats
 from .bodies import (
@@ -123,9 +123,6 @@ async def found_stats(
     request: Request, services: Services, name: str, query: StatsQuery, prefer: str | None
 ) -> tuple[Dataset, dict[str, FieldStats]] | Response:
     """The statistics that a query asks for, or the answer that they are known (304) or still to come (202)."""
-
-    if query.split == "all" and query.spec.splits_rows:
-        raise BadParameter(ALL_IS_UNDIVIDED)
 
     def look() -> tuple[Dataset, dict[str, FieldStats]] | Response:
         dataset = services.catalog.dataset(name, query.revision)
