@@ -197,11 +197,11 @@ def _agree_in_names(field: TableField, table: Table) -> bool:
     """Whether names of classes are the same for all pieces of a label; of text, nothing is named."""
     if field.column.dtype.kind == "S":
         return True
-    segments, lists = field.column.segments, set(table.text.values())
+    segments = field.column.segments
     if table.names_differ:
         return False
     if len(segments) * len(table.text) > _MOST_LOOKUPS:
-        return len(lists) == 1
+        return len(set(table.text.values())) == 1
     return len({tuple(class_names(segment.array, table.text) or ()) for segment in segments}) == 1
 
 

@@ -9,11 +9,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 SPLIT_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
-ALL_IS_UNDIVIDED = (
-    "split=all is every row, whatever test, val and folds say: name train, val or test, or leave them out"
-)
-"""Why `all` and options that divide rows are refused together."""
-
 
 def _share(value: Any) -> Any:
     """With a decimal point a fraction, else a count."""
@@ -159,7 +154,9 @@ class OrderSpec(SplitSpec):
     @model_validator(mode="after")
     def _names_a_split(self) -> Self:
         if self.split == "all" and self.splits_rows:
-            raise ValueError(ALL_IS_UNDIVIDED)
+            raise ValueError(
+                "split=all is every row, whatever test, val and folds say: name train, val or test, or leave them out"
+            )
         return self
 
     @model_validator(mode="after")
