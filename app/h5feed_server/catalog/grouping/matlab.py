@@ -32,8 +32,11 @@ def turned(segments: Mapping[Path, Segment]) -> dict[Path, Segment]:
 
 
 def _shared(written: Mapping[Path, ArrayLayout]) -> int | None:
-    """How many rows there are: as many as the label says, else the length that most arrays have."""
-    labels = [array for path, array in written.items() if is_label(path[-1])]
-    said = Counter(length for array in labels for length in {array.shape[0], array.shape[-1]} if length > 1)
-    ends = said or Counter(length for array in written.values() for length in {array.shape[0], array.shape[-1]})
-    return max(ends, key=lambda length: (ends[length], length), default=None)
+    """How many rows there are: a length of the label's where there is one, and that which most arrays have."""
+
+    def ends(array: ArrayLayout) -> set[int]:
+        return {array.shape[0], array.shape[-1]}
+
+    counts = Counter(length for array in written.values() for length in ends(array))
+    said = {length for path, array in written.items() if is_label(path[-1]) for length in ends(array) if length > 1}
+    return max(said or counts, key=lambda length: (counts[length], length), default=None)
