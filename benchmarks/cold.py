@@ -41,7 +41,9 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
         none.mkdir()
         many.mkdir()
         for number in range(_FILES):
-            with h5py.File(many / f"f{number:04d}.h5", "w") as file:
+            # Numbered, they would be parts of one dataset.
+            name = f"{number:04d}".translate(str.maketrans("0123456789", "abcdefghij"))
+            with h5py.File(many / f"{name}.h5", "w") as file:
                 file["x"] = np.full((20, 8), number, np.float32)
                 file["y"] = np.arange(20) % 3
         big = _in_many_chunks(Path(base) / "chunks.h5")
