@@ -37,6 +37,9 @@ _BATCHES = 8
 _DEAR = 2.0
 """Bytes decoded for each served above which a repack is proposed."""
 
+_CHEAP = 64 << 10
+"""Bytes decoded for one row up to which a repack gains nothing, as of small rows that share a chunk."""
+
 _SMALL_ROW = 16 << 10
 """Bytes of a row up to which several share a compressed chunk, which is dear again."""
 
@@ -135,7 +138,7 @@ def _print_dataset(dataset: Dataset, console: Console) -> None:
             table.add_row(escape(field.name), "not served", escape(said["reason"] or ""), "", "", "")
             continue
         cost = said["decoded_per_served_byte"]
-        style = "red" if cost >= _DEAR else None
+        style = "red" if _is_dear(field) else None
         table.add_row(
             escape(field.name),
             said["role"],
@@ -159,6 +162,12 @@ def _print_dataset(dataset: Dataset, console: Console) -> None:
         console.print(f"classes: {escape(names)}{f' … and {more:,} more' if more > 0 else ''}", soft_wrap=True)
     for note in dataset.notes:
         console.print(f"note: {escape(note)}", soft_wrap=True)
+
+
+def _is_dear(field: Field) -> bool:
+    """Whether a shuffled row costs much more than its own bytes."""
+    amplification = field.read_amplification
+    return amplification >= _DEAR and amplification * field.row_bytes > _CHEAP
 
 
 def _stored(chunks: list[int] | None, filters: list[str]) -> str:
@@ -190,7 +199,7 @@ def _costs(services: Services, dataset: Dataset, path: Path, chosen: str) -> Ite
         f"a shuffled batch of {rows} rows: {nbytes:,} bytes, {usual * 1e3:.1f} ms to read ({rows / usual:,.0f} rows/s; "
         f"the first {first * 1e3:.1f} ms)"
     )
-    dear = [field for field in dataset.fields if not field.unreadable and field.read_amplification >= _DEAR]
+    dear = [field for field in dataset.fields if not field.unreadable and _is_dear(field)]
     if not dear:
         yield "it is laid out well for shuffled batches"
         return
