@@ -102,6 +102,10 @@ def _virtual(file: h5py.File) -> None:
     file["y"] = np.arange(40) % 3
 
 
+def _no_values(file: h5py.File) -> None:
+    file["x"], file["none"], file["y"] = IMAGES, np.zeros((40, 0), "f4"), np.arange(40) % 3
+
+
 def _observations(file: h5py.File) -> None:
     """AnnData says what its arrays are for, where their names do not."""
     file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
@@ -126,6 +130,7 @@ WRITERS: list[Callable[[h5py.File], None]] = [
     _records,
     _virtual,
     _observations,
+    _no_values,
 ]
 
 
