@@ -126,7 +126,8 @@ def _serve(options: argparse.Namespace) -> int:
     if generated:
         settings = settings.model_copy(update={"tokens": _kept_token(settings.cache_dir)})
 
-    from .serving import Supervisor, Tls, listen
+    from .listening import listen
+    from .serving import Supervisor, Tls
 
     try:
         listener = listen(settings)
