@@ -6,6 +6,7 @@ import argparse
 import errno
 import logging
 import os
+import ssl
 import stat
 import sys
 from collections.abc import Mapping, Sequence
@@ -132,6 +133,9 @@ def _serve(options: argparse.Namespace) -> int:
     if (options.tls_cert is None) != (options.tls_key is None):
         print("h5feed-server: --tls-cert and --tls-key go together", file=sys.stderr)
         return 2
+    if options.tls_cert is not None and (why := _is_no_certificate(options.tls_cert, options.tls_key)) is not None:
+        print(f"h5feed-server: --tls-cert {options.tls_cert} with --tls-key {options.tls_key}: {why}", file=sys.stderr)
+        return 2
     generated = is_open(settings)
     if generated:
         settings = settings.model_copy(update={"tokens": kept_token(settings.cache_dir)})
@@ -166,6 +170,18 @@ def _serve(options: argparse.Namespace) -> int:
     for handler in logging.getLogger().handlers:
         handler.addFilter(once)
     return Supervisor(settings, listener, announce, tls).run()
+
+
+def _is_no_certificate(certificate: str, key: str) -> str | None:
+    """Why nobody can be served https with these files."""
+    try:
+        # A password is asked for by no worker.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password=str)
+    except ssl.SSLError as error:
+        return f"they are no certificate and its key, without a password, as PEM ({error.reason or error})"
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _is_no_folder(path: Path) -> str | None:

@@ -58,7 +58,7 @@ def _is_loopback(host: str) -> bool:
 def kept_token(cache_dir: Path) -> str:
     """The generated token, the same after a restart."""
     file = cache_dir / "token"
-    # Anything else is what a disk or a crash has left of one; to read what is no file may wait for ever.
+    # Anything else is what a crash has left of one, or somebody's own; to read what is no file may wait for ever.
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if file.is_file() and _TOKEN.fullmatch(kept := file.read_text("ascii").strip()):
             return kept
@@ -71,6 +71,9 @@ def kept_token(cache_dir: Path) -> str:
             stream.write(token)
             stream.flush()
             os.fsync(stream.fileno())
+        if os.path.lexists(file):
+            os.replace(file, aside := cache_dir / "token.old")
+            print(f"h5feed-server: {file} was none of its tokens, and is {aside.name} now", file=sys.stderr)
         os.replace(unfinished, file)
     except OSError as error:
         print(f"h5feed-server: the token cannot be kept: {error.strerror}", file=sys.stderr)

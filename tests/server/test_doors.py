@@ -21,7 +21,7 @@ import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.cli import main
 from h5feed.errors import FeedError, HostNotAllowed, Unauthorized
-from h5feed_server.exposure import is_open
+from h5feed_server.exposure import is_open, kept_token
 from h5feed_server.listening import listen
 from h5feed_server.settings import Settings
 from pydantic import ValidationError
@@ -147,6 +147,9 @@ def test_settings_that_cannot_be(folder: Path) -> None:
         "--port 99999",
         "H5FEED_WORKERS=many",
     ]
+    for there in (folder / "nothing.pem", folder / "broken.h5"):
+        code, said = _refused(str(folder), "--tls-cert", str(there), "--tls-key", str(there))
+        assert code == 2 and "--tls-cert" in said and len(said.splitlines()) == 1
 
 
 def test_empty_variables_are_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +158,20 @@ def test_empty_variables_are_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"H5FEED_{name}", "")
     settings = Settings()
     assert (settings.token_list, settings.public, settings.port, settings.uds) == ((), False, 8000, None)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_token_of_somebody_else_is_kept(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a cache folder that is one of other things too, a file `token` that the server has not made is moved aside."""
+    if kind == "file":
+        (tmp_path / "token").write_text("hf_mine")
+    else:
+        (tmp_path / "token").mkdir()
+    token = kept_token(tmp_path)
+    assert len(token) == 32 and "token.old" in capsys.readouterr().err
+    assert (tmp_path / "token.old").is_dir() if kind == "folder" else (tmp_path / "token.old").read_text() == "hf_mine"
+    assert kept_token(tmp_path) == token == (tmp_path / "token").read_text()
+    assert (tmp_path / "token").stat().st_mode & 0o077 == 0 and capsys.readouterr().err == ""
 
 
 @pytest.fixture(scope="module")
