@@ -21,6 +21,7 @@ import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.cli import main
 from h5feed.errors import FeedError, HostNotAllowed, Unauthorized
+from h5feed_server.cli import main as server_main
 from h5feed_server.exposure import is_open, kept_token
 from h5feed_server.listening import listen
 from h5feed_server.settings import Settings
@@ -397,6 +398,14 @@ def test_links_are_followed_where_they_may_be(serve: Callable[..., ServerProcess
     assert refused.status_code == 421
     with pytest.raises(HostNotAllowed, match="not to be asked for"):
         raise h5feed.errors.from_problem(refused.status_code, refused.json())
+
+
+def test_inspect_looks_behind_a_link(linked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who names a link has the right to read it, and hears that a server needs to be told to."""
+    assert server_main(["inspect", str(linked / "out.h5")]) == 0
+    assert "--follow-links" in capsys.readouterr().out
+    assert server_main(["inspect", str(linked / "own.h5")]) == 0
+    assert "--follow-links" not in capsys.readouterr().out
 
 
 # Containers
