@@ -164,7 +164,7 @@ def _serve(options: argparse.Namespace) -> int:
             print(f"other machines reach it by the name or an address of this one, port {port}", flush=True)
         if generated:
             print(f"token: {settings.tokens}   (for token=, --token or H5FEED_TOKEN of clients)", flush=True)
-            print("it is kept in the cache folder; H5FEED_TOKENS sets your own, --public does without", flush=True)
+            print("it is kept in the cache folder; H5FEED_TOKENS sets your own, H5FEED_PUBLIC=1 uses none", flush=True)
 
     once = LoggedOnce("h5feed_server.catalog")
     for handler in logging.getLogger().handlers:
