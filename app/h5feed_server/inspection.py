@@ -24,7 +24,7 @@ from .catalog.dataset import Dataset, Field
 from .catalog.declared import NAME as DECLARATION
 from .catalog.declared import followed, read_declared
 from .catalog.description import describe_dataset
-from .catalog.discovery import ALL_SUFFIXES, walk
+from .catalog.discovery import ALL_SUFFIXES, leads_out, walk
 from .catalog.grouping.families import families
 from .sampling.spec import OrderSpec
 from .services import Services
@@ -62,18 +62,25 @@ def inspect_file(path: Path, console: Console) -> int:
     files = _together(root, path.name)
     with contextlib.ExitStack() as opened:
         cache = opened.enter_context(tempfile.TemporaryDirectory(prefix="h5feed-inspect-", ignore_cleanup_errors=True))
-        settings = Settings.model_validate({"data_dir": root, "cache_dir": Path(cache), "digest_limit": _DIGESTED})
+        settings = Settings.model_validate(
+            {"data_dir": root, "cache_dir": Path(cache), "digest_limit": _DIGESTED, "follow_links": True}
+        )
         services = Services.start(settings, only=files)
         # A file that is looked at for the second time still is: all that writes there ends before the folder goes.
         opened.callback(services.close, wait=True)
         entry = _entry(services, path.name, settings)
+        if leads_out(str(root), str(root / path.name)):
+            note = (
+                "it is a link out of its folder: where that is the data folder, it is served with --follow-links only"
+            )
+            console.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
         _print_entry(entry, services, path, console)
     return 0
 
 
 def _together(root: Path, name: str) -> list[str]:
     """The files that the catalogue looks at together with this one, itself among them."""
-    declaration = read_declared(root)
+    declaration = read_declared(root, follow_links=True)
     found = walk(str(root), declaration.endings())
     known = sorted([*found.files, *found.declarable])
     declared, unfollowed = followed(declaration, known)

@@ -17,6 +17,7 @@ the same class. ::
     ├── NotAcceptable         406 not_acceptable
     ├── RevisionChanged       409 revision_changed     the file is not the one the caller began with
     ├── TooLarge              413 too_large            decided before a byte is read
+    ├── HostNotAllowed        421 host_not_allowed     the server is asked for by a name that is not its own
     ├── UnsupportedField      422 unsupported_field
     ├── SplitImpossible       422 split_impossible
     ├── Unreadable            422 unreadable
@@ -110,6 +111,10 @@ class RevisionChanged(FeedError):
 
 class TooLarge(FeedError):
     code = "too_large"
+
+
+class HostNotAllowed(FeedError):
+    code = "host_not_allowed"
 
 
 class UnsupportedField(FeedError):

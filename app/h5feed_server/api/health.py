@@ -44,6 +44,8 @@ async def readyz(request: Request, services: ServicesDep) -> Response:
 
 def _read_something(services: Services) -> None:
     entries = services.catalog.entries()
+    if unread := next((entry for entry in entries if entry.files == (".",)), None):
+        raise Overloaded(f"the data folder cannot be read: {unread.reason()}", retry_after=5)
     if entries and not any(entry.outcome.done() for entry in entries):
         raise Overloaded("the data folder is still being inspected", retry_after=1)
     candidates = [dataset for entry in entries for dataset in entry.datasets()]

@@ -29,6 +29,7 @@ STATUS: Mapping[type[errors.FeedError], int] = {
     errors.NotAcceptable: 406,
     errors.RevisionChanged: 409,
     errors.TooLarge: 413,
+    errors.HostNotAllowed: 421,
     errors.UnsupportedField: 422,
     errors.SplitImpossible: 422,
     errors.Unreadable: 422,

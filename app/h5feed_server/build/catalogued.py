@@ -64,6 +64,7 @@ def catalogued(path: Path, options: BuildOptions) -> CataloguedSource:
                 "max_body_bytes": 1 << 32,
                 "inspect_timeout": _SECONDS,
                 "read_timeout": _SECONDS,
+                "follow_links": True,
             }
         )
         services = Services.start(settings, only=files)

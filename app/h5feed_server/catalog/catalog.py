@@ -26,7 +26,7 @@ from .assembling import Assembler, Refused
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset, followed, read_declared
-from .discovery import ALL_SUFFIXES, Others, Walk, distinct, dotted, ending_of, shown, walk, why_not_there
+from .discovery import ALL_SUFFIXES, LEADS_OUT, Others, Walk, distinct, dotted, ending_of, shown, walk, why_not_there
 from .grouping.families import Family, families
 from .loading import PASSING, Beside, FileLoader, LoadedFile
 from .other_files import other_files
@@ -319,7 +319,7 @@ class Catalog:
                 entries[name] = Entry(name, tuple(files), (), (), failed, {}, began=began)
                 self._tell(files, reason)
 
-            declaration = read_declared(self._root)
+            declaration = read_declared(self._root, follow_links=self._settings.follow_links)
             self._endings = declaration.endings()
             found = Walk(sorted(self._only or ()))
             if self._only is None:
@@ -340,6 +340,11 @@ class Catalog:
             for family in sorted(families(files, declared), key=lambda family: len(family.files)):
                 members = family.files
                 name = free(family.name, members)
+                if not self._settings.follow_links and (outside := found.outside.intersection(members)):
+                    # Before it is looked at: nobody is told what else there is on this disk.
+                    which = "it" if len(members) == 1 else shown(min(outside))
+                    refuse(name, members, f"{which} {LEADS_OUT}")
+                    continue
                 paths = tuple(str(self._root / file) for file in members)
                 try:
                     states = [os.stat(path) for path in paths]
@@ -396,7 +401,8 @@ class Catalog:
         if (told := (tuple(files), reason)) not in self._told:
             self._told.add(told)
             # What is wrong with the declaration begins with its name.
-            where = "" if list(files) == [DECLARATION] else f"{', '.join(map(shown, files[:3]))}: "
+            names = ", ".join(map(shown, files[:3]))
+            where = {DECLARATION: "", ".": "the data folder: "}.get(names, f"{names}: ")
             logger.warning("%s%s", where, reason)
 
     def _load(
