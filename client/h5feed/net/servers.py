@@ -21,7 +21,18 @@ import httpx
 from ..buffers import BufferPool
 from ..errors import BadParameter
 from .cancellation import Cancellation
-from .transport import BODY, CANCELLED, DEADLINE, POOL, Answer, FeedTransport, Timeouts, head_after_target
+from .transport import (
+    BODY,
+    CANCELLED,
+    DEADLINE,
+    MAX_BYTES,
+    MAX_PLAIN_BYTES,
+    POOL,
+    Answer,
+    FeedTransport,
+    Timeouts,
+    head_after_target,
+)
 
 FIRST_REST = 0.25
 LONGEST_REST = 30.0
@@ -98,18 +109,19 @@ class Server:
         *,
         json: Any = None,
         pool: BufferPool | None = None,
+        max_bytes: int = MAX_PLAIN_BYTES,
         deadline: float,
         cancelled: Cancellation | None = None,
     ) -> Answer:
-        """The answer to a request that is sent once.
+        """The answer to a request that is sent once; `max_bytes` are those of a body that goes into the `pool`.
 
         Raises
         ------
         httpx.TransportError
         """
         if json is None and pool is not None and self._plain:
-            return self._send_plain(target, accept, pool, deadline, cancelled)
-        extensions = {DEADLINE: deadline, POOL: pool, CANCELLED: cancelled}
+            return self._send_plain(target, accept, pool, max_bytes, deadline, cancelled)
+        extensions = {DEADLINE: deadline, POOL: pool, MAX_BYTES: max_bytes, CANCELLED: cancelled}
         request = self._http.build_request(method, target, headers={"accept": accept}, json=json, extensions=extensions)
         response = self._http.send(request)
         # Taken out of the response, which httpx ties into a cycle: the buffer must come free before the collector runs.
@@ -139,7 +151,13 @@ class Server:
         self._http.close()
 
     def _send_plain(
-        self, target: str, accept: str, pool: BufferPool, deadline: float, cancelled: Cancellation | None
+        self,
+        target: str,
+        accept: str,
+        pool: BufferPool,
+        max_bytes: int,
+        deadline: float,
+        cancelled: Cancellation | None,
     ) -> Answer:
         """Past httpx: the same bytes that it would send, without making them anew for every batch."""
         template = self._templates.get(accept)
@@ -154,6 +172,7 @@ class Server:
             line + head,
             method="GET",
             pool=pool,
+            max_bytes=max_bytes,
             timeouts=timeouts,
             deadline=deadline,
             cancelled=cancelled,
