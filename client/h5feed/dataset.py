@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict, Unpack, overload
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -17,12 +18,13 @@ from .answers import NamedSplits, PlanInfo, SplitsInfo, StatsInfo
 from .batch import Batch
 from .cache import RowCache
 from .cache.fetch import cached_fetch
-from .errors import BadAnswer, BadParameter
+from .errors import BadAnswer, BadParameter, RowOutOfRange
 from .frames import DTYPES, MAX_BODY_BYTES, Field, Frame
 from .images import ImageSpec
 from .net import jobs
 from .net.client import Client
 from .net.pace import Pace
+from .options import check_options
 from .order import BatchGrid
 from .reading.decoding import decoded_batch, decoded_fetch, specs_for
 from .reading.fetching import check_asked_for, fetch_rows, fetcher, only_batch, only_tensor, taker
@@ -197,6 +199,57 @@ class Dataset:
         title = f"Dataset {self.name!r}, {self.rows:,} rows{classes}, revision {self.revision}"
         return titled_table(title, ("field", "role", "dtype", "shape of a row", ""), rows)
 
+    def __len__(self) -> int:
+        """Rows."""
+        return self.rows
+
+    def __bool__(self) -> bool:
+        # One without rows is a dataset too.
+        return True
+
+    @property
+    def shape(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each field whose rows are arrays of one shape, the rows first."""
+        return {field.name: (self.rows, *field.shape) for field in self.fields.values() if not field.ragged}
+
+    @overload
+    def __getitem__(self, rows: int) -> dict[str, npt.NDArray[Any]]: ...
+
+    @overload
+    def __getitem__(self, rows: slice | Sequence[int] | npt.NDArray[Any]) -> Batch: ...
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | npt.NDArray[Any]) -> Batch | dict[str, npt.NDArray[Any]]:
+        """Rows by their place, as of a numpy array: ``ds[0:3]`` and ``ds[[5, 1]]`` are a `Batch`, by one request.
+
+        ``ds[5]`` is one row: the arrays of its fields, without the row axis. Inputs and labels come; `take` has others.
+
+        Raises
+        ------
+        RowOutOfRange, TooLarge
+        """
+        if isinstance(rows, slice):
+            return self.take(range(*rows.indices(self.rows)))
+        if isinstance(rows, str):
+            raise BadParameter(
+                f"{rows!r} is no row: ds[0:3] are rows with their inputs and labels, and "
+                f"ds.take([0, 1, 2], fields=[{rows!r}]) those of one field"
+            )
+        wanted = np.asarray(rows)
+        if wanted.dtype == bool:
+            if wanted.shape != (self.rows,):
+                raise BadParameter(f"a mask of shape {list(wanted.shape)} does not fit {self.rows} rows")
+            wanted = np.flatnonzero(wanted)
+        if not wanted.ndim:
+            row = operator.index(rows)  # type: ignore[arg-type]
+            if not -self.rows <= row < self.rows:
+                raise RowOutOfRange(f"row {row} does not exist: there are {self.rows}")
+            return {name: array[0] for name, array in self.take([row % self.rows]).items()}
+        return self.take(np.where(wanted < 0, wanted + self.rows, wanted) if wanted.size else wanted)
+
+    def __iter__(self) -> NoReturn:
+        # Python would ask for one row after the other, each by a request.
+        raise TypeError("a Dataset is read by batches: loop over ds.batches() or ds.loader(), or look at ds[0:3]")
+
     def fields_of_role(self, role: str) -> list[str]:
         """Names of the readable fields of a role whose rows are arrays of one shape."""
         found = [field for field in self.fields.values() if field.role == role and field.readable]
@@ -205,7 +258,7 @@ class Dataset:
     def batch(self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]) -> Batch:
         """Batch `index` of an order."""
         asked, decoding = self._decoding(options)
-        params = self._params(split, asked, OrderOptions) | {"batch_size": str(batch_size)}
+        params = self._params(split, asked, OrderOptions, self.batch) | {"batch_size": str(batch_size)}
         frame = self._frame(asked)
         most = frame.max_bytes(batch_size)
         batch = only_batch(self._client.body(f"{self._path}/batches/{index}", params, max_bytes=most), frame)
@@ -240,6 +293,7 @@ class Dataset:
         iterator of Batch
             With ``waited`` (seconds spent waiting for data) and ``close()``.
         """
+        check_options(options, self.batches, OrderOptions.__annotations__)
         plan = self.plan(split, batch_size=batch_size, **options)
         epoch = options.get("epoch", 0)
         return self.read_ahead(
@@ -282,7 +336,9 @@ class Dataset:
         ------
         ReadTimeout
         """
-        params = self._params(None, options, SplitOptions) | ({} if classes is None else {"classes": classes})
+        params = self._params(None, options, SplitOptions, self.splits) | (
+            {} if classes is None else {"classes": classes}
+        )
         ask = partial(self._client.json, f"{self._path}/splits", params, is_job=True)
         answer = checked(jobs.wait_for(ask, "splits", timeout, progress), SplitsInfo, "splits")
         checked(answer["splits"], NamedSplits, "splits")
@@ -336,7 +392,7 @@ class Dataset:
         ------
         ReadTimeout
         """
-        params = self._params(split, options, SplitOptions) | ({} if field is None else {"field": field})
+        params = self._params(split, options, SplitOptions, self.stats) | ({} if field is None else {"field": field})
         ask = partial(self._client.json, f"{self._path}/stats", params, is_job=True)
         answer = checked(jobs.wait_for(ask, "statistics", timeout, progress), StatsInfo, "statistics")
         found = Stats(self._of_this_revision(answer))
@@ -350,7 +406,7 @@ class Dataset:
 
     def mean_image(self, field: str, split: str = "all", **options: Unpack[SplitOptions]) -> npt.NDArray[np.float32]:
         """The mean of a field's images over the rows of a split, and of no others, (*sample,) float32."""
-        params = self._params(split, options, SplitOptions) | {"field": field}
+        params = self._params(split, options, SplitOptions, self.mean_image) | {"field": field}
         shape = self.fields[field].shape if field in self.fields else ()
         most = min(_BODY_HEAD_BYTES + 4 * math.prod(shape), MAX_BODY_BYTES)
         ask = partial(self._client.body, f"{self._path}/stats/mean-image", params, max_bytes=most, is_job=True)
@@ -369,7 +425,7 @@ class Dataset:
         **options: Unpack[SplitOptions],
     ) -> npt.NDArray[np.int64]:
         """Row ids of a split, ascending, (rows,) int64; `timeout` and `progress` as those of `splits`."""
-        params = self._params(None, options, SplitOptions)
+        params = self._params(None, options, SplitOptions, self.split_rows)
         most = min(_BODY_HEAD_BYTES + 8 * self.rows, MAX_BODY_BYTES)
         path = f"{self._path}/splits/{quote(split, safe='')}/rows"
         ask = partial(self._client.body, path, params, max_bytes=most, is_job=True)
@@ -390,7 +446,7 @@ class Dataset:
                 f"a Sequence needs Keras 3 with a backend, but there is no {error.name!r}: `pip install keras jax` and "
                 "set KERAS_BACKEND=jax, or use tensorflow or torch",
                 name=error.name,
-            ) from error
+            ) from None
 
         return KerasSequence(self, split, **options)
 
@@ -421,7 +477,7 @@ class Dataset:
     def plan(self, split: str = "all", *, batch_size: int = 32, **options: Unpack[OrderOptions]) -> Plan:
         """What an epoch of this order will be."""
         asked, decoding = self._decoding(options)
-        params = self._params(split, asked, OrderOptions) | {"batch_size": str(batch_size)}
+        params = self._params(split, asked, OrderOptions, self.plan) | {"batch_size": str(batch_size)}
         # How an order is cut into batches does not depend on the order, and cannot change within a revision.
         cut = frozenset(item for item in params.items() if item[0] not in ("shuffle", "seed", "epoch"))
         answer = self._plans.get(cut)
@@ -604,9 +660,10 @@ class Dataset:
             raise BadAnswer(f"the server says that {name!r} is of the dtype {dtype!r}: there is none")
         return Tensor(name, DTYPES[dtype], tuple(shape))
 
-    def _params(self, split: str | None, options: Mapping[str, Any], known: Any) -> dict[str, str]:
-        if unknown := sorted(set(options) - set(known.__annotations__)):
-            raise BadParameter(f"unknown option {unknown[0]!r}: known are {', '.join(sorted(known.__annotations__))}")
+    def _params(
+        self, split: str | None, options: Mapping[str, Any], known: type, takes: Callable[..., Any]
+    ) -> dict[str, str]:
+        check_options(options, takes, known.__annotations__)
         params = {name: _encode(value) for name, value in options.items() if value is not None}
         return ({} if split is None else {"split": split}) | params | {"revision": self.revision}
 

@@ -59,6 +59,10 @@ class FeedError(Exception):
         self.retry_after = retry_after
         self.request_id = request_id
 
+    def __str__(self) -> str:
+        # That of a KeyError would put it in quotes.
+        return self.detail
+
 
 class BadParameter(FeedError, ValueError):
     code = "bad_parameter"
@@ -72,11 +76,11 @@ class NotFound(FeedError, LookupError):
     code = "not_found"
 
 
-class DatasetNotFound(NotFound):
+class DatasetNotFound(NotFound, KeyError):
     code = "dataset_not_found"
 
 
-class FieldNotFound(NotFound):
+class FieldNotFound(NotFound, KeyError):
     code = "field_not_found"
 
 

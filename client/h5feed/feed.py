@@ -60,6 +60,10 @@ class Feed:
         checked(info, DatasetInfo, "dataset")
         return Dataset(self._client, info)
 
+    def check_there(self) -> None:
+        """Raise `ConnectionFailed`, within seconds, where no server listens; else nothing is waited for."""
+        self._client.check_there()
+
     def close(self) -> None:
         """Close all connections."""
         self._client.close()

@@ -26,6 +26,7 @@ from ..errors import BadParameter, FeedError
 from ..forks import tell_after_fork
 from ..loop_stats import LoopStats
 from ..net.trace import clock
+from ..options import check_options
 from ..prepare.labels import ClassMode
 from ..prepare.preparation import FieldNames, Preparation
 from ..prepare.scale import Number
@@ -154,8 +155,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         # One worker means none: batches are asked for on the caller's thread and have been fetched ahead by ours.
         super().__init__(workers=1, use_multiprocessing=False)
         known = set(OrderOptions.__annotations__) - {"fields", "shuffle", "seed", "epoch"}
-        if unknown := sorted(set(options) - known):
-            raise BadParameter(f"unknown option {unknown[0]!r}: known are {', '.join(sorted(known))}")
+        check_options(options, Sequence.__init__, known)
         self._dataset = dataset
         rank, count = shard_of(shard, shards)
         self.shard, self.shards = rank, count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import logging
 import math
 import os
@@ -31,7 +32,7 @@ from ..wire import MEDIA_TYPE
 from .cancellation import Cancellation
 from .jobs import InProgress
 from .pace import Link
-from .servers import Hooks, Server, Servers, jitter
+from .servers import LOOK_SECONDS, Hooks, Server, Servers, jitter
 from .trace import WAITING, enter, received, retried
 from .transport import MAX_PLAIN_BYTES, Answer, BodyCut
 
@@ -202,6 +203,21 @@ class Client:
         received(len(answer.body))
         return answer.body
 
+    def check_there(self) -> None:
+        """Raise `ConnectionFailed` where nobody listens at any of the addresses."""
+        refused = []
+        for server in self._servers:
+            try:
+                server.send("GET", "/healthz", "*/*", deadline=time.monotonic() + min(LOOK_SECONDS, self.deadline))
+                return
+            except httpx.ConnectError as error:
+                if (final := _final(error, server)) is not None:
+                    raise final from None
+                refused.append(f"{server.url} ({_reason(error)})")
+            except (httpx.TransportError, FeedError):
+                return
+        raise ConnectionFailed(f"nobody answers at {', '.join(refused)}. Is the server running and reachable?")
+
     @property
     def link(self) -> Link:
         """What streams have found out about the way to the servers."""
@@ -291,7 +307,7 @@ class Client:
                 except httpx.TransportError as error:
                     if isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol)):
                         raise BadParameter(f"the request cannot be sent: {error}") from None
-                    if (final := _final(error, server.url)) is not None:
+                    if (final := _final(error, server)) is not None:
                         self._servers.answered(server)
                         raise final from None
                     failure = ConnectionFailed(str(error))
@@ -369,16 +385,25 @@ class Client:
         return error
 
 
-def _final(error: httpx.TransportError, url: str) -> FeedError | None:
+def _final(error: httpx.TransportError, server: Server) -> FeedError | None:
     """What to raise at once: what is wrong with the server's address or its answers will be so again."""
-    cause = error.__cause__
+    url, cause = server.url, error.__cause__
+    bare = url.partition("://")[2]
     if isinstance(cause, ssl.SSLCertVerificationError):
         return ConnectionFailed(f"{url} is not trusted: {cause}. See `verify=`.")
     if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
-        return BadAnswer(f"{url} does not speak TLS: is it http://{url.partition('://')[2]}?")
+        return BadAnswer(f"{url} does not speak TLS: is it http://{bare}?")
+    if isinstance(cause, http.client.RemoteDisconnected) and server.failures == 0 and server.wants_tls():
+        return BadAnswer(f"{url} speaks TLS: is it https://{bare}?")
     if isinstance(error, httpx.RemoteProtocolError) and not isinstance(error, BodyCut):
         return BadAnswer(f"{url} does not answer as an h5feed server does: {error}")
     return None
+
+
+def _reason(error: httpx.TransportError) -> str:
+    """What the system says: ``Connection refused``."""
+    cause = error.__cause__
+    return (cause.strerror if isinstance(cause, OSError) else None) or str(error)
 
 
 def _error_of(answer: Answer, server: Server, *, several: bool) -> FeedError:

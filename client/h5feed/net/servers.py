@@ -67,6 +67,8 @@ class Server:
         Requests sent to it and not answered yet.
     failures : int
         In a row.
+    has_answered : bool
+        Ever, in HTTP.
     asked_at, failed_at, rests_until : float
         `time.monotonic()` when it was last asked, when it last failed, until when it is left out.
     """
@@ -99,6 +101,7 @@ class Server:
         self._templates: dict[str, tuple[bytes, Timeouts]] = {}
         self.under_way = 0
         self.failures = 0
+        self.has_answered = False
         self.asked_at = self.failed_at = self.rests_until = 0.0
 
     def send(
@@ -120,10 +123,13 @@ class Server:
         httpx.TransportError
         """
         if json is None and pool is not None and self._plain:
-            return self._send_plain(target, accept, pool, max_bytes, deadline, cancelled)
+            answer = self._send_plain(target, accept, pool, max_bytes, deadline, cancelled)
+            self.has_answered = True
+            return answer
         extensions = {DEADLINE: deadline, POOL: pool, MAX_BYTES: max_bytes, CANCELLED: cancelled}
         request = self._http.build_request(method, target, headers={"accept": accept}, json=json, extensions=extensions)
         response = self._http.send(request)
+        self.has_answered = True
         # Taken out of the response, which httpx ties into a cycle: the buffer must come free before the collector runs.
         body = response.extensions.pop(BODY, None)
         return Answer(response.status_code, response.headers.multi_items(), body, response.content)
@@ -132,6 +138,11 @@ class Server:
     def round_trip(self) -> float:
         """Seconds there and back; infinite before the first connection."""
         return self._transport.round_trip
+
+    def wants_tls(self) -> bool:
+        """Whether it has never answered, since its address should begin with ``https``."""
+        url = self._http.base_url
+        return not self.has_answered and url.scheme == "http" and self._transport.speaks_tls(url, LOOK_SECONDS)
 
     def is_alive(self) -> bool:
         """Whether it answers at all, in a short time."""

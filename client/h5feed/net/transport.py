@@ -217,6 +217,17 @@ class FeedTransport(httpx.BaseTransport):
         except OSError as error:
             raise httpx.ReadError(f"{host}: {error}") from error
 
+    def speaks_tls(self, url: httpx.URL, timeout: float) -> bool:
+        """Whether what listens at an ``http`` address takes TLS: it would close every connection without a word."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        # Nothing is sent to it.
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with contextlib.suppress(OSError):
+            connected = self._connect(("http", url.host, url.port or 80), timeout)
+            with connected, context.wrap_socket(connected, server_hostname=url.host):
+                return True
+        return False
+
     def close(self) -> None:
         with self._lock:
             self._closed = True

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..batch import Batch
 from ..buffers import BufferPool
 from ..errors import BadParameter, FieldNotFound
+from ..options import did_you_mean
 from .labels import CLASS_MODES, ClassMode, Labels, no_label
 from .scale import Number, scale_of
 from .transform import adapted, generator_of
@@ -232,4 +233,7 @@ def _only_text(dataset: Dataset, role: str) -> list[str]:
 def _check_known(dataset: Dataset, names: list[str]) -> None:
     for name in names:
         if name not in dataset.fields:
-            raise FieldNotFound(f"{dataset.name!r} has no field {name!r}: there are {', '.join(dataset.fields)}")
+            raise FieldNotFound(
+                f"{dataset.name!r} has no field {name!r}: {did_you_mean(name, dataset.fields)}There are "
+                f"{', '.join(dataset.fields)}"
+            )

@@ -119,5 +119,5 @@ def _decoder() -> ModuleType:
             f"decode='client' needs the libraries that decode images, but there is no {error.name!r}: "
             "`pip install 'h5feed[decode]'`, or leave it to decode='server'",
             name=error.name,
-        ) from error
+        ) from None
     return decode
