@@ -37,8 +37,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def refuse(self, name: str) -> NoReturn:
         known = self.option_names()
-        meant = did_you_mean(name, known).replace("'", "")
-        self.error(f"there is no option {name}: {meant}The options are {', '.join(known)}")
+        said = did_you_mean(name, known, f"the options are {', '.join(known)}")
+        self.error(f"there is no option {name}: {said}")
 
     def _commands_named(self, word: str) -> list[CommandParser]:
         groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]

@@ -55,8 +55,8 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
         except KeyError:
             pass
         raise FieldNotFound(
-            f"this batch has no field {name!r}: {did_you_mean(str(name), self._fields)}There are "
-            f"{', '.join(self._fields) or 'none'}"
+            f"this batch has no field {name!r}: "
+            + did_you_mean(str(name), self._fields, f"there are {', '.join(self._fields) or 'none'}")
         )
 
     def text(self, name: str) -> list[str]:

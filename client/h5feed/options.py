@@ -10,11 +10,11 @@ from typing import Any
 from .errors import BadParameter
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A question such as ``did you mean 'batch_size'? ``; empty where nothing is like it."""
+def did_you_mean(name: str, known: Iterable[str], rest: str) -> str:
+    """``did you mean 'batch_size'? There are …`` where a known name is like this one, else the rest alone."""
     alike = {_plain(candidate): candidate for candidate in known}
     found = get_close_matches(_plain(name), alike, 1)
-    return f"did you mean {alike[found[0]]!r}? " if found else ""
+    return f"did you mean {alike[found[0]]!r}? {rest[:1].upper()}{rest[1:]}" if found else rest
 
 
 def check_options(given: Iterable[str], takes: Callable[..., Any], *more: Mapping[str, Any] | Iterable[str]) -> None:
@@ -34,7 +34,8 @@ def check_options(given: Iterable[str], takes: Callable[..., Any], *more: Mappin
     own = {name for name, one in inspect.signature(takes).parameters.items() if one.default is not one.empty}
     known = sorted(own | beyond)
     name = unknown[0]
-    raise BadParameter(f"unknown option {name!r}: {did_you_mean(name, known)}The options are {', '.join(known)}")
+    said = did_you_mean(name, known, f"the options are {', '.join(known)}")
+    raise BadParameter(f"unknown option {name!r}: {said}")
 
 
 def _plain(name: str) -> str:

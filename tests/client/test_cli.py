@@ -126,7 +126,7 @@ def test_a_misspelt_option(capsys: pytest.CaptureFixture[str]) -> None:
             main(["get", "http://127.0.0.1:1", "digits", word, "x.npz"])
         assert ended.value.code == 2
         said = capsys.readouterr().err
-        assert f"did you mean {meant}?" in said and "--shuffle" in said
+        assert f"did you mean '{meant}'?" in said and "--shuffle" in said
 
 
 @pytest.mark.parametrize("command", ["ls", "info", "stats", "get", "bench"])

@@ -99,8 +99,9 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         ``weighted_metrics``, and `class_weight` by way of the loss, because Keras takes no ``class_weight`` beside
         sample weights.
     verbose : bool
-        Print "Found 1257 images belonging to 10 classes.", as ``flow_from_directory`` does, and whether these are rows
-        of a split "as stored" where the file holds splits.
+        Print "Found 1257 images belonging to 10 classes (as numbers).", as ``flow_from_directory`` does: the
+        classes come "as numbers", "as one-hot rows" or "as 0.0 and 1.0". Where the file holds splits, it says too
+        whether these are rows of a split "as stored".
     workers, max_queue_size : int, optional
         For scripts that pass them. Keras' own threads would mix epochs up, so that none are made: `workers` above 1
         becomes `connections`, and `max_queue_size`, in batches, becomes `readahead`.
@@ -135,7 +136,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         x: FieldNames | None = None,
         y: FieldNames | None = None,
         sample_weight: str | None = None,
-        class_mode: ClassMode | None = "int",
+        class_mode: ClassMode | None = "auto",
         rescale: float | Mapping[str, float] | None = None,
         mean: Number | Mapping[str, Number] | None = None,
         std: Number | Mapping[str, Number] | None = None,
