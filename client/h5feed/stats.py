@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import BadParameter
+from .errors import BadParameter, FieldNotFound
+from .options import did_you_mean
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 32
@@ -163,7 +164,14 @@ class Stats(Mapping[str, FieldStats]):
         self._fields = {name: FieldStats(found) for name, found in answer["fields"].items()}
 
     def __getitem__(self, name: str) -> FieldStats:
-        return self._fields[name]
+        try:
+            return self._fields[name]
+        except KeyError:
+            pass
+        raise FieldNotFound(
+            f"there are no statistics of {name!r}: "
+            + did_you_mean(str(name), self._fields, f"there are {', '.join(self._fields) or 'none'}")
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)

@@ -7,6 +7,7 @@ import json
 import socket
 import struct
 import threading
+import traceback
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -74,7 +75,10 @@ class SpoilingProxy:
 
     def _serve(self, connected: socket.socket) -> None:
         with connected, connected.makefile("rb") as stream:
-            method, path, _ = stream.readline().decode().split(" ")
+            first = stream.readline()
+            if not first.startswith((b"GET", b"POST")):
+                return  # whether this speaks TLS
+            method, path, _ = first.decode().split(" ")
             headers = {}
             while (line := stream.readline().decode().strip()) != "":
                 name, _, value = line.partition(":")
@@ -377,6 +381,8 @@ def test_wrong_answers(proxy: SpoilingProxy, ask: str, spoil: Spoil) -> None:
             tracemalloc.stop()
     assert type(raised.value) is BadAnswer
     assert most < MOST_BYTES
+    # Whoever reads it in a notebook is told of nothing that led to it.
+    assert "".join(traceback.format_exception(raised.value)).count("Traceback") == 1
     said = str(raised.value)
     assert said.isprintable() and len(said) < 2000
 

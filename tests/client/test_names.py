@@ -69,6 +69,8 @@ def test_a_misspelt_field(feed: h5feed.Feed) -> None:
         dataset.loader(y="label")
     with pytest.raises(FieldNotFound):
         batch.text("nix")
+    with pytest.raises(FieldNotFound, match="statistics of 'lables': did you mean 'labels'"):
+        dataset.stats()["lables"]
 
 
 def test_rows_as_of_an_array(feed: h5feed.Feed) -> None:
