@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .errors import FieldNotFound
+from .options import did_you_mean
 from .tables import titled_table
 from .wire import OFFSETS
 
@@ -48,16 +50,23 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
         self.revision = revision
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        return self._fields[name]
+        try:
+            return self._fields[name]
+        except KeyError:
+            pass
+        raise FieldNotFound(
+            f"this batch has no field {name!r}: "
+            + did_you_mean(str(name), self._fields, f"there are {', '.join(self._fields) or 'none'}")
+        )
 
     def text(self, name: str) -> list[str]:
         """The strings of a text field, one for each row; they travel as flat bytes with ``NAME.offsets``."""
-        flat, offsets = self._fields[name].tobytes(), self._fields[name + OFFSETS].tolist()
+        flat, offsets = self[name].tobytes(), self[name + OFFSETS].tolist()
         return [flat[begin:end].decode("utf-8", "replace") for begin, end in pairwise(offsets)]
 
     def lists(self, name: str) -> list[npt.NDArray[Any]]:
         """The rows of a ragged field, one array each: views of the flat one, which ``NAME.offsets`` divides."""
-        return np.split(self._fields[name], self._fields[name + OFFSETS][1:-1])
+        return np.split(self[name], self[name + OFFSETS][1:-1])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import __version__
+from .arguments import CommandParser
 from .batch import Batch
 from .bench import command as bench
 from .errors import BadParameter, FeedError
@@ -23,18 +25,38 @@ from .net import jobs
 from .stats import FieldStats, Stats
 from .wire import write_npz
 
-_EXAMPLES = """examples:
+_EXAMPLES = {
+    "ls": """\
   h5feed ls http://gpu-box:8000
+  h5feed ls http://gpu-box:8000 --wait
+  h5feed ls http://gpu-box:8000 --json | jq -r '.[].name'
+""",
+    "info": """\
+  h5feed info http://gpu-box:8000 digits
   h5feed info http://gpu-box:8000 digits --val 0.1 --test 0.1
+  h5feed info http://gpu-box:8000 digits --folds 5 --fold 0 --group patient
+""",
+    "stats": """\
   h5feed stats http://gpu-box:8000 digits --split train --val 0.1 --test 0.1
+  h5feed stats http://gpu-box:8000 digits --field images --means > means.json
+""",
+    "get": """\
   h5feed get http://gpu-box:8000 digits --rows 5,1,9 -o rows.npz
+  h5feed get http://gpu-box:8000 digits --rows 0,1,2 --fields images -o images.npy
   h5feed get http://gpu-box:8000 digits --split train --test 0.1 --batch 0 --batch-size 64 --shuffle -o batch.npz
-  h5feed bench http://gpu-box:8000 digits --step-ms 50
-"""
+""",
+    "bench": bench.EXAMPLES,
+}
 
 _URL = (
     "http://host:8000, https://host or unix:///path/to.sock; or several of the same data, http://a:8000,http://b:8000"
 )
+
+WAIT_SECONDS = 600.0
+"""How long ``ls --wait`` waits."""
+
+_LOOK_SECONDS = 0.5
+"""How often it looks; the server itself waits a while for what it is looking at."""
 
 _SPLIT_OPTIONS = ("val", "test", "folds", "fold", "group", "stratify", "split_seed")
 
@@ -43,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = _parser().parse_args(argv)
     try:
-        with connect(options.url, token=options.token, deadline=options.deadline) as feed:
+        wait = getattr(options, "wait", None)
+        with connect(options.url, token=options.token, deadline=max(options.deadline, wait or 0.0)) as feed:
+            if wait is None:
+                feed.check_there()
             commands = {"ls": _ls, "info": _info, "stats": _stats, "get": _get, "bench": _bench}
             return commands[options.command](feed, options) or 0
     except FeedError as error:
@@ -61,25 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="h5feed",
         description="Look at what an h5feed server serves, and fetch some of it.",
-        epilog="URL: " + _URL.replace("; ", ";\n     ") + f"\n\n{_EXAMPLES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="URL: " + _URL.replace("; ", ";\n     ") + "\n\nexamples:\n" + "".join(map(_first, _EXAMPLES.values())),
     )
     parser.add_argument("--version", action="version", version=f"h5feed {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(
-        name: str, about: str, description: str | None = None, examples: str = _EXAMPLES
-    ) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name,
-            help=about,
-            description=description,
-            epilog=examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+    def add(name: str, about: str, description: str | None = None) -> CommandParser:
+        command = commands.add_parser(name, help=about, description=description, epilog=f"examples:\n{_EXAMPLES[name]}")
         command.add_argument("url", metavar="URL", help=_URL)
         command.add_argument("--token", help="bearer token (default $H5FEED_TOKEN)")
         command.add_argument("--deadline", type=float, default=30.0, help="seconds to try (default 30)")
@@ -87,6 +103,14 @@ def _parser() -> argparse.ArgumentParser:
 
     ls = add("ls", "what is served")
     ls.add_argument("--json", action="store_true", help="as JSON")
+    ls.add_argument(
+        "--wait",
+        metavar="S",
+        type=float,
+        nargs="?",
+        const=WAIT_SECONDS,
+        help=f"until the server is there and has looked at every file, or for S seconds (default {WAIT_SECONDS:g})",
+    )
     info = add("info", "one dataset: fields, classes, splits")
     info.add_argument("dataset", metavar="DATASET")
     info.add_argument("--json", action="store_true", help="as JSON")
@@ -110,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("--seed", type=int, default=0, help="seed of the order (default 0)")
     get.add_argument("--epoch", type=int, default=0, help="number of the epoch (default 0)")
     get.add_argument("--fields", metavar="NAMES", help="comma-separated field names (default inputs and labels)")
-    benchmark = add("bench", "what link and server can feed, and what would help", bench.ABOUT, bench.EXAMPLES)
+    benchmark = add("bench", "what link and server can feed, and what would help", bench.ABOUT)
     bench.add_arguments(benchmark)
     for command in (info, stats, get, benchmark):
         command.add_argument("--val", type=_share, help="validation split: a fraction of all rows, or a count")
@@ -121,6 +145,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--split-seed", type=int, help="seed of the splits (default 42)")
         command.add_argument("--stratify", metavar="FIELD", help="field to stratify by, or none")
     return parser
+
+
+def _first(examples: str) -> str:
+    return examples.splitlines(keepends=True)[0]
 
 
 def _share(text: str) -> int | float:
@@ -142,8 +170,21 @@ def _as_options(message: str, options: argparse.Namespace) -> str:
     return re.sub(r"\b([a-z_]+)=([^\s,.;:)]*)", dashed, message)
 
 
-def _ls(feed: Feed, options: argparse.Namespace) -> None:
-    entries = feed.datasets()
+def _ls(feed: Feed, options: argparse.Namespace) -> int:
+    entries, until = feed.datasets(), time.monotonic() + (options.wait or 0.0)
+    while waiting := [entry["name"] for entry in entries if entry["status"] == "preparing"]:
+        if time.monotonic() >= until:
+            break
+        time.sleep(_LOOK_SECONDS)
+        entries = feed.datasets()
+    _print_entries(entries, options)
+    if waiting and options.wait is not None:
+        print(f"h5feed: {len(waiting)} are still being looked at after {options.wait:g} s", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _print_entries(entries: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(entries, indent=2))
         return

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict, Unpack, overload
 from urllib.parse import quote, unquote
 
 import numpy as np
 import numpy.typing as npt
 
+from .answers import NamedSplits, PlanInfo, SplitsInfo, StatsInfo
 from .batch import Batch
 from .cache import RowCache
-from .cache.fetch import Take, cached_fetch
-from .errors import BadAnswer, BadParameter
+from .cache.fetch import cached_fetch
+from .errors import BadAnswer, BadParameter, RowOutOfRange
+from .frames import DTYPES, MAX_BODY_BYTES, Field, Frame
 from .images import ImageSpec
 from .net import jobs
 from .net.client import Client
 from .net.pace import Pace
-from .net.trace import received, retried
-from .net.transport import BodyCut
-from .reading.decoding import decoded, decoded_batch, decoded_fetch, specs_for
+from .options import check_options
+from .order import BatchGrid
+from .reading.decoding import decoded_batch, decoded_fetch, specs_for
+from .reading.fetching import check_asked_for, fetch_rows, fetcher, only_batch, only_tensor, taker
 from .reading.passes import blocks_of_passes
 from .reading.readahead import Block, Fetch, ReadAhead, blocks_of
+from .schema import checked
 from .splits import Splits, replaced_told, tell_replaced
 from .stats import FieldStats, Stats
 from .tables import titled_table
-from .wire import OFFSETS, ROWS, WEIGHT, Tensor, dtype_named, read_body, read_runs
+from .wire import OFFSETS, ROWS, Tensor, dtype_named
 
 if TYPE_CHECKING:
     from .keras import Sequence as KerasSequence
@@ -47,6 +51,9 @@ DEFAULT_READAHEAD = 64 << 20
 """Bytes fetched ahead of the training loop at most."""
 
 _MAX_PLANS = 256
+
+_BODY_HEAD_BYTES = 1 << 20
+"""What the header of a body may have that is no batch."""
 
 
 class SplitOptions(TypedDict, total=False):
@@ -101,26 +108,6 @@ class OrderOptions(SplitOptions, total=False):
 
 
 @dataclass(frozen=True)
-class Field:
-    """One array of a dataset, without its row axis."""
-
-    name: str
-    role: str
-    """``input``, ``label``, ``weight`` or ``other``."""
-    shape: tuple[int, ...]
-    """Shape of one sample."""
-    dtype: str
-    """numpy's name of the dtype of the arrays that arrive."""
-    readable: bool
-    reason: str | None
-    """Why it is not served, where it is not."""
-    ragged: bool = False
-    """Whether rows have lengths of their own: they arrive flat, with where each begins in ``NAME.offsets``."""
-    class_names: tuple[str, ...] | None = None
-    """Names of the classes that its numbers stand for, where the file says them."""
-
-
-@dataclass(frozen=True)
 class Plan:
     """What one epoch of an order looks like, known before the first fetch."""
 
@@ -137,12 +124,23 @@ class Plan:
     """Rows of one answer of the server at most."""
     max_bytes: int
     """Bytes of one answer at most."""
+    last_rows: int
+    """Rows of the last batch."""
+    frame: Frame
+    """What each batch is on the wire."""
     decoding: Mapping[str, ImageSpec]
     """Fields that come as bytes of image files, and what they are decoded to here."""
     stored: bool | None = None
     """Whether the rows are those of a split that is stored; None for all rows."""
     note: str | None = None
     """What one might not expect of the splits, and which stored ones they take the place of."""
+
+    def of_fields(self, names: Sequence[str]) -> Plan:
+        """The same order, of some of its fields as they come."""
+        params = {**self.params, "fields": _encode(list(names))}
+        encoded = [name for name in params.pop("encoded", "").split(",") if unquote(name) in names]
+        params |= {"encoded": ",".join(encoded)} if encoded else {}
+        return replace(self, params=params, frame=self.frame.only(names))
 
 
 class Dataset:
@@ -201,6 +199,57 @@ class Dataset:
         title = f"Dataset {self.name!r}, {self.rows:,} rows{classes}, revision {self.revision}"
         return titled_table(title, ("field", "role", "dtype", "shape of a row", ""), rows)
 
+    def __len__(self) -> int:
+        """Rows."""
+        return self.rows
+
+    def __bool__(self) -> bool:
+        # One without rows is a dataset too.
+        return True
+
+    @property
+    def shape(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each field whose rows are arrays of one shape, the rows first."""
+        return {field.name: (self.rows, *field.shape) for field in self.fields.values() if not field.ragged}
+
+    @overload
+    def __getitem__(self, rows: int) -> dict[str, npt.NDArray[Any]]: ...
+
+    @overload
+    def __getitem__(self, rows: slice | Sequence[int] | npt.NDArray[Any]) -> Batch: ...
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | npt.NDArray[Any]) -> Batch | dict[str, npt.NDArray[Any]]:
+        """Rows by their place, as of a numpy array: ``ds[0:3]`` and ``ds[[5, 1]]`` are a `Batch`, by one request.
+
+        ``ds[5]`` is one row: the arrays of its fields, without the row axis. Inputs and labels come; `take` has others.
+
+        Raises
+        ------
+        RowOutOfRange, TooLarge
+        """
+        if isinstance(rows, slice):
+            return self.take(range(*rows.indices(self.rows)))
+        if isinstance(rows, str):
+            raise BadParameter(
+                f"{rows!r} is no row: ds[0:3] are rows with their inputs and labels, and "
+                f"ds.take([0, 1, 2], fields=[{rows!r}]) those of one field"
+            )
+        wanted = np.asarray(rows)
+        if wanted.dtype == bool:
+            if wanted.shape != (self.rows,):
+                raise BadParameter(f"a mask of shape {list(wanted.shape)} does not fit {self.rows} rows")
+            wanted = np.flatnonzero(wanted)
+        if not wanted.ndim:
+            row = operator.index(rows)  # type: ignore[arg-type]
+            if not -self.rows <= row < self.rows:
+                raise RowOutOfRange(f"row {row} does not exist: there are {self.rows}")
+            return {name: array[0] for name, array in self.take([row % self.rows]).items()}
+        return self.take(np.where(wanted < 0, wanted + self.rows, wanted) if wanted.size else wanted)
+
+    def __iter__(self) -> NoReturn:
+        # Python would ask for one row after the other, each by a request.
+        raise TypeError("a Dataset is read by batches: loop over ds.batches() or ds.loader(), or look at ds[0:3]")
+
     def fields_of_role(self, role: str) -> list[str]:
         """Names of the readable fields of a role whose rows are arrays of one shape."""
         found = [field for field in self.fields.values() if field.role == role and field.readable]
@@ -209,9 +258,13 @@ class Dataset:
     def batch(self, index: int, *, split: str = "all", batch_size: int = 32, **options: Unpack[OrderOptions]) -> Batch:
         """Batch `index` of an order."""
         asked, decoding = self._decoding(options)
-        params = self._params(split, asked, OrderOptions) | {"batch_size": str(batch_size)}
-        found = _only_batch(self._client.body(f"{self._path}/batches/{index}", params))
-        batch = _asked_for([found], index, int(options.get("epoch") or 0), self.revision)[0]
+        params = self._params(split, asked, OrderOptions, self.batch) | {"batch_size": str(batch_size)}
+        frame = self._frame(asked)
+        most = frame.max_bytes(batch_size)
+        batch = only_batch(self._client.body(f"{self._path}/batches/{index}", params, max_bytes=most), frame)
+        check_asked_for(batch, index, int(options.get("epoch") or 0), self.revision)
+        if len(batch.rows) > batch_size:
+            raise BadAnswer(f"batch {index} came with {len(batch.rows)} rows where {batch_size} at most were asked for")
         return decoded_batch(batch, decoding, self._client.pool) if decoding else batch
 
     def batches(
@@ -240,6 +293,7 @@ class Dataset:
         iterator of Batch
             With ``waited`` (seconds spent waiting for data) and ``close()``.
         """
+        check_options(options, self.batches, OrderOptions.__annotations__)
         plan = self.plan(split, batch_size=batch_size, **options)
         epoch = options.get("epoch", 0)
         return self.read_ahead(
@@ -254,13 +308,7 @@ class Dataset:
         request: dict[str, Any] = {"rows": wanted.tolist()}
         if fields is not None:
             request["fields"] = [fields] if isinstance(fields, str) else list(fields)
-        found = _only_batch(self._client.body(f"{self._path}/rows", {"revision": self.revision}, json=request))
-        if found.revision != self.revision or not np.array_equal(found.rows, wanted):
-            raise BadAnswer(
-                f"{len(wanted)} rows of revision {self.revision} were asked for, but {len(found.rows)} of revision "
-                f"{found.revision} came, or others: something between here and the server mixes answers up"
-            )
-        return found
+        return fetch_rows(self._client, self._path, self.revision, request, wanted, self._frame(request))
 
     def splits(
         self,
@@ -288,9 +336,13 @@ class Dataset:
         ------
         ReadTimeout
         """
-        params = self._params(None, options, SplitOptions) | ({} if classes is None else {"classes": classes})
-        ask = partial(self._client.json, f"{self._path}/splits", params)
-        return Splits(jobs.wait_for(ask, "splits", timeout, progress))
+        params = self._params(None, options, SplitOptions, self.splits) | (
+            {} if classes is None else {"classes": classes}
+        )
+        ask = partial(self._client.json, f"{self._path}/splits", params, is_job=True)
+        answer = checked(jobs.wait_for(ask, "splits", timeout, progress), SplitsInfo, "splits")
+        checked(answer["splits"], NamedSplits, "splits")
+        return Splits(self._of_this_revision(answer))
 
     @overload
     def stats(
@@ -340,20 +392,28 @@ class Dataset:
         ------
         ReadTimeout
         """
-        params = self._params(split, options, SplitOptions) | ({} if field is None else {"field": field})
-        ask = partial(self._client.json, f"{self._path}/stats", params)
-        answer = jobs.wait_for(ask, "statistics", timeout, progress)
-        found = Stats(answer)
-        if answer.get("replaces"):
-            tell_replaced(self.name, self.revision, split_options(options), answer["note"])
-        return found if field is None else found[field]
+        params = self._params(split, options, SplitOptions, self.stats) | ({} if field is None else {"field": field})
+        ask = partial(self._client.json, f"{self._path}/stats", params, is_job=True)
+        answer = checked(jobs.wait_for(ask, "statistics", timeout, progress), StatsInfo, "statistics")
+        found = Stats(self._of_this_revision(answer))
+        if answer["replaces"]:
+            tell_replaced(self.name, self.revision, split_options(options), answer["note"] or "")
+        if field is None:
+            return found
+        if field not in found:
+            raise BadAnswer(f"statistics of {field!r} were asked for, but the server's are of {', '.join(found)}")
+        return found[field]
 
     def mean_image(self, field: str, split: str = "all", **options: Unpack[SplitOptions]) -> npt.NDArray[np.float32]:
         """The mean of a field's images over the rows of a split, and of no others, (*sample,) float32."""
-        params = self._params(split, options, SplitOptions) | {"field": field}
-        ask = partial(self._client.body, f"{self._path}/stats/mean-image", params)
+        params = self._params(split, options, SplitOptions, self.mean_image) | {"field": field}
+        shape = self.fields[field].shape if field in self.fields else ()
+        most = min(_BODY_HEAD_BYTES + 4 * math.prod(shape), MAX_BODY_BYTES)
+        ask = partial(self._client.body, f"{self._path}/stats/mean-image", params, max_bytes=most, is_job=True)
         body = jobs.wait_for(ask, "statistics", jobs.TIMEOUT, None)
-        image: npt.NDArray[np.float32] = read_body(body)[0]["mean_image"]
+        image, _ = only_tensor(body, "mean_image", "float32", self.revision)
+        if image.shape != shape:
+            raise BadAnswer(f"a mean image of shape {list(image.shape)} came, but samples are of shape {list(shape)}")
         return image
 
     def split_rows(
@@ -365,12 +425,16 @@ class Dataset:
         **options: Unpack[SplitOptions],
     ) -> npt.NDArray[np.int64]:
         """Row ids of a split, ascending, (rows,) int64; `timeout` and `progress` as those of `splits`."""
-        params = self._params(None, options, SplitOptions)
-        ask = partial(self._client.body, f"{self._path}/splits/{quote(split, safe='')}/rows", params)
-        tensors, about, _ = read_body(jobs.wait_for(ask, "rows of the split", timeout, progress))
+        params = self._params(None, options, SplitOptions, self.split_rows)
+        most = min(_BODY_HEAD_BYTES + 8 * self.rows, MAX_BODY_BYTES)
+        path = f"{self._path}/splits/{quote(split, safe='')}/rows"
+        ask = partial(self._client.body, path, params, max_bytes=most, is_job=True)
+        body = jobs.wait_for(ask, "rows of the split", timeout, progress)
+        rows, about = only_tensor(body, ROWS, "int64", self.revision)
+        if rows.ndim != 1 or (rows.size and (rows[0] < 0 or rows[-1] >= self.rows or (np.diff(rows) <= 0).any())):
+            raise BadAnswer(f"the row ids of {split!r} are not ascending ones of {self.rows:,} rows")
         if "replaced" in about:
             tell_replaced(self.name, self.revision, split_options(options), about["replaced"])
-        rows: npt.NDArray[np.int64] = tensors[ROWS]
         return rows
 
     def sequence(self, split: str = "all", **options: Any) -> KerasSequence:
@@ -382,7 +446,7 @@ class Dataset:
                 f"a Sequence needs Keras 3 with a backend, but there is no {error.name!r}: `pip install keras jax` and "
                 "set KERAS_BACKEND=jax, or use tensorflow or torch",
                 name=error.name,
-            ) from error
+            ) from None
 
         return KerasSequence(self, split, **options)
 
@@ -413,17 +477,18 @@ class Dataset:
     def plan(self, split: str = "all", *, batch_size: int = 32, **options: Unpack[OrderOptions]) -> Plan:
         """What an epoch of this order will be."""
         asked, decoding = self._decoding(options)
-        params = self._params(split, asked, OrderOptions) | {"batch_size": str(batch_size)}
+        params = self._params(split, asked, OrderOptions, self.plan) | {"batch_size": str(batch_size)}
         # How an order is cut into batches does not depend on the order, and cannot change within a revision.
         cut = frozenset(item for item in params.items() if item[0] not in ("shuffle", "seed", "epoch"))
         answer = self._plans.get(cut)
         if answer is None:
             answer = self._client.json(f"{self._path}/plan", params)
+            self._check_plan(checked(answer, PlanInfo, "plan"), self._frame(asked), batch_size, asked)
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
             self._plans[cut] = answer
-            if answer.get("replaces") and params.get("shard", "0") == "0":
-                tell_replaced(self.name, self.revision, split_options(options), answer["note"])
+            if answer["replaces"] and params.get("shard", "0") == "0":
+                tell_replaced(self.name, self.revision, split_options(options), answer["note"] or "")
         limits = answer["limits"]
         return Plan(
             rows=answer["rows"],
@@ -440,9 +505,11 @@ class Dataset:
             + tuple(Tensor(name, np.dtype("|u1"), (batch_size, *spec.shape)) for name, spec in decoding.items()),
             max_rows=limits["rows"],
             max_bytes=limits["body_bytes"],
+            last_rows=answer["last_rows"],
+            frame=self._frame(asked),
             decoding=decoding,
-            stored=answer.get("stored"),
-            note=answer.get("note"),
+            stored=answer["stored"],
+            note=answer["note"],
         )
 
     def read_ahead(
@@ -504,7 +571,7 @@ class Dataset:
     def _fetch(self, plan: Plan, cache: str | os.PathLike[str] | RowCache | None) -> Fetch[Batch]:
         """What fetches the blocks of a plan; it refers to no `Dataset`, so that threads keep none alive."""
         client, path = self._client, self._path
-        fetch = _fetcher(client, path, plan.params)
+        fetch = fetcher(client, path, plan)
         if plan.decoding:
             fetch = decoded_fetch(fetch, plan.decoding, client.pool)
         if cache is None:
@@ -519,8 +586,8 @@ class Dataset:
             fetch,
             cache,
             plan,
-            fetch_fields=lambda names: _fetcher(client, path, _of_fields(plan.params, names)),
-            take=_taker(client, path, self.revision, plan.decoding),
+            fetch_fields=lambda names: fetcher(client, path, plan.of_fields(names)),
+            take=taker(client, path, self.revision, plan.frame, plan.decoding, client.pool),
             pool=client.pool,
         )
 
@@ -537,26 +604,66 @@ class Dataset:
             raise BadParameter(f"decode={where!r} must be 'server' or 'client'")
         if where != "client":
             return asked, {}
-        fields = asked.get("fields")
-        if fields is None:
-            fields = [*self.fields_of_role("input"), *self.fields_of_role("label")] or list(self.fields)
-        if isinstance(fields, str):
-            fields = [unquote(name) for name in fields.split(",")]
-        as_stored = asked.get("encoded") or ()
+        as_stored = _names(asked.get("encoded"))
         images = {field["name"]: field["decode"] for field in self.info["fields"] if field.get("decode")}
-        specs = specs_for({name: images[name] for name in fields if name in images and name not in as_stored})
+        fields = [name for name in self._chosen(asked) if name in images and name not in as_stored]
+        specs = specs_for({name: images[name] for name in fields})
+        for name, spec in specs.items():
+            if (spec.shape, "uint8") != (self.fields[name].shape, self.fields[name].dtype):
+                raise BadAnswer(
+                    f"the server has images of {name!r} decoded to {list(spec.shape)}, which is no row of it"
+                )
         if specs:
             asked["encoded"] = [*as_stored, *specs]
         return asked, specs
 
-    def _tensor(self, name: str, dtype: str, shape: Sequence[int]) -> Tensor:
-        field = self.fields.get(name)
-        is_bfloat16 = field is not None and field.dtype == "bfloat16"
-        return Tensor(name, dtype_named("BF16") if is_bfloat16 else np.dtype(dtype), tuple(shape), is_bfloat16)
+    def _chosen(self, asked: Mapping[str, Any]) -> list[str]:
+        """Names of the fields that are asked for."""
+        if asked.get("fields") is not None:
+            return _names(asked["fields"])
+        found = [*self.fields_of_role("input"), *self.fields_of_role("label")]
+        return found or [field.name for field in self.fields.values() if field.readable and not field.ragged]
 
-    def _params(self, split: str | None, options: Mapping[str, Any], known: Any) -> dict[str, str]:
-        if unknown := sorted(set(options) - set(known.__annotations__)):
-            raise BadParameter(f"unknown option {unknown[0]!r}: known are {', '.join(sorted(known.__annotations__))}")
+    def _frame(self, asked: Mapping[str, Any]) -> Frame:
+        """What batches of an order, or rows, must be; of what is no field the server says so."""
+        fields = [self.fields[name] for name in self._chosen(asked) if name in self.fields]
+        return Frame.of(self.rows, fields, _names(asked.get("encoded")), weighted=_last(asked) == "pad")
+
+    def _check_plan(self, plan: PlanInfo, frame: Frame, batch_size: int, asked: Mapping[str, Any]) -> None:
+        """Raise `BadAnswer` where a plan is not one of this dataset, or contradicts itself."""
+        self._of_this_revision(plan)
+        grid = BatchGrid(plan["rows"], batch_size, asked.get("shard") or 0, asked.get("shards") or 1, plan["last"])
+        last_rows = grid.size(grid.batches - 1) if grid.batches else 0
+        draws = any(asked.get(option) for option in ("balance", "weights", "epoch_rows"))
+        if (
+            (plan["batches"], plan["last_rows"], plan["last"]) != (grid.batches, last_rows, _last(asked))
+            or (plan["rows"] > self.rows and not draws)
+            or not plan["limits"]["body_bytes"]
+        ):
+            raise BadAnswer(
+                f"the server's plan is not one of {self.rows:,} rows in batches of {batch_size}: {plan!r:.500}"
+            )
+        frame.check_plan((self._tensor(**tensor) for tensor in plan["tensors"]), batch_size)
+
+    def _of_this_revision(self, answer: Any) -> Any:
+        if answer["revision"] != self.revision:
+            raise BadAnswer(
+                f"revision {self.revision} of {self.name!r} was asked for, but the server answered for "
+                f"{answer['revision']}: something between here and the server mixes answers up"
+            )
+        return answer
+
+    def _tensor(self, name: str, dtype: str, shape: Sequence[int]) -> Tensor:
+        if dtype == "bfloat16":
+            return Tensor(name, dtype_named("BF16"), tuple(shape), is_bfloat16=True)
+        if dtype not in DTYPES:
+            raise BadAnswer(f"the server says that {name!r} is of the dtype {dtype!r}: there is none")
+        return Tensor(name, DTYPES[dtype], tuple(shape))
+
+    def _params(
+        self, split: str | None, options: Mapping[str, Any], known: type, takes: Callable[..., Any]
+    ) -> dict[str, str]:
+        check_options(options, takes, known.__annotations__)
         params = {name: _encode(value) for name, value in options.items() if value is not None}
         return ({} if split is None else {"split": split}) | params | {"revision": self.revision}
 
@@ -567,111 +674,16 @@ def _unpickled(client: Client, info: dict[str, Any], told: frozenset[str]) -> Da
     return dataset
 
 
-def _fetcher(client: Client, path: str, params: Mapping[str, str]) -> Callable[[Block, threading.Event], list[Batch]]:
-    """A function that fetches one block; it refers to no `Dataset`, so that threads keep none alive."""
-
-    def fetch(block: Block, cancelled: threading.Event) -> list[Batch]:
-        query = {**params, "epoch": str(block.epoch)}
-        batches: list[Batch] = []
-        start, alone = block.start, False
-        while start < block.stop:
-            if alone or block.stop - start == 1:
-                # The first missing batch of a broken stream, asked for alone, answers with the reason.
-                body = client.body(f"{path}/batches/{start}", query, cancelled=cancelled)
-                batches += _asked_for([_only_batch(body)], start, block.epoch, params.get("revision"))
-                alone = False
-            else:
-                window = {"start": str(start), "stop": str(block.stop)}
-                try:
-                    body = client.body(f"{path}/batches", query | window, cancelled=cancelled, raise_cut=True)
-                except BodyCut as cut:
-                    body, alone = cut.received, True
-                    received(len(body))
-                    retried()
-                came = list(_whole_batches(body, cut=alone))
-                if len(came) > block.stop - start:
-                    raise BadAnswer(f"batches {start} … {block.stop - 1} were asked for, but {len(came)} came")
-                batches += _asked_for(came, start, block.epoch, params.get("revision"))
-                # A stream without a whole batch is not asked for again and again.
-                alone = alone or start == block.start + len(batches)
-            start = block.start + len(batches)
-        return batches
-
-    return fetch
+def _last(asked: Mapping[str, Any]) -> str:
+    """What becomes of the tail."""
+    return asked.get("last") or ("keep" if int(asked.get("shards") or 1) == 1 else "pad")
 
 
-def _of_fields(params: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
-    """The same order, of other fields."""
-    found = {**params, "fields": _encode(list(names))}
-    encoded = [name for name in found.pop("encoded", "").split(",") if unquote(name) in names]
-    return found | ({"encoded": ",".join(encoded)} if encoded else {})
-
-
-def _taker(client: Client, path: str, revision: str, decoding: Mapping[str, ImageSpec]) -> Take:
-    """A function that fetches rows by their ids."""
-
-    def take(
-        rows: npt.NDArray[np.int64], fields: Sequence[str], cancelled: threading.Event
-    ) -> dict[str, npt.NDArray[Any]]:
-        specs = {name: spec for name, spec in decoding.items() if name in fields}
-        request = {"rows": rows.tolist(), "fields": list(fields)} | ({"encoded": list(specs)} if specs else {})
-        body = client.body(f"{path}/rows", {"revision": revision}, json=request, cancelled=cancelled)
-        tensors, metadata, _ = read_body(body)
-        if metadata.get("revision") != revision or not np.array_equal(tensors.get(ROWS, ()), rows):
-            raise BadAnswer("rows came that were not asked for: something between here and the server mixes answers up")
-        return decoded(tensors, rows, specs, client.pool, cancelled) if specs else tensors
-
-    return take
-
-
-def _whole_batches(body: npt.NDArray[np.uint8], *, cut: bool = False) -> Iterator[Batch]:
-    """The batches in a body; with `cut`, those before its broken end."""
-    try:
-        for run in read_runs(body):
-            stacked = dict(run.tensors)
-            try:
-                rows = stacked.pop(ROWS)
-                epoch, revision = int(run.metadata["epoch"]), run.metadata["revision"]
-            except (KeyError, ValueError) as error:
-                raise BadAnswer(f"the answer is no batch: {error} is missing") from None
-            weights = stacked.pop(WEIGHT, None)
-            for number, index in enumerate(run.indices):
-                yield Batch(
-                    {name: tensor[number] for name, tensor in stacked.items()},
-                    rows[number],
-                    None if weights is None else weights[number],
-                    index=index,
-                    epoch=epoch,
-                    revision=revision,
-                )
-    except BadAnswer:
-        if not cut:
-            raise
-
-
-def _asked_for(batches: list[Batch], first: int, epoch: int, revision: str | None) -> list[Batch]:
-    """These batches, if they are `first` and its followers, of that epoch and revision.
-
-    Raises
-    ------
-    BadAnswer
-        They are others: a proxy or a cache has mixed answers up.
-    """
-    for index, batch in enumerate(batches, first):
-        if (batch.index, batch.epoch) != (index, epoch) or revision not in (None, batch.revision):
-            raise BadAnswer(
-                f"batch {index} of epoch {epoch} was asked for, but batch {batch.index} of epoch {batch.epoch} came "
-                f"(revision {batch.revision}, not {revision}): something between here and the server mixes answers up"
-            )
-    return batches
-
-
-def _only_batch(body: npt.NDArray[np.uint8]) -> Batch:
-    """The batch in a body of one."""
-    batches = list(_whole_batches(body))
-    if len(batches) != 1:
-        raise BadAnswer(f"the answer has {len(batches)} batches where one was asked for")
-    return batches[0]
+def _names(given: str | Sequence[str] | None) -> list[str]:
+    """Names of fields that are given as a list, or as the API writes it."""
+    if isinstance(given, str):
+        return [unquote(name) for name in given.split(",") if name]
+    return list(given or ())
 
 
 def _encode(value: object) -> str:

@@ -60,6 +60,10 @@ class FeedError(Exception):
         self.retry_after = retry_after
         self.request_id = request_id
 
+    def __str__(self) -> str:
+        # That of a KeyError would put it in quotes.
+        return self.detail
+
 
 class BadParameter(FeedError, ValueError):
     code = "bad_parameter"
@@ -73,11 +77,11 @@ class NotFound(FeedError, LookupError):
     code = "not_found"
 
 
-class DatasetNotFound(NotFound):
+class DatasetNotFound(NotFound, KeyError):
     code = "dataset_not_found"
 
 
-class FieldNotFound(NotFound):
+class FieldNotFound(NotFound, KeyError):
     code = "field_not_found"
 
 
@@ -185,13 +189,21 @@ CLASS_BY_CODE: Mapping[str, type[FeedError]] = {
 }
 """Error class for each ``code`` that a server may send."""
 
+_MOST_SHOWN = 4000
+"""Characters of a server's sentence."""
+
 _CODE_BY_STATUS = {429: TooManyRequests, 502: SourceUnavailable, 503: Overloaded, 504: ReadTimeout, 401: Unauthorized}
 """What a bare status means when something that is not h5feed (a proxy) answered without a problem body."""
 
 
 def from_problem(status: int, problem: Mapping[str, Any], *, retry_after: float | None = None) -> FeedError:
     """The exception for a problem+json answer (RFC 9457); unknown codes become `BadAnswer` or a retried class."""
-    cls = CLASS_BY_CODE.get(str(problem.get("code"))) or _CODE_BY_STATUS.get(status, BadAnswer)
-    detail = problem.get("detail") or problem.get("title") or f"the server answered with HTTP status {status}"
+    code = problem.get("code")
+    known = CLASS_BY_CODE.get(code) if isinstance(code, str) else None
+    cls = known or _CODE_BY_STATUS.get(status, BadAnswer)
+    texts = [text for key in ("detail", "title") if isinstance(text := problem.get(key), str) and text]
+    said = texts[0] if texts else f"the server answered with HTTP status {status}"
+    # One line, of what a terminal can show.
+    detail = "".join(char if char.isprintable() else " " for char in said[:_MOST_SHOWN])
     request_id = problem.get("request_id")
-    return cls(str(detail), retry_after=retry_after, request_id=str(request_id) if request_id else None)
+    return cls(detail, retry_after=retry_after, request_id=request_id if isinstance(request_id, str) else None)

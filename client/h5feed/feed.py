@@ -10,14 +10,19 @@ from urllib.parse import quote
 
 import httpx
 
+from .answers import CataloguePage, DatasetInfo
 from .dataset import Dataset
 from .errors import BadAnswer, FeedError
 from .net.client import DEFAULT_DEADLINE, DEFAULT_TIMEOUT, Client
 from .net.servers import Hooks
+from .schema import checked
 from .tables import titled_table
 
 _PAGE = 500
 """Catalogue entries asked for at once."""
+
+_MOST_DATASETS = 1 << 20
+"""Bound on a catalogue."""
 
 _GLANCE_SECONDS = 3.0
 """How long the server may take to tell what a notebook completes and shows: nobody waits longer for that."""
@@ -35,19 +40,29 @@ class Feed:
 
     def datasets(self, q: str | None = None) -> list[dict[str, Any]]:
         """The catalogue: name, revision, rows, fields and status of everything served; `q` filters by name."""
-        found: list[dict[str, Any]] = []
+        found: list[Any] = []
         while True:
             params = {"limit": str(_PAGE), "offset": str(len(found))} | ({"q": q} if q else {})
             answer = self._catalogue(params)
-            found.extend(answer["datasets"])
-            if len(found) >= answer["total"] or not answer["datasets"]:
+            page = answer["datasets"]
+            # What goes on for ever is a server that does not heed `offset`, or worse.
+            if len(page) > _PAGE or answer["total"] > _MOST_DATASETS or (found and page[:1] == found[:1]):
+                raise BadAnswer(f"{self.url} has no catalogue of pages that end: is an h5feed server there?")
+            found.extend(page)
+            if len(found) >= answer["total"] or not page:
                 return found
 
     def __iter__(self) -> Iterator[str]:
         return (entry["name"] for entry in self.datasets())
 
     def __getitem__(self, name: str) -> Dataset:
-        return Dataset(self._client, self._client.json(f"/v1/datasets/{quote(name, safe='')}"))
+        info = self._client.json(f"/v1/datasets/{quote(name, safe='')}")
+        checked(info, DatasetInfo, "dataset")
+        return Dataset(self._client, info)
+
+    def check_there(self) -> None:
+        """Raise `ConnectionFailed`, within seconds, where no server listens; else nothing is waited for."""
+        self._client.check_there()
 
     def close(self) -> None:
         """Close all connections."""
@@ -89,15 +104,12 @@ class Feed:
         except FeedError:
             return []
 
-    def _glance(self) -> Any:
+    def _glance(self) -> CataloguePage:
         """The first page of the catalogue, or soon an error."""
         return self._catalogue({"limit": str(_PAGE)}, min(_GLANCE_SECONDS, self._client.deadline))
 
-    def _catalogue(self, params: Mapping[str, str], deadline: float | None = None) -> Any:
-        answer = self._client.json("/v1/datasets", params, deadline=deadline)
-        if not isinstance(answer, dict) or "datasets" not in answer:
-            raise BadAnswer(f"{self.url} has no catalogue: is an h5feed server there?")
-        return answer
+    def _catalogue(self, params: Mapping[str, str], deadline: float | None = None) -> CataloguePage:
+        return checked(self._client.json("/v1/datasets", params, deadline=deadline), CataloguePage, "catalogue")
 
 
 def connect(

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import BadAnswer, BadParameter
+from .errors import BadParameter, FieldNotFound
+from .options import did_you_mean
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 32
@@ -157,15 +158,20 @@ class Stats(Mapping[str, FieldStats]):
     """Statistics of the fields of a dataset in one split, by field name."""
 
     def __init__(self, answer: Any) -> None:
-        if not isinstance(answer, dict) or "fields" not in answer:
-            raise BadAnswer("the server answered no statistics: is an h5feed server there?")
         self.split: str = answer["split"]
         self.rows: int = answer["rows"]
         self.revision: str = answer["revision"]
         self._fields = {name: FieldStats(found) for name, found in answer["fields"].items()}
 
     def __getitem__(self, name: str) -> FieldStats:
-        return self._fields[name]
+        try:
+            return self._fields[name]
+        except KeyError:
+            pass
+        raise FieldNotFound(
+            f"there are no statistics of {name!r}: "
+            + did_you_mean(str(name), self._fields, f"there are {', '.join(self._fields) or 'none'}")
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)

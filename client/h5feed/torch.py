@@ -19,9 +19,10 @@ from .cache import RowCache
 from .errors import BadParameter
 from .loop_stats import LoopStats
 from .net.trace import clock
+from .options import check_options
 from .prepare import Preparation
 from .reading.data_loaders import Loaded, check_accelerate, is_data_loader
-from .reading.loader import divided, preparation_of
+from .reading.loader import PREPARING, check_loader_options, divided, preparation_of
 from .reading.meter import Meter
 from .reading.pass_numbers import Pass, PassNumbers
 from .reading.passes import is_drawn
@@ -77,6 +78,7 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
         self._dataset = dataset
         self._split = split
         self._seed = seed
+        check_loader_options(options, TorchBatches.__init__)
         self._order, self._preparing = divided(options)
         self._prepared: tuple[int, Preparation] | None = None
         self._options = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, **self._order}
@@ -210,12 +212,14 @@ class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
     """
 
     def __init__(self, dataset: Dataset, split: str = "all", **options: Any) -> None:
-        from .dataset import SplitOptions
+        from .dataset import OrderOptions, SplitOptions
 
         self._dataset = dataset
         order, preparing = divided(options)
-        if unknown := sorted(set(order) - set(SplitOptions.__annotations__)):
-            raise BadParameter(f"unknown option {unknown[0]!r}: a sampler decides about the order, not the dataset")
+        of_order = sorted(set(order) & set(OrderOptions.__annotations__) - set(SplitOptions.__annotations__))
+        if of_order:
+            raise BadParameter(f"unknown option {of_order[0]!r}: a sampler decides about the order, not the dataset")
+        check_options(options, TorchRows.__init__, SplitOptions.__annotations__, PREPARING)
         if "transform" in preparing:
             raise BadParameter("transform= has no batch to work on here: transform rows in the collate_fn")
         self._make = (split, order, preparing)

@@ -15,12 +15,13 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import BadAnswer
+from .schema import Count, checked, read_json
 
 MEDIA_TYPE = "application/x-safetensors"
 
@@ -36,8 +37,11 @@ OFFSETS = ".offsets"
 ALIGNMENT = 64
 """Bytes: a cache line, and what JAX needs to take an array over without a copy."""
 
-MAX_HEADER_BYTES = 100_000_000
-"""Bytes: what the format allows."""
+MAX_HEADER_BYTES = 16 << 20
+"""Bytes: a hundred thousand tensors. The format allows more, which nobody needs and which takes much memory to read."""
+
+_KEPT_HEADER_BYTES = 1 << 20
+"""Headers up to this size are kept as they were read, for bodies that differ in their data only."""
 
 DTYPE_NAMES: Mapping[str, str] = {
     "|b1": "BOOL",
@@ -57,6 +61,9 @@ DTYPE_NAMES: Mapping[str, str] = {
 
 _OPENING = b'{"__metadata__":{"index":"'
 """How every header begins; the digits of the index follow."""
+
+_MOST_DIGITS = 18
+"""Of an index that an int64 holds."""
 
 _DTYPES = {name: np.dtype(code) for code, name in DTYPE_NAMES.items()}
 
@@ -196,23 +203,49 @@ class Body:
 
 @dataclass(frozen=True)
 class _Header:
-    """What a header says: of each tensor the name, dtype, shape and extent in the data; and the metadata."""
+    """What a header says: of each tensor the name, dtype, shape and extent in the data; the metadata; and the bytes
+    of all tensors together."""
 
     tensors: list[tuple[str, np.dtype[Any], tuple[int, ...], int, int]]
     metadata: dict[str, str]
+    nbytes: int
 
 
-@lru_cache(maxsize=64)
-def _parse_header(text: bytes) -> _Header:
-    entries = json.loads(text)
-    metadata = entries.pop("__metadata__", {})
+class _Entry(TypedDict):
+    dtype: str
+    shape: list[Count]
+    data_offsets: list[Count]
+
+
+def _read_header(text: bytes) -> _Header:
+    """What a header says, if its tensors lie back to back: none over another, and nothing between them.
+
+    Raises
+    ------
+    ValueError, BadAnswer
+    """
+    entries = read_json(text)
+    if not isinstance(entries, dict):
+        raise ValueError("its header is no object")
+    metadata = checked(entries.pop("__metadata__", {}), dict[str, str], "metadata")
     tensors = []
-    for name, entry in entries.items():
+    for name, entry in checked(entries, dict[str, _Entry], "header").items():
         start, stop = entry["data_offsets"]
-        if not 0 <= start <= stop:
-            raise ValueError(f"{name} ends before it begins")
-        tensors.append((name, dtype_named(entry["dtype"]), tuple(entry["shape"]), start, stop))
-    return _Header(tensors, metadata)
+        if entry["dtype"] != "BF16" and entry["dtype"] not in _DTYPES:
+            raise ValueError(f"{name!r} is of the unknown dtype {entry['dtype']!r}")
+        dtype, shape = dtype_named(entry["dtype"]), tuple(entry["shape"])
+        if stop - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{name!r} is of shape {list(shape)} and {dtype.name}, but has {stop - start} bytes")
+        tensors.append((name, dtype, shape, start, stop))
+    end = 0
+    for name, _, _, start, stop in sorted(tensors, key=lambda tensor: tensor[3:]):
+        if start != end:
+            raise ValueError(f"{name!r} begins at {start}, but what lies before it ends at {end}")
+        end = stop
+    return _Header(tensors, metadata, end)
+
+
+_kept_header = lru_cache(maxsize=16)(_read_header)
 
 
 def read_body(buffer: Bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str], int]:
@@ -240,20 +273,20 @@ def read_body(buffer: Bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str
             # Batches of an epoch differ in the index only: without it, their headers are parsed once.
             index, quote, rest = text[len(_OPENING) :].partition(b'"')
             text = _OPENING + quote + rest
-        header = _parse_header(text)
+        header = (_kept_header if length <= _KEPT_HEADER_BYTES else _read_header)(text)
         metadata = dict(header.metadata)
         if index is not None:
             metadata["index"] = index.decode("ascii")
-        data_start, end = 8 + length, 0
-        tensors = {}
-        for name, dtype, shape, start, stop in header.tensors:
-            if stop > len(buffer) - data_start:
-                raise ValueError(f"{name} ends beyond the body")
-            tensors[name] = buffer[data_start + start : data_start + stop].view(dtype).reshape(shape)
-            end = max(end, stop)
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        data_start, end = 8 + length, 8 + length + header.nbytes
+        if end > len(buffer):
+            raise ValueError(f"its header tells of {end} bytes, but it has {len(buffer)}")
+        tensors = {
+            name: buffer[data_start + start : data_start + stop].view(dtype).reshape(shape)
+            for name, dtype, shape, start, stop in header.tensors
+        }
+    except (ValueError, struct.error) as error:
         raise BadAnswer(f"the answer is not a whole safetensors body: {error}") from None
-    return tensors, metadata, data_start + end
+    return tensors, metadata, end
 
 
 def write_npz(stream: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -295,6 +328,8 @@ def read_runs(buffer: Bytes) -> Iterator[Run]:
         tensors, metadata, nbytes = read_body(buffer)
         if buffer[8 : 8 + len(_OPENING)].tobytes() != _OPENING:
             raise BadAnswer("the answer is no batch: its header does not begin with the index")
+        if not 0 < len(metadata["index"]) <= _MOST_DIGITS:
+            raise BadAnswer("the answer is no batch: its index is no number that there can be")
         # headers: (bodies that there is room for, bytes of a header)
         bodies = buffer[: len(buffer) // nbytes * nbytes].reshape(-1, nbytes)
         headers = bodies[:, : 8 + int(struct.unpack_from("<Q", buffer)[0])]

@@ -284,8 +284,8 @@ def test_the_line_of_a_sequence(served: tuple[h5feed.Feed, Path], capsys: pytest
     pets.sequence("train", **AS_BUILT)
     train = pets.sequence("train", split_seed=5, **AS_BUILT)
     assert capsys.readouterr().out.splitlines() == [
-        "Found 96 images belonging to 3 classes, as stored.",
-        "Found 96 images belonging to 3 classes, not as stored.",
+        "Found 96 images belonging to 3 classes (as numbers), as stored.",
+        "Found 96 images belonging to 3 classes (as numbers), not as stored.",
     ]
     counts = np.bincount(labels_of(served[1] / "pets.h5")[train.row_ids])
     assert train.class_weight == pytest.approx({index: 96 / (3 * count) for index, count in enumerate(counts)})

@@ -7,11 +7,15 @@ import fcntl
 import json
 import os
 import pty
+import re
 import socket
 import struct
 import subprocess
 import sys
 import termios
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import h5feed
@@ -104,14 +108,90 @@ def test_errors_are_one_line(
 
 
 def test_no_server(capsys: pytest.CaptureFixture[str]) -> None:
-    """A server that is not there is said after the deadline; a bad address at once."""
+    """A server that is not there, and a bad address, are one line each, at once."""
     with socket.socket() as held:
         # Nobody listens there, and nobody else will meanwhile.
         held.bind(("127.0.0.1", 0))
-        assert main(["ls", f"http://127.0.0.1:{held.getsockname()[1]}", "--deadline", "0.5"]) == 1
-    assert "Is the server running" in capsys.readouterr().err
+        assert main(["ls", f"http://127.0.0.1:{held.getsockname()[1]}", "--deadline", "9999"]) == 1
+    said = capsys.readouterr().err
+    assert "Connection refused" in said and "Is the server running" in said and len(said.splitlines()) == 1
     assert main(["ls", "gpu-box"]) == 1
     assert "http://host:8000" in capsys.readouterr().err
+
+
+def test_a_misspelt_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """It names the option that was meant, and all there are, even where another one is missing for it."""
+    for word, meant in (("--ouput", "--output"), ("--batchsize=3", "--batch-size"), ("--split_seed", "--split-seed")):
+        with pytest.raises(SystemExit) as ended:
+            main(["get", "http://127.0.0.1:1", "digits", word, "x.npz"])
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert f"did you mean '{meant}'?" in said and "--shuffle" in said
+
+
+@pytest.mark.parametrize("command", ["ls", "info", "stats", "get", "bench"])
+def test_help_has_examples_of_its_own(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are of this command, and their options are there; that of all commands has one of each."""
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    helped, examples = capsys.readouterr().out.split("examples:\n")
+    lines = examples.strip().splitlines()
+    assert len(lines) > 1 and all(line.strip().startswith(f"h5feed {command} ") for line in lines)
+    for option in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", examples.replace("jq -r", "")):
+        assert option in helped
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert f"h5feed {command} http" in capsys.readouterr().out
+
+
+class StillLooking(BaseHTTPRequestHandler):
+    """A catalogue of which the one dataset is described when it is asked for the fourth time."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        StillLooking.asked += self.path.startswith("/v1/datasets")
+        status = "ok" if StillLooking.asked > 3 else "preparing"
+        entry = {"name": "d", "status": status, "reason": None, "revision": None, "rows": None, "fields": []}
+        content = json.dumps({"datasets": [entry], "total": 1}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *about: object) -> None:
+        pass
+
+
+def test_ls_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    """With --wait it asks until every dataset is described; where time is up before that, it says how many are not."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), StillLooking) as listener:
+        serving = threading.Thread(target=listener.serve_forever)
+        serving.start()
+        url = f"http://127.0.0.1:{listener.server_port}"
+        try:
+            assert main(["ls", url]) == 0
+            assert "preparing" in capsys.readouterr().out
+            assert main(["ls", url, "--wait", "0"]) == 1
+            assert "1 are still being looked at after 0 s" in capsys.readouterr().err
+            assert main(["ls", url, "--wait"]) == 0
+            assert "ok" in capsys.readouterr().out
+        finally:
+            listener.shutdown()
+            serving.join()
+
+
+def test_ls_waits_for_the_server(
+    serve: Callable[..., ServerProcess], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --wait a server that is not there yet is waited for."""
+    server = serve(folder)
+    server.stop()
+    starting = threading.Timer(0.5, server.start)
+    starting.start()
+    assert main(["ls", server.url, "--wait"]) == 0
+    starting.join()
+    assert "mixed" in capsys.readouterr().out
 
 
 def test_any_field_name_is_written(tmp_path: Path) -> None:

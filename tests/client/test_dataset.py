@@ -8,16 +8,34 @@ from typing import Any
 
 import numpy as np
 import pytest
-from h5feed.dataset import Batch, _fetcher
+from h5feed.batch import Batch
+from h5feed.dataset import Plan
 from h5feed.errors import BadAnswer, ConnectionFailed, DatasetCorrupt
+from h5feed.frames import Frame
 from h5feed.net.client import Client
 from h5feed.net.transport import BodyCut
+from h5feed.reading.fetching import fetcher
 from h5feed.reading.readahead import Block
 from h5feed.wire import MEDIA_TYPE, ROWS, Body, Tensor, read_body
 
 BATCHES = 9
 BODY = Body(
     [Tensor(ROWS, np.dtype("<i8"), (2,))], {"dataset": "d", "revision": "r", "epoch": "0", "batches": str(BATCHES)}
+)
+
+
+PLAN = Plan(
+    rows=2 * BATCHES,
+    batches=BATCHES,
+    batch_bytes=BODY.nbytes,
+    params={"revision": "r"},
+    batch_size=2,
+    tensors=tuple(BODY.tensors),
+    max_rows=100,
+    max_bytes=1 << 20,
+    last_rows=2,
+    frame=Frame.of(2 * BATCHES, [], [], weighted=False),
+    decoding={},
 )
 
 
@@ -47,7 +65,7 @@ class Server:
 
 
 def fetched(server: Server) -> list[Batch]:
-    fetch = _fetcher(server, "/v1/datasets/d", {})  # type: ignore[arg-type]
+    fetch = fetcher(server, "/v1/datasets/d", PLAN)  # type: ignore[arg-type]
     return fetch(Block(0, 2, 8, 0), threading.Event())
 
 
@@ -119,12 +137,12 @@ def test_a_proxy_that_takes_the_length_away() -> None:
     thread.start()
     client = Client(f"http://127.0.0.1:{server.server_port}", deadline=1)
     try:
-        tensors, metadata, _ = read_body(client.body("/whole"))
+        tensors, metadata, _ = read_body(client.body("/whole", max_bytes=1000))
         assert (metadata["index"], tensors[ROWS].tolist()) == ("3", [6, 7])
         with pytest.raises(ConnectionFailed, match="no whole answer"):
-            client.body("/cut")
+            client.body("/cut", max_bytes=1000)
         with pytest.raises(BadAnswer, match="did not answer"):
-            client.body("/page")
+            client.body("/page", max_bytes=1000)
     finally:
         client.close()
         server.shutdown()

@@ -165,7 +165,7 @@ def test_who_waits_for_a_server_is_told(dead_url: str, caplog: pytest.LogCapture
 
     def ask() -> None:
         with contextlib.suppress(ConnectionFailed):
-            client.body("/v1/x", cancelled=stop)
+            client.body("/v1/x", max_bytes=1000, cancelled=stop)
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
@@ -317,7 +317,7 @@ def _assert_cancelled(url: str, wait_for_request: Callable[[], None]) -> None:
 
     def ask() -> None:
         try:
-            client.body("/x", cancelled=cancelled)
+            client.body("/x", max_bytes=1000, cancelled=cancelled)
         except Exception as error:
             errors.append(error)
 

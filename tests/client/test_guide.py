@@ -55,8 +55,8 @@ def test_the_guide(
     assert namespace["train"].class_indices == {"cat": 0, "dog": 1, "fox": 2}
     assert sorted({*namespace["train"].row_ids} & {*namespace["val"].row_ids}) == []
     printed = capfd.readouterr().out
-    assert "Found 135 images belonging to 3 classes." in printed  # of the generator, and of val=0.1
-    assert "Found 120 images belonging to 3 classes." in printed
+    assert "Found 135 images belonging to 3 classes." in printed  # of the generator
+    assert "Found 120 images belonging to 3 classes (as one-hot rows)." in printed
     assert len(namespace["wrong"]) < 15
     assert not Path("backup").exists()
     namespace["train"].close()

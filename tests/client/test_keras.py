@@ -184,7 +184,7 @@ def test_fields_are_chosen(dataset: Any) -> None:
     """x and y name fields: one gives an array, several a dict, none nothing."""
     both = dataset.sequence("all", x=["x", "y"], y=[])
     assert set(both[0][0]) == {"x", "y"} and len(both[0]) == 1
-    with pytest.raises(BadParameter, match="known are"):
+    with pytest.raises(BadParameter, match="did you mean 'shuffle'\\? The options are"):
         dataset.sequence("all", shufle=True)
     both.close()
 
@@ -458,7 +458,7 @@ def test_shards_are_replicas(monkeypatch: pytest.MonkeyPatch, replicas: int) -> 
 def test_what_a_generator_of_keras_tells(dataset: Any, feed: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """samples, classes, class_indices, class_weight and the line that is printed."""
     train = dataset.sequence("train", test=0.2, shuffle=True)
-    assert capsys.readouterr().out == "Found 162 rows belonging to 3 classes.\n"
+    assert capsys.readouterr().out == "Found 162 rows belonging to 3 classes (as numbers).\n"
     assert train.samples == len(train.row_ids) == 162
     np.testing.assert_array_equal(train.classes, train.row_ids % 3)
     assert train.class_indices == {"0": 0, "1": 1, "2": 2}
@@ -468,7 +468,7 @@ def test_what_a_generator_of_keras_tells(dataset: Any, feed: Any, capsys: pytest
     counts = np.bincount(limited.classes)
     assert limited.class_weight == pytest.approx({index: 10 / (3 * count) for index, count in enumerate(counts)})
     feed["mixed"].sequence(x="images", y="labels")
-    assert capsys.readouterr().out == "Found 1000 images belonging to 4 classes.\n"
+    assert capsys.readouterr().out == "Found 1000 images belonging to 4 classes (as numbers).\n"
     feed["mixed"].sequence(x="half", y="half", shard=1, shards=2)
     assert capsys.readouterr().out == ""
     next(train)

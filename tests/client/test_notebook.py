@@ -64,6 +64,7 @@ def test_what_is_completed(served: ServerProcess) -> None:
 def test_what_is_shown(served: ServerProcess) -> None:
     """Tables of datasets and fields, in which nothing is taken for HTML, and loops that say where they are."""
     with h5feed.connect(served.url, deadline=20) as feed:
+        wait_until(lambda: "preparing" not in feed._repr_html_())
         shown = feed._repr_html_()
         assert "3 datasets" in shown and "&lt;b&gt;bold" in shown and "<b>" not in shown
         assert "x: float32[4]" in shown and "unreadable" in shown

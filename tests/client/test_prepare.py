@@ -39,6 +39,7 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
         "two": KINDS > 0,
         "signs": np.where(KINDS > 0, 1, -1),
         "targets": FLOATS,
+        "ids": KINDS + 10**12 - 2,
     }
     for name, values in labels.items():
         with h5py.File(folder / f"{name}.h5", "w") as file:
@@ -66,6 +67,13 @@ def prepared(dataset: h5feed.Dataset, index: int = 0, *, last: Any = "keep", **o
 ONE_HOT = np.eye(3, dtype=np.float32)
 
 TARGETS: list[tuple[str, str, Any]] = [
+    ("ints", "auto", KINDS),
+    ("onehot", "auto", np.eye(3, dtype=np.uint8)[KINDS]),
+    ("text", "auto", np.array([1, 2, 0])[KINDS]),
+    ("two", "auto", KINDS > 0),
+    ("signs", "auto", np.where(KINDS > 0, 1, -1)),
+    ("wide", "auto", (np.arange(ROWS)[:, None] >> np.arange(3)) & 1),
+    ("targets", "auto", FLOATS),
     ("ints", "int", KINDS),
     ("ints", "sparse", KINDS),
     ("ints", "raw", KINDS),
@@ -98,10 +106,31 @@ def test_class_modes(feed: h5feed.Feed, name: str, mode: Any, expected: Any) -> 
 
 
 @pytest.mark.parametrize(
+    ("name", "loss", "given"),
+    [
+        ("onehot", "categorical_crossentropy", "as one-hot rows"),
+        ("ints", "sparse_categorical_crossentropy", "as numbers"),
+        ("text", "sparse_categorical_crossentropy", "as numbers"),
+    ],
+)
+def test_the_loss_that_fits_what_is_stored(
+    feed: h5feed.Feed, capsys: pytest.CaptureFixture[str], name: str, loss: str, given: str
+) -> None:
+    """Labels as they lie in the file suit the loss of their kind; the line that is printed says which kind it is."""
+    train = feed[name].sequence(batch_size=BATCH)
+    assert f"belonging to 3 classes ({given})." in capsys.readouterr().out
+    model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")])
+    model.compile(loss=loss, optimizer="sgd")
+    assert np.isfinite(model.fit(train, verbose=0).history["loss"]).all()
+    train.close()
+
+
+@pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("ints", {"class_mode": "binary"}, "two classes, but 'labels' has 3"),
-        ("ints", {"class_mode": "multi"}, "class_mode='multi' must be 'int'"),
+        ("ints", {"class_mode": "multi"}, "class_mode='multi' must be 'auto', 'int'"),
+        ("ids", {"class_mode": "categorical"}, "rows of 1,000,000,000,001 numbers"),
         ("signs", {"class_mode": "categorical"}, "counts from 0, but 'labels' holds -1"),
         ("wide", {"class_mode": "binary"}, "holds none"),
         ("text", {"class_mode": "raw"}, "is text"),

@@ -18,7 +18,7 @@ from .observe import Observer
 from .phases import Bench, Report
 from .report import as_json, as_text, print_rich
 
-EXAMPLES = """examples:
+EXAMPLES = """\
   h5feed bench http://gpu-box:8000 photos
   h5feed bench http://gpu-box:8000 photos --split train --test 0.1 --batch-size 32 --step-ms 50
   h5feed bench http://a:8000,http://b:8000 photos --seconds 60 --cache ~/.cache/rows

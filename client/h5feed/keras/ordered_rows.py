@@ -89,7 +89,8 @@ class OrderedRows:
         return {self.labels.index(entry["value"]): entry["weight"] for entry in split["classes"]}
 
     def found(self, plan: Plan) -> str:
-        """What ``flow_from_directory`` prints, "Found 1257 images belonging to 10 classes.", and whether as stored."""
+        """What ``flow_from_directory`` prints, "Found 1257 images belonging to 10 classes", how the model is given
+        these, and whether as stored."""
         fields = {entry["name"]: entry for entry in self._dataset.info["fields"]}
         inputs = [fields[name] for name in self._prepare.inputs]
         images = len(inputs) == 1 and bool(inputs[0].get("channels"))
@@ -97,6 +98,7 @@ class OrderedRows:
         with contextlib.suppress(BadParameter):
             if self.labels.are_classes:
                 found += f" belonging to {len(self.labels.class_indices)} classes"
+                found += "" if self._prepare.labels is None else f" ({self.labels.given})"
         if plan.stored is not None and self._dataset.info["native_splits"]:
             found += f", {'as' if plan.stored else 'not as'} stored"
         if self._prepare.no_targets is not None:

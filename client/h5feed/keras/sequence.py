@@ -26,6 +26,7 @@ from ..errors import BadParameter, FeedError
 from ..forks import tell_after_fork
 from ..loop_stats import LoopStats
 from ..net.trace import clock
+from ..options import check_options
 from ..prepare.labels import ClassMode
 from ..prepare.preparation import FieldNames, Preparation
 from ..prepare.scale import Number
@@ -98,8 +99,9 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         ``weighted_metrics``, and `class_weight` by way of the loss, because Keras takes no ``class_weight`` beside
         sample weights.
     verbose : bool
-        Print "Found 1257 images belonging to 10 classes.", as ``flow_from_directory`` does, and whether these are rows
-        of a split "as stored" where the file holds splits.
+        Print "Found 1257 images belonging to 10 classes (as numbers).", as ``flow_from_directory`` does: the
+        classes come "as numbers", "as one-hot rows" or "as 0.0 and 1.0". Where the file holds splits, it says too
+        whether these are rows of a split "as stored".
     workers, max_queue_size : int, optional
         For scripts that pass them. Keras' own threads would mix epochs up, so that none are made: `workers` above 1
         becomes `connections`, and `max_queue_size`, in batches, becomes `readahead`.
@@ -134,7 +136,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         x: FieldNames | None = None,
         y: FieldNames | None = None,
         sample_weight: str | None = None,
-        class_mode: ClassMode | None = "int",
+        class_mode: ClassMode | None = "auto",
         rescale: float | Mapping[str, float] | None = None,
         mean: Number | Mapping[str, Number] | None = None,
         std: Number | Mapping[str, Number] | None = None,
@@ -154,8 +156,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         # One worker means none: batches are asked for on the caller's thread and have been fetched ahead by ours.
         super().__init__(workers=1, use_multiprocessing=False)
         known = set(OrderOptions.__annotations__) - {"fields", "shuffle", "seed", "epoch"}
-        if unknown := sorted(set(options) - known):
-            raise BadParameter(f"unknown option {unknown[0]!r}: known are {', '.join(sorted(known))}")
+        check_options(options, Sequence.__init__, known)
         self._dataset = dataset
         rank, count = shard_of(shard, shards)
         self.shard, self.shards = rank, count

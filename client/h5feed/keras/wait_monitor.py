@@ -113,5 +113,5 @@ def _writer_class() -> Any:
             f"log_dir= needs TensorBoard, but there is no {error.name!r}: `pip install 'h5feed[tensorboard]'`, or "
             "leave log_dir away",
             name=error.name,
-        ) from error
+        ) from None
     return Writer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import logging
 import math
 import os
@@ -15,7 +16,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
-from json import loads
 from typing import Any
 from urllib.parse import urlencode
 
@@ -27,13 +27,14 @@ from .. import __version__
 from ..buffers import BufferPool
 from ..errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, RevisionChanged, Transient, from_problem
 from ..forks import tell_after_fork
+from ..schema import read_json
 from ..wire import MEDIA_TYPE
 from .cancellation import Cancellation
 from .jobs import InProgress
 from .pace import Link
-from .servers import Hooks, Server, Servers, jitter
+from .servers import LOOK_SECONDS, Hooks, Server, Servers, jitter
 from .trace import WAITING, enter, received, retried
-from .transport import Answer, BodyCut
+from .transport import MAX_PLAIN_BYTES, Answer, BodyCut
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT: httpx.Timeout = httpx.Timeout(60.0, connect=10.0)
@@ -57,6 +58,9 @@ _SILENT_SECONDS, _BETWEEN_WARNINGS = 3.0, 30.0
 
 _BETWEEN_URLS = re.compile(r",\s*(?=[a-z]+://)")
 """A comma may also be a part of a path."""
+
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
+"""What OpenSSL calls an answer that is none of TLS."""
 
 Params = Mapping[str, str]
 
@@ -141,48 +145,55 @@ class Client:
         """A client pickles as what it was made with, the token included; the copy has connections of its own."""
         return partial(Client, **self._made_with), ()
 
-    def json(self, path: str, params: Params | None = None, *, deadline: float | None = None) -> Any:
+    def json(
+        self, path: str, params: Params | None = None, *, deadline: float | None = None, is_job: bool = False
+    ) -> Any:
         """The JSON answer to a GET; `deadline` is one for this request, in seconds.
 
         Raises
         ------
         InProgress
-            The server has work to do before it can answer.
+            With `is_job`: the server has work to do before it can answer.
         """
-        answer = self._request("GET", path, params, "application/json", within=deadline)
-        try:
-            found = loads(answer.content)
-        except ValueError:
-            raise BadAnswer(f"{self.url}{path} did not answer JSON: is an h5feed server there?") from None
-        if answer.status == 202:
-            raise InProgress.of(found)
-        return found
+        answer = self._request("GET", path, params, "application/json", within=deadline, is_job=is_job)
+        return self._json_of(answer, path)
 
     def body(
         self,
         path: str,
         params: Params | None = None,
         *,
+        max_bytes: int,
         json: Any = None,
         cancelled: threading.Event | None = None,
         raise_cut: bool = False,
+        is_job: bool = False,
     ) -> npt.NDArray[np.uint8]:
         """The binary answer to a GET (with `json`: a POST), as one (bytes,) uint8 array from the recycled buffers.
 
-        `cancelled` ends the retries and, where it is a `Cancellation`, the waiting for an answer. With `raise_cut` a
-        body that ends early is raised as `transport.BodyCut`, which holds what came, and not retried.
+        One of more than `max_bytes` is not taken. `cancelled` ends the retries and, where it is a `Cancellation`, the
+        waiting for an answer. With `raise_cut` a body that ends early is raised as `transport.BodyCut`, which holds
+        what came, and not retried.
 
         Raises
         ------
         InProgress
-            The server has work to do before it can answer.
+            With `is_job`: the server has work to do before it can answer.
         """
-        method = "GET" if json is None else "POST"
         answer = self._request(
-            method, path, params, MEDIA_TYPE, json=json, cancelled=cancelled, raise_cut=raise_cut, pool=self.pool
+            "GET" if json is None else "POST",
+            path,
+            params,
+            MEDIA_TYPE,
+            json=json,
+            cancelled=cancelled,
+            raise_cut=raise_cut,
+            pool=self.pool,
+            max_bytes=max_bytes,
+            is_job=is_job,
         )
         if answer.status == 202:
-            raise InProgress.of(loads(answer.content))
+            self._json_of(answer, path)
         if answer.header("content-type") != MEDIA_TYPE:
             raise BadAnswer(f"{self.url}{path} did not answer {MEDIA_TYPE}: is an h5feed server there?")
         if answer.body is None:
@@ -191,6 +202,21 @@ class Client:
             return np.frombuffer(bytearray(answer.content), np.uint8)
         received(len(answer.body))
         return answer.body
+
+    def check_there(self) -> None:
+        """Raise `ConnectionFailed` where nobody listens at any of the addresses."""
+        refused = []
+        for server in self._servers:
+            try:
+                server.send("GET", "/healthz", "*/*", deadline=time.monotonic() + min(LOOK_SECONDS, self.deadline))
+                return
+            except httpx.ConnectError as error:
+                if (final := _final(error, server)) is not None:
+                    raise final from None
+                refused.append(f"{server.url} ({_reason(error)})")
+            except (httpx.TransportError, FeedError):
+                return
+        raise ConnectionFailed(f"nobody answers at {', '.join(refused)}. Is the server running and reachable?")
 
     @property
     def link(self) -> Link:
@@ -207,6 +233,25 @@ class Client:
         """In the child of a fork: leave the connections to the parent, and forget what its threads were at."""
         self._servers.after_fork()
 
+    def _json_of(self, answer: Answer, path: str) -> Any:
+        """What an answer says.
+
+        Raises
+        ------
+        InProgress
+            That the work goes on.
+        """
+        try:
+            found = read_json(answer.content)
+        except ValueError as error:
+            said = answer.header("content-type") or "nothing"
+            raise BadAnswer(
+                f"{self.url}{path} did not answer JSON, but {said[:80]} ({error}): is an h5feed server there?"
+            ) from None
+        if answer.status == 202:
+            raise InProgress.of(found)
+        return found
+
     def _request(
         self,
         method: str,
@@ -218,7 +263,9 @@ class Client:
         cancelled: threading.Event | None = None,
         raise_cut: bool = False,
         pool: BufferPool | None = None,
+        max_bytes: int = MAX_PLAIN_BYTES,
         within: float | None = None,
+        is_job: bool = False,
     ) -> Answer:
         """One request, retried until it succeeds, fails for good, or the deadline passes."""
         began = time.monotonic()
@@ -235,28 +282,34 @@ class Client:
                 asked_at = time.monotonic()
                 try:
                     answer = server.send(
-                        method, target, accept, json=json, pool=pool, deadline=deadline, cancelled=aborts
+                        method,
+                        target,
+                        accept,
+                        json=json,
+                        pool=pool,
+                        max_bytes=max_bytes,
+                        deadline=deadline,
+                        cancelled=aborts,
                     )
                     # 202: an answer too, that the work goes on.
-                    if answer.status in (200, 202):
+                    if answer.status == 200 or (answer.status == 202 and is_job):
                         self._servers.answered(server)
                         return answer
-                    raise _error_of(answer, server if len(self._servers) > 1 else None)
+                    raise _error_of(answer, server, several=len(self._servers) > 1)
                 except Transient as error:
                     failure: FeedError = error
                 except RevisionChanged as error:
                     self._servers.answered(server)
-                    raise self._differing(server, method, target, accept, json, error) from None
+                    raise self._differing(server, method, target, accept, json, max_bytes, error) from None
                 except FeedError:
                     self._servers.answered(server)
                     raise
                 except httpx.TransportError as error:
                     if isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol)):
                         raise BadParameter(f"the request cannot be sent: {error}") from None
-                    if isinstance(error.__cause__, ssl.SSLCertVerificationError):
-                        raise ConnectionFailed(
-                            f"{server.url} is not trusted: {error.__cause__}. See `verify=`."
-                        ) from None
+                    if (final := _final(error, server)) is not None:
+                        self._servers.answered(server)
+                        raise final from None
                     failure = ConnectionFailed(str(error))
                     if raise_cut and isinstance(error, BodyCut) and not cancelled.is_set():
                         self._servers.failed(server, asked_at)
@@ -312,7 +365,7 @@ class Client:
         return error
 
     def _differing(
-        self, server: Server, method: str, target: str, accept: str, json: Any, error: RevisionChanged
+        self, server: Server, method: str, target: str, accept: str, json: Any, max_bytes: int, error: RevisionChanged
     ) -> RevisionChanged:
         """What to raise when a server does not have a revision: another one may have it still."""
         for other in self._servers:
@@ -320,7 +373,9 @@ class Client:
                 continue
             with contextlib.suppress(httpx.TransportError):
                 deadline = time.monotonic() + _COMPARE_SECONDS
-                answer = other.send(method, target, accept, json=json, pool=self.pool, deadline=deadline)
+                answer = other.send(
+                    method, target, accept, json=json, pool=self.pool, max_bytes=max_bytes, deadline=deadline
+                )
                 if answer.status == 200:
                     return RevisionChanged(
                         f"{server.url} and {other.url} do not serve the same data: what was asked for is there on "
@@ -330,16 +385,52 @@ class Client:
         return error
 
 
-def _error_of(answer: Answer, server: Server | None) -> FeedError:
-    """The error that an answer tells of; `server` is named in it where there are several."""
+def _final(error: httpx.TransportError, server: Server) -> FeedError | None:
+    """What to raise at once: what is wrong with the server's address or its answers will be so again."""
+    url, cause = server.url, error.__cause__
+    bare = url.partition("://")[2]
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return ConnectionFailed(f"{url} is not trusted: {cause}. See `verify=`.")
+    if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
+        return BadAnswer(f"{url} does not speak TLS: is it http://{bare}?")
+    if isinstance(cause, http.client.RemoteDisconnected) and server.failures == 0 and server.wants_tls():
+        return BadAnswer(f"{url} speaks TLS: is it https://{bare}?")
+    if isinstance(error, httpx.RemoteProtocolError) and not isinstance(error, BodyCut):
+        return BadAnswer(f"{url} does not answer as an h5feed server does: {error}")
+    return None
+
+
+def _reason(error: httpx.TransportError) -> str:
+    """What the system says: ``Connection refused``."""
+    cause = error.__cause__
+    return (cause.strerror if isinstance(cause, OSError) else None) or str(error)
+
+
+def _error_of(answer: Answer, server: Server, *, several: bool) -> FeedError:
+    """The error that an answer tells of; the server is named in it where there are several."""
     problem: Any = None
     with contextlib.suppress(ValueError):
-        problem = loads(answer.content)
+        problem = read_json(answer.content)
+    if not isinstance(problem, dict):
+        # A proxy, or another service.
+        problem = {"detail": _described(answer, server.url)}
     retry_after = _seconds(answer.header("retry-after") or "")
-    error = from_problem(answer.status, problem if isinstance(problem, dict) else {}, retry_after=retry_after)
-    if server is None or isinstance(error, Transient):
+    error = from_problem(answer.status, problem, retry_after=retry_after)
+    if not several or isinstance(error, Transient):
         return error
     return type(error)(f"{server.url} says: {error.detail}", retry_after=retry_after, request_id=error.request_id)
+
+
+def _described(answer: Answer, url: str) -> str:
+    """What somebody else has answered, in one line."""
+    there = answer.header("location")
+    if 300 <= answer.status < 400 and there:
+        return f"{url} redirects to {there[:200]}: connect to where it leads"
+    # Of a page of HTML its title, or what else stands there first.
+    page = answer.content[:2000].decode("utf-8", "replace")
+    words = " ".join(re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL).split())[:120]
+    said = f", {words!r}" if words.isprintable() and words else ""
+    return f"{url} answered with HTTP status {answer.status}{said}: is an h5feed server there?"
 
 
 def _seconds(retry_after: str) -> float | None:
@@ -347,7 +438,7 @@ def _seconds(retry_after: str) -> float | None:
     with contextlib.suppress(ValueError):
         seconds = float(retry_after)
         return max(0.0, seconds) if math.isfinite(seconds) else None
-    with contextlib.suppress(ValueError, TypeError):
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
         date = parsedate_to_datetime(retry_after)
         return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
     return None

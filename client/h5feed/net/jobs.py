@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ..errors import BadAnswer, ReadTimeout
+from ..answers import JobInfo
+from ..errors import ReadTimeout
+from ..schema import checked
 
 T = TypeVar("T")
 
@@ -42,9 +44,8 @@ class InProgress(Exception):
         ------
         BadAnswer
         """
-        if not isinstance(job, dict) or "job" not in job:
-            raise BadAnswer("the server answered 202, but with no job: is an h5feed server there?")
-        return cls(int(job.get("done") or 0), int(job.get("total") or 0))
+        found = checked(job, JobInfo, "job")
+        return cls(found["done"], found["total"])
 
 
 def wait_for(ask: Callable[[], T], what: str, timeout: float, progress: Progress | None) -> T:

@@ -21,7 +21,18 @@ import httpx
 from ..buffers import BufferPool
 from ..errors import BadParameter
 from .cancellation import Cancellation
-from .transport import BODY, CANCELLED, DEADLINE, POOL, Answer, FeedTransport, Timeouts, head_after_target
+from .transport import (
+    BODY,
+    CANCELLED,
+    DEADLINE,
+    MAX_BYTES,
+    MAX_PLAIN_BYTES,
+    POOL,
+    Answer,
+    FeedTransport,
+    Timeouts,
+    head_after_target,
+)
 
 FIRST_REST = 0.25
 LONGEST_REST = 30.0
@@ -56,6 +67,8 @@ class Server:
         Requests sent to it and not answered yet.
     failures : int
         In a row.
+    has_answered : bool
+        Ever, in HTTP.
     asked_at, failed_at, rests_until : float
         `time.monotonic()` when it was last asked, when it last failed, until when it is left out.
     """
@@ -88,6 +101,7 @@ class Server:
         self._templates: dict[str, tuple[bytes, Timeouts]] = {}
         self.under_way = 0
         self.failures = 0
+        self.has_answered = False
         self.asked_at = self.failed_at = self.rests_until = 0.0
 
     def send(
@@ -98,20 +112,24 @@ class Server:
         *,
         json: Any = None,
         pool: BufferPool | None = None,
+        max_bytes: int = MAX_PLAIN_BYTES,
         deadline: float,
         cancelled: Cancellation | None = None,
     ) -> Answer:
-        """The answer to a request that is sent once.
+        """The answer to a request that is sent once; `max_bytes` are those of a body that goes into the `pool`.
 
         Raises
         ------
         httpx.TransportError
         """
         if json is None and pool is not None and self._plain:
-            return self._send_plain(target, accept, pool, deadline, cancelled)
-        extensions = {DEADLINE: deadline, POOL: pool, CANCELLED: cancelled}
+            answer = self._send_plain(target, accept, pool, max_bytes, deadline, cancelled)
+            self.has_answered = True
+            return answer
+        extensions = {DEADLINE: deadline, POOL: pool, MAX_BYTES: max_bytes, CANCELLED: cancelled}
         request = self._http.build_request(method, target, headers={"accept": accept}, json=json, extensions=extensions)
         response = self._http.send(request)
+        self.has_answered = True
         # Taken out of the response, which httpx ties into a cycle: the buffer must come free before the collector runs.
         body = response.extensions.pop(BODY, None)
         return Answer(response.status_code, response.headers.multi_items(), body, response.content)
@@ -120,6 +138,11 @@ class Server:
     def round_trip(self) -> float:
         """Seconds there and back; infinite before the first connection."""
         return self._transport.round_trip
+
+    def wants_tls(self) -> bool:
+        """Whether it has never answered, since its address should begin with ``https``."""
+        url = self._http.base_url
+        return not self.has_answered and url.scheme == "http" and self._transport.speaks_tls(url, LOOK_SECONDS)
 
     def is_alive(self) -> bool:
         """Whether it answers at all, in a short time."""
@@ -139,7 +162,13 @@ class Server:
         self._http.close()
 
     def _send_plain(
-        self, target: str, accept: str, pool: BufferPool, deadline: float, cancelled: Cancellation | None
+        self,
+        target: str,
+        accept: str,
+        pool: BufferPool,
+        max_bytes: int,
+        deadline: float,
+        cancelled: Cancellation | None,
     ) -> Answer:
         """Past httpx: the same bytes that it would send, without making them anew for every batch."""
         template = self._templates.get(accept)
@@ -154,6 +183,7 @@ class Server:
             line + head,
             method="GET",
             pool=pool,
+            max_bytes=max_bytes,
             timeouts=timeouts,
             deadline=deadline,
             cancelled=cancelled,

@@ -34,6 +34,9 @@ from .trace import TRANSFER, enter
 POOL = "h5feed.pool"
 """Request extension: the `BufferPool` that the body is to be read into."""
 
+MAX_BYTES = "h5feed.max_bytes"
+"""Request extension: bytes that this body may have at most."""
+
 BODY = "h5feed.body"
 """Response extension: the body, a (content-length,) uint8 array from that pool."""
 
@@ -48,6 +51,15 @@ MAX_PLAIN_BYTES = 64 << 20
 
 MAX_HEAD_BYTES = 64 << 10
 """Bytes: bound on a status line with its headers."""
+
+_LENGTH_DIGITS = 18
+"""Of a length that an int64 holds."""
+
+_HTTP = b"HTTP/"
+"""How every answer begins."""
+
+_TLS = (b"\x15\x03", b"\x16\x03")
+"""How an answer begins that is an alert or a handshake of TLS."""
 
 _HEAD_READ = 16 << 10
 """Bytes asked for while the head is not whole; those of the body among them are copied once more."""
@@ -91,8 +103,13 @@ class Answer:
 
     def as_response(self) -> httpx.Response:
         """The same for httpx."""
-        # The body is here already: httpx must not look for it again.
-        headers = [(name, value) for name, value in self.headers if name.lower() != "transfer-encoding"]
+        # The body is here already: httpx must not look for it again. Nor unpack it: we ask for none that is packed, and
+        # a small one may unpack to any size.
+        headers = [
+            (name.encode("latin-1"), value.encode("latin-1"))
+            for name, value in self.headers
+            if name.lower() not in ("transfer-encoding", "content-encoding")
+        ]
         extensions: dict[str, Any] = {"http_version": b"HTTP/1.1"}
         if self.body is not None:
             extensions[BODY] = self.body
@@ -106,6 +123,7 @@ class _Call:
     request: bytes
     method: str
     pool: BufferPool | None
+    max_bytes: int
     timeouts: Timeouts
     deadline: float
     cancelled: Cancellation | None
@@ -141,6 +159,7 @@ class FeedTransport(httpx.BaseTransport):
             line + head_after_target(request.headers) + request.read(),
             method=request.method,
             pool=request.extensions.get(POOL),
+            max_bytes=request.extensions.get(MAX_BYTES, MAX_PLAIN_BYTES),
             timeouts=request.extensions.get("timeout", {}),
             deadline=request.extensions.get(DEADLINE, float("inf")),
             cancelled=request.extensions.get(CANCELLED),
@@ -154,19 +173,22 @@ class FeedTransport(httpx.BaseTransport):
         *,
         method: str,
         pool: BufferPool | None,
+        max_bytes: int,
         timeouts: Timeouts,
         deadline: float,
         cancelled: Cancellation | None = None,
     ) -> Answer:
         """Send a whole request, with its head, to the server of `url`, and read the whole answer.
 
-        `deadline` is a time of `time.monotonic()`.
+        `deadline` is a time of `time.monotonic()`; `max_bytes` are those of a body that goes into the `pool`.
 
         Raises
         ------
+        httpx.RemoteProtocolError
+            What answers does not speak HTTP, or says what it must not: it will do so again. `BodyCut` is none of that.
         httpx.TransportError
         """
-        call = _Call(request, method, pool, timeouts, deadline, cancelled)
+        call = _Call(request, method, pool, max_bytes, timeouts, deadline, cancelled)
         host = url.host
         origin = (url.scheme, host, url.port or (443 if url.scheme == "https" else 80))
         try:
@@ -186,12 +208,25 @@ class FeedTransport(httpx.BaseTransport):
             return self._exchange(connected, call, origin)
         except TimeoutError as error:
             raise httpx.ReadTimeout(f"{host} did not answer in time: {error}") from error
+        except http.client.IncompleteRead as error:
+            raise httpx.ReadError(f"{host}: the connection ended in mid-answer") from error
+        except http.client.RemoteDisconnected as error:
+            raise httpx.ReadError(f"{host}: {error}") from error
         except http.client.HTTPException as error:
-            cut = isinstance(error, http.client.IncompleteRead)
-            what = "the connection ended in mid-answer" if cut else str(error) or type(error).__name__
-            raise httpx.RemoteProtocolError(f"{host}: {what}") from error
+            raise httpx.RemoteProtocolError(" ".join(str(error).split()) or type(error).__name__) from error
         except OSError as error:
             raise httpx.ReadError(f"{host}: {error}") from error
+
+    def speaks_tls(self, url: httpx.URL, timeout: float) -> bool:
+        """Whether what listens at an ``http`` address takes TLS: it would close every connection without a word."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        # Nothing is sent to it.
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with contextlib.suppress(OSError):
+            connected = self._connect(("http", url.host, url.port or 80), timeout)
+            with connected, context.wrap_socket(connected, server_hostname=url.host):
+                return True
+        return False
 
     def close(self) -> None:
         with self._lock:
@@ -280,8 +315,11 @@ def head_after_target(headers: httpx.Headers) -> bytes:
 
 def _ask(connected: socket.socket, call: _Call) -> tuple[Answer, bool]:
     """The answer to one request, and whether the connection can be used again."""
-    _Patience(connected, call.timeouts.get("write"), call.deadline).extend()
-    connected.sendall(call.request)
+    patience = _Patience(connected, call.timeouts.get("write"), call.deadline)
+    unsent = memoryview(call.request)
+    while unsent:
+        patience.extend()
+        unsent = unsent[connected.send(unsent) :]
     patience = _Patience(connected, call.timeouts.get("read"), call.deadline)
     received = _receive_head(connected, patience)
     while received[9:10] == b"1" and received[9:12] != b"101":
@@ -293,18 +331,23 @@ def _ask(connected: socket.socket, call: _Call) -> tuple[Answer, bool]:
         return _read_unusual(connected, received, call.method, patience)
     status, headers, begin, length, keep = usual
     if call.pool is not None and status == 200:
+        _check_length(length, call.max_bytes)
         # Whoever collects batches in a list keeps every buffer: theirs to do, only slower.
         body = call.pool.lease_or_new(length)
         _receive_into(connected, body, received[begin:], patience)
         answer = Answer(status, headers, body, b"")
     else:
-        if length > MAX_PLAIN_BYTES:
-            raise http.client.HTTPException(f"an answer of {length} bytes where a short one was due")
+        _check_length(length, MAX_PLAIN_BYTES)
         content = np.empty(length, np.uint8)
         _receive_into(connected, content, received[begin:], patience)
         answer = Answer(status, headers, None, content.tobytes())
     # Bytes behind the body are nobody's: what comes next on this connection could be anything.
     return answer, keep and len(received) <= begin + length
+
+
+def _check_length(length: int, most: int) -> None:
+    if length > most:
+        raise http.client.HTTPException(f"it announces {length} bytes, where {most} at most were due")
 
 
 class _Patience:
@@ -338,7 +381,15 @@ class _Patience:
 
 def _receive_head(connected: socket.socket, patience: _Patience, received: bytes = b"") -> bytes:
     """At least a status line and headers, and what came with them; `received` is what is there already."""
-    while b"\r\n\r\n" not in received:
+    while True:
+        if received[: len(_HTTP)] != _HTTP[: len(received)]:
+            raise http.client.HTTPException(
+                "it speaks TLS, so that its address begins with https://"
+                if received[:2] in _TLS
+                else f"it does not speak HTTP, but says {received[:20]!r}"
+            )
+        if b"\r\n\r\n" in received:
+            return received
         if len(received) > MAX_HEAD_BYTES:
             raise http.client.HTTPException(f"headers of more than {MAX_HEAD_BYTES} bytes")
         patience.extend()
@@ -348,7 +399,6 @@ def _receive_head(connected: socket.socket, patience: _Patience, received: bytes
                 raise http.client.RemoteDisconnected("the connection was closed without an answer")
             raise http.client.IncompleteRead(received)
         received += more
-    return received
 
 
 def _parse_usual(received: bytes) -> tuple[int, list[tuple[str, str]], int, int, bool] | None:
@@ -356,11 +406,12 @@ def _parse_usual(received: bytes) -> tuple[int, list[tuple[str, str]], int, int,
     body has no announced length, which http.client knows to read."""
     end = received.index(b"\r\n\r\n")
     status_line, *lines = received[:end].decode("latin-1").split("\r\n")
-    if not status_line.startswith("HTTP/1.1 ") or not status_line[9:12].isdigit():
+    if not status_line.startswith("HTTP/1.1 ") or not status_line[9:12].isdecimal():
         return None
     status = int(status_line[9:12])
     headers = []
-    length, keep = None, True
+    length: str | None = None
+    keep = True
     for line in lines:
         name, colon, value = line.partition(":")
         value = value.strip()
@@ -368,9 +419,9 @@ def _parse_usual(received: bytes) -> tuple[int, list[tuple[str, str]], int, int,
             return None
         lower = name.lower()
         if lower == "content-length":
-            if length is not None or not value.isdecimal():
-                return None
-            length = int(value)
+            if length not in (None, value) or not (value.isascii() and value.isdigit()) or len(value) > _LENGTH_DIGITS:
+                raise http.client.HTTPException(f"it announces {value[:40]!r} bytes")
+            length = value
         elif lower == "transfer-encoding":
             return None
         elif lower == "connection":
@@ -378,7 +429,7 @@ def _parse_usual(received: bytes) -> tuple[int, list[tuple[str, str]], int, int,
         headers.append((name, value))
     if length is None or status < 200 or status in (204, 304):
         return None
-    return status, headers, end + 4, length, keep
+    return status, headers, end + 4, int(length), keep
 
 
 def _receive_into(connected: socket.socket, buffer: npt.NDArray[np.uint8], begun: bytes, patience: _Patience) -> None:
@@ -440,6 +491,7 @@ def _read_unusual(connected: socket.socket, received: bytes, method: str, patien
     rest: Any = _Rest(connected, received, patience)
     answer = http.client.HTTPResponse(rest, method=method)
     answer.begin()
+    _check_length(answer.length or 0, MAX_PLAIN_BYTES)
     content = b"".join(_chunks(answer))
     # http.client closes its file, not the socket.
     return Answer(answer.status, answer.getheaders(), None, content), not answer.will_close
@@ -449,8 +501,7 @@ def _chunks(answer: http.client.HTTPResponse) -> Iterator[bytes]:
     total = 0
     while chunk := answer.read1(1 << 16):
         total += len(chunk)
-        if total > MAX_PLAIN_BYTES:
-            raise http.client.HTTPException(f"an answer of more than {MAX_PLAIN_BYTES} bytes where a short one was due")
+        _check_length(total, MAX_PLAIN_BYTES)
         yield chunk
     if answer.length:
         raise http.client.IncompleteRead(b"", answer.length)

@@ -19,9 +19,12 @@ from ..errors import BadParameter
 if TYPE_CHECKING:
     from ..dataset import Dataset
 
-ClassMode = Literal["int", "sparse", "categorical", "binary", "input", "raw"]
+ClassMode = Literal["auto", "int", "sparse", "categorical", "binary", "input", "raw"]
 
 CLASS_MODES = get_args(ClassMode)
+
+MOST_CLASSES = 1 << 20
+"""Numbers in a one-hot row."""
 
 
 class Labels:
@@ -40,8 +43,8 @@ class Labels:
     BadParameter
         The field cannot be given in that mode; the message says why.
 
-    Classes are asked for, once, by those modes only that must know them: ``"int"`` and ``"raw"`` take numbers with one
-    value a row as they come.
+    Classes are asked for, once, by those modes only that must know them: ``"auto"``, ``"int"`` and ``"raw"`` take
+    numbers with one value a row as they come.
     """
 
     def __init__(self, dataset: Dataset, name: str, class_mode: ClassMode) -> None:
@@ -55,10 +58,15 @@ class Labels:
         self._is_whole = self._is_scalar and (field.dtype == "bool" or "int" in field.dtype)
         if self._mode == "raw" and self._is_text:
             raise BadParameter(f"the field {name!r} is text, which no model takes as it is: use class_mode='int'")
-        if (self._mode == "categorical" and not self._is_wide) or (self._mode == "int" and self._is_text):
+        if (self._mode == "categorical" and not self._is_wide) or (self._mode in ("auto", "int") and self._is_text):
             self._check_classes()
             if not self._is_text and self.values[0] < 0:
                 raise BadParameter(f"class_mode='categorical' counts from 0, but {name!r} holds {self.values[0]}")
+            if self._mode == "categorical" and self.count > MOST_CLASSES:
+                raise BadParameter(
+                    f"class_mode='categorical' would make rows of {self.count:,} numbers of {name!r}: leave it at "
+                    "'auto', which gives the numbers of the classes"
+                )
         if self._mode == "binary":
             self._check_classes()
             if len(self.values) != 2:
@@ -135,9 +143,18 @@ class Labels:
             return positions
         return stored
 
+    @property
+    def given(self) -> str:
+        """What the targets of classes are, in words."""
+        if self._mode == "binary":
+            return "as 0.0 and 1.0"
+        if self._mode == "categorical" or (self._mode in ("auto", "raw") and self._is_wide):
+            return "as one-hot rows"
+        return "as numbers"
+
     def targets(self, batch: Batch) -> npt.NDArray[Any]:
         """What the model is to learn of each row, as the class mode says."""
-        if self._mode == "raw":
+        if self._mode == "raw" or (self._mode == "auto" and self._is_wide):
             return batch[self.name]
         if self._mode == "binary":
             return self.ids(batch).astype(np.float32)

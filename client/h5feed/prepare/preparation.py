@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..batch import Batch
 from ..buffers import BufferPool
 from ..errors import BadParameter, FieldNotFound
+from ..options import did_you_mean
 from .labels import CLASS_MODES, ClassMode, Labels, no_label
 from .scale import Number, scale_of
 from .transform import adapted, generator_of
@@ -46,8 +47,11 @@ class Preparation:
     class_mode : str or None
         What is made of a label field with one value a row, text, or one-hot rows:
 
-        - ``"int"`` (or ``"sparse"``): the number of the class, (rows,); of text its place among all texts, sorted.
-          What holds no classes (floats, masks, several labels a row) stays as it is stored.
+        - ``"auto"``: as it is stored: one-hot rows stay one-hot, for ``categorical_crossentropy``, and numbers stay
+          numbers, (rows,), for ``sparse_categorical_crossentropy``. Text becomes the number of its class.
+        - ``"int"`` (or ``"sparse"``): the number of the class, (rows,): of one-hot rows the position of the 1, of text
+          its place among all texts, sorted. What holds no classes (floats, masks, several labels a row) stays as it is
+          stored.
         - ``"categorical"``: one-hot, (rows, classes) float32; rows of several numbers are only made float32.
         - ``"binary"``: 0.0 or 1.0, (rows,) float32.
         - ``"input"``: the inputs themselves, for autoencoders.
@@ -97,7 +101,7 @@ class Preparation:
         x: FieldNames | None = None,
         y: FieldNames | None = None,
         sample_weight: str | None = None,
-        class_mode: ClassMode | None = "int",
+        class_mode: ClassMode | None = "auto",
         rescale: float | Mapping[str, float] | None = None,
         mean: Number | Mapping[str, Number] | None = None,
         std: Number | Mapping[str, Number] | None = None,
@@ -123,7 +127,7 @@ class Preparation:
         self.fields = list(dict.fromkeys(wanted))
         _check_known(dataset, self.fields)
         self._is_autoencoder = class_mode == "input"
-        self._labels = {name: Labels(dataset, name, class_mode or "int") for name in self._y.names}
+        self._labels = {name: Labels(dataset, name, class_mode or "auto") for name in self._y.names}
         self.labels = next(iter(self._labels.values())) if len(self._labels) == 1 else None
         expected = y is None and not no_targets and not self._y.names
         self.no_targets = no_label(dataset, self._x.names) if expected else None
@@ -232,4 +236,7 @@ def _only_text(dataset: Dataset, role: str) -> list[str]:
 def _check_known(dataset: Dataset, names: list[str]) -> None:
     for name in names:
         if name not in dataset.fields:
-            raise FieldNotFound(f"{dataset.name!r} has no field {name!r}: there are {', '.join(dataset.fields)}")
+            raise FieldNotFound(
+                f"{dataset.name!r} has no field {name!r}: "
+                + did_you_mean(name, dataset.fields, f"there are {', '.join(dataset.fields)}")
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from itertools import pairwise
@@ -13,7 +14,8 @@ import numpy.typing as npt
 
 from ..batch import Batch
 from ..buffers import BufferPool
-from ..errors import BadParameter, ConnectionFailed, DatasetCorrupt
+from ..errors import BadParameter, ConnectionFailed, DatasetCorrupt, TooLarge
+from ..frames import MAX_BODY_BYTES
 from ..images import ImageSpec
 from ..wire import OFFSETS
 from .readahead import Block, Fetch
@@ -92,7 +94,12 @@ def decoded(
     found = {name: array for name, array in arrays.items() if name.removesuffix(OFFSETS) not in specs}
     for name, spec in specs.items():
         flat, offsets = arrays[name], arrays[name + OFFSETS].tolist()
-        out = pool.lease_or_new(len(rows) * int(np.prod(spec.shape))).reshape(len(rows), *spec.shape)
+        nbytes = len(rows) * math.prod(spec.shape)
+        if nbytes > MAX_BODY_BYTES:
+            raise TooLarge(
+                f"{len(rows)} images of {name!r} have {nbytes} bytes when they are decoded: use smaller batches"
+            )
+        out = pool.lease_or_new(nbytes).reshape(len(rows), *spec.shape)
         for place, (begin, end) in enumerate(pairwise(offsets)):
             if cancelled is not None and cancelled.is_set():
                 raise ConnectionFailed("nobody waits for this batch any more")
@@ -112,5 +119,5 @@ def _decoder() -> ModuleType:
             f"decode='client' needs the libraries that decode images, but there is no {error.name!r}: "
             "`pip install 'h5feed[decode]'`, or leave it to decode='server'",
             name=error.name,
-        ) from error
+        ) from None
     return decode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ..errors import BadParameter, BatchOutOfRange
 from ..forks import tell_after_fork
 from ..loop_stats import LoopStats
 from ..net.trace import clock
+from ..options import check_options
 from ..prepare import Preparation
 from .meter import Meter
 from .passes import described, position_in, state_of
@@ -78,6 +79,7 @@ class Loader:
         **options: Any,
     ) -> None:
         self._dataset = dataset
+        check_loader_options(options, Loader.__init__)
         order, preparing = divided(options)
         self._prepare = preparation_of(dataset, split, order, preparing, seed)
         self.plan = dataset.plan(
@@ -222,17 +224,24 @@ class Loader:
         self.close()
 
 
-_PREPARING = ("x", "y", "sample_weight", "class_mode", "rescale", "mean", "std", "transform")
+PREPARING = ("x", "y", "sample_weight", "class_mode", "rescale", "mean", "std", "transform")
+
+
+def check_loader_options(options: Mapping[str, Any], takes: Callable[..., Any]) -> None:
+    """Raise `BadParameter` where what makes batches was given an option that is none."""
+    from ..dataset import OrderOptions
+
+    if "fields" in options:
+        raise BadParameter("fields= is what batches() takes: here x=, y= and sample_weight= name the fields")
+    check_options(options, takes, set(OrderOptions.__annotations__) - {"fields"}, PREPARING)
 
 
 def divided(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of the order, and options of what is made of its batches."""
-    if "fields" in options:
-        raise BadParameter("fields= is what batches() takes: here x=, y= and sample_weight= name the fields")
-    order = {name: value for name, value in options.items() if name not in _PREPARING}
+    order = {name: value for name, value in options.items() if name not in PREPARING}
     if order.get("shard") is not None:
         order["shard"], order["shards"] = shard_of(order["shard"], order.get("shards"))
-    return order, {name: value for name, value in options.items() if name in _PREPARING}
+    return order, {name: value for name, value in options.items() if name in PREPARING}
 
 
 def preparation_of(

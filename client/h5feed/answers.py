@@ -1,0 +1,207 @@
+"""What a server's JSON says, as far as this package reads it: checked by `h5feed.schema.checked`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+from .schema import Count, Number
+
+Text = str | None
+Scalar = str | bool | Number
+"""What stands for a class in a file."""
+
+
+class FieldSummary(TypedDict):
+    """A field in the catalogue."""
+
+    name: str
+    role: str
+    shape: list[Count]
+    dtype: str
+    readable: bool
+    reason: Text
+
+
+class SplitRows(TypedDict):
+    """A split that is stored."""
+
+    name: str
+    rows: Count
+
+
+class DatasetSummary(TypedDict):
+    """A dataset in the catalogue."""
+
+    name: str
+    status: str
+    reason: Text
+    revision: Text
+    rows: Count | None
+    fields: list[FieldSummary]
+
+
+class CataloguePage(TypedDict):
+    datasets: list[DatasetSummary]
+    total: Count
+
+
+class ImageInfo(TypedDict):
+    """What the images of a field are decoded to: see `h5feed.images.ImageSpec`."""
+
+    size: list[Count]
+    decoder: str
+
+
+class FieldInfo(FieldSummary):
+    ragged: bool
+    class_names: list[str] | None
+    chunks: list[Count] | None
+    filters: list[str]
+    channels: Text
+    decode: ImageInfo | None
+    decoded_per_served_byte: Number
+
+
+class DrawnInfo(TypedDict):
+    """How stored splits were drawn."""
+
+    test: Number | None
+    val: Number | None
+    split_seed: int
+    split_shuffle: bool
+    stratified_by: Text
+
+
+class DatasetInfo(TypedDict):
+    name: str
+    revision: str
+    rows: Count
+    fields: list[FieldInfo]
+    class_names: list[str] | None
+    native_splits: list[SplitRows]
+    splits_drawn: DrawnInfo | None
+    notes: list[str]
+
+
+class TensorInfo(TypedDict):
+    name: str
+    dtype: str
+    shape: list[Count]
+
+
+class Limits(TypedDict):
+    rows: Count
+    body_bytes: Count
+
+
+class PlanInfo(TypedDict):
+    revision: str
+    rows: Count
+    batches: Count
+    last_rows: Count
+    batch_bytes: Count
+    last: Literal["keep", "drop", "pad"]
+    tensors: list[TensorInfo]
+    limits: Limits
+    stored: bool | None
+    note: Text
+    replaces: dict[str, Any] | None
+
+
+class ClassInfo(TypedDict):
+    value: Scalar
+    name: Text
+    rows: Count
+    share: Number
+    weight: Number | None
+
+
+class SplitInfo(TypedDict):
+    rows: Count
+    share: Number
+    digest: str
+    stored: NotRequired[bool]
+    groups: NotRequired[Count]
+    max_deviation: NotRequired[Number]
+    classes: NotRequired[list[ClassInfo]]
+    classes_total: NotRequired[Count]
+
+
+class NamedSplits(TypedDict):
+    """By name; ``all`` is always there."""
+
+    all: SplitInfo
+
+
+class SplitsInfo(TypedDict):
+    dataset: str
+    revision: str
+    method: Text
+    stratify: Text
+    group: Text
+    classes_of: Text
+    classes_are: Text
+    note: Text
+    splits: dict[str, SplitInfo]
+
+
+class HistogramInfo(TypedDict):
+    edges: list[Number]
+    counts: list[Count]
+
+
+class Numbers(TypedDict):
+    """What is known of many values."""
+
+    count: Count | None
+    min: Number | None
+    max: Number | None
+    mean: Number | None
+    std: Number | None
+    zeros: Count | None
+    nan: Count | None
+    inf: Count | None
+    zero_share: Number | None
+    histogram: HistogramInfo | None
+
+
+class ChannelInfo(Numbers):
+    name: str
+
+
+class ValueInfo(TypedDict):
+    value: Scalar
+    rows: Count
+    share: Number
+
+
+class FieldStatsInfo(Numbers):
+    field: str
+    split: str
+    role: str
+    dtype: str
+    shape: list[Count]
+    rows: Count
+    channels: list[ChannelInfo] | None
+    channel_means: dict[str, Number | None] | None
+    classes: list[ClassInfo] | None
+    values: list[ValueInfo] | None
+    distinct: Count | None
+    lengths: Numbers | None
+
+
+class StatsInfo(TypedDict):
+    revision: str
+    split: str
+    rows: Count
+    note: Text
+    replaces: dict[str, Any] | None
+    fields: dict[str, FieldStatsInfo]
+
+
+class JobInfo(TypedDict):
+    """How far long work is."""
+
+    job: str
+    done: Count
+    total: Count

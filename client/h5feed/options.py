@@ -1,0 +1,42 @@
+"""Names that users type: which there are, and which one was meant."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from .errors import BadParameter
+
+
+def did_you_mean(name: str, known: Iterable[str], rest: str) -> str:
+    """``did you mean 'batch_size'? There are …`` where a known name is like this one, else the rest alone."""
+    alike = {_plain(candidate): candidate for candidate in known}
+    found = get_close_matches(_plain(name), alike, 1)
+    return f"did you mean {alike[found[0]]!r}? {rest[:1].upper()}{rest[1:]}" if found else rest
+
+
+def check_options(given: Iterable[str], takes: Callable[..., Any], *more: Mapping[str, Any] | Iterable[str]) -> None:
+    """Raise `BadParameter` where an option is none: it names the one that was meant, and all there are.
+
+    Parameters
+    ----------
+    takes : callable
+        What the options were given to: those of its parameters that have a default are options too.
+    more : iterables of str
+        Options that it takes as ``**options``.
+    """
+    beyond = {name for names in more for name in names}
+    unknown = sorted(set(given) - beyond)
+    if not unknown:
+        return
+    own = {name for name, one in inspect.signature(takes).parameters.items() if one.default is not one.empty}
+    known = sorted(own | beyond)
+    name = unknown[0]
+    said = did_you_mean(name, known, f"the options are {', '.join(known)}")
+    raise BadParameter(f"unknown option {name!r}: {said}")
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")

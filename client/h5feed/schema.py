@@ -1,0 +1,223 @@
+"""JSON from a server, checked before it is used.
+
+What is expected is written as types: a `TypedDict` of what must be there, lists, dicts, unions, literals, `Count` and
+`Number`. Keys beyond that may be of a newer server and are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+from .errors import BadAnswer
+
+T = TypeVar("T")
+
+MAX_VALUES = 4_000_000
+"""Values in one text: an empty list takes twenty times the memory of its two characters."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `least` to `most`."""
+
+    least: float
+    most: float
+    name: str
+
+
+Count = Annotated[int, Range(0, 2**63 - 1, "a whole number, 0 or more")]
+"""Also a place or a size: what an int64 holds."""
+
+Number = Annotated[float, Range(-1.7e308, 1.7e308, "a finite number")]
+"""An int or a float, of which a float64 can be made."""
+
+_NAMES = {str: "text", bool: "true or false", NoneType: "null"}
+
+
+def read_json(text: bytes) -> Any:
+    """What a JSON text says.
+
+    Raises
+    ------
+    ValueError
+        It is no JSON, too deep, or of more than `MAX_VALUES` values.
+    """
+    if text.count(b",") + text.count(b"[") + text.count(b"{") > MAX_VALUES:
+        raise ValueError(f"it has more than {MAX_VALUES:,} values")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def checked(value: Any, kind: type[T], what: str) -> T:
+    """The same value, which is of the `kind` that is expected.
+
+    Parameters
+    ----------
+    what : str
+        What the server was asked for.
+
+    Raises
+    ------
+    BadAnswer
+        Names the place that is wrong, and what is expected there.
+    """
+    try:
+        check: _Check = _check_of(cast("Hashable", kind))
+        check(value)
+    except _Mismatch as wrong:
+        raise BadAnswer(
+            f"the server's {what} is not what the API says: {wrong}. Is an h5feed server there, of a version that fits?"
+        ) from None
+    return value  # type: ignore[no-any-return]
+
+
+_Check = Callable[[Any], None]
+"""Raises `_Mismatch`."""
+
+
+class _Mismatch(Exception):
+    def __init__(self, value: object, expected: str) -> None:
+        super().__init__()
+        self.path = ""
+        self._says = f"{reprlib.repr(value)}, where {expected} is due"
+
+    def below(self, place: object) -> _Mismatch:
+        """The same, as seen from the list or dict that the value lies in."""
+        own = f"[{place}]" if isinstance(place, int) else f".{place}"
+        self.path = own + self.path
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.path.removeprefix('.') or 'it'} is {self._says}"
+
+
+@cache
+def _check_of(kind: Any) -> _Check:
+    """What checks values of a kind; made once, since there may be many values."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return lambda value: None
+    if is_typeddict(kind):
+        return _check_of_keys(kind)
+    if origin is Annotated:
+        return _check_of_range(*args)
+    if origin in (Union, UnionType):
+        return _check_of_union(args)
+    if origin is Literal:
+        return _check_of_literal(args)
+    if origin is list:
+        return _check_of_items(_check_of(args[0]))
+    if origin is dict:
+        return _check_of_values(_check_of(args[1]))
+    return _check_of_type(NoneType if kind is None else kind)
+
+
+def _check_of_type(kind: type) -> _Check:
+    def check(value: Any) -> None:
+        if not isinstance(value, kind):
+            raise _Mismatch(value, _NAMES[kind])
+
+    return check
+
+
+def _check_of_range(base: type, allowed: Range) -> _Check:
+    kinds = (int,) if base is int else (int, float)
+
+    def check(value: Any) -> None:
+        # Booleans are ints, and NaN is in no range.
+        if not isinstance(value, kinds) or isinstance(value, bool) or not allowed.least <= value <= allowed.most:
+            raise _Mismatch(value, allowed.name)
+
+    return check
+
+
+def _check_of_literal(allowed: tuple[Any, ...]) -> _Check:
+    def check(value: Any) -> None:
+        if not isinstance(value, str) or value not in allowed:
+            raise _Mismatch(value, " or ".join(map(repr, allowed)))
+
+    return check
+
+
+def _check_of_union(kinds: tuple[Any, ...]) -> _Check:
+    optional = NoneType in kinds
+    checks = [_check_of(kind) for kind in kinds if kind is not NoneType]
+
+    def check(value: Any) -> None:
+        if value is None and optional:
+            return
+        for one in checks[:-1]:
+            try:
+                return one(value)
+            except _Mismatch:
+                continue
+        checks[-1](value)
+
+    return check
+
+
+def _check_of_items(of_item: _Check) -> _Check:
+    def check(value: Any) -> None:
+        if not isinstance(value, list):
+            raise _Mismatch(value, "a list")
+        for place, item in enumerate(value):
+            try:
+                of_item(item)
+            except _Mismatch as wrong:
+                raise wrong.below(place) from None
+
+    return check
+
+
+def _check_of_values(of_value: _Check) -> _Check:
+    def check(value: Any) -> None:
+        if not isinstance(value, dict):
+            raise _Mismatch(value, "an object")
+        for key, item in value.items():
+            try:
+                of_value(item)
+            except _Mismatch as wrong:
+                raise wrong.below(key) from None
+
+    return check
+
+
+def _check_of_keys(kind: Any) -> _Check:
+    hints = get_type_hints(kind, include_extras=True)
+    optional = {key for key, hint in hints.items() if get_origin(hint) is NotRequired}
+    checks = {key: _check_of(get_args(hint)[0] if key in optional else hint) for key, hint in hints.items()}
+
+    def check(value: Any) -> None:
+        if not isinstance(value, dict):
+            raise _Mismatch(value, "an object")
+        for key, of_value in checks.items():
+            if key not in value:
+                if key in optional:
+                    continue
+                raise _Mismatch(value, f"an object with {key!r}")
+            try:
+                of_value(value[key])
+            except _Mismatch as wrong:
+                raise wrong.below(key) from None
+
+    return check
