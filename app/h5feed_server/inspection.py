@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .catalog.catalog import Entry
 from .catalog.dataset import Dataset, Field
 from .catalog.declared import NAME as DECLARATION
 from .catalog.declared import followed, read_declared
 from .catalog.description import describe_dataset
 from .catalog.discovery import ALL_SUFFIXES, walk
+from .catalog.entry import Entry
 from .catalog.grouping.families import families
 from .sampling.spec import OrderSpec
 from .services import Services

@@ -40,6 +40,9 @@ _WRITE_SECONDS = 0.25
 _KEPT_SECONDS = 24 * 3600.0
 """How long it can be asked what became of a job."""
 
+WAIT_SECONDS = 60.0
+"""How long a job waits for a dataset that is being looked at, after a restart."""
+
 _ID = re.compile("[0-9a-f]{32}")
 
 Request = Mapping[str, Any]

@@ -17,7 +17,7 @@ from .batching import Batcher
 from .catalog.catalog import Catalog
 from .catalog.dataset import Dataset, Field
 from .catalog.roles import is_dense
-from .jobs import Jobs, JobState, Progress, Request
+from .jobs import WAIT_SECONDS, Jobs, JobState, Progress, Request
 from .sampling.spec import SplitSpec
 from .stats.mean_image import MeanImage
 from .stats.report import FieldStats, report_of
@@ -106,7 +106,7 @@ class Statistics:
         return self._jobs.start(_KIND, request, result)
 
     def _work(self, request: Request, progress: Progress) -> None:
-        dataset = self._catalog.dataset(request["dataset"], request["revision"])
+        dataset = self._catalog.dataset_within(WAIT_SECONDS, request["dataset"], request["revision"])
         split, spec = request["split"], SplitSpec(**request["spec"])
         fields = [dataset.field(name) for name in request["fields"]]
         rows = None if split == "all" else self._batcher.splitter.splits(dataset, spec).of(split)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Path, Request
 from h5feed.buffers import PoolExhausted
 from h5feed.errors import CLASS_BY_CODE, InternalError, Overloaded, ReadTimeout
 
+from ..catalog.catalog import NotYet
 from ..jobs import InProgress, JobState
 from ..services import Services
 
@@ -17,6 +19,10 @@ T = TypeVar("T")
 
 _ADMIT_SECONDS = 0.02
 """How often it is looked whether there is room."""
+
+PREPARING_SECONDS = 2.0
+"""How long a request waits for files that are being looked at for the first time, or for the next walk through the data
+folder."""
 
 _JOB_SHARE = 0.5
 """Of the read timeout that a request waits for a job: what it came for takes time as well, and callers whose own
@@ -40,8 +46,8 @@ async def in_thread(services: Services, work: Callable[[], T], patience: float |
     """Run blocking `work` in a thread of the server's own pool.
 
     Where the bound on bytes in flight leaves no room, `work` is begun anew until there is, for `patience` seconds
-    (default: the settings' ``admit_timeout``); where it needs what a job is at work on, when that is over. No thread
-    waits meanwhile: others may need less room, or none.
+    (default: the settings' ``admit_timeout``); where it needs what a job is at work on, when that is over; where the
+    dataset is being looked at, when it has been. No thread waits meanwhile: others may need less room, or none.
 
     Raises
     ------
@@ -49,6 +55,8 @@ async def in_thread(services: Services, work: Callable[[], T], patience: float |
         It took longer than the settings allow; the thread is left to end by itself.
     Overloaded
         There was no room, or the job takes longer.
+    Preparing
+        The dataset is still being looked at.
     """
     loop = asyncio.get_running_loop()
     job_deadline = loop.time() + _JOB_SHARE * services.settings.read_timeout
@@ -71,11 +79,14 @@ async def attempted(services: Services, work: Callable[[], T], patience: float |
     InProgress
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + (services.settings.admit_timeout if patience is None else patience)
+    began = loop.time()
+    deadline = began + (services.settings.admit_timeout if patience is None else patience)
+    pause, longest = _POLL_SECONDS
+    attempt = work
     while True:
         try:
             async with asyncio.timeout(services.settings.read_timeout):
-                return await loop.run_in_executor(services.threads, work)
+                return await loop.run_in_executor(services.threads, attempt)
         except TimeoutError:
             raise ReadTimeout(f"reading took more than {services.settings.read_timeout:g} s") from None
         except MemoryError:
@@ -83,7 +94,13 @@ async def attempted(services: Services, work: Callable[[], T], patience: float |
         except PoolExhausted as error:
             if loop.time() >= deadline:
                 raise Overloaded(f"{error}; come again in a moment", retry_after=1) from None
-        await asyncio.sleep(_ADMIT_SECONDS)
+            await asyncio.sleep(_ADMIT_SECONDS)
+        except NotYet as late:
+            pause = min(longest, 2 * pause)
+            if loop.time() + max(late.seconds, pause) > began + PREPARING_SECONDS:
+                raise late.problem from None
+            attempt = partial(services.catalog.asked_at, late.asked, work)
+            await asyncio.sleep(max(late.seconds, pause))
 
 
 async def over(services: Services, state: JobState, seconds: float) -> JobState:

@@ -8,34 +8,48 @@ import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FuturesTimeout
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import TypeVar
 
-from h5feed.errors import DatasetNotFound, FeedError, Overloaded, RevisionChanged, Unreadable
+from h5feed.errors import (
+    DatasetNotFound,
+    FeedError,
+    Overloaded,
+    Preparing,
+    RevisionChanged,
+    SourceUnavailable,
+    Transient,
+    Unreadable,
+)
 
 from ..settings import Settings
 from ..storage.folder import CacheFolder
 from ..storage.inspector import Inspector
 from ..storage.reader_pool import ReaderPool
-from ..storage.source import YOUNG_SECONDS, Identity, OpenFiles, changed
+from ..storage.source import YOUNG_SECONDS, Identity, OpenFiles, changed, is_away
 from .assembling import Assembler, Refused
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset, followed, read_declared
 from .discovery import ALL_SUFFIXES, Others, Walk, distinct, dotted, ending_of, shown, walk, why_not_there
+from .entry import Entry, Listed, Status, identity_of
 from .grouping.families import Family, families
+from .inspections import Inspections
 from .loading import PASSING, Beside, FileLoader, LoadedFile
 from .other_files import other_files
+from .presence import Presence
 from .watching import notice
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 RESCAN_SECONDS = 1.0
-"""A listing may be this old. An unknown or changed name is always looked for anew."""
+"""The folder is walked through this often at most. A listing may be so old; who asks for a name that is unknown, or not
+what it was, waits for the next walk."""
 
 MANY_FILES = 4
 MANY_FILES_SECONDS = 0.05
@@ -43,100 +57,33 @@ FILE_SECONDS = 100e-6
 """The files of a dataset of more files are looked at this often, and not for every request; of very many, after so long
 for each of them."""
 
+_POLL_SECONDS = 0.02
+
 _AT_ONCE = 2
 """Entries that are looked at, and files of one, at the same time."""
 
-RETRY_SECONDS = 2.0
-"""What failed for a reason that may pass is looked at again after so long, when it is asked for."""
-
-PATIENCE_SECONDS = 5.0
-"""How long a request waits for a file that is still being inspected and digested before it is asked to come again."""
+AWAY_RETRY_SECONDS = 2.0
+"""When who asks for what cannot be looked at is to ask again."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Files that belong together, most often one alone, and the datasets that they turned out to be."""
+class NotYet(Exception):
+    """What is asked for is not known yet, and will be soon: whoever can wait without holding a thread asks again.
 
-    name: str
-    files: tuple[str, ...]
-    """Relative to the data folder."""
-    paths: tuple[str, ...]
-    identities: tuple[Identity, ...]
-    outcome: Future[tuple[Dataset, ...]]
-    beside: Beside
-    """Other files that they lead to, as far as is known."""
-    refused: dict[str, Refused] = field(default_factory=dict)
-    """What of them cannot be served though other of it can, by name; as far as is known."""
-    began: float = 0.0
-    """When they were looked at, by the monotonic clock."""
-    declared: bytes = b""
-    """What was declared of them."""
-    looked: float = 0.0
-    """When they were looked at, by the clock that files' times are of."""
-    is_second: bool = False
-    """They were looked at before, and had only just been written then."""
-    again: list[Entry] = field(default_factory=list)
-    """The same files, looked at for the second time."""
+    Attributes
+    ----------
+    problem : Preparing
+        What to say when it has taken too long.
+    asked : float
+        When it was asked for first, by the monotonic clock: see `Catalog.asked_at`.
+    seconds : float
+        What there is to wait at least.
+    """
 
-    def reason(self) -> str | None:
-        """Why it cannot be read; None where it can, or is not known yet."""
-        if not self.outcome.done():
-            return None
-        error = self.outcome.exception()
-        return None if error is None else str(error)
-
-    def datasets(self) -> tuple[Dataset, ...]:
-        """Those that are known and can be read."""
-        if not self.outcome.done() or self.outcome.exception() is not None:
-            return ()
-        return self.outcome.result()
-
-    def has_failed_for_now(self) -> bool:
-        """Whether what is wrong may pass: the operating system refused it, or it changed meanwhile."""
-        error = self.outcome.exception() if self.outcome.done() else None
-        return isinstance(error, Overloaded) or (error is not None and isinstance(error.__cause__, OSError))
-
-    def is_outdated(self, paths: tuple[str, ...], identities: tuple[Identity, ...], declared: bytes) -> bool:
-        """Whether it must be looked at anew, being of these files now, of which this is declared."""
-        if (self.paths, self.identities, self.declared) != (paths, identities, declared) or self.has_changed():
-            return True
-        return time.monotonic() - self.began >= RETRY_SECONDS and self.has_failed_for_now()
-
-    def has_changed(self) -> bool:
-        """Whether its files are others now."""
-        known = [*zip(self.paths, self.identities, strict=True), *self.beside.copy().items()]
-        return any(_identity(path) != identity for path, identity in known)
-
-    def is_due(self) -> bool:
-        """Whether a change might have been missed when it was looked at, which shows by now."""
-        if not self.outcome.done() or time.time() < self.looked + YOUNG_SECONDS or not self.was_young():
-            return False
-        return not self.again or self.again[0].outcome.done()
-
-    def was_young(self) -> bool:
-        """Whether a file had only just been written when it was looked at, for the first time."""
-        if self.is_second:
-            return False
-        known = (*self.identities, *self.beside.copy().values())
-        return any(identity is not None and identity.is_young(self.looked) for identity in known)
-
-
-def _identity(path: str) -> Identity | None:
-    try:
-        return Identity.of(os.stat(path))
-    except OSError:
-        return None
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One line of the catalogue."""
-
-    name: str
-    files: tuple[str, ...]
-    status: Literal["ok", "unreadable", "preparing"]
-    reason: str | None
-    dataset: Dataset | None
+    def __init__(self, problem: Preparing, asked: float, seconds: float) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+        self.asked = asked
+        self.seconds = seconds
 
 
 class Catalog:
@@ -158,7 +105,9 @@ class Catalog:
         self._inspector = Inspector(settings.inspect_timeout)
         self._loader = FileLoader(self._root, settings, folder, self._files, self._inspector, hdf5)
         self._assembler = Assembler(settings.digest_limit, self._loader.holds_classes)
-        self._executor = ThreadPoolExecutor(_AT_ONCE, "h5feed-inspect")
+        self._inspections = Inspections[tuple[Dataset, ...]](_AT_ONCE)
+        self._presence = Presence()
+        self._asking = threading.local()
         self._entries: dict[str, Entry] = {}
         self._found: dict[str, tuple[Entry, Dataset, float]] = {}
         self._scanned = float("-inf")
@@ -169,8 +118,6 @@ class Catalog:
         self._sniffed: dict[str, bool] = {}
         self._told: set[tuple[tuple[str, ...], str]] = set()
         self._lock = threading.Lock()
-        self._loading = 0
-        self._loading_lock = threading.Lock()
         self._closed = threading.Event()
         watching = (self._root, self._is_wanted, self._is_due, lambda: self._rescan(time.monotonic()), self._closed)
         if only is None:
@@ -179,7 +126,7 @@ class Catalog:
     def close(self, *, wait: bool = False) -> None:
         """End the threads and the inspector, close the files; waiting for what is being looked at only if told to."""
         self._closed.set()
-        self._executor.shutdown(wait=wait, cancel_futures=True)
+        self._inspections.close(wait=wait)
         self._inspector.rest()
         self._loader.close()
         self._files.close()
@@ -189,21 +136,46 @@ class Catalog:
         self._rescan(time.monotonic() - RESCAN_SECONDS)
         return sorted(self._entries.values(), key=lambda entry: entry.name)
 
+    def is_known(self) -> bool:
+        """Whether all has been looked at."""
+        return all(entry.outcome.done() for entry in self.entries())
+
+    def trouble(self) -> str | None:
+        """Why files that were served cannot be looked at now; None where they can."""
+        if time.monotonic() - self._scanned >= RESCAN_SECONDS and (
+            self._presence.trouble is not None or not self._presence.is_sound(str(self._root))
+        ):
+            self._rescan(time.monotonic() - RESCAN_SECONDS)
+        return self._presence.trouble
+
     def listed(self) -> list[Listed]:
-        """All datasets, by name, and what can be none."""
+        """All datasets, by name, and what can be none.
+
+        Raises
+        ------
+        SourceUnavailable
+            The data folder cannot be looked at.
+        """
         lines: list[tuple[Entry, Listed]] = []
         entries = self.entries()
+        if self._presence.reason is not None:
+            raise SourceUnavailable(self._presence.reason, retry_after=AWAY_RETRY_SECONDS)
         # Parts of others that are nothing by themselves.
         parts = {path for entry in entries if entry.datasets() for path in entry.beside}
         for entry in entries:
             if entry.paths and not entry.datasets() and parts.issuperset(entry.paths):
                 continue
             reason = entry.reason()
-            if not entry.outcome.done():
+            if entry.away is not None:
+                names = [(one.name, one.files) for one in entry.datasets()] or [(entry.name, entry.files)]
+                lines += [(entry, Listed(name, files, "unavailable", entry.away, None)) for name, files in names]
+            elif not entry.outcome.done():
                 waits = "it is being inspected and digested"
                 lines.append((entry, Listed(entry.name, entry.files, "preparing", waits, None)))
             elif reason is not None:
-                lines.append((entry, Listed(entry.name, entry.files, "unreadable", reason, None)))
+                passing = isinstance(entry.outcome.exception(), Transient)
+                status: Status = "unavailable" if passing else "unreadable"
+                lines.append((entry, Listed(entry.name, entry.files, status, reason, None)))
             else:
                 lines += [(entry, Listed(one.name, one.files, "ok", None, one)) for one in entry.datasets()]
                 lines += [
@@ -228,9 +200,11 @@ class Catalog:
 
         Raises
         ------
-        DatasetNotFound, Unreadable, Overloaded
+        DatasetNotFound, Unreadable, SourceUnavailable, Overloaded
         RevisionChanged
             It is not `revision` any more.
+        NotYet
+            It is being looked at, before others now.
         """
         found = self._found.get(name)
         if found is None or not self._is_current(name, *found):
@@ -242,6 +216,33 @@ class Catalog:
                 "the dataset again and begin a new epoch."
             )
         return dataset
+
+    def dataset_within(self, seconds: float, name: str, revision: str | None = None) -> Dataset:
+        """The same, in a thread that may wait so long.
+
+        Raises
+        ------
+        Preparing
+            It takes longer.
+        """
+        deadline = time.monotonic() + seconds
+        look = partial(self.dataset, name, revision)
+        while True:
+            try:
+                return look()
+            except NotYet as late:
+                if time.monotonic() >= deadline:
+                    raise late.problem from None
+                look = partial(self.asked_at, late.asked, partial(self.dataset, name, revision))
+                time.sleep(max(late.seconds, _POLL_SECONDS))
+
+    def asked_at(self, moment: float, work: Callable[[], T]) -> T:
+        """Do `work` for somebody who asked first at that moment: what was found since then is new enough."""
+        self._asking.since = moment
+        try:
+            return work()
+        finally:
+            del self._asking.since
 
     def _is_current(self, name: str, entry: Entry, dataset: Dataset, checked: float) -> bool:
         now = time.monotonic()
@@ -262,43 +263,77 @@ class Catalog:
     def _find(self, name: str) -> tuple[Entry, Dataset, float]:
         """Look for a dataset among the files that are there now."""
         self._found.pop(name, None)
-        self._rescan(time.monotonic())
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        now = time.monotonic()
+        asked: float = getattr(self._asking, "since", now)
+        own = self._entries.get(name)
+        # What is being looked at is known to be there.
+        if own is None or own.outcome.done() or own.has_changed():
+            self._rescan(now - RESCAN_SECONDS)
+        try:
+            found = self._found[name] = self._search(name, asked)
+            return found
+        except DatasetNotFound as error:
+            if self._scanned >= asked:
+                raise
+            # It may have been put there since.
+            raise self._next_walk(f"{error.detail}; it is looked for again", asked) from None
+
+    def _next_walk(self, detail: str, asked: float) -> NotYet:
+        seconds = max(0.0, self._scanned + RESCAN_SECONDS - time.monotonic())
+        return NotYet(Preparing(detail, retry_after=1), asked, seconds)
+
+    def _search(self, name: str, asked: float) -> tuple[Entry, Dataset, float]:
         # The entry of that name, else those whose files may have several datasets.
         entries = self._entries
         own = [entries[name]] if name in entries else []
         inner = [entry for entry in entries.values() if name.startswith(f"{entry.name}.")]
         joined = [entry for entry in entries.values() if len(entry.files) > 1 and entry not in inner]
-        failure: FeedError | None = None
+        pending: Entry | None = None
+        away: str | None = None
         refused: Unreadable | None = None
         for candidates in (own, inner, joined):
             matching: list[tuple[Entry, Dataset]] = []
             for entry in candidates:
-                try:
-                    datasets = entry.outcome.result(max(0.0, deadline - time.monotonic()))
-                except FuturesTimeout:
-                    failure = Overloaded(f"dataset {name!r} is still being inspected", retry_after=1)
-                except Unreadable as error:
-                    if entry.name == name:
-                        raise Unreadable(f"dataset {name!r} cannot be read: {error.detail}") from None
-                else:
-                    matching += [(entry, dataset) for dataset in datasets if dataset.name == name]
-                    if name in entry.refused:
-                        refused = Unreadable(f"dataset {name!r} cannot be read: {entry.refused[name].reason}")
+                if entry.away is None and not entry.outcome.done():
+                    self._inspections.prefer(entry.outcome)
+                    pending = pending or entry
+                    continue
+                held = entry.datasets()
+                found = [(entry, dataset) for dataset in held if dataset.name == name]
+                if entry.away is None and (found or candidates is not joined) and entry.has_changed():
+                    raise self._next_walk(f"dataset {name!r} has changed, and is looked at again", asked)
+                matching += found
+                if entry.away is not None and not held:
+                    away = entry.away
+                elif not held and entry.name == name:
+                    _raise_reason(name, entry)
+                if name in entry.refused:
+                    refused = Unreadable(f"dataset {name!r} cannot be read: {entry.refused[name].reason}")
             if len(matching) > 1:
                 files = [dataset.files[0] for _, dataset in matching]
                 raise Unreadable(f"dataset {name!r} cannot be read: {_of_one_name(name, files)}")
             # What else its file may hold is known before long; those of many files are too many to wait for.
-            if failure is not None and not (matching and candidates is joined):
-                raise failure
+            if pending is not None and not (matching and candidates is joined):
+                raise NotYet(self._preparing(name, pending), asked, 0.0)
             if matching:
-                found = self._found[name] = (*matching[0], time.monotonic())
-                return found
+                away = matching[0][0].away
+                if away is None:
+                    return (*matching[0], time.monotonic())
+            if away is not None:
+                raise _unavailable(name, away)
+        if (why := self._presence.doubt(name)) is not None:
+            raise _unavailable(name, why)
         if refused is not None:
             raise refused
         names = self.names()
-        shown = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
-        raise DatasetNotFound(f"there is no dataset {name!r}: valid are {shown or 'none, the data folder is empty'}")
+        known = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
+        raise DatasetNotFound(f"there is no dataset {name!r}: valid are {known or 'none, the data folder is empty'}")
+
+    def _preparing(self, name: str, entry: Entry) -> Preparing:
+        how_far = self._inspections.describe(entry.outcome)
+        return Preparing(
+            f"dataset {name!r} is looked at for the first time ({how_far}): come again in a moment", retry_after=1
+        )
 
     def _rescan(self, since: float) -> None:
         """Walk the folder, unless a walk began after `since`: many who wait for one share it."""
@@ -320,10 +355,20 @@ class Catalog:
                 self._tell(files, reason)
 
             declaration = read_declared(self._root)
-            self._endings = declaration.endings()
-            found = Walk(sorted(self._only or ()))
+            found, awaited = Walk(sorted(self._only or ())), dict[str, str]()
             if self._only is None:
-                found = walk(str(self._root), self._endings, str(self._settings.cache_dir.resolve()))
+                endings = declaration.endings()
+                found = walk(str(self._root), endings, str(self._settings.cache_dir.resolve()))
+                awaited = self._await(found, began)
+                if self._presence.reason is not None and self._entries:
+                    # All is as it was, as far as anybody knows.
+                    self._found.clear()
+                    self._entries = {
+                        name: replace(entry, away=self._presence.reason) for name, entry in self._entries.items()
+                    }
+                    self._scanned = began
+                    return
+                self._endings = endings
             self._others = found.others
             known = sorted([*found.files, *found.declarable])
             declared, unfollowed = followed(declaration, known, partly=self._only is not None)
@@ -341,10 +386,15 @@ class Catalog:
                 members = family.files
                 name = free(family.name, members)
                 paths = tuple(str(self._root / file) for file in members)
+                if (away := next((awaited[file] for file in members if file in awaited), None)) is not None:
+                    entries[name] = self._away(name, members, away)
+                    continue
                 try:
                     states = [os.stat(path) for path in paths]
                 except OSError as error:
-                    if (reason := why_not_there(str(error.filename), error)) is not None:
+                    if is_away(error):
+                        entries[name] = self._away(name, members, f"a file cannot be looked at: {error.strerror}")
+                    elif (reason := why_not_there(str(error.filename), error)) is not None:
                         refuse(name, members, reason)
                     continue
                 if not all(stat.S_ISREG(status.st_mode) for status in states):
@@ -353,6 +403,11 @@ class Catalog:
                 identities = tuple(map(Identity.of, states))
                 look = partial(self._look, replace(family, name=name), paths, identities, began, looked)
                 entry = self._entries.get(name)
+                if entry is not None and entry.away is not None:
+                    entry = replace(entry, away=None)
+                if entry is not None and (lost := self._lost_beside(entry)) is not None:
+                    entries[name] = replace(entry, away=lost)
+                    continue
                 if entry is None or entry.is_outdated(paths, identities, _said(family.declared)):
                     entry = look()
                 elif entry.is_due():
@@ -370,6 +425,37 @@ class Catalog:
             self._second_look = second_look
             self._scanned = began
 
+    def _await(self, found: Walk, began: float) -> dict[str, str]:
+        """Add to what was found the files that are awaited; why they are, for each."""
+        before = self._presence.trouble
+        awaited = self._presence.awaited(found, began)
+        if self._presence.trouble is not None and before is None:
+            logger.warning("%s; 503 is answered until it is back", self._presence.trouble)
+        elif before is not None and self._presence.trouble is None:
+            logger.warning("nothing is missing from the data folder any more")
+        found.files = sorted([*found.files, *(file for file in awaited if file.lower().endswith(ALL_SUFFIXES))])
+        found.declarable = sorted({*found.declarable, *(awaited.keys() - set(found.files))})
+        return awaited
+
+    def _away(self, name: str, files: tuple[str, ...], reason: str) -> Entry:
+        """Files that cannot be looked at now."""
+        entry = self._entries.get(name)
+        if entry is not None and entry.files == files:
+            return replace(entry, away=reason)
+        nothing: Future[tuple[Dataset, ...]] = Future()
+        nothing.set_result(())
+        return Entry(name, files, (), (), nothing, {}, away=reason)
+
+    def _lost_beside(self, entry: Entry) -> str | None:
+        """Why a file that its own lead to is awaited."""
+        below = f"{self._root}{os.sep}"
+        for path, identity in entry.beside.copy().items():
+            if identity is None or not path.startswith(below) or identity_of(path) is not None:
+                continue
+            if (why := self._presence.why(path.removeprefix(below))) is not None:
+                return why
+        return None
+
     def _look(
         self,
         family: Family,
@@ -381,12 +467,10 @@ class Catalog:
         is_second: bool = False,
     ) -> Entry:
         """Begin to inspect files that belong together."""
-        with self._loading_lock:
-            self._loading += 1
         beside: Beside = {}
         refused: dict[str, Refused] = {}
         said = _said(family.declared)
-        outcome = self._executor.submit(self._load, family, paths, identities, beside, refused, said)
+        outcome = self._inspections.submit(partial(self._load, family, paths, identities, beside, refused, said))
         return Entry(
             family.name, family.files, paths, identities, outcome, beside, refused, began, said, looked, is_second
         )
@@ -411,7 +495,7 @@ class Catalog:
         name, files = family.name, family.files
         try:
             # It may have waited for long, while a file was being written, for each of its states.
-            if any(_identity(path) != identity for path, identity in zip(paths, identities, strict=True)):
+            if any(identity_of(path) != identity for path, identity in zip(paths, identities, strict=True)):
                 raise changed()
             loaded, failed = self._loaded(family, paths, identities, beside)
             found = self._assembler.divide(family, loaded, failed, refused, declaration)
@@ -423,22 +507,28 @@ class Catalog:
                     self._tell(one.files, one.reason)
             return found
         except PASSING as error:
-            raise Overloaded(f"dataset {name!r} cannot be looked at now: {error.detail}", retry_after=1) from None
+            kind = SourceUnavailable if isinstance(error, SourceUnavailable) else Overloaded
+            raise kind(f"dataset {name!r} cannot be looked at now: {error.detail}", retry_after=1) from None
         except FeedError as error:
+            if any(identity_of(path) != identity for path, identity in zip(paths, identities, strict=True)):
+                # That says nothing of the file that it is now, or will be again.
+                raise Overloaded(f"dataset {name!r} changed while it was looked at", retry_after=1) from None
             self._tell(files, error.detail)
             raise
         except OSError as error:
             reason = error.strerror or "it cannot be opened"
+            if is_away(error):
+                raise SourceUnavailable(f"dataset {name!r} cannot be looked at now: {reason}", retry_after=1) from None
             self._tell(files, reason)
             raise Unreadable(reason) from error
         except Exception:
+            if self._closed.is_set():
+                # What it was at has been closed under it.
+                raise Overloaded("the server stops") from None
             logger.exception("%s could not be described", files[0])
             raise Unreadable("describing it failed; the server's log has the reason") from None
         finally:
-            with self._loading_lock:
-                self._loading -= 1
-                idle = not self._loading
-            if idle:
+            if self._inspections.left <= 1:
                 # The children do not outlive their work.
                 self._inspector.rest()
 
@@ -469,6 +559,19 @@ class Catalog:
         finally:
             threads.shutdown(wait=True, cancel_futures=True)
         return loaded, failed
+
+
+def _unavailable(name: str, why: str) -> SourceUnavailable:
+    return SourceUnavailable(f"dataset {name!r} cannot be looked at now: {why}", retry_after=AWAY_RETRY_SECONDS)
+
+
+def _raise_reason(name: str, entry: Entry) -> None:
+    """Raise what is wrong with a dataset that was looked at."""
+    error = entry.outcome.exception()
+    if isinstance(error, Unreadable):
+        raise Unreadable(f"dataset {name!r} cannot be read: {error.detail}")
+    if error is not None:
+        raise error
 
 
 def _said(declared: DeclaredDataset | None) -> bytes:

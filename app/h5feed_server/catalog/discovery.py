@@ -53,12 +53,18 @@ class Walk:
         All of other endings, by ending.
     refused : dict of str to str
         Folders that are not looked into, with the reason.
+    unlisted : dict of str to str
+        Folders that cannot be looked into, with the reason; the data folder itself is ``""``.
+    places : dict of str to (int, int)
+        Device and inode of each folder that was looked into.
     """
 
     files: list[str] = field(default_factory=list)
     declarable: list[str] = field(default_factory=list)
     others: dict[str, Others] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    unlisted: dict[str, str] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def walk(root: str, endings: Collection[str] = (), besides: str | None = None) -> Walk:
@@ -77,6 +83,8 @@ def walk(root: str, endings: Collection[str] = (), besides: str | None = None) -
         folder = unseen.pop()
         try:
             with os.scandir(os.path.join(root, folder)) as entries:
+                status = os.stat(os.path.join(root, folder))
+                found.places[folder] = (status.st_dev, status.st_ino)
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     if entry.name.startswith("."):
                         continue
@@ -90,7 +98,8 @@ def walk(root: str, endings: Collection[str] = (), besides: str | None = None) -
                         _sort_in(found, path, endings)
         except OSError as error:
             # The folder itself may be on a disk that comes back; what vanishes while it is looked at is not there.
-            if error.errno != errno.ENOENT or not folder:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR) or not folder:
+                found.unlisted[folder] = str(error.strerror)
                 found.refused[folder] = f"the folder cannot be listed: {error.strerror}"
     found.files.sort()
     found.declarable.sort()
