@@ -71,7 +71,10 @@ def inspect_file(path: Path, console: Console) -> int:
 def _together(root: Path, name: str) -> list[str]:
     """The files that the catalogue looks at together with this one, itself among them."""
     declaration = read_declared(root)
-    found = walk(str(root), declaration.endings())
+    # What lies deeper belongs to a file only where it is declared to: the folder may be somebody's home.
+    means = (dataset for dataset in declaration.datasets.values() if dataset.matching([name]))
+    deep = any("/" in pattern for dataset in means for pattern in dataset.files)
+    found = walk(str(root), declaration.endings(), deep=deep)
     known = sorted([*found.files, *found.declarable])
     declared, unfollowed = followed(declaration, known)
     for meant, why in unfollowed.values():

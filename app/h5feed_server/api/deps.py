@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import partial
 from typing import Annotated, TypeVar
 
@@ -11,6 +12,7 @@ from fastapi import Depends, Path, Request
 from h5feed.buffers import PoolExhausted
 from h5feed.errors import CLASS_BY_CODE, InternalError, Overloaded, ReadTimeout
 
+from ..callers import CALLER
 from ..catalog.catalog import NotYet
 from ..jobs import InProgress, JobState
 from ..services import Services
@@ -20,7 +22,7 @@ T = TypeVar("T")
 _ADMIT_SECONDS = 0.02
 """How often it is looked whether there is room."""
 
-PREPARING_SECONDS = 2.0
+PREPARING_SECONDS = 5.0
 """How long a request waits for files that are being looked at for the first time, or for the next walk through the data
 folder."""
 
@@ -32,7 +34,13 @@ _POLL_SECONDS = (0.005, 0.25)
 """How often it is looked how far work is: ever more rarely, from the first to the second."""
 
 
+ASKER: ContextVar[str] = ContextVar("asker", default="")
+"""Who asks, and by which program: to tell whether it is somebody else who wants a job."""
+
+
 async def _services(request: Request) -> Services:
+    address = request.client.host if request.client else ""
+    ASKER.set(f"{CALLER.get() or address} {request.headers.get('user-agent', '')}")
     services: Services = request.app.state.services
     return services
 
@@ -118,17 +126,27 @@ async def over(services: Services, state: JobState, seconds: float) -> JobState:
 
 
 async def wait_for(services: Services, state: JobState, seconds: float) -> JobState:
-    """The job's state when it is done or has failed, or after so many seconds."""
+    """The job's state when it is done or has failed, or after so many seconds.
+
+    Raises
+    ------
+    Overloaded
+        It was deleted, or had to make room for others.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    job = state.id
+    look = partial(services.jobs.state, state.id, ASKER.get())
     pause, longest = _POLL_SECONDS
-    while not state.is_over and loop.time() < deadline:
+    while not state.is_over:
+        # No thread is held between two looks: many may wait for one job.
+        latest: JobState | None = await attempted(services, look)
+        if latest is None:
+            raise Overloaded("this work was stopped before it was done; come again in a moment", retry_after=1)
+        state = latest
+        if state.is_over or loop.time() >= deadline:
+            break
         await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
         pause = min(longest, 2 * pause)
-        # No thread is held between two looks: many may wait for one job.
-        latest: JobState | None = await attempted(services, lambda: services.jobs.state(job))
-        state = latest or state
     return state
 
 

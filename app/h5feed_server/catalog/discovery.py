@@ -67,8 +67,8 @@ class Walk:
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def walk(root: str, endings: Collection[str] = (), besides: str | None = None) -> Walk:
-    """Find the files below a folder.
+def walk(root: str, endings: Collection[str] = (), besides: str | None = None, *, deep: bool = True) -> Walk:
+    """Find the files below a folder; if not `deep`, in it.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def walk(root: str, endings: Collection[str] = (), besides: str | None = None) -
                         continue
                     path = os.path.join(folder, entry.name)
                     if entry.is_dir(follow_symlinks=False):
-                        if entry.path != besides:
+                        if deep and entry.path != besides:
                             unseen.append(path)
                     elif entry.is_symlink() and os.path.isdir(entry.path):
                         found.refused[path] = _UNSERVED_LINKS
