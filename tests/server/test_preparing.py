@@ -18,8 +18,7 @@ import pytest
 from conftest import suspend, wait_until
 from h5feed.errors import DatasetNotFound, Preparing
 from h5feed_server.catalog import catalog as catalogue
-from h5feed_server.catalog.catalog import NotYet
-from h5feed_server.catalog.inspections import Inspections
+from h5feed_server.catalog.inspections import Inspections, NotYet
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
 

@@ -13,7 +13,7 @@ from h5feed.buffers import PoolExhausted
 from h5feed.errors import CLASS_BY_CODE, InternalError, Overloaded, ReadTimeout
 
 from ..callers import CALLER
-from ..catalog.catalog import NotYet
+from ..catalog.inspections import NotYet
 from ..jobs import InProgress, JobState
 from ..services import Services
 

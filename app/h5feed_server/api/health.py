@@ -10,7 +10,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
 from h5feed.errors import FeedError, Overloaded, Preparing, SourceUnavailable
 
-from ..catalog.catalog import AWAY_RETRY_SECONDS, NotYet
+from ..catalog.catalog import AWAY_RETRY_SECONDS
+from ..catalog.inspections import NotYet
 from ..services import Services
 from .deps import ServicesDep, in_thread
 

@@ -9,15 +9,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 from h5feed.errors import (
     DatasetNotFound,
-    FeedError,
-    Overloaded,
     Preparing,
     RevisionChanged,
     SourceUnavailable,
@@ -27,18 +25,16 @@ from h5feed.errors import (
 
 from ..settings import Settings
 from ..storage.folder import CacheFolder
-from ..storage.inspector import Inspector
 from ..storage.reader_pool import ReaderPool
-from ..storage.source import YOUNG_SECONDS, Identity, OpenFiles, changed, is_away
-from .assembling import Assembler, Refused
+from ..storage.source import YOUNG_SECONDS, Identity, is_away
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
-from .declared import DeclaredDataset, followed, read_declared
+from .declared import followed, read_declared
 from .discovery import ALL_SUFFIXES, Others, Walk, distinct, dotted, ending_of, shown, walk, why_not_there
 from .entry import Entry, Listed, Status, identity_of
-from .grouping.families import Family, families
-from .inspections import Inspections
-from .loading import PASSING, Beside, FileLoader, LoadedFile
+from .grouping.families import families
+from .inspections import NotYet
+from .looking import Looks, said_of
 from .other_files import other_files
 from .presence import Presence
 from .watching import notice
@@ -59,31 +55,8 @@ for each of them."""
 
 _POLL_SECONDS = 0.02
 
-_AT_ONCE = 2
-"""Entries that are looked at, and files of one, at the same time."""
-
 AWAY_RETRY_SECONDS = 2.0
 """When who asks for what cannot be looked at is to ask again."""
-
-
-class NotYet(Exception):
-    """What is asked for is not known yet, and will be soon: whoever can wait without holding a thread asks again.
-
-    Attributes
-    ----------
-    problem : Preparing
-        What to say when it has taken too long.
-    asked : float
-        When it was asked for first, by the monotonic clock: see `Catalog.asked_at`.
-    seconds : float
-        What there is to wait at least.
-    """
-
-    def __init__(self, problem: Preparing, asked: float, seconds: float) -> None:
-        super().__init__(problem.detail)
-        self.problem = problem
-        self.asked = asked
-        self.seconds = seconds
 
 
 class Catalog:
@@ -101,11 +74,7 @@ class Catalog:
         self._root = settings.data_dir.resolve()
         self._only = only
         self._settings = settings
-        self._files = OpenFiles(settings.open_files)
-        self._inspector = Inspector(settings.inspect_timeout)
-        self._loader = FileLoader(self._root, settings, folder, self._files, self._inspector, hdf5)
-        self._assembler = Assembler(settings.digest_limit, self._loader.holds_classes)
-        self._inspections = Inspections[tuple[Dataset, ...]](_AT_ONCE)
+        self._looks = Looks(self._root, settings, folder, hdf5)
         self._presence = Presence()
         self._asking = threading.local()
         self._entries: dict[str, Entry] = {}
@@ -116,7 +85,6 @@ class Catalog:
         self._endings = frozenset[str]()
         self._others: Mapping[str, Others] = {}
         self._sniffed: dict[str, bool] = {}
-        self._told: set[tuple[tuple[str, ...], str]] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         watching = (self._root, self._is_wanted, self._is_due, lambda: self._rescan(time.monotonic()), self._closed)
@@ -126,10 +94,7 @@ class Catalog:
     def close(self, *, wait: bool = False) -> None:
         """End the threads and the inspector, close the files; waiting for what is being looked at only if told to."""
         self._closed.set()
-        self._inspections.close(wait=wait)
-        self._inspector.rest()
-        self._loader.close()
-        self._files.close()
+        self._looks.close(wait=wait)
 
     def entries(self) -> list[Entry]:
         """All files, by name."""
@@ -188,7 +153,7 @@ class Catalog:
         known.add(DECLARATION)
         for name, files, reason in other_files(self._others, known, str(self._root), self._sniffed):
             listed.append(Listed(name, files, "unreadable", reason, None))
-            self._tell(files, reason)
+            self._looks.tell(files, reason)
         return sorted(listed, key=lambda line: line.name)
 
     def names(self) -> list[str]:
@@ -295,7 +260,7 @@ class Catalog:
             matching: list[tuple[Entry, Dataset]] = []
             for entry in candidates:
                 if entry.away is None and not entry.outcome.done():
-                    self._inspections.prefer(entry.outcome)
+                    self._looks.inspections.prefer(entry.outcome)
                     pending = pending or entry
                     continue
                 held = entry.datasets()
@@ -330,7 +295,7 @@ class Catalog:
         raise DatasetNotFound(f"there is no dataset {name!r}: valid are {known or 'none, the data folder is empty'}")
 
     def _preparing(self, name: str, entry: Entry) -> Preparing:
-        how_far = self._inspections.describe(entry.outcome)
+        how_far = self._looks.inspections.describe(entry.outcome)
         return Preparing(
             f"dataset {name!r} is looked at for the first time ({how_far}): come again in a moment", retry_after=1
         )
@@ -352,7 +317,7 @@ class Catalog:
                 failed.set_exception(Unreadable(reason))
                 name = free(name, files)
                 entries[name] = Entry(name, tuple(files), (), (), failed, {}, began=began)
-                self._tell(files, reason)
+                self._looks.tell(files, reason)
 
             declaration = read_declared(self._root)
             found, awaited = Walk(sorted(self._only or ())), dict[str, str]()
@@ -401,14 +366,14 @@ class Catalog:
                     refuse(name, members, "it is not a regular file")
                     continue
                 identities = tuple(map(Identity.of, states))
-                look = partial(self._look, replace(family, name=name), paths, identities, began, looked)
+                look = partial(self._looks.begin, replace(family, name=name), paths, identities, began, looked)
                 entry = self._entries.get(name)
                 if entry is not None and entry.away is not None:
                     entry = replace(entry, away=None)
                 if entry is not None and (lost := self._lost_beside(entry)) is not None:
                     entries[name] = replace(entry, away=lost)
                     continue
-                if entry is None or entry.is_outdated(paths, identities, _said(family.declared)):
+                if entry is None or entry.is_outdated(paths, identities, said_of(family.declared)):
                     entry = look()
                 elif entry.is_due():
                     second = entry.again.pop() if entry.again else None
@@ -456,110 +421,6 @@ class Catalog:
                 return why
         return None
 
-    def _look(
-        self,
-        family: Family,
-        paths: tuple[str, ...],
-        identities: tuple[Identity, ...],
-        began: float,
-        looked: float,
-        *,
-        is_second: bool = False,
-    ) -> Entry:
-        """Begin to inspect files that belong together."""
-        beside: Beside = {}
-        refused: dict[str, Refused] = {}
-        said = _said(family.declared)
-        outcome = self._inspections.submit(partial(self._load, family, paths, identities, beside, refused, said))
-        return Entry(
-            family.name, family.files, paths, identities, outcome, beside, refused, began, said, looked, is_second
-        )
-
-    def _tell(self, files: Sequence[str], reason: str) -> None:
-        """Log once why something is not served."""
-        if (told := (tuple(files), reason)) not in self._told:
-            self._told.add(told)
-            # What is wrong with the declaration begins with its name.
-            where = "" if list(files) == [DECLARATION] else f"{', '.join(map(shown, files[:3]))}: "
-            logger.warning("%s%s", where, reason)
-
-    def _load(
-        self,
-        family: Family,
-        paths: tuple[str, ...],
-        identities: tuple[Identity, ...],
-        beside: Beside,
-        refused: dict[str, Refused],
-        declaration: bytes,
-    ) -> tuple[Dataset, ...]:
-        name, files = family.name, family.files
-        try:
-            # It may have waited for long, while a file was being written, for each of its states.
-            if any(identity_of(path) != identity for path, identity in zip(paths, identities, strict=True)):
-                raise changed()
-            loaded, failed = self._loaded(family, paths, identities, beside)
-            found = self._assembler.divide(family, loaded, failed, refused, declaration)
-            for line, one in list(refused.items()):
-                # Parts of others are nothing by themselves.
-                if beside.keys() >= {str(self._root / file) for file in one.files}:
-                    del refused[line]
-                else:
-                    self._tell(one.files, one.reason)
-            return found
-        except PASSING as error:
-            kind = SourceUnavailable if isinstance(error, SourceUnavailable) else Overloaded
-            raise kind(f"dataset {name!r} cannot be looked at now: {error.detail}", retry_after=1) from None
-        except FeedError as error:
-            if any(identity_of(path) != identity for path, identity in zip(paths, identities, strict=True)):
-                # That says nothing of the file that it is now, or will be again.
-                raise Overloaded(f"dataset {name!r} changed while it was looked at", retry_after=1) from None
-            self._tell(files, error.detail)
-            raise
-        except OSError as error:
-            reason = error.strerror or "it cannot be opened"
-            if is_away(error):
-                raise SourceUnavailable(f"dataset {name!r} cannot be looked at now: {reason}", retry_after=1) from None
-            self._tell(files, reason)
-            raise Unreadable(reason) from error
-        except Exception:
-            if self._closed.is_set():
-                # What it was at has been closed under it.
-                raise Overloaded("the server stops") from None
-            logger.exception("%s could not be described", files[0])
-            raise Unreadable("describing it failed; the server's log has the reason") from None
-        finally:
-            if self._inspections.left <= 1:
-                # The children do not outlive their work.
-                self._inspector.rest()
-
-    def _loaded(
-        self, family: Family, paths: tuple[str, ...], identities: tuple[Identity, ...], beside: Beside
-    ) -> tuple[dict[str, LoadedFile], dict[str, Unreadable]]:
-        """The files of a family; and why those of them cannot be read that it may be without."""
-
-        def load(path: str, identity: Identity) -> LoadedFile:
-            if self._closed.is_set():
-                raise Overloaded("the server stops")
-            return self._loader.load(path, identity, beside)
-
-        if len(paths) == 1:
-            return {family.files[0]: load(paths[0], identities[0])}, {}
-        loaded: dict[str, LoadedFile] = {}
-        failed: dict[str, Unreadable] = {}
-        threads = ThreadPoolExecutor(_AT_ONCE, "h5feed-inspect-part")
-        try:
-            parts = [threads.submit(load, path, identity) for path, identity in zip(paths, identities, strict=True)]
-            for file, part in zip(family.files, parts, strict=True):
-                try:
-                    loaded[file] = part.result()
-                except Unreadable as error:
-                    if family.kind not in ("numbers", "words"):
-                        raise Unreadable(f"{shown(file)}: {error.detail}") from error.__cause__
-                    failed[file] = error
-        finally:
-            threads.shutdown(wait=True, cancel_futures=True)
-        return loaded, failed
-
 
 def _unavailable(name: str, why: str) -> SourceUnavailable:
     return SourceUnavailable(f"dataset {name!r} cannot be looked at now: {why}", retry_after=AWAY_RETRY_SECONDS)
@@ -572,11 +433,6 @@ def _raise_reason(name: str, entry: Entry) -> None:
         raise Unreadable(f"dataset {name!r} cannot be read: {error.detail}")
     if error is not None:
         raise error
-
-
-def _said(declared: DeclaredDataset | None) -> bytes:
-    """What is declared of a dataset, as part of its revision."""
-    return b"" if declared is None else declared.model_dump_json().encode()
 
 
 def _told_apart(lines: Sequence[tuple[Entry, Listed]]) -> list[Listed]:

@@ -8,7 +8,29 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
+from h5feed.errors import Preparing
+
 T = TypeVar("T")
+
+
+class NotYet(Exception):
+    """What is asked for is not known yet, and will be soon: whoever can wait without holding a thread asks again.
+
+    Attributes
+    ----------
+    problem : Preparing
+        What to say when it has taken too long.
+    asked : float
+        When it was asked for first, by the monotonic clock: see `Catalog.asked_at`.
+    seconds : float
+        What there is to wait at least.
+    """
+
+    def __init__(self, problem: Preparing, asked: float, seconds: float) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+        self.asked = asked
+        self.seconds = seconds
 
 
 class Inspections(Generic[T]):
