@@ -64,6 +64,7 @@ class SplitJobs:
         ------
         InProgress
         """
+        self._splitter.check_divisible(dataset)
         if not self._splitter.has_strata(dataset, name, bins=bins) and not _reads_little(dataset, name):
             raise InProgress(self._start(dataset, None, (name, bins)))
         return self._splitter.strata(dataset, name, bins=bins)

@@ -49,18 +49,21 @@ class _Training(threading.Thread):
             self.failure = error
 
 
-@pytest.fixture
-def served(serve: Callable[..., ServerProcess], tmp_path: Path) -> Iterator[tuple[ServerProcess, Path, _Training]]:
-    folder = tmp_path / "data"
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, Path, _Training]]:
+    """One server of two workers, and a training that goes on through all that happens to its folder."""
+    folder = tmp_path_factory.mktemp("served") / "data"
     _write(folder / "a.h5")
     _write(folder / "nas" / "b.h5")
-    server = serve(folder, "--workers", "2", H5FEED_CACHE_BYTES="0", H5FEED_OPEN_FILES="1")
+    cache = tmp_path_factory.mktemp("cache")
+    server = ServerProcess(folder, cache, "--workers", "2", H5FEED_CACHE_BYTES="0", H5FEED_OPEN_FILES="1")
     training = _Training(server.url, "a")
     training.start()
     wait_until(lambda: training.epochs > 0 or training.failure is not None)
     yield server, folder, training
     training.ended.set()
     training.join(60)
+    assert server.stop() == 0
     assert training.failure is None
 
 
@@ -79,7 +82,7 @@ def _back(server: ServerProcess, training: _Training) -> None:
     epochs = training.epochs
     wait_until(lambda: training.epochs > epochs + 2 or training.failure is not None)
     assert training.failure is None
-    # Both workers.
+    # Each of the workers.
     wait_until(lambda: all(httpx.get(f"{server.url}/readyz", timeout=60).status_code == 200 for _ in range(8)))
 
 

@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 LIST_PATIENCE_SECONDS = 2.0
 """How long a listing waits for files that are still being inspected before it shows them as `preparing`."""
 
-_POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.05
 
 _IN_LIST = ("name", "status", "reason", "revision", "rows", "native_splits", "files")
 _FIELD_IN_LIST = ("name", "role", "shape", "dtype", "readable", "reason")

@@ -157,8 +157,11 @@ class Catalog:
         return sorted(listed, key=lambda line: line.name)
 
     def names(self) -> list[str]:
-        """Names of what can be read, as far as is known."""
-        return [line.name for line in self.listed() if line.status != "unreadable"]
+        """Names of what can be read, as far as is known; none where the data folder cannot be looked at."""
+        try:
+            return [line.name for line in self.listed() if line.status != "unreadable"]
+        except SourceUnavailable:
+            return []
 
     def dataset(self, name: str, revision: str | None = None) -> Dataset:
         """The dataset as it is now.

@@ -63,7 +63,9 @@ def _watch(
     stop: threading.Event,
 ) -> None:
     """Watch the folder that is there now, as long as it is the same."""
-    watched = _place(root)
+    if (watched := _place(root)) is None:
+        # Nor would anything say so.
+        raise FileNotFoundError(root)
     ticks = watch(
         root,
         watch_filter=lambda _, path: is_wanted(path),
