@@ -125,6 +125,9 @@ def test_preparing_is_told(tmp_path: Path) -> None:
             answer = httpx.get(f"{url}/v1/datasets/slow", timeout=60)
             assert (answer.status_code, answer.json()["code"]) == (503, "preparing")
             assert answer.headers["retry-after"] == "1" and "left in all" in answer.json()["detail"]
+            # Of a batch too, which is to be written to its connection by a thread.
+            batch = httpx.get(f"{url}/v1/datasets/slow/batches/0", timeout=60)
+            assert (batch.status_code, batch.json()["code"]) == (503, "preparing")
             assert httpx.get(f"{url}/readyz", timeout=60).json()["code"] == "preparing"
             assert httpx.get(f"{url}/v1/datasets", timeout=60).json()["datasets"][0]["status"] == "preparing"
             with h5feed.connect(url, deadline=6) as feed, pytest.raises(Preparing, match="'slow' is looked at"):

@@ -44,8 +44,11 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 RESCAN_SECONDS = 1.0
-"""The folder is walked through this often at most. A listing may be so old; who asks for a name that is unknown, or not
-what it was, waits for the next walk."""
+"""The folder is walked through this often at most. A listing may be so old; who asks for an unknown name waits for the
+next walk."""
+
+_WALK_SHARE = 0.05
+"""Of the time: where files that are known have changed, so much may be spent on walks, if that is more."""
 
 MANY_FILES = 4
 MANY_FILES_SECONDS = 0.05
@@ -80,6 +83,7 @@ class Catalog:
         self._entries: dict[str, Entry] = {}
         self._found: dict[str, tuple[Entry, Dataset, float]] = {}
         self._scanned = float("-inf")
+        self._walk_seconds = 0.0
         self._second_look = float("inf")
         """When files that had only just been written are to be looked at again."""
         self._endings = frozenset[str]()
@@ -236,7 +240,7 @@ class Catalog:
         own = self._entries.get(name)
         # What is being looked at is known to be there.
         if own is None or own.outcome.done() or own.has_changed():
-            self._rescan(now - RESCAN_SECONDS)
+            self._rescan(now - (RESCAN_SECONDS if own is None else self._pause))
         try:
             found = self._found[name] = self._search(name, asked)
             return found
@@ -244,10 +248,15 @@ class Catalog:
             if self._scanned >= asked:
                 raise
             # It may have been put there since.
-            raise self._next_walk(f"{error.detail}; it is looked for again", asked) from None
+            raise self._next_walk(f"{error.detail}; it is looked for again", asked, RESCAN_SECONDS) from None
 
-    def _next_walk(self, detail: str, asked: float) -> NotYet:
-        seconds = max(0.0, self._scanned + RESCAN_SECONDS - time.monotonic())
+    @property
+    def _pause(self) -> float:
+        """Seconds between two walks, where files have changed."""
+        return min(RESCAN_SECONDS, self._walk_seconds / _WALK_SHARE)
+
+    def _next_walk(self, detail: str, asked: float, pause: float) -> NotYet:
+        seconds = max(0.0, self._scanned + pause - time.monotonic())
         return NotYet(Preparing(detail, retry_after=1), asked, seconds)
 
     def _search(self, name: str, asked: float) -> tuple[Entry, Dataset, float]:
@@ -269,7 +278,8 @@ class Catalog:
                 held = entry.datasets()
                 found = [(entry, dataset) for dataset in held if dataset.name == name]
                 if entry.away is None and (found or candidates is not joined) and entry.has_changed():
-                    raise self._next_walk(f"dataset {name!r} has changed, and is looked at again", asked)
+                    detail = f"dataset {name!r} has changed, and is looked at again"
+                    raise self._next_walk(detail, asked, self._pause if entry.name == name else RESCAN_SECONDS)
                 matching += found
                 if entry.away is not None and not held:
                     away = entry.away
@@ -335,6 +345,7 @@ class Catalog:
                         name: replace(entry, away=self._presence.reason) for name, entry in self._entries.items()
                     }
                     self._scanned = began
+                    self._walk_seconds = RESCAN_SECONDS
                     return
                 self._endings = endings
             self._others = found.others
@@ -392,6 +403,7 @@ class Catalog:
             self._entries = entries
             self._second_look = second_look
             self._scanned = began
+            self._walk_seconds = time.monotonic() - began
 
     def _await(self, found: Walk, began: float) -> dict[str, str]:
         """Add to what was found the files that are awaited; why they are, for each."""
