@@ -35,8 +35,14 @@ class Askers:
         if len(self._touched) >= _MOST_KEPT:
             self._touched.clear()
         self._touched[name] = now
-        with contextlib.suppress(OSError), open(self._folder / name, "ab"):
-            os.utime(self._folder / name)
+        with contextlib.suppress(OSError):
+            # A FIFO of that name would block the open for ever.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+            descriptor = os.open(self._folder / name, flags, 0o600)
+            try:
+                os.pwrite(descriptor, b"\n", 0)
+            finally:
+                os.close(descriptor)
 
     def asked(self, job: str, but: str | None = None) -> float:
         """When it was asked for last, by the clock, by anybody but this one; 0.0 where it never was."""

@@ -26,6 +26,7 @@ from .catalog.description import describe_dataset
 from .catalog.discovery import ALL_SUFFIXES, walk
 from .catalog.entry import Entry
 from .catalog.grouping.families import families
+from .catalog.inspections import NotYet
 from .sampling.spec import OrderSpec
 from .services import Services
 from .settings import Settings
@@ -184,7 +185,7 @@ def _costs(services: Services, dataset: Dataset, path: Path, chosen: str) -> Ite
             body = plan.filled(index, index + 1, lambda size: np.empty(size, np.uint8))
             seconds.append(time.perf_counter() - began)
             nbytes = len(body)
-    except FeedError as error:
+    except (FeedError, NotYet) as error:
         yield f"a shuffled batch cannot be read: {error}"
         return
     # The first one finds nothing in memory; those after it what it has left there.

@@ -106,6 +106,7 @@ def test_the_next_chunks_are_decoded_ahead(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, cache_dir=tmp_path / "cache", chunk_cache_bytes=16 << 20)
     services = Services.start(settings)
     try:
+        services.catalog.dataset_within(60, "tall")
         plan = services.batcher.plan("tall", OrderSpec(), 8, None)
         reader = services.batcher.reader
         for index in (0, 2, 4):
