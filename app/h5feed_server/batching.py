@@ -289,12 +289,14 @@ class Batcher:
     def _check_size(self, rows: int, body: Body, fields: Sequence[Field]) -> None:
         limit = self._settings.max_body_bytes
         if rows > self._settings.max_rows:
-            raise TooLarge(f"{rows} rows are more than the {self._settings.max_rows} that one answer may have")
+            raise TooLarge(
+                f"{rows} rows are more than the {self._settings.max_rows} that one answer may have (H5FEED_MAX_ROWS)"
+            )
         if body.nbytes > limit:
             per_row = max(1, body.nbytes // max(1, rows))
             raise TooLarge(
-                f"{rows} rows make {body.nbytes} bytes, more than the {limit} of one answer: ask for at most "
-                f"{max(1, limit // per_row)} rows at once, or for fewer fields"
+                f"{rows} rows make {body.nbytes} bytes, more than the {limit} of one answer (H5FEED_MAX_BODY_BYTES): "
+                f"ask for at most {max(1, limit // per_row)} rows at once, or for fewer fields"
             )
         for field in fields:
             for array in (segment.array for segment in field.column.segments):
@@ -306,7 +308,8 @@ class Batcher:
                 if rows * array.stored_row_bytes > 2 * limit:
                     raise TooLarge(
                         f"{rows} records with {field.name!r} in them have {rows * array.stored_row_bytes} bytes, more "
-                        f"than the {2 * limit} that are read for one answer: ask for fewer rows at once"
+                        f"than the {2 * limit} that are read for one answer (twice H5FEED_MAX_BODY_BYTES): ask for "
+                        "fewer rows at once"
                     )
                 table = array.shape[:1] if array.record else array.shape
                 if array.chunk_shape is None or (not array.filters and array.chunk_shape[1:] == table[1:]):
@@ -314,7 +317,10 @@ class Batcher:
                 itemsize = array.record[0] if array.record else np.dtype(array.dtype).itemsize
                 chunk = math.prod(array.chunk_shape) * itemsize
                 if chunk > limit:
-                    raise TooLarge(f"the chunks of {field.name!r} have {chunk} bytes, more than the {limit} allowed")
+                    raise TooLarge(
+                        f"the chunks of {field.name!r} have {chunk} bytes, more than the {limit} allowed "
+                        "(H5FEED_MAX_BODY_BYTES)"
+                    )
 
 
 def _take(array: npt.NDArray[Any], rows: Int64s, out: npt.NDArray[Any]) -> None:
@@ -361,8 +367,8 @@ def _gathered(
         bodies.append(_body(dataset, fields, len(one.rows), about, weight, lengths))
         if bodies[-1].nbytes > max_bytes:
             raise TooLarge(
-                f"these {len(one.rows)} rows make {bodies[-1].nbytes} bytes, more than the {max_bytes} of one answer: "
-                "ask for fewer rows at once, or for fewer fields"
+                f"these {len(one.rows)} rows make {bodies[-1].nbytes} bytes, more than the {max_bytes} of one answer "
+                "(H5FEED_MAX_BODY_BYTES): ask for fewer rows at once, or for fewer fields"
             )
     buffer = lease(sum(body.nbytes for body in bodies))
     begin = 0

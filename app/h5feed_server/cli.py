@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ipaddress
+import errno
 import logging
 import os
-import re
-import secrets
+import ssl
+import stat
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,8 @@ from pydantic import ValidationError
 
 from . import __version__
 from .build.arguments import add_build
+from .exposure import is_every_address, is_open, kept_token, local_address, published_on
 from .settings import Settings
-
-_TOKEN_BYTES = 24
-_TOKEN = re.compile(r"[\w-]{32}", re.ASCII)
-"""What so many random bytes look like."""
 
 _EXAMPLES = """examples:
   h5feed-server demo                              train on real digits through a real server, in a minute
@@ -76,6 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return inspect_file(options.file, Console())
         return _serve(options)
+    except ValidationError as error:
+        if error.title != Settings.__name__:
+            raise
+        _tell_settings(error, vars(options) if options.command == "serve" else {})
+        return 2
     except FeedError as error:
         print(f"h5feed-server: {error}", file=sys.stderr)
         return 1
@@ -100,84 +100,109 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument(
         "--cache-dir", type=Path, help="folder for layouts, digests and splits (default ~/.cache/h5feed)"
     )
-    serve.add_argument("--public", action="store_true", default=None, help="other addresses than loopback, no tokens")
+    serve.add_argument(
+        "--public", action="store_true", default=None, help="serve other addresses than the loopback's without tokens"
+    )
+    serve.add_argument(
+        "--allowed-host",
+        metavar="NAME",
+        action="append",
+        dest="allowed_hosts",
+        help="name by which a server without tokens may be asked for, beside this machine's own; may be repeated",
+    )
+    serve.add_argument(
+        "--follow-links",
+        action="store_true",
+        default=None,
+        help="serve files to which symbolic links lead out of DIR too",
+    )
     serve.add_argument("--tls-cert", metavar="PEM", help="certificate: serve https")
     serve.add_argument("--tls-key", metavar="PEM", help="its key")
 
 
 def _serve(options: argparse.Namespace) -> int:
+    if options.allowed_hosts is not None:
+        options.allowed_hosts = ",".join(options.allowed_hosts)
     given = {
         name: value for name, value in vars(options).items() if name in Settings.model_fields and value is not None
     }
-    try:
-        settings = Settings(**given)
-    except ValidationError as error:
-        for item in error.errors():
-            print(f"h5feed-server: {'.'.join(map(str, item['loc']))}: {item['msg']}", file=sys.stderr)
-        return 2
-    if not settings.data_dir.is_dir():
-        what = "is a file: give the folder it lies in" if settings.data_dir.is_file() else "does not exist"
+    settings = Settings(**given)
+    if (what := _is_no_folder(settings.data_dir)) is not None:
         print(f"h5feed-server: {settings.data_dir} {what}", file=sys.stderr)
         return 2
     if (options.tls_cert is None) != (options.tls_key is None):
         print("h5feed-server: --tls-cert and --tls-key go together", file=sys.stderr)
         return 2
-    generated = not (settings.tokens or settings.public or settings.uds or _is_loopback(settings.host))
+    if options.tls_cert is not None and (why := _is_no_certificate(options.tls_cert, options.tls_key)) is not None:
+        print(f"h5feed-server: --tls-cert {options.tls_cert} with --tls-key {options.tls_key}: {why}", file=sys.stderr)
+        return 2
+    generated = is_open(settings)
     if generated:
-        settings = settings.model_copy(update={"tokens": _kept_token(settings.cache_dir)})
+        settings = settings.model_copy(update={"tokens": kept_token(settings.cache_dir)})
 
-    from .serving import Supervisor, Tls, listen
+    from .listening import listen
+    from .logged_once import LoggedOnce
+    from .serving import Supervisor, Tls
 
     try:
         listener = listen(settings)
     except OSError as error:
         where = settings.uds or f"{settings.host}:{settings.port}"
-        print(f"h5feed-server: cannot listen on {where}: {error.strerror}", file=sys.stderr)
+        print(f"h5feed-server: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
         return 1
     tls = Tls(options.tls_cert, options.tls_key) if options.tls_cert else None
-    if settings.uds:
-        address = f"unix://{os.path.abspath(settings.uds)}"
-    else:
-        host, port = listener.getsockname()[:2]
-        address = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
     def announce() -> None:
+        if settings.uds:
+            print(f"h5feed serves {settings.data_dir} at unix://{os.path.abspath(settings.uds)}", flush=True)
+            return
+        host, port = published_on(settings) or listener.getsockname()[:2]
+        address = f"{'https' if tls else 'http'}://{local_address(host, port)}"
         print(f"h5feed serves {settings.data_dir} at {address}", flush=True)
-        if not settings.uds:
-            print(f"browse it at {address}/docs", flush=True)
+        print(f"browse it at {address}/docs", flush=True)
+        if is_every_address(host):
+            print(f"other machines reach it by the name or an address of this one, port {port}", flush=True)
         if generated:
-            print(f"token: {settings.tokens}   (kept in the cache folder; H5FEED_TOKENS sets your own)", flush=True)
+            print(f"token: {settings.tokens}   (for token=, --token or H5FEED_TOKEN of clients)", flush=True)
+            print("it is kept in the cache folder; H5FEED_TOKENS sets your own, H5FEED_PUBLIC=1 uses none", flush=True)
 
+    once = LoggedOnce("h5feed_server.catalog")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(once)
     return Supervisor(settings, listener, announce, tls).run()
 
 
-def _is_loopback(host: str) -> bool:
+def _is_no_certificate(certificate: str, key: str) -> str | None:
+    """Why nobody can be served https with these files."""
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _kept_token(cache_dir: Path) -> str:
-    """The generated token, the same after a restart."""
-    file = cache_dir / "token"
-    # Anything else is what a disk or a crash has left of one; to read what is no file may wait for ever.
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        if file.is_file() and _TOKEN.fullmatch(kept := file.read_text("ascii").strip()):
-            return kept
-    token = secrets.token_urlsafe(_TOKEN_BYTES)
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all: an empty token would let everybody in. `mkstemp` makes it readable by its owner only.
-        descriptor, unfinished = tempfile.mkstemp(dir=cache_dir, prefix=".token-")
-        with open(descriptor, "w") as stream:
-            stream.write(token)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(unfinished, file)
+        # A password is asked for by no worker.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password=str)
+    except ssl.SSLError as error:
+        return f"they are no certificate and its key, without a password, as PEM ({error.reason or error})"
     except OSError as error:
-        print(f"h5feed-server: the token cannot be kept: {error.strerror}", file=sys.stderr)
-    return token
+        return error.strerror or str(error)
+    return None
+
+
+def _is_no_folder(path: Path) -> str | None:
+    """Why there is nothing to serve, and will not be; what cannot be looked at now is for the catalogue to tell."""
+    try:
+        return None if stat.S_ISDIR(os.stat(path).st_mode) else "is a file: give the folder it lies in"
+    except OSError as error:
+        return "does not exist" if error.errno in (errno.ENOENT, errno.ENOTDIR) else None
+
+
+def _tell_settings(error: ValidationError, flags: Mapping[str, Any]) -> None:
+    """A line for each setting that cannot be, by the name under which it was given."""
+    for item in error.errors():
+        name = str(item["loc"][0])
+        if flags.get(name) is not None:
+            flag = "allowed-host" if name == "allowed_hosts" else name.replace("_", "-")
+            setting = f"--{flag} {item['input']}"
+        else:
+            # Who reads the log is not to learn the tokens.
+            setting = f"H5FEED_{name.upper()}" + ("" if name == "tokens" else f"={item['input']}")
+        print(f"h5feed-server: {setting}: {item['msg'].removeprefix('Value error, ')}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from .catalog.dataset import Dataset, Field
 from .catalog.declared import NAME as DECLARATION
 from .catalog.declared import followed, read_declared
 from .catalog.description import describe_dataset
-from .catalog.discovery import ALL_SUFFIXES, walk
+from .catalog.discovery import ALL_SUFFIXES, leads_out, walk
 from .catalog.entry import Entry
 from .catalog.grouping.families import families
 from .catalog.inspections import NotYet
@@ -37,6 +37,9 @@ _BATCHES = 8
 
 _DEAR = 2.0
 """Bytes decoded for each served above which a repack is proposed."""
+
+_CHEAP = 64 << 10
+"""Bytes decoded for one row up to which a repack gains nothing, as of small rows that share a chunk."""
 
 _SMALL_ROW = 16 << 10
 """Bytes of a row up to which several share a compressed chunk, which is dear again."""
@@ -60,18 +63,25 @@ def inspect_file(path: Path, console: Console) -> int:
     files = _together(root, path.name)
     with contextlib.ExitStack() as opened:
         cache = opened.enter_context(tempfile.TemporaryDirectory(prefix="h5feed-inspect-", ignore_cleanup_errors=True))
-        settings = Settings.model_validate({"data_dir": root, "cache_dir": Path(cache), "digest_limit": _DIGESTED})
+        settings = Settings.model_validate(
+            {"data_dir": root, "cache_dir": Path(cache), "digest_limit": _DIGESTED, "follow_links": True}
+        )
         services = Services.start(settings, only=files)
         # A file that is looked at for the second time still is: all that writes there ends before the folder goes.
         opened.callback(services.close, wait=True)
         entry = _entry(services, path.name, settings)
+        if leads_out(str(root), str(root / path.name)):
+            note = (
+                "it is a link out of its folder: where that is the data folder, it is served with --follow-links only"
+            )
+            console.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
         _print_entry(entry, services, path, console)
     return 0
 
 
 def _together(root: Path, name: str) -> list[str]:
     """The files that the catalogue looks at together with this one, itself among them."""
-    declaration = read_declared(root)
+    declaration = read_declared(root, follow_links=True)
     # What lies deeper belongs to a file only where it is declared to: the folder may be somebody's home.
     means = (dataset for dataset in declaration.datasets.values() if dataset.matching([name]))
     deep = any("/" in pattern for dataset in means for pattern in dataset.files)
@@ -139,7 +149,7 @@ def _print_dataset(dataset: Dataset, console: Console) -> None:
             table.add_row(escape(field.name), "not served", escape(said["reason"] or ""), "", "", "")
             continue
         cost = said["decoded_per_served_byte"]
-        style = "red" if cost >= _DEAR else None
+        style = "red" if _is_dear(field) else None
         table.add_row(
             escape(field.name),
             said["role"],
@@ -163,6 +173,12 @@ def _print_dataset(dataset: Dataset, console: Console) -> None:
         console.print(f"classes: {escape(names)}{f' … and {more:,} more' if more > 0 else ''}", soft_wrap=True)
     for note in dataset.notes:
         console.print(f"note: {escape(note)}", soft_wrap=True)
+
+
+def _is_dear(field: Field) -> bool:
+    """Whether a shuffled row costs much more than its own bytes."""
+    amplification = field.read_amplification
+    return amplification >= _DEAR and amplification * field.row_bytes > _CHEAP
 
 
 def _stored(chunks: list[int] | None, filters: list[str]) -> str:
@@ -194,7 +210,7 @@ def _costs(services: Services, dataset: Dataset, path: Path, chosen: str) -> Ite
         f"a shuffled batch of {rows} rows: {nbytes:,} bytes, {usual * 1e3:.1f} ms to read ({rows / usual:,.0f} rows/s; "
         f"the first {first * 1e3:.1f} ms)"
     )
-    dear = [field for field in dataset.fields if not field.unreadable and field.read_amplification >= _DEAR]
+    dear = [field for field in dataset.fields if not field.unreadable and _is_dear(field)]
     if not dear:
         yield "it is laid out well for shuffled batches"
         return

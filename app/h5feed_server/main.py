@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from . import __version__
 from .api import batches, datasets, docs, health, images, jobs, plots, problems, rows, splits, stats
 from .api.auth import BearerAuth
+from .api.hosts import HostCheck
 from .api.shortcut import BatchShortcut, KnownQueries
 from .services import Services
 from .settings import Settings
@@ -55,4 +56,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BatchShortcut, state=app.state)
     if settings.token_list:
         app.add_middleware(BearerAuth, tokens=settings.token_list)
+    else:
+        app.add_middleware(HostCheck, settings=settings)
     return app

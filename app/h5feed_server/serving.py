@@ -25,6 +25,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .api.direct import PEER, DirectWriter
+from .listening import remove_socket
 from .main import create_app
 from .settings import Settings
 
@@ -61,23 +62,6 @@ class Tls:
     key: str
 
 
-def listen(settings: Settings) -> socket.socket:
-    """The listening socket; its options are inherited by the connections."""
-    if settings.uds is not None:
-        with contextlib.suppress(FileNotFoundError):
-            _remove_stale_socket(settings.uds)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(settings.uds)
-    else:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
-    listener.listen(1024)
-    listener.setblocking(False)
-    return listener
-
-
 def _round_trip(connection: socket.socket) -> float:
     """Seconds that the handshake took there and back; 0 where the system does not tell."""
     if sys.platform != "linux" or connection.family == socket.AF_UNIX:
@@ -87,16 +71,6 @@ def _round_trip(connection: socket.socket) -> float:
     except OSError:
         return 0.0
     return int.from_bytes(info[_TCP_INFO_ROUND_TRIP:], sys.byteorder) / 1e6
-
-
-def _remove_stale_socket(path: str) -> None:
-    """Remove the socket of a server that is gone; that of a living one is left, and binding fails."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
 
 
 @dataclass
@@ -125,6 +99,7 @@ class Supervisor:
     ) -> None:
         self._settings = settings
         self._listener = listener
+        self._socket_file = (settings.uds, os.lstat(settings.uds)) if settings.uds is not None else None
         self._on_ready = on_ready
         self._tls = tls
         self._selector = selectors.DefaultSelector()
@@ -246,9 +221,8 @@ class Supervisor:
         deadline = time.monotonic() + STOP_SECONDS
         for pid in self._workers:
             _reap(pid, deadline)
-        if self._settings.uds is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(self._settings.uds)
+        if self._socket_file is not None:
+            remove_socket(*self._socket_file)
 
 
 def _reap(pid: int, deadline: float) -> None:
@@ -271,6 +245,7 @@ def _run_worker(settings: Settings, channel: socket.socket, tls: Tls | None) -> 
         log_level="warning",
         access_log=False,
         server_header=False,
+        headers=[("x-content-type-options", "nosniff"), ("cross-origin-resource-policy", "same-origin")],
         proxy_headers=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=DRAIN_SECONDS,

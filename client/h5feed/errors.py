@@ -18,6 +18,7 @@ the same class. ::
     ├── RevisionChanged       409 revision_changed     the file is not the one the caller began with
     ├── JobWanted             409 job_wanted           somebody else has asked for the job, which therefore goes on
     ├── TooLarge              413 too_large            decided before a byte is read
+    ├── HostNotAllowed        421 host_not_allowed     the server is asked for by a name that is not its own
     ├── UnsupportedField      422 unsupported_field
     ├── SplitImpossible       422 split_impossible
     ├── Unreadable            422 unreadable
@@ -116,6 +117,10 @@ class JobWanted(FeedError):
 
 class TooLarge(FeedError):
     code = "too_large"
+
+
+class HostNotAllowed(FeedError):
+    code = "host_not_allowed"
 
 
 class UnsupportedField(FeedError):

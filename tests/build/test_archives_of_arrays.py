@@ -45,6 +45,15 @@ def test_texts_and_names_of_classes_in_npz(tmp_path: Path) -> None:
     assert found["y"].tolist() == [0, 1] * 5 and found["classes"] == [["Zoë", "bb"]]
 
 
+def test_numbers_that_are_not_served_are_left_out(tmp_path: Path) -> None:
+    """longdouble is another number on each kind of machine."""
+    np.savez(tmp_path / "a.npz", x=np.ones((12, 3)), wide=np.ones((12, 2), np.longdouble), y=np.arange(12) % 2)
+    report = build(tmp_path / "a.npz", tmp_path / "a.h5")
+    assert list(report.left_out) == ["wide"] and "float64" in report.left_out["wide"]
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert sorted(file) == ["x", "y"]
+
+
 @pytest.mark.parametrize("ending", ["npz", "npy"])
 def test_arrays_in_fortran_order_and_of_other_kinds(tmp_path: Path, ending: str) -> None:
     """``DataFrame.values`` is in Fortran's order."""

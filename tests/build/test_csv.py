@@ -113,6 +113,40 @@ def test_whole_numbers_that_float32_does_not_have_are_float64(tmp_path: Path) ->
     assert fields["features"].tolist() == [[2**24 + 1 + row] for row in range(8)]
 
 
+def test_numbers_that_float32_would_make_equal_are_float64(tmp_path: Path) -> None:
+    """Points in time, and whole numbers among fractions; floats of few digits stay float32."""
+    for column, dtype in (
+        ([1577836800.5 + row for row in range(50)], "f8"),
+        ([0.1, 16777217, 3] * 5, "f8"),
+        ([100000 + row / 1024 + 0.0001 for row in range(50)], "f8"),
+        ([20 + row / 10 for row in range(50)], "f4"),
+        ([2.0**30 * row for row in range(50)], "f4"),
+        ([0.1] * 20, "f4"),
+    ):
+        lines = [f"{value!r},{row % 2}" for row, value in enumerate(column)]
+        report, fields = _built(_table(tmp_path / "a.csv", "t,label", *lines))
+        assert fields["features"].dtype == dtype, column[:3]
+        np.testing.assert_array_equal(fields["features"][:, 0], np.array(column, dtype))
+        assert any("'t'" in note and "float64" in note for note in report.notes) == (dtype == "f8")
+
+
+def test_large_numbers_with_exponents_are_features(tmp_path: Path) -> None:
+    """What is written as floats are is a float, however large; infinite, too."""
+    lines = [f"{row + 1}.5e20,{2 * row}e300,{row % 2}" for row in range(12)]
+    report, fields = _built(_table(tmp_path / "a.csv", "mass,luminosity,label", *lines))
+    assert fields["features"].tolist() == [[float(f"{row + 1}.5e20"), float(f"{2 * row}e300")] for row in range(12)]
+    assert not report.left_out and not any("2⁵³" in note for note in report.notes)
+    _, fields = _built(_table(tmp_path / "b.csv", "far,label", *[f"1e400,{row % 2}" for row in range(12)]))
+    assert fields["features"].tolist() == [[math.inf]] * 12
+
+
+def test_long_whole_numbers_beside_a_label_are_a_field(tmp_path: Path) -> None:
+    lines = [f"{2**53 + 1 + row},{row % 2}" for row in range(12)]
+    _, fields = _built(_table(tmp_path / "a.csv", "a,label", *lines))
+    assert fields["a"].tolist() == [2**53 + 1 + row for row in range(12)]
+    assert fields["labels"].tolist() == [row % 2 for row in range(12)]
+
+
 def test_without_a_name_that_says_label_it_is_asked_for(tmp_path: Path) -> None:
     lines = [f"{row},{row * 2},{row % 3}" for row in range(12)]
     source = _table(tmp_path / "a.csv", "a,b,worth", *lines)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from h5feed.errors import BadParameter, Unreadable
 from h5feed_server.build import BuildOptions, build, preview
-from h5feed_server.catalog.declared import DeclaredDataset
 from photographs import encoded, photograph
 
 RANDOM = np.random.default_rng(12)
@@ -103,6 +102,23 @@ def _virtual(file: h5py.File) -> None:
     file["y"] = np.arange(40) % 3
 
 
+def _no_values(file: h5py.File) -> None:
+    file["x"], file["none"], file["y"] = IMAGES, np.zeros((40, 0), "f4"), np.arange(40) % 3
+
+
+def _observations(file: h5py.File) -> None:
+    """AnnData says what its arrays are for, where their names do not."""
+    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    file["X"], file["obsm/X_pca"] = RANDOM.normal(size=(40, 6)), RANDOM.normal(size=(40, 2))
+    obs = file.create_group("obs")
+    obs.attrs.update({"encoding-type": "dataframe", "_index": "_index"})
+    obs["_index"], obs["n_genes"] = np.array([f"c{row}" for row in range(40)], "S"), np.arange(40)
+    for name, names in (("batch", ["a", "b"]), ("cell_type", ["B", "NK", "T"])):
+        column = obs.create_group(name)
+        column.attrs.update({"encoding-type": "categorical", "ordered": False})
+        column["codes"], column["categories"] = (np.arange(40) % len(names)).astype("i1"), np.array(names, "S")
+
+
 WRITERS: list[Callable[[h5py.File], None]] = [
     _rows_are_the_last_axis,
     _rows_are_the_first_axis,
@@ -113,6 +129,8 @@ WRITERS: list[Callable[[h5py.File], None]] = [
     _encoded_images,
     _records,
     _virtual,
+    _observations,
+    _no_values,
 ]
 
 
@@ -181,7 +199,7 @@ def test_matrices_that_are_too_large_to_be_served_transposed_are_built(
 
 
 def test_what_h5feed_toml_declares_holds_for_a_build(tmp_path: Path) -> None:
-    """Fields, names of classes and splits; roles must be declared of the new file too, which is said."""
+    """Fields, roles, names of classes and splits."""
     with h5py.File(tmp_path / "raw.h5", "w") as file:
         file["a"] = IMAGES
         file["b"] = np.arange(40) % 3
@@ -194,10 +212,10 @@ def test_what_h5feed_toml_declares_holds_for_a_build(tmp_path: Path) -> None:
     assert report.rows == {"train": 20, "test": 10}
     (lost,) = report.left_out.values()
     assert "10 rows are in none of train, val, test" in lost
-    assert any("kind = 'label'" in note for note in report.notes)
     with h5py.File(tmp_path / "out" / "pets.h5") as file:
         np.testing.assert_array_equal(file["test/image"][:], IMAGES[30:])
         assert file["test/kind"][:].tolist() == (np.arange(30, 40) % 3).tolist()
+        assert {name: file["test"][name].attrs["role"] for name in file["test"]} == {"image": "input", "kind": "label"}
         assert file["train/kind"].attrs["class_names"].tolist() == CLASSES
         assert sorted(file["train"]) == ["image", "kind"]
 
@@ -258,7 +276,6 @@ def test_a_folder_is_built_as_it_is_served(tmp_path: Path) -> None:
         build(folder, tmp_path / "out2.h5")
 
 
-@pytest.mark.skipif("stack" not in DeclaredDataset.model_fields, reason="the catalogue does not stack files yet")
 def test_a_folder_of_one_sample_a_file_is_stacked(tmp_path: Path) -> None:
     """BraTS' slices: a file is a row."""
     folder = tmp_path / "brats"

@@ -137,6 +137,18 @@ def test_several_fields(feed: h5feed.Feed) -> None:
     assert Preparation(many, x="image", class_mode=None).fields == ["image"]
 
 
+def test_what_is_named_once_is_not_taken_again(feed: h5feed.Feed) -> None:
+    """A field that is named as target or weight is no input by default, and an input is no target."""
+    many = feed["many"]
+    assert set(Preparation(many).inputs) >= {"image", "first"} and "depth" in many.fields
+    inputs = Preparation(many).inputs
+    assert Preparation(many, y="first").inputs == [name for name in inputs if name != "first"]
+    assert Preparation(many, y={"out": "image"}).inputs == [name for name in inputs if name != "image"]
+    assert "image" not in Preparation(many, y="kind", sample_weight="image").inputs
+    both = Preparation(feed["ints"], x=["images", "labels"])
+    assert both.inputs == ["images", "labels"] and both.labels is None and "y=" in str(both.no_targets)
+
+
 def test_weights_of_samples_and_of_the_padded_tail(feed: h5feed.Feed) -> None:
     """A weight field is the third value; rows that pad the tail weigh nothing, with a field or without."""
     many = feed["many"]

@@ -184,7 +184,7 @@ def test_health_and_docs(http: httpx.Client) -> None:
 
 
 def test_tokens(serve: Callable[..., ServerProcess], folder: Path) -> None:
-    """With tokens set, everything but the health pages needs one of them."""
+    """With tokens set, all data need one of them, and the health pages none."""
     guarded = serve(folder, H5FEED_TOKENS="first,second")
     with httpx.Client(base_url=guarded.url, timeout=60) as http:
         refused = http.get("/v1/datasets")

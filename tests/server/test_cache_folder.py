@@ -222,12 +222,12 @@ def test_what_another_version_has_written_is_not_served(kept: tuple[Path, Path, 
 
 
 def test_what_nobody_uses_is_deleted_in_time(tmp_path: Path) -> None:
-    """Entries of other versions go after a week without use; the bound holds over all; nothing else is touched."""
+    """Entries of other versions go after a week without use; the bound holds over all; what others keep there stays."""
     week = 7 * 24 * 3600
     cache = tmp_path / "cache"
     ages = {
-        "layouts/6-old": week + 3600,
-        "layouts/6-used": 3600,
+        "splits/mine.csv": 10 * week,
+        "served-models/mine.keras": 10 * week,
         f"served-{SERVED_VERSION - 1}/splits/old": week + 3600,
         f"served-{SERVED_VERSION}/splits/own": week + 3600,
         "token": 10 * week,
@@ -237,10 +237,11 @@ def test_what_nobody_uses_is_deleted_in_time(tmp_path: Path) -> None:
         (cache / name).parent.mkdir(parents=True, exist_ok=True)
         (cache / name).write_bytes(bytes(1000))
         os.utime(cache / name, (time.time() - age,) * 2)
+    others = {"splits/mine.csv", "served-models/mine.keras", "token", "mine/notes.txt"}
     CacheFolder(cache, 5, 1 << 20)
     there = {str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file()}
-    assert there == {"layouts/6-used", f"served-{SERVED_VERSION}/splits/own", "token", "mine/notes.txt"}
+    assert there == {f"served-{SERVED_VERSION}/splits/own", *others}
     assert not (cache / f"served-{SERVED_VERSION - 1}").exists()
-    CacheFolder(cache, 5, 1000)
+    CacheFolder(cache, 5, 999)
     there = {str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file()}
-    assert there == {"layouts/6-used", "token", "mine/notes.txt"}
+    assert there == others

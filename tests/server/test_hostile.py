@@ -386,7 +386,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     (folder / "empty.h5").touch()
     (folder / "truncated.h5").write_bytes((folder / "a_good.h5").read_bytes()[:-100])
     os.mkfifo(folder / "pipe.h5")
-    (folder / "socket_or_device.h5").symlink_to("/dev/zero")
+    (folder / "device.h5").symlink_to("/dev/zero")
     write_good(folder / "zz_good.h5")
     watched = Watched(folder, base / "cache", "--workers", "2", good="a_good", **OPTIONS)
     yield watched
@@ -431,7 +431,7 @@ def greedy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         ("empty", "no HDF5 file"),
         ("truncated", "truncated"),
         ("pipe", "not a regular file"),
-        ("socket_or_device", "not a regular file"),
+        ("device", "leads out of the data folder"),
         ("slow", "took more than 5 s"),
     ],
 )

@@ -69,6 +69,29 @@ def test_text_of_samples_is_padded_as_their_files_say(
         assert batch["image"][:, 0, 0, 0].tolist() == [3, 0]
 
 
+def test_complex_scalars_of_samples(serve: Serve, tmp_path: Path) -> None:
+    """A complex number in each file is a value a row, when files are rows."""
+    for number in range(4):
+        with h5py.File(tmp_path / f"v_{number}.h5", "w") as file:
+            file["image"], file["mask"] = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
+            file["gain"], file["pair"] = np.complex64(number - 2j), np.array((1, 2), [("a", "i4"), ("b", "i4")])
+    with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
+        np.testing.assert_array_equal(feed["v"].take([3, 0], fields=["gain"])["gain"], [[3, -2], [0, -2]])
+        assert "no rows" in feed["v"].fields["pair"].reason
+
+
+def test_pieces_whose_channels_differ(serve: Serve, tmp_path: Path) -> None:
+    """Red is not first in all of them: refused."""
+    for part, order in (("part_1", "rgb"), ("part_2", "bgr")):
+        with h5py.File(tmp_path / f"{part}.h5", "w") as file:
+            file["image"] = np.zeros((20, 8, 8, 3), np.uint8)
+            file["image"].attrs["channels"], file["label"] = order, np.arange(20) % 2
+    with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
+        (name,) = _names(feed)
+        field = feed[name].fields["image"]
+        assert not field.readable and "channels lie in different orders" in field.reason
+
+
 def test_pieces_whose_numbers_mean_other_classes(serve: Serve, tmp_path: Path) -> None:
     """The same number under other names, by an enum, an attribute or a list beside it, is no label."""
     names = {"part_1": ["cat", "dog"], "part_2": ["dog", "cat"]}

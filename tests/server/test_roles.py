@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import h5feed
@@ -161,3 +162,27 @@ def test_names_belong_to_the_field_beside_them(feed: h5feed.Feed) -> None:
     """Lists of names in the label's group, or around it, are those of its classes; a name a row is none."""
     assert feed["names"].class_names is None
     assert feed["around"].class_names == ["a", "b", "c"]
+
+
+def test_roles_that_are_told(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """By an attribute, or by h5feed.toml, which wins: what is told decides what is guessed of the others."""
+    for name in ("attribute", "declared", "both", "nonsense"):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["image"], file["mask"], file["label"] = _values(*IMAGE), _values(*MAP), _values(*CLASS)
+            file["label"].attrs["role"] = "other" if name in ("attribute", "both") else "labels"
+            file["image"].attrs["role"] = ["input", "input"]
+    with h5py.File(tmp_path / "words.h5", "w") as file:
+        file["image"], file["label"], file["species"] = _values(*IMAGE), _values(*CLASS), _values(*TEXT)
+        file["species"].attrs["role"] = "label"
+    (tmp_path / "h5feed.toml").write_text(
+        '[datasets.declared]\nfiles = ["declared.h5"]\nroles = { label = "other" }\n'
+        '[datasets.both]\nfiles = ["both.h5"]\nroles = { label = "label" }\n'
+    )
+    found = {}
+    with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
+        for name in ("attribute", "declared", "both", "nonsense", "words"):
+            found[name] = {field.name: field.role for field in feed[name].fields.values()}
+    masks = {"image": "input", "mask": "label", "label": "other"}
+    classes = {"image": "input", "mask": "other", "label": "label"}
+    words = {"image": "input", "label": "label", "species": "label"}
+    assert found == {"attribute": masks, "declared": masks, "both": classes, "nonsense": classes, "words": words}

@@ -1,16 +1,29 @@
-"""Bearer tokens, checked before anything else is."""
+"""Bearer tokens, checked before anything else is.
+
+The OpenAPI page is open to those who have none yet, for that is where they give it. It tells nothing of what is served
+until then.
+"""
 
 from __future__ import annotations
 
 import hmac
 
 from h5feed.errors import Unauthorized
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .problems import problem
 
-OPEN_PATHS = ("/healthz", "/readyz")
-"""Paths that need no token: those who watch the server have none."""
+WATCHED_PATHS = frozenset({"/healthz", "/readyz"})
+"""Those who watch the server have no token."""
+
+_OPEN_PATHS = WATCHED_PATHS | {"/", "/docs", "/openapi.json"}
+_OPEN_FOLDER = "/static/"
+
+
+def is_stranger(request: Request) -> bool:
+    """Whether a request has come through without a token to a server that has some."""
+    return getattr(request.state, "is_stranger", False)
 
 
 class BearerAuth:
@@ -21,15 +34,30 @@ class BearerAuth:
         self._tokens = [token.encode() for token in tokens]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._allows(scope):
+        if scope["type"] != "http" or self._allows(scope):
             await self._app(scope, receive, send)
             return
-        answer = problem(Unauthorized("send one of the server's tokens as 'Authorization: Bearer TOKEN'"))
+        if scope["path"] in _OPEN_PATHS or scope["path"].startswith(_OPEN_FOLDER):
+            scope.setdefault("state", {})["is_stranger"] = True
+            await self._app(scope, receive, send)
+            return
+        sent = "the one that was sent is none of them" if _token_of(scope) else "none was sent"
+        answer = problem(
+            Unauthorized(
+                f"this server wants one of its tokens, and {sent}: give it as token= or in H5FEED_TOKEN, and without "
+                "h5feed as the header 'Authorization: Bearer …'"
+            )
+        )
         await answer(scope, receive, send)
 
     def _allows(self, scope: Scope) -> bool:
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        kind, _, token = given.partition(b" ")
+        given = _token_of(scope)
         # All are compared, each in constant time: how long it takes tells nothing.
-        matches = [hmac.compare_digest(token.strip(), known) for known in self._tokens]
-        return kind.lower() == b"bearer" and any(matches)
+        matches = [hmac.compare_digest(given, known) for known in self._tokens]
+        return any(matches)
+
+
+def _token_of(scope: Scope) -> bytes:
+    """The bearer token that was sent; empty where there is none."""
+    kind, _, token = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+    return token.strip() if kind.lower() == b"bearer" else b""

@@ -96,7 +96,8 @@ async def attempted(services: Services, work: Callable[[], T], patience: float |
             async with asyncio.timeout(services.settings.read_timeout):
                 return await loop.run_in_executor(services.threads, attempt)
         except TimeoutError:
-            raise ReadTimeout(f"reading took more than {services.settings.read_timeout:g} s") from None
+            seconds = services.settings.read_timeout
+            raise ReadTimeout(f"reading took more than {seconds:g} s (H5FEED_READ_TIMEOUT)") from None
         except MemoryError:
             raise Overloaded("there is no memory for this now; come again in a moment", retry_after=5) from None
         except PoolExhausted as error:

@@ -32,6 +32,7 @@ STATUS: Mapping[type[errors.FeedError], int] = {
     errors.RevisionChanged: 409,
     errors.JobWanted: 409,
     errors.TooLarge: 413,
+    errors.HostNotAllowed: 421,
     errors.UnsupportedField: 422,
     errors.SplitImpossible: 422,
     errors.Unreadable: 422,

@@ -40,7 +40,9 @@ async def get_rows(
             )
         wanted = range(query.start, stop, query.step)
         if len(wanted) > services.settings.max_rows:
-            raise TooLarge(f"{len(wanted)} rows are more than the {services.settings.max_rows} of one answer")
+            raise TooLarge(
+                f"{len(wanted)} rows are more than the {services.settings.max_rows} of one answer (H5FEED_MAX_ROWS)"
+            )
         return _answer(services, dataset, np.arange(query.start, stop, query.step), query, form, headers)
 
     return await in_thread(services, work)
@@ -60,7 +62,8 @@ async def post_rows(
     def work() -> Response:
         dataset = services.catalog.dataset(name, query.revision)
         if len(wanted.rows) > services.settings.max_rows:
-            raise TooLarge(f"{len(wanted.rows)} rows are more than the {services.settings.max_rows} of one answer")
+            limit = services.settings.max_rows
+            raise TooLarge(f"{len(wanted.rows)} rows are more than the {limit} of one answer (H5FEED_MAX_ROWS)")
         for row in wanted.rows:
             if not 0 <= row < dataset.rows:
                 raise RowOutOfRange(f"row {row} does not exist: valid are 0 … {dataset.rows - 1}")

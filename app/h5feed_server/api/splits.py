@@ -80,7 +80,8 @@ async def get_split_rows(
             about |= {"replaced": splits.note} if splits.replaces and splits.note else {}
         body = Body([Tensor(ROWS, np.dtype("<i8"), rows.shape)], about)
         if body.nbytes > services.settings.max_body_bytes:
-            raise TooLarge(f"{len(rows)} row ids are more than {services.settings.max_body_bytes} bytes")
+            limit = services.settings.max_body_bytes
+            raise TooLarge(f"{len(rows)} row ids are more than {limit} bytes (H5FEED_MAX_BODY_BYTES)")
         buffer = services.pool.lease(body.nbytes)
         body.place(buffer, 0)[ROWS][...] = rows
         return binary(buffer, form, headers)

@@ -30,6 +30,8 @@ _MAX_LABEL_BYTES = 1 << 10
 
 _LABEL = re.compile(r"(^|[_.\-/])(y|labels?|targets?|class(es)?|category|fine_labels)($|[_.\-])", re.I)
 _ORDER = ("", *SPLITS)
+_MOST_BYTES = {"f": 8, "c": 16}
+"""Of the widest numbers that are served: what is wider differs from machine to machine."""
 
 
 class Array(Protocol):
@@ -225,6 +227,8 @@ class ArraySource:
             self.left_out[first.path] = "its arrays differ from split to split"
         elif first.dtype.kind not in "biufcSV" or first.dtype.hasobject:
             self.left_out[first.path] = f"it holds {first.dtype}, and no numbers"
+        elif first.dtype.kind in "fc" and first.dtype.itemsize > _MOST_BYTES[first.dtype.kind]:
+            self.left_out[first.path] = f"it holds {first.dtype}, which is not served: save it as float64 or complex128"
         else:
             return True
         return False

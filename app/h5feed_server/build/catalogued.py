@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import TimeoutError as FuturesTimeout
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +64,7 @@ def catalogued(path: Path, options: BuildOptions) -> CataloguedSource:
                 "max_body_bytes": 1 << 32,
                 "inspect_timeout": _SECONDS,
                 "read_timeout": _SECONDS,
+                "follow_links": True,
             }
         )
         services = Services.start(settings, only=files)
@@ -150,6 +151,7 @@ class CataloguedSource:
         for stored in usable:
             name = names.get(stored.field.name, stored.field.name)
             attributes = attributes_of(stored.field)
+            attributes["role"] = _role(stored.field, options.label_column)
             if stored.field.name == label and dataset.class_names:
                 attributes["class_names"] = list(dataset.class_names)
             elif stored.field.class_names and "class_names" not in attributes:
@@ -167,7 +169,6 @@ class CataloguedSource:
         self._fields = [stored for stored, _ in found]
         self.fields: tuple[FieldSpec, ...] = (self._main(found[0][1]), *(spec for _, spec in found[1:]))
         self.digest = digest_of([dataset.revision, dataset.name, dataset.rows, dataset.identity])
-        self._note_declared(dataset, names)
 
     def name(self, row: int) -> str:
         return f"row {self._rows[row]}"
@@ -256,13 +257,9 @@ class CataloguedSource:
             )
         return rows[inside], codes[inside]
 
-    def _note_declared(self, dataset: Dataset, names: Any) -> None:
-        declared: Sequence[str] = [
-            f"{names.get(field.name, field.name)} = {field.role!r}"
-            for field in dataset.fields
-            if field.role_reason.startswith("declared") and not field.unreadable
-        ]
-        if declared:
-            self.notes.append(
-                f"h5feed.toml says what fields are for, and must say it of the new file too: {', '.join(declared)}"
-            )
+
+def _role(field: Field, label: str | None) -> str:
+    """What a field is for; `label` is the name of the only label where it was asked for."""
+    if field.name == label:
+        return "label"
+    return "other" if field.role == "label" and label is not None else field.role

@@ -23,7 +23,6 @@ from .image_source import ImageSource
 from .options import BuildOptions
 from .source import Block, FieldSpec, Work, digest_of
 from .table_columns import (
-    EXACT_FLOAT32,
     Kind,
     Read,
     as_number,
@@ -87,13 +86,14 @@ class DelimitedSource:
             shape = (side, side) if pixels else (len(names),)
             name = "images" if pixels else "features"
             attributes = {"channels": "grey"} if pixels else {"columns": names}
-            dtype = self._dtype(pixels, [read.kinds[number] for number in self._values])
+            dtype = self._dtype(pixels, names, [read.kinds[number] for number in self._values])
         else:
             texts = [
                 own for own, column in self.columns.items() if column.values.dtype.kind == "S" and own != self.label
             ]
+            texts = texts or [own for own in self.columns if own != self.label]
             if not texts:
-                raise Unreadable(f"{table.path.name} has no column of features, pixels, images or texts")
+                raise Unreadable(f"{table.path.name} has no column beside the label")
             name = max(texts, key=lambda own: self.columns[own].values.dtype.itemsize)
             self._texts = self.columns.pop(name).values
             shape, attributes, dtype = (), {}, self._texts.dtype
@@ -181,18 +181,20 @@ class DelimitedSource:
         self.notes.append(f"{count} pixels are no square: they are written as features")
         return (count,), {}
 
-    def _dtype(self, pixels: bool, kinds: Sequence[Kind]) -> np.dtype[Any]:
+    def _dtype(self, pixels: bool, names: Sequence[str], kinds: Sequence[Kind]) -> np.dtype[Any]:
         if self._options.dtype is not None:
             return np.dtype(self._options.dtype)
         if pixels:
             return np.dtype("uint8")
-        large = [kind for kind in kinds if kind.largest > (EXACT_FLOAT32 if kind.whole else np.finfo(np.float32).max)]
-        if large:
-            self.notes.append(f"features are float64: {large[0].largest:,.0f} among them is not exact as float32")
+        wide = [name for name, kind in zip(names, kinds, strict=True) if kind.needs_float64]
+        if wide:
+            more = f" and {len(wide) - 10} more" if len(wide) > 10 else ""
+            named = ", ".join(map(repr, wide[:10]))
+            self.notes.append(f"features are float64: float32 would not keep the values of {named}{more} apart")
         missing = sum(kind.missing for kind in kinds)
         if missing:
             self.notes.append(f"{missing:,} values are missing: they are NaN, and count in no mean or std")
-        return np.dtype("float64" if large else "float32")
+        return np.dtype("float64" if wide else "float32")
 
 
 def _listed_images(table: Table, said: Roles, read: Read, options: BuildOptions) -> ImageSource:

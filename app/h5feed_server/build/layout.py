@@ -7,6 +7,7 @@ is whole. No times are recorded: the same rows give the same bytes.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -133,6 +134,11 @@ def create_chunked(
             for number, spec in enumerate(fields):
                 if spec.lengths is not None:
                     offsets[group, spec.name] = _create_contiguous(file, group, spec, chosen)
+                    continue
+                if not math.prod(spec.shape):
+                    # Rows of no values: HDF5 has no chunks of that shape.
+                    _create_contiguous(file, group, spec, chosen)
+                    on_rows(rows if number == 0 else 0)
                     continue
                 own = packing
                 if spec.dtype.kind == "S" and packing.compression != "none":

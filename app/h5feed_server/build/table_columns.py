@@ -17,12 +17,16 @@ from .table_file import Table, is_missing, is_number
 
 _BLOCK_VALUES = 1 << 18
 _COMMA = re.compile(r"^\s*[+-]?\d+,\d+(e[+-]?\d+)?\s*$", re.I)
+_EXPONENT = re.compile(r"[.,eE]")
 _TRUTH = {"true": 1.0, "false": 0.0}
 _FEW = 100
 """One in so many values that are none of a column's numbers is a slip; more make it a column of texts."""
 
 EXACT_FLOAT32, EXACT_FLOAT64 = 1 << 24, 1 << 53
 """Whole numbers up to these are exact."""
+
+_LEAST_STEPS = 1 << 12
+"""Numbers that float32 is to tell apart between the smallest and the largest of a column."""
 
 ID_NAMES = re.compile(
     r"^(unnamed: \d+|index|idx|row|row_?(number|num)|uuid|guid)?$|(^|[_\-. ])(id|ids|uuid)$|[a-z0-9]I[dD]$|^(id|ID|Id)$"
@@ -44,8 +48,12 @@ class Kind:
         The first of those, and where it is.
     whole : bool
         Whether all numbers are whole.
-    largest : float
-        Of the absolute values.
+    low, high : float
+        The smallest and the largest.
+    is_float32 : bool
+        Whether float32 has all of the numbers exactly.
+    has_exponents : bool
+        Whether a whole number beyond 2⁵³ is written as floats are: ``1.5e20``.
     commas : int
         How many numbers have a decimal comma.
     ones : bool
@@ -59,7 +67,10 @@ class Kind:
     text: str = ""
     line: int = 0
     whole: bool = True
-    largest: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+    is_float32: bool = True
+    has_exponents: bool = False
     commas: int = 0
     ones: bool = True
 
@@ -71,6 +82,22 @@ class Kind:
         few = max(1, (self.numbers + self.texts) // _FEW)
         return not self.texts or (self.texts <= few and self.texts < self.numbers)
 
+    @property
+    def largest(self) -> float:
+        """Of the absolute values."""
+        return max(-self.low, self.high, 0.0)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether whole numbers are written out of which float64 loses digits."""
+        return self.whole and not self.has_exponents and self.largest > EXACT_FLOAT64
+
+    @property
+    def needs_float64(self) -> bool:
+        """Whether float32 loses whole numbers, or tells apart few of the numbers of a narrow range: points in time."""
+        narrow = self.largest / EXACT_FLOAT32 > (self.high - self.low) / _LEAST_STEPS
+        return not self.is_float32 and (self.largest > EXACT_FLOAT32 or (narrow and self.high > self.low))
+
     def look(self, values: Sequence[str], lines: Sequence[int], comma: bool) -> None:
         """Learn from some more values."""
         try:
@@ -79,23 +106,33 @@ class Kind:
                 raise ValueError
         except ValueError:
             found = np.array([self._one(value, line, comma) for value, line in zip(values, lines, strict=True)])
-            self._measure(found)
+            self._measure(found, values)
         else:
-            self.look_at_numbers(found)
+            self.look_at_numbers(found, values)
 
-    def look_at_numbers(self, found: npt.NDArray[np.float64]) -> None:
+    def look_at_numbers(self, found: npt.NDArray[np.float64], values: Sequence[str]) -> None:
         """The same, of values that are known to be numbers."""
         missing = int(np.isnan(found).sum())
         self.missing += missing
         self.numbers += len(found) - missing
-        self._measure(found)
+        self._measure(found, values)
 
-    def _measure(self, found: npt.NDArray[np.float64]) -> None:
-        found = found[np.isfinite(found)]
-        if len(found):
-            self.largest = max(self.largest, float(np.abs(found).max()))
-            self.whole = self.whole and bool((found == np.rint(found)).all())
-            self.ones = self.ones and bool(((found == 0) | (found == 1)).all())
+    def _measure(self, found: npt.NDArray[np.float64], values: Sequence[str]) -> None:
+        there = np.isfinite(found)
+        if not there.all():
+            self.has_exponents = self.has_exponents or bool(np.isinf(found).any())
+            values = [values[place] for place in np.flatnonzero(there).tolist()] if self.whole else ()
+            found = found[there]
+        if not len(found):
+            return
+        self.low, self.high = min(self.low, float(found.min())), max(self.high, float(found.max()))
+        self.whole = self.whole and bool((found == np.rint(found)).all())
+        self.ones = self.ones and bool(((found == 0) | (found == 1)).all())
+        with np.errstate(over="ignore"):
+            self.is_float32 = self.is_float32 and bool((found.astype(np.float32) == found).all())
+        if self.whole and self.largest > EXACT_FLOAT64:
+            large = np.flatnonzero(np.abs(found) > EXACT_FLOAT64).tolist()
+            self.has_exponents = self.has_exponents or any(_EXPONENT.search(values[place]) for place in large)
 
     def _one(self, value: str, line: int, comma: bool) -> float:
         number = as_number(value, comma)
@@ -179,8 +216,8 @@ def read_table(table: Table, kept: set[int], problem: Callable[[Sequence[str]], 
                 # All at once is twice as fast as column by column.
                 numbers = np.array(block, np.float64)
         if numbers is not None and not any("_" in "".join(values) for values in block):
-            for kind, own in zip(kinds, numbers.T.copy(), strict=True):
-                kind.look_at_numbers(own)
+            for kind, own, column in zip(kinds, numbers.T.copy(), zip(*block, strict=True), strict=True):
+                kind.look_at_numbers(own, column)
         else:
             for kind, column in zip(kinds, zip(*block, strict=True), strict=True):
                 kind.look(column, lines[-len(block) :], comma)
@@ -227,7 +264,7 @@ def values_of(texts: Sequence[str], kind: Kind, comma: bool) -> Column:
     whole = whole_numbers(texts)
     if whole is not None:
         return Column(whole)
-    if kind.is_number and not kind.texts and kind.numbers and (not kind.whole or kind.largest <= EXACT_FLOAT64):
+    if kind.is_number and not kind.texts and kind.numbers and not kind.is_long:
         if kind.truths and not kind.missing:
             return Column(np.array([_TRUTH[text.lower()] for text in texts], np.bool_))
         written = [text for text in texts if not is_missing(text)]

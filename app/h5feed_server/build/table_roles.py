@@ -18,7 +18,7 @@ from .image_paths import ImageFolder, Place
 from .image_source import split_codes
 from .options import BuildOptions
 from .source import Column
-from .table_columns import EXACT_FLOAT64, ID_NAMES, Read, are_numbers, as_number, gather, labels_of, values_of
+from .table_columns import ID_NAMES, Read, are_numbers, as_number, gather, labels_of, values_of
 from .table_file import Table, is_missing, is_number, is_path
 
 _LABEL_NAMES = re.compile(
@@ -106,10 +106,9 @@ class Roles:
             if number in done:
                 continue
             beside = self.image is not None or self.pixels is not None
-            large = kind.whole and kind.largest > EXACT_FLOAT64
-            if number in self.ids or beside or large or not kind.is_number:
+            if number in self.ids or beside or kind.is_long or not kind.is_number:
                 self.other.append(number)
-                if large and kind.is_number and number not in self.ids and not beside:
+                if kind.is_long and kind.is_number and number not in self.ids and not beside:
                     self.notes.append(f"column {name!r} holds whole numbers beyond 2⁵³: it is a field of its own")
                 if not kind.is_number and not beside and number not in self.ids:
                     texts.append(f"{name!r} ({kind.text[:20]!r}, line {kind.line})")

@@ -30,7 +30,7 @@ from ..storage.source import YOUNG_SECONDS, Identity, is_away
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
 from .declared import followed, read_declared
-from .discovery import ALL_SUFFIXES, Others, Walk, distinct, dotted, ending_of, shown, walk, why_not_there
+from .discovery import ALL_SUFFIXES, LEADS_OUT, Others, Walk, distinct, dotted, ending_of, shown, walk, why_not_there
 from .entry import Entry, Listed, Status, identity_of
 from .grouping.families import families
 from .inspections import NotYet
@@ -127,7 +127,7 @@ class Catalog:
         """
         lines: list[tuple[Entry, Listed]] = []
         entries = self.entries()
-        if self._presence.reason is not None:
+        if self._presence.reason is not None and self._presence.holds_files:
             raise SourceUnavailable(self._presence.reason, retry_after=AWAY_RETRY_SECONDS)
         # Parts of others that are nothing by themselves.
         parts = {path for entry in entries if entry.datasets() for path in entry.beside}
@@ -332,13 +332,13 @@ class Catalog:
                 entries[name] = Entry(name, tuple(files), (), (), failed, {}, began=began)
                 self._looks.tell(files, reason)
 
-            declaration = read_declared(self._root)
+            declaration = read_declared(self._root, follow_links=self._settings.follow_links)
             found, awaited = Walk(sorted(self._only or ())), dict[str, str]()
             if self._only is None:
                 endings = declaration.endings()
                 found = walk(str(self._root), endings, str(self._settings.cache_dir.resolve()))
                 awaited = self._await(found, began)
-                if self._presence.reason is not None and self._entries:
+                if self._presence.reason is not None and self._presence.holds_files:
                     # All is as it was, as far as anybody knows.
                     self._found.clear()
                     self._entries = {
@@ -364,6 +364,11 @@ class Catalog:
             for family in sorted(families(files, declared), key=lambda family: len(family.files)):
                 members = family.files
                 name = free(family.name, members)
+                if not self._settings.follow_links and (outside := found.outside.intersection(members)):
+                    # Before it is looked at: nobody is told what else there is on this disk.
+                    which = "it" if len(members) == 1 else shown(min(outside))
+                    refuse(name, members, f"{which} {LEADS_OUT}")
+                    continue
                 paths = tuple(str(self._root / file) for file in members)
                 if (away := next((awaited[file] for file in members if file in awaited), None)) is not None:
                     entries[name] = self._away(name, members, away)
@@ -407,8 +412,11 @@ class Catalog:
 
     def _await(self, found: Walk, began: float) -> dict[str, str]:
         """Add to what was found the files that are awaited; why they are, for each."""
-        before = self._presence.trouble
+        before = self._presence.trouble if self._presence.holds_files else None
         awaited = self._presence.awaited(found, began)
+        if not self._presence.holds_files:
+            # What is wrong with a folder that was never read is told as that of files is.
+            return awaited
         if self._presence.trouble is not None and before is None:
             logger.warning("%s; 503 is answered until it is back", self._presence.trouble)
         elif before is not None and self._presence.trouble is None:

@@ -19,7 +19,7 @@ from ..storage.column import About, Column, Segment
 from ..storage.layout import ArrayLayout
 from .encoded import spec_of
 from .grouping.pieces import Table, TableField
-from .roles import Role, Traits, class_names, guess_channels, guess_roles
+from .roles import ROLES, Traits, class_names, guess_channels, guess_roles
 
 
 @dataclass(frozen=True)
@@ -232,13 +232,11 @@ def describe_fields(
     fields = [_decoded(field, (decode or {}).get(field.name)) for field in table.fields]
     problems = [_problem(field) for field in fields]
     guessed = guess_roles(
-        [_traits(field, problem) for field, problem in zip(fields, problems, strict=True)],
+        [_traits(field, problem, declared.get(field.name)) for field, problem in zip(fields, problems, strict=True)],
         lambda number: holds_classes(fields[number].column),
     )
     found = []
     for item, problem, role in zip(fields, problems, guessed, strict=True):
-        if item.name in declared:
-            role = Role(declared[item.name], "declared in h5feed.toml")
         about = item.column.segments[0].about
         names: Sequence[str] | None = about.class_names if about else None
         if names is None and role.role == "label":
@@ -260,10 +258,17 @@ def describe_fields(
     return tuple(found)
 
 
-def _traits(field: TableField, problem: str | None) -> Traits:
+def _traits(field: TableField, problem: str | None, declared: str | None) -> Traits:
     column = field.column
     has_lists = column.has_lists and column.dtype.kind != "S"
-    about = About(field.role.role, field.role.reason) if field.role else column.segments[0].about
+    about = column.segments[0].about or About()
+    said = {str(segment.array.attributes.get("role")) for segment in column.segments}
+    if declared is not None:
+        about = replace(about, role=declared, reason="declared in h5feed.toml")
+    elif field.role is not None:
+        about = replace(about, role=field.role.role, reason=field.role.reason)
+    elif len(said) == 1 and said <= {*ROLES}:
+        about = replace(about, role=said.pop(), reason="its attribute 'role' says so")
     return Traits(field.name, column.sample_shape, column.dtype, has_lists, problem is None, about)
 
 
@@ -273,6 +278,8 @@ def _problem(field: TableField) -> str | None:
     named = {_names_of(segment) for segment in field.column.segments}
     if problem is None and len(named) > 1:
         problem = "the same number stands for other classes in some of its pieces"
+    if problem is None and len({guess_channels(segment.array) for segment in field.column.segments}) > 1:
+        problem = "its pieces say that their channels lie in different orders"
     if problem is None and field.column.dtype.kind == "S" and field.column.sample_shape:
         problem = "it is text of more than one string a row"
     return problem

@@ -36,7 +36,7 @@ from h5feed.errors import Unreadable
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..split_names import SPLIT_WORDS
-from .discovery import ALL_SUFFIXES, ending_of
+from .discovery import ALL_SUFFIXES, LEADS_OUT, ending_of, leads_out
 from .encoded import DeclaredImages
 from .grouping.names import natural
 
@@ -145,11 +145,20 @@ class Refusal:
         return [file for file in files if any(_is_meant(pattern, file) for pattern in self.files)]
 
 
-def read_declared(root: Path) -> Declaration:
+def read_declared(root: Path, *, follow_links: bool) -> Declaration:
     """What the file in this folder declares; nothing where there is no such file.
 
     What is wrong with one dataset refuses that one; what is wrong with the file as a whole, all that it declares.
+
+    Parameters
+    ----------
+    root : Path
+        The folder, without links in its path.
+    follow_links : bool
+        Whether it is read where it is a link that leads out of the folder.
     """
+    if not follow_links and leads_out(str(root), str(root / NAME)):
+        return Declaration({}, {NAME: Refusal(f"{NAME} {LEADS_OUT}")})
     try:
         # A FIFO of that name would block for ever.
         with open(root / NAME, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
@@ -159,6 +168,9 @@ def read_declared(root: Path) -> Declaration:
     except FileNotFoundError:
         return Declaration()
     except OSError as error:
+        if not os.access(root, os.X_OK):
+            # Nobody knows whether there is one; that the folder cannot be read is told of the folder.
+            return Declaration()
         return Declaration({}, {NAME: Refusal(f"{NAME} cannot be read: {error.strerror}")})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         return Declaration({}, {NAME: Refusal(f"{NAME}: {error}: nothing of it is followed")})

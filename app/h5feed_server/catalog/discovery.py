@@ -25,6 +25,11 @@ _EXAMPLES = 16
 
 _UNSERVED_LINKS = "it is a link to a folder, which is not followed: mount that folder here, or link the files in it"
 
+LEADS_OUT = (
+    "is a link that leads out of the data folder, which is followed only where the server is started with "
+    "--follow-links (H5FEED_FOLLOW_LINKS=1)"
+)
+
 
 @dataclass
 class Others:
@@ -53,6 +58,8 @@ class Walk:
         All of other endings, by ending.
     refused : dict of str to str
         Folders that are not looked into, with the reason.
+    outside : set of str
+        Those of all files that are links which lead out of the folder.
     unlisted : dict of str to str
         Folders that cannot be looked into, with the reason; the data folder itself is ``""``.
     places : dict of str to (int, int)
@@ -63,6 +70,7 @@ class Walk:
     declarable: list[str] = field(default_factory=list)
     others: dict[str, Others] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    outside: set[str] = field(default_factory=set)
     unlisted: dict[str, str] = field(default_factory=dict)
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -82,6 +90,7 @@ def walk(root: str, endings: Collection[str] = (), besides: str | None = None, *
     while unseen:
         folder = unseen.pop()
         try:
+            _check_rights(os.path.join(root, folder))
             with os.scandir(os.path.join(root, folder)) as entries:
                 status = os.stat(os.path.join(root, folder))
                 found.places[folder] = (status.st_dev, status.st_ino)
@@ -95,6 +104,8 @@ def walk(root: str, endings: Collection[str] = (), besides: str | None = None, *
                     elif entry.is_symlink() and os.path.isdir(entry.path):
                         found.refused[path] = _UNSERVED_LINKS
                     else:
+                        if entry.is_symlink() and leads_out(root, entry.path):
+                            found.outside.add(path)
                         _sort_in(found, path, endings)
         except OSError as error:
             # The folder itself may be on a disk that comes back; what vanishes while it is looked at is not there.
@@ -104,6 +115,21 @@ def walk(root: str, endings: Collection[str] = (), besides: str | None = None, *
     found.files.sort()
     found.declarable.sort()
     return found
+
+
+def _check_rights(folder: str) -> None:
+    """Refuse a folder that can be listed but not entered, too: everything in it would have a reason of its own."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        os.stat(folder)
+        user = os.geteuid()
+        raise PermissionError(
+            errno.EACCES, f"the server runs as user {user}, who may not read it (chmod a+rX lets all)"
+        )
+
+
+def leads_out(root: str, path: str) -> bool:
+    """Whether a path that begins with that of a folder without links leads to what lies elsewhere."""
+    return os.path.commonpath((root, os.path.realpath(path))) != root
 
 
 def _sort_in(found: Walk, path: str, endings: Collection[str]) -> None:

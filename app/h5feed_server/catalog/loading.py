@@ -1,6 +1,7 @@
 """From a path to the arrays behind it: inspects a file, follows its links, finds the files that it is read with.
 
-A name in a file may lead to any other: it is followed within the data folder only, whatever links lie on the way.
+A name in a file may lead to any other: it is followed within the data folder only, whatever links lie on the way. Where
+the settings say so, a file in the folder may itself be a link that leads out.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from ..storage.reader import Reader
 from ..storage.reader_pool import CRASHES, ReaderPool
 from ..storage.source import Identity, LocalFile, OpenFiles
 from .conventions import as_meant
+from .discovery import LEADS_OUT, leads_out
 from .revision import content_digest
 
 MAX_LINKED = 10_000
@@ -161,6 +163,8 @@ class FileLoader:
         _, members = members_of(path)
         identities = [identity]
         for member in members:
+            if not self._settings.follow_links and leads_out(str(self._root), member):
+                raise Unreadable(f"its part {os.path.basename(member)!r} {LEADS_OUT}")
             try:
                 identities.append(_identity(member))
             except FileNotFoundError:
@@ -219,13 +223,15 @@ class FileLoader:
         ------
         _Astray
         """
-        found = os.path.realpath(os.path.join(os.path.dirname(path), name))
+        named = os.path.join(os.path.dirname(path), name)
+        found = os.path.realpath(named)
         # Of an absolute path, no more than the last part: it may be that of a disk of the server's.
         known = f"the file {_shown(name)!r}"
-        if not found.startswith(f"{self._root}{os.sep}"):
+        # Where links are followed, one may lie where the name leads; none on the way there leads out.
+        if leads_out(str(self._root), os.path.dirname(named) if self._settings.follow_links else found):
             raise _Astray(f"{known}, which lies outside of the data folder")
         # Nor is what is hidden served by any other name, unless the operating system's links lead there.
-        way = os.path.relpath(os.path.join(os.path.dirname(path), name), os.path.dirname(path))
+        way = os.path.relpath(named, os.path.dirname(path))
         if any(part.startswith(".") and part != ".." for part in way.split(os.sep)):
             raise _Astray(f"{known}, which is hidden")
         try:
@@ -234,7 +240,7 @@ class FileLoader:
             beside[found] = None
             raise _Astray(f"{known}, which is missing") from None
         # By its name too, which may lead elsewhere some day.
-        beside[found] = beside[os.path.join(os.path.dirname(path), name)] = Identity.of(status)
+        beside[found] = beside[named] = Identity.of(status)
         if not stat.S_ISREG(status.st_mode):
             raise _Astray(f"{known}, which is no regular file")
         return found, Identity.of(status)

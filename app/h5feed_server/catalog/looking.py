@@ -83,7 +83,8 @@ class Looks:
         if (told := (tuple(files), reason)) not in self._told:
             self._told.add(told)
             # What is wrong with the declaration begins with its name.
-            where = "" if list(files) == [DECLARATION] else f"{', '.join(map(shown, files[:3]))}: "
+            names = ", ".join(map(shown, files[:3]))
+            where = {DECLARATION: "", ".": "the data folder: "}.get(names, f"{names}: ")
             logger.warning("%s%s", where, reason)
 
     def _load(

@@ -66,7 +66,8 @@ def _is_hdf5(path: str, sniffed: dict[str, bool]) -> bool:
     if path not in sniffed:
         sniffed[path] = False
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            # What a link leads to has an ending of its own, or does not lie in the data folder.
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
             try:
                 sniffed[path] = stat.S_ISREG(os.fstat(descriptor).st_mode) and is_hdf5(descriptor)
             finally:

@@ -70,6 +70,11 @@ class Presence:
         self.trouble = self.reason or next(iter(lost.values()), None)
         return lost
 
+    @property
+    def holds_files(self) -> bool:
+        """Whether any were ever found, and not deleted since."""
+        return bool(self._files)
+
     def is_sound(self, root: str) -> bool:
         """Whether the data folder looks, at a glance, as it did."""
         try:

@@ -13,6 +13,9 @@ from ..storage.column import About
 from ..storage.layout import ArrayLayout
 from .words import is_coordinate, is_running, says, target_of_pair
 
+ROLES = ("input", "label", "weight", "other")
+"""What a field may be for; also the values of its attribute ``role``."""
+
 
 @dataclass(frozen=True)
 class Role:
@@ -56,6 +59,11 @@ class Traits:
     def is_column(self) -> bool:
         return self.about is not None and self.about.is_column
 
+    @property
+    def is_told(self) -> bool:
+        """Whether its role is known, and not to be guessed."""
+        return self.about is not None and self.about.role is not None
+
 
 _TARGET = "target"
 """Becomes ``label`` where nothing else says so more plainly, else ``other``."""
@@ -75,7 +83,9 @@ def guess_roles(fields: Sequence[Traits], holds_classes: Callable[[int], bool] =
     labels = [i for i, role in enumerate(roles) if role.role == "label" and fields[i].usable]
     numbers = [i for i in labels if not fields[i].is_text]
     if numbers:
-        for i in set(labels) - set(numbers):
+        for i in labels:
+            if not fields[i].is_text or fields[i].is_told:
+                continue
             reason = f"text beside the label {fields[numbers[0]].name!r}, which says the same in numbers"
             roles[i] = Role("other", reason)
     inputs = any(role.role == "input" and field.usable for field, role in zip(fields, roles, strict=True))
@@ -142,16 +152,17 @@ def _only_label(fields: Sequence[Traits], roles: Sequence[Role], holds_classes: 
         i
         for i, (field, role) in enumerate(zip(fields, roles, strict=True))
         if role.role == "other" and field.usable and field.is_single and field.dtype.kind in "biuS"
-        if (field.about is None or field.about.role is None) and not is_running(field.name)
+        if not field.is_told and not is_running(field.name)
     ]
     return found[0] if len(found) == 1 and holds_classes(found[0]) else None
 
 
 def _is_feature(field: Traits, role: Role) -> bool:
-    """Whether it is a column of numbers that is nothing else."""
-    if role.role != "other" or not (field.is_column and field.usable and field.is_single) or field.is_text:
+    """Whether it is a column of numbers that is nothing else; codes of categories are no numbers to learn from."""
+    about = field.about
+    if role.role != "other" or about is None or not (about.is_column and field.usable and field.is_single):
         return False
-    return (field.about is None or field.about.role is None) and not is_running(field.name)
+    return not (field.is_text or field.is_told or is_running(field.name)) and about.class_names is None
 
 
 def is_dense(name: str, sample_shape: tuple[int, ...]) -> bool:

@@ -264,7 +264,7 @@ def _scalar(known: dict[str, Any], dataset: h5py.Dataset, stored: h5t.TypeID, pa
         text = dataset[()]
         if isinstance(text, bytes) and 0 < len(text) <= MAX_TEXT_BYTES:
             given["dtype"], value = f"|S{len(text)}", text
-    elif stored.get_class() not in (h5t.COMPOUND, h5t.ARRAY, h5t.VLEN) and part.item.exact:
+    elif stored.get_class() not in (h5t.ARRAY, h5t.VLEN) and not part.name and part.item.exact:
         given |= part.item.known()
         value = _raw(dataset, stored)
     return ArrayLayout(**given, unreadable=_SCALAR, scalar=value)

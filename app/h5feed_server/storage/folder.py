@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +23,7 @@ _WRITERS = 4
 """Threads that write behind: a disk makes several files lasting in little more time than one."""
 
 _PREFIX = "served-"
-
-_BEFORE_VERSIONS = ("classes", "digests", "groups", "jobs", "layouts", "reports", "splits", "stats")
-"""Folders that servers made which knew no version of what is served."""
+_OURS = re.compile(rf"{_PREFIX}[0-9]+")
 
 _FORGOTTEN_SECONDS = 7 * 24 * 3600.0
 """What servers of other versions have left is deleted when nobody has used it for so long; one that is still running,
@@ -141,8 +140,9 @@ class CacheFolder:
 
     def _prune(self, path: Path, max_bytes: int) -> None:
         """Delete what servers of other versions have left for long, and what was not used for longest."""
-        # By their names: other files may lie in the folder, as the token does.
-        ours = [*path.glob(f"{_PREFIX}*"), *(path / name for name in _BEFORE_VERSIONS)]
+        # By names that nobody else would give: other files may lie in the folder, as the token does, or it is one of
+        # other things altogether.
+        ours = [folder for folder in path.glob(f"{_PREFIX}*") if _OURS.fullmatch(folder.name)]
         forgotten = time.time() - _FORGOTTEN_SECONDS
         found = []
         for folder in ours:

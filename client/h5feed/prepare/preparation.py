@@ -39,7 +39,8 @@ class Preparation:
         Statistics that are asked of the server are those of the training rows; only ``"all"`` has its own.
     x, y : str, list, tuple or dict of str, optional
         Fields. One gives an array; a list a dict by field name, a tuple a tuple, a dict ``{name: field}`` a dict by
-        these names. Default: the input and the label fields. ``y=[]``: no targets.
+        these names. Default: the input and the label fields, without those that the other options name. ``y=[]``:
+        no targets.
     sample_weight : str, optional
         Field of one weight a row; it is multiplied by the weight 0 of the rows that pad a tail.
     class_mode : str or None
@@ -107,9 +108,10 @@ class Preparation:
     ) -> None:
         if class_mode is not None and class_mode not in CLASS_MODES:
             raise BadParameter(f"class_mode={class_mode!r} must be {', '.join(map(repr, CLASS_MODES))} or None")
-        self._x = _Fields(dataset, "input", x)
         no_targets = class_mode in (None, "input")
-        self._y = _Fields(dataset, "label", [] if no_targets else y)
+        # What is named for one purpose is not taken for the other by default: a target among the inputs is no task.
+        self._x = _Fields(dataset, "input", x, (*(() if no_targets else _names(y)), *_names(sample_weight)))
+        self._y = _Fields(dataset, "label", [] if no_targets else y, (*_names(x), *_names(sample_weight)))
         self._weight = sample_weight
         self.inputs = self._x.names
         if not self._x.names:
@@ -193,15 +195,12 @@ class Preparation:
 class _Fields:
     """Some fields, and how their arrays are handed to a model."""
 
-    def __init__(self, dataset: Dataset, role: str, chosen: FieldNames | None) -> None:
+    def __init__(self, dataset: Dataset, role: str, chosen: FieldNames | None, others: Names[str]) -> None:
         if chosen is None:
-            chosen = dataset.fields_of_role(role) or _only_text(dataset, role)
-        if isinstance(chosen, Mapping):
-            self.names = list(chosen.values())
-            self._keys: list[str] | None = list(chosen)
-        else:
-            self.names = [chosen] if isinstance(chosen, str) else list(chosen)
-            self._keys = None
+            known = dataset.fields_of_role(role) or _only_text(dataset, role)
+            chosen = [name for name in known if name not in others]
+        self.names = _names(chosen)
+        self._keys = list(chosen) if isinstance(chosen, Mapping) else None
         self._as_tuple = isinstance(chosen, tuple)
         _check_known(dataset, self.names)
 
@@ -212,6 +211,14 @@ class _Fields:
         if len(self.names) <= 1:
             return next(iter(arrays.values()), None)
         return tuple(arrays[name] for name in self.names) if self._as_tuple else dict(arrays)
+
+
+def _names(chosen: FieldNames | None) -> list[str]:
+    if chosen is None:
+        return []
+    if isinstance(chosen, Mapping):
+        return list(chosen.values())
+    return [chosen] if isinstance(chosen, str) else list(chosen)
 
 
 def _only_text(dataset: Dataset, role: str) -> list[str]:

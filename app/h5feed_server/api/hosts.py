@@ -1,0 +1,83 @@
+"""Names that the server may be asked for by, where no token keeps others out.
+
+A page that is open in a browser on this network may have its own name lead to this server's address (DNS rebinding):
+the browser then lets it read what the server answers. It cannot do so under another name than its own, so the ``Host``
+header tells. See also Django's ``ALLOWED_HOSTS``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+
+from h5feed.errors import HostNotAllowed
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..settings import ANY_HOST, Settings
+from .auth import WATCHED_PATHS
+from .problems import problem
+
+_HOST = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::[0-9]{0,5})?")
+"""An address of IPv6 in brackets, or a name or an address of IPv4; and a port, which may be that of a proxy."""
+
+_MAX_REMEMBERED = 64
+_SHOWN = 80
+"""Characters of a name that are told."""
+
+
+class HostCheck:
+    """ASGI middleware that lets a request through only where its ``Host`` is one that no page can take for its own.
+
+    That are addresses, names of the loopback, the machine's own name and those that the settings allow. A request
+    without the header comes from no browser.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        own = socket.gethostname().lower()
+        names = {"localhost", own, own.partition(".")[0], settings.host.lower(), *settings.allowed_host_list}
+        self._names = frozenset(names)
+        self._good: set[bytes] = set()
+        """Values that were found good, so that a batch costs no more than a look."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            for name, value in scope["headers"]:
+                if name == b"host" and value not in self._good and not self._allows(value):
+                    if scope["path"] in WATCHED_PATHS:
+                        break
+                    await problem(_not_allowed(value))(scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
+
+    def _allows(self, value: bytes) -> bool:
+        match = _HOST.fullmatch(value.decode("latin-1").strip().lower())
+        if match is None:
+            return False
+        address, name = match.groups()
+        good = _is_address(address) if name is None else self._allows_name(name.removesuffix("."))
+        if good and len(self._good) < _MAX_REMEMBERED:
+            self._good.add(value)
+        return good
+
+    def _allows_name(self, name: str) -> bool:
+        # Browsers resolve what ends in .localhost themselves.
+        return name in self._names or ANY_HOST in self._names or name.endswith(".localhost") or _is_address(name)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _not_allowed(value: bytes) -> HostNotAllowed:
+    name = value.decode("latin-1")
+    shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
+    return HostNotAllowed(
+        f"this server is not to be asked for as {shown!r}: use its IP address, or let it be started with "
+        "--allowed-host NAME (H5FEED_ALLOWED_HOSTS), or with tokens (H5FEED_TOKENS)"
+    )
