@@ -19,13 +19,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .catalog.catalog import Entry
 from .catalog.dataset import Dataset, Field
 from .catalog.declared import NAME as DECLARATION
 from .catalog.declared import followed, read_declared
 from .catalog.description import describe_dataset
 from .catalog.discovery import ALL_SUFFIXES, leads_out, walk
+from .catalog.entry import Entry
 from .catalog.grouping.families import families
+from .catalog.inspections import NotYet
 from .sampling.spec import OrderSpec
 from .services import Services
 from .settings import Settings
@@ -81,7 +82,10 @@ def inspect_file(path: Path, console: Console) -> int:
 def _together(root: Path, name: str) -> list[str]:
     """The files that the catalogue looks at together with this one, itself among them."""
     declaration = read_declared(root, follow_links=True)
-    found = walk(str(root), declaration.endings())
+    # What lies deeper belongs to a file only where it is declared to: the folder may be somebody's home.
+    means = (dataset for dataset in declaration.datasets.values() if dataset.matching([name]))
+    deep = any("/" in pattern for dataset in means for pattern in dataset.files)
+    found = walk(str(root), declaration.endings(), deep=deep)
     known = sorted([*found.files, *found.declarable])
     declared, unfollowed = followed(declaration, known)
     for meant, why in unfollowed.values():
@@ -197,7 +201,7 @@ def _costs(services: Services, dataset: Dataset, path: Path, chosen: str) -> Ite
             body = plan.filled(index, index + 1, lambda size: np.empty(size, np.uint8))
             seconds.append(time.perf_counter() - began)
             nbytes = len(body)
-    except FeedError as error:
+    except (FeedError, NotYet) as error:
         yield f"a shuffled batch cannot be read: {error}"
         return
     # The first one finds nothing in memory; those after it what it has left there.

@@ -8,37 +8,51 @@ beside it. Any worker that is asked for a job which nobody works on takes it up 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from h5feed.errors import FeedError, InternalError, Overloaded
+from h5feed.errors import FeedError, InternalError, JobWanted, Overloaded
 
+from .askers import Askers
+from .storage.holding import hold, release
 from .storage.sealed import read_sealed, write_sealed
+from .turns import Turns
 
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 64
-"""Jobs that one worker has taken on."""
+"""Jobs that one worker has taken on. Where there are no more, those of the dataset that has most give way."""
 
-_THREADS = 2
+MAX_OF_DATASET = 16
+"""Those of one dataset."""
+
+_AT_ONCE = 2
 """Jobs of each kind that one worker works on at the same time."""
+
+WANTED_SECONDS = 30.0
+"""Who has asked within this time keeps others from deleting a job."""
+
+_TICK_SECONDS = 1.0
+"""How often it is looked whether jobs are still wanted."""
 
 _WRITE_SECONDS = 0.25
 """How often progress is written down, at most."""
 
 _KEPT_SECONDS = 24 * 3600.0
 """How long it can be asked what became of a job."""
+
+WAIT_SECONDS = 60.0
+"""How long a job waits for a dataset that is being looked at, after a restart."""
 
 _ID = re.compile("[0-9a-f]{32}")
 
@@ -47,7 +61,7 @@ Status = Literal["queued", "running", "done", "failed"]
 
 
 class Cancelled(Exception):
-    """The process is to end: what is half done is dropped."""
+    """The process is to end, or nobody wants the work any more: what is half done is dropped."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,10 @@ class JobState:
     def is_over(self) -> bool:
         return self.status in ("done", "failed")
 
+    @property
+    def dataset(self) -> str:
+        return str(self.request.get("dataset", ""))
+
 
 class InProgress(Exception):
     """What was asked for is not there yet, but a job is at work on it.
@@ -100,9 +118,12 @@ class InProgress(Exception):
 class Progress:
     """What work tells of itself; safe to call from any thread."""
 
-    def __init__(self, tell: Callable[[int, int], None], cancelled: threading.Event) -> None:
+    def __init__(
+        self, tell: Callable[[int, int], None], cancelled: threading.Event, give_way: Callable[[], None] = lambda: None
+    ) -> None:
         self.cancelled = cancelled
         self._tell = tell
+        self._give_way = give_way
         self._lock = threading.Lock()
         self._done = 0
         self._total = 0
@@ -114,15 +135,17 @@ class Progress:
             self._tell(self._done, self._total)
 
     def advance(self, units: int) -> None:
-        """So many more are done.
+        """So many more are done. Others may have a turn before this returns.
 
         Raises
         ------
         Cancelled
         """
-        if self.cancelled.is_set():
-            raise Cancelled
         with self._lock:
+            # The other threads of this work wait as well, for the lock.
+            self._give_way()
+            if self.cancelled.is_set():
+                raise Cancelled
             self._done = min(self._done + units, self._total)
             self._tell(self._done, self._total)
 
@@ -132,6 +155,7 @@ class _Kind:
     unit: str
     work: Callable[[Request, Progress], None]
     threads: ThreadPoolExecutor
+    turns: Turns
 
 
 @dataclass
@@ -140,7 +164,9 @@ class _Mine:
 
     state: JobState
     lock: int | None
-    written: float = field(default=0.0)
+    taken: float
+    written: float = 0.0
+    cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 class Jobs:
@@ -150,12 +176,19 @@ class Jobs:
     ----------
     folder : Path
         Shared by all workers.
+    patience : float
+        Seconds that a job goes on, or waits, when nobody asks for it any more.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, patience: float) -> None:
         self._folder = folder
+        self._patience = patience
+        self._askers = Askers(folder)
         self._kinds: dict[str, _Kind] = {}
-        self._cancelled = threading.Event()
+        self._closed = threading.Event()
+        self._watching = False
+        self.ticks = 0
+        """How often it was looked whether jobs are still wanted."""
         self._mine: dict[str, _Mine] = {}
         self._lock = threading.Lock()
         with contextlib.suppress(OSError):
@@ -164,7 +197,10 @@ class Jobs:
 
     def close(self) -> None:
         """Stop working; whoever is asked next goes on."""
-        self._cancelled.set()
+        self._closed.set()
+        with self._lock:
+            for mine in self._mine.values():
+                mine.cancelled.set()
         for kind in self._kinds.values():
             kind.threads.shutdown(wait=False, cancel_futures=True)
 
@@ -178,7 +214,7 @@ class Jobs:
         work : callable
             Does what a request says; what comes of it is kept elsewhere, by the work itself.
         """
-        self._kinds[kind] = _Kind(unit, work, ThreadPoolExecutor(_THREADS, f"h5feed-{kind}"))
+        self._kinds[kind] = _Kind(unit, work, ThreadPoolExecutor(MAX_WAITING, f"h5feed-{kind}"), Turns(_AT_ONCE))
 
     def start(self, kind: str, request: Request, result: str) -> JobState:
         """Have a request worked on, here, unless somebody works on it.
@@ -196,10 +232,57 @@ class Jobs:
         job = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         return self._take(JobState(job, kind, dict(request), result, unit=self._kinds[kind].unit), anew=True)
 
-    def state(self, job: str) -> JobState | None:
-        """Where a job stands; None where nobody knows of it. One that nobody works on is taken up again."""
-        if not _ID.fullmatch(job):
+    def state(self, job: str, asker: str = "") -> JobState | None:
+        """Where a job stands; None where nobody knows of it. One that nobody works on is taken up again.
+
+        Parameters
+        ----------
+        asker : str
+            Who wants to know: as long as anybody does, the job goes on.
+
+        Raises
+        ------
+        Overloaded
+        """
+        if not _ID.fullmatch(job) or self._deletion(job).exists():
             return None
+        state = self._state(job)
+        if state is not None and not state.is_over:
+            self._askers.note(job, asker)
+        return state
+
+    def delete(self, job: str, asker: str) -> bool:
+        """Stop a job and forget it; False where nobody knows of it.
+
+        Raises
+        ------
+        JobWanted
+            Somebody else has asked for it lately.
+        """
+        if not _ID.fullmatch(job) or self._deletion(job).exists():
+            return False
+        with self._lock:
+            mine = self._mine.get(job)
+        state = mine.state if mine is not None else self._read(job)
+        if state is None:
+            return False
+        ago = time.time() - self._askers.asked(job, but=asker)
+        if not state.is_over and ago < WANTED_SECONDS:
+            raise JobWanted(
+                f"somebody else asked for this job {max(0, ago):.0f} s ago, so it goes on: it can be deleted when "
+                f"nobody else has asked for {WANTED_SECONDS:g} s"
+            )
+        if mine is not None:
+            mine.cancelled.set()
+        with contextlib.suppress(OSError):
+            # Whoever works on it finds this; where nobody does, this worker may have the lock.
+            self._deletion(job).touch()
+            if (lock := hold(self._lock_of(job))) is not None:
+                self._forget(job)
+                release(self._lock_of(job), lock)
+        return True
+
+    def _state(self, job: str) -> JobState | None:
         with self._lock:
             mine = self._mine.get(job)
         if mine is not None:
@@ -212,26 +295,65 @@ class Jobs:
     def _take(self, wanted: JobState, *, anew: bool) -> JobState:
         with self._lock:
             mine = self._mine.get(wanted.id)
+            if mine is not None and mine.cancelled.is_set():
+                raise Overloaded("this job is just being stopped; come again in a moment", retry_after=1)
             if mine is not None and not mine.state.is_over:
                 return mine.state
-            if sum(not each.state.is_over for each in self._mine.values()) >= MAX_WAITING:
-                raise Overloaded(f"{MAX_WAITING} jobs are waiting already; come again in a moment", retry_after=5)
+            self._make_room(wanted.dataset)
             lock: int | None = None
             with contextlib.suppress(OSError):
-                lock = self._lock_file(wanted.id)
+                lock = hold(self._lock_of(wanted.id))
                 if lock is None:
                     # Another worker has it.
                     return self._read(wanted.id) or wanted
                 now = self._read(wanted.id)
                 if not anew and now is not None and now.is_over:
                     # That worker was done between our two looks.
-                    self._unlock_file(wanted.id, lock)
+                    release(self._lock_of(wanted.id), lock)
                     return now
             fresh = replace(wanted, status="queued", done=0, total=0, code=None, detail=None)
-            mine = self._mine[wanted.id] = _Mine(fresh, lock)
+            mine = self._mine[wanted.id] = _Mine(fresh, lock, time.time())
             self._write(mine)
             self._kinds[fresh.kind].threads.submit(self._run, mine)
+            if not self._watching:
+                self._watching = True
+                threading.Thread(target=self._watch, name="h5feed-jobs", daemon=True).start()
             return mine.state
+
+    def _make_room(self, dataset: str) -> None:
+        """Call with the lock held.
+
+        Raises
+        ------
+        Overloaded
+        """
+        unfinished = [mine for mine in self._mine.values() if not mine.state.is_over and not mine.cancelled.is_set()]
+        each = Counter(mine.state.dataset for mine in unfinished)
+        if each[dataset] >= MAX_OF_DATASET:
+            raise Overloaded(
+                f"{MAX_OF_DATASET} jobs for {dataset!r} are waiting already; come again in a moment", retry_after=5
+            )
+        if len(unfinished) < MAX_WAITING:
+            return
+        most, count = each.most_common(1)[0]
+        if count <= each[dataset] + 1:
+            raise Overloaded(f"{MAX_WAITING} jobs are waiting already; come again in a moment", retry_after=5)
+        # Whoever still wants it asks again, and it waits anew.
+        next(mine for mine in reversed(unfinished) if mine.state.dataset == most).cancelled.set()
+
+    def _watch(self) -> None:
+        """Stop what was deleted, here or by another worker, and what nobody has asked for in a while."""
+        while not self._closed.wait(_TICK_SECONDS):
+            self.ticks += 1
+            with self._lock:
+                unfinished = [mine for mine in self._mine.values() if not mine.state.is_over]
+                if not unfinished:
+                    self._watching = False
+                    return
+            for mine in unfinished:
+                asked = max(mine.taken, self._askers.asked(mine.state.id))
+                if time.time() - asked > self._patience or self._deletion(mine.state.id).exists():
+                    mine.cancelled.set()
 
     def _run(self, mine: _Mine) -> None:
         def tell(done: int, total: int) -> None:
@@ -241,8 +363,12 @@ class Jobs:
 
         state = mine.state
         try:
-            tell(0, 0)
-            self._kinds[mine.state.kind].work(mine.state.request, Progress(tell, self._cancelled))
+            kind = self._kinds[mine.state.kind]
+            with kind.turns.of(mine.state.dataset, mine.cancelled.is_set) as turn:
+                if mine.cancelled.is_set():
+                    raise Cancelled
+                tell(0, 0)
+                kind.work(mine.state.request, Progress(tell, mine.cancelled, turn.give_way))
             state = replace(mine.state, status="done", done=mine.state.total)
         except Cancelled:
             # Stays as it is written down: unfinished, and nobody's.
@@ -258,14 +384,32 @@ class Jobs:
             mine.state = state
             self._write(mine)
             with self._lock:
-                if mine.lock is not None:
-                    self._unlock_file(mine.state.id, mine.lock)
+                if self._deletion(mine.state.id).exists():
+                    self._forget(mine.state.id)
+                if mine.lock is None and not mine.state.is_over:
+                    del self._mine[mine.state.id]
+                elif mine.lock is not None:
+                    release(self._lock_of(mine.state.id), mine.lock)
                     # Where it stands lies in the folder now.
                     del self._mine[mine.state.id]
                 elif len(self._mine) > MAX_WAITING:
                     over = [job for job, each in self._mine.items() if each.state.is_over]
                     for job in over[: len(over) // 2]:
                         del self._mine[job]
+
+    def _forget(self, job: str) -> None:
+        """Call with the job's lock held: as if it had never been asked for."""
+        for file in (self._file(job), self._deletion(job)):
+            with contextlib.suppress(OSError):
+                file.unlink()
+        self._askers.forget(job)
+
+    def _deletion(self, job: str) -> Path:
+        """A file that says that the job is to be forgotten."""
+        return self._folder / f"{job}.deleted"
+
+    def _lock_of(self, job: str) -> Path:
+        return self._folder / f"{job}.lock"
 
     def _file(self, job: str) -> Path:
         return self._folder / f"{job}.json"
@@ -282,31 +426,6 @@ class Jobs:
             # Progress is told often, and is worth nothing after a power failure: it need not be lasting.
             write_sealed(self._file(mine.state.id), json.dumps(asdict(mine.state)).encode(), lasting=False)
 
-    def _lock_file(self, job: str) -> int | None:
-        """A descriptor that holds the job's lock; None where another process holds it."""
-        path = self._folder / f"{job}.lock"
-        while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Who held it last may have deleted the file in between: then this lock keeps nobody out.
-                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                    return descriptor
-            except BlockingIOError:
-                os.close(descriptor)
-                return None
-            except FileNotFoundError:
-                pass
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
-
-    def _unlock_file(self, job: str, descriptor: int) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(self._folder / f"{job}.lock")
-        os.close(descriptor)
-
     def _forget_old(self) -> None:
         for file in self._old_files():
             with contextlib.suppress(OSError):
@@ -316,5 +435,5 @@ class Jobs:
         oldest = time.time() - _KEPT_SECONDS
         for file in self._folder.iterdir():
             with contextlib.suppress(OSError):
-                if file.suffix in (".json", ".part") and file.stat().st_mtime < oldest:
+                if file.suffix in (".json", ".part", ".asked", ".deleted") and file.stat().st_mtime < oldest:
                     yield file

@@ -52,9 +52,9 @@ class Services:
         )
         threads = ThreadPoolExecutor(settings.request_threads, "h5feed-request")
         threads.submit(catalog.entries)
-        jobs = Jobs(folder.path / "jobs")
+        jobs = Jobs(folder.path / "jobs", settings.job_patience)
         batcher = Batcher(settings, catalog, reader, folder, jobs)
-        statistics = Statistics(catalog, batcher, folder, jobs)
+        statistics = Statistics(catalog, batcher, folder, jobs, settings.max_job_bytes)
         return cls(
             settings, catalog, batcher, statistics, jobs, BufferPool(settings.inflight_bytes), threads, hdf5, folder
         )

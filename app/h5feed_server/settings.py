@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     readers: int = Field(2, ge=1, le=64, description="Processes that read what only h5py can, per worker, if needed.")
     inspect_timeout: float = Field(30.0, gt=0, description="Seconds that inspecting one file may take.")
     read_timeout: float = Field(60.0, gt=0, description="Seconds that answering one request may take.")
+    max_job_bytes: int = Field(1 << 40, ge=1 << 20, description="Bytes that one job may read; more is 413.")
+    job_patience: float = Field(600.0, gt=0, description="Seconds that a job goes on when nobody asks for it.")
     admit_timeout: float = Field(5.0, ge=0, description="Seconds that a request waits for room before 503.")
 
     @field_validator("tokens")

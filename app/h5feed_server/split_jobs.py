@@ -6,7 +6,7 @@ from urllib.parse import quote, urlencode
 
 from .catalog.catalog import Catalog
 from .catalog.dataset import Dataset
-from .jobs import InProgress, Jobs, JobState, Progress, Request
+from .jobs import WAIT_SECONDS, InProgress, Jobs, JobState, Progress, Request
 from .sampling.labels import Strata
 from .sampling.spec import SplitSpec
 from .sampling.splits import Splits
@@ -64,6 +64,7 @@ class SplitJobs:
         ------
         InProgress
         """
+        self._splitter.check_divisible(dataset)
         if not self._splitter.has_strata(dataset, name, bins=bins) and not _reads_little(dataset, name):
             raise InProgress(self._start(dataset, None, (name, bins)))
         return self._splitter.strata(dataset, name, bins=bins)
@@ -87,7 +88,7 @@ class SplitJobs:
         return self._jobs.start(_KIND, request, f"/v1/datasets/{quote(dataset.name, safe='')}/splits?{query}")
 
     def _work(self, request: Request, progress: Progress) -> None:
-        dataset = self._catalog.dataset(request["dataset"], request["revision"])
+        dataset = self._catalog.dataset_within(WAIT_SECONDS, request["dataset"], request["revision"])
         if request["classes"] is not None:
             name, bins = request["classes"]
             progress.expect(dataset.rows)

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.errors import TooLarge
 
 from .batching import Batcher
 from .catalog.catalog import Catalog
 from .catalog.dataset import Dataset, Field
 from .catalog.roles import is_dense
-from .jobs import Jobs, JobState, Progress, Request
+from .jobs import WAIT_SECONDS, Jobs, JobState, Progress, Request
 from .sampling.spec import SplitSpec
 from .stats.mean_image import MeanImage
 from .stats.report import FieldStats, report_of
@@ -25,6 +26,7 @@ from .stats.scan import Subject, scan
 from .stats.values import MAX_INDICATORS
 from .storage.folder import CacheFolder
 from .storage.reader import Reader
+from .storage.written import WrittenRows
 
 _VERSION = 1
 """Of what is kept in the cache folder; to be raised when a report changes."""
@@ -47,9 +49,11 @@ class Statistics:
     ----------
     folder : CacheFolder
         Keeps what was found.
+    max_job_bytes : int
+        Bytes that are read for one request at most.
     """
 
-    def __init__(self, catalog: Catalog, batcher: Batcher, folder: CacheFolder, jobs: Jobs) -> None:
+    def __init__(self, catalog: Catalog, batcher: Batcher, folder: CacheFolder, jobs: Jobs, max_job_bytes: int) -> None:
         self._catalog = catalog
         self._batcher = batcher
         self._folder = folder
@@ -58,6 +62,7 @@ class Statistics:
         # Batches come first: they are waited for, statistics are looked at.
         self._threads = max(1, len(os.sched_getaffinity(0)) // 2)
         self._jobs = jobs
+        self._max_job_bytes = max_job_bytes
         jobs.register(_KIND, "bytes", self._work)
 
     def fields(self, dataset: Dataset, name: str | None) -> tuple[Field, ...]:
@@ -106,14 +111,21 @@ class Statistics:
         return self._jobs.start(_KIND, request, result)
 
     def _work(self, request: Request, progress: Progress) -> None:
-        dataset = self._catalog.dataset(request["dataset"], request["revision"])
+        dataset = self._catalog.dataset_within(WAIT_SECONDS, request["dataset"], request["revision"])
         split, spec = request["split"], SplitSpec(**request["spec"])
         fields = [dataset.field(name) for name in request["fields"]]
         rows = None if split == "all" else self._batcher.splitter.splits(dataset, spec).of(split)
-        count = dataset.rows if rows is None else len(rows)
         reader = self._batcher.reader
         row_bytes = {field.name: _row_bytes(reader, field) for field in fields}
-        progress.expect(count * sum(row_bytes.values()))
+        # Rows in which nothing was ever written cost nothing.
+        counts = {field.name: WrittenRows(field.column, rows).count for field in fields}
+        total = sum(counts[name] * each for name, each in row_bytes.items())
+        if total > self._max_job_bytes:
+            raise TooLarge(
+                f"statistics of {', '.join(map(repr, counts))} would read {total:,} bytes, more than the "
+                f"{self._max_job_bytes:,} that one job may read (H5FEED_MAX_JOB_BYTES): ask for fewer fields or rows"
+            )
+        progress.expect(total)
         for field in fields:
             key, each = _key(dataset, field, split, spec), row_bytes[field.name]
             computed: list[bool] = []
@@ -136,7 +148,7 @@ class Statistics:
 
             data = self._folder.get(f"stats/{_VERSION}-{key}", compute)
             if not computed:
-                progress.advance(count * each)
+                progress.advance(counts[field.name] * each)
             self._keep(key, data)
 
     def _stored(self, key: str) -> bytes | None:

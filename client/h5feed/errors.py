@@ -16,6 +16,7 @@ the same class. ::
     ├── MethodNotAllowed      405 method_not_allowed
     ├── NotAcceptable         406 not_acceptable
     ├── RevisionChanged       409 revision_changed     the file is not the one the caller began with
+    ├── JobWanted             409 job_wanted           somebody else has asked for the job, which therefore goes on
     ├── TooLarge              413 too_large            decided before a byte is read
     ├── HostNotAllowed        421 host_not_allowed     the server is asked for by a name that is not its own
     ├── UnsupportedField      422 unsupported_field
@@ -25,7 +26,8 @@ the same class. ::
     ├── InternalError         500 internal_error
     ├── Transient                                      the same request may succeed later: clients retry these
     │   ├── TooManyRequests   429 too_many_requests
-    │   ├── SourceUnavailable 502 source_unavailable
+    │   ├── SourceUnavailable 503 source_unavailable   the files, or the folder, cannot be looked at now
+    │   ├── Preparing         503 preparing            the files are being looked at for the first time
     │   ├── Overloaded        503 overloaded
     │   ├── ReaderCrashed     503 reader_crashed
     │   └── ReadTimeout       504 read_timeout
@@ -113,6 +115,10 @@ class RevisionChanged(FeedError):
     code = "revision_changed"
 
 
+class JobWanted(FeedError):
+    code = "job_wanted"
+
+
 class TooLarge(FeedError):
     code = "too_large"
 
@@ -151,6 +157,10 @@ class TooManyRequests(Transient):
 
 class SourceUnavailable(Transient):
     code = "source_unavailable"
+
+
+class Preparing(Transient):
+    code = "preparing"
 
 
 class Overloaded(Transient):

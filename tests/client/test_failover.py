@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
-from h5feed.errors import BadParameter, ConnectionFailed, DatasetNotFound, Overloaded, RevisionChanged
+from h5feed.errors import BadParameter, ConnectionFailed, DatasetNotFound, Overloaded, Preparing, RevisionChanged
 from h5feed.net.cancellation import Cancellation
 from h5feed.net.client import Client, _seconds
 from h5feed.net.servers import FIRST_REST
@@ -400,3 +400,23 @@ def test_hung_server_process(serve: Callable[..., ServerProcess], folder: Path) 
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
     assert sorted(rows) == list(range(40))
+
+
+def test_who_gives_up_tells_what_the_server_told() -> None:
+    """Its last reason, though the last answer never came; and where it went away meanwhile, both."""
+    reason = (503, {"retry-after": "0"}, b'{"code": "preparing", "detail": "3 files are left"}')
+    held = threading.Event()
+
+    def hangs(number: int) -> tuple[int, dict[str, str], bytes]:
+        if number > 1:
+            held.wait(60)
+        return reason
+
+    with scripted(hangs) as server:
+        with pytest.raises(Preparing, match="3 files are left"):
+            Client(server.url, deadline=1.5).json("/v1/x")
+        held.set()
+    gone = (200, {"content-length": "9"}, b"{}")
+    both = "before that it said: 3 files are left"
+    with scripted(lambda n: reason if n == 1 else gone) as server, pytest.raises(ConnectionFailed, match=both):
+        Client(server.url, deadline=1.5).json("/v1/x")

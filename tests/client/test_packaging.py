@@ -72,6 +72,8 @@ CODES = [
     "too_many_requests",
     "dataset_corrupt",
     "source_unavailable",
+    "preparing",
+    "job_wanted",
     "overloaded",
     "reader_crashed",
     "read_timeout",

@@ -207,20 +207,22 @@ def test_a_young_file_is_looked_at_again(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(source.Identity, "of", staticmethod(of))
         # The test says when two seconds are over.
+        patched.setattr("h5feed_server.catalog.entry.YOUNG_SECONDS", 1e9)
         patched.setattr("h5feed_server.catalog.catalog.YOUNG_SECONDS", 1e9)
         catalog = Catalog(settings, cache, pool)
         try:
-            old = catalog.dataset("d")
+            old = catalog.dataset_within(60, "d")
             _in_place(folder / "d.h5", tmp_path / "new.h5")
-            assert catalog.dataset("d").revision == old.revision
+            assert catalog.dataset_within(60, "d").revision == old.revision
+            patched.setattr("h5feed_server.catalog.entry.YOUNG_SECONDS", 0)
             patched.setattr("h5feed_server.catalog.catalog.YOUNG_SECONDS", 0)
-            wait_until(lambda: catalog.dataset("d").revision != old.revision)
-            new = catalog.dataset("d")
+            wait_until(lambda: catalog.dataset_within(60, "d").revision != old.revision)
+            new = catalog.dataset_within(60, "d")
             assert new.field("x").column.key != old.field("x").column.key
             with pytest.raises(RevisionChanged):
-                catalog.dataset("d", old.revision)
+                catalog.dataset_within(60, "d", old.revision)
             # What is looked at twice is not looked at for ever, and what was found of young files is not kept.
-            assert catalog.dataset("d") is new
+            assert catalog.dataset_within(60, "d") is new
             assert not list(cache.path.glob("*/*"))
         finally:
             catalog.close()

@@ -262,6 +262,8 @@ def test_a_name_that_is_no_text_does_not_end_the_watch(tmp_path: Path) -> None:
     """Files that appear after one whose name is no UTF-8 are inspected before anybody asks, as others are."""
     folder, cache = tmp_path / "data", tmp_path / "cache"
     _file(folder / "first.h5")
+    # One that is there from the start, and stays.
+    os.mkdir(os.fsencode(folder) + b"/old\xff")
     server = ServerProcess(folder, cache)
     try:
         with h5feed.connect(server.url, deadline=120) as feed:

@@ -106,6 +106,7 @@ def test_the_next_chunks_are_decoded_ahead(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, cache_dir=tmp_path / "cache", chunk_cache_bytes=16 << 20)
     services = Services.start(settings)
     try:
+        services.catalog.dataset_within(60, "tall")
         plan = services.batcher.plan("tall", OrderSpec(), 8, None)
         reader = services.batcher.reader
         for index in (0, 2, 4):
@@ -137,7 +138,7 @@ def test_channels_in_chunks_of_their_own(tmp_path: Path, channels: int, dtype: s
         truth = file["x"][:]
     services = Services.start(Settings(data_dir=tmp_path, cache_dir=tmp_path / "cache"))
     try:
-        column = services.catalog.dataset("auto", None).field("x").column
+        column = services.catalog.dataset_within(60, "auto", None).field("x").column
         rows = random.integers(0, 40, 64)
         out = np.empty((64, *column.sample_shape), column.dtype)
         services.batcher.reader.read(column, rows, out)
@@ -169,7 +170,7 @@ def test_what_was_never_written(tmp_path: Path) -> None:
         truth = {name: file[name][:] for name in file}
     services = Services.start(Settings(data_dir=tmp_path, cache_dir=tmp_path / "cache"))
     try:
-        dataset = services.catalog.dataset("unwritten", None)
+        dataset = services.catalog.dataset_within(60, "unwritten", None)
         for name, values in truth.items():
             for member in values.dtype.names or (None,):
                 column = dataset.field(f"{name}.{member}" if member else name).column
@@ -194,7 +195,7 @@ def test_elements_that_are_arrays(tmp_path: Path) -> None:
         file.create_dataset("grid", (20, 2), kind)[...] = np.stack([values, values + 1], 1)
     services = Services.start(Settings(data_dir=tmp_path, cache_dir=tmp_path / "cache"))
     try:
-        dataset = services.catalog.dataset("arrays", None)
+        dataset = services.catalog.dataset_within(60, "arrays", None)
         for name, wanted in {"plain": values, "chunks": values, "unwritten": np.zeros_like(values)}.items():
             column = dataset.field(name).column
             out = np.empty((20, *column.sample_shape), column.dtype)
@@ -216,7 +217,7 @@ def test_a_fill_value_of_records_served_in_part(tmp_path: Path) -> None:
             table[:written] = np.zeros(written, kind)
     services = Services.start(Settings(data_dir=tmp_path, cache_dir=tmp_path / "cache"))
     try:
-        dataset = services.catalog.dataset("parts", None)
+        dataset = services.catalog.dataset_within(60, "parts", None)
         assert not services.batcher.reader.read_all(dataset.field("all.a").column).any()
         assert services.batcher.reader.read_all(dataset.field("some.a").column).tolist() == [0] * 8 + [7] * 12
     finally:

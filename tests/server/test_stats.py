@@ -118,7 +118,7 @@ def test_mean_image(dtype: str) -> None:
     if dtype == "<f4":
         samples[3, 2, 1] = np.nan
         samples[:, 0, 0] = np.inf
-    image, rest = MeanImage((5, 4), samples.dtype), MeanImage((5, 4), samples.dtype)
+    image, rest = MeanImage((5, 4), samples.dtype, len(samples)), MeanImage((5, 4), samples.dtype, len(samples))
     image.add(samples[:500])
     rest.add(samples[500:])
     image.merge(rest)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from concurrent.futures import wait
+import asyncio
+import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from ..catalog.catalog import Listed
 from ..catalog.description import describe_dataset
 from ..catalog.discovery import shown
+from ..catalog.entry import Listed
 from .deps import NamePath, ServicesDep, in_thread
 from .queries import CatalogQuery
 
@@ -18,18 +19,26 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 LIST_PATIENCE_SECONDS = 2.0
 """How long a listing waits for files that are still being inspected before it shows them as `preparing`."""
 
+_POLL_SECONDS = 0.05
+
 _IN_LIST = ("name", "status", "reason", "revision", "rows", "native_splits", "files")
 _FIELD_IN_LIST = ("name", "role", "shape", "dtype", "readable", "reason")
 
 
 @router.get("", summary="What is served")
 async def list_datasets(services: ServicesDep, query: Annotated[CatalogQuery, Query()]) -> dict[str, Any]:
-    """The catalogue, a page at a time. `status` is `ok`, `unreadable` (with the reason), or `preparing`."""
+    """The catalogue, a page at a time.
+
+    `status` is `ok`, `preparing`, `unreadable` (with the reason), or `unavailable`: its disk is away, or it cannot be
+    looked at for another reason that may pass.
+    """
+    # A folder that has just been mounted is mostly described in a moment: worth a short wait, which holds no thread.
+    deadline = time.monotonic() + LIST_PATIENCE_SECONDS
+    while not await in_thread(services, services.catalog.is_known) and time.monotonic() < deadline:
+        await asyncio.sleep(_POLL_SECONDS)
 
     def work() -> dict[str, Any]:
         needle = (query.q or "").lower()
-        # A folder that has just been mounted is mostly described in a moment: worth a short wait.
-        wait([entry.outcome for entry in services.catalog.entries()], LIST_PATIENCE_SECONDS)
         lines = [line for line in services.catalog.listed() if needle in line.name.lower()]
         return {
             "datasets": [_summary(line) for line in lines[query.offset : query.offset + query.limit]],

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import ContextVar
+from functools import partial
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Path, Request
 from h5feed.buffers import PoolExhausted
 from h5feed.errors import CLASS_BY_CODE, InternalError, Overloaded, ReadTimeout
 
+from ..callers import CALLER
+from ..catalog.inspections import NotYet
 from ..jobs import InProgress, JobState
 from ..services import Services
 
@@ -17,6 +21,10 @@ T = TypeVar("T")
 
 _ADMIT_SECONDS = 0.02
 """How often it is looked whether there is room."""
+
+PREPARING_SECONDS = 5.0
+"""How long a request waits for files that are being looked at for the first time, or for the next walk through the data
+folder."""
 
 _JOB_SHARE = 0.5
 """Of the read timeout that a request waits for a job: what it came for takes time as well, and callers whose own
@@ -26,7 +34,13 @@ _POLL_SECONDS = (0.005, 0.25)
 """How often it is looked how far work is: ever more rarely, from the first to the second."""
 
 
+ASKER: ContextVar[str] = ContextVar("asker", default="")
+"""Who asks, and by which program: to tell whether it is somebody else who wants a job."""
+
+
 async def _services(request: Request) -> Services:
+    address = request.client.host if request.client else ""
+    ASKER.set(f"{CALLER.get() or address} {request.headers.get('user-agent', '')}")
     services: Services = request.app.state.services
     return services
 
@@ -40,8 +54,8 @@ async def in_thread(services: Services, work: Callable[[], T], patience: float |
     """Run blocking `work` in a thread of the server's own pool.
 
     Where the bound on bytes in flight leaves no room, `work` is begun anew until there is, for `patience` seconds
-    (default: the settings' ``admit_timeout``); where it needs what a job is at work on, when that is over. No thread
-    waits meanwhile: others may need less room, or none.
+    (default: the settings' ``admit_timeout``); where it needs what a job is at work on, when that is over; where the
+    dataset is being looked at, when it has been. No thread waits meanwhile: others may need less room, or none.
 
     Raises
     ------
@@ -49,6 +63,8 @@ async def in_thread(services: Services, work: Callable[[], T], patience: float |
         It took longer than the settings allow; the thread is left to end by itself.
     Overloaded
         There was no room, or the job takes longer.
+    Preparing
+        The dataset is still being looked at.
     """
     loop = asyncio.get_running_loop()
     job_deadline = loop.time() + _JOB_SHARE * services.settings.read_timeout
@@ -71,11 +87,14 @@ async def attempted(services: Services, work: Callable[[], T], patience: float |
     InProgress
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + (services.settings.admit_timeout if patience is None else patience)
+    began = loop.time()
+    deadline = began + (services.settings.admit_timeout if patience is None else patience)
+    pause, longest = _POLL_SECONDS
+    attempt = work
     while True:
         try:
             async with asyncio.timeout(services.settings.read_timeout):
-                return await loop.run_in_executor(services.threads, work)
+                return await loop.run_in_executor(services.threads, attempt)
         except TimeoutError:
             seconds = services.settings.read_timeout
             raise ReadTimeout(f"reading took more than {seconds:g} s (H5FEED_READ_TIMEOUT)") from None
@@ -84,7 +103,13 @@ async def attempted(services: Services, work: Callable[[], T], patience: float |
         except PoolExhausted as error:
             if loop.time() >= deadline:
                 raise Overloaded(f"{error}; come again in a moment", retry_after=1) from None
-        await asyncio.sleep(_ADMIT_SECONDS)
+            await asyncio.sleep(_ADMIT_SECONDS)
+        except NotYet as late:
+            pause = min(longest, 2 * pause)
+            if loop.time() + max(late.seconds, pause) > began + PREPARING_SECONDS:
+                raise late.problem from None
+            attempt = partial(services.catalog.asked_at, late.asked, work)
+            await asyncio.sleep(max(late.seconds, pause))
 
 
 async def over(services: Services, state: JobState, seconds: float) -> JobState:
@@ -102,17 +127,27 @@ async def over(services: Services, state: JobState, seconds: float) -> JobState:
 
 
 async def wait_for(services: Services, state: JobState, seconds: float) -> JobState:
-    """The job's state when it is done or has failed, or after so many seconds."""
+    """The job's state when it is done or has failed, or after so many seconds.
+
+    Raises
+    ------
+    Overloaded
+        It was deleted, or had to make room for others.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    job = state.id
+    look = partial(services.jobs.state, state.id, ASKER.get())
     pause, longest = _POLL_SECONDS
-    while not state.is_over and loop.time() < deadline:
+    while not state.is_over:
+        # No thread is held between two looks: many may wait for one job.
+        latest: JobState | None = await attempted(services, look)
+        if latest is None:
+            raise Overloaded("this work was stopped before it was done; come again in a moment", retry_after=1)
+        state = latest
+        if state.is_over or loop.time() >= deadline:
+            break
         await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
         pause = min(longest, 2 * pause)
-        # No thread is held between two looks: many may wait for one job.
-        latest: JobState | None = await attempted(services, lambda: services.jobs.state(job))
-        state = latest or state
     return state
 
 

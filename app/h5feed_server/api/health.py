@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
-from h5feed.errors import FeedError, Overloaded
+from h5feed.errors import FeedError, Overloaded, Preparing, SourceUnavailable
 
+from ..catalog.catalog import AWAY_RETRY_SECONDS
+from ..catalog.inspections import NotYet
 from ..services import Services
 from .deps import ServicesDep, in_thread
 
@@ -34,8 +36,15 @@ async def healthz() -> Response:
 
 @router.get("/readyz", summary="Ready", response_class=PlainTextResponse)
 async def readyz(request: Request, services: ServicesDep) -> Response:
-    """Answers 200 when a real read of a sampled dataset worked lately. Unreadable files do not count."""
+    """Answers 200 when a real read of a sampled dataset worked lately, and nothing that was served is away.
+
+    Unreadable files do not count.
+    """
     state: ReadyState = request.app.state.ready
+    trouble = await in_thread(services, services.catalog.trouble)
+    if trouble is not None:
+        state.worked = float("-inf")
+        raise SourceUnavailable(trouble, retry_after=AWAY_RETRY_SECONDS)
     if time.monotonic() - state.worked > READY_SECONDS:
         await in_thread(services, lambda: _read_something(services))
         state.worked = time.monotonic()
@@ -44,10 +53,8 @@ async def readyz(request: Request, services: ServicesDep) -> Response:
 
 def _read_something(services: Services) -> None:
     entries = services.catalog.entries()
-    if unread := next((entry for entry in entries if entry.files == (".",)), None):
-        raise Overloaded(f"the data folder cannot be read: {unread.reason()}", retry_after=5)
     if entries and not any(entry.outcome.done() for entry in entries):
-        raise Overloaded("the data folder is still being inspected", retry_after=1)
+        raise Preparing("the data folder is being looked at for the first time", retry_after=1)
     candidates = [dataset for entry in entries for dataset in entry.datasets()]
     failure: FeedError | None = None
     # Another one each time, so that a folder that has gone bad in part is noticed; three, so that one alone is not it.
@@ -65,5 +72,7 @@ def _read_something(services: Services) -> None:
             return
         except FeedError as error:
             failure = error
+        except NotYet as late:
+            failure = late.problem
     if failure is not None:
         raise Overloaded(f"no dataset could be read: {failure.code}", retry_after=5)

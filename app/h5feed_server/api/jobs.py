@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Header, Path, Response
@@ -12,7 +13,7 @@ from h5feed.errors import Overloaded, PageNotFound
 
 from ..jobs import InProgress, JobState
 from ..services import Services
-from .deps import ServicesDep, attempted, in_thread, over, wait_for
+from .deps import ASKER, ServicesDep, attempted, in_thread, over, wait_for
 
 T = TypeVar("T")
 
@@ -42,12 +43,30 @@ async def get_job(
     """`status` is `queued`, `running`, `done` (the result is at `result`) or `failed` (with `code` and `detail`).
 
     All callers and all workers share a job; one whose worker died is taken up again by the worker that answers here.
+    One that nobody asks for any more is stopped after a while, and begins anew when somebody does.
     """
-    state = await in_thread(services, lambda: services.jobs.state(job))
+    state = await in_thread(services, partial(services.jobs.state, job, ASKER.get()))
     if state is None:
-        raise PageNotFound(f"there is no job {job[:40]!r}: jobs are forgotten after a day")
+        raise _no_job(job)
     state = await wait_for(services, state, 0.0 if prefer is None else wait_seconds(prefer))
     return JSONResponse(describe(state), headers={"cache-control": "no-store"})
+
+
+@router.delete("/{job}", summary="Stop a job", status_code=204, response_class=Response)
+async def delete_job(
+    services: ServicesDep, job: Annotated[str, Path(description="As `Location` named it.")]
+) -> Response:
+    """Work that nobody needs any more is stopped and forgotten; what it has found already is kept.
+
+    409 `job_wanted` while somebody else has asked for it within 30 seconds.
+    """
+    if not await in_thread(services, partial(services.jobs.delete, job, ASKER.get())):
+        raise _no_job(job)
+    return Response(status_code=204)
+
+
+def _no_job(job: str) -> PageNotFound:
+    return PageNotFound(f"there is no job {job[:40]!r}: jobs are forgotten after a day, or when they are deleted")
 
 
 async def at_hand(services: Services, look: Callable[[], T], prefer: str | None) -> T | Response:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 import uuid
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -28,6 +30,7 @@ STATUS: Mapping[type[errors.FeedError], int] = {
     errors.MethodNotAllowed: 405,
     errors.NotAcceptable: 406,
     errors.RevisionChanged: 409,
+    errors.JobWanted: 409,
     errors.TooLarge: 413,
     errors.HostNotAllowed: 421,
     errors.UnsupportedField: 422,
@@ -36,11 +39,23 @@ STATUS: Mapping[type[errors.FeedError], int] = {
     errors.TooManyRequests: 429,
     errors.DatasetCorrupt: 500,
     errors.InternalError: 500,
-    errors.SourceUnavailable: 502,
+    errors.SourceUnavailable: 503,
+    errors.Preparing: 503,
     errors.Overloaded: 503,
     errors.ReaderCrashed: 503,
     errors.ReadTimeout: 504,
 }
+
+_LEVELS: Mapping[type[errors.FeedError], int] = {
+    errors.Preparing: logging.DEBUG,
+    errors.Overloaded: logging.WARNING,
+    errors.SourceUnavailable: logging.WARNING,
+}
+"""How loud the log is about an error of the server's: ``ERROR`` where it is not here."""
+
+_QUIET_SECONDS, _MOST_LOGGED = 10.0, 256
+_logged: dict[str, float] = {}
+"""What has been logged of errors that pass, and when, by the monotonic clock."""
 
 PROBLEM_SCHEMA = {
     "description": "What is wrong, as problem+json (RFC 9457)",
@@ -67,9 +82,9 @@ def problem(error: errors.FeedError) -> Response:
     """The answer to a request that failed with `error`."""
     status = STATUS[type(error)]
     request_id = uuid.uuid4().hex[:12]
-    if status >= 500:
-        # A caller that is told to come again is no fault of the server's.
-        level = logging.WARNING if isinstance(error, errors.Overloaded) else logging.ERROR
+    if status >= 500 and _is_news(error):
+        # A caller that is told to come again is no fault of the server's, nor are files that it has just found.
+        level = _LEVELS.get(type(error), logging.ERROR)
         logger.log(level, "%s %s: %s", request_id, error.code, error.detail)
     content = {
         "type": "about:blank",
@@ -86,6 +101,19 @@ def problem(error: errors.FeedError) -> Response:
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(content, status, headers, "application/problem+json")
+
+
+def _is_news(error: errors.FeedError) -> bool:
+    """Whether it was not logged lately: of what passes, the first of many callers' is enough."""
+    if not isinstance(error, errors.Transient):
+        return True
+    now, text = time.monotonic(), f"{error.code} {error.detail}"
+    if now - _logged.get(text, -math.inf) < _QUIET_SECONDS:
+        return False
+    if len(_logged) >= _MOST_LOGGED:
+        _logged.clear()
+    _logged[text] = now
+    return True
 
 
 def install(app: FastAPI) -> None:

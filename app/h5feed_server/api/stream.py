@@ -16,6 +16,7 @@ from h5feed.wire import MEDIA_TYPE
 from starlette.types import Receive, Scope, Send
 
 from ..batching import BatchPlan
+from ..catalog.inspections import NotYet
 from ..jobs import InProgress
 from ..services import Services
 from .bodies import Bytes, is_tagged, not_modified, url_headers
@@ -162,7 +163,7 @@ class BatchStream(Response):
         """Read the first block, and send what the peer takes at once."""
         try:
             begun = self._begin_with(writer)
-        except (PoolExhausted, InProgress):
+        except (PoolExhausted, InProgress, NotYet):
             # Nothing is sent yet: this will be called again, with the same writer.
             raise
         except BaseException:

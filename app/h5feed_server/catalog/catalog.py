@@ -8,34 +8,47 @@ import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FuturesTimeout
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import TypeVar
 
-from h5feed.errors import DatasetNotFound, FeedError, Overloaded, RevisionChanged, Unreadable
+from h5feed.errors import (
+    DatasetNotFound,
+    Preparing,
+    RevisionChanged,
+    SourceUnavailable,
+    Transient,
+    Unreadable,
+)
 
 from ..settings import Settings
 from ..storage.folder import CacheFolder
-from ..storage.inspector import Inspector
 from ..storage.reader_pool import ReaderPool
-from ..storage.source import YOUNG_SECONDS, Identity, OpenFiles, changed
-from .assembling import Assembler, Refused
+from ..storage.source import YOUNG_SECONDS, Identity, is_away
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
-from .declared import DeclaredDataset, followed, read_declared
+from .declared import followed, read_declared
 from .discovery import ALL_SUFFIXES, LEADS_OUT, Others, Walk, distinct, dotted, ending_of, shown, walk, why_not_there
-from .grouping.families import Family, families
-from .loading import PASSING, Beside, FileLoader, LoadedFile
+from .entry import Entry, Listed, Status, identity_of
+from .grouping.families import families
+from .inspections import NotYet
+from .looking import Looks, said_of
 from .other_files import other_files
+from .presence import Presence
 from .watching import notice
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 RESCAN_SECONDS = 1.0
-"""A listing may be this old. An unknown or changed name is always looked for anew."""
+"""The folder is walked through this often at most. A listing may be so old; who asks for an unknown name waits for the
+next walk."""
+
+_WALK_SHARE = 0.05
+"""Of the time: where files that are known have changed, so much may be spent on walks, if that is more."""
 
 MANY_FILES = 4
 MANY_FILES_SECONDS = 0.05
@@ -43,100 +56,10 @@ FILE_SECONDS = 100e-6
 """The files of a dataset of more files are looked at this often, and not for every request; of very many, after so long
 for each of them."""
 
-_AT_ONCE = 2
-"""Entries that are looked at, and files of one, at the same time."""
+_POLL_SECONDS = 0.02
 
-RETRY_SECONDS = 2.0
-"""What failed for a reason that may pass is looked at again after so long, when it is asked for."""
-
-PATIENCE_SECONDS = 5.0
-"""How long a request waits for a file that is still being inspected and digested before it is asked to come again."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Files that belong together, most often one alone, and the datasets that they turned out to be."""
-
-    name: str
-    files: tuple[str, ...]
-    """Relative to the data folder."""
-    paths: tuple[str, ...]
-    identities: tuple[Identity, ...]
-    outcome: Future[tuple[Dataset, ...]]
-    beside: Beside
-    """Other files that they lead to, as far as is known."""
-    refused: dict[str, Refused] = field(default_factory=dict)
-    """What of them cannot be served though other of it can, by name; as far as is known."""
-    began: float = 0.0
-    """When they were looked at, by the monotonic clock."""
-    declared: bytes = b""
-    """What was declared of them."""
-    looked: float = 0.0
-    """When they were looked at, by the clock that files' times are of."""
-    is_second: bool = False
-    """They were looked at before, and had only just been written then."""
-    again: list[Entry] = field(default_factory=list)
-    """The same files, looked at for the second time."""
-
-    def reason(self) -> str | None:
-        """Why it cannot be read; None where it can, or is not known yet."""
-        if not self.outcome.done():
-            return None
-        error = self.outcome.exception()
-        return None if error is None else str(error)
-
-    def datasets(self) -> tuple[Dataset, ...]:
-        """Those that are known and can be read."""
-        if not self.outcome.done() or self.outcome.exception() is not None:
-            return ()
-        return self.outcome.result()
-
-    def has_failed_for_now(self) -> bool:
-        """Whether what is wrong may pass: the operating system refused it, or it changed meanwhile."""
-        error = self.outcome.exception() if self.outcome.done() else None
-        return isinstance(error, Overloaded) or (error is not None and isinstance(error.__cause__, OSError))
-
-    def is_outdated(self, paths: tuple[str, ...], identities: tuple[Identity, ...], declared: bytes) -> bool:
-        """Whether it must be looked at anew, being of these files now, of which this is declared."""
-        if (self.paths, self.identities, self.declared) != (paths, identities, declared) or self.has_changed():
-            return True
-        return time.monotonic() - self.began >= RETRY_SECONDS and self.has_failed_for_now()
-
-    def has_changed(self) -> bool:
-        """Whether its files are others now."""
-        known = [*zip(self.paths, self.identities, strict=True), *self.beside.copy().items()]
-        return any(_identity(path) != identity for path, identity in known)
-
-    def is_due(self) -> bool:
-        """Whether a change might have been missed when it was looked at, which shows by now."""
-        if not self.outcome.done() or time.time() < self.looked + YOUNG_SECONDS or not self.was_young():
-            return False
-        return not self.again or self.again[0].outcome.done()
-
-    def was_young(self) -> bool:
-        """Whether a file had only just been written when it was looked at, for the first time."""
-        if self.is_second:
-            return False
-        known = (*self.identities, *self.beside.copy().values())
-        return any(identity is not None and identity.is_young(self.looked) for identity in known)
-
-
-def _identity(path: str) -> Identity | None:
-    try:
-        return Identity.of(os.stat(path))
-    except OSError:
-        return None
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One line of the catalogue."""
-
-    name: str
-    files: tuple[str, ...]
-    status: Literal["ok", "unreadable", "preparing"]
-    reason: str | None
-    dataset: Dataset | None
+AWAY_RETRY_SECONDS = 2.0
+"""When who asks for what cannot be looked at is to ask again."""
 
 
 class Catalog:
@@ -154,23 +77,19 @@ class Catalog:
         self._root = settings.data_dir.resolve()
         self._only = only
         self._settings = settings
-        self._files = OpenFiles(settings.open_files)
-        self._inspector = Inspector(settings.inspect_timeout)
-        self._loader = FileLoader(self._root, settings, folder, self._files, self._inspector, hdf5)
-        self._assembler = Assembler(settings.digest_limit, self._loader.holds_classes)
-        self._executor = ThreadPoolExecutor(_AT_ONCE, "h5feed-inspect")
+        self._looks = Looks(self._root, settings, folder, hdf5)
+        self._presence = Presence()
+        self._asking = threading.local()
         self._entries: dict[str, Entry] = {}
         self._found: dict[str, tuple[Entry, Dataset, float]] = {}
         self._scanned = float("-inf")
+        self._walk_seconds = 0.0
         self._second_look = float("inf")
         """When files that had only just been written are to be looked at again."""
         self._endings = frozenset[str]()
         self._others: Mapping[str, Others] = {}
         self._sniffed: dict[str, bool] = {}
-        self._told: set[tuple[tuple[str, ...], str]] = set()
         self._lock = threading.Lock()
-        self._loading = 0
-        self._loading_lock = threading.Lock()
         self._closed = threading.Event()
         watching = (self._root, self._is_wanted, self._is_due, lambda: self._rescan(time.monotonic()), self._closed)
         if only is None:
@@ -179,31 +98,53 @@ class Catalog:
     def close(self, *, wait: bool = False) -> None:
         """End the threads and the inspector, close the files; waiting for what is being looked at only if told to."""
         self._closed.set()
-        self._executor.shutdown(wait=wait, cancel_futures=True)
-        self._inspector.rest()
-        self._loader.close()
-        self._files.close()
+        self._looks.close(wait=wait)
 
     def entries(self) -> list[Entry]:
         """All files, by name."""
         self._rescan(time.monotonic() - RESCAN_SECONDS)
         return sorted(self._entries.values(), key=lambda entry: entry.name)
 
+    def is_known(self) -> bool:
+        """Whether all has been looked at."""
+        return all(entry.outcome.done() for entry in self.entries())
+
+    def trouble(self) -> str | None:
+        """Why files that were served cannot be looked at now; None where they can."""
+        if time.monotonic() - self._scanned >= RESCAN_SECONDS and (
+            self._presence.trouble is not None or not self._presence.is_sound(str(self._root))
+        ):
+            self._rescan(time.monotonic() - RESCAN_SECONDS)
+        return self._presence.trouble
+
     def listed(self) -> list[Listed]:
-        """All datasets, by name, and what can be none."""
+        """All datasets, by name, and what can be none.
+
+        Raises
+        ------
+        SourceUnavailable
+            The data folder cannot be looked at.
+        """
         lines: list[tuple[Entry, Listed]] = []
         entries = self.entries()
+        if self._presence.reason is not None and self._presence.holds_files:
+            raise SourceUnavailable(self._presence.reason, retry_after=AWAY_RETRY_SECONDS)
         # Parts of others that are nothing by themselves.
         parts = {path for entry in entries if entry.datasets() for path in entry.beside}
         for entry in entries:
             if entry.paths and not entry.datasets() and parts.issuperset(entry.paths):
                 continue
             reason = entry.reason()
-            if not entry.outcome.done():
+            if entry.away is not None:
+                names = [(one.name, one.files) for one in entry.datasets()] or [(entry.name, entry.files)]
+                lines += [(entry, Listed(name, files, "unavailable", entry.away, None)) for name, files in names]
+            elif not entry.outcome.done():
                 waits = "it is being inspected and digested"
                 lines.append((entry, Listed(entry.name, entry.files, "preparing", waits, None)))
             elif reason is not None:
-                lines.append((entry, Listed(entry.name, entry.files, "unreadable", reason, None)))
+                passing = isinstance(entry.outcome.exception(), Transient)
+                status: Status = "unavailable" if passing else "unreadable"
+                lines.append((entry, Listed(entry.name, entry.files, status, reason, None)))
             else:
                 lines += [(entry, Listed(one.name, one.files, "ok", None, one)) for one in entry.datasets()]
                 lines += [
@@ -216,21 +157,26 @@ class Catalog:
         known.add(DECLARATION)
         for name, files, reason in other_files(self._others, known, str(self._root), self._sniffed):
             listed.append(Listed(name, files, "unreadable", reason, None))
-            self._tell(files, reason)
+            self._looks.tell(files, reason)
         return sorted(listed, key=lambda line: line.name)
 
     def names(self) -> list[str]:
-        """Names of what can be read, as far as is known."""
-        return [line.name for line in self.listed() if line.status != "unreadable"]
+        """Names of what can be read, as far as is known; none where the data folder cannot be looked at."""
+        try:
+            return [line.name for line in self.listed() if line.status != "unreadable"]
+        except SourceUnavailable:
+            return []
 
     def dataset(self, name: str, revision: str | None = None) -> Dataset:
         """The dataset as it is now.
 
         Raises
         ------
-        DatasetNotFound, Unreadable, Overloaded
+        DatasetNotFound, Unreadable, SourceUnavailable, Overloaded
         RevisionChanged
             It is not `revision` any more.
+        NotYet
+            It is being looked at, before others now.
         """
         found = self._found.get(name)
         if found is None or not self._is_current(name, *found):
@@ -242,6 +188,33 @@ class Catalog:
                 "the dataset again and begin a new epoch."
             )
         return dataset
+
+    def dataset_within(self, seconds: float, name: str, revision: str | None = None) -> Dataset:
+        """The same, in a thread that may wait so long.
+
+        Raises
+        ------
+        Preparing
+            It takes longer.
+        """
+        deadline = time.monotonic() + seconds
+        look = partial(self.dataset, name, revision)
+        while True:
+            try:
+                return look()
+            except NotYet as late:
+                if time.monotonic() >= deadline:
+                    raise late.problem from None
+                look = partial(self.asked_at, late.asked, partial(self.dataset, name, revision))
+                time.sleep(max(late.seconds, _POLL_SECONDS))
+
+    def asked_at(self, moment: float, work: Callable[[], T]) -> T:
+        """Do `work` for somebody who asked first at that moment: what was found since then is new enough."""
+        self._asking.since = moment
+        try:
+            return work()
+        finally:
+            del self._asking.since
 
     def _is_current(self, name: str, entry: Entry, dataset: Dataset, checked: float) -> bool:
         now = time.monotonic()
@@ -262,43 +235,83 @@ class Catalog:
     def _find(self, name: str) -> tuple[Entry, Dataset, float]:
         """Look for a dataset among the files that are there now."""
         self._found.pop(name, None)
-        self._rescan(time.monotonic())
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        now = time.monotonic()
+        asked: float = getattr(self._asking, "since", now)
+        own = self._entries.get(name)
+        # What is being looked at is known to be there.
+        if own is None or own.outcome.done() or own.has_changed():
+            self._rescan(now - (RESCAN_SECONDS if own is None else self._pause))
+        try:
+            found = self._found[name] = self._search(name, asked)
+            return found
+        except DatasetNotFound as error:
+            if self._scanned >= asked:
+                raise
+            # It may have been put there since.
+            raise self._next_walk(f"{error.detail}; it is looked for again", asked, RESCAN_SECONDS) from None
+
+    @property
+    def _pause(self) -> float:
+        """Seconds between two walks, where files have changed."""
+        return min(RESCAN_SECONDS, self._walk_seconds / _WALK_SHARE)
+
+    def _next_walk(self, detail: str, asked: float, pause: float) -> NotYet:
+        seconds = max(0.0, self._scanned + pause - time.monotonic())
+        return NotYet(Preparing(detail, retry_after=1), asked, seconds)
+
+    def _search(self, name: str, asked: float) -> tuple[Entry, Dataset, float]:
         # The entry of that name, else those whose files may have several datasets.
         entries = self._entries
         own = [entries[name]] if name in entries else []
         inner = [entry for entry in entries.values() if name.startswith(f"{entry.name}.")]
         joined = [entry for entry in entries.values() if len(entry.files) > 1 and entry not in inner]
-        failure: FeedError | None = None
+        pending: Entry | None = None
+        away: str | None = None
         refused: Unreadable | None = None
         for candidates in (own, inner, joined):
             matching: list[tuple[Entry, Dataset]] = []
             for entry in candidates:
-                try:
-                    datasets = entry.outcome.result(max(0.0, deadline - time.monotonic()))
-                except FuturesTimeout:
-                    failure = Overloaded(f"dataset {name!r} is still being inspected", retry_after=1)
-                except Unreadable as error:
-                    if entry.name == name:
-                        raise Unreadable(f"dataset {name!r} cannot be read: {error.detail}") from None
-                else:
-                    matching += [(entry, dataset) for dataset in datasets if dataset.name == name]
-                    if name in entry.refused:
-                        refused = Unreadable(f"dataset {name!r} cannot be read: {entry.refused[name].reason}")
+                if entry.away is None and not entry.outcome.done():
+                    self._looks.inspections.prefer(entry.outcome)
+                    pending = pending or entry
+                    continue
+                held = entry.datasets()
+                found = [(entry, dataset) for dataset in held if dataset.name == name]
+                if entry.away is None and (found or candidates is not joined) and entry.has_changed():
+                    detail = f"dataset {name!r} has changed, and is looked at again"
+                    raise self._next_walk(detail, asked, self._pause if entry.name == name else RESCAN_SECONDS)
+                matching += found
+                if entry.away is not None and not held:
+                    away = entry.away
+                elif not held and entry.name == name:
+                    _raise_reason(name, entry)
+                if name in entry.refused:
+                    refused = Unreadable(f"dataset {name!r} cannot be read: {entry.refused[name].reason}")
             if len(matching) > 1:
                 files = [dataset.files[0] for _, dataset in matching]
                 raise Unreadable(f"dataset {name!r} cannot be read: {_of_one_name(name, files)}")
             # What else its file may hold is known before long; those of many files are too many to wait for.
-            if failure is not None and not (matching and candidates is joined):
-                raise failure
+            if pending is not None and not (matching and candidates is joined):
+                raise NotYet(self._preparing(name, pending), asked, 0.0)
             if matching:
-                found = self._found[name] = (*matching[0], time.monotonic())
-                return found
+                away = matching[0][0].away
+                if away is None:
+                    return (*matching[0], time.monotonic())
+            if away is not None:
+                raise _unavailable(name, away)
+        if (why := self._presence.doubt(name)) is not None:
+            raise _unavailable(name, why)
         if refused is not None:
             raise refused
         names = self.names()
-        shown = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
-        raise DatasetNotFound(f"there is no dataset {name!r}: valid are {shown or 'none, the data folder is empty'}")
+        known = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
+        raise DatasetNotFound(f"there is no dataset {name!r}: valid are {known or 'none, the data folder is empty'}")
+
+    def _preparing(self, name: str, entry: Entry) -> Preparing:
+        how_far = self._looks.inspections.describe(entry.outcome)
+        return Preparing(
+            f"dataset {name!r} is looked at for the first time ({how_far}): come again in a moment", retry_after=1
+        )
 
     def _rescan(self, since: float) -> None:
         """Walk the folder, unless a walk began after `since`: many who wait for one share it."""
@@ -317,13 +330,24 @@ class Catalog:
                 failed.set_exception(Unreadable(reason))
                 name = free(name, files)
                 entries[name] = Entry(name, tuple(files), (), (), failed, {}, began=began)
-                self._tell(files, reason)
+                self._looks.tell(files, reason)
 
             declaration = read_declared(self._root, follow_links=self._settings.follow_links)
-            self._endings = declaration.endings()
-            found = Walk(sorted(self._only or ()))
+            found, awaited = Walk(sorted(self._only or ())), dict[str, str]()
             if self._only is None:
-                found = walk(str(self._root), self._endings, str(self._settings.cache_dir.resolve()))
+                endings = declaration.endings()
+                found = walk(str(self._root), endings, str(self._settings.cache_dir.resolve()))
+                awaited = self._await(found, began)
+                if self._presence.reason is not None and self._presence.holds_files:
+                    # All is as it was, as far as anybody knows.
+                    self._found.clear()
+                    self._entries = {
+                        name: replace(entry, away=self._presence.reason) for name, entry in self._entries.items()
+                    }
+                    self._scanned = began
+                    self._walk_seconds = RESCAN_SECONDS
+                    return
+                self._endings = endings
             self._others = found.others
             known = sorted([*found.files, *found.declarable])
             declared, unfollowed = followed(declaration, known, partly=self._only is not None)
@@ -346,19 +370,29 @@ class Catalog:
                     refuse(name, members, f"{which} {LEADS_OUT}")
                     continue
                 paths = tuple(str(self._root / file) for file in members)
+                if (away := next((awaited[file] for file in members if file in awaited), None)) is not None:
+                    entries[name] = self._away(name, members, away)
+                    continue
                 try:
                     states = [os.stat(path) for path in paths]
                 except OSError as error:
-                    if (reason := why_not_there(str(error.filename), error)) is not None:
+                    if is_away(error):
+                        entries[name] = self._away(name, members, f"a file cannot be looked at: {error.strerror}")
+                    elif (reason := why_not_there(str(error.filename), error)) is not None:
                         refuse(name, members, reason)
                     continue
                 if not all(stat.S_ISREG(status.st_mode) for status in states):
                     refuse(name, members, "it is not a regular file")
                     continue
                 identities = tuple(map(Identity.of, states))
-                look = partial(self._look, replace(family, name=name), paths, identities, began, looked)
+                look = partial(self._looks.begin, replace(family, name=name), paths, identities, began, looked)
                 entry = self._entries.get(name)
-                if entry is None or entry.is_outdated(paths, identities, _said(family.declared)):
+                if entry is not None and entry.away is not None:
+                    entry = replace(entry, away=None)
+                if entry is not None and (lost := self._lost_beside(entry)) is not None:
+                    entries[name] = replace(entry, away=lost)
+                    continue
+                if entry is None or entry.is_outdated(paths, identities, said_of(family.declared)):
                     entry = look()
                 elif entry.is_due():
                     second = entry.again.pop() if entry.again else None
@@ -374,112 +408,54 @@ class Catalog:
             self._entries = entries
             self._second_look = second_look
             self._scanned = began
+            self._walk_seconds = time.monotonic() - began
 
-    def _look(
-        self,
-        family: Family,
-        paths: tuple[str, ...],
-        identities: tuple[Identity, ...],
-        began: float,
-        looked: float,
-        *,
-        is_second: bool = False,
-    ) -> Entry:
-        """Begin to inspect files that belong together."""
-        with self._loading_lock:
-            self._loading += 1
-        beside: Beside = {}
-        refused: dict[str, Refused] = {}
-        said = _said(family.declared)
-        outcome = self._executor.submit(self._load, family, paths, identities, beside, refused, said)
-        return Entry(
-            family.name, family.files, paths, identities, outcome, beside, refused, began, said, looked, is_second
-        )
+    def _await(self, found: Walk, began: float) -> dict[str, str]:
+        """Add to what was found the files that are awaited; why they are, for each."""
+        before = self._presence.trouble if self._presence.holds_files else None
+        awaited = self._presence.awaited(found, began)
+        if not self._presence.holds_files:
+            # What is wrong with a folder that was never read is told as that of files is.
+            return awaited
+        if self._presence.trouble is not None and before is None:
+            logger.warning("%s; 503 is answered until it is back", self._presence.trouble)
+        elif before is not None and self._presence.trouble is None:
+            logger.warning("nothing is missing from the data folder any more")
+        found.files = sorted([*found.files, *(file for file in awaited if file.lower().endswith(ALL_SUFFIXES))])
+        found.declarable = sorted({*found.declarable, *(awaited.keys() - set(found.files))})
+        return awaited
 
-    def _tell(self, files: Sequence[str], reason: str) -> None:
-        """Log once why something is not served."""
-        if (told := (tuple(files), reason)) not in self._told:
-            self._told.add(told)
-            # What is wrong with the declaration begins with its name.
-            names = ", ".join(map(shown, files[:3]))
-            where = {DECLARATION: "", ".": "the data folder: "}.get(names, f"{names}: ")
-            logger.warning("%s%s", where, reason)
+    def _away(self, name: str, files: tuple[str, ...], reason: str) -> Entry:
+        """Files that cannot be looked at now."""
+        entry = self._entries.get(name)
+        if entry is not None and entry.files == files:
+            return replace(entry, away=reason)
+        nothing: Future[tuple[Dataset, ...]] = Future()
+        nothing.set_result(())
+        return Entry(name, files, (), (), nothing, {}, away=reason)
 
-    def _load(
-        self,
-        family: Family,
-        paths: tuple[str, ...],
-        identities: tuple[Identity, ...],
-        beside: Beside,
-        refused: dict[str, Refused],
-        declaration: bytes,
-    ) -> tuple[Dataset, ...]:
-        name, files = family.name, family.files
-        try:
-            # It may have waited for long, while a file was being written, for each of its states.
-            if any(_identity(path) != identity for path, identity in zip(paths, identities, strict=True)):
-                raise changed()
-            loaded, failed = self._loaded(family, paths, identities, beside)
-            found = self._assembler.divide(family, loaded, failed, refused, declaration)
-            for line, one in list(refused.items()):
-                # Parts of others are nothing by themselves.
-                if beside.keys() >= {str(self._root / file) for file in one.files}:
-                    del refused[line]
-                else:
-                    self._tell(one.files, one.reason)
-            return found
-        except PASSING as error:
-            raise Overloaded(f"dataset {name!r} cannot be looked at now: {error.detail}", retry_after=1) from None
-        except FeedError as error:
-            self._tell(files, error.detail)
-            raise
-        except OSError as error:
-            reason = error.strerror or "it cannot be opened"
-            self._tell(files, reason)
-            raise Unreadable(reason) from error
-        except Exception:
-            logger.exception("%s could not be described", files[0])
-            raise Unreadable("describing it failed; the server's log has the reason") from None
-        finally:
-            with self._loading_lock:
-                self._loading -= 1
-                idle = not self._loading
-            if idle:
-                # The children do not outlive their work.
-                self._inspector.rest()
-
-    def _loaded(
-        self, family: Family, paths: tuple[str, ...], identities: tuple[Identity, ...], beside: Beside
-    ) -> tuple[dict[str, LoadedFile], dict[str, Unreadable]]:
-        """The files of a family; and why those of them cannot be read that it may be without."""
-
-        def load(path: str, identity: Identity) -> LoadedFile:
-            if self._closed.is_set():
-                raise Overloaded("the server stops")
-            return self._loader.load(path, identity, beside)
-
-        if len(paths) == 1:
-            return {family.files[0]: load(paths[0], identities[0])}, {}
-        loaded: dict[str, LoadedFile] = {}
-        failed: dict[str, Unreadable] = {}
-        threads = ThreadPoolExecutor(_AT_ONCE, "h5feed-inspect-part")
-        try:
-            parts = [threads.submit(load, path, identity) for path, identity in zip(paths, identities, strict=True)]
-            for file, part in zip(family.files, parts, strict=True):
-                try:
-                    loaded[file] = part.result()
-                except Unreadable as error:
-                    if family.kind not in ("numbers", "words"):
-                        raise Unreadable(f"{shown(file)}: {error.detail}") from error.__cause__
-                    failed[file] = error
-        finally:
-            threads.shutdown(wait=True, cancel_futures=True)
-        return loaded, failed
+    def _lost_beside(self, entry: Entry) -> str | None:
+        """Why a file that its own lead to is awaited."""
+        below = f"{self._root}{os.sep}"
+        for path, identity in entry.beside.copy().items():
+            if identity is None or not path.startswith(below) or identity_of(path) is not None:
+                continue
+            if (why := self._presence.why(path.removeprefix(below))) is not None:
+                return why
+        return None
 
 
-def _said(declared: DeclaredDataset | None) -> bytes:
-    """What is declared of a dataset, as part of its revision."""
-    return b"" if declared is None else declared.model_dump_json().encode()
+def _unavailable(name: str, why: str) -> SourceUnavailable:
+    return SourceUnavailable(f"dataset {name!r} cannot be looked at now: {why}", retry_after=AWAY_RETRY_SECONDS)
+
+
+def _raise_reason(name: str, entry: Entry) -> None:
+    """Raise what is wrong with a dataset that was looked at."""
+    error = entry.outcome.exception()
+    if isinstance(error, Unreadable):
+        raise Unreadable(f"dataset {name!r} cannot be read: {error.detail}")
+    if error is not None:
+        raise error
 
 
 def _told_apart(lines: Sequence[tuple[Entry, Listed]]) -> list[Listed]:

@@ -60,6 +60,10 @@ class Walk:
         Folders that are not looked into, with the reason.
     outside : set of str
         Those of all files that are links which lead out of the folder.
+    unlisted : dict of str to str
+        Folders that cannot be looked into, with the reason; the data folder itself is ``""``.
+    places : dict of str to (int, int)
+        Device and inode of each folder that was looked into.
     """
 
     files: list[str] = field(default_factory=list)
@@ -67,10 +71,12 @@ class Walk:
     others: dict[str, Others] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     outside: set[str] = field(default_factory=set)
+    unlisted: dict[str, str] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def walk(root: str, endings: Collection[str] = (), besides: str | None = None) -> Walk:
-    """Find the files below a folder.
+def walk(root: str, endings: Collection[str] = (), besides: str | None = None, *, deep: bool = True) -> Walk:
+    """Find the files below a folder; if not `deep`, in it.
 
     Parameters
     ----------
@@ -86,12 +92,14 @@ def walk(root: str, endings: Collection[str] = (), besides: str | None = None) -
         try:
             _check_rights(os.path.join(root, folder))
             with os.scandir(os.path.join(root, folder)) as entries:
+                status = os.stat(os.path.join(root, folder))
+                found.places[folder] = (status.st_dev, status.st_ino)
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     if entry.name.startswith("."):
                         continue
                     path = os.path.join(folder, entry.name)
                     if entry.is_dir(follow_symlinks=False):
-                        if entry.path != besides:
+                        if deep and entry.path != besides:
                             unseen.append(path)
                     elif entry.is_symlink() and os.path.isdir(entry.path):
                         found.refused[path] = _UNSERVED_LINKS
@@ -101,7 +109,8 @@ def walk(root: str, endings: Collection[str] = (), besides: str | None = None) -
                         _sort_in(found, path, endings)
         except OSError as error:
             # The folder itself may be on a disk that comes back; what vanishes while it is looked at is not there.
-            if error.errno != errno.ENOENT or not folder:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR) or not folder:
+                found.unlisted[folder] = str(error.strerror)
                 found.refused[folder] = f"the folder cannot be listed: {error.strerror}"
     found.files.sort()
     found.declarable.sort()

@@ -51,6 +51,10 @@ MAX_LINKED = 10_000
 MAX_NESTING = 4
 """Files that lead to one another."""
 
+PATIENCE = 10
+"""Times that one file may take: so long the file and all that it leads to may. Each of those has its own time, and
+there may be thousands of them."""
+
 MAX_PROBED = 64
 """Arrays of a file that h5py reads are tried by a row; what is wrong with others shows when they are read."""
 
@@ -146,7 +150,13 @@ class FileLoader:
         ------
         Unreadable, RevisionChanged, OSError
         """
-        return _Loading(self, beside).load(path, identity, ())
+        try:
+            return _Loading(self, beside).load(path, identity, ())
+        except _Overdue:
+            raise Unreadable(
+                f"looking at the files that it leads to took more than {PATIENCE * self.probe_seconds:g} s ({PATIENCE} "
+                "times H5FEED_INSPECT_TIMEOUT)"
+            ) from None
 
     def layout(self, path: str, identity: Identity) -> tuple[FileLayout, bytes]:
         """The layout of a file, inspected once for all processes; as it is and as it is kept."""
@@ -317,6 +327,10 @@ class _Astray(Exception):
     """A name leads to what cannot be served; the message names it and says why."""
 
 
+class _Overdue(Exception):
+    """The files that one leads to take too long, taken together."""
+
+
 class _Loading:
     """Files that lead to one another, each loaded once."""
 
@@ -324,11 +338,21 @@ class _Loading:
         self._loader = loader
         self._beside = beside
         self._loaded: dict[str, LoadedFile] = {}
+        self._failed: dict[str, Unreadable] = {}
+        self._overdue = time.monotonic() + PATIENCE * loader.probe_seconds
         self._sources: dict[str, LocalFile] = {}
 
     def load(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
+        if path in self._failed:
+            raise self._failed[path]
         if path not in self._loaded:
-            self._loaded[path] = self._load(path, identity, above)
+            if above and time.monotonic() > self._overdue:
+                raise _Overdue
+            try:
+                self._loaded[path] = self._load(path, identity, above)
+            except Unreadable as error:
+                self._failed[path] = error
+                raise
         return self._loaded[path]
 
     def _load(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:

@@ -22,11 +22,13 @@ class MeanImage:
     ----------
     sample_shape : tuple of int
     dtype : numpy dtype
-        Integers are added up exactly; of floats, NaN and infinities are left out.
+        Integers are added up exactly, where 64 bits hold that; of floats, NaN and infinities are left out.
+    rows : int
+        Samples at most.
     """
 
-    def __init__(self, sample_shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._exact = dtype.kind in "biu" and dtype.itemsize <= 4
+    def __init__(self, sample_shape: tuple[int, ...], dtype: np.dtype[Any], rows: int) -> None:
+        self._exact = dtype.kind in "biu" and 8 * dtype.itemsize + rows.bit_length() < 64
         self._sums: npt.NDArray[Any] = np.zeros(sample_shape, np.int64 if self._exact else np.float64)
         self._rows = 0
         self._missing: npt.NDArray[np.int64] | None = None

@@ -1,10 +1,14 @@
-"""One pass over the rows of a column: blocks are read and added up by several threads, in bounded memory."""
+"""One pass over the rows of a column: blocks are read and added up by several threads, in bounded memory.
+
+Rows in which nothing was ever written are not read: one of them tells what all are.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +19,7 @@ from h5feed.errors import TooLarge
 from ..jobs import Cancelled
 from ..storage.column import Column
 from ..storage.reader import Reader
+from ..storage.written import WrittenRows
 from .mean_image import MeanImage
 from .tallies import Tally, tally_of
 from .values import Indicators, Values, strings_of
@@ -86,7 +91,7 @@ class Found:
         self.lengths: Tally | None = tally_of(np.dtype("<i8"), 1) if column.is_ragged else None
         self.values = Values() if subject.values else None
         self.indicators = Indicators(column.sample_shape[0]) if subject.indicators else None
-        self.mean_image = MeanImage(column.sample_shape, column.dtype) if subject.mean_image else None
+        self.mean_image = MeanImage(column.sample_shape, column.dtype, column.rows) if subject.mean_image else None
 
     def add(self, subject: Subject, block: npt.NDArray[Any]) -> None:
         """Add (rows, *sample) numbers."""
@@ -148,7 +153,8 @@ def scan(
     column = subject.column
     if column.row_bytes > _MAX_ROW_BYTES:
         raise TooLarge(f"rows of {column.row_bytes} bytes are more than the {_MAX_ROW_BYTES} that statistics read")
-    count = column.rows if rows is None else len(rows)
+    wanted = WrittenRows(column, rows)
+    count = wanted.count
     step = _block_rows(reader, column)
     blocks = -(-count // step)
     stop = threading.Event()
@@ -159,11 +165,7 @@ def scan(
             if stop.is_set() or cancelled.is_set():
                 raise Cancelled
             begin, end = block * step, min((block + 1) * step, count)
-            wanted = np.arange(begin, end, dtype=np.int64) if rows is None else rows[begin:end].astype(np.int64)
-            if column.is_ragged:
-                found.add_ragged(*reader.read_ragged(column, wanted))
-            else:
-                found.add(subject, _read(reader, column, wanted))
+            _add_rows(found, reader, subject, wanted.between(begin, end))
             advance(end - begin)
         return found
 
@@ -184,7 +186,30 @@ def scan(
     whole = Found(subject)
     for future in futures:
         whole.merge(future.result())
+    if wanted.example is not None:
+        fill = Found(subject)
+        _add_rows(fill, reader, subject, np.array([wanted.example], np.int64))
+        whole.merge(_repeated(fill, subject, wanted.unwritten))
     return whole
+
+
+def _add_rows(found: Found, reader: Reader, subject: Subject, rows: Int64s) -> None:
+    if subject.column.is_ragged:
+        found.add_ragged(*reader.read_ragged(subject.column, rows))
+    else:
+        found.add(subject, _read(reader, subject.column, rows))
+
+
+def _repeated(one: Found, subject: Subject, times: int) -> Found:
+    """What is found in `times` such rows: they are doubled as often as it takes."""
+    found = Found(subject)
+    while True:
+        if times & 1:
+            found.merge(one)
+        times >>= 1
+        if not times:
+            return found
+        one.merge(deepcopy(one))
 
 
 def _block_rows(reader: Reader, column: Column) -> int:

@@ -113,7 +113,9 @@ class CacheFolder:
     def _warn(self, error: OSError) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning("the cache folder cannot be used (%s): nothing is kept across restarts", error.strerror)
+            # Not all of them have the system's words.
+            reason = error.strerror or str(error) or type(error).__name__
+            logger.warning("the cache folder cannot be used (%s): nothing is kept across restarts", reason)
 
     @contextlib.contextmanager
     def _locked(self, file: Path) -> Iterator[None]:

@@ -26,13 +26,14 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 import numpy.typing as npt
-from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, RevisionChanged, TooLarge, Unreadable
+from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, SourceUnavailable, TooLarge, Unreadable
 from h5py import h5d
 
 from .child import KIND_BYTES, LENGTH, confine, write_frame
 from .drivers import SPLIT_ENDINGS, family_template, members_of
+from .hdf5_text import says_away
 from .libhdf5 import Plugins, forget_external_links
-from .source import Identity, changed
+from .source import Identity, changed, is_away
 from .stored_types import disk_bytes
 
 MAX_OPEN = 16
@@ -300,9 +301,10 @@ def _reason(error: Exception, files: Sequence[str]) -> FeedError:
         return error
     if isinstance(error, MemoryError):
         return TooLarge("these rows take more memory than there is for reading them: ask for fewer at once")
-    if isinstance(error, FileNotFoundError):
-        return RevisionChanged("a file of this dataset is not there any more")
     text = str(error) or type(error).__name__
+    if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and is_away(error)) or says_away(text):
+        # A file that is missing was deleted, or its disk is away: who asks again hears which.
+        return SourceUnavailable("a file of this dataset cannot be read now; come again in a moment")
     for folder in {os.path.dirname(path) for path in files}:
         text = text.replace(f"{folder}{os.sep}", "")
     return DatasetCorrupt(f"HDF5 cannot read it: {text[:300]}")

@@ -6,11 +6,21 @@ import json
 import re
 from typing import Any
 
+from .source import AWAY_ERRNOS
+
 MAX_REASON = 300
 """Characters of a reason."""
 
 _H5PY_TEXT = re.compile(r"(?:Unable to|Can't) .*? \((.*)\)", re.S)
 """What h5py puts around libhdf5's own words."""
+
+_ERRNO = re.compile(r"errno = (\d+)")
+"""How libhdf5 tells what the operating system has answered."""
+
+
+def says_away(text: str) -> bool:
+    """Whether it is by these words that the disk or the network is at fault, which may pass, and not the file."""
+    return any(int(number) in AWAY_ERRNOS for number in _ERRNO.findall(text))
 
 
 def decoded(name: str | bytes) -> str:

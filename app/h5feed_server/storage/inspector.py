@@ -8,12 +8,13 @@ import stat
 import threading
 from types import TracebackType
 
-from h5feed.errors import Overloaded, Unreadable
+from h5feed.errors import Overloaded, SourceUnavailable, Unreadable
 
 from .child import Child
+from .hdf5_text import says_away
 from .layout import load_layout
 from .signatures import why_no_hdf5
-from .source import refused
+from .source import is_away, refused
 
 MEMORY_BYTES = 2 << 30
 """Address space of a child. Some of it is libraries that are mapped, not used."""
@@ -64,8 +65,8 @@ class Inspector:
         Unreadable
             It is no HDF5 file, or it crashed, outlasted or outgrew the child; or the operating system refuses it, and
             the cause says so.
-        Overloaded
-            No child can be started, or no file opened, now.
+        Overloaded, SourceUnavailable
+            No child can be started, or no file opened or read, now.
         """
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
@@ -74,8 +75,8 @@ class Inspector:
             with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
                 problem = why_no_hdf5(file.fileno())
         except OSError as error:
-            if isinstance(failure := refused(error), Overloaded):
-                raise failure from None
+            if is_away(error) or isinstance(refused(error), Overloaded):
+                raise refused(error) from None
             raise Unreadable(f"it cannot be opened: {error.strerror}") from error
         if problem is not None:
             raise Unreadable(problem)
@@ -87,7 +88,8 @@ class Inspector:
             raise Unreadable("inspecting it crashed the inspector") from None
         kind, content = bytes(answer[:1]), bytes(answer[1:])
         if kind == b"E":
-            raise Unreadable(content.decode("utf-8", "replace"))
+            reason = content.decode("utf-8", "replace")
+            raise SourceUnavailable(reason, retry_after=1) if says_away(reason) else Unreadable(reason)
         try:
             layout = load_layout(content)
         except ValueError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, Overloaded, 
 
 from .child import KIND_BYTES, LENGTH, Child
 from .layout import ArrayLayout
-from .source import Identity, LocalFile, changed
+from .source import Identity, LocalFile, changed, refused
 
 MEMORY_BYTES = 2 << 30
 """Address space of a reader, without what it answers; some of it is libraries that are mapped, not used."""
@@ -205,8 +204,9 @@ def _refusal(answer: memoryview, path: str) -> FeedError | None:
 def _check_unchanged(files: Sequence[LocalFile]) -> None:
     """By path: a reader opens files itself. It looks again when it has read them."""
     for file in files:
-        now = None
-        with contextlib.suppress(OSError):
+        try:
             now = Identity.of(os.stat(file.path))
+        except OSError as error:
+            raise refused(error) from None
         if now != file.identity:
             raise changed(file.identity, now)

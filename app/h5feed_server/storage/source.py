@@ -13,6 +13,15 @@ from typing import NamedTuple, Protocol
 
 from h5feed.errors import DatasetCorrupt, FeedError, Overloaded, RevisionChanged, SourceUnavailable
 
+AWAY_ERRNOS = frozenset(
+    (
+        *(errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN),
+        *(errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+        *(errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH),
+    )
+)
+"""What the system answers where a disk or a file server is away."""
+
 Range = tuple[int, memoryview]
 """Offset in the file, and the writeable bytes to be filled from there."""
 
@@ -65,8 +74,9 @@ class Identity(NamedTuple):
         return at - self.ctime_ns / 1e9 < YOUNG_SECONDS
 
     def is_touched(self, before: Identity) -> bool:
-        """Whether it may have the same content as before, and has other names, another owner or other rights."""
-        return self != before and self[:4] == before[:4]
+        """Whether it may have the same content as before, and has other names, another owner or rights, or was mounted
+        anew."""
+        return self != before and self[2:4] == before[2:4]
 
 
 class _OpenFile:
@@ -166,8 +176,9 @@ class LocalFile:
             yield held.fd
             # Bytes that were overwritten in place while they were read must not be taken for the old ones.
             status = os.fstat(held.fd)
-        except FileNotFoundError:
-            raise changed() from None
+        except FeedError:
+            # One of them is an OSError too.
+            raise
         except OSError as error:
             raise refused(error) from None
         known = self.identity
@@ -191,7 +202,13 @@ def refused(error: OSError) -> FeedError:
     """What the operating system's refusal means to those who asked."""
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         return Overloaded("the server has too many files open; come again in a moment", retry_after=1)
+    # A file that is missing was deleted, or its disk is away: who asks again hears which.
     return SourceUnavailable(f"a file of this dataset cannot be read: {error.strerror}", retry_after=1)
+
+
+def is_away(error: OSError) -> bool:
+    """Whether the disk or the network is at fault, which may pass, and not the file."""
+    return error.errno in AWAY_ERRNOS
 
 
 def changed(known: Identity | None = None, now: Identity | None = None) -> FeedError:

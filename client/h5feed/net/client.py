@@ -275,6 +275,7 @@ class Client:
         cancelled = cancelled or threading.Event()
         aborts = cancelled if isinstance(cancelled, Cancellation) else None
         failures: dict[str, FeedError] = {}
+        told: dict[str, FeedError] = {}
         attempt = 0
         enter(WAITING)
         while True:
@@ -298,6 +299,7 @@ class Client:
                     raise _error_of(answer, server, several=len(self._servers) > 1)
                 except Transient as error:
                     failure: FeedError = error
+                    told[server.url] = error
                 except RevisionChanged as error:
                     self._servers.answered(server)
                     raise self._differing(server, method, target, accept, json, max_bytes, error) from None
@@ -317,6 +319,13 @@ class Client:
             if not cancelled.is_set():
                 self._servers.failed(server, asked_at, failure.retry_after or 0.0)
             failures.pop(server.url, None)
+            if isinstance(failure, ConnectionFailed) and server.url in told:
+                if time.monotonic() >= deadline:
+                    # Nothing but our own deadline has cut the answer off: what keeps the server from answering is what
+                    # it has told.
+                    failure = told[server.url]
+                else:
+                    failure = ConnectionFailed(f"{failure}; before that it said: {told[server.url]}")
             failures[server.url] = failure
             wait = jitter.uniform(0, min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(attempt, 16)))
             if self._servers.others_awake(server):

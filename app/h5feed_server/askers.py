@@ -1,0 +1,77 @@
+"""Who has asked for a job, and when last: for all workers, as times of small files beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from pathlib import Path
+
+_TOUCH_SECONDS = 1.0
+"""How often it is written down that somebody asks, at most."""
+
+_MOST_KEPT = 4096
+
+
+class Askers:
+    """Who asked for which job.
+
+    Parameters
+    ----------
+    folder : Path
+        Shared by all workers; where it cannot be written, each knows only who has asked itself.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._touched: dict[str, float] = {}
+
+    def note(self, job: str, asker: str) -> None:
+        """Somebody asks, now."""
+        name, now = _name(job, asker), time.time()
+        if now - self._touched.get(name, 0.0) < _TOUCH_SECONDS:
+            return
+        if len(self._touched) >= _MOST_KEPT:
+            self._touched.clear()
+        self._touched[name] = now
+        with contextlib.suppress(OSError):
+            # A FIFO of that name would block the open for ever.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+            descriptor = os.open(self._folder / name, flags, 0o600)
+            try:
+                os.pwrite(descriptor, b"\n", 0)
+            finally:
+                os.close(descriptor)
+
+    def asked(self, job: str, but: str | None = None) -> float:
+        """When it was asked for last, by the clock, by anybody but this one; 0.0 where it never was."""
+        own = "" if but is None else _name(job, but)
+        last = max(
+            (when for name, when in self._touched.copy().items() if _is_of(name, job) and name != own), default=0.0
+        )
+        with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                if _is_of(entry.name, job) and entry.name != own:
+                    with contextlib.suppress(OSError):
+                        last = max(last, entry.stat().st_mtime)
+        return last
+
+    def forget(self, job: str) -> None:
+        """Nobody needs to know any more."""
+        for name in [name for name in self._touched.copy() if _is_of(name, job)]:
+            self._touched.pop(name, None)
+        with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                if _is_of(entry.name, job):
+                    with contextlib.suppress(OSError):
+                        os.unlink(entry.path)
+
+
+def _name(job: str, asker: str) -> str:
+    # Nobody's address or program lies in the folder.
+    return f"{job}.{hashlib.blake2b(asker.encode(), digest_size=8).hexdigest()}.asked"
+
+
+def _is_of(name: str, job: str) -> bool:
+    return name.startswith(job) and name.endswith(".asked")

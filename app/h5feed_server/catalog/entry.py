@@ -1,0 +1,110 @@
+"""What the catalogue knows of files that belong together, and whether that still holds."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Literal
+
+from h5feed.errors import Transient
+
+from ..storage.source import YOUNG_SECONDS, Identity
+from .assembling import Refused
+from .dataset import Dataset
+from .loading import Beside
+
+Status = Literal["ok", "unreadable", "preparing", "unavailable"]
+
+RETRY_SECONDS = 2.0
+"""What failed for a reason that may pass is looked at again after so long, when it is asked for."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Files that belong together, most often one alone, and the datasets that they turned out to be."""
+
+    name: str
+    files: tuple[str, ...]
+    """Relative to the data folder."""
+    paths: tuple[str, ...]
+    identities: tuple[Identity, ...]
+    outcome: Future[tuple[Dataset, ...]]
+    beside: Beside
+    """Other files that they lead to, as far as is known."""
+    refused: dict[str, Refused] = field(default_factory=dict)
+    """What of them cannot be served though other of it can, by name; as far as is known."""
+    began: float = 0.0
+    """When they were looked at, by the monotonic clock."""
+    declared: bytes = b""
+    """What was declared of them."""
+    looked: float = 0.0
+    """When they were looked at, by the clock that files' times are of."""
+    is_second: bool = False
+    """They were looked at before, and had only just been written then."""
+    again: list[Entry] = field(default_factory=list)
+    """The same files, looked at for the second time."""
+    away: str | None = None
+    """Why the files cannot be looked at now, though they may be as they were."""
+
+    def reason(self) -> str | None:
+        """Why it cannot be read; None where it can, or is not known yet."""
+        if not self.outcome.done():
+            return None
+        error = self.outcome.exception()
+        return None if error is None else str(error)
+
+    def datasets(self) -> tuple[Dataset, ...]:
+        """Those that are known and can be read."""
+        if not self.outcome.done() or self.outcome.exception() is not None:
+            return ()
+        return self.outcome.result()
+
+    def has_failed_for_now(self) -> bool:
+        """Whether what is wrong may pass: the operating system refused it, or it changed meanwhile."""
+        error = self.outcome.exception() if self.outcome.done() else None
+        return isinstance(error, Transient) or (error is not None and isinstance(error.__cause__, OSError))
+
+    def is_outdated(self, paths: tuple[str, ...], identities: tuple[Identity, ...], declared: bytes) -> bool:
+        """Whether it must be looked at anew, being of these files now, of which this is declared."""
+        if (self.paths, self.identities, self.declared) != (paths, identities, declared) or self.has_changed():
+            return True
+        return time.monotonic() - self.began >= RETRY_SECONDS and self.has_failed_for_now()
+
+    def has_changed(self) -> bool:
+        """Whether its files are others now."""
+        known = [*zip(self.paths, self.identities, strict=True), *self.beside.copy().items()]
+        return any(identity_of(path) != identity for path, identity in known)
+
+    def is_due(self) -> bool:
+        """Whether a change might have been missed when it was looked at, which shows by now."""
+        if not self.outcome.done() or time.time() < self.looked + YOUNG_SECONDS or not self.was_young():
+            return False
+        return not self.again or self.again[0].outcome.done()
+
+    def was_young(self) -> bool:
+        """Whether a file had only just been written when it was looked at, for the first time."""
+        if self.is_second:
+            return False
+        known = (*self.identities, *self.beside.copy().values())
+        return any(identity is not None and identity.is_young(self.looked) for identity in known)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of the catalogue."""
+
+    name: str
+    files: tuple[str, ...]
+    status: Status
+    reason: str | None
+    dataset: Dataset | None
+
+
+def identity_of(path: str) -> Identity | None:
+    """What is at a path; None where nothing is, or where it cannot be looked at."""
+    try:
+        return Identity.of(os.stat(path))
+    except OSError:
+        return None

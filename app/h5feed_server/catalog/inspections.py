@@ -1,0 +1,122 @@
+"""Which files are looked at next: those that somebody has asked for, then the rest in the order they were found in."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+from h5feed.errors import Preparing
+
+T = TypeVar("T")
+
+
+class NotYet(Exception):
+    """What is asked for is not known yet, and will be soon: whoever can wait without holding a thread asks again.
+
+    Attributes
+    ----------
+    problem : Preparing
+        What to say when it has taken too long.
+    asked : float
+        When it was asked for first, by the monotonic clock: see `Catalog.asked_at`.
+    seconds : float
+        What there is to wait at least.
+    """
+
+    def __init__(self, problem: Preparing, asked: float, seconds: float) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+        self.asked = asked
+        self.seconds = seconds
+
+
+class Inspections(Generic[T]):
+    """Threads that look at files.
+
+    Parameters
+    ----------
+    threads : int
+        For whatever comes; one more is for what was asked for alone, which does not wait for anything else.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._changed = threading.Condition()
+        self._found: dict[Future[T], Callable[[], T]] = {}
+        self._asked: dict[Future[T], Callable[[], T]] = {}
+        self._running: dict[Future[T], float] = {}
+        self._threads = [
+            threading.Thread(target=self._run, args=(number > 0,), name=f"h5feed-inspect-{number}", daemon=True)
+            for number in range(threads + 1)
+        ]
+        self._started = self._closed = False
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Have it done, after all that came before."""
+        outcome: Future[T] = Future()
+        with self._changed:
+            if self._closed:
+                outcome.cancel()
+                return outcome
+            self._found[outcome] = work
+            if not self._started:
+                self._started = True
+                for thread in self._threads:
+                    thread.start()
+            self._changed.notify_all()
+        return outcome
+
+    def prefer(self, outcome: Future[T]) -> None:
+        """Have it done before what nobody has asked for."""
+        if outcome.done() or outcome in self._asked:
+            return
+        with self._changed:
+            if outcome in self._found:
+                self._asked[outcome] = self._found.pop(outcome)
+                self._changed.notify_all()
+
+    def describe(self, outcome: Future[T]) -> str:
+        """How far it is, in words."""
+        with self._changed:
+            began = self._running.get(outcome)
+            before = next((place for place, one in enumerate(self._asked) if one is outcome), len(self._asked))
+            left = len(self._found) + len(self._asked) + len(self._running)
+        where = f"{before} others before it" if began is None else f"for {time.monotonic() - began:.0f} s"
+        return f"{where}; {left} left in all"
+
+    @property
+    def left(self) -> int:
+        """How many are not done."""
+        return len(self._found) + len(self._asked) + len(self._running)
+
+    def close(self, *, wait: bool) -> None:
+        """Begin nothing more; wait for what has begun only if told to."""
+        with self._changed:
+            self._closed = True
+            for outcome in (*self._found, *self._asked):
+                outcome.cancel()
+            self._found.clear()
+            self._asked.clear()
+            self._changed.notify_all()
+        for thread in self._threads if wait and self._started else ():
+            thread.join()
+
+    def _run(self, any_work: bool) -> None:
+        while True:
+            with self._changed:
+                while not (waiting := self._asked or (any_work and self._found)) and not self._closed:
+                    self._changed.wait()
+                if not waiting:
+                    return
+                outcome = next(iter(waiting))
+                work = waiting.pop(outcome)
+                self._running[outcome] = time.monotonic()
+            try:
+                outcome.set_result(work())
+            except BaseException as error:
+                outcome.set_exception(error)
+            finally:
+                with self._changed:
+                    del self._running[outcome]

@@ -1,0 +1,232 @@
+"""Long work: bounded, shared out among datasets, stopped when nobody wants it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import httpx
+import numpy as np
+import pytest
+from conftest import ServerProcess, wait_until
+from h5feed.errors import JobWanted, Overloaded
+from h5feed_server import jobs as jobs_module
+from h5feed_server import turns as turns_module
+from h5feed_server.jobs import MAX_OF_DATASET, MAX_WAITING, Jobs, Progress, Request
+from h5feed_server.turns import Turns
+
+NEVER = 1 << 50
+"""Rows that nobody can read one by one."""
+
+LONG = 1 << 36
+"""Bytes that take long to read, and lie in a file of a few kB on the disk."""
+
+
+def _zeros(path: Path, nbytes: int) -> None:
+    """A file with so many bytes of zeros, none of which takes room on the disk."""
+    with h5py.File(path, "w") as file:
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        space = h5py.h5s.create_simple((nbytes,))
+        h5py.h5d.create(file.id, b"x", h5py.h5t.STD_U8LE, space, properties)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("data")
+    for name, options in (("chunked", {"chunks": (1 << 20,), "compression": "gzip"}), ("contiguous", {})):
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file.create_dataset("x", (NEVER,), np.int16, fillvalue=-3, **options)
+            if options:
+                file["x"][5 << 20 : (5 << 20) + 4] = [1, 2, 3, 4]
+    for name in ("longone", "another"):
+        _zeros(folder / f"{name}.h5", LONG)
+    with h5py.File(folder / "small.h5", "w") as file:
+        file["x"] = np.arange(1000.0)
+    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2")
+    yield process
+    assert process.stop() == 0
+
+
+def _stats(server: ServerProcess, name: str, wait: int = 60, **headers: str) -> httpx.Response:
+    url = f"{server.url}/v1/datasets/{name}/stats"
+    wait_until(lambda: httpx.get(f"{server.url}/v1/datasets/{name}", timeout=60).status_code == 200)
+    return httpx.get(url, headers={"prefer": f"wait={wait}", **headers}, timeout=90)
+
+
+def test_what_was_never_written_costs_nothing(server: ServerProcess) -> None:
+    """2⁵⁰ rows, of which four or none were written: exact statistics, at once."""
+    chunked = _stats(server, "chunked").json()["fields"]["x"]
+    assert (chunked["count"], chunked["min"], chunked["max"]) == (NEVER, -3, 4)
+    assert sum(chunked["histogram"]["counts"]) == NEVER
+    contiguous = _stats(server, "contiguous").json()["fields"]["x"]
+    assert (contiguous["count"], contiguous["mean"], contiguous["std"]) == (NEVER, -3, 0)
+
+
+def test_long_jobs_hold_up_no_others(server: ServerProcess) -> None:
+    """Two that take very long occupy all turns there are: another dataset's work is done all the same. Then they are
+    deleted: not by somebody else while their owner asks, but by the owner, and the workers stop."""
+    jobs = [_stats(server, name, 0, **{"user-agent": "owner"}) for name in ("longone", "another")]
+    assert [job.status_code for job in jobs] == [202, 202]
+    wait_until(lambda: sorted(server.unfinished_jobs()) == ["stats", "stats"])
+    assert _stats(server, "small").json()["fields"]["x"]["mean"] == 499.5
+    for job in jobs:
+        url = f"{server.url}{job.headers['location']}"
+        for _ in range(4):
+            refused = httpx.delete(url, headers={"user-agent": "stranger"}, timeout=60)
+            assert (refused.status_code, refused.json()["code"]) == (409, "job_wanted"), refused.text
+        assert httpx.get(url, headers={"user-agent": "owner"}, timeout=60).json()["status"] in ("queued", "running")
+        assert httpx.delete(url, headers={"user-agent": "owner"}, timeout=60).status_code == 204
+        for _ in range(4):
+            assert httpx.get(url, timeout=60).json()["code"] == "not_found"
+            assert httpx.delete(url, timeout=60).status_code == 404
+    wait_until(lambda: not server.working_pids() and not server.unfinished_jobs())
+    # It is forgotten, not forbidden.
+    again = _stats(server, "longone", 0, **{"user-agent": "owner"})
+    assert again.status_code == 202
+    url = f"{server.url}{again.headers['location']}"
+    assert httpx.delete(url, headers={"user-agent": "owner"}, timeout=60).status_code == 204
+
+
+def test_a_job_reads_so_much_at_most(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """More is 413, which names the setting."""
+    (tmp_path / "data").mkdir()
+    _zeros(tmp_path / "data" / "a.h5", 3 << 20)
+    answer = _stats(serve(tmp_path / "data", H5FEED_MAX_JOB_BYTES=str(2 << 20)), "a")
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+    assert "H5FEED_MAX_JOB_BYTES" in answer.json()["detail"] and "3,145,728" in answer.json()["detail"]
+
+
+def test_turns_are_shared_out_among_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that has begun gives way to that of a dataset which has had less; of one dataset, one after the other."""
+    monkeypatch.setattr(turns_module, "SLICE_SECONDS", 0.0)
+    turns = Turns(2)
+    ended = threading.Event()
+    order: list[str] = []
+
+    def long(dataset: str) -> None:
+        with turns.of(dataset, lambda: False) as turn:
+            while not ended.is_set():
+                turn.give_way()
+            order.append(dataset)
+
+    threads = [threading.Thread(target=long, args=(name,), daemon=True) for name in ("a", "a", "b", "b", "b")]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(turns._running) == 2)
+
+    def short() -> None:
+        with turns.of("c", lambda: False):
+            order.append("c")
+            ended.set()
+
+    last = threading.Thread(target=short)
+    last.start()
+    last.join(60)
+    for thread in threads:
+        thread.join(60)
+    assert order[0] == "c" and Counter(order) == {"a": 2, "b": 3, "c": 1}
+    assert not turns._spent and not turns._running and not turns._waiting
+
+
+class _Endless:
+    """Work that goes on until it is cancelled."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, request: Request, progress: Progress) -> None:
+        with self._lock:
+            self.running += 1
+        try:
+            progress.expect(1 << 60)
+            while not progress.cancelled.wait(0.001):
+                progress.advance(1)
+            progress.advance(1)
+        finally:
+            with self._lock:
+                self.running -= 1
+
+
+@pytest.fixture
+def endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Jobs, _Endless]]:
+    monkeypatch.setattr(jobs_module, "_TICK_SECONDS", 0.02)
+    work, jobs = _Endless(), Jobs(tmp_path / "jobs", 1e9)
+    jobs.register("endless", "rows", work)
+    yield jobs, work
+    jobs.close()
+
+
+def _start(jobs: Jobs, dataset: str, number: int = 0) -> str:
+    request: dict[str, Any] = {"dataset": dataset, "number": number}
+    return jobs.start("endless", request, "/there").id
+
+
+def test_a_job_that_nobody_asks_for_is_stopped(endless: tuple[Jobs, _Endless], tmp_path: Path) -> None:
+    """It goes on as long as it is asked for, by any worker; asked for again, it begins anew."""
+    jobs, work = endless
+    job = _start(jobs, "a")
+    jobs._mine[job].taken = 0.0
+    other = Jobs(tmp_path / "jobs", 1e9)
+    other.register("endless", "rows", work)
+    assert other.state(job, "somebody") is not None
+    (asked,) = (tmp_path / "jobs").glob("*.asked")
+    later = time.time() + 1e6
+    os.utime(asked, (later, later))
+    jobs._patience = -1.0
+    wait_until(lambda: work.running == 1)
+    ticks = jobs.ticks
+    wait_until(lambda: jobs.ticks > ticks + 3)
+    assert work.running == 1
+    # The last that anybody has asked was long ago.
+    os.utime(asked, (0, 0))
+    wait_until(lambda: work.running == 0)
+    state = other.state(job, "somebody")
+    assert state is not None and not state.is_over
+    wait_until(lambda: work.running == 1)
+    other.close()
+
+
+def test_no_dataset_takes_all_room(endless: tuple[Jobs, _Endless]) -> None:
+    """So many jobs for each dataset; when all room is taken, who has least still gets some."""
+    jobs, _ = endless
+    each = MAX_WAITING // MAX_OF_DATASET
+    for dataset in "abcdefgh"[:each]:
+        for number in range(MAX_OF_DATASET):
+            _start(jobs, dataset, number)
+        with pytest.raises(Overloaded, match=f"{MAX_OF_DATASET} jobs for '{dataset}'"):
+            _start(jobs, dataset, MAX_OF_DATASET)
+    for number in range(MAX_OF_DATASET // 2):
+        assert _start(jobs, "new", number)
+    wait_until(lambda: len(jobs._mine) <= MAX_WAITING)
+
+
+def test_what_somebody_else_wants_is_not_deleted(endless: tuple[Jobs, _Endless], tmp_path: Path) -> None:
+    """By whichever worker it was asked for, and whichever works on it."""
+    jobs, work = endless
+    job = _start(jobs, "a")
+    other = Jobs(tmp_path / "jobs", 1e9)
+    assert jobs.state(job, "me") is not None and other.state(job, "you") is not None
+    for worker in (jobs, other):
+        with pytest.raises(JobWanted):
+            worker.delete(job, "me")
+    wait_until(lambda: work.running == 1)
+    assert not other.delete("0" * 32, "me")
+    jobs_module_wanted = jobs_module.WANTED_SECONDS
+    jobs_module.WANTED_SECONDS = -1.0
+    try:
+        assert other.delete(job, "me")
+    finally:
+        jobs_module.WANTED_SECONDS = jobs_module_wanted
+    assert jobs.state(job, "you") is None
+    wait_until(lambda: work.running == 0)
+    wait_until(lambda: not list((tmp_path / "jobs").iterdir()))
+    other.close()
