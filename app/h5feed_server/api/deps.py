@@ -15,9 +15,6 @@ from ..services import Services
 
 T = TypeVar("T")
 
-_ADMIT_SECONDS = 0.02
-"""How often it is looked whether there is room."""
-
 _JOB_SHARE = 0.5
 """Of the read timeout that a request waits for a job: what it came for takes time as well, and callers whose own
 patience is the same time are to hear how far it is."""
@@ -39,9 +36,9 @@ NamePath = Annotated[str, Path(description="Name of a dataset, as the catalogue 
 async def in_thread(services: Services, work: Callable[[], T], patience: float | None = None) -> T:
     """Run blocking `work` in a thread of the server's own pool.
 
-    Where the bound on bytes in flight leaves no room, `work` is begun anew until there is, for `patience` seconds
-    (default: the settings' ``admit_timeout``); where it needs what a job is at work on, when that is over. No thread
-    waits meanwhile: others may need less room, or none.
+    Where the bound on bytes in flight leaves no room, `work` is begun anew when its turn comes, within `patience`
+    seconds (default: the settings' ``admit_timeout``); where it needs what a job is at work on, when that is over. No
+    thread waits meanwhile: others may need less room, or none.
 
     Raises
     ------
@@ -71,20 +68,23 @@ async def attempted(services: Services, work: Callable[[], T], patience: float |
     InProgress
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + (services.settings.admit_timeout if patience is None else patience)
+    since = loop.time()
+    deadline = since + (services.settings.admit_timeout if patience is None else patience)
+    begin = work
     while True:
         try:
             async with asyncio.timeout(services.settings.read_timeout):
-                return await loop.run_in_executor(services.threads, work)
+                return await loop.run_in_executor(services.threads, begin)
         except TimeoutError:
             seconds = services.settings.read_timeout
             raise ReadTimeout(f"reading took more than {seconds:g} s (H5FEED_READ_TIMEOUT)") from None
         except MemoryError:
             raise Overloaded("there is no memory for this now; come again in a moment", retry_after=5) from None
         except PoolExhausted as error:
-            if loop.time() >= deadline:
-                raise Overloaded(f"{error}; come again in a moment", retry_after=1) from None
-        await asyncio.sleep(_ADMIT_SECONDS)
+            nbytes, why = error.nbytes, str(error)
+        if not await services.pool.turn(nbytes, since, deadline):
+            raise Overloaded(f"{why}; come again in a moment", retry_after=1)
+        begin = services.pool.called(work)
 
 
 async def over(services: Services, state: JobState, seconds: float) -> JobState:
