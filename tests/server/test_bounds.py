@@ -18,7 +18,7 @@ import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.wire import read_body
 
-HEAD = "GET /healthz HTTP/1.1\r\nHost: test\r\n"
+HEAD = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 ROWS = "/v1/datasets/mixed/rows"
 JSON = {"content-type": "application/json"}
 
@@ -92,7 +92,8 @@ def test_heads_up_to_the_bound(guarded: ServerProcess) -> None:
 
 def test_what_hides_behind_a_head(server: ServerProcess) -> None:
     """Trailers and the frames of chunks that never end are as little kept as a head that does not."""
-    head = f"POST {ROWS} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    lines = ["Host: localhost", "Content-Type: application/json", "Transfer-Encoding: chunked"]
+    head = "\r\n".join([f"POST {ROWS} HTTP/1.1", *lines, "", ""])
     for begin, piece in [
         ("1\r\n{\r\n0\r\n", b"X-Filler: " + b"a" * 8000 + b"\r\n"),
         ("", b"1;" + b"e" * 8000 + b"\r\n{\r\n"),
@@ -240,7 +241,9 @@ def test_a_body_without_a_token_is_not_read(guarded: ServerProcess) -> None:
 def test_bodies_that_are_held(serve: Callable[..., ServerProcess], folder: Path) -> None:
     """Long bodies of one sender, more than are held at once: it is told to come again, and others are served."""
     server = serve(folder, H5FEED_READ_TIMEOUT="20")
-    head = f"POST {ROWS} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 24000000\r\n\r\n"
+    head = (
+        f"POST {ROWS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 24000000\r\n\r\n"
+    )
     senders = []
     try:
         for _ in range(4):
@@ -300,7 +303,7 @@ def test_the_access_log(serve: Callable[..., ServerProcess], folder: Path, capfd
         client.get("/nowhere", headers={"x-forwarded-for": "203.0.113.9, 198.51.100.7, 127.0.0.3"})
     assert httpx.get(server.url + batch).status_code == 401
     with _connect(server) as connected:
-        connected.sendall(b"GET /a\x85b HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+        connected.sendall(b"GET /a\x85b HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
         _answer(connected)
     assert server.process.stdout is not None
     server.process.send_signal(signal.SIGTERM)

@@ -340,7 +340,7 @@ def test_stops_in_time_with_slow_readers(
                 number % 3
             ]
             lines = [
-                "Host: test",
+                "Host: localhost",
                 "Content-Type: application/json",
                 *(["Content-Length: 900"] if number % 3 == 2 else []),
             ]

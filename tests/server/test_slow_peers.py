@@ -20,10 +20,10 @@ ROWS, SIDE = 256, 250
 LONGEST_WAIT = 10.0
 """Seconds that a good client may wait for a batch."""
 
-_STREAM = "GET /v1/datasets/pixels/batches?batch_size=64&start=0&stop=4 HTTP/1.1\r\nHost: test\r\n\r\n"
+_STREAM = "GET /v1/datasets/pixels/batches?batch_size=64&start=0&stop=4 HTTP/1.1\r\nHost: localhost\r\n\r\n"
 """16 MB, in blocks of as much as the good client asks for."""
 
-_POST = "POST /v1/datasets/pixels/rows HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+_POST = "POST /v1/datasets/pixels/rows HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 _POST += "Content-Length: 900000\r\n\r\n"
 
 
@@ -69,7 +69,7 @@ class SlowPeers:
         connected.bind((next(self._addresses), 0))
         connected.connect(("127.0.0.1", self._server.port))
         connected.sendall(
-            {"r": _STREAM, "h": "GET /v1/datasets HTTP/1.1\r\nHost: test\r\nX: ", "b": _POST}[kind].encode()
+            {"r": _STREAM, "h": "GET /v1/datasets HTTP/1.1\r\nHost: localhost\r\nX: ", "b": _POST}[kind].encode()
         )
         connected.setblocking(False)
         return connected
