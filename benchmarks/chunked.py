@@ -114,7 +114,7 @@ def _print_cost(folder: Path, name: str) -> None:
             before = services.batcher.reader.decoded_bytes
             classes = []
             for index in range(plan.grid.batches):
-                buffer = services.pool.lease(plan.nbytes(index, index + 1), 10.0)
+                buffer = services.pool.lease(plan.nbytes(index, index + 1))
                 plan.fill(index, index + 1, buffer)
                 served += len(buffer)
                 rows = plan.order.rows(index, index + 1)[0]

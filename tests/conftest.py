@@ -47,6 +47,9 @@ settings.load_profile("alike")
 class ServerProcess:
     """A server process of its own, started on a free port."""
 
+    new_session = False
+    """Whether it has no terminal, whoever runs the tests."""
+
     def __init__(self, folder: Path, cache_dir: Path, *options: str, **environment: str) -> None:
         self.folder = folder
         self._cache_dir = cache_dir
@@ -60,7 +63,9 @@ class ServerProcess:
         command = [sys.executable, "-m", "h5feed_server.cli", "serve", str(self.folder), "--port", str(self.port)]
         command += ["--cache-dir", str(self._cache_dir), *self._options]
         environment = {**os.environ, **self._environment}
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, env=environment, text=True, start_new_session=self.new_session
+        )
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], 60)
         line = self.process.stdout.readline() if ready else ""

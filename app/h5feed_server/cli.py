@@ -116,6 +116,7 @@ def _add_serve(commands: Any) -> None:
         default=None,
         help="serve files to which symbolic links lead out of DIR too",
     )
+    serve.add_argument("--access-log", action="store_true", default=None, help="write a line for each request")
     serve.add_argument("--tls-cert", metavar="PEM", help="certificate: serve https")
     serve.add_argument("--tls-key", metavar="PEM", help="its key")
 
@@ -142,7 +143,8 @@ def _serve(options: argparse.Namespace) -> int:
 
     from .listening import listen
     from .logged_once import LoggedOnce
-    from .serving import Supervisor, Tls
+    from .serving import Supervisor
+    from .worker import Tls
 
     try:
         listener = listen(settings)

@@ -9,8 +9,11 @@ from fastapi import FastAPI
 
 from . import __version__
 from .api import batches, datasets, docs, health, images, jobs, plots, problems, rows, splits, stats
+from .api.access_log import AccessLog
 from .api.auth import BearerAuth
+from .api.callers import Callers, TrustedProxies
 from .api.hosts import HostCheck
+from .api.posted import Uploads, longest_body
 from .api.shortcut import BatchShortcut, KnownQueries
 from .services import Services
 from .settings import Settings
@@ -44,18 +47,22 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         responses={"default": problems.PROBLEM_SCHEMA},
-        # The longest list of row ids that may be asked for, in decimal digits.
-        max_body_size=24 * settings.max_rows + (1 << 16),
+        max_body_size=longest_body(settings.max_rows),
     )
     app.state.queries = KnownQueries()
     app.state.ready = health.ReadyState()
+    app.state.uploads = Uploads()
     problems.install(app)
     for module in (datasets, splits, batches, rows, stats, images, plots, jobs, health, docs):
         app.include_router(module.router)
     docs.mount_static(app)
     app.add_middleware(BatchShortcut, state=app.state)
+    proxies = TrustedProxies(settings.proxy_list)
+    app.add_middleware(Callers, tokens=settings.token_list, address=proxies.address)
     if settings.token_list:
         app.add_middleware(BearerAuth, tokens=settings.token_list)
     else:
         app.add_middleware(HostCheck, settings=settings)
+    if settings.access_log:
+        app.add_middleware(AccessLog, address=proxies.address)
     return app

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-
-from h5feed.buffers import BufferPool
 
 from .batching import Batcher
 from .catalog.catalog import Catalog
 from .jobs import Jobs
+from .room import Room
 from .settings import Settings
 from .statistics import Statistics
 from .storage.cache import ByteCache
 from .storage.folder import CacheFolder
 from .storage.reader import Reader
 from .storage.reader_pool import ReaderPool
+from .threads import FairThreads
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class Services:
     batcher: Batcher
     statistics: Statistics
     jobs: Jobs
-    pool: BufferPool
-    threads: ThreadPoolExecutor
+    pool: Room
+    threads: FairThreads
     hdf5: ReaderPool
     folder: CacheFolder
 
@@ -50,14 +49,12 @@ class Services:
             settings.read_timeout,
             hdf5,
         )
-        threads = ThreadPoolExecutor(settings.request_threads, "h5feed-request")
+        threads = FairThreads(settings.request_threads, "h5feed-request")
         threads.submit(catalog.entries)
         jobs = Jobs(folder.path / "jobs", settings.job_patience)
         batcher = Batcher(settings, catalog, reader, folder, jobs)
         statistics = Statistics(catalog, batcher, folder, jobs, settings.max_job_bytes)
-        return cls(
-            settings, catalog, batcher, statistics, jobs, BufferPool(settings.inflight_bytes), threads, hdf5, folder
-        )
+        return cls(settings, catalog, batcher, statistics, jobs, Room(settings.inflight_bytes), threads, hdf5, folder)
 
     def close(self, *, wait: bool = False) -> None:
         """End all threads, files and child processes.

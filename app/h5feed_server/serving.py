@@ -1,16 +1,13 @@
 """Processes that serve: a supervisor accepts connections and hands each to the worker that has the fewest.
 
 Workers that share a listening socket do not share its connections: one of them gets nearly all. So the supervisor
-accepts and passes the descriptors on (SCM_RIGHTS). It also restarts workers that die and ends them all when it is told
-to stop; workers end when the supervisor is gone.
+accepts and passes the descriptors on (SCM_RIGHTS). It also replaces workers that die or stand still, and ends them all
+when it is told to stop; workers end when the supervisor is gone. It never waits for one.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import gc
-import logging
 import os
 import selectors
 import signal
@@ -19,17 +16,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-
-from .api.direct import PEER, DirectWriter
 from .listening import remove_socket
-from .main import create_app
 from .settings import Settings
-
-logger = logging.getLogger(__name__)
+from .worker import ALIVE_SECONDS, CLOSED, CONNECTION, LEAVING, READY, Tls, run_worker
 
 SEND_BUFFER_BYTES = 256 << 10
 """SO_SNDBUF of connections from near by: measured best; a third less and twice as much are slower."""
@@ -44,22 +34,21 @@ _TCP_INFO_ROUND_TRIP = 68
 STOP_SECONDS = 8.0
 """After this, workers that have not ended are killed: container engines wait 10 s."""
 
-DRAIN_SECONDS = 5
-"""How long a stopping worker lets answers under way finish."""
+STILL_SECONDS = 4.0
+"""A worker that has not said for so long that it is well, and was stopped or waited for a disk for the last
+`_SURE_SECONDS` of it, is replaced."""
 
-_READY, _LEAVING, _CLOSED, _CONNECTION = b"r", b"l", b"-", b"c"
-"""Messages on the channel: worker is ready; it is ending; one of its connections closed; here is a connection."""
+SILENT_SECONDS = 20.0
+"""After this, whatever it does: the machine may just be slow."""
 
+START_SECONDS = 60.0
+"""A worker that does not serve after so long is replaced as well."""
+
+_LOOK_SECONDS = 0.2
+_SURE_SECONDS = 1.0
 _RESTART_SECONDS = 0.5
+_KILLED_SECONDS = 1.0
 _START_ATTEMPTS = 3
-
-
-@dataclass(frozen=True)
-class Tls:
-    """PEM files of the server's certificate and key."""
-
-    certificate: str
-    key: str
 
 
 def _round_trip(connection: socket.socket) -> float:
@@ -80,11 +69,17 @@ class _Worker:
     connections: int = 0
     ready: bool = False
     leaving: bool = False
-    started: float = field(default_factory=time.monotonic)
+    heard: float = field(default_factory=time.monotonic)
+    """When it last said something; at first, when it was started."""
+    still_since: float | None = None
+    """Since when every look at it has found that it stands still."""
 
 
 class Supervisor:
-    """Runs ``settings.workers`` processes until SIGTERM or SIGINT.
+    """Runs ``settings.workers`` processes until SIGTERM, SIGINT, or the end of the terminal it was started on.
+
+    SIGHUP without a terminal replaces all workers, one after the other: their memory and the certificate are new, and
+    no answer is lost.
 
     Parameters
     ----------
@@ -104,7 +99,11 @@ class Supervisor:
         self._tls = tls
         self._selector = selectors.DefaultSelector()
         self._workers: dict[int, _Worker] = {}
-        self._stopping = False
+        self._outgoing: list[_Worker] = []
+        """Those that a reload replaces, and that are not told yet."""
+        self._ending: dict[int, float] = {}
+        """Processes that are no workers any more, and when they are killed."""
+        self._stopping = self._reloading = False
         self._announced = False
         self._early_deaths = 0
         self._restart_at: list[float] = []
@@ -116,19 +115,26 @@ class Supervisor:
         signal.set_wakeup_fd(wake_send.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        # Who started it by `nohup` has it ignored.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._stop if _has_terminal() else self._reload_soon)
         self._selector.register(wake_receive, selectors.EVENT_READ, lambda: wake_receive.recv(64))
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         for _ in range(self._settings.workers):
             self._start_worker()
+        before = time.monotonic()
         while not self._stopping:
-            for key, _ in self._selector.select(0.2):
+            for key, _ in self._selector.select(_LOOK_SECONDS):
                 key.data()
             now = time.monotonic()
-            due = [moment for moment in self._restart_at if moment <= now]
-            self._restart_at = [moment for moment in self._restart_at if moment > now]
-            for _ in due:
-                self._start_worker()
-            if self._early_deaths >= _START_ATTEMPTS:
+            if now - before > ALIVE_SECONDS:
+                # It was this process that stood still: what the workers said meanwhile is not heard yet.
+                for worker in self._workers.values():
+                    worker.heard = now
+            before = now
+            self._look_after(now)
+            none_serves = not self._announced or not any(worker.ready for worker in self._workers.values())
+            if none_serves and self._early_deaths >= _START_ATTEMPTS:
                 self._end_workers()
                 return 1
         self._end_workers()
@@ -136,6 +142,9 @@ class Supervisor:
 
     def _stop(self, number: int, frame: object) -> None:
         self._stopping = True
+
+    def _reload_soon(self, number: int, frame: object) -> None:
+        self._reloading = True
 
     def _accept(self) -> None:
         try:
@@ -145,15 +154,44 @@ class Supervisor:
         with connection:
             if _round_trip(connection) <= _NEAR_SECONDS:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            # One that has missed a word or two may stand still: the others first.
+            late = time.monotonic() - 2 * ALIVE_SECONDS
             staying = [worker for worker in self._workers.values() if not worker.leaving]
-            for worker in sorted(staying, key=lambda worker: (not worker.ready, worker.connections)):
+            staying.sort(key=lambda worker: (not worker.ready, worker.heard < late, worker.connections))
+            for worker in staying:
                 try:
-                    socket.send_fds(worker.channel, [_CONNECTION], [connection.fileno()])
+                    socket.send_fds(worker.channel, [CONNECTION], [connection.fileno()])
                 except OSError:
                     # Its channel is full or gone: it hangs or dies, let another have it.
                     continue
                 worker.connections += 1
                 return
+
+    def _look_after(self, now: float) -> None:
+        """Replace who stands still, start who is due, bury who has ended."""
+        if self._reloading:
+            self._reloading = False
+            self._reload()
+        for worker in list(self._workers.values()):
+            silent = now - worker.heard
+            is_still = worker.ready and silent > STILL_SECONDS - _SURE_SECONDS and _stands_still(worker.pid)
+            worker.still_since = (worker.still_since or now) if is_still else None
+            still = now - worker.still_since if worker.still_since else 0.0
+            if silent > (SILENT_SECONDS if worker.ready else START_SECONDS) or still >= _SURE_SECONDS:
+                _say(f"worker {worker.pid} has not answered for {silent:.1f} s and is killed")
+                # Its connections end with it.
+                _kill(worker.pid)
+                self._bury(worker)
+        due = [moment for moment in self._restart_at if moment <= now]
+        self._restart_at = [moment for moment in self._restart_at if moment > now]
+        for _ in due:
+            self._start_worker()
+        for pid, deadline in list(self._ending.items()):
+            if _has_ended(pid):
+                del self._ending[pid]
+            elif now >= deadline:
+                self._ending[pid] = now + 1.0
+                _kill(pid)
 
     def _start_worker(self) -> None:
         ours, theirs = socket.socketpair()
@@ -170,17 +208,29 @@ class Supervisor:
                 ours.close()
                 for worker in self._workers.values():
                     worker.channel.close()
-                code = _run_worker(self._settings, theirs, self._tls)
+                code = run_worker(self._settings, theirs, self._tls)
             finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
+                # Of a terminal that is gone, neither can be written.
+                for stream in (sys.stdout, sys.stderr):
+                    with contextlib.suppress(OSError):
+                        stream.flush()
                 os._exit(code)
         theirs.close()
         ours.setblocking(False)
         worker = self._workers[pid] = _Worker(pid, ours)
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._hear(worker))
 
+    def _reload(self) -> None:
+        _say("SIGHUP: all workers are replaced")
+        self._outgoing = [worker for worker in self._workers.values() if not worker.leaving]
+        self._early_deaths = 0
+        for _ in range(self._settings.workers):
+            self._start_worker()
+
     def _hear(self, worker: _Worker) -> None:
+        if self._workers.get(worker.pid) is not worker:
+            # Buried a moment ago.
+            return
         try:
             messages = worker.channel.recv(4096)
         except BlockingIOError:
@@ -190,11 +240,17 @@ class Supervisor:
         if not messages:
             self._bury(worker)
             return
-        worker.connections -= messages.count(_CLOSED)
-        worker.leaving = worker.leaving or _LEAVING in messages
-        if _READY in messages:
+        worker.heard = time.monotonic()
+        worker.connections -= messages.count(CLOSED)
+        worker.leaving = worker.leaving or LEAVING in messages
+        if READY in messages:
             worker.ready = True
             self._early_deaths = 0
+            if self._outgoing:
+                told = self._outgoing.pop()
+                told.leaving = True
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(told.pid, signal.SIGTERM)
             everybody = len(self._workers) == self._settings.workers
             if everybody and all(other.ready for other in self._workers.values()) and not self._announced:
                 self._announced = True
@@ -205,11 +261,17 @@ class Supervisor:
         worker.channel.close()
         del self._workers[worker.pid]
         # It closed its channel because it ends, or hangs in ending.
-        _reap(worker.pid, time.monotonic() + 1.0)
-        if not self._stopping:
-            if not worker.ready:
-                self._early_deaths += 1
-            print(f"h5feed: worker {worker.pid} ended, starting another", file=sys.stderr, flush=True)
+        self._ending[worker.pid] = time.monotonic() + 1.0
+        if not worker.ready:
+            self._early_deaths += 1
+            if self._early_deaths >= _START_ATTEMPTS and self._outgoing:
+                _say("the new workers do not start: the old ones stay")
+                self._outgoing = []
+        with contextlib.suppress(ValueError):
+            self._outgoing.remove(worker)
+        staying = [other for other in self._workers.values() if not other.leaving and other not in self._outgoing]
+        if len(staying) + len(self._restart_at) < self._settings.workers:
+            _say(f"worker {worker.pid} ended, starting another")
             self._restart_at.append(time.monotonic() + _RESTART_SECONDS)
 
     def _end_workers(self) -> None:
@@ -218,217 +280,51 @@ class Supervisor:
         for pid in self._workers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
+        left = [*self._workers, *self._ending]
         deadline = time.monotonic() + STOP_SECONDS
-        for pid in self._workers:
-            _reap(pid, deadline)
+        while (left := [pid for pid in left if not _has_ended(pid)]) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for pid in left:
+            _say(f"worker {pid} did not end in {STOP_SECONDS:g} s and is killed")
+            _kill(pid)
+        deadline = time.monotonic() + _KILLED_SECONDS
+        # One that waits for a disk ends when the disk answers, whoever waits.
+        while (left := [pid for pid in left if not _has_ended(pid)]) and time.monotonic() < deadline:
+            time.sleep(0.02)
         if self._socket_file is not None:
             remove_socket(*self._socket_file)
 
 
-def _reap(pid: int, deadline: float) -> None:
-    """Wait for a child until the deadline, then kill it."""
-    while os.waitpid(pid, os.WNOHANG) == (0, 0):
-        if time.monotonic() >= deadline:
-            print(f"h5feed: worker {pid} did not end in {STOP_SECONDS:g} s and is killed", file=sys.stderr, flush=True)
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return
-        time.sleep(0.02)
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal, whose end is a SIGHUP."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
-def _run_worker(settings: Settings, channel: socket.socket, tls: Tls | None) -> int:
-    config = uvicorn.Config(
-        create_app(settings),
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        headers=[("x-content-type-options", "nosniff"), ("cross-origin-resource-policy", "same-origin")],
-        proxy_headers=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-        ssl_certfile=tls.certificate if tls else None,
-        ssl_keyfile=tls.key if tls else None,
-    )
-    server = _WorkerServer(config, channel, settings.read_timeout)
-    with contextlib.suppress(KeyboardInterrupt):
-        # Listens to nothing: connections come through the channel.
-        server.run(sockets=[])
-    return 0 if server.started else 1
+def _stands_still(pid: int) -> bool:
+    """Whether a process is stopped, or waits for a disk, where the system tells."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name before may hold anything, brackets too.
+            return file.read().rpartition(b") ")[2][:1] in (b"T", b"t", b"D")
+    except OSError:
+        return False
 
 
-class _WorkerServer(uvicorn.Server):
-    """A uvicorn server whose connections come through a channel instead of a listening socket."""
-
-    def __init__(self, config: uvicorn.Config, channel: socket.socket, patience: float) -> None:
-        super().__init__(config)
-        self._channel = channel
-        self.patience = patience
-        """Seconds that the body of a request may take to come."""
-        self._closed_unsaid = 0
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        # What is there now stays: looking through it again and again would hold up every hundredth answer.
-        gc.collect()
-        gc.freeze()
-        self._channel.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._channel.fileno(), self._receive)
-        self._channel.send(_READY)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        with contextlib.suppress(OSError):
-            self._channel.send(_LEAVING)
-        # Connections that were on their way are answered still.
-        await asyncio.sleep(0.05)
-        asyncio.get_running_loop().remove_reader(self._channel.fileno())
-        await super().shutdown(sockets)
-
-    def _receive(self) -> None:
-        try:
-            messages, descriptors, flags, _ = socket.recv_fds(self._channel, 64, 64)
-        except BlockingIOError:
-            return
-        except OSError:
-            messages, descriptors, flags = b"", [], 0
-        if not messages:
-            # The supervisor is gone, and with it the address: finish what is under way and end.
-            asyncio.get_running_loop().remove_reader(self._channel.fileno())
-            self.should_exit = True
-        if flags & socket.MSG_CTRUNC:
-            logger.warning("connections were lost: this process has too many files open (see `ulimit -n`)")
-        for descriptor in descriptors:
-            connection = socket.socket(fileno=descriptor)
-            task = asyncio.ensure_future(self._serve_connection(connection))
-            self.server_state.tasks.add(task)
-            task.add_done_callback(self.server_state.tasks.discard)
-
-    async def _serve_connection(self, connection: socket.socket) -> None:
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: _Connection(self), connection, ssl=self.config.ssl
-            )
-        except OSError:
-            connection.close()
-            self.say_closed()
-
-    def say_closed(self) -> None:
-        """Tell the supervisor that a connection is gone."""
-        self._closed_unsaid += 1
-        with contextlib.suppress(OSError):
-            self._closed_unsaid -= self._channel.send(_CLOSED * self._closed_unsaid)
+def _has_ended(pid: int) -> bool:
+    """Whether a child is no more; asked again after that, it is an error."""
+    return os.waitpid(pid, os.WNOHANG) != (0, 0)
 
 
-class _Connection(HttpToolsProtocol):
-    """A connection that says when it is gone, and whose socket a thread may write an answer to."""
-
-    def __init__(self, server: _WorkerServer) -> None:
-        super().__init__(config=server.config, server_state=server.server_state, app_state=server.lifespan.state)
-        self._owner = server
-        self._running: RequestResponseCycle | None = None
-        self._unsent = 0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._await_request()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._unset_keepalive_if_required()
-        # All of them, not only the one that was received last.
-        for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):
-            if cycle is not None and not cycle.response_complete:
-                cycle.disconnected = True
-        self._owner.say_closed()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.parser is not None and (self.cycle is None or self.cycle.response_complete):
-            # Half a request so far.
-            self._await_request()
-
-    def _await_request(self) -> None:
-        """Close the connection when no whole request head comes."""
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Called when nothing has come for a while; what is unsent then is not wanted any more."""
-        unsent = self.transport.get_write_buffer_size()
-        if unsent and unsent != self._unsent:
-            self._unsent = unsent
-            self._await_request()
-        elif unsent:
-            self.transport.abort()
-        else:
-            super().timeout_keep_alive_handler()
-
-    def send_400_response(self, msg: str) -> None:
-        running = self._running
-        if running is not None and not running.response_complete:
-            # An answer is under way, and maybe a thread is writing it: nothing may come in between.
-            running.disconnected = True
-            self.abort()
-            return
-        super().send_400_response(msg)
-
-    def abort(self) -> None:
-        """End the connection at once, for everybody who writes to it."""
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.descriptor())) as connection:
-            connection.shutdown(socket.SHUT_RDWR)
-        self.transport.abort()
-
-    def descriptor(self) -> int:
-        """Of the socket."""
-        number: int = self.transport.get_extra_info("socket").fileno()
-        return number
-
-    def on_headers_complete(self) -> None:
-        super().on_headers_complete()
-        # Bound to this request: when its turn comes, others may have been received behind it.
-        cycle = self.cycle
-        offers: Any = {PEER: _Peer(self, cycle)}
-        cycle.scope["extensions"] = offers
-        if cycle.scope["method"] not in ("GET", "HEAD"):
-            self.loop.call_later(self._owner.patience, self._end_unless_whole, cycle)
-
-    def _end_unless_whole(self, cycle: RequestResponseCycle) -> None:
-        """End the connection when the body of a request has not come by now."""
-        if cycle.more_body and not cycle.disconnected and not cycle.response_complete:
-            self.abort()
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._running = cycle
-        super()._start_asgi_task(cycle, app)
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
-class _Peer:
-    """See `api.direct.Peer`."""
-
-    def __init__(self, connection: _Connection, cycle: RequestResponseCycle) -> None:
-        self._connection = connection
-        self._cycle = cycle
-
-    def direct(self) -> DirectWriter | None:
-        connection, cycle = self._connection, self._cycle
-        usual = connection.scheme == "http" and cycle.keep_alive and not cycle.waiting_for_100_continue
-        # Bytes of the answer before, which the loop has not sent yet, come first.
-        if not usual or self.is_gone() or self.unsent():
-            return None
-        try:
-            return DirectWriter(cycle, connection.descriptor())
-        except OSError:
-            # No descriptor is left.
-            return None
-
-    def is_gone(self) -> bool:
-        return self._cycle.disconnected or self._connection.transport.is_closing()
-
-    def unsent(self) -> int:
-        return self._connection.transport.get_write_buffer_size()
-
-    def abort(self) -> None:
-        self._cycle.disconnected = True
-        self._connection.abort()
+def _say(what: str) -> None:
+    """To standard error, which may be a terminal that is gone."""
+    with contextlib.suppress(OSError):
+        print(f"h5feed: {what}", file=sys.stderr, flush=True)

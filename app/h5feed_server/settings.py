@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from pathlib import Path
@@ -44,6 +45,9 @@ class Settings(BaseSettings):
     allowed_hosts: str = Field("", description="Comma-separated names that a server without tokens may be asked for.")
     follow_links: bool = Field(False, description="Serve files to which links lead out of the data folder.")
 
+    trusted_proxies: str = Field("", description="Comma-separated addresses whose X-Forwarded-For is believed.")
+    access_log: bool = Field(False, description="Write a line for each request.")
+
     digest_limit: int = Field(8 << 30, ge=0, description="Bytes of a file hashed in full for its revision.")
     max_body_bytes: int = Field(256 << 20, ge=1 << 16, description="Bytes of one batch or row answer at most.")
     max_rows: int = Field(1_000_000, ge=1, description="Rows of one batch or row request at most.")
@@ -60,6 +64,19 @@ class Settings(BaseSettings):
     max_job_bytes: int = Field(1 << 40, ge=1 << 20, description="Bytes that one job may read; more is 413.")
     job_patience: float = Field(600.0, gt=0, description="Seconds that a job goes on when nobody asks for it.")
     admit_timeout: float = Field(5.0, ge=0, description="Seconds that a request waits for room before 503.")
+    min_rate: int = Field(1024, ge=1, description="Bytes per second that a peer has to take or send at least.")
+    connections: int = Field(2000, ge=10, description="Connections, per worker.")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, value: str) -> str:
+        for item in _items(value):
+            try:
+                if item != "unix":
+                    ipaddress.ip_network(item, strict=False)
+            except ValueError:
+                raise ValueError(f"{item!r} is no address, no network like 10.0.0.0/8, and not 'unix'") from None
+        return value
 
     @field_validator("tokens")
     @classmethod
@@ -98,6 +115,11 @@ class Settings(BaseSettings):
     def allowed_host_list(self) -> tuple[str, ...]:
         """The names, in lower case."""
         return _items(self.allowed_hosts.lower())
+
+    @property
+    def proxy_list(self) -> tuple[str, ...]:
+        """The trusted proxies, one by one."""
+        return _items(self.trusted_proxies)
 
 
 def _items(text: str) -> tuple[str, ...]:

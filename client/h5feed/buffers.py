@@ -35,7 +35,11 @@ for by the very function that is used later: one too many would hand out a buffe
 
 
 class PoolExhausted(Exception):
-    """No room within the pool's bound came free in time."""
+    """No room for `nbytes` within the pool's bound came free in time."""
+
+    def __init__(self, nbytes: int, max_bytes: int) -> None:
+        super().__init__(f"{nbytes} bytes do not fit: {max_bytes} bytes of buffers are in use")
+        self.nbytes = nbytes
 
 
 class BufferPool:
@@ -53,6 +57,8 @@ class BufferPool:
         self.max_bytes = max_bytes
         self._max_idle_bytes = max_bytes // 2 if max_idle_bytes is None else max_idle_bytes
         self._roots: list[npt.NDArray[np.uint8]] = []
+        self._owners: dict[int, str] = {}
+        """Whom each root was leased to last, by its `id`."""
         self._lock = threading.Lock()
         tell_after_fork(self)
 
@@ -60,8 +66,10 @@ class BufferPool:
         """A pool pickles as its bounds: the copy begins without buffers."""
         return BufferPool, (self.max_bytes, self._max_idle_bytes)
 
-    def lease(self, nbytes: int, timeout: float = 0.0) -> npt.NDArray[np.uint8]:
+    def lease(self, nbytes: int, timeout: float = 0.0, owner: str = "") -> npt.NDArray[np.uint8]:
         """A page-aligned (nbytes,) uint8 array; it goes back by itself once it and all views of it are gone.
+
+        `owner` is whom `bytes_by_owner` counts it for.
 
         Raises
         ------
@@ -69,9 +77,9 @@ class BufferPool:
             The bound left no room within `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
-        while (buffer := self._take(nbytes)) is None:
+        while (buffer := self._take(nbytes, owner)) is None:
             if time.monotonic() >= deadline:
-                raise PoolExhausted(f"{nbytes} bytes do not fit: {self.max_bytes} bytes of buffers are in use")
+                raise PoolExhausted(nbytes, self.max_bytes)
             time.sleep(_POLL_SECONDS)
         return buffer
 
@@ -99,12 +107,23 @@ class BufferPool:
             # Not the plain sum minus the idle ones: listing them is what finds out.
             return sum(root.nbytes for root in self._roots) - sum(root.nbytes for root in self._idle())
 
+    def bytes_by_owner(self) -> dict[str, int]:
+        """Bytes of the buffers in use, by whom they were leased to."""
+        held: dict[str, int] = {}
+        with self._lock:
+            counts = _reference_counts(self._roots)
+            for root, count in zip(self._roots, counts, strict=True):
+                if count > _UNSHARED:
+                    owner = self._owners[id(root)]
+                    held[owner] = held.get(owner, 0) + root.nbytes
+        return held
+
     def _idle(self) -> list[npt.NDArray[np.uint8]]:
         """Roots that only this pool refers to; call with the lock held."""
         counts = _reference_counts(self._roots)
         return [root for root, count in zip(self._roots, counts, strict=True) if count <= _UNSHARED]
 
-    def _take(self, nbytes: int) -> npt.NDArray[np.uint8] | None:
+    def _take(self, nbytes: int, owner: str) -> npt.NDArray[np.uint8] | None:
         size = _size_class(nbytes) + PAGE
         with self._lock:
             idle = sorted(self._idle(), key=len)
@@ -116,6 +135,7 @@ class BufferPool:
                 while idle and (total + size > self.max_bytes or idle_bytes > keep):
                     gone = idle.pop()
                     self._roots = [other for other in self._roots if other is not gone]
+                    del self._owners[id(gone)]
                     total -= len(gone)
                     idle_bytes -= len(gone)
                     del gone
@@ -125,6 +145,7 @@ class BufferPool:
                 # numpy asks for huge pages on arrays of 4 MiB and more, which spares most of the page faults.
                 root = np.empty(size, np.uint8)
                 self._roots.append(root)
+            self._owners[id(root)] = owner
             offset = -root.ctypes.data % PAGE
             return root[offset : offset + nbytes]
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +22,14 @@ import psutil
 import pytest
 from conftest import ServerProcess, suspend, wait_until
 from h5feed.errors import ConnectionFailed, RevisionChanged
+from h5feed_server.serving import STILL_SECONDS
 
 URL = "/v1/datasets/mixed/batches/3?split=train&test=0.2&shuffle=true&seed=9&epoch=4&batch_size=16"
+
+BIG = "/v1/datasets/tall/batches/0?fields=x,z&batch_size=40"
+"""7.2 MB."""
+
+BIG_STREAM = "/v1/datasets/tall/batches?fields=x,z&batch_size=10&start=0&stop=4"
 
 OPENSSL = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
 OPENSSL += ["-addext", "subjectAltName=IP:127.0.0.1"]
@@ -182,8 +191,6 @@ def test_libhdf5_is_not_in_the_serving_process(server: ServerProcess) -> None:
 
 def test_usage_errors(tmp_path: Path) -> None:
     """A folder that is not there, a bad port, a taken address: one line each, no traceback."""
-    import sys
-
     for arguments in (["serve", str(tmp_path / "nix")], ["serve", str(tmp_path), "--port", "99999"]):
         done = subprocess.run(
             [sys.executable, "-m", "h5feed_server.cli", *arguments], capture_output=True, text=True, timeout=180
@@ -207,3 +214,145 @@ def test_a_damaged_token_file_lets_nobody_in(tmp_path: Path, left: bytes) -> Non
         assert httpx.get(url, timeout=60, headers={"authorization": f"Bearer {token}"}).status_code == 200
     finally:
         process.stop()
+
+
+def test_a_stopped_worker_is_replaced(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """One that stands still is noticed within seconds: its connections end, what it was asked is asked again."""
+    process = serve(folder, "--workers", "2")
+    with h5feed.connect(process.url, deadline=60) as feed:
+        # Both workers have a connection of this client's.
+        batches = feed["tall"].batches(batch_size=2, shuffle=True, fields=["x"], readahead=400_000, connections=2)
+        rows = next(batches).rows.tolist()
+        stopped = psutil.Process(process.worker_pids()[0])
+        with (
+            socket.create_connection(("127.0.0.1", process.port)) as one,
+            socket.create_connection(("127.0.0.1", process.port)) as other,
+        ):
+            suspend(stopped)
+            began = time.monotonic()
+            for connected in (one, other):
+                connected.settimeout(1)
+            ended = []
+
+            def has_ended() -> bool:
+                for connected in (one, other):
+                    try:
+                        if connected.recv(1) == b"":
+                            ended.append(connected)
+                    except TimeoutError:
+                        continue
+                    except ConnectionError:
+                        ended.append(connected)
+                return bool(ended)
+
+            wait_until(has_ended)
+            assert time.monotonic() - began < 10
+            wait_until(lambda: not stopped.is_running())
+        for batch in batches:
+            rows += batch.rows.tolist()
+        assert sorted(rows) == list(range(40))
+        wait_until(lambda: len(process.worker_pids()) == 2 and stopped.pid not in process.worker_pids())
+
+
+def test_a_pause_of_everything_replaces_nobody(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """Supervisor and workers stopped together, as `docker pause` does: the same workers go on."""
+    process = serve(folder, "--workers", "2")
+    before = process.worker_pids()
+    everybody = [psutil.Process(pid) for pid in (process.process.pid, *before)]
+    suspend(*everybody)
+    time.sleep(STILL_SECONDS + 1)
+    for one in everybody:
+        one.resume()
+    assert httpx.get(process.url + URL, timeout=60).status_code == 200
+    time.sleep(1)
+    assert process.worker_pids() == before
+
+
+def test_a_hangup_without_a_terminal_replaces_the_workers(
+    serve: Callable[..., ServerProcess], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGHUP to a service, as `systemctl reload` sends it: new workers, and no row of an epoch is lost."""
+    monkeypatch.setattr(ServerProcess, "new_session", True)
+    process = serve(folder, "--workers", "2")
+    before = set(process.worker_pids())
+    with h5feed.connect(process.url, deadline=60) as feed:
+        rows: list[int] = []
+        for number, batch in enumerate(
+            feed["tall"].batches(batch_size=2, shuffle=True, fields=["x"], readahead=200_000)
+        ):
+            rows += batch.rows.tolist()
+            if number == 3:
+                process.process.send_signal(signal.SIGHUP)
+                # Workers get it as well where it comes for a group of processes.
+                for pid in before:
+                    os.kill(pid, signal.SIGHUP)
+        assert sorted(rows) == list(range(40))
+        wait_until(lambda: len(process.worker_pids()) == 2 and not before & set(process.worker_pids()))
+        assert len(feed["mixed"].batch(0, batch_size=4).rows) == 4
+    assert process.stop() == 0
+
+
+def test_the_end_of_the_terminal_ends_the_server(folder: Path, tmp_path: Path) -> None:
+    """A terminal that is closed: answers under way are finished, and nothing is left behind."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "h5feed_server.cli", "serve", str(folder), "--port", "0", "--workers", "2"]
+    script = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *command, "--cache-dir", str(tmp_path / "cache")],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    try:
+        os.close(theirs)
+        shown = ""
+        while "browse it" not in shown:
+            shown += os.read(ours, 1000).decode()
+        address = re.search(r"http://[\d.:]+", shown)
+        assert address
+        workers = psutil.Process(process.pid).children()
+        with httpx.stream("GET", address[0] + BIG, timeout=60) as answer:
+            length = int(answer.headers["content-length"])
+            os.close(ours)
+            assert sum(map(len, answer.iter_raw())) == length
+        assert process.wait(60) == 0
+        assert not psutil.wait_procs(workers, timeout=60)[1]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_stops_in_time_with_slow_readers(
+    serve: Callable[..., ServerProcess], folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM while peers take nothing, or send nothing: over within the ten seconds that container engines wait."""
+    process = serve(folder, "--workers", "2")
+    peers = []
+    try:
+        for number in range(20):
+            connected = socket.socket()
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connected.settimeout(60)
+            connected.connect(("127.0.0.1", process.port))
+            peers.append(connected)
+            request = [f"GET {BIG} HTTP/1.1", f"GET {BIG_STREAM} HTTP/1.1", "POST /v1/datasets/mixed/rows HTTP/1.1"][
+                number % 3
+            ]
+            lines = [
+                "Host: localhost",
+                "Content-Type: application/json",
+                *(["Content-Length: 900"] if number % 3 == 2 else []),
+            ]
+            connected.sendall("\r\n".join([request, *lines, "", ""]).encode())
+        assert peers[1].recv(100).startswith(b"HTTP/1.1 200")
+        began = time.monotonic()
+        assert process.stop() == 0
+        assert time.monotonic() - began < 10
+    finally:
+        for connected in peers:
+            connected.close()
+    said = capfd.readouterr().err
+    assert "connections cut off" in said
+    for word in ("ERROR", "CancelledError", "Traceback", "killed"):
+        assert word not in said

@@ -29,7 +29,7 @@ def http_client(server: ServerProcess) -> Iterator[httpx.Client]:
 
 
 def _ask(path: str, *lines: str, version: str = "1.1") -> bytes:
-    return "\r\n".join([f"GET {path} HTTP/{version}", "Host: test", *lines, "", ""]).encode()
+    return "\r\n".join([f"GET {path} HTTP/{version}", "Host: localhost", *lines, "", ""]).encode()
 
 
 def _connect(server: ServerProcess, *, receive_bytes: int | None = None) -> socket.socket:
@@ -177,7 +177,7 @@ def test_a_body_that_never_ends(serve: Callable[..., ServerProcess], folder: Pat
     """A request of which the rest does not come is given up; one that takes its time is not."""
     server = serve(folder, H5FEED_READ_TIMEOUT="3")
     body = b'{"rows": [1, 2]}'
-    lines = ["POST /v1/datasets/mixed/rows HTTP/1.1", "Host: test", "Content-Type: application/json"]
+    lines = ["POST /v1/datasets/mixed/rows HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
     head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode()
     with _connect(server) as connected:
         began = time.monotonic()

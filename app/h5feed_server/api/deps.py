@@ -19,9 +19,6 @@ from ..services import Services
 
 T = TypeVar("T")
 
-_ADMIT_SECONDS = 0.02
-"""How often it is looked whether there is room."""
-
 PREPARING_SECONDS = 5.0
 """How long a request waits for files that are being looked at for the first time, or for the next walk through the data
 folder."""
@@ -53,9 +50,9 @@ NamePath = Annotated[str, Path(description="Name of a dataset, as the catalogue 
 async def in_thread(services: Services, work: Callable[[], T], patience: float | None = None) -> T:
     """Run blocking `work` in a thread of the server's own pool.
 
-    Where the bound on bytes in flight leaves no room, `work` is begun anew until there is, for `patience` seconds
-    (default: the settings' ``admit_timeout``); where it needs what a job is at work on, when that is over; where the
-    dataset is being looked at, when it has been. No thread waits meanwhile: others may need less room, or none.
+    Where the bound on bytes in flight leaves no room, `work` is begun anew when its turn comes, within `patience`
+    seconds (default: the settings' ``admit_timeout``); where it needs what a job is at work on, when that is over; where
+    the dataset is being looked at, when that is done. No thread waits meanwhile: others may need less room, or none.
 
     Raises
     ------
@@ -87,29 +84,31 @@ async def attempted(services: Services, work: Callable[[], T], patience: float |
     InProgress
     """
     loop = asyncio.get_running_loop()
-    began = loop.time()
-    deadline = began + (services.settings.admit_timeout if patience is None else patience)
+    since = loop.time()
+    deadline = since + (services.settings.admit_timeout if patience is None else patience)
     pause, longest = _POLL_SECONDS
-    attempt = work
+    attempt = begin = work
     while True:
         try:
             async with asyncio.timeout(services.settings.read_timeout):
-                return await loop.run_in_executor(services.threads, attempt)
+                return await loop.run_in_executor(services.threads, begin)
         except TimeoutError:
             seconds = services.settings.read_timeout
             raise ReadTimeout(f"reading took more than {seconds:g} s (H5FEED_READ_TIMEOUT)") from None
         except MemoryError:
             raise Overloaded("there is no memory for this now; come again in a moment", retry_after=5) from None
         except PoolExhausted as error:
-            if loop.time() >= deadline:
-                raise Overloaded(f"{error}; come again in a moment", retry_after=1) from None
-            await asyncio.sleep(_ADMIT_SECONDS)
+            nbytes, why = error.nbytes, str(error)
         except NotYet as late:
             pause = min(longest, 2 * pause)
-            if loop.time() + max(late.seconds, pause) > began + PREPARING_SECONDS:
+            if loop.time() + max(late.seconds, pause) > since + PREPARING_SECONDS:
                 raise late.problem from None
-            attempt = partial(services.catalog.asked_at, late.asked, work)
+            attempt = begin = partial(services.catalog.asked_at, late.asked, work)
             await asyncio.sleep(max(late.seconds, pause))
+            continue
+        if not await services.pool.turn(nbytes, since, deadline):
+            raise Overloaded(f"{why}; come again in a moment", retry_after=1)
+        begin = services.pool.called(attempt)
 
 
 async def over(services: Services, state: JobState, seconds: float) -> JobState:

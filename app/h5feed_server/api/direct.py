@@ -36,8 +36,14 @@ class Peer(Protocol):
     def is_gone(self) -> bool:
         """Whether nobody waits any more."""
 
-    def unsent(self) -> int:
-        """Bytes that the server holds for it."""
+    def has_begun(self) -> bool:
+        """Whether anything of the answer was sent."""
+
+    def has_all(self) -> bool:
+        """Whether all of the answer was handed to the system, or waits for it to be taken."""
+
+    def counts_for(self, caller: str) -> bool:
+        """Told whose connection it is; returns whether an answer before was taken, all of it (see `callers`)."""
 
     def abort(self) -> None:
         """End the connection, whatever is unsent."""

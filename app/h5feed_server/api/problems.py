@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from h5feed import errors
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +79,11 @@ PROBLEM_SCHEMA = {
 }
 
 
-def problem(error: errors.FeedError) -> Response:
-    """The answer to a request that failed with `error`."""
-    status = STATUS[type(error)]
+def problem(
+    error: errors.FeedError, *, status: int | None = None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """The answer to a request that failed with `error`; `status` where HTTP has a closer one than the table."""
+    status = status or STATUS[type(error)]
     request_id = uuid.uuid4().hex[:12]
     if status >= 500 and _is_news(error):
         # A caller that is told to come again is no fault of the server's, nor are files that it has just found.
@@ -95,7 +98,7 @@ def problem(error: errors.FeedError) -> Response:
         "code": error.code,
         "request_id": request_id,
     }
-    headers = {"cache-control": "no-store"}
+    headers = {"cache-control": "no-store", **(headers or {})}
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, round(error.retry_after)))
     if status == 401:
@@ -130,7 +133,9 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 405:
-            return problem(errors.MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}"))
+            allowed = ", ".join(_allowed(request))
+            refusal = errors.MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}: use {allowed}")
+            return problem(refusal, headers={"allow": allowed})
         if error.status_code == 413:
             return problem(errors.TooLarge("the body of the request is longer than any list of rows may be"))
         if error.status_code == 404:
@@ -140,6 +145,15 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def _internal_error(request: Request, error: Exception) -> Response:
         return problem(errors.InternalError("the server failed; its log has the reason under this request_id"))
+
+
+def _allowed(request: Request) -> list[str]:
+    """Methods of all routes to this path: the framework names those of the first one only."""
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 def _sentence(item: Mapping[str, Any]) -> str:

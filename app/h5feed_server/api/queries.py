@@ -75,7 +75,8 @@ class RowsRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rows: list[int] = Field(description="Row ids.", examples=[[0, 1, 2]])
+    # Of a million ids that are none, the first is named.
+    rows: list[int] = Field(fail_fast=True, description="Row ids.", examples=[[0, 1, 2]])
     fields: list[str] | None = Field(None, description="Field names; default: inputs and labels.", examples=[None])
     encoded: list[str] | None = Field(
         None,

@@ -14,6 +14,7 @@ from ..catalog.dataset import Dataset
 from ..services import Services
 from .bodies import BINARY_RESPONSE, Format, binary, cache_headers, is_known, negotiate, not_modified
 from .deps import NamePath, ServicesDep, in_thread
+from .posted import JSON_BODY, RowsPosted
 from .queries import RowsPostQuery, RowsQuery, RowsRequest
 
 router = APIRouter(prefix="/v1/datasets/{name}/rows", tags=["rows"])
@@ -48,13 +49,15 @@ async def get_rows(
     return await in_thread(services, work)
 
 
-@router.post("", summary="Rows by a list of ids", responses=BINARY_RESPONSE, response_class=Response)
+@router.post(
+    "", summary="Rows by a list of ids", responses=BINARY_RESPONSE, response_class=Response, openapi_extra=JSON_BODY
+)
 async def post_rows(
     request: Request,
     services: ServicesDep,
     name: NamePath,
     query: Annotated[RowsPostQuery, Query()],
-    wanted: RowsRequest,
+    wanted: RowsPosted,
 ) -> Response:
     """Rows in the order asked, duplicates kept; by POST, because long lists overflow a URL."""
     form = negotiate(request, query.format, _FORMATS)

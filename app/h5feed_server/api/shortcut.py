@@ -13,7 +13,7 @@ from functools import partial
 from urllib.parse import unquote
 
 from fastapi import Request
-from h5feed.errors import FeedError
+from h5feed.errors import BadParameter, FeedError
 from h5feed.wire import MEDIA_TYPE
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -27,6 +27,9 @@ MAX_REMEMBERED = 256
 """Query strings kept, of at most `MAX_LENGTH` bytes each."""
 
 MAX_LENGTH = 2048
+
+MAX_PARAMETERS = 100
+"""In a query: none has so many, and each that is unknown would be an error to put into words."""
 
 _PATH = re.compile(rb"/v1/datasets/([^/]+)/batches(?:/([0-9]{1,18}))?")
 _WINDOW = re.compile(rb"(.*)&start=([0-9]{1,18})&stop=([0-9]{1,18})")
@@ -110,6 +113,10 @@ class BatchShortcut:
         if scope["type"] == "http":
             queries: KnownQueries = self._state.queries
             answer = queries.answer(self._state.services, scope)
+            if answer is None and scope["query_string"].count(b"&") >= MAX_PARAMETERS:
+                error = BadParameter(f"the query has more than {MAX_PARAMETERS} parameters")
+                await problem(error)(scope, receive, send)
+                return
         if answer is None:
             await self._app(scope, receive, send)
             return

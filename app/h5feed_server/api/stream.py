@@ -36,10 +36,6 @@ _DIRECT_SECONDS = 1.0
 """After this, an answer that a thread sends itself goes on through the event loop: others want the thread."""
 
 
-STALL_SECONDS = 20.0
-"""A peer that has taken nothing for so long is given up: what is held for it could serve others."""
-
-
 def plan_of(services: Services, name: str, query: PlanQuery) -> BatchPlan:
     """The plan that a query asks for."""
     return services.batcher.plan(name, query.spec, query.batch_size, query.revision)
@@ -145,7 +141,8 @@ class BatchStream(Response):
             patience = self._services.settings.read_timeout
             reading = asyncio.ensure_future(in_thread(self._services, read, patience))
             try:
-                await _send_patiently(send, block, peer)
+                # Returns when the block before has left, or the peer is gone.
+                await send({"type": "http.response.body", "body": block, "more_body": True})
                 del block
                 block = memoryview(await reading)
             except Exception as error:
@@ -227,32 +224,9 @@ def _blocks(plan: BatchPlan, start: int, stop: int) -> list[tuple[int, int]]:
     return [(first, min(first + per_block, stop)) for first in starts]
 
 
-async def _send_patiently(send: Send, block: memoryview, peer: Peer | None) -> None:
-    """Give a block to the server, which takes it when the one before has left.
-
-    Raises
-    ------
-    TimeoutError
-        The peer takes nothing.
-    """
-    unsent = peer.unsent() if peer else 0
-    while True:
-        try:
-            async with asyncio.timeout(STALL_SECONDS):
-                await send({"type": "http.response.body", "body": block, "more_body": True})
-                return
-        except TimeoutError:
-            before, unsent = unsent, peer.unsent() if peer else 0
-            if peer is None or unsent >= before:
-                raise
-
-
 def _report(error: Exception) -> None:
     """An answer was cut off: the peer knows by its length, the log gets the reason."""
     if isinstance(error, ConnectionError):
-        return
-    if isinstance(error, TimeoutError):
-        logger.warning("an answer was cut off: the peer took nothing for too long")
         return
     if isinstance(error, FeedError):
         logger.error("an answer was cut off: %s: %s", error.code, error.detail)

@@ -1,0 +1,63 @@
+"""A line for each request, where somebody wants it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .direct import peer_of
+
+logger = logging.getLogger("h5feed.access")
+
+
+class AccessLog:
+    """ASGI middleware, in front of all others, that writes lines to standard output.
+
+    A line has the address, the request, the status (``-`` where none was sent), whether the peer went away before the
+    end, and the milliseconds until the server was done.
+    """
+
+    def __init__(self, app: ASGIApp, address: Callable[[Scope], str]) -> None:
+        self._app = app
+        self._address = address
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logger.handlers = [handler]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = None
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        began = time.perf_counter()
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            peer = peer_of(scope)
+            if status is None and peer is not None and peer.has_begun():
+                # A thread wrote the answer itself; only whole batches are.
+                status = 200
+            query = b"?" + scope["query_string"] if scope["query_string"] else b""
+            # A URL may hold any byte: none may look like another line.
+            url = (scope["raw_path"] + query).decode("latin-1").encode("unicode_escape").decode("ascii")
+            logger.info(
+                '%s "%s %s" %s%s %.1f ms',
+                self._address(scope),
+                scope["method"],
+                url,
+                status or "-",
+                " gone" if peer is not None and not peer.has_all() else "",
+                (time.perf_counter() - began) * 1e3,
+            )

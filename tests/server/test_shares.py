@@ -1,0 +1,149 @@
+"""Threads and room are shared out among callers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from conftest import wait_until
+from h5feed.buffers import PoolExhausted
+from h5feed_server.callers import CALLER, KEEPS_UP
+from h5feed_server.room import Room
+from h5feed_server.threads import SPARE, FairThreads
+
+MIB = 1 << 20
+
+
+@contextmanager
+def calling(name: str, *, keeps_up: bool = False) -> Iterator[None]:
+    tokens = CALLER.set(name), KEEPS_UP.set(keeps_up)
+    yield
+    CALLER.reset(tokens[0])
+    KEEPS_UP.reset(tokens[1])
+
+
+def test_one_caller_has_all_threads_but_those_for_others() -> None:
+    """Work of one that takes for ever holds up its own, and nobody else's."""
+    threads = FairThreads(4, "test")
+    go_on, lock, running = threading.Event(), threading.Lock(), [0, 0]
+
+    def take_long() -> None:
+        with lock:
+            running[0] += 1
+            running[1] = max(running)
+        go_on.wait(60)
+        with lock:
+            running[0] -= 1
+
+    with calling("a"):
+        long = [threads.submit(take_long) for _ in range(20)]
+    wait_until(lambda: running[0] == 4)
+    for _ in range(3):
+        with calling("b"):
+            assert threads.submit(lambda: CALLER.get()).result(60) == "b"
+    go_on.set()
+    for future in long:
+        future.result(60)
+    assert running == [0, 4]
+    threads.shutdown(wait=True)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        threads.submit(print)
+
+
+def test_callers_take_turns() -> None:
+    """One that comes late does not wait for all that another has waiting."""
+    threads = FairThreads(1, "test")
+    gate, order = threading.Event(), list[str]()
+    held = []
+    for name in ["x", "y", "z"][: 1 + SPARE]:
+        with calling(name):
+            held.append(threads.submit(gate.wait, 60))
+    with calling("a"):
+        many = [threads.submit(order.append, "a") for _ in range(50)]
+    with calling("b"):
+        few = [threads.submit(order.append, "b") for _ in range(2)]
+    gate.set()
+    for future in (*held, *many, *few):
+        future.result(60)
+    assert order.index("b") <= 4 and len(order) == 52
+    threads.shutdown(wait=True)
+
+
+def test_what_waits_is_cancelled_at_the_end() -> None:
+    """What runs ends, what has not begun never does, and waiting for the threads ends too."""
+    threads = FairThreads(2, "test")
+    gate = threading.Event()
+    with calling("a"):
+        begun = [threads.submit(gate.wait, 60) for _ in range(2)]
+        late = [threads.submit(gate.wait, 60) for _ in range(5)]
+    wait_until(lambda: all(future.running() for future in begun))
+    threads.shutdown(wait=False, cancel_futures=True)
+    assert all(future.cancelled() for future in late)
+    gate.set()
+    threads.shutdown(wait=True)
+    assert all(future.result() for future in begun)
+
+
+def test_an_error_is_the_future_s() -> None:
+    """Work that fails leaves its thread to the next."""
+    threads = FairThreads(1, "test")
+    with pytest.raises(ZeroDivisionError):
+        threads.submit(lambda: 1 // 0).result(60)
+    assert threads.submit(lambda: 1).result(60) == 1
+    threads.shutdown(wait=True)
+
+
+def test_room_goes_to_who_has_the_least() -> None:
+    """One caller alone has all; when it is let go, another that waits comes first, and then who keeps up."""
+
+    async def ask(room: Room, name: str, keeps_up: bool = False) -> object:
+        with calling(name, keeps_up=keeps_up):
+            loop = asyncio.get_running_loop()
+            assert await room.turn(3 * MIB, loop.time(), loop.time() + 60)
+            order.append(f"{name}{'+' if keeps_up else ''}")
+            return room.called(lambda: room.lease(3 * MIB))()
+
+    async def scene() -> None:
+        room = Room(8 * MIB)
+        with calling("a"):
+            held = [room.lease(3 * MIB), room.lease(3 * MIB)]
+            with pytest.raises(PoolExhausted) as refusal:
+                room.lease(3 * MIB)
+        assert refusal.value.nbytes == 3 * MIB
+        assert room.held()["a"] >= 6 * MIB
+        asked = [asyncio.create_task(ask(room, *one)) for one in [("a",), ("a", True), ("b",)]]
+        await asyncio.sleep(0.1)
+        assert room.wanted(asyncio.get_running_loop().time()) == {"a": 6 * MIB, "b": 3 * MIB}
+        with calling("c"), pytest.raises(PoolExhausted):
+            # Small enough, but others were first.
+            room.lease(MIB)
+        for _ in range(2):
+            held.pop()
+            await asyncio.sleep(0.1)
+        held.append(await asked[2])
+        held.append(await asked[1])
+        held.clear()
+        asked[1:] = []
+        await asked[0]
+
+    order: list[str] = []
+    asyncio.run(scene())
+    assert order == ["b", "a+", "a"]
+
+
+def test_nobody_waits_beyond_the_deadline() -> None:
+    """Whose turn does not come is told so, and waits no more."""
+
+    async def scene() -> None:
+        room = Room(4 * MIB)
+        held = room.lease(3 * MIB)
+        now = asyncio.get_running_loop().time()
+        assert not await room.turn(3 * MIB, now, now + 0.1)
+        assert room.wanted(now) == {}
+        del held
+        assert len(room.lease(3 * MIB)) == 3 * MIB
+
+    asyncio.run(scene())
