@@ -51,8 +51,8 @@ async def in_thread(services: Services, work: Callable[[], T], patience: float |
     """Run blocking `work` in a thread of the server's own pool.
 
     Where the bound on bytes in flight leaves no room, `work` is begun anew when its turn comes, within `patience`
-    seconds (default: the settings' ``admit_timeout``); where it needs what a job is at work on, when that is over; where
-    the dataset is being looked at, when that is done. No thread waits meanwhile: others may need less room, or none.
+    seconds (default: the settings' ``admit_timeout``); where it needs what a job is at work on, or what is being
+    inspected, when that is over. No thread waits meanwhile: others may need less room, or none.
 
     Raises
     ------
