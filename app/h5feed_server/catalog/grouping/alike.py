@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -46,8 +47,7 @@ def of_numbers(files: Sequence[InspectedFile], paths: Sequence[str]) -> Verdict:
     if (numbered or not splits) and are_samples(samples, "file"):
         return Verdict("samples")
     members = [members_of(sample) for sample in samples.values()]
-    most = max(members, key=members.count)
-    count = members.count(most)
+    most, count = Counter(members).most_common(1)[0]
     typical = samples[files[members.index(most)].name]
     doubtful = not splits and is_sample(typical) == "maybe"
     agree = _kinds_agree(files)

@@ -59,11 +59,11 @@ def collapse(group: Group, hints: Hints, split: str = "", beside: int = 0) -> li
     direct = _split_arrays(group.arrays, split)
     words = _split_words(group.groups)
     rows = {leaf.segment.rows for leaf in direct if not leaf.split and leaf.segment.array.text is None}
-    for rest in {rest for rest, _, _ in words.values() if rest}:
-        named = [name for name in words if words[name][0] == rest]
-        # What says something of the rows beside it is no split.
-        if set[int]().union(*(group.groups[name].rows for name in named)) <= rows:
-            words = {name: found for name, found in words.items() if name not in named}
+    lengths: dict[str, set[int]] = {}
+    for name, (rest, _, _) in words.items():
+        lengths.setdefault(rest, set()).update(group.groups[name].rows)
+    # What says something of the rows beside it is no split.
+    words = {name: found for name, found in words.items() if not found[0] or not lengths[found[0]] <= rows}
     plain: dict[str, list[Leaf]] = {}
     counted: dict[str, list[Leaf]] = {}
     inner = sum(len(group.groups[name].groups) for name in words)
