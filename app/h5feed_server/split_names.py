@@ -25,6 +25,13 @@ _WORD = re.compile(rf"(?:^|[_.\-])({'|'.join(SPLIT_WORDS)})(?:[_.\-]?set)?(?=$|[
 _NUMBERED = re.compile(rf"(?:^|[_.\-])({'|'.join(SPLIT_WORDS)})(?:[_.\-]?set)?(\d+)(?=$|[_.\-])", re.I)
 """The same with a number behind it, as files have: ``ply_data_train0``."""
 
+_COUNTED = re.compile(
+    rf"(?:^|[_.\-])({'|'.join(SPLIT_WORDS)})(?:[_.\-]?set)?(?:[_.\-]?(?:part|shard|chunk|piece|file|batch))?[_.\-]?(\d+)$",
+    re.I,
+)
+_COUNTED_BEFORE = re.compile(rf"^(\d+)[_.\-]({'|'.join(SPLIT_WORDS)})(?:[_.\-]?set)?$", re.I)
+"""A split's word and a number, whatever is between them: ``img_train_0``, ``train_part0``, ``0_train``."""
+
 
 def without_split(name: str) -> tuple[str, str | None]:
     """``x_train`` → ``x``, ``train``."""
@@ -44,3 +51,12 @@ def numbered_split(name: str) -> tuple[str, str | None, int]:
         return name, None, -1
     rest = (name[: match.start()] + name[match.end() :]).strip("_.-")
     return rest, SPLIT_WORDS[match[1].lower()], int(match[2])
+
+
+def counted_split(name: str) -> tuple[str, str | None, int]:
+    """The same where a number may count what is of a split: ``img_train_0`` → ``img``, ``train``, 0."""
+    if match := _COUNTED.search(name):
+        return name[: match.start()].strip("_.-"), SPLIT_WORDS[match[1].lower()], int(match[2])
+    if match := _COUNTED_BEFORE.match(name):
+        return "", SPLIT_WORDS[match[2].lower()], int(match[1])
+    return numbered_split(name)

@@ -23,9 +23,8 @@ from .description import rows_of
 from .discovery import distinct, dotted, shown
 from .grouping import alike, fuel, weights
 from .grouping.assembly import CLASS_REASON
-from .grouping.classes import InDoubt
-from .grouping.families import Family, alone, glob_of
-from .grouping.pieces import Hints, InspectedFile
+from .grouping.families import Family, apart, glob_of
+from .grouping.pieces import Hints, InDoubt, InspectedFile
 from .grouping.tables import PartMissing, tables_of
 from .loading import LoadedFile
 from .packed import with_packing
@@ -99,18 +98,27 @@ class Assembler:
                 return self._datasets(family, list(loaded.values()), hints, refused, declaration, notes)
             except PartMissing as error:
                 raise Unreadable(str(error)) from None
+            except InDoubt as error:
+                raise Unreadable(_in_doubt(str(error), family.name, family.files, "stack")) from None
             except ValueError as error:
                 if family.declared is not None:
                     raise Unreadable(str(error)) from None
         # Their names look like parts of one dataset, their content does not.
         found: list[Dataset] = []
-        for one in [family] if family.kind == "alone" else alone(family.files):
+        for one in [family] if family.kind == "alone" else apart(family):
             try:
+                if one.kind != "alone":
+                    there = {file: loaded[file] for file in one.files if file in loaded}
+                    lacking = {file: failed[file] for file in one.files if file in failed}
+                    found += self.divide(one, there, lacking, refused, declaration)
+                    continue
                 if one.files[0] in failed:
                     raise failed[one.files[0]]
                 found += self._datasets(one, [loaded[one.files[0]]], Hints(), refused, declaration, notes)
             except (Unreadable, ValueError) as error:
                 reason = error.detail if isinstance(error, Unreadable) else str(error)
+                if isinstance(error, InDoubt):
+                    reason = _in_doubt(reason, one.name, one.files, "stack")
                 refused[one.name] = Refused(one.files, reason)
                 if family.kind == "alone":
                     raise Unreadable(reason) from None
@@ -281,7 +289,10 @@ def _verdict(family: Family, loaded: Mapping[str, LoadedFile]) -> alike.Verdict:
 def _in_doubt(reason: str, name: str, files: Sequence[str], key: Literal["stack", "classes"]) -> str:
     """Why something is not served, and the lines that decide."""
     line = f"datasets.{json.dumps(name)} = {{ files = [{json.dumps(shown(glob_of(files)))}], {key} = "
-    ways = {"stack": ("one row a file", "rows along the first axis"), "classes": ("one class each", "fields")}[key]
+    ways = {
+        "stack": (f"one row a {'file' if len(files) > 1 else 'group'}", "rows along the first axis"),
+        "classes": ("one class each", "fields"),
+    }[key]
     lines = f"{line}true }} ({ways[0]}) or {line}false }} ({ways[1]})"
     return f"{reason}. One of these lines in {DECLARATION} decides: {lines}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import numpy as np
 from h5feed.errors import BadParameter, FieldNotFound, UnsupportedField
 from h5feed.images import ImageSpec
+from h5feed.wire import OFFSETS, ROWS, WEIGHT
 
 from ..split_record import SplitRecord
 from ..storage.codecs import unsupported
@@ -230,7 +231,8 @@ def describe_fields(
     """
     declared = roles or {}
     fields = [_decoded(field, (decode or {}).get(field.name)) for field in table.fields]
-    problems = [_problem(field) for field in fields]
+    lists = {field.name for field in fields if not field.unreadable and field.column.encoded.is_ragged}
+    problems = [_problem(field) or _unaskable(field.name, lists) for field in fields]
     guessed = guess_roles(
         [_traits(field, problem, declared.get(field.name)) for field, problem in zip(fields, problems, strict=True)],
         lambda number: holds_classes(fields[number].column),
@@ -239,10 +241,13 @@ def describe_fields(
     for item, problem, role in zip(fields, problems, guessed, strict=True):
         about = item.column.segments[0].about
         names: Sequence[str] | None = about.class_names if about else None
+        note = (about.note if about else None) or item.note
         if names is None and role.role == "label":
             names = class_names(item.array, table.text)
             if problem is None and not _agree_in_names(item, table):
                 problem = "the same number stands for other classes in some of its pieces"
+            if names is None and item.array.enum_names:
+                note = "its enum skips numbers, so that it names no classes"
         found.append(
             Field(
                 item.name,
@@ -251,7 +256,7 @@ def describe_fields(
                 _COLOURS[item.column.images.colour] if item.column.images else guess_channels(item.array),
                 item.column,
                 problem,
-                (about.note if about else None) or item.note,
+                note,
                 tuple(names) if names else None,
             )
         )
@@ -262,14 +267,20 @@ def _traits(field: TableField, problem: str | None, declared: str | None) -> Tra
     column = field.column
     has_lists = column.has_lists and column.dtype.kind != "S"
     about = column.segments[0].about or About()
-    said = {str(segment.array.attributes.get("role")) for segment in column.segments}
+    said = {_said_role(segment.array) for segment in column.segments}
     if declared is not None:
         about = replace(about, role=declared, reason="declared in h5feed.toml")
     elif field.role is not None:
         about = replace(about, role=field.role.role, reason=field.role.reason)
-    elif len(said) == 1 and said <= {*ROLES}:
-        about = replace(about, role=said.pop(), reason="its attribute 'role' says so")
+    elif len(said) == 1 and (role := said.pop()) in ROLES:
+        about = replace(about, role=role, reason="its attribute 'role' says so")
     return Traits(field.name, column.sample_shape, column.dtype, has_lists, problem is None, about)
+
+
+def _said_role(array: ArrayLayout) -> str:
+    """What its attribute ``role`` says, which may be an array of one."""
+    said = array.attributes.get("role")
+    return str(said[0] if isinstance(said, list) and len(said) == 1 else said)
 
 
 def _problem(field: TableField) -> str | None:
@@ -283,6 +294,15 @@ def _problem(field: TableField) -> str | None:
     if problem is None and field.column.dtype.kind == "S" and field.column.sample_shape:
         problem = "it is text of more than one string a row"
     return problem
+
+
+def _unaskable(name: str, lists: Collection[str]) -> str | None:
+    """Why batches cannot hold a field of this name, where they cannot."""
+    flat = name.removesuffix(OFFSETS)
+    if name not in (ROWS, WEIGHT) and not (flat != name and flat in lists):
+        return None
+    meant = f"where the rows of {flat!r} begin" if flat != name else "rows" if name == ROWS else "weights"
+    return f"batches call {meant} so: 'fields' in h5feed.toml gives it another name"
 
 
 def _decoded(field: TableField, declared: ImageSpec | None) -> TableField:

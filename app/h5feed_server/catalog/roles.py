@@ -132,7 +132,7 @@ def _by_itself(field: Traits, names: Sequence[str], scalars: Sequence[str]) -> R
     if not field.is_single and (source := target_of_pair(name, names)) is not None:
         return Role(_TARGET, f"its name {name!r} says target, beside {source!r}")
     if word == "index":
-        return Role("other", f"its name {name!r} says a running number, a place or a time")
+        return Role("other", f"its name {name!r} says a running number, a place, a time or a split")
     if word == "input":
         return Role("input", f"its name {name!r} says input")
     if len(shape) >= 2:

@@ -8,6 +8,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
+from ..split_names import SPLIT_WORDS
+
 Says = Literal["weight", "label", "target", "index", "input", "nothing"]
 """``label``: what is to be learnt. ``target``: the same, where no other field says ``label``, and a row is several
 numbers: masks, boxes, maps of depth."""
@@ -34,6 +36,9 @@ _INDEX = _set(
 )
 _PLACES = re.compile(r"^axis\d*$")
 _SPLITS = _set("split splits fold folds subset partition usage ttv")
+
+_MARKS = _set("mask masks is in flag idx index indices set split")
+"""Beside a split's word, these mark its rows."""
 
 _NOT_OF_PICTURES = _set(
     "attention input padding pad valid validity loss key token tokens sequence seq src causal missing nan observed "
@@ -70,6 +75,8 @@ def says(name: str, *, single: bool) -> Says:
         Whether a row is one value.
     """
     words = words_of(name)
+    if marks_split(name) and (single or "valid" not in words):
+        return "index"
     if single and words and words[-1] in _WEIGHTS:
         return "weight"
     if any(word in _LABELS or word.startswith("gt") for word in words) or ("ground", "truth") in pairwise(words):
@@ -86,7 +93,13 @@ def says(name: str, *, single: bool) -> Says:
 def is_running(name: str) -> bool:
     """Whether it is the name of a running number, a place, a file or a split, which is no class."""
     words = words_of(name)
-    return any(word in _INDEX or word in _SPLITS or _PLACES.match(word) for word in words)
+    return marks_split(name) or any(word in _INDEX or word in _SPLITS or _PLACES.match(word) for word in words)
+
+
+def marks_split(name: str) -> bool:
+    """Whether it is the name of what says which rows are of a split: ``train_mask``, ``is_test``."""
+    words = set(words_of(name))
+    return bool(words & _MARKS) and bool(words & {*SPLIT_WORDS}) and words <= {*SPLIT_WORDS} | _MARKS
 
 
 def has_meaning(name: str) -> bool:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-import numpy as np
-
 from ...storage.layout import ArrayLayout
-from .classes import InDoubt
 from .names import is_label, numbers_in
-from .pieces import InspectedFile, kind_of
-from .stacking import FEWEST, are_alike, is_sample
+from .pieces import InDoubt, InspectedFile, kind_of
+from .stacking import FEWEST, are_samples, is_sample, members_of, seem_samples, shapes_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,11 @@ class Verdict:
 
 APART = Verdict("apart")
 
+_FOLDS = (
+    "each split has files of the same numbers, which are taken for its parts: where each number is a fold, h5feed.toml "
+    "says which files are one dataset"
+)
+
 
 def of_numbers(files: Sequence[InspectedFile], paths: Sequence[str]) -> Verdict:
     """Of files whose names differ in numbers.
@@ -37,33 +40,39 @@ def of_numbers(files: Sequence[InspectedFile], paths: Sequence[str]) -> Verdict:
     InDoubt
         They can be read in two ways.
     """
-    samples = [_arrays(file) for file in files]
-    members = {frozenset((name, _type(one), len(one.shape)) for name, one in s.items() if one.shape) for s in samples}
-    if len(members) > 1 or not next(iter(members)):
-        return APART
-    answer = is_sample(samples[0])
-    same = are_alike(samples)
-    if any(file.tags.split is not None and file.tags.number >= 0 for file in files):
-        answer = "no"
-    if answer == "yes" and same and len(files) >= FEWEST:
+    samples = {file.name: _arrays(file) for file in files}
+    # A number that tells no files of a split apart belongs to all of them: ``train36``, ``val36``.
+    splits = [file.tags.split for file in files if file.tags.number >= 0]
+    numbered = len(set(splits)) < len(splits)
+    if (numbered or not splits) and are_samples(samples, "file"):
         return Verdict("samples")
-    if answer == "yes":
+    members = [members_of(sample) for sample in samples.values()]
+    most, count = Counter(members).most_common(1)[0]
+    typical = samples[files[members.index(most)].name]
+    doubtful = not splits and is_sample(typical) == "maybe"
+    agree = _kinds_agree(files)
+    # One that is odd settles nothing for the others.
+    if doubtful and (count == len(files) if agree else count >= FEWEST and 2 * count > len(files)):
         raise InDoubt(
-            f"{len(files)} files seem to hold one sample each, "
-            + ("but they are few" if same else f"but of several shapes, and one dataset has one: {_shapes(samples)}")
+            f"the arrays of {count} files have the same shapes, {shapes_of(typical)}: each file may be one sample, "
+            "or its first axis may be that of rows"
         )
-    if not _kinds_agree(files):
+    # Splits' names win, unless each number is a dataset with splits: images of 28 and of 64 pixels.
+    if not agree and (not numbered or _are_several(files)):
         return APART
-    if answer == "maybe" and same:
-        raise InDoubt(
-            f"the arrays of {len(files)} files have the same shapes, {_shapes(samples[:1])}: each file may be one "
-            "sample, or its first axis may be that of rows"
-        )
-    return Verdict("parts", _gap(paths))
+    return Verdict("parts", _gap(paths) or (_FOLDS if numbered and _share_numbers(files) else None))
 
 
 def of_words(files: Sequence[InspectedFile]) -> Verdict:
-    """Of the files of a folder that are called by words."""
+    """Of the files of a folder that are called by words.
+
+    Raises
+    ------
+    InDoubt
+        They seem to be samples.
+    """
+    if seem_samples([_arrays(file) for file in files]):
+        raise InDoubt(f"{len(files)} files seem to hold one sample each, but their names are not alike")
     segments = [segment for file in files for segment in file.segments.values() if segment.array.shape]
     if not _kinds_agree(files) or any(segment.array.unreadable for segment in segments):
         return APART
@@ -81,31 +90,38 @@ def _arrays(file: InspectedFile) -> dict[str, ArrayLayout]:
     return {name: one for name, one in arrays.items() if one.unreadable is None or one.scalar is not None}
 
 
-def _type(array: ArrayLayout) -> str:
-    """What its elements are: text of any width, numbers of either endianness."""
-    dtype = np.dtype(array.dtype)
-    return "S" if dtype.kind == "S" else dtype.newbyteorder("<").str
+def _kinds(file: InspectedFile) -> frozenset[tuple[object, ...]]:
+    """Members, dtypes and row shapes of a file."""
+    return frozenset((name, *kind_of(segment)) for name, segment in file.segments.items() if segment.array.shape)
 
 
 def _kinds_agree(files: Sequence[InspectedFile]) -> bool:
-    """Whether files have the same members, dtypes and row shapes."""
-    kinds = {
-        frozenset((name, *kind_of(segment)) for name, segment in file.segments.items() if segment.array.shape)
-        for file in files
-    }
-    return len(kinds) == 1
+    """Whether files hold the same, and anything."""
+    kinds = {_kinds(file) for file in files}
+    return len(kinds) == 1 and bool(next(iter(kinds)))
 
 
-def _shapes(samples: Sequence[dict[str, ArrayLayout]]) -> str:
-    """Some of the shapes, for people."""
-    shapes = sorted({f"{name} {list(one.shape)}" for sample in samples for name, one in sample.items() if one.shape})
-    return ", ".join(shapes[:4]) + (" …" if len(shapes) > 4 else "")
+def _share_numbers(files: Sequence[InspectedFile]) -> bool:
+    """Whether each split has files of the same numbers."""
+    numbers: dict[str | None, set[int]] = {}
+    for file in files:
+        numbers.setdefault(file.tags.split, set()).add(file.tags.number)
+    return len(numbers) > 1 and len({frozenset(found) for found in numbers.values()}) == 1
+
+
+def _are_several(files: Sequence[InspectedFile]) -> bool:
+    """Whether each number is a dataset: files of one hold the same, those of others do not."""
+    kinds: dict[int, set[object]] = {}
+    for file in files:
+        kinds.setdefault(file.tags.number, set()).add(_kinds(file))
+    return _share_numbers(files) and all(len(found) == 1 for found in kinds.values())
 
 
 def _gap(paths: Sequence[str]) -> str | None:
     """What is missing between parts that one number tells apart."""
     numbers = [numbers_in(os.path.splitext(os.path.basename(path))[0]) for path in paths]
-    differing = [place for place in range(len(numbers[0])) if len({row[place] for row in numbers}) > 1]
+    places = range(len(numbers[0])) if len({*map(len, numbers)}) == 1 else ()
+    differing = [place for place in places if len({row[place] for row in numbers}) > 1]
     there = sorted({row[differing[0]] for row in numbers}) if len(differing) == 1 else []
     missing = [after - 1 for before, after in pairwise(there) if after == before + 2]
     return f"between its files, number {missing[0]} is missing" if missing else None

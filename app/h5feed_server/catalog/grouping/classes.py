@@ -12,10 +12,6 @@ from .names import are_numbered, is_field, natural
 from .pieces import Hints, Path, Series, kind_of
 
 
-class InDoubt(ValueError):
-    """What is there can be read in two ways; the message says how."""
-
-
 def merge_classes(found: Sequence[Series], hints: Hints) -> list[Series]:
     """The same series, those that are classes made one, those that may be marked."""
     if hints.classes is False:

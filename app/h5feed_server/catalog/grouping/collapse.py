@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ...split_names import SPLIT_WORDS, without_split
+from ...split_names import counted_split, without_split
+from ..words import is_running
 from .episodes import episodes_among
+from .names import are_counted
 from .pieces import Hints, Leaf, Series, kind_of
-from .stacking import FEWEST, are_alike, as_row, is_sample
+from .stacking import are_samples, as_row, members_of
 
 UNNAMED = "data"
 """What a field is called whose array has no other name than that of a split or a class."""
+
+_NO_SPLIT = "its name has a split's word, but it is about the rows beside it: no split is taken from it"
 
 
 @dataclass
@@ -20,6 +25,12 @@ class Group:
 
     arrays: dict[str, list[Leaf]] = field(default_factory=dict)
     groups: dict[str, Group] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> set[int]:
+        """Lengths of the arrays in it."""
+        own = {leaf.segment.rows for leaves in self.arrays.values() for leaf in leaves if leaf.segment.array.shape}
+        return own.union(*(below.rows for below in self.groups.values()))
 
     def add(self, leaf: Leaf) -> None:
         """Put an array where its path says."""
@@ -30,32 +41,53 @@ class Group:
         group.arrays.setdefault(leaf.rest[0], []).append(leaf)
 
 
-def collapse(group: Group, hints: Hints, split: str = "") -> list[Leaf]:
+def collapse(group: Group, hints: Hints, split: str = "", beside: int = 0) -> list[Leaf]:
     """The arrays in a group, by what is left of their paths below it.
 
     Parameters
     ----------
     split : str
         That of the groups around it.
+    beside : int
+        Groups in it and in those of the other splits.
+
+    Raises
+    ------
+    InDoubt
+        They can be read in two ways.
     """
     direct = _split_arrays(group.arrays, split)
     words = _split_words(group.groups)
+    rows = {leaf.segment.rows for leaf in direct if not leaf.split and leaf.segment.array.text is None}
+    lengths: dict[str, set[int]] = {}
+    for name, (rest, _, _) in words.items():
+        lengths.setdefault(rest, set()).update(group.groups[name].rows)
+    # What says something of the rows beside it is no split.
+    words = {name: found for name, found in words.items() if not found[0] or not lengths[found[0]] <= rows}
     plain: dict[str, list[Leaf]] = {}
+    counted: dict[str, list[Leaf]] = {}
+    inner = sum(len(group.groups[name].groups) for name in words)
     found = list(direct)
     for name, below in group.groups.items():
-        rest, word = words.get(name, (name, ""))
-        leaves = collapse(below, hints, word or split)
+        rest, word, number = words.get(name, (name, "", -1))
+        leaves = collapse(below, hints, word or split, inner if word else 0)
         for leaf in leaves:
             leaf.split = leaf.split or word
         if word:
             for leaf in leaves:
                 leaf.rest = (rest, *leaf.rest) if rest else leaf.rest
+                leaf.episode = (name, *leaf.episode) if number >= 0 else leaf.episode
+            if number >= 0:
+                counted[name] = leaves
             found += leaves
         elif leaves:
             plain[name] = leaves
     episodes = set() if hints.episodes is False else set(episodes_among(plain, direct))
-    if episodes and hints.stack is not False and hints.classes is not True:
-        _stack([plain[name] for name in plain if name in episodes])
+    if hints.stack is None and hints.classes is not True:
+        _stack(counted[name] for name in _samples_among(counted, counted, 0))
+        samples = _samples_among(plain, episodes, beside)
+        _stack(plain[name] for name in samples)
+        episodes |= samples
     for name, leaves in plain.items():
         for leaf in leaves:
             if name not in episodes:
@@ -68,17 +100,26 @@ def collapse(group: Group, hints: Hints, split: str = "") -> list[Leaf]:
     return found
 
 
-def _split_words(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """What groups that are named after splits are called otherwise, and their splits."""
-    words = {name: ("", SPLIT_WORDS[name.lower()]) for name in names if name.lower() in SPLIT_WORDS}
+def _split_words(names: Iterable[str]) -> dict[str, tuple[str, str, int]]:
+    """What groups that are named after splits are called otherwise, their splits, and their numbers in these, or -1."""
+    counted: dict[str, dict[str, tuple[str, str, int]]] = {}
+    alike: dict[str, dict[str, tuple[str, str, int]]] = {}
+    for name in names:
+        rest, split, number = counted_split(name)
+        if split is not None:
+            counted.setdefault(rest, {})[name] = (rest, split, number)
+    words: dict[str, tuple[str, str, int]] = {}
+    for found in counted.values():
+        if are_counted([(split, number) for _, split, number in found.values()]):
+            words |= found
     for name in names:
         rest, split = without_split(name)
         if split is not None and name not in words:
-            words[name] = (rest, split)
-    alike: dict[str, set[str]] = {}
-    for rest, split in words.values():
-        alike.setdefault(rest, set()).add(split)
-    return {name: (rest, split) for name, (rest, split) in words.items() if _are_splits(alike[rest])}
+            alike.setdefault(rest, {})[name] = (rest, split, -1)
+    for found in alike.values():
+        if _are_splits({split for _, split, _ in found.values()}):
+            words |= found
+    return words
 
 
 def _are_splits(found: set[str]) -> bool:
@@ -91,6 +132,10 @@ def _split_arrays(arrays: dict[str, list[Leaf]], split: str) -> list[Leaf]:
         name: (name, None) if all(leaf.is_column for leaf in leaves) else without_split(name)
         for name, leaves in arrays.items()
     }
+    for name in _about_rows(arrays, words, split):
+        words[name] = (name, None)
+        for leaf in arrays[name]:
+            leaf.note = leaf.note or _NO_SPLIT
     there = {word for rest, word in words.values() if word is not None and rest}
     # Arrays that have no other name are splits of one field where they are alike in all but their rows.
     kinds: dict[object, set[str]] = {}
@@ -112,13 +157,58 @@ def _split_arrays(arrays: dict[str, list[Leaf]], split: str) -> list[Leaf]:
     return found
 
 
-def _stack(groups: list[list[Leaf]]) -> None:
-    """Make a row of each of many groups that hold one sample each."""
-    samples = [{"/".join(leaf.rest): leaf.segment.array for leaf in leaves} for leaves in groups]
-    if len(groups) < FEWEST or not are_alike(samples) or is_sample(samples[0]) != "yes":
-        return
-    rows = [(leaf, as_row(leaf.segment)) for leaves in groups for leaf in leaves]
-    for leaf, row in rows:
+def _about_rows(arrays: Mapping[str, list[Leaf]], words: Mapping[str, tuple[str, str | None]], split: str) -> list[str]:
+    """Names of arrays that have a split's word, but are about the rows beside them: masks, and numbers of rows."""
+    if not _are_splits({word for rest, word in words.values() if word is not None and rest}):
+        return []
+    rows: dict[tuple[str, int], set[int]] = {}
+    rests: dict[str, list[str]] = {}
+    for name, leaves in arrays.items():
+        rest, word = words[name]
+        if word is None:
+            for leaf in leaves:
+                if leaf.segment.array.shape and leaf.segment.array.text is None:
+                    rows.setdefault((leaf.split, leaf.shard), set()).add(leaf.segment.rows)
+        elif rest and any(word != (split or leaf.split) for leaf in leaves):
+            rests.setdefault(rest, []).append(name)
+    aligned, numbers, others = [], [], []
+    for rest, names in rests.items():
+        leaves = [leaf for name in names for leaf in arrays[name]]
+        lengths = {(leaf.split, leaf.shard, leaf.segment.rows) for leaf in leaves if leaf.segment.array.shape}
+        places = {(leaf.split, leaf.shard) for leaf in leaves}
+        if len(lengths) == len(places) and all(length in rows.get((s, shard), ()) for s, shard, length in lengths):
+            aligned.append(names)
+        elif rows and is_running(rest) and not any(leaf.segment.wire[1] for leaf in leaves):
+            numbers.append(names)
+        else:
+            others.append(names)
+    # Beside splits, these have as many rows as others by chance, or number those of their split.
+    if any(len(names) > 1 for names in others):
+        return [name for names in aligned if len(names) > 1 for name in names]
+    return [name for names in aligned + numbers for name in names]
+
+
+def _samples_among(groups: Mapping[str, list[Leaf]], episodes: Collection[str], beside: int) -> set[str]:
+    """Names of the groups that hold one sample each: episodes, and those that hold something of theirs.
+
+    Raises
+    ------
+    InDoubt
+        They seem to.
+    """
+    if not episodes:
+        return set()
+    samples = {name: {"/".join(leaf.rest): leaf.segment.array for leaf in leaves} for name, leaves in groups.items()}
+    members = {name: members_of(sample) for name, sample in samples.items()}
+    most, _ = Counter(members[name] for name in episodes).most_common(1)[0]
+    alike = {name: sample for name, sample in samples.items() if name in episodes or members[name] & most}
+    return {*alike} if are_samples(alike, "group", beside) else set()
+
+
+def _stack(groups: Iterable[list[Leaf]]) -> None:
+    """Make a row of each group."""
+    for leaf in (leaf for leaves in groups for leaf in leaves):
+        row = as_row(leaf.segment)
         if not isinstance(row, str):
             leaf.segment = row
 

@@ -13,7 +13,7 @@ from typing import Literal
 from ...split_names import without_split
 from ..declared import DeclaredDataset
 from ..discovery import dotted, name_files
-from .names import Tags, natural, pattern, tags_of, without_numbers
+from .names import Tags, are_counted, natural, pattern, tags_of, without_numbers
 
 _SPLIT_ORDER = (None, "train", "val", "test")
 
@@ -60,8 +60,14 @@ class _Place:
         return os.path.splitext(os.path.basename(self.file))[0]
 
 
-def families(files: Sequence[str], declared: Mapping[str, DeclaredDataset]) -> list[Family]:
-    """Divide files, each into one family."""
+def families(files: Sequence[str], declared: Mapping[str, DeclaredDataset], *, counted: bool = True) -> list[Family]:
+    """Divide files, each into one family.
+
+    Parameters
+    ----------
+    counted : bool
+        Numbers may count the files of a split.
+    """
     found: list[Family] = []
     taken: set[str] = set()
     for name, dataset in declared.items():
@@ -76,9 +82,8 @@ def families(files: Sequence[str], declared: Mapping[str, DeclaredDataset]) -> l
         name = dotted(os.path.join(folder, stem) if stem else folder or "data")
         if len(places) < 2 or name in names:
             return
+        places.sort(key=lambda place: natural(place.file) if kind != "named" else ())
         places.sort(key=lambda place: (_SPLIT_ORDER.index(place.tags.split), place.tags.shard, place.tags.number))
-        if kind != "named":
-            places.sort(key=lambda place: (_SPLIT_ORDER.index(place.tags.split), natural(place.file)))
         found.append(_family(name, places, kind))
         taken.update(place.file for place in places)
         names.add(name)
@@ -93,6 +98,15 @@ def families(files: Sequence[str], declared: Mapping[str, DeclaredDataset]) -> l
             numbered = "#" in stem
             own = without_numbers([place.tags.stem for place in places]) if numbered else places[0].tags.stem
             add(folder, own, places, "numbers" if numbered else "named")
+    # Names that number the files of each split.
+    numbers = [place for file in left() if counted and (place := _counted_place(file)) is not None]
+    for (folder, _), places in _by(numbers, lambda place: (place.folder, place.tags.stem.lower())).items():
+        counted_ones = [place for place in places if place.tags.number >= 0]
+        # Beside the whole, ``train`` and ``val``, its parts are another dataset.
+        for some, end in ((places, ""), (counted_ones, "_parts")):
+            if are_counted([(place.tags.split, place.tags.number) for place in some]):
+                add(folder, f"{places[0].tags.stem}{end}".strip("_"), some, "numbers")
+                break
     # Names that say what part of a dataset a file is.
     tagged = [place for place in map(_place, left()) if place.tags.is_part]
     for (folder, _), places in _by(tagged, lambda place: (place.folder, place.tags.stem.lower())).items():
@@ -110,6 +124,13 @@ def families(files: Sequence[str], declared: Mapping[str, DeclaredDataset]) -> l
         if len(places) <= _MOST_CLASSES and all(place.stem.isalpha() for place in places):
             add(folder, "", places, "words")
     return found + alone(left(), [family.name for family in found])
+
+
+def apart(family: Family) -> list[Family]:
+    """What the files of a family are that is no dataset: one for each number in their names, or each alone."""
+    if any(tags.number >= 0 for tags in family.tags):
+        return families(family.files, {}, counted=False)
+    return alone(family.files)
 
 
 def alone(files: Sequence[str], taken: Collection[str] = ()) -> list[Family]:
@@ -169,6 +190,13 @@ def _place(file: str) -> _Place:
 def _untagged(file: str) -> _Place:
     place = _place(file)
     return replace(place, tags=Tags(place.stem))
+
+
+def _counted_place(file: str) -> _Place | None:
+    """Where the name of a file says a split, and maybe a number among those of that split."""
+    place = _place(file)
+    tags = tags_of(place.stem, counted=True)
+    return None if tags.split is None or tags.shards > 1 or tags.half is not None else replace(place, tags=tags)
 
 
 def _split_place(file: str) -> _Place | None:

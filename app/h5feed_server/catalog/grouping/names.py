@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from ...split_names import numbered_split, without_split
+from ...split_names import counted_split, numbered_split, without_split
 from ..words import is_telling, says
 
 _SHARD = re.compile(r"[_.\-](\d{3,6})-of-(\d{3,6})$")
@@ -54,22 +54,46 @@ class Tags:
     shards: int = 1
     half: str | None = None
     number: int = -1
-    """Behind the split's word: ``train0``."""
+    """Beside the split's word: ``train0``."""
 
     @property
     def is_part(self) -> bool:
         return self.split is not None or self.shards > 1 or self.half is not None
 
 
-def tags_of(stem: str) -> Tags:
-    """Take a file name without its ending apart."""
+def tags_of(stem: str, *, counted: bool = False) -> Tags:
+    """Take a file name without its ending apart.
+
+    Parameters
+    ----------
+    counted : bool
+        A number beside the split's word counts the files of that split: ``train_0``. Else it belongs to the name.
+    """
     shard, shards, half = 0, 1, None
     if match := _SHARD.search(stem):
         shard, shards, stem = int(match[1]), int(match[2]), stem[: match.start()]
     if match := _HALF.search(stem):
         half, stem = match[1].lower(), stem[: match.start()]
-    stem, split, number = numbered_split(stem)
+    stem, split, number = counted_split(stem) if counted else numbered_split(stem)
     return Tags(stem, split, shard, shards, half, number)
+
+
+def are_counted(found: Collection[tuple[str | None, int]]) -> bool:
+    """Whether numbers count what lies beside each other: the parts of several splits.
+
+    Parameters
+    ----------
+    found : collection of (str or None, int)
+        Split and number of each; the number is -1 where there is none.
+    """
+    numbers: dict[str | None, list[int]] = {}
+    for split, number in found:
+        numbers.setdefault(split, []).append(number)
+    if None in numbers or "train" not in numbers or len(numbers) < 2 or max(map(len, numbers.values())) < 2:
+        return False
+    # Beside ``train``, ``train_2`` is the second part; ``train_64`` is something else.
+    firsts = [sorted(several)[1] for several in numbers.values() if min(several) < 0 and len(several) > 1]
+    return all(first in (1, 2) for first in firsts) and all(len({*n}) == len(n) for n in numbers.values())
 
 
 def natural(name: str) -> tuple[str | int, ...]:

@@ -19,6 +19,10 @@ Path = tuple[str, ...]
 """Names of groups, and of the array."""
 
 
+class InDoubt(ValueError):
+    """What is there can be read in two ways; the message says how."""
+
+
 @dataclass(frozen=True)
 class Hints:
     """What ``h5feed.toml`` decides; None where it says nothing.
@@ -74,7 +78,7 @@ class Piece:
     @property
     def where(self) -> str:
         """For people."""
-        return self.split or "/".join(self.episode) or self.kind or "one part"
+        return self.file or self.split or "/".join(self.episode) or self.kind or "one part"
 
 
 @dataclass

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Literal
+
+import numpy as np
 
 from ...storage.column import Segment
 from ...storage.layout import MAX_CELLS, ArrayLayout
 from .names import is_image, is_label
+from .pieces import InDoubt
 
 FEWEST = 3
 """Files, or groups, that are taken for samples without being declared."""
@@ -76,7 +79,83 @@ def as_row(segment: Segment) -> Segment | str:
     return replace(segment, array=row)
 
 
-def are_alike(samples: Sequence[Mapping[str, ArrayLayout]]) -> bool:
-    """Whether samples have the same members, dtypes and shapes."""
-    kinds = {frozenset((name, one.dtype, one.shape) for name, one in sample.items() if one.shape) for sample in samples}
-    return len(kinds) == 1
+Member = tuple[str, str, tuple[int, ...]]
+"""Name, type and shape of an array."""
+
+
+def members_of(sample: Mapping[str, ArrayLayout]) -> frozenset[Member]:
+    """What a file, or group, holds; of single values, only a label counts."""
+    return frozenset((name, type_of(one), one.shape) for name, one in sample.items() if one.shape or is_label(name))
+
+
+def type_of(array: ArrayLayout) -> str:
+    """What its elements are, for people: text of any width, numbers of either endianness."""
+    dtype = np.dtype(array.dtype)
+    return "bfloat16" if array.is_bfloat16 else "text" if dtype.kind == "S" else dtype.newbyteorder("=").name
+
+
+def shapes_of(sample: Mapping[str, ArrayLayout]) -> str:
+    """Some of the shapes, for people."""
+    return _listed({f"{name} {[*one.shape]}" for name, one in sample.items() if one.shape})
+
+
+def seem_samples(samples: Collection[Mapping[str, ArrayLayout]]) -> bool:
+    """Whether most of several files are one sample each by themselves."""
+    return len(samples) >= FEWEST and 2 * [is_sample(sample) for sample in samples].count("yes") > len(samples)
+
+
+def are_samples(samples: Mapping[str, Mapping[str, ArrayLayout]], what: str, beside: int = 0) -> bool:
+    """Whether files, or groups, of alike names are one sample each: most of them are, and the others may be.
+
+    What only a few of them hold besides is no matter.
+
+    Parameters
+    ----------
+    samples : mapping
+        Their arrays, by the names of the files or groups.
+    what : str
+        What they are, for people.
+    beside : int
+        How many there are, where these are not all.
+
+    Raises
+    ------
+    InDoubt
+        They seem to be, but do not fit together, or are few.
+    """
+    if 2 * [is_sample(sample) for sample in samples.values()].count("yes") <= len(samples):
+        return False
+    problem = _misfit(samples)
+    if problem is None and max(len(samples), beside) < FEWEST:
+        problem = "they are few"
+    if problem is not None:
+        raise InDoubt(f"{len(samples)} {what}s seem to hold one sample each, but {problem}")
+    return True
+
+
+def _misfit(samples: Mapping[str, Mapping[str, ArrayLayout]]) -> str | None:
+    """Why samples do not fit together, where they do not."""
+    found: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
+    for sample, arrays in samples.items():
+        for name, kind, shape in members_of(arrays):
+            found.setdefault(name, {})[sample] = (kind, shape)
+    # What most of them hold belongs to each.
+    common = {name: members for name, members in found.items() if 2 * len(members) >= len(samples)}
+    for what, place in (("shapes", 1), ("types", 0)):
+        values = {name: {member[place] for member in members.values()} for name, members in common.items()}
+        differing = {f"{name} {_shown(one)}" for name, several in values.items() if len(several) > 1 for one in several}
+        if differing:
+            return f"of several {what}, and one dataset has one: {_listed(differing)}"
+    for name, members in common.items():
+        if without := {sample for sample in samples if sample not in members}:
+            return f"there is no {name!r} in {_listed(without)}"
+    arrays = {name: next(sample[name] for sample in samples.values() if name in sample) for name in common}
+    return None if is_sample(arrays) == "yes" else "what most of them hold may be rows as well"
+
+
+def _shown(value: str | tuple[int, ...]) -> str:
+    return value if isinstance(value, str) else str([*value])
+
+
+def _listed(words: Collection[str]) -> str:
+    return ", ".join(sorted(words)[:4]) + (" …" if len(words) > 4 else "")

@@ -99,10 +99,25 @@ def tables_of(files: Sequence[InspectedFile], hints: Hints = Hints()) -> list[Ta
         name = ".".join(path[len(prefix) :] if path[: len(prefix)] == prefix else path)
         owner.fields.append(TableField(name, Column((segment,)), problem))
     for table in tables:
+        _tell_apart(table.fields)
         table.text = {path: values for path, values in text.items() if values is not None}
         table.names_differ = any(values is None and names_classes(path[-1]) for path, values in text.items())
         table.notes = (*table.notes, *notes)
     return tables
+
+
+def _tell_apart(fields: list[TableField]) -> None:
+    """Give each field a name of its own; of several that share one, the first that can be read is served."""
+    first: dict[str, TableField] = {}
+    for field in sorted(fields, key=lambda field: field.unreadable is not None):
+        kept = first.setdefault(field.name, field)
+        if kept is not field:
+            there = kept.array.path
+            field.unreadable = field.unreadable or (
+                f"{there!r} is called {field.name!r} too: 'fields' in h5feed.toml gives it another name"
+            )
+            field.name = f"{field.name} ({field.array.path})"
+            first[field.name] = field
 
 
 def _note_names(text: dict[Path, tuple[str, ...] | None], name: str, values: tuple[str, ...]) -> None:
@@ -177,15 +192,17 @@ def _build(found: Sequence[Series], depth: int = 0) -> list[Table]:
     elsewhere = [[series] for series in direct if series.apart]
     elsewhere += [cluster for cluster in clusters.values() if cluster is not main]
     for cluster in elsewhere:
-        tables += _elsewhere(path, cluster, tables[0] if mine else None)
+        tables += _elsewhere(path, cluster, tables[0] if mine else None, mine[0].shape if mine else frozenset())
     for name, group in below.items():
         if name not in agreeing:
             tables.extend(_build(group, depth + 1))
     return tables
 
 
-def _elsewhere(path: Path, cluster: list[Series], main: Table | None) -> list[Table]:
-    """A dataset of what shares no rows with the `main` one, which says so."""
+def _elsewhere(
+    path: Path, cluster: list[Series], main: Table | None, shape: frozenset[tuple[Piece, int]]
+) -> list[Table]:
+    """A dataset of what shares no rows with the `main` one, of that `shape`, which says so."""
     if main is not None and all(series.is_text for series in cluster):
         for series in cluster:
             problem = "it is a short list of text beside the rows, such as names of classes"
@@ -203,7 +220,7 @@ def _elsewhere(path: Path, cluster: list[Series], main: Table | None) -> list[Ta
         for series in cluster[:_MOST_ELSEWHERE]:
             where = ", ".join(sorted({piece.where for piece in series.pieces}))[:80]
             problem = f"it has {series.rows} rows, where the dataset has {main.rows}"
-            if series.rows == main.rows:
+            if series.rows == main.rows or series.shape < shape:
                 problem = f"it is not there for all rows, only in {where}"
             own = next(field for field in table.fields if field.name == series.path[-1])
             problem = own.unreadable or f"{problem}: it is a dataset of its own"
