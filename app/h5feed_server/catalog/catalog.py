@@ -84,6 +84,8 @@ class Catalog:
         self._found: dict[str, tuple[Entry, Dataset, float]] = {}
         self._scanned = float("-inf")
         self._walk_seconds = 0.0
+        self._declaration: Identity | None = None
+        """Of ``h5feed.toml``, when the folder was walked through."""
         self._second_look = float("inf")
         """When files that had only just been written are to be looked at again."""
         self._endings = frozenset[str]()
@@ -240,7 +242,8 @@ class Catalog:
         own = self._entries.get(name)
         # What is being looked at is known to be there.
         if own is None or own.outcome.done() or own.has_changed():
-            self._rescan(now - (RESCAN_SECONDS if own is None else self._pause))
+            declared_anew = identity_of(str(self._root / DECLARATION)) != self._declaration
+            self._rescan(now if declared_anew else now - (RESCAN_SECONDS if own is None else self._pause))
         try:
             found = self._found[name] = self._search(name, asked)
             return found
@@ -332,6 +335,7 @@ class Catalog:
                 entries[name] = Entry(name, tuple(files), (), (), failed, {}, began=began)
                 self._looks.tell(files, reason)
 
+            self._declaration = identity_of(str(self._root / DECLARATION))
             declaration = read_declared(self._root, follow_links=self._settings.follow_links)
             found, awaited = Walk(sorted(self._only or ())), dict[str, str]()
             if self._only is None:
