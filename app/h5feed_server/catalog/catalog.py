@@ -157,7 +157,7 @@ class Catalog:
         self._files = OpenFiles(settings.open_files)
         self._inspector = Inspector(settings.inspect_timeout)
         self._loader = FileLoader(self._root, settings, folder, self._files, self._inspector, hdf5)
-        self._assembler = Assembler(settings.digest_limit, self._loader.holds_classes)
+        self._assembler = Assembler(settings.digest_limit, self._loader.holds_classes, self._loader.block)
         self._executor = ThreadPoolExecutor(_AT_ONCE, "h5feed-inspect")
         self._entries: dict[str, Entry] = {}
         self._found: dict[str, tuple[Entry, Dataset, float]] = {}
