@@ -102,7 +102,7 @@ def test_two_labels_are_said(feed: h5feed.Feed, capsys: pytest.CaptureFixture[st
     assert sorted(train[0][1]) == ["coarse_labels", "fine_labels"]
     assert "with 2 labels ('coarse_labels', 'fine_labels')" in capsys.readouterr().out
     feed["tasks"].sequence(batch_size=8, y="fine_labels")
-    assert capsys.readouterr().out == "Found 24 rows belonging to 6 classes.\n"
+    assert capsys.readouterr().out.startswith("Found 24 rows belonging to 6 classes")
 
 
 def test_fields_that_cannot_be_served_are_said(feed: h5feed.Feed, capsys: pytest.CaptureFixture[str]) -> None:
