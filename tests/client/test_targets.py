@@ -35,6 +35,14 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
         kind = np.dtype([("age", "<i8"), ("fare", "<f8", (2,)), ("survived", "<i8")])
         file["features"] = random.random((ROWS, 5))
         file["table"] = np.zeros(ROWS, kind)
+    with h5py.File(folder / "tasks.h5", "w") as file:
+        file["x"], file["fine_labels"] = random.random((ROWS, 5)), np.arange(ROWS) % 6
+        file["coarse_labels"] = np.arange(ROWS) % 2
+    for name, types in (("odd_label", ("f8", "i8", "f8", "f8")), ("odd_input", ("i8", "i8", "u1", "f8"))):
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            for number, place in enumerate(("train/y", "test/y", "train/x", "test/x")):
+                shape = (ROWS, 3) if place.endswith("x") else ROWS
+                file[place] = np.ones(shape, types[number])
     server = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
     with h5feed.connect(server.url, deadline=60) as connected:
         yield connected
@@ -86,3 +94,24 @@ def test_no_label_is_said(feed: h5feed.Feed, capsys: pytest.CaptureFixture[str])
     for wanted in ({"y": []}, {"class_mode": None}, {"class_mode": "input"}, {"y": "table.survived"}):
         dataset.sequence(batch_size=8, **wanted)
         assert "no field" not in capsys.readouterr().out
+
+
+def test_two_labels_are_said(feed: h5feed.Feed, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where y is a dict, the line that says what was found names its fields."""
+    train = feed["tasks"].sequence(batch_size=8)
+    assert sorted(train[0][1]) == ["coarse_labels", "fine_labels"]
+    assert "with 2 labels ('coarse_labels', 'fine_labels')" in capsys.readouterr().out
+    feed["tasks"].sequence(batch_size=8, y="fine_labels")
+    assert capsys.readouterr().out.startswith("Found 24 rows belonging to 6 classes")
+
+
+def test_fields_that_cannot_be_served_are_said(feed: h5feed.Feed, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the label or the input is refused, it is named with the reason, by whatever way it is asked for."""
+    feed["odd_label"].sequence("train", batch_size=8)
+    said = capsys.readouterr().out
+    assert "the label of 'odd_label' cannot be served ('y': its pieces differ: float64[], int64[]" in said
+    with pytest.raises(h5feed.errors.BadParameter, match=r"no input field.*'x': its pieces differ"):
+        feed["odd_input"].sequence("train", batch_size=8)
+    for options in ({"y": "y"}, {"x": "y", "y": []}):
+        with pytest.raises(h5feed.errors.UnsupportedField, match=r"'y'.*its pieces differ"):
+            feed["odd_label"].sequence("train", batch_size=8, **options)

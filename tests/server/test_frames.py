@@ -28,9 +28,36 @@ def _pickled(value: Any) -> np.bytes_:
 
 def _axis(group: h5py.Group, name: str, values: Array, kind: str, **options: Any) -> None:
     """An array of a frame in the fixed format."""
-    node = group.create_dataset(name, data=values, **options)
+    is_bools = values.dtype.kind == "b"
+    node = _write(group, name, values, **options) if is_bools else group.create_dataset(name, data=values, **options)
     node.attrs.update({"CLASS": np.bytes_("ARRAY"), "kind": np.bytes_(kind), "name": np.bytes_("N.")})
     node.attrs["transposed"] = np.uint8(1)
+
+
+def _stored(dtype: np.dtype[Any]) -> h5py.h5t.TypeID:
+    """The type that PyTables gives to numpy's: bools are bitfields."""
+    if dtype.subdtype is not None:
+        return h5py.h5t.array_create(_stored(dtype.base), dtype.shape)
+    if dtype.names is None:
+        return h5py.h5t.STD_B8LE if dtype.kind == "b" else h5py.h5t.py_create(dtype)
+    kind = h5py.h5t.create(h5py.h5t.COMPOUND, dtype.itemsize)
+    for name in dtype.names:
+        member, offset = dtype.fields[name][:2]  # type: ignore[index]
+        kind.insert(name.encode(), offset, _stored(member))
+    return kind
+
+
+def _write(group: h5py.Group, name: str, values: Array, chunk_shape: tuple[int, ...] | None = None) -> h5py.Dataset:
+    """An array of the types that PyTables writes; chunks are compressed, and it may grow."""
+    properties, most = h5py.h5p.create(h5py.h5p.DATASET_CREATE), values.shape
+    if chunk_shape is not None:
+        properties.set_chunk(chunk_shape)
+        properties.set_deflate(4)
+        most = (h5py.h5s.UNLIMITED, *values.shape[1:])
+    kind = _stored(values.dtype)
+    made = h5py.h5d.create(group.id, name.encode(), kind, h5py.h5s.create_simple(values.shape, most), properties)
+    made.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(values), mtype=kind)
+    return h5py.Dataset(made)
 
 
 def _names(names: Sequence[str]) -> Array:
@@ -78,7 +105,7 @@ def _table(
     group = file.create_group(key)
     order = [name for names in blocks for name in names]
     group.attrs.update({"pandas_type": np.bytes_("frame_table"), "levels": 1, "non_index_axes": _pickled([(1, order)])})
-    table = group.create_dataset("table", data=records, chunks=(16,), maxshape=(None,), compression="gzip")
+    table = _write(group, "table", records, (16,))
     table.attrs.update({"CLASS": np.bytes_("TABLE"), "index_kind": np.bytes_("integer")})
     for (name, _, _), names, dtype in zip(members, blocks, dtypes, strict=True):
         is_category = categories is not None and name in categories
@@ -97,6 +124,7 @@ def _table(
 AGE, FARE = np.arange(60), random.random(60)
 SURVIVED = np.arange(60) % 2
 WHEN = np.arange(60) * 86_400_000_000_000
+BOOLS = np.stack([np.arange(60) % 3 == 0, np.arange(60) % 2 == 1], 1)
 SEX = np.where(np.arange(60) % 3, b"male", b"female")
 WIDE = random.random((50, 300)).astype("<f4")
 WIDE[:, 299] = np.arange(50) % 3
@@ -153,6 +181,25 @@ def _frames(folder: Path) -> None:
         trap = b"cos\nsystem\n(S'touch " + str(folder / "owned").encode() + b"'\ntR."
         file["df/table"].attrs["values_block_0_kind"] = np.bytes_(trap)
         file["df"].attrs["non_index_axes"] = np.bytes_(trap)
+    for name, tail in (("bools", ("b1", "label")), ("one_bool", ("label",))):
+        with h5py.File(folder / f"{name}_fixed.h5", "w") as file:
+            _fixed(file, "df", {("a",): FARE[:, None], tail: BOOLS[:, -len(tail) :]})
+        with h5py.File(folder / f"{name}_chunked.h5", "w") as file:
+            _fixed(file, "df", {tail: BOOLS[:, -len(tail) :]}, chunk_shape=(16, 1))
+        with h5py.File(folder / f"{name}_table.h5", "w") as file:
+            _table(file, "df", {("a",): FARE[:, None], tail: BOOLS[:, -len(tail) :]}, ["float64", "bool"])
+    with h5py.File(folder / "wide_bools.h5", "w") as file:
+        _fixed(file, "df", {tuple(f"f{number:03d}" for number in range(90)): WIDE[:, :90] > 0.5})
+        _series(file, "own", BOOLS[:50, 0])
+    with h5py.File(folder / "empty.h5", "w") as file:
+        # pandas stores one element for an array of none, and its shape.
+        _fixed(file, "df", {("a", "label"): np.zeros((1, 1))})
+        for name, shape in (("axis1", (0,)), ("block0_values", (2, 0))):
+            file[f"df/{name}"].attrs["shape"] = _pickled(shape)
+    with h5py.File(folder / "twice.h5", "w") as file:
+        _table(file, "df", {("a", "a", "b"): WIDE[:, :3]}, ["float32"])
+    with h5py.File(folder / "bits.h5", "w") as file:
+        _write(file, "x", np.arange(30)[:, None] % 7 > np.arange(4), (8, 4))
     with h5py.File(folder / "birds.h5", "w") as file:
         file["images"] = random.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
         kind = np.dtype([("bbox", "<f4", (4,)), ("label", "<i4"), ("species", "S12")])
@@ -177,6 +224,9 @@ def _anndata(folder: Path) -> None:
             obs.attrs.update({"encoding-type": "dataframe", "_index": "_index"})
             obs["_index"] = np.array([f"c{number}" for number in range(90)], object)
             obs["n_genes"] = np.arange(90)
+            whole = obs.create_group("age")
+            whole.attrs.update({"encoding-type": "nullable-integer", "encoding-version": "0.1.0"})
+            whole["values"], whole["mask"] = np.arange(90) % 7, np.arange(90) % 7 == 0
             # By their names, foreign names of classes come first.
             _categories(obs, "batch", np.arange(90) % 2, ["a", "b"])
             _categories(obs, "cell_type", TYPES, ["B", "NK", "T"])
@@ -276,6 +326,45 @@ def test_table_format_by_column(feed: h5feed.Feed) -> None:
     assert batch["sexc"].tolist() == [1, 0, -1, -1, 1]
     assert dataset.fields["sexc"].class_names == ("female", "male")
     assert _roles(dataset)["index"] == "other" and "label" not in _roles(dataset).values()
+
+
+@pytest.mark.parametrize("kind", ["fixed", "chunked", "table"])
+def test_bools(feed: h5feed.Feed, kind: str) -> None:
+    """Bools, which PyTables writes as bitfields, are bools of a column each, however many lie in a block."""
+    many, one = feed[f"bools_{kind}"], feed[f"one_bool_{kind}"]
+    for dataset, roles in ((many, {"b1": "input", "label": "label"}), (one, {"label": "label"})):
+        assert _roles(dataset).items() >= roles.items()
+        for number, name in enumerate(roles, 2 - len(roles)):
+            batch = dataset.take(ROWS, fields=[name])
+            assert batch[name].dtype == bool
+            np.testing.assert_array_equal(batch[name], BOOLS[ROWS, number])
+    classes = one.splits()["splits"]["all"]["classes"]
+    assert [(entry["value"], entry["rows"]) for entry in classes] == [(False, 30), (True, 30)]
+
+
+def test_matrices_and_series_of_bools(feed: h5feed.Feed) -> None:
+    """Many columns of bools stay a matrix of bools; a bitfield that is not pandas' is what h5py makes of it."""
+    names = [entry["name"] for entry in feed.datasets() if entry["name"].startswith("wide_bools")]
+    fields = {name: dataset for dataset in map(feed.__getitem__, names) for name in dataset.fields}
+    wide = next(name for name in fields if name.endswith("values"))
+    np.testing.assert_array_equal(fields[wide].take(ROWS[::2], fields=[wide])[wide], (WIDE[:, :90] > 0.5)[ROWS[::2]])
+    series = next(name for name in fields if name.endswith("own"))
+    assert fields[series].take([0, 1], fields=[series])[series].tolist() == [True, False]
+    bits = feed["bits"].take([29, 0])["x"]
+    assert bits.dtype == np.uint8 and bits.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_columns_of_one_name(feed: h5feed.Feed) -> None:
+    """Both are served, numbered."""
+    batch = feed["twice"].take([7, 0], fields=["a", "a.1", "b"])
+    for number, name in enumerate(("a", "a.1", "b")):
+        np.testing.assert_array_equal(batch[name], WIDE[[7, 0], number])
+
+
+def test_a_frame_without_rows(feed: h5feed.Feed) -> None:
+    """What pandas stores in place of no rows is none."""
+    with pytest.raises(h5feed.errors.Unreadable, match="the frame has no rows"):
+        feed["empty"]
 
 
 def test_store_of_x_and_y(feed: h5feed.Feed) -> None:
@@ -384,6 +473,7 @@ def test_anndata(feed: h5feed.Feed) -> None:
     np.testing.assert_array_equal(batch["obs.cell_type"], TYPES[[89, 0, 44]])
     np.testing.assert_array_equal(batch["obsm.X_pca"], CELLS[[89, 0, 44], :10])
     assert batch.text("obs._index") == ["c89", "c0", "c44"]
+    assert "missing where obs.age.mask is true" in _note(dataset, "obs.age.values")
     for name in ("var.hv", "var._index", "uns.k.p"):
         assert not dataset.fields[name].readable, name
     for y, classes in (("obs.cell_type", {"B": 0, "NK": 1, "T": 2}), ("obs.batch", {"a": 0, "b": 1})):

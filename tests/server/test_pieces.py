@@ -40,11 +40,86 @@ def test_compact_text_of_other_widths(serve: Serve, tmp_path: Path) -> None:
             group["x"] = np.arange(6.0).reshape(3, 2)
             compact(group, "kind", values, text(values.itemsize, h5py.h5t.STR_NULLPAD))
     with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
-        field = feed["a"].fields["kind"]
-        if field.readable:
-            assert feed["a"].take(range(6), fields=["kind"]).text("kind") == ["a", "bb", "cccc", "d", "e", "f"]
-        else:
-            assert "differ" in field.reason
+        assert feed["a"].take(range(6), fields=["kind"]).text("kind") == ["a", "bb", "cccc", "d", "e", "f"]
+
+
+def test_text_of_other_widths(serve: Serve, tmp_path: Path) -> None:
+    """Text of train is shorter than that of test, and padded otherwise: each row is what h5py gives."""
+    words = {"train": [b"cat", b"dog", b"ox"] * 8, "test": [b"horse", b"dog"] * 4, "val": [b"a b", b"cat"] * 3}
+    for split, said in words.items():
+        with h5py.File(tmp_path / f"{split}.h5", "w") as file:
+            file["x"], values = np.zeros((len(said), 2)), np.array(said)
+            if split == "val":
+                kind = text(9, h5py.h5t.STR_SPACEPAD)
+                compact(file, "y", np.char.ljust(values, 9), kind)
+                assert file["y"][0] == b"a b"
+            else:
+                file.create_dataset("y", data=values, chunks=(5,) if split == "train" else None)
+    expected = [word.decode() for split in ("train", "val", "test") for word in words[split]]
+    with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
+        (name,) = _names(feed)
+        dataset = feed[name]
+        rows = np.random.default_rng(1).permutation(len(expected))
+        assert dataset.take(rows, fields=["y"]).text("y") == [expected[row] for row in rows]
+        classes = dataset.splits()["splits"]["all"]["classes"]
+        assert {entry["value"] for entry in classes} == set(expected)
+        found = [word for batch in dataset.batches("test", batch_size=3, fields=["y"]) for word in batch.text("y")]
+        assert found == [word.decode() for word in words["test"]]
+
+
+def test_one_string_a_row_along_two_axes(serve: Serve, tmp_path: Path) -> None:
+    """(rows, 1) is one string a row, of fixed length or not, stored in any way; (rows, 2) is refused."""
+    words = [[b"cat"], [b"dog"]] * 12
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"], file["fixed"], file["two"] = np.zeros((24, 3)), np.array(words), np.array(words).repeat(2, 1)
+        file.create_dataset("deep", data=np.array(words)[..., None], chunks=(5, 1, 1), compression="gzip")
+        file.create_dataset("any", data=np.array(words, object), dtype=h5py.string_dtype())
+        compact(file, "padded", np.char.ljust(np.array(words), 5), text(5, h5py.h5t.STR_SPACEPAD))
+        kind = np.dtype([("n", "i4"), ("label", "S3", (1,))])
+        file["table"] = np.array([(row, word) for row, word in enumerate(words)], kind)
+    with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
+        dataset = feed["a"]
+        for name in ("fixed", "deep", "any", "padded", "table.label"):
+            assert dataset.fields[name].shape == ()
+            assert dataset.take([3, 0, 3], fields=[name]).text(name) == ["dog", "cat", "dog"], name
+        assert "more than one string a row" in str(dataset.fields["two"].reason)
+
+
+def test_text_of_a_fixed_length_beside_text_of_any(serve: Serve, tmp_path: Path) -> None:
+    """They are read in two ways: refused with that reason, also where the fixed length is 1."""
+    for number, width in enumerate((1, 3)):
+        for split, rows in (("train", 12), ("test", 6)):
+            with h5py.File(tmp_path / f"{'ab'[number]}_{split}.h5", "w") as file:
+                file["x"], said = np.zeros((rows, 2)), ["c" * width, "d" * width] * (rows // 2)
+                file.create_dataset("y", data=said, dtype=f"S{width}" if split == "train" else h5py.string_dtype())
+    with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
+        for name in "ab":
+            field = feed[name].fields["y"]
+            assert not field.readable and "text of a fixed length, others of any" in str(field.reason)
+
+
+@pytest.mark.parametrize("kind", ["groups", "names", "files", "text", "nested"])
+def test_splits_without_a_label(serve: Serve, tmp_path: Path, kind: str) -> None:
+    """train has x and y, test has x alone: those of train are a dataset, those of test another, and both say so."""
+    for split, rows in (("train", 24), ("test", 8)):
+        with h5py.File(tmp_path / (f"a_{split}.h5" if kind == "files" else "a.h5"), "a") as file:
+            place = {"files": "{}", "names": f"{{}}_{split}", "nested": f"{split}/in/{{}}"}.get(kind, f"{split}/{{}}")
+            file[place.format("x")] = np.full((rows, 3), rows)
+            label = np.array([b"cat", b"dog"] * 12) if kind == "text" else np.arange(24) % 3
+            if split == "train":
+                file[f"{split}/y" if kind == "nested" else place.format("y")] = label
+            else:
+                file[place.format("id")] = np.arange(rows)
+    with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
+        train, own = feed["a"], "a.test.in" if kind == "nested" else "a.test"
+        test = feed[own]
+        assert sorted(_names(feed)) == ["a", own]
+        assert train.rows == 24 and {field.role for field in train.fields.values()} == {"input", "label"}
+        assert test.rows == 8 and all(field.readable for field in test.fields.values())
+        x = next(name for name in test.fields if name.endswith("x"))
+        assert test.take([0], fields=[x])[x].tolist() == [[8, 8, 8]]
+        assert "'test' have no label" in train.info["notes"][0] and "no label" in test.info["notes"][0]
+        assert {split["name"] for split in train.info["native_splits"]} == {"train"}
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,24 @@ CASES: dict[str, tuple[dict[str, Field], list[str], list[str]]] = {
     "radioml": ({"X": ((128, 2), "f4"), "Y": ((24,), "one-hot"), "Z": ((1,), "i8")}, ["X"], ["Y"]),
     "galaxy": ({"images": IMAGE, "ans": CLASS, "ra": NUMBER, "redshift": NUMBER}, ["images"], ["ans"]),
     "modelnet": ({"data": ((64, 3), "f4"), "faceId": ((64,), "i4"), "label": ((1,), "u1")}, ["data"], ["label"]),
+    # What is said of a label is none.
+    "confidence": ({"x": ((9,), "f4"), "label": CLASS, "label_confidence": NUMBER}, ["x"], ["label"]),
+    "how_many": ({"x": ((9,), "f4"), "labels": CLASS, "num_labels": CLASS}, ["x"], ["labels"]),
+    "size": ({"x": ((9,), "f4"), "target": NUMBER, "target_size": CLASS}, ["x"], ["target"]),
+    "predicted": ({"x": ((9,), "f4"), "y_true": CLASS, "y_pred": NUMBER}, ["x"], ["y_true"]),
+    "class_id": (
+        {"x": ((9,), "f4"), "class_id": CLASS, "class_name": TEXT, "class_score": NUMBER},
+        ["x"],
+        ["class_id"],
+    ),
+    "class_name": ({"x": ((9,), "f4"), "class_name": TEXT, "class_prob": NUMBER}, ["x"], ["class_name"]),
+    "id_of_a_label": ({"x": ((9,), "f4"), "label": CLASS, "label_id": CLASS}, ["x"], ["label"]),
+    "only_a_score": ({"x": ((9,), "f4"), "target_score": NUMBER}, ["x"], ["target_score"]),
+    "spans": (
+        {"x": ((9,), "f4"), "answer_start": CLASS, "answer_end": CLASS},
+        ["x"],
+        ["answer_start", "answer_end"],
+    ),
     # Masks that are no pictures, and depth that a robot sees.
     "bert": (
         {"input_ids": ((32,), "i4"), "input_mask": ((32,), "i4"), "next_sentence_labels": CLASS},
@@ -162,6 +180,48 @@ def test_names_belong_to_the_field_beside_them(feed: h5feed.Feed) -> None:
     """Lists of names in the label's group, or around it, are those of its classes; a name a row is none."""
     assert feed["names"].class_names is None
     assert feed["around"].class_names == ["a", "b", "c"]
+
+
+def test_names_that_do_not_fit_the_labels(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Names are those of a label where every number that occurs has its own; else none is named, and it is said."""
+    y = np.arange(ROWS) % 3
+    one_hot, several = np.eye(3)[y], np.stack([y, y], 1)
+    cases: dict[str, tuple[Any, list[str], str | None]] = {
+        "fit": (y, ["z", "a", "m"], None),
+        "more": (y, ["z", "a", "m", "q"], None),
+        "two_occur": (y % 2 + 1, ["z", "a", "m"], None),
+        "floats": (y * 1.0, ["z", "a", "m"], None),
+        "one_hot": (one_hot, ["z", "a", "m"], None),
+        "boxes": (several, ["z", "a", "m"], None),
+        "unlabelled": (y - 1, ["z", "a"], "below 0"),
+        "from_one": (y + 1, ["z", "a", "m"], "its labels are 1 … 3"),
+        "too_few": (y, ["z", "a"], "labels up to 2"),
+        "twice": (y, ["z", "z", "m"], "'z' is there twice"),
+        "scores": (random.random(ROWS), ["celsius"], "not whole"),
+        "rare": (np.r_[np.zeros(5000, int), 3], ["z", "a", "m"], "labels up to 3"),
+        "boxes_from_one": (several + 1, ["z", "a", "m"], "its labels are 1 … 3"),
+    }
+    for name, (labels, names, _) in cases.items():
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["x"], file["y"] = np.zeros((len(labels), 3)), labels
+            file["y"].attrs["class_names"] = names
+    for name in ("list", "declared", "declared_right", "words"):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["x"], file["y"] = np.zeros((ROWS, 3)), np.array([b"dog", b"cat"])[y % 2] if name == "words" else y + 1
+            file["list_classes"] = np.array([b"z", b"a", b"m"])
+    (tmp_path / "h5feed.toml").write_text(
+        '[datasets.declared]\nfiles = ["declared.h5"]\nclass_names = ["b", "c", "d"]\n'
+        '[datasets.declared_right]\nfiles = ["declared_right.h5"]\nclass_names = ["none", "b", "c", "d"]\n'
+    )
+    with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
+        for name, (_, names, note) in cases.items():
+            fits = note is None or name == "unlabelled"
+            assert feed[name].class_names == (names if fits else None), name
+            assert feed[name].fields["y"].class_names == (tuple(names) if fits else None), name
+            (said,) = (field["note"] for field in feed[name].info["fields"] if field["name"] == "y")
+            assert said is None if note is None else note in said, name
+        assert [feed[name].class_names for name in ("list", "declared", "words")] == [None] * 3
+        assert feed["declared_right"].class_names == ["none", "b", "c", "d"]
 
 
 def test_roles_that_are_told(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:

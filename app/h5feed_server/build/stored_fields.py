@@ -190,7 +190,7 @@ def whole(stored: StoredField, rows: Int64s, attributes: Mapping[str, Any]) -> C
 def attributes_of(field: Field) -> dict[str, Any]:
     """Those of its first array that hold in any file."""
     kept: dict[str, Any] = {}
-    unpacked = field.column.segments[0].unpacked_to is not None
+    unpacked = field.array.packing is not None and field.column.segments[0].served_as is not None
     with h5py.File(field.column.segments[0].source.path) as file:
         dataset = file.get(field.array.path)
         if not isinstance(dataset, h5py.Dataset):

@@ -54,6 +54,11 @@ def categorical(
     """The arrays of a file, those groups of ``codes`` and ``categories`` that say so as one array."""
     found = dict(segments)
     for path, about in groups.items():
+        if str(about.get("encoding-type")).startswith("nullable-") and f"{path}/mask" in found:
+            values = found.get(f"{path}/values")
+            if values is not None:
+                note = f"missing where {path.replace('/', '.')}.mask is true: what is stored there is no value"
+                found[f"{path}/values"] = replace(values, about=About(is_column=True, note=note))
         codes, categories = segments.get(f"{path}/codes"), segments.get(f"{path}/categories")
         if about.get("encoding-type") != "categorical" or codes is None or categories is None:
             continue

@@ -16,6 +16,7 @@ from h5feed.order import ORDER_VERSION
 from ..served_version import SERVED_VERSION
 from ..split_record import read_record
 from ..storage.column import Column
+from .class_names import Read, with_fitting_names
 from .dataset import Dataset, Field, describe_fields
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset
@@ -47,11 +48,14 @@ class Assembler:
         Bytes of a file up to which its revision covers all of it.
     holds_classes : callable
         Looks whether values of a column are classes, where nothing else tells the label.
+    block : callable
+        Reads some rows of a column, for its first row and the one behind the last; None where they cannot be read.
     """
 
-    def __init__(self, digest_limit: int, holds_classes: Callable[[Column], bool]) -> None:
+    def __init__(self, digest_limit: int, holds_classes: Callable[[Column], bool], block: Read) -> None:
         self._digest_limit = digest_limit
         self._holds_classes = holds_classes
+        self._block = block
 
     def divide(
         self,
@@ -180,6 +184,7 @@ class Assembler:
                 continue
             label = next((field for field in fields if field.role == "label" and not field.unreadable), None)
             fields = _with_class_names(fields, label, table.class_names, declared.class_names if declared else None)
+            fields = with_fitting_names(fields, self._block)
             names = next((field.class_names for field in fields if label and field.name == label.name), None)
             said = [*notes, *table.notes]
             native, record = table.native, None

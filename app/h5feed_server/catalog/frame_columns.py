@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,9 @@ PICKLED = (
     "pandas has pickled these values, and a pickle is a program: write the frame with to_hdf(format='table'), which "
     "stores text as text"
 )
+_NO_EXTENT = re.compile(r"^\((?:[IL]\d+L?\n)*[IL]0L?\n")
+"""A pickled tuple of whole numbers, 0 among them."""
+
 _TIMES = ("datetime64", "timedelta64")
 
 
@@ -105,7 +109,8 @@ def segment_of(column: FrameColumn) -> Segment:
     # Its block's attributes are those of all columns.
     found = columns_of(array, column.begin, column.begin + 1, {})
     if found is None and array.shape[1:] == (1,):
-        found = array
+        # h5py reads it, and a row is the same bytes.
+        found = replace(array, shape=array.shape[:1], attributes={})
     if found is None:
         path = f"{array.path}[:, {column.begin}]"
         reason = (
@@ -113,6 +118,21 @@ def segment_of(column: FrameColumn) -> Segment:
         )
         found = replace(refused(array, reason), path=path)
     return replace(column.block, array=found, about=about)
+
+
+def with_bools(segment: Segment) -> Segment:
+    """The array, as bools where PyTables wrote some: a bitfield of a byte each."""
+    array = segment.array
+    if not array.is_bitfield or array.dtype != "|u1":
+        return segment
+    return replace(segment, array=replace(array, dtype="|b1"))
+
+
+def without_placeholder(segment: Segment) -> Segment:
+    """The array; one of no elements, for which pandas has stored a single one and its shape, as what has no rows."""
+    if not _NO_EXTENT.search(str(segment.array.attributes.get("shape"))):
+        return segment
+    return replace(segment, array=refused(segment.array, "the frame has no rows"))
 
 
 def is_pickled(array: ArrayLayout) -> bool:

@@ -290,13 +290,17 @@ class FileLoader:
         rows = min(column.rows, LOOKED_AT)
         if rows < FEW_ROWS:
             return True
+        values = self.block(column, 0, rows)
+        return values is None or len(np.unique(values)) < rows
+
+    def block(self, column: Column, start: int, stop: int) -> npt.NDArray[Any] | None:
+        """Rows start … stop-1; None where they cannot be read."""
         try:
-            values = self._reader.read_block(column, 0, rows)
+            return self._reader.read_block(column, start, stop)
         except PASSING:
             raise
         except FeedError:
-            return True
-        return len(np.unique(values)) < rows
+            return None
 
     def close(self) -> None:
         """End the threads."""

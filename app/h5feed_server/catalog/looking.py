@@ -46,7 +46,7 @@ class Looks:
         self._files = OpenFiles(settings.open_files)
         self._inspector = Inspector(settings.inspect_timeout)
         self._loader = FileLoader(root, settings, folder, self._files, self._inspector, hdf5)
-        self._assembler = Assembler(settings.digest_limit, self._loader.holds_classes)
+        self._assembler = Assembler(settings.digest_limit, self._loader.holds_classes, self._loader.block)
         self._told: set[tuple[tuple[str, ...], str]] = set()
         self._closed = threading.Event()
         self.inspections = Inspections[tuple[Dataset, ...]](_AT_ONCE)

@@ -28,7 +28,7 @@ def _with_packing(field: TableField, apply: bool) -> TableField:
     stored = [np.dtype(segment.array.dtype) for segment in segments]
     kinds = [np.dtype(one.dtype) if one else dtype for one, dtype in zip(packings, stored, strict=True)]
     dtype = np.result_type(*kinds, np.float16).newbyteorder("<").str
-    unpacked = tuple(replace(segment, unpacked_to=dtype) for segment in segments)
+    unpacked = tuple(replace(segment, served_as=dtype) for segment in segments)
     note = f"unpacked as netCDF says ({said})"
     return replace(
         field, column=replace(field.column, segments=unpacked), note="; ".join(filter(None, (field.note, note)))

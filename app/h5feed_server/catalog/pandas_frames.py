@@ -10,6 +10,7 @@ The format is that of ``pandas/io/pytables.py``.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,17 @@ import numpy.typing as npt
 
 from ..split_names import without_split
 from ..storage.column import About, Segment
-from .frame_columns import PICKLED, FrameColumn, fields_of, is_pickled, refused, segment_of, time_note
+from .frame_columns import (
+    PICKLED,
+    FrameColumn,
+    fields_of,
+    is_pickled,
+    refused,
+    segment_of,
+    time_note,
+    with_bools,
+    without_placeholder,
+)
 
 Read = Callable[[Segment], npt.NDArray[Any]]
 """All values of an array."""
@@ -44,10 +55,11 @@ def as_frames(
     if not keys:
         return dict(segments)
     bases = _bases(keys)
+    known = {path: with_bools(segment) for path, segment in segments.items()}
     found: dict[str, Segment] = {}
     taken: set[str] = set()
     for key in keys:
-        frame = _Frame(key, groups, segments, read)
+        frame = _Frame(key, groups, known, read)
         own = dict(frame.fields(bases[key]))
         if own:
             found |= own
@@ -122,7 +134,7 @@ class _Frame:
         if self._kind == "series":
             values = self._get("values")
             if values is not None:
-                yield self._column(("values",), values, 0)
+                yield self._column(("values",), without_placeholder(values), 0)
             return
         order = self._labels("axis0")
         found: dict[str, FrameColumn] = {}
@@ -130,8 +142,9 @@ class _Frame:
             values, names = self._get(f"block{number}_values"), self._labels(f"block{number}_items")
             if values is None or names is None:
                 return
+            values = without_placeholder(values)
             is_matrix = len(values.array.shape) == 2 and values.array.shape[1] == len(names)
-            if not is_matrix and not is_pickled(values.array):
+            if not is_matrix and not is_pickled(values.array) and values.array.unreadable is None:
                 return
             for place, name in enumerate(names):
                 found[name] = self._column((name,), values, place)
@@ -167,7 +180,8 @@ class _Frame:
         attributes = next((segment.array.attributes for segment in members.values() if segment.array.attributes), {})
         axes = self._about.get("non_index_axes")
         order = axes[0][1] if isinstance(axes, list) and axes and isinstance(axes[0], list) and len(axes[0]) > 1 else []
-        found: dict[str, FrameColumn] = {}
+        # Names may be there twice.
+        found: dict[str, list[FrameColumn]] = defaultdict(list)
         for name, block in members.items():
             if name in self._index_members():
                 continue
@@ -179,13 +193,14 @@ class _Frame:
                 width = len(names)
             if not isinstance(names, list) or len(names) != width:
                 # They are no plain list: the block stays what the table calls it.
-                found[name] = FrameColumn((name,), block, 0, dtype, whole=True)
+                found[name].append(FrameColumn((name,), block, 0, dtype, whole=True))
                 continue
             for place, one in enumerate(names):
                 categories = self._categories(name) if attributes.get(f"{name}_meta") == "category" else None
-                found[_name(one)] = FrameColumn((_name(one),), block, place, dtype, categories)
-        yield from (found.pop(name) for name in map(_name, order if isinstance(order, list) else []) if name in found)
-        yield from found.values()
+                found[_name(one)].append(FrameColumn((_name(one),), block, place, dtype, categories))
+        named = map(_name, order if isinstance(order, list) else [])
+        yield from (found[name].pop(0) for name in named if found.get(name))
+        yield from (column for columns in found.values() for column in columns)
 
     def _categories(self, member: str) -> tuple[str, ...] | None:
         values = self._segments.get(f"{self._prefix}meta/{member}/meta/table.values")
@@ -228,6 +243,7 @@ class _Frame:
         segment = self._get(axis)
         if segment is not None:
             kind = str(segment.array.attributes.get("kind") or "")
+            segment = without_placeholder(segment)
             if is_pickled(segment.array):
                 segment = replace(segment, array=refused(segment.array, PICKLED))
             about = replace(about, note=time_note(kind))

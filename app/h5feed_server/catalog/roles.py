@@ -11,7 +11,7 @@ import numpy as np
 
 from ..storage.column import About
 from ..storage.layout import ArrayLayout
-from .words import is_coordinate, is_running, says, target_of_pair
+from .words import helpers_in, is_coordinate, is_running, says, target_of_pair
 
 ROLES = ("input", "label", "weight", "other")
 """What a field may be for; also the values of its attribute ``role``."""
@@ -80,6 +80,7 @@ def guess_roles(fields: Sequence[Traits], holds_classes: Callable[[int], bool] =
     names = [field.name for field in fields if field.usable]
     scalars = [field.name for field in fields if field.usable and field.is_single]
     roles = [_by_itself(field, names, scalars) for field in fields]
+    _set_helpers_aside(fields, roles)
     labels = [i for i, role in enumerate(roles) if role.role == "label" and fields[i].usable]
     numbers = [i for i in labels if not fields[i].is_text]
     if numbers:
@@ -106,6 +107,20 @@ def guess_roles(fields: Sequence[Traits], holds_classes: Callable[[int], bool] =
         Role("input", "a column of numbers") if _is_feature(field, role) else role
         for field, role in zip(fields, roles, strict=True)
     ]
+
+
+def _set_helpers_aside(fields: Sequence[Traits], roles: list[Role]) -> None:
+    """Make those ``other`` that say something of a label: its confidence, its size, how many there are."""
+    labels = [i for i, role in enumerate(roles) if role.role == "label"]
+    far = {i: (0, "") if fields[i].is_told else helpers_in(fields[i].name) for i in labels}
+    if not far:
+        return
+    nearest = min(far, key=lambda i: far[i][0])
+    for i, (distance, word) in far.items():
+        if distance > far[nearest][0]:
+            label = fields[nearest].name
+            reason = f"its name {fields[i].name!r} says {word!r} beside the label {label!r}: name it with y="
+            roles[i] = Role("other", reason)
 
 
 def _by_itself(field: Traits, names: Sequence[str], scalars: Sequence[str]) -> Role:

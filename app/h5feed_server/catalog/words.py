@@ -35,6 +35,17 @@ _INDEX = _set(
     "date dates datetime timestamp timestamps offset offsets serial seq number lat lon latitude longitude start stop"
 )
 _PLACES = re.compile(r"^axis\d*$")
+_HELPERS = _set(
+    "num n nb nbr count counts cnt size sizes length lengths len confidence confidences conf score scores prob probs "
+    "proba probability probabilities pred preds predicted prediction predictions logit logits weight weights valid "
+    "validity missing description descriptions uid uuid file files filename filenames path paths time times date dates "
+    "datetime timestamp timestamps"
+)
+"""In the name of a label, they make it something that is said of one."""
+
+_STANDS_FOR = _set("id ids index idx code codes name names text string")
+"""In the name of a label, they make it another way to say one."""
+
 _SPLITS = _set("split splits fold folds subset partition usage ttv")
 
 _MARKS = _set("mask masks is in flag idx index indices set split")
@@ -100,6 +111,18 @@ def marks_split(name: str) -> bool:
     """Whether it is the name of what says which rows are of a split: ``train_mask``, ``is_test``."""
     words = set(words_of(name))
     return bool(words & _MARKS) and bool(words & {*SPLIT_WORDS}) and words <= {*SPLIT_WORDS} | _MARKS
+
+
+def helpers_in(name: str) -> tuple[int, str]:
+    """How far a label's name is from saying no more than that, 0 … 2, and the word that tells.
+
+    ``label`` is the label beside ``label_id``, and that is beside ``label_confidence``.
+    """
+    for distance, helpers in ((2, _HELPERS), (1, _STANDS_FOR)):
+        for word in words_of(name):
+            if word in helpers:
+                return distance, word
+    return 0, ""
 
 
 def has_meaning(name: str) -> bool:

@@ -281,6 +281,9 @@ def _one_through_h5py(known: dict[str, Any], part: Member, problem: str | None, 
     own = known | {"path": _path_of(part), "shape": (*known["shape"], *part.shape), "by_h5py": True, "others": others}
     problem = part.item.problem or problem
     own["ragged"] = is_ragged(part.kind)
+    if own["ragged"] and math.prod(own["shape"][1:]) == 1:
+        # One a row, along however many axes.
+        own["shape"] = own["shape"][:1]
     if own["ragged"] and len(own["shape"]) > 1:
         problem = problem or "its lists lie along more than one axis"
     if part.name and "\ufffd" in part.name:

@@ -64,8 +64,9 @@ class Segment:
         Rows are lists: where the items of each begin in `array`, and where those of the last one end.
     about : About or None
         What is known of it beside its name, where a convention tells.
-    unpacked_to : str or None
-        numpy's code of the float that its numbers are unpacked to, as its attributes say.
+    served_as : str or None
+        numpy's code of what its values become, where that is another type than theirs: the float that numbers are
+        unpacked to, as its attributes say, or the longest text of all pieces.
     """
 
     source: LocalFile
@@ -73,7 +74,7 @@ class Segment:
     transposed: bool = False
     offsets: Int64s | None = field(default=None, compare=False, repr=False)
     about: About | None = field(default=None, compare=False, repr=False)
-    unpacked_to: str | None = None
+    served_as: str | None = None
 
     @cached_property
     def rows(self) -> int:
@@ -90,15 +91,17 @@ class Segment:
     def wire(self) -> tuple[np.dtype[Any], tuple[int, ...]]:
         """Dtype and shape of a sample on the wire."""
         dtype, sample_shape = wire_array(self.array)
-        if self.unpacked_to is not None:
-            dtype = np.dtype(self.unpacked_to)
-        return dtype, (self.array.shape[:-1] if self.transposed else sample_shape)
+        if self.served_as is not None:
+            dtype = np.dtype(self.served_as)
+        shape = self.array.shape[:-1] if self.transposed else sample_shape
+        # Of text, one string a row is one, along however many axes.
+        return dtype, () if dtype.kind == "S" and math.prod(shape) == 1 else shape
 
     @cached_property
     def as_stored(self) -> bool:
         """Whether rows travel byte by byte as they are stored."""
         array = self.array
-        if array.padding is not None or self.unpacked_to is not None:
+        if array.padding is not None or self.served_as is not None:
             return False
         return array.record is None and not self.transposed and np.dtype(array.dtype).byteorder != ">"
 
@@ -172,7 +175,7 @@ class Column:
     def key(self) -> Hashable:
         """Stands for the content, in caches."""
         parts = tuple(
-            (one.source.key, one.array.path, one.array.shape, one.transposed, one.unpacked_to) for one in self.segments
+            (one.source.key, one.array.path, one.array.shape, one.transposed, one.served_as) for one in self.segments
         )
         if len(parts) > _MANY:
             # A tuple's hash is computed each time that it is asked for.

@@ -222,7 +222,7 @@ def _read_ragged(dataset: h5py.Dataset, member: str | None, rows: Int64s, stored
     parts: list[bytes] = []
     total = 0
     for start, stop in _runs(wanted, _ROWS_AT_ONCE):
-        for value in source[wanted[start] : wanted[stop - 1] + 1].tolist():
+        for value in source[wanted[start] : wanted[stop - 1] + 1].reshape(-1).tolist():
             items = value.encode() if isinstance(value, str) else value
             if not isinstance(items, bytes):
                 items = np.asarray([] if items is None else items).astype(dtype).tobytes()

@@ -21,7 +21,7 @@ from h5feed import wire
 
 from .packing import Packing
 
-LAYOUT_VERSION = 9
+LAYOUT_VERSION = 10
 """Changes when a layout written before cannot be read any more; part of the name under which it is cached."""
 
 MAX_RECORD_BYTES = 16 << 20
@@ -124,6 +124,8 @@ class ArrayLayout:
         Names of the other files that h5py reads rows from.
     is_bfloat16 : bool
         `dtype` is that of two bytes that numpy has no number for.
+    is_bitfield : bool
+        Its numbers are bits: PyTables writes bools so, a byte each.
     scalar : bytes or None
         The value, as stored, of a scalar, which is unreadable as an array of rows.
     padding : str or None
@@ -155,6 +157,7 @@ class ArrayLayout:
     ragged: bool = False
     others: tuple[str, ...] = ()
     is_bfloat16: bool = False
+    is_bitfield: bool = False
     scalar: bytes | None = None
     padding: Padding | None = None
     member: str | None = None
@@ -456,6 +459,7 @@ _PLAIN = (
     "ragged",
     "others",
     "is_bfloat16",
+    "is_bitfield",
     "padding",
     "member",
 )

@@ -372,11 +372,11 @@ class Reader:
         if segment.transposed:
             values = np.moveaxis(values, -1, 0)[rows]
         dtype, sample_shape = segment.wire
-        if segment.unpacked_to is not None and array.packing is not None:
+        if array.packing is not None and segment.served_as is not None:
             return array.packing.unpack(values)
         if values.dtype.kind == "c":
             return values.astype(values.dtype.newbyteorder("<")).view(dtype).reshape(len(rows), *sample_shape)
-        return values
+        return values.reshape(len(rows), *sample_shape)
 
     def _read_stored(
         self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes

@@ -23,6 +23,9 @@ _PADDINGS: dict[int, Padding] = {h5t.STR_NULLTERM: "nullterm", h5t.STR_SPACEPAD:
 """Of text that numpy does not take as it lies: it pads with zeros, and takes what lies behind one for text."""
 
 
+_WHOLE_BITFIELDS = tuple(getattr(h5t, f"STD_B{bits}{order}") for bits in (8, 16, 32, 64) for order in ("LE", "BE"))
+
+
 @dataclass(frozen=True)
 class Item:
     """What an element is; or why it does not travel.
@@ -40,6 +43,7 @@ class Item:
     dtype: np.dtype[Any] = np.dtype("|u1")  # noqa: RUF009
     enum_names: dict[str, int] | None = None
     is_bfloat16: bool = False
+    is_bitfield: bool = False
     padding: Padding | None = None
     exact: bool = True
     problem: str | None = None
@@ -50,6 +54,7 @@ class Item:
             "dtype": self.dtype.str,
             "enum_names": self.enum_names,
             "is_bfloat16": self.is_bfloat16,
+            "is_bitfield": self.is_bitfield,
             "padding": self.padding,
         }
 
@@ -57,7 +62,7 @@ class Item:
         """As the layout of an array that h5py reads has it."""
         # h5py makes these float32, and cuts what does not belong to text.
         dtype = np.dtype("<f4") if self.is_bfloat16 else self.dtype
-        return {"dtype": dtype.str, "enum_names": self.enum_names}
+        return {"dtype": dtype.str, "enum_names": self.enum_names, "is_bitfield": self.is_bitfield}
 
 
 class Member(NamedTuple):
@@ -100,14 +105,14 @@ def item_of(stored: h5t.TypeID) -> Item:
         base = stored.get_super()
         exact = base.get_size() == dtype.itemsize and bool(base.equal(h5t.py_create(np.dtype(base.dtype.str))))
     elif kind == h5t.BITFIELD:
-        # What can be less of them than all their bits, h5py does not read; and it has no word for asking.
-        exact = False
+        # h5py has no word for asking how many of their bits count; those that are equal to these use all of them.
+        exact = any(stored.equal(whole) for whole in _WHOLE_BITFIELDS)
     else:
         # Odd precisions, offsets and byte orders are converted by libhdf5.
         exact = dtype.kind in "iufc" and bool(stored.equal(h5t.py_create(dtype)))
     if dtype.kind not in "biufc" or dtype.itemsize > (16 if dtype.kind == "c" else 8):
         return Item(problem=f"its type {describe(dtype)} is not one that this version serves")
-    return Item(dtype, enum_names, exact=exact)
+    return Item(dtype, enum_names, is_bitfield=kind == h5t.BITFIELD, exact=exact)
 
 
 def list_item_of(stored: h5t.TypeID) -> Item:

@@ -99,6 +99,9 @@ class OrderedRows:
             if self.labels.are_classes:
                 found += f" belonging to {len(self.labels.class_indices)} classes"
                 found += "" if self._prepare.labels is None else f" ({self.labels.given})"
+        if len(self._prepare.targets) > 1:
+            names = ", ".join(map(repr, self._prepare.targets))
+            found += f", with {len(self._prepare.targets)} labels ({names}): y=… names one"
         if plan.stored is not None and self._dataset.info["native_splits"]:
             found += f", {'as' if plan.stored else 'not as'} stored"
         if self._prepare.no_targets is not None:

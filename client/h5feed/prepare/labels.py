@@ -181,7 +181,14 @@ def no_label(dataset: Dataset, inputs: Sequence[str]) -> str:
     shown = ", ".join(f"y={name!r}" for name in others[:_SHOWN]) + (" …" if len(others) > _SHOWN else "")
     how = f"name one with {shown}" if others else "there is no other field to name with y="
     lasting = f', or for good in h5feed.toml: roles = {{ "{others[0]}" = "label" }}' if others else ""
-    return (
-        f"no field of {dataset.name!r} says that it is the label, so that batches are inputs alone: {how}{lasting}. "
-        "y=[] says that none is wanted"
-    )
+    refused = unserved(dataset, "label")
+    why = refused or f"no field of {dataset.name!r} says that it is the label"
+    return f"{why}, so that batches are inputs alone: {how}{lasting}. y=[] says that none is wanted"
+
+
+def unserved(dataset: Dataset, role: str) -> str:
+    """Which fields of a role there are that cannot be served, and why; empty where there are none."""
+    found = [field for field in dataset.fields.values() if field.role == role and not field.readable]
+    shown = "; ".join(f"{field.name!r}: {field.reason}" for field in found[:_SHOWN])
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return f"the {role} of {dataset.name!r} cannot be served ({shown}{more})" if found else ""

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from ..batch import Batch
 from ..buffers import BufferPool
-from ..errors import BadParameter, FieldNotFound
+from ..errors import BadParameter, FieldNotFound, UnsupportedField
 from ..options import did_you_mean
-from .labels import CLASS_MODES, ClassMode, Labels, no_label
+from .labels import CLASS_MODES, ClassMode, Labels, no_label, unserved
 from .scale import Number, scale_of
 from .transform import adapted, generator_of
 
@@ -79,6 +79,8 @@ class Preparation:
         What to ask the server for.
     inputs : list of str
         Those among them that make x.
+    targets : list of str
+        Those among them that make y.
     labels : Labels or None
         How the targets are made, where they are one field.
     no_targets : str or None
@@ -87,6 +89,8 @@ class Preparation:
     Raises
     ------
     FieldNotFound
+    UnsupportedField
+        One that is named cannot be served; the message says why.
     BadParameter
         An option that cannot be right for this dataset.
 
@@ -117,9 +121,10 @@ class Preparation:
         self._x = _Fields(dataset, "input", x, (*(() if no_targets else _names(y)), *_names(sample_weight)))
         self._y = _Fields(dataset, "label", [] if no_targets else y, (*_names(x), *_names(sample_weight)))
         self._weight = sample_weight
-        self.inputs = self._x.names
+        self.inputs, self.targets = self._x.names, self._y.names
         if not self._x.names:
-            raise BadParameter(f"dataset {dataset.name!r} has no input field: name one with x=")
+            why = unserved(dataset, "input")
+            raise BadParameter(f"dataset {dataset.name!r} has no input field{why and ': '}{why}: name one with x=")
         for name in self._x.names:
             if dataset.fields[name].dtype == "string":
                 raise BadParameter(f"the field {name!r} is text: a model takes numbers")
@@ -240,3 +245,6 @@ def _check_known(dataset: Dataset, names: list[str]) -> None:
                 f"{dataset.name!r} has no field {name!r}: "
                 + did_you_mean(name, dataset.fields, f"there are {', '.join(dataset.fields)}")
             )
+        field = dataset.fields[name]
+        if not field.readable:
+            raise UnsupportedField(f"the field {name!r} of {dataset.name!r} cannot be served: {field.reason}")

@@ -51,7 +51,7 @@ def assemble(path: Path, found: Sequence[Series], name: str | None = None) -> Ta
                 runs.append((begin, begin + count))
         begin += count
     for series in found:
-        segments = [series.pieces[piece] for piece in pieces]
+        segments = _of_one_length([series.pieces[piece] for piece in pieces])
         problem = problem_of(segments)
         column = Column(tuple(segments if problem else _joined(segments)))
         table.fields.append(TableField(".".join(series.path[len(path) :]), column, problem, series.note))
@@ -63,17 +63,28 @@ def assemble(path: Path, found: Sequence[Series], name: str | None = None) -> Ta
 
 def problem_of(segments: Sequence[Segment]) -> str | None:
     """Why segments make no column, where they do not."""
-    first = segments[0]
-    if any((segment.offsets is None) != (first.offsets is None) for segment in segments):
-        return "some of its pieces are lists, others are not"
     kinds = {segment.wire for segment in segments}
+    if len({(segment.has_lists, segment.offsets is None) for segment in segments}) > 1:
+        if all(dtype.kind == "S" for dtype, _ in kinds):
+            return "some of its pieces are text of a fixed length, others of any length"
+        return "some of its pieces are lists, others are not, or have no offsets beside them"
     if len({segment.array.is_bfloat16 for segment in segments}) > 1:
         return "some of its pieces are bfloat16, others are not"
-    if len(kinds) > 1 and not _can_be_joined(segments):
-        return f"its pieces differ: {', '.join(sorted(f'{dtype}{list(shape)}' for dtype, shape in kinds)[:3])}"
+    if len(kinds) > 1:
+        shown = ", ".join(sorted(f"{dtype}{list(shape)}" for dtype, shape in kinds)[:3])
+        return f"its pieces differ: {shown}. Write all of them with one type and row shape"
     if any(segment.transposed and segment.array.nbytes > _MAX_TRANSPOSED_BYTES for segment in segments):
         return "its rows lie along its last axis, so that every row is scattered over the whole file"
     return None
+
+
+def _of_one_length(segments: list[Segment]) -> list[Segment]:
+    """The segments; those of text of other lengths are served as the longest, the zeros behind which are none of it."""
+    lengths = {dtype.itemsize for segment in segments for dtype, _ in [segment.wire] if dtype.kind == "S"}
+    if len(lengths) < 2 or any(segment.has_lists or segment.wire[0].kind != "S" for segment in segments):
+        return segments
+    longest = f"|S{max(lengths)}"
+    return [one if one.wire[0] == longest else replace(one, served_as=longest) for one in segments]
 
 
 def _can_be_joined(segments: Sequence[Segment]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ...split_names import SPLIT_WORDS
 from ...storage.column import Column, Segment
 from ..roles import names_classes
-from . import matlab
+from . import matlab, unlabelled
 from .assembly import assemble
 from .classes import doubt_of, merge_classes
 from .collapse import Group, collapse, series_of
@@ -91,7 +91,9 @@ def tables_of(files: Sequence[InspectedFile], hints: Hints = Hints()) -> list[Ta
     series = series_of(found)
     if not hints.stack:
         series = merge_classes(series, hints)
+    series, said = unlabelled.set_apart(series)
     tables = _build(series)
+    unlabelled.note(tables, said)
     _name_splits(tables, masks)
     for path, (segment, problem) in unreadable.items():
         owner = _owner(tables, path)

@@ -1,0 +1,94 @@
+"""Whether names of classes are those of a label: each number that occurs in it must have its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..storage.column import Column
+from .dataset import Field
+
+_MOST_AXES = 1
+"""Of samples whose labels are looked at: pictures are no classes, and have codes for what is none."""
+
+_MAX_BYTES = 16 << 20
+"""Bytes of a label, decoded, up to which all of it is looked at; of more, some rows at `_PLACES` places."""
+
+_PLACES, _ROWS = 64, 256
+
+Read = Callable[[Column, int, int], npt.NDArray[Any] | None]
+
+
+def with_fitting_names(fields: Sequence[Field], read: Read) -> tuple[Field, ...]:
+    """The fields, those whose names of classes do not fit without them; a note says why.
+
+    Parameters
+    ----------
+    read : callable
+        Some rows of a column, from the first to before the last; None where they cannot be read.
+
+    Names that were stored with the numbers themselves, as pandas' and AnnData's categories are, always fit.
+    """
+    return tuple(_with_fitting_names(field, read) for field in fields)
+
+
+def _with_fitting_names(field: Field, read: Read) -> Field:
+    about = field.column.segments[0].about
+    stored_with_them = about is not None and about.class_names == field.class_names
+    if not field.class_names or field.unreadable or stored_with_them:
+        return field
+    if field.is_text:
+        # Text says its classes itself.
+        return replace(field, class_names=None)
+    problem, note = _judged(field, field.class_names, read)
+    if problem is not None:
+        named = ", ".join(map(repr, field.class_names[:3])) + (" …" if len(field.class_names) > 3 else "")
+        note = f"{named} are not taken for the names of its classes: {problem}"
+    notes = "; ".join(filter(None, (field.note, note)))
+    return replace(field, class_names=None if problem is not None else field.class_names, note=notes or None)
+
+
+def _judged(field: Field, names: Sequence[str], read: Read) -> tuple[str | None, str | None]:
+    """Why names do not fit, and else what is to be said of them."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        return f"{twice!r} is there twice", None
+    shape, count = field.sample_shape, len(names)
+    if field.is_ragged or len(shape) > _MOST_AXES or field.dtype.kind not in "biuf":
+        return None, None
+    if math.prod(shape) == count > 1:
+        # One-hot, or a yes or no for each.
+        return None, None
+    found, whole = _occurring(field.column, read)
+    values = found[found >= 0]
+    if (values != np.floor(values)).any() or not np.isfinite(values).all():
+        return "its numbers are not whole", None
+    if len(values) and values[-1] >= count:
+        here = f"it has labels up to {int(values[-1])}"
+        if int(values[0]) > 0 and int(values[-1]) == count:
+            here = f"its labels are {int(values[0])} … {count}"
+        way = "class_names in h5feed.toml gives one for each number from 0 on"
+        return f"{here}, and {count} names are those of 0 … {count - 1}: {way}", None
+    said = []
+    if len(values) < len(found):
+        said.append("labels that are NaN or below 0 have no name")
+    if not whole:
+        said.append("whether each label has a name was looked at in some of its rows only")
+    return None, "; ".join(said) or None
+
+
+def _occurring(column: Column, read: Read) -> tuple[npt.NDArray[Any], bool]:
+    """Which numbers occur, (n,) ascending, and whether all rows were looked at."""
+    step = column.rows
+    if column.stored_nbytes > _MAX_BYTES:
+        step = min(_ROWS, max(1, _MAX_BYTES // _PLACES * column.rows // column.stored_nbytes))
+    places = np.unique(np.linspace(0, column.rows - step, _PLACES if step < column.rows else 1).astype(np.int64))
+    parts = [read(column, begin, begin + step) for begin in places.tolist()]
+    found = [part.reshape(-1) for part in parts if part is not None]
+    values = np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint8)
+    return values.astype(np.uint8) if values.dtype.kind == "b" else values, step == column.rows and len(found) > 0
