@@ -39,6 +39,7 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
         "two": KINDS > 0,
         "signs": np.where(KINDS > 0, 1, -1),
         "targets": FLOATS,
+        "grades": KINDS + 5,
         "ids": KINDS + 10**12 - 2,
     }
     for name, values in labels.items():
@@ -164,6 +165,19 @@ def test_several_fields(feed: h5feed.Feed) -> None:
     x, y = prepared(many, x="image", class_mode="input", rescale=1 / 255)
     assert x is y
     assert Preparation(many, x="image", class_mode=None).fields == ["image"]
+
+
+def test_numbers_that_do_not_begin_at_0_are_told(feed: h5feed.Feed) -> None:
+    """Three classes by the numbers 5, 6 and 7 are eight outputs of a model."""
+    for name, given in (
+        ("grades", "as numbers from 5 to 7: a model needs 8 outputs"),
+        ("signs", "as numbers from -1 to 1"),
+        ("ints", "as numbers"),
+        ("text", "as numbers"),
+        ("two", "as numbers"),
+    ):
+        labels = Preparation(feed[name]).labels
+        assert labels is not None and labels.are_classes and labels.given == given, name
 
 
 def test_what_is_named_once_is_not_taken_again(feed: h5feed.Feed) -> None:

@@ -76,6 +76,8 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("partly", "misspelt", "slash", "empty", "dots", "bell"):
         _file(root / f"{name}.h5")
     (root / "readme.txt").write_text("no data")
+    # What a build says of the file beside it.
+    (root / "pets.h5.left-out.tsv").write_text("cut.jpg\tit is empty\n")
     # Names that meet.
     _file(root / "sub.a.h5", 10)
     _file(root / "sub" / "a.h5", 11)
@@ -140,7 +142,7 @@ def test_every_file_is_listed(odd: Path, listing: dict[str, dict[str, Any]]) -> 
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = os.path.relpath(os.path.join(folder, name), odd).encode("utf-8", "surrogateescape")
-            if not name.startswith(".") and not name.endswith((".jpg", ".toml")):
+            if not name.startswith(".") and not name.endswith((".jpg", ".toml", ".left-out.tsv")):
                 assert path.decode("utf-8", "replace") in told, path
     assert not any("hidden.h5" in file or ".cache" in file for file in told)
     for entry in listing.values():
@@ -214,6 +216,10 @@ def test_a_table_whose_name_is_a_files(served: ServerProcess, listing: dict[str,
     with h5feed.connect(served.url, deadline=60) as feed:
         assert feed["tables.b"].take([0])["x"][0, 0] == 20
         assert feed["tables.c"].rows == 9
+
+
+def test_lists_of_builds_are_no_data(listing: dict[str, dict[str, Any]]) -> None:
+    assert not [name for name, entry in listing.items() if "tsv" in name or "tsv" in str(entry["files"])]
 
 
 def test_what_is_asked_for_has_the_reason(served: ServerProcess) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..catalog.discovery import LEFT_OUT
 from .plan import Plan, counts_per_class
 from .source import Source
-
-_LEFT_OUT = "left-out.tsv"
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def lost_classes(source: Source, plan: Plan) -> list[str]:
 
 def write_left_out(output: Path, left_out: Mapping[str, str]) -> None:
     """Beside the output, a line for each; nothing where nothing was left out."""
-    path = output.with_name(f"{output.name}.{_LEFT_OUT}")
+    path = output.with_name(f"{output.name}{LEFT_OUT}")
     if not left_out:
         path.unlink(missing_ok=True)
         return

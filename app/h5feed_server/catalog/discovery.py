@@ -1,6 +1,6 @@
 """What lies in the data folder: which files are looked at, what each is called, and why the others are not served.
 
-Nothing in the folder is passed over without a word, but for what is hidden (``.name``).
+Nothing in the folder is passed over without a word, but for what is hidden (``.name``), and what builds say of theirs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ KINDRED_SUFFIXES = (".mat", ".nc", ".nc4", ".nxs", ".nwb", ".h5ad", ".h5mu", ".l
 """Endings of files that are HDF5 where they are of a late version of their format."""
 
 ALL_SUFFIXES = (*SUFFIXES, *KINDRED_SUFFIXES)
+
+LEFT_OUT = ".left-out.tsv"
+"""How names end of files in which a build lists what of its source is not in the file beside it."""
 
 _EXAMPLES = 16
 """Files of such an ending that are known by name."""
@@ -135,6 +138,8 @@ def leads_out(root: str, path: str) -> bool:
 def _sort_in(found: Walk, path: str, endings: Collection[str]) -> None:
     if path.lower().endswith(ALL_SUFFIXES):
         found.files.append(path)
+        return
+    if path.endswith(LEFT_OUT):
         return
     ending = ending_of(path)
     found.others.setdefault(ending, Others()).add(path)
