@@ -150,7 +150,7 @@ class Labels:
             return "as 0.0 and 1.0"
         if self._mode == "categorical" or (self._mode in ("auto", "raw") and self._is_wide):
             return "as one-hot rows"
-        if not self._is_text and not self._is_wide and self.values and self.count != len(self.values):
+        if not self._is_text and self.values and not 0 <= self.values[0] <= self.values[-1] < len(self.class_indices):
             # Of 5, 6 and 7, three outputs would make a loss of nothing, or of NaN.
             outputs = "" if self.values[0] < 0 else f": a model needs {self.count} outputs"
             return f"as numbers from {self.values[0]} to {self.values[-1]}{outputs}"
