@@ -9,7 +9,7 @@ import contextlib
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import TimeoutError as FuturesTimeout
 from pathlib import Path
 
@@ -21,12 +21,11 @@ from rich.table import Table
 
 from .catalog.dataset import Dataset, Field
 from .catalog.declared import NAME as DECLARATION
-from .catalog.declared import followed, read_declared
 from .catalog.description import describe_dataset
-from .catalog.discovery import ALL_SUFFIXES, leads_out, walk
+from .catalog.discovery import leads_out
 from .catalog.entry import Entry
-from .catalog.grouping.families import families
 from .catalog.inspections import NotYet
+from .catalog.together import files_together
 from .sampling.spec import OrderSpec
 from .services import Services
 from .settings import Settings
@@ -60,7 +59,7 @@ def inspect_file(path: Path, console: Console) -> int:
     if not path.is_file():
         raise Unreadable(f"{path} {'is a folder: give a file in it' if path.is_dir() else 'does not exist'}")
     root = path.parent.resolve()
-    files = _together(root, path.name)
+    files = files_together(root, path.name)
     with contextlib.ExitStack() as opened:
         cache = opened.enter_context(tempfile.TemporaryDirectory(prefix="h5feed-inspect-", ignore_cleanup_errors=True))
         settings = Settings.model_validate(
@@ -77,30 +76,6 @@ def inspect_file(path: Path, console: Console) -> int:
             console.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
         _print_entry(entry, services, path, console)
     return 0
-
-
-def _together(root: Path, name: str) -> list[str]:
-    """The files that the catalogue looks at together with this one, itself among them."""
-    declaration = read_declared(root, follow_links=True)
-    # What lies deeper belongs to a file only where it is declared to: the folder may be somebody's home.
-    means = (dataset for dataset in declaration.datasets.values() if dataset.matching([name]))
-    deep = any("/" in pattern for dataset in means for pattern in dataset.files)
-    found = walk(str(root), declaration.endings(), deep=deep)
-    known = sorted([*found.files, *found.declarable])
-    declared, unfollowed = followed(declaration, known)
-    for meant, why in unfollowed.values():
-        if name in meant:
-            raise Unreadable(f"{name} cannot be served: {why}")
-    claimed = {file for dataset in declared.values() for file in dataset.matching(known)}
-    divided = families(sorted({*found.files, *claimed}), declared)
-    together = next((family.files for family in divided if name in family.files), None)
-    if together is None:
-        raise Unreadable(f"{name} is not served: names end in {_list(ALL_SUFFIXES)}, and begin with no dot")
-    return list(together)
-
-
-def _list(items: Sequence[str]) -> str:
-    return f"{', '.join(items[:-1])} or {items[-1]}"
 
 
 def _entry(services: Services, name: str, settings: Settings) -> Entry:

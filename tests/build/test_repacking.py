@@ -284,6 +284,8 @@ def test_a_folder_of_one_sample_a_file_is_stacked(tmp_path: Path) -> None:
     for row in range(12):
         with h5py.File(folder / f"volume_1_slice_{row}.h5", "w") as file:
             file["image"], file["mask"] = images[row], masks[row]
+    with pytest.raises(BadParameter, match="one of 12 samples, a file each: build their folder"):
+        build(folder / "volume_1_slice_3.h5", tmp_path / "out.h5")
     assert build(folder, tmp_path / "out.h5").rows == {"": 12}
     with h5py.File(tmp_path / "out.h5") as file:
         np.testing.assert_array_equal(file["image"][:], images)

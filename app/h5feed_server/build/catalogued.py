@@ -19,7 +19,10 @@ import numpy.typing as npt
 from h5feed.errors import BadParameter, FeedError, Unreadable
 
 from ..catalog.dataset import Dataset, Field
+from ..catalog.declared import read_declared
 from ..catalog.discovery import ALL_SUFFIXES
+from ..catalog.grouping.stacking import FEWEST, is_sample
+from ..catalog.together import files_together
 from ..services import Services
 from ..settings import Settings
 from ..split_names import SPLITS
@@ -70,6 +73,8 @@ def catalogued(path: Path, options: BuildOptions) -> CataloguedSource:
         services = Services.start(settings, only=files)
         opened.callback(services.close, wait=True)
         dataset, unread = _chosen(services, path, options.dataset)
+        if root != where:
+            _check_alone(where, dataset)
         source = CataloguedSource(services.batcher.reader, dataset, options)
         if options.dataset is None:
             source.left_out |= unread
@@ -111,6 +116,24 @@ def _chosen(services: Services, path: Path, wanted: str | None) -> tuple[Dataset
             f"{known}"
         )
     return found[0], unread
+
+
+def _check_alone(path: Path, dataset: Dataset) -> None:
+    """Refuse a file that is one sample of many: by itself, the lines of its image would be rows."""
+    stacks = [
+        one.stack
+        for one in read_declared(path.parent, follow_links=True).datasets.values()
+        if one.matching([path.name])
+    ]
+    if any(stack is not None for stack in stacks):
+        return
+    if is_sample({field.name: field.array for field in dataset.fields}) == "yes":
+        alike = len(files_together(path.parent, path.name))
+        if alike >= FEWEST:
+            raise BadParameter(
+                f"{path.name} seems to be one of {alike} samples, a file each: build their folder, {path.parent}, or "
+                "say stack = false of it in h5feed.toml"
+            )
 
 
 class CataloguedSource:

@@ -1,0 +1,47 @@
+"""Which files of a folder are looked at together with one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from h5feed.errors import Unreadable
+
+from .declared import followed, read_declared
+from .discovery import ALL_SUFFIXES, walk
+from .grouping.families import families
+
+
+def files_together(root: Path, name: str) -> list[str]:
+    """The files that the catalogue looks at together with this one, itself among them.
+
+    Parameters
+    ----------
+    root : Path
+        The file's own folder, without links.
+
+    Raises
+    ------
+    Unreadable
+        It is not served.
+    """
+    declaration = read_declared(root, follow_links=True)
+    # What lies deeper belongs to a file only where it is declared to: the folder may be somebody's home.
+    means = (dataset for dataset in declaration.datasets.values() if dataset.matching([name]))
+    deep = any("/" in pattern for dataset in means for pattern in dataset.files)
+    found = walk(str(root), declaration.endings(), deep=deep)
+    known = sorted([*found.files, *found.declarable])
+    declared, unfollowed = followed(declaration, known)
+    for meant, why in unfollowed.values():
+        if name in meant:
+            raise Unreadable(f"{name} cannot be served: {why}")
+    claimed = {file for dataset in declared.values() for file in dataset.matching(known)}
+    divided = families(sorted({*found.files, *claimed}), declared)
+    together = next((family.files for family in divided if name in family.files), None)
+    if together is None:
+        raise Unreadable(f"{name} is not served: names end in {_list(ALL_SUFFIXES)}, and begin with no dot")
+    return list(together)
+
+
+def _list(items: Sequence[str]) -> str:
+    return f"{', '.join(items[:-1])} or {items[-1]}"
