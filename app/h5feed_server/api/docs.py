@@ -99,7 +99,7 @@ async def openapi(request: Request, services: ServicesDep) -> Response:
                 if parameter["in"] == "path" and parameter["name"] == "name" and 0 < len(names) <= MAX_NAMES:
                     parameter["schema"] |= {"enum": names, "default": names[0]}
     if services.settings.token_list:
-        schema["components"]["securitySchemes"] = {_SCHEME: _BEARER}
+        schema.setdefault("components", {})["securitySchemes"] = {_SCHEME: _BEARER}
         schema["security"] = [{_SCHEME: []}]
         schema["info"]["description"] += _GUARDED
         for path in WATCHED_PATHS:
