@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import h5feed
 import httpx
+from h5feed.frames import MAX_BODY_BYTES
 from h5feed.net.client import Client
 from h5feed.wire import MEDIA_TYPE
 
@@ -32,7 +33,8 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
     theirs = httpx.Client(base_url=feed.url, headers={"accept": MEDIA_TYPE, "accept-encoding": "identity"})
 
     def our_body(index: int, epoch: int) -> int:
-        return len(ours.body(f"{path}/{index}", {**params, "epoch": str(epoch)}))
+        query = {**params, "epoch": str(epoch)}
+        return len(ours.body(f"{path}/{index}", query, max_bytes=MAX_BODY_BYTES))
 
     def their_body(index: int, epoch: int) -> int:
         answer = theirs.get(f"{path}/{index}", params={**params, "epoch": str(epoch)})
