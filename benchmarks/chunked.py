@@ -107,6 +107,7 @@ def _print_cost(folder: Path, name: str) -> None:
     settings = Settings(data_dir=folder, cache_dir=folder / "cache", chunk_cache_bytes=_CACHE_BYTES)
     services = Services.start(settings)
     try:
+        services.catalog.dataset_within(settings.inspect_timeout, name)
         mixed = {}
         for window in (_WINDOW, None):
             plan = services.batcher.plan(name, OrderSpec(shuffle=True, window=window, fields="images"), BATCH, None)
