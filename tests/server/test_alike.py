@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.errors import FieldNotFound, Unreadable, UnsupportedField
+from seen import inspected, readable_fields, stored_splits
 
 random = np.random.default_rng(0)
 
@@ -167,19 +168,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def feed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
-    process = ServerProcess(data, tmp_path_factory.mktemp("cache"))
-    with h5feed.connect(process.url, deadline=120) as connected:
-        wait_until(lambda: all(entry["status"] != "preparing" for entry in connected.datasets()), 120)
+    with inspected(data, tmp_path_factory.mktemp("cache")) as connected:
         yield connected
-    assert process.stop() == 0
-
-
-def _splits(dataset: h5feed.Dataset) -> dict[str, int]:
-    return {split["name"]: split["rows"] for split in dataset.info["native_splits"]}
-
-
-def _fields(dataset: h5feed.Dataset) -> set[str]:
-    return {field.name for field in dataset.fields.values() if field.readable}
 
 
 def _listed(feed: h5feed.Feed, begin: str) -> list[str]:
@@ -199,7 +189,7 @@ def _lines(feed: h5feed.Feed, name: str) -> tuple[str, list[str]]:
 def test_what_one_sample_has_besides_is_left_out(feed: h5feed.Feed, data: Path) -> None:
     """An array that a single file has: files are rows all the same, and the field is listed with the reason."""
     dataset = feed["extra.vol"]
-    assert dataset.rows == 5 and _fields(dataset) == {"image", "mask", "file"}
+    assert dataset.rows == 5 and readable_fields(dataset) == {"image", "mask", "file"}
     with h5py.File(data / "extra/vol_2.h5") as file:
         np.testing.assert_array_equal(dataset.take([2])["image"][0], file["image"][()])
     assert "only in vol_2" in str(dataset.fields["odd"].reason)
@@ -208,7 +198,7 @@ def test_what_one_sample_has_besides_is_left_out(feed: h5feed.Feed, data: Path) 
 
 def test_folders_of_samples_of_which_one_is_odd(feed: h5feed.Feed) -> None:
     """The same in ``train/`` and ``val/``: the clean split is not torn apart either."""
-    assert _splits(feed["folders.vol"]) == {"train": 5, "val": 4}
+    assert stored_splits(feed["folders.vol"]) == {"train": 5, "val": 4}
     assert _listed(feed, "folders") == ["folders.vol", "folders.vol.odd"]
 
 
@@ -231,7 +221,7 @@ def test_samples_that_do_not_fit_are_refused(feed: h5feed.Feed, name: str, why: 
 def test_types_that_differ_in_nothing_that_is_served(feed: h5feed.Feed, data: Path) -> None:
     """Big-endian numbers are numbers; a single value of another type is listed with that reason."""
     dataset = feed["big.vol"]
-    assert dataset.rows == 5 and _fields(dataset) == {"image", "mask", "label", "file"}
+    assert dataset.rows == 5 and readable_fields(dataset) == {"image", "mask", "label", "file"}
     for row in (1, 2):
         with h5py.File(data / f"big/vol_{row}.h5") as file:
             np.testing.assert_array_equal(dataset.take([row])["image"][0], file["image"][()])
@@ -258,13 +248,13 @@ def test_groups_of_samples_of_which_one_is_odd(
 
 def test_few_groups_of_a_split_are_samples_as_those_of_the_others_are(feed: h5feed.Feed) -> None:
     """Two in ``val/``, five in ``train/``."""
-    assert _splits(feed["groups_split"]) == {"train": 5, "val": 2}
+    assert stored_splits(feed["groups_split"]) == {"train": 5, "val": 2}
 
 
 @pytest.mark.parametrize("name", ["glued", "apart"])
 def test_a_number_behind_a_split_may_count_samples(feed: h5feed.Feed, name: str) -> None:
     """``train0`` and ``train_0``, each an image and a mask: a file is a row."""
-    assert _splits(feed[name]) == {"train": 3, "val": 1}
+    assert stored_splits(feed[name]) == {"train": 3, "val": 1}
 
 
 @pytest.mark.parametrize("kind", _COUNTED)
@@ -273,21 +263,21 @@ def test_splits_win_over_numbers(feed: h5feed.Feed, kind: str) -> None:
     name = f"counted.{kind}.img" if kind == "prefix" else f"counted.{kind}"
     assert _listed(feed, f"counted.{kind}") == [name]
     dataset = feed[name]
-    assert _splits(dataset) == {"train": 9, "val": 3}
+    assert stored_splits(dataset) == {"train": 9, "val": 3}
     assert dataset.take(range(12))["x"][:, 0].tolist() == np.repeat(range(4), 3).tolist()
 
 
 def test_numbers_of_three_splits(feed: h5feed.Feed) -> None:
     """Other counts of files in each split; where they are the same, they might be folds, and that is said."""
-    assert _splits(feed["counted.three"]) == {"train": 9, "val": 6, "test": 6}
-    assert _splits(feed["counted.even"]) == {"train": 6, "val": 6}
+    assert stored_splits(feed["counted.three"]) == {"train": 9, "val": 6, "test": 6}
+    assert stored_splits(feed["counted.even"]) == {"train": 6, "val": 6}
     assert "where each number is a fold" in str(feed["counted.even"].info["notes"])
     assert feed["counted.three"].info["notes"] == []
 
 
 def test_an_odd_part_does_not_undo_splits(feed: h5feed.Feed) -> None:
     """What one part has besides is listed."""
-    assert _splits(feed["counted.odd"]) == {"train": 9, "val": 3}
+    assert stored_splits(feed["counted.odd"]) == {"train": 9, "val": 3}
     assert "not there for all rows" in str(feed["counted.odd"].fields["odd"].reason)
 
 
@@ -297,26 +287,26 @@ def test_numbers_that_belong_to_the_name(feed: h5feed.Feed) -> None:
     for begin in ("sizes", "folds", "cifar"):
         assert _listed(feed, begin) == [name for name in names if name.startswith(begin)]
     for name in names:
-        assert set(_splits(feed[name])) == {"train", "val"}
+        assert set(stored_splits(feed[name])) == {"train", "val"}
 
 
 def test_the_whole_beside_its_parts(feed: h5feed.Feed) -> None:
     """``train`` and ``train_0``, ``train_1``: two datasets, no row twice in one."""
-    assert _splits(feed["whole"]) == {"train": 3, "val": 3}
-    assert _splits(feed["whole.parts"]) == {"train": 6, "val": 3}
+    assert stored_splits(feed["whole"]) == {"train": 3, "val": 3}
+    assert stored_splits(feed["whole.parts"]) == {"train": 6, "val": 3}
 
 
 def test_numbered_groups_of_splits(feed: h5feed.Feed) -> None:
     """Groups ``train_0`` … ``val_0`` of one file are parts of their splits; the field ``episode`` names them."""
     dataset = feed["groups_counted"]
-    assert _splits(dataset) == {"train": 9, "val": 3}
+    assert stored_splits(dataset) == {"train": 9, "val": 3}
     assert dataset.take([0, 3, 9], fields=["episode"]).text("episode") == ["train_0", "train_1", "val_0"]
 
 
 def test_masks_of_splits_are_fields(feed: h5feed.Feed, data: Path) -> None:
     """PyTorch Geometric: ``train_mask`` … have as many rows as ``x``; they are no splits of an array ``mask``."""
     dataset = feed["graph"]
-    assert dataset.rows == 30 and _splits(dataset) == {}
+    assert dataset.rows == 30 and stored_splits(dataset) == {}
     with h5py.File(data / "graph.h5") as file:
         for name in ("train_mask", "val_mask", "test_mask"):
             assert dataset.fields[name].role == "other"
@@ -332,7 +322,7 @@ def test_masks_of_splits_are_fields(feed: h5feed.Feed, data: Path) -> None:
 def test_one_array_of_a_split_beside_the_rows(feed: h5feed.Feed, name: str, field: str) -> None:
     """It is a field of these rows, and never the label."""
     dataset = feed[name]
-    assert dataset.rows == 30 and _splits(dataset) == {}
+    assert dataset.rows == 30 and stored_splits(dataset) == {}
     assert dataset.fields[field].role == "other"
     assert _listed(feed, name) == [name]
 
@@ -340,11 +330,11 @@ def test_one_array_of_a_split_beside_the_rows(feed: h5feed.Feed, name: str, fiel
 def test_numbers_of_rows_are_no_splits(feed: h5feed.Feed) -> None:
     """``train_idx``, ``test_idx`` are datasets of their own; the data stay whole. Beside splits they are of these."""
     dataset = feed["idx"]
-    assert dataset.rows == 30 and _fields(dataset) == {"x", "y"} and _splits(dataset) == {}
+    assert dataset.rows == 30 and readable_fields(dataset) == {"x", "y"} and stored_splits(dataset) == {}
     assert "it has 20 rows" in str(dataset.fields["train_idx"].reason)
     assert feed["idx.train_idx"].rows == 20 and feed["idx.test_idx"].rows == 10
-    assert _splits(feed["real"]) == {"train": 20, "test": 10}
-    assert _fields(feed["real"]) == {"x", "y", "idx"}
+    assert stored_splits(feed["real"]) == {"train": 20, "test": 10}
+    assert readable_fields(feed["real"]) == {"x", "y", "idx"}
 
 
 def test_two_arrays_of_one_name(feed: h5feed.Feed) -> None:

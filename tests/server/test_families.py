@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
+from seen import stored_splits
 
 random = np.random.default_rng(3)
 
@@ -187,10 +188,6 @@ def families(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h
     assert process.stop() == 0
 
 
-def _splits(dataset: h5feed.Dataset) -> dict[str, int]:
-    return {split["name"]: split["rows"] for split in dataset.info["native_splits"]}
-
-
 def _roles(dataset: h5feed.Dataset) -> dict[str, str]:
     return {field.name: field.role for field in dataset.fields.values() if field.readable}
 
@@ -221,7 +218,7 @@ def test_everything_is_listed_once(families: h5feed.Feed) -> None:
 def test_inputs_and_labels_in_two_files(families: h5feed.Feed, data: Path) -> None:
     """PatchCamelyon: six files, three native splits, gzip chunks of several images, labels with axes of one."""
     dataset = families["camelyonpatch_level_2_split"]
-    assert _splits(dataset) == {"train": 40, "val": 12, "test": 14}
+    assert stored_splits(dataset) == {"train": 40, "val": 12, "test": 14}
     assert _roles(dataset) == {"x": "input", "y": "label"}
     with h5py.File(data / "camelyonpatch_level_2_split_valid_x.h5") as file:
         expected = file["x"][:]
@@ -255,7 +252,7 @@ def test_the_only_integers_are_the_label(families: h5feed.Feed) -> None:
 def test_groups_are_native_splits(families: h5feed.Feed, data: Path) -> None:
     """USPS: groups train and test; a validation split is carved out of train, test stays as it is."""
     dataset = families["usps"]
-    assert _splits(dataset) == {"train": 73, "test": 20}
+    assert stored_splits(dataset) == {"train": 73, "test": 20}
     assert _roles(dataset) == {"data": "input", "target": "label"}
     with h5py.File(data / "usps.h5") as file:
         np.testing.assert_array_equal(dataset.batch(0, split="test", batch_size=20)["data"], file["test/data"][:])
@@ -268,7 +265,7 @@ def test_groups_are_native_splits(families: h5feed.Feed, data: Path) -> None:
 def test_prefixes_and_class_names(families: h5feed.Feed) -> None:
     """catvnoncat: ``train_set_x`` in one file, ``test_set_x`` in the other, names of classes in a list beside."""
     dataset = families["catvnoncat"]
-    assert _splits(dataset) == {"train": 21, "test": 5}
+    assert stored_splits(dataset) == {"train": 21, "test": 5}
     assert _roles(dataset) == {"x": "input", "y": "label"}
     assert dataset.class_names == ["non-cat", "cat"]
 
@@ -289,7 +286,7 @@ def test_one_group_for_each_episode(families: h5feed.Feed, data: Path) -> None:
     actions = np.concatenate([b["actions"] for b in dataset.batches(batch_size=50, fields=["actions"])])
     lengths = (12, 9, 14, 8, 17, 5, 6, 7, 10, 11, 13)
     np.testing.assert_array_equal(actions[:, 0], np.repeat(np.arange(11), lengths))
-    assert _splits(dataset) == {"train": 82, "val": 30}
+    assert stored_splits(dataset) == {"train": 82, "val": 30}
     held = np.concatenate([b["actions"] for b in dataset.batches("val", batch_size=50, fields=["actions"])])
     assert set(held[:, 0]) == {0, 5, 10}
 
@@ -322,7 +319,7 @@ def test_tables_of_records(families: h5feed.Feed, data: Path) -> None:
 def test_a_file_for_each_split(families: h5feed.Feed, data: Path) -> None:
     """dogs-vs-cats: train.hdf5, val.hdf5 and test.hdf5 in one folder."""
     dataset = families["dogs_vs_cats"]
-    assert _splits(dataset) == {"train": 30, "val": 6, "test": 6}
+    assert stored_splits(dataset) == {"train": 30, "val": 6, "test": 6}
     assert dataset.info["files"] == [f"dogs_vs_cats/{split}.hdf5" for split in ("train", "val", "test")]
     with h5py.File(data / "dogs_vs_cats" / "val.hdf5") as file:
         np.testing.assert_array_equal(dataset.batch(0, split="val", batch_size=6)["images"], file["images"][:])

@@ -15,6 +15,7 @@ import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.prepare import Preparation
 from h5feed_server.storage.pickled_lists import plain_list
+from seen import stored_splits
 
 Array = npt.NDArray[Any]
 
@@ -291,10 +292,6 @@ def _roles(dataset: h5feed.Dataset) -> dict[str, str]:
     return {field.name: field.role for field in dataset.fields.values() if field.readable}
 
 
-def _splits(dataset: h5feed.Dataset) -> dict[str, int]:
-    return {split["name"]: split["rows"] for split in dataset.info["native_splits"]}
-
-
 def _note(dataset: h5feed.Dataset, name: str) -> str:
     return next(field["note"] or "" for field in dataset.info["fields"] if field["name"] == name)
 
@@ -370,7 +367,7 @@ def test_a_frame_without_rows(feed: h5feed.Feed) -> None:
 def test_store_of_x_and_y(feed: h5feed.Feed) -> None:
     """Keys X_train, y_train, X_test, y_test are splits of one dataset with y as its label."""
     dataset = feed["xy"]
-    assert _splits(dataset) == {"train": 50, "test": 20}
+    assert stored_splits(dataset) == {"train": 50, "test": 20}
     assert [name for name, role in _roles(dataset).items() if role == "label"] == ["y"]
     assert [name for name, role in _roles(dataset).items() if role == "input"] == ["X.a", "X.b", "X.c"]
     assert {_roles(dataset)[name] for name in ("X.index", "y.index")} == {"other"}
@@ -382,7 +379,7 @@ def test_store_of_x_and_y(feed: h5feed.Feed) -> None:
 def test_store_of_splits(feed: h5feed.Feed) -> None:
     """Keys train, val, test are splits."""
     dataset = feed["keys"]
-    assert _splits(dataset) == {"train": 40, "val": 9, "test": 8}
+    assert stored_splits(dataset) == {"train": 40, "val": 9, "test": 8}
     assert _roles(dataset) == {"a": "input", "target": "label", "index": "other"}
 
 
@@ -408,7 +405,7 @@ def test_columns_of_several_chunks(feed: h5feed.Feed) -> None:
 def test_columns_are_no_splits(feed: h5feed.Feed) -> None:
     """Columns that are called after splits have the same rows; a slash in a name is no group."""
     dataset = feed["plain"]
-    assert _splits(dataset) == {} and dataset.rows == 50
+    assert stored_splits(dataset) == {} and dataset.rows == 50
     assert [name for name, role in _roles(dataset).items() if role == "input"] == ["km.h", "score_test", "score_train"]
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.errors import Unreadable
+from seen import inspected, readable_fields, stored_splits
 
 random = np.random.default_rng(11)
 
@@ -173,19 +174,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def feed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
-    process = ServerProcess(data, tmp_path_factory.mktemp("cache"))
-    with h5feed.connect(process.url, deadline=120) as connected:
-        wait_until(lambda: all(entry["status"] != "preparing" for entry in connected.datasets()), 120)
+    with inspected(data, tmp_path_factory.mktemp("cache")) as connected:
         yield connected
-    assert process.stop() == 0
-
-
-def _splits(dataset: h5feed.Dataset) -> dict[str, int]:
-    return {split["name"]: split["rows"] for split in dataset.info["native_splits"]}
-
-
-def _fields(dataset: h5feed.Dataset) -> set[str]:
-    return {field.name for field in dataset.fields.values() if field.readable}
 
 
 def _read(path: Path, name: str) -> npt.NDArray[Any]:
@@ -226,7 +216,7 @@ def test_one_sample_a_file(feed: h5feed.Feed, data: Path) -> None:
 def test_folders_of_samples_are_splits(feed: h5feed.Feed, data: Path) -> None:
     """fast-depth: ``train/SCENE/00001.h5``, ``val/official/00001.h5``: native splits, named rows, (3,H,W) and (H,W)."""
     dataset = feed["nyudepthv2"]
-    assert _splits(dataset) == {"train": 8, "val": 4}
+    assert stored_splits(dataset) == {"train": 8, "val": 4}
     batch = dataset.take([11, 4], fields=["rgb", "depth", "file"])
     assert batch.text("file") == ["official/00004", "kitchen_0003/00001"]
     for field in ("rgb", "depth"):
@@ -276,7 +266,7 @@ def test_in_doubt_toml_decides(
 def test_several_files_of_one_dataset(feed: h5feed.Feed) -> None:
     """ModelNet40: ``ply_data_train0`` … ``10``, ``ply_data_test0,1``: splits by word, parts by number."""
     dataset = feed["modelnet40.ply_data"]
-    assert _splits(dataset) == {"train": 53, "test": 8}
+    assert stored_splits(dataset) == {"train": 53, "test": 8}
     assert dataset.take(range(61))["label"][:, 0].tolist() == [
         *np.repeat(range(11), [5] * 10 + [3]).tolist(),
         *[0] * 5,
@@ -294,7 +284,7 @@ def test_numbered_parts(feed: h5feed.Feed) -> None:
 
 def test_a_number_behind_the_split(feed: h5feed.Feed) -> None:
     """VQA: ``train36.hdf5`` and ``val36.hdf5`` are the splits of one dataset."""
-    assert _splits(feed["vqa"]) == {"train": 9, "val": 4}
+    assert stored_splits(feed["vqa"]) == {"train": 9, "val": 4}
 
 
 def test_a_file_for_each_class(feed: h5feed.Feed, data: Path) -> None:
@@ -327,7 +317,7 @@ def test_groups_of_the_same_members_are_episodes(feed: h5feed.Feed, name: str, l
 def test_clients_in_two_files(feed: h5feed.Feed, data: Path) -> None:
     """FedEMNIST: 120 clients, a file for each split: two native splits, each client's rows in its order."""
     dataset = feed["fed_emnist"]
-    assert _splits(dataset) == {"train": 480, "test": 240}
+    assert stored_splits(dataset) == {"train": 480, "test": 240}
     batch = dataset.take([479, 0, 719], fields=["label", "pixels", "episode"])
     assert batch.text("episode")[:2] == ["f0119_53", "f0000_14"]
     np.testing.assert_array_equal(
@@ -362,7 +352,7 @@ def test_what_differs_between_episodes_is_listed(feed: h5feed.Feed) -> None:
     """TVSum: features and scores are served; summaries of other widths are listed with the reason."""
     dataset = feed["tvsum"]
     assert dataset.rows == 36
-    assert {"features", "gtscore", "episode"} == _fields(dataset)
+    assert {"features", "gtscore", "episode"} == readable_fields(dataset)
     assert "pieces differ" in str(dataset.fields["user_summary"].reason)
 
 
@@ -374,7 +364,7 @@ def test_an_array_for_each_class(feed: h5feed.Feed, data: Path) -> None:
     assert batch["label"].tolist() == [0] * 5 + [1] * 4 + [2] * 3
     np.testing.assert_array_equal(batch["data"][5:9], _read(data / "pets.h5", "dog"))
     split = feed["split_pets"]
-    assert _splits(split) == {"train": 15, "test": 12}
+    assert stored_splits(split) == {"train": 15, "test": 12}
     assert split.take(range(15))["label"].tolist() == [0] * 6 + [1] * 5 + [2] * 4
 
 
@@ -391,17 +381,17 @@ def test_classes_of_as_many_rows_are_in_doubt(
         assert served["even"].rows == 12
         (tmp_path / "h5feed.toml").write_text(fields)
         wait_until(lambda: [entry.get("rows") for entry in served.datasets()] == [4])
-        assert _fields(served["even"]) == {"cat", "dog", "owl"}
+        assert readable_fields(served["even"]) == {"cat", "dog", "owl"}
 
 
 def test_nothing_is_dropped_for_being_smaller(feed: h5feed.Feed, data: Path) -> None:
     """ann-benchmarks: train and test are splits of one field; neighbors and distances a dataset of their own."""
     path = data / "glove-25-angular.hdf5"
     dataset = feed["glove-25-angular"]
-    assert _splits(dataset) == {"train": 50, "test": 6}
+    assert stored_splits(dataset) == {"train": 50, "test": 6}
     np.testing.assert_array_equal(dataset.take([50, 49])["data"][0], _read(path, "test")[0])
     beside = feed["glove-25-angular.distances"]
-    assert _fields(beside) == {"neighbors", "distances"}
+    assert readable_fields(beside) == {"neighbors", "distances"}
     np.testing.assert_array_equal(beside.take([5])["neighbors"][0], _read(path, "neighbors")[5])
     assert "a dataset of its own" in str(dataset.fields["neighbors"].reason)
 
@@ -417,8 +407,8 @@ def test_arrays_that_nobody_claims(feed: h5feed.Feed, data: Path) -> None:
 
 def test_fuel_names_its_splits_in_an_attribute(feed: h5feed.Feed) -> None:
     """Fuel's MNIST: rows from … to of each split; lists of rows by reference are not followed, and that is said."""
-    assert _splits(feed["mnist"]) == {"train": 12, "test": 2}
-    assert _splits(feed["by_reference"]) == {}
+    assert stored_splits(feed["mnist"]) == {"train": 12, "test": 2}
+    assert stored_splits(feed["by_reference"]) == {}
     assert "lists of rows" in str(feed["by_reference"].info["notes"])
 
 
@@ -463,5 +453,5 @@ def test_the_episodes_of_a_declared_dataset_may_be_fields(serve: Callable[..., S
     _write(tmp_path / "rig.h5", {"north/v": np.zeros((5, 2)), "south/v": np.ones((5, 2))})
     (tmp_path / "h5feed.toml").write_text('datasets.rig = { files = ["rig.h5"], episodes = false }')
     with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
-        assert _fields(feed["rig"]) == {"north.v", "south.v"}
+        assert readable_fields(feed["rig"]) == {"north.v", "south.v"}
         assert feed["rig"].rows == 5
