@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import FieldNotFound
-from .options import did_you_mean
+from .options import no_field
 from .tables import titled_table
 from .wire import OFFSETS
 
@@ -53,11 +52,7 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
         try:
             return self._fields[name]
         except KeyError:
-            pass
-        raise FieldNotFound(
-            f"this batch has no field {name!r}: "
-            + did_you_mean(str(name), self._fields, f"there are {', '.join(self._fields) or 'none'}")
-        )
+            raise no_field(name, self._fields, "this batch has no field") from None
 
     def text(self, name: str) -> list[str]:
         """The strings of a text field, one for each row; they travel as flat bytes with ``NAME.offsets``."""

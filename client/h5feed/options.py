@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from .errors import BadParameter
+from .errors import BadParameter, FieldNotFound
 
 
 def did_you_mean(name: str, known: Iterable[str], rest: str) -> str:
@@ -15,6 +15,13 @@ def did_you_mean(name: str, known: Iterable[str], rest: str) -> str:
     alike = {_plain(candidate): candidate for candidate in known}
     found = get_close_matches(_plain(name), alike, 1)
     return f"did you mean {alike[found[0]]!r}? {rest[:1].upper()}{rest[1:]}" if found else rest
+
+
+def no_field(name: object, known: Iterable[str], whose: str) -> FieldNotFound:
+    """The error to raise where a name is that of no field: it says which there are, and which was meant."""
+    names = list(known)
+    said = did_you_mean(str(name), names, f"there are {', '.join(names) or 'none'}")
+    return FieldNotFound(f"{whose} {name!r}: {said}")
 
 
 def check_options(given: Iterable[str], takes: Callable[..., Any], *more: Mapping[str, Any] | Iterable[str]) -> None:

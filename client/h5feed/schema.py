@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -180,11 +180,7 @@ def _check_of_items(of_item: _Check) -> _Check:
     def check(value: Any) -> None:
         if not isinstance(value, list):
             raise _Mismatch(value, "a list")
-        for place, item in enumerate(value):
-            try:
-                of_item(item)
-            except _Mismatch as wrong:
-                raise wrong.below(place) from None
+        _check_each(enumerate(value), of_item)
 
     return check
 
@@ -193,13 +189,17 @@ def _check_of_values(of_value: _Check) -> _Check:
     def check(value: Any) -> None:
         if not isinstance(value, dict):
             raise _Mismatch(value, "an object")
-        for key, item in value.items():
-            try:
-                of_value(item)
-            except _Mismatch as wrong:
-                raise wrong.below(key) from None
+        _check_each(value.items(), of_value)
 
     return check
+
+
+def _check_each(items: Iterable[tuple[object, Any]], check: _Check) -> None:
+    for place, item in items:
+        try:
+            check(item)
+        except _Mismatch as wrong:
+            raise wrong.below(place) from None
 
 
 def _check_of_keys(kind: Any) -> _Check:

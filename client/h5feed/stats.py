@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import BadParameter, FieldNotFound
-from .options import did_you_mean
+from .errors import BadParameter
+from .options import no_field
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 32
@@ -167,11 +167,7 @@ class Stats(Mapping[str, FieldStats]):
         try:
             return self._fields[name]
         except KeyError:
-            pass
-        raise FieldNotFound(
-            f"there are no statistics of {name!r}: "
-            + did_you_mean(str(name), self._fields, f"there are {', '.join(self._fields) or 'none'}")
-        )
+            raise no_field(name, self._fields, "there are no statistics of") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)

@@ -41,7 +41,7 @@ class BearerAuth:
             scope.setdefault("state", {})["is_stranger"] = True
             await self._app(scope, receive, send)
             return
-        sent = "the one that was sent is none of them" if _token_of(scope) else "none was sent"
+        sent = "the one that was sent is none of them" if token_of(scope) else "none was sent"
         answer = problem(
             Unauthorized(
                 f"this server wants one of its tokens, and {sent}: give it as token= or in H5FEED_TOKEN, and without "
@@ -51,13 +51,13 @@ class BearerAuth:
         await answer(scope, receive, send)
 
     def _allows(self, scope: Scope) -> bool:
-        given = _token_of(scope)
+        given = token_of(scope)
         # All are compared, each in constant time: how long it takes tells nothing.
         matches = [hmac.compare_digest(given, known) for known in self._tokens]
         return any(matches)
 
 
-def _token_of(scope: Scope) -> bytes:
+def token_of(scope: Scope) -> bytes:
     """The bearer token that was sent; empty where there is none."""
     kind, _, token = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
     return token.strip() if kind.lower() == b"bearer" else b""

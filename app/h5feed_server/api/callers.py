@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..callers import CALLER, KEEPS_UP
+from .auth import token_of
 from .direct import peer_of
 
 UNIX = "unix"
@@ -75,17 +76,12 @@ class Callers:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            name = (self._tokens and self._by_token(scope)) or _by_network(self._address(scope))
+            name = (self._tokens and self._tokens.get(token_of(scope))) or _by_network(self._address(scope))
             CALLER.set(name)
             peer = peer_of(scope)
             if peer is not None:
                 KEEPS_UP.set(peer.counts_for(name))
         await self._app(scope, receive, send)
-
-    def _by_token(self, scope: Scope) -> str | None:
-        # The last of several, as the check of tokens has it.
-        given = next((value for name, value in reversed(scope["headers"]) if name == b"authorization"), b"")
-        return self._tokens.get(given.partition(b" ")[2].strip())
 
 
 def _by_network(address: str) -> str:

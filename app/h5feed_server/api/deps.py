@@ -36,8 +36,7 @@ ASKER: ContextVar[str] = ContextVar("asker", default="")
 
 
 async def _services(request: Request) -> Services:
-    address = request.client.host if request.client else ""
-    ASKER.set(f"{CALLER.get() or address} {request.headers.get('user-agent', '')}")
+    ASKER.set(f"{CALLER.get()} {request.headers.get('user-agent', '')}")
     services: Services = request.app.state.services
     return services
 

@@ -120,20 +120,15 @@ def _chosen(services: Services, path: Path, wanted: str | None) -> tuple[Dataset
 
 def _check_alone(path: Path, dataset: Dataset) -> None:
     """Refuse a file that is one sample of many: by itself, the lines of its image would be rows."""
-    stacks = [
-        one.stack
-        for one in read_declared(path.parent, follow_links=True).datasets.values()
-        if one.matching([path.name])
-    ]
-    if any(stack is not None for stack in stacks):
+    if is_sample({field.name: field.array for field in dataset.fields}) != "yes":
         return
-    if is_sample({field.name: field.array for field in dataset.fields}) == "yes":
-        alike = len(files_together(path.parent, path.name))
-        if alike >= FEWEST:
-            raise BadParameter(
-                f"{path.name} seems to be one of {alike} samples, a file each: build their folder, {path.parent}, or "
-                "say stack = false of it in h5feed.toml"
-            )
+    declared = read_declared(path.parent, follow_links=True).datasets.values()
+    is_declared = any(one.stack is not None for one in declared if one.matching([path.name]))
+    if not is_declared and (alike := len(files_together(path.parent, path.name))) >= FEWEST:
+        raise BadParameter(
+            f"{path.name} seems to be one of {alike} samples, a file each: build their folder, {path.parent}, or "
+            "say stack = false of it in h5feed.toml"
+        )
 
 
 class CataloguedSource:

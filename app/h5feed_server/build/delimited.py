@@ -26,6 +26,7 @@ from .table_columns import (
     Kind,
     Read,
     as_number,
+    first_of,
     read_table,
 )
 from .table_file import Table
@@ -188,9 +189,8 @@ class DelimitedSource:
             return np.dtype("uint8")
         wide = [name for name, kind in zip(names, kinds, strict=True) if kind.needs_float64]
         if wide:
-            more = f" and {len(wide) - 10} more" if len(wide) > 10 else ""
-            named = ", ".join(map(repr, wide[:10]))
-            self.notes.append(f"features are float64: float32 would not keep the values of {named}{more} apart")
+            named = first_of([repr(name) for name in wide])
+            self.notes.append(f"features are float64: float32 would not keep the values of {named} apart")
         missing = sum(kind.missing for kind in kinds)
         if missing:
             self.notes.append(f"{missing:,} values are missing: they are NaN, and count in no mean or std")

@@ -16,6 +16,7 @@ from .source import Column, label_column, text_column
 from .table_file import Table, is_missing, is_number
 
 _BLOCK_VALUES = 1 << 18
+_SHOWN = 10
 _COMMA = re.compile(r"^\s*[+-]?\d+,\d+(e[+-]?\d+)?\s*$", re.I)
 _EXPONENT = re.compile(r"[.,eE]")
 _TRUTH = {"true": 1.0, "false": 0.0}
@@ -168,6 +169,11 @@ def as_number(value: str, comma: bool) -> float | None:
     if comma and _COMMA.match(value):
         return float(value.replace(",", "."))
     return _TRUTH.get(value.strip().lower())
+
+
+def first_of(items: Sequence[str]) -> str:
+    """The first of some items, for a note, and how many more there are."""
+    return ", ".join(items[:_SHOWN]) + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
 
 
 @dataclass

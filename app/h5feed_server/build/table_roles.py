@@ -18,7 +18,7 @@ from .image_paths import ImageFolder, Place
 from .image_source import split_codes
 from .options import BuildOptions
 from .source import Column
-from .table_columns import ID_NAMES, Read, are_numbers, as_number, gather, labels_of, values_of
+from .table_columns import ID_NAMES, Read, are_numbers, as_number, first_of, gather, labels_of, values_of
 from .table_file import Table, is_missing, is_number, is_path
 
 _LABEL_NAMES = re.compile(
@@ -118,10 +118,7 @@ class Roles:
         if own and self.image is None:
             self.notes.append(f"running numbers are no features, but fields of their own: {', '.join(own)}")
         if texts:
-            more = f" and {len(texts) - 10} more" if len(texts) > 10 else ""
-            self.notes.append(
-                f"columns of texts are no features, but fields of their own: {', '.join(texts[:10])}{more}"
-            )
+            self.notes.append(f"columns of texts are no features, but fields of their own: {first_of(texts)}")
         if self.label is None and self._options.label_column is None and not self._one_hot(read):
             last = table.columns[-1]
             self.notes.append(

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from ..batch import Batch
 from ..buffers import BufferPool
-from ..errors import BadParameter, FieldNotFound, UnsupportedField
-from ..options import did_you_mean
+from ..errors import BadParameter, UnsupportedField
+from ..options import no_field
 from .labels import CLASS_MODES, ClassMode, Labels, no_label, unserved
 from .scale import Number, scale_of
 from .transform import adapted, generator_of
@@ -241,10 +241,7 @@ def _only_text(dataset: Dataset, role: str) -> list[str]:
 def _check_known(dataset: Dataset, names: list[str]) -> None:
     for name in names:
         if name not in dataset.fields:
-            raise FieldNotFound(
-                f"{dataset.name!r} has no field {name!r}: "
-                + did_you_mean(name, dataset.fields, f"there are {', '.join(dataset.fields)}")
-            )
+            raise no_field(name, dataset.fields, f"{dataset.name!r} has no field")
         field = dataset.fields[name]
         if not field.readable:
             raise UnsupportedField(f"the field {name!r} of {dataset.name!r} cannot be served: {field.reason}")
