@@ -231,12 +231,11 @@ def _check_of_values(of_value: _Check) -> _Check:
 
 
 def _check_each(items: Iterable[tuple[object, Any]], check: _Check) -> None:
-    place: object = None
-    try:
-        for place, item in items:
+    for place, item in items:
+        try:
             check(item)
-    except _Mismatch as wrong:
-        raise wrong.below(place) from None
+        except _Mismatch as wrong:
+            raise wrong.below(place) from None
 
 
 def _check_of_keys(kind: Any) -> _Check:
