@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from h5feed.arguments import CommandParser
 from h5feed.errors import FeedError
 from pydantic import ValidationError
 
@@ -26,29 +27,47 @@ _EXAMPLES = """examples:
   h5feed-server build pets/ -o data/pets.h5       make an HDF5 file of a folder of images
   h5feed-server inspect data/pets.h5              what is in it, how it will be served, what would make it faster
   h5feed-server serve ./data                      serve the HDF5 files below ./data on http://127.0.0.1:8000
+  h5feed-server COMMAND --help                    options and examples of a command
+"""
+
+_SERVE_EXAMPLES = """examples:
+  h5feed-server serve ./data                      on http://127.0.0.1:8000, for this machine alone
   h5feed-server serve ./data --workers 2          with two processes
   h5feed-server serve ./data --uds /run/h5feed.sock
   h5feed-server serve ./data --host 0.0.0.0       to other machines; a token is made and printed
+  H5FEED_TOKENS=$TOKEN h5feed-server serve ./data --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
+"""
+
+_INSPECT_EXAMPLES = """examples:
+  h5feed-server inspect data/pets.h5
+"""
+
+_DEMO_EXAMPLES = """examples:
+  h5feed-server demo
+  h5feed-server demo --epochs 2 --workers 2
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="h5feed-server",
         description="Serves training batches from HDF5 files over HTTP.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"h5feed-server {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
     add_build(commands)
     inspect = commands.add_parser(
-        "inspect", help="say what is in an HDF5 file, how it will be served, and what would make it faster"
+        "inspect",
+        help="say what is in an HDF5 file, how it will be served, and what would make it faster",
+        epilog=_INSPECT_EXAMPLES,
     )
     inspect.add_argument("file", metavar="FILE", type=Path)
-    demo = commands.add_parser("demo", help="pack scikit-learn's digits, serve them, train a Keras model over HTTP")
+    demo = commands.add_parser(
+        "demo", help="pack scikit-learn's digits, serve them, train a Keras model over HTTP", epilog=_DEMO_EXAMPLES
+    )
     demo.add_argument("--epochs", type=int, default=8, help="passes over the training split (default 8)")
     demo.add_argument("--workers", type=int, default=1, help="server processes (default 1)")
     options = parser.parse_args(argv)
@@ -87,10 +106,9 @@ def _add_serve(commands: Any) -> None:
     serve = commands.add_parser(
         "serve",
         help="serve a folder of HDF5 files",
-        description="Serves the HDF5 files below a folder. Every option can also be set as H5FEED_NAME in the "
-        "environment, with more beside: see docs/settings.md.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Serves the HDF5 files below a folder. Every option but those of TLS can also be set as\n"
+        "H5FEED_NAME in the environment, with more beside: see docs/settings.md.",
+        epilog=_SERVE_EXAMPLES,
     )
     serve.add_argument("data_dir", metavar="DIR", type=Path, help="folder of HDF5 files; it is only read")
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")

@@ -12,6 +12,7 @@ from .api import batches, datasets, docs, health, images, jobs, plots, problems,
 from .api.access_log import AccessLog
 from .api.auth import BearerAuth
 from .api.callers import Callers, TrustedProxies
+from .api.description import PROBLEM_RESPONSE, operation_id
 from .api.hosts import HostCheck
 from .api.posted import Uploads, longest_body
 from .api.shortcut import BatchShortcut, KnownQueries
@@ -46,7 +47,8 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
-        responses={"default": problems.PROBLEM_SCHEMA},
+        responses={"default": PROBLEM_RESPONSE},
+        generate_unique_id_function=operation_id,
         max_body_size=longest_body(settings.max_rows),
     )
     app.state.queries = KnownQueries()

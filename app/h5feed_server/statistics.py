@@ -28,7 +28,7 @@ from .storage.folder import CacheFolder
 from .storage.reader import Reader
 from .storage.written import WrittenRows
 
-_VERSION = 1
+_VERSION = 2
 """Of what is kept in the cache folder; to be raised when a report changes."""
 
 MAX_FEATURES = 256

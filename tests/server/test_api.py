@@ -53,7 +53,7 @@ def test_formats_agree(http: httpx.Client) -> None:
 
 def test_not_acceptable(http: httpx.Client) -> None:
     """An Accept header that names nothing served here is 406."""
-    response = http.get(BATCH, headers={"accept": "text/html"})
+    response = http.get(BATCH, headers={"accept": "image/png"})
     assert response.status_code == 406
     assert problem_of(response)["code"] == "not_acceptable"
 
@@ -180,7 +180,9 @@ def test_health_and_docs(http: httpx.Client) -> None:
         for parameter in operation.get("parameters", []):
             assert parameter.get("description"), parameter
             if parameter["name"] == "name":
-                assert parameter["schema"]["enum"] == ["mixed", "sub.small", "tall"]
+                # Examples: an enum would be refused by generated clients when files come and go.
+                assert list(parameter["examples"]) == ["mixed", "sub.small", "tall"]
+                assert "enum" not in parameter["schema"]
 
 
 def test_tokens(serve: Callable[..., ServerProcess], folder: Path) -> None:

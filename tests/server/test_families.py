@@ -359,7 +359,7 @@ def test_declared_files_follow_each_other(serve: Callable[..., ServerProcess], t
     with h5feed.connect(serve(tmp_path).url, deadline=60) as feed:
         assert feed["pets"].take(range(9))["x"][:, 0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
         declaration.write_text('[datasets.pets]\nfile = ["x.h5"]\n')
-        wait_until(lambda: "known are files" in str([entry["reason"] for entry in feed.datasets()]))
+        wait_until(lambda: "did you mean 'files'?" in str([entry["reason"] for entry in feed.datasets()]))
 
 
 def test_declared(families: h5feed.Feed) -> None:

@@ -18,6 +18,7 @@ from conftest import ServerProcess, wait_until
 from h5feed.errors import JobWanted, Overloaded
 from h5feed_server import jobs as jobs_module
 from h5feed_server import turns as turns_module
+from h5feed_server.api.answers import Job
 from h5feed_server.jobs import MAX_OF_DATASET, MAX_WAITING, Jobs, Progress, Request
 from h5feed_server.turns import Turns
 
@@ -79,6 +80,7 @@ def test_long_jobs_hold_up_no_others(server: ServerProcess) -> None:
     assert _stats(server, "small").json()["fields"]["x"]["mean"] == 499.5
     for job in jobs:
         url = f"{server.url}{job.headers['location']}"
+        Job.model_validate_json(job.content, strict=True)
         for _ in range(4):
             refused = httpx.delete(url, headers={"user-agent": "stranger"}, timeout=60)
             assert (refused.status_code, refused.json()["code"]) == (409, "job_wanted"), refused.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -36,3 +37,19 @@ def test_docs_page_offers_the_datasets(server: ServerProcess, tmp_path: Path) ->
     for parameter in ("split_seed", "shuffle", "batch_size"):
         assert parameter in page
     assert "Failed to load" not in page
+
+
+def test_docs_page_groups_and_offers(server: ServerProcess, tmp_path: Path) -> None:
+    """Parameters stand below headings; fields and splits are offered as the dataset that is chosen has them."""
+    page = _rendered(f"{server.url}/docs#/batches/get_batch", tmp_path)
+    found = re.findall(r'<tr class="heading"><th colspan="2">([^<]*)</th>|<tr data-param-name="(\w+)"', page)
+    order = [heading or name for heading, name in found]
+    assert order.index("Order") < order.index("shuffle") < order.index("Splits that are drawn") or (
+        order.index("Splits that are drawn") < order.index("test") < order.index("Order") < order.index("shuffle")
+    )
+    fields = re.search(r'<datalist id="fields-of-mixed">(.*?)</datalist>', page)
+    assert fields and 'value="images"' in fields[1] and 'value="labels"' in fields[1]
+    for name in ("fields", "stratify", "weights"):
+        assert re.search(rf'<tr data-param-name="{name}".*?<input[^>]*list="fields-of-mixed"', page), name
+    assert re.search(r'<tr data-param-name="split".*?<input[^>]*list="splits-of-mixed"', page)
+    assert 'value="train"' in page

@@ -10,7 +10,8 @@ from fastapi.responses import Response
 from h5feed.wire import Tensor
 
 from ..services import Services
-from .bodies import BINARY_RESPONSE, binary, cache_headers, is_known, negotiate, not_modified, query_items
+from .answers import Plan, answers
+from .bodies import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified, query_items
 from .deps import NamePath, ServicesDep, in_thread
 from .queries import BatchQuery, PlanQuery, StreamQuery
 from .stream import BatchStream, filled, plan_of
@@ -18,7 +19,7 @@ from .stream import BatchStream, filled, plan_of
 router = APIRouter(prefix="/v1/datasets/{name}", tags=["batches"])
 
 
-@router.get("/plan", summary="What an epoch of an order will be")
+@router.get("/plan", summary="What an epoch of an order will be", **answers(Plan))
 async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQuery, Query()]) -> dict[str, Any]:
     """Rows, batches, rows of the last one and bytes per batch: what a client needs before the first fetch.
 
@@ -49,7 +50,10 @@ async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQ
     }
 
 
-@router.get("/batches/{index}", summary="One batch", responses=BINARY_RESPONSE, response_class=Response)
+_FORMATS: tuple[Format, ...] = ("safetensors", "npz", "npy", "json")
+
+
+@router.get("/batches/{index}", summary="One batch", responses=binary_response(*_FORMATS), response_class=Response)
 async def get_batch(
     request: Request,
     services: ServicesDep,
@@ -58,7 +62,7 @@ async def get_batch(
     query: Annotated[BatchQuery, Query()],
 ) -> Response:
     """Batch `index` of an order, binary: a pure function of this URL."""
-    form = negotiate(request, query.format, ("safetensors", "npz", "npy"))
+    form = negotiate(request, query.format, _FORMATS)
     if form == "safetensors":
         return _stream(request, services, name, query, index, index + 1)
 
@@ -67,12 +71,18 @@ async def get_batch(
         headers = cache_headers(request, plan.dataset.revision, form)
         if is_known(request, headers):
             return not_modified(headers)
-        return binary(filled(services, plan, index, index + 1), form, headers)
+        texts = {field.name for field in plan.fields if field.is_text}
+        return binary(filled(services, plan, index, index + 1), form, headers, texts)
 
     return await in_thread(services, work)
 
 
-@router.get("/batches", summary="Many batches in one answer", responses=BINARY_RESPONSE, response_class=Response)
+@router.get(
+    "/batches",
+    summary="Many batches in one answer",
+    responses=binary_response("safetensors"),
+    response_class=Response,
+)
 async def stream_batches(
     request: Request, services: ServicesDep, name: NamePath, query: Annotated[StreamQuery, Query()]
 ) -> Response:

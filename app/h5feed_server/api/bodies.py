@@ -4,32 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from h5feed.errors import BadParameter, NotAcceptable
 from h5feed.wire import MEDIA_TYPE, read_body, write_npz
 
+from .answers import Preview
+from .preview import preview
+
 Bytes = npt.NDArray[np.uint8]
-Format = Literal["safetensors", "npz", "npy"]
+Format = Literal["safetensors", "npz", "npy", "json"]
 
 MEDIA_TYPES: dict[Format, str] = {
     "safetensors": MEDIA_TYPE,
     "npz": "application/x-npz",
     "npy": "application/x-npy",
+    "json": "application/json",
 }
 
-BINARY_RESPONSE: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "Tensors: the fields and `__rows__` (int64 row ids)",
-        "content": {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()},
-    },
-    304: {"description": "The caller has it already"},
-}
+DOWNLOAD = 'attachment; filename="tensors.{}"'
+"""Value of the header by which browsers keep what they cannot show."""
+
+_BROWSERS = "text/html"
+"""What browsers want most: they are given JSON, which people can read."""
+
+
+def binary_response(*forms: Format) -> dict[int | str, dict[str, Any]]:
+    """For the description of endpoints that answer in these formats: first, which pages take, the readable one."""
+    kinds: dict[str, Any] = {MEDIA_TYPES["json"]: {}} if "json" in forms else {}
+    readable = {"model": Preview} if kinds else {}
+    for form in forms:
+        if form != "json":
+            kinds[MEDIA_TYPES[form]] = {"schema": {"type": "string", "format": "binary"}}
+    return {
+        200: {
+            "description": "Tensors: the fields and `__rows__` (int64 row ids). As JSON: their first values",
+            "content": kinds,
+            **readable,
+        },
+        304: {"description": "The caller has it already"},
+    }
 
 
 def negotiate(request: Request, wanted: Format | None, allowed: Sequence[Format]) -> Format:
@@ -54,7 +73,8 @@ def negotiate(request: Request, wanted: Format | None, allowed: Sequence[Format]
             continue
     for quality_below_zero, media in sorted(ranges, key=lambda pair: pair[0]):
         for name in allowed:
-            if quality_below_zero < 0 and media in ("*/*", "application/*", MEDIA_TYPES[name]):
+            names_it = media in ("*/*", "application/*", MEDIA_TYPES[name])
+            if quality_below_zero < 0 and (names_it or (media == _BROWSERS and name == "json")):
                 return name
     raise NotAcceptable(
         f"Accept: {accepted[:200]} names nothing served here: use {', '.join(MEDIA_TYPES[name] for name in allowed)}"
@@ -99,8 +119,18 @@ def not_modified(headers: dict[str, str]) -> Response:
     return Response(status_code=304, headers=headers)
 
 
-def binary(buffer: Bytes, form: Format, headers: dict[str, str]) -> Response:
-    """A body in the format asked for; safetensors leaves from `buffer` itself."""
+def binary(buffer: Bytes, form: Format, headers: dict[str, str], texts: Collection[str] = ()) -> Response:
+    """A body in the format asked for; safetensors leaves from `buffer` itself.
+
+    Parameters
+    ----------
+    texts : collection of str
+        Tensors that are strings, for those who read them as JSON.
+    """
+    if form == "json":
+        tensors, metadata, _ = read_body(buffer)
+        return JSONResponse(preview(tensors, metadata, texts), headers=headers)
+    headers = {**headers, "content-disposition": DOWNLOAD.format(form)}
     if form == "safetensors":
         # The memoryview keeps the buffer from being recycled until the last byte is sent.
         return Response(memoryview(buffer), headers=headers, media_type=MEDIA_TYPE)

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query
 from ..catalog.description import describe_dataset
 from ..catalog.discovery import shown
 from ..catalog.entry import Listed
+from .answers import Catalogue, DatasetDescription, answers
 from .deps import NamePath, ServicesDep, in_thread
 from .queries import CatalogQuery
 
@@ -25,7 +26,7 @@ _IN_LIST = ("name", "status", "reason", "revision", "rows", "native_splits", "fi
 _FIELD_IN_LIST = ("name", "role", "shape", "dtype", "readable", "reason")
 
 
-@router.get("", summary="What is served")
+@router.get("", summary="What is served", **answers(Catalogue))
 async def list_datasets(services: ServicesDep, query: Annotated[CatalogQuery, Query()]) -> dict[str, Any]:
     """The catalogue, a page at a time.
 
@@ -50,7 +51,7 @@ async def list_datasets(services: ServicesDep, query: Annotated[CatalogQuery, Qu
     return await in_thread(services, work)
 
 
-@router.get("/{name}", summary="One dataset, whole")
+@router.get("/{name}", summary="One dataset, whole", **answers(DatasetDescription))
 async def get_dataset(services: ServicesDep, name: NamePath) -> dict[str, Any]:
     """Fields with shape, dtype, role (and why), chunks, filters and sizes; attributes; what a shuffled batch costs."""
     return await in_thread(services, lambda: describe_dataset(services.catalog.dataset(name)))

@@ -13,6 +13,7 @@ from h5feed.errors import Overloaded, PageNotFound
 
 from ..jobs import InProgress, JobState
 from ..services import Services
+from .answers import Job, answers
 from .deps import ASKER, ServicesDep, attempted, in_thread, over, wait_for
 
 T = TypeVar("T")
@@ -30,11 +31,11 @@ Prefer = Annotated[
 ]
 
 JOB_RESPONSE: dict[int | str, dict[str, Any]] = {
-    202: {"description": "It takes long: how far it is, with the job's URL in `Location`. Ask again."}
+    202: {"description": "It takes long: how far it is, with the job's URL in `Location`. Ask again.", "model": Job}
 }
 
 
-@router.get("/{job}", summary="How far a job is")
+@router.get("/{job}", summary="How far a job is", **answers(Job))
 async def get_job(
     services: ServicesDep,
     job: Annotated[str, Path(description="As `Location` named it.")],

@@ -112,4 +112,4 @@ def _parsed(body: bytearray, max_rows: int) -> RowsRequest:
         return RowsRequest.model_validate_json(bytes(body))
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False)
-        raise RequestValidationError(found) from None
+        raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in found]) from None

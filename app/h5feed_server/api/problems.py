@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -14,8 +14,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from h5feed import errors
+from h5feed.options import did_you_mean
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+
+from .description import describe
 
 logger = logging.getLogger(__name__)
 
@@ -57,26 +60,6 @@ _LEVELS: Mapping[type[errors.FeedError], int] = {
 _QUIET_SECONDS, _MOST_LOGGED = 10.0, 256
 _logged: dict[str, float] = {}
 """What has been logged of errors that pass, and when, by the monotonic clock."""
-
-PROBLEM_SCHEMA = {
-    "description": "What is wrong, as problem+json (RFC 9457)",
-    "content": {
-        "application/problem+json": {
-            "schema": {
-                "type": "object",
-                "required": ["type", "title", "status", "detail", "code", "request_id"],
-                "properties": {
-                    "type": {"type": "string"},
-                    "title": {"type": "string"},
-                    "status": {"type": "integer"},
-                    "detail": {"type": "string", "description": "Names the bad value and what would be right"},
-                    "code": {"type": "string", "enum": sorted(errors.CLASS_BY_CODE)},
-                    "request_id": {"type": "string"},
-                },
-            }
-        }
-    },
-}
 
 
 def problem(
@@ -128,7 +111,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _validation_error(request: Request, error: RequestValidationError) -> Response:
-        return problem(errors.BadParameter("; ".join(_sentence(item) for item in error.errors()[:5])))
+        names = _parameters(request)
+        return problem(errors.BadParameter("; ".join(_sentence(item, names) for item in error.errors()[:5])))
 
     @app.exception_handler(HTTPException)
     async def _http_error(request: Request, error: HTTPException) -> Response:
@@ -156,12 +140,22 @@ def _allowed(request: Request) -> list[str]:
     ]
 
 
-def _sentence(item: Mapping[str, Any]) -> str:
+def _parameters(request: Request) -> Mapping[str, Sequence[str]]:
+    """What the endpoint that was asked takes, as its description says: names in the query, and in the body."""
+    operation = describe(request.app)["paths"][request.scope["route"].path_format][request.method.lower()]
+    query = [parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"]
+    content = operation.get("requestBody", {}).get("content", {}).values()
+    return {"query": query, "body": [name for kind in content for name in kind["schema"].get("properties", ())]}
+
+
+def _sentence(item: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> str:
     """One validation error in words: which parameter, which value, what would be right."""
     where = [str(part) for part in item["loc"] if part not in ("query", "path", "body")]
     name = ".".join(where) or "the request"
     if item["type"] == "extra_forbidden":
-        return f"there is no parameter {name!r}: see /docs for those that are"
+        known = names.get(str(item["loc"][0]), ())
+        there_are = f"there are {', '.join(known)}" if known else "there are none"
+        return f"there is no parameter {name!r}: {did_you_mean(name, known, there_are)}"
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if item["type"] == "missing":

@@ -12,17 +12,17 @@ from h5feed.errors import BadParameter, RowOutOfRange, TooLarge
 
 from ..catalog.dataset import Dataset
 from ..services import Services
-from .bodies import BINARY_RESPONSE, Format, binary, cache_headers, is_known, negotiate, not_modified
+from .bodies import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified
 from .deps import NamePath, ServicesDep, in_thread
 from .posted import JSON_BODY, RowsPosted
 from .queries import RowsPostQuery, RowsQuery, RowsRequest
 
 router = APIRouter(prefix="/v1/datasets/{name}/rows", tags=["rows"])
 
-_FORMATS: tuple[Format, ...] = ("safetensors", "npz", "npy")
+_FORMATS: tuple[Format, ...] = ("safetensors", "npz", "npy", "json")
 
 
-@router.get("", summary="A range of rows", responses=BINARY_RESPONSE, response_class=Response)
+@router.get("", summary="A range of rows", responses=binary_response(*_FORMATS), response_class=Response)
 async def get_rows(
     request: Request, services: ServicesDep, name: NamePath, query: Annotated[RowsQuery, Query()]
 ) -> Response:
@@ -50,7 +50,11 @@ async def get_rows(
 
 
 @router.post(
-    "", summary="Rows by a list of ids", responses=BINARY_RESPONSE, response_class=Response, openapi_extra=JSON_BODY
+    "",
+    summary="Rows by a list of ids",
+    responses=binary_response(*_FORMATS),
+    response_class=Response,
+    openapi_extra=JSON_BODY,
 )
 async def post_rows(
     request: Request,
@@ -87,4 +91,5 @@ def _answer(
     chosen = dataset.chosen(wanted.fields, wanted.encoded)
     if form == "npy" and len(chosen) != 1:
         raise BadParameter(f"format=npy holds one array, but {len(chosen)} fields are asked for: name one with fields=")
-    return binary(services.batcher.rows(dataset, chosen, rows, services.pool.lease), form, headers)
+    texts = {field.name for field in chosen if field.is_text}
+    return binary(services.batcher.rows(dataset, chosen, rows, services.pool.lease), form, headers, texts)

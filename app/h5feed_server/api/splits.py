@@ -12,15 +12,18 @@ from h5feed.wire import ROWS, Body, Tensor
 
 from ..sampling.spec import SPLIT_ALIASES
 from ..sampling.splits import Rows
-from .bodies import BINARY_RESPONSE, binary, cache_headers, is_known, negotiate, not_modified
+from .answers import Splits, answers
+from .bodies import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified
 from .deps import NamePath, ServicesDep
 from .jobs import JOB_RESPONSE, Prefer, at_hand
 from .queries import SplitReportQuery, SplitRowsQuery
 
 router = APIRouter(prefix="/v1/datasets/{name}/splits", tags=["splits"])
 
+_FORMATS: tuple[Format, ...] = ("safetensors", "npz", "json")
 
-@router.get("", summary="Rows and classes of each split", responses=JOB_RESPONSE)
+
+@router.get("", summary="Rows and classes of each split", **answers(Splits, JOB_RESPONSE))
 async def get_splits(
     services: ServicesDep, name: NamePath, query: Annotated[SplitReportQuery, Query()], prefer: Prefer = None
 ) -> Response:
@@ -46,7 +49,7 @@ async def get_splits(
 @router.get(
     "/{split}/rows",
     summary="Row ids of a split",
-    responses={**BINARY_RESPONSE, **JOB_RESPONSE},
+    responses={**binary_response(*_FORMATS), **JOB_RESPONSE},
     response_class=Response,
 )
 async def get_split_rows(
@@ -61,7 +64,7 @@ async def get_split_rows(
 
     Where stored splits are divided anew, the metadata `replaced` hold the splits' `note`.
     """
-    form = negotiate(request, query.format, ("safetensors", "npz"))
+    form = negotiate(request, query.format, _FORMATS)
 
     def work() -> Response:
         dataset = services.catalog.dataset(name, query.revision)

@@ -18,10 +18,11 @@ from ..jobs import InProgress
 from ..sampling.spec import SPLIT_ALIASES
 from ..services import Services
 from ..stats.report import FieldStats
+from .answers import Statistics, answers
 from .bodies import (
-    BINARY_RESPONSE,
     Format,
     binary,
+    binary_response,
     cache_headers,
     is_known,
     negotiate,
@@ -34,6 +35,8 @@ from .jobs import JOB_RESPONSE, Prefer, at_hand
 from .queries import SplitsQuery
 
 router = APIRouter(prefix="/v1/datasets/{name}/stats", tags=["statistics"])
+
+_FORMATS: tuple[Format, ...] = ("safetensors", "npz", "npy", "json")
 
 
 class StatsQuery(SplitsQuery):
@@ -49,11 +52,11 @@ class StatsQuery(SplitsQuery):
 
 
 class MeanImageQuery(StatsQuery):
-    field: str = Field(description="A field of images.", examples=["images"])
+    field: str = Field(description="A field of images.")
     format: Format | None = Field(None, description="Instead of an Accept header.")
 
 
-@router.get("", summary="Statistics of fields", responses=JOB_RESPONSE)
+@router.get("", summary="Statistics of fields", **answers(Statistics, JOB_RESPONSE))
 async def get_stats(
     request: Request,
     services: ServicesDep,
@@ -88,7 +91,10 @@ async def get_stats(
 
 
 @router.get(
-    "/mean-image", summary="Mean of all images", responses={**BINARY_RESPONSE, **JOB_RESPONSE}, response_class=Response
+    "/mean-image",
+    summary="Mean of all images",
+    responses={**binary_response(*_FORMATS), **JOB_RESPONSE},
+    response_class=Response,
 )
 async def get_mean_image(
     request: Request,
@@ -98,7 +104,7 @@ async def get_mean_image(
     prefer: Prefer = None,
 ) -> Response:
     """The mean of each place of a field's samples over the rows of a split, float32, as the tensor `mean_image`."""
-    form = negotiate(request, query.format, ("safetensors", "npz", "npy"))
+    form = negotiate(request, query.format, _FORMATS)
     wanted = StatsQuery(**{key: getattr(query, key) for key in StatsQuery.model_fields})
     answer = await found_stats(request, services, name, wanted, prefer)
     if isinstance(answer, Response):

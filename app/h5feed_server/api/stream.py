@@ -19,7 +19,7 @@ from ..batching import BatchPlan
 from ..catalog.inspections import NotYet
 from ..jobs import InProgress
 from ..services import Services
-from .bodies import Bytes, is_tagged, not_modified, url_headers
+from .bodies import DOWNLOAD, Bytes, is_tagged, not_modified, url_headers
 from .deps import in_thread
 from .direct import DirectWriter, Peer, peer_of
 from .queries import PlanQuery
@@ -31,6 +31,8 @@ BLOCK_BYTES = 4 << 20
 
 MAX_BLOCKS = 4096
 """Bound on what one request may ask for."""
+
+_DOWNLOAD = DOWNLOAD.format("safetensors")
 
 _DIRECT_SECONDS = 1.0
 """After this, an answer that a thread sends itself goes on through the event loop: others want the thread."""
@@ -180,6 +182,7 @@ class BatchStream(Response):
         headers = url_headers(*self._url, plan.dataset.revision, "safetensors", private=private)
         if is_tagged(self._if_none_match, headers):
             return not_modified(headers)
+        headers["content-disposition"] = _DOWNLOAD
         planned = time.perf_counter()
         # The length of text is known when it is read: of several blocks, not before the last.
         nbytes = None if plan.ragged else plan.nbytes(*self._window)

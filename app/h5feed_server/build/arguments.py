@@ -39,7 +39,6 @@ def add_build(commands: Any) -> None:
         description="Makes an HDF5 file laid out for training: contiguous uint8 rows, labels with the names of their "
         "classes, splits, file names, sizes and digests.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="SOURCE", type=Path)
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="file; it appears when whole")

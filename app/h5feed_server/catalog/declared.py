@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from h5feed.errors import Unreadable
+from h5feed.options import did_you_mean
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..split_names import SPLIT_WORDS
@@ -41,6 +42,8 @@ from .encoded import DeclaredImages
 from .grouping.names import natural
 
 NAME = "h5feed.toml"
+
+_TOP = ("datasets",)
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_.\-]+")
 
@@ -178,7 +181,8 @@ def read_declared(root: Path, *, follow_links: bool) -> Declaration:
     refused: dict[str, Refusal] = {}
     tables = said.pop("datasets", {})
     if said:
-        refused[NAME] = Refusal(f"{NAME}: {next(iter(said))}: there is no such key: known is datasets")
+        key = next(iter(said))
+        refused[NAME] = Refusal(f"{NAME}: {key}: there is no such key: {did_you_mean(key, _TOP, 'there is datasets')}")
     if not isinstance(tables, dict):
         return Declaration({}, {NAME: Refusal(f"{NAME}: datasets: it is no table: write [datasets.NAME]")})
     for name, table in tables.items():
@@ -196,10 +200,17 @@ def read_declared(root: Path, *, follow_links: bool) -> Declaration:
             # A key that does not exist tells more than the one that is missing instead.
             first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
             where = ".".join(str(part) for part in ("datasets", name, *first["loc"]))
-            known = ", ".join(DeclaredDataset.model_fields)
-            what = f"there is no such key: known are {known}" if first["type"] == "extra_forbidden" else first["msg"]
+            what = _no_key(first["loc"]) if first["type"] == "extra_forbidden" else first["msg"]
             refused[name] = Refusal(f"{NAME}: {where}: {what}", _patterns(table))
     return Declaration(datasets, refused)
+
+
+def _no_key(place: Sequence[int | str]) -> str:
+    """What is right where a key of a dataset's table is none."""
+    in_images = len(place) > 1 and place[0] == "decode"
+    known = list((DeclaredImages if in_images else DeclaredDataset).model_fields)
+    there_are = f"there are {', '.join(known)}"
+    return f"there is no such key: {did_you_mean(str(place[-1]), known, there_are)}"
 
 
 def followed(

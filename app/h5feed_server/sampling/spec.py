@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Self
 
 from h5feed.order import Last
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 SPLIT_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
@@ -28,7 +28,14 @@ def _check_share(value: int | float) -> int | float:
     return value
 
 
-Share = Annotated[int | float, BeforeValidator(lambda value: _check_share(_share(value)))]
+_SHARES = {
+    "anyOf": [
+        {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        {"type": "integer", "minimum": 1},
+    ]
+}
+
+Share = Annotated[int | float, BeforeValidator(lambda value: _check_share(_share(value))), WithJsonSchema(_SHARES)]
 
 
 class SplitSpec(BaseModel):

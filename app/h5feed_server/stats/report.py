@@ -74,17 +74,19 @@ def report_of(
     is_label : bool
         Its values are classes: all are listed, with their balanced weights.
     """
-    report: dict[str, Any] = {"rows": found.rows, **_numbers(None if found.tally is None else found.tally.overall())}
-    report["channels"] = None
+    channels = None
     if channel_names is not None and found.tally is not None:
         summaries = found.tally.summaries()
-        report["channels"] = [
-            {"name": name, **_numbers(summary)} for name, summary in zip(channel_names, summaries, strict=True)
-        ]
-    for key in ("mean", "std"):
-        report[f"channel_{key}s"] = _by_colour(report["channels"], key)
-    report["mean_image"] = None if found.mean_image is None else list(found.mean_image.mean().shape)
+        channels = [{"name": name, **_numbers(summary)} for name, summary in zip(channel_names, summaries, strict=True)]
+    numbers = _numbers(None if found.tally is None else found.tally.overall())
+    histogram = numbers.pop("histogram")
+    # What people look for comes first, what is long last.
+    report: dict[str, Any] = {"rows": found.rows}
+    report |= {f"channel_{key}s": _by_colour(channels, key) for key in ("mean", "std")}
+    report |= numbers
     report |= {"classes": None, "classes_kind": None, "values": None, "distinct": None, "lengths": None}
+    report["mean_image"] = None if found.mean_image is None else list(found.mean_image.mean().shape)
+    report |= {"histogram": histogram, "channels": channels}
     if found.lengths is not None:
         report["lengths"] = _numbers(found.lengths.overall())
     if found.values is not None:
@@ -109,16 +111,16 @@ def report_of(
 def _numbers(summary: Summary | None) -> dict[str, Any]:
     if summary is None:
         return dict.fromkeys(
-            ("count", "min", "max", "mean", "std", "zeros", "nan", "inf", "zero_share", "nan_share", "histogram")
+            ("mean", "std", "min", "max", "count", "zeros", "nan", "inf", "zero_share", "nan_share", "histogram")
         )
     histogram = summary.histogram
     count = max(1, summary.count)
     return {
-        "count": summary.count,
-        "min": summary.minimum,
-        "max": summary.maximum,
         "mean": summary.mean,
         "std": summary.std,
+        "min": summary.minimum,
+        "max": summary.maximum,
+        "count": summary.count,
         "zeros": summary.zeros,
         "nan": summary.nan,
         "inf": summary.inf,

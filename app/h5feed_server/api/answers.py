@@ -1,0 +1,275 @@
+"""The JSON answers of the API, for its description: what is written here is what is sent, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+def answers(model: type[BaseModel], more: Mapping[int | str, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Options of a route that answers with such JSON, which is sent as it is and not checked anew."""
+    return {"responses": {200: {"model": model}, **(more or {})}, "response_model": None}
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(_Answer):
+    """What is wrong, as problem+json (RFC 9457)."""
+
+    type: Literal["about:blank"]
+    title: str = Field(description="The status in words.")
+    status: int
+    detail: str = Field(description="The bad value, and what would be right.")
+    code: str = Field(description="For programs: one word for each kind of error. New ones may come.")
+    request_id: str = Field(description="Of errors of the server: its log has more under this.")
+
+
+class StoredSplit(_Answer):
+    name: str
+    rows: int = Field(ge=0)
+
+
+class FieldSummary(_Answer):
+    name: str
+    role: str = Field(description="`input`, `label`, `weight` or `other`.")
+    shape: list[int] = Field(description="Of one row.")
+    dtype: str
+    readable: bool
+    reason: str | None = Field(description="Why it cannot be read.")
+
+
+class DatasetSummary(_Answer):
+    name: str
+    status: str = Field(description="`ok`, `preparing`, `unreadable` or `unavailable`.")
+    reason: str | None = Field(description="Why it is not `ok`.")
+    revision: str | None = Field(description="Of its bytes: another one where they differ.")
+    rows: int | None
+    native_splits: list[StoredSplit] = Field(description="Splits that the files hold.")
+    files: list[str]
+    fields: list[FieldSummary]
+
+
+class Catalogue(_Answer):
+    datasets: list[DatasetSummary]
+    total: int = Field(description="Datasets on all pages.")
+    limit: int
+    offset: int
+
+
+class Decoded(_Answer):
+    """What images are decoded to."""
+
+    size: list[int]
+    mode: str | None = None
+    resize: str | None = None
+    decoder: str = Field(description="Fingerprint of what this server's decoder makes of some images.")
+
+    model_config = ConfigDict(extra="allow")
+
+
+class FieldDescription(FieldSummary):
+    role_reason: str | None = Field(description="How the role was told.")
+    channels: str | None = Field(description="Of images: `rgb`, `bgr`, `grey` …")
+    ragged: bool = Field(description="Rows differ in length.")
+    rows: int
+    note: str | None
+    stored_dtype: str
+    chunks: list[int] | None
+    filters: list[str]
+    pieces: int = Field(description="Arrays that follow each other.")
+    stored_bytes: int
+    logical_bytes: int
+    enum: dict[str, int] | None
+    class_names: list[str] | None
+    attributes: dict[str, Any]
+    decode: Decoded | None
+    decoded_per_served_byte: float = Field(description="Bytes decoded for each byte of a shuffled batch.")
+    advice: str | None = Field(description="What makes shuffled batches of it cheaper.")
+
+
+class StoredSplitsDrawn(_Answer):
+    """How the stored splits were drawn."""
+
+    test: int | float | None
+    val: int | float | None
+    split_seed: int
+    split_shuffle: bool
+    stratified_by: str | None
+
+
+class DatasetDescription(_Answer):
+    name: str
+    status: Literal["ok"]
+    reason: None
+    revision: str
+    revision_covers: str
+    rows: int
+    fields: list[FieldDescription]
+    class_names: list[str] | None = Field(description="Of the label, by its value.")
+    native_splits: list[StoredSplit]
+    splits_drawn: StoredSplitsDrawn | None
+    files: list[str]
+    notes: list[str]
+    attributes: dict[str, Any]
+
+
+class ClassShare(_Answer):
+    value: bool | int | float | str
+    name: str | None = Field(description="Where classes have names.")
+    rows: int
+    share: float
+    weight: float | None = Field(description="Balanced: rows / (classes · rows of the class).")
+
+
+class Split(_Answer):
+    rows: int
+    share: float
+    digest: str = Field(description="Of its row ids.")
+    stored: bool | None = Field(None, description="Whether the files hold just these rows as this split.")
+    groups: int | None = None
+    classes: list[ClassShare] | None = None
+    classes_total: int | None = Field(None, description="Where there are too many to list.")
+    max_deviation: float | None = Field(
+        None, description="Largest difference of a class's share from that in all rows."
+    )
+
+
+_Replaced = dict[str, dict[str, int]] | None
+
+
+class Splits(_Answer):
+    dataset: str
+    revision: str
+    method: str | None = Field(description="What of scikit-learn gives the same rows.")
+    stratify: str | None
+    group: str | None
+    classes_of: str | None = Field(description="Field whose classes are counted.")
+    classes_are: str | None
+    note: str | None = Field(description="What one might not expect.")
+    replaces: _Replaced = Field(description="Stored splits that are divided anew: in which split their rows are now.")
+    splits: dict[str, Split]
+
+
+class TensorDescription(_Answer):
+    name: str
+    dtype: str
+    shape: list[int]
+
+
+class Limits(_Answer):
+    body_bytes: int
+    rows: int
+
+
+class Plan(_Answer):
+    dataset: str
+    revision: str
+    split: str
+    stored: bool | None = Field(description="Whether the files hold just these rows as this split.")
+    note: str | None
+    replaces: _Replaced
+    rows: int = Field(description="Of one epoch.")
+    batch_size: int
+    batches: int
+    last: Literal["keep", "drop", "pad"]
+    window: int | None
+    rows_decoded_together: int
+    last_rows: int = Field(description="Rows of the last batch.")
+    ragged: bool = Field(description="Batches differ in length: `batch_bytes` are without text and lists.")
+    batch_bytes: int
+    last_bytes: int
+    tensors: list[TensorDescription]
+    limits: Limits = Field(description="Of one answer.")
+
+
+class Histogram(_Answer):
+    edges: list[float] = Field(description="One more than counts.")
+    counts: list[int]
+
+
+class Numbers(_Answer):
+    """What is known of many numbers; null where they are none."""
+
+    mean: float | None
+    std: float | None = Field(description="`ddof=0`.")
+    min: int | float | None
+    max: int | float | None
+    count: int | None = Field(description="Finite values.")
+    zeros: int | None
+    nan: int | None
+    inf: int | None
+    zero_share: float | None
+    nan_share: float | None
+    histogram: Histogram | None
+
+
+class Channel(Numbers):
+    name: str
+
+
+class ValueShare(_Answer):
+    value: bool | int | float | str
+    rows: int
+    share: float
+
+
+class FieldStatistics(Numbers):
+    field: str
+    split: str
+    role: str
+    dtype: str
+    shape: list[int]
+    rows: int
+    channel_means: dict[str, float | None] | None = Field(description="Of images, by colour.")
+    channel_stds: dict[str, float | None] | None
+    classes: list[ClassShare] | None = Field(description="Of a label: all of them.")
+    classes_kind: str | None
+    values: list[ValueShare] | None = Field(description="The most frequent.")
+    distinct: int | None
+    lengths: Numbers | None = Field(description="Of rows that differ in length.")
+    mean_image: list[int] | None = Field(description="Its shape, where there is one: see `/stats/mean-image`.")
+    channels: list[Channel] | None
+
+
+class Statistics(_Answer):
+    dataset: str
+    revision: str
+    split: str
+    stored: bool | None
+    note: str | None
+    replaces: _Replaced
+    rows: int
+    fields: dict[str, FieldStatistics]
+
+
+class Job(_Answer):
+    job: str
+    url: str
+    status: Literal["queued", "running", "done", "failed"]
+    done: int
+    total: int
+    unit: str
+    request: dict[str, Any]
+    result: str = Field(description="Where the answer is, when it is done.")
+    code: str | None = Field(description="Of the error, where it failed.")
+    detail: str | None
+
+
+class TensorPreview(_Answer):
+    dtype: str
+    shape: list[int]
+    min: int | float | str | None = None
+    max: int | float | str | None = None
+    mean: float | str | None = None
+    first: list[Any] = Field(description="Of one value a row: the first rows. Else the first values of the first row.")
+
+
+class Preview(_Answer):
+    """Tensors, to look at: their types, ranges and first values. Programs take the binary formats."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, TensorPreview]
