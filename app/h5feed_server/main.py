@@ -12,8 +12,8 @@ from .api import batches, datasets, docs, health, images, jobs, plots, problems,
 from .api.access_log import AccessLog
 from .api.auth import BearerAuth
 from .api.callers import Callers, TrustedProxies
-from .api.description import PROBLEM_RESPONSE, operation_id
 from .api.hosts import HostCheck
+from .api.openapi import PROBLEM_RESPONSE, operation_id
 from .api.posted import Uploads, longest_body
 from .api.shortcut import BatchShortcut, KnownQueries
 from .services import Services

@@ -12,7 +12,7 @@ from fastapi.staticfiles import StaticFiles
 
 from .auth import WATCHED_PATHS, is_stranger
 from .deps import ServicesDep, in_thread
-from .description import describe
+from .openapi import describe
 
 router = APIRouter(include_in_schema=False)
 

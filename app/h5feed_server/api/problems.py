@@ -18,7 +18,7 @@ from h5feed.options import did_you_mean
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from .description import describe
+from .openapi import describe
 
 logger = logging.getLogger(__name__)
 

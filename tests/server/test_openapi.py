@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
 from h5feed_server.api import answers
-from h5feed_server.api.description import GROUPS
+from h5feed_server.api.openapi import GROUPS
 from pydantic import BaseModel
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
