@@ -1,6 +1,9 @@
 # Everything that people and CI call. Needs python3 (3.11 or newer) with pip; the rest is set up in .venv.
 PYTHON ?= python3
 DATA ?= data
+# Test files that run at the same time. Each has servers of its own.
+TESTS_AT_ONCE ?= 2
+PYTEST := -m pytest -n $(TESTS_AT_ONCE) --dist loadfile
 UV_VERSION := 0.13.8
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,16 +32,16 @@ demo: setup ## pack real digits, serve them, train a Keras model over HTTP
 	$(BIN)/h5feed-server demo
 
 test: setup ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 test-all: test test-backends ## run all tests, those that take minutes too
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python $(PYTEST) -m slow
 
 test-backends: $(BACKENDS_READY) ## run the tests of the training loops on torch and TensorFlow too, in .venv-backends
 	for backend in torch tensorflow; do \
 	  echo "backend $$backend"; KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 \
-	  $(BACKENDS)/bin/python -m pytest $(BACKEND_TESTS) || exit 1; done
-	$(BACKENDS)/bin/python -m pytest $(LOOP_TESTS)
+	  $(BACKENDS)/bin/python $(PYTEST) $(BACKEND_TESTS) || exit 1; done
+	$(BACKENDS)/bin/python $(PYTEST) $(LOOP_TESTS)
 
 $(BACKENDS_READY): $(READY) requirements/backends.txt
 	test -x $(BACKENDS)/bin/python || $(PYTHON) -m venv $(BACKENDS)
