@@ -5,14 +5,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 from .errors import BadParameter, FieldNotFound
 
+_MAX_CHARS, _MAX_NAMES = 200, 2000
+"""Of what is compared: it takes time by the square of the length, for each name."""
+
 
 def did_you_mean(name: str, known: Iterable[str], rest: str) -> str:
     """``did you mean 'batch_size'? There are …`` where a known name is like this one, else the rest alone."""
-    alike = {_plain(candidate): candidate for candidate in known}
+    if len(name) > _MAX_CHARS:
+        return rest
+    alike = {_plain(candidate): candidate for candidate in islice(known, _MAX_NAMES)}
     found = get_close_matches(_plain(name), alike, 1)
     return f"did you mean {alike[found[0]]!r}? {rest[:1].upper()}{rest[1:]}" if found else rest
 

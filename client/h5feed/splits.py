@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import BadParameter
+from .options import did_you_mean
 from .tables import html_table, text_lines
 
 logger = logging.getLogger("h5feed")
@@ -72,7 +73,8 @@ class Splits(dict[str, Any]):
             There is no such split, or rows have no classes, or several at once.
         """
         if split not in self["splits"]:
-            raise BadParameter(f"there is no split {split!r} here: valid are {', '.join(self.names)}")
+            said = did_you_mean(split, self.names, f"there are {', '.join(self.names)}")
+            raise BadParameter(f"there is no split {split!r} here: {said}")
         if self.get("classes_are") == "multi-label":
             raise BadParameter(f"rows of {self['classes_of']!r} have several labels at once: weigh rows, not classes")
         if "classes" not in self["splits"][split]:

@@ -93,7 +93,7 @@ def test_get(server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["info", "nix"], "valid are"),
+        (["info", "nix"], "there are"),
         (["get", "tall", "-o", "out.txt"], ".npz"),
         (["get", "tall", "-o", "a.npy"], "--fields"),
     ],

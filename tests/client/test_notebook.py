@@ -86,10 +86,12 @@ def test_what_is_shown(served: ServerProcess) -> None:
 def test_what_errors_say(served: ServerProcess) -> None:
     """The last line says what is wrong and what to do; nothing is told of errors that led to it."""
     with h5feed.connect(served.url, deadline=20) as feed:
-        assert "there is no dataset 'digit': valid are" in said(DatasetNotFound, lambda: feed["digit"])
+        assert "there is no dataset 'digit': did you mean 'digits'? There are" in said(
+            DatasetNotFound, lambda: feed["digit"]
+        )
         digits = feed["digits"]
         wrong = said(SplitNotFound, lambda: digits.loader("trian", val=0.1))
-        assert "there is no split 'trian' here: valid are all, train, val" in wrong
+        assert "there is no split 'trian' here: did you mean 'train'? There are all, train, val" in wrong
         loader = digits.loader(batch_size=1, readahead=1)
         batches = iter(loader)
         next(batches)

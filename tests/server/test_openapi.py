@@ -175,6 +175,22 @@ def test_a_misspelt_parameter_is_told(http: httpx.Client) -> None:
     assert "did you mean" not in http.get(f"{DATASET}/plan", params={"xyzzy": 1}).json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/v1/datasets/mixd", "mixed"),
+        (f"{DATASET}/stats?field=image", "images"),
+        (f"{DATASET}/plan?fields=lables", "labels"),
+        (f"{DATASET}/plan?split=trian&test=0.1", "train"),
+    ],
+)
+def test_a_misspelt_name_is_told(http: httpx.Client, path: str, meant: str) -> None:
+    assert f"did you mean '{meant}'? There are" in http.get(path).json()["detail"]
+    # Comparing takes time by the square of the length.
+    long = http.get(f"{DATASET}/plan", params={"split": "x" * 2000, "test": 0.1})
+    assert long.status_code == 404 and "did you mean" not in long.text
+
+
 def test_a_misspelt_key_of_the_declaration_is_told(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["x"] = np.arange(3)

@@ -440,7 +440,7 @@ def test_readable(labelled: tuple[h5feed.Feed, Path], kinds: h5feed.Dataset, fee
     assert sum(report.class_weight("all")[c] * n for c, n in _counts(report, "all").items()) == pytest.approx(1000)
     assert set(kinds.splits(test=0.1, stratify="text").class_weight()) == {0, 1, 2}
     assert "groups" in repr(kinds.splits(test=0.2, group="patient"))
-    with pytest.raises(BadParameter, match="valid are all, train, val, test"):
+    with pytest.raises(BadParameter, match="there are all, train, val, test"):
         report.class_weight("dev")
 
 

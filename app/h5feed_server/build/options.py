@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import numpy as np
 from h5feed.errors import BadParameter
 from h5feed.images import Colour, Interpolation, Resize
+from h5feed.options import did_you_mean
 
 Compression = Literal["none", "lz4", "zstd", "gzip"]
 Store = Literal["pixels", "encoded"]
@@ -228,7 +229,8 @@ def read_options(path: Path) -> dict[str, Any]:
     for key, value in found.items():
         name = key.replace("-", "_")
         if name not in hints:
-            raise BadParameter(f"{path}: there is no option {key!r}: valid are {', '.join(hints)}")
+            said = did_you_mean(key, hints, f"the options are {', '.join(hints)}")
+            raise BadParameter(f"{path}: there is no option {key!r}: {said}")
         if name == "rename" and isinstance(value, dict):
             options[name] = value
             continue

@@ -22,6 +22,7 @@ from h5feed.errors import (
     Transient,
     Unreadable,
 )
+from h5feed.options import did_you_mean
 
 from ..settings import Settings
 from ..storage.folder import CacheFolder
@@ -308,7 +309,8 @@ class Catalog:
             raise refused
         names = self.names()
         known = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
-        raise DatasetNotFound(f"there is no dataset {name!r}: valid are {known or 'none, the data folder is empty'}")
+        said = did_you_mean(name, names, f"there are {known or 'none, the data folder is empty'}")
+        raise DatasetNotFound(f"there is no dataset {name!r}: {said}")
 
     def _preparing(self, name: str, entry: Entry) -> Preparing:
         how_far = self._looks.inspections.describe(entry.outcome)

@@ -10,8 +10,9 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-from h5feed.errors import BadParameter, FieldNotFound, UnsupportedField
+from h5feed.errors import BadParameter, UnsupportedField
 from h5feed.images import ImageSpec
+from h5feed.options import no_field
 from h5feed.wire import OFFSETS, ROWS, WEIGHT
 
 from ..split_record import SplitRecord
@@ -137,8 +138,8 @@ class Dataset:
                 if field.unreadable:
                     raise UnsupportedField(f"field {name!r} of {self.name!r} cannot be served: {field.unreadable}")
                 return field
-        valid = ", ".join(field.name for field in self.fields if not field.unreadable)
-        raise FieldNotFound(f"dataset {self.name!r} has no field {name!r}: valid are {valid}")
+        valid = [field.name for field in self.fields if not field.unreadable]
+        raise no_field(name, valid, f"dataset {self.name!r} has no field")
 
     def chosen(
         self, names: str | Sequence[str] | None, encoded: str | Sequence[str] | None = None

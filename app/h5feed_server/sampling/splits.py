@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import SplitImpossible, SplitNotFound
+from h5feed.options import did_you_mean
 
 from . import draws, multilabel
 from .draws import Codes, TooFew
@@ -62,9 +63,10 @@ class Splits:
         SplitNotFound
         """
         if split not in self.rows:
-            valid = ", ".join(["all", *self.rows])
+            known = ["all", *self.rows]
             hint = "" if self.rows else " Give test=, val= or folds= to divide the rows."
-            raise SplitNotFound(f"there is no split {split!r} here: valid are {valid}.{hint}")
+            said = did_you_mean(split, known, f"there are {', '.join(known)}")
+            raise SplitNotFound(f"there is no split {split!r} here: {said}.{hint}")
         return self.rows[split]
 
 
