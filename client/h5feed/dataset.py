@@ -6,10 +6,9 @@ import math
 import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict, Unpack, overload
-from urllib.parse import quote, unquote
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack, overload
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +25,19 @@ from .net.client import Client
 from .net.pace import Pace
 from .options import check_options
 from .order import BatchGrid
+from .plan import (
+    LoaderOptions,
+    OrderOptions,
+    Plan,
+    SequenceOptions,
+    SplitOptions,
+    TorchOptions,
+    TorchRowsOptions,
+    names_of,
+    parameter,
+    split_options,
+    tail_of,
+)
 from .reading.decoding import decoded_batch, decoded_fetch, specs_for
 from .reading.fetching import check_asked_for, fetch_rows, fetcher, only_batch, only_tensor, taker
 from .reading.passes import blocks_of_passes
@@ -54,93 +66,6 @@ _MAX_PLANS = 256
 
 _BODY_HEAD_BYTES = 1 << 20
 """What the header of a body may have that is no batch."""
-
-
-class SplitOptions(TypedDict, total=False):
-    """Which rows: see "Split spec" of the HTTP API."""
-
-    test: float | int
-    """A float is a fraction of all rows, an int a count."""
-    val: float | int
-    stratify: str
-    """Field to stratify by, or ``"none"``; default: the label field where it is class-like."""
-    split_seed: int
-    split_shuffle: bool
-    group: str
-    """Field whose equal values stay together: patients, episodes, videos."""
-    folds: int
-    """Cross-validation: ``val`` is fold `fold` of so many, ``train`` the others."""
-    fold: int
-
-
-def split_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those options that divide rows: without such, `stratify` is of ``balance``."""
-    found = {name: value for name, value in options.items() if name in SplitOptions.__annotations__}
-    if all(found.get(name) is None for name in ("test", "val", "folds")):
-        found.pop("stratify", None)
-    return found
-
-
-class OrderOptions(SplitOptions, total=False):
-    """Which rows, in which order: see "Order spec" of the HTTP API."""
-
-    shuffle: bool
-    seed: int
-    epoch: int
-    window: int
-    """Rows to shuffle among: for files whose chunks hold many rows."""
-    balance: bool
-    """Each class equally often, with repeats."""
-    weights: str
-    """Field of numbers: rows as often as theirs says, with repeats."""
-    epoch_rows: int
-    """Rows of an epoch with `balance` or `weights`; default: as many as the split has."""
-    limit: int
-    shard: int
-    shards: int
-    last: Literal["keep", "drop", "pad"]
-    fields: Sequence[str]
-    encoded: Sequence[str]
-    """Those of them that are stored as JPEG or PNG and are to come so, as bytes: see `Batch.lists`."""
-    decode: Literal["server", "client"]
-    """Where images that are stored as JPEG or PNG are decoded. ``client``: a tenth of the bytes travel, and the threads
-    that fetch ahead decode them, to the same pixels; needs ``h5feed[decode]``."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one epoch of an order looks like, known before the first fetch."""
-
-    rows: int
-    batches: int
-    batch_bytes: int
-    """Bytes of one full batch on the wire."""
-    params: Mapping[str, str]
-    """The order spec with the revision pinned."""
-    batch_size: int
-    tensors: tuple[Tensor, ...]
-    """What a full batch consists of when it is handed out, the row ids and weights included."""
-    max_rows: int
-    """Rows of one answer of the server at most."""
-    max_bytes: int
-    """Bytes of one answer at most."""
-    last_rows: int
-    """Rows of the last batch."""
-    frame: Frame
-    """What each batch is on the wire."""
-    decoding: Mapping[str, ImageSpec]
-    """Fields that come as bytes of image files, and what they are decoded to here."""
-    stored: bool | None = None
-    """Whether the rows are those of a split that is stored; None for all rows."""
-    note: str | None = None
-    """What one might not expect of the splits, and which stored ones they take the place of."""
-
-    def of_fields(self, names: Sequence[str]) -> Plan:
-        """The same order, of some of its fields as they come."""
-        params = {**self.params, "fields": _encode(list(names))}
-        encoded = [name for name in params.pop("encoded", "").split(",") if unquote(name) in names]
-        params |= {"encoded": ",".join(encoded)} if encoded else {}
-        return replace(self, params=params, frame=self.frame.only(names))
 
 
 class Dataset:
@@ -437,7 +362,7 @@ class Dataset:
             tell_replaced(self.name, self.revision, split_options(options), about["replaced"])
         return rows
 
-    def sequence(self, split: str = "all", **options: Any) -> KerasSequence:
+    def sequence(self, split: str = "all", **options: Unpack[SequenceOptions]) -> KerasSequence:
         """A `keras.utils.PyDataset` of this dataset; see `h5feed.keras.Sequence` for the options."""
         try:
             from .keras import Sequence as KerasSequence
@@ -450,25 +375,25 @@ class Dataset:
 
         return KerasSequence(self, split, **options)
 
-    def loader(self, split: str = "all", **options: Any) -> Loader:
+    def loader(self, split: str = "all", **options: Unpack[LoaderOptions]) -> Loader:
         """Passes over a split for a loop of your own, as ``(x, y)``; options: `h5feed.reading.loader.Loader`."""
         from .reading.loader import Loader
 
         return Loader(self, split, **options)
 
-    def torch(self, split: str = "all", **options: Any) -> TorchBatches:
+    def torch(self, split: str = "all", **options: Unpack[TorchOptions]) -> TorchBatches:
         """A `torch.utils.data.IterableDataset` of batches; see `h5feed.torch.TorchBatches` for the options."""
         from .torch import TorchBatches
 
         return TorchBatches(self, split, **options)
 
-    def torch_map(self, split: str = "all", **options: Any) -> TorchRows:
+    def torch_map(self, split: str = "all", **options: Unpack[TorchRowsOptions]) -> TorchRows:
         """A `torch.utils.data.Dataset` of single rows; see `h5feed.torch.TorchRows` for the options."""
         from .torch import TorchRows
 
         return TorchRows(self, split, **options)
 
-    def tf_data(self, split: str = "all", **options: Any) -> Any:
+    def tf_data(self, split: str = "all", **options: Unpack[LoaderOptions]) -> Any:
         """A `tf.data.Dataset` of batches; see `h5feed.tf.tf_data` for the options."""
         from .tf import tf_data
 
@@ -604,7 +529,7 @@ class Dataset:
             raise BadParameter(f"decode={where!r} must be 'server' or 'client'")
         if where != "client":
             return asked, {}
-        as_stored = _names(asked.get("encoded"))
+        as_stored = names_of(asked.get("encoded"))
         images = {field["name"]: field["decode"] for field in self.info["fields"] if field.get("decode")}
         fields = [name for name in self._chosen(asked) if name in images and name not in as_stored]
         specs = specs_for({name: images[name] for name in fields})
@@ -620,14 +545,14 @@ class Dataset:
     def _chosen(self, asked: Mapping[str, Any]) -> list[str]:
         """Names of the fields that are asked for."""
         if asked.get("fields") is not None:
-            return _names(asked["fields"])
+            return names_of(asked["fields"])
         found = [*self.fields_of_role("input"), *self.fields_of_role("label")]
         return found or [field.name for field in self.fields.values() if field.readable and not field.ragged]
 
     def _frame(self, asked: Mapping[str, Any]) -> Frame:
         """What batches of an order, or rows, must be; of what is no field the server says so."""
         fields = [self.fields[name] for name in self._chosen(asked) if name in self.fields]
-        return Frame.of(self.rows, fields, _names(asked.get("encoded")), weighted=_last(asked) == "pad")
+        return Frame.of(self.rows, fields, names_of(asked.get("encoded")), weighted=tail_of(asked) == "pad")
 
     def _check_plan(self, plan: PlanInfo, frame: Frame, batch_size: int, asked: Mapping[str, Any]) -> None:
         """Raise `BadAnswer` where a plan is not one of this dataset, or contradicts itself."""
@@ -636,7 +561,7 @@ class Dataset:
         last_rows = grid.size(grid.batches - 1) if grid.batches else 0
         draws = any(asked.get(option) for option in ("balance", "weights", "epoch_rows"))
         if (
-            (plan["batches"], plan["last_rows"], plan["last"]) != (grid.batches, last_rows, _last(asked))
+            (plan["batches"], plan["last_rows"], plan["last"]) != (grid.batches, last_rows, tail_of(asked))
             or (plan["rows"] > self.rows and not draws)
             or not plan["limits"]["body_bytes"]
         ):
@@ -664,7 +589,7 @@ class Dataset:
         self, split: str | None, options: Mapping[str, Any], known: type, takes: Callable[..., Any]
     ) -> dict[str, str]:
         check_options(options, takes, known.__annotations__)
-        params = {name: _encode(value) for name, value in options.items() if value is not None}
+        params = {name: parameter(value) for name, value in options.items() if value is not None}
         return ({} if split is None else {"split": split}) | params | {"revision": self.revision}
 
 
@@ -672,26 +597,3 @@ def _unpickled(client: Client, info: dict[str, Any], told: frozenset[str]) -> Da
     dataset = Dataset(client, info)
     replaced_told(dataset.name, dataset.revision, told)
     return dataset
-
-
-def _last(asked: Mapping[str, Any]) -> str:
-    """What becomes of the tail."""
-    return asked.get("last") or ("keep" if int(asked.get("shards") or 1) == 1 else "pad")
-
-
-def _names(given: str | Sequence[str] | None) -> list[str]:
-    """Names of fields that are given as a list, or as the API writes it."""
-    if isinstance(given, str):
-        return [unquote(name) for name in given.split(",") if name]
-    return list(given or ())
-
-
-def _encode(value: object) -> str:
-    """A parameter as the API writes it: fractions with a decimal point, lists with commas."""
-    if isinstance(value, (bool, np.bool_)):
-        return "true" if value else "false"
-    if isinstance(value, (float, np.floating)):
-        return np.format_float_positional(float(value), trim="0")
-    if isinstance(value, (list, tuple)):
-        return ",".join(quote(str(item), safe="") for item in value)
-    return str(value)

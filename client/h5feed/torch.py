@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from .errors import BadParameter
 from .loop_stats import LoopStats
 from .net.trace import clock
 from .options import check_options
+from .plan import OrderOptions, Plan, SplitOptions, TorchRowsOptions
 from .prepare import Preparation
 from .reading.data_loaders import Loaded, check_accelerate, is_data_loader
 from .reading.loader import PREPARING, check_loader_options, divided, preparation_of
@@ -30,7 +31,7 @@ from .tensors import mapped, tensors_of
 from .wire import WEIGHT
 
 if TYPE_CHECKING:
-    from .dataset import Dataset, Plan
+    from .dataset import Dataset
 
 
 class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
@@ -211,9 +212,7 @@ class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
         Row id in the dataset of each place.
     """
 
-    def __init__(self, dataset: Dataset, split: str = "all", **options: Any) -> None:
-        from .dataset import OrderOptions, SplitOptions
-
+    def __init__(self, dataset: Dataset, split: str = "all", **options: Unpack[TorchRowsOptions]) -> None:
         self._dataset = dataset
         order, preparing = divided(options)
         of_order = sorted(set(order) & set(OrderOptions.__annotations__) - set(SplitOptions.__annotations__))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -112,3 +113,20 @@ def test_http_and_https(
         with h5feed.connect(wrong, deadline=60) as mixed_up, pytest.raises(BadAnswer) as raised:
             mixed_up.datasets()
         assert url in str(raised.value)
+
+
+def test_type_checkers_refuse_misspelt_options(tmp_path: Path) -> None:
+    """Options are typed: an editor completes them, and mypy names the one that was meant."""
+    (tmp_path / "training.py").write_text(
+        "import h5feed\n"
+        'ds = h5feed.connect("http://gpu-box:8000")["pets"]\n'
+        'ds.sequence("train", batch_size=3, shard="auto", val=0.1, mean="server", x=["a"], verbose=False)\n'
+        'ds.sequence("train", batchsize=3)\n'
+        'ds.loader("train", seed="seven")\n'
+        'ds.torch_map("train", shuffle=True)\n'
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "training.py"]
+    checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    errors = [line for line in checked.stdout.splitlines() if ": error: " in line]
+    assert [line.split(":")[1] for line in errors] == ["4", "5", "6"], checked.stdout
+    assert 'did you mean "batch_size"' in errors[0]

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..dataset import DEFAULT_READAHEAD, Dataset, Plan
+from ..dataset import DEFAULT_READAHEAD, Dataset
 from ..errors import BadParameter, FeedError
+from ..plan import Plan
 from .advice import BETTER
 from .asked import Asked
 from .findings import Findings, Rate

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from ..batch import Batch
-from ..dataset import BLOCK_BYTES, Dataset, Plan
+from ..dataset import BLOCK_BYTES, Dataset
 from ..net.pace import Link, Pace
+from ..plan import Plan
 from ..reading.passes import blocks_of_passes
 from ..reading.readahead import ReadAhead
 from .findings import Rate, Training

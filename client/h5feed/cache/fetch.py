@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,11 @@ from ..batch import Batch
 from ..buffers import BufferPool
 from ..errors import TooLarge
 from ..net import trace
+from ..plan import Plan
 from ..reading.readahead import Block, Fetch
 from ..wire import ALIGNMENT, OFFSETS, ROWS, WEIGHT, Tensor
 from .folder import Piece, RowCache
 from .store import FieldStore, Int64s
-
-if TYPE_CHECKING:
-    from ..dataset import Plan
 
 Take = Callable[[Int64s, Sequence[str], threading.Event], dict[str, npt.NDArray[Any]]]
 """Fetches those rows of those fields, in the order asked; no two of them are the same."""

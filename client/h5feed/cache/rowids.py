@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
 
 from ..batch import Batch
+from ..plan import Plan
 from ..reading.passes import is_drawn
 from ..reading.readahead import Block, Fetch
-
-if TYPE_CHECKING:
-    from ..dataset import Plan
 
 ROWS_ASKED_TOGETHER = 1 << 17
 """Row ids of an order that are asked for by one request: a megabyte."""

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadParameter
+from ..plan import Plan
 from ..prepare import Preparation
 from ..prepare.labels import Labels
 
 if TYPE_CHECKING:
-    from ..dataset import Dataset, Plan
+    from ..dataset import Dataset
 
 _ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 

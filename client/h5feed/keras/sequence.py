@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from copy import copy
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import keras
 import numpy as np
@@ -21,12 +21,13 @@ import numpy.typing as npt
 
 from ..batch import Batch
 from ..cache import RowCache
-from ..dataset import DEFAULT_READAHEAD, Dataset, OrderOptions, split_options
+from ..dataset import DEFAULT_READAHEAD, Dataset
 from ..errors import BadParameter, FeedError
 from ..forks import tell_after_fork
 from ..loop_stats import LoopStats
 from ..net.trace import clock
 from ..options import check_options
+from ..plan import EpochOptions, split_options
 from ..prepare.labels import ClassMode
 from ..prepare.preparation import FieldNames, Preparation
 from ..prepare.scale import Number
@@ -151,12 +152,11 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         workers: int | None = None,
         use_multiprocessing: bool = False,
         max_queue_size: int | None = None,
-        **options: Any,
+        **options: Unpack[EpochOptions],
     ) -> None:
         # One worker means none: batches are asked for on the caller's thread and have been fetched ahead by ours.
         super().__init__(workers=1, use_multiprocessing=False)
-        known = set(OrderOptions.__annotations__) - {"fields", "shuffle", "seed", "epoch"}
-        check_options(options, Sequence.__init__, known)
+        check_options(options, Sequence.__init__, EpochOptions.__annotations__)
         self._dataset = dataset
         rank, count = shard_of(shard, shards)
         self.shard, self.shards = rank, count
@@ -176,7 +176,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
             shard=rank,
             split_options=of_split,
         )
-        order = {**options, "batch_size": batch_size, "seed": seed, "shard": rank, "shards": count, "last": last}
+        order: dict[str, Any] = {**options, "batch_size": batch_size, "seed": seed, "shard": rank, "shards": count, "last": last}
         order = {**order, "shuffle": shuffle, "fields": self._prepare.fields}
         only_training = _ONLY_TRAINING if "stratify" in of_split else (*_ONLY_TRAINING, "stratify")
         in_order = {name: value for name, value in order.items() if name not in only_training}

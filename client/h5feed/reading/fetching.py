@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,10 @@ from ..images import ImageSpec
 from ..net.client import Client
 from ..net.trace import received, retried
 from ..net.transport import BodyCut
+from ..plan import Plan
 from ..wire import ROWS, WEIGHT, read_body, read_runs
 from .decoding import decoded
 from .readahead import Block, Fetch
-
-if TYPE_CHECKING:
-    from ..dataset import Plan
 
 
 def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:

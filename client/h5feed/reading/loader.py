@@ -14,6 +14,7 @@ from ..forks import tell_after_fork
 from ..loop_stats import LoopStats
 from ..net.trace import clock
 from ..options import check_options
+from ..plan import OrderOptions, split_options
 from ..prepare import Preparation
 from .meter import Meter
 from .passes import described, position_in, state_of
@@ -229,8 +230,6 @@ PREPARING = ("x", "y", "sample_weight", "class_mode", "rescale", "mean", "std", 
 
 def check_loader_options(options: Mapping[str, Any], takes: Callable[..., Any]) -> None:
     """Raise `BadParameter` where what makes batches was given an option that is none."""
-    from ..dataset import OrderOptions
-
     if "fields" in options:
         raise BadParameter("fields= is what batches() takes: here x=, y= and sample_weight= name the fields")
     check_options(options, takes, set(OrderOptions.__annotations__) - {"fields"}, PREPARING)
@@ -248,7 +247,5 @@ def preparation_of(
     dataset: Dataset, split: str, order: Mapping[str, Any], preparing: Mapping[str, Any], seed: int
 ) -> Preparation:
     """What makes arrays of the batches of an order."""
-    from ..dataset import split_options
-
     shard = order.get("shard") or 0
     return Preparation(dataset, split, seed=seed, shard=shard, split_options=split_options(order), **preparing)

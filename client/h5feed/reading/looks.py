@@ -8,10 +8,11 @@ from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from ..batch import Batch
+from ..plan import Plan
 from .stream import Stream
 
 if TYPE_CHECKING:
-    from ..dataset import Dataset, Plan
+    from ..dataset import Dataset
 
 
 class Looks:

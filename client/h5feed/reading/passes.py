@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadParameter, RevisionChanged
+from ..plan import Plan
 from .readahead import Block, blocks_of
 
 if TYPE_CHECKING:
-    from ..dataset import Dataset, Plan
+    from ..dataset import Dataset
 
 STATE_VERSION = 1
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from ..batch import Batch
 from ..errors import BatchOutOfRange
 from ..net.trace import Trace
+from ..plan import Plan
 from .passes import is_drawn
 from .readahead import ReadAhead
 
 if TYPE_CHECKING:
-    from ..dataset import Dataset, Plan
+    from ..dataset import Dataset
 
 
 class Stream:
