@@ -176,7 +176,14 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
             shard=rank,
             split_options=of_split,
         )
-        order: dict[str, Any] = {**options, "batch_size": batch_size, "seed": seed, "shard": rank, "shards": count, "last": last}
+        order: dict[str, Any] = {
+            **options,
+            "batch_size": batch_size,
+            "seed": seed,
+            "shard": rank,
+            "shards": count,
+            "last": last,
+        }
         order = {**order, "shuffle": shuffle, "fields": self._prepare.fields}
         only_training = _ONLY_TRAINING if "stratify" in of_split else (*_ONLY_TRAINING, "stratify")
         in_order = {name: value for name, value in order.items() if name not in only_training}
