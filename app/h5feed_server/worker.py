@@ -35,6 +35,9 @@ ALIVE_SECONDS = 1.0
 DRAIN_SECONDS = 5.0
 """How long a stopping worker lets answers under way finish."""
 
+_MOST_AT_ONCE = 256
+"""New connections that are taken before those that are there have their turn."""
+
 _LOOK_SECONDS = 0.5
 """How often connections are looked at."""
 
@@ -157,23 +160,27 @@ class _Worker(uvicorn.Server):
         self._closed_unsaid -= self._say(CLOSED * self._closed_unsaid)
 
     def _receive(self) -> None:
-        try:
-            messages, descriptors, flags, _ = socket.recv_fds(self._channel, 64, 64)
-        except BlockingIOError:
-            return
-        except OSError:
-            messages, descriptors, flags = b"", [], 0
-        if not messages:
-            # The supervisor is gone, and with it the address: finish what is under way and end.
-            asyncio.get_running_loop().remove_reader(self._channel.fileno())
-            self.should_exit = True
-        if flags & socket.MSG_CTRUNC:
-            logger.warning("connections were lost: this process has too many files open (see `ulimit -n`)")
-        for descriptor in descriptors:
-            connection = socket.socket(fileno=descriptor)
-            task = asyncio.ensure_future(self._serve_connection(connection))
-            self.server_state.tasks.add(task)
-            task.add_done_callback(self.server_state.tasks.discard)
+        """Take all connections that have come: the system hands out one at a time, and a turn of the loop is long while
+        many are answered."""
+        for _ in range(_MOST_AT_ONCE):
+            try:
+                messages, descriptors, flags, _ = socket.recv_fds(self._channel, 64, 64)
+            except BlockingIOError:
+                return
+            except OSError:
+                messages, descriptors, flags = b"", [], 0
+            if flags & socket.MSG_CTRUNC:
+                logger.warning("connections were lost: this process has too many files open (see `ulimit -n`)")
+            for descriptor in descriptors:
+                connection = socket.socket(fileno=descriptor)
+                task = asyncio.ensure_future(self._serve_connection(connection))
+                self.server_state.tasks.add(task)
+                task.add_done_callback(self.server_state.tasks.discard)
+            if not messages:
+                # The supervisor is gone, and with it the address: finish what is under way and end.
+                asyncio.get_running_loop().remove_reader(self._channel.fileno())
+                self.should_exit = True
+                return
 
     async def _serve_connection(self, connection: socket.socket) -> None:
         if len(self.server_state.connections) + self._opening >= self._most and not self._make_way(connection):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -20,9 +21,12 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import uvicorn
 from conftest import ServerProcess, suspend, wait_until
 from h5feed.errors import ConnectionFailed, RevisionChanged
 from h5feed_server.serving import STILL_SECONDS
+from h5feed_server.settings import Settings
+from h5feed_server.worker import CONNECTION, _Worker
 
 URL = "/v1/datasets/mixed/batches/3?split=train&test=0.2&shuffle=true&seed=9&epoch=4&batch_size=16"
 
@@ -62,6 +66,28 @@ def test_connections_are_spread_over_the_workers(server: ServerProcess) -> None:
 
         assert len(held) == 2
         wait_until(lambda: min(counts()) >= 1)
+
+
+def test_connections_that_wait_are_taken_together(tmp_path: Path) -> None:
+    """All in one turn of a worker's loop, whose turns are long while it answers many: nobody waits for its turn to
+    connect behind those who ask again and again."""
+
+    async def taken(channel: socket.socket) -> int:
+        settings = Settings.model_validate({"data_dir": tmp_path, "cache_dir": tmp_path})
+        worker = _Worker(uvicorn.Config("none"), channel, settings)
+        worker._receive()
+        tasks = list(worker.server_state.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return len(tasks)
+
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    with ours, theirs, socket.socket() as connection:
+        for _ in range(100):
+            socket.send_fds(ours, [CONNECTION], [connection.fileno()])
+        assert asyncio.run(taken(theirs)) == 100
 
 
 def test_a_dead_worker_is_replaced(serve: Callable[..., ServerProcess], folder: Path) -> None:
