@@ -52,7 +52,7 @@ class ServerProcess:
 
     def __init__(self, folder: Path, cache_dir: Path, *options: str, **environment: str) -> None:
         self.folder = folder
-        self._cache_dir = cache_dir
+        self.cache_dir = cache_dir
         self._options = options
         self._environment = environment
         self.port = 0
@@ -61,7 +61,7 @@ class ServerProcess:
     def start(self) -> None:
         """Start it, on the port that it had before."""
         command = [sys.executable, "-m", "h5feed_server.cli", "serve", str(self.folder), "--port", str(self.port)]
-        command += ["--cache-dir", str(self._cache_dir), *self._options]
+        command += ["--cache-dir", str(self.cache_dir), *self._options]
         environment = {**os.environ, **self._environment}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, env=environment, text=True, start_new_session=self.new_session
@@ -94,7 +94,7 @@ class ServerProcess:
     def unfinished_jobs(self) -> list[str]:
         """Kinds of the jobs that are not over, by what is written down of them."""
         # After a line that says whether what follows is whole.
-        files = [path.read_bytes().split(b"\n", 1)[1] for path in self._cache_dir.glob("served-*/jobs/*.json")]
+        files = [path.read_bytes().split(b"\n", 1)[1] for path in self.cache_dir.glob("served-*/jobs/*.json")]
         states = [json.loads(content) for content in files]
         return [state["kind"] for state in states if state["status"] in ("queued", "running")]
 

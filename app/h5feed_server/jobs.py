@@ -192,7 +192,6 @@ class Jobs:
         self._mine: dict[str, _Mine] = {}
         self._lock = threading.Lock()
         with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
             self._forget_old()
 
     def close(self) -> None:
@@ -302,6 +301,8 @@ class Jobs:
             self._make_room(wanted.dataset)
             lock: int | None = None
             with contextlib.suppress(OSError):
+                # It may be deleted at any time, with the whole cache.
+                self._folder.mkdir(parents=True, exist_ok=True)
                 lock = hold(self._lock_of(wanted.id))
                 if lock is None:
                     # Another worker has it.

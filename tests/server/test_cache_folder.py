@@ -245,3 +245,33 @@ def test_what_nobody_uses_is_deleted_in_time(tmp_path: Path) -> None:
     CacheFolder(cache, 5, 999)
     there = {str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file()}
     assert there == others
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_folder_that_is_deleted_meanwhile(tmp_path: Path, caplog: pytest.LogCaptureFixture, behind: bool) -> None:
+    """It may be at any time: it is made again, and nobody is told that it cannot be used."""
+    folder = CacheFolder(tmp_path / "cache", 5, 1 << 30)
+
+    def compute() -> bytes:
+        shutil.rmtree(tmp_path / "cache")
+        return b"what was computed"
+
+    for name in ("a/one", "a/two"):
+        assert folder.get(name, compute, behind=behind) == b"what was computed"
+    folder.close()
+    assert read_sealed(folder.path / "a/two") == b"what was computed" and not caplog.records
+
+
+def test_an_error_of_the_work_is_none_of_the_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Time that is up is an error of the system's kind, too: it is raised, once, and the folder is still used."""
+    folder = CacheFolder(tmp_path, 5, 1 << 30)
+    begun: list[int] = []
+
+    def compute() -> bytes:
+        begun.append(1)
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        folder.get("a/one", compute)
+    assert len(begun) == 1 and not caplog.records
+    assert folder.get("a/one", lambda: b"what was computed") == b"what was computed" and "a/one" in folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -95,6 +96,23 @@ def test_long_jobs_hold_up_no_others(server: ServerProcess) -> None:
     assert again.status_code == 202
     url = f"{server.url}{again.headers['location']}"
     assert httpx.delete(url, headers={"user-agent": "owner"}, timeout=60).status_code == 204
+
+
+def test_every_worker_knows_a_job_when_the_cache_was_deleted(server: ServerProcess) -> None:
+    """The cache folder may go at any time: what is started then is known to whoever is asked for it."""
+    shutil.rmtree(server.cache_dir)
+    owner = {"user-agent": "owner"}
+    job = _stats(server, "another", 0, **owner)
+    assert job.status_code == 202
+    url = job.headers["location"]
+    # Of connections that stay open, each worker has one.
+    with (
+        httpx.Client(base_url=server.url, headers=owner, timeout=60) as one,
+        httpx.Client(base_url=server.url, headers=owner, timeout=60) as other,
+    ):
+        assert [client.get("/healthz").status_code for client in (one, other)] == [200, 200]
+        assert [client.get(url).status_code for client in (one, other)] == [200, 200]
+        assert one.delete(url).status_code == 204
 
 
 def test_a_job_reads_so_much_at_most(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ _POLL_SECONDS = 0.05
 _WRITERS = 4
 """Threads that write behind: a disk makes several files lasting in little more time than one."""
 
+_ATTEMPTS = 5
+"""Times that a folder is made: whoever deletes it may be at it still."""
+
 _PREFIX = "served-"
 _OURS = re.compile(rf"{_PREFIX}[0-9]+")
 
@@ -75,8 +78,7 @@ class CacheFolder:
         file = self.path / name
         with contextlib.ExitStack() as lock:
             try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                lock.enter_context(self._locked(file))
+                _in_folder_of(file, lambda: lock.enter_context(self._locked(file)))
             except OSError as error:
                 self._warn(error)
                 return compute()
@@ -94,7 +96,7 @@ class CacheFolder:
     def _keep(self, file: Path, data: bytes, lock: contextlib.ExitStack) -> None:
         with lock:
             try:
-                write_sealed(file, data)
+                _in_folder_of(file, lambda: write_sealed(file, data))
             except OSError as error:
                 self._warn(error)
 
@@ -164,6 +166,21 @@ class CacheFolder:
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
                 total -= size
+
+
+def _in_folder_of(file: Path, work: Callable[[], None]) -> None:
+    """Do what needs a file's folder, which is made when it is not there: it may be deleted at any time.
+
+    Raises
+    ------
+    OSError
+    """
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError):
+            return work()
+        with contextlib.suppress(FileNotFoundError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+    work()
 
 
 def _remove_empty(folder: Path) -> None:
