@@ -66,6 +66,7 @@ examples:
   python -m benchmarks --only a --rounds 15  more rounds, steadier medians
   python -m benchmarks --keep                keep the files in benchmarks/data and use them the next time
   python -m benchmarks.on_card               another one: how busy a CUDA card is kept
+  python -m benchmarks.trouble               another one: what those who train notice of trouble
 """
 
 

@@ -129,3 +129,16 @@ def count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} must be 1 or more")
     return number
+
+
+def seconds(text: str) -> float:
+    """An option that says how long.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+    """
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return number

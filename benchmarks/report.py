@@ -24,10 +24,7 @@ def print_table(measured: Sequence[Measured], peaks: Mapping[str, Sequence[int]]
     peaks : mapping of str to sequence of int
         Variant of the server to the peak memory of each worker, in bytes.
     """
-    print(f"{os.cpu_count()} cores, {_processor()}; {platform.system()} {platform.machine()}")
-    versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "uvicorn", "httpx", "imagecodecs"))
-    hdf5 = f"h5py {h5py.version.version} (HDF5 {h5py.version.hdf5_version})"
-    print(f"Python {platform.python_version()}, {hdf5}, {versions}")
+    print_machine()
     print(f"medians of {rounds} rounds; ours and theirs in rows/s, transport in MB/s; * reaches the target\n")
     print(_COLUMNS.format("figure", "server", "ratio", "target", "range", "ours", "theirs"))
     for one in measured:
@@ -50,6 +47,14 @@ def print_table(measured: Sequence[Measured], peaks: Mapping[str, Sequence[int]]
     print()
     for name, ones in groupby(measured, lambda one: one.figure.name):
         print(f"RATIO {name} {best(list(ones)).ratio:.3f}")
+
+
+def print_machine() -> None:
+    """Print what it was measured on, and with which versions."""
+    print(f"{os.cpu_count()} cores, {_processor()}; {platform.system()} {platform.machine()}")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "uvicorn", "httpx", "imagecodecs"))
+    hdf5 = f"h5py {h5py.version.version} (HDF5 {h5py.version.hdf5_version})"
+    print(f"Python {platform.python_version()}, {hdf5}, {versions}")
 
 
 def _processor() -> str:

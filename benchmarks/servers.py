@@ -34,11 +34,20 @@ class H5feedServer:
     url: str
     pid: int
 
+    def workers(self) -> list[int]:
+        """Process ids of its workers.
+
+        Raises
+        ------
+        OSError
+            The system does not tell (no Linux).
+        """
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
     def worker_peaks(self) -> list[int]:
         """Most memory that each worker ever had resident, in bytes; empty where the system does not tell (no Linux)."""
         try:
-            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-            states = [Path(f"/proc/{child}/status").read_text() for child in children]
+            states = [Path(f"/proc/{pid}/status").read_text() for pid in self.workers()]
         except OSError:
             return []
         peaks = [re.search(r"VmHWM:\s+(\d+) kB", state) for state in states]
@@ -46,9 +55,8 @@ class H5feedServer:
 
     def reset_peaks(self) -> list[int]:
         """Let the peak of each worker's memory be what it has now; which is that, in bytes."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        for child in children:
-            Path(f"/proc/{child}/clear_refs").write_text("5")
+        for pid in self.workers():
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
         return self.worker_peaks()
 
 
