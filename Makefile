@@ -28,8 +28,8 @@ $(READY): requirements/dev.txt pyproject.toml client/pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e client -e .
 	@touch $@
 
-demo: setup ## pack real digits, serve them, train a Keras model over HTTP
-	$(BIN)/h5feed-server demo
+demo: setup ## pack real digits into DATA, serve them, train a Keras model over HTTP
+	@$(BIN)/h5feed-server demo --keep $(DATA)
 
 test: setup ## run the tests
 	$(BIN)/python $(PYTEST)
@@ -42,6 +42,7 @@ test-backends: $(BACKENDS_READY) ## run the tests of the training loops on torch
 	  echo "backend $$backend"; KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 \
 	  $(BACKENDS)/bin/python $(PYTEST) $(BACKEND_TESTS) || exit 1; done
 	$(BACKENDS)/bin/python $(PYTEST) $(LOOP_TESTS)
+	$(BACKENDS)/bin/python -m pytest tests/docs -k "torch or tensorflow"
 
 $(BACKENDS_READY): $(READY) requirements/backends.txt
 	test -x $(BACKENDS)/bin/python || $(PYTHON) -m venv $(BACKENDS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -14,8 +13,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-
-GUIDE = Path(__file__).parents[1] / "docs" / "guide" / "processes.md"
 
 SECONDS = 300
 """Deadline of all ranks together: on a busy machine importing a framework alone takes a while."""
@@ -75,13 +72,6 @@ def check_shares(of_ranks: list[Batches], rows: int, batch_size: int, last: str)
         assert set(seen) == set(range(rows))
 
 
-def block_of_guide(need: str) -> str:
-    """The example of the guide that needs this framework."""
-    found = re.search(rf"<!-- needs: {need} -->\n```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    assert found is not None
-    return found[1]
-
-
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
@@ -92,13 +82,6 @@ def write_ids(path: Path, rows: int) -> None:
     with h5py.File(path, "w") as file:
         file["x"] = np.random.default_rng(0).random((rows, 2), np.float32)
         file["y"] = np.arange(rows)
-
-
-def write_digits(path: Path) -> None:
-    """Images and labels of the shape of scikit-learn's digits."""
-    with h5py.File(path, "w") as file:
-        file["images"] = np.random.default_rng(0).integers(0, 17, (300, 8, 8), np.uint8)
-        file["labels"] = np.arange(300) % 10
 
 
 def two_passes(batches: Any, told: Any) -> None:

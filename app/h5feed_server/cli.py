@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     demo.add_argument("--epochs", type=int, default=8, help="passes over the training split (default 8)")
     demo.add_argument("--workers", type=int, default=1, help="server processes (default 1)")
+    demo.add_argument("--keep", metavar="DIR", type=Path, help="folder in which digits.h5 stays (default: none)")
     options = parser.parse_args(argv)
     # What is wrong with its file `inspect` says itself; the others of its dataset are not what it was asked about.
     level = logging.ERROR if options.command == "inspect" else logging.WARNING
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "demo":
             from .demo import run_demo
 
-            return run_demo(epochs=options.epochs, workers=options.workers)
+            return run_demo(epochs=options.epochs, workers=options.workers, keep=options.keep)
         if options.command == "build":
             from .build.command import run_build
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,23 +82,51 @@ def _missing(error: ModuleNotFoundError) -> h5feed.FeedError:
     return h5feed.FeedError(f"the demo needs {error.name}: pip install 'h5feed-server[demo]'")
 
 
-def run_demo(epochs: int, workers: int) -> int:
-    """Pack, serve, train, report; returns the exit code: 0 where the test accuracy reached the target."""
+def run_demo(epochs: int, workers: int, keep: Path | None = None) -> int:
+    """Pack, serve, train, report; returns the exit code: 0 where the test accuracy reached the target.
+
+    The packed file stays in the folder `keep`, if there is one.
+    """
     os.environ.setdefault("KERAS_BACKEND", "jax")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="h5feed-demo-") as name:
         folder = Path(name)
         rows = pack_digits(folder / "digits.h5")
-        print(f"packed {rows} real handwritten digits into digits.h5")
+        kept = Path("digits.h5") if keep is None else keep_file(folder / "digits.h5", keep)
+        print(f"packed {rows:,} real handwritten digits into {kept}")
         with served(folder, workers=workers, cache_dir=folder / "cache") as url:
             print(f"serving it at {url}")
             accuracy = _train(url, epochs)
     print(f"done in {time.monotonic() - began:.0f} s")
-    print("next: h5feed-server serve FOLDER, then browse http://127.0.0.1:8000/docs")
+    print(f"next: h5feed-server serve {keep or 'FOLDER'}, then browse http://127.0.0.1:8000/docs")
     if accuracy < TARGET_ACCURACY:
         print(f"test accuracy is below {TARGET_ACCURACY}: something is wrong", file=sys.stderr)
         return 1
     return 0
+
+
+def keep_file(packed: Path, folder: Path) -> Path:
+    """Copy the packed file into `folder`, unless a file of that name is there, which stays; returns its path.
+
+    Raises
+    ------
+    FeedError
+        The folder cannot be written to.
+    """
+    path = folder / packed.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            if not filecmp.cmp(path, packed, shallow=False):
+                print(f"{path} is not the demo's, and stays", file=sys.stderr)
+            return path
+        # Whole or not there, for a server may be looking at that folder.
+        whole = folder / f".{packed.name}.{os.getpid()}"
+        shutil.copyfile(packed, whole)
+        whole.replace(path)
+    except OSError as error:
+        raise h5feed.FeedError(f"cannot keep {path}: {error.strerror or error}") from None
+    return path
 
 
 def _train(url: str, epochs: int) -> float:
@@ -107,9 +137,9 @@ def _train(url: str, epochs: int) -> float:
 
     with h5feed.connect(url) as feed:
         digits = feed["digits"]
-        train = digits.sequence("train", batch_size=_BATCH, shuffle=True, seed=1, **SPLITS)
-        val = digits.sequence("val", batch_size=_BATCH, **SPLITS)
-        test = digits.sequence("test", batch_size=_BATCH, **SPLITS)
+        train = digits.sequence("train", batch_size=_BATCH, shuffle=True, seed=1, verbose=False, **SPLITS)
+        val = digits.sequence("val", batch_size=_BATCH, verbose=False, **SPLITS)
+        test = digits.sequence("test", batch_size=_BATCH, verbose=False, **SPLITS)
         print(f"stratified splits: {train.samples} train, {val.samples} val, {test.samples} test")
         keras.utils.set_random_seed(1)
         model = keras.Sequential(
@@ -136,7 +166,6 @@ def _train(url: str, epochs: int) -> float:
         print(f"test accuracy   {accuracy:.3f}")
         print(f"images/s        {images / seconds:,.0f}")
         print(f"waited for data {waited / seconds:.1%} of the time ({waited:.2f} s of {seconds:.1f} s)")
-        print(f"served at       {url}/docs while this runs")
         for sequence in (train, val, test):
             sequence.close()
     return float(accuracy)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ServerProcess
-from ranks import block_of_guide, check_passes, free_port, run_ranks, write_digits, write_ids
+from ranks import check_passes, free_port, run_ranks, write_ids
 
 pytest.importorskip("jax")
 
@@ -62,19 +62,3 @@ def test_ranks_share_each_step(serve: Callable[..., ServerProcess], tmp_path: Pa
     assert ranks[0]["weights"] == ranks[1]["weights"] and bool(ranks[0]["weights"]) == (how == "keras")
     assert len(ranks[0]["told"]) == 4
     check_passes(ranks, ROWS, BATCH)
-
-
-def test_the_guide(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
-    """The example runs as the guide says, and both ranks end with the same model."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    write_digits(folder / "digits.h5")
-    script = block_of_guide("jax") + "\nimport json\nprint(json.dumps([w.tolist() for w in model.get_weights()]))\n"
-    address = f"127.0.0.1:{free_port()}"
-    variables = {
-        "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"{address},{address}",
-        "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
-        "KERAS_DISTRIBUTION_PROCESS_ID": "{rank}",
-    }
-    ranks = run_ranks(script, H5FEED_URL=serve(folder).url, KERAS_BACKEND="jax", JAX_PLATFORMS="cpu", **variables)
-    assert ranks[0] == ranks[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import traceback
 from collections.abc import Callable
@@ -18,8 +17,6 @@ import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.errors import ConnectionFailed, DatasetNotFound, FeedError, RevisionChanged, SplitNotFound
-
-GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "notebooks.md"
 
 ROWS = 30
 
@@ -104,19 +101,3 @@ def test_what_errors_say(served: ServerProcess) -> None:
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         gone = said(ConnectionFailed, lambda: h5feed.connect(url, deadline=0.5)["digits"])
     assert url in gone and "Is the server running and reachable?" in gone
-
-
-def test_the_guide(serve: Callable[..., ServerProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its examples run, and a loop says of itself what stands there."""
-    datasets = pytest.importorskip("sklearn.datasets")
-    folder = tmp_path / "data"
-    folder.mkdir()
-    data = datasets.load_digits()
-    with h5py.File(folder / "digits.h5", "w") as file:
-        file["images"], file["labels"] = data.images.astype("uint8"), data.target
-    monkeypatch.setenv("H5FEED_URL", serve(folder).url)
-    namespace: dict[str, Any] = {"__name__": "guide"}
-    for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL):
-        exec(compile(block, GUIDE.name, "exec"), namespace)
-    assert repr(namespace["train"]) in GUIDE.read_text()
-    namespace["feed"].close()

@@ -8,7 +8,6 @@ import multiprocessing
 import operator
 import os
 import pickle
-import re
 import select
 import signal
 import subprocess
@@ -29,7 +28,6 @@ import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.cache.locking import exclusive
 from photographs import encoded, photograph
-from ranks import GUIDE, write_digits
 
 ROWS = 50
 BATCH = 4
@@ -134,19 +132,6 @@ def test_a_copy_goes_on_elsewhere(
     if cached:
         assert photos.cache(tmp_path).cached_rows == ROWS
     train.close()
-
-
-def test_the_guide(serve: Callable[..., ServerProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example of a copy in another process does what it says."""
-    (tmp_path / "data").mkdir()
-    write_digits(tmp_path / "data" / "digits.h5")
-    monkeypatch.setenv("H5FEED_URL", serve(tmp_path / "data").url)
-    block = re.search(r"\n\n```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    assert block is not None
-    namespace: dict[str, Any] = {"__name__": "guide"}
-    exec(compile(block[1], GUIDE.name, "exec"), namespace)
-    assert 1 + len(namespace["rest"]) == len(namespace["train"]) == 5
-    namespace["train"].close()
 
 
 def test_a_look_is_no_pass(photos: h5feed.Dataset) -> None:

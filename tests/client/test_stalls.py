@@ -476,21 +476,3 @@ def test_how_it_is_shown(near: h5feed.Dataset) -> None:
     for line in text.splitlines()[1:]:
         assert line.split("  ")[0].strip() in html
     assert "192" in text and "<table>" in html
-
-
-GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "waiting.md"
-
-
-def test_the_guide(near: h5feed.Dataset, pictures_server: ServerProcess, tmp_path: Path) -> None:
-    """Its blocks run, from the top to the bottom."""
-    code = "\n".join(re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)).replace("photos", near.name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("H5FEED_URL", pictures_server.url)
-        patch.chdir(tmp_path)
-        namespace: dict[str, Any] = {"model": small_model()}
-        exec(compile(code, GUIDE.name, "exec"), namespace)
-    assert namespace["train"].stats().passes == 4 and namespace["val"].stats().passes == 4
-    assert scalars_in(tmp_path / "logs")["feed/waited"].keys() == {0, 1}
-    namespace["train"].close()
-    namespace["val"].close()
-    namespace["feed"].close()

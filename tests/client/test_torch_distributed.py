@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ServerProcess
-from ranks import block_of_guide, check_passes, free_port, run_ranks, write_digits, write_ids
+from ranks import check_passes, run_ranks, write_ids
 
 pytest.importorskip("torch.distributed")
 
@@ -60,18 +60,3 @@ def test_ranks_share_each_step(serve: Callable[..., ServerProcess], tmp_path: Pa
     assert ranks[0]["weights"] == ranks[1]["weights"]
     assert len(ranks[0]["told"]) == 6
     check_passes(ranks, ROWS, BATCH)
-
-
-def test_the_guide(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
-    """The example runs as torchrun would begin it, and both ranks end with the same model."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    write_digits(folder / "digits.h5")
-    script = block_of_guide("torch") + (
-        "\nimport json\n"
-        "print(json.dumps([p.detach().reshape(-1).tolist() for p in network.parameters()]))\n"
-        "torch.distributed.destroy_process_group()\n"
-    )
-    variables = {"RANK": "{rank}", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = run_ranks(script, H5FEED_URL=serve(folder).url, **variables)
-    assert ranks[0] == ranks[1]

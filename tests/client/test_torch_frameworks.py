@@ -9,13 +9,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5feed
 import pytest
 from conftest import ServerProcess
-from ranks import SECONDS, block_of_guide, check_shares, free_port, run_ranks, write_digits, write_ids
+from ranks import SECONDS, check_shares, free_port, run_ranks, write_ids
 
 torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader  # noqa: E402
@@ -127,21 +127,6 @@ def test_accelerate(server: ServerProcess) -> None:
     for rank in ranks:
         assert "has one shard of 2: leave the DataLoader out of accelerator.prepare" in rank["refused"][0]
         assert all("these are batches: leave the DataLoader out" in said for said in rank["refused"][1:])
-
-
-def test_the_guide(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
-    """The example for Accelerate runs on two ranks, which end with the same model."""
-    need("accelerate")
-    folder = tmp_path / "data"
-    folder.mkdir()
-    write_digits(folder / "digits.h5")
-    script = block_of_guide("accelerate") + (
-        "\nimport json\n"
-        "print(json.dumps([p.detach().reshape(-1).tolist() for p in model.parameters()]))\n"
-        "torch.distributed.destroy_process_group()\n"
-    )
-    ranks = run_ranks(script, H5FEED_URL=serve(folder).url, **ranks_of_accelerate())
-    assert ranks[0] == ranks[1]
 
 
 def test_accelerate_alone(ids: h5feed.Dataset) -> None:

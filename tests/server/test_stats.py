@@ -282,20 +282,6 @@ def test_mean_image_of_a_split(served: h5feed.Feed, arrays: dict[str, np.ndarray
         dataset.mean_image("floats")
 
 
-def test_the_guide_runs(served: h5feed.Feed) -> None:
-    """What docs/statistics.md shows in Python works as it stands."""
-    os.environ.setdefault("KERAS_BACKEND", "jax")
-    import keras
-
-    page = Path(__file__).parents[2] / "docs" / "statistics.md"
-    names = {"dataset": served["many"], "keras": keras}
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
-    for block in blocks:
-        # Of several inputs, the guide's dataset has but one.
-        exec(block.replace('sequence("train",', 'sequence("train", x="images", y="labels",'), names)
-    assert blocks and "normalize" in names and "train" in names
-
-
 def test_readable(served: h5feed.Feed) -> None:
     """Statistics print themselves as text and as HTML, with bars."""
     stats = served["many"].stats()
