@@ -21,13 +21,14 @@ from h5feed.wire import OFFSETS, ROWS, WEIGHT, Body, Tensor
 from .catalog.catalog import Catalog
 from .catalog.dataset import Dataset, Field
 from .jobs import Jobs
+from .narrow import Places
 from .sampling.order import Order
 from .sampling.spec import OrderSpec
 from .sampling.splits import Rows
 from .settings import Settings
 from .split_jobs import SplitJobs
 from .splitting import Splitter, balanced_by
-from .storage.cache import ByteCache
+from .storage.cache import ENTRY_BYTES, ByteCache
 from .storage.folder import CacheFolder
 from .storage.reader import Reader
 
@@ -43,6 +44,10 @@ MAX_PIECES = 1 << 20
 
 _TINY_ROW_BYTES = 64
 """Bytes: rows up to this size, such as labels, cost less by one copy more than by one call for each batch."""
+
+
+_SEQUENCES = Places(1, 60.0, "those that order blocks of rows")
+"""Sequences are made one after the other: each takes twice its own memory meanwhile."""
 
 
 class _Pace:
@@ -69,7 +74,7 @@ class BatchPlan:
     fields: tuple[Field, ...]
     order: Order
     padded: bool
-    orders: ByteCache[tuple[Int64s, npt.NDArray[np.bool_]]]
+    orders: ByteCache[tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]]
     reader: Reader
     max_bytes: int
     """Of one answer."""
@@ -187,14 +192,15 @@ class BatchPlan:
         stop = start + count * size
         return rows[start:stop].reshape(count, size), real[start:stop].reshape(count, size)
 
-    def _sequence(self) -> Int64s | None:
+    def _sequence(self) -> npt.NDArray[Any] | None:
         if self.order.spec.window is None:
             return None
-        return self.orders.get(
-            (self.key, "sequence"),
-            lambda: (self.order.sequence(), np.zeros(0, np.bool_)),
-            lambda value: value[0].nbytes,
-        )[0]
+
+        def compute() -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+            with _SEQUENCES.one():
+                return self.order.sequence(), np.zeros(0, np.bool_)
+
+        return self.orders.get((self.key, "sequence"), compute, lambda value: value[0].nbytes)[0]
 
     def _body(self, rows: int) -> Body:
         spec = self.order.spec
@@ -221,10 +227,17 @@ class Batcher:
         self.reader = reader
         self.splitter = Splitter(settings, reader, folder)
         self.split_jobs = SplitJobs(catalog, self.splitter, jobs)
-        self._orders: ByteCache[tuple[Int64s, npt.NDArray[np.bool_]]] = ByteCache(
+        self._orders: ByteCache[tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]] = ByteCache(
             settings.order_cache_bytes, settings.read_timeout
         )
         self._plans: ByteCache[BatchPlan] = ByteCache(_PLAN_BYTES * 256, settings.read_timeout)
+
+    def drop_old(self, seconds: float) -> None:
+        """Let go of all that can be read or computed again, and was not asked for in so many seconds."""
+        self._orders.drop_old(seconds)
+        self._plans.drop_old(seconds)
+        self.splitter.drop_old(seconds)
+        self.reader.drop_old(seconds)
 
     def plan(self, name: str, spec: OrderSpec, batch_size: int, revision: str | None) -> BatchPlan:
         """The plan of an order.
@@ -265,6 +278,11 @@ class Batcher:
             if spec.epoch_rows is not None and not rows:
                 raise BadParameter(f"epoch_rows={spec.epoch_rows}: the split has no rows to draw from")
             rows = spec.epoch_rows or rows
+        if spec.window is not None and 4 * rows + ENTRY_BYTES > self._settings.order_cache_bytes:
+            raise TooLarge(
+                f"window={spec.window}: a list of {rows} rows takes {4 * rows} bytes, more than "
+                f"H5FEED_ORDER_CACHE_BYTES = {self._settings.order_cache_bytes}"
+            )
         last = spec.last or ("keep" if spec.shards == 1 else "pad")
         grid = BatchGrid(rows, batch_size, spec.shard, spec.shards, last)
         order = Order(spec, split_rows, grid, dataset.block_rows, resampled)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -52,6 +53,7 @@ class Room:
         self._pool = BufferPool(max_bytes)
         self._waiting: dict[str, deque[_Waiting]] = {}
         self._watching: asyncio.Task[None] | None = None
+        self._leased = time.monotonic()
 
     def lease(self, nbytes: int) -> npt.NDArray[np.uint8]:
         """A buffer for `CALLER`; for any thread.
@@ -63,7 +65,16 @@ class Room:
         """
         if self._waiting and not _CALLED.get():
             raise PoolExhausted(nbytes, self._pool.max_bytes)
+        self._leased = time.monotonic()
         return self._pool.lease(nbytes, owner=CALLER.get())
+
+    def idle_seconds(self) -> float:
+        """Since when nobody has asked for a buffer."""
+        return time.monotonic() - self._leased
+
+    def drop_idle(self) -> None:
+        """Let go of the buffers that nobody uses."""
+        self._pool.drop_idle()
 
     async def turn(self, nbytes: int, since: float, deadline: float) -> bool:
         """Wait until there may be room for so many bytes; False: there was none by the deadline.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from .batching import Batcher
 from .catalog.catalog import Catalog
 from .jobs import Jobs
+from .memory import GivesBack
 from .room import Room
 from .settings import Settings
 from .statistics import Statistics
@@ -32,6 +33,7 @@ class Services:
     threads: FairThreads
     hdf5: ReaderPool
     folder: CacheFolder
+    memory: GivesBack
 
     @classmethod
     def start(cls, settings: Settings, only: Sequence[str] | None = None) -> Services:
@@ -48,13 +50,21 @@ class Services:
             settings.chunk_cache_bytes,
             settings.read_timeout,
             hdf5,
+            settings.max_body_bytes,
         )
         threads = FairThreads(settings.request_threads, "h5feed-request")
         threads.submit(catalog.entries)
         jobs = Jobs(folder.path / "jobs", settings.job_patience)
         batcher = Batcher(settings, catalog, reader, folder, jobs)
         statistics = Statistics(catalog, batcher, folder, jobs, settings.max_job_bytes)
-        return cls(settings, catalog, batcher, statistics, jobs, Room(settings.inflight_bytes), threads, hdf5, folder)
+        pool = Room(settings.inflight_bytes)
+
+        def let_go(seconds: float) -> None:
+            batcher.drop_old(seconds)
+            pool.drop_idle()
+
+        memory = GivesBack(settings.idle_seconds, pool.idle_seconds, let_go)
+        return cls(settings, catalog, batcher, statistics, jobs, pool, threads, hdf5, folder, memory)
 
     def close(self, *, wait: bool = False) -> None:
         """End all threads, files and child processes.
@@ -64,6 +74,7 @@ class Services:
         wait : bool
             Return only when nothing looks at a file, or writes to the cache folder, any more.
         """
+        self.memory.close()
         self.threads.shutdown(wait=wait, cancel_futures=True)
         self.jobs.close()
         self.batcher.reader.close()

@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(64 << 20, ge=0, description="Bytes of small fields kept decoded in memory, per worker.")
     chunk_cache_bytes: int = Field(128 << 20, ge=0, description="Bytes of decoded chunks kept in memory, per worker.")
     order_cache_bytes: int = Field(128 << 20, ge=0, description="Bytes of split rows and orders kept, per worker.")
+    idle_seconds: float = Field(
+        30.0, gt=0, description="Seconds after which a worker without requests empties its caches."
+    )
     disk_cache_bytes: int = Field(4 << 30, ge=0, description="Bytes of the cache folder.")
     open_files: int = Field(128, ge=1, description="Descriptors of HDF5 files held open, per worker.")
     request_threads: int = Field(16, ge=1, description="Requests read at the same time, per worker.")

@@ -73,6 +73,11 @@ class Splitter:
         self._resampled: ByteCache[Balanced | Weighted] = ByteCache(self._max_bytes, timeout)
         self._reports: ByteCache[bytes] = ByteCache(_REPORT_BYTES, timeout)
 
+    def drop_old(self, seconds: float) -> None:
+        """Let go of what was not asked for in so many seconds; the cache folder has most of it."""
+        for kept in (self._splits, self._strata, self._resampled, self._reports):
+            kept.drop_old(seconds)
+
     def has_splits(self, dataset: Dataset, spec: SplitSpec) -> bool:
         """Whether splits need not be computed any more."""
         spec = drawn_spec(dataset, spec)

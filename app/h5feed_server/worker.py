@@ -21,6 +21,7 @@ from h5feed.errors import Overloaded
 from .api.problems import problem
 from .connection import HEAD_SECONDS, Connection, address_of
 from .main import create_app
+from .memory import settle
 from .room import Room
 from .settings import Settings
 
@@ -66,6 +67,7 @@ class Tls:
 
 def run_worker(settings: Settings, channel: socket.socket, tls: Tls | None) -> int:
     """Serve until told to stop; returns the exit code."""
+    settle()
     # The supervisor gets it as well, and says what is to be done.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     config = uvicorn.Config(

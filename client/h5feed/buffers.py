@@ -90,6 +90,12 @@ class BufferPool:
         except PoolExhausted:
             return np.empty(nbytes, np.uint8)
 
+    def drop_idle(self) -> None:
+        """Let go of all buffers that nobody uses."""
+        with self._lock:
+            for gone in self._idle():
+                self._drop(gone)
+
     def after_fork(self) -> None:
         """In the child: a lock that a thread of the parent holds is never released here."""
         self._lock = threading.Lock()
@@ -123,6 +129,11 @@ class BufferPool:
         counts = _reference_counts(self._roots)
         return [root for root, count in zip(self._roots, counts, strict=True) if count <= _UNSHARED]
 
+    def _drop(self, root: npt.NDArray[np.uint8]) -> None:
+        """Call with the lock held."""
+        self._roots = [other for other in self._roots if other is not root]
+        del self._owners[id(root)]
+
     def _take(self, nbytes: int, owner: str) -> npt.NDArray[np.uint8] | None:
         size = _size_class(nbytes) + PAGE
         with self._lock:
@@ -134,8 +145,7 @@ class BufferPool:
                 idle_bytes = sum(map(len, idle))
                 while idle and (total + size > self.max_bytes or idle_bytes > keep):
                     gone = idle.pop()
-                    self._roots = [other for other in self._roots if other is not gone]
-                    del self._owners[id(gone)]
+                    self._drop(gone)
                     total -= len(gone)
                     idle_bytes -= len(gone)
                     del gone

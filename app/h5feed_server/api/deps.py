@@ -15,6 +15,7 @@ from h5feed.errors import CLASS_BY_CODE, InternalError, Overloaded, ReadTimeout
 from ..callers import CALLER
 from ..catalog.inspections import NotYet
 from ..jobs import InProgress, JobState
+from ..narrow import MAY_BEGIN_ANEW, Crowded
 from ..services import Services
 
 T = TypeVar("T")
@@ -49,9 +50,10 @@ NamePath = Annotated[str, Path(description="Name of a dataset, as the catalogue 
 async def in_thread(services: Services, work: Callable[[], T], patience: float | None = None) -> T:
     """Run blocking `work` in a thread of the server's own pool.
 
-    Where the bound on bytes in flight leaves no room, `work` is begun anew when its turn comes, within `patience`
-    seconds (default: the settings' ``admit_timeout``); where it needs what a job is at work on, or what is being
-    inspected, when that is over. No thread waits meanwhile: others may need less room, or none.
+    Where the bound on bytes in flight leaves no room, or many wait for a reader already, `work` is begun anew when its
+    turn comes, within `patience` seconds (default: the settings' ``admit_timeout``); where it needs what a job is at
+    work on, or what is being inspected, when that is over. No thread waits meanwhile: others may need less room, or
+    none.
 
     Raises
     ------
@@ -87,6 +89,7 @@ async def attempted(services: Services, work: Callable[[], T], patience: float |
     deadline = since + (services.settings.admit_timeout if patience is None else patience)
     pause, longest = _POLL_SECONDS
     attempt = begin = work
+    MAY_BEGIN_ANEW.set(True)
     while True:
         try:
             async with asyncio.timeout(services.settings.read_timeout):
@@ -96,6 +99,12 @@ async def attempted(services: Services, work: Callable[[], T], patience: float |
             raise ReadTimeout(f"reading took more than {seconds:g} s (H5FEED_READ_TIMEOUT)") from None
         except MemoryError:
             raise Overloaded("there is no memory for this now; come again in a moment", retry_after=5) from None
+        except Crowded as crowded:
+            pause = min(longest, 2 * pause)
+            if loop.time() + pause > deadline:
+                raise crowded.problem from None
+            await asyncio.sleep(pause)
+            continue
         except PoolExhausted as error:
             nbytes, why = error.nbytes, str(error)
         except NotYet as late:

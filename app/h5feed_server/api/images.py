@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -13,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Param
 
 from ..catalog.dataset import Dataset, Field
+from ..narrow import Places
 from ..sampling.labels import Labels
 from ..services import Services
 from ..stats import pictures, plots
@@ -43,6 +46,12 @@ MAX_LINES = 32
 """Classes of a contact sheet."""
 
 
+_READ_BYTES = 8 << 20
+"""Bytes of samples of a contact sheet that are read at once."""
+
+_PLACES = Places(2, 20.0, "those that make pictures")
+
+
 class ImageQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,7 +67,9 @@ class PreviewQuery(StatsQuery):
     field: str | None = Param(None, description=_FIELD)
     format: Form = Param("png", description=FORMAT)
     per_class: int = Param(8, ge=1, le=32, description="Images of a line.")
-    side: int = Param(96, ge=8, le=512, description="Pixels of an image's longer side at most.")
+    side: int = Param(
+        96, ge=8, le=512, description="Pixels of an image's longer side at most; fewer where there are many images."
+    )
 
 
 @router.get("/rows/{row}/image", summary="One sample as a picture", responses=PICTURE_RESPONSE, response_class=Response)
@@ -89,7 +100,7 @@ async def get_image(
             return picture(pictures.png(pixels), query.format, alt, headers)
         return picture(pictures.svg(pixels, alt) if query.format == "svg" else b"", query.format, alt, headers)
 
-    return await in_thread(services, work)
+    return await in_thread(services, partial(_in_place, work))
 
 
 @router.get("/preview", summary="Contact sheet", responses=PICTURE_RESPONSE, response_class=Response)
@@ -109,7 +120,8 @@ async def get_preview(
         lines, note = _lines(services, dataset, rows, count, query.per_class)
         if not lines:
             raise RowOutOfRange(f"split {query.split!r} of {dataset.name!r} has no rows to show")
-        values = [pictures.fit(_read(services, field, wanted), query.side) for _, wanted in lines]
+        side = pictures.side_in_sheet(query.side, sum(len(wanted) for _, wanted in lines))
+        values = [_thumbnails(services, field, wanted, side) for _, wanted in lines]
         pixels = pictures.to_pixels(np.concatenate(values), field.dtype)
         bounds = np.cumsum([len(line) for line in values])[:-1]
         canvas = pictures.sheet(np.split(pixels, bounds), max(map(len, values)))
@@ -124,7 +136,7 @@ async def get_preview(
         form = None if query.format == "txt" else query.format
         return picture(plots.draw_picture(title, canvas, alt, form, names), query.format, alt, headers)
 
-    return await in_thread(services, work)
+    return await in_thread(services, partial(_in_place, work))
 
 
 def image_field(dataset: Dataset, name: str | None) -> Field:
@@ -167,6 +179,19 @@ def _read(services: Services, field: Field, rows: npt.NDArray[np.int64]) -> npt.
     services.batcher.reader.read(field.column, rows, out)
     assert field.channels is not None
     return pictures.arranged(out, field.channels)
+
+
+def _thumbnails(services: Services, field: Field, rows: npt.NDArray[np.int64], side: int) -> npt.NDArray[Any]:
+    """Samples as `_read` gives them, made to fit; a few at a time, for they may be great."""
+    step = max(1, _READ_BYTES // max(1, field.row_bytes))
+    parts = [rows[begin : begin + step] for begin in range(0, len(rows), step)]
+    return np.concatenate([pictures.fit(_read(services, field, part), side) for part in parts])
+
+
+def _in_place(work: Callable[[], Response]) -> Response:
+    """Do what takes several times the memory of its pictures, which few may at a time."""
+    with _PLACES.one():
+        return work()
 
 
 def _lines(

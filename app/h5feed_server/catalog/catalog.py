@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -16,6 +17,7 @@ from typing import TypeVar
 
 from h5feed.errors import (
     DatasetNotFound,
+    FeedError,
     Preparing,
     RevisionChanged,
     SourceUnavailable,
@@ -241,10 +243,19 @@ class Catalog:
         now = time.monotonic()
         asked: float = getattr(self._asking, "since", now)
         own = self._entries.get(name)
+        declared_anew = identity_of(str(self._root / DECLARATION)) != self._declaration
+        # Of thousands of files, a walk for each dataset that is asked for first would be all that is done.
+        if not declared_anew and now - self._scanned < self._walk_seconds / _WALK_SHARE:
+            with contextlib.suppress(NotYet, FeedError):
+                found = self._search(name, asked)
+                if not found[0].has_changed() and not found[0].is_due():
+                    self._found[name] = found
+                    return found
         # What is being looked at is known to be there.
         if own is None or own.outcome.done() or own.has_changed():
-            declared_anew = identity_of(str(self._root / DECLARATION)) != self._declaration
-            self._rescan(now if declared_anew else now - (RESCAN_SECONDS if own is None else self._pause))
+            since = now if declared_anew else now - (RESCAN_SECONDS if own is None else self._pause)
+            # Who finds another one walking goes on with what is known, and comes again where that is not enough.
+            self._rescan(since, wait=declared_anew or self._scanned == float("-inf"))
         try:
             found = self._found[name] = self._search(name, asked)
             return found
@@ -318,9 +329,18 @@ class Catalog:
             f"dataset {name!r} is looked at for the first time ({how_far}): come again in a moment", retry_after=1
         )
 
-    def _rescan(self, since: float) -> None:
-        """Walk the folder, unless a walk began after `since`: many who wait for one share it."""
-        with self._lock:
+    def _rescan(self, since: float, *, wait: bool = True) -> None:
+        """Walk the folder, unless a walk began after `since`: many who wait for one share it.
+
+        Parameters
+        ----------
+        wait : bool
+            For a walk that another thread is at.
+        """
+        if not self._lock.acquire(blocking=wait):
+            return
+        with contextlib.ExitStack() as locked:
+            locked.callback(self._lock.release)
             if self._scanned >= since:
                 return
             began, looked = time.monotonic(), time.time()

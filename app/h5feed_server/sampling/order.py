@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,9 @@ BATCHES_AT_ONCE = 64
 
 ROWS_AT_ONCE = 1 << 18
 """Bound on the rows of such a call, for big batches."""
+
+_PIECE = 1 << 18
+"""Rows of a sequence that are put together at once."""
 
 Int64s = npt.NDArray[np.int64]
 
@@ -58,12 +62,14 @@ class Order:
         """Batches that are worth computing together."""
         return max(1, min(BATCHES_AT_ONCE, ROWS_AT_ONCE // self.grid.batch_size))
 
-    def rows(self, start: int, stop: int, sequence: Int64s | None = None) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+    def rows(
+        self, start: int, stop: int, sequence: npt.NDArray[Any] | None = None
+    ) -> tuple[Int64s, npt.NDArray[np.bool_]]:
         """Row ids of batches start … stop-1 back to back, and which of them are real (not padding).
 
         Parameters
         ----------
-        sequence : (n,) int64, optional
+        sequence : (n,) integers, optional
             From `sequence`, where there is a window and somebody has kept it.
 
         Returns
@@ -84,20 +90,43 @@ class Order:
                 size = min(window, self.grid.rows - first)
                 key = self._named_key(f"window {number}")
                 positions[inside] = first + permute(positions[inside] - first, size, key)
-            return sequence[positions], real
+            return sequence[positions].astype(np.int64), real
         if self.spec.shuffle:
             positions = permute(positions, self.grid.rows, self._key)
         split_rows = self.split_rows()
         return (positions if split_rows is None else split_rows[positions].astype(np.int64)), real
 
-    def sequence(self) -> Int64s:
-        """All rows, block after block in the order drawn for the blocks; windows are cut from it."""
+    def sequence(self) -> npt.NDArray[Any]:
+        """All rows, block after block in the order drawn for the blocks; windows are cut from it.
+
+        It is put together by pieces: of millions of rows, what is made on the way would be many times as long.
+        """
+        count, block = self.grid.rows, self.block
         split_rows = self.split_rows()
-        every = np.arange(self.grid.rows, dtype=np.int64)
-        rows = every if split_rows is None else split_rows[: self.grid.rows].astype(np.int64)
-        if not len(rows):
-            return rows
-        blocks = rows // self.block
-        count = int(blocks[-1]) + 1
-        place = permute(np.arange(count, dtype=np.int64), count, self._named_key("blocks"))
-        return rows[np.argsort(place[blocks], kind="stable")]
+        if not count:
+            return np.zeros(0, np.int32)
+        last = count - 1 if split_rows is None else int(split_rows[count - 1])
+        blocks = last // block + 1
+        dtype: type[np.integer[Any]] = np.int32 if last < 1 << 31 else np.int64
+        key = self._named_key("blocks")
+        # order: (blocks,), the blocks as they follow each other
+        order = np.empty(blocks, dtype)
+        for first in range(0, blocks, _PIECE):
+            numbers = np.arange(first, min(first + _PIECE, blocks), dtype=np.int64)
+            order[permute(numbers, blocks, key)] = numbers
+        rows = np.empty(count, dtype)
+        done = 0
+        step = max(1, _PIECE // block)
+        for first in range(0, blocks, step):
+            wanted = order[first : first + step].astype(np.int64)
+            begins, ends = wanted * block, np.minimum((wanted + 1) * block, last + 1)
+            if split_rows is not None:
+                begins = np.searchsorted(split_rows[:count], begins)
+                ends = np.searchsorted(split_rows[:count], ends)
+            lengths = ends - begins
+            # Where each block's rows are to lie, less where they are.
+            shifts = np.cumsum(lengths) - lengths - begins
+            places = np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(shifts, lengths)
+            rows[done : done + len(places)] = places if split_rows is None else split_rows[places]
+            done += len(places)
+        return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -18,6 +19,12 @@ _PAD = 2
 """Pixels between the pictures of a sheet."""
 
 _WHITE = 255
+
+_PIECE = 1 << 20
+"""Values that are made brightness at once."""
+
+MAX_SHEET_PIXELS = 4 << 20
+"""Pixels of all pictures of a sheet together: of more, each is made smaller."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -52,17 +59,37 @@ def to_pixels(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> Pixels:
     dtype : numpy dtype
         That they had in the file.
     """
-    if dtype == np.uint8 or not values.size:
-        return np.asarray(np.rint(values), np.uint8)
-    finite = np.isfinite(values)
-    numbers = np.where(finite, values, 0).astype(np.float64)
-    low, high = float(numbers.min()), float(numbers.max())
+    if values.dtype == np.uint8 and dtype == np.uint8:
+        return values
+    flat = values.reshape(-1)
+    pixels = np.empty(flat.shape, np.uint8)
+    # By pieces: of all values at once, what is made on the way would be several times as long.
+    pieces = [slice(begin, begin + _PIECE) for begin in range(0, flat.size, _PIECE)]
+    if dtype == np.uint8:
+        for piece in pieces:
+            pixels[piece] = np.rint(flat[piece])
+        return pixels.reshape(values.shape)
+    lows, highs = zip(*(_range(flat[piece]) for piece in pieces), strict=True) if pieces else ((0.0,), (0.0,))
+    low, high = min(lows), max(highs)
     if dtype.kind == "b" or (dtype.kind == "f" and low >= 0 and high <= 1):
         low, high = 0.0, 1.0
     elif dtype.kind == "f" and low >= 0 and high <= _WHITE:
         low, high = 0.0, float(_WHITE)
-    scaled = (numbers - low) * (_WHITE / ((high - low) or 1))
-    return np.asarray(np.where(finite, np.rint(scaled), 0), np.uint8)
+    for piece in pieces:
+        numbers = _finite(flat[piece])
+        scaled = np.rint((numbers - low) * (_WHITE / ((high - low) or 1)))
+        pixels[piece] = np.where(np.isfinite(flat[piece]), scaled, 0)
+    return pixels.reshape(values.shape)
+
+
+def _finite(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """The values as float64; 0 for those that are not finite."""
+    return np.where(np.isfinite(values), values, 0).astype(np.float64)
+
+
+def _range(values: npt.NDArray[Any]) -> tuple[float, float]:
+    numbers = _finite(values)
+    return float(numbers.min()), float(numbers.max())
 
 
 def fit(values: npt.NDArray[Any], side: int) -> npt.NDArray[Any]:
@@ -87,6 +114,11 @@ def fit(values: npt.NDArray[Any], side: int) -> npt.NDArray[Any]:
     squares = cut.reshape(count, rows, tall, columns, wide, depth)
     means: npt.NDArray[Any] = squares.mean(axis=(2, 4), dtype=np.float32)
     return means
+
+
+def side_in_sheet(side: int, count: int) -> int:
+    """The longer side of each of so many pictures, `side` where all have room."""
+    return max(1, min(side, math.isqrt(MAX_SHEET_PIXELS // max(1, count))))
 
 
 def sheet(lines: Sequence[Pixels], columns: int) -> Pixels:

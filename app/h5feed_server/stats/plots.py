@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import re
-import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from h5feed.errors import Overloaded
 
+from ..narrow import Places
 from .pictures import Pixels
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ _STYLE: Any = {
 _PATIENCE_SECONDS = 20.0
 
 # matplotlib's settings and caches of fonts belong to the process: one draws at a time.
-_drawing = threading.Lock()
+_drawing = Places(1, _PATIENCE_SECONDS, "those that draw plots")
 
 
 def draw_classes(dataset: str, splits: Mapping[str, Mapping[str, Any]], form: PlotFormat | None) -> tuple[bytes, str]:
@@ -195,14 +194,12 @@ def _render(
 
     Raises
     ------
-    Overloaded
+    Overloaded, Crowded
         Others are drawing.
     """
     if form is None:
         return b""
-    if not _drawing.acquire(timeout=_PATIENCE_SECONDS):
-        raise Overloaded("other plots are being drawn; come again in a moment", retry_after=2)
-    try:
+    with _drawing.one():
         import matplotlib
         from matplotlib.figure import Figure
 
@@ -215,8 +212,6 @@ def _render(
             # A date would make every picture another.
             metadata: dict[str, Any] = {"Date": None} if form == "svg" else {"Software": None, "Description": alt}
             figure.savefig(stream, format=form, metadata=metadata)
-    finally:
-        _drawing.release()
     return _described(stream.getvalue(), alt) if form == "svg" else stream.getvalue()
 
 

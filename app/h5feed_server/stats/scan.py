@@ -6,11 +6,13 @@ Rows in which nothing was ever written are not read: one of them tells what all 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -171,26 +173,40 @@ def scan(
 
     # What is in memory at the same time is bounded, however long the rows are.
     threads = max(1, min(threads, PARTS, _MAX_ROW_BYTES // max(1, 2 * step * column.row_bytes)))
+    whole = Found(subject)
     with ThreadPoolExecutor(threads, "h5feed-stats") as executor:
-        futures = [executor.submit(add_up, part) for part in range(PARTS)]
+        begun = deque(executor.submit(add_up, part) for part in range(min(PARTS, threads + 1)))
+        following = iter(range(len(begun), PARTS))
         try:
-            while (state := wait(futures, _POLL_SECONDS, FIRST_EXCEPTION)).not_done:
-                if cancelled.is_set() or any(future.exception() for future in state.done):
+            while begun and not cancelled.is_set():
+                wait([future for future in begun if not future.done()], _POLL_SECONDS, FIRST_COMPLETED)
+                if any(future.done() and future.exception() for future in begun):
                     break
+                # In order, and as soon as they are there: sums of eight parts would take eight times the memory.
+                while begun and begun[0].done():
+                    whole.merge(begun.popleft().result())
+                    begun.extend(executor.submit(add_up, part) for part in islice(following, 1))
         finally:
             stop.set()
-    failures = [future.exception() for future in futures]
-    real = [failure for failure in failures if failure is not None and not isinstance(failure, Cancelled)]
-    if real:
-        raise real[0]
-    whole = Found(subject)
-    for future in futures:
-        whole.merge(future.result())
+    if begun:
+        _raise_reason(begun)
     if wanted.example is not None:
         fill = Found(subject)
         _add_rows(fill, reader, subject, np.array([wanted.example], np.int64))
         whole.merge(_repeated(fill, subject, wanted.unwritten))
     return whole
+
+
+def _raise_reason(ended: deque[Future[Found]]) -> NoReturn:
+    """Why they have not all ended well; they are let go."""
+    failures = [future.exception() for future in ended]
+    reason = next((one for one in failures if one is not None and not isinstance(one, Cancelled)), Cancelled())
+    # The error's traceback holds the caller's frame: with what had ended in it, all would stay until it is collected.
+    ended.clear()
+    try:
+        raise reason
+    finally:
+        del failures, reason
 
 
 def _add_rows(found: Found, reader: Reader, subject: Subject, rows: Int64s) -> None:

@@ -14,6 +14,10 @@ from h5feed.errors import ReadTimeout
 
 V = TypeVar("V")
 
+ENTRY_BYTES = 512
+"""What an entry takes beside its value's own bytes: its key, its place, the object around the value. Of values of a few
+bytes it is nearly all, and there may be very many."""
+
 FRESH_SECONDS = 60.0
 """Entries used within this time are not pushed out to admit a new one: two working sets that do not fit together
 would otherwise read everything anew for every batch."""
@@ -86,13 +90,25 @@ class ByteCache(Generic[V]):
                 return True
             old = time.monotonic() - FRESH_SECONDS
             stale = sum(entry.nbytes for entry in self._entries.values() if entry.used < old)
-            return nbytes <= self.max_bytes - self._nbytes + stale
+            return nbytes + ENTRY_BYTES <= self.max_bytes - self._nbytes + stale
+
+    def drop_old(self, seconds: float) -> None:
+        """Let go of what nobody has asked for in so many seconds."""
+        with self._lock:
+            old = time.monotonic() - seconds
+            # The first are those that nobody has asked for longest.
+            while self._entries and next(iter(self._entries.values())).used < old:
+                self._drop_first()
+
+    def _drop_first(self) -> None:
+        _, gone = self._entries.popitem(last=False)
+        self._nbytes -= gone.nbytes
 
     def _keep(self, key: Hashable, value: V, nbytes: int) -> None:
+        nbytes += ENTRY_BYTES
         if nbytes > self.max_bytes:
             return
         while self._nbytes + nbytes > self.max_bytes:
-            _, gone = self._entries.popitem(last=False)
-            self._nbytes -= gone.nbytes
+            self._drop_first()
         self._entries[key] = _Entry(value, nbytes, time.monotonic())
         self._nbytes += nbytes

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .cache import ENTRY_BYTES
+
 IDLE_SECONDS = 60.0
 """After this, rows of a column that nobody asks for make room for others."""
 
@@ -47,16 +49,21 @@ class KeptRows:
         """Whether there is room for so many bytes more, which are then counted."""
         with self._lock:
             if self._nbytes + nbytes > self._max_bytes:
-                self._drop_idle()
+                self._drop_old(IDLE_SECONDS)
             if self._nbytes + nbytes > self._max_bytes:
                 return False
             self._nbytes += nbytes
             return True
 
-    def _drop_idle(self) -> None:
+    def drop_old(self, seconds: float) -> None:
+        """Let go of the rows of columns that nobody has asked for in so many seconds."""
+        with self._lock:
+            self._drop_old(seconds)
+
+    def _drop_old(self, seconds: float) -> None:
         now = time.monotonic()
         for key, column in list(self._columns.items()):
-            if now - column.used > IDLE_SECONDS:
+            if now - column.used > seconds:
                 del self._columns[key]
                 self._nbytes -= column.nbytes
                 # A request that still has it must not put rows there which nobody counts.
@@ -78,7 +85,7 @@ class KeptColumn:
 
     def put(self, row: int, value: npt.NDArray[Any]) -> None:
         """Keep a copy of a row, if there is room for it."""
-        if self.closed or row in self._rows or not self._kept.admit(value.nbytes):
+        if self.closed or row in self._rows or not self._kept.admit(value.nbytes + ENTRY_BYTES):
             return
-        self.nbytes += value.nbytes
+        self.nbytes += value.nbytes + ENTRY_BYTES
         self._rows[row] = np.array(value)

@@ -16,7 +16,7 @@ from h5feed.errors import DatasetCorrupt, TooLarge
 
 from .cache import ByteCache
 from .column import Column, Segment
-from .decoders import Bytes, Decoders
+from .decoders import SCRATCH_BYTES, Bytes, Decoders
 from .kept_rows import KeptRows
 from .layout import ArrayLayout
 from .padding import cut_padding
@@ -39,6 +39,9 @@ _SAMPLES = (32, 8, 2)
 
 _MAX_PADDED_BYTES = 256 << 20
 """Bytes of text that is padded to one length."""
+
+_PIECE_BYTES = 16 << 20
+"""Bytes, as they are stored, of rows that are converted at once."""
 
 _H5PY_BYTES = 32 << 20
 """Bytes that h5py is asked for at once: they are held twice on their way."""
@@ -64,6 +67,8 @@ class Reader:
         Seconds that decoding the chunks of one batch may take.
     hdf5 : ReaderPool
         Reads what no layout describes.
+    max_chunk_bytes : int
+        Decoded bytes of a chunk, of which only some rows are wanted, at most.
     """
 
     def __init__(
@@ -73,12 +78,13 @@ class Reader:
         chunk_bytes: int,
         timeout: float,
         hdf5: ReaderPool,
+        max_chunk_bytes: int = 256 << 20,
     ) -> None:
         self._hdf5 = hdf5
         self._cache = cache
         self._images = KeptRows(chunk_bytes)
         self._timeout = timeout
-        self._decoders = Decoders(threads, timeout)
+        self._decoders = Decoders(threads, timeout, max_chunk_bytes)
         self._decode_images: ImageDecoders | None = None
         self._lock = threading.Lock()
         self._slabs = Slabs(self._decoders, chunk_bytes, timeout)
@@ -90,6 +96,12 @@ class Reader:
         with self._lock:
             if self._decode_images is not None:
                 self._decode_images.close()
+
+    def drop_old(self, seconds: float) -> None:
+        """Let go of what is kept decoded, and was not asked for in so many seconds."""
+        self._cache.drop_old(seconds)
+        self._slabs.drop_old(seconds)
+        self._images.drop_old(seconds)
 
     @property
     def decoded_bytes(self) -> int:
@@ -161,7 +173,7 @@ class Reader:
             if segment.as_stored:
                 self._read_stored(segment.source, segment.array, local, places, target)
             else:
-                out[slice(None) if places is None else places] = self._read_converted(segment, local)
+                self._read_by_pieces(segment, local, places, out)
 
     def typical_items(self, column: Column) -> int:
         """Items that a ragged row has, the mean of a few."""
@@ -356,6 +368,21 @@ class Reader:
         flat = padded[np.arange(column.dtype.itemsize) < lengths[:, None]]
         return flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
+    def _read_by_pieces(self, segment: Segment, rows: Int64s, places: Int64s | None, out: npt.NDArray[Any]) -> None:
+        """`_read_converted` to ``out[places]``; None: to all of it, in order.
+
+        What is stored may be many times what is answered, as wide records are of which one member is wanted.
+        """
+        step = max(1, _PIECE_BYTES // max(1, segment.array.stored_row_bytes))
+        if len(rows) <= step or segment.transposed:
+            out[slice(None) if places is None else places] = self._read_converted(segment, rows)
+            return
+        # Ascending: no chunk is decoded for more than two pieces.
+        order = np.argsort(rows, kind="stable")
+        for first in range(0, len(rows), step):
+            piece = order[first : first + step]
+            out[piece if places is None else places[piece]] = self._read_converted(segment, rows[piece])
+
     def _read_converted(self, segment: Segment, rows: Int64s) -> npt.NDArray[Any]:
         """Rows that do not travel as they are stored: members of records, big-endian numbers, columns of a matrix."""
         source, array = segment.source, segment.array
@@ -474,17 +501,34 @@ class Reader:
         if job.in_place:
             first = int(job.places[0])
             decoded = target[first : first + len(job.places)].reshape(-1)
-        else:
-            decoded = self._decoders.scratch("decoded", nbytes)
-        with source.reading() as fd:
-            self._decoders.chunk(source, fd, array, place, itemsize, decoded)
-        if job.in_place:
+            with source.reading() as fd:
+                self._decoders.chunk(source, fd, array, place, itemsize, decoded)
             return
-        # (rows in chunk, *trailing chunk shape, itemsize)
-        chunk = decoded.reshape(*array.chunk_shape, itemsize)
-        placed: Any = (job.places, *job.inside)
-        taken: Any = (job.rows_in_chunk, *job.inside_chunk)
-        _view(array, target)[placed] = chunk[taken]
+        if plain and nbytes > SCRATCH_BYTES:
+            self._read_plain_parts(source, array, job, offset, target)
+            return
+        with self._decoders.room_for(nbytes), source.reading() as fd:
+            decoded = self._decoders.scratch("decoded", nbytes)
+            self._decoders.chunk(source, fd, array, place, itemsize, decoded)
+            # (rows in chunk, *trailing chunk shape, itemsize)
+            chunk = decoded.reshape(*array.chunk_shape, itemsize)
+            placed: Any = (job.places, *job.inside)
+            taken: Any = (job.rows_in_chunk, *job.inside_chunk)
+            _view(array, target)[placed] = chunk[taken]
+
+    def _read_plain_parts(
+        self, source: LocalFile, array: ArrayLayout, job: _ChunkJob, offset: int, target: Bytes
+    ) -> None:
+        """Parts of rows from a chunk that is not encoded, which lies at `offset`: one by one, for it may be great."""
+        assert array.chunk_shape is not None
+        widths, itemsize = array.chunk_shape[1:], np.dtype(array.dtype).itemsize
+        nbytes = math.prod(widths) * itemsize
+        with self._decoders.room_for(nbytes):
+            scratch = self._decoders.scratch("decoded", nbytes)
+            part, view = scratch.reshape(*widths, itemsize), _view(array, target)
+            for place, row in zip(job.places.tolist(), job.rows_in_chunk.tolist(), strict=True):
+                source.read_ranges([(offset + row * nbytes, memoryview(scratch))])
+                view[(place, *job.inside)] = part[job.inside_chunk]
 
 
 class _ChunkJob(NamedTuple):

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, Overloaded, ReaderCrashed, ReadTimeout, TooLarge
 
+from ..narrow import Places
 from .child import KIND_BYTES, LENGTH, Child
 from .layout import ArrayLayout
 from .source import Identity, LocalFile, changed, refused
@@ -48,23 +49,22 @@ class ReaderPool:
     """
 
     def __init__(self, readers: int, timeout: float, max_bytes: int) -> None:
-        self._readers = readers
+        self._places = Places(readers, timeout, "all readers")
         self._timeout = timeout
         self._max_bytes = max_bytes
         self._idle: list[Child] = []
         self._busy: set[Child] = set()
         self._closed = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._crashes: OrderedDict[bytes, int] = OrderedDict()
 
     def close(self) -> None:
         """End all readers, those that are at work too."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
             for child in self._busy:
                 child.kill()
-            self._changed.notify_all()
         for child in idle:
             child.end(patience=0.2)
 
@@ -115,7 +115,7 @@ class ReaderPool:
         text = json.dumps(about).encode()
         request = LENGTH.pack(len(text)) + text + rows.astype("<i8", copy=False).tobytes()
         name = hashlib.blake2b(request, digest_size=16).digest()
-        with self._changed:
+        with self._lock:
             if self._crashes.get(name, 0) >= CRASHES:
                 raise DatasetCorrupt(f"reading these rows of {array.path!r} has crashed HDF5 {CRASHES} times")
         _check_unchanged(files)
@@ -124,6 +124,10 @@ class ReaderPool:
         return content[KIND_BYTES:]
 
     def _ask(self, request: bytes, name: bytes, path: str) -> memoryview:
+        with self._places.one():
+            return self._ask_child(request, name, path)
+
+    def _ask_child(self, request: bytes, name: bytes, path: str) -> memoryview:
         child = self._take()
         began = time.monotonic()
         try:
@@ -132,7 +136,7 @@ class ReaderPool:
             self._drop(child)
             if isinstance(failure, TimeoutError) or time.monotonic() - began >= self._timeout:
                 raise ReadTimeout(f"reading {path!r} took more than {self._timeout:g} s") from None
-            with self._changed:
+            with self._lock:
                 if self._closed:
                     raise Overloaded("the server is being stopped", retry_after=1) from None
                 self._crashes[name] = self._crashes.pop(name, 0) + 1
@@ -154,11 +158,7 @@ class ReaderPool:
         raise error
 
     def _take(self) -> Child:
-        deadline = time.monotonic() + self._timeout
-        with self._changed:
-            while not self._idle and len(self._busy) >= self._readers and not self._closed:
-                if not self._changed.wait(deadline - time.monotonic()):
-                    raise Overloaded("all readers are busy; come again in a moment", retry_after=1)
+        with self._lock:
             if self._closed:
                 raise Overloaded("the server is being stopped", retry_after=1)
             if self._idle:
@@ -178,20 +178,18 @@ class ReaderPool:
         return 2 * self._max_bytes + (64 << 20)
 
     def _give_back(self, child: Child) -> None:
-        with self._changed:
+        with self._lock:
             self._busy.discard(child)
             keep = not self._closed
             if keep:
                 self._idle.append(child)
-            self._changed.notify()
         if not keep:
             child.end(patience=0.0)
 
     def _drop(self, child: Child) -> None:
         child.end(patience=0.0)
-        with self._changed:
+        with self._lock:
             self._busy.discard(child)
-            self._changed.notify()
 
 
 def _refusal(answer: memoryview, path: str) -> FeedError | None:

@@ -24,6 +24,12 @@ from .source import LocalFile
 _KEPT = 3
 """Slabs that the cache must have room for, where rows are to be read by slabs."""
 
+_IDLE_SHARE = 8
+"""Of the cache's bound: bytes of buffers that nobody uses, for the slabs to come."""
+
+_RECYCLED = 64 << 10
+"""Bytes: smaller slabs are memory of their own."""
+
 _RUNS = 16
 """Runs of chunks that the decoding of one slab is shared out in."""
 
@@ -54,8 +60,8 @@ class Slabs:
     def __init__(self, decoders: Decoders, max_bytes: int, timeout: float) -> None:
         self._decoders = decoders
         self._kept: ByteCache[Bytes] = ByteCache(max_bytes, timeout)
-        # Slabs in use by a request are beyond the bound of the cache.
-        self._buffers = BufferPool(2 * max_bytes)
+        # Slabs in use by a request are beyond the bound of the cache; idle ones, on top of it, are few.
+        self._buffers = BufferPool(2 * max_bytes, max_bytes // _IDLE_SHARE)
         self._ahead = ThreadPoolExecutor(1, "h5feed-ahead")
         self._reading_ahead: Future[None] | None = None
 
@@ -134,15 +140,22 @@ class Slabs:
         name = array.path if len(array.chunks.offsets) == 0 else int(array.chunks.offsets[0])
         # A file that is one row has other slabs than the same file as rows.
         key = (*source.key, name, array.chunk_shape, array.row_bytes, number)
-        return self._kept.get(key, partial(self._decoded, source, array, number), len)
+        return self._kept.get(key, partial(self._decoded, source, array, number), _held)
+
+    def drop_old(self, seconds: float) -> None:
+        """Let go of slabs that nobody has asked for in so many seconds, and of all buffers that nobody uses."""
+        self._kept.drop_old(seconds)
+        self._buffers.drop_idle()
 
     def _decoded(self, source: LocalFile, array: ArrayLayout, number: int) -> Bytes:
         """All chunks of `height` rows, decoded and put together, (height * row bytes,) uint8."""
         assert array.chunks is not None and array.chunk_shape is not None
         height, *widths = array.chunk_shape
         itemsize = np.dtype(array.dtype).itemsize
-        # Used again when the last one who looks at it has gone.
-        slab = self._buffers.lease_or_new(height * array.row_bytes)
+        nbytes = height * array.row_bytes
+        # Used again when the last one who looks at it has gone. Of small ones there would be thousands to look through,
+        # each of which takes some pages.
+        slab = self._buffers.lease_or_new(nbytes) if nbytes >= _RECYCLED else np.empty(nbytes, np.uint8)
         # view: (height, *sample, itemsize)
         view = slab.reshape(height, *array.sample_shape, itemsize)
         table, parts = array.chunks, parts_of(array)
@@ -193,6 +206,11 @@ class Slabs:
         runs = [range(first, min(first + step, len(parts)), channels) for first in range(0, len(parts), step)]
         self._decoders.help(runs, work)
         return slab
+
+
+def _held(slab: Bytes) -> int:
+    """Bytes that a slab holds: those of its buffer, which may be longer."""
+    return slab.nbytes if slab.base is None else int(slab.base.nbytes)
 
 
 def grouped(owners: Int64s) -> tuple[Int64s, Int64s, list[int]]:

@@ -1,0 +1,89 @@
+"""Places that few have at a time – processes that read, the drawing of plots – and waiting for one.
+
+Whoever waits in a thread holds it, and with all threads held so, requests that need no such place would wait as well.
+So few wait in their threads; the others give theirs back, and come again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from h5feed.errors import Overloaded
+
+WAITING = 2
+"""Threads that wait for a place of one kind, at most, of those whose work can begin anew."""
+
+MAY_BEGIN_ANEW: ContextVar[bool] = ContextVar("may_begin_anew", default=False)
+"""Whether the work at hand can be dropped and begun anew: nothing of it is worth keeping yet."""
+
+
+class Crowded(Exception):
+    """Enough others wait for the place that this work needs: it is to be begun anew a little later.
+
+    Attributes
+    ----------
+    problem : Overloaded
+        What to say when that has taken too long.
+    """
+
+    def __init__(self, problem: Overloaded) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+class Places:
+    """So many places of one kind.
+
+    Parameters
+    ----------
+    places : int
+    timeout : float
+        Seconds to wait for one.
+    what : str
+        Is in use, where all are taken: ``all readers``.
+    """
+
+    def __init__(self, places: int, timeout: float, what: str) -> None:
+        self._free = places
+        self._waiting = 0
+        self._timeout = timeout
+        self._problem = f"{what} are busy; come again in a moment"
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Have one of them for a while.
+
+        Raises
+        ------
+        Overloaded
+            None came free in time.
+        Crowded
+        """
+        self._take()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += 1
+                self._changed.notify()
+
+    def _take(self) -> None:
+        deadline = time.monotonic() + self._timeout
+        with self._changed:
+            if not self._free and self._waiting >= WAITING and MAY_BEGIN_ANEW.get():
+                raise Crowded(Overloaded(self._problem, retry_after=1))
+            self._waiting += 1
+            try:
+                while not self._free:
+                    if not self._changed.wait(deadline - time.monotonic()):
+                        raise Overloaded(self._problem, retry_after=1)
+                self._free -= 1
+            finally:
+                self._waiting -= 1
+        # What it does with it would be lost.
+        MAY_BEGIN_ANEW.set(False)
