@@ -31,9 +31,10 @@ def _begin_alike() -> None:
         os.environ.pop(name, None)
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
-    # A shell has what it runs in the background ignore the signal, and children inherit that.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell has what it runs in the background ignore the one, `nohup` the other, and children inherit that.
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:MOST_CPUS])
 
 

@@ -7,6 +7,7 @@ every half second; there is no timer per request.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 from typing import Any, Protocol
@@ -38,6 +39,8 @@ _MAX_PIPELINED = 64
 _LINGER_SECONDS = 2.0
 """For a peer that was refused to read why, while what it sends is thrown away."""
 
+_NUMBERS = itertools.count()
+"""Of connections, in the order in which they were made: the loop's time is the same for many."""
 
 _Refusal = tuple[FeedError, int]
 """What is wrong, and the status."""
@@ -82,7 +85,7 @@ class Connection(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         self.caller = ""
         """Whom it counts for: the peer's address, until a request says more."""
-        self.made = 0.0
+        self.number = next(_NUMBERS)
         self._refusal = _NO_HTTP
         self._refused = self._ended = False
 
@@ -101,7 +104,6 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.caller = self.client[0] if self.client else UNIX
-        self.made = self.loop.time()
         self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:

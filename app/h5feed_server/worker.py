@@ -39,6 +39,9 @@ DRAIN_SECONDS = 5.0
 _MOST_AT_ONCE = 256
 """New connections that are taken before those that are there have their turn."""
 
+_OPENING_TURNS = 8
+"""Turns of the loop that connections take to be open, and more. TLS takes longer, and is not waited for."""
+
 _LOOK_SECONDS = 0.5
 """How often connections are looked at."""
 
@@ -102,6 +105,7 @@ class _Worker(uvicorn.Server):
         self._most = _most_connections(settings)
         self._closed_unsaid = 0
         self._opening = 0
+        self._crowded = asyncio.Lock()
 
     @property
     def _room(self) -> Room:
@@ -185,9 +189,24 @@ class _Worker(uvicorn.Server):
                 return
 
     async def _serve_connection(self, connection: socket.socket) -> None:
-        if len(self.server_state.connections) + self._opening >= self._most and not self._make_way(connection):
-            self._turn_away(connection)
+        if not self._is_full():
+            await self._open(connection)
             return
+        # One after the other: those that are open tell who is to make way.
+        async with self._crowded:
+            for _ in range(_OPENING_TURNS):
+                if not self._opening:
+                    break
+                await asyncio.sleep(0)
+            if self._is_full() and not self._make_way(connection):
+                self._turn_away(connection)
+                return
+            if self.config.ssl is None:
+                await self._open(connection)
+                return
+        await self._open(connection)
+
+    async def _open(self, connection: socket.socket) -> None:
         self._opening += 1
         handshake = HEAD_SECONDS if self.config.ssl else None
         try:
@@ -247,14 +266,23 @@ class _Worker(uvicorn.Server):
                 wanted -= one.unsent()
         return given_up
 
+    def _is_full(self) -> bool:
+        if len(self.server_state.connections) + self._opening < self._most:
+            return False
+        return sum(not one.is_ended() for one in self._connections()) + self._opening >= self._most
+
     def _make_way(self, connection: socket.socket) -> bool:
         """End a connection of who has the most: the oldest idle one, or for another's sake the slowest. False: none."""
         now = asyncio.get_running_loop().time()
-        most, _ = Counter(one.caller for one in self._connections()).most_common(1)[0]
-        its = [one for one in self._connections() if one.caller == most]
+        # What others have made way for already is gone in a moment.
+        there = [one for one in self._connections() if not one.is_ended()]
+        if not there:
+            return False
+        most, _ = Counter(one.caller for one in there).most_common(1)[0]
+        its = [one for one in there if one.caller == most]
         idle = [one for one in its if one.is_idle()]
         if idle:
-            min(idle, key=lambda one: (one.has_asked(), one.made)).abort()
+            min(idle, key=lambda one: (one.has_asked(), one.number)).abort()
         elif most != address_of(connection):
             min(its, key=lambda one: one.rate(now) or 0.0).abort()
         else:

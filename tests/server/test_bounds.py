@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -291,6 +292,29 @@ def test_connections_beyond_the_bound(serve: Callable[..., ServerProcess], folde
         finally:
             for connected in idle:
                 connected.close()
+
+
+def test_connections_that_come_together_beyond_the_bound(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """Those that a busy worker finds all at once: each takes the place of the oldest, and there are never more."""
+    server = serve(folder, H5FEED_CONNECTIONS="20")
+    (worker,) = server.worker_pids()
+    waiting = []
+    try:
+        os.kill(worker, signal.SIGSTOP)
+        for _ in range(60):
+            connected = socket.create_connection(("127.0.0.1", server.port))
+            connected.settimeout(60)
+            waiting.append(connected)
+        os.kill(worker, signal.SIGCONT)
+        for connected in waiting[:40]:
+            assert connected.recv(1) == b""
+        for connected in waiting[40:]:
+            connected.sendall((HEAD + "\r\n").encode())
+            assert connected.recv(100).startswith(b"HTTP/1.1 200")
+    finally:
+        os.kill(worker, signal.SIGCONT)
+        for connected in waiting:
+            connected.close()
 
 
 def test_the_access_log(serve: Callable[..., ServerProcess], folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

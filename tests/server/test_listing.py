@@ -229,7 +229,7 @@ def test_what_is_asked_for_has_the_reason(served: ServerProcess) -> None:
             with pytest.raises(Unreadable, match=words):
                 _ = feed[name]
     answer = httpx.get(f"{served.url}/v1/datasets/misspelt", timeout=60)
-    assert answer.status_code == 422 and "known are" in answer.json()["detail"]
+    assert answer.status_code == 422 and "did you mean 'files'?" in answer.json()["detail"]
 
 
 def test_the_command_shows_it(served: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
