@@ -371,16 +371,8 @@ class Jobs:
                 tell(0, 0)
                 kind.work(mine.state.request, Progress(tell, mine.cancelled, turn.give_way))
             state = replace(mine.state, status="done", done=mine.state.total)
-        except Cancelled:
-            # Stays as it is written down: unfinished, and nobody's.
-            state = mine.state
-        except FeedError as error:
-            state = replace(mine.state, status="failed", code=error.code, detail=error.detail)
-        except BaseException:
-            logger.exception("job %s failed", mine.state.id)
-            state = replace(
-                mine.state, status="failed", code=InternalError.code, detail="the server failed; its log has the reason"
-            )
+        except BaseException as error:
+            state = self._after(error, mine)
         finally:
             mine.state = state
             self._write(mine)
@@ -397,6 +389,17 @@ class Jobs:
                     over = [job for job, each in self._mine.items() if each.state.is_over]
                     for job in over[: len(over) // 2]:
                         del self._mine[job]
+
+    def _after(self, error: BaseException, mine: _Mine) -> JobState:
+        if isinstance(error, Cancelled) or mine.cancelled.is_set():
+            # Stays as it is written down: unfinished, and nobody's. Where the process ends, the threads that read may
+            # have ended before.
+            return mine.state
+        if isinstance(error, FeedError):
+            return replace(mine.state, status="failed", code=error.code, detail=error.detail)
+        logger.error("job %s failed", mine.state.id, exc_info=error)
+        detail = "the server failed; its log has the reason"
+        return replace(mine.state, status="failed", code=InternalError.code, detail=detail)
 
     def _forget(self, job: str) -> None:
         """Call with the job's lock held: as if it had never been asked for."""

@@ -250,3 +250,26 @@ def test_what_somebody_else_wants_is_not_deleted(endless: tuple[Jobs, _Endless],
     wait_until(lambda: work.running == 0)
     wait_until(lambda: not list((tmp_path / "jobs").iterdir()))
     other.close()
+
+
+def test_what_fails_because_the_process_ends_has_not_failed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Threads that read may end before the job does: it stays unfinished, for another worker to take up."""
+    jobs, ended = Jobs(tmp_path / "jobs", 1e9), threading.Event()
+
+    def work(request: Request, progress: Progress) -> None:
+        progress.cancelled.wait(60)
+        ended.set()
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    jobs.register("stats", "bytes", work)
+    job = jobs.start("stats", {"dataset": "a"}, "/").id
+    wait_until(lambda: jobs.state(job).status == "running")  # type: ignore[union-attr]
+    jobs.close()
+    assert ended.wait(60)
+    wait_until(lambda: not jobs._mine)
+    other = Jobs(tmp_path / "jobs", 1e9)
+    other.register("stats", "bytes", lambda request, progress: None)
+    assert other.state(job, "somebody") is not None
+    wait_until(lambda: other.state(job, "somebody").status == "done")  # type: ignore[union-attr]
+    other.close()
+    assert not caplog.records
