@@ -130,7 +130,7 @@ def test_the_layout_of_another_file(pool: ReaderPool, tmp_path: Path) -> None:
             with pytest.raises(RevisionChanged):
                 loader.layout(str(path), before)
             os.rename(tmp_path / "away", path)
-            layout, _ = loader.layout(str(path), _identity(path))
+            layout, *_ = loader.layout(str(path), _identity(path))
         finally:
             loader.close()
     assert [array.path for array in layout.arrays] == ["x"]

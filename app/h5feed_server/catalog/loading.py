@@ -158,9 +158,17 @@ class FileLoader:
                 "times H5FEED_INSPECT_TIMEOUT)"
             ) from None
 
-    def layout(self, path: str, identity: Identity) -> tuple[FileLayout, bytes]:
-        """The layout of a file, inspected once for all processes; as it is and as it is kept."""
-        _, members = members_of(path)
+    def layout(
+        self, path: str, identity: Identity, members: Sequence[str] = ()
+    ) -> tuple[FileLayout, bytes, bytes | None]:
+        """The layout of a file, inspected once for all processes, as it is and as it is kept; and the digest of the
+        file's content, where the layout is kept by it.
+
+        Parameters
+        ----------
+        members : sequence of str
+            The other files that HDF5 wrote it into.
+        """
         identities = [identity]
         for member in members:
             if not self._settings.follow_links and leads_out(str(self._root), member):
@@ -179,7 +187,8 @@ class FileLoader:
 
         if _are_young(identities):
             data = inspect()
-            return load_layout(data), data
+            return load_layout(data), data, None
+        digest: bytes | None = None
         if members:
             keys = " ".join(one.key for one in identities)
             name = hashlib.blake2b(keys.encode(), digest_size=16).hexdigest()
@@ -187,18 +196,21 @@ class FileLoader:
             name = identity.key
         else:
             # By its content, which links, copies and files that are only touched share.
-            name = self.digest(path, identity, b"")[:16].hex()
+            digest = self.digest(path, identity, b"")
+            name = digest[:16].hex()
         data = self._folder.get(f"layouts/{LAYOUT_VERSION}-{name}", inspect, behind=True)
-        return load_layout(data), data
+        return load_layout(data), data, digest
 
-    def note_members(self, path: str, beside: Beside) -> None:
-        """Note in `beside` all files that HDF5 wrote this one into, and the one that it may go on in."""
-        for member in (*members_of(path)[1], next_member(path)):
-            if member is not None:
-                try:
-                    beside[member] = _identity(member)
-                except OSError:
-                    beside[member] = None
+    def members(self, path: str, beside: Beside) -> tuple[str, ...]:
+        """The other files that HDF5 wrote this one into, noted in `beside` with the one that it may go on in."""
+        driver, members = members_of(path)
+        upcoming = (next_member(path, members),) if driver == "family" else ()
+        for member in (*members, *upcoming):
+            try:
+                beside[member] = _identity(member)
+            except OSError:
+                beside[member] = None
+        return members
 
     def digest(self, path: str, identity: Identity, layout: bytes) -> bytes:
         """Of the content of a file, computed once for all processes."""
@@ -361,9 +373,9 @@ class _Loading:
 
     def _load(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
         # Before it is inspected: it cannot be when one of them is missing.
-        self._loader.note_members(path, self._beside)
-        layout, data = self._loader.layout(path, identity)
-        source = self._source(path, identity, data)
+        members = self._loader.members(path, self._beside)
+        layout, data, digest = self._loader.layout(path, identity, members)
+        source = self._source(path, identity, data, digest)
         digests: dict[str, tuple[bytes, ...]] = {path: (source.digest,)}
         segments = {}
         probed = 0
@@ -395,9 +407,9 @@ class _Loading:
         fields = as_meant(layout, segments, self._loader.values)
         return LoadedFile(source, layout, segments, fields, tuple(part for parts in ordered for part in parts))
 
-    def _source(self, path: str, identity: Identity, layout: bytes = b"") -> LocalFile:
+    def _source(self, path: str, identity: Identity, layout: bytes = b"", digest: bytes | None = None) -> LocalFile:
         if path not in self._sources:
-            digest = self._loader.digest(path, identity, layout)
+            digest = digest or self._loader.digest(path, identity, layout)
             self._sources[path] = self._loader.source(path, identity, digest)
         return self._sources[path]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 
 _FAMILY = re.compile(r"^(.*?)(\d+)(\.[^./]*)$")
 
@@ -30,10 +31,9 @@ def members_of(path: str) -> tuple[str | None, tuple[str, ...]]:
     return None, ()
 
 
-def next_member(path: str) -> str | None:
-    """The path of the part that a file would go on in, were it there."""
-    driver, others = members_of(path)
-    return family_template(path) % (len(others) + 1) if driver == "family" else None
+def next_member(path: str, others: Sequence[str]) -> str:
+    """The path of the part that a family would go on in, were it there, after its first and all others."""
+    return family_template(path) % (len(others) + 1)
 
 
 def family_template(path: str) -> str:
