@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -91,9 +92,9 @@ def test_what_cannot_be_read_is_inspected_once(tmp_path: Path, monkeypatch: pyte
     asked: list[str] = []
     real = FileLoader.layout
 
-    def layout(self: FileLoader, path: str, identity: Identity) -> object:
+    def layout(self: FileLoader, path: str, identity: Identity, members: Sequence[str] = ()) -> object:
         asked.append(path)
-        return real(self, path, identity)
+        return real(self, path, identity, members)
 
     monkeypatch.setattr(FileLoader, "layout", layout)
     settings = Settings.model_validate({"data_dir": tmp_path / "data", "cache_dir": tmp_path / "cache"})

@@ -111,8 +111,10 @@ class Catalog:
         return sorted(self._entries.values(), key=lambda entry: entry.name)
 
     def is_known(self) -> bool:
-        """Whether all has been looked at."""
-        return all(entry.outcome.done() for entry in self.entries())
+        """Whether all has been looked at that the last walk through the folder has found."""
+        # Asked again and again while files are looked at, which a walk each time would hold up.
+        entries = self._entries.values() if self._scanned > float("-inf") else self.entries()
+        return all(entry.outcome.done() for entry in list(entries))
 
     def trouble(self) -> str | None:
         """Why files that were served cannot be looked at now; None where they can."""

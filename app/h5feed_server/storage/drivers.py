@@ -14,6 +14,11 @@ SPLIT_ENDINGS = ("-m.h5", "-r.h5")
 
 def members_of(path: str) -> tuple[str | None, tuple[str, ...]]:
     """HDF5's driver for a file that it wrote in parts, and the paths of the other parts."""
+    family = _FAMILY.match(path)
+    # HDF5 counts from 0, whatever file it is given. Files of other names need not be opened to tell.
+    is_first = family is not None and int(family[2]) == 0
+    if not is_first and not path.endswith(SPLIT_ENDINGS[0]):
+        return None, ()
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         # Where the superblock names the driver, in a file without a user block.
         head = file.read(1024)
@@ -21,8 +26,7 @@ def members_of(path: str) -> tuple[str | None, tuple[str, ...]]:
         return None, ()
     if b"NCSAmult" in head and path.endswith(SPLIT_ENDINGS[0]):
         return "split", (path.removesuffix(SPLIT_ENDINGS[0]) + SPLIT_ENDINGS[1],)
-    # HDF5 counts from 0, whatever file it is given.
-    if b"NCSAfami" in head and (match := _FAMILY.match(path)) and int(match[2]) == 0:
+    if b"NCSAfami" in head and is_first:
         template = family_template(path)
         others: list[str] = []
         while os.path.exists(template % (len(others) + 1)):

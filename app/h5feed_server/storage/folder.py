@@ -105,12 +105,7 @@ class CacheFolder:
 
     def find(self, name: str) -> bytes | None:
         """The content of the file `name`; None where it is not there, or damaged."""
-        file = self.path / name
-        data = read_sealed(file)
-        if data is not None:
-            with contextlib.suppress(OSError):
-                os.utime(file)
-        return data
+        return read_sealed(self.path / name, note_use=True)
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
