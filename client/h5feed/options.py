@@ -14,8 +14,16 @@ _MAX_CHARS, _MAX_NAMES = 200, 2000
 """Of what is compared: it takes time by the square of the length, for each name."""
 
 
-def did_you_mean(name: str, known: Iterable[str], rest: str) -> str:
-    """``did you mean 'batch_size'? There are …`` where a known name is like this one, else the rest alone."""
+def did_you_mean(name: str, known: Iterable[str], rest: str | None = None) -> str:
+    """``did you mean 'batch_size'? There are …`` where a known name is like this one, else the rest alone.
+
+    Parameters
+    ----------
+    rest : str, optional
+        Which names there are; default: ``there are`` all that are known.
+    """
+    known = list(known)
+    rest = rest or f"there are {', '.join(known) or 'none'}"
     if len(name) > _MAX_CHARS:
         return rest
     alike = {_plain(candidate): candidate for candidate in islice(known, _MAX_NAMES)}
@@ -25,9 +33,7 @@ def did_you_mean(name: str, known: Iterable[str], rest: str) -> str:
 
 def no_field(name: object, known: Iterable[str], whose: str) -> FieldNotFound:
     """The error to raise where a name is that of no field: it says which there are, and which was meant."""
-    names = list(known)
-    said = did_you_mean(str(name), names, f"there are {', '.join(names) or 'none'}")
-    return FieldNotFound(f"{whose} {name!r}: {said}")
+    return FieldNotFound(f"{whose} {name!r}: {did_you_mean(str(name), known)}")
 
 
 def check_options(given: Iterable[str], takes: Callable[..., Any], *more: Mapping[str, Any] | Iterable[str]) -> None:

@@ -73,8 +73,7 @@ class Splits(dict[str, Any]):
             There is no such split, or rows have no classes, or several at once.
         """
         if split not in self["splits"]:
-            said = did_you_mean(split, self.names, f"there are {', '.join(self.names)}")
-            raise BadParameter(f"there is no split {split!r} here: {said}")
+            raise BadParameter(f"there is no split {split!r} here: {did_you_mean(split, self.names)}")
         if self.get("classes_are") == "multi-label":
             raise BadParameter(f"rows of {self['classes_of']!r} have several labels at once: weigh rows, not classes")
         if "classes" not in self["splits"][split]:

@@ -153,9 +153,7 @@ def _sentence(item: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> st
     where = [str(part) for part in item["loc"] if part not in ("query", "path", "body")]
     name = ".".join(where) or "the request"
     if item["type"] == "extra_forbidden":
-        known = names.get(str(item["loc"][0]), ())
-        there_are = f"there are {', '.join(known)}" if known else "there are none"
-        return f"there is no parameter {name!r}: {did_you_mean(name, known, there_are)}"
+        return f"there is no parameter {name!r}: {did_you_mean(name, names.get(str(item['loc'][0]), ()))}"
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if item["type"] == "missing":

@@ -43,8 +43,6 @@ from .grouping.names import natural
 
 NAME = "h5feed.toml"
 
-_TOP = ("datasets",)
-
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_.\-]+")
 
 MAX_NAME = 200
@@ -182,7 +180,9 @@ def read_declared(root: Path, *, follow_links: bool) -> Declaration:
     tables = said.pop("datasets", {})
     if said:
         key = next(iter(said))
-        refused[NAME] = Refusal(f"{NAME}: {key}: there is no such key: {did_you_mean(key, _TOP, 'there is datasets')}")
+        refused[NAME] = Refusal(
+            f"{NAME}: {key}: there is no such key: {did_you_mean(key, ['datasets'], 'there is datasets')}"
+        )
     if not isinstance(tables, dict):
         return Declaration({}, {NAME: Refusal(f"{NAME}: datasets: it is no table: write [datasets.NAME]")})
     for name, table in tables.items():
@@ -208,9 +208,8 @@ def read_declared(root: Path, *, follow_links: bool) -> Declaration:
 def _no_key(place: Sequence[int | str]) -> str:
     """What is right where a key of a dataset's table is none."""
     in_images = len(place) > 1 and place[0] == "decode"
-    known = list((DeclaredImages if in_images else DeclaredDataset).model_fields)
-    there_are = f"there are {', '.join(known)}"
-    return f"there is no such key: {did_you_mean(str(place[-1]), known, there_are)}"
+    table = DeclaredImages if in_images else DeclaredDataset
+    return f"there is no such key: {did_you_mean(str(place[-1]), table.model_fields)}"
 
 
 def followed(

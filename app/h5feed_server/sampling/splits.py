@@ -63,9 +63,8 @@ class Splits:
         SplitNotFound
         """
         if split not in self.rows:
-            known = ["all", *self.rows]
             hint = "" if self.rows else " Give test=, val= or folds= to divide the rows."
-            said = did_you_mean(split, known, f"there are {', '.join(known)}")
+            said = did_you_mean(split, ["all", *self.rows])
             raise SplitNotFound(f"there is no split {split!r} here: {said}.{hint}")
         return self.rows[split]
 

@@ -14,7 +14,7 @@ from ..forks import tell_after_fork
 from ..loop_stats import LoopStats
 from ..net.trace import clock
 from ..options import check_options
-from ..plan import OrderOptions, split_options
+from ..plan import OrderOptions, PreparationOptions, split_options
 from ..prepare import Preparation
 from .meter import Meter
 from .passes import described, position_in, state_of
@@ -225,7 +225,7 @@ class Loader:
         self.close()
 
 
-PREPARING = ("x", "y", "sample_weight", "class_mode", "rescale", "mean", "std", "transform")
+PREPARING = tuple(PreparationOptions.__annotations__)
 
 
 def check_loader_options(options: Mapping[str, Any], takes: Callable[..., Any]) -> None:
