@@ -9,6 +9,7 @@ import os
 import signal
 import struct
 import termios
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ import psutil
 import pytest
 from conftest import ServerProcess, suspend, wait_until
 from h5feed.errors import RevisionChanged, TooLarge, Unreadable
+from h5feed_server.storage.source import YOUNG_SECONDS
 from sklearn.model_selection import train_test_split
 
 ROWS = 300
@@ -472,6 +474,8 @@ def of_one_reader(serve: Callable[..., ServerProcess], tmp_path: Path) -> Callab
     folder = tmp_path / "data"
     folder.mkdir()
     _lists(folder)
+    # A file that is young when it is inspected is inspected a second time, by the same reader, whenever that is.
+    time.sleep(YOUNG_SECONDS)
     return lambda **environment: serve(folder, H5FEED_READERS="1", **environment)
 
 
