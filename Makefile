@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BACKENDS := .venv-backends
 BACKENDS_READY := $(BACKENDS)/.ready
-BACKEND_TESTS := $(addprefix tests/client/test_,backends.py keras_inside.py looks.py stalls.py)
+BACKEND_TESTS := $(addprefix tests/client/test_,backends.py keras_internals.py looks.py stalls.py)
 LOOP_TESTS := $(wildcard tests/client/test_torch*.py tests/client/test_tf.py)
 export KERAS_BACKEND ?= jax
 

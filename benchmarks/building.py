@@ -17,7 +17,7 @@ import h5feed
 import h5py
 import numpy as np
 import numpy.typing as npt
-from h5feed_server.build import BuildOptions, build
+from h5feed_server.builder import BuildOptions, build
 from sklearn.datasets import load_sample_images
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import LabelEncoder

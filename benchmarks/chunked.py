@@ -14,9 +14,9 @@ import h5feed
 import h5py
 import hdf5plugin
 import numpy as np
-from h5feed_server.sampling.spec import OrderSpec
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
+from h5feed_server.splits.spec import OrderSpec
 
 from . import local
 from .data import BATCH, IMAGE, Files

@@ -11,7 +11,7 @@ from pathlib import Path
 import h5feed
 import h5py
 import numpy as np
-from h5feed_server.storage.inspector import Inspector
+from h5feed_server.storage.hdf5.inspector import Inspector
 from h5feed_server.storage.layout import load_layout
 
 from .data import Files

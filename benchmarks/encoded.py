@@ -15,7 +15,7 @@ import cv2
 import h5feed
 import httpx
 import numpy as np
-from h5feed_server.build import BuildOptions, build
+from h5feed_server.builder import BuildOptions, build
 from sklearn.datasets import load_sample_images
 
 from .data import Files

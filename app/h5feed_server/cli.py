@@ -18,8 +18,8 @@ from h5feed.errors import FeedError
 from pydantic import ValidationError
 
 from . import __version__
-from .build.arguments import add_build
-from .exposure import is_every_address, is_open, kept_token, local_address, published_on
+from .builder.arguments import add_build
+from .serve.exposure import is_every_address, is_open, kept_token, local_address, published_on
 from .settings import Settings
 
 _EXAMPLES = """examples:
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return run_demo(epochs=options.epochs, workers=options.workers, keep=options.keep)
         if options.command == "build":
-            from .build.command import run_build
+            from .builder.command import run_build
 
             return run_build(options)
         if options.command == "inspect":
@@ -160,10 +160,10 @@ def _serve(options: argparse.Namespace) -> int:
     if generated:
         settings = settings.model_copy(update={"tokens": kept_token(settings.cache_dir)})
 
-    from .listening import listen
-    from .logged_once import LoggedOnce
-    from .serving import Supervisor
-    from .worker import Tls
+    from .serve.listening import listen
+    from .serve.logged_once import LoggedOnce
+    from .serve.supervisor import Supervisor
+    from .serve.worker import Tls
 
     try:
         listener = listen(settings)

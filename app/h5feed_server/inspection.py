@@ -26,9 +26,9 @@ from .catalog.discovery import leads_out
 from .catalog.entry import Entry
 from .catalog.inspections import NotYet
 from .catalog.together import files_together
-from .sampling.spec import OrderSpec
 from .services import Services
 from .settings import Settings
+from .splits.spec import OrderSpec
 
 _BATCH_ROWS = 64
 _BATCHES = 8

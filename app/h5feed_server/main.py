@@ -11,11 +11,11 @@ from . import __version__
 from .api import batches, datasets, docs, health, images, jobs, plots, problems, rows, splits, stats
 from .api.access_log import AccessLog
 from .api.auth import BearerAuth
-from .api.callers import Callers, TrustedProxies
 from .api.hosts import HostCheck
+from .api.identity import Callers, TrustedProxies
 from .api.openapi import PROBLEM_RESPONSE, operation_id
-from .api.posted import Uploads, longest_body
 from .api.shortcut import BatchShortcut, KnownQueries
+from .api.uploads import Uploads, longest_body
 from .services import Services
 from .settings import Settings
 

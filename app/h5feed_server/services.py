@@ -6,18 +6,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .batching import Batcher
+from .batches.batcher import Batcher
+from .cache_folder.folder import CacheFolder
 from .catalog.catalog import Catalog
-from .jobs import Jobs
-from .memory import GivesBack
-from .room import Room
+from .jobs.registry import Jobs
 from .settings import Settings
-from .statistics import Statistics
-from .storage.cache import ByteCache
-from .storage.folder import CacheFolder
+from .sharing.fair_threads import FairThreads
+from .sharing.room import Room
+from .sharing.trimming import GivesBack
+from .stats.service import Statistics
+from .storage.byte_cache import ByteCache
+from .storage.hdf5.reader_pool import ReaderPool
 from .storage.reader import Reader
-from .storage.reader_pool import ReaderPool
-from .threads import FairThreads
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from .options import did_you_mean
+from .suggestions import did_you_mean
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .options import no_field
+from .suggestions import no_field
 from .tables import titled_table
 from .wire import OFFSETS
 

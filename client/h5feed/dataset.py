@@ -16,14 +16,17 @@ import numpy.typing as npt
 from .answers import NamedSplits, PlanInfo, SplitsInfo, StatsInfo
 from .batch import Batch
 from .cache import RowCache
-from .cache.fetch import cached_fetch
 from .errors import BadAnswer, BadParameter, RowOutOfRange
+from .fetching.cached import cached_fetch
+from .fetching.decoding import decoded_batch, decoded_fetch, specs_for
+from .fetching.readahead import Block, Fetch, ReadAhead, blocks_of
+from .fetching.server import check_asked_for, fetch_rows, fetcher, only_batch, only_tensor, taker
 from .frames import DTYPES, MAX_BODY_BYTES, Field, Frame
 from .images import ImageSpec
+from .loops.passes import blocks_of_passes
 from .net import jobs
 from .net.client import Client
 from .net.pace import Pace
-from .options import check_options
 from .order import BatchGrid
 from .plan import (
     LoaderOptions,
@@ -38,19 +41,16 @@ from .plan import (
     split_options,
     tail_of,
 )
-from .reading.decoding import decoded_batch, decoded_fetch, specs_for
-from .reading.fetching import check_asked_for, fetch_rows, fetcher, only_batch, only_tensor, taker
-from .reading.passes import blocks_of_passes
-from .reading.readahead import Block, Fetch, ReadAhead, blocks_of
 from .schema import checked
 from .splits import Splits, replaced_told, tell_replaced
 from .stats import FieldStats, Stats
+from .suggestions import check_options
 from .tables import titled_table
 from .wire import OFFSETS, ROWS, Tensor, dtype_named
 
 if TYPE_CHECKING:
     from .keras import Sequence as KerasSequence
-    from .reading.loader import Loader
+    from .loops.loader import Loader
     from .torch import TorchBatches, TorchRows
 
 BLOCK_BYTES = 8 << 20
@@ -376,8 +376,8 @@ class Dataset:
         return KerasSequence(self, split, **options)
 
     def loader(self, split: str = "all", **options: Unpack[LoaderOptions]) -> Loader:
-        """Passes over a split for a loop of your own, as ``(x, y)``; options: `h5feed.reading.loader.Loader`."""
-        from .reading.loader import Loader
+        """Passes over a split for a loop of your own, as ``(x, y)``; options: `h5feed.loops.loader.Loader`."""
+        from .loops.loader import Loader
 
         return Loader(self, split, **options)
 

@@ -73,7 +73,7 @@ class ShardOptions(TypedDict, total=False):
     """Which part of each step a reader has."""
 
     shard: int | Literal["auto"]
-    """``"auto"``: the rank of this process; see `h5feed.reading.sharding.shard_of`."""
+    """``"auto"``: the rank of this process; see `h5feed.loops.sharding.shard_of`."""
     shards: int | None
     last: Literal["keep", "drop", "pad"] | None
 
@@ -92,7 +92,7 @@ class PreparationOptions(TypedDict, total=False):
 
 
 class PassOptions(TypedDict, total=False):
-    """How passes go, and how they are fetched: see `h5feed.reading.loader.Loader`."""
+    """How passes go, and how they are fetched: see `h5feed.loops.loader.Loader`."""
 
     batch_size: int
     shuffle: bool

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import BadParameter
-from .options import did_you_mean
+from .suggestions import did_you_mean
 from .tables import html_table, text_lines
 
 logger = logging.getLogger("h5feed")

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BadParameter
-from .options import no_field
+from .suggestions import no_field
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 32

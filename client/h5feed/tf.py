@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from .reading.loader import Loader
+from .loops.loader import Loader
 
 if TYPE_CHECKING:
     from .dataset import Dataset
@@ -25,7 +25,7 @@ def tf_data(dataset: Dataset, split: str = "all", **options: Any) -> tf.data.Dat
     dataset : Dataset
     split : str
     **options
-        As of `h5feed.reading.loader.Loader`.
+        As of `h5feed.loops.loader.Loader`.
 
     Returns
     -------

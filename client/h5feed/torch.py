@@ -17,17 +17,17 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .cache import RowCache
 from .errors import BadParameter
-from .loop_stats import LoopStats
+from .loops.data_loaders import Loaded, check_accelerate, is_data_loader
+from .loops.loader import PREPARING, check_loader_options, divided, preparation_of
+from .loops.meter import Meter
+from .loops.pass_numbers import Pass, PassNumbers
+from .loops.passes import is_drawn
+from .loops.tensors import mapped, tensors_of
+from .loops.wait_stats import LoopStats
 from .net.trace import clock
-from .options import check_options
 from .plan import OrderOptions, Plan, SplitOptions, TorchRowsOptions
 from .prepare import Preparation
-from .reading.data_loaders import Loaded, check_accelerate, is_data_loader
-from .reading.loader import PREPARING, check_loader_options, divided, preparation_of
-from .reading.meter import Meter
-from .reading.pass_numbers import Pass, PassNumbers
-from .reading.passes import is_drawn
-from .tensors import mapped, tensors_of
+from .suggestions import check_options
 from .wire import WEIGHT
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
     dataset : Dataset
     split : str
     batch_size, shuffle, seed, epoch, connections, readahead, cache, **options
-        As of `h5feed.reading.loader.Loader`. `readahead` is that of each worker.
+        As of `h5feed.loops.loader.Loader`. `readahead` is that of each worker.
     pin_memory : bool
         Pin the tensors where CUDA is there. With workers, leave it to the DataLoader's own ``pin_memory``.
 

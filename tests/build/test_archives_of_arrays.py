@@ -16,8 +16,8 @@ import h5py
 import numpy as np
 import pytest
 from h5feed.errors import Unreadable
-from h5feed_server.build import BuildOptions, build
-from h5feed_server.build.naming import read_names
+from h5feed_server.builder import BuildOptions, build
+from h5feed_server.builder.naming import read_names
 from photographs import encoded, photograph
 
 RANDOM = np.random.default_rng(16)
@@ -172,7 +172,7 @@ def test_encrypted_zips_are_told_so(tmp_path: Path) -> None:
 def test_names_of_files_are_looked_at_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """The folders around all of them are counted once, and not once for every name."""
     calls = []
-    from h5feed_server.build import naming
+    from h5feed_server.builder import naming
 
     own = naming._shared
     monkeypatch.setattr(naming, "_shared", lambda names: calls.append(len(names)) or own(names))

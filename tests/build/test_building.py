@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 from h5feed.errors import BadParameter, Unreadable
-from h5feed_server.build import BuildOptions, ImageSpec, build, decode_image, preview
+from h5feed_server.builder import BuildOptions, ImageSpec, build, decode_image, preview
 from photographs import encoded, photograph
 from PIL import Image
 from sklearn.model_selection import train_test_split
@@ -265,7 +265,7 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     np.lib.format.open_memmap(tmp_path / "big.npy", "w+", np.uint8, (400, 1000, 1000)).flush()
     program = f"""
 import resource
-from h5feed_server.build import BuildOptions, build
+from h5feed_server.builder import BuildOptions, build
 import numpy as np
 np.save({str(tmp_path / "none.npy")!r}, np.zeros((4, 8, 8), np.uint8))
 build({str(tmp_path / "none.npy")!r}, {str(tmp_path / "none.h5")!r})

@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import pytest
 from h5feed.errors import BadParameter
-from h5feed_server.build import BuildOptions, build
-from h5feed_server.build.options import parse_size, read_options
+from h5feed_server.builder import BuildOptions, build
+from h5feed_server.builder.options import parse_size, read_options
 
 
 def _run(*words: object, width: int = 80) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from h5feed.errors import BadParameter, Unreadable
-from h5feed_server.build import BuildOptions, Report, build, preview
+from h5feed_server.builder import BuildOptions, Report, build, preview
 from photographs import encoded
 
 OPTIONS = BuildOptions((16, 16))

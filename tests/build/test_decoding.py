@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from h5feed.decode import FORMATS, MAX_PIXELS
 from h5feed.errors import BadParameter, Overloaded
-from h5feed_server.build import BuildOptions, ImageSpec, decode_image
-from h5feed_server.build.images import BrokenImage
-from h5feed_server.storage.image_decoders import Decoding, ImageDecoders
-from h5feed_server.storage.plain_images import is_plain
+from h5feed_server.builder import BuildOptions, ImageSpec, decode_image
+from h5feed_server.builder.images import BrokenImage
+from h5feed_server.storage.images.decoding import Decoding, ImageDecoders
+from h5feed_server.storage.images.plain import is_plain
 from photographs import encoded, photograph
 from PIL import Image
 

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import pytest
 from h5feed.errors import TooLarge, Unreadable
-from h5feed_server.build import BuildOptions, Progress, build
+from h5feed_server.builder import BuildOptions, Progress, build
 from photographs import encoded, endless_bmp, photograph
 
 
@@ -31,9 +31,9 @@ def _interrupt(source: Path, out: Path, options: dict[str, Any], *, how: str) ->
     program = f"""
 import os, signal, struct, time, zlib
 from pathlib import Path
-from h5feed_server.build import BuildOptions, build
-import h5feed_server.build.image_source as image_source
-import h5feed_server.build.run as run
+from h5feed_server.builder import BuildOptions, build
+import h5feed_server.builder.image_source as image_source
+import h5feed_server.builder.run as run
 run._COMMIT_SECONDS = 0.0
 image_source._UNIT_IMAGES = 4
 journal = Path({str(out.with_name(f".{out.name}.journal"))!r})
@@ -154,7 +154,7 @@ def test_a_full_disk_stops_the_build_and_room_lets_it_go_on(pets: Path, tmp_path
     """The limit on the size of files stands for the disk."""
     program = f"""
 import resource
-from h5feed_server.build import BuildOptions, build
+from h5feed_server.builder import BuildOptions, build
 resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, resource.RLIM_INFINITY))
 build({str(pets)!r}, {str(tmp_path / "pets.h5")!r}, BuildOptions((48, 48), threads=1))
 """

@@ -10,7 +10,7 @@ import h5feed
 import keras
 import numpy as np
 import pytest
-from h5feed_server.build import BuildOptions, ImageSpec, build, decode_image
+from h5feed_server.builder import BuildOptions, ImageSpec, build, decode_image
 from sklearn.model_selection import train_test_split
 
 SIZE, BATCH, EPOCHS = (32, 32), 16, 3

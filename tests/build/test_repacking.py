@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from h5feed.errors import BadParameter, Unreadable
-from h5feed_server.build import BuildOptions, build, preview
+from h5feed_server.builder import BuildOptions, build, preview
 from photographs import encoded, photograph
 
 RANDOM = np.random.default_rng(12)
@@ -190,7 +190,7 @@ def test_matrices_that_are_too_large_to_be_served_transposed_are_built(
     with h5py.File(tmp_path / "a.h5", "w") as file:
         _matlab(file, "X", x)
         _matlab(file, "y", (np.arange(900) % 3.0)[:, None])
-    monkeypatch.setattr("h5feed_server.build.stored_fields._SCATTERED_BYTES", 10_000 * 8 * 100)
+    monkeypatch.setattr("h5feed_server.builder.stored_fields._SCATTERED_BYTES", 10_000 * 8 * 100)
     report = build(tmp_path / "a.h5", tmp_path / "new" / "b.h5")
     assert not report.left_out
     with h5py.File(tmp_path / "new" / "b.h5") as file:

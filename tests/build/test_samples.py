@@ -15,7 +15,7 @@ import pyarrow.feather as feather
 import pyarrow.parquet as parquet
 import pytest
 from h5feed.errors import FeedError, Unreadable
-from h5feed_server.build import BuildOptions, ImageSpec, build, decode_image
+from h5feed_server.builder import BuildOptions, ImageSpec, build, decode_image
 from photographs import encoded, photograph
 from sklearn.datasets import load_digits
 

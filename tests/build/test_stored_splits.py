@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.errors import BadParameter
-from h5feed_server.build import BuildOptions, build
+from h5feed_server.builder import BuildOptions, build
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
 SIZE = (16, 16)

@@ -14,7 +14,7 @@ import hdf5plugin  # noqa: F401 registers the filters that the tests read back
 import numpy as np
 import pytest
 from h5feed.errors import BadParameter, FeedError, Unreadable
-from h5feed_server.build import BuildOptions, build
+from h5feed_server.builder import BuildOptions, build
 from photographs import encoded, photograph
 from sklearn.datasets import load_digits, load_iris
 from sklearn.model_selection import train_test_split

@@ -37,8 +37,8 @@ from h5feed.bench.report import as_text, verdict
 from h5feed.bench.streams import drained
 from h5feed.cli import main
 from h5feed.errors import BadAnswer
+from h5feed.fetching.readahead import Block, ReadAhead, blocks_of
 from h5feed.net.pace import Link, Pace
-from h5feed.reading.readahead import Block, ReadAhead, blocks_of
 from photographs import encoded, photograph
 from proxies import Line
 

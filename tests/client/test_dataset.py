@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from h5feed.batch import Batch
 from h5feed.errors import BadAnswer, ConnectionFailed, DatasetCorrupt
+from h5feed.fetching.readahead import Block
+from h5feed.fetching.server import fetcher
 from h5feed.frames import Frame
 from h5feed.net.client import Client
 from h5feed.net.transport import BodyCut
 from h5feed.plan import Plan
-from h5feed.reading.fetching import fetcher
-from h5feed.reading.readahead import Block
 from h5feed.wire import MEDIA_TYPE, ROWS, Body, Tensor, read_body
 
 BATCHES = 9

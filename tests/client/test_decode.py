@@ -18,8 +18,8 @@ import pytest
 from conftest import ServerProcess
 from h5feed.decode import MAX_SCANS, BrokenImage, decode_image, decode_into, fingerprint
 from h5feed.errors import BadParameter, DatasetCorrupt
+from h5feed.fetching import decoding
 from h5feed.images import ImageSpec
-from h5feed.reading import decoding
 from PIL import Image
 from sklearn.datasets import load_sample_images
 

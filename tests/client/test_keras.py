@@ -20,7 +20,7 @@ import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.errors import BadParameter, RevisionChanged
 from h5feed.keras import Sequence as KerasSequence
-from h5feed.reading.sharding import shard_of
+from h5feed.loops.sharding import shard_of
 
 ROWS = 203
 BATCH = 10

@@ -16,7 +16,7 @@ import pytest
 from conftest import ROWS, ServerProcess, wait_until
 from h5feed.errors import BadParameter, RevisionChanged
 from h5feed.jax import to_device
-from h5feed.reading.loader import Loader
+from h5feed.loops.loader import Loader
 
 ORDER: dict[str, Any] = {"batch_size": 64, "shuffle": True, "seed": 5}
 

@@ -38,10 +38,10 @@ assert not any(name.startswith("h5feed_server") for name in sys.modules)
     ("module", "banned"),
     [
         ("h5feed_server.main", ("h5py", "sklearn", "keras")),
-        ("h5feed_server.batching", ("h5py", "fastapi", "starlette", "uvicorn")),
-        ("h5feed_server.storage.reader", ("h5py", "fastapi", "h5feed_server.catalog", "h5feed_server.sampling")),
-        ("h5feed_server.sampling.splits", ("h5py", "fastapi", "h5feed_server.storage", "h5feed_server.catalog")),
-        ("h5feed_server.catalog.catalog", ("h5py", "fastapi", "h5feed_server.api", "h5feed_server.sampling")),
+        ("h5feed_server.batches.batcher", ("h5py", "fastapi", "starlette", "uvicorn")),
+        ("h5feed_server.storage.reader", ("h5py", "fastapi", "h5feed_server.catalog", "h5feed_server.splits")),
+        ("h5feed_server.splits.compute", ("h5py", "fastapi", "h5feed_server.storage", "h5feed_server.catalog")),
+        ("h5feed_server.catalog.catalog", ("h5py", "fastapi", "h5feed_server.api", "h5feed_server.splits")),
     ],
 )
 def test_who_may_import_whom(module: str, banned: tuple[str, ...]) -> None:

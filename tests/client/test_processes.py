@@ -26,7 +26,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
-from h5feed.cache.locking import exclusive
+from h5feed.cache.locks import exclusive
 from photographs import encoded, photograph
 
 ROWS = 50
@@ -322,7 +322,7 @@ def test_what_is_dropped_ends(photos: h5feed.Dataset, make: Make, tmp_path: Path
 DECODING = """
 import sys, time
 import cv2, numpy
-from h5feed.reading.readahead import ReadAhead, blocks_of
+from h5feed.fetching.readahead import ReadAhead, blocks_of
 
 begun = []
 

@@ -27,9 +27,9 @@ import pytest
 from conftest import ServerProcess
 from h5feed.errors import BadParameter
 from h5feed.keras import WaitMonitor
-from h5feed.loop_stats import BINS, LoopStats
+from h5feed.loops.meter import Meter
+from h5feed.loops.wait_stats import BINS, LoopStats
 from h5feed.net.trace import DECODE, TRANSFER, WAITING, Trace, clock
-from h5feed.reading.meter import Meter
 from hypothesis import given
 from hypothesis import strategies as st
 from proxies import Line

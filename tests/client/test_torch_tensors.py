@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from h5feed.tensors import tensors_of  # noqa: E402
+from h5feed.loops.tensors import tensors_of  # noqa: E402
 
 VALUES = np.arange(24).reshape(2, 3, 4) % 5
 """Numbers that every dtype can hold."""

@@ -17,9 +17,9 @@ import httpx
 import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
+from h5feed_server.cache_folder.folder import CacheFolder
+from h5feed_server.cache_folder.sealed import read_sealed, write_sealed
 from h5feed_server.served_version import SERVED_VERSION
-from h5feed_server.storage.folder import CacheFolder
-from h5feed_server.storage.sealed import read_sealed, write_sealed
 
 ROWS = 400
 VALUES = np.arange(ROWS * 50, dtype="<i4").reshape(ROWS, 50)

@@ -22,8 +22,8 @@ from conftest import ServerProcess, wait_until
 from h5feed.cli import main
 from h5feed.errors import FeedError, HostNotAllowed, Unauthorized
 from h5feed_server.cli import main as server_main
-from h5feed_server.exposure import is_open, kept_token
-from h5feed_server.listening import listen
+from h5feed_server.serve.exposure import is_open, kept_token
+from h5feed_server.serve.listening import listen
 from h5feed_server.settings import Settings
 from pydantic import ValidationError
 

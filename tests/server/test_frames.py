@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.prepare import Preparation
-from h5feed_server.storage.pickled_lists import plain_list
+from h5feed_server.storage.hdf5.pickled_lists import plain_list
 from seen import stored_splits
 
 Array = npt.NDArray[Any]

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from conftest import ServerProcess
 from h5feed.errors import DatasetCorrupt
-from h5feed_server.storage.arrays import Arrays
-from h5feed_server.storage.guard import Guard
+from h5feed_server.storage.hdf5.arrays import Arrays
+from h5feed_server.storage.hdf5.guard import Guard
+from h5feed_server.storage.hdf5.libhdf5 import Plugins, unknown_properties
 from h5feed_server.storage.layout import ArrayLayout, Filter
-from h5feed_server.storage.libhdf5 import Plugins, unknown_properties
 from h5feed_server.storage.source import Identity
 
 ROWS = 50

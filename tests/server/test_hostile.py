@@ -24,7 +24,7 @@ import psutil
 import pytest
 import safetensors.numpy
 from conftest import ServerProcess, wait_until
-from h5feed_server.serving import STOP_SECONDS
+from h5feed_server.serve.supervisor import STOP_SECONDS
 from h5feed_server.storage.layout import ArrayLayout, ChunkTable, FileLayout, dump_layout, load_layout
 
 GOOD = np.arange(600, dtype=np.int32).reshape(100, 6)

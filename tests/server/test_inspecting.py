@@ -13,12 +13,12 @@ import h5py
 import numpy as np
 import pytest
 from h5feed.errors import Unreadable
+from h5feed_server.cache_folder.folder import CacheFolder
 from h5feed_server.catalog.loading import FileLoader
 from h5feed_server.catalog.together import files_together
 from h5feed_server.catalog.watching import notice
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
-from h5feed_server.storage.folder import CacheFolder
 from h5feed_server.storage.source import Identity
 
 

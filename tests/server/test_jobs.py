@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.errors import JobWanted, Overloaded
-from h5feed_server import jobs as jobs_module
-from h5feed_server import turns as turns_module
-from h5feed_server.api.answers import Job
-from h5feed_server.jobs import MAX_OF_DATASET, MAX_WAITING, Jobs, Progress, Request
-from h5feed_server.turns import Turns
+from h5feed_server.api.response_models import Job
+from h5feed_server.jobs import registry
+from h5feed_server.jobs import turns as turns_module
+from h5feed_server.jobs.registry import MAX_OF_DATASET, MAX_WAITING, Jobs, Progress, Request
+from h5feed_server.jobs.turns import Turns
 
 NEVER = 1 << 50
 """Rows that nobody can read one by one."""
@@ -178,7 +178,7 @@ class _Endless:
 
 @pytest.fixture
 def endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Jobs, _Endless]]:
-    monkeypatch.setattr(jobs_module, "_TICK_SECONDS", 0.02)
+    monkeypatch.setattr(registry, "_TICK_SECONDS", 0.02)
     work, jobs = _Endless(), Jobs(tmp_path / "jobs", 1e9)
     jobs.register("endless", "rows", work)
     yield jobs, work
@@ -240,12 +240,12 @@ def test_what_somebody_else_wants_is_not_deleted(endless: tuple[Jobs, _Endless],
             worker.delete(job, "me")
     wait_until(lambda: work.running == 1)
     assert not other.delete("0" * 32, "me")
-    jobs_module_wanted = jobs_module.WANTED_SECONDS
-    jobs_module.WANTED_SECONDS = -1.0
+    wanted_seconds = registry.WANTED_SECONDS
+    registry.WANTED_SECONDS = -1.0
     try:
         assert other.delete(job, "me")
     finally:
-        jobs_module.WANTED_SECONDS = jobs_module_wanted
+        registry.WANTED_SECONDS = wanted_seconds
     assert jobs.state(job, "you") is None
     wait_until(lambda: work.running == 0)
     wait_until(lambda: not list((tmp_path / "jobs").iterdir()))

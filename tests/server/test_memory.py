@@ -21,7 +21,7 @@ from conftest import ServerProcess, suspend, wait_until
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
 from h5feed_server.stats import pictures, scan
-from h5feed_server.storage.cache import ByteCache
+from h5feed_server.storage.byte_cache import ByteCache
 from h5feed_server.storage.decoders import Decoders
 
 MIB = 1 << 20

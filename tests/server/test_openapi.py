@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
-from h5feed_server.api import answers
+from h5feed_server.api import response_models
 from h5feed_server.api.openapi import GROUPS
 from pydantic import BaseModel
 
@@ -39,15 +39,15 @@ def _operations(schema: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("path", "model"),
     [
-        ("/v1/datasets", answers.Catalogue),
-        (DATASET, answers.DatasetDescription),
-        (f"{DATASET}/splits?test=0.2", answers.Splits),
-        (f"{DATASET}/splits?test=0.25&group=labels", answers.Splits),
-        (f"{DATASET}/plan?shuffle=true", answers.Plan),
-        (f"{DATASET}/stats", answers.Statistics),
-        (f"{DATASET}/stats?split=train&test=0.2", answers.Statistics),
-        (f"{DATASET}/batches/0?format=json", answers.Preview),
-        ("/v1/datasets/nothing", answers.Problem),
+        ("/v1/datasets", response_models.Catalogue),
+        (DATASET, response_models.DatasetDescription),
+        (f"{DATASET}/splits?test=0.2", response_models.Splits),
+        (f"{DATASET}/splits?test=0.25&group=labels", response_models.Splits),
+        (f"{DATASET}/plan?shuffle=true", response_models.Plan),
+        (f"{DATASET}/stats", response_models.Statistics),
+        (f"{DATASET}/stats?split=train&test=0.2", response_models.Statistics),
+        (f"{DATASET}/batches/0?format=json", response_models.Preview),
+        ("/v1/datasets/nothing", response_models.Problem),
     ],
 )
 def test_answers_are_as_described(http: httpx.Client, path: str, model: type[BaseModel]) -> None:

@@ -115,7 +115,7 @@ def test_preparing_is_told(tmp_path: Path) -> None:
 
             def started() -> bool:
                 children = psutil.Process(process.pid).children(recursive=True)
-                inspector[:] = [child for child in children if "h5feed_server.storage.inspect" in child.cmdline()]
+                inspector[:] = [child for child in children if "h5feed_server.storage.hdf5.inspect" in child.cmdline()]
                 return bool(inspector)
 
             wait_until(started)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from conftest import ROWS, wait_until
 from h5feed.errors import FieldNotFound, RowOutOfRange, UnsupportedField
-from h5feed_server.sampling.spec import OrderSpec
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
+from h5feed_server.splits.spec import OrderSpec
 
 MIXED = ["images", "labels", "big_endian", "flags", "half", "never_written", "by_row", "shuffled", "swapped"]
 MIXED += ["plain_chunks", "plain_pieces", "sparse", "colour"]

@@ -17,12 +17,12 @@ import psutil
 import pytest
 from conftest import suspend, wait_until
 from h5feed.errors import DatasetCorrupt, Overloaded, ReaderCrashed, RevisionChanged, TooLarge, Unreadable
+from h5feed_server.cache_folder.folder import CacheFolder
 from h5feed_server.catalog.loading import FileLoader
 from h5feed_server.settings import Settings
-from h5feed_server.storage.folder import CacheFolder
-from h5feed_server.storage.inspector import Inspector
+from h5feed_server.storage.hdf5.inspector import Inspector
+from h5feed_server.storage.hdf5.reader_pool import ReaderPool
 from h5feed_server.storage.layout import ArrayLayout, load_layout
-from h5feed_server.storage.reader_pool import ReaderPool
 from h5feed_server.storage.source import Identity, LocalFile, OpenFiles
 
 FILES = OpenFiles(4)

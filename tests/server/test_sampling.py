@@ -16,9 +16,9 @@ import pytest
 from conftest import ServerProcess
 from h5feed.errors import BadParameter, SplitNotFound, UnsupportedField
 from h5feed.order import BatchGrid
-from h5feed_server.sampling.order import Order
-from h5feed_server.sampling.resampling import Balanced, Weighted
-from h5feed_server.sampling.spec import OrderSpec
+from h5feed_server.batches.order import Order
+from h5feed_server.splits.resampling import Balanced, Weighted
+from h5feed_server.splits.spec import OrderSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -24,9 +24,9 @@ import pytest
 import uvicorn
 from conftest import ServerProcess, suspend, wait_until
 from h5feed.errors import ConnectionFailed, RevisionChanged
-from h5feed_server.serving import STILL_SECONDS
+from h5feed_server.serve.supervisor import STILL_SECONDS
+from h5feed_server.serve.worker import CONNECTION, _Worker
 from h5feed_server.settings import Settings
-from h5feed_server.worker import CONNECTION, _Worker
 
 URL = "/v1/datasets/mixed/batches/3?split=train&test=0.2&shuffle=true&seed=9&epoch=4&batch_size=16"
 

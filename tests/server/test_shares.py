@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import pytest
 from conftest import wait_until
 from h5feed.buffers import PoolExhausted
-from h5feed_server.callers import CALLER, KEEPS_UP
-from h5feed_server.room import Room
-from h5feed_server.threads import SPARE, FairThreads
+from h5feed_server.sharing.caller import CALLER, KEEPS_UP
+from h5feed_server.sharing.fair_threads import SPARE, FairThreads
+from h5feed_server.sharing.room import Room
 
 MIB = 1 << 20
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.errors import FieldNotFound, ReadTimeout, SplitImpossible, SplitNotFound
-from h5feed_server.split_jobs import QUICK_ROWS
+from h5feed_server.splits.on_request import QUICK_ROWS
 from sklearn.model_selection import train_test_split
 
 ROWS = 12_000_000

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from conftest import ServerProcess
 from h5feed.errors import BadParameter, SplitImpossible, SplitNotFound, TooLarge, UnsupportedField
-from h5feed_server.sampling.labels import Labels, NoClasses, Strata, dump_strata, encode, load_strata, read_labels
-from h5feed_server.sampling.multilabel import stratify
-from h5feed_server.sampling.report import describe_splits
-from h5feed_server.sampling.spec import SplitSpec
-from h5feed_server.sampling.splits import Splits, compute_splits, dump_splits, load_splits
+from h5feed_server.splits.compute import Splits, compute_splits, dump_splits, load_splits
+from h5feed_server.splits.describe import describe_splits
+from h5feed_server.splits.labels import Labels, NoClasses, Strata, dump_strata, encode, load_strata, read_labels
+from h5feed_server.splits.multilabel import stratify
+from h5feed_server.splits.spec import SplitSpec
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

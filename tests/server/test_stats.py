@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.errors import FieldNotFound, ReadTimeout, RevisionChanged, SplitNotFound, UnsupportedField
+from h5feed_server.stats.accumulators import tally_of
 from h5feed_server.stats.histogram import BINS
 from h5feed_server.stats.mean_image import MeanImage
 from h5feed_server.stats.summary import Summary
-from h5feed_server.stats.tallies import tally_of
-from h5feed_server.stats.values import Indicators, Values
+from h5feed_server.stats.value_counts import Indicators, Values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -441,7 +441,7 @@ def test_no_cache_folder(tmp_path: Path, arrays: dict[str, np.ndarray], serve: C
 
 def test_layers() -> None:
     """What adds up knows no HTTP, no libhdf5, no catalogue; no plotting library is loaded before the first plot."""
-    banned = ("fastapi", "starlette", "h5py", "matplotlib", "h5feed_server.catalog", "h5feed_server.sampling")
+    banned = ("fastapi", "starlette", "h5py", "matplotlib", "h5feed_server.catalog", "h5feed_server.splits")
     for module, names in (("h5feed_server.stats.scan", banned), ("h5feed_server.main", ("matplotlib", "h5py"))):
         code = f"import sys, {module}\nprint([name for name in {names!r} if name in sys.modules])"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180)

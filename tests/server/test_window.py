@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from h5feed.errors import BadParameter
 from h5feed.order import BatchGrid
-from h5feed_server.sampling.order import Order
-from h5feed_server.sampling.spec import OrderSpec
+from h5feed_server.batches.order import Order
+from h5feed_server.splits.spec import OrderSpec
 
 
 def order_of(rows: int, window: int | None, block: int, batch_size: int = 16, **options: Any) -> Order:

@@ -10,11 +10,11 @@ from fastapi.responses import Response
 from h5feed.wire import Tensor
 
 from ..services import Services
-from .answers import Plan, answers
-from .bodies import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified, query_items
-from .deps import NamePath, ServicesDep, in_thread
+from .batch_stream import BatchStream, filled, plan_of
+from .binary import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified, query_items
+from .dependencies import NamePath, ServicesDep, in_thread
 from .queries import BatchQuery, PlanQuery, StreamQuery
-from .stream import BatchStream, filled, plan_of
+from .response_models import Plan, answers
 
 router = APIRouter(prefix="/v1/datasets/{name}", tags=["batches"])
 

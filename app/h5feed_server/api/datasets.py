@@ -11,9 +11,9 @@ from fastapi import APIRouter, Query
 from ..catalog.description import describe_dataset
 from ..catalog.discovery import shown
 from ..catalog.entry import Listed
-from .answers import Catalogue, DatasetDescription, answers
-from .deps import NamePath, ServicesDep, in_thread
+from .dependencies import NamePath, ServicesDep, in_thread
 from .queries import CatalogQuery
+from .response_models import Catalogue, DatasetDescription, answers
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 

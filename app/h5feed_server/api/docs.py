@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from fastapi.staticfiles import StaticFiles
 
 from .auth import WATCHED_PATHS, is_stranger
-from .deps import ServicesDep, in_thread
+from .dependencies import ServicesDep, in_thread
 from .openapi import describe
 
 router = APIRouter(include_in_schema=False)

@@ -13,7 +13,7 @@ from h5feed.errors import FeedError, Overloaded, Preparing, SourceUnavailable
 from ..catalog.catalog import AWAY_RETRY_SECONDS
 from ..catalog.inspections import NotYet
 from ..services import Services
-from .deps import ServicesDep, in_thread
+from .dependencies import ServicesDep, in_thread
 
 router = APIRouter(tags=["health"])
 

@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Param
 
 from ..catalog.dataset import Dataset, Field
-from ..narrow import Places
-from ..sampling.labels import Labels
 from ..services import Services
+from ..sharing.places import Places
+from ..splits.labels import Labels
 from ..stats import pictures, plots
-from .bodies import is_known, not_modified
-from .deps import NamePath, ServicesDep, in_thread
+from .binary import is_known, not_modified
+from .dependencies import NamePath, ServicesDep, in_thread
 from .stats import StatsQuery, stats_headers
 
 router = APIRouter(prefix="/v1/datasets/{name}", tags=["pictures"])

@@ -11,10 +11,10 @@ from fastapi import APIRouter, Header, Path, Response
 from fastapi.responses import JSONResponse
 from h5feed.errors import Overloaded, PageNotFound
 
-from ..jobs import InProgress, JobState
+from ..jobs.registry import InProgress, JobState
 from ..services import Services
-from .answers import Job, answers
-from .deps import ASKER, ServicesDep, attempted, in_thread, over, wait_for
+from .dependencies import ASKER, ServicesDep, attempted, in_thread, over, wait_for
+from .response_models import Job, answers
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
-from .answers import Problem
+from .response_models import Problem
 
 GROUPS = {
     "What": ("q", "split", "field", "fields", "encoded", "classes", "kind", "limit", "offset"),

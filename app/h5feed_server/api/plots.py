@@ -13,9 +13,9 @@ from pydantic import Field as Param
 from ..catalog.dataset import Dataset, Field
 from ..services import Services
 from ..stats import pictures, plots
-from ..stats.report import FieldStats
-from .bodies import is_known, not_modified
-from .deps import NamePath, ServicesDep, in_thread
+from ..stats.field_stats import FieldStats
+from .binary import is_known, not_modified
+from .dependencies import NamePath, ServicesDep, in_thread
 from .images import FORMAT, PICTURE_RESPONSE, Form, image_field, picture
 from .jobs import JOB_RESPONSE, Prefer
 from .stats import StatsQuery, found_stats, stats_headers

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from h5feed import errors
-from h5feed.options import did_you_mean
+from h5feed.suggestions import did_you_mean
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 

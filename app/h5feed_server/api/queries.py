@@ -6,8 +6,8 @@ from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..sampling.spec import OrderSpec, Share, SplitSpec
-from .bodies import Format
+from ..splits.spec import OrderSpec, Share, SplitSpec
+from .binary import Format
 
 _REVISION = "Answer 409 instead of other data than this revision's; makes the answer cacheable for ever."
 _FORMAT = "Instead of an Accept header."

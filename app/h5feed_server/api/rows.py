@@ -12,10 +12,10 @@ from h5feed.errors import BadParameter, RowOutOfRange, TooLarge
 
 from ..catalog.dataset import Dataset
 from ..services import Services
-from .bodies import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified
-from .deps import NamePath, ServicesDep, in_thread
-from .posted import JSON_BODY, RowsPosted
+from .binary import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified
+from .dependencies import NamePath, ServicesDep, in_thread
 from .queries import RowsPostQuery, RowsQuery, RowsRequest
+from .uploads import JSON_BODY, RowsPosted
 
 router = APIRouter(prefix="/v1/datasets/{name}/rows", tags=["rows"])
 

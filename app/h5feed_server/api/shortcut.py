@@ -19,9 +19,9 @@ from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..services import Services
+from .batch_stream import BatchStream, plan_of
 from .problems import problem
 from .queries import PlanQuery, StreamQuery
-from .stream import BatchStream, plan_of
 
 MAX_REMEMBERED = 256
 """Query strings kept, of at most `MAX_LENGTH` bytes each."""

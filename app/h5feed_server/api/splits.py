@@ -10,13 +10,13 @@ from fastapi.responses import Response
 from h5feed.errors import TooLarge
 from h5feed.wire import ROWS, Body, Tensor
 
-from ..sampling.spec import SPLIT_ALIASES
-from ..sampling.splits import Rows
-from .answers import Splits, answers
-from .bodies import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified
-from .deps import NamePath, ServicesDep
+from ..splits.compute import Rows
+from ..splits.spec import SPLIT_ALIASES
+from .binary import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified
+from .dependencies import NamePath, ServicesDep
 from .jobs import JOB_RESPONSE, Prefer, at_hand
 from .queries import SplitReportQuery, SplitRowsQuery
+from .response_models import Splits, answers
 
 router = APIRouter(prefix="/v1/datasets/{name}/splits", tags=["splits"])
 

@@ -14,12 +14,11 @@ from h5feed.wire import Body, Tensor
 from pydantic import Field, field_validator
 
 from ..catalog.dataset import Dataset
-from ..jobs import InProgress
-from ..sampling.spec import SPLIT_ALIASES
+from ..jobs.registry import InProgress
 from ..services import Services
-from ..stats.report import FieldStats
-from .answers import Statistics, answers
-from .bodies import (
+from ..splits.spec import SPLIT_ALIASES
+from ..stats.field_stats import FieldStats
+from .binary import (
     Format,
     binary,
     binary_response,
@@ -30,9 +29,10 @@ from .bodies import (
     query_items,
     url_headers,
 )
-from .deps import NamePath, ServicesDep, in_thread
+from .dependencies import NamePath, ServicesDep, in_thread
 from .jobs import JOB_RESPONSE, Prefer, at_hand
 from .queries import SplitsQuery
+from .response_models import Statistics, answers
 
 router = APIRouter(prefix="/v1/datasets/{name}/stats", tags=["statistics"])
 

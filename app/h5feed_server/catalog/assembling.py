@@ -14,7 +14,6 @@ from h5feed.images import ImageSpec
 from h5feed.order import ORDER_VERSION
 
 from ..served_version import SERVED_VERSION
-from ..split_record import read_record
 from ..storage.column import Column
 from .class_names import Read, with_fitting_names
 from .dataset import Dataset, Field, describe_fields
@@ -29,6 +28,7 @@ from .grouping.pieces import Hints, InDoubt, InspectedFile
 from .grouping.tables import PartMissing, tables_of
 from .loading import LoadedFile
 from .packed import with_packing
+from .split_record import read_record
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ from h5feed.errors import (
     Transient,
     Unreadable,
 )
-from h5feed.options import did_you_mean
+from h5feed.suggestions import did_you_mean
 
+from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
-from ..storage.folder import CacheFolder
-from ..storage.reader_pool import ReaderPool
+from ..storage.hdf5.reader_pool import ReaderPool
 from ..storage.source import YOUNG_SECONDS, Identity, is_away
 from .dataset import Dataset
 from .declared import NAME as DECLARATION

@@ -12,16 +12,16 @@ from urllib.parse import unquote
 import numpy as np
 from h5feed.errors import BadParameter, UnsupportedField
 from h5feed.images import ImageSpec
-from h5feed.options import no_field
+from h5feed.suggestions import no_field
 from h5feed.wire import OFFSETS, ROWS, WEIGHT
 
-from ..split_record import SplitRecord
 from ..storage.codecs import unsupported
 from ..storage.column import About, Column, Segment
 from ..storage.layout import ArrayLayout
 from .encoded import spec_of
 from .grouping.pieces import Table, TableField
 from .roles import ROLES, Traits, class_names, guess_channels, guess_roles
+from .split_record import SplitRecord
 
 
 @dataclass(frozen=True)

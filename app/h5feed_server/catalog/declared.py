@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from h5feed.errors import Unreadable
-from h5feed.options import did_you_mean
+from h5feed.suggestions import did_you_mean
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..split_names import SPLIT_WORDS
 from .discovery import ALL_SUFFIXES, LEADS_OUT, ending_of, leads_out
 from .encoded import DeclaredImages
 from .grouping.names import natural
+from .split_names import SPLIT_WORDS
 
 NAME = "h5feed.toml"
 

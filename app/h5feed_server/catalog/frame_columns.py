@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..storage.block import columns_of
 from ..storage.column import About, Segment
+from ..storage.hdf5.matrix_columns import columns_of
 from ..storage.layout import ArrayLayout
 from .words import has_meaning
 

@@ -31,15 +31,15 @@ from h5feed.errors import (
 )
 from h5feed.wire import OFFSETS
 
+from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
-from ..storage.cache import ByteCache
+from ..storage.byte_cache import ByteCache
 from ..storage.column import Column, Segment
-from ..storage.drivers import members_of, next_member
-from ..storage.folder import CacheFolder
-from ..storage.inspector import Inspector
+from ..storage.hdf5.drivers import members_of, next_member
+from ..storage.hdf5.inspector import Inspector
+from ..storage.hdf5.reader_pool import CRASHES, ReaderPool
 from ..storage.layout import LAYOUT_VERSION, ArrayLayout, ExternalLink, FileLayout, load_layout
 from ..storage.reader import Reader
-from ..storage.reader_pool import CRASHES, ReaderPool
 from ..storage.source import Identity, LocalFile, OpenFiles
 from .conventions import as_meant
 from .discovery import LEADS_OUT, leads_out

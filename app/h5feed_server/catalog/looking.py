@@ -11,10 +11,10 @@ from pathlib import Path
 
 from h5feed.errors import FeedError, Overloaded, SourceUnavailable, Unreadable
 
+from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
-from ..storage.folder import CacheFolder
-from ..storage.inspector import Inspector
-from ..storage.reader_pool import ReaderPool
+from ..storage.hdf5.inspector import Inspector
+from ..storage.hdf5.reader_pool import ReaderPool
 from ..storage.source import Identity, OpenFiles, changed, is_away
 from .assembling import Assembler, Refused
 from .dataset import Dataset

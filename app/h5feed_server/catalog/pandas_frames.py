@@ -3,7 +3,7 @@
 A frame's columns of one dtype lie in one array, a block, and another array says what they are called. Here they become
 fields by their names; the index becomes one of role ``other``. ``format="fixed"`` writes arrays ``axis0`` (the
 columns), ``axis1`` (the index), ``block0_items`` and ``block0_values``; ``format="table"`` one table of records, with
-names of columns in attributes that are pickles, which are never loaded as such: see `storage.pickled_lists`.
+names of columns in attributes that are pickles, which are never loaded as such: see `storage.hdf5.pickled_lists`.
 
 The format is that of ``pandas/io/pytables.py``.
 """
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ..split_names import without_split
 from ..storage.column import About, Segment
 from .frame_columns import (
     PICKLED,
@@ -30,6 +29,7 @@ from .frame_columns import (
     with_bools,
     without_placeholder,
 )
+from .split_names import without_split
 
 Read = Callable[[Segment], npt.NDArray[Any]]
 """All values of an array."""

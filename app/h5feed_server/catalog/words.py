@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
-from ..split_names import SPLIT_WORDS
+from .split_names import SPLIT_WORDS
 
 Says = Literal["weight", "label", "target", "index", "input", "nothing"]
 """``label``: what is to be learnt. ``target``: the same, where no other field says ``label``, and a row is several

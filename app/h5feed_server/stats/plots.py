@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..narrow import Places
+from ..sharing.places import Places
 from .pictures import Pixels
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import TooLarge
 
-from ..jobs import Cancelled
+from ..jobs.registry import Cancelled
 from ..storage.column import Column
 from ..storage.reader import Reader
 from ..storage.written import WrittenRows
+from .accumulators import Tally, tally_of
 from .mean_image import MeanImage
-from .tallies import Tally, tally_of
-from .values import Indicators, Values, strings_of
+from .value_counts import Indicators, Values, strings_of
 
 BLOCK_BYTES = 4 << 20
 """Bytes read at once by a thread."""

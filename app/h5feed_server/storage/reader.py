@@ -14,18 +14,18 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import DatasetCorrupt, TooLarge
 
-from .cache import ByteCache
+from .byte_cache import ByteCache
+from .chunk_rows import Slabs, grouped, parts_of
 from .column import Column, Segment
 from .decoders import SCRATCH_BYTES, Bytes, Decoders
-from .kept_rows import KeptRows
+from .hdf5.reader_pool import ReaderPool
+from .images.kept_rows import KeptRows
 from .layout import ArrayLayout
 from .padding import cut_padding
-from .reader_pool import ReaderPool
-from .slabs import Slabs, grouped, parts_of
 from .source import LocalFile, Range
 
 if TYPE_CHECKING:
-    from .image_decoders import ImageDecoders
+    from .images.decoding import ImageDecoders
 
 SMALL_ROW_BYTES = 64 << 10
 """Bytes: arrays of rows up to this size are kept decoded in memory where they fit; for bigger rows the saving of a
@@ -304,7 +304,7 @@ class Reader:
         # Loads OpenCV, which many servers need not.
         from h5feed.decode import MAX_SERVED_PIXELS
 
-        from .image_decoders import SERVED_MEMORY_BYTES, ImageDecoders
+        from .images.decoding import SERVED_MEMORY_BYTES, ImageDecoders
 
         with self._lock:
             if self._decode_images is None:
@@ -322,7 +322,7 @@ class Reader:
         """Work that takes pairs of an image's number, in `found` or else in the segment, and its place."""
         from h5feed.decode import BrokenImage, put_pixels
 
-        from .image_decoders import served
+        from .images.decoding import served
 
         spec, offsets = column.images, segment.offsets
         assert spec is not None

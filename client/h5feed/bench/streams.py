@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 from ..batch import Batch
 from ..dataset import BLOCK_BYTES, Dataset
+from ..fetching.readahead import ReadAhead
+from ..loops.passes import blocks_of_passes
 from ..net.pace import Link, Pace
 from ..plan import Plan
-from ..reading.passes import blocks_of_passes
-from ..reading.readahead import ReadAhead
 from .findings import Rate, Training
 
 Tick = Callable[[float, float], None]

@@ -2,7 +2,7 @@
 
 Whole batches are useless to keep, since shuffled ones never come again; so rows are kept, each field for itself, under
 the revision that they belong to (see `h5feed.cache.store` for how they lie there, and why none is ever torn). Training
-loops use it by ``Dataset.read_ahead(…, cache=…)``, which wraps what it fetches with in `h5feed.cache.fetch`.
+loops use it by ``Dataset.read_ahead(…, cache=…)``, which wraps what it fetches with in `h5feed.fetching.cached`.
 
 The folder is bounded in bytes, shared by all processes of a machine, and may be deleted at any time. When it is full,
 what is in it stays: an epoch has no rows that are needed less than others, so making room for one by dropping another
@@ -31,8 +31,8 @@ import numpy.typing as npt
 
 from ..errors import BadParameter
 from ..forks import tell_after_fork
-from .locking import exclusive, hold
-from .rowids import RowIds
+from .locks import exclusive, hold
+from .row_ids import RowIds
 from .store import FieldStore, Int64s
 
 LAYOUT_VERSION = 1

@@ -25,8 +25,8 @@ import keras
 import numpy as np
 
 from ..errors import FeedError
-from . import inside
-from .inside import ADVICE, DEALT, Method, UnderWay, epoch_iterator, initial_epoch, is_run, running_method
+from . import internals
+from .internals import ADVICE, DEALT, Method, UnderWay, epoch_iterator, initial_epoch, is_run, running_method
 
 if TYPE_CHECKING:
     from .sequence import Sequence
@@ -138,8 +138,8 @@ class Call(keras.utils.PyDataset):  # type: ignore[misc]
             self._sequence.on_epoch_end()
 
     def _check(self, method: Method | None) -> None:
-        if method == "fit" and inside.FAULT:
-            raise FeedError(inside.refusal())
+        if method == "fit" and internals.FAULT:
+            raise FeedError(internals.refusal())
 
     def _begin_epoch(self, method: Method, caller: FrameType) -> None:
         sequence, iterator = self._sequence, epoch_iterator(self._adapter(), caller)

@@ -12,13 +12,13 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .course import Course
+from .position import Course
 
 if TYPE_CHECKING:
-    from ..reading.meter import Meter
-    from ..reading.stream import Stream
+    from ..loops.meter import Meter
+    from ..loops.stream import Stream
     from .call import Run
-    from .inside import UnderWay
+    from .internals import UnderWay
 
 
 @dataclass(eq=False)

@@ -24,24 +24,24 @@ from ..cache import RowCache
 from ..dataset import DEFAULT_READAHEAD, Dataset
 from ..errors import BadParameter, FeedError
 from ..forks import tell_after_fork
-from ..loop_stats import LoopStats
+from ..loops.looks import Looks
+from ..loops.meter import Meter
+from ..loops.passes import described, position_in, state_of
+from ..loops.sharding import shard_of
+from ..loops.stream import Stream
+from ..loops.wait_stats import LoopStats
 from ..net.trace import clock
-from ..options import check_options
 from ..plan import EpochOptions, split_options
 from ..prepare.labels import ClassMode
 from ..prepare.preparation import FieldNames, Preparation
 from ..prepare.scale import Number
-from ..reading.looks import Looks
-from ..reading.meter import Meter
-from ..reading.passes import described, position_in, state_of
-from ..reading.sharding import shard_of
-from ..reading.stream import Stream
-from . import inside
+from ..suggestions import check_options
+from . import internals
 from .call import ASKED, Call, Run
-from .course import Course
-from .inside import Method, UnderWay, holder_of, is_of_keras, running_method
+from .internals import Method, UnderWay, holder_of, is_of_keras, running_method
 from .ordered_rows import OrderedRows
 from .own_loops import OwnLoop, OwnLoops
+from .position import Course
 from .state_backup import StateBackup
 
 __all__ = ["Sequence", "StateBackup"]
@@ -274,7 +274,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         if not is_of_keras(caller):
             return None
         method = running_method(caller)
-        if inside.FAULT:
+        if internals.FAULT:
             # A thread of tf.data has none on its stack.
             method = self._asked_in = method or self._asked_in
         return method
@@ -349,7 +349,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         self._go_to(epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training is, as plain values that JSON can hold: see `h5feed.reading.passes.state_of`.
+        """Where training is, as plain values that JSON can hold: see `h5feed.loops.passes.state_of`.
 
         In the middle of ``fit`` batches may have been handed out that are not trained on yet: `state_after` tells
         where training is.
@@ -366,7 +366,9 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
 
     def _check_told(self) -> None:
         if self._is_dealt and self._course.position:
-            raise FeedError(f"{inside.DEALT}, and not where a pass is: it has no state before it ends. {inside.ADVICE}")
+            raise FeedError(
+                f"{internals.DEALT}, and not where a pass is: it has no state before it ends. {internals.ADVICE}"
+            )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state: the next ``fit`` or loop delivers exactly what that pass had not delivered yet.
@@ -405,7 +407,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         ticket = ASKED.ticket
         if ticket is not None and ticket.is_for(self, index):
             return ticket.take()
-        method = self._asked_by_keras(sys._getframe(1)) if inside.FAULT else None
+        method = self._asked_by_keras(sys._getframe(1)) if internals.FAULT else None
         if method in ("evaluate", "predict"):
             return self._evaluated(index)
         return self._look(index, method)
@@ -445,7 +447,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         """Whether it is Keras that calls; training is refused where its adapter has not taken what it was given."""
         method = None if ASKED.by_keras else self._asked_by_keras(caller)
         if method == "fit":
-            raise FeedError(inside.refusal())
+            raise FeedError(internals.refusal())
         return method is not None
 
     def _begin_fit(self, initial_epoch: int, steps: int | None, is_dealt: bool) -> None:
@@ -453,7 +455,9 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         self._course.begin_fit(initial_epoch, steps)
         self._is_dealt = is_dealt
         if is_dealt and self._course.position:
-            raise FeedError(f"{inside.DEALT}: none can be taken up at batch {self._course.position}. {inside.ADVICE}")
+            raise FeedError(
+                f"{internals.DEALT}: none can be taken up at batch {self._course.position}. {internals.ADVICE}"
+            )
 
     def _next_of_training(self) -> tuple[Any, ...]:
         arrays = self._metered(self._meter, self._training, self._course.epoch, self._course.position)
@@ -491,7 +495,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         # Only that backend needs torch.
         import torch
 
-        from ..tensors import tensors_of
+        from ..loops.tensors import tensors_of
 
         tensors: tuple[Any, ...] = tensors_of(arrays, pin=torch.cuda.is_available())
         return tensors

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from ..loop_stats import LoopStats
+from ..loops.wait_stats import LoopStats
 
 if TYPE_CHECKING:
     from .sequence import Sequence
@@ -42,7 +42,7 @@ class WaitMonitor(keras.callbacks.Callback):  # type: ignore[misc]
 
     The shares of the epoch, 0 … 1, are added to its logs as ``feed_waited``, ``feed_waiting``, ``feed_transfer`` and
     ``feed_decode``, and the utilisation as ``feed_utilisation``: History has them, and callbacks that come after this
-    one. What they mean is told by `h5feed.loop_stats.LoopStats`, whole seconds by `Sequence.stats`.
+    one. What they mean is told by `h5feed.loops.wait_stats.LoopStats`, whole seconds by `Sequence.stats`.
 
     With TensorFlow, whose threads take batches ahead of the loop, waiting is counted from the moment at which the loop
     wants a batch, which only a callback learns.

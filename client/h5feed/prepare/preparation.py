@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..batch import Batch
 from ..buffers import BufferPool
 from ..errors import BadParameter, UnsupportedField
-from ..options import no_field
+from ..suggestions import no_field
 from .labels import CLASS_MODES, ClassMode, Labels, no_label, unserved
 from .scale import Number, scale_of
 from .transform import adapted, generator_of

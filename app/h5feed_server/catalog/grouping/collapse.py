@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ...split_names import counted_split, without_split
+from ..split_names import counted_split, without_split
 from ..words import is_running
 from .episodes import episodes_among
 from .names import are_counted

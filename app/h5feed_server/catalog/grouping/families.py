@@ -10,9 +10,9 @@ from itertools import takewhile
 from string import digits
 from typing import Literal
 
-from ...split_names import without_split
 from ..declared import DeclaredDataset
 from ..discovery import dotted, name_files
+from ..split_names import without_split
 from .names import Tags, are_counted, natural, pattern, tags_of, without_numbers
 
 _SPLIT_ORDER = (None, "train", "val", "test")

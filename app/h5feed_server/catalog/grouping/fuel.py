@@ -9,7 +9,7 @@ from collections import defaultdict
 from itertools import pairwise
 from typing import Any
 
-from ...split_names import SPLIT_WORDS
+from ..split_names import SPLIT_WORDS
 from .pieces import Table
 
 ATTRIBUTE = "split"

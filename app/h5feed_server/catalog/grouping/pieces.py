@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ...split_names import SPLITS
 from ...storage.column import Column, Segment
 from ...storage.layout import ArrayLayout
 from ..roles import Role
+from ..split_names import SPLITS
 from .names import Tags, natural
 
 Path = tuple[str, ...]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from ...split_names import SPLIT_WORDS
 from ...storage.column import Column, Segment
 from ..roles import names_classes
+from ..split_names import SPLIT_WORDS
 from . import matlab, unlabelled
 from .assembly import assemble
 from .classes import doubt_of, merge_classes

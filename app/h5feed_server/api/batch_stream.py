@@ -1,0 +1,237 @@
+"""Batches as an answer: read block by block, sent while the next is being read."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from fastapi.responses import Response
+from h5feed.buffers import PoolExhausted
+from h5feed.errors import FeedError, TooLarge
+from h5feed.wire import MEDIA_TYPE
+from starlette.types import Receive, Scope, Send
+
+from ..batches.batcher import BatchPlan
+from ..catalog.inspections import NotYet
+from ..jobs.registry import InProgress
+from ..serve.direct import DirectWriter, Peer, peer_of
+from ..services import Services
+from .binary import DOWNLOAD, Bytes, is_tagged, not_modified, url_headers
+from .dependencies import in_thread
+from .queries import PlanQuery
+
+logger = logging.getLogger(__name__)
+
+BLOCK_BYTES = 4 << 20
+"""Bytes: small batches are put together up to this much and sent by one write."""
+
+MAX_BLOCKS = 4096
+"""Bound on what one request may ask for."""
+
+_DOWNLOAD = DOWNLOAD.format("safetensors")
+
+_DIRECT_SECONDS = 1.0
+"""After this, an answer that a thread sends itself goes on through the event loop: others want the thread."""
+
+
+def plan_of(services: Services, name: str, query: PlanQuery) -> BatchPlan:
+    """The plan that a query asks for."""
+    return services.batcher.plan(name, query.spec, query.batch_size, query.revision)
+
+
+def filled(services: Services, plan: BatchPlan, start: int, stop: int) -> Bytes:
+    """Batches start … stop-1 in a leased buffer.
+
+    Raises
+    ------
+    PoolExhausted
+        There is no room for it now.
+    """
+    return plan.filled(start, stop, services.pool.lease)
+
+
+@dataclass
+class _Begun:
+    """An answer of which the first bytes are read, or sent.
+
+    Attributes
+    ----------
+    unsent : memoryview
+        What is read and not sent.
+    following : list of (int, int)
+        Batches of the blocks that are not read yet.
+    """
+
+    plan: BatchPlan
+    headers: dict[str, str]
+    unsent: memoryview
+    following: list[tuple[int, int]]
+
+
+class BatchStream(Response):
+    """Batches start … stop-1 of an order.
+
+    What is wrong with the request, or with the first bytes, is an error as always; one in mid-stream cuts the
+    connection, and the length that was announced tells.
+
+    Parameters
+    ----------
+    plan : callable
+        Makes the plan, in a thread.
+    path, items
+        Of the URL, for the ETag; see `url_headers`.
+    if_none_match : str
+        Header of that name.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        plan: Callable[[], BatchPlan],
+        start: int,
+        stop: int,
+        *,
+        path: str,
+        items: Sequence[str],
+        if_none_match: str = "",
+    ) -> None:
+        # Nothing is known of headers and body before the plan is: the base class is given none.
+        self.background = None
+        self._services = services
+        self._plan = plan
+        self._window = start, stop
+        self._url = path, items
+        self._if_none_match = if_none_match
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        peer = peer_of(scope)
+        writer = peer.direct() if peer else None
+        try:
+            begun = await in_thread(self._services, partial(self._begin, writer))
+        except BaseException as error:
+            if writer is not None:
+                writer.revoke()
+                if writer.started and isinstance(error, Exception):
+                    _report(error)
+                    return
+            raise
+        if isinstance(begun, Response):
+            await begun(scope, receive, send)
+            return
+        if writer is not None and writer.started:
+            head = writer.take_back()
+            if head:
+                await send({"type": "http.response.body", "body": head, "more_body": True})
+        else:
+            answer = Response(headers=begun.headers, media_type=MEDIA_TYPE)
+            await send({"type": "http.response.start", "status": 200, "headers": answer.raw_headers})
+        await self._send_rest(begun, peer, send)
+
+    async def _send_rest(self, begun: _Begun, peer: Peer | None, send: Send) -> None:
+        block = begun.unsent
+        del begun.unsent
+        while begun.following:
+            if peer is not None and peer.is_gone():
+                return
+            start, stop = begun.following.pop(0)
+            read = partial(filled, self._services, begun.plan, start, stop)
+            # Read while the one before is on its way.
+            patience = self._services.settings.read_timeout
+            reading = asyncio.ensure_future(in_thread(self._services, read, patience))
+            try:
+                # Returns when the block before has left, or the peer is gone.
+                await send({"type": "http.response.body", "body": block, "more_body": True})
+                del block
+                block = memoryview(await reading)
+            except Exception as error:
+                _report(error)
+                if peer is not None:
+                    # Closing would wait until all is sent, to a peer that may take nothing.
+                    peer.abort()
+                return
+            finally:
+                reading.cancel()
+                reading.add_done_callback(lambda late: late.cancelled() or late.exception())
+        await send({"type": "http.response.body", "body": block, "more_body": False})
+
+    def _begin(self, writer: DirectWriter | None) -> _Begun | Response:
+        """Read the first block, and send what the peer takes at once."""
+        try:
+            begun = self._begin_with(writer)
+        except (PoolExhausted, InProgress, NotYet):
+            # Nothing is sent yet: this will be called again, with the same writer.
+            raise
+        except BaseException:
+            if writer is not None:
+                writer.close()
+            raise
+        if writer is not None:
+            writer.close()
+        return begun
+
+    def _begin_with(self, writer: DirectWriter | None) -> _Begun | Response:
+        began = time.perf_counter()
+        services = self._services
+        plan = self._plan()
+        blocks = _blocks(plan, *self._window)
+        private = bool(services.settings.token_list)
+        headers = url_headers(*self._url, plan.dataset.revision, "safetensors", private=private)
+        if is_tagged(self._if_none_match, headers):
+            return not_modified(headers)
+        headers["content-disposition"] = _DOWNLOAD
+        planned = time.perf_counter()
+        # The length of text is known when it is read: of several blocks, not before the last.
+        nbytes = None if plan.ragged else plan.nbytes(*self._window)
+        if nbytes is None and len(blocks) > 1 and writer is not None:
+            writer.close()
+            writer = None
+        begun = _Begun(plan, headers, memoryview(b""), blocks)
+
+        while blocks:
+            try:
+                block = memoryview(filled(services, plan, *blocks[0]))
+            except PoolExhausted:
+                if "server-timing" not in headers:
+                    raise
+                break
+            blocks.pop(0)
+            if "server-timing" not in headers:
+                # Only what is known when the first bytes leave.
+                read = time.perf_counter() - planned
+                headers["server-timing"] = f"plan;dur={(planned - began) * 1e3:.2f}, read;dur={read * 1e3:.2f}"
+                if nbytes is None and not blocks:
+                    nbytes = len(block)
+                if nbytes is not None:
+                    headers["content-length"] = str(nbytes)
+                if writer is not None and nbytes is not None:
+                    writer.start(Response(headers=headers, media_type=MEDIA_TYPE).raw_headers, nbytes)
+            begun.unsent = block[writer.write(block) :] if writer is not None else block
+            if writer is None or writer.stalled or time.perf_counter() - began > _DIRECT_SECONDS:
+                break
+            # The buffer may be filled anew.
+            del block
+            begun.unsent = memoryview(b"")
+        return begun
+
+
+def _blocks(plan: BatchPlan, start: int, stop: int) -> list[tuple[int, int]]:
+    plan.nbytes(start, stop)
+    per_block = max(1, BLOCK_BYTES // plan.full.nbytes)
+    starts = range(start, stop, per_block)
+    if len(starts) > MAX_BLOCKS:
+        raise TooLarge(f"batches {start} … {stop - 1} are too many at once: ask for {per_block} at a time")
+    return [(first, min(first + per_block, stop)) for first in starts]
+
+
+def _report(error: Exception) -> None:
+    """An answer was cut off: the peer knows by its length, the log gets the reason."""
+    if isinstance(error, ConnectionError):
+        return
+    if isinstance(error, FeedError):
+        logger.error("an answer was cut off: %s: %s", error.code, error.detail)
+    else:
+        logger.error("an answer was cut off", exc_info=error)

@@ -1,0 +1,151 @@
+"""Binary answers: formats, caching headers, and bodies that are sent from the buffer they were read into."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+from h5feed.errors import BadParameter, NotAcceptable
+from h5feed.wire import MEDIA_TYPE, read_body, write_npz
+
+from .preview import preview
+from .response_models import Preview
+
+Bytes = npt.NDArray[np.uint8]
+Format = Literal["safetensors", "npz", "npy", "json"]
+
+MEDIA_TYPES: dict[Format, str] = {
+    "safetensors": MEDIA_TYPE,
+    "npz": "application/x-npz",
+    "npy": "application/x-npy",
+    "json": "application/json",
+}
+
+DOWNLOAD = 'attachment; filename="tensors.{}"'
+"""Value of the header by which browsers keep what they cannot show."""
+
+_BROWSERS = "text/html"
+"""What browsers want most: they are given JSON, which people can read."""
+
+
+def binary_response(*forms: Format) -> dict[int | str, dict[str, Any]]:
+    """For the description of endpoints that answer in these formats: first, which pages take, the readable one."""
+    kinds: dict[str, Any] = {MEDIA_TYPES["json"]: {}} if "json" in forms else {}
+    readable = {"model": Preview} if kinds else {}
+    for form in forms:
+        if form != "json":
+            kinds[MEDIA_TYPES[form]] = {"schema": {"type": "string", "format": "binary"}}
+    return {
+        200: {
+            "description": "Tensors: the fields and `__rows__` (int64 row ids). As JSON: their first values",
+            "content": kinds,
+            **readable,
+        },
+        304: {"description": "The caller has it already"},
+    }
+
+
+def negotiate(request: Request, wanted: Format | None, allowed: Sequence[Format]) -> Format:
+    """The format of an answer, by ``format=`` or by the Accept header.
+
+    Raises
+    ------
+    NotAcceptable
+    """
+    if wanted is not None:
+        if wanted not in allowed:
+            raise NotAcceptable(f"format={wanted} is not served here: use {' or '.join(allowed)}")
+        return wanted
+    accepted = request.headers.get("accept", "*/*")
+    ranges = []
+    for item in accepted.split(","):
+        media, *parameters = (part.strip() for part in item.split(";"))
+        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        try:
+            ranges.append((-float(quality), media.lower()))
+        except ValueError:
+            continue
+    for quality_below_zero, media in sorted(ranges, key=lambda pair: pair[0]):
+        for name in allowed:
+            names_it = media in ("*/*", "application/*", MEDIA_TYPES[name])
+            if quality_below_zero < 0 and (names_it or (media == _BROWSERS and name == "json")):
+                return name
+    raise NotAcceptable(
+        f"Accept: {accepted[:200]} names nothing served here: use {', '.join(MEDIA_TYPES[name] for name in allowed)}"
+    )
+
+
+def query_items(request: Request) -> list[str]:
+    """The query as decoded ``name=value`` items."""
+    return [f"{name}={value}" for name, value in request.query_params.multi_items()]
+
+
+def cache_headers(request: Request, revision: str, form: Format) -> dict[str, str]:
+    """ETag and Cache-Control of an answer that is a pure function of its URL and the revision."""
+    private = bool(request.app.state.services.settings.token_list)
+    return url_headers(request.scope["path"], query_items(request), revision, form, private=private)
+
+
+def url_headers(path: str, items: Sequence[str], revision: str, form: str, *, private: bool) -> dict[str, str]:
+    """Same as `cache_headers`, from the path and the items of the query."""
+    query = sorted(items)
+    digest = hashlib.blake2b(f"{revision} {path}?{'&'.join(query)} {form}".encode(), digest_size=16)
+    pinned = any(item.startswith("revision=") for item in query)
+    return {
+        "etag": f'"{digest.hexdigest()}"',
+        "cache-control": f"{'private' if private else 'public'}, max-age=31536000, immutable" if pinned else "no-cache",
+        "vary": "accept",
+    }
+
+
+def is_known(request: Request, headers: dict[str, str]) -> bool:
+    """Whether the caller holds this very answer already."""
+    return is_tagged(request.headers.get("if-none-match", ""), headers)
+
+
+def is_tagged(if_none_match: str, headers: dict[str, str]) -> bool:
+    """Same as `is_known`, from the header's value."""
+    known = [item.strip().removeprefix("W/") for item in if_none_match.split(",")]
+    return headers["etag"] in known or known == ["*"]
+
+
+def not_modified(headers: dict[str, str]) -> Response:
+    return Response(status_code=304, headers=headers)
+
+
+def binary(buffer: Bytes, form: Format, headers: dict[str, str], texts: Collection[str] = ()) -> Response:
+    """A body in the format asked for; safetensors leaves from `buffer` itself.
+
+    Parameters
+    ----------
+    texts : collection of str
+        Tensors that are strings, for those who read them as JSON.
+    """
+    if form == "json":
+        tensors, metadata, _ = read_body(buffer)
+        return JSONResponse(preview(tensors, metadata, texts), headers=headers)
+    headers = {**headers, "content-disposition": DOWNLOAD.format(form)}
+    if form == "safetensors":
+        # The memoryview keeps the buffer from being recycled until the last byte is sent.
+        return Response(memoryview(buffer), headers=headers, media_type=MEDIA_TYPE)
+    tensors, _, _ = read_body(buffer)
+    stream = io.BytesIO()
+    if form == "npz":
+        write_npz(stream, tensors)
+    else:
+        names = [name for name in tensors if not name.startswith("__")]
+        if len(names) != 1:
+            raise BadParameter(
+                f"format=npy holds one array, but {len(names)} fields are asked for: name one with fields="
+            )
+        np.lib.format.write_array(stream, tensors[names[0]], allow_pickle=False)
+    answer = Response(memoryview(stream.getbuffer()), headers=headers, media_type=MEDIA_TYPES[form])
+    # Leased as long as its copy lives: the bound on bytes in flight counts both as one.
+    answer.leased = buffer  # type: ignore[attr-defined]
+    return answer

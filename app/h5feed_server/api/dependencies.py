@@ -1,0 +1,163 @@
+"""What endpoints have injected, and how they run work that blocks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import partial
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Path, Request
+from h5feed.buffers import PoolExhausted
+from h5feed.errors import CLASS_BY_CODE, InternalError, Overloaded, ReadTimeout
+
+from ..catalog.inspections import NotYet
+from ..jobs.registry import InProgress, JobState
+from ..services import Services
+from ..sharing.caller import CALLER
+from ..sharing.places import MAY_BEGIN_ANEW, Crowded
+
+T = TypeVar("T")
+
+PREPARING_SECONDS = 5.0
+"""How long a request waits for files that are being looked at for the first time, or for the next walk through the data
+folder."""
+
+_JOB_SHARE = 0.5
+"""Of the read timeout that a request waits for a job: what it came for takes time as well, and callers whose own
+patience is the same time are to hear how far it is."""
+
+_POLL_SECONDS = (0.005, 0.25)
+"""How often it is looked how far work is: ever more rarely, from the first to the second."""
+
+
+ASKER: ContextVar[str] = ContextVar("asker", default="")
+"""Who asks, and by which program: to tell whether it is somebody else who wants a job."""
+
+
+async def _services(request: Request) -> Services:
+    ASKER.set(f"{CALLER.get()} {request.headers.get('user-agent', '')}")
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
+
+NamePath = Annotated[str, Path(description="Name of a dataset, as the catalogue lists it.")]
+
+
+async def in_thread(services: Services, work: Callable[[], T], patience: float | None = None) -> T:
+    """Run blocking `work` in a thread of the server's own pool.
+
+    Where the bound on bytes in flight leaves no room, or many wait for a reader already, `work` is begun anew when its
+    turn comes, within `patience` seconds (default: the settings' ``admit_timeout``); where it needs what a job is at
+    work on, or what is being inspected, when that is over. No thread waits meanwhile: others may need less room, or
+    none.
+
+    Raises
+    ------
+    ReadTimeout
+        It took longer than the settings allow; the thread is left to end by itself.
+    Overloaded
+        There was no room, or the job takes longer.
+    Preparing
+        The dataset is still being looked at.
+    """
+    loop = asyncio.get_running_loop()
+    job_deadline = loop.time() + _JOB_SHARE * services.settings.read_timeout
+    while True:
+        try:
+            return await attempted(services, work, patience)
+        except InProgress as progress:
+            state = await over(services, progress.state, job_deadline - loop.time())
+            if not state.is_over or loop.time() >= job_deadline:
+                raise Overloaded(
+                    f"{_how_far(state)}; the server goes on, come again in a moment", retry_after=1
+                ) from None
+
+
+async def attempted(services: Services, work: Callable[[], T], patience: float | None = None) -> T:
+    """As `in_thread`, but what a job is at work on is not waited for.
+
+    Raises
+    ------
+    InProgress
+    """
+    loop = asyncio.get_running_loop()
+    since = loop.time()
+    deadline = since + (services.settings.admit_timeout if patience is None else patience)
+    pause, longest = _POLL_SECONDS
+    attempt = begin = work
+    MAY_BEGIN_ANEW.set(True)
+    while True:
+        try:
+            async with asyncio.timeout(services.settings.read_timeout):
+                return await loop.run_in_executor(services.threads, begin)
+        except TimeoutError:
+            seconds = services.settings.read_timeout
+            raise ReadTimeout(f"reading took more than {seconds:g} s (H5FEED_READ_TIMEOUT)") from None
+        except MemoryError:
+            raise Overloaded("there is no memory for this now; come again in a moment", retry_after=5) from None
+        except Crowded as crowded:
+            pause = min(longest, 2 * pause)
+            if loop.time() + pause > deadline:
+                raise crowded.problem from None
+            await asyncio.sleep(pause)
+            continue
+        except PoolExhausted as error:
+            nbytes, why = error.nbytes, str(error)
+        except NotYet as late:
+            pause = min(longest, 2 * pause)
+            if loop.time() + max(late.seconds, pause) > since + PREPARING_SECONDS:
+                raise late.problem from None
+            attempt = begin = partial(services.catalog.asked_at, late.asked, work)
+            await asyncio.sleep(max(late.seconds, pause))
+            continue
+        if not await services.pool.turn(nbytes, since, deadline):
+            raise Overloaded(f"{why}; come again in a moment", retry_after=1)
+        begin = services.pool.called(attempt)
+
+
+async def over(services: Services, state: JobState, seconds: float) -> JobState:
+    """The job's state when it is done, or after so many seconds.
+
+    Raises
+    ------
+    FeedError
+        The job's own, where it failed.
+    """
+    state = await wait_for(services, state, seconds)
+    if state.status == "failed":
+        raise CLASS_BY_CODE.get(str(state.code), InternalError)(str(state.detail))
+    return state
+
+
+async def wait_for(services: Services, state: JobState, seconds: float) -> JobState:
+    """The job's state when it is done or has failed, or after so many seconds.
+
+    Raises
+    ------
+    Overloaded
+        It was deleted, or had to make room for others.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    look = partial(services.jobs.state, state.id, ASKER.get())
+    pause, longest = _POLL_SECONDS
+    while not state.is_over:
+        # No thread is held between two looks: many may wait for one job.
+        latest: JobState | None = await attempted(services, look)
+        if latest is None:
+            raise Overloaded("this work was stopped before it was done; come again in a moment", retry_after=1)
+        state = latest
+        if state.is_over or loop.time() >= deadline:
+            break
+        await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
+        pause = min(longest, 2 * pause)
+    return state
+
+
+def _how_far(state: JobState) -> str:
+    far = f"{state.done:,} of {state.total:,} {state.unit} are done" if state.total else "it has just begun"
+    return f"what this needs of {state.request['dataset']!r} is being computed: {far}"

@@ -1,0 +1,93 @@
+"""Whom a request counts for: its token, else the address that a trusted proxy forwards, else its own address."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Sequence
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..serve.direct import peer_of
+from ..sharing.caller import CALLER, KEEPS_UP
+from .auth import token_of
+
+UNIX = "unix"
+"""Name of who comes through the Unix socket."""
+
+_NETWORK_BITS = 64
+"""Of an IPv6 address: every host has so many left to choose from."""
+
+
+class TrustedProxies:
+    """Tells the address that a request comes from.
+
+    Parameters
+    ----------
+    trusted : sequence of str
+        Addresses, networks, or ``unix``: who may say whom it asks for, by ``X-Forwarded-For``.
+
+    Raises
+    ------
+    ValueError
+        One is none of these.
+    """
+
+    def __init__(self, trusted: Sequence[str]) -> None:
+        self._unix = UNIX in trusted
+        self._networks = [ipaddress.ip_network(item, strict=False) for item in trusted if item != UNIX]
+
+    def address(self, scope: Scope) -> str:
+        """The last address, from the server's side, that no trusted proxy has."""
+        client = scope.get("client")
+        address: str = client[0] if client else UNIX
+        if not self._trusts(address):
+            return address
+        lines = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        for item in reversed(",".join(lines).split(",")):
+            try:
+                address = str(ipaddress.ip_address(item.strip().strip("[]")))
+            except ValueError:
+                # What is no address was not written by a proxy.
+                break
+            if not self._trusts(address):
+                break
+        return address
+
+    def _trusts(self, address: str) -> bool:
+        if address == UNIX:
+            return self._unix
+        return any(ipaddress.ip_address(address) in network for network in self._networks)
+
+
+class Callers:
+    """ASGI middleware that sets `CALLER` and `KEEPS_UP`; behind the check of tokens.
+
+    Parameters
+    ----------
+    tokens : sequence of str
+        Those that open the server; none: everybody counts by address.
+    """
+
+    def __init__(self, app: ASGIApp, tokens: Sequence[str], address: Callable[[Scope], str]) -> None:
+        self._app = app
+        # A token itself is nobody's name.
+        self._tokens = {token.encode(): f"token {number}" for number, token in enumerate(tokens, 1)}
+        self._address = address
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            name = (self._tokens and self._tokens.get(token_of(scope))) or _by_network(self._address(scope))
+            CALLER.set(name)
+            peer = peer_of(scope)
+            if peer is not None:
+                KEEPS_UP.set(peer.counts_for(name))
+        await self._app(scope, receive, send)
+
+
+def _by_network(address: str) -> str:
+    if ":" not in address:
+        return address
+    try:
+        return str(ipaddress.ip_network((address.partition("%")[0], _NETWORK_BITS), strict=False))
+    except ValueError:
+        return address

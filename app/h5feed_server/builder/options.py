@@ -1,0 +1,255 @@
+"""What is to be built, and how: one frozen set of options for the command, the function and the TOML file."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import numpy as np
+from h5feed.errors import BadParameter
+from h5feed.images import Colour, Interpolation, Resize
+from h5feed.suggestions import did_you_mean
+
+Compression = Literal["none", "lz4", "zstd", "gzip"]
+Store = Literal["pixels", "encoded"]
+Chosen = Literal["auto", "linear", "bilinear", "area", "bicubic", "lanczos", "nearest"]
+
+_DTYPES = ("uint8", "uint16", "float16", "float32", "float64", *(f"int{bits}" for bits in (8, 16, 32, 64)), "uint32")
+_MAX_SIDE = 1 << 14
+_SIZE = re.compile(r"^\s*(\d+)\s*(?:[x×,]\s*(\d+)\s*)?$")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a source becomes HDF5. Checks itself.
+
+    Attributes
+    ----------
+    size : (int, int)
+        Height and width of every image, pixels. Not used by ``resize="none"``.
+    resize : {"aspect", "stretch", "pad", "none"}
+        ``aspect``: the shorter side to size, then the centre is cropped; ``pad``: the longer side to size, black beside
+        it; ``none``: images are taken as they are, and must be alike.
+    interpolation : {"auto", "linear", "bilinear", "area", "bicubic", "lanczos", "nearest"}
+        See `h5feed.images.ImageSpec`. ``auto`` is ``bilinear``, which averages over the pixels that become one, and
+        ``linear`` with ``store="encoded"``: there it is done again in every epoch, at less than half the cost.
+    colour : {"rgb", "bgr", "grey", "rgba"}
+        Order of the channels; recorded in the file.
+    dtype : str or None
+        Of the images or the features. Default: ``uint8`` for images, else as in the source.
+    rescale : float
+        What pixels are multiplied by; needs a dtype of floats.
+    val, test : float, int or None
+        As in the server's split specs: a fraction of all rows, or a count. Stored natively.
+    stratify : bool
+        Whether val and test hold the classes in equal shares, where there are classes.
+    split_seed : int
+        ``random_state`` of scikit-learn's splitters.
+    split_shuffle : bool
+        False: by position, test and val from the end.
+    store : {"pixels", "encoded"}
+        ``encoded``: JPEG, PNG, BMP, GIF and WebP files are kept byte by byte, some ten times smaller than pixels, and
+        decoded when they are served, by the same decoder: `size`, `resize`, `interpolation` and `colour` are recorded.
+    compression : {"none", "lz4", "zstd", "gzip"}
+    level : int or None
+        Of zstd (1 … 19) and gzip (1 … 9).
+    chunk_rows : int or None
+        Rows of a compressed chunk. Default: one for images; of small rows as many as make 32 KiB.
+    shards : int
+        Files that the rows are spread over, ``name-00000-of-00010.h5``.
+    split_files : bool
+        One file a split, ``train.hdf5`` and so on, in a folder.
+    mean_json : Path or None
+        Where the channel means of train go as JSON (keys ``R``, ``G``, ``B``).
+    label_column, image_column : str or None
+        Names in a table (CSV, Parquet). Default: guessed.
+    image_dir : Path or None
+        Folder below which the images are that a table names. Default: that of the table.
+    image_suffix : str or None
+        Ending that is added to the names of a table's images, such as ``.jpg``. Default: guessed.
+    label_pattern : str or None
+        Regular expression with one group, searched in the names of the files of a flat folder. Default: guessed.
+    dataset : str or None
+        Which of the datasets in an HDF5 file, where there are several.
+    rename : mapping of str to str
+        Fields' names in the source, to those in the file.
+    image_seconds : float
+        That one image may take to be decoded, in a process of its own: what takes longer is broken.
+    limit : int or None
+        Only the first so many rows, of each class and split equally many, where there are such.
+    strict : bool
+        Stop at the first row that is broken, instead of leaving it out.
+    allow_missing : bool
+        Whether the command ends well although rows, columns or fields of the source are left out.
+    overwrite : bool
+        Whether a file that is there may be replaced, once the new one is whole.
+    threads : int or None
+        Default: all cores.
+    """
+
+    size: tuple[int, int] = (256, 256)
+    resize: Resize = "aspect"
+    interpolation: Chosen = "auto"
+    colour: Colour = "rgb"
+    dtype: str | None = None
+    rescale: float = 1.0
+    val: float | int | None = None
+    test: float | int | None = None
+    stratify: bool = True
+    split_seed: int = 42
+    split_shuffle: bool = True
+    store: Store = "pixels"
+    compression: Compression = "none"
+    level: int | None = None
+    chunk_rows: int | None = None
+    shards: int = 1
+    split_files: bool = False
+    mean_json: Path | None = None
+    label_column: str | None = None
+    image_column: str | None = None
+    image_dir: Path | None = None
+    image_suffix: str | None = None
+    label_pattern: str | None = None
+    dataset: str | None = None
+    rename: Mapping[str, str] | None = None
+    image_seconds: float = 60.0
+    limit: int | None = None
+    strict: bool = False
+    allow_missing: bool = False
+    overwrite: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", parse_size(self.size))
+        hints = get_type_hints(type(self))
+        for name in ("resize", "interpolation", "colour", "compression", "store"):
+            _check(name, getattr(self, name) in get_args(hints[name]), getattr(self, name), get_args(hints[name]))
+        if self.dtype is not None:
+            _check("dtype", self.dtype in _DTYPES, self.dtype, _DTYPES)
+        scales = self.dtype is not None and np.dtype(self.dtype).kind == "f"
+        if self.rescale != 1.0 and not scales:
+            raise BadParameter(f"rescale={self.rescale:g} needs dtype float16, float32 or float64, not {self.dtype}")
+        for name in ("chunk_rows", "shards", "limit", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadParameter(f"{name}={value} must be 1 or more")
+        if not 0 < self.image_seconds < float("inf"):
+            raise BadParameter(f"image_seconds={self.image_seconds:g} must be more than 0")
+        if self.shards > 99_999:
+            raise BadParameter(f"shards={self.shards} must be less than 100,000")
+        if not 0 <= self.split_seed < 2**32:
+            raise BadParameter(f"split_seed={self.split_seed} must be in 0 … 2³²-1")
+        if self.val is None and self.test is None:
+            for name, default in (("stratify", True), ("split_seed", 42), ("split_shuffle", True)):
+                if getattr(self, name) != default:
+                    raise BadParameter(f"{name}={getattr(self, name)} needs val or test: nothing is drawn otherwise")
+        levels = {"zstd": 19, "gzip": 9}
+        if self.level is not None and not 1 <= self.level <= levels.get(self.compression, 0):
+            known = ", ".join(f"1 … {most} with {name}" for name, most in levels.items())
+            raise BadParameter(f"level={self.level} with compression {self.compression}: valid are {known}")
+        if self.store == "encoded":
+            for name, usual in (("dtype", None), ("rescale", 1.0), ("compression", "none")):
+                if getattr(self, name) != usual:
+                    raise BadParameter(
+                        f"{name}={getattr(self, name)} is of pixels: store=encoded keeps bytes as they are"
+                    )
+            if self.resize == "none":
+                raise BadParameter("resize=none with store=encoded: images are served in one shape, so give another")
+        if self.split_files and self.shards > 1:
+            raise BadParameter("split_files and shards are two ways to spread rows over files: give one of them")
+        if self.label_pattern is not None:
+            try:
+                groups = re.compile(self.label_pattern).groups
+            except re.error as error:
+                raise BadParameter(f"label_pattern={self.label_pattern!r} is no regular expression: {error}") from None
+            if groups < 1:
+                raise BadParameter(f"label_pattern={self.label_pattern!r} needs a group: the part that names the class")
+
+    @property
+    def resampling(self) -> Interpolation:
+        """The interpolation that is meant."""
+        if self.interpolation == "auto":
+            return "linear" if self.store == "encoded" else "bilinear"
+        return self.interpolation
+
+    @property
+    def workers(self) -> int:
+        """Threads that decode."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+    def about(self) -> dict[str, Any]:
+        """What decides the bytes of the file, as plain data."""
+        kept = {item.name: getattr(self, item.name) for item in fields(self)}
+        for name in ("strict", "allow_missing", "overwrite", "threads", "mean_json"):
+            del kept[name]
+        kept["image_dir"] = None if self.image_dir is None else str(self.image_dir)
+        return {**kept, "size": list(self.size), "rename": dict(self.rename or {})}
+
+
+def parse_size(value: Any) -> tuple[int, int]:
+    """``256``, ``"256"``, ``"240x320"``, ``(240, 320)``: height and width, pixels.
+
+    Raises
+    ------
+    BadParameter
+    """
+    sides: tuple[int, ...] = ()
+    if isinstance(value, str) and (match := _SIZE.match(value)):
+        sides = (int(match[1]), int(match[2] or match[1]))
+    elif isinstance(value, int):
+        sides = (value, value)
+    elif isinstance(value, list | tuple) and all(isinstance(side, int) for side in value):
+        sides = tuple(value)
+    if len(sides) != 2 or not all(1 <= side <= _MAX_SIDE for side in sides):
+        raise BadParameter(f"size={value!r} must be pixels such as 256, or height×width such as 240x320")
+    return sides[0], sides[1]
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Options from a TOML file, by the names of `BuildOptions`; dashes may stand for underscores.
+
+    Raises
+    ------
+    BadParameter
+    """
+    try:
+        with open(path, "rb") as stream:
+            found = tomllib.load(stream)
+    except OSError as error:
+        raise BadParameter(f"the options {path} cannot be read: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadParameter(f"the options {path} are no TOML: {error}") from None
+    hints = get_type_hints(BuildOptions)
+    options: dict[str, Any] = {}
+    for key, value in found.items():
+        name = key.replace("-", "_")
+        if name not in hints:
+            said = did_you_mean(key, hints, f"the options are {', '.join(hints)}")
+            raise BadParameter(f"{path}: there is no option {key!r}: {said}")
+        if name == "rename" and isinstance(value, dict):
+            options[name] = value
+            continue
+        wanted = (int, float) if hints[name] is float else _types(hints[name])
+        if name != "size" and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
+            raise BadParameter(f"{path}: {key} = {value!r} is of the wrong kind")
+        options[name] = Path(value) if name in ("mean_json", "image_dir") else value
+    return options
+
+
+def _types(hint: Any) -> tuple[type, ...]:
+    """The types of TOML that a hint allows."""
+    plain: dict[Any, type] = {Path: str, Mapping: dict}
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+    if all(isinstance(kind, str) for kind in kinds):
+        return (str,)
+    return tuple(plain.get(kind, kind) for kind in kinds if isinstance(kind, type))
+
+
+def _check(name: str, good: bool, value: Any, valid: tuple[Any, ...]) -> None:
+    if not good:
+        raise BadParameter(f"{name}={value!r} is not known: valid are {', '.join(map(str, valid))}")

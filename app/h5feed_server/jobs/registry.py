@@ -1,0 +1,443 @@
+"""Long work that all callers and all workers share.
+
+A job is of some kind, and named by the digest of its request. Whoever works on it holds a lock of the operating system
+on a file in the cache folder, so that the lock is free the moment the worker dies; its request and its progress lie
+beside it. Any worker that is asked for a job which nobody works on takes it up again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from h5feed.errors import FeedError, InternalError, JobWanted, Overloaded
+
+from ..cache_folder.locks import hold, release
+from ..cache_folder.sealed import read_sealed, write_sealed
+from .askers import Askers
+from .turns import Turns
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING = 64
+"""Jobs that one worker has taken on. Where there are no more, those of the dataset that has most give way."""
+
+MAX_OF_DATASET = 16
+"""Those of one dataset."""
+
+_AT_ONCE = 2
+"""Jobs of each kind that one worker works on at the same time."""
+
+WANTED_SECONDS = 30.0
+"""Who has asked within this time keeps others from deleting a job."""
+
+_TICK_SECONDS = 1.0
+"""How often it is looked whether jobs are still wanted."""
+
+_WRITE_SECONDS = 0.25
+"""How often progress is written down, at most."""
+
+_KEPT_SECONDS = 24 * 3600.0
+"""How long it can be asked what became of a job."""
+
+WAIT_SECONDS = 60.0
+"""How long a job waits for a dataset that is being looked at, after a restart."""
+
+_ID = re.compile("[0-9a-f]{32}")
+
+Request = Mapping[str, Any]
+Status = Literal["queued", "running", "done", "failed"]
+
+
+class Cancelled(Exception):
+    """The process is to end, or nobody wants the work any more: what is half done is dropped."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """Where a job stands.
+
+    Attributes
+    ----------
+    kind : str
+        What `Jobs.register` named the work.
+    done, total : int
+        In `unit`; total is 0 until it is known.
+    unit : str
+        ``bytes`` or ``rows``.
+    result : str
+        Path of the URL that has the result.
+    code, detail : str or None
+        Of the error, where it failed.
+    """
+
+    id: str
+    kind: str
+    request: dict[str, Any]
+    result: str
+    status: Status = "queued"
+    done: int = 0
+    total: int = 0
+    unit: str = "bytes"
+    code: str | None = None
+    detail: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in ("done", "failed")
+
+    @property
+    def dataset(self) -> str:
+        return str(self.request.get("dataset", ""))
+
+
+class InProgress(Exception):
+    """What was asked for is not there yet, but a job is at work on it.
+
+    Attributes
+    ----------
+    state : JobState
+    """
+
+    def __init__(self, state: JobState) -> None:
+        super().__init__(state.id)
+        self.state = state
+
+
+class Progress:
+    """What work tells of itself; safe to call from any thread."""
+
+    def __init__(
+        self, tell: Callable[[int, int], None], cancelled: threading.Event, give_way: Callable[[], None] = lambda: None
+    ) -> None:
+        self.cancelled = cancelled
+        self._tell = tell
+        self._give_way = give_way
+        self._lock = threading.Lock()
+        self._done = 0
+        self._total = 0
+
+    def expect(self, total: int) -> None:
+        """So many more units are to be done than were known of."""
+        with self._lock:
+            self._total += total
+            self._tell(self._done, self._total)
+
+    def advance(self, units: int) -> None:
+        """So many more are done. Others may have a turn before this returns.
+
+        Raises
+        ------
+        Cancelled
+        """
+        with self._lock:
+            # The other threads of this work wait as well, for the lock.
+            self._give_way()
+            if self.cancelled.is_set():
+                raise Cancelled
+            self._done = min(self._done + units, self._total)
+            self._tell(self._done, self._total)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    unit: str
+    work: Callable[[Request, Progress], None]
+    threads: ThreadPoolExecutor
+    turns: Turns
+
+
+@dataclass
+class _Mine:
+    """A job that this process has taken on; `lock` is None where the folder cannot be written."""
+
+    state: JobState
+    lock: int | None
+    taken: float
+    written: float = 0.0
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+class Jobs:
+    """Takes jobs on; one per process.
+
+    Parameters
+    ----------
+    folder : Path
+        Shared by all workers.
+    patience : float
+        Seconds that a job goes on, or waits, when nobody asks for it any more.
+    """
+
+    def __init__(self, folder: Path, patience: float) -> None:
+        self._folder = folder
+        self._patience = patience
+        self._askers = Askers(folder)
+        self._kinds: dict[str, _Kind] = {}
+        self._closed = threading.Event()
+        self._watching = False
+        self.ticks = 0
+        """How often it was looked whether jobs are still wanted."""
+        self._mine: dict[str, _Mine] = {}
+        self._lock = threading.Lock()
+        with contextlib.suppress(OSError):
+            self._forget_old()
+
+    def close(self) -> None:
+        """Stop working; whoever is asked next goes on."""
+        self._closed.set()
+        with self._lock:
+            for mine in self._mine.values():
+                mine.cancelled.set()
+        for kind in self._kinds.values():
+            kind.threads.shutdown(wait=False, cancel_futures=True)
+
+    def register(self, kind: str, unit: str, work: Callable[[Request, Progress], None]) -> None:
+        """Say how jobs of a kind are done; no kind waits for another.
+
+        Parameters
+        ----------
+        unit : str
+            In which their progress is told.
+        work : callable
+            Does what a request says; what comes of it is kept elsewhere, by the work itself.
+        """
+        self._kinds[kind] = _Kind(unit, work, ThreadPoolExecutor(MAX_WAITING, f"h5feed-{kind}"), Turns(_AT_ONCE))
+
+    def start(self, kind: str, request: Request, result: str) -> JobState:
+        """Have a request worked on, here, unless somebody works on it.
+
+        Parameters
+        ----------
+        result : str
+            Path of the URL under which the result will be.
+
+        Raises
+        ------
+        Overloaded
+        """
+        text = json.dumps([kind, request], sort_keys=True)
+        job = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return self._take(JobState(job, kind, dict(request), result, unit=self._kinds[kind].unit), anew=True)
+
+    def state(self, job: str, asker: str = "") -> JobState | None:
+        """Where a job stands; None where nobody knows of it. One that nobody works on is taken up again.
+
+        Parameters
+        ----------
+        asker : str
+            Who wants to know: as long as anybody does, the job goes on.
+
+        Raises
+        ------
+        Overloaded
+        """
+        if not _ID.fullmatch(job) or self._deletion(job).exists():
+            return None
+        state = self._state(job)
+        if state is not None and not state.is_over:
+            self._askers.note(job, asker)
+        return state
+
+    def delete(self, job: str, asker: str) -> bool:
+        """Stop a job and forget it; False where nobody knows of it.
+
+        Raises
+        ------
+        JobWanted
+            Somebody else has asked for it lately.
+        """
+        if not _ID.fullmatch(job) or self._deletion(job).exists():
+            return False
+        with self._lock:
+            mine = self._mine.get(job)
+        state = mine.state if mine is not None else self._read(job)
+        if state is None:
+            return False
+        ago = time.time() - self._askers.asked(job, but=asker)
+        if not state.is_over and ago < WANTED_SECONDS:
+            raise JobWanted(
+                f"somebody else asked for this job {max(0, ago):.0f} s ago, so it goes on: it can be deleted when "
+                f"nobody else has asked for {WANTED_SECONDS:g} s"
+            )
+        if mine is not None:
+            mine.cancelled.set()
+        with contextlib.suppress(OSError):
+            # Whoever works on it finds this; where nobody does, this worker may have the lock.
+            self._deletion(job).touch()
+            if (lock := hold(self._lock_of(job))) is not None:
+                self._forget(job)
+                release(self._lock_of(job), lock)
+        return True
+
+    def _state(self, job: str) -> JobState | None:
+        with self._lock:
+            mine = self._mine.get(job)
+        if mine is not None:
+            return mine.state
+        state = self._read(job)
+        if state is None or state.is_over or state.kind not in self._kinds:
+            return state
+        return self._take(state, anew=False)
+
+    def _take(self, wanted: JobState, *, anew: bool) -> JobState:
+        with self._lock:
+            mine = self._mine.get(wanted.id)
+            if mine is not None and mine.cancelled.is_set():
+                raise Overloaded("this job is just being stopped; come again in a moment", retry_after=1)
+            if mine is not None and not mine.state.is_over:
+                return mine.state
+            self._make_room(wanted.dataset)
+            lock: int | None = None
+            with contextlib.suppress(OSError):
+                # It may be deleted at any time, with the whole cache.
+                self._folder.mkdir(parents=True, exist_ok=True)
+                lock = hold(self._lock_of(wanted.id))
+                if lock is None:
+                    # Another worker has it.
+                    return self._read(wanted.id) or wanted
+                now = self._read(wanted.id)
+                if not anew and now is not None and now.is_over:
+                    # That worker was done between our two looks.
+                    release(self._lock_of(wanted.id), lock)
+                    return now
+            fresh = replace(wanted, status="queued", done=0, total=0, code=None, detail=None)
+            mine = self._mine[wanted.id] = _Mine(fresh, lock, time.time())
+            self._write(mine)
+            self._kinds[fresh.kind].threads.submit(self._run, mine)
+            if not self._watching:
+                self._watching = True
+                threading.Thread(target=self._watch, name="h5feed-jobs", daemon=True).start()
+            return mine.state
+
+    def _make_room(self, dataset: str) -> None:
+        """Call with the lock held.
+
+        Raises
+        ------
+        Overloaded
+        """
+        unfinished = [mine for mine in self._mine.values() if not mine.state.is_over and not mine.cancelled.is_set()]
+        each = Counter(mine.state.dataset for mine in unfinished)
+        if each[dataset] >= MAX_OF_DATASET:
+            raise Overloaded(
+                f"{MAX_OF_DATASET} jobs for {dataset!r} are waiting already; come again in a moment", retry_after=5
+            )
+        if len(unfinished) < MAX_WAITING:
+            return
+        most, count = each.most_common(1)[0]
+        if count <= each[dataset] + 1:
+            raise Overloaded(f"{MAX_WAITING} jobs are waiting already; come again in a moment", retry_after=5)
+        # Whoever still wants it asks again, and it waits anew.
+        next(mine for mine in reversed(unfinished) if mine.state.dataset == most).cancelled.set()
+
+    def _watch(self) -> None:
+        """Stop what was deleted, here or by another worker, and what nobody has asked for in a while."""
+        while not self._closed.wait(_TICK_SECONDS):
+            self.ticks += 1
+            with self._lock:
+                unfinished = [mine for mine in self._mine.values() if not mine.state.is_over]
+                if not unfinished:
+                    self._watching = False
+                    return
+            for mine in unfinished:
+                asked = max(mine.taken, self._askers.asked(mine.state.id))
+                if time.time() - asked > self._patience or self._deletion(mine.state.id).exists():
+                    mine.cancelled.set()
+
+    def _run(self, mine: _Mine) -> None:
+        def tell(done: int, total: int) -> None:
+            mine.state = replace(mine.state, status="running", done=done, total=total)
+            if time.monotonic() - mine.written > _WRITE_SECONDS:
+                self._write(mine)
+
+        state = mine.state
+        try:
+            kind = self._kinds[mine.state.kind]
+            with kind.turns.of(mine.state.dataset, mine.cancelled.is_set) as turn:
+                if mine.cancelled.is_set():
+                    raise Cancelled
+                tell(0, 0)
+                kind.work(mine.state.request, Progress(tell, mine.cancelled, turn.give_way))
+            state = replace(mine.state, status="done", done=mine.state.total)
+        except BaseException as error:
+            state = self._after(error, mine)
+        finally:
+            mine.state = state
+            self._write(mine)
+            with self._lock:
+                if self._deletion(mine.state.id).exists():
+                    self._forget(mine.state.id)
+                if mine.lock is None and not mine.state.is_over:
+                    del self._mine[mine.state.id]
+                elif mine.lock is not None:
+                    release(self._lock_of(mine.state.id), mine.lock)
+                    # Where it stands lies in the folder now.
+                    del self._mine[mine.state.id]
+                elif len(self._mine) > MAX_WAITING:
+                    over = [job for job, each in self._mine.items() if each.state.is_over]
+                    for job in over[: len(over) // 2]:
+                        del self._mine[job]
+
+    def _after(self, error: BaseException, mine: _Mine) -> JobState:
+        if isinstance(error, Cancelled) or mine.cancelled.is_set():
+            # Stays as it is written down: unfinished, and nobody's. Where the process ends, the threads that read may
+            # have ended before.
+            return mine.state
+        if isinstance(error, FeedError):
+            return replace(mine.state, status="failed", code=error.code, detail=error.detail)
+        logger.error("job %s failed", mine.state.id, exc_info=error)
+        detail = "the server failed; its log has the reason"
+        return replace(mine.state, status="failed", code=InternalError.code, detail=detail)
+
+    def _forget(self, job: str) -> None:
+        """Call with the job's lock held: as if it had never been asked for."""
+        for file in (self._file(job), self._deletion(job)):
+            with contextlib.suppress(OSError):
+                file.unlink()
+        self._askers.forget(job)
+
+    def _deletion(self, job: str) -> Path:
+        """A file that says that the job is to be forgotten."""
+        return self._folder / f"{job}.deleted"
+
+    def _lock_of(self, job: str) -> Path:
+        return self._folder / f"{job}.lock"
+
+    def _file(self, job: str) -> Path:
+        return self._folder / f"{job}.json"
+
+    def _read(self, job: str) -> JobState | None:
+        data = read_sealed(self._file(job))
+        return None if data is None else JobState(**json.loads(data))
+
+    def _write(self, mine: _Mine) -> None:
+        mine.written = time.monotonic()
+        if mine.lock is None:
+            return
+        with contextlib.suppress(OSError):
+            # Progress is told often, and is worth nothing after a power failure: it need not be lasting.
+            write_sealed(self._file(mine.state.id), json.dumps(asdict(mine.state)).encode(), lasting=False)
+
+    def _forget_old(self) -> None:
+        for file in self._old_files():
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+    def _old_files(self) -> Iterator[Path]:
+        oldest = time.time() - _KEPT_SECONDS
+        for file in self._folder.iterdir():
+            with contextlib.suppress(OSError):
+                if file.suffix in (".json", ".part", ".asked", ".deleted") and file.stat().st_mtime < oldest:
+                    yield file

@@ -1,0 +1,336 @@
+"""A connection: what uvicorn makes of it, with bounds on what a peer may send and on how long it may take.
+
+Nothing of this depends on who the peer is: it holds before any token is looked at. The worker calls `Connection.look`
+every half second; there is no timer per request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+from typing import Any, Protocol
+
+import httptools
+import uvicorn
+from h5feed.errors import BadParameter, FeedError, TooLarge
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from ..api.identity import UNIX
+from ..api.problems import problem
+from .direct import PEER, DirectWriter
+
+HEAD_BYTES = 32 << 10
+"""Of a request line and headers together. More is 431."""
+
+HEAD_SECONDS = 10.0
+"""From the first byte of a head to its last; and of a TLS handshake."""
+
+RATE_SECONDS = 20.0
+"""Window in which a peer has to take, or send, the settings' ``min_rate``."""
+
+_DISCARDED_BYTES = 64 << 20
+"""Of a body that was answered before it came: so that its sender gets to read the answer."""
+
+_MAX_PIPELINED = 64
+"""Requests that wait behind the one that is being answered."""
+
+_LINGER_SECONDS = 2.0
+"""For a peer that was refused to read why, while what it sends is thrown away."""
+
+_NUMBERS = itertools.count()
+"""Of connections, in the order in which they were made: the loop's time is the same for many."""
+
+_Refusal = tuple[FeedError, int]
+"""What is wrong, and the status."""
+
+_NO_HTTP: _Refusal = BadParameter("what came is no HTTP request"), 400
+_TOO_LONG: _Refusal = TooLarge(f"the headers of the request are longer than {HEAD_BYTES} bytes"), 431
+
+
+class Owner(Protocol):
+    """The worker that a connection belongs to."""
+
+    config: uvicorn.Config
+    server_state: Any
+    lifespan: Any
+    patience: float
+    """Seconds that the body of a request may take to come."""
+    min_rate: int
+
+    def say_closed(self) -> None:
+        """Called once, when the connection is gone."""
+
+
+def address_of(connection: socket.socket) -> str:
+    """Address of the peer, as connections have it for a caller before they have asked."""
+    with contextlib.suppress(OSError):
+        name = connection.getpeername()
+        if isinstance(name, tuple):
+            return str(name[0])
+    return UNIX
+
+
+class _Refused(Exception):
+    """Raised inside the parser; it ends what is being parsed."""
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that says when it is gone, and whose socket a thread may write an answer to."""
+
+    def __init__(self, owner: Owner) -> None:
+        super().__init__(config=owner.config, server_state=owner.server_state, app_state=owner.lifespan.state)
+        self._owner = owner
+        self._running: RequestResponseCycle | None = None
+        self.caller = ""
+        """Whom it counts for: the peer's address, until a request says more."""
+        self.number = next(_NUMBERS)
+        self._refusal = _NO_HTTP
+        self._refused = self._ended = False
+
+        # What is being received.
+        self._in_head = self._is_first_piece = False
+        self._head_since = self._request_since = 0.0
+        self._received = self._body_received = 0
+
+        # The window in which bytes are counted; it is open while the peer is waited for.
+        self._window_since: float | None = None
+        self._progress = 0
+        self._unsent_seen = 0
+
+    # What comes in
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.caller = self.client[0] if self.client else UNIX
+        self._await_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        # All of them, not only the one that was received last.
+        for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+        self._owner.say_closed()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._is_first_piece = False
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # To nothing that is spoken here: the request is answered, and what follows is in no language.
+            self.cycle.keep_alive = False
+            self._refused = True
+        except httptools.HttpParserError:
+            self.send_400_response("")
+            return
+        cycle = self.cycle
+        if self._in_head or (cycle is not None and cycle.more_body):
+            self._progress += len(data)
+            self._bound(len(data))
+        if self._in_head or (cycle is not None and not cycle.response_complete):
+            # There are other deadlines now. What begins no request, such as empty lines, is nothing.
+            self._unset_keepalive_if_required()
+
+    def _bound(self, nbytes: int) -> None:
+        """End what goes on and on: a head, trailers, the frames of chunks, a body that nobody wants any more."""
+        if self._is_first_piece:
+            # Some of it may belong to the request before.
+            self._received = self._body_received = 0
+            return
+        self._received += nbytes
+        if self._in_head or not self.cycle.response_complete:
+            if self._received > HEAD_BYTES + 2 * self._body_received:
+                self._refuse(*_TOO_LONG)
+        elif self._received > _DISCARDED_BYTES:
+            self.abort()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = self._is_first_piece = True
+        self._head_since = self.loop.time()
+
+    def on_headers_complete(self) -> None:
+        nbytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if nbytes > HEAD_BYTES:
+            self._refusal = _TOO_LONG
+            raise _Refused
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            raise _Refused
+        self._in_head = False
+        self._request_since = self._head_since
+        keeps_up = self.has_asked() and self.is_idle()
+        super().on_headers_complete()
+        # Bound to this request: when its turn comes, others may have been received behind it.
+        cycle = self.cycle
+        offers: Any = {PEER: _Peer(self, cycle, keeps_up)}
+        cycle.scope["extensions"] = offers
+
+    def on_body(self, body: bytes) -> None:
+        self._body_received += len(body)
+        super().on_body(body)
+
+    def _should_upgrade(self) -> bool:
+        return False
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    # Who is refused, or given up
+
+    def send_400_response(self, msg: str) -> None:
+        """Called when what came is no request."""
+        self._refuse(*self._refusal)
+
+    def _refuse(self, error: FeedError, status: int) -> None:
+        running = self._running
+        if running is not None and not running.response_complete:
+            # An answer is under way, and maybe a thread is writing it: nothing may come in between.
+            running.disconnected = True
+            self.abort()
+            return
+        answer = problem(error, status=status)
+        headers = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", bytes(answer.body)]))
+        self._refused = True
+        # To close with bytes unread would reset the connection, and the peer might never see the answer.
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
+        else:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """End the connection at once, for everybody who writes to it."""
+        self._ended = True
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.descriptor())) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
+        self.transport.abort()
+
+    def descriptor(self) -> int:
+        """Of the socket."""
+        number: int = self.transport.get_extra_info("socket").fileno()
+        return number
+
+    def _await_request(self) -> None:
+        """Close the connection when no request comes."""
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Called when nothing has come for a while; for what is unsent then, there is `look`."""
+        if self.unsent():
+            self._await_request()
+        else:
+            super().timeout_keep_alive_handler()
+
+    # How fast it goes
+
+    def resume_writing(self) -> None:
+        """Called when what was unsent has nearly left."""
+        self._count_sent()
+        super().resume_writing()
+
+    def unsent(self) -> int:
+        """Bytes that the server holds for the peer."""
+        return self.transport.get_write_buffer_size()
+
+    def _count_sent(self) -> int:
+        unsent = self.unsent()
+        self._progress += max(0, self._unsent_seen - unsent)
+        self._unsent_seen = unsent
+        return unsent
+
+    def rate(self, now: float) -> float | None:
+        """Bytes per second that the peer takes or sends lately, at least; None: it is not waited for."""
+        if self._window_since is None:
+            return None
+        return self._progress / max(now - self._window_since, 0.1)
+
+    def watched_for(self, now: float) -> float:
+        """Seconds that `rate` is of."""
+        return 0.0 if self._window_since is None else now - self._window_since
+
+    def is_idle(self) -> bool:
+        """Whether no request is being answered, and nothing is unsent."""
+        return not self.unsent() and (self._running is None or self._running.response_complete)
+
+    def is_ended(self) -> bool:
+        """Whether it was ended here, and the rest is on its way."""
+        return self._ended
+
+    def has_asked(self) -> bool:
+        """Whether a request has come."""
+        return self._running is not None
+
+    def look(self, now: float) -> bool:
+        """Whether it has to be ended: its peer takes too long."""
+        unsent = self._count_sent()
+        cycle = self.cycle
+        if self._in_head:
+            if self._running is not None and not self._running.response_complete:
+                # It came early, behind another: nobody reads it now.
+                self._head_since = now
+            elif now - self._head_since > HEAD_SECONDS:
+                return True
+        elif cycle is not None and cycle.more_body:
+            if self.flow.read_paused:
+                self._request_since = now
+            elif now - self._request_since > self._owner.patience:
+                return True
+            else:
+                unsent = unsent or 1
+        if not unsent:
+            self._window_since = None
+            return False
+        if self._window_since is None:
+            self._window_since, self._progress = now, 0
+        elif now - self._window_since >= RATE_SECONDS:
+            slow = self._progress < self._owner.min_rate * (now - self._window_since)
+            self._window_since, self._progress = now, 0
+            return slow
+        return False
+
+
+class _Peer:
+    """See `serve.direct.Peer`."""
+
+    def __init__(self, connection: Connection, cycle: RequestResponseCycle, keeps_up: bool) -> None:
+        self._connection = connection
+        self._cycle = cycle
+        self._keeps_up = keeps_up
+
+    def direct(self) -> DirectWriter | None:
+        connection, cycle = self._connection, self._cycle
+        usual = connection.scheme == "http" and cycle.keep_alive and not cycle.waiting_for_100_continue
+        # Bytes of the answer before, which the loop has not sent yet, come first.
+        if not usual or self.is_gone() or connection.unsent():
+            return None
+        try:
+            return DirectWriter(cycle, connection.descriptor())
+        except OSError:
+            # No descriptor is left.
+            return None
+
+    def is_gone(self) -> bool:
+        return self._cycle.disconnected or self._connection.transport.is_closing()
+
+    def has_begun(self) -> bool:
+        return self._cycle.response_started
+
+    def has_all(self) -> bool:
+        return self._cycle.response_complete
+
+    def counts_for(self, caller: str) -> bool:
+        self._connection.caller = caller
+        return self._keeps_up
+
+    def abort(self) -> None:
+        self._cycle.disconnected = True
+        self._connection.abort()

@@ -1,0 +1,330 @@
+"""Processes that serve: a supervisor accepts connections and hands each to the worker that has the fewest.
+
+Workers that share a listening socket do not share its connections: one of them gets nearly all. So the supervisor
+accepts and passes the descriptors on (SCM_RIGHTS). It also replaces workers that die or stand still, and ends them all
+when it is told to stop; workers end when the supervisor is gone. It never waits for one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..settings import Settings
+from .listening import remove_socket
+from .worker import ALIVE_SECONDS, CLOSED, CONNECTION, LEAVING, READY, Tls, run_worker
+
+SEND_BUFFER_BYTES = 256 << 10
+"""SO_SNDBUF of connections from near by: measured best; a third less and twice as much are slower."""
+
+_NEAR_SECONDS = 0.001
+"""Round trip up to which a connection counts as near. Over a longer one no more than its send buffer passes in each, so
+there the kernel finds the size that it takes."""
+
+_TCP_INFO_ROUND_TRIP = 68
+"""Offset of ``tcpi_rtt``, in microseconds, in the kernel's ``struct tcp_info``."""
+
+STOP_SECONDS = 8.0
+"""After this, workers that have not ended are killed: container engines wait 10 s."""
+
+STILL_SECONDS = 4.0
+"""A worker that has not said for so long that it is well, and was stopped or waited for a disk for the last
+`_SURE_SECONDS` of it, is replaced."""
+
+SILENT_SECONDS = 20.0
+"""After this, whatever it does: the machine may just be slow."""
+
+START_SECONDS = 60.0
+"""A worker that does not serve after so long is replaced as well."""
+
+_LOOK_SECONDS = 0.2
+_SURE_SECONDS = 1.0
+_RESTART_SECONDS = 0.5
+_KILLED_SECONDS = 1.0
+_START_ATTEMPTS = 3
+
+
+def _round_trip(connection: socket.socket) -> float:
+    """Seconds that the handshake took there and back; 0 where the system does not tell."""
+    if sys.platform != "linux" or connection.family == socket.AF_UNIX:
+        return 0.0
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_ROUND_TRIP + 4)
+    except OSError:
+        return 0.0
+    return int.from_bytes(info[_TCP_INFO_ROUND_TRIP:], sys.byteorder) / 1e6
+
+
+@dataclass
+class _Worker:
+    pid: int
+    channel: socket.socket
+    connections: int = 0
+    ready: bool = False
+    leaving: bool = False
+    heard: float = field(default_factory=time.monotonic)
+    """When it last said something; at first, when it was started."""
+    still_since: float | None = None
+    """Since when every look at it has found that it stands still."""
+
+
+class Supervisor:
+    """Runs ``settings.workers`` processes until SIGTERM, SIGINT, or the end of the terminal it was started on.
+
+    SIGHUP without a terminal replaces all workers, one after the other: their memory and the certificate are new, and
+    no answer is lost.
+
+    Parameters
+    ----------
+    listener : socket
+        From `listen`.
+    on_ready : callable
+        Called once, when every worker serves.
+    """
+
+    def __init__(
+        self, settings: Settings, listener: socket.socket, on_ready: Callable[[], None], tls: Tls | None = None
+    ) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._socket_file = (settings.uds, os.lstat(settings.uds)) if settings.uds is not None else None
+        self._on_ready = on_ready
+        self._tls = tls
+        self._selector = selectors.DefaultSelector()
+        self._workers: dict[int, _Worker] = {}
+        self._outgoing: list[_Worker] = []
+        """Those that a reload replaces, and that are not told yet."""
+        self._ending: dict[int, float] = {}
+        """Processes that are no workers any more, and when they are killed."""
+        self._stopping = self._reloading = False
+        self._announced = False
+        self._early_deaths = 0
+        self._restart_at: list[float] = []
+
+    def run(self) -> int:
+        """Serve; returns the exit code."""
+        wake_receive, wake_send = socket.socketpair()
+        wake_send.setblocking(False)
+        signal.set_wakeup_fd(wake_send.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        # Who started it by `nohup` has it ignored.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._stop if _has_terminal() else self._reload_soon)
+        self._selector.register(wake_receive, selectors.EVENT_READ, lambda: wake_receive.recv(64))
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        for _ in range(self._settings.workers):
+            self._start_worker()
+        before = time.monotonic()
+        while not self._stopping:
+            for key, _ in self._selector.select(_LOOK_SECONDS):
+                key.data()
+            now = time.monotonic()
+            if now - before > ALIVE_SECONDS:
+                # It was this process that stood still: what the workers said meanwhile is not heard yet.
+                for worker in self._workers.values():
+                    worker.heard = now
+            before = now
+            self._look_after(now)
+            none_serves = not self._announced or not any(worker.ready for worker in self._workers.values())
+            if none_serves and self._early_deaths >= _START_ATTEMPTS:
+                self._end_workers()
+                return 1
+        self._end_workers()
+        return 0
+
+    def _stop(self, number: int, frame: object) -> None:
+        self._stopping = True
+
+    def _reload_soon(self, number: int, frame: object) -> None:
+        self._reloading = True
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return
+        with connection:
+            if _round_trip(connection) <= _NEAR_SECONDS:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            # One that has missed a word or two may stand still: the others first.
+            late = time.monotonic() - 2 * ALIVE_SECONDS
+            staying = [worker for worker in self._workers.values() if not worker.leaving]
+            staying.sort(key=lambda worker: (not worker.ready, worker.heard < late, worker.connections))
+            for worker in staying:
+                try:
+                    socket.send_fds(worker.channel, [CONNECTION], [connection.fileno()])
+                except OSError:
+                    # Its channel is full or gone: it hangs or dies, let another have it.
+                    continue
+                worker.connections += 1
+                return
+
+    def _look_after(self, now: float) -> None:
+        """Replace who stands still, start who is due, bury who has ended."""
+        if self._reloading:
+            self._reloading = False
+            self._reload()
+        for worker in list(self._workers.values()):
+            silent = now - worker.heard
+            is_still = worker.ready and silent > STILL_SECONDS - _SURE_SECONDS and _stands_still(worker.pid)
+            worker.still_since = (worker.still_since or now) if is_still else None
+            still = now - worker.still_since if worker.still_since else 0.0
+            if silent > (SILENT_SECONDS if worker.ready else START_SECONDS) or still >= _SURE_SECONDS:
+                _say(f"worker {worker.pid} has not answered for {silent:.1f} s and is killed")
+                # Its connections end with it.
+                _kill(worker.pid)
+                self._bury(worker)
+        due = [moment for moment in self._restart_at if moment <= now]
+        self._restart_at = [moment for moment in self._restart_at if moment > now]
+        for _ in due:
+            self._start_worker()
+        for pid, deadline in list(self._ending.items()):
+            if _has_ended(pid):
+                del self._ending[pid]
+            elif now >= deadline:
+                self._ending[pid] = now + 1.0
+                _kill(pid)
+
+    def _start_worker(self) -> None:
+        ours, theirs = socket.socketpair()
+        # This process has no threads, and has everything imported: a fork starts at once and shares that memory.
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                signal.set_wakeup_fd(-1)
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, signal.SIG_DFL)
+                self._selector.close()
+                self._listener.close()
+                ours.close()
+                for worker in self._workers.values():
+                    worker.channel.close()
+                code = run_worker(self._settings, theirs, self._tls)
+            finally:
+                # Of a terminal that is gone, neither can be written.
+                for stream in (sys.stdout, sys.stderr):
+                    with contextlib.suppress(OSError):
+                        stream.flush()
+                os._exit(code)
+        theirs.close()
+        ours.setblocking(False)
+        worker = self._workers[pid] = _Worker(pid, ours)
+        self._selector.register(ours, selectors.EVENT_READ, lambda: self._hear(worker))
+
+    def _reload(self) -> None:
+        _say("SIGHUP: all workers are replaced")
+        self._outgoing = [worker for worker in self._workers.values() if not worker.leaving]
+        self._early_deaths = 0
+        for _ in range(self._settings.workers):
+            self._start_worker()
+
+    def _hear(self, worker: _Worker) -> None:
+        if self._workers.get(worker.pid) is not worker:
+            # Buried a moment ago.
+            return
+        try:
+            messages = worker.channel.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            messages = b""
+        if not messages:
+            self._bury(worker)
+            return
+        worker.heard = time.monotonic()
+        worker.connections -= messages.count(CLOSED)
+        worker.leaving = worker.leaving or LEAVING in messages
+        if READY in messages:
+            worker.ready = True
+            self._early_deaths = 0
+            if self._outgoing:
+                told = self._outgoing.pop()
+                told.leaving = True
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(told.pid, signal.SIGTERM)
+            everybody = len(self._workers) == self._settings.workers
+            if everybody and all(other.ready for other in self._workers.values()) and not self._announced:
+                self._announced = True
+                self._on_ready()
+
+    def _bury(self, worker: _Worker) -> None:
+        self._selector.unregister(worker.channel)
+        worker.channel.close()
+        del self._workers[worker.pid]
+        # It closed its channel because it ends, or hangs in ending.
+        self._ending[worker.pid] = time.monotonic() + 1.0
+        if not worker.ready:
+            self._early_deaths += 1
+            if self._early_deaths >= _START_ATTEMPTS and self._outgoing:
+                _say("the new workers do not start: the old ones stay")
+                self._outgoing = []
+        with contextlib.suppress(ValueError):
+            self._outgoing.remove(worker)
+        staying = [other for other in self._workers.values() if not other.leaving and other not in self._outgoing]
+        if len(staying) + len(self._restart_at) < self._settings.workers:
+            _say(f"worker {worker.pid} ended, starting another")
+            self._restart_at.append(time.monotonic() + _RESTART_SECONDS)
+
+    def _end_workers(self) -> None:
+        # Nobody new, not even from the backlog; then all at once, then one deadline for all.
+        self._listener.close()
+        for pid in self._workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        left = [*self._workers, *self._ending]
+        deadline = time.monotonic() + STOP_SECONDS
+        while (left := [pid for pid in left if not _has_ended(pid)]) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for pid in left:
+            _say(f"worker {pid} did not end in {STOP_SECONDS:g} s and is killed")
+            _kill(pid)
+        deadline = time.monotonic() + _KILLED_SECONDS
+        # One that waits for a disk ends when the disk answers, whoever waits.
+        while (left := [pid for pid in left if not _has_ended(pid)]) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if self._socket_file is not None:
+            remove_socket(*self._socket_file)
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal, whose end is a SIGHUP."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether a process is stopped, or waits for a disk, where the system tells."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name before may hold anything, brackets too.
+            return file.read().rpartition(b") ")[2][:1] in (b"T", b"t", b"D")
+    except OSError:
+        return False
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a child is no more; asked again after that, it is an error."""
+    return os.waitpid(pid, os.WNOHANG) != (0, 0)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _say(what: str) -> None:
+    """To standard error, which may be a terminal that is gone."""
+    with contextlib.suppress(OSError):
+        print(f"h5feed: {what}", file=sys.stderr, flush=True)

@@ -1,0 +1,320 @@
+"""A process that serves: connections come through a channel from the supervisor, which hears every second that all is
+well. Peers that do not keep up are given up here, the sooner the more others wait for what they hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import resource
+import signal
+import socket
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import uvicorn
+from h5feed.errors import Overloaded
+
+from ..api.problems import problem
+from ..main import create_app
+from ..settings import Settings
+from ..sharing.room import Room
+from ..sharing.trimming import settle
+from .connection import HEAD_SECONDS, Connection, address_of
+
+logger = logging.getLogger(__name__)
+
+READY, ALIVE, LEAVING, CLOSED, CONNECTION = b"r", b"a", b"l", b"-", b"c"
+"""Messages on the channel: worker is ready; is well; is ending; one of its connections closed; here is a connection."""
+
+ALIVE_SECONDS = 1.0
+"""How often a worker says that it is well."""
+
+DRAIN_SECONDS = 5.0
+"""How long a stopping worker lets answers under way finish."""
+
+_MOST_AT_ONCE = 256
+"""New connections that are taken before those that are there have their turn."""
+
+_OPENING_TURNS = 8
+"""Turns of the loop that connections take to be open, and more. TLS takes longer, and is not waited for."""
+
+_LOOK_SECONDS = 0.5
+"""How often connections are looked at."""
+
+_CUT_SECONDS = 1.0
+"""For what was cut off at the end to notice."""
+
+_PATIENCE_SECONDS = 1.0
+"""How long somebody waits for room before others have to give up what they hold."""
+
+_PRESSED = 16
+"""Times the least rate: what a peer has to take while others wait for room, over `_PRESSED_SECONDS`."""
+
+_PRESSED_SECONDS = 2.0
+
+_OTHER_FILES = 500
+"""Descriptors that a worker needs beside those of connections, open HDF5 files apart."""
+
+
+@dataclass(frozen=True)
+class Tls:
+    """PEM files of the server's certificate and key."""
+
+    certificate: str
+    key: str
+
+
+def run_worker(settings: Settings, channel: socket.socket, tls: Tls | None) -> int:
+    """Serve until told to stop; returns the exit code."""
+    settle()
+    # The supervisor gets it as well, and says what is to be done.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    config = uvicorn.Config(
+        create_app(settings),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        headers=[("x-content-type-options", "nosniff"), ("cross-origin-resource-policy", "same-origin")],
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        ssl_certfile=tls.certificate if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+    )
+    server = _Worker(config, channel, settings)
+    with contextlib.suppress(KeyboardInterrupt):
+        # Listens to nothing: connections come through the channel.
+        server.run(sockets=[])
+    return 0 if server.started else 1
+
+
+class _Worker(uvicorn.Server):
+    """A uvicorn server whose connections come through a channel instead of a listening socket."""
+
+    def __init__(self, config: uvicorn.Config, channel: socket.socket, settings: Settings) -> None:
+        super().__init__(config)
+        self._channel = channel
+        self.patience = settings.read_timeout
+        self.min_rate = settings.min_rate
+        self._most = _most_connections(settings)
+        self._closed_unsaid = 0
+        self._opening = 0
+        self._crowded = asyncio.Lock()
+
+    @property
+    def _room(self) -> Room:
+        room: Room = self.config.app.state.services.pool  # type: ignore[union-attr]
+        return room
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # What is there now stays: looking through it again and again would hold up every hundredth answer.
+        gc.collect()
+        gc.freeze()
+        self._channel.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._channel.fileno(), self._receive)
+        self._channel.send(READY)
+        self._say_alive()
+        self._look()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End: nobody new, answers under way are finished for a while, the rest is cut off."""
+        loop = asyncio.get_running_loop()
+        self._say(LEAVING)
+        # Connections that were on their way are answered still.
+        await asyncio.sleep(0.05)
+        loop.remove_reader(self._channel.fileno())
+        state = self.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        await _until_empty((state.connections, state.tasks), DRAIN_SECONDS)
+        late = list(self._connections())
+        for connection in late:
+            connection.abort()
+        # What waits for its peer, or would, ends by itself now.
+        await _until_empty((state.connections, state.tasks), _CUT_SECONDS)
+        # What reads still is cancelled with the process: no fault of the application, as uvicorn would have it.
+        logging.getLogger("uvicorn.error").disabled = True
+        if late:
+            logger.warning("the server stops: connections cut off: %d", len(late))
+        await self.lifespan.shutdown()
+
+    def _connections(self) -> Iterable[Connection]:
+        return (connection for connection in self.server_state.connections if isinstance(connection, Connection))
+
+    # The channel
+
+    def _say(self, message: bytes) -> int:
+        """Tell the supervisor; returns how many bytes of it were said."""
+        with contextlib.suppress(OSError):
+            return self._channel.send(message)
+        return 0
+
+    def _say_alive(self) -> None:
+        self._say(ALIVE)
+        asyncio.get_running_loop().call_later(ALIVE_SECONDS, self._say_alive)
+
+    def say_closed(self) -> None:
+        """Tell the supervisor that a connection is gone."""
+        self._closed_unsaid += 1
+        self._closed_unsaid -= self._say(CLOSED * self._closed_unsaid)
+
+    def _receive(self) -> None:
+        """Take all connections that have come: the system hands out one at a time, and a turn of the loop is long while
+        many are answered."""
+        for _ in range(_MOST_AT_ONCE):
+            try:
+                messages, descriptors, flags, _ = socket.recv_fds(self._channel, 64, 64)
+            except BlockingIOError:
+                return
+            except OSError:
+                messages, descriptors, flags = b"", [], 0
+            if flags & socket.MSG_CTRUNC:
+                logger.warning("connections were lost: this process has too many files open (see `ulimit -n`)")
+            for descriptor in descriptors:
+                connection = socket.socket(fileno=descriptor)
+                task = asyncio.ensure_future(self._serve_connection(connection))
+                self.server_state.tasks.add(task)
+                task.add_done_callback(self.server_state.tasks.discard)
+            if not messages:
+                # The supervisor is gone, and with it the address: finish what is under way and end.
+                asyncio.get_running_loop().remove_reader(self._channel.fileno())
+                self.should_exit = True
+                return
+
+    async def _serve_connection(self, connection: socket.socket) -> None:
+        if not self._is_full():
+            await self._open(connection)
+            return
+        # One after the other: those that are open tell who is to make way.
+        async with self._crowded:
+            for _ in range(_OPENING_TURNS):
+                if not self._opening:
+                    break
+                await asyncio.sleep(0)
+            if self._is_full() and not self._make_way(connection):
+                self._turn_away(connection)
+                return
+            if self.config.ssl is None:
+                await self._open(connection)
+                return
+        await self._open(connection)
+
+    async def _open(self, connection: socket.socket) -> None:
+        self._opening += 1
+        handshake = HEAD_SECONDS if self.config.ssl else None
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: Connection(self), connection, ssl=self.config.ssl, ssl_handshake_timeout=handshake
+            )
+        except OSError:
+            connection.close()
+            self.say_closed()
+        finally:
+            self._opening -= 1
+
+    # Who has to give up what
+
+    def _look(self) -> None:
+        """Called every half second: end the connections of peers that do not keep up."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(_LOOK_SECONDS, self._look)
+        now = loop.time()
+        self._give_up([one for one in list(self._connections()) if one.look(now)], "too slow")
+        self._give_up(self._pressed(now), "too slow while others wait")
+
+    def _give_up(self, slow: list[Connection], why: str) -> None:
+        for connection in slow:
+            connection.abort()
+        if slow:
+            most = ", ".join(f"{n} of {name}" for name, n in Counter(one.caller for one in slow).most_common(3))
+            logger.warning("connections ended, their peers were %s: %s", why, most)
+
+    def _pressed(self, now: float) -> list[Connection]:
+        """Whose answers have to end so that others get room.
+
+        Of callers that hold more than a share, the slowest ones, but not their last; of all, who takes next to nothing.
+        """
+        late = self._room.wanted(now - _PATIENCE_SECONDS)
+        if not late:
+            return []
+        held = self._room.held()
+        share = sum(held.values()) / len(held.keys() | late.keys())
+        caller = min(late, key=lambda name: held.get(name, 0))
+        wanted = late[caller]
+        holding = [one for one in self._connections() if not one.is_ended() and one.unsent()]
+        holding.sort(key=lambda one: one.rate(now) or 0.0)
+        answers = Counter(one.caller for one in holding)
+        given_up: list[Connection] = []
+        for one in holding:
+            if wanted <= 0:
+                break
+            has = held.get(one.caller, 0)
+            crowds = one.caller != caller and has > max(share, held.get(caller, 0)) and answers[one.caller] > 1
+            rate = one.rate(now)
+            pressed = rate is not None and rate < _PRESSED * self.min_rate
+            if crowds or (pressed and one.watched_for(now) >= _PRESSED_SECONDS):
+                given_up.append(one)
+                answers[one.caller] -= 1
+                held[one.caller] = has - one.unsent()
+                wanted -= one.unsent()
+        return given_up
+
+    def _is_full(self) -> bool:
+        if len(self.server_state.connections) + self._opening < self._most:
+            return False
+        return sum(not one.is_ended() for one in self._connections()) + self._opening >= self._most
+
+    def _make_way(self, connection: socket.socket) -> bool:
+        """End a connection of who has the most: the oldest idle one, or for another's sake the slowest. False: none."""
+        now = asyncio.get_running_loop().time()
+        # What others have made way for already is gone in a moment.
+        there = [one for one in self._connections() if not one.is_ended()]
+        if not there:
+            return False
+        most, _ = Counter(one.caller for one in there).most_common(1)[0]
+        its = [one for one in there if one.caller == most]
+        idle = [one for one in its if one.is_idle()]
+        if idle:
+            min(idle, key=lambda one: (one.has_asked(), one.number)).abort()
+        elif most != address_of(connection):
+            min(its, key=lambda one: one.rate(now) or 0.0).abort()
+        else:
+            return False
+        return True
+
+    def _turn_away(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            if self.config.ssl is None:
+                error = Overloaded(f"{self._most} connections are open; come again in a moment", retry_after=1)
+                answer = problem(error)
+                lines = [b"%b: %b\r\n" % header for header in [*answer.raw_headers, (b"connection", b"close")]]
+                head = b"HTTP/1.1 503 Service Unavailable\r\n" + b"".join(lines) + b"\r\n"
+                connection.send(head + bytes(answer.body), socket.MSG_DONTWAIT)
+        self.say_closed()
+
+
+async def _until_empty(sets: Iterable[Collection[object]], seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    sets = list(sets)
+    while any(sets) and loop.time() < deadline:
+        await asyncio.sleep(0.05)
+
+
+def _most_connections(settings: Settings) -> int:
+    """As many as settings and system allow."""
+    others = settings.open_files + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.connections + others
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        # It begins low for the sake of programs that use `select`.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return max(10, min(settings.connections, allowed - others))

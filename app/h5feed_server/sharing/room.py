@@ -1,0 +1,148 @@
+"""Room for bodies in flight, shared out among callers.
+
+Who asks first has it, up to all of it. Where somebody has to wait, who holds the least comes first; and who holds more
+than a share while another waits has its slowest answers ended (see `serving`'s workers, which know the connections).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from h5feed.buffers import BufferPool, PoolExhausted
+
+from .caller import CALLER, KEEPS_UP
+
+T = TypeVar("T")
+
+LOOK_SECONDS = 0.02
+"""How often it is looked whether there is room: nothing tells when a buffer is let go."""
+
+_CALLED: ContextVar[bool] = ContextVar("called", default=False)
+"""Whether it is this request's turn, while others wait."""
+
+
+@dataclass
+class _Waiting:
+    """A request that waits for room."""
+
+    nbytes: int
+    since: float
+    keeps_up: bool = field(default_factory=KEEPS_UP.get)
+    turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def place(self) -> tuple[bool, float]:
+        """Lower ones come first."""
+        return not self.keeps_up, self.since
+
+
+class Room:
+    """The pool of body buffers, and the queue in front of it: a row of requests for each caller."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._pool = BufferPool(max_bytes)
+        self._waiting: dict[str, deque[_Waiting]] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self._leased = time.monotonic()
+
+    def lease(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        """A buffer for `CALLER`; for any thread.
+
+        Raises
+        ------
+        PoolExhausted
+            There is no room, or others have waited for it longer: come again after `turn`.
+        """
+        if self._waiting and not _CALLED.get():
+            raise PoolExhausted(nbytes, self._pool.max_bytes)
+        self._leased = time.monotonic()
+        return self._pool.lease(nbytes, owner=CALLER.get())
+
+    def idle_seconds(self) -> float:
+        """Since when nobody has asked for a buffer."""
+        return time.monotonic() - self._leased
+
+    def drop_idle(self) -> None:
+        """Let go of the buffers that nobody uses."""
+        self._pool.drop_idle()
+
+    async def turn(self, nbytes: int, since: float, deadline: float) -> bool:
+        """Wait until there may be room for so many bytes; False: there was none by the deadline.
+
+        Parameters
+        ----------
+        since, deadline : float
+            By the loop's clock: when this request came first, and how long it waits.
+        """
+        loop = asyncio.get_running_loop()
+        caller, waiting = CALLER.get(), _Waiting(nbytes, since)
+        row = self._waiting.setdefault(caller, deque())
+        # One that was called, and found that others were quicker, has its place again.
+        bisect.insort(row, waiting, key=lambda one: one.place)
+        if self._watching is None:
+            self._watching = loop.create_task(self._watch())
+        try:
+            async with asyncio.timeout_at(deadline):
+                await waiting.turn
+                return True
+        except TimeoutError:
+            return False
+        finally:
+            with contextlib.suppress(ValueError):
+                row.remove(waiting)
+            if not row and self._waiting.get(caller) is row:
+                del self._waiting[caller]
+
+    @staticmethod
+    def called(work: Callable[[], T]) -> Callable[[], T]:
+        """The same work, which may pass by those who wait; to be run in a context of its own."""
+
+        def pass_by() -> T:
+            _CALLED.set(True)
+            return work()
+
+        return pass_by
+
+    def held(self) -> dict[str, int]:
+        """Bytes in use, by caller."""
+        return self._pool.bytes_by_owner()
+
+    def wanted(self, since: float) -> dict[str, int]:
+        """Bytes that have been waited for since then or longer, by caller."""
+        return {
+            caller: nbytes
+            for caller, row in self._waiting.items()
+            if (nbytes := sum(one.nbytes for one in row if one.since <= since))
+        }
+
+    async def _watch(self) -> None:
+        while self._waiting:
+            held = self.held()
+            free = self._pool.max_bytes - sum(held.values())
+            rows = {caller: deque(row) for caller, row in self._waiting.items()}
+            while rows:
+                caller = min(rows, key=lambda name: held.get(name, 0))
+                row = rows[caller]
+                first = row.popleft()
+                # One above the bound is let through alone.
+                if first.nbytes <= free or not held:
+                    free -= first.nbytes
+                    held[caller] = held.get(caller, 0) + first.nbytes
+                    if not first.turn.done():
+                        first.turn.set_result(None)
+                else:
+                    row.clear()
+                if not row:
+                    del rows[caller]
+            await asyncio.sleep(LOOK_SECONDS)
+        self._watching = None

@@ -1,0 +1,307 @@
+"""Splits: disjoint sets of rows, the same as scikit-learn's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+from h5feed.errors import SplitImpossible, SplitNotFound
+from h5feed.suggestions import did_you_mean
+
+from . import as_sklearn, multilabel
+from .array_bytes import pack, unpack
+from .as_sklearn import Codes, TooFew
+from .labels import Labels, Strata
+from .spec import SplitSpec
+
+Rows = npt.NDArray[np.int32]
+
+_BLOCK = 1 << 17
+"""Rows handled at a time."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows of each split, and how they were found.
+
+    Attributes
+    ----------
+    rows : mapping of str to (k,) int32
+        Ascending row ids of ``train``, and of ``val`` and ``test`` where asked for; empty where nothing is split.
+    method : str or None
+        What of scikit-learn gives the same rows.
+    stratify, group : str or None
+        Fields.
+    note : str or None
+        What one might not expect.
+    stored : tuple of str
+        Those of them that are the rows that are stored under this name.
+    replaces : mapping of str to mapping of str to int, or None
+        Stored splits that are not the answer, to how many of their rows are in which split now.
+    """
+
+    rows: Mapping[str, Rows]
+    method: str | None = None
+    stratify: str | None = None
+    group: str | None = None
+    note: str | None = None
+    stored: tuple[str, ...] = ()
+    replaces: Mapping[str, Mapping[str, int]] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(rows.nbytes for rows in self.rows.values())
+
+    def of(self, split: str) -> Rows:
+        """Rows of a split.
+
+        Raises
+        ------
+        SplitNotFound
+        """
+        if split not in self.rows:
+            hint = "" if self.rows else " Give test=, val= or folds= to divide the rows."
+            said = did_you_mean(split, ["all", *self.rows])
+            raise SplitNotFound(f"there is no split {split!r} here: {said}.{hint}")
+        return self.rows[split]
+
+
+def native_splits(runs: Mapping[str, Sequence[tuple[int, int]]]) -> Splits:
+    """Splits that are stored as runs of rows, half-open."""
+    rows = {
+        name: np.concatenate([np.arange(begin, end, dtype=np.int32) for begin, end in sorted(own)])
+        for name, own in runs.items()
+    }
+    return Splits(rows, stored=tuple(rows))
+
+
+def compute_splits(
+    total: int,
+    pool: Rows | None,
+    spec: SplitSpec,
+    strata: Strata | None,
+    groups: Labels | None,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Splits:
+    """Divide rows.
+
+    Parameters
+    ----------
+    total : int
+        Rows of the dataset.
+    pool : (n,) int32 or None
+        The rows to divide, ascending; None: all.
+    spec : SplitSpec
+    strata : Strata or None
+        Of ``spec.stratify``, or of the label field; None where there is none, or nothing is to be stratified.
+    groups : Labels or None
+        Of ``spec.group``.
+    advance : callable
+        Called with the number of rows that have been divided, once for test and once for val or a fold.
+
+    Raises
+    ------
+    SplitImpossible
+        A split would be empty, or the stratification that was asked for by name cannot be had.
+    """
+    if not spec.splits_rows:
+        return Splits({})
+    try:
+        return _Division(total, pool, spec, strata, groups, advance).splits()
+    except TooFew as error:
+        raise SplitImpossible(str(error)) from None
+
+
+class _Division:
+    """One set of rows that is divided: test comes off, then val or a fold, out of what it leaves."""
+
+    def __init__(
+        self,
+        total: int,
+        pool: Rows | None,
+        spec: SplitSpec,
+        strata: Strata | None,
+        groups: Labels | None,
+        advance: Callable[[int], None],
+    ) -> None:
+        self._pool, self._spec, self._strata, self._advance = pool, spec, strata, advance
+        self._rows = total if pool is None else len(pool)
+        self._groups = None if groups is None else groups.codes
+        self._seed = spec.split_seed if spec.split_shuffle else None
+        whole = self._rows if groups is None else int(np.count_nonzero(groups.count(pool)))
+        self._what = "rows" if self._groups is None else f"groups of {spec.group!r}"
+        self._test = self._count(spec.test, whole, "test")
+        self._val = self._count(spec.val, whole, "val")
+        if self._test + self._val >= whole:
+            raise SplitImpossible(
+                f"test ({self._test} {self._what}) and val ({self._val}) leave none of {whole} for train"
+            )
+        self._notes: list[str] = []
+        if self._groups is not None and (self._test or self._val):
+            self._notes.append(f"test and val are counted in groups, of which there are {whole}")
+
+    def splits(self) -> Splits:
+        labels = self._usable_labels()
+        if labels is not None:
+            assert self._strata is not None
+            try:
+                rows = self._draw(labels)
+            except TooFew as error:
+                reason = str(error) if error.code is None else f"{labels.word(error.code)} {error}"
+                self._not_stratified(f"{self._strata.field!r}: {reason}")
+                labels = None
+            else:
+                if labels.kind == "bins":
+                    self._notes.append(
+                        f"{self._strata.field!r} holds numbers on a scale: stratified by {len(labels.values)} "
+                        "quantile bins"
+                    )
+                return self._found(rows, labels, self._strata.field)
+        return self._found(self._draw(None), None, None)
+
+    def _found(self, rows: dict[str, Rows], labels: Labels | None, field: str | None) -> Splits:
+        notes = "; ".join(self._notes) or None
+        return Splits(rows, self._method(labels), field, self._spec.group, notes)
+
+    def _count(self, share: int | float | None, whole: int, name: str) -> int:
+        if share is None:
+            return 0
+        count = math.ceil(share * whole) if isinstance(share, float) else share
+        if count >= whole:
+            raise SplitImpossible(f"{name}={share} takes {count} of {whole} {self._what} and leaves none for train")
+        return count
+
+    def _usable_labels(self) -> Labels | None:
+        """What to stratify by, where that goes with the rest of the spec."""
+        if self._strata is None:
+            return None
+        labels, field = self._strata.labels, self._strata.field
+        if labels is None:
+            self._not_stratified(f"{field!r}: it {self._strata.reason}")
+        elif self._groups is not None and self._spec.folds is None:
+            self._notes.append("not stratified, because groups stay together: folds= does both")
+            labels = None
+        elif self._spec.folds is not None and not self._spec.split_shuffle and self._spec.stratify is None:
+            labels = None
+        elif not labels.single and self._groups is not None:
+            self._not_stratified(f"rows of {field!r} have several labels at once, and groups stay together")
+            labels = None
+        return labels
+
+    def _not_stratified(self, reason: str) -> None:
+        if self._spec.stratify is not None:
+            raise SplitImpossible(
+                f"it cannot be stratified by {reason}. Use stratify=none for splits that disregard classes."
+            )
+        self._notes.append(f"not stratified by {reason}")
+
+    def _draw(self, labels: Labels | None) -> dict[str, Rows]:
+        spec = self._spec
+        if spec.folds is not None and spec.folds > self._rows - self._test:
+            raise SplitImpossible(f"folds={spec.folds} are more than the {self._rows - self._test} rows to divide")
+        # In the order that scikit-learn leaves them in: a second call by hand would begin from there.
+        rest, test = self._carve(self._pool, labels, self._test, ordered=self._val > 0 or spec.folds is not None)
+        self._advance(self._rows)
+        if spec.folds is not None:
+            rest, val = self._fold(rest, labels, spec.folds, spec.fold or 0)
+        else:
+            rest, val = self._carve(rest, labels, self._val, ordered=False)
+        self._advance(self._rows)
+        named = {"train": rest}
+        if spec.val is not None or spec.folds is not None:
+            named["val"] = val
+        if spec.test is not None:
+            named["test"] = test
+        for rows in named.values():
+            rows.sort()
+        return named
+
+    def _carve(self, rows: Rows | None, labels: Labels | None, count: int, ordered: bool) -> tuple[Rows, Rows]:
+        """What is left, and `count` rows or groups, in arrays of their own."""
+        length = self._rows if rows is None else len(rows)
+        if not count or (self._seed is None and self._groups is None):
+            every = np.arange(length, dtype=np.int32) if rows is None else rows.copy()
+            return every[: length - count], every[length - count :]
+        if self._groups is not None:
+            left, held = as_sklearn.group_split(_at(self._groups, rows), count, self._seed)
+        elif labels is None:
+            left, held = as_sklearn.shuffle_split(length, count, self._spec.split_seed)
+        elif labels.single:
+            left, held = as_sklearn.stratified_split(
+                _at(labels.codes, rows), count, self._spec.split_seed, ordered=ordered
+            )
+        else:
+            sizes = np.array([length - count, count])
+            part = multilabel.stratify(_at(labels.codes, rows), sizes, self._spec.split_seed)
+            left, held = (np.flatnonzero(part == side).astype(np.int32) for side in (0, 1))
+        return _translated(left, rows), _translated(held, rows)
+
+    def _fold(self, rows: Rows, labels: Labels | None, folds: int, fold: int) -> tuple[Rows, Rows]:
+        if labels is not None and not labels.single:
+            sizes = np.full(folds, len(rows) // folds)
+            sizes[: len(rows) % folds] += 1
+            parts = multilabel.stratify(labels.codes[rows], sizes, self._spec.split_seed)
+            held: Rows = np.flatnonzero(parts == fold).astype(np.int32)
+        elif labels is not None:
+            self._note_small_classes(labels, rows, folds)
+            codes = labels.codes[rows]
+            if self._groups is not None:
+                held = as_sklearn.stratified_group_fold(codes, self._groups[rows], folds, fold, self._seed)
+            else:
+                held = as_sklearn.stratified_fold(codes, folds, fold, self._seed)
+        elif self._groups is not None:
+            held = as_sklearn.group_fold(self._groups[rows], folds, fold, self._seed)
+        else:
+            held = as_sklearn.fold_of(len(rows), folds, fold, self._seed)
+        is_held = np.zeros(len(rows), np.bool_)
+        is_held[held] = True
+        return rows[~is_held], rows[is_held]
+
+    def _note_small_classes(self, labels: Labels, rows: Rows, folds: int) -> None:
+        counts = labels.count(rows)
+        small = np.flatnonzero((counts > 0) & (counts < folds))
+        if len(small):
+            word, count = labels.word(int(small[0])), int(counts[small[0]])
+            self._notes.append(
+                f"{word} has {count} row{'s' * (count != 1)}, fewer than there are folds: some hold none of it"
+            )
+
+    def _method(self, labels: Labels | None) -> str:
+        """In scikit-learn's words, where it has them."""
+        several = labels is not None and not labels.single
+        if self._spec.folds is not None:
+            if several:
+                return "iterative stratification (Sechidis 2011)"
+            return f"{'Stratified' if labels else ''}{'Group' if self._groups is not None else ''}KFold"
+        if self._seed is None:
+            return "by position"
+        if self._groups is not None:
+            return "GroupShuffleSplit"
+        return "iterative stratification (Sechidis 2011)" if several else "train_test_split"
+
+
+def _at(codes: Codes, rows: Rows | None) -> Codes:
+    return codes if rows is None else codes[rows]
+
+
+def _translated(places: Rows, rows: Rows | None) -> Rows:
+    """The rows at these places, in the same memory: lists of all rows are the most of what splitting needs."""
+    if rows is not None:
+        for start in range(0, len(places), _BLOCK):
+            places[start : start + _BLOCK] = rows[places[start : start + _BLOCK]]
+    return places
+
+
+def dump_splits(splits: Splits) -> bytes:
+    """For the cache folder."""
+    about = {item.name: getattr(splits, item.name) for item in fields(splits) if item.name != "rows"}
+    return pack(about, splits.rows)
+
+
+def load_splits(data: bytes) -> Splits:
+    """What `dump_splits` wrote."""
+    about, rows = unpack(data)
+    return Splits(rows, **{**about, "stored": tuple(about["stored"])})

@@ -1,0 +1,113 @@
+"""Splits for requests: at once where they are at hand or soon computed, else by a job that tells how far it is."""
+
+from __future__ import annotations
+
+from urllib.parse import quote, urlencode
+
+from ..catalog.catalog import Catalog
+from ..catalog.dataset import Dataset
+from ..jobs.registry import WAIT_SECONDS, InProgress, Jobs, JobState, Progress, Request
+from .compute import Splits
+from .labels import Strata
+from .spec import SplitSpec
+from .splitter import Splitter, classes_of
+
+_KIND = "splits"
+
+QUICK_ROWS = 1 << 18
+"""Rows that are divided while the request waits: a tenth of a second, which a job would not make shorter."""
+
+QUICK_BYTES = 32 << 20
+"""Bytes that are read and decoded for labels and groups while the request waits."""
+
+
+class SplitJobs:
+    """What requests ask of a `Splitter`; one per process.
+
+    No thread of a request is held while rows are divided, so that other requests are answered meanwhile.
+    """
+
+    def __init__(self, catalog: Catalog, splitter: Splitter, jobs: Jobs) -> None:
+        self._catalog = catalog
+        self._splitter = splitter
+        self._jobs = jobs
+        jobs.register(_KIND, "rows", self._work)
+
+    def splits(self, dataset: Dataset, spec: SplitSpec) -> Splits:
+        """See `Splitter.splits`.
+
+        Raises
+        ------
+        InProgress
+        """
+        self._splitter.check_divisible(dataset)
+        if not self._splitter.has_splits(dataset, spec) and not _is_quick(dataset, spec):
+            raise InProgress(self._start(dataset, spec))
+        return self._splitter.splits(dataset, spec)
+
+    def report(self, dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bytes:
+        """See `Splitter.report`.
+
+        Raises
+        ------
+        InProgress
+        """
+        self._splitter.check_divisible(dataset)
+        if not self._splitter.has_report(dataset, spec, classes) and not _is_quick(dataset, spec, classes):
+            raise InProgress(self._start(dataset, spec, counted=classes))
+        return self._splitter.report(dataset, spec, classes)
+
+    def strata(self, dataset: Dataset, name: str, *, bins: bool = False) -> Strata:
+        """See `Splitter.strata`.
+
+        Raises
+        ------
+        InProgress
+        """
+        self._splitter.check_divisible(dataset)
+        if not self._splitter.has_strata(dataset, name, bins=bins) and not _reads_little(dataset, name):
+            raise InProgress(self._start(dataset, None, (name, bins)))
+        return self._splitter.strata(dataset, name, bins=bins)
+
+    def _start(
+        self,
+        dataset: Dataset,
+        spec: SplitSpec | None,
+        classes: tuple[str, bool] | None = None,
+        counted: str | None = None,
+    ) -> JobState:
+        chosen = {} if spec is None else spec.model_dump(mode="json", exclude_defaults=True)
+        request = {
+            "dataset": dataset.name,
+            "revision": dataset.revision,
+            "spec": chosen,
+            "classes": classes,
+            "counted": counted,
+        }
+        query = urlencode({**chosen, **({"classes": counted} if counted else {}), "revision": dataset.revision})
+        return self._jobs.start(_KIND, request, f"/v1/datasets/{quote(dataset.name, safe='')}/splits?{query}")
+
+    def _work(self, request: Request, progress: Progress) -> None:
+        dataset = self._catalog.dataset_within(WAIT_SECONDS, request["dataset"], request["revision"])
+        if request["classes"] is not None:
+            name, bins = request["classes"]
+            progress.expect(dataset.rows)
+            self._splitter.strata(dataset, name, bins=bins, progress=progress)
+        else:
+            self._splitter.prepare(dataset, SplitSpec(**request["spec"]), progress, request["counted"])
+
+
+def _is_quick(dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bool:
+    read = [*classes_of(dataset, spec, classes), *([] if spec.group is None else [spec.group])]
+    return dataset.rows <= QUICK_ROWS and all(_reads_little(dataset, name) for name in read)
+
+
+def _reads_little(dataset: Dataset, name: str) -> bool:
+    """Whether a field's classes are soon found out.
+
+    Raises
+    ------
+    FieldNotFound, UnsupportedField
+    """
+    column = dataset.field(name).column
+    return column.rows <= QUICK_ROWS and column.stored_nbytes <= QUICK_BYTES

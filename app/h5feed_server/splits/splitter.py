@@ -1,0 +1,369 @@
+"""Which rows of a dataset belong together: its classes, splits, and rows to draw from, each found once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from h5feed.errors import BadParameter, TooLarge, UnsupportedField
+
+from ..cache_folder.folder import CacheFolder
+from ..catalog.dataset import Dataset, Field
+from ..catalog.roles import is_dense
+from ..jobs.registry import Progress
+from ..settings import Settings
+from ..storage.byte_cache import ByteCache
+from ..storage.reader import Reader
+from .array_bytes import pack, unpack
+from .compute import Rows, Splits, dump_splits, load_splits, native_splits
+from .describe import describe_splits
+from .labels import MAX_DISTINCT, Labels, NoClasses, Strata, dump_strata, encode, load_strata, read_labels
+from .resampling import Balanced, Weighted
+from .spec import AS_STORED, OrderSpec, SplitSpec
+from .stored import divide, has_all
+
+T = TypeVar("T")
+
+MAX_SPLIT_ROWS = 1 << 25
+"""Rows of a dataset that may be divided: lists of them are held in memory."""
+
+_MAX_LABEL_BYTES = 1 << 20
+"""Bytes of a row above which nothing is a label."""
+
+_BLOCK = 1 << 18
+"""Rows of a field read at a time."""
+
+_REPORT_BYTES = 8 << 20
+"""Bound on the reports that are kept in memory."""
+
+_PATIENCE = 10
+"""Read timeouts that one thread waits for what another one computes. Only jobs wait so long: requests are answered
+before."""
+
+
+class Splitter:
+    """Finds splits and classes; one per process.
+
+    Everything is kept three ways: in memory within bounds, in the cache folder, where one process computes it for all,
+    and by the revision of the dataset, so that nothing is ever out of date.
+    """
+
+    def __init__(self, settings: Settings, reader: Reader, folder: CacheFolder) -> None:
+        self._reader = reader
+        self._folder = folder
+        self._max_bytes = settings.order_cache_bytes
+        timeout = _PATIENCE * settings.read_timeout
+        self._splits: ByteCache[Splits] = ByteCache(self._max_bytes, timeout)
+        self._strata: ByteCache[Strata] = ByteCache(self._max_bytes, timeout)
+        self._resampled: ByteCache[Balanced | Weighted] = ByteCache(self._max_bytes, timeout)
+        self._reports: ByteCache[bytes] = ByteCache(_REPORT_BYTES, timeout)
+
+    def drop_old(self, seconds: float) -> None:
+        """Let go of what was not asked for in so many seconds; the cache folder has most of it."""
+        for kept in (self._splits, self._strata, self._resampled, self._reports):
+            kept.drop_old(seconds)
+
+    def has_splits(self, dataset: Dataset, spec: SplitSpec) -> bool:
+        """Whether splits need not be computed any more."""
+        spec = drawn_spec(dataset, spec)
+        name = _splits_name(dataset, spec)
+        return not spec.splits_rows or name in self._splits or name in self._folder
+
+    def has_report(self, dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bool:
+        """Whether a report need not be made any more."""
+        name = _report_name(dataset, spec, classes)
+        return name in self._reports or name in self._folder
+
+    def has_strata(self, dataset: Dataset, name: str, *, bins: bool = False) -> bool:
+        """Whether a field need not be read for its classes any more."""
+        file = _strata_name(dataset, name, bins)
+        return file in self._strata or file in self._folder
+
+    def prepare(self, dataset: Dataset, spec: SplitSpec, progress: Progress, classes: str | None = None) -> None:
+        """Compute and keep all that `splits` and `report` answer, telling how many rows are read and divided."""
+        spec = drawn_spec(dataset, spec)
+        read = classes_of(dataset, spec, classes)
+        progress.expect(dataset.rows * (len(read) + (spec.group is not None) + 2 * spec.splits_rows))
+        for name, bins in read.items():
+            self.strata(dataset, name, bins=bins, progress=progress)
+        if spec.group is not None:
+            self._groups(dataset, spec.group, progress)
+        self.splits(dataset, spec, progress)
+        self.report(dataset, spec, classes)
+
+    def splits(self, dataset: Dataset, spec: SplitSpec, progress: Progress | None = None) -> Splits:
+        """The splits of a dataset: stored, from memory, from the cache folder, or computed.
+
+        Raises
+        ------
+        FieldNotFound, UnsupportedField, SplitImpossible, TooLarge
+        """
+        self.check_divisible(dataset)
+        spec = drawn_spec(dataset, spec)
+        if not spec.splits_rows:
+            # Where they lie may be declared: the files alone do not tell.
+            return self._splits.get(
+                (dataset.name, dataset.revision, dataset.identity),
+                lambda: native_splits(dataset.native),
+                lambda splits: splits.nbytes,
+            )
+        name = _splits_name(dataset, spec)
+        return self._splits.get(
+            name,
+            lambda: self._kept(name, load_splits, lambda: dump_splits(self._compute(dataset, spec, progress))),
+            lambda splits: splits.nbytes,
+        )
+
+    def report(self, dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bytes:
+        """What the API says of the splits, as JSON; `classes` is the field whose classes are counted."""
+
+        def load(data: bytes) -> bytes:
+            return json.dumps(unpack(data)[0]).encode()
+
+        name = _report_name(dataset, spec, classes)
+        return self._reports.get(
+            name,
+            lambda: self._kept(name, load, lambda: pack(self._describe(dataset, spec, classes), {})),
+            len,
+        )
+
+    def resampled(self, dataset: Dataset, spec: OrderSpec) -> Balanced | Weighted:
+        """From what epochs with ``balance`` or ``weights`` are drawn.
+
+        Raises
+        ------
+        FieldNotFound, UnsupportedField, BadParameter, SplitImpossible, TooLarge
+        """
+        self.check_divisible(dataset)
+        way = (spec.split_spec, spec.split, spec.limit, spec.weights, spec.stratify)
+        return self._resampled.get(
+            (dataset.name, dataset.revision, dataset.identity, way),
+            lambda: self._weighted(dataset, spec) if spec.weights is not None else self._balanced(dataset, spec),
+            lambda value: value.nbytes,
+        )
+
+    def strata(self, dataset: Dataset, name: str, *, bins: bool = False, progress: Progress | None = None) -> Strata:
+        """The classes that a field says; with `bins`, quantile bins of numbers on a scale.
+
+        Raises
+        ------
+        FieldNotFound, UnsupportedField
+        """
+        field = dataset.field(name)
+
+        def compute() -> bytes:
+            try:
+                return dump_strata(Strata(name, self._labels(field, bins, progress)))
+            except NoClasses as error:
+                return dump_strata(Strata(name, None, str(error)))
+
+        file = _strata_name(dataset, name, bins)
+        return self._strata.get(file, lambda: self._kept(file, load_strata, compute), lambda strata: strata.nbytes)
+
+    def check_divisible(self, dataset: Dataset) -> None:
+        """Refuse to list the rows of a dataset of very many.
+
+        Raises
+        ------
+        TooLarge
+        """
+        if dataset.rows > MAX_SPLIT_ROWS:
+            raise TooLarge(
+                f"dataset {dataset.name!r} has {dataset.rows} rows, more than the {MAX_SPLIT_ROWS} that are split"
+            )
+        self._check_fits(4 * dataset.rows, f"lists of the {dataset.rows} rows of {dataset.name!r}")
+
+    def _kept(self, name: str, load: Callable[[bytes], T], compute: Callable[[], bytes]) -> T:
+        """What the file `name` of the cache folder holds, computed by one process if it is not there."""
+        return load(self._folder.get(name, compute))
+
+    def _check_fits(self, nbytes: int, what: str) -> None:
+        if nbytes > self._max_bytes:
+            raise TooLarge(f"{what} take {nbytes} bytes, more than H5FEED_ORDER_CACHE_BYTES = {self._max_bytes}")
+
+    def _compute(self, dataset: Dataset, spec: SplitSpec, progress: Progress | None) -> Splits:
+        strata = groups = None
+        label = dataset.label.name if dataset.label else None
+        by = label if spec.stratify is None else spec.stratify
+        if by is not None and by != "none" and (spec.split_shuffle or spec.folds is not None):
+            strata = self.strata(dataset, by, bins=by == spec.stratify)
+        if spec.group is not None:
+            groups = self._groups(dataset, spec.group)
+        return divide(
+            dataset.rows,
+            native_splits(dataset.native).rows,
+            dataset.split_record,
+            spec,
+            strata,
+            groups,
+            has_label=dataset.label is not None,
+            advance=(lambda rows: None) if progress is None else progress.advance,
+        )
+
+    def _describe(self, dataset: Dataset, spec: SplitSpec, classes: str | None) -> dict[str, Any]:
+        spec = drawn_spec(dataset, spec)
+        splits = self.splits(dataset, spec)
+        label = dataset.label.name if dataset.label else None
+        by = classes or splits.stratify or label
+        labels = None if by is None else self.strata(dataset, by, bins=by == spec.stratify).labels
+        groups = None if splits.group is None else self._groups(dataset, splits.group)
+        names = {} if by is None else dict(enumerate(dataset.field(by).class_names or ()))
+        return {
+            "dataset": dataset.name,
+            "revision": dataset.revision,
+            "method": splits.method,
+            "stratify": splits.stratify,
+            "group": splits.group,
+            "classes_of": by if labels is not None else None,
+            "classes_are": labels.kind if labels is not None else None,
+            "note": splits.note,
+            "replaces": splits.replaces,
+            "splits": describe_splits(splits, dataset.rows, labels, groups, names),
+        }
+
+    def _pool(self, dataset: Dataset, spec: OrderSpec) -> Rows | None:
+        """The rows of the split, as far as `limit`; None: all."""
+        if spec.split != "all":
+            return self.splits(dataset, spec.split_spec).of(spec.split)[: spec.limit]
+        return None if spec.limit is None else np.arange(min(spec.limit, dataset.rows), dtype=np.int32)
+
+    def _balanced(self, dataset: Dataset, spec: OrderSpec) -> Balanced:
+        by, bins = balanced_by(dataset, spec)
+        strata = self.strata(dataset, by, bins=bins)
+        if strata.labels is None:
+            raise BadParameter(f"balance=true: {by!r} {strata.reason}")
+        if not strata.labels.single:
+            raise BadParameter(f"balance=true: rows of {by!r} have several labels at once; use weights=FIELD")
+        pool = self._pool(dataset, spec)
+        codes = strata.labels.codes
+        return Balanced.of(pool, codes if pool is None else codes[pool])
+
+    def _weighted(self, dataset: Dataset, spec: OrderSpec) -> Weighted:
+        assert spec.weights is not None
+        field = dataset.field(spec.weights)
+        self._check_fits(12 * dataset.rows, f"the weights of the {dataset.rows} rows of {dataset.name!r}")
+        if math.prod(field.sample_shape) != 1 or field.dtype.kind not in "biuf" or field.is_ragged:
+            raise UnsupportedField(f"weights={field.name}: it must hold one number a row, not {_sample(field)}")
+        blocks = [block.reshape(-1).astype(np.float64) for block in self._blocks(field)()]
+        weights = np.concatenate(blocks) if blocks else np.zeros(0)
+        bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+        if len(bad):
+            raise UnsupportedField(
+                f"weights={field.name}: row {bad[0]} has {weights[bad[0]]}, where weights are numbers ≥ 0"
+            )
+        pool = self._pool(dataset, spec)
+        ends = np.cumsum(weights if pool is None else weights[pool])
+        if len(ends) and not 0 < ends[-1] < np.inf:
+            raise UnsupportedField(f"weights={field.name}: those of the split add up to {ends[-1]}, so no row is drawn")
+        return Weighted(pool, ends)
+
+    def _groups(self, dataset: Dataset, name: str, progress: Progress | None = None) -> Labels:
+        field = dataset.field(name)
+
+        def compute() -> bytes:
+            if math.prod(field.sample_shape) != 1 or (field.is_ragged and not field.is_text):
+                raise UnsupportedField(f"group={name}: it must hold one value a row, not {_sample(field)}")
+            try:
+                values, codes = encode(self._blocks(field, progress), dataset.rows)
+                return dump_strata(Strata(name, Labels("classes", values, codes)))
+            except NoClasses:
+                raise UnsupportedField(
+                    f"group={name}: it has more than the {MAX_DISTINCT} different values that can be groups"
+                ) from None
+
+        file = _name("groups/1", dataset, name)
+        strata = self._strata.get(file, lambda: self._kept(file, load_strata, compute), lambda strata: strata.nbytes)
+        assert strata.labels is not None
+        return strata.labels
+
+    def _labels(self, field: Field, bins: bool, progress: Progress | None) -> Labels:
+        if field.is_ragged and not field.is_text:
+            raise NoClasses("holds lists of any length, and no classes")
+        if not field.is_text and is_dense(field.name, field.sample_shape):
+            raise NoClasses("holds no classes: its name says that a row is a mask, boxes or the like")
+        if field.row_bytes > _MAX_LABEL_BYTES:
+            raise NoClasses(f"holds no classes: a row has {field.row_bytes} bytes")
+        blocks = self._blocks(field, progress)
+        return read_labels(blocks, field.column.rows, field.dtype, field.sample_shape, bins=bins)
+
+    def _blocks(self, field: Field, progress: Progress | None = None) -> Callable[[], Iterator[npt.NDArray[Any]]]:
+        """Read a field in pieces, past the cache of small fields: of many rows it would fill it.
+
+        Rows are expected once: `progress` is told of more where they are read again.
+        """
+        column = field.column
+        whole_chunks = max(1, min(_BLOCK, _BLOCK * 64 // max(1, column.row_bytes)) // field.block_rows)
+        step = whole_chunks * field.block_rows
+
+        passes = itertools.count()
+
+        def blocks() -> Iterator[npt.NDArray[Any]]:
+            if next(passes) and progress is not None:
+                progress.expect(column.rows)
+            for start in range(0, column.rows, step):
+                stop = min(start + step, column.rows)
+                yield self._reader.read_block(column, start, stop)
+                if progress is not None:
+                    progress.advance(stop - start)
+
+        return blocks
+
+
+def drawn_spec(dataset: Dataset, spec: SplitSpec) -> SplitSpec:
+    """What is drawn to answer a request: nothing, where the splits that it asks for are stored."""
+    return AS_STORED if has_all(dataset.split_record, spec, dataset.label is not None) else spec
+
+
+def classes_of(dataset: Dataset, spec: SplitSpec, counted: str | None = None) -> dict[str, bool]:
+    """The fields whose classes splits are drawn by and described by, and whether their numbers are put into bins.
+
+    Parameters
+    ----------
+    counted : str, optional
+        The field whose classes are counted in each split.
+    """
+    label = dataset.label.name if dataset.label else None
+    by = spec.stratify if spec.splits_rows and spec.stratify not in (None, "none") else label
+    return {name: name == spec.stratify for name in (by, counted) if name is not None}
+
+
+def balanced_by(dataset: Dataset, spec: OrderSpec) -> tuple[str, bool]:
+    """The field whose classes ``balance`` draws equally often, and whether numbers are put into bins.
+
+    Raises
+    ------
+    BadParameter
+        There is none.
+    """
+    by = spec.stratify if spec.stratify not in (None, "none") else dataset.label.name if dataset.label else None
+    if by is None:
+        raise BadParameter(f"balance=true: dataset {dataset.name!r} has no label field; name one with stratify=")
+    return by, by == spec.stratify
+
+
+def _splits_name(dataset: Dataset, spec: SplitSpec) -> str:
+    return _name("splits/4", dataset, spec.model_dump_json())
+
+
+def _report_name(dataset: Dataset, spec: SplitSpec, classes: str | None) -> str:
+    return _name("reports/2", dataset, f"{spec.model_dump_json()} {classes}")
+
+
+def _strata_name(dataset: Dataset, name: str, bins: bool) -> str:
+    return _name("classes/2", dataset, f"{name} {bins}")
+
+
+def _name(folder: str, dataset: Dataset, request: str) -> str:
+    """Of a file in the cache folder."""
+    digest = hashlib.blake2b(f"{dataset.name} {dataset.revision} {request}".encode(), digest_size=16)
+    return f"{folder}-{digest.hexdigest()}"
+
+
+def _sample(field: Field) -> str:
+    return "lists" if field.is_ragged else f"{list(field.sample_shape)} of {field.dtype.name}"

@@ -1,0 +1,220 @@
+"""Statistics of fields, per split: from memory, from the cache folder, or by a job that reads the rows once."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from h5feed.errors import TooLarge
+
+from ..batches.batcher import Batcher
+from ..cache_folder.folder import CacheFolder
+from ..catalog.catalog import Catalog
+from ..catalog.dataset import Dataset, Field
+from ..catalog.roles import is_dense
+from ..jobs.registry import WAIT_SECONDS, Jobs, JobState, Progress, Request
+from ..splits.spec import SplitSpec
+from ..storage.reader import Reader
+from ..storage.written import WrittenRows
+from .field_stats import FieldStats, report_of
+from .mean_image import MeanImage
+from .scan import Subject, scan
+from .value_counts import MAX_INDICATORS
+
+_VERSION = 2
+"""Of what is kept in the cache folder; to be raised when a report changes."""
+
+MAX_FEATURES = 256
+"""Numbers of a flat sample that are looked at one by one."""
+
+_KEPT_BYTES = 16 << 20
+"""Bytes of results kept in memory."""
+
+_KIND = "stats"
+
+_COLOURS = {"rgb": "RGBA", "bgr": "BGRA"}
+
+
+class Statistics:
+    """Looks at fields; one per process.
+
+    Parameters
+    ----------
+    folder : CacheFolder
+        Keeps what was found.
+    max_job_bytes : int
+        Bytes that are read for one request at most.
+    """
+
+    def __init__(self, catalog: Catalog, batcher: Batcher, folder: CacheFolder, jobs: Jobs, max_job_bytes: int) -> None:
+        self._catalog = catalog
+        self._batcher = batcher
+        self._folder = folder
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+        # Batches come first: they are waited for, statistics are looked at.
+        self._threads = max(1, len(os.sched_getaffinity(0)) // 2)
+        self._jobs = jobs
+        self._max_job_bytes = max_job_bytes
+        jobs.register(_KIND, "bytes", self._work)
+
+    def fields(self, dataset: Dataset, name: str | None) -> tuple[Field, ...]:
+        """The field of that name, or all that can be read.
+
+        Raises
+        ------
+        FieldNotFound, UnsupportedField
+        """
+        if name is not None:
+            return (dataset.field(name),)
+        return tuple(field for field in dataset.fields if not field.unreadable)
+
+    def rows(self, dataset: Dataset, split: str, spec: SplitSpec) -> npt.NDArray[np.integer[Any]] | None:
+        """Rows of a split, ascending; None: all.
+
+        Raises
+        ------
+        SplitNotFound, SplitImpossible, TooLarge
+        InProgress
+            A job has yet to find them.
+        """
+        return None if split == "all" else self._batcher.split_jobs.splits(dataset, spec).of(split)
+
+    def find(
+        self, dataset: Dataset, fields: Sequence[Field], split: str, spec: SplitSpec
+    ) -> dict[str, FieldStats] | None:
+        """What is known already of each field; None where anything is missing."""
+        found = {}
+        for field in fields:
+            data = self._stored(_key(dataset, field, split, spec))
+            if data is None:
+                return None
+            found[field.name] = FieldStats.load(data)
+        return found
+
+    def start(self, dataset: Dataset, fields: Sequence[Field], split: str, spec: SplitSpec, result: str) -> JobState:
+        """Have what is missing looked at; see `Jobs.start`."""
+        request = {
+            "dataset": dataset.name,
+            "revision": dataset.revision,
+            "fields": [field.name for field in fields],
+            "split": split,
+            "spec": {} if split == "all" else spec.model_dump(mode="json", exclude_defaults=True),
+        }
+        return self._jobs.start(_KIND, request, result)
+
+    def _work(self, request: Request, progress: Progress) -> None:
+        dataset = self._catalog.dataset_within(WAIT_SECONDS, request["dataset"], request["revision"])
+        split, spec = request["split"], SplitSpec(**request["spec"])
+        fields = [dataset.field(name) for name in request["fields"]]
+        rows = None if split == "all" else self._batcher.splitter.splits(dataset, spec).of(split)
+        reader = self._batcher.reader
+        row_bytes = {field.name: _row_bytes(reader, field) for field in fields}
+        # Rows in which nothing was ever written cost nothing.
+        counts = {field.name: WrittenRows(field.column, rows).count for field in fields}
+        total = sum(counts[name] * each for name, each in row_bytes.items())
+        if total > self._max_job_bytes:
+            raise TooLarge(
+                f"statistics of {', '.join(map(repr, counts))} would read {total:,} bytes, more than the "
+                f"{self._max_job_bytes:,} that one job may read (H5FEED_MAX_JOB_BYTES): ask for fewer fields or rows"
+            )
+        progress.expect(total)
+        for field in fields:
+            key, each = _key(dataset, field, split, spec), row_bytes[field.name]
+            computed: list[bool] = []
+
+            def compute(field: Field = field, each: int = each, computed: list[bool] = computed) -> bytes:
+                computed.append(True)
+                subject = subject_of(field)
+                found = scan(
+                    reader, subject, rows, self._threads, lambda done: progress.advance(done * each), progress.cancelled
+                )
+                report = {
+                    "field": field.name,
+                    "split": split,
+                    "role": field.role,
+                    "dtype": field.type_name,
+                    "shape": list(field.sample_shape),
+                    **report_of(found, channel_names(field), field.class_names, _is_label(field)),
+                }
+                return FieldStats(report, None if found.mean_image is None else found.mean_image.mean()).dump()
+
+            data = self._folder.get(f"stats/{_VERSION}-{key}", compute)
+            if not computed:
+                progress.advance(counts[field.name] * each)
+            self._keep(key, data)
+
+    def _stored(self, key: str) -> bytes | None:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        data = self._folder.find(f"stats/{_VERSION}-{key}")
+        if data is not None:
+            self._keep(key, data)
+        return data
+
+    def _keep(self, key: str, data: bytes) -> None:
+        with self._lock:
+            self._kept[key] = data
+            self._kept.move_to_end(key)
+            while sum(map(len, self._kept.values())) > _KEPT_BYTES and len(self._kept) > 1:
+                self._kept.popitem(last=False)
+
+
+def subject_of(field: Field) -> Subject:
+    """What is worth looking at in a field."""
+    shape, kind = field.sample_shape, field.dtype.kind
+    single = math.prod(shape) == 1
+    names = channel_names(field)
+    return Subject(
+        field.column,
+        channels=1 if names is None else len(names),
+        channels_first=names is not None and len(shape) > 1 and shape[-1] != len(names),
+        mean_image=field.channels is not None and not field.is_ragged and MeanImage.suits(shape),
+        values=field.is_text or (single and kind in "biu" and not field.is_ragged and not field.column.is_bfloat16),
+        indicators=_is_label(field)
+        and not is_dense(field.name, shape)
+        and not field.is_ragged
+        and len(shape) == 1
+        and 1 < shape[0] <= MAX_INDICATORS
+        and not field.column.is_bfloat16,
+    )
+
+
+def channel_names(field: Field) -> list[str] | None:
+    """Names of a field's channels in stored order, or the numbers of a flat sample's features."""
+    shape = field.sample_shape
+    if field.is_ragged:
+        return None
+    if field.channels in _COLOURS and len(shape) == 3:
+        channels = shape[-1] if shape[-1] in (3, 4) else shape[0]
+        return list(_COLOURS[field.channels][:channels]) if channels in (3, 4) else None
+    holds_classes = _is_label(field) and not is_dense(field.name, shape)
+    if len(shape) == 1 and 1 < shape[0] <= MAX_FEATURES and not holds_classes:
+        return [str(number) for number in range(shape[0])]
+    return None
+
+
+def _is_label(field: Field) -> bool:
+    return field.role == "label"
+
+
+def _row_bytes(reader: Reader, field: Field) -> int:
+    """Bytes that are read for a row, or about so many."""
+    if not field.is_ragged:
+        return max(1, field.row_bytes)
+    return max(1, reader.typical_items(field.column) * field.dtype.itemsize)
+
+
+def _key(dataset: Dataset, field: Field, split: str, spec: SplitSpec) -> str:
+    drawn = "" if split == "all" else spec.model_dump_json()
+    text = f"{dataset.name} {dataset.revision} {field.name} {split} {drawn}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

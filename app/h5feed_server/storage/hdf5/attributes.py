@@ -1,0 +1,117 @@
+"""Attributes of HDF5 objects, as the catalogue has them: JSON, and no more of it than is worth its memory."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from h5py import h5a, h5t
+
+from ..packing import PACKING
+from .pickled_lists import plain_list
+from .stored_types import describe
+from .text import decoded, json_bytes, reason_of
+
+MAX_ATTRIBUTES = 100
+MAX_ATTRIBUTE_BYTES = 1 << 16
+"""Bounds on what of an object's attributes goes into the catalogue."""
+
+MAX_NAME_BYTES = 1 << 10
+"""Bytes of the name of a group, an array or an attribute."""
+
+_SHORT = 64
+"""Bytes of one of them."""
+
+_FUEL = ("split", "source", "start", "stop", "indices", "available")
+
+_ATTRIBUTE_CLASSES = (h5t.INTEGER, h5t.FLOAT, h5t.STRING, h5t.ENUM)
+"""Attribute types that are read. Others are named only: libhdf5 crashes on some damaged ones."""
+
+
+def attributes_of(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
+    """What fits into the catalogue of an object's attributes; what does not is named."""
+    try:
+        # Most of many arrays have none, and asking for their names takes as long as opening them.
+        if not h5a.get_num_attrs(item.id):
+            return {}
+        names = list(item.attrs)
+    except Exception as error:
+        return {"": f"(its attributes cannot be listed: {reason_of(error, item.file.filename)})"}
+    attributes: dict[str, Any] = {}
+    for name in names[:MAX_ATTRIBUTES]:
+        try:
+            value = _attribute(item, name)
+        except Exception:
+            value = "(it cannot be read)"
+        attributes[decoded(name)[:MAX_NAME_BYTES]] = value
+    if len(names) > MAX_ATTRIBUTES:
+        attributes[""] = f"({len(names) - MAX_ATTRIBUTES} more are not shown)"
+    return attributes
+
+
+def packing_attributes(item: h5py.Dataset) -> dict[str, npt.NDArray[Any]]:
+    """Those that say how numbers are packed, with the types that they have."""
+    found = {}
+    for name in PACKING:
+        with contextlib.suppress(Exception):
+            if name in item.attrs:
+                attribute = item.attrs.get_id(name)
+                if attribute.get_type().get_class() in _ATTRIBUTE_CLASSES and attribute.dtype.itemsize <= _SHORT:
+                    found[name] = np.asarray(item.attrs[name])
+    return found
+
+
+def fuel_splits(file: h5py.File) -> list[dict[str, Any]] | None:
+    """The attribute ``split`` of the root as Fuel writes it: for each split and field, from which row to which."""
+    try:
+        if "split" not in file.attrs:
+            return None
+        attribute = file.attrs.get_id("split")
+        if not set(_FUEL) <= set(attribute.dtype.names or ()) or math.prod(attribute.shape) > MAX_ATTRIBUTES:
+            return None
+        return [
+            {
+                "split": decoded(row["split"]),
+                "source": decoded(row["source"]),
+                "start": int(row["start"]),
+                "stop": int(row["stop"]),
+                "indices": bool(row["indices"]),
+                "available": bool(row["available"]),
+            }
+            for row in file.attrs["split"].reshape(-1)
+        ]
+    except Exception:
+        # It stays what it is to those who show it.
+        return None
+
+
+def _attribute(item: h5py.Group | h5py.Dataset, name: str | bytes) -> Any:
+    attribute = item.attrs.get_id(name)
+    kind = attribute.get_type()
+    shape = attribute.shape or ()
+    readable = kind.get_class() in _ATTRIBUTE_CLASSES and math.prod(shape) * kind.get_size() <= MAX_ATTRIBUTE_BYTES
+    # Axes of no extent hide others of any.
+    if readable and attribute.shape is not None and 0 not in shape:
+        value = item.attrs[name]
+        shown = _json_value(value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value)
+        if json_bytes(shown) <= 4 * MAX_ATTRIBUTE_BYTES:
+            return shown
+    return f"({describe(attribute.dtype)}, shape {list(shape)}, not shown)"
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_json_value(item) for item in value]
+    if isinstance(value, bytes) and (names := plain_list(value)) is not None:
+        return _json_value(names)
+    if isinstance(value, (bytes, str)):
+        return decoded(value)
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return str(value)

@@ -1,0 +1,193 @@
+"""The last look at a layout before bytes are read by it: a few rows by it, and the same rows by libhdf5, bit for bit.
+
+Runs in the child process that inspects files, where libhdf5 is confined. What it costs is bounded: of many arrays that
+are stored alike, each is compared as long as there is time, and one of a kind thereafter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from ..byte_cache import ByteCache
+from ..column import Column, Segment
+from ..decoders import Decoders
+from ..layout import ArrayLayout
+from ..reader import Reader
+from ..source import Identity, LocalFile, OpenFiles
+from .reader_pool import ReaderPool
+
+_MOST_BYTES = 32 << 20
+"""Bytes that are decoded of one array at most, each way."""
+
+_ALL = 1 / 15
+"""Of the time that an inspection may take: for so long, by the processor's clock, every array is compared."""
+
+_KINDS = 1 / 5
+"""The same: for so long, the first of each kind is."""
+
+_END = 1 / 2
+"""The same, by the clock on the wall: then nothing more is."""
+
+_TIMEOUT = 1e9
+"""Seconds that nothing here waits for: there is one thread."""
+
+Compared = tuple[str, ArrayLayout]
+"""Name of a member of a record, or nothing, and its layout."""
+
+
+class Guard:
+    """Compares the arrays of one file.
+
+    Parameters
+    ----------
+    file : h5py.File
+        The same descriptor serves both ways: what is read is one file, and no other is opened.
+    seconds : float
+        Time that the whole inspection may take.
+    """
+
+    def __init__(self, file: h5py.File, identity: Identity, seconds: float) -> None:
+        self._source: LocalFile | None = None
+        # Of a file in parts, there is no one descriptor; h5py reads all of it.
+        with contextlib.suppress(ValueError, TypeError, RuntimeError, NotImplementedError):
+            self._source = _Held(file.id.get_vfd_handle(), identity)
+        self._decoders = Decoders(1, _TIMEOUT)
+        began = time.process_time()
+        self._all_until, self._kinds_until = began + _ALL * seconds, began + _KINDS * seconds
+        self._end = time.monotonic() + _END * seconds
+        self._seen: set[Hashable] = set()
+
+    def agrees(self, dataset: h5py.Dataset, arrays: Sequence[Compared]) -> bool:
+        """Whether these layouts, of one array or of members of its records, give what libhdf5 gives.
+
+        Rows that neither can read are alike.
+        """
+        arrays = [(name, one) for name, one in arrays if one.rows and one.row_bytes and one.external is None]
+        if not arrays or self._source is None:
+            return True
+        kind = tuple(_kind(one) for _, one in arrays)
+        until = self._all_until if kind in self._seen else self._kinds_until
+        if time.process_time() > until or time.monotonic() > self._end:
+            return True
+        self._seen.add(kind)
+        # Chunks that are kept are told apart by paths, which layouts do not have yet.
+        self._reader = Reader(1, ByteCache(0, _TIMEOUT), 3 * _MOST_BYTES, _TIMEOUT, ReaderPool(0, 0, 0))
+        rows = _rows(arrays[0][1])
+        if not len(rows):
+            return all(self._chunk_agrees(dataset, entry, arrays) for entry in _entries(arrays[0][1]))
+        if self._rows_agree(dataset, rows, arrays):
+            return True
+        # One broken chunk fails all rows that are read with it: each by itself.
+        return all(self._rows_agree(dataset, rows[i : i + 1], arrays, both_fail=True) for i in range(len(rows)))
+
+    def _rows_agree(
+        self, dataset: h5py.Dataset, rows: npt.NDArray[np.int64], arrays: Sequence[Compared], both_fail: bool = False
+    ) -> bool:
+        names = [name for name, _ in arrays if name]
+        try:
+            source = dataset.fields(names) if names else dataset
+            # One by one: of a list of rows, h5py's selection takes as long as the array is long.
+            theirs = np.concatenate([source[row : row + 1] for row in rows.tolist()])
+        except Exception:
+            theirs = None
+        for name, one in arrays:
+            mine = self._read(one, rows)
+            if mine is None or theirs is None:
+                if not (both_fail and mine is None and theirs is None):
+                    return False
+            elif not _same(mine, theirs[name] if name else theirs, one):
+                return False
+        return True
+
+    def _read(self, array: ArrayLayout, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any] | None:
+        assert self._source is not None
+        column = Column((Segment(self._source, array),))
+        out = np.empty((len(rows), *column.sample_shape), column.dtype)
+        try:
+            self._reader.read_from_source(column, rows, out)
+        except Exception:
+            return None
+        return out
+
+    def _chunk_agrees(self, dataset: h5py.Dataset, entry: int, arrays: Sequence[Compared]) -> bool:
+        """One chunk of an array whose rows are too long to be compared."""
+        _, array = arrays[0]
+        assert self._source is not None and array.chunks is not None and array.chunk_shape is not None
+        itemsize = np.dtype(array.dtype).itemsize
+        grid = [-(-extent // width) for extent, width in zip(array.shape, array.chunk_shape, strict=True)]
+        cell = np.unravel_index(int(array.chunks.numbers[entry]), grid)
+        starts = [int(index) * width for index, width in zip(cell, array.chunk_shape, strict=True)]
+        ends = [min(a + w, n) for a, w, n in zip(starts, array.chunk_shape, array.shape, strict=True)]
+        place = tuple(int(column[entry]) for column in (array.chunks.offsets, array.chunks.sizes, array.chunks.masks))
+        out = np.empty(math.prod(array.chunk_shape) * itemsize, np.uint8)
+        mine: npt.NDArray[Any] | None = None
+        theirs = None
+        with contextlib.suppress(Exception), self._source.reading() as fd:
+            self._decoders.chunk(self._source, fd, array, (place[0], place[1], place[2]), itemsize, out)
+            mine = out.view(array.dtype).reshape(array.chunk_shape)
+            mine = mine[tuple(slice(end - start) for start, end in zip(starts, ends, strict=True))]
+        with contextlib.suppress(Exception):
+            theirs = dataset[tuple(slice(start, end) for start, end in zip(starts, ends, strict=True))]
+        if mine is None or theirs is None:
+            return mine is None and theirs is None
+        return np.ascontiguousarray(mine).tobytes() == np.asarray(theirs).astype(mine.dtype, copy=False).tobytes()
+
+
+class _Held(LocalFile):
+    """A file that libhdf5 has open: no other can be opened any more."""
+
+    def __init__(self, fd: int, identity: Identity) -> None:
+        super().__init__(OpenFiles(0), "", identity)
+        self._fd = fd
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[int]:
+        yield self._fd
+
+
+def _kind(array: ArrayLayout) -> Hashable:
+    """What arrays have in common that are stored alike."""
+    chunks = array.chunks is None or len(array.chunks.numbers) > 0
+    shape = array.chunk_shape and (array.chunk_shape[1:] == array.sample_shape, array.rows % array.chunk_shape[0] == 0)
+    where = (array.offset is None, array.inline is None, chunks, len(array.shape), shape)
+    return (array.dtype, array.filters, array.record, array.padding, where)
+
+
+def _rows(array: ArrayLayout) -> npt.NDArray[np.int64]:
+    """The last row, the first and a middle one, as many as there is room for."""
+    stored = array.records if array.record else array
+    nbytes = stored.row_bytes
+    if stored.chunk_shape is not None and stored.filters:
+        nbytes = stored.cells * math.prod(stored.chunk_shape) * np.dtype(stored.dtype).itemsize
+    chosen = [array.rows - 1, 0, array.rows // 2][: _MOST_BYTES // max(1, nbytes)]
+    return np.array(sorted({*chosen}), np.int64)
+
+
+def _entries(array: ArrayLayout) -> list[int]:
+    """Index of the first chunk that was written, and of the last; none where they are too large."""
+    if array.record or array.chunks is None or array.chunk_shape is None or np.dtype(array.dtype).kind in "Sc":
+        return []
+    if math.prod(array.chunk_shape) * np.dtype(array.dtype).itemsize > _MOST_BYTES or array.is_bfloat16:
+        return []
+    return sorted({0, len(array.chunks.numbers) - 1} - {-1})
+
+
+def _same(mine: npt.NDArray[Any], theirs: Any, array: ArrayLayout) -> bool:
+    values = np.asarray(theirs)
+    if array.is_bfloat16:
+        # h5py makes them float32, and one NaN of all that there are.
+        wide = (mine.astype(np.uint32) << 16).view(np.float32)
+        return np.array_equal(wide, values.astype(np.float32), equal_nan=True)
+    if values.dtype.kind == "c":
+        values = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    else:
+        values = values.astype(mine.dtype, copy=False)
+    return values.nbytes == mine.nbytes and values.tobytes() == mine.tobytes()

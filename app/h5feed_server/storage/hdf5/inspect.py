@@ -1,0 +1,296 @@
+"""Walks HDF5 files with h5py and writes down their layouts. Runs as a child process only: a crafted file can crash,
+hang or bloat libhdf5, and must take nothing else with it.
+
+Protocol: each line on standard input is a path as JSON; each answer on standard output is a frame of an 8-byte
+little-endian length, a kind byte (``L`` layout, ``E`` error text) and the content. `inspector` is the other end.
+
+Each file is inspected in a fork of its own: libhdf5 may damage its own memory in reading one file and crash, or say
+what is wrong, only in reading the next.
+"""
+
+from __future__ import annotations
+
+import encodings.ascii
+import encodings.latin_1
+import encodings.raw_unicode_escape
+import encodings.utf_8
+import json
+import os
+import resource
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import h5py
+import numpy.ma
+from h5py import h5o
+
+from ..codecs import load_codecs
+from ..layout import ArrayLayout, ExternalLink, FileLayout, dump_layout
+from ..source import Identity
+from .arrays import Arrays
+from .attributes import MAX_NAME_BYTES, attributes_of, fuel_splits
+from .child import confine, write_frame
+from .drivers import members_of
+from .guard import Guard
+from .h5py_reader import open_file
+from .libhdf5 import Plugins
+from .text import decoded, json_bytes, reason_of
+
+MAX_ARRAYS = 20_000
+MAX_OBJECTS = 200_000
+MAX_DEPTH = 32
+"""Bounds on the walk through one file; what lies beyond them is not listed, and the layout says so."""
+
+MAX_TEXT_TOTAL = 16 << 20
+"""Bytes of names, attributes and reasons that go into one layout: it is kept in the memory of every worker."""
+
+_TELLING = ("pandas_type", "encoding-type", "MATLAB_sparse")
+"""Attributes of groups that say how what lies below is to be read."""
+
+_USED_LATE = (cv2, encodings.ascii, encodings.latin_1, encodings.raw_unicode_escape, encodings.utf_8, numpy.ma)
+"""Modules that Python would import when they are needed, which is when no file can be opened any more."""
+
+
+def inspect_file(path: str, plugins: Plugins, seconds: float) -> FileLayout:
+    """The layout of the arrays in the file at `path`.
+
+    Parameters
+    ----------
+    seconds : float
+        Time that it may take.
+    """
+    _, members = members_of(path)
+    status = os.stat(path)
+    with open_file(path) as file:
+        _seal()
+        guard = Guard(file, Identity.of(status), seconds)
+        # Names of further files that this one goes on in.
+        names = tuple(map(os.path.basename, members))
+        return _Walk(file, path, Arrays(file, status.st_size, names, plugins, guard)).layout()
+
+
+def _seal() -> None:
+    """From here on this process opens no file: links, external storage and virtual arrays may name any."""
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
+
+
+class _Walk:
+    """One pass through a file: all arrays by path, level after level; each group once, whatever links lead to it."""
+
+    def __init__(self, file: h5py.File, path: str, described: Arrays) -> None:
+        self._file = file
+        self._path = path
+        self._described = described
+        self._links: list[ExternalLink] = []
+        self._arrays: dict[str, ArrayLayout] = {}
+        self._groups: dict[str, dict[str, Any]] = {}
+        self._notes: list[str] = []
+        self._text_left = MAX_TEXT_TOTAL
+        # Arrays by address: further names of one cost nothing but the name.
+        self._known: dict[tuple[int, int], list[ArrayLayout]] = {}
+
+    def layout(self) -> FileLayout:
+        attributes = attributes_of(self._file)
+        if (splits := fuel_splits(self._file)) is not None:
+            attributes["split"] = splits
+        self._text_left -= json_bytes(attributes)
+        try:
+            self._visit_all()
+        except _Full:
+            self._notes.append(f"only its first {len(self._arrays)} arrays are listed")
+        arrays, links = tuple(self._arrays.values()), tuple(self._links)
+        return FileLayout(arrays, attributes, tuple(self._notes), links, self._groups)
+
+    def _visit_all(self) -> None:
+        level: list[tuple[str, h5py.Group]] = [("", self._file)]
+        seen = {_address(self._file)}
+        objects = 0
+        for _ in range(MAX_DEPTH):
+            below: list[tuple[str, h5py.Group]] = []
+            for prefix, group in level:
+                for name in self._names(prefix, group):
+                    objects += 1
+                    if objects > MAX_OBJECTS:
+                        raise _Full
+                    path = f"{prefix}/{decoded(name)}" if prefix else decoded(name)
+                    child = self._visit(path, group, name)
+                    if child is not None and (address := _address(child)) not in seen:
+                        seen.add(address)
+                        below.append((path, child))
+            level = below
+            if not level:
+                return
+        self._notes.append(f"groups more than {MAX_DEPTH} deep are not listed")
+
+    def _names(self, prefix: str, group: h5py.Group) -> Iterator[str | bytes]:
+        where = f"group {prefix!r}" if prefix else "its root group"
+        try:
+            names = list(group)
+        except Exception as error:
+            self._notes.append(f"{where} cannot be listed: {self._reason(error)}")
+            return
+        for name in names:
+            # libhdf5 takes these for paths, and they would lead elsewhere.
+            if len(name) > MAX_NAME_BYTES or decoded(name) in ("", ".") or "/" in decoded(name):
+                self._notes.append(f"{where} has a link {decoded(name)[:40]!r}, which cannot be followed")
+                self._spend(len(self._notes[-1]))
+            else:
+                yield name
+
+    def _visit(self, path: str, group: h5py.Group, name: str | bytes) -> h5py.Group | None:
+        """List what `name` links to; returns it where it is a group."""
+        if isinstance(name, bytes):
+            self._add(_unreadable(path, "its name is no UTF-8"))
+            return None
+        link = None
+        try:
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                self._spend(512 + len(path) + len(link.filename) + len(link.path))
+                self._links.append(ExternalLink(path, decoded(link.filename), decoded(link.path)))
+                return None
+            item = group[name]
+            if isinstance(item, h5py.Dataset):
+                for found in self._arrays_at(path, item):
+                    self._add(found)
+            # Groups are reached by hard links: soft ones lead to what is listed elsewhere.
+            elif isinstance(item, h5py.Group) and isinstance(link, h5py.HardLink):
+                _address(item)
+                self._note(path, item)
+                return item
+        except _Full:
+            raise
+        except Exception as error:
+            reason = f"it cannot be opened: {self._reason(error)}"
+            if isinstance(link, h5py.SoftLink):
+                reason = "it is a link that leads nowhere"
+            self._add(_unreadable(path, reason))
+        return None
+
+    def _note(self, path: str, group: h5py.Group) -> None:
+        """Keep what a group says of its arrays."""
+        if any(name in group.attrs for name in _TELLING):
+            self._groups[path] = attributes_of(group)
+            self._spend(512 + json_bytes((path, self._groups[path])))
+
+    def _add(self, found: ArrayLayout) -> None:
+        if found.path in self._arrays:
+            self._notes.append(f"{found.path!r} is there twice")
+            self._spend(len(found.path))
+            return
+        if len(self._arrays) >= MAX_ARRAYS:
+            raise _Full
+        about = (found.path, found.attributes, found.text, found.enum_names, found.unreadable, found.shape)
+        self._spend(512 + json_bytes(about) + len(found.inline or b"") + len(found.fill))
+        self._arrays[found.path] = found
+
+    def _spend(self, nbytes: int) -> None:
+        self._text_left -= nbytes
+        if self._text_left < 0:
+            raise _Full
+
+    def _reason(self, error: Exception) -> str:
+        """The reason that an exception gives, without the path of the file, which is the server's own business."""
+        if isinstance(error, MemoryError):
+            return "it takes more memory than inspection may use"
+        return reason_of(error, self._path)
+
+    def _arrays_at(self, path: str, dataset: h5py.Dataset) -> list[ArrayLayout]:
+        """The array of `dataset`; of a table of records, one for each member. Those that nothing is wrong with can be
+        read."""
+        address = _address(dataset)
+        if address not in self._known:
+            self._known[address] = self._described.describe(dataset)
+        return [replace(one, path=path + one.path) for one in self._known[address]]
+
+
+class _Full(Exception):
+    """As much is listed of a file as may be."""
+
+
+def _unreadable(path: str, reason: str) -> ArrayLayout:
+    return ArrayLayout(path, (), "|u1", unreadable=reason)
+
+
+def _address(item: h5py.Group | h5py.Dataset) -> tuple[int, int]:
+    info = h5o.get_info(item.id)
+    return info.fileno, info.addr
+
+
+# The child process ---------------------------------------------------------------------------------------------------
+
+
+def main(memory_bytes: int, timeout: float) -> None:
+    """Answer paths until standard input ends."""
+    answers = confine(memory_bytes)
+    load_codecs()
+    plugins = Plugins()
+    while line := sys.stdin.buffer.readline():
+        if not _attend(json.loads(line), plugins, timeout, answers):
+            return
+
+
+def _attend(path: str, plugins: Plugins, timeout: float, answers: int) -> bool:
+    """Have one file inspected and answer; returns whether anybody still waits for answers."""
+    ended, alive = os.pipe()
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            os.close(ended)
+            # The signal's default is to kill: it ends libhdf5 wherever it is.
+            signal.setitimer(signal.ITIMER_REAL, timeout)
+            answer = _answer(path, plugins, timeout)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            write_frame(answers, answer)
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(alive)
+    # Both hang up: the fork's pipe when it has ended, the input when the server has. That the next path is there says
+    # nothing.
+    poll = select.poll()
+    poll.register(ended, 0)
+    poll.register(0, 0)
+    is_wanted = ended in dict(poll.poll())
+    if not is_wanted:
+        os.kill(process, signal.SIGKILL)
+    os.close(ended)
+    _, status = os.waitpid(process, 0)
+    if is_wanted and status:
+        write_frame(answers, b"E" + _obituary(status, timeout).encode())
+    return is_wanted
+
+
+def _answer(path: str, plugins: Plugins, seconds: float) -> bytes:
+    try:
+        return b"L" + dump_layout(inspect_file(path, plugins, seconds))
+    except MemoryError:
+        return b"Edescribing it takes more memory than inspection may use"
+    except Exception as error:
+        reason = reason_of(error, path)
+        if reason == "file signature not found":
+            return b"Eit is no HDF5 file, or an empty one"
+        return b"E" + f"it cannot be opened: {reason}".encode()
+
+
+def _obituary(status: int, timeout: float) -> str:
+    number = os.waitstatus_to_exitcode(status)
+    if number == -signal.SIGALRM:
+        return f"inspecting it took more than {timeout:g} s (H5FEED_INSPECT_TIMEOUT)"
+    if number == -signal.SIGKILL:
+        return "the system ended its inspection, most likely for the memory that it took"
+    if number < 0:
+        return f"inspecting it crashed libhdf5 ({signal.Signals(-number).name})"
+    return "inspecting it failed"
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]))

@@ -1,0 +1,187 @@
+"""What h5py has no words for, asked of its libhdf5 by ctypes: options of chunks, kinds of chunk indices, filters.
+
+Runs in child processes only, like everything that has libhdf5 look at a file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import h5py
+from h5py import h5d, h5p, h5z
+
+from ..codecs import DECODERS, undo_filter
+from ..layout import Filter
+
+EXTENSIBLE_ARRAY = 4
+"""HDF5's number of the chunk index that it uses where one axis may grow."""
+
+_KNOWN_PROPERTIES = {
+    b"layout",
+    b"efl",
+    b"dset_oh_minimize",
+    b"alloc_time_state",
+    b"fill_value",
+    b"pline",
+    b"min dense attr",
+    b"max compact attr",
+    b"object header flags",
+}
+"""Creation properties of arrays that HDF5 2.0 has. The first five say where and how data lie and are asked for."""
+
+_WHOLE_EDGES = 2
+"""Bit of the chunk options: chunks that reach beyond the array are stored without filters."""
+
+_EXTERNAL_LINKS = 64
+"""HDF5's number of the class of links into other files."""
+
+_REVERSE = 0x0100
+"""Flag of a filter's call: undo it."""
+
+_id, _size = ctypes.c_int64, ctypes.c_size_t
+_lib = ctypes.CDLL(h5py.h5.__file__)
+_Visit = ctypes.CFUNCTYPE(ctypes.c_int, _id, ctypes.c_char_p, ctypes.c_void_p)
+_Apply = ctypes.CFUNCTYPE(
+    _size,
+    ctypes.c_uint,
+    _size,
+    ctypes.POINTER(ctypes.c_uint),
+    _size,
+    ctypes.POINTER(_size),
+    ctypes.POINTER(ctypes.c_void_p),
+)
+for _name, _arguments, _result in (
+    ("H5Pget_chunk_opts", (_id, ctypes.POINTER(ctypes.c_uint)), ctypes.c_int),
+    ("H5Dget_chunk_index_type", (_id, ctypes.POINTER(ctypes.c_int)), ctypes.c_int),
+    ("H5Piterate", (_id, ctypes.POINTER(ctypes.c_int), _Visit, ctypes.c_void_p), ctypes.c_int),
+    ("H5Pget_size", (_id, ctypes.c_char_p, ctypes.POINTER(_size)), ctypes.c_int),
+    ("H5Pget", (_id, ctypes.c_char_p, ctypes.c_void_p), ctypes.c_int),
+    ("H5Zregister", (ctypes.c_void_p,), ctypes.c_int),
+    ("H5Lunregister", (ctypes.c_int,), ctypes.c_int),
+    ("H5allocate_memory", (_size, ctypes.c_bool), ctypes.c_void_p),
+    ("H5free_memory", (ctypes.c_void_p,), ctypes.c_int),
+):
+    _function = getattr(_lib, _name)
+    _function.argtypes, _function.restype = _arguments, _result
+
+
+def edges_are_whole(properties: h5p.PropDCID) -> bool:
+    """Whether chunks that reach beyond the array are stored without filters.
+
+    Raises
+    ------
+    ValueError
+        The chunks have options that nobody knows here.
+    """
+    options = ctypes.c_uint()
+    if _lib.H5Pget_chunk_opts(properties.id, options) < 0 or options.value & ~_WHOLE_EDGES:
+        raise ValueError(f"its chunks have the options {options.value}")
+    return bool(options.value)
+
+
+def chunk_index(dataset: h5d.DatasetID) -> int:
+    """HDF5's number of the kind of an array's chunk index; -1 where it says none."""
+    kind = ctypes.c_int(-1)
+    return kind.value if _lib.H5Dget_chunk_index_type(dataset.id, kind) >= 0 else -1
+
+
+def unknown_properties(properties: h5p.PropDCID) -> list[str]:
+    """Names of creation properties that this version knows nothing of, and that are not as HDF5 sets them."""
+    usual = h5p.create(h5p.DATASET_CREATE)
+    names = {*_names(properties.id)} - _KNOWN_PROPERTIES
+    return sorted(name.decode("utf-8", "replace") for name in names if _value(properties, name) != _value(usual, name))
+
+
+def has_unknown_properties(properties: h5p.PropDCID) -> bool:
+    """Whether `unknown_properties` has any, at no cost where this HDF5 has none that could be."""
+    return _has_later_properties() and bool(unknown_properties(properties))
+
+
+@cache
+def _has_later_properties() -> bool:
+    return not _KNOWN_PROPERTIES.issuperset(_names(h5p.create(h5p.DATASET_CREATE).id))
+
+
+def _names(properties: int) -> list[bytes]:
+    found: list[bytes] = []
+    visit = _Visit(lambda _, name, __: found.append(name) or 0)  # type: ignore[func-returns-value]
+    _lib.H5Piterate(properties, ctypes.c_int(), visit, None)
+    return found
+
+
+def _value(properties: h5p.PropDCID, name: bytes) -> bytes | None:
+    size = _size()
+    if _lib.H5Pget_size(properties.id, name, size) < 0:
+        return None
+    value = ctypes.create_string_buffer(max(1, size.value))
+    return value.raw if _lib.H5Pget(properties.id, name, value) >= 0 else None
+
+
+def forget_external_links() -> None:
+    """From here on libhdf5 follows no link into another file."""
+    if _lib.H5Lunregister(_EXTERNAL_LINKS) < 0:
+        raise RuntimeError("libhdf5 would follow links into other files")
+
+
+# Filters -------------------------------------------------------------------------------------------------------------
+
+
+class _FilterClass(ctypes.Structure):
+    _fields_ = (
+        ("version", ctypes.c_int),
+        ("id", ctypes.c_int),
+        ("encoder_present", ctypes.c_uint),
+        ("decoder_present", ctypes.c_uint),
+        ("name", ctypes.c_char_p),
+        ("can_apply", ctypes.c_void_p),
+        ("set_local", ctypes.c_void_p),
+        ("apply", _Apply),
+    )
+
+
+class Plugins:
+    """Filters that libhdf5 has only as plug-ins, undone by the codecs here: no plug-in is ever loaded.
+
+    Attributes
+    ----------
+    chunk_bytes : int
+        Bytes of the largest chunk that is to be decoded next: a filter is not told how many its chunk has.
+    """
+
+    def __init__(self) -> None:
+        self.chunk_bytes = 0
+        self._classes: list[_FilterClass] = []
+        for number in DECODERS:
+            if not h5z.filter_avail(number):
+                apply = _Apply(self._undo(number))
+                one = _FilterClass(1, number, 0, 1, b"by h5feed", None, None, apply)
+                if _lib.H5Zregister(ctypes.byref(one)) < 0:
+                    raise RuntimeError(f"libhdf5 does not take the filter {number}")
+                self._classes.append(one)
+        self.numbers = frozenset(one.id for one in self._classes)
+
+    def _undo(self, number: int) -> Any:
+        def apply(flags: int, count: int, options: Any, nbytes: int, capacity: Any, buffer: Any) -> int:
+            try:
+                if not flags & _REVERSE:
+                    return 0
+                stored = ctypes.string_at(buffer[0], nbytes)
+                # As much as `decode_chunk` allows a step before the last.
+                limit = 2 * self.chunk_bytes + (64 << 10)
+                decoded = undo_filter(Filter(number, "", tuple(options[:count])), stored, limit)
+                # libhdf5 takes for granted that a whole chunk is there.
+                size = max(len(decoded), self.chunk_bytes)
+                target = _lib.H5allocate_memory(size, True)
+                if not target:
+                    return 0
+                ctypes.memmove(target, decoded.ctypes.data, len(decoded))
+                _lib.H5free_memory(buffer[0])
+                buffer[0], capacity[0] = target, size
+                return len(decoded)
+            except Exception:
+                # Anything that left here would be printed, and 0 taken for it: this is how filters say that they fail.
+                return 0
+
+        return apply

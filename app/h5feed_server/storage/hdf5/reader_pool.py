@@ -1,0 +1,210 @@
+"""The parent's end of reading with h5py: a few child processes, started when needed, replaced when they die."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, Overloaded, ReaderCrashed, ReadTimeout, TooLarge
+
+from ...sharing.places import Places
+from ..layout import ArrayLayout
+from ..source import Identity, LocalFile, changed, refused
+from .child import KIND_BYTES, LENGTH, Child
+
+MEMORY_BYTES = 2 << 30
+"""Address space of a reader, without what it answers; some of it is libraries that are mapped, not used."""
+
+CRASHES = 2
+"""A request that has crashed so many readers is not tried again."""
+
+_GRACE_SECONDS = 5.0
+"""What is added to the timeout, which a reader keeps itself, before it is taken for hung."""
+
+_REQUESTS_KEPT = 1024
+"""Requests of which it is known that they crash readers."""
+
+Int64s = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+
+
+class ReaderPool:
+    """Reads rows of arrays that no layout describes; shared by all requests of a process.
+
+    Parameters
+    ----------
+    readers : int
+        Processes at most.
+    timeout : float
+        Seconds that one read may take, and that a request waits for a reader.
+    max_bytes : int
+        Bound on what one read answers.
+    """
+
+    def __init__(self, readers: int, timeout: float, max_bytes: int) -> None:
+        self._places = Places(readers, timeout, "all readers")
+        self._timeout = timeout
+        self._max_bytes = max_bytes
+        self._idle: list[Child] = []
+        self._busy: set[Child] = set()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._crashes: OrderedDict[bytes, int] = OrderedDict()
+
+    def close(self) -> None:
+        """End all readers, those that are at work too."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            for child in self._busy:
+                child.kill()
+        for child in idle:
+            child.end(patience=0.2)
+
+    def read(self, files: Sequence[LocalFile], array: ArrayLayout, rows: Int64s) -> Bytes:
+        """Rows as they are stored, in the order asked, (bytes,) uint8.
+
+        Parameters
+        ----------
+        files : sequence of LocalFile
+            The file of the array, and all others that it may be read from.
+        array : ArrayLayout
+            One with `by_h5py`.
+        rows : (k,) int64
+
+        Raises
+        ------
+        ReaderCrashed, ReadTimeout, Overloaded
+            It may go well the next time.
+        DatasetCorrupt, Unreadable, RevisionChanged, TooLarge
+        """
+        if len(rows) * array.row_bytes > self._answer_bytes - KIND_BYTES:
+            raise TooLarge(f"{len(rows)} rows of {array.row_bytes} bytes are more than one read may answer")
+        content = self._answer(files, array, rows)
+        if content.nbytes != len(rows) * array.row_bytes:
+            raise DatasetCorrupt(f"the array {array.path!r} is not what it was when it was inspected")
+        return content
+
+    def read_ragged(self, files: Sequence[LocalFile], array: ArrayLayout, rows: Int64s) -> tuple[Bytes, Int64s]:
+        """Same as `read`, of ragged rows: the items of all, and where those of each row begin, (k + 1,) int64."""
+        content = self._answer(files, array, rows)
+        offsets = content[: 8 * (len(rows) + 1)].view(np.int64)
+        items = content[8 * (len(rows) + 1) :]
+        itemsize = np.dtype(array.dtype).itemsize
+        if offsets[0] or (np.diff(offsets) < 0).any() or offsets[-1] * itemsize != items.nbytes:
+            raise DatasetCorrupt(f"the array {array.path!r} is not what it was when it was inspected")
+        return items, offsets
+
+    def _answer(self, files: Sequence[LocalFile], array: ArrayLayout, rows: Int64s) -> Bytes:
+        about = {
+            "files": [[file.path, [*file.identity, file.digest.hex()]] for file in files],
+            "path": array.table,
+            "member": array.member,
+            "dtype": array.dtype,
+            "ragged": array.ragged,
+            "limit": self._max_bytes,
+            "rows": len(rows),
+        }
+        text = json.dumps(about).encode()
+        request = LENGTH.pack(len(text)) + text + rows.astype("<i8", copy=False).tobytes()
+        name = hashlib.blake2b(request, digest_size=16).digest()
+        with self._lock:
+            if self._crashes.get(name, 0) >= CRASHES:
+                raise DatasetCorrupt(f"reading these rows of {array.path!r} has crashed HDF5 {CRASHES} times")
+        _check_unchanged(files)
+        answer = self._ask(request, name, array.path)
+        content: Bytes = np.frombuffer(answer, np.uint8)
+        return content[KIND_BYTES:]
+
+    def _ask(self, request: bytes, name: bytes, path: str) -> memoryview:
+        with self._places.one():
+            return self._ask_child(request, name, path)
+
+    def _ask_child(self, request: bytes, name: bytes, path: str) -> memoryview:
+        child = self._take()
+        began = time.monotonic()
+        try:
+            answer = child.ask(request, self._timeout + _GRACE_SECONDS)
+        except (OSError, EOFError) as failure:
+            self._drop(child)
+            if isinstance(failure, TimeoutError) or time.monotonic() - began >= self._timeout:
+                raise ReadTimeout(f"reading {path!r} took more than {self._timeout:g} s") from None
+            with self._lock:
+                if self._closed:
+                    raise Overloaded("the server is being stopped", retry_after=1) from None
+                self._crashes[name] = self._crashes.pop(name, 0) + 1
+                if len(self._crashes) > _REQUESTS_KEPT:
+                    self._crashes.popitem(last=False)
+            raise ReaderCrashed(f"reading {path!r} crashed HDF5; another reader takes over", retry_after=1) from None
+        except BaseException:
+            self._drop(child)
+            raise
+        error = _refusal(answer, path)
+        if error is None:
+            self._give_back(child)
+            return answer
+        if isinstance(error, DatasetCorrupt):
+            # libhdf5 may have damaged its own memory before it noticed.
+            self._drop(child)
+        else:
+            self._give_back(child)
+        raise error
+
+    def _take(self) -> Child:
+        with self._lock:
+            if self._closed:
+                raise Overloaded("the server is being stopped", retry_after=1)
+            if self._idle:
+                child = self._idle.pop()
+            else:
+                arguments = str(MEMORY_BYTES + 4 * self._max_bytes), str(self._timeout)
+                try:
+                    child = Child(f"{__package__}.h5py_reader", arguments, self._answer_bytes)
+                except OSError as error:
+                    raise Overloaded(f"no reader can be started: {error.strerror}", retry_after=1) from None
+            self._busy.add(child)
+            return child
+
+    @property
+    def _answer_bytes(self) -> int:
+        # Offsets come beside the items.
+        return 2 * self._max_bytes + (64 << 20)
+
+    def _give_back(self, child: Child) -> None:
+        with self._lock:
+            self._busy.discard(child)
+            keep = not self._closed
+            if keep:
+                self._idle.append(child)
+        if not keep:
+            child.end(patience=0.0)
+
+    def _drop(self, child: Child) -> None:
+        child.end(patience=0.0)
+        with self._lock:
+            self._busy.discard(child)
+
+
+def _refusal(answer: memoryview, path: str) -> FeedError | None:
+    if bytes(answer[:1]) != b"E":
+        return None
+    code, detail = json.loads(bytes(answer[KIND_BYTES:]))
+    return CLASS_BY_CODE[code](f"{path!r}: {detail}")
+
+
+def _check_unchanged(files: Sequence[LocalFile]) -> None:
+    """By path: a reader opens files itself. It looks again when it has read them."""
+    for file in files:
+        try:
+            now = Identity.of(os.stat(file.path))
+        except OSError as error:
+            raise refused(error) from None
+        if now != file.identity:
+            raise changed(file.identity, now)

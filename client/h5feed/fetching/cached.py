@@ -1,0 +1,152 @@
+"""Fetching through a local cache: which rows a batch has, which of them are here, and the rest from the server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..batch import Batch
+from ..buffers import BufferPool
+from ..cache.folder import Piece, RowCache
+from ..cache.store import FieldStore, Int64s
+from ..errors import TooLarge
+from ..net import trace
+from ..plan import Plan
+from ..wire import ALIGNMENT, OFFSETS, ROWS, WEIGHT, Tensor
+from .readahead import Block, Fetch
+
+Take = Callable[[Int64s, Sequence[str], threading.Event], dict[str, npt.NDArray[Any]]]
+"""Fetches those rows of those fields, in the order asked; no two of them are the same."""
+
+
+def cached_fetch(
+    fetch: Fetch[Batch],
+    cache: RowCache,
+    plan: Plan,
+    *,
+    fetch_fields: Callable[[Sequence[str]], Fetch[Batch]],
+    take: Take,
+    pool: BufferPool,
+) -> Fetch[Batch]:
+    """A function that fetches blocks of `plan` as `fetch` does, but takes the rows that `cache` holds from there.
+
+    The batches are the same, byte for byte. What comes from the server is stored. Fields whose rows differ in length
+    (text) are not kept: they are fetched in every epoch, alone.
+
+    Parameters
+    ----------
+    fetch : callable
+        Fetches blocks of the plan from the server, as `readahead.ReadAhead` wants it.
+    fetch_fields : callable
+        ``fetch_fields(names)`` is the same for other fields of the same rows; for none it gets the row ids.
+    take : callable
+        Fetches single rows.
+    pool : BufferPool
+        Where the batches lie.
+    """
+    tensors = {tensor.name: tensor for tensor in sorted(plan.tensors, key=lambda tensor: -tensor.dtype.itemsize)}
+    flat = [name for name in tensors if name + OFFSETS in tensors]
+    stores: dict[str, FieldStore] = {}
+    for tensor in tensors.values():
+        if tensor.name not in (ROWS, WEIGHT, *flat, *(name + OFFSETS for name in flat)):
+            store = cache.store(tensor.name, tensor.dtype, tensor.shape[1:])
+            if store is None:
+                return fetch
+            stores[tensor.name] = store
+    if not stores:
+        return fetch
+    row_ids = cache.row_ids
+    fetch_ids = fetch_fields([])
+    fetch_flat = fetch_fields(flat) if flat else None
+    row_bytes = sum(store.row_bytes for store in stores.values())
+    at_once = max(1, min(plan.max_rows, plan.max_bytes // (row_bytes + 8)))
+
+    def whole(block: Block, cancelled: threading.Event) -> list[Batch]:
+        batches = fetch(block, cancelled)
+        cache.put([Piece(batch.rows, {store: batch[name] for name, store in stores.items()}) for batch in batches])
+        return batches
+
+    def missing(rows: Int64s, arrays: dict[str, npt.NDArray[Any]], places: Int64s, cancelled: threading.Event) -> None:
+        """Fetch the rows at those places, also into the cache."""
+        # distinct: (m,) int64, ascending; origin: (places,), which of them each place wants
+        distinct, origin = np.unique(rows[places], return_inverse=True)
+        start, count = 0, at_once
+        while start < len(distinct):
+            asked = distinct[start : start + count]
+            try:
+                came = take(asked, list(stores), cancelled)
+            except TooLarge:
+                # A batch of these fields was not; so many rows may lie in more chunks than are read for one answer.
+                if count <= plan.batch_size:
+                    raise
+                count = max(plan.batch_size, min(count, len(asked)) // 2)
+                continue
+            here = np.flatnonzero((origin >= start) & (origin < start + len(asked)))
+            for name, array in arrays.items():
+                array[places[here]] = came[name][origin[here] - start]
+            cache.put([Piece(asked, {store: came[name] for name, store in stores.items()})])
+            start += len(asked)
+
+    def through_cache(block: Block, cancelled: threading.Event) -> list[Batch]:
+        if any(store.fresh for store in stores.values()):
+            return whole(block, cancelled)
+        wanted = row_ids.batches(plan, fetch_ids, block, cancelled)
+        trace.enter(trace.DECODE)
+        count = sum(len(batch.rows) for batch in wanted)
+        rows, weight, arrays = _lease(pool, count, [tensors[name] for name in stores], wanted[0].weight is not None)
+        np.concatenate([batch.rows for batch in wanted], out=rows)
+        # found: (count,), whether all fields of the row are here
+        found = np.logical_and.reduce([store.take(rows, arrays[name]) for name, store in stores.items()])
+        trace.found(int(np.count_nonzero(found)))
+        if not found.any():
+            return whole(block, cancelled)
+        if not found.all():
+            missing(rows, arrays, np.flatnonzero(~found), cancelled)
+        others = fetch_flat(block, cancelled) if fetch_flat is not None else [None] * len(wanted)
+        batches, begin = [], 0
+        for batch, other in zip(wanted, others, strict=True):
+            end = begin + len(batch.rows)
+            if weight is not None:
+                weight[begin:end] = batch.weight
+            fields = {
+                name: other[name] if other is not None and name in other else arrays[name][begin:end]
+                for name in tensors
+                if name not in (ROWS, WEIGHT)
+            }
+            batches.append(
+                Batch(
+                    fields,
+                    rows[begin:end],
+                    None if weight is None else weight[begin:end],
+                    index=batch.index,
+                    epoch=batch.epoch,
+                    revision=batch.revision,
+                )
+            )
+            begin = end
+        return batches
+
+    return through_cache
+
+
+def _lease(
+    pool: BufferPool, count: int, tensors: Sequence[Tensor], weighted: bool
+) -> tuple[Int64s, npt.NDArray[np.float32] | None, dict[str, npt.NDArray[Any]]]:
+    """Row ids, weights and fields of so many rows, to be filled, in one recycled buffer."""
+    kinds = [("", np.dtype(np.int64), ()), *((t.name, t.dtype, t.shape[1:]) for t in tensors)]
+    kinds += [(WEIGHT, np.dtype(np.float32), ())] if weighted else []
+    sizes = [count * dtype.itemsize * int(np.prod(shape, dtype=np.int64)) for _, dtype, shape in kinds]
+    buffer = pool.lease_or_new(sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes))
+
+    def cut() -> Iterator[npt.NDArray[Any]]:
+        begin = 0
+        for (_, dtype, shape), size in zip(kinds, sizes, strict=True):
+            yield buffer[begin : begin + size].view(dtype).reshape(count, *shape)
+            begin += -(-size // ALIGNMENT) * ALIGNMENT
+
+    arrays = dict(zip((name for name, _, _ in kinds), cut(), strict=True))
+    return arrays.pop(""), arrays.pop(WEIGHT, None), arrays

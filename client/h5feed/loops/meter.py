@@ -1,0 +1,251 @@
+"""Measures a loop over batches: how long it is held up, what its batch is at meanwhile, and how long it computes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..forks import tell_after_fork
+from ..net.trace import Trace, clock
+from .wait_stats import BINS, LoopStats, bins_of
+
+_STEPS_TOGETHER = 256
+"""Steps that are only noted until they are added up: one by one that would cost more than a small batch does."""
+
+_Step = tuple[float, float, float, int, Trace | None]
+"""When a batch was asked for, when it had come, when it was handed out; its rows, and the trace of its block."""
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One pass: sums, which do not grow with its length."""
+
+    first_steps: int
+    """Batches that are asked for before the second step begins."""
+    began: float | None = None
+    until: float = 0.0
+    """When the last batch was handed out, or when the pass ended."""
+    has_ended: bool = False
+    is_early: bool = False
+    """Whether batches of it were handed out before it was said to begin."""
+    demands: int = 0
+    steady_from: float = 0.0
+    steady_after: float | None = None
+    """When the first step ended, and how long had been waited until then."""
+    steps: int = 0
+    rows: int = 0
+    nbytes: int = 0
+    waiting: float = 0.0
+    transfer: float = 0.0
+    decode: float = 0.0
+    preparing: float = 0.0
+    longest: float = 0.0
+    retries: int = 0
+    cached: int = 0
+    waits: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    @property
+    def waited(self) -> float:
+        return self.waiting + self.transfer + self.decode
+
+    def steady(self, now: float, waited: float = 0.0) -> None:
+        """The first step ends `now`; of it so much was `waited` that is not added yet."""
+        if self.steady_after is None:
+            self.steady_from, self.steady_after = now, self.waited + waited
+
+    def add(self, steps: Sequence[_Step], began: float) -> None:
+        """Some more batches, the first of which was asked for when they `began`."""
+        asked, came, ready, rows, traces = zip(*steps, strict=True)
+        if self.began is None:
+            self.began = began
+        # waits, prepared: (steps,) float64 seconds
+        waits, prepared = np.subtract(ready, asked), np.subtract(ready, came)
+        second = self.first_steps - self.steps
+        if not self.demands and 0 <= second < len(steps):
+            self.steady(asked[second], float(waits[:second].sum()))
+        waiting = transfer = 0.0
+        for trace, begin, end in zip(traces, asked, came, strict=True):
+            if trace is not None:
+                parts = trace.split(begin, end)
+                waiting += parts[0]
+                transfer += parts[1]
+                self.nbytes += trace.nbytes
+                self.retries += trace.retries
+                self.cached += trace.cached
+        self.waiting += waiting
+        self.transfer += transfer
+        self.decode += max(0.0, float(waits.sum()) - waiting - transfer)
+        self.preparing += float(prepared.sum())
+        self.steps += len(steps)
+        self.rows += sum(rows)
+        self.longest = max(self.longest, float(waits.max()))
+        self.waits += np.bincount(bins_of(waits), minlength=BINS)
+        self.until = ready[-1]
+
+    def stats(self) -> LoopStats:
+        is_steady = self.steady_after is not None
+        return LoopStats(
+            passes=1,
+            steps=self.steps,
+            rows=self.rows,
+            bytes=self.nbytes,
+            seconds=0.0 if self.began is None else self.until - self.began,
+            waiting=self.waiting,
+            transfer=self.transfer,
+            decode=self.decode,
+            preparing=self.preparing,
+            longest=self.longest,
+            retries=self.retries,
+            cached=self.cached,
+            steady_seconds=self.until - self.steady_from if is_steady else 0.0,
+            steady_waited=self.waited - (self.steady_after or 0.0) if is_steady else 0.0,
+            waits=self.waits.copy(),
+        )
+
+
+class Meter:
+    """Measures one loop, pass after pass.
+
+    A loop that takes each batch when it needs it has waited from when it asked until it was handed the batch. One that
+    has somebody else take batches ahead of it, as TensorFlow has, says by `demand` when it needs them; then only what
+    is handed out later than that was waited for.
+
+    Safe for threads. A copy, as for another process, begins anew.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._steps: list[_Step] = []
+        self._before = LoopStats()
+        self._pass = _Pass(1)
+        self._ended: LoopStats | None = None
+        self._handed = 0
+        """Batches that were handed out since the run over them began."""
+        self._demanded: int | None = None
+        self._demanded_at = 0.0
+        tell_after_fork(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Meter, ()
+
+    def after_fork(self) -> None:
+        """In the child: a lock that a thread of the parent holds is never released here."""
+        self._lock = threading.Lock()
+
+    def begin_pass(self, first_steps: int = 1, *, goes_on: bool = False) -> None:
+        """A pass begins.
+
+        Parameters
+        ----------
+        first_steps : int
+            Batches that are asked for before the second step begins.
+        goes_on : bool
+            Its batches are of the same run as those before: some may have been handed out ahead.
+        """
+        with self._lock:
+            self._count()
+            if goes_on and self._pass.is_early:
+                self._pass.is_early = False
+            else:
+                self._begin(first_steps)
+
+    def end_pass(self) -> None:
+        """The last step has ended."""
+        now = clock()
+        with self._lock:
+            self._count()
+            if self._pass.steps and not self._pass.has_ended:
+                self._pass.until, self._pass.has_ended = now, True
+                self._ended = self._pass.stats()
+
+    def step(self, asked: float, came: float, trace: Trace | None, rows: int) -> None:
+        """A batch of so many rows is handed out now.
+
+        Parameters
+        ----------
+        asked, came : float
+            When it was asked for, and when it was there to be prepared; times of `h5feed.net.trace.clock`.
+        trace : Trace or None
+            Of its block, where it is the first of it.
+        """
+        # Without the lock, which would cost as much again: what is appended meanwhile is left for the next count.
+        self._steps.append((asked, came, clock(), rows, trace))
+        if len(self._steps) >= _STEPS_TOGETHER or self._demanded is not None:
+            with self._lock:
+                self._count()
+
+    def run_ahead(self, demanding: bool) -> None:
+        """From now on batches are taken ahead, and the loop says when it needs them; or no longer."""
+        with self._lock:
+            self._count()
+            self._demanded = 0 if demanding else None
+            self._handed = 0
+
+    def begin_run(self) -> None:
+        """Batches are handed out for another run over them: those of the one before, not used yet, are dropped."""
+        with self._lock:
+            self._count()
+            self._handed = 0
+
+    def begin_demands(self) -> None:
+        """The loop begins with another run over batches."""
+        with self._lock:
+            if self._demanded is not None:
+                self._demanded = 0
+
+    def demand(self, batches: int) -> None:
+        """The loop needs so many batches now, beyond those it was given; ignored where none are taken ahead."""
+        with self._lock:
+            if self._demanded is None:
+                return
+            self._demanded_at = clock()
+            self._demanded += batches
+            if self._pass.demands:
+                self._pass.steady(self._demanded_at)
+            self._pass.demands += 1
+
+    def stats(self) -> LoopStats:
+        """What has been measured so far."""
+        with self._lock:
+            return self._all()
+
+    @property
+    def ended(self) -> LoopStats | None:
+        """The same of the last pass that has ended."""
+        with self._lock:
+            return self._ended
+
+    def _all(self) -> LoopStats:
+        self._count()
+        return self._before.then(self._pass.stats()) if self._pass.steps else self._before
+
+    def _begin(self, first_steps: int) -> None:
+        self._before = self._all()
+        self._pass = _Pass(first_steps)
+
+    def _count(self) -> None:
+        """Add up the steps that were only noted; call with the lock held."""
+        steps = self._steps[:]
+        if not steps:
+            return
+        del self._steps[: len(steps)]
+        if self._pass.has_ended:
+            self._begin(self._pass.first_steps)
+            self._pass.is_early = True
+        began = steps[0][0]
+        # Where none is ever demanded, a loop that would have said so was interrupted, and this is another one.
+        if self._demanded:
+            steps = [self._demanded_part(*step) for step in steps]
+        self._pass.add(steps, began)
+
+    def _demanded_part(self, asked: float, came: float, ready: float, rows: int, trace: Trace | None) -> _Step:
+        """The same step, as if its batch had been asked for when the loop needed it."""
+        self._handed += 1
+        since = self._demanded_at if self._handed <= (self._demanded or 0) else ready
+        asked = max(asked, min(since, ready))
+        return asked, max(asked, came), ready, rows, trace

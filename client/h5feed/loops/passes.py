@@ -1,0 +1,115 @@
+"""Passes over an order: what is fetched for them, and where one is left to be taken up again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BadParameter, RevisionChanged
+from ..fetching.readahead import Block, blocks_of
+from ..plan import Plan
+
+if TYPE_CHECKING:
+    from ..dataset import Dataset
+
+STATE_VERSION = 1
+
+_NOT_ORDER = ("revision", "epoch", "fields", "encoded", "batch_size", "shard", "shards")
+"""Parameters that may differ between who left a pass and who takes it up; the rows of a step may not."""
+
+
+def is_drawn(plan: Plan) -> bool:
+    """Whether each epoch of the plan's order has an order of its own."""
+    params = plan.params
+    return "true" in (params.get("shuffle"), params.get("balance")) or "weights" in params
+
+
+def described(dataset: Dataset, plan: Plan) -> str:
+    """A plan for people to read: which rows, in how many batches."""
+    drawn = ", a new order each pass" if is_drawn(plan) else ""
+    shards = int(plan.params.get("shards", 1))
+    shared = f", shard {plan.params.get('shard', 0)} of {shards}" if shards > 1 else ""
+    batches = f"{plan.batches:,} batches of {plan.batch_size}{shared}{drawn}"
+    return f"{plan.params['split']!r} of {dataset.name!r}: {plan.rows:,} rows, {batches}"
+
+
+def blocks_of_passes(plan: Plan, epoch: int, start: int, block_bytes: int) -> Iterator[Block]:
+    """Blocks of pass `epoch` from batch `start` on, and of all that follow: the next one is read ahead too."""
+    for number in itertools.count():
+        first = start if number == 0 else 0
+        # Passes that are all alike have one number, so that what was read ahead for the next is right whatever it is.
+        later = epoch + number if is_drawn(plan) else 0
+        for block in blocks_of(later, plan.batches, plan.batch_bytes, block_bytes, first):
+            yield replace(block, lap=number)
+
+
+def state_of(dataset: Dataset, plan: Plan, epoch: int, delivered: int) -> dict[str, Any]:
+    """Where a pass is left, as plain values that JSON can hold.
+
+    Parameters
+    ----------
+    epoch : int
+        Number of the pass.
+    delivered : int
+        Its batches that were delivered; of several shards, each has delivered as many.
+    """
+    if delivered >= plan.batches:
+        epoch, delivered = epoch + 1, 0
+    return {
+        "version": STATE_VERSION,
+        "dataset": dataset.name,
+        "revision": dataset.revision,
+        "spec": _spec(plan),
+        "step_rows": _step_rows(plan),
+        "epoch": epoch,
+        "delivered": delivered,
+    }
+
+
+def position_in(state: Mapping[str, Any], dataset: Dataset, plan: Plan) -> tuple[int, int]:
+    """Number of the pass, and of its first batch that was not delivered.
+
+    Shards may be more or fewer than they were, if a step has as many rows as before: then they share the rest of the
+    same global order.
+
+    Raises
+    ------
+    RevisionChanged
+        The data are not those of the state.
+    BadParameter
+        It is the state of another order, or none at all.
+    """
+    try:
+        version, revision = state["version"], state["revision"]
+        spec, step_rows = dict(state["spec"]), int(state["step_rows"])
+        epoch, delivered = int(state["epoch"]), int(state["delivered"])
+    except (KeyError, TypeError, ValueError):
+        raise BadParameter("this is no state of a pass: give what state_dict() returned") from None
+    if version != STATE_VERSION:
+        raise BadParameter(f"the state has version {version!r}, and this h5feed reads version {STATE_VERSION}")
+    if revision != dataset.revision:
+        raise RevisionChanged(
+            f"the state is one of {state.get('dataset')!r}, revision {revision}, and this is {dataset.name!r}, "
+            f"revision {dataset.revision}: begin anew, with set_epoch({epoch}), or serve the data that it was made with"
+        )
+    here = _spec(plan)
+    for name in sorted(spec.keys() | here.keys()):
+        if spec.get(name) != here.get(name):
+            raise BadParameter(f"the state is one of {name}={spec.get(name)}, and here it is {name}={here.get(name)}")
+    if step_rows != _step_rows(plan):
+        raise BadParameter(
+            f"the state is one of {step_rows} rows a step, and here it is {_step_rows(plan)}: keep batch_size × shards"
+        )
+    if not 0 <= delivered <= plan.batches or epoch < 0:
+        raise BadParameter(f"the state says {delivered} of {plan.batches} batches of epoch {epoch}: it cannot be right")
+    return (epoch, delivered) if delivered < plan.batches else (epoch + 1, 0)
+
+
+def _spec(plan: Plan) -> dict[str, str]:
+    return {name: value for name, value in sorted(plan.params.items()) if name not in _NOT_ORDER}
+
+
+def _step_rows(plan: Plan) -> int:
+    return plan.batch_size * int(plan.params.get("shards", 1))
