@@ -54,10 +54,11 @@ $(BACKENDS_READY): $(READY) requirements/backends.txt
 bench: setup ## measure; prints a table and RATIO lines (5 minutes)
 	$(BIN)/python -m benchmarks
 
-lint: setup ## check format, style and types
+lint: setup ## check format, style, types, and who imports whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: setup ## format the code
 	$(BIN)/ruff format .

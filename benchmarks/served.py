@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 
 import h5feed
-from h5feed.plan import OrderOptions
+from h5feed.options import OrderOptions
 
 from .measure import Turn
 

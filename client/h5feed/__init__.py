@@ -8,20 +8,103 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import FeedError
+from .errors import (
+    BadAnswer,
+    BadParameter,
+    BatchOutOfRange,
+    ConnectionFailed,
+    DatasetCorrupt,
+    DatasetNotFound,
+    FeedError,
+    FieldNotFound,
+    HostNotAllowed,
+    InternalError,
+    JobWanted,
+    MethodNotAllowed,
+    NotAcceptable,
+    NotFound,
+    Overloaded,
+    PageNotFound,
+    Preparing,
+    ReaderCrashed,
+    ReadTimeout,
+    RevisionChanged,
+    RowOutOfRange,
+    SourceUnavailable,
+    SplitImpossible,
+    SplitNotFound,
+    TooLarge,
+    TooManyRequests,
+    Transient,
+    Unauthorized,
+    Unreadable,
+    UnsupportedField,
+)
+from .version import __version__
 
 if TYPE_CHECKING:
     from .batch import Batch
     from .dataset import Dataset
     from .feed import Feed, connect
+    from .frames import Field
+    from .loops.loader import Loader
+    from .splits import Splits
+    from .stats import Stats
 
-__version__ = "0.1.0"
-
-__all__ = ["Batch", "Dataset", "Feed", "FeedError", "__version__", "connect"]
-
-_MODULES = {"Batch": "batch", "Dataset": "dataset", "Feed": "feed", "connect": "feed"}
+_MODULES = {
+    "Batch": "batch",
+    "Dataset": "dataset",
+    "Feed": "feed",
+    "Field": "frames",
+    "Loader": "loops.loader",
+    "Splits": "splits",
+    "Stats": "stats",
+    "connect": "feed",
+}
 """Where the rest is. It brings httpx, which takes longer to import than everything else together: processes that only
 need the wire format, of which a server starts many, do without."""
+
+__all__ = [
+    "BadAnswer",
+    "BadParameter",
+    "Batch",
+    "BatchOutOfRange",
+    "ConnectionFailed",
+    "Dataset",
+    "DatasetCorrupt",
+    "DatasetNotFound",
+    "Feed",
+    "FeedError",
+    "Field",
+    "FieldNotFound",
+    "HostNotAllowed",
+    "InternalError",
+    "JobWanted",
+    "Loader",
+    "MethodNotAllowed",
+    "NotAcceptable",
+    "NotFound",
+    "Overloaded",
+    "PageNotFound",
+    "Preparing",
+    "ReadTimeout",
+    "ReaderCrashed",
+    "RevisionChanged",
+    "RowOutOfRange",
+    "SourceUnavailable",
+    "SplitImpossible",
+    "SplitNotFound",
+    "Splits",
+    "Stats",
+    "TooLarge",
+    "TooManyRequests",
+    "Transient",
+    "Unauthorized",
+    "Unreadable",
+    "UnsupportedField",
+    "__version__",
+    "connect",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -32,4 +115,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return list(__all__)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__
 from .arguments import CommandParser
 from .batch import Batch
 from .bench import command as bench
@@ -23,6 +22,7 @@ from .errors import BadParameter, FeedError
 from .feed import Feed, connect
 from .net import jobs
 from .stats import FieldStats, Stats
+from .version import __version__
 from .wire import write_npz
 
 _EXAMPLES = {

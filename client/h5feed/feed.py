@@ -8,12 +8,11 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
-import httpx
-
 from .answers import CataloguePage, DatasetInfo
 from .dataset import Dataset
 from .errors import BadAnswer, FeedError
 from .net.client import DEFAULT_DEADLINE, DEFAULT_TIMEOUT, Client
+from .net.http import httpx
 from .net.servers import Hooks
 from .schema import checked
 from .tables import titled_table
@@ -134,15 +133,16 @@ def connect(
     token : str, optional
         Bearer token; default ``$H5FEED_TOKEN``. Whatever is made of this feed holds it, and pickles with it; one from
         the variable is left out of pickles, and looked up anew where they are read.
-    timeout : float or httpx.Timeout
-        Seconds for one step of an exchange: connecting, sending, waiting for the next bytes.
+    timeout : float or Timeout
+        Seconds for one step of an exchange: connecting, sending, waiting for the next bytes. A `Timeout` of httpx or
+        httpx2 has one for each.
     deadline : float
         Seconds for one request in all, with its retries. Broken connections and errors that pass (429, 502, 503, 504)
         are tried again until then.
     verify : ssl.SSLContext or bool
         How ``https`` certificates are checked.
     headers, event_hooks, auth
-        Handed to `httpx.Client`.
+        Handed to the client of httpx2 where that is installed, else of httpx.
 
     Raises
     ------

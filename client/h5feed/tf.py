@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tensorflow as tf
 
 from .loops.loader import Loader
-
-if TYPE_CHECKING:
-    from .dataset import Dataset
+from .remote_dataset import RemoteDataset
 
 
-def tf_data(dataset: Dataset, split: str = "all", **options: Any) -> tf.data.Dataset:
+def tf_data(dataset: RemoteDataset, split: str = "all", **options: Any) -> tf.data.Dataset:
     """Batches of a split for ``model.fit`` and loops over `tf.data`; made by `Dataset.tf_data`.
 
     Each iteration over it is one pass, in an order of its own where ``shuffle`` is set; ``repeat()`` begins the next
@@ -22,7 +20,7 @@ def tf_data(dataset: Dataset, split: str = "all", **options: Any) -> tf.data.Dat
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : RemoteDataset
     split : str
     **options
         As of `h5feed.loops.loader.Loader`.

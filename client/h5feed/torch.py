@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -21,17 +21,15 @@ from .loops.data_loaders import Loaded, check_accelerate, is_data_loader
 from .loops.loader import PREPARING, check_loader_options, divided, preparation_of
 from .loops.meter import Meter
 from .loops.pass_numbers import Pass, PassNumbers
-from .loops.passes import is_drawn
 from .loops.tensors import mapped, tensors_of
 from .loops.wait_stats import LoopStats
 from .net.trace import clock
-from .plan import OrderOptions, Plan, SplitOptions, TorchRowsOptions
+from .options import OrderOptions, SplitOptions, TorchRowsOptions
+from .plan import Plan
 from .prepare import Preparation
+from .remote_dataset import RemoteDataset
 from .suggestions import check_options
 from .wire import WEIGHT
-
-if TYPE_CHECKING:
-    from .dataset import Dataset
 
 
 class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
@@ -46,7 +44,7 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : RemoteDataset
     split : str
     batch_size, shuffle, seed, epoch, connections, readahead, cache, **options
         As of `h5feed.loops.loader.Loader`. `readahead` is that of each worker.
@@ -63,7 +61,7 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: RemoteDataset,
         split: str = "all",
         *,
         batch_size: int = 32,
@@ -134,7 +132,7 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
         prepare = self._preparation()
         pin = self._pin and torch.cuda.is_available()
         cache = None if self._cache is None else self._dataset.cache(*self._cache)
-        number = epoch if is_drawn(self._plan) else 0
+        number = epoch if self._plan.is_drawn else 0
         streams = [
             (index, self._dataset.read_passes(plan, number, start, stop, cache=cache, **self._fetching))
             for plan, start, stop, index in self._shares(worker, workers)
@@ -200,7 +198,7 @@ class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : RemoteDataset
     split : str
     **options
         Split options (``val``, ``test`` …), and ``x``, ``y``, ``sample_weight``, ``class_mode``, ``rescale``, ``mean``,
@@ -212,7 +210,7 @@ class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
         Row id in the dataset of each place.
     """
 
-    def __init__(self, dataset: Dataset, split: str = "all", **options: Unpack[TorchRowsOptions]) -> None:
+    def __init__(self, dataset: RemoteDataset, split: str = "all", **options: Unpack[TorchRowsOptions]) -> None:
         self._dataset = dataset
         order, preparing = divided(options)
         of_order = sorted(set(order) & set(OrderOptions.__annotations__) - set(SplitOptions.__annotations__))

@@ -35,9 +35,10 @@ from h5feed.bench.observe import Observer
 from h5feed.bench.probe import Probe
 from h5feed.bench.report import as_text, verdict
 from h5feed.bench.streams import drained
+from h5feed.blocks import Block, blocks_of
 from h5feed.cli import main
 from h5feed.errors import BadAnswer
-from h5feed.fetching.readahead import Block, ReadAhead, blocks_of
+from h5feed.fetching.readahead import ReadAhead
 from h5feed.net.pace import Link, Pace
 from photographs import encoded, photograph
 from proxies import Line

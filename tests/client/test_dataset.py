@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from h5feed.batch import Batch
+from h5feed.blocks import Block
 from h5feed.errors import BadAnswer, ConnectionFailed, DatasetCorrupt
-from h5feed.fetching.readahead import Block
 from h5feed.fetching.server import fetcher
 from h5feed.frames import Frame
 from h5feed.net.client import Client

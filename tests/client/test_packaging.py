@@ -50,9 +50,60 @@ def test_who_may_import_whom(module: str, banned: tuple[str, ...]) -> None:
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
+PUBLIC = [
+    "BadAnswer",
+    "BadParameter",
+    "Batch",
+    "BatchOutOfRange",
+    "ConnectionFailed",
+    "Dataset",
+    "DatasetCorrupt",
+    "DatasetNotFound",
+    "Feed",
+    "FeedError",
+    "Field",
+    "FieldNotFound",
+    "HostNotAllowed",
+    "InternalError",
+    "JobWanted",
+    "Loader",
+    "MethodNotAllowed",
+    "NotAcceptable",
+    "NotFound",
+    "Overloaded",
+    "PageNotFound",
+    "Preparing",
+    "ReadTimeout",
+    "ReaderCrashed",
+    "RevisionChanged",
+    "RowOutOfRange",
+    "SourceUnavailable",
+    "SplitImpossible",
+    "SplitNotFound",
+    "Splits",
+    "Stats",
+    "TooLarge",
+    "TooManyRequests",
+    "Transient",
+    "Unauthorized",
+    "Unreadable",
+    "UnsupportedField",
+    "__version__",
+    "connect",
+]
+
+
 def test_public_names() -> None:
     """The public surface is this and no more."""
-    assert sorted(h5feed.__all__) == ["Batch", "Dataset", "Feed", "FeedError", "__version__", "connect"]
+    assert h5feed.__all__ == PUBLIC == sorted(PUBLIC)
+    for name in PUBLIC:
+        assert getattr(h5feed, name) is not None
+    errors = {
+        name
+        for name, value in vars(h5feed.errors).items()
+        if isinstance(value, type) and value.__module__ == "h5feed.errors"
+    }
+    assert errors <= set(PUBLIC)
 
 
 CODES = [

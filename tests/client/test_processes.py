@@ -322,7 +322,8 @@ def test_what_is_dropped_ends(photos: h5feed.Dataset, make: Make, tmp_path: Path
 DECODING = """
 import sys, time
 import cv2, numpy
-from h5feed.fetching.readahead import ReadAhead, blocks_of
+from h5feed.fetching.readahead import ReadAhead
+from h5feed.blocks import blocks_of
 
 begun = []
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import wait_until
-from h5feed.fetching.readahead import BYTES_PER_BLOCK, FEW_BLOCKS, Block, Fetch, ReadAhead, blocks_of
+from h5feed.blocks import Block, Fetch, blocks_of
+from h5feed.fetching.readahead import BYTES_PER_BLOCK, FEW_BLOCKS, ReadAhead
 from h5feed.net.pace import FIRST_BYTES, MAX_WIDTH, NEAR_WIDTH, Link, Pace
 
 

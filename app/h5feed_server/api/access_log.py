@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..serve.direct import peer_of
+from .peer import peer_of
 
 logger = logging.getLogger("h5feed.access")
 

@@ -18,10 +18,10 @@ from starlette.types import Receive, Scope, Send
 from ..batches.batcher import BatchPlan
 from ..catalog.inspections import NotYet
 from ..jobs.registry import InProgress
-from ..serve.direct import DirectWriter, Peer, peer_of
 from ..services import Services
 from .binary import DOWNLOAD, Bytes, is_tagged, not_modified, url_headers
 from .dependencies import in_thread
+from .peer import Peer, Writer, peer_of
 from .queries import PlanQuery
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class BatchStream(Response):
                 reading.add_done_callback(lambda late: late.cancelled() or late.exception())
         await send({"type": "http.response.body", "body": block, "more_body": False})
 
-    def _begin(self, writer: DirectWriter | None) -> _Begun | Response:
+    def _begin(self, writer: Writer | None) -> _Begun | Response:
         """Read the first block, and send what the peer takes at once."""
         try:
             begun = self._begin_with(writer)
@@ -173,7 +173,7 @@ class BatchStream(Response):
             writer.close()
         return begun
 
-    def _begin_with(self, writer: DirectWriter | None) -> _Begun | Response:
+    def _begin_with(self, writer: Writer | None) -> _Begun | Response:
         began = time.perf_counter()
         services = self._services
         plan = self._plan()

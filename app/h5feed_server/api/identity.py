@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..serve.direct import peer_of
 from ..sharing.caller import CALLER, KEEPS_UP
 from .auth import token_of
+from .peer import peer_of
 
 UNIX = "unix"
 """Name of who comes through the Unix socket."""

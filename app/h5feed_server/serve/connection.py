@@ -18,8 +18,9 @@ from h5feed.errors import BadParameter, FeedError, TooLarge
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ..api.identity import UNIX
+from ..api.peer import PEER
 from ..api.problems import problem
-from .direct import PEER, DirectWriter
+from .direct import DirectWriter
 
 HEAD_BYTES = 32 << 10
 """Of a request line and headers together. More is 431."""
@@ -299,7 +300,7 @@ class Connection(HttpToolsProtocol):
 
 
 class _Peer:
-    """See `serve.direct.Peer`."""
+    """See `api.peer.Peer`."""
 
     def __init__(self, connection: Connection, cycle: RequestResponseCycle, keeps_up: bool) -> None:
         self._connection = connection

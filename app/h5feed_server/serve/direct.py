@@ -13,46 +13,13 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
-from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-
-PEER = "h5feed.peer"
-"""Key in the scope's extensions: the `Peer` of this request, from servers that have one."""
 
 PATIENCE_SECONDS = 0.05
 """How long a thread goes on with one block for a peer that takes it slowly."""
 
 _POLL_MS = 50
-
-
-class Peer(Protocol):
-    """Who waits for the answer to one request."""
-
-    def direct(self) -> DirectWriter | None:
-        """A way past the event loop; None where the answer must go through it."""
-
-    def is_gone(self) -> bool:
-        """Whether nobody waits any more."""
-
-    def has_begun(self) -> bool:
-        """Whether anything of the answer was sent."""
-
-    def has_all(self) -> bool:
-        """Whether all of the answer was handed to the system, or waits for it to be taken."""
-
-    def counts_for(self, caller: str) -> bool:
-        """Told whose connection it is; returns whether an answer before was taken, all of it (see `callers`)."""
-
-    def abort(self) -> None:
-        """End the connection, whatever is unsent."""
-
-
-def peer_of(scope: Scope) -> Peer | None:
-    """What the server offers for this request."""
-    peer: Peer | None = scope.get("extensions", {}).get(PEER)
-    return peer
 
 
 class DirectWriter:

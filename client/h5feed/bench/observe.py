@@ -8,8 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import httpx
-
+from ..net.http import httpx
 from ..net.servers import Hooks
 
 _READ_FIRST = 4 << 20

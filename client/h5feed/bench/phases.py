@@ -8,9 +8,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..dataset import DEFAULT_READAHEAD, Dataset
+from ..dataset import Dataset
 from ..errors import BadParameter, FeedError
 from ..plan import Plan
+from ..remote_dataset import DEFAULT_READAHEAD
 from .advice import BETTER
 from .asked import Asked
 from .findings import Findings, Rate

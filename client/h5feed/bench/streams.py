@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 
 from ..batch import Batch
-from ..dataset import BLOCK_BYTES, Dataset
+from ..blocks import blocks_of_passes
+from ..dataset import Dataset
 from ..fetching.readahead import ReadAhead
-from ..loops.passes import blocks_of_passes
 from ..net.pace import Link, Pace
 from ..plan import Plan
+from ..remote_dataset import BLOCK_BYTES
 from .findings import Rate, Training
 
 Tick = Callable[[float, float], None]

@@ -7,8 +7,7 @@ import threading
 from concurrent.futures import Future
 
 from ..batch import Batch
-from ..fetching.readahead import Block, Fetch
-from ..loops.passes import is_drawn
+from ..blocks import Block, Fetch
 from ..plan import Plan
 
 ROWS_ASKED_TOGETHER = 1 << 17
@@ -58,7 +57,7 @@ class RowIds:
     ) -> None:
         if number * together >= plan.batches:
             # Orders that are not drawn are asked for under the same number again, and are still here then.
-            epoch, number = epoch + is_drawn(plan), 0
+            epoch, number = epoch + plan.is_drawn, 0
         with self._lock:
             if _key(plan, epoch, number) in self._chunks:
                 return

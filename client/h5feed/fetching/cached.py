@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..batch import Batch
+from ..blocks import Block, Fetch
 from ..buffers import BufferPool
 from ..cache.folder import Piece, RowCache
 from ..cache.store import FieldStore, Int64s
@@ -17,7 +18,6 @@ from ..errors import TooLarge
 from ..net import trace
 from ..plan import Plan
 from ..wire import ALIGNMENT, OFFSETS, ROWS, WEIGHT, Tensor
-from .readahead import Block, Fetch
 
 Take = Callable[[Int64s, Sequence[str], threading.Event], dict[str, npt.NDArray[Any]]]
 """Fetches those rows of those fields, in the order asked; no two of them are the same."""

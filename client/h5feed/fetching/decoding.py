@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..batch import Batch
+from ..blocks import Block, Fetch
 from ..buffers import BufferPool
 from ..errors import BadParameter, ConnectionFailed, DatasetCorrupt, TooLarge
 from ..frames import MAX_BODY_BYTES
 from ..images import ImageSpec
 from ..wire import OFFSETS
-from .readahead import Block, Fetch
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 

@@ -9,10 +9,11 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from ..blocks import Block, Fetch
 from ..errors import ConnectionFailed
 from ..net.cancellation import Cancellation
 from ..net.pace import Pace
@@ -27,45 +28,6 @@ EXIT_SECONDS = 5.0
 """How long the interpreter's end waits for threads that are at work: they have been told to stop."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Block:
-    """Batches start … stop-1 of one epoch, fetched by one request of about `nbytes` bytes.
-
-    `lap` counts the passes of a stream over several: no more than the next one is read ahead.
-    """
-
-    epoch: int
-    start: int
-    stop: int
-    nbytes: int
-    lap: int = 0
-
-    def cut(self, nbytes: int) -> tuple[Block, Block | None]:
-        """As many of its batches as fit into `nbytes`, at least one, and the rest."""
-        batches = self.stop - self.start
-        each = self.nbytes / batches
-        first = max(1, int(nbytes // max(each, 1)))
-        if first >= batches:
-            return self, None
-        middle = self.start + first
-        return (
-            replace(self, stop=middle, nbytes=round(each * first)),
-            replace(self, start=middle, nbytes=self.nbytes - round(each * first)),
-        )
-
-
-def blocks_of(epoch: int, batches: int, batch_bytes: int, block_bytes: int, start: int = 0) -> Iterator[Block]:
-    """Cut an epoch into blocks of about `block_bytes`: small batches together, big ones alone."""
-    per_block = max(1, block_bytes // max(1, batch_bytes))
-    for first in range(start, batches, per_block):
-        stop = min(first + per_block, batches)
-        yield Block(epoch, first, stop, (stop - first) * batch_bytes)
-
-
-Fetch = Callable[[Block, threading.Event], list[T]]
-"""Fetches the batches of one block; the event is set when nobody wants them any more."""
 
 
 class ReadAhead(Generic[T]):

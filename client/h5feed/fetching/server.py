@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..batch import Batch
+from ..blocks import Block, Fetch
 from ..buffers import BufferPool
 from ..errors import BadAnswer
 from ..frames import Frame
@@ -21,7 +22,6 @@ from ..plan import Plan
 from ..wire import ROWS, WEIGHT, read_body, read_runs
 from .cached import Take
 from .decoding import decoded
-from .readahead import Block, Fetch
 
 
 def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:

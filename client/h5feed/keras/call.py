@@ -19,17 +19,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
 
 from ..errors import FeedError
+from ..loops.meter import Meter
+from ..loops.stream import Stream
 from . import internals
 from .internals import ADVICE, DEALT, Method, UnderWay, epoch_iterator, initial_epoch, is_run, running_method
-
-if TYPE_CHECKING:
-    from .sequence import Sequence
+from .position import Position
 
 _RUNS_KNOWN = 16
 """Runs of one call that are told from each other: the one under way, and some that are only left to die."""
@@ -45,10 +45,33 @@ class Run:
     batches: int
 
 
+class Fed(Protocol):
+    """What a `Call` needs of the sequence that it stands for: see `h5feed.keras.Sequence`."""
+
+    shards: int
+    _lock: threading.RLock
+    _training: Stream
+    _position: Position
+    _meter: Meter
+    _owner: Any
+    _fitting: UnderWay | None
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]: ...
+    def on_epoch_begin(self) -> None: ...
+    def on_epoch_end(self) -> None: ...
+    def _stream_of(self, method: Method | None) -> Stream: ...
+    def _meter_of(self, method: Method) -> Meter: ...
+    def _look(self, index: int, method: Method | None = None) -> tuple[Any, ...]: ...
+    def _evaluated(self, index: int) -> tuple[Any, ...]: ...
+    def _begin_fit(self, initial_epoch: int, steps: int | None, is_dealt: bool) -> None: ...
+    def _next_of_training(self) -> tuple[Any, ...]: ...
+    def _dealt(self, index: int) -> tuple[Any, ...]: ...
+
+
 class Call(keras.utils.PyDataset):  # type: ignore[misc]
     """The batches of a sequence, as one data adapter of Keras asks for them."""
 
-    def __init__(self, sequence: Sequence, adapter: Any) -> None:
+    def __init__(self, sequence: Fed, adapter: Any) -> None:
         super().__init__()
         self._sequence = sequence
         # Who holds this.
@@ -98,10 +121,10 @@ class Call(keras.utils.PyDataset):  # type: ignore[misc]
 
     def _begin_run(self, caller: FrameType) -> Run:
         """Keras begins to run over the batches of training: those of the run before are no longer for that."""
-        course = self._sequence._course
-        if self._is_dealt and course.position:
-            course.end_pass()
-        run = Run(self._sequence._training.batches - course.position)
+        position = self._sequence._position
+        if self._is_dealt and position.batch:
+            position.end_pass()
+        run = Run(self._sequence._training.batches - position.batch)
         self._sequence._owner = run
         self._sequence._meter.begin_run()
         self._runs.pop(id(caller), None)
@@ -132,8 +155,8 @@ class Call(keras.utils.PyDataset):  # type: ignore[misc]
                 self._sequence._meter_of(self._method).end_pass()
             elif method == "fit":
                 self._sequence._fitting = UnderWay(caller)
-            if self._is_dealt and not self._steps and self._sequence._course.position:
-                self._sequence._course.end_pass()
+            if self._is_dealt and not self._steps and self._sequence._position.batch:
+                self._sequence._position.end_pass()
         with _asking(None):
             self._sequence.on_epoch_end()
 
@@ -144,32 +167,31 @@ class Call(keras.utils.PyDataset):  # type: ignore[misc]
     def _begin_epoch(self, method: Method, caller: FrameType) -> None:
         sequence, iterator = self._sequence, epoch_iterator(self._adapter(), caller)
         if self._method is None:
-            self._method, self._steps = method, getattr(iterator, "steps_per_epoch", None)
+            self._method, self._steps = method, internals.steps_per_epoch(iterator)
             is_dealt = not self._asks_for_all()
             if method == "fit":
                 sequence._begin_fit(initial_epoch(caller), self._steps, is_dealt)
             self._is_dealt = is_dealt
             if is_dealt:
                 self._tell_dealt()
-        # Keras on JAX takes a batch ahead, and the first execution is compiled when it has all of its own.
-        first = getattr(iterator, "steps_per_execution", 1) + (keras.backend.backend() == "jax")
+        first = internals.batches_ahead(iterator)
         # With steps_per_epoch a run goes on over several epochs.
-        goes_on = bool(self._steps and getattr(iterator, "_steps_seen", 0))
+        goes_on = bool(self._steps) and internals.is_amid_run(iterator)
         sequence._meter_of(method).begin_pass(first, goes_on=goes_on)
         if method == "fit" and not goes_on:
             sequence._meter.begin_demands()
             if iterator is not None and not self._is_dealt:
                 # Keras is told that a run which begins in the middle of a pass is the rest of it only.
-                iterator._num_batches = sequence._training.batches - sequence._course.position
+                internals.tell_batches(iterator, sequence._training.batches - sequence._position.batch)
 
     def _asks_for_all(self) -> bool:
         """Whether the adapter asks for every batch of an epoch; with several data shards it leaves some to others."""
-        try_run = getattr(self._adapter(), "get_numpy_iterator", None)
-        if try_run is None:
+        run = internals.trial_run(self._adapter())
+        if run is None:
             return True
         state, self._trial = random.getstate(), []
         try:
-            for _ in try_run():
+            for _ in run:
                 pass
             return sorted(self._trial) == list(range(_TRIAL_BATCHES))
         finally:
@@ -192,7 +214,7 @@ class _Ticket:
         self._call, self.index, self._caller = call, index, caller
         self._given: tuple[Any, ...] | None = None
 
-    def is_for(self, sequence: Sequence, index: int) -> bool:
+    def is_for(self, sequence: Fed, index: int) -> bool:
         return self._call._sequence is sequence and self.index == index
 
     def take(self) -> tuple[Any, ...]:

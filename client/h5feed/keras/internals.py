@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
+from collections.abc import Iterator
 from types import CodeType, FrameType
 from typing import Any, Literal, cast
 
@@ -98,6 +99,33 @@ def epoch_iterator(adapter: Any, frame: FrameType | None) -> Any:
     return None
 
 
+def steps_per_epoch(iterator: Any) -> int | None:
+    """Where an epoch is so many steps and not all batches."""
+    return getattr(iterator, "steps_per_epoch", None)
+
+
+def batches_ahead(iterator: Any) -> int:
+    """Batches that Keras takes before it waits for the first step: those of one execution, and on JAX one more."""
+    # The first execution is compiled when it has all of its own.
+    return int(getattr(iterator, "steps_per_execution", 1)) + int(keras.backend.backend() == "jax")
+
+
+def is_amid_run(iterator: Any) -> bool:
+    """Whether the last epoch ended, by its steps, before the run over the batches did."""
+    return bool(getattr(iterator, "_steps_seen", 0))
+
+
+def tell_batches(iterator: Any, batches: int) -> None:
+    """Tell an ``EpochIterator`` that the run which begins has so many batches."""
+    iterator._num_batches = batches
+
+
+def trial_run(adapter: Any) -> Iterator[Any] | None:
+    """A run over the batches as `adapter` asks for them, to be looked at; None where it cannot be had."""
+    run = getattr(adapter, "get_numpy_iterator", None)
+    return None if run is None else iter(run())
+
+
 class _Rehearsal(keras.utils.PyDataset):  # type: ignore[misc]
     """Three batches of which a run is told to take two; keeps what it is asked, in order."""
 
@@ -130,7 +158,7 @@ class _Rehearsal(keras.utils.PyDataset):  # type: ignore[misc]
         names = vars(iterator) if iterator is not None else {}
         can_try = hasattr(self._adapter, "get_numpy_iterator")
         if can_try and names.get("_num_batches") == 3 and "_steps_seen" in names:
-            iterator._num_batches = 2
+            tell_batches(iterator, 2)
             self.told.append("an epoch")
 
     def on_epoch_end(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,7 @@ from ..errors import BadParameter
 from ..plan import Plan
 from ..prepare import Preparation
 from ..prepare.labels import Labels
-
-if TYPE_CHECKING:
-    from ..dataset import Dataset
+from ..remote_dataset import RemoteDataset
 
 _ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
@@ -26,7 +24,7 @@ class OrderedRows:
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : RemoteDataset
     split : str
     options : mapping
         Options of `Dataset.batches`.
@@ -38,7 +36,7 @@ class OrderedRows:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: RemoteDataset,
         split: str,
         options: Mapping[str, Any],
         split_options: Mapping[str, Any],

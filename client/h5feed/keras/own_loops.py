@@ -10,27 +10,25 @@ import threading
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .position import Course
-
-if TYPE_CHECKING:
-    from ..loops.meter import Meter
-    from ..loops.stream import Stream
-    from .call import Run
-    from .internals import UnderWay
+from ..loops.meter import Meter
+from ..loops.stream import Stream
+from .call import Run
+from .internals import UnderWay
+from .position import Position
 
 
 @dataclass(eq=False)
 class OwnLoop:
-    """A loop of the user's own over one pass: its next batch, and the course as it was before.
+    """A loop of the user's own over one pass: its next batch, and the position as it was before.
 
     One that is left early has never been: training then goes on as from before.
     """
 
     epoch: int
     position: int
-    before: Course | None = None
+    before: Position | None = None
 
 
 class OwnLoops:
@@ -38,7 +36,7 @@ class OwnLoops:
 
     _training: Stream
     _lock: threading.RLock
-    _course: Course
+    _position: Position
     _meter: Meter
     _owner: Run | OwnLoop | None
     _endless: OwnLoop | None
@@ -68,7 +66,7 @@ class OwnLoops:
         with self._lock:
             loop = self._endless
             goes_on = loop is not None and (loop is self._owner or (loop.before is None and self._is_fitting()))
-            if loop is None or not goes_on or loop.epoch != self._course.epoch or loop.position == batches:
+            if loop is None or not goes_on or loop.epoch != self._position.epoch or loop.position == batches:
                 loop = self._endless = self._begin_own_loop()
         return self._next_of(loop)
 
@@ -80,12 +78,12 @@ class OwnLoops:
     def _begin_own_loop(self) -> OwnLoop:
         with self._lock:
             if self._is_fitting():
-                return OwnLoop(self._course.epoch, 0)
+                return OwnLoop(self._position.epoch, 0)
             self._leave_own_loop()
             self._is_dealt = False
-            before = copy(self._course)
-            self._course.begin_loop()
-            loop = self._owner = OwnLoop(self._course.epoch, self._course.position, before)
+            before = copy(self._position)
+            self._position.begin_loop()
+            loop = self._owner = OwnLoop(self._position.epoch, self._position.batch, before)
             # A fit that was interrupted has not said that nobody takes batches ahead any more.
             self._meter.run_ahead(False)
             self._meter.begin_pass()
@@ -93,7 +91,7 @@ class OwnLoops:
 
     def _leave_own_loop(self) -> None:
         if isinstance(self._owner, OwnLoop) and self._owner.before is not None:
-            self._course = self._owner.before
+            self._position = self._owner.before
         self._owner, self._has_just_ended = None, False
 
     def _next_of(self, loop: OwnLoop) -> tuple[Any, ...]:

@@ -21,7 +21,6 @@ import numpy.typing as npt
 
 from ..batch import Batch
 from ..cache import RowCache
-from ..dataset import DEFAULT_READAHEAD, Dataset
 from ..errors import BadParameter, FeedError
 from ..forks import tell_after_fork
 from ..loops.looks import Looks
@@ -31,20 +30,16 @@ from ..loops.sharding import shard_of
 from ..loops.stream import Stream
 from ..loops.wait_stats import LoopStats
 from ..net.trace import clock
-from ..plan import EpochOptions, split_options
-from ..prepare.labels import ClassMode
-from ..prepare.preparation import FieldNames, Preparation
-from ..prepare.scale import Number
+from ..options import ClassMode, EpochOptions, FieldNames, Statistic, split_options
+from ..prepare.preparation import Preparation
+from ..remote_dataset import DEFAULT_READAHEAD, RemoteDataset
 from ..suggestions import check_options
 from . import internals
 from .call import ASKED, Call, Run
 from .internals import Method, UnderWay, holder_of, is_of_keras, running_method
 from .ordered_rows import OrderedRows
 from .own_loops import OwnLoop, OwnLoops
-from .position import Course
-from .state_backup import StateBackup
-
-__all__ = ["Sequence", "StateBackup"]
+from .position import Position
 
 _ONLY_TRAINING = ("shuffle", "window", "balance", "weights", "epoch_rows")
 """Options of the training order that evaluating and predicting do without: they take each row once, ascending."""
@@ -71,7 +66,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : RemoteDataset
     split : str
         ``"all"``, ``"train"``, ``"val"`` or ``"test"``.
     batch_size : int
@@ -127,7 +122,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: RemoteDataset,
         split: str = "all",
         *,
         batch_size: int = 32,
@@ -139,8 +134,8 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         sample_weight: str | None = None,
         class_mode: ClassMode | None = "auto",
         rescale: float | Mapping[str, float] | None = None,
-        mean: Number | Mapping[str, Number] | None = None,
-        std: Number | Mapping[str, Number] | None = None,
+        mean: Statistic | Mapping[str, Statistic] | None = None,
+        std: Statistic | Mapping[str, Statistic] | None = None,
         transform: Any = None,
         connections: int | None = None,
         readahead: int | None = None,
@@ -200,7 +195,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         self._looks = Looks(dataset, plan, {**fetching, **few})
         self._rows = OrderedRows(dataset, split, in_order, of_split, self._prepare)
         self._lock = threading.RLock()
-        self._course = Course(epoch, plan.batches)
+        self._position = Position(epoch, plan.batches)
         self._begin_anew()
         self._meter, self._ordered_meter = Meter(), Meter()
         tell_after_fork(self)
@@ -223,7 +218,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         with self._lock:
             kept = {name: value for name, value in self.__dict__.items() if name not in _OF_THIS_PROCESS}
             streams = {"_training": copy(self._training), "_ordered": copy(self._ordered)}
-            return {**kept, **streams, "_course": self._course.copy()}
+            return {**kept, **streams, "_position": self._position.copy()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -240,7 +235,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         with self._lock:
-            where = f"at batch {self._course.position} of pass {self._course.epoch}"
+            where = f"at batch {self._position.batch} of pass {self._position.epoch}"
         return f"<Sequence of {described(self._dataset, self._training.plan)}; {where}>"
 
     @keras.utils.PyDataset.workers.getter  # type: ignore[untyped-decorator]
@@ -290,7 +285,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
     @property
     def epoch(self) -> int:
         with self._lock:
-            return self._course.epoch
+            return self._position.epoch
 
     @property
     def row_ids(self) -> npt.NDArray[np.int64]:
@@ -356,16 +351,16 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         """
         with self._lock:
             self._check_told()
-            return state_of(self._dataset, self._training.plan, self._course.epoch, self._course.position)
+            return state_of(self._dataset, self._training.plan, self._position.epoch, self._position.batch)
 
     def state_after(self, batches: int) -> dict[str, Any]:
         """The state after so many batches of the ``fit`` that is under way have been trained on."""
         with self._lock:
             self._check_told()
-            return state_of(self._dataset, self._training.plan, *self._course.after(batches))
+            return state_of(self._dataset, self._training.plan, *self._position.after(batches))
 
     def _check_told(self) -> None:
-        if self._is_dealt and self._course.position:
+        if self._is_dealt and self._position.batch:
             raise FeedError(
                 f"{internals.DEALT}, and not where a pass is: it has no state before it ends. {internals.ADVICE}"
             )
@@ -386,7 +381,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
 
     def _go_to(self, epoch: int, position: int) -> None:
         with self._lock:
-            self._course.go_to(epoch, position)
+            self._position.go_to(epoch, position)
             # Runs and loops that are under way would go on somewhere else.
             self._owner, self._has_just_ended = None, False
 
@@ -418,7 +413,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         if not -stream.batches <= wanted < stream.batches:
             raise IndexError(f"batch {index} does not exist: valid are {-stream.batches} … {stream.batches - 1}")
         wanted %= stream.batches
-        epoch = self._course.epoch
+        epoch = self._position.epoch
         return self._seen(epoch, wanted) if stream is self._training else self._arrays(stream.look(0, wanted), 0)
 
     def _seen(self, epoch: int, position: int) -> tuple[Any, ...]:
@@ -441,7 +436,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
             has_ended = self._has_just_ended
             self._leave_own_loop()
             if not has_ended:
-                self._course.end_pass()
+                self._position.end_pass()
 
     def _check_trained(self, caller: FrameType) -> bool:
         """Whether it is Keras that calls; training is refused where its adapter has not taken what it was given."""
@@ -452,25 +447,25 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
 
     def _begin_fit(self, initial_epoch: int, steps: int | None, is_dealt: bool) -> None:
         self._leave_own_loop()
-        self._course.begin_fit(initial_epoch, steps)
+        self._position.begin_fit(initial_epoch, steps)
         self._is_dealt = is_dealt
-        if is_dealt and self._course.position:
+        if is_dealt and self._position.batch:
             raise FeedError(
-                f"{internals.DEALT}: none can be taken up at batch {self._course.position}. {internals.ADVICE}"
+                f"{internals.DEALT}: none can be taken up at batch {self._position.batch}. {internals.ADVICE}"
             )
 
     def _next_of_training(self) -> tuple[Any, ...]:
-        arrays = self._metered(self._meter, self._training, self._course.epoch, self._course.position)
-        self._course.advance()
+        arrays = self._metered(self._meter, self._training, self._position.epoch, self._position.batch)
+        self._position.advance()
         return arrays
 
     def _dealt(self, index: int) -> tuple[Any, ...]:
         """Batch `index` of the pass under way, of which other data shards are given the others."""
-        asked, epoch = clock(), self._course.epoch
+        asked, epoch = clock(), self._position.epoch
         batch, came = self._looks.batch(epoch, index), clock()
         arrays = self._arrays(batch, epoch)
         self._meter.step(asked, came, None, len(batch.rows))
-        self._course.position += 1
+        self._position.batch += 1
         return arrays
 
     def _evaluated(self, index: int) -> tuple[Any, ...]:

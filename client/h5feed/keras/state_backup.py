@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import keras
 
 from ..errors import BadParameter
-
-if TYPE_CHECKING:
-    from .sequence import Sequence
+from .sequence import Sequence
 
 
 class StateBackup(keras.callbacks.Callback):  # type: ignore[misc]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 
 from ..loops.wait_stats import LoopStats
-
-if TYPE_CHECKING:
-    from .sequence import Sequence
+from .sequence import Sequence
 
 _LOGGED = ("waited", "waiting", "transfer", "decode")
 

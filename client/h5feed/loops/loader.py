@@ -6,23 +6,21 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..cache import RowCache
 from ..errors import BadParameter, BatchOutOfRange
 from ..forks import tell_after_fork
 from ..net.trace import clock
-from ..plan import OrderOptions, PreparationOptions, split_options
+from ..options import OrderOptions, PreparationOptions, split_options
 from ..prepare import Preparation
+from ..remote_dataset import RemoteDataset
 from ..suggestions import check_options
 from .meter import Meter
 from .passes import described, position_in, state_of
 from .sharding import shard_of
 from .stream import Stream
 from .wait_stats import LoopStats
-
-if TYPE_CHECKING:
-    from ..dataset import Dataset
 
 
 class Loader:
@@ -38,7 +36,7 @@ class Loader:
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : RemoteDataset
     split : str
     batch_size : int
     shuffle : bool
@@ -67,7 +65,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: RemoteDataset,
         split: str = "all",
         *,
         batch_size: int = 32,
@@ -244,7 +242,7 @@ def divided(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def preparation_of(
-    dataset: Dataset, split: str, order: Mapping[str, Any], preparing: Mapping[str, Any], seed: int
+    dataset: RemoteDataset, split: str, order: Mapping[str, Any], preparing: Mapping[str, Any], seed: int
 ) -> Preparation:
     """What makes arrays of the batches of an order."""
     shard = order.get("shard") or 0

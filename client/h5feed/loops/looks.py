@@ -5,14 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..batch import Batch
 from ..plan import Plan
+from ..remote_dataset import RemoteDataset
 from .stream import Stream
-
-if TYPE_CHECKING:
-    from ..dataset import Dataset
 
 
 class Looks:
@@ -23,13 +21,13 @@ class Looks:
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : RemoteDataset
     plan : Plan
     fetching : mapping
         Options of `Dataset.read_passes`.
     """
 
-    def __init__(self, dataset: Dataset, plan: Plan, fetching: Mapping[str, Any]) -> None:
+    def __init__(self, dataset: RemoteDataset, plan: Plan, fetching: Mapping[str, Any]) -> None:
         self._stream = Stream(dataset, plan, fetching)
         self._last: tuple[int, int] | None = None
         self._lock = threading.Lock()

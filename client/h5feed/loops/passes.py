@@ -1,18 +1,13 @@
-"""Passes over an order: what is fetched for them, and where one is left to be taken up again."""
+"""Passes over an order, for people to read, and the state from which one goes on."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from ..errors import BadParameter, RevisionChanged
-from ..fetching.readahead import Block, blocks_of
 from ..plan import Plan
-
-if TYPE_CHECKING:
-    from ..dataset import Dataset
+from ..remote_dataset import RemoteDataset
 
 STATE_VERSION = 1
 
@@ -20,32 +15,16 @@ _NOT_ORDER = ("revision", "epoch", "fields", "encoded", "batch_size", "shard", "
 """Parameters that may differ between who left a pass and who takes it up; the rows of a step may not."""
 
 
-def is_drawn(plan: Plan) -> bool:
-    """Whether each epoch of the plan's order has an order of its own."""
-    params = plan.params
-    return "true" in (params.get("shuffle"), params.get("balance")) or "weights" in params
-
-
-def described(dataset: Dataset, plan: Plan) -> str:
+def described(dataset: RemoteDataset, plan: Plan) -> str:
     """A plan for people to read: which rows, in how many batches."""
-    drawn = ", a new order each pass" if is_drawn(plan) else ""
+    drawn = ", a new order each pass" if plan.is_drawn else ""
     shards = int(plan.params.get("shards", 1))
     shared = f", shard {plan.params.get('shard', 0)} of {shards}" if shards > 1 else ""
     batches = f"{plan.batches:,} batches of {plan.batch_size}{shared}{drawn}"
     return f"{plan.params['split']!r} of {dataset.name!r}: {plan.rows:,} rows, {batches}"
 
 
-def blocks_of_passes(plan: Plan, epoch: int, start: int, block_bytes: int) -> Iterator[Block]:
-    """Blocks of pass `epoch` from batch `start` on, and of all that follow: the next one is read ahead too."""
-    for number in itertools.count():
-        first = start if number == 0 else 0
-        # Passes that are all alike have one number, so that what was read ahead for the next is right whatever it is.
-        later = epoch + number if is_drawn(plan) else 0
-        for block in blocks_of(later, plan.batches, plan.batch_bytes, block_bytes, first):
-            yield replace(block, lap=number)
-
-
-def state_of(dataset: Dataset, plan: Plan, epoch: int, delivered: int) -> dict[str, Any]:
+def state_of(dataset: RemoteDataset, plan: Plan, epoch: int, delivered: int) -> dict[str, Any]:
     """Where a pass is left, as plain values that JSON can hold.
 
     Parameters
@@ -68,7 +47,7 @@ def state_of(dataset: Dataset, plan: Plan, epoch: int, delivered: int) -> dict[s
     }
 
 
-def position_in(state: Mapping[str, Any], dataset: Dataset, plan: Plan) -> tuple[int, int]:
+def position_in(state: Mapping[str, Any], dataset: RemoteDataset, plan: Plan) -> tuple[int, int]:
     """Number of the pass, and of its first batch that was not delivered.
 
     Shards may be more or fewer than they were, if a step has as many rows as before: then they share the rest of the

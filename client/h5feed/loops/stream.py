@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..batch import Batch
 from ..errors import BatchOutOfRange
 from ..fetching.readahead import ReadAhead
 from ..net.trace import Trace
 from ..plan import Plan
-from .passes import is_drawn
-
-if TYPE_CHECKING:
-    from ..dataset import Dataset
+from ..remote_dataset import RemoteDataset
 
 
 class Stream:
@@ -21,13 +18,13 @@ class Stream:
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : RemoteDataset
     plan : Plan
     fetching : mapping
         Options of `Dataset.read_passes`.
     """
 
-    def __init__(self, dataset: Dataset, plan: Plan, fetching: Mapping[str, Any]) -> None:
+    def __init__(self, dataset: RemoteDataset, plan: Plan, fetching: Mapping[str, Any]) -> None:
         self._dataset, self.plan, self._fetching = dataset, plan, dict(fetching)
         self._reading: ReadAhead[Batch] | None = None
         self._at: tuple[int, int] | None = None
@@ -49,7 +46,7 @@ class Stream:
 
     def batch(self, epoch: int, position: int) -> Batch:
         """Batch `position` of pass `epoch`; at once where it follows the one that was asked for before."""
-        drawn = is_drawn(self.plan)
+        drawn = self.plan.is_drawn
         wanted = self._wanted(epoch, position)
         if self._reading is None or self._at != wanted:
             self.close()
@@ -67,7 +64,7 @@ class Stream:
 
     def _wanted(self, epoch: int, position: int) -> tuple[int, int]:
         # Passes that are all alike have one number: what was read ahead for the next is right whatever it is.
-        return (epoch if is_drawn(self.plan) else 0), position
+        return (epoch if self.plan.is_drawn else 0), position
 
     def look(self, epoch: int, position: int) -> Batch:
         """The same batch past the read-ahead, which is left as it is.

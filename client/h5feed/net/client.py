@@ -19,17 +19,17 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
-import httpx
 import numpy as np
 import numpy.typing as npt
 
-from .. import __version__
 from ..buffers import BufferPool
 from ..errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, RevisionChanged, Transient, from_problem
 from ..forks import tell_after_fork
 from ..schema import read_json
+from ..version import __version__
 from ..wire import MEDIA_TYPE
 from .cancellation import Cancellation
+from .http import httpx
 from .jobs import InProgress
 from .pace import Link
 from .servers import LOOK_SECONDS, Hooks, Server, Servers, jitter

@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import httpx
-
 from ..buffers import BufferPool
 from ..errors import BadParameter
 from .cancellation import Cancellation
+from .http import auth_of, httpx, timeout_of
 from .transport import (
     BODY,
     CANCELLED,
@@ -88,8 +87,8 @@ class Server:
         self._http = httpx.Client(
             base_url=base_url,
             transport=self._transport,
-            timeout=timeout,
-            auth=auth,
+            timeout=timeout_of(timeout),
+            auth=auth_of(auth),
             event_hooks=dict(event_hooks or {}),
             headers=headers,
         )

@@ -23,12 +23,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import numpy as np
 import numpy.typing as npt
 
 from ..buffers import BufferPool
 from .cancellation import Cancellation
+from .http import httpx
 from .trace import TRANSFER, enter
 
 POOL = "h5feed.pool"

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from ..batch import Batch
 from ..errors import BadParameter
-
-if TYPE_CHECKING:
-    from ..dataset import Dataset
-
-ClassMode = Literal["auto", "int", "sparse", "categorical", "binary", "input", "raw"]
+from ..options import ClassMode
+from ..remote_dataset import RemoteDataset
 
 CLASS_MODES = get_args(ClassMode)
 
@@ -32,7 +29,7 @@ class Labels:
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : RemoteDataset
     name : str
         The field.
     class_mode : str
@@ -47,7 +44,7 @@ class Labels:
     numbers with one value a row as they come.
     """
 
-    def __init__(self, dataset: Dataset, name: str, class_mode: ClassMode) -> None:
+    def __init__(self, dataset: RemoteDataset, name: str, class_mode: ClassMode) -> None:
         field = dataset.fields[name]
         self.name = name
         self._dataset = dataset
@@ -176,7 +173,7 @@ _SHOWN = 8
 """Fields that are proposed as labels."""
 
 
-def no_label(dataset: Dataset, inputs: Sequence[str]) -> str:
+def no_label(dataset: RemoteDataset, inputs: Sequence[str]) -> str:
     """What to say where no field is the label: that there are no targets, and how to name some."""
     fields = [field for field in dataset.fields.values() if field.readable and not field.ragged]
     others = [field.name for field in fields if field.role not in ("input", "weight")]
@@ -190,7 +187,7 @@ def no_label(dataset: Dataset, inputs: Sequence[str]) -> str:
     return f"{why}, so that batches are inputs alone: {how}{lasting}. y=[] says that none is wanted"
 
 
-def unserved(dataset: Dataset, role: str) -> str:
+def unserved(dataset: RemoteDataset, role: str) -> str:
     """Which fields of a role there are that cannot be served, and why; empty where there are none."""
     found = [field for field in dataset.fields.values() if field.role == role and not field.readable]
     shown = "; ".join(f"{field.name!r}: {field.reason}" for field in found[:_SHOWN])

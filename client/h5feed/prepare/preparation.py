@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Names
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +16,12 @@ import numpy.typing as npt
 from ..batch import Batch
 from ..buffers import BufferPool
 from ..errors import BadParameter, UnsupportedField
+from ..options import ClassMode, FieldNames, Statistic
+from ..remote_dataset import RemoteDataset
 from ..suggestions import no_field
-from .labels import CLASS_MODES, ClassMode, Labels, no_label, unserved
-from .scale import Number, scale_of
+from .labels import CLASS_MODES, Labels, no_label, unserved
+from .scale import scale_of
 from .transform import adapted, generator_of
-
-if TYPE_CHECKING:
-    from ..dataset import Dataset
-
-FieldNames = str | Names[str] | Mapping[str, str]
 
 POOL_BYTES = 256 << 20
 """Bytes: bound on the recycled buffers that scaled inputs lie in; beyond it they get memory of their own."""
@@ -35,7 +32,7 @@ class Preparation:
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : RemoteDataset
     split : str
         Statistics that are asked of the server are those of the training rows; only ``"all"`` has its own.
     x, y : str, list, tuple or dict of str, optional
@@ -99,7 +96,7 @@ class Preparation:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: RemoteDataset,
         split: str = "all",
         *,
         x: FieldNames | None = None,
@@ -107,8 +104,8 @@ class Preparation:
         sample_weight: str | None = None,
         class_mode: ClassMode | None = "auto",
         rescale: float | Mapping[str, float] | None = None,
-        mean: Number | Mapping[str, Number] | None = None,
-        std: Number | Mapping[str, Number] | None = None,
+        mean: Statistic | Mapping[str, Statistic] | None = None,
+        std: Statistic | Mapping[str, Statistic] | None = None,
         transform: Any = None,
         seed: int = 0,
         shard: int = 0,
@@ -154,7 +151,7 @@ class Preparation:
         batch : Batch
             With the `fields`.
         epoch : int, optional
-            Number of the pass, for the augmentation; default: the batch's own, which is 0 in every unshuffled pass.
+            Statistic of the pass, for the augmentation; default: the batch's own, which is 0 in every unshuffled pass.
         """
         x = self._x.arranged({name: self._input(batch, name) for name in self._x.names})
         y = self._y.arranged({name: self._target(batch, labels) for name, labels in self._labels.items()})
@@ -204,7 +201,7 @@ class Preparation:
 class _Fields:
     """Some fields, and how their arrays are handed to a model."""
 
-    def __init__(self, dataset: Dataset, role: str, chosen: FieldNames | None, others: Names[str]) -> None:
+    def __init__(self, dataset: RemoteDataset, role: str, chosen: FieldNames | None, others: Names[str]) -> None:
         if chosen is None:
             known = dataset.fields_of_role(role) or _only_text(dataset, role)
             chosen = [name for name in known if name not in others]
@@ -230,7 +227,7 @@ def _names(chosen: FieldNames | None) -> list[str]:
     return [chosen] if isinstance(chosen, str) else list(chosen)
 
 
-def _only_text(dataset: Dataset, role: str) -> list[str]:
+def _only_text(dataset: RemoteDataset, role: str) -> list[str]:
     """A label that is text serves where no numbers do; an input that is text needs a model of its own."""
     found = [
         f.name for f in dataset.fields.values() if f.role == role == "label" and f.readable and f.dtype == "string"
@@ -238,7 +235,7 @@ def _only_text(dataset: Dataset, role: str) -> list[str]:
     return found[:1]
 
 
-def _check_known(dataset: Dataset, names: list[str]) -> None:
+def _check_known(dataset: RemoteDataset, names: list[str]) -> None:
     for name in names:
         if name not in dataset.fields:
             raise no_field(name, dataset.fields, f"{dataset.name!r} has no field")

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadParameter, SplitNotFound
-
-if TYPE_CHECKING:
-    from ..dataset import Dataset
-
-Number = float | npt.ArrayLike | Literal["server"]
+from ..options import Statistic
+from ..remote_dataset import RemoteDataset
 
 _DOUBLE = ("float64", "int32", "uint32", "int64", "uint64")
 """dtypes that float32 cannot hold: they are scaled as float64 before they become float32."""
@@ -38,12 +35,12 @@ class Scale:
 
 
 def scale_of(
-    dataset: Dataset,
+    dataset: RemoteDataset,
     name: str,
     split: str,
     rescale: float | Mapping[str, float] | None,
-    mean: Number | Mapping[str, Number] | None,
-    std: Number | Mapping[str, Number] | None,
+    mean: Statistic | Mapping[str, Statistic] | None,
+    std: Statistic | Mapping[str, Statistic] | None,
     split_options: Mapping[str, Any],
 ) -> Scale | None:
     """The scale of one field, as `h5feed.prepare.Preparation` describes it; None where nothing is to be done.
@@ -79,7 +76,7 @@ def scale_of(
     return Scale(factor / spread, -shift / spread)
 
 
-def _statistics(dataset: Dataset, name: str, split: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+def _statistics(dataset: RemoteDataset, name: str, split: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     # Validation and test rows are normalised as training rows are: their own would be another scale, and a leak.
     found: Mapping[str, Any]
     try:

@@ -1,0 +1,62 @@
+"""Blocks of batches: what one request asks for."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from .plan import Plan
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Batches start … stop-1 of one epoch, fetched by one request of about `nbytes` bytes.
+
+    `lap` counts the passes of a stream over several: no more than the next one is read ahead.
+    """
+
+    epoch: int
+    start: int
+    stop: int
+    nbytes: int
+    lap: int = 0
+
+    def cut(self, nbytes: int) -> tuple[Block, Block | None]:
+        """As many of its batches as fit into `nbytes`, at least one, and the rest."""
+        batches = self.stop - self.start
+        each = self.nbytes / batches
+        first = max(1, int(nbytes // max(each, 1)))
+        if first >= batches:
+            return self, None
+        middle = self.start + first
+        return (
+            replace(self, stop=middle, nbytes=round(each * first)),
+            replace(self, start=middle, nbytes=self.nbytes - round(each * first)),
+        )
+
+
+def blocks_of(epoch: int, batches: int, batch_bytes: int, block_bytes: int, start: int = 0) -> Iterator[Block]:
+    """Cut an epoch into blocks of about `block_bytes`: small batches together, big ones alone."""
+    per_block = max(1, block_bytes // max(1, batch_bytes))
+    for first in range(start, batches, per_block):
+        stop = min(first + per_block, batches)
+        yield Block(epoch, first, stop, (stop - first) * batch_bytes)
+
+
+Fetch = Callable[[Block, threading.Event], list[T]]
+"""Fetches the batches of one block; the event is set when nobody wants them any more."""
+
+
+def blocks_of_passes(plan: Plan, epoch: int, start: int, block_bytes: int) -> Iterator[Block]:
+    """Blocks of pass `epoch` from batch `start` on, and of all that follow: the next one is read ahead too."""
+    for number in itertools.count():
+        first = start if number == 0 else 0
+        # Passes that are all alike have one number, so that what was read ahead for the next is right whatever it is.
+        later = epoch + number if plan.is_drawn else 0
+        for block in blocks_of(later, plan.batches, plan.batch_bytes, block_bytes, first):
+            yield replace(block, lap=number)
