@@ -21,8 +21,8 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-import uvicorn
 from conftest import ServerProcess, suspend, wait_until
+from fastapi import FastAPI
 from h5feed.errors import ConnectionFailed, RevisionChanged
 from h5feed_server.serve.supervisor import STILL_SECONDS
 from h5feed_server.serve.worker import CONNECTION, _Worker
@@ -74,9 +74,9 @@ def test_connections_that_wait_are_taken_together(tmp_path: Path) -> None:
 
     async def taken(channel: socket.socket) -> int:
         settings = Settings.model_validate({"data_dir": tmp_path, "cache_dir": tmp_path})
-        worker = _Worker(uvicorn.Config("none"), channel, settings)
+        worker = _Worker(FastAPI(), channel, settings)
         worker._receive()
-        tasks = list(worker.server_state.tasks)
+        tasks = list(worker.host.tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""A connection: what uvicorn makes of it, with bounds on what a peer may send and on how long it may take.
+"""A connection, with bounds on what a peer may send and on how long it may take.
 
 Nothing of this depends on who the peer is: it holds before any token is looked at. The worker calls `Connection.look`
 every half second; there is no timer per request.
@@ -12,15 +12,13 @@ import os
 import socket
 from typing import Any, Protocol
 
-import httptools
-import uvicorn
 from h5feed.errors import BadParameter, FeedError, TooLarge
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ..api.identity import UNIX
 from ..api.peer import PEER
 from ..api.problems import problem
 from .direct import DirectWriter
+from .http1 import Exchange, Host, Http1, status_line
 
 HEAD_BYTES = 32 << 10
 """Of a request line and headers together. More is 431."""
@@ -53,9 +51,7 @@ _TOO_LONG: _Refusal = TooLarge(f"the headers of the request are longer than {HEA
 class Owner(Protocol):
     """The worker that a connection belongs to."""
 
-    config: uvicorn.Config
-    server_state: Any
-    lifespan: Any
+    host: Host
     patience: float
     """Seconds that the body of a request may take to come."""
     min_rate: int
@@ -77,13 +73,12 @@ class _Refused(Exception):
     """Raised inside the parser; it ends what is being parsed."""
 
 
-class Connection(HttpToolsProtocol):
+class Connection(Http1):
     """A connection that says when it is gone, and whose socket a thread may write an answer to."""
 
     def __init__(self, owner: Owner) -> None:
-        super().__init__(config=owner.config, server_state=owner.server_state, app_state=owner.lifespan.state)
+        super().__init__(owner.host)
         self._owner = owner
-        self._running: RequestResponseCycle | None = None
         self.caller = ""
         """Whom it counts for: the peer's address, until a request says more."""
         self.number = next(_NUMBERS)
@@ -105,37 +100,25 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.caller = self.client[0] if self.client else UNIX
-        self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._unset_keepalive_if_required()
-        # All of them, not only the one that was received last.
-        for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):
-            if cycle is not None and not cycle.response_complete:
-                cycle.disconnected = True
         self._owner.say_closed()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
         self._is_first_piece = False
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # To nothing that is spoken here: the request is answered, and what follows is in no language.
-            self.cycle.keep_alive = False
-            self._refused = True
-        except httptools.HttpParserError:
-            self.send_400_response("")
+        super().data_received(data)
+        if self._refused:
             return
-        cycle = self.cycle
-        if self._in_head or (cycle is not None and cycle.more_body):
+        latest = self.latest
+        if self._in_head or (latest is not None and latest.more_body):
             self._progress += len(data)
             self._bound(len(data))
-        if self._in_head or (cycle is not None and not cycle.response_complete):
+        if self._in_head or (latest is not None and not latest.complete):
             # There are other deadlines now. What begins no request, such as empty lines, is nothing.
-            self._unset_keepalive_if_required()
+            self.stop_awaiting()
 
     def _bound(self, nbytes: int) -> None:
         """End what goes on and on: a head, trailers, the frames of chunks, a body that nobody wants any more."""
@@ -144,7 +127,7 @@ class Connection(HttpToolsProtocol):
             self._received = self._body_received = 0
             return
         self._received += nbytes
-        if self._in_head or not self.cycle.response_complete:
+        if self._in_head or (self.latest is not None and not self.latest.complete):
             if self._received > HEAD_BYTES + 2 * self._body_received:
                 self._refuse(*_TOO_LONG)
         elif self._received > _DISCARDED_BYTES:
@@ -160,45 +143,42 @@ class Connection(HttpToolsProtocol):
         if nbytes > HEAD_BYTES:
             self._refusal = _TOO_LONG
             raise _Refused
-        if len(self.pipeline) >= _MAX_PIPELINED:
+        if len(self.waiting) >= _MAX_PIPELINED:
             raise _Refused
         self._in_head = False
         self._request_since = self._head_since
-        keeps_up = self.has_asked() and self.is_idle()
         super().on_headers_complete()
-        # Bound to this request: when its turn comes, others may have been received behind it.
-        cycle = self.cycle
-        offers: Any = {PEER: _Peer(self, cycle, keeps_up)}
-        cycle.scope["extensions"] = offers
 
     def on_body(self, body: bytes) -> None:
         self._body_received += len(body)
         super().on_body(body)
 
-    def _should_upgrade(self) -> bool:
-        return False
+    def offer(self, exchange: Exchange) -> None:
+        # Bound to this request: when its turn comes, others may have been received behind it.
+        exchange.scope["extensions"] = {PEER: _Peer(self, exchange, self.has_asked() and self.is_idle())}
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._running = cycle
-        super()._start_asgi_task(cycle, app)
+    def upgrade_wanted(self) -> None:
+        # To nothing that is spoken here: the request is answered, and what follows is in no language.
+        if self.latest is not None:
+            self.latest.keep_alive = False
+        self._refused = True
+
+    def no_request(self) -> None:
+        self._refuse(*self._refusal)
 
     # Who is refused, or given up
 
-    def send_400_response(self, msg: str) -> None:
-        """Called when what came is no request."""
-        self._refuse(*self._refusal)
-
     def _refuse(self, error: FeedError, status: int) -> None:
-        running = self._running
-        if running is not None and not running.response_complete:
+        running = self.running
+        if running is not None and not running.complete:
             # An answer is under way, and maybe a thread is writing it: nothing may come in between.
             running.disconnected = True
             self.abort()
             return
         answer = problem(error, status=status)
-        headers = [*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close")]
+        headers = [*self.host.default_headers(), *answer.raw_headers, (b"connection", b"close")]
         lines = [b"%b: %b\r\n" % header for header in headers]
-        self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", bytes(answer.body)]))
+        self.transport.write(b"".join([status_line(status), *lines, b"\r\n", bytes(answer.body)]))
         self._refused = True
         # To close with bytes unread would reset the connection, and the peer might never see the answer.
         if self.transport.can_write_eof():
@@ -219,17 +199,12 @@ class Connection(HttpToolsProtocol):
         number: int = self.transport.get_extra_info("socket").fileno()
         return number
 
-    def _await_request(self) -> None:
-        """Close the connection when no request comes."""
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-
-    def timeout_keep_alive_handler(self) -> None:
+    def nothing_came(self) -> None:
         """Called when nothing has come for a while; for what is unsent then, there is `look`."""
         if self.unsent():
-            self._await_request()
+            self.await_request()
         else:
-            super().timeout_keep_alive_handler()
+            super().nothing_came()
 
     # How fast it goes
 
@@ -260,7 +235,7 @@ class Connection(HttpToolsProtocol):
 
     def is_idle(self) -> bool:
         """Whether no request is being answered, and nothing is unsent."""
-        return not self.unsent() and (self._running is None or self._running.response_complete)
+        return not self.unsent() and (self.running is None or self.running.complete)
 
     def is_ended(self) -> bool:
         """Whether it was ended here, and the rest is on its way."""
@@ -268,20 +243,20 @@ class Connection(HttpToolsProtocol):
 
     def has_asked(self) -> bool:
         """Whether a request has come."""
-        return self._running is not None
+        return self.running is not None
 
     def look(self, now: float) -> bool:
         """Whether it has to be ended: its peer takes too long."""
         unsent = self._count_sent()
-        cycle = self.cycle
+        latest = self.latest
         if self._in_head:
-            if self._running is not None and not self._running.response_complete:
+            if self.running is not None and not self.running.complete:
                 # It came early, behind another: nobody reads it now.
                 self._head_since = now
             elif now - self._head_since > HEAD_SECONDS:
                 return True
-        elif cycle is not None and cycle.more_body:
-            if self.flow.read_paused:
+        elif latest is not None and latest.more_body:
+            if not self.is_reading:
                 self._request_since = now
             elif now - self._request_since > self._owner.patience:
                 return True
@@ -302,36 +277,36 @@ class Connection(HttpToolsProtocol):
 class _Peer:
     """See `api.peer.Peer`."""
 
-    def __init__(self, connection: Connection, cycle: RequestResponseCycle, keeps_up: bool) -> None:
+    def __init__(self, connection: Connection, exchange: Exchange, keeps_up: bool) -> None:
         self._connection = connection
-        self._cycle = cycle
+        self._exchange = exchange
         self._keeps_up = keeps_up
 
     def direct(self) -> DirectWriter | None:
-        connection, cycle = self._connection, self._cycle
-        usual = connection.scheme == "http" and cycle.keep_alive and not cycle.waiting_for_100_continue
+        connection, exchange = self._connection, self._exchange
+        usual = connection.scheme == "http" and exchange.keep_alive and not exchange.expects_continue
         # Bytes of the answer before, which the loop has not sent yet, come first.
         if not usual or self.is_gone() or connection.unsent():
             return None
         try:
-            return DirectWriter(cycle, connection.descriptor())
+            return DirectWriter(exchange, connection.descriptor())
         except OSError:
             # No descriptor is left.
             return None
 
     def is_gone(self) -> bool:
-        return self._cycle.disconnected or self._connection.transport.is_closing()
+        return self._exchange.disconnected or self._connection.transport.is_closing()
 
     def has_begun(self) -> bool:
-        return self._cycle.response_started
+        return self._exchange.started
 
     def has_all(self) -> bool:
-        return self._cycle.response_complete
+        return self._exchange.complete
 
     def counts_for(self, caller: str) -> bool:
         self._connection.caller = caller
         return self._keeps_up
 
     def abort(self) -> None:
-        self._cycle.disconnected = True
+        self._exchange.disconnected = True
         self._connection.abort()

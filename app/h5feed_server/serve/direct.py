@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from .http1 import Exchange, status_line
 
 PATIENCE_SECONDS = 0.05
 """How long a thread goes on with one block for a peer that takes it slowly."""
@@ -30,14 +30,14 @@ class DirectWriter:
 
     Parameters
     ----------
-    cycle : RequestResponseCycle
-        uvicorn's state of the request, which must not notice that it did not write the answer itself.
+    exchange : Exchange
+        What the event loop knows of the answer.
     descriptor : int
         Of the connection's socket, non-blocking; duplicated, so that it stays ours when the server closes its own.
     """
 
-    def __init__(self, cycle: RequestResponseCycle, descriptor: int) -> None:
-        self._cycle = cycle
+    def __init__(self, exchange: Exchange, descriptor: int) -> None:
+        self._exchange = exchange
         # Family and type are not looked at, and need not be asked for.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, os.dup(descriptor))
         poll = select.poll()
@@ -59,14 +59,13 @@ class DirectWriter:
         ConnectionAbortedError
             Nobody waits for this answer any more.
         """
-        lines = [b"%b: %b\r\n" % header for header in (*self._cycle.default_headers, *headers)]
-        self._head = b"HTTP/1.1 200 OK\r\n" + b"".join(lines) + b"\r\n"
+        lines = [b"%b: %b\r\n" % header for header in (*self._exchange.connection.host.default_headers(), *headers)]
+        self._head = status_line(200) + b"".join(lines) + b"\r\n"
         with self._lock:
             if self._revoked:
                 raise ConnectionAbortedError("the answer came too late")
             self.started = True
-            self._cycle.response_started = True
-            self._cycle.chunked_encoding = False
+            self._exchange.begin_elsewhere(nbytes)
             self._unsent = nbytes
 
     def write(self, data: memoryview) -> int:
@@ -97,7 +96,7 @@ class DirectWriter:
 
     def take_back(self) -> bytes:
         """End the direct way: the server goes on with what is unsent, beginning with the bytes returned."""
-        self._cycle.expected_content_length = len(self._head) + self._unsent
+        self._exchange.rest = len(self._head) + self._unsent
         return self._head
 
     def revoke(self) -> None:
@@ -105,8 +104,8 @@ class DirectWriter:
         with self._lock:
             self._revoked = True
             if self.started:
-                self._cycle.disconnected = True
-                self._cycle.transport.abort()
+                self._exchange.disconnected = True
+                self._exchange.connection.transport.abort()
                 with contextlib.suppress(OSError):
                     # A thread that is writing still must not get on with it.
                     self._socket.shutdown(socket.SHUT_RDWR)

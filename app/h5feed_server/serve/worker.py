@@ -11,11 +11,13 @@ import logging
 import resource
 import signal
 import socket
+import ssl
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import uvicorn
+from fastapi import FastAPI
 from h5feed.errors import Overloaded
 
 from ..api.problems import problem
@@ -24,6 +26,7 @@ from ..settings import Settings
 from ..sharing.room import Room
 from ..sharing.trimming import settle
 from .connection import HEAD_SECONDS, Connection, address_of
+from .http1 import Host
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,9 @@ _PRESSED = 16
 
 _PRESSED_SECONDS = 2.0
 
+_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"))
+"""Of every answer."""
+
 _OTHER_FILES = 500
 """Descriptors that a worker needs beside those of connections, open HDF5 files apart."""
 
@@ -67,27 +73,19 @@ class Tls:
     certificate: str
     key: str
 
+    def context(self) -> ssl.SSLContext:
+        """What handshakes are made with."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.certificate, self.key)
+        return context
+
 
 def run_worker(settings: Settings, channel: socket.socket, tls: Tls | None) -> int:
     """Serve until told to stop; returns the exit code."""
     settle()
     # The supervisor gets it as well, and says what is to be done.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    config = uvicorn.Config(
-        create_app(settings),
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        headers=[("x-content-type-options", "nosniff"), ("cross-origin-resource-policy", "same-origin")],
-        proxy_headers=False,
-        timeout_keep_alive=75,
-        ssl_certfile=tls.certificate if tls else None,
-        ssl_keyfile=tls.key if tls else None,
-    )
-    server = _Worker(config, channel, settings)
+    server = _Worker(create_app(settings), channel, settings, tls)
     with contextlib.suppress(KeyboardInterrupt):
         # Listens to nothing: connections come through the channel.
         server.run(sockets=[])
@@ -95,10 +93,20 @@ def run_worker(settings: Settings, channel: socket.socket, tls: Tls | None) -> i
 
 
 class _Worker(uvicorn.Server):
-    """A uvicorn server whose connections come through a channel instead of a listening socket."""
+    """A uvicorn server whose connections come through a channel instead of a listening socket.
 
-    def __init__(self, config: uvicorn.Config, channel: socket.socket, settings: Settings) -> None:
+    uvicorn runs the loop, the application's lifespan and the signals; connections are those of `serve.connection`. All
+    that is used of it is public: `Config`, `run`, `startup`, `shutdown`, `started` and `should_exit`.
+    """
+
+    def __init__(self, app: FastAPI, channel: socket.socket, settings: Settings, tls: Tls | None = None) -> None:
+        config = uvicorn.Config(
+            app, loop="uvloop", ws="none", lifespan="on", log_level="warning", access_log=False, proxy_headers=False
+        )
         super().__init__(config)
+        self.host = Host(app, _HEADERS)
+        self._app = app
+        self._tls = tls.context() if tls else None
         self._channel = channel
         self.patience = settings.read_timeout
         self.min_rate = settings.min_rate
@@ -109,7 +117,7 @@ class _Worker(uvicorn.Server):
 
     @property
     def _room(self) -> Room:
-        room: Room = self.config.app.state.services.pool  # type: ignore[union-attr]
+        room: Room = self._app.state.services.pool
         return room
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -130,23 +138,23 @@ class _Worker(uvicorn.Server):
         # Connections that were on their way are answered still.
         await asyncio.sleep(0.05)
         loop.remove_reader(self._channel.fileno())
-        state = self.server_state
-        for connection in list(state.connections):
+        held = self.host.connections, self.host.tasks
+        for connection in list(self.host.connections):
             connection.shutdown()
-        await _until_empty((state.connections, state.tasks), DRAIN_SECONDS)
-        late = list(self._connections())
-        for connection in late:
-            connection.abort()
+        await _until_empty(held, DRAIN_SECONDS)
+        late = self._connections()
+        # What fails from now on is no fault of the application.
+        self.host.is_closing = True
+        for one in late:
+            one.abort()
         # What waits for its peer, or would, ends by itself now.
-        await _until_empty((state.connections, state.tasks), _CUT_SECONDS)
-        # What reads still is cancelled with the process: no fault of the application, as uvicorn would have it.
-        logging.getLogger("uvicorn.error").disabled = True
+        await _until_empty(held, _CUT_SECONDS)
         if late:
             logger.warning("the server stops: connections cut off: %d", len(late))
-        await self.lifespan.shutdown()
+        await super().shutdown(sockets)
 
-    def _connections(self) -> Iterable[Connection]:
-        return (connection for connection in self.server_state.connections if isinstance(connection, Connection))
+    def _connections(self) -> list[Connection]:
+        return [connection for connection in self.host.connections if isinstance(connection, Connection)]
 
     # The channel
 
@@ -180,8 +188,8 @@ class _Worker(uvicorn.Server):
             for descriptor in descriptors:
                 connection = socket.socket(fileno=descriptor)
                 task = asyncio.ensure_future(self._serve_connection(connection))
-                self.server_state.tasks.add(task)
-                task.add_done_callback(self.server_state.tasks.discard)
+                self.host.tasks.add(task)
+                task.add_done_callback(self.host.tasks.discard)
             if not messages:
                 # The supervisor is gone, and with it the address: finish what is under way and end.
                 asyncio.get_running_loop().remove_reader(self._channel.fileno())
@@ -201,17 +209,17 @@ class _Worker(uvicorn.Server):
             if self._is_full() and not self._make_way(connection):
                 self._turn_away(connection)
                 return
-            if self.config.ssl is None:
+            if self._tls is None:
                 await self._open(connection)
                 return
         await self._open(connection)
 
     async def _open(self, connection: socket.socket) -> None:
         self._opening += 1
-        handshake = HEAD_SECONDS if self.config.ssl else None
+        handshake = HEAD_SECONDS if self._tls else None
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: Connection(self), connection, ssl=self.config.ssl, ssl_handshake_timeout=handshake
+                lambda: Connection(self), connection, ssl=self._tls, ssl_handshake_timeout=handshake
             )
         except OSError:
             connection.close()
@@ -226,7 +234,7 @@ class _Worker(uvicorn.Server):
         loop = asyncio.get_running_loop()
         loop.call_later(_LOOK_SECONDS, self._look)
         now = loop.time()
-        self._give_up([one for one in list(self._connections()) if one.look(now)], "too slow")
+        self._give_up([one for one in self._connections() if one.look(now)], "too slow")
         self._give_up(self._pressed(now), "too slow while others wait")
 
     def _give_up(self, slow: list[Connection], why: str) -> None:
@@ -267,7 +275,7 @@ class _Worker(uvicorn.Server):
         return given_up
 
     def _is_full(self) -> bool:
-        if len(self.server_state.connections) + self._opening < self._most:
+        if len(self.host.connections) + self._opening < self._most:
             return False
         return sum(not one.is_ended() for one in self._connections()) + self._opening >= self._most
 
@@ -291,7 +299,7 @@ class _Worker(uvicorn.Server):
 
     def _turn_away(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            if self.config.ssl is None:
+            if self._tls is None:
                 error = Overloaded(f"{self._most} connections are open; come again in a moment", retry_after=1)
                 answer = problem(error)
                 lines = [b"%b: %b\r\n" % header for header in [*answer.raw_headers, (b"connection", b"close")]]

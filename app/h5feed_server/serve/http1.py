@@ -1,0 +1,450 @@
+"""HTTP/1.1 on a connection, by httptools: requests are parsed, handed to the ASGI application, and answered in order.
+
+`Http1` knows the protocol, and nothing of who is on the other side: its bounds and deadlines are those of
+`serve.connection.Connection`, which is what serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http
+import logging
+import re
+import socket
+import time
+import urllib.parse
+from collections import deque
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from typing import Any
+
+import httptools
+from starlette.types import ASGIApp, Message
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 75.0
+"""How long a connection may be idle."""
+
+_BODY_BYTES = 64 << 10
+"""Of a request's body, which the application has not taken yet: no more is read meanwhile."""
+
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
+}
+
+_BAD_NAME = re.compile(b'[\x00-\x20\x7f()<>@,;:\\[\\]={}\\\\"]')
+_BAD_VALUE = re.compile(b"[\x00-\x08\x0a-\x1f\x7f]")
+
+_BODILESS = (204, 304)
+
+_NO_CHUNKS_BEFORE = "1.1"
+
+
+def status_line(status: int) -> bytes:
+    """The first line of an answer."""
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+@dataclass(eq=False)
+class Host:
+    """What the connections of a process share."""
+
+    app: ASGIApp
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """Of every answer, beside the date."""
+    connections: set[Http1] = field(default_factory=set)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    is_closing: bool = False
+    """Whether what fails now is cut off on purpose."""
+    _dated: tuple[int, list[tuple[bytes, bytes]]] = (-1, [])
+
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers that every answer begins with."""
+        now = int(time.time())
+        if self._dated[0] != now:
+            self._dated = now, [(b"date", formatdate(now, usegmt=True).encode()), *self.headers]
+        return self._dated[1]
+
+
+class Exchange:
+    """One request, and the answer to it, as ASGI has them.
+
+    Attributes
+    ----------
+    scope : dict
+        Of ASGI; empty when the application has ended.
+    keep_alive : bool
+        Whether the connection may be used again after it.
+    expects_continue : bool
+        Whether the peer waits to be told that it may send the body.
+    more_body : bool
+        Whether the request is still coming.
+    started, complete : bool
+        Whether the answer has begun, and whether all of it was handed to the transport.
+    disconnected : bool
+        Nobody waits for the answer any more: what is sent is dropped.
+    rest : int
+        Bytes that the answer's body must still have, where its length was told.
+    """
+
+    def __init__(self, connection: Http1, scope: dict[str, Any], keep_alive: bool, expects_continue: bool) -> None:
+        self.connection = connection
+        self.scope = scope
+        self.keep_alive = keep_alive
+        self.expects_continue = expects_continue
+        self.more_body = True
+        self.started = self.complete = self.disconnected = False
+        self.rest = 0
+        self._is_chunked = self._is_measured = False
+        self._has_no_body = scope["method"] == "HEAD"
+        self._body = bytearray()
+        self._news = asyncio.Event()
+
+    def put(self, body: bytes) -> int:
+        """More of the request's body; returns how much the application has not taken."""
+        self._body += body
+        self._news.set()
+        return len(self._body)
+
+    def end_body(self) -> None:
+        """The request is here, all of it."""
+        self.more_body = False
+        self._news.set()
+
+    def disconnect(self) -> None:
+        """Nobody waits for the answer any more."""
+        if not self.complete:
+            self.disconnected = True
+        self._news.set()
+
+    def begin_elsewhere(self, nbytes: int) -> None:
+        """The head of an answer with a body of `nbytes` is written past the transport; any thread may call this."""
+        self.started = True
+        self.expects_continue = False
+        self.rest, self._is_measured = nbytes, True
+
+    async def run(self, app: ASGIApp) -> None:
+        """Have it answered by `app`."""
+        host, connection = self.connection.host, self.connection
+        try:
+            await app(self.scope, self.receive, self.send)
+            if not (self.complete or self.disconnected):
+                logger.error("an answer was not %s: %s", "ended" if self.started else "begun", self.scope["path"])
+                await self._fail()
+        except Exception as error:
+            if not host.is_closing:
+                logger.error("answering %s failed", self.scope["path"], exc_info=error)
+            await self._fail()
+        except BaseException:
+            # The process ends.
+            connection.transport.abort()
+            raise
+        finally:
+            # They refer to this, and this to them.
+            self.scope = {}
+
+    async def _fail(self) -> None:
+        if self.complete:
+            return
+        if self.started:
+            self.connection.transport.close()
+            return
+        text = b"Internal Server Error"
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+        headers.append((b"content-length", b"%d" % len(text)))
+        await self.send({"type": "http.response.start", "status": 500, "headers": headers})
+        await self.send({"type": "http.response.body", "body": text})
+
+    async def receive(self) -> Message:
+        """What comes of the request, or that nobody waits any more."""
+        connection = self.connection
+        if self.expects_continue and not connection.transport.is_closing():
+            connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.expects_continue = False
+        if not self.disconnected and not self.complete:
+            connection.resume_reading()
+            await self._news.wait()
+            self._news.clear()
+        if self.disconnected or self.complete:
+            return {"type": "http.disconnect"}
+        body, self._body = bytes(self._body), bytearray()
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer; returns when the peer has taken most of what was sent before."""
+        connection = self.connection
+        if not connection.is_writable.is_set() and not self.disconnected:
+            await connection.is_writable.wait()
+        if self.disconnected:
+            return
+        if not self.started:
+            if message["type"] != "http.response.start":
+                raise RuntimeError(f"an answer begins with http.response.start, not with {message['type']}")
+            self._start(message["status"], message.get("headers", ()))
+        elif not self.complete:
+            if message["type"] != "http.response.body":
+                raise RuntimeError(f"an answer goes on with http.response.body, not with {message['type']}")
+            self._send_body(message.get("body", b""), message.get("more_body", False))
+        else:
+            raise RuntimeError(f"{message['type']} came after the end of the answer")
+
+    def _start(self, status: int, headers: Any) -> None:
+        lines = [status_line(status)]
+        length: int | None = None
+        says_close = False
+        for name, value in (*self.connection.host.default_headers(), *headers):
+            if _BAD_NAME.search(name) or _BAD_VALUE.search(value):
+                raise RuntimeError(f"{name!r}: {value!r} is no header")
+            lowered = name.lower()
+            if lowered == b"content-length":
+                length = int(value)
+            elif lowered == b"transfer-encoding":
+                # Which one this is, and whether it is needed, is known here.
+                continue
+            elif lowered == b"connection" and b"close" in [token.strip() for token in value.lower().split(b",")]:
+                self.keep_alive, says_close = False, True
+            lines.append(b"%b: %b\r\n" % (name, value))
+        self._has_no_body = self._has_no_body or status in _BODILESS
+        if length is None and not self._has_no_body:
+            if self.scope["http_version"] >= _NO_CHUNKS_BEFORE:
+                self._is_chunked = True
+                lines.append(b"transfer-encoding: chunked\r\n")
+            else:
+                # Its end is that of the connection.
+                self.keep_alive = False
+        self._is_measured = length is not None and not self._has_no_body
+        self.rest = length or 0
+        if not self.keep_alive and not says_close:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        self.started = True
+        self.expects_continue = False
+        self.connection.transport.write(b"".join(lines))
+
+    def _send_body(self, body: bytes | memoryview, more_body: bool) -> None:
+        transport = self.connection.transport
+        if self._is_chunked:
+            parts = [b"%x\r\n" % len(body), body, b"\r\n"] if body else []
+            if not more_body:
+                parts.append(b"0\r\n\r\n")
+            transport.write(b"".join(parts))
+        elif not self._has_no_body:
+            if self._is_measured:
+                if len(body) > self.rest:
+                    raise RuntimeError("an answer is longer than its content-length")
+                self.rest -= len(body)
+            transport.write(body)
+        if more_body:
+            return
+        if self._is_measured and self.rest:
+            raise RuntimeError("an answer is shorter than its content-length")
+        self.complete = True
+        self._news.set()
+        if not self.keep_alive:
+            transport.close()
+        self.connection.answered()
+
+
+class Http1(asyncio.Protocol):
+    """A connection on which HTTP/1.1 is spoken.
+
+    Attributes
+    ----------
+    latest : Exchange or None
+        Of the request that was received last, its head at least.
+    running : Exchange or None
+        The one that the application answers, or has answered last.
+    waiting : deque of Exchange
+        Those that came early: they are answered in turn.
+    """
+
+    transport: asyncio.Transport
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.loop = asyncio.get_running_loop()
+        self.parser: Any = httptools.HttpRequestParser(self)
+        with contextlib.suppress(AttributeError):
+            # What follows a request that ends the connection is left unread, and no fault of that request.
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.client: tuple[str, int] | None = None
+        self.server: tuple[str, int | None] | None = None
+        self.scheme = "http"
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.latest: Exchange | None = None
+        self.running: Exchange | None = None
+        self.waiting: deque[Exchange] = deque()
+        self.is_reading = True
+        self.is_writable = asyncio.Event()
+        self.is_writable.set()
+        self._expects_continue = False
+        self._idle: asyncio.TimerHandle | None = None
+
+    # From the transport
+
+    def connection_made(self, transport: Any) -> None:
+        # uvloop's are of no class of asyncio's.
+        self.transport = transport
+        self.host.connections.add(self)
+        self.client, self.server = _addresses(transport.get_extra_info("socket"))
+        self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        self.await_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.host.connections.discard(self)
+        self.stop_awaiting()
+        # All of them, not only the one that was received last.
+        for exchange in (self.running, self.latest, *self.waiting):
+            if exchange is not None:
+                exchange.disconnect()
+        self.is_writable.set()
+        # It refers to this.
+        self.parser = None
+
+    def pause_writing(self) -> None:
+        self.is_writable.clear()
+
+    def resume_writing(self) -> None:
+        self.is_writable.set()
+
+    def pause_reading(self) -> None:
+        if self.is_reading:
+            self.is_reading = False
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take what comes, where that was paused."""
+        if not self.is_reading:
+            self.is_reading = True
+            self.transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.upgrade_wanted()
+        except httptools.HttpParserError:
+            self.no_request()
+
+    # From the parser
+
+    def on_message_begin(self) -> None:
+        self.url, self.headers, self._expects_continue = b"", [], False
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self._expects_continue = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        version = self.parser.get_http_version()
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "method": self.parser.get_method().decode("ascii"),
+            "root_path": "",
+            "path": urllib.parse.unquote(path) if "%" in path else path,
+            "raw_path": url.path,
+            "query_string": url.query or b"",
+            "headers": self.headers,
+            "state": {},
+        }
+        keep_alive = version != "1.0" and self.parser.should_keep_alive()
+        exchange = self.latest = Exchange(self, scope, keep_alive, self._expects_continue)
+        self.offer(exchange)
+        if self.running is None or self.running.complete:
+            self._run(exchange)
+        else:
+            self.pause_reading()
+            self.waiting.append(exchange)
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self.latest
+        if exchange is not None and not exchange.complete and exchange.put(body) > _BODY_BYTES:
+            self.pause_reading()
+
+    def on_message_complete(self) -> None:
+        exchange = self.latest
+        if exchange is not None and not exchange.complete:
+            exchange.end_body()
+
+    # What becomes of requests
+
+    def offer(self, exchange: Exchange) -> None:
+        """Called before a request is answered: what the server offers the application goes into its scope."""
+
+    def no_request(self) -> None:
+        """Called when what came is no HTTP."""
+        self.transport.close()
+
+    def upgrade_wanted(self) -> None:
+        """Called when the peer wants to go on in another language: the request is answered, the rest is not read."""
+
+    def _run(self, exchange: Exchange) -> None:
+        self.running = exchange
+        task = self.loop.create_task(exchange.run(self.host.app))
+        self.host.tasks.add(task)
+        task.add_done_callback(self.host.tasks.discard)
+
+    def answered(self) -> None:
+        """Called when an answer was handed to the transport, all of it."""
+        if self.transport.is_closing():
+            return
+        self.resume_reading()
+        if self.waiting:
+            self._run(self.waiting.popleft())
+        else:
+            self.await_request()
+
+    def shutdown(self) -> None:
+        """End when the request under way is answered."""
+        if self.latest is None or self.latest.complete:
+            self.transport.close()
+        else:
+            self.latest.keep_alive = False
+
+    # An idle connection
+
+    def await_request(self) -> None:
+        """Close the connection when no request comes."""
+        self.stop_awaiting()
+        self._idle = self.loop.call_later(KEEP_ALIVE_SECONDS, self.nothing_came)
+
+    def stop_awaiting(self) -> None:
+        """There is another deadline now."""
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+
+    def nothing_came(self) -> None:
+        """Called when a connection was idle for too long."""
+        if not self.transport.is_closing():
+            self.transport.close()
+
+
+def _addresses(connection: socket.socket | None) -> tuple[tuple[str, int] | None, tuple[str, int | None] | None]:
+    """Those of the peer and of the server, as ASGI has them."""
+    client: tuple[str, int] | None = None
+    server: tuple[str, int | None] | None = None
+    if connection is not None:
+        # A peer that is gone has none.
+        with contextlib.suppress(OSError):
+            name = connection.getpeername()
+            client = (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
+        with contextlib.suppress(OSError):
+            name = connection.getsockname()
+            server = (str(name[0]), int(name[1])) if isinstance(name, tuple) else (name, None)
+    return client, server
