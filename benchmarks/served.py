@@ -38,10 +38,10 @@ def epochs_of(dataset: h5feed.Dataset, batch_size: int, window: int | None = Non
     return turn
 
 
-def split_work(batches: int, fetch: Callable[[int], int]) -> Callable[[int], int]:
-    """Work of thread number k of `CONNECTIONS`: ``fetch(index)`` for every batch index that is its own."""
+def split_work(batches: int, fetch: Callable[[int], int], threads: int = CONNECTIONS) -> Callable[[int], int]:
+    """Work of thread number k of `threads`: ``fetch(index)`` for every batch index that is its own."""
 
     def work(number: int) -> int:
-        return sum(fetch(index) for index in range(number, batches, CONNECTIONS))
+        return sum(fetch(index) for index in range(number, batches, threads))
 
     return work

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -109,7 +110,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{host!r} is no host name: write it as in gpu-box.example.org, or * for any")
         return hosts
 
-    @property
+    @cached_property
     def token_list(self) -> tuple[str, ...]:
         """The tokens, one by one; none: everybody may read."""
         return _items(self.tokens)

@@ -90,6 +90,10 @@ class PreparationOptions(TypedDict, total=False):
     transform: Any
 
 
+class RowOptions(EpochOptions, ShardOptions, PreparationOptions, total=False):
+    """Which rows an epoch has, which of them come here, and what is made of them: what all loops take."""
+
+
 class PassOptions(TypedDict, total=False):
     """How passes go, and how they are fetched: see `h5feed.loops.loader.Loader`."""
 
@@ -102,7 +106,7 @@ class PassOptions(TypedDict, total=False):
     cache: str | os.PathLike[str] | RowCache | None
 
 
-class LoaderOptions(EpochOptions, ShardOptions, PreparationOptions, PassOptions, total=False):
+class LoaderOptions(RowOptions, PassOptions, total=False):
     """Options of `Dataset.loader` and `Dataset.tf_data`."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -42,7 +43,7 @@ class Plan:
     note: str | None = None
     """What one might not expect of the splits, and which stored ones they take the place of."""
 
-    @property
+    @cached_property
     def is_drawn(self) -> bool:
         """Whether each epoch has an order of its own."""
         return "true" in (self.params.get("shuffle"), self.params.get("balance")) or "weights" in self.params

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import get_spawning_popen
 from operator import itemgetter
 from typing import Any, Unpack
 
@@ -15,16 +18,20 @@ import torch
 from torch.utils.data import Dataset as MapDataset
 from torch.utils.data import IterableDataset, get_worker_info
 
+from .batch import Batch
 from .cache import RowCache
-from .errors import BadParameter
+from .errors import BadParameter, FeedError
+from .fetching.readahead import ReadAhead
 from .loops.data_loaders import Loaded, check_accelerate, is_data_loader
-from .loops.loader import PREPARING, check_loader_options, divided, preparation_of
+from .loops.loop import Loop
+from .loops.loop_options import PREPARING, check_loop_options, divided, preparation_of
 from .loops.meter import Meter
 from .loops.pass_numbers import Pass, PassNumbers
+from .loops.passes import position_in, state_of
 from .loops.tensors import mapped, tensors_of
 from .loops.wait_stats import LoopStats
 from .net.trace import clock
-from .options import OrderOptions, SplitOptions, TorchRowsOptions
+from .options import OrderOptions, RowOptions, SplitOptions, TorchRowsOptions
 from .plan import Plan
 from .prepare import Preparation
 from .remote_dataset import RemoteDataset
@@ -32,7 +39,7 @@ from .suggestions import check_options
 from .wire import WEIGHT
 
 
-class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
+class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
     """Batches of a split as tensors, each pass in an order of its own where `shuffle` is set; made by `Dataset.torch`.
 
     It is batched already: give it to ``DataLoader(batches, batch_size=None)``. With ``num_workers=k`` each worker
@@ -41,6 +48,10 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
 
     Each pass begun has the next number, with and without workers, persistent or not, whatever their seed. `set_epoch`
     sets it. A pass begins with the first batch that is asked for; workers ask as soon as there is an iterator.
+
+    `load_state_dict` takes up a pass where it was left, with any number of workers. `state_dict` tells where a loop
+    without workers is, and to torchdata's ``StatefulDataLoader`` where each worker is. A DataLoader with workers takes
+    batches ahead of the loop: `state_after` tells where that loop is.
 
     Parameters
     ----------
@@ -72,12 +83,12 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
         readahead: int | None = None,
         cache: str | os.PathLike[str] | RowCache | None = None,
         pin_memory: bool = False,
-        **options: Any,
+        **options: Unpack[RowOptions],
     ) -> None:
         self._dataset = dataset
         self._split = split
         self._seed = seed
-        check_loader_options(options, TorchBatches.__init__)
+        check_loop_options(options, TorchBatches.__init__)
         self._order, self._preparing = divided(options)
         self._prepared: tuple[int, Preparation] | None = None
         self._options = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, **self._order}
@@ -89,16 +100,15 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
         self._fetching: dict[str, Any] = {"connections": connections, "readahead": readahead}
         self._pin = pin_memory
         self._passes = PassNumbers(epoch)
+        self._at: _Place | None = None
+        self._resumed: _Place | None = None
+        self._open: list[ReadAhead[Batch]] = []
         self._meter = Meter()
 
-    def __len__(self) -> int:
-        """Batches of a pass."""
-        return self._plan.batches
-
     @property
-    def samples(self) -> int:
-        """Rows of a pass."""
-        return self._plan.rows
+    def plan(self) -> Plan:
+        """Which rows come, in how many batches."""
+        return self._plan
 
     @property
     def epoch(self) -> int:
@@ -107,10 +117,84 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the number of the pass that is begun next; call it between passes."""
-        if epoch < 0:
-            raise BadParameter(f"epoch={epoch} must be 0 or more")
         check_accelerate(sys._getframe(1), int(self._order.get("shards") or 1))
-        self._passes.go_to(epoch)
+        super().set_epoch(epoch)
+
+    def _here(self) -> _Place | None:
+        """The pass that this process is in the middle of, or was when its loop was left."""
+        return self._at if self._at is not None and self._at.pid == os.getpid() else None
+
+    def _where(self) -> tuple[int, int]:
+        here = self._here()
+        return (self._passes.following, self._passes.first) if here is None else (here.epoch, here.following)
+
+    def _go_to(self, epoch: int, delivered: int) -> None:
+        self._at = None
+        self._passes.go_to(epoch, delivered)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loop is, as plain values that JSON can hold: see `h5feed.loops.passes.state_of`.
+
+        Raises
+        ------
+        FeedError
+            Workers of a DataLoader have the batches, and which of them the loop was given is not known here.
+        """
+        if not self._passes.is_shared:
+            if self._passes.is_of_workers:
+                raise FeedError(
+                    "workers of a DataLoader take batches ahead of the loop: state_after(batches) tells where that is, "
+                    "and so does torchdata's StatefulDataLoader"
+                )
+            return super().state_dict()
+        worker, here = get_worker_info(), self._here()
+        epoch, first = self._passes.latest if here is None else (here.epoch, here.first)
+        following = first if here is None else here.following
+        of_worker = {"worker": worker.id, "workers": worker.num_workers, "first": first}
+        # A worker that has no more waits for the others: its pass is not over before theirs are.
+        return {**state_of(self._dataset, self._plan, epoch, 0), "delivered": following, **of_worker}
+
+    def state_after(self, batches: int) -> dict[str, Any]:
+        """The state after the loop was given so many batches of the pass that was begun last, with workers or without.
+
+        Raises
+        ------
+        BadParameter
+        """
+        epoch, first = self._passes.latest
+        if not 0 <= batches <= self._plan.batches - first:
+            raise BadParameter(f"batches={batches}: the pass has {self._plan.batches - first}")
+        return state_of(self._dataset, self._plan, epoch, first + batches)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: the next pass delivers exactly what that pass had not delivered yet.
+
+        It may be taken up by more or fewer shards, if ``batch_size × shards`` is the same, and by any number of
+        workers. Call it between passes.
+
+        Raises
+        ------
+        RevisionChanged
+        BadParameter
+            It is the state of another order, or of one worker of several and this is not that one.
+        """
+        epoch, delivered = position_in(state, self._dataset, self._plan)
+        of_worker = tuple(state.get(name) for name in ("worker", "workers"))
+        worker = get_worker_info() if self._passes.is_shared else None
+        here = (None, None) if worker is None else (worker.id, worker.num_workers)
+        if of_worker != here:
+            whose = "of a whole pass" if of_worker == (None, None) else f"of worker {of_worker[0]} of {of_worker[1]}"
+            who = "no worker" if worker is None else f"worker {here[0]} of {here[1]}"
+            raise BadParameter(f"the state is one {whose}, and this is {who}: keep num_workers")
+        if worker is None:
+            self._go_to(epoch, delivered)
+        else:
+            self._resumed = _Place(os.getpid(), int(state["epoch"]), int(state["first"]), int(state["delivered"]))
+
+    def close(self) -> None:
+        """End the read-ahead of this process and its threads; a loop that is under way ends with an error."""
+        while self._open:
+            self._open.pop().close()
 
     def stats(self) -> LoopStats:
         """How long this process has waited for batches, and what for: a table when printed.
@@ -118,7 +202,7 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
         Without workers of a DataLoader that is the training loop. With them nothing is told here: each of them waits
         for itself, ahead of the loop.
         """
-        return self._meter.stats()
+        return super().stats()
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         info = get_worker_info()
@@ -127,21 +211,27 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
         return map(Loaded, batches) if is_data_loader(sys._getframe(1)) else batches
 
     def _batches(self, called: Pass | None, worker: int, workers: int) -> Iterator[tuple[Any, ...]]:
-        """Batches `worker`, worker + workers, worker + 2 workers … of a pass, which begins with the first asked for."""
-        epoch = self._passes.begin(called)
+        """Every `workers`-th batch of a pass, `worker` after its first, which begins with the first asked for."""
+        resumed, self._resumed = self._resumed, None
+        epoch, first = self._passes.begin(called, None if resumed is None else (resumed.epoch, resumed.first))
+        following = first if resumed is None else resumed.following
         prepare = self._preparation()
         pin = self._pin and torch.cuda.is_available()
         cache = None if self._cache is None else self._dataset.cache(*self._cache)
         number = epoch if self._plan.is_drawn else 0
+        # Which batches of the pass are this worker's depends on where the pass began, not on where it goes on.
+        shares = self._shares((first + worker) % workers, workers, following)
+        here = self._at = _Place(os.getpid(), epoch, first, following)
         streams = [
             (index, self._dataset.read_passes(plan, number, start, stop, cache=cache, **self._fetching))
-            for plan, start, stop, index in self._shares(worker, workers)
+            for plan, start, stop, index in shares
             if start < stop
         ]
+        self._open += [stream for _, stream in streams]
         self._meter.begin_pass()
         try:
-            for first, stream in streams:
-                for index in itertools.count(first, workers):
+            for index_of_first, stream in streams:
+                for index in itertools.count(index_of_first, workers):
                     asked = clock()
                     batch = next(stream, None)
                     if batch is None:
@@ -150,16 +240,26 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
                     batch.index = index
                     tensors = tensors_of(prepare(batch, epoch), pin)
                     self._meter.step(asked, came, trace, len(batch.rows))
+                    # Counted before it is out of hand: a state taken in the loop's body says that it was delivered.
+                    here.following = index + 1
                     yield tensors
+            here.following = self._plan.batches
+            if self._at is here and not self._passes.is_shared:
+                self._at = None
             self._meter.end_pass()
         finally:
             for _, stream in streams:
                 stream.close()
+                with contextlib.suppress(ValueError):
+                    self._open.remove(stream)
 
-    def _shares(self, worker: int, workers: int) -> list[tuple[Plan, int, int, int]]:
-        """What a worker fetches: batches start … stop-1 of a plan, and the index in the pass of the first of them."""
+    def _shares(self, worker: int, workers: int, following: int) -> list[tuple[Plan, int, int, int]]:
+        """What the batches `worker`, worker + workers … of the whole pass are, from batch `following` on.
+
+        Each is a plan, its batches start … stop-1, and the index in the whole pass of the first of them.
+        """
         if workers == 1:
-            return [(self._plan, 0, self._plan.batches, 0)]
+            return [(self._plan, following, self._plan.batches, following)]
         # Shard s of S is at the same time the shards s, s+S, s+2S … of k·S: the server sends a worker's batches back to
         # back. Of the last, incomplete step each worker takes one batch at most, from the whole order.
         shard, shards = int(self._order.get("shard") or 0), int(self._order.get("shards") or 1)
@@ -170,10 +270,13 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
             "shards": workers * shards,
             "last": "pad" if padded else "drop",
         }
+        # Of the batches of this worker, the first that is not before `following`.
+        step = max(0, -(-(following - worker) // workers))
         final = steps * workers + worker
+        last = max(final, following)
         return [
-            (self._planned(**of_worker) if steps else self._plan, 0, steps, worker),
-            (self._plan, final, min(final + 1, self._plan.batches), final),
+            (self._planned(**of_worker) if step < steps else self._plan, step, steps, step * workers + worker),
+            (self._plan, last, min(final + 1, self._plan.batches), last),
         ]
 
     def _planned(self, **of_worker: Any) -> Plan:
@@ -187,7 +290,20 @@ class TorchBatches(IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
         return self._prepared[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_prepared": None}
+        state = {**self.__dict__, "_prepared": None, "_open": [], "_resumed": None, "_at": None}
+        # A worker takes part in the passes of the original; any other copy goes on by itself, from where that is.
+        return state if get_spawning_popen() is not None else {**state, "_passes": PassNumbers(*self._where())}
+
+
+@dataclass
+class _Place:
+    """Where a process is in a pass: it has delivered those of its batches that come before batch `following`."""
+
+    pid: int
+    epoch: int
+    first: int
+    """The batch that the pass began with here: 0, or the first that was left of it."""
+    following: int
 
 
 class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]

@@ -24,16 +24,16 @@ from ..cache import RowCache
 from ..errors import BadParameter, FeedError
 from ..forks import tell_after_fork
 from ..loops.looks import Looks
+from ..loops.loop import Loop
+from ..loops.loop_options import check_loop_options, divided, preparation_of
 from ..loops.meter import Meter
-from ..loops.passes import described, position_in, state_of
-from ..loops.sharding import shard_of
+from ..loops.passes import state_of
 from ..loops.stream import Stream
 from ..loops.wait_stats import LoopStats
 from ..net.trace import clock
-from ..options import ClassMode, EpochOptions, FieldNames, Statistic, split_options
-from ..prepare.preparation import Preparation
+from ..options import RowOptions, split_options
+from ..plan import Plan
 from ..remote_dataset import DEFAULT_READAHEAD, RemoteDataset
-from ..suggestions import check_options
 from . import internals
 from .call import ASKED, Call, Run
 from .internals import Method, UnderWay, holder_of, is_of_keras, running_method
@@ -48,7 +48,7 @@ _ONLY_TRAINING = ("shuffle", "window", "balance", "weights", "epoch_rows")
 _OF_THIS_PROCESS = ("_lock", "_owner", "_endless", "_fitting", "_is_dealt", "_has_just_ended", "_asked_in")
 
 
-class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
+class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
     """Batches of a split for ``model.fit``, ``evaluate`` and ``predict``; made by `Dataset.sequence`.
 
     Each pass in ``fit`` delivers every row exactly once, in an order of its own when `shuffle` is set. ``evaluate`` and
@@ -129,68 +129,34 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         shuffle: bool = False,
         seed: int = 0,
         epoch: int = 0,
-        x: FieldNames | None = None,
-        y: FieldNames | None = None,
-        sample_weight: str | None = None,
-        class_mode: ClassMode | None = "auto",
-        rescale: float | Mapping[str, float] | None = None,
-        mean: Statistic | Mapping[str, Statistic] | None = None,
-        std: Statistic | Mapping[str, Statistic] | None = None,
-        transform: Any = None,
         connections: int | None = None,
         readahead: int | None = None,
         cache: str | os.PathLike[str] | RowCache | None = None,
-        shard: int | Literal["auto"] = 0,
-        shards: int | None = None,
-        last: Literal["keep", "drop", "pad"] | None = None,
         verbose: bool = True,
         workers: int | None = None,
         use_multiprocessing: bool = False,
         max_queue_size: int | None = None,
-        **options: Unpack[EpochOptions],
+        **options: Unpack[RowOptions],
     ) -> None:
         # One worker means none: batches are asked for on the caller's thread and have been fetched ahead by ours.
         super().__init__(workers=1, use_multiprocessing=False)
-        check_options(options, Sequence.__init__, EpochOptions.__annotations__)
+        check_loop_options(options, Sequence.__init__)
         self._dataset = dataset
-        rank, count = shard_of(shard, shards)
-        self.shard, self.shards = rank, count
-        of_split = split_options(options)
-        self._prepare = Preparation(
-            dataset,
-            split,
-            x=x,
-            y=y,
-            sample_weight=sample_weight,
-            class_mode=class_mode,
-            rescale=rescale,
-            mean=mean,
-            std=std,
-            transform=transform,
-            seed=seed,
-            shard=rank,
-            split_options=of_split,
-        )
-        order: dict[str, Any] = {
-            **options,
-            "batch_size": batch_size,
-            "seed": seed,
-            "shard": rank,
-            "shards": count,
-            "last": last,
-        }
-        order = {**order, "shuffle": shuffle, "fields": self._prepare.fields}
+        order, preparing = divided(options)
+        self.shard, self.shards = int(order.get("shard") or 0), int(order.get("shards") or 1)
+        self._prepare = preparation_of(dataset, split, order, preparing, seed)
+        of_split = split_options(order)
+        order |= {"batch_size": batch_size, "seed": seed, "fields": self._prepare.fields}
         only_training = _ONLY_TRAINING if "stratify" in of_split else (*_ONLY_TRAINING, "stratify")
         in_order = {name: value for name, value in order.items() if name not in only_training}
+        plan, plan_in_order = dataset.plan(split, shuffle=shuffle, **order), dataset.plan(split, **in_order)
         if connections is None and workers is not None and workers > 1:
             connections = workers
-        plan = dataset.plan(split, **order)
         if readahead is None and max_queue_size is not None:
             readahead = max(1, max_queue_size) * max(1, plan.batch_bytes)
         ahead = readahead or DEFAULT_READAHEAD
         fetching = {"connections": connections, "readahead": ahead, "cache": cache}
-        self._training = Stream(dataset, plan, fetching)
-        self._ordered = Stream(dataset, dataset.plan(split, **in_order), fetching)
+        self._training, self._ordered = Stream(dataset, plan, fetching), Stream(dataset, plan_in_order, fetching)
         few = {"readahead": max(1, min(ahead, max(ahead // 4, 4 * plan.batch_bytes)))}
         self._looks = Looks(dataset, plan, {**fetching, **few})
         self._rows = OrderedRows(dataset, split, in_order, of_split, self._prepare)
@@ -199,8 +165,8 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         self._begin_anew()
         self._meter, self._ordered_meter = Meter(), Meter()
         tell_after_fork(self)
-        if verbose and rank == 0:
-            print(self._rows.found(self._ordered.plan), flush=True)
+        if verbose and self.shard == 0:
+            print(self._rows.found(plan_in_order), flush=True)
 
     def _begin_anew(self) -> None:
         self._owner: Run | OwnLoop | None = None
@@ -233,11 +199,6 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         self._ordered.after_fork()
         self._looks.after_fork()
 
-    def __repr__(self) -> str:
-        with self._lock:
-            where = f"at batch {self._position.batch} of pass {self._position.epoch}"
-        return f"<Sequence of {described(self._dataset, self._training.plan)}; {where}>"
-
     @keras.utils.PyDataset.workers.getter  # type: ignore[untyped-decorator]
     def workers(self) -> int:
         """None of Keras' own; its data adapter, which asks for them first of all, is given a call of its own."""
@@ -255,9 +216,14 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
     def num_batches(self) -> int:
         return self._stream_of(self._asked_by_keras(sys._getframe(1))).batches
 
-    def __len__(self) -> int:
-        """Batches of a pass."""
-        return self._training.batches
+    @property
+    def plan(self) -> Plan:
+        """Which rows training gets, in how many batches."""
+        return self._training.plan
+
+    def _where(self) -> tuple[int, int]:
+        with self._lock:
+            return self._position.epoch, self._position.batch
 
     def _stream_of(self, method: Method | None) -> Stream:
         return self._ordered if method in ("evaluate", "predict") else self._training
@@ -277,15 +243,6 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
     @property
     def samples(self) -> int:
         return self._ordered.plan.rows
-
-    @property
-    def batch_size(self) -> int:
-        return self._training.plan.batch_size
-
-    @property
-    def epoch(self) -> int:
-        with self._lock:
-            return self._position.epoch
 
     @property
     def row_ids(self) -> npt.NDArray[np.int64]:
@@ -337,12 +294,6 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         """Seconds that training, evaluating and predicting have waited for batches: see `stats`."""
         return self.stats("fit").waited + self.stats("evaluate").waited
 
-    def set_epoch(self, epoch: int) -> None:
-        """Make `epoch` the number of the next pass."""
-        if epoch < 0:
-            raise BadParameter(f"epoch={epoch} must be 0 or more")
-        self._go_to(epoch, 0)
-
     def state_dict(self) -> dict[str, Any]:
         """Where training is, as plain values that JSON can hold: see `h5feed.loops.passes.state_of`.
 
@@ -351,13 +302,13 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         """
         with self._lock:
             self._check_told()
-            return state_of(self._dataset, self._training.plan, self._position.epoch, self._position.batch)
+            return super().state_dict()
 
     def state_after(self, batches: int) -> dict[str, Any]:
         """The state after so many batches of the ``fit`` that is under way have been trained on."""
         with self._lock:
             self._check_told()
-            return state_of(self._dataset, self._training.plan, *self._position.after(batches))
+            return state_of(self._dataset, self.plan, *self._position.after(batches))
 
     def _check_told(self) -> None:
         if self._is_dealt and self._position.batch:
@@ -377,7 +328,7 @@ class Sequence(OwnLoops, keras.utils.PyDataset):  # type: ignore[misc]
         BadParameter
             It is the state of another order.
         """
-        self._go_to(*position_in(state, self._dataset, self._training.plan))
+        super().load_state_dict(state)
 
     def _go_to(self, epoch: int, position: int) -> None:
         with self._lock:

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from copy import copy
-from typing import Any
+from typing import Any, Unpack
 
 from ..cache import RowCache
-from ..errors import BadParameter, BatchOutOfRange
+from ..errors import BatchOutOfRange
 from ..forks import tell_after_fork
 from ..net.trace import clock
-from ..options import OrderOptions, PreparationOptions, split_options
-from ..prepare import Preparation
+from ..options import RowOptions
+from ..plan import Plan
 from ..remote_dataset import RemoteDataset
-from ..suggestions import check_options
+from .loop import Loop
+from .loop_options import check_loop_options, divided, preparation_of
 from .meter import Meter
-from .passes import described, position_in, state_of
-from .sharding import shard_of
 from .stream import Stream
-from .wait_stats import LoopStats
 
 
-class Loader:
+class Loader(Loop):
     """Batches of a split, pass after pass, as ``(x,)``, ``(x, y)`` or ``(x, y, weight)``; made by `Dataset.loader`.
 
     Each ``for`` is one pass, which delivers every row of the split once, in an order of its own when `shuffle` is set.
@@ -75,16 +73,16 @@ class Loader:
         connections: int | None = None,
         readahead: int | None = None,
         cache: str | os.PathLike[str] | RowCache | None = None,
-        **options: Any,
+        **options: Unpack[RowOptions],
     ) -> None:
         self._dataset = dataset
-        check_loader_options(options, Loader.__init__)
+        check_loop_options(options, Loader.__init__)
         order, preparing = divided(options)
         self._prepare = preparation_of(dataset, split, order, preparing, seed)
-        self.plan = dataset.plan(
+        plan = dataset.plan(
             split, batch_size=batch_size, shuffle=shuffle, seed=seed, fields=self._prepare.fields, **order
         )
-        self._stream = Stream(dataset, self.plan, {"connections": connections, "readahead": readahead, "cache": cache})
+        self._stream = Stream(dataset, plan, {"connections": connections, "readahead": readahead, "cache": cache})
         self._meter = Meter()
         self._lock = threading.RLock()
         self._epoch, self._delivered = epoch, 0
@@ -107,33 +105,14 @@ class Loader:
         self._lock = threading.RLock()
         self._stream.after_fork()
 
-    def __repr__(self) -> str:
+    @property
+    def plan(self) -> Plan:
+        """Which rows come, in how many batches."""
+        return self._stream.plan
+
+    def _where(self) -> tuple[int, int]:
         with self._lock:
-            where = f"at batch {self._delivered} of pass {self._epoch}"
-        return f"<Loader of {described(self._dataset, self.plan)}; {where}>"
-
-    def __len__(self) -> int:
-        """Batches of a pass."""
-        return self.plan.batches
-
-    @property
-    def samples(self) -> int:
-        """Rows of a pass."""
-        return self.plan.rows
-
-    @property
-    def epoch(self) -> int:
-        with self._lock:
-            return self._epoch
-
-    @property
-    def waited(self) -> float:
-        """Seconds that the loop has waited for batches: see `stats`."""
-        return self.stats().waited
-
-    def stats(self) -> LoopStats:
-        """What the loop has done so far, how long it has waited for data, and what for; a table when printed."""
-        return self._meter.stats()
+            return self._epoch, self._delivered
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         # A pass begins with the first batch that is asked for: an iterator may be made only to see that it can be.
@@ -183,67 +162,13 @@ class Loader:
             )
         return self._prepare(self._stream.look(0, 0), 0)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Make `epoch` the number of the pass that the next ``for`` begins."""
-        if epoch < 0:
-            raise BadParameter(f"epoch={epoch} must be 0 or more")
-        self._go_to(epoch, 0)
-
     def _go_to(self, epoch: int, delivered: int) -> None:
         with self._lock:
             self._epoch, self._delivered, self._under_way = epoch, delivered, False
             # A loop that is under way would go on somewhere else.
             self._passes += 1
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the loop is, as plain values that JSON can hold: see `h5feed.loops.passes.state_of`."""
-        with self._lock:
-            return state_of(self._dataset, self.plan, self._epoch, self._delivered)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state: the next ``for`` delivers exactly what that pass had not delivered yet.
-
-        Raises
-        ------
-        RevisionChanged
-        BadParameter
-            It is the state of another order.
-        """
-        self._go_to(*position_in(state, self._dataset, self.plan))
-
     def close(self) -> None:
         """End the read-ahead and its threads; the next batch asked for begins it anew."""
         with self._lock:
             self._stream.close()
-
-    def __enter__(self) -> Loader:
-        return self
-
-    def __exit__(self, *about: object) -> None:
-        self.close()
-
-
-PREPARING = tuple(PreparationOptions.__annotations__)
-
-
-def check_loader_options(options: Mapping[str, Any], takes: Callable[..., Any]) -> None:
-    """Raise `BadParameter` where what makes batches was given an option that is none."""
-    if "fields" in options:
-        raise BadParameter("fields= is what batches() takes: here x=, y= and sample_weight= name the fields")
-    check_options(options, takes, set(OrderOptions.__annotations__) - {"fields"}, PREPARING)
-
-
-def divided(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of the order, and options of what is made of its batches."""
-    order = {name: value for name, value in options.items() if name not in PREPARING}
-    if order.get("shard") is not None:
-        order["shard"], order["shards"] = shard_of(order["shard"], order.get("shards"))
-    return order, {name: value for name, value in options.items() if name in PREPARING}
-
-
-def preparation_of(
-    dataset: RemoteDataset, split: str, order: Mapping[str, Any], preparing: Mapping[str, Any], seed: int
-) -> Preparation:
-    """What makes arrays of the batches of an order."""
-    shard = order.get("shard") or 0
-    return Preparation(dataset, split, seed=seed, shard=shard, split_options=split_options(order), **preparing)

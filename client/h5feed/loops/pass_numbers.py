@@ -30,7 +30,8 @@ these workers it is."""
 
 @dataclass(frozen=True)
 class _Birth:
-    """What a process is told when it begins: it is child `child` of a thread, and the next pass was `following`.
+    """What a process is told when it begins: it is child `child` of a thread, and the next pass was `following`, from
+    batch `first` on.
 
     A DataLoader begins its workers one after the other on one thread. So ``child - worker`` is the same for all workers
     of one of its iterators and differs between iterators, whatever seeds these have.
@@ -39,6 +40,7 @@ class _Birth:
     thread: int
     child: int
     following: int
+    first: int
 
 
 class PassNumbers:
@@ -48,17 +50,18 @@ class PassNumbers:
     by. A copy in a process that is no such worker counts for itself, from where the original was.
     """
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, first: int = 0) -> None:
         self._birth: _Birth | None = None
-        self._begin_at(epoch)
+        self._begin_at(epoch, first)
         self._watch_forks()
 
-    def _begin_at(self, epoch: int) -> None:
+    def _begin_at(self, epoch: int, first: int) -> None:
         # Of the kind that forked and spawned workers can both be given.
         self._lock = get_context("spawn").Lock()
-        # The next number, then the passes known: (*Pass, number)
-        self._shared = torch.zeros(1 + 4 * _PASSES_KNOWN, dtype=torch.int64).share_memory_()
-        self._shared[0] = epoch
+        # The next pass and its first batch; the pass begun last, its first batch, and whether workers began it; then
+        # the passes known: (*Pass, number, first batch).
+        self._shared = torch.zeros(5 + 5 * _PASSES_KNOWN, dtype=torch.int64).share_memory_()
+        self._shared[:5] = torch.tensor([epoch, first, epoch, first, 0])
 
     def _watch_forks(self) -> None:
         self._calls = 0
@@ -72,10 +75,35 @@ class PassNumbers:
         with self._locked():
             return int(self._shared[0])
 
-    def go_to(self, epoch: int) -> None:
+    @property
+    def first(self) -> int:
+        """The batch that the next pass begins with."""
+        with self._locked():
+            return int(self._shared[1])
+
+    @property
+    def latest(self) -> tuple[int, int]:
+        """Number and first batch of the pass that was begun last; of the next, where none was."""
+        with self._locked():
+            epoch, first = self._shared[2:4].tolist()
+            return int(epoch), int(first)
+
+    @property
+    def is_of_workers(self) -> bool:
+        """Whether the pass that was begun last is one of a DataLoader's workers."""
+        with self._locked():
+            return bool(self._shared[4])
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether this process is such a worker, which has a part of each pass."""
+        return self._birth is not None and get_worker_info() is not None
+
+    def go_to(self, epoch: int, first: int = 0) -> None:
+        """Let the next pass be that one, from that batch on."""
         self._part()
         with self._locked():
-            self._shared[0] = epoch
+            self._shared[:5] = torch.tensor([epoch, first, epoch, first, 0])
 
     def call(self) -> Pass | None:
         """For an iterator: what the pass that it is to begin is known by; None if nobody else takes part in it."""
@@ -86,19 +114,22 @@ class PassNumbers:
         self._calls += 1
         return self._birth.thread, self._birth.child - worker.id, self._calls
 
-    def begin(self, called: Pass | None) -> int:
-        """The number of a pass that begins."""
+    def begin(self, called: Pass | None, resumed: tuple[int, int] | None = None) -> tuple[int, int]:
+        """The number of a pass that begins, and the first of its batches that all who take part in it have.
+
+        `resumed` is what both were, where whoever begins it has been told: all who take part in it are told the same.
+        """
         with self._locked():
-            number = int(self._shared[0])
-            if called is not None:
-                known = self._shared[1:].view(_PASSES_KNOWN, 4)
-                for *other, known_number in known.tolist():
+            number, first = resumed or self._shared[:2].tolist()
+            if called is not None and resumed is None:
+                known = self._shared[5:].view(_PASSES_KNOWN, 5)
+                for *other, known_number, known_first in known.tolist():
                     if tuple(other) == called:
-                        return int(known_number)
+                        return int(known_number), int(known_first)
                 known[1:] = known[:-1].clone()
-                known[0] = torch.tensor([*called, number])
-            self._shared[0] += 1
-            return number
+                known[0] = torch.tensor([*called, number, first])
+            self._shared[:5] = torch.tensor([number + 1, 0, number, first, called is not None])
+            return int(number), int(first)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -112,7 +143,7 @@ class PassNumbers:
     def _part(self) -> None:
         """In a process that is no worker of a DataLoader: have nothing to do with the original any more."""
         if self._birth is not None and get_worker_info() is None:
-            self._begin_at(self._birth.following)
+            self._begin_at(self._birth.following, self._birth.first)
             self._birth = None
 
     def before_fork(self) -> _Birth:
@@ -120,7 +151,7 @@ class PassNumbers:
         self._part()
         last: _Birth | None = getattr(self._children, "last", None)
         thread, child = (next(_THREADS), 0) if last is None else (last.thread, last.child + 1)
-        self._children.last = birth = _Birth(thread, child, int(self._shared[0]))
+        self._children.last = birth = _Birth(thread, child, *map(int, self._shared[:2].tolist()))
         return birth
 
     def after_fork(self) -> None:
@@ -130,7 +161,7 @@ class PassNumbers:
     def __reduce__(self) -> tuple[Any, ...]:
         if get_spawning_popen() is None:
             # A copy that is no worker's counts for itself.
-            return PassNumbers, (self.following,)
+            return PassNumbers, (self.following, self.first)
         birth = self.before_fork()
         return _of_child, (self._lock, self._shared, birth)
 

@@ -1,0 +1,38 @@
+"""What loops are given: options of the order, and options of what is made of its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import BadParameter
+from ..options import OrderOptions, PreparationOptions, split_options
+from ..prepare import Preparation
+from ..remote_dataset import RemoteDataset
+from ..suggestions import check_options
+from .sharding import shard_of
+
+PREPARING = tuple(PreparationOptions.__annotations__)
+
+
+def check_loop_options(options: Mapping[str, Any], takes: Callable[..., Any]) -> None:
+    """Raise `BadParameter` where what makes batches was given an option that is none."""
+    if "fields" in options:
+        raise BadParameter("fields= is what batches() takes: here x=, y= and sample_weight= name the fields")
+    check_options(options, takes, set(OrderOptions.__annotations__) - {"fields"}, PREPARING)
+
+
+def divided(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the order, and options of what is made of its batches."""
+    order = {name: value for name, value in options.items() if name not in PREPARING}
+    if order.get("shard") is not None or order.get("shards") is not None:
+        order["shard"], order["shards"] = shard_of(order.get("shard") or 0, order.get("shards"))
+    return order, {name: value for name, value in options.items() if name in PREPARING}
+
+
+def preparation_of(
+    dataset: RemoteDataset, split: str, order: Mapping[str, Any], preparing: Mapping[str, Any], seed: int
+) -> Preparation:
+    """What makes arrays of the batches of an order."""
+    shard = order.get("shard") or 0
+    return Preparation(dataset, split, seed=seed, shard=shard, split_options=split_options(order), **preparing)
