@@ -114,7 +114,7 @@ def _recipe(source: Path, out: Path) -> None:
     ):
         writer = _Writer(out / f"{split}.hdf5", len(own))
         for path, label in zip(own, own_labels, strict=True):
-            image = _aspect_aware(cv2.imread(path))
+            image = _aspect_aware(np.asarray(cv2.imread(path), np.uint8))
             if split == "train":
                 means.append(cv2.mean(image)[:3])
             writer.add(image, label)
@@ -132,7 +132,7 @@ def _aspect_aware(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     )
     top, left = (resized.shape[0] - SIZE) // 2, (resized.shape[1] - SIZE) // 2
     cropped = resized[top : top + SIZE, left : left + SIZE]
-    return cv2.resize(cropped, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(cropped, (SIZE, SIZE), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 class _Writer:

@@ -120,7 +120,7 @@ def _served(path: Path, round_trip: float, *, linked: bool) -> Iterator[h5feed.D
         through.append("--")
         environment = {"H5FEED_HOST": link.THERE, "H5FEED_PUBLIC": "true"}
     with (
-        h5feed_server(path.parent, 2, through=through, **environment) as server,
+        h5feed_server(path.parent, 2, None, through, **environment) as server,
         h5feed.connect(server.url) as feed,
     ):
         yield feed[path.stem]

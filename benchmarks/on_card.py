@@ -206,7 +206,11 @@ def _finish(model: Any) -> None:
     if keras.backend.backend() == "jax":
         import jax
 
-        jax.block_until_ready([variable.value for variable in model.variables])
+        jax.block_until_ready(
+            [  # type: ignore[no-untyped-call]
+                variable.value for variable in model.variables
+            ]
+        )
     else:
         import torch
 

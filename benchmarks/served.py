@@ -24,14 +24,15 @@ def variants(contestant: str) -> dict[str, str]:
 
 def epochs_of(dataset: h5feed.Dataset, batch_size: int, window: int | None = None) -> Turn:
     """Turns that take all batches of one shuffled epoch, another one each time."""
-    options: OrderOptions = {} if window is None else {"window": window}
+    options: OrderOptions = {"shuffle": True}
+    if window is not None:
+        options["window"] = window
     epochs = itertools.count()
 
     def turn() -> int:
         rows = 0
-        for batch in dataset.batches(
-            "all", batch_size=batch_size, shuffle=True, epoch=next(epochs), connections=CONNECTIONS, **options
-        ):
+        options["epoch"] = next(epochs)
+        for batch in dataset.batches("all", batch_size=batch_size, connections=CONNECTIONS, **options):
             rows += len(batch.rows)
         return rows
 
