@@ -32,44 +32,58 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="H5FEED_", env_ignore_empty=True, frozen=True, extra="ignore")
 
-    data_dir: Path = Field(Path("data"), description="Folder of HDF5 files; only ever read.")
-    cache_dir: Path = Field(default_factory=_default_cache_dir, description="Layouts, digests, splits; safe to delete.")
+    data_dir: Path = Field(Path("data"), description="Folder of HDF5 files; never written to.")
+    cache_dir: Path = Field(
+        default_factory=_default_cache_dir, description="Folder for layouts, digests and splits; safe to delete."
+    )
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port; 0 takes a free one and prints it.")
-    uds: str | None = Field(None, description="Path of a Unix socket to listen on instead.")
-    workers: int = Field(1, ge=1, le=64, description="Processes.")
-    public: bool = Field(False, description="Serve another address than loopback without tokens.")
-    tokens: str = Field("", description="Comma-separated bearer tokens; any of them opens everything.")
+    port: int = Field(8000, ge=0, le=65535, description="Port; 0 picks a free port and prints it.")
+    uds: str | None = Field(None, description="Unix socket to listen on instead of a port.")
+    workers: int = Field(1, ge=1, le=64, description="Worker processes.")
+    public: bool = Field(False, description="Allow serving non-loopback addresses without tokens.")
+    tokens: str = Field("", description="Comma-separated bearer tokens; each grants full access.")
     published_on: str = Field(
-        "", pattern=r"^(.+:[0-9]{1,5})?$", description="ADDRESS:PORT on which a container engine publishes the port."
+        "",
+        pattern=r"^(.+:[0-9]{1,5})?$",
+        description="ADDRESS:PORT under which the container engine publishes the port.",
     )
-    allowed_hosts: str = Field("", description="Comma-separated names that a server without tokens may be asked for.")
-    follow_links: bool = Field(False, description="Serve files to which links lead out of the data folder.")
+    allowed_hosts: str = Field("", description="Comma-separated host names accepted by a server without tokens.")
+    follow_links: bool = Field(False, description="Follow symbolic links that lead out of the data folder.")
 
-    trusted_proxies: str = Field("", description="Comma-separated addresses whose X-Forwarded-For is believed.")
-    access_log: bool = Field(False, description="Write a line for each request.")
+    trusted_proxies: str = Field(
+        "", description="Comma-separated addresses of proxies whose X-Forwarded-For is trusted."
+    )
+    access_log: bool = Field(False, description="Log every request.")
 
-    digest_limit: int = Field(8 << 30, ge=0, description="Bytes of a file hashed in full for its revision.")
-    max_body_bytes: int = Field(256 << 20, ge=1 << 16, description="Bytes of one batch or row answer at most.")
-    max_rows: int = Field(1_000_000, ge=1, description="Rows of one batch or row request at most.")
-    inflight_bytes: int = Field(256 << 20, ge=1 << 20, description="Bytes of bodies being filled or sent, per worker.")
-    cache_bytes: int = Field(64 << 20, ge=0, description="Bytes of small fields kept decoded in memory, per worker.")
-    chunk_cache_bytes: int = Field(128 << 20, ge=0, description="Bytes of decoded chunks kept in memory, per worker.")
-    order_cache_bytes: int = Field(128 << 20, ge=0, description="Bytes of split rows and orders kept, per worker.")
+    digest_limit: int = Field(
+        8 << 30, ge=0, description="Files up to this size are hashed in full for their revision, in bytes."
+    )
+    max_body_bytes: int = Field(
+        256 << 20, ge=1 << 16, description="Maximum size of one response with batches or rows, in bytes."
+    )
+    max_rows: int = Field(1_000_000, ge=1, description="Maximum number of rows per request.")
+    inflight_bytes: int = Field(
+        256 << 20, ge=1 << 20, description="Memory for responses being filled or sent, per worker, in bytes."
+    )
+    cache_bytes: int = Field(64 << 20, ge=0, description="Memory for small decoded fields, per worker, in bytes.")
+    chunk_cache_bytes: int = Field(128 << 20, ge=0, description="Memory for decoded chunks, per worker, in bytes.")
+    order_cache_bytes: int = Field(128 << 20, ge=0, description="Memory for splits and orders, per worker, in bytes.")
     idle_seconds: float = Field(
-        30.0, gt=0, description="Seconds after which a worker without requests empties its caches."
+        30.0, gt=0, description="Seconds without requests after which a worker empties its caches."
     )
-    disk_cache_bytes: int = Field(4 << 30, ge=0, description="Bytes of the cache folder.")
-    open_files: int = Field(128, ge=1, description="Descriptors of HDF5 files held open, per worker.")
-    request_threads: int = Field(16, ge=1, description="Requests read at the same time, per worker.")
-    readers: int = Field(2, ge=1, le=64, description="Processes that read what only h5py can, per worker, if needed.")
-    inspect_timeout: float = Field(30.0, gt=0, description="Seconds that inspecting one file may take.")
-    read_timeout: float = Field(60.0, gt=0, description="Seconds that answering one request may take.")
-    max_job_bytes: int = Field(1 << 40, ge=1 << 20, description="Bytes that one job may read; more is 413.")
-    job_patience: float = Field(600.0, gt=0, description="Seconds that a job goes on when nobody asks for it.")
-    admit_timeout: float = Field(5.0, ge=0, description="Seconds that a request waits for room before 503.")
-    min_rate: int = Field(1024, ge=1, description="Bytes per second that a peer has to take or send at least.")
-    connections: int = Field(2000, ge=10, description="Connections, per worker.")
+    disk_cache_bytes: int = Field(4 << 30, ge=0, description="Maximum size of the cache folder, in bytes.")
+    open_files: int = Field(128, ge=1, description="HDF5 files kept open, per worker.")
+    request_threads: int = Field(16, ge=1, description="Requests processed at the same time, per worker.")
+    readers: int = Field(
+        2, ge=1, le=64, description="Processes for data that only h5py can read, per worker; started when needed."
+    )
+    inspect_timeout: float = Field(30.0, gt=0, description="Time limit for inspecting one file, in seconds.")
+    read_timeout: float = Field(60.0, gt=0, description="Time limit for one request, in seconds.")
+    max_job_bytes: int = Field(1 << 40, ge=1 << 20, description="Maximum number of bytes that one job may read.")
+    job_patience: float = Field(600.0, gt=0, description="Seconds after which a job that nobody asks for is stopped.")
+    admit_timeout: float = Field(5.0, ge=0, description="Seconds that a request waits for memory before it gets a 503.")
+    min_rate: int = Field(1024, ge=1, description="Minimum transfer rate of a client, in bytes per second.")
+    connections: int = Field(2000, ge=10, description="Maximum number of connections, per worker.")
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -79,7 +93,7 @@ class Settings(BaseSettings):
                 if item != "unix":
                     ipaddress.ip_network(item, strict=False)
             except ValueError:
-                raise ValueError(f"{item!r} is no address, no network like 10.0.0.0/8, and not 'unix'") from None
+                raise ValueError(f"{item!r} is not an address, a network such as 10.0.0.0/8, or 'unix'") from None
         return value
 
     @field_validator("tokens")
@@ -90,9 +104,11 @@ class Settings(BaseSettings):
             which = f"token {number} of {tokens.count(',') + 1}"
             token = token.strip()
             if not token:
-                raise ValueError(f"{which} is empty, maybe a variable that is not set: every token needs a character")
+                raise ValueError(f"{which} is empty (an unset variable?): remove it or set it")
             if not all("!" <= char <= "~" for char in token):
-                raise ValueError(f"{which} has a character that no header carries: use visible ASCII, without spaces")
+                raise ValueError(
+                    f"{which} has a character that cannot be sent in a header: use visible ASCII without spaces"
+                )
             if len(token) > _MAX_TOKEN:
                 raise ValueError(f"{which} has {len(token)} characters: use at most {_MAX_TOKEN}")
             if re.sub(r"[\W_]", "", token.lower()) in _PLACEHOLDERS:
@@ -107,7 +123,9 @@ class Settings(BaseSettings):
     def _check_hosts(cls, hosts: str) -> str:
         for host in _items(hosts):
             if host != ANY_HOST and not _HOST_NAME.fullmatch(host.lower()):
-                raise ValueError(f"{host!r} is no host name: write it as in gpu-box.example.org, or * for any")
+                raise ValueError(
+                    f"{host!r} is not a host name: expected something like gpu-box.example.org, or * for any"
+                )
         return hosts
 
     @cached_property

@@ -25,7 +25,7 @@ class SplitsQuery(SplitSpec):
 
 class SplitReportQuery(SplitsQuery):
     classes: str | None = Field(
-        None, description="Field whose classes are counted. Default: the one that rows are stratified by, or the label."
+        None, description="Field whose classes are counted. Default: the field used for stratification, else the label."
     )
 
 
@@ -34,7 +34,7 @@ class SplitRowsQuery(SplitsQuery):
 
 
 class PlanQuery(OrderSpec):
-    batch_size: int = Field(32, ge=1, lt=2**40, description="Rows of a batch.")
+    batch_size: int = Field(32, ge=1, lt=2**40, description="Rows per batch.")
     revision: str | None = Field(None, description=_REVISION)
 
     @cached_property
@@ -56,7 +56,7 @@ class RowsQuery(BaseModel):
 
     start: int = Field(0, ge=0, le=2**62, description="First row.")
     stop: int | None = Field(None, ge=0, le=2**62, description="One past the last row; default: all.", examples=[8])
-    step: int = Field(1, ge=1, le=2**62, description="Every step-th row; 1 or more.")
+    step: int = Field(1, ge=1, le=2**62, description="Step between rows.")
     fields: str | None = Field(None, description=OrderSpec.model_fields["fields"].description)
     encoded: str | None = Field(None, description=OrderSpec.model_fields["encoded"].description)
     revision: str | None = Field(None, description=_REVISION)
@@ -80,7 +80,7 @@ class RowsRequest(BaseModel):
     fields: list[str] | None = Field(None, description="Field names; default: inputs and labels.", examples=[None])
     encoded: list[str] | None = Field(
         None,
-        description="Those of them that are stored as JPEG or PNG and are wanted so: as the bytes of the files.",
+        description="Fields stored as JPEG or PNG to return undecoded, as the bytes of the image files.",
         examples=[None],
     )
 
@@ -88,6 +88,6 @@ class RowsRequest(BaseModel):
 class CatalogQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    limit: int = Field(100, ge=1, le=1000, description="Entries of a page.")
-    offset: int = Field(0, ge=0, description="Entries to pass over.")
-    q: str | None = Field(None, description="Only names that contain this, in any case.")
+    limit: int = Field(100, ge=1, le=1000, description="Entries per page.")
+    offset: int = Field(0, ge=0, description="Entries to skip.")
+    q: str | None = Field(None, description="Only names containing this text (case-insensitive).")

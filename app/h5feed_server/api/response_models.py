@@ -21,11 +21,11 @@ class Problem(_Answer):
     """What is wrong, as problem+json (RFC 9457)."""
 
     type: Literal["about:blank"]
-    title: str = Field(description="The status in words.")
+    title: str = Field(description="Short description of the status.")
     status: int
-    detail: str = Field(description="The bad value, and what would be right.")
-    code: str = Field(description="For programs: one word for each kind of error. New ones may come.")
-    request_id: str = Field(description="Of errors of the server: its log has more under this.")
+    detail: str = Field(description="The invalid value and what would be valid.")
+    code: str = Field(description="Machine-readable error code. New codes may be added.")
+    request_id: str = Field(description="Identifies the request in the server's log.")
 
 
 class StoredSplit(_Answer):
@@ -36,26 +36,26 @@ class StoredSplit(_Answer):
 class FieldSummary(_Answer):
     name: str
     role: str = Field(description="`input`, `label`, `weight` or `other`.")
-    shape: list[int] = Field(description="Of one row.")
+    shape: list[int] = Field(description="Shape of one row.")
     dtype: str
     readable: bool
-    reason: str | None = Field(description="Why it cannot be read.")
+    reason: str | None = Field(description="Why the field cannot be read.")
 
 
 class DatasetSummary(_Answer):
     name: str
     status: str = Field(description="`ok`, `preparing`, `unreadable` or `unavailable`.")
-    reason: str | None = Field(description="Why it is not `ok`.")
-    revision: str | None = Field(description="Of its bytes: another one where they differ.")
+    reason: str | None = Field(description="Why the status is not `ok`.")
+    revision: str | None = Field(description="Changes when the data changes.")
     rows: int | None
-    native_splits: list[StoredSplit] = Field(description="Splits that the files hold.")
+    native_splits: list[StoredSplit] = Field(description="Splits stored in the files.")
     files: list[str]
     fields: list[FieldSummary]
 
 
 class Catalogue(_Answer):
     datasets: list[DatasetSummary]
-    total: int = Field(description="Datasets on all pages.")
+    total: int = Field(description="Number of datasets on all pages.")
     limit: int
     offset: int
 
@@ -66,29 +66,29 @@ class Decoded(_Answer):
     size: list[int]
     mode: str | None = None
     resize: str | None = None
-    decoder: str = Field(description="Fingerprint of what this server's decoder makes of some images.")
+    decoder: str = Field(description="Fingerprint of the image decoder: equal fingerprints decode to equal pixels.")
 
     model_config = ConfigDict(extra="allow")
 
 
 class FieldDescription(FieldSummary):
-    role_reason: str | None = Field(description="How the role was told.")
-    channels: str | None = Field(description="Of images: `rgb`, `bgr`, `grey` …")
-    ragged: bool = Field(description="Rows differ in length.")
+    role_reason: str | None = Field(description="How the role was determined.")
+    channels: str | None = Field(description="Channel order of images: `rgb`, `bgr`, `grey` …")
+    ragged: bool = Field(description="Rows have different lengths.")
     rows: int
     note: str | None
     stored_dtype: str
     chunks: list[int] | None
     filters: list[str]
-    pieces: int = Field(description="Arrays that follow each other.")
+    pieces: int = Field(description="Number of arrays that are concatenated.")
     stored_bytes: int
     logical_bytes: int
     enum: dict[str, int] | None
     class_names: list[str] | None
     attributes: dict[str, Any]
     decode: Decoded | None
-    decoded_per_served_byte: float = Field(description="Bytes decoded for each byte of a shuffled batch.")
-    advice: str | None = Field(description="What makes shuffled batches of it cheaper.")
+    decoded_per_served_byte: float = Field(description="Bytes decoded per byte of a shuffled batch.")
+    advice: str | None = Field(description="How to make shuffled batches cheaper.")
 
 
 class StoredSplitsDrawn(_Answer):
@@ -109,7 +109,7 @@ class DatasetDescription(_Answer):
     revision_covers: str
     rows: int
     fields: list[FieldDescription]
-    class_names: list[str] | None = Field(description="Of the label, by its value.")
+    class_names: list[str] | None = Field(description="Class names of the label, by value.")
     native_splits: list[StoredSplit]
     splits_drawn: StoredSplitsDrawn | None
     files: list[str]
@@ -119,7 +119,7 @@ class DatasetDescription(_Answer):
 
 class ClassShare(_Answer):
     value: bool | int | float | str
-    name: str | None = Field(description="Where classes have names.")
+    name: str | None = Field(description="Class name, if known.")
     rows: int
     share: float
     weight: float | None = Field(description="Balanced: rows / (classes · rows of the class).")
@@ -128,13 +128,13 @@ class ClassShare(_Answer):
 class Split(_Answer):
     rows: int
     share: float
-    digest: str = Field(description="Of its row ids.")
-    stored: bool | None = Field(None, description="Whether the files hold just these rows as this split.")
+    digest: str = Field(description="Digest of the row ids.")
+    stored: bool | None = Field(None, description="Whether this is a split as stored in the files.")
     groups: int | None = None
     classes: list[ClassShare] | None = None
-    classes_total: int | None = Field(None, description="Where there are too many to list.")
+    classes_total: int | None = Field(None, description="Set if there are too many classes to list.")
     max_deviation: float | None = Field(
-        None, description="Largest difference of a class's share from that in all rows."
+        None, description="Largest difference between a class's share here and in all rows."
     )
 
 
@@ -144,13 +144,13 @@ _Replaced = dict[str, dict[str, int]] | None
 class Splits(_Answer):
     dataset: str
     revision: str
-    method: str | None = Field(description="What of scikit-learn gives the same rows.")
+    method: str | None = Field(description="The scikit-learn call that gives the same rows.")
     stratify: str | None
     group: str | None
     classes_of: str | None = Field(description="Field whose classes are counted.")
     classes_are: str | None
-    note: str | None = Field(description="What one might not expect.")
-    replaces: _Replaced = Field(description="Stored splits that are divided anew: in which split their rows are now.")
+    note: str | None = Field(description="Remarks.")
+    replaces: _Replaced = Field(description="Stored splits that were replaced: where their rows are now.")
     splits: dict[str, Split]
 
 
@@ -169,25 +169,25 @@ class Plan(_Answer):
     dataset: str
     revision: str
     split: str
-    stored: bool | None = Field(description="Whether the files hold just these rows as this split.")
+    stored: bool | None = Field(description="Whether this is a split as stored in the files.")
     note: str | None
     replaces: _Replaced
-    rows: int = Field(description="Of one epoch.")
+    rows: int = Field(description="Rows of one epoch.")
     batch_size: int
     batches: int
     last: Literal["keep", "drop", "pad"]
     window: int | None
     rows_decoded_together: int
     last_rows: int = Field(description="Rows of the last batch.")
-    ragged: bool = Field(description="Batches differ in length: `batch_bytes` are without text and lists.")
+    ragged: bool = Field(description="Batches have different lengths: `batch_bytes` excludes text and lists.")
     batch_bytes: int
     last_bytes: int
     tensors: list[TensorDescription]
-    limits: Limits = Field(description="Of one answer.")
+    limits: Limits = Field(description="Limits of one response.")
 
 
 class Histogram(_Answer):
-    edges: list[float] = Field(description="One more than counts.")
+    edges: list[float] = Field(description="Bin edges: one more than `counts`.")
     counts: list[int]
 
 
@@ -195,10 +195,10 @@ class Numbers(_Answer):
     """What is known of many numbers; null where they are none."""
 
     mean: float | None
-    std: float | None = Field(description="`ddof=0`.")
+    std: float | None = Field(description="Standard deviation, `ddof=0`.")
     min: int | float | None
     max: int | float | None
-    count: int | None = Field(description="Finite values.")
+    count: int | None = Field(description="Number of finite values.")
     zeros: int | None
     nan: int | None
     inf: int | None
@@ -224,14 +224,16 @@ class FieldStatistics(Numbers):
     dtype: str
     shape: list[int]
     rows: int
-    channel_means: dict[str, float | None] | None = Field(description="Of images, by colour.")
+    channel_means: dict[str, float | None] | None = Field(description="Channel means of images.")
     channel_stds: dict[str, float | None] | None
-    classes: list[ClassShare] | None = Field(description="Of a label: all of them.")
+    classes: list[ClassShare] | None = Field(description="Count of every class of a label.")
     classes_kind: str | None
-    values: list[ValueShare] | None = Field(description="The most frequent.")
+    values: list[ValueShare] | None = Field(description="The most frequent values.")
     distinct: int | None
-    lengths: Numbers | None = Field(description="Of rows that differ in length.")
-    mean_image: list[int] | None = Field(description="Its shape, where there is one: see `/stats/mean-image`.")
+    lengths: Numbers | None = Field(description="Statistics of row lengths.")
+    mean_image: list[int] | None = Field(
+        description="Shape of the mean image, if there is one: see `/stats/mean-image`."
+    )
     channels: list[Channel] | None
 
 
@@ -254,8 +256,8 @@ class Job(_Answer):
     total: int
     unit: str
     request: dict[str, Any]
-    result: str = Field(description="Where the answer is, when it is done.")
-    code: str | None = Field(description="Of the error, where it failed.")
+    result: str = Field(description="URL of the result.")
+    code: str | None = Field(description="Error code, if the job failed.")
     detail: str | None
 
 
@@ -265,7 +267,9 @@ class TensorPreview(_Answer):
     min: int | float | str | None = None
     max: int | float | str | None = None
     mean: float | str | None = None
-    first: list[Any] = Field(description="Of one value a row: the first rows. Else the first values of the first row.")
+    first: list[Any] = Field(
+        description="The first rows if a row is one value, else the first values of the first row."
+    )
 
 
 class Preview(_Answer):

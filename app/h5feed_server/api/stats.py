@@ -40,10 +40,8 @@ _FORMATS: tuple[Format, ...] = ("safetensors", "npz", "npy", "json")
 
 
 class StatsQuery(SplitsQuery):
-    split: str = Field(
-        "all", description="`all`, `train`, `val`, `test`, or a stored split: no other row is looked at."
-    )
-    field: str | None = Field(None, description="One field; default: all that can be read.")
+    split: str = Field("all", description="`all`, `train`, `val`, `test`, or a stored split. Only its rows are read.")
+    field: str | None = Field(None, description="Field to compute statistics of. Default: all readable fields.")
 
     @field_validator("split")
     @classmethod
@@ -52,8 +50,8 @@ class StatsQuery(SplitsQuery):
 
 
 class MeanImageQuery(StatsQuery):
-    field: str = Field(description="A field of images.")
-    format: Format | None = Field(None, description="Instead of an Accept header.")
+    field: str = Field(description="Image field.")
+    format: Format | None = Field(None, description="Overrides the Accept header.")
 
 
 @router.get("", summary="Statistics of fields", **answers(Statistics, JOB_RESPONSE))

@@ -17,14 +17,14 @@ def _share(value: Any) -> Any:
     try:
         return int(value) if value.strip().lstrip("+-").isdigit() else float(value)
     except ValueError:
-        raise ValueError("use a fraction of all rows such as 0.1, or a count of rows such as 500") from None
+        raise ValueError("expected a fraction of all rows such as 0.1, or a number of rows such as 500") from None
 
 
 def _check_share(value: int | float) -> int | float:
     if isinstance(value, float) and not 0 < value < 1:
-        raise ValueError("a fraction must lie between 0 and 1, both excluded; a count has no decimal point")
+        raise ValueError("a fraction must be greater than 0 and less than 1; a number of rows has no decimal point")
     if isinstance(value, int) and value < 1:
-        raise ValueError("a count of rows must be 1 or more")
+        raise ValueError("a number of rows must be at least 1")
     return value
 
 
@@ -45,31 +45,32 @@ class SplitSpec(BaseModel):
 
     test: Share | None = Field(
         None,
-        description="Rows of the test split, carved off first: with a decimal point a fraction of all rows (rounded "
-        "up), else a count. With `group`, of all groups.",
+        description="Size of the test split, which is taken first: with a decimal point a fraction of all rows "
+        "(rounded up), else a number of rows. With `group`, of groups.",
     )
-    val: Share | None = Field(None, description="Rows of the validation split, carved off what test leaves.")
+    val: Share | None = Field(None, description="Size of the validation split, taken from the rows that test leaves.")
     stratify: str | None = Field(
         None,
-        description="Field whose classes every split holds in equal shares, or `none`. Default: the label field, where "
-        "its values are classes with enough rows each. Rows of several labels are stratified iteratively; numbers on a "
-        "scale, where they are named here, by ten quantile bins.",
+        description="Field whose classes have the same shares in every split, or `none`. Default: the label field if "
+        "its values are classes with enough rows each. Rows with several labels are stratified "
+        "iteratively. Numbers on a scale are stratified by ten quantile bins, if you name the field "
+        "here.",
     )
     split_seed: int = Field(42, ge=0, lt=2**32, description="`random_state` of scikit-learn's splitters.")
     split_shuffle: bool = Field(True, description="`false`: by position, test and val from the end.")
     group: str | None = Field(
         None,
-        description="Field whose equal values stay together, such as a patient or an episode: `GroupShuffleSplit` for "
+        description="Field whose equal values stay in one split, such as a patient or episode: `GroupShuffleSplit` for "
         "`test` and `val`, `StratifiedGroupKFold` or, without classes, `GroupKFold` for `folds`.",
     )
     folds: int | None = Field(
         None,
         ge=2,
         le=1000,
-        description="Cross-validation: val is one of so many folds, train the others, as `StratifiedKFold` or, without "
-        "classes, `KFold` makes them of what test leaves.",
+        description="Cross-validation: val is one of this many folds and train is the others, as made by "
+        "`StratifiedKFold` (`KFold` without classes) from the rows that test leaves.",
     )
-    fold: int | None = Field(None, ge=0, description="Which of the `folds` is val, from 0 (the default).")
+    fold: int | None = Field(None, ge=0, description="Index of the fold that is val; 0 by default.")
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -111,51 +112,51 @@ class OrderSpec(SplitSpec):
 
     split: str = Field(
         "all",
-        description="`all`, `train`, `val`, `test` (also `valid`, `validation`, `dev`), or a stored split's own name.",
+        description="`all`, `train`, `val` (also `valid`, `validation`, `dev`), `test`, or the name of a stored split.",
     )
-    shuffle: bool = Field(False, description="A new order each epoch; `false`: ascending rows.")
+    shuffle: bool = Field(False, description="Shuffle, with a new order each epoch. `false`: ascending rows.")
     seed: int = Field(0, ge=-(2**63), lt=2**63, description="Seed of the order.")
-    epoch: int = Field(0, ge=0, lt=2**63, description="Number of the epoch: each has an order of its own.")
+    epoch: int = Field(0, ge=0, lt=2**63, description="Epoch number: each epoch has its own order.")
     window: int | None = Field(
         None,
         ge=1,
         lt=2**62,
-        description="Shuffle in two steps, so that chunks of many rows are decoded once or twice in an epoch and not "
-        "for every row: the chunks are put in a new order, and rows are shuffled among so many that follow each other.",
+        description="Shuffle in two steps, so that chunks of many rows are decoded once or twice per epoch and not "
+        "once per row: chunks are shuffled, then rows within a window of this many consecutive rows.",
     )
     balance: bool = Field(
         False,
-        description="Each class of the label field (or of `stratify`) equally often: batches hold every class within "
-        "one row of its share. Rows of small classes come again, as often as each other; of large ones each epoch has "
-        "others.",
+        description="Draw each class of the label field (or of `stratify`) equally often: each batch has every class "
+        "within one row of its share. Rows of small classes repeat, all equally often; of large classes "
+        "each epoch has other rows.",
     )
     weights: str | None = Field(
         None,
-        description="Field of numbers ≥ 0: rows are drawn as often as theirs says, with repeats.",
+        description="Field of numbers ≥ 0: rows are drawn with repeats, in proportion to it.",
     )
     epoch_rows: int | None = Field(
         None,
         ge=1,
         lt=2**62,
-        description="With `balance` or `weights`: rows of one epoch. Default: as many as the split has.",
+        description="With `balance` or `weights`: number of rows per epoch. Default: the size of the split.",
     )
-    limit: int | None = Field(None, ge=1, description="Only the first so many rows of the split.")
-    shard: int = Field(0, ge=0, description="Which of the `shards` readers asks.")
-    shards: int = Field(1, ge=1, le=1 << 20, description="Readers that share each step of the epoch.")
+    limit: int | None = Field(None, ge=1, description="Use only the first rows of the split.")
+    shard: int = Field(0, ge=0, description="Index of this reader among `shards`.")
+    shards: int = Field(1, ge=1, le=1 << 20, description="Number of readers that share each step.")
     last: Last | None = Field(
         None,
-        description="What becomes of the tail: `keep` a smaller batch (one shard only, the default there), `drop` it, "
-        "or `pad` it with repeated rows of weight 0 (the default for several shards).",
+        description="How to treat the last, incomplete batch: `keep` it (one shard only; the default there), `drop` "
+        "it, or `pad` it with repeated rows of weight 0 (the default for several shards).",
     )
     fields: str | None = Field(
         None,
-        description="Comma-separated field names; default: inputs and labels. Empty: row ids only.",
+        description="Comma-separated field names. Default: inputs and labels. Empty: row ids only.",
     )
     encoded: str | None = Field(
         None,
-        description="Comma-separated names of fields that are stored as JPEG or PNG: these come as the bytes of the "
-        "files, flat, with `NAME.offsets`, and not decoded. What they are to be decoded to is in the dataset's "
-        "metadata, as `decode`.",
+        description="Comma-separated names of fields stored as JPEG or PNG to return undecoded: the bytes of the "
+        "image files, flat, with `NAME.offsets`. How to decode them is in the dataset's metadata, as "
+        "`decode`.",
     )
 
     @model_validator(mode="after")
