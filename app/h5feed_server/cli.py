@@ -151,7 +151,7 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"h5feed-server: {settings.data_dir} {what}", file=sys.stderr)
         return 2
     if (options.tls_cert is None) != (options.tls_key is None):
-        print("h5feed-server: --tls-cert and --tls-key go together", file=sys.stderr)
+        print("h5feed-server: --tls-cert and --tls-key must be given together", file=sys.stderr)
         return 2
     if options.tls_cert is not None and (why := _is_no_certificate(options.tls_cert, options.tls_key)) is not None:
         print(f"h5feed-server: --tls-cert {options.tls_cert} with --tls-key {options.tls_key}: {why}", file=sys.stderr)
@@ -182,10 +182,13 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"h5feed serves {settings.data_dir} at {address}", flush=True)
         print(f"browse it at {address}/docs", flush=True)
         if is_every_address(host):
-            print(f"other machines reach it by the name or an address of this one, port {port}", flush=True)
+            print(f"from other machines, use this machine's name or address and port {port}", flush=True)
         if generated:
             print(f"token: {settings.tokens}   (for token=, --token or H5FEED_TOKEN of clients)", flush=True)
-            print("it is kept in the cache folder; H5FEED_TOKENS sets your own, H5FEED_PUBLIC=1 uses none", flush=True)
+            print(
+                "it is stored in the cache folder; set H5FEED_TOKENS to use your own, or H5FEED_PUBLIC=1 for none",
+                flush=True,
+            )
 
     once = LoggedOnce("h5feed_server.catalog")
     for handler in logging.getLogger().handlers:

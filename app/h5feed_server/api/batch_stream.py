@@ -223,7 +223,7 @@ def _blocks(plan: BatchPlan, start: int, stop: int) -> list[tuple[int, int]]:
     per_block = max(1, BLOCK_BYTES // plan.full.nbytes)
     starts = range(start, stop, per_block)
     if len(starts) > MAX_BLOCKS:
-        raise TooLarge(f"batches {start} … {stop - 1} are too many at once: ask for {per_block} at a time")
+        raise TooLarge(f"batches {start} … {stop - 1} are too many for one request: ask for at most {per_block}")
     return [(first, min(first + per_block, stop)) for first in starts]
 
 
@@ -232,6 +232,6 @@ def _report(error: Exception) -> None:
     if isinstance(error, ConnectionError):
         return
     if isinstance(error, FeedError):
-        logger.error("an answer was cut off: %s: %s", error.code, error.detail)
+        logger.error("response aborted: %s: %s", error.code, error.detail)
     else:
-        logger.error("an answer was cut off", exc_info=error)
+        logger.error("response aborted", exc_info=error)

@@ -60,7 +60,7 @@ def negotiate(request: Request, wanted: Format | None, allowed: Sequence[Format]
     """
     if wanted is not None:
         if wanted not in allowed:
-            raise NotAcceptable(f"format={wanted} is not served here: use {' or '.join(allowed)}")
+            raise NotAcceptable(f"format={wanted} is not supported here: use {' or '.join(allowed)}")
         return wanted
     accepted = request.headers.get("accept", "*/*")
     ranges = []
@@ -77,7 +77,7 @@ def negotiate(request: Request, wanted: Format | None, allowed: Sequence[Format]
             if quality_below_zero < 0 and (names_it or (media == _BROWSERS and name == "json")):
                 return name
     raise NotAcceptable(
-        f"Accept: {accepted[:200]} names nothing served here: use {', '.join(MEDIA_TYPES[name] for name in allowed)}"
+        f"Accept: {accepted[:200]} is not supported here: use {', '.join(MEDIA_TYPES[name] for name in allowed)}"
     )
 
 

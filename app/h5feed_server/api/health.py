@@ -54,7 +54,7 @@ async def readyz(request: Request, services: ServicesDep) -> Response:
 def _read_something(services: Services) -> None:
     entries = services.catalog.entries()
     if entries and not any(entry.outcome.done() for entry in entries):
-        raise Preparing("the data folder is being looked at for the first time", retry_after=1)
+        raise Preparing("the data folder is still being scanned", retry_after=1)
     candidates = [dataset for entry in entries for dataset in entry.datasets()]
     failure: FeedError | None = None
     # Another one each time, so that a folder that has gone bad in part is noticed; three, so that one alone is not it.

@@ -78,6 +78,6 @@ def _not_allowed(value: bytes) -> HostNotAllowed:
     name = value.decode("latin-1")
     shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
     return HostNotAllowed(
-        f"this server is not to be asked for as {shown!r}: use its IP address, or let it be started with "
+        f"this server does not accept the host name {shown!r}: use its IP address, or start it with "
         "--allowed-host NAME (H5FEED_ALLOWED_HOSTS), or with tokens (H5FEED_TOKENS)"
     )

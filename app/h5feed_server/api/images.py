@@ -150,7 +150,7 @@ def image_field(dataset: Dataset, name: str | None) -> Field:
         suitable = [field for field in dataset.fields if not field.unreadable and _is_image(field)]
         suitable.sort(key=lambda field: field.role != "input")
         if not suitable:
-            raise UnsupportedField(f"dataset {dataset.name!r} has no field of images that h5feed knows as such")
+            raise UnsupportedField(f"dataset {dataset.name!r} has no image field")
         field = suitable[0]
     else:
         field = dataset.field(name)
@@ -160,7 +160,7 @@ def image_field(dataset: Dataset, name: str | None) -> Field:
             "are height × width, with 1, 3 or 4 channels last"
         )
     if field.row_bytes > MAX_SAMPLE_BYTES:
-        raise TooLarge(f"images of {field.row_bytes} bytes are more than the {MAX_SAMPLE_BYTES} that are shown")
+        raise TooLarge(f"images of {field.row_bytes} bytes are too large to show (limit {MAX_SAMPLE_BYTES})")
     return field
 
 

@@ -67,7 +67,7 @@ async def delete_job(
 
 
 def _no_job(job: str) -> PageNotFound:
-    return PageNotFound(f"there is no job {job[:40]!r}: jobs are forgotten after a day, or when they are deleted")
+    return PageNotFound(f"no job {job[:40]!r}: jobs are kept for a day, or until they are deleted")
 
 
 async def at_hand(services: Services, look: Callable[[], T], prefer: str | None) -> T | Response:
@@ -79,7 +79,7 @@ async def at_hand(services: Services, look: Callable[[], T], prefer: str | None)
             state = await over(services, progress.state, wait_seconds(prefer))
             if not state.is_over:
                 return accepted(state)
-    raise Overloaded("it was computed, but could not be kept; come again in a moment", retry_after=1)
+    raise Overloaded("the result was computed but could not be stored; try again in a moment", retry_after=1)
 
 
 def wait_seconds(prefer: str | None) -> float:

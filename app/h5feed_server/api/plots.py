@@ -77,12 +77,12 @@ def _plotted(dataset: Dataset, kind: Plot, name: str | None) -> Field:
         return image_field(dataset, None)
     if kind == "classes":
         if dataset.label is None:
-            raise UnsupportedField(f"dataset {dataset.name!r} has no label: name a field of classes with field=")
+            raise UnsupportedField(f"dataset {dataset.name!r} has no label: name a field with classes, with field=")
         return dataset.label
     numbers = [field for field in dataset.fields if not field.unreadable and not field.is_text]
     numbers.sort(key=lambda field: field.role != "input")
     if not numbers:
-        raise UnsupportedField(f"dataset {dataset.name!r} has no field of numbers")
+        raise UnsupportedField(f"dataset {dataset.name!r} has no numeric field")
     return numbers[0]
 
 
@@ -119,7 +119,7 @@ def _mean_image(
     dataset: Dataset, field: Field, stats: FieldStats, query: PlotQuery, headers: dict[str, str]
 ) -> Response:
     if stats.mean_image is None or field.channels is None:
-        raise UnsupportedField(f"field {field.name!r} has no mean image: a sample is no image, or a very great one")
+        raise UnsupportedField(f"field {field.name!r} has no mean image: its samples are not images, or are too large")
     values = pictures.fit(pictures.arranged(stats.mean_image[None], field.channels), 320)
     pixels = pictures.sheet([pictures.to_pixels(values, field.dtype)], 1)
     means = stats.report["channel_means"] or {"grey": stats.report["mean"]}

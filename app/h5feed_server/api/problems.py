@@ -121,14 +121,14 @@ def install(app: FastAPI) -> None:
             refusal = errors.MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}: use {allowed}")
             return problem(refusal, headers={"allow": allowed})
         if error.status_code == 413:
-            return problem(errors.TooLarge("the body of the request is longer than any list of rows may be"))
+            return problem(errors.TooLarge("the request body is too long"))
         if error.status_code == 404:
-            return problem(errors.PageNotFound(f"there is nothing at {request.url.path}: see /docs for what there is"))
+            return problem(errors.PageNotFound(f"nothing at {request.url.path}: see /docs for the API"))
         return problem(errors.BadParameter(str(error.detail)))
 
     @app.exception_handler(Exception)
     async def _internal_error(request: Request, error: Exception) -> Response:
-        return problem(errors.InternalError("the server failed; its log has the reason under this request_id"))
+        return problem(errors.InternalError("internal error; the server's log has the details under this request_id"))
 
 
 def _allowed(request: Request) -> list[str]:

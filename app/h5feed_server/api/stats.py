@@ -111,7 +111,7 @@ async def get_mean_image(
     ((field, stats),) = fields.items()
     image = stats.mean_image
     if image is None:
-        raise UnsupportedField(f"field {field!r} has no mean image: its samples are no images, or very great ones")
+        raise UnsupportedField(f"field {field!r} has no mean image: its samples are not images, or are too large")
 
     def work() -> Response:
         about = {"dataset": dataset.name, "revision": dataset.revision, "epoch": "0", "batches": "1"}

@@ -94,7 +94,7 @@ async def _rows_posted(request: Request, services: ServicesDep) -> RowsRequest:
                 body += piece
         except ClientDisconnect:
             # An answer for nobody.
-            raise BadParameter("the body of the request did not come") from None
+            raise BadParameter("the request body did not arrive in time") from None
         return await in_thread(services, partial(_parsed, body, services.settings.max_rows))
 
 

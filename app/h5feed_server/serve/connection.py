@@ -44,8 +44,8 @@ _NUMBERS = itertools.count()
 _Refusal = tuple[FeedError, int]
 """What is wrong, and the status."""
 
-_NO_HTTP: _Refusal = BadParameter("what came is no HTTP request"), 400
-_TOO_LONG: _Refusal = TooLarge(f"the headers of the request are longer than {HEAD_BYTES} bytes"), 431
+_NO_HTTP: _Refusal = BadParameter("not a valid HTTP request"), 400
+_TOO_LONG: _Refusal = TooLarge(f"the request headers are longer than {HEAD_BYTES} bytes"), 431
 
 
 class Owner(Protocol):

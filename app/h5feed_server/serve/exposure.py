@@ -73,8 +73,10 @@ def kept_token(cache_dir: Path) -> str:
             os.fsync(stream.fileno())
         if os.path.lexists(file):
             os.replace(file, aside := cache_dir / "token.old")
-            print(f"h5feed-server: {file} was none of its tokens, and is {aside.name} now", file=sys.stderr)
+            print(
+                f"h5feed-server: {file} did not contain a valid token; it was renamed to {aside.name}", file=sys.stderr
+            )
         os.replace(unfinished, file)
     except OSError as error:
-        print(f"h5feed-server: the token cannot be kept: {error.strerror}", file=sys.stderr)
+        print(f"h5feed-server: the token cannot be saved: {error.strerror}", file=sys.stderr)
     return token

@@ -131,11 +131,13 @@ class Exchange:
         try:
             await app(self.scope, self.receive, self.send)
             if not (self.complete or self.disconnected):
-                logger.error("an answer was not %s: %s", "ended" if self.started else "begun", self.scope["path"])
+                logger.error(
+                    "the response to %s was never %s", self.scope["path"], "completed" if self.started else "started"
+                )
                 await self._fail()
         except Exception as error:
             if not host.is_closing:
-                logger.error("answering %s failed", self.scope["path"], exc_info=error)
+                logger.error("request %s failed", self.scope["path"], exc_info=error)
             await self._fail()
         except BaseException:
             # The process ends.
@@ -181,14 +183,14 @@ class Exchange:
             return
         if not self.started:
             if message["type"] != "http.response.start":
-                raise RuntimeError(f"an answer begins with http.response.start, not with {message['type']}")
+                raise RuntimeError(f"expected http.response.start, got {message['type']}")
             self._start(message["status"], message.get("headers", ()))
         elif not self.complete:
             if message["type"] != "http.response.body":
-                raise RuntimeError(f"an answer goes on with http.response.body, not with {message['type']}")
+                raise RuntimeError(f"expected http.response.body, got {message['type']}")
             self._send_body(message.get("body", b""), message.get("more_body", False))
         else:
-            raise RuntimeError(f"{message['type']} came after the end of the answer")
+            raise RuntimeError(f"got {message['type']} after the response was complete")
 
     def _start(self, status: int, headers: Any) -> None:
         lines = [status_line(status)]
@@ -196,7 +198,7 @@ class Exchange:
         says_close = False
         for name, value in (*self.connection.host.default_headers(), *headers):
             if _BAD_NAME.search(name) or _BAD_VALUE.search(value):
-                raise RuntimeError(f"{name!r}: {value!r} is no header")
+                raise RuntimeError(f"invalid header {name!r}: {value!r}")
             lowered = name.lower()
             if lowered == b"content-length":
                 length = int(value)
@@ -233,13 +235,13 @@ class Exchange:
         elif not self._has_no_body:
             if self._is_measured:
                 if len(body) > self.rest:
-                    raise RuntimeError("an answer is longer than its content-length")
+                    raise RuntimeError("the response is longer than its content-length")
                 self.rest -= len(body)
             transport.write(body)
         if more_body:
             return
         if self._is_measured and self.rest:
-            raise RuntimeError("an answer is shorter than its content-length")
+            raise RuntimeError("the response is shorter than its content-length")
         self.complete = True
         self._news.set()
         if not self.keep_alive:

@@ -45,7 +45,7 @@ def _make_room(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(status.st_mode):
-        raise FileExistsError(errno.EEXIST, "there is a file of that name, which is no socket: give another path")
+        raise FileExistsError(errno.EEXIST, "a file that is not a socket has this name: use another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:

@@ -150,7 +150,7 @@ class _Worker(uvicorn.Server):
         # What waits for its peer, or would, ends by itself now.
         await _until_empty(held, _CUT_SECONDS)
         if late:
-            logger.warning("the server stops: connections cut off: %d", len(late))
+            logger.warning("shutting down: %d connections were closed before their responses were complete", len(late))
         await super().shutdown(sockets)
 
     def _connections(self) -> list[Connection]:
@@ -184,7 +184,7 @@ class _Worker(uvicorn.Server):
             except OSError:
                 messages, descriptors, flags = b"", [], 0
             if flags & socket.MSG_CTRUNC:
-                logger.warning("connections were lost: this process has too many files open (see `ulimit -n`)")
+                logger.warning("lost connections: too many open files (see `ulimit -n`)")
             for descriptor in descriptors:
                 connection = socket.socket(fileno=descriptor)
                 task = asyncio.ensure_future(self._serve_connection(connection))
@@ -242,7 +242,7 @@ class _Worker(uvicorn.Server):
             connection.abort()
         if slow:
             most = ", ".join(f"{n} of {name}" for name, n in Counter(one.caller for one in slow).most_common(3))
-            logger.warning("connections ended, their peers were %s: %s", why, most)
+            logger.warning("closed connections of clients that were %s: %s", why, most)
 
     def _pressed(self, now: float) -> list[Connection]:
         """Whose answers have to end so that others get room.

@@ -137,7 +137,7 @@ class _Division:
         self._val = self._count(spec.val, whole, "val")
         if self._test + self._val >= whole:
             raise SplitImpossible(
-                f"test ({self._test} {self._what}) and val ({self._val}) leave none of {whole} for train"
+                f"test ({self._test} {self._what}) and val ({self._val}) leave no rows of {whole} for train"
             )
         self._notes: list[str] = []
         if self._groups is not None and (self._test or self._val):

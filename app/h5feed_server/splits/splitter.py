@@ -249,13 +249,13 @@ class Splitter:
         field = dataset.field(spec.weights)
         self._check_fits(12 * dataset.rows, f"the weights of the {dataset.rows} rows of {dataset.name!r}")
         if math.prod(field.sample_shape) != 1 or field.dtype.kind not in "biuf" or field.is_ragged:
-            raise UnsupportedField(f"weights={field.name}: it must hold one number a row, not {_sample(field)}")
+            raise UnsupportedField(f"weights={field.name}: it must have one number per row, not {_sample(field)}")
         blocks = [block.reshape(-1).astype(np.float64) for block in self._blocks(field)()]
         weights = np.concatenate(blocks) if blocks else np.zeros(0)
         bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
         if len(bad):
             raise UnsupportedField(
-                f"weights={field.name}: row {bad[0]} has {weights[bad[0]]}, where weights are numbers ≥ 0"
+                f"weights={field.name}: row {bad[0]} has {weights[bad[0]]}, but weights must be numbers ≥ 0"
             )
         pool = self._pool(dataset, spec)
         ends = np.cumsum(weights if pool is None else weights[pool])
@@ -268,7 +268,7 @@ class Splitter:
 
         def compute() -> bytes:
             if math.prod(field.sample_shape) != 1 or (field.is_ragged and not field.is_text):
-                raise UnsupportedField(f"group={name}: it must hold one value a row, not {_sample(field)}")
+                raise UnsupportedField(f"group={name}: it must have one value per row, not {_sample(field)}")
             try:
                 values, codes = encode(self._blocks(field, progress), dataset.rows)
                 return dump_strata(Strata(name, Labels("classes", values, codes)))
