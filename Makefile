@@ -10,14 +10,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BACKENDS := .venv-backends
 BACKENDS_READY := $(BACKENDS)/.ready
+DOCS := .venv-docs
+DOCS_READY := $(DOCS)/.ready
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs
 BACKEND_TESTS := $(addprefix tests/client/test_,backends.py keras_internals.py looks.py stalls.py)
 LOOP_TESTS := $(wildcard tests/client/test_torch*.py tests/client/test_tf.py)
 export KERAS_BACKEND ?= jax
 
-.PHONY: help setup demo test test-all test-backends bench lint format serve requirements wheels clean
+.PHONY: help setup demo test test-all test-backends bench lint format docs docs-serve serve requirements wheels clean
 
 help: ## list these targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: $(READY) ## make .venv with everything in it
 
@@ -64,6 +67,18 @@ format: setup ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(DOCS_READY) ## build the documentation into site/; broken links and files of other hosts are errors
+	$(MKDOCS) build --strict --quiet
+	@! grep -rnoE '<(script|link|img|iframe)[^>]+(src|href)="?(https?:)?//[^">]+' site --include='*.html'
+
+docs-serve: $(DOCS_READY) ## show the documentation at http://127.0.0.1:8001, rebuilt when a page changes
+	$(MKDOCS) serve --dev-addr 127.0.0.1:8001
+
+$(DOCS_READY): $(READY) requirements/docs.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(BIN)/uv pip install --quiet --python $(DOCS)/bin/python -r requirements/docs.txt
+	@touch $@
+
 serve: setup ## serve the HDF5 files below DATA (default: data)
 	$(BIN)/h5feed-server serve $(DATA)
 
@@ -73,10 +88,12 @@ requirements: ## pin all dependencies anew
 	  --no-emit-package h5feed pyproject.toml -o requirements/server.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	  --no-emit-package h5feed -c requirements/server.txt --extra demo --group dev pyproject.toml -o requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+	  --group docs -o requirements/docs.txt
 
 wheels: setup ## build both wheels into dist/
 	$(BIN)/uv build --quiet --wheel --out-dir dist client
 	$(BIN)/uv build --quiet --wheel --out-dir dist .
 
-clean: ## remove .venv and all caches
-	rm -rf $(VENV) $(BACKENDS) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove the virtual environments and all caches
+	rm -rf $(VENV) $(BACKENDS) $(DOCS) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -87,7 +87,7 @@ def _loops(reader: Reader) -> None:
 
 
 def _notebook(reader: Reader) -> None:
-    assert repr(reader.names["train"]) in (ROOT / "docs/guide/notebooks.md").read_text()
+    assert repr(reader.names["train"]) in (ROOT / "docs/how-to/notebooks.md").read_text()
 
 
 def _processes(reader: Reader) -> None:
@@ -98,10 +98,10 @@ def _processes(reader: Reader) -> None:
 
 
 AFTER: dict[str, Callable[[Reader], None]] = {
-    "docs/guide/from-imagedatagenerator.md": _generators,
-    "docs/guide/notebooks.md": _notebook,
-    "docs/guide/other-loops.md": _loops,
-    "docs/guide/processes.md": _processes,
+    "docs/how-to/from-imagedatagenerator.md": _generators,
+    "docs/how-to/notebooks.md": _notebook,
+    "docs/how-to/other-loops.md": _loops,
+    "docs/how-to/processes.md": _processes,
 }
 """What a page promises of its code, beyond that it runs."""
 

@@ -1,0 +1,64 @@
+"""The reference names everything there is: settings, endpoints, errors, commands."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from h5feed import errors
+from h5feed_server.api.openapi import describe
+from h5feed_server.api.problems import STATUS
+from h5feed_server.main import create_app
+from h5feed_server.settings import Settings
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def _first_cells(page: str) -> set[str]:
+    """What stands in the first column of the tables of a page."""
+    return set(re.findall(r"^\| `([^`|]+)`", (DOCS / page).read_text(), re.MULTILINE))
+
+
+def test_settings() -> None:
+    """Each has a line, and none is there that is not."""
+    assert _first_cells("reference/settings.md") == {f"H5FEED_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_errors() -> None:
+    """Each class has a line with the status and the code that are sent."""
+    page = (DOCS / "reference/errors.md").read_text()
+    for code, cls in errors.CLASS_BY_CODE.items():
+        assert f"| {STATUS[cls]} | `{code}` | `{cls.__name__}` |" in page
+    for cls in (errors.ConnectionFailed, errors.BadAnswer):
+        assert f"| `{cls.code}` | `{cls.__name__}` |" in page
+
+
+def test_endpoints(tmp_path: Path) -> None:
+    """Each has a line, with all its parameters, or a link to the tables that have them."""
+    page = (DOCS / "reference/http.md").read_text()
+    shared = _first_cells("reference/http.md") | {"shard", "shards"}
+    paths = describe(create_app(Settings(data_dir=tmp_path, cache_dir=tmp_path / "cache")))["paths"]
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            line = next((line for line in page.splitlines() if f"`{method.upper()} {path}`" in line), None)
+            assert line is not None, f"{method.upper()} {path} is not there"
+            if "as for" in line or "the same" in line:
+                continue
+            named = set(re.findall(r"`(\w+)`", line)) | (shared if "parameters)" in line else set())
+            query = {parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"}
+            assert query <= named, f"{method.upper()} {path}: {query - named}"
+
+
+@pytest.mark.parametrize("command", ["h5feed", "h5feed-server"])
+def test_commands(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each has a line."""
+    main = import_module(f"{command.replace('-', '_')}.cli").main
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    found = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)
+    page = (DOCS / "reference/commands.md").read_text()
+    assert len(found) >= 4
+    for name in found:
+        assert f"| `{command} {name}" in page, name
