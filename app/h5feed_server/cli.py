@@ -108,7 +108,7 @@ def _add_serve(commands: Any) -> None:
         "serve",
         help="serve a folder of HDF5 files",
         description="Serves the HDF5 files below a folder. Every option but those of TLS can also be set as\n"
-        "H5FEED_NAME in the environment, with more beside: see docs/settings.md.",
+        "H5FEED_NAME in the environment, with more beside: see docs/reference/settings.md.",
         epilog=_SERVE_EXAMPLES,
     )
     serve.add_argument("data_dir", metavar="DIR", type=Path, help="folder of HDF5 files; it is only read")

@@ -21,7 +21,7 @@ Statistic = float | npt.ArrayLike | Literal["server"]
 
 
 class SplitOptions(TypedDict, total=False):
-    """Which rows: see "Split spec" of the HTTP API."""
+    """Which rows: see "Split parameters" of the HTTP API."""
 
     test: float | int | None
     """A float is a fraction of all rows, an int a count."""
@@ -57,7 +57,7 @@ class EpochOptions(SplitOptions, total=False):
 
 
 class OrderOptions(EpochOptions, total=False):
-    """Which rows, in which order: see "Order spec" of the HTTP API."""
+    """Which rows, in which order: see "Order parameters" of the HTTP API."""
 
     shuffle: bool
     seed: int

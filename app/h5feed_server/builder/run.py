@@ -91,7 +91,7 @@ def build(
     Parameters
     ----------
     source : path
-        See docs/guide/build.md for all that is understood.
+        See docs/how-to/build.md for all that is understood.
     output : path
         The file; with ``shards`` the pattern of their names, with ``split_files`` the folder.
     on_progress : callable, optional
