@@ -1,4 +1,4 @@
-"""A line for each request, where somebody wants it."""
+"""Logs requests, if enabled."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ logger = logging.getLogger("h5feed.access")
 
 
 class AccessLog:
-    """ASGI middleware, in front of all others, that writes lines to standard output.
+    """Outermost ASGI middleware; writes one line per request to standard output.
 
-    A line has the address, the request, the status (``-`` where none was sent), whether the peer went away before the
-    end, and the milliseconds until the server was done.
+    Each line has the client's address, the request, the status (``-`` if none was sent), ``gone`` if the client
+    disconnected early, and the duration in milliseconds.
     """
 
     def __init__(self, app: ASGIApp, address: Callable[[Scope], str]) -> None:

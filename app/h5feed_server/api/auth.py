@@ -1,7 +1,7 @@
-"""Bearer tokens, checked before anything else is.
+"""Bearer token authentication; runs before everything else.
 
-The OpenAPI page is open to those who have none yet, for that is where they give it. It tells nothing of what is served
-until then.
+The OpenAPI page is served without a token, because that is where users enter it. Without one it does not reveal what
+is served.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _OPEN_FOLDER = "/static/"
 
 
 def is_stranger(request: Request) -> bool:
-    """Whether a request has come through without a token to a server that has some."""
+    """Whether the server requires a token and this request has none."""
     return getattr(request.state, "is_stranger", False)
 
 
 class BearerAuth:
-    """ASGI middleware that lets a request through only with one of `tokens`."""
+    """ASGI middleware that rejects requests without one of `tokens`."""
 
     def __init__(self, app: ASGIApp, tokens: tuple[str, ...]) -> None:
         self._app = app
@@ -58,6 +58,6 @@ class BearerAuth:
 
 
 def token_of(scope: Scope) -> bytes:
-    """The bearer token that was sent; empty where there is none."""
+    """The request's bearer token; empty if there is none."""
     kind, _, token = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
     return token.strip() if kind.lower() == b"bearer" else b""

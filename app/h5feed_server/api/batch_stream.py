@@ -1,4 +1,4 @@
-"""Batches as an answer: read block by block, sent while the next is being read."""
+"""Responses with batches: each block is read while the previous one is being sent."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _DIRECT_SECONDS = 1.0
 
 
 def plan_of(services: Services, name: str, query: PlanQuery) -> BatchPlan:
-    """The plan that a query asks for."""
+    """The plan for a query."""
     return services.batcher.plan(name, query.spec, query.batch_size, query.revision)
 
 
@@ -56,7 +56,7 @@ def filled(services: Services, plan: BatchPlan, start: int, stop: int) -> Bytes:
 
 @dataclass
 class _Begun:
-    """An answer of which the first bytes are read, or sent.
+    """A response whose first bytes have been read, or sent.
 
     Attributes
     ----------
@@ -75,8 +75,8 @@ class _Begun:
 class BatchStream(Response):
     """Batches start … stop-1 of an order.
 
-    What is wrong with the request, or with the first bytes, is an error as always; one in mid-stream cuts the
-    connection, and the length that was announced tells.
+    Errors in the request or in the first block become an error response. An error after that closes the connection; the
+    client notices because the body is shorter than announced.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ class BatchStream(Response):
         await send({"type": "http.response.body", "body": block, "more_body": False})
 
     def _begin(self, writer: Writer | None) -> _Begun | Response:
-        """Read the first block, and send what the peer takes at once."""
+        """Read the first block and send what the client accepts at once."""
         try:
             begun = self._begin_with(writer)
         except (PoolExhausted, InProgress, NotYet):
@@ -228,7 +228,7 @@ def _blocks(plan: BatchPlan, start: int, stop: int) -> list[tuple[int, int]]:
 
 
 def _report(error: Exception) -> None:
-    """An answer was cut off: the peer knows by its length, the log gets the reason."""
+    """Log why a response was aborted; the client only sees that it is too short."""
     if isinstance(error, ConnectionError):
         return
     if isinstance(error, FeedError):

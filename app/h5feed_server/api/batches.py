@@ -1,4 +1,4 @@
-"""The plan of an order and its batches: the way of a batch begins and ends here."""
+"""Endpoints for the plan of an order and for its batches."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ router = APIRouter(prefix="/v1/datasets/{name}", tags=["batches"])
 
 @router.get("/plan", summary="What an epoch of an order will be", **answers(Plan))
 async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQuery, Query()]) -> dict[str, Any]:
-    """Rows, batches, rows of the last one and bytes per batch: what a client needs before the first fetch.
+    """Number of rows and batches, rows of the last batch and bytes per batch: what a client needs before its first
+    request.
 
-    `stored`: whether the rows are those of a split that the file holds; `note`: what one might not expect of splits;
-    `replaces`: stored splits that are divided anew, and in which split how many of their rows are now.
+    `stored`: whether the rows are those of a split stored in the file. `note`: remarks on the splits. `replaces`:
+    stored splits that were replaced, and how many of their rows are now in which split.
     """
     plan = await in_thread(services, partial(plan_of, services, name, query))
     grid = plan.grid
@@ -61,7 +62,7 @@ async def get_batch(
     index: Annotated[int, Path(ge=0, description="Number of the batch in the epoch.", examples=[0])],
     query: Annotated[BatchQuery, Query()],
 ) -> Response:
-    """Batch `index` of an order, binary: a pure function of this URL."""
+    """Batch `index` of an order, in binary. The response depends on nothing but this URL."""
     form = negotiate(request, query.format, _FORMATS)
     if form == "safetensors":
         return _stream(request, services, name, query, index, index + 1)
@@ -86,7 +87,9 @@ async def get_batch(
 async def stream_batches(
     request: Request, services: ServicesDep, name: NamePath, query: Annotated[StreamQuery, Query()]
 ) -> Response:
-    """Batches `start` … `stop`-1, back to back: for small batches many times faster than a request each."""
+    """Batches `start` … `stop`-1, one after the other. For small batches this is many times faster than one request
+    per batch.
+    """
     negotiate(request, query.format, ("safetensors",))
     return _stream(request, services, name, query, query.start, query.stop)
 

@@ -1,4 +1,4 @@
-"""Binary answers: formats, caching headers, and bodies that are sent from the buffer they were read into."""
+"""Binary responses: formats, caching headers, and bodies sent from the buffer they were read into."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ _BROWSERS = "text/html"
 
 
 def binary_response(*forms: Format) -> dict[int | str, dict[str, Any]]:
-    """For the description of endpoints that answer in these formats: first, which pages take, the readable one."""
+    """OpenAPI responses of endpoints that return these formats; the readable one comes first, because pages show
+    that.
+    """
     kinds: dict[str, Any] = {MEDIA_TYPES["json"]: {}} if "json" in forms else {}
     readable = {"model": Preview} if kinds else {}
     for form in forms:
@@ -52,7 +54,7 @@ def binary_response(*forms: Format) -> dict[int | str, dict[str, Any]]:
 
 
 def negotiate(request: Request, wanted: Format | None, allowed: Sequence[Format]) -> Format:
-    """The format of an answer, by ``format=`` or by the Accept header.
+    """The format requested by ``format=`` or the Accept header.
 
     Raises
     ------
@@ -87,7 +89,7 @@ def query_items(request: Request) -> list[str]:
 
 
 def cache_headers(request: Request, revision: str, form: Format) -> dict[str, str]:
-    """ETag and Cache-Control of an answer that is a pure function of its URL and the revision."""
+    """ETag and Cache-Control of a response that depends only on its URL and the revision."""
     private = bool(request.app.state.services.settings.token_list)
     return url_headers(request.scope["path"], query_items(request), revision, form, private=private)
 
@@ -105,7 +107,7 @@ def url_headers(path: str, items: Sequence[str], revision: str, form: str, *, pr
 
 
 def is_known(request: Request, headers: dict[str, str]) -> bool:
-    """Whether the caller holds this very answer already."""
+    """Whether the client already has this response."""
     return is_tagged(request.headers.get("if-none-match", ""), headers)
 
 
@@ -120,7 +122,7 @@ def not_modified(headers: dict[str, str]) -> Response:
 
 
 def binary(buffer: Bytes, form: Format, headers: dict[str, str], texts: Collection[str] = ()) -> Response:
-    """A body in the format asked for; safetensors leaves from `buffer` itself.
+    """The body in the requested format; safetensors is sent from `buffer` itself.
 
     Parameters
     ----------

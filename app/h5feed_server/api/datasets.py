@@ -1,4 +1,4 @@
-"""The catalogue and the metadata of one dataset."""
+"""Endpoints for the catalogue and for dataset metadata."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _FIELD_IN_LIST = ("name", "role", "shape", "dtype", "readable", "reason")
 
 @router.get("", summary="What is served", **answers(Catalogue))
 async def list_datasets(services: ServicesDep, query: Annotated[CatalogQuery, Query()]) -> dict[str, Any]:
-    """The catalogue, a page at a time.
+    """The catalogue, one page at a time.
 
-    `status` is `ok`, `preparing`, `unreadable` (with the reason), or `unavailable`: its disk is away, or it cannot be
-    looked at for another reason that may pass.
+    `status` is `ok`, `preparing`, `unreadable` (`reason` says why) or `unavailable` (for example, because its disk
+    is not mounted).
     """
     # A folder that has just been mounted is mostly described in a moment: worth a short wait, which holds no thread.
     deadline = time.monotonic() + LIST_PATIENCE_SECONDS
@@ -53,7 +53,7 @@ async def list_datasets(services: ServicesDep, query: Annotated[CatalogQuery, Qu
 
 @router.get("/{name}", summary="One dataset, whole", **answers(DatasetDescription))
 async def get_dataset(services: ServicesDep, name: NamePath) -> dict[str, Any]:
-    """Fields with shape, dtype, role (and why), chunks, filters and sizes; attributes; what a shuffled batch costs."""
+    """Fields with shape, dtype, role (and why), chunks, filters and sizes; attributes; the cost of a shuffled batch."""
     return await in_thread(services, lambda: describe_dataset(services.catalog.dataset(name)))
 
 

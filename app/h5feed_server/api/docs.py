@@ -1,4 +1,4 @@
-"""The OpenAPI description, with the datasets that are there, and its page, without help from other hosts."""
+"""The OpenAPI description and its page, served without resources from other hosts."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ async def root() -> Response:
 
 @router.get("/openapi.json")
 async def openapi(request: Request, services: ServicesDep) -> Response:
-    """The description, with the names of the datasets as examples of the parameter ``name``.
+    """The OpenAPI description, with dataset names as examples for the parameter ``name``.
 
-    Examples, and no ``enum``: what is made from the description goes on when files come or go. To those without a
-    token, where one is needed, no names are told.
+    They are examples and not an ``enum``, so generated clients keep working when files change. Without a token,
+    where one is required, no names are included.
     """
     schema = copy.deepcopy(describe(request.app))
     names = [] if is_stranger(request) else await in_thread(services, services.catalog.names)
@@ -61,6 +61,6 @@ async def docs(request: Request) -> Response:
 
 
 def mount_static(app: FastAPI) -> None:
-    """Serve Swagger UI's files, which a package of their own brings."""
+    """Serve the files of Swagger UI from an installed package."""
     folder: Any = files("fastapi_offline") / "static"
     app.mount("/static", StaticFiles(directory=str(folder)), name="static")

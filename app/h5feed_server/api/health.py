@@ -1,4 +1,4 @@
-"""Whether the process is alive, and whether it can really read."""
+"""Liveness and readiness."""
 
 from __future__ import annotations
 
@@ -23,22 +23,21 @@ READY_SECONDS = 5.0
 
 @dataclass
 class ReadyState:
-    """When a read last worked; one per process."""
+    """When a read last succeeded; one per process."""
 
     worked: float = float("-inf")
 
 
 @router.get("/healthz", summary="Alive", response_class=PlainTextResponse)
 async def healthz() -> Response:
-    """Answers as long as the process runs."""
+    """Responds as long as the process is running."""
     return PlainTextResponse("ok")
 
 
 @router.get("/readyz", summary="Ready", response_class=PlainTextResponse)
 async def readyz(request: Request, services: ServicesDep) -> Response:
-    """Answers 200 when a real read of a sampled dataset worked lately, and nothing that was served is away.
-
-    Unreadable files do not count.
+    """Responds with 200 if a read of a sample dataset succeeded recently and everything that was served is still
+    available. Unreadable files are ignored.
     """
     state: ReadyState = request.app.state.ready
     trouble = await in_thread(services, services.catalog.trouble)

@@ -1,8 +1,7 @@
-"""Names that the server may be asked for by, where no token keeps others out.
+"""Checks the ``Host`` header of servers without tokens, against DNS rebinding.
 
-A page that is open in a browser on this network may have its own name lead to this server's address (DNS rebinding):
-the browser then lets it read what the server answers. It cannot do so under another name than its own, so the ``Host``
-header tells. See also Django's ``ALLOWED_HOSTS``.
+A web page can make its own host name resolve to this server's address; the browser then lets the page read the
+server's responses. Such a request carries the page's host name. See also Django's ``ALLOWED_HOSTS``.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ _SHOWN = 80
 
 
 class HostCheck:
-    """ASGI middleware that lets a request through only where its ``Host`` is one that no page can take for its own.
+    """ASGI middleware that rejects requests for unknown host names.
 
-    That are addresses, names of the loopback, the machine's own name and those that the settings allow. A request
-    without the header comes from no browser.
+    Accepted are IP addresses, loopback names, the machine's own name, and names from the settings. Browsers always
+    send the header, so requests without it are accepted.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Whom a request counts for: its token, else the address that a trusted proxy forwards, else its own address."""
+"""Identifies the caller of a request: its token, else the address from a trusted proxy, else its own address."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NETWORK_BITS = 64
 
 
 class TrustedProxies:
-    """Tells the address that a request comes from.
+    """Determines the address of a client, taking trusted proxies into account.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class TrustedProxies:
 
 
 class Callers:
-    """ASGI middleware that sets `CALLER` and `KEEPS_UP`; behind the check of tokens.
+    """ASGI middleware that sets `CALLER` and `KEEPS_UP`; runs after authentication.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Pictures of samples: one, or a contact sheet of many."""
+"""Endpoints for images: a single sample, or a contact sheet."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ async def get_image(
     row: Annotated[int, Path(ge=0, le=2**62, description="Row id.", examples=[0])],
     query: Annotated[ImageQuery, Query()],
 ) -> Response:
-    """Colours in the order that the field's `channels` say. What is no uint8 is scaled to what screens show."""
+    """One sample as an image. Colours follow the field's `channels`; values that are not uint8 are scaled to the
+    display range.
+    """
 
     def work() -> Response:
         dataset = services.catalog.dataset(name, query.revision)
@@ -107,7 +109,7 @@ async def get_image(
 async def get_preview(
     request: Request, services: ServicesDep, name: NamePath, query: Annotated[PreviewQuery, Query()]
 ) -> Response:
-    """Images of a split, a line for each class, evenly spread over its rows."""
+    """A contact sheet of a split: one line per class, with images spread evenly over its rows."""
 
     def work() -> Response:
         dataset = services.catalog.dataset(name, query.revision)
@@ -140,7 +142,7 @@ async def get_preview(
 
 
 def image_field(dataset: Dataset, name: str | None) -> Field:
-    """The field of that name, if it holds images; by default the first input that does.
+    """The image field of that name; by default the first input that holds images.
 
     Raises
     ------
@@ -227,7 +229,7 @@ def _class_name(dataset: Dataset, value: Any) -> str:
 
 
 def _spread(places: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
-    """At most so many of `places`, at equal distances."""
+    """At most so many of `places`, evenly spaced."""
     return places[np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).astype(np.int64))]
 
 

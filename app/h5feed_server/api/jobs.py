@@ -1,4 +1,4 @@
-"""Long work: how far it is."""
+"""Endpoints for long-running work."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ async def get_job(
     job: Annotated[str, Path(description="As `Location` named it.")],
     prefer: Prefer = None,
 ) -> Response:
-    """`status` is `queued`, `running`, `done` (the result is at `result`) or `failed` (with `code` and `detail`).
+    """`status` is `queued`, `running`, `done` (see `result` for the URL) or `failed` (see `code` and `detail`).
 
-    All callers and all workers share a job; one whose worker died is taken up again by the worker that answers here.
-    One that nobody asks for any more is stopped after a while, and begins anew when somebody does.
+    All callers and workers share a job. If its worker dies, the worker that handles this request takes it over. A
+    job that nobody asks for is stopped after a while and restarted on demand.
     """
     state = await in_thread(services, partial(services.jobs.state, job, ASKER.get()))
     if state is None:
@@ -57,9 +57,9 @@ async def get_job(
 async def delete_job(
     services: ServicesDep, job: Annotated[str, Path(description="As `Location` named it.")]
 ) -> Response:
-    """Work that nobody needs any more is stopped and forgotten; what it has found already is kept.
+    """Stop and forget a job; results it has already stored are kept.
 
-    409 `job_wanted` while somebody else has asked for it within 30 seconds.
+    409 `job_wanted` if somebody else asked for it within the last 30 seconds.
     """
     if not await in_thread(services, partial(services.jobs.delete, job, ASKER.get())):
         raise _no_job(job)
@@ -83,19 +83,19 @@ async def at_hand(services: Services, look: Callable[[], T], prefer: str | None)
 
 
 def wait_seconds(prefer: str | None) -> float:
-    """Seconds of ``Prefer: wait=``."""
+    """Seconds from ``Prefer: wait=``."""
     found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", prefer or "")
     return WAIT_SECONDS if found is None else min(MAX_WAIT_SECONDS, float(found[1]))
 
 
 def accepted(state: JobState) -> Response:
-    """202: come again."""
+    """Response 202: try again later."""
     headers = {"location": f"/v1/jobs/{state.id}", "retry-after": "1", "cache-control": "no-store"}
     return JSONResponse(describe(state), 202, headers)
 
 
 def describe(state: JobState) -> dict[str, Any]:
-    """A job as the API says it."""
+    """A job as the API returns it."""
     return {
         "job": state.id,
         "url": f"/v1/jobs/{state.id}",

@@ -26,12 +26,12 @@ PROBLEM_RESPONSE = {"$ref": "#/components/responses/Problem", "description": "Wh
 
 
 def operation_id(route: APIRoute) -> str:
-    """What programs made from the description call an endpoint: the name of its function."""
+    """The operation id of an endpoint: the name of its function, which generated clients use."""
     return route.name
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The description without what depends on the data: parameters by use, the problem once."""
+    """The OpenAPI description, without anything that depends on the data."""
     if app.openapi_schema is None:
         whole = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags

@@ -1,6 +1,7 @@
-"""What a server offers an answer beside ASGI: a way past its event loop, and what it knows of who waits.
+"""What our own server offers an endpoint beyond ASGI: a way to write to the socket from a thread, and the client's
+state.
 
-A server that has nothing of it, as any other ASGI server, is served by plain ASGI.
+Other ASGI servers offer none of it; plain ASGI is used there.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ PEER = "h5feed.peer"
 
 
 class Writer(Protocol):
-    """One answer, written by a thread.
+    """One response, written by a thread.
 
-    The thread calls `start`, `write` and, last, `close`; the event loop calls `take_back` when the thread has ended, or
-    `revoke` when the thread has failed or cannot be waited for.
+    The thread calls `start`, `write` and finally `close`. The event loop calls `take_back` when the thread has
+    finished, or `revoke` if it failed or took too long.
 
     Attributes
     ----------
@@ -32,7 +33,7 @@ class Writer(Protocol):
     stalled: bool
 
     def start(self, headers: Sequence[tuple[bytes, bytes]], nbytes: int) -> None:
-        """Begin an answer of `nbytes`, with status 200.
+        """Begin a response of `nbytes`, with status 200.
 
         Raises
         ------
@@ -41,41 +42,45 @@ class Writer(Protocol):
         """
 
     def write(self, data: memoryview) -> int:
-        """Send what the peer takes of `data`; returns how many bytes that were."""
+        """Send what the client accepts of `data`; returns the number of bytes sent."""
 
     def close(self) -> None:
-        """Let go of the socket. For the thread alone: under it, a closed descriptor might be another's soon."""
+        """Release the socket. Only the thread may call this: after closing, the descriptor number could belong to
+        another connection.
+        """
 
     def take_back(self) -> bytes:
-        """End the direct way: the server goes on with what is unsent, beginning with the bytes returned."""
+        """Stop writing directly: the event loop sends the rest, beginning with the bytes returned."""
 
     def revoke(self) -> None:
-        """Give up: an answer that has not begun will not, one that has is cut off."""
+        """Give up: a response that has not begun never will; one that has is aborted."""
 
 
 class Peer(Protocol):
-    """Who waits for the answer to one request."""
+    """The client that waits for one response."""
 
     def direct(self) -> Writer | None:
-        """A way past the event loop; None where the answer must go through it."""
+        """A writer for this response; None if it must go through the event loop."""
 
     def is_gone(self) -> bool:
-        """Whether nobody waits any more."""
+        """Whether the client has disconnected."""
 
     def has_begun(self) -> bool:
-        """Whether anything of the answer was sent."""
+        """Whether any part of the response was sent."""
 
     def has_all(self) -> bool:
-        """Whether all of the answer was handed to the system, or waits for it to be taken."""
+        """Whether the whole response was handed to the operating system or is waiting to be accepted by it."""
 
     def counts_for(self, caller: str) -> bool:
-        """Told whose connection it is; returns whether an answer before was taken, all of it (see `callers`)."""
+        """Assign the connection to a caller; returns whether the client has accepted an earlier response completely
+        (see `identity`).
+        """
 
     def abort(self) -> None:
-        """End the connection, whatever is unsent."""
+        """Close the connection, whatever has not been sent."""
 
 
 def peer_of(scope: Scope) -> Peer | None:
-    """What the server offers for this request."""
+    """The peer of a request, if the server offers one."""
     peer: Peer | None = scope.get("extensions", {}).get(PEER)
     return peer

@@ -1,4 +1,4 @@
-"""Plots of statistics."""
+"""Endpoint for plots of statistics."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def get_plot(
     query: Annotated[PlotQuery, Query()],
     prefer: Prefer = None,
 ) -> Response:
-    """Class balance per split, a histogram, or the mean of all images; each computed from no other rows than asked."""
+    """Class balance per split, a histogram, or the mean image. Each is computed only from the rows asked for."""
 
     def choose() -> tuple[Dataset, Plot, Field, Response | None]:
         dataset = services.catalog.dataset(name, query.revision)

@@ -1,4 +1,4 @@
-"""What a binary body holds, as JSON that people can read: types, ranges and the first values of each tensor."""
+"""A readable JSON summary of a binary body: types, ranges and first values of each tensor."""
 
 from __future__ import annotations
 

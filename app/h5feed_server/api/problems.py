@@ -1,4 +1,4 @@
-"""Errors as ``application/problem+json`` (RFC 9457): one table of statuses, one shape."""
+"""Errors as ``application/problem+json`` (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _logged: dict[str, float] = {}
 def problem(
     error: errors.FeedError, *, status: int | None = None, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
-    """The answer to a request that failed with `error`; `status` where HTTP has a closer one than the table."""
+    """The response for `error`; `status` overrides the status from the table."""
     status = status or STATUS[type(error)]
     request_id = uuid.uuid4().hex[:12]
     if status >= 500 and _is_news(error):
@@ -103,7 +103,7 @@ def _is_news(error: errors.FeedError) -> bool:
 
 
 def install(app: FastAPI) -> None:
-    """Let every error of `app` be answered by `problem`."""
+    """Make `app` return every error as problem+json."""
 
     @app.exception_handler(errors.FeedError)
     async def _feed_error(request: Request, error: errors.FeedError) -> Response:
@@ -149,7 +149,7 @@ def _parameters(request: Request) -> Mapping[str, Sequence[str]]:
 
 
 def _sentence(item: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> str:
-    """One validation error in words: which parameter, which value, what would be right."""
+    """One validation error as a sentence: the parameter, its value, and what would be valid."""
     where = [str(part) for part in item["loc"] if part not in ("query", "path", "body")]
     name = ".".join(where) or "the request"
     if item["type"] == "extra_forbidden":

@@ -1,4 +1,4 @@
-"""The query strings of the endpoints: the specs, and what belongs to HTTP alone."""
+"""Query parameters of the endpoints: split and order parameters, and those that only HTTP has."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class RowsPostQuery(BaseModel):
 
 
 class RowsRequest(BaseModel):
-    """Rows by their ids, in the order asked, duplicates kept."""
+    """Row ids to return, in this order; duplicates are kept."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

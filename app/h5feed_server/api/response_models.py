@@ -1,4 +1,4 @@
-"""The JSON answers of the API, for its description: what is written here is what is sent, and no more."""
+"""Models of the API's JSON responses; they describe exactly what is sent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Answer(BaseModel):
 
 
 class Problem(_Answer):
-    """What is wrong, as problem+json (RFC 9457)."""
+    """An error as problem+json (RFC 9457)."""
 
     type: Literal["about:blank"]
     title: str = Field(description="Short description of the status.")
@@ -61,7 +61,7 @@ class Catalogue(_Answer):
 
 
 class Decoded(_Answer):
-    """What images are decoded to."""
+    """How images are decoded."""
 
     size: list[int]
     mode: str | None = None
@@ -192,7 +192,7 @@ class Histogram(_Answer):
 
 
 class Numbers(_Answer):
-    """What is known of many numbers; null where they are none."""
+    """Statistics of numbers; null if there are none."""
 
     mean: float | None
     std: float | None = Field(description="Standard deviation, `ddof=0`.")
@@ -273,7 +273,7 @@ class TensorPreview(_Answer):
 
 
 class Preview(_Answer):
-    """Tensors, to look at: their types, ranges and first values. Programs take the binary formats."""
+    """Readable summary of tensors. Programs use the binary formats."""
 
     metadata: dict[str, str]
     tensors: dict[str, TensorPreview]

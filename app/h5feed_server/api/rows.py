@@ -1,4 +1,4 @@
-"""Rows by their ids."""
+"""Endpoints for rows by id."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def post_rows(
     query: Annotated[RowsPostQuery, Query()],
     wanted: RowsPosted,
 ) -> Response:
-    """Rows in the order asked, duplicates kept; by POST, because long lists overflow a URL."""
+    """Rows in the order asked; duplicates are kept. This is a POST because long lists do not fit into a URL."""
     form = negotiate(request, query.format, _FORMATS)
 
     def work() -> Response:

@@ -1,8 +1,8 @@
-"""The short way to a batch: what was asked for once is not validated again.
+"""A fast path to batches: queries that were valid before are not validated again.
 
-In an epoch only the index in the path changes. Routing, validating and injecting cost more than everything else but
-the bytes, so a request whose query string was found good before is answered in front of the application. It gets the
-same answer there; anything unusual goes the long way.
+Within an epoch only the index in the path changes. Routing, validation and dependency injection cost more than
+everything except the bytes, so a request with a known query string is answered before it reaches the application.
+The response is the same; anything unusual takes the normal path.
 """
 
 from __future__ import annotations

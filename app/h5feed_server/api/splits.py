@@ -1,4 +1,4 @@
-"""Splits: how many rows of each class lie where, and which rows."""
+"""Endpoints for splits: rows per class, and row ids."""
 
 from __future__ import annotations
 
@@ -27,15 +27,12 @@ _FORMATS: tuple[Format, ...] = ("safetensors", "npz", "json")
 async def get_splits(
     services: ServicesDep, name: NamePath, query: Annotated[SplitReportQuery, Query()], prefer: Prefer = None
 ) -> Response:
-    """Per split: rows; rows and share per class, balanced class weights, and how far shares are off those of all rows
-    (`max_deviation`); groups; and a digest of its row ids.
+    """For each split: rows, rows and share per class, balanced class weights, the largest deviation of a share from
+    that in all rows (`max_deviation`), groups, and a digest of the row ids.
 
-    `method` is what of scikit-learn gives the same rows, `note` what one might not expect. `stored` says whether a
-    split's rows are those that the file holds for it; `replaces`, where stored splits are divided anew, in which split
-    how many of their rows are now.
-
-    Rows are divided once for a revision, by all workers together. What takes longer than `Prefer: wait=` is answered by
-    202 with the URL of a job, which tells how many rows are read and divided.
+    `method` names the scikit-learn call that gives the same rows; `note` has remarks. `stored`: whether the rows are
+    those stored in the file. `replaces`: stored splits that were replaced, and which split now has how many of their
+    rows.
     """
 
     def work() -> Response:
@@ -60,9 +57,9 @@ async def get_split_rows(
     query: Annotated[SplitRowsQuery, Query()],
     prefer: Prefer = None,
 ) -> Response:
-    """That split's row ids, ascending, int64, as the tensor `__rows__`; 202 while they have yet to be found.
+    """Row ids of a split, ascending, as the int64 tensor `__rows__`; 202 while they are being computed.
 
-    Where stored splits are divided anew, the metadata `replaced` hold the splits' `note`.
+    If stored splits were replaced, the metadata entry `replaced` has the note of the splits.
     """
     form = negotiate(request, query.format, _FORMATS)
 

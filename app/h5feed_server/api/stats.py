@@ -1,4 +1,4 @@
-"""Statistics of fields, per split."""
+"""Endpoints for statistics of fields, per split."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ async def get_stats(
     query: Annotated[StatsQuery, Query()],
     prefer: Prefer = None,
 ) -> Response:
-    """Per field, of the rows of one split: count, min, max, mean, std (of integers exact; `ddof=0`), zeros, NaN and
-    infinities, histogram; the same per channel; rows per class with balanced weights; the most frequent texts.
+    """For each field, over the rows of one split: count, min, max, mean, std (`ddof=0`; exact for integers), zeros, NaN
+    and infinities, histogram; the same per channel; rows per class with balanced weights; the most frequent texts.
 
-    It is computed once for a revision, by all workers together. What takes longer than `Prefer: wait=` is answered by
-    202 with the URL of a job.
+    Statistics are computed once per revision. If that takes longer than `Prefer: wait=`, the response is 202 with
+    the URL of a job.
     """
     answer = await found_stats(request, services, name, query, prefer)
     if isinstance(answer, Response):
@@ -101,7 +101,9 @@ async def get_mean_image(
     query: Annotated[MeanImageQuery, Query()],
     prefer: Prefer = None,
 ) -> Response:
-    """The mean of each place of a field's samples over the rows of a split, float32, as the tensor `mean_image`."""
+    """The mean of a field's samples over the rows of a split, element by element, as the float32 tensor
+    `mean_image`.
+    """
     form = negotiate(request, query.format, _FORMATS)
     wanted = StatsQuery(**{key: getattr(query, key) for key in StatsQuery.model_fields})
     answer = await found_stats(request, services, name, wanted, prefer)

@@ -1,4 +1,4 @@
-"""Bodies that are posted: how many bytes are held, and how they are read without holding up others."""
+"""Request bodies: bounded in size, and parsed without blocking other requests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A connection, with bounds on what a peer may send and on how long it may take.
+"""Connections, with limits on what clients may send and how long they may take.
 
-Nothing of this depends on who the peer is: it holds before any token is looked at. The worker calls `Connection.look`
-every half second; there is no timer per request.
+The limits do not depend on who the client is: they apply before any token is checked. The worker calls
+`Connection.look` every half second; there is no timer per request.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Owner(Protocol):
 
 
 def address_of(connection: socket.socket) -> str:
-    """Address of the peer, as connections have it for a caller before they have asked."""
+    """Address of the client of a new connection."""
     with contextlib.suppress(OSError):
         name = connection.getpeername()
         if isinstance(name, tuple):
@@ -74,7 +74,7 @@ class _Refused(Exception):
 
 
 class Connection(Http1):
-    """A connection that says when it is gone, and whose socket a thread may write an answer to."""
+    """An HTTP/1.1 connection with limits; threads may write responses to its socket."""
 
     def __init__(self, owner: Owner) -> None:
         super().__init__(owner.host)
@@ -121,7 +121,9 @@ class Connection(Http1):
             self.stop_awaiting()
 
     def _bound(self, nbytes: int) -> None:
-        """End what goes on and on: a head, trailers, the frames of chunks, a body that nobody wants any more."""
+        """Limit everything that could go on forever: heads, trailers, chunk framing, and bodies that nobody reads
+        any more.
+        """
         if self._is_first_piece:
             # Some of it may belong to the request before.
             self._received = self._body_received = 0
@@ -188,7 +190,7 @@ class Connection(Http1):
             self.transport.close()
 
     def abort(self) -> None:
-        """End the connection at once, for everybody who writes to it."""
+        """Close the connection at once."""
         self._ended = True
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.descriptor())) as connection:
             connection.shutdown(socket.SHUT_RDWR)
@@ -200,7 +202,7 @@ class Connection(Http1):
         return number
 
     def nothing_came(self) -> None:
-        """Called when nothing has come for a while; for what is unsent then, there is `look`."""
+        """Called when the connection was idle for too long; `look` handles data that is still buffered."""
         if self.unsent():
             self.await_request()
         else:
@@ -214,7 +216,7 @@ class Connection(Http1):
         super().resume_writing()
 
     def unsent(self) -> int:
-        """Bytes that the server holds for the peer."""
+        """Bytes that the server buffers for the client."""
         return self.transport.get_write_buffer_size()
 
     def _count_sent(self) -> int:
@@ -224,17 +226,17 @@ class Connection(Http1):
         return unsent
 
     def rate(self, now: float) -> float | None:
-        """Bytes per second that the peer takes or sends lately, at least; None: it is not waited for."""
+        """Bytes per second that the client has accepted or sent recently; None if the server is not waiting for it."""
         if self._window_since is None:
             return None
         return self._progress / max(now - self._window_since, 0.1)
 
     def watched_for(self, now: float) -> float:
-        """Seconds that `rate` is of."""
+        """Seconds over which `rate` is measured."""
         return 0.0 if self._window_since is None else now - self._window_since
 
     def is_idle(self) -> bool:
-        """Whether no request is being answered, and nothing is unsent."""
+        """Whether no response is in progress or buffered."""
         return not self.unsent() and (self.running is None or self.running.complete)
 
     def is_ended(self) -> bool:
@@ -242,11 +244,11 @@ class Connection(Http1):
         return self._ended
 
     def has_asked(self) -> bool:
-        """Whether a request has come."""
+        """Whether the client has sent a request."""
         return self.running is not None
 
     def look(self, now: float) -> bool:
-        """Whether it has to be ended: its peer takes too long."""
+        """Whether the connection must be closed because the client is too slow."""
         unsent = self._count_sent()
         latest = self.latest
         if self._in_head:

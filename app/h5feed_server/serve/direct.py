@@ -1,7 +1,7 @@
-"""Answers that the thread which reads them also writes to the socket, past the event loop.
+"""Writes responses to the socket from the thread that reads them, bypassing the event loop.
 
-The loop would wake for every piece that the socket takes, and the thread would have to hand each answer over to it.
-A peer that does not keep up costs no thread: what it has not taken after a moment is left to the event loop.
+The event loop would wake up for every piece that the socket accepts, and the thread would have to hand over each
+response. A slow client does not hold up the thread: after a moment the rest is left to the event loop.
 """
 
 from __future__ import annotations
@@ -23,10 +23,7 @@ _POLL_MS = 50
 
 
 class DirectWriter:
-    """One answer, written by a thread.
-
-    The thread calls `start`, `write` and, last, `close`; the event loop calls `take_back` when the thread has ended, or
-    `revoke` when the thread has failed or cannot be waited for.
+    """See `api.peer.Writer`.
 
     Parameters
     ----------

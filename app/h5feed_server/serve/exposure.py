@@ -1,4 +1,4 @@
-"""Who can reach the server, under which address, and the token that is made where nobody has set one."""
+"""Who can reach the server, at which address, and the token that is generated if none is set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TOKEN = re.compile(r"[\w-]{32}", re.ASCII)
 
 
 def is_open(settings: Settings) -> bool:
-    """Whether other machines could read everything, though nobody has said that they may."""
+    """Whether other machines could read everything without the operator having allowed it."""
     if settings.token_list or settings.public or settings.uds:
         return False
     # A container listens on all of its addresses; what counts is where its port is published.
@@ -56,7 +56,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def kept_token(cache_dir: Path) -> str:
-    """The generated token, the same after a restart."""
+    """The generated token; it stays the same across restarts."""
     file = cache_dir / "token"
     # Anything else is what a crash has left of one, or somebody's own; to read what is no file may wait for ever.
     with contextlib.suppress(OSError, UnicodeDecodeError):

@@ -1,7 +1,6 @@
-"""HTTP/1.1 on a connection, by httptools: requests are parsed, handed to the ASGI application, and answered in order.
+"""HTTP/1.1 over a connection, parsed by httptools and answered by an ASGI application.
 
-`Http1` knows the protocol, and nothing of who is on the other side: its bounds and deadlines are those of
-`serve.connection.Connection`, which is what serves.
+`Http1` implements the protocol only; `serve.connection.Connection` adds limits and deadlines.
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ _NO_CHUNKS_BEFORE = "1.1"
 
 
 def status_line(status: int) -> bytes:
-    """The first line of an answer."""
+    """The status line of a response."""
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
 @dataclass(eq=False)
 class Host:
-    """What the connections of a process share."""
+    """State shared by all connections of a process."""
 
     app: ASGIApp
     headers: tuple[tuple[bytes, bytes], ...] = ()
@@ -61,7 +60,7 @@ class Host:
     _dated: tuple[int, list[tuple[bytes, bytes]]] = (-1, [])
 
     def default_headers(self) -> list[tuple[bytes, bytes]]:
-        """Headers that every answer begins with."""
+        """Headers of every response."""
         now = int(time.time())
         if self._dated[0] != now:
             self._dated = now, [(b"date", formatdate(now, usegmt=True).encode()), *self.headers]
@@ -69,7 +68,7 @@ class Host:
 
 
 class Exchange:
-    """One request, and the answer to it, as ASGI has them.
+    """One request and its response, in terms of ASGI.
 
     Attributes
     ----------
@@ -103,30 +102,30 @@ class Exchange:
         self._news = asyncio.Event()
 
     def put(self, body: bytes) -> int:
-        """More of the request's body; returns how much the application has not taken."""
+        """Add to the request body; returns the number of bytes that the application has not read yet."""
         self._body += body
         self._news.set()
         return len(self._body)
 
     def end_body(self) -> None:
-        """The request is here, all of it."""
+        """The request is complete."""
         self.more_body = False
         self._news.set()
 
     def disconnect(self) -> None:
-        """Nobody waits for the answer any more."""
+        """The client is gone."""
         if not self.complete:
             self.disconnected = True
         self._news.set()
 
     def begin_elsewhere(self, nbytes: int) -> None:
-        """The head of an answer with a body of `nbytes` is written past the transport; any thread may call this."""
+        """The response head, for a body of `nbytes`, is written by another thread. May be called from any thread."""
         self.started = True
         self.expects_continue = False
         self.rest, self._is_measured = nbytes, True
 
     async def run(self, app: ASGIApp) -> None:
-        """Have it answered by `app`."""
+        """Let `app` answer the request."""
         host, connection = self.connection.host, self.connection
         try:
             await app(self.scope, self.receive, self.send)
@@ -160,7 +159,7 @@ class Exchange:
         await self.send({"type": "http.response.body", "body": text})
 
     async def receive(self) -> Message:
-        """What comes of the request, or that nobody waits any more."""
+        """ASGI receive: the next part of the request body, or a disconnect."""
         connection = self.connection
         if self.expects_continue and not connection.transport.is_closing():
             connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -175,7 +174,7 @@ class Exchange:
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
     async def send(self, message: Message) -> None:
-        """Send a part of the answer; returns when the peer has taken most of what was sent before."""
+        """ASGI send: the next part of the response; waits while too much is buffered."""
         connection = self.connection
         if not connection.is_writable.is_set() and not self.disconnected:
             await connection.is_writable.wait()
@@ -250,7 +249,7 @@ class Exchange:
 
 
 class Http1(asyncio.Protocol):
-    """A connection on which HTTP/1.1 is spoken.
+    """An HTTP/1.1 connection.
 
     Attributes
     ----------
@@ -318,7 +317,7 @@ class Http1(asyncio.Protocol):
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Take what comes, where that was paused."""
+        """Resume reading if it was paused."""
         if not self.is_reading:
             self.is_reading = True
             self.transport.resume_reading()
@@ -386,14 +385,14 @@ class Http1(asyncio.Protocol):
     # What becomes of requests
 
     def offer(self, exchange: Exchange) -> None:
-        """Called before a request is answered: what the server offers the application goes into its scope."""
+        """Hook, called before a request is answered: extend its scope."""
 
     def no_request(self) -> None:
-        """Called when what came is no HTTP."""
+        """Hook, called for data that is not a valid request."""
         self.transport.close()
 
     def upgrade_wanted(self) -> None:
-        """Called when the peer wants to go on in another language: the request is answered, the rest is not read."""
+        """Hook, called for upgrade requests: the request is answered, everything after it is ignored."""
 
     def _run(self, exchange: Exchange) -> None:
         self.running = exchange
@@ -402,7 +401,7 @@ class Http1(asyncio.Protocol):
         task.add_done_callback(self.host.tasks.discard)
 
     def answered(self) -> None:
-        """Called when an answer was handed to the transport, all of it."""
+        """Called when a response is complete."""
         if self.transport.is_closing():
             return
         self.resume_reading()
@@ -412,7 +411,7 @@ class Http1(asyncio.Protocol):
             self.await_request()
 
     def shutdown(self) -> None:
-        """End when the request under way is answered."""
+        """Close the connection once the current request is answered."""
         if self.latest is None or self.latest.complete:
             self.transport.close()
         else:
@@ -421,24 +420,24 @@ class Http1(asyncio.Protocol):
     # An idle connection
 
     def await_request(self) -> None:
-        """Close the connection when no request comes."""
+        """Start the keep-alive timer."""
         self.stop_awaiting()
         self._idle = self.loop.call_later(KEEP_ALIVE_SECONDS, self.nothing_came)
 
     def stop_awaiting(self) -> None:
-        """There is another deadline now."""
+        """Stop the keep-alive timer."""
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
 
     def nothing_came(self) -> None:
-        """Called when a connection was idle for too long."""
+        """Called when the keep-alive timer expires."""
         if not self.transport.is_closing():
             self.transport.close()
 
 
 def _addresses(connection: socket.socket | None) -> tuple[tuple[str, int] | None, tuple[str, int | None] | None]:
-    """Those of the peer and of the server, as ASGI has them."""
+    """Client and server address, in terms of ASGI."""
     client: tuple[str, int] | None = None
     server: tuple[str, int | None] | None = None
     if connection is not None:

@@ -1,4 +1,4 @@
-"""The listening socket, and its file where it is a Unix socket: nobody else's file is ever removed."""
+"""The listening socket. For Unix sockets, only dead sockets are ever removed, no other file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def _make_room(path: str) -> None:
-    """Remove the socket of a server that is gone; nothing else is, for it is not ours.
+    """Remove the socket file of a server that is gone.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def _make_room(path: str) -> None:
 
 
 def remove_socket(path: str, own: os.stat_result) -> None:
-    """Remove the file of our own socket; that of a server which has taken the path since, or anything else, is left."""
+    """Remove our own socket file, unless another server has replaced it."""
     with contextlib.suppress(OSError):
         if os.path.samestat(os.lstat(path), own):
             os.unlink(path)

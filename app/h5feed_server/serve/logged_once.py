@@ -1,4 +1,4 @@
-"""What several workers find out, each for itself, is logged once."""
+"""Logs a message once, even if several workers report it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PATIENCE_SECONDS = 1.0
 
 
 class LoggedOnce(logging.Filter):
-    """Lets each message pass once, in whichever of the processes that were forked after this object was made.
+    """Logging filter that passes each message once, across all processes forked after its creation.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""Processes that serve: a supervisor accepts connections and hands each to the worker that has the fewest.
+"""The supervisor: accepts connections and passes each to the worker with the fewest.
 
-Workers that share a listening socket do not share its connections: one of them gets nearly all. So the supervisor
-accepts and passes the descriptors on (SCM_RIGHTS). It also replaces workers that die or stand still, and ends them all
-when it is told to stop; workers end when the supervisor is gone. It never waits for one.
+If workers shared a listening socket, one of them would get nearly all connections. So the supervisor accepts them
+and passes the descriptors on (SCM_RIGHTS). It also replaces workers that die or hang, and stops them all when it is
+told to stop. Workers exit when the supervisor is gone. The supervisor never blocks on a worker.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ class _Worker:
 
 
 class Supervisor:
-    """Runs ``settings.workers`` processes until SIGTERM, SIGINT, or the end of the terminal it was started on.
+    """Runs ``settings.workers`` processes until SIGTERM, SIGINT, or until its terminal closes.
 
-    SIGHUP without a terminal replaces all workers, one after the other: their memory and the certificate are new, and
-    no answer is lost.
+    Without a terminal, SIGHUP replaces the workers one by one, which reloads certificates and frees memory; no response
+    is lost.
 
     Parameters
     ----------
@@ -325,6 +325,6 @@ def _kill(pid: int) -> None:
 
 
 def _say(what: str) -> None:
-    """To standard error, which may be a terminal that is gone."""
+    """Print to standard error, which may be a closed terminal."""
     with contextlib.suppress(OSError):
         print(f"h5feed: {what}", file=sys.stderr, flush=True)

@@ -1,5 +1,5 @@
-"""A process that serves: connections come through a channel from the supervisor, which hears every second that all is
-well. Peers that do not keep up are given up here, the sooner the more others wait for what they hold.
+"""A worker process. It receives connections from the supervisor over a channel, sends it a heartbeat every second,
+and closes connections of slow clients, sooner if others wait for the memory they hold.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Tls:
     key: str
 
     def context(self) -> ssl.SSLContext:
-        """What handshakes are made with."""
+        """TLS context for the certificate."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(self.certificate, self.key)
         return context
@@ -93,10 +93,11 @@ def run_worker(settings: Settings, channel: socket.socket, tls: Tls | None) -> i
 
 
 class _Worker(uvicorn.Server):
-    """A uvicorn server whose connections come through a channel instead of a listening socket.
+    """A uvicorn server that gets connections from a channel instead of a listening socket.
 
-    uvicorn runs the loop, the application's lifespan and the signals; connections are those of `serve.connection`. All
-    that is used of it is public: `Config`, `run`, `startup`, `shutdown`, `started` and `should_exit`.
+    uvicorn runs the event loop, the application's lifespan and the signal handlers; `serve.connection` handles
+    connections. Only public API of uvicorn is used: `Config`, `run`, `startup`, `shutdown`, `started` and
+    `should_exit`.
     """
 
     def __init__(self, app: FastAPI, channel: socket.socket, settings: Settings, tls: Tls | None = None) -> None:
@@ -132,7 +133,7 @@ class _Worker(uvicorn.Server):
         self._look()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End: nobody new, answers under way are finished for a while, the rest is cut off."""
+        """Stop accepting connections, let responses in progress finish for a while, then close the rest."""
         loop = asyncio.get_running_loop()
         self._say(LEAVING)
         # Connections that were on their way are answered still.
@@ -159,7 +160,7 @@ class _Worker(uvicorn.Server):
     # The channel
 
     def _say(self, message: bytes) -> int:
-        """Tell the supervisor; returns how many bytes of it were said."""
+        """Send a message to the supervisor; returns the number of bytes sent."""
         with contextlib.suppress(OSError):
             return self._channel.send(message)
         return 0
@@ -169,13 +170,12 @@ class _Worker(uvicorn.Server):
         asyncio.get_running_loop().call_later(ALIVE_SECONDS, self._say_alive)
 
     def say_closed(self) -> None:
-        """Tell the supervisor that a connection is gone."""
+        """Tell the supervisor that a connection was closed."""
         self._closed_unsaid += 1
         self._closed_unsaid -= self._say(CLOSED * self._closed_unsaid)
 
     def _receive(self) -> None:
-        """Take all connections that have come: the system hands out one at a time, and a turn of the loop is long while
-        many are answered."""
+        """Take all waiting connections at once: under load a turn of the event loop is long."""
         for _ in range(_MOST_AT_ONCE):
             try:
                 messages, descriptors, flags, _ = socket.recv_fds(self._channel, 64, 64)
@@ -230,7 +230,7 @@ class _Worker(uvicorn.Server):
     # Who has to give up what
 
     def _look(self) -> None:
-        """Called every half second: end the connections of peers that do not keep up."""
+        """Close connections of slow clients; called every half second."""
         loop = asyncio.get_running_loop()
         loop.call_later(_LOOK_SECONDS, self._look)
         now = loop.time()
@@ -245,9 +245,10 @@ class _Worker(uvicorn.Server):
             logger.warning("closed connections of clients that were %s: %s", why, most)
 
     def _pressed(self, now: float) -> list[Connection]:
-        """Whose answers have to end so that others get room.
+        """Connections to close so that others get memory.
 
-        Of callers that hold more than a share, the slowest ones, but not their last; of all, who takes next to nothing.
+        These are the slowest connections of callers that hold more than their share (but not their last one), and
+        connections of anyone who accepts almost nothing.
         """
         late = self._room.wanted(now - _PATIENCE_SECONDS)
         if not late:
@@ -280,7 +281,9 @@ class _Worker(uvicorn.Server):
         return sum(not one.is_ended() for one in self._connections()) + self._opening >= self._most
 
     def _make_way(self, connection: socket.socket) -> bool:
-        """End a connection of who has the most: the oldest idle one, or for another's sake the slowest. False: none."""
+        """Close one connection of the caller that has the most: its oldest idle one or, for another caller's sake,
+        its slowest. Returns False if there is none.
+        """
         now = asyncio.get_running_loop().time()
         # What others have made way for already is gone in a moment.
         there = [one for one in self._connections() if not one.is_ended()]
@@ -317,7 +320,7 @@ async def _until_empty(sets: Iterable[Collection[object]], seconds: float) -> No
 
 
 def _most_connections(settings: Settings) -> int:
-    """As many as settings and system allow."""
+    """Limit on connections from the settings and the operating system."""
     others = settings.open_files + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = settings.connections + others
