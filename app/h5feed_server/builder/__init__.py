@@ -1,4 +1,4 @@
-"""Makes HDF5 files laid out for training from what people have: folders, archives, tables, arrays, other HDF5 files."""
+"""Builds HDF5 files for training from folders, archives, tables, arrays and other HDF5 files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line of ``h5feed-server build``, apart from what it runs: serving must not load HDF5 for it."""
+"""Command-line arguments of ``h5feed-server build``, in a module of its own so that serving does not load HDF5."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ the file: what, and why, is printed and stands in OUT.left-out.tsv. --allow-miss
 
 
 def add_build(commands: Any) -> None:
-    """Add the command to the parser's."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "build",
         help="make an HDF5 file laid out for training from images, tables or arrays",

@@ -1,7 +1,7 @@
-"""Rows of arrays that share their first axis: NumPy's files, MNIST's, another HDF5 file's.
+"""A source of arrays that share their first axis: NumPy files, MNIST, other HDF5 files.
 
-Arrays of one field that differ in their split (``x_train``, ``x_test``) follow each other. They are read in order, in
-blocks, by one thread; others convert and write.
+Arrays of one field for different splits (``x_train``, ``x_test``) are concatenated. One thread reads them in order,
+in blocks; others convert and write.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MOST_BYTES = {"f": 8, "c": 16}
 
 
 class Array(Protocol):
-    """An array that is read from its first row to its last.
+    """An array that is read sequentially.
 
     Attributes
     ----------
@@ -51,13 +51,13 @@ class Array(Protocol):
     step: int
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows (n, *sample); `start` is never less than the `stop` before it."""
+        """Rows (n, *sample); `start` is never less than the previous `stop`."""
 
     def close(self) -> None: ...
 
 
 class Opener(Protocol):
-    """Opens arrays anew, each from its first row."""
+    """Opens arrays at their first row."""
 
     def open(self, name: str) -> Array: ...
 
@@ -66,7 +66,7 @@ class Opener(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """An array of a source, by what its name says."""
+    """An array, and what its name says."""
 
     name: str
     shape: tuple[int, ...]
@@ -79,7 +79,7 @@ class Found:
 def found(
     path: str, shape: tuple[int, ...], dtype: np.dtype[Any], attributes: Mapping[str, Any] | None = None
 ) -> Found:
-    """Tell the split from the field in a path such as ``train/images``, ``x_train`` or ``train_set_x``."""
+    """Split and field from a path such as ``train/images``, ``x_train`` or ``train_set_x``."""
     parts, split = [], ""
     for part in path.split("/"):
         rest, word = without_split(part)
@@ -90,7 +90,7 @@ def found(
 
 
 class ArraySource:
-    """Fields made of arrays.
+    """A source of arrays.
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ class ArraySource:
         return work
 
     def _agreed(self, fields: Mapping[str, Mapping[str, Found]]) -> dict[str, int]:
-        """Rows of each split: those of most of the bytes."""
+        """Rows of each split, as most of the bytes agree on."""
         weights: Counter[tuple[tuple[str, int], ...]] = Counter()
         for own in fields.values():
             lengths = tuple(sorted((split, array.shape[0]) for split, array in own.items() if array.shape))
@@ -276,7 +276,7 @@ class ArraySource:
 
 
 def converted(rows: npt.NDArray[Any], dtype: np.dtype[Any], rescale: float, name: str) -> npt.NDArray[Any]:
-    """Rows in the dtype that is wanted.
+    """Rows converted to the requested dtype.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""HDF5 files as a source, seen as the server sees them: the same datasets, axes, roles, splits and names of classes.
+"""HDF5 files as a source, read as the server reads them: same datasets, axes, roles, splits and class names.
 
-The server's own catalogue says what is a field and where its rows lie, and its own reader reads them: what is built
-of a file is what would be served from it.
+The server's catalogue determines the fields and its reader reads the rows, so a build contains what would be served
+from the file.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SHOWN = 20
 
 
 def catalogued(path: Path, options: BuildOptions) -> CataloguedSource:
-    """The rows of a dataset in an HDF5 file, or in a folder of them.
+    """The rows of a dataset in an HDF5 file or a folder of HDF5 files.
 
     Raises
     ------
@@ -83,13 +83,13 @@ def catalogued(path: Path, options: BuildOptions) -> CataloguedSource:
 
 
 def hdf5_files(folder: Path) -> list[str]:
-    """HDF5 files below a folder by their names, relative to it."""
+    """Names of the HDF5 files below a folder, relative to it."""
     found = [item.relative_to(folder) for item in sorted(folder.rglob("*")) if item.suffix.lower() in ALL_SUFFIXES]
     return [name.as_posix() for name in found if not any(part.startswith(".") for part in name.parts)]
 
 
 def _chosen(services: Services, path: Path, wanted: str | None) -> tuple[Dataset, dict[str, str]]:
-    """The dataset that is asked for, or the only one; and files that cannot be read, with the reasons."""
+    """The requested dataset, or the only one; and the files that cannot be read, with reasons."""
     found: list[Dataset] = []
     unread: dict[str, str] = {}
     for entry in services.catalog.entries():
@@ -119,7 +119,7 @@ def _chosen(services: Services, path: Path, wanted: str | None) -> tuple[Dataset
 
 
 def _check_alone(path: Path, dataset: Dataset) -> None:
-    """Refuse a file that is one sample of many: by itself, the lines of its image would be rows."""
+    """Refuse a file that is one sample of many: on its own, the lines of its image would be taken for rows."""
     if is_sample({field.name: field.array for field in dataset.fields}) != "yes":
         return
     declared = read_declared(path.parent, follow_links=True).datasets.values()
@@ -132,7 +132,7 @@ def _check_alone(path: Path, dataset: Dataset) -> None:
 
 
 class CataloguedSource:
-    """A dataset of the server's.
+    """A dataset as the server would serve it.
 
     Attributes
     ----------
@@ -222,7 +222,7 @@ class CataloguedSource:
         return work
 
     def _stored(self, field: Field, dataset: Dataset, reader: Reader) -> StoredField | None:
-        """How a field is read; None where it is left out."""
+        """How to read a field; None if it is left out."""
         if field.unreadable is not None:
             if Scattered.is_one(field, dataset.rows):
                 return Scattered(field)
@@ -243,7 +243,7 @@ class CataloguedSource:
         return Numbers(field, reader)
 
     def _main(self, spec: FieldSpec) -> FieldSpec:
-        """The first field in the dtype that is asked for."""
+        """The first field with the requested dtype."""
         if self._options.dtype is None:
             return spec
         if spec.lengths is not None or spec.dtype.kind not in "biuf" or spec.is_bfloat16:
@@ -251,7 +251,7 @@ class CataloguedSource:
         return replace(spec, dtype=np.dtype(self._options.dtype), enum_names=None)
 
     def _divided(self, dataset: Dataset) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8] | None]:
-        """Rows that are built, ascending, and the split of each."""
+        """The rows to build, ascending, and the split of each."""
         rows = np.arange(dataset.rows, dtype=np.int64)
         codes = np.full(dataset.rows, len(SPLITS), np.uint8)
         for split, runs in dataset.native.items():
@@ -277,7 +277,7 @@ class CataloguedSource:
 
 
 def _role(field: Field, label: str | None) -> str:
-    """What a field is for; `label` is the name of the only label where it was asked for."""
+    """The role of a field; `label` is the name of the only label, if one was requested."""
     if field.name == label:
         return "label"
     return "other" if field.role == "label" and label is not None else field.role

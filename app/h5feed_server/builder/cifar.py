@@ -1,8 +1,7 @@
-"""CIFAR-10 and CIFAR-100 as they are handed out: batches of pixels in Python's pickles, or in binary files.
+"""CIFAR-10 and CIFAR-100 as distributed: batches of pixels as Python pickles or binary files.
 
-A pickle is a program. These are read by an unpickler that knows what NumPy's arrays are made of and nothing else: it
-never looks up a name anywhere, so that a pickle can call nothing but what is below.
-See https://www.cs.toronto.edu/~kriz/cifar.html.
+A pickle is a program. The unpickler here knows the parts of NumPy arrays and nothing else: it never looks up a name,
+so a pickle can call only what is defined below. See https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _PLAIN = re.compile(r"[<>|=]?[biuf][1248]")
 
 
 def is_cifar(members: Members) -> bool:
-    """Whether files have the names of CIFAR's."""
+    """Whether the files have CIFAR's names."""
     names = {member.name.rpartition("/")[2] for member in members.listing.members}
     return any(
         wanted <= names
@@ -45,7 +44,7 @@ def is_cifar(members: Members) -> bool:
 
 
 def cifar(members: Members, options: BuildOptions) -> ArraySource:
-    """Images (32, 32, 3) and labels, with the names of the classes.
+    """Images (32, 32, 3) and labels with class names.
 
     Raises
     ------

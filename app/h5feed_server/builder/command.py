@@ -1,4 +1,4 @@
-"""``h5feed-server build``: runs a build, shows how far it is, and says what it made."""
+"""The command ``h5feed-server build``."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _SHOWN = 10
 
 
 def run_build(arguments: argparse.Namespace) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; returns the exit code."""
     given = _given(arguments)
     try:
         return _run(arguments, BuildOptions(**given))
@@ -93,7 +93,7 @@ def _code(left_out: Mapping[str, str], options: BuildOptions, console: Console) 
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Options of the command line and of the file that it names."""
+    """Options from the command line and from the file it names."""
     known = {item.name for item in fields(BuildOptions)}
     given = {name: value for name, value in vars(arguments).items() if name in known and value is not None}
     if "rename" in given:
@@ -106,7 +106,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _in_flags(said: str) -> str:
-    """What is said in terms of `BuildOptions`, in terms of the command line."""
+    """A message about `BuildOptions`, reworded for the command line."""
     return _OPTION.sub(lambda found: _FLAGS.get(found[0]) or f"--{found[0].replace('_', '-')}", said)
 
 
@@ -118,7 +118,7 @@ class _Rate(ProgressColumn):
 
 
 class _Shown:
-    """A bar on a terminal, plain lines elsewhere."""
+    """Progress: a bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -167,7 +167,7 @@ class _Shown:
 
 
 def print_preview(found: Preview, console: Console) -> None:
-    """What a build would make."""
+    """Print what a build would produce."""
     for spec in found.fields:
         shape = "×".join(map(str, spec.shape)) or "one value"
         console.print(f"{spec.name}: {sum(found.rows.values()):,} rows of {shape} {spec.dtype}")

@@ -1,6 +1,6 @@
-"""CSV and TSV, gzipped or not, as rows: features, pixels, texts or images that lie beside the table.
+"""CSV and TSV files, gzipped or not: features, pixels, texts, or images stored beside the table.
 
-The file is read to learn what its columns hold, of all values and not of the first ones; then numbers are converted.
+The file is read once in full to determine the type of each column, and then again to convert numbers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PROBED_ROWS = 200
 
 
 def delimited(path: Path, options: BuildOptions) -> ImageSource | DelimitedSource:
-    """Rows of a CSV or TSV file.
+    """A source from a CSV or TSV file.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def delimited(path: Path, options: BuildOptions) -> ImageSource | DelimitedSourc
 
 
 class DelimitedSource:
-    """Numbers of a table: `features`, or `images` where they are the pixels of squares; or texts alone."""
+    """Numbers of a table as `features`, as `images` if they are pixels of square images, or texts only."""
 
     images = False
     split_record: SplitRecord | None = None
@@ -128,7 +128,7 @@ class DelimitedSource:
                 return
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Nothing to close."""
 
     def _converting(self, rows: npt.NDArray[np.int64], texts: list[list[str]]) -> Work:
         return lambda: self._convert(rows, texts)
@@ -173,7 +173,7 @@ class DelimitedSource:
         return [values[number] for number in self._values]
 
     def _pixel_shape(self) -> tuple[tuple[int, ...], dict[str, Any]]:
-        """Of the images in one column: squares of grey; else no more than a vector."""
+        """Shape of images stored in one column: square and grey, else a vector."""
         first = next(values for line, values in self._table.rows() if line == self._lines[0])
         count = len(self._chosen(first))
         side = math.isqrt(count)

@@ -1,4 +1,4 @@
-"""What a build would make, from a sample of the user's own rows: size, time, and what compression would do."""
+"""Previews a build from a sample of its rows: size, time, and the effect of compression."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Preview:
-    """What would be built.
+    """What a build would produce.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class Preview:
 
     @property
     def advice(self) -> str:
-        """In one sentence."""
+        """Advice, in one sentence."""
         best = min(self.tried, key=lambda one: one.share, default=None)
         fast = min(self.tried, key=lambda one: one.decode_seconds / max(1e-9, 1 - one.share), default=None)
         if best is None or fast is None or best.share > _WORTH:
@@ -88,7 +88,7 @@ class Preview:
 
 
 def preview(source: str | Path, output: str | Path, options: BuildOptions | None = None) -> Preview:
-    """Look at a source and build a sample of it in memory; nothing is written.
+    """Inspect a source and build a sample of it in memory; nothing is written.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def preview(source: str | Path, output: str | Path, options: BuildOptions | None
 
 
 def _sample(source: Source, wanted: npt.NDArray[np.int64], options: BuildOptions) -> tuple[list[Block], float]:
-    """Blocks of some rows, and the seconds that all cores took to make them."""
+    """Some blocks of rows, and the seconds that all cores took for them."""
     nbytes = max(1, sum(spec.row_bytes for spec in source.fields))
     count = max(1, min(_SAMPLE_ROWS, _SAMPLE_BYTES // nbytes, len(wanted)))
     # Far apart where that is cheap; from a stream the first ones.

@@ -1,7 +1,7 @@
-"""Images that a table names: by paths, or by names alone, with or without endings, that lie in folders beside it.
+"""Images named by a table, by path or by file name, with or without extension, in folders beside it.
 
 Usual layouts: ``labels.csv`` with ``id,breed`` beside ``train/<id>.jpg``; ``train.csv`` with ``image_id`` beside
-``train_images/``. Where it is not certain which folder is meant, it is asked for.
+``train_images/``. If the folder is ambiguous, the user is asked to name it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WORDS = re.compile(r"[a-z]+")
 
 @dataclass(frozen=True)
 class Place:
-    """Where the images of a column lie.
+    """Where the images of a column are.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Place:
 
 
 class ImageFolder:
-    """The images below the folder that is meant, listed when that is needed."""
+    """Finds images below a folder; it is listed on first use."""
 
     def __init__(self, table: Path, options: BuildOptions) -> None:
         self._table, self._options = table, options
@@ -61,7 +61,7 @@ class ImageFolder:
         self._by_name: dict[str, list[str]] | None = None
 
     def find(self, values: Sequence[str]) -> Place:
-        """Where the images of these values are.
+        """Paths of the images with these names.
 
         Raises
         ------
@@ -119,7 +119,7 @@ class ImageFolder:
         ]
 
     def _listed(self) -> dict[str, list[str]]:
-        """Paths of images by their names; and by their names without endings, with a ``/`` behind."""
+        """Image paths by file name, and by name without extension followed by ``/``."""
         known: dict[str, list[str]] = defaultdict(list)
         count = 0
         for folder, folders, files in os.walk(self.root):
@@ -139,7 +139,7 @@ class ImageFolder:
         return dict(known)
 
     def _best(self, votes: Counter[str]) -> str:
-        """The folder that is meant, of several that have files of such names."""
+        """The right folder, if several have files with these names."""
         most = votes.most_common(1)[0][1]
         rivals = [prefix for prefix, count in votes.items() if count >= 0.9 * most]
         if len(rivals) > 1:
@@ -163,7 +163,7 @@ class ImageFolder:
 
 
 class ListedFiles(Everywhere):
-    """Files by their paths below a folder."""
+    """Files by path below a folder."""
 
     def __init__(self, place: Place, names: Sequence[str]) -> None:
         self._root = place.root
@@ -190,4 +190,4 @@ class ListedFiles(Everywhere):
             raise BrokenMember(f"it cannot be read: {error.strerror}") from None
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Nothing to close."""

@@ -1,4 +1,4 @@
-"""Rows that are image files: in a folder, an archive, or wherever a table says."""
+"""A source of image files from a folder, an archive, or a table."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PROBED = 50
 
 
 class ImageSource:
-    """Images of a listing, with what is known of each.
+    """Images with their labels and splits.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class ImageSource:
         self._members.close()
 
     def _probe(self) -> tuple[int, int]:
-        """Height and width of the first image that is whole."""
+        """Height and width of the first readable image."""
         for _, content in self._members.stream(self._chosen[:_PROBED]):
             try:
                 decoded = self._decoders.decode(_whole(content), self._wanted)
@@ -175,7 +175,7 @@ class ImageSource:
 
 
 def _encoding(names: Sequence[str]) -> str:
-    """What files of these names are, in a word."""
+    """Encoding of the files, in one word."""
     found = {name.lower().rpartition(".")[2] for name in names}
     return "jpeg" if found <= {"jpg", "jpeg", "jpe", "jfif"} else "png" if found == {"png"} else "mixed"
 
@@ -187,7 +187,7 @@ def _whole(content: bytes | BrokenMember) -> bytes:
 
 
 def listed_images(members: Members, options: BuildOptions) -> ImageSource:
-    """The images in a folder, a zip or a tar: classes and splits by the names of folders and files.
+    """The images in a folder, zip or tar; classes and splits come from folder and file names.
 
     Raises
     ------
@@ -220,5 +220,5 @@ def listed_images(members: Members, options: BuildOptions) -> ImageSource:
 
 
 def split_codes(splits: list[str] | None) -> npt.NDArray[np.uint8] | None:
-    """Names of splits as indices into `SPLITS`."""
+    """Split names as indices into `SPLITS`."""
     return None if splits is None else np.array([SPLITS.index(name) for name in splits], np.uint8)

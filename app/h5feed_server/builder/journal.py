@@ -1,4 +1,4 @@
-"""The journal of a build: which rows are finished, on disk before anybody relies on it, so that a build goes on."""
+"""The journal of a build: which rows are finished, so that an interrupted build can continue."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _TEXT_BYTES = 64 << 10
 
 
 def journal_bytes(rows: int) -> int:
-    """What a journal of so many rows needs at most, but for unusually many reasons of broken ones."""
+    """Maximum size of a journal for this many rows, except with unusually many broken rows."""
     return rows * (_FRAME.size + _COUNTS.size + 8 + ROW.itemsize) + _TEXT_BYTES
 
 
 class Journal:
-    """Finished rows of one build, which holds it for itself.
+    """The finished rows of one build; locked while the build runs.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class Journal:
                 raise
 
     def begin(self) -> None:
-        """Begin anew: nothing is finished."""
+        """Start from scratch."""
         self._forget()
         self._stream.seek(0)
         self._stream.truncate()
@@ -88,7 +88,7 @@ class Journal:
         self.sync()
 
     def add(self, blocks: Iterable[Block]) -> None:
-        """Note rows whose bytes are on disk."""
+        """Record rows whose bytes are on disk."""
         for block in blocks:
             reasons = json.dumps({str(row): reason for row, reason in block.broken.items()}).encode()
             payload = _COUNTS.pack(len(block.rows), len(reasons)) + block.rows.astype("<i8").tobytes()
@@ -97,7 +97,7 @@ class Journal:
         self.sync()
 
     def add_renames(self, renames: list[tuple[str, str]]) -> None:
-        """Note that everything is written, and which files are to be renamed."""
+        """Record that everything is written, and which files to rename."""
         text = json.dumps({"renames": renames}).encode()
         self._append(_COUNTS.pack(0, len(text)) + text)
         self.renames = renames
@@ -111,7 +111,7 @@ class Journal:
         self._stream.close()
 
     def remove(self) -> None:
-        """The build is over."""
+        """Delete the journal at the end of the build."""
         self._path.unlink(missing_ok=True)
         self.close()
 
@@ -123,7 +123,7 @@ class Journal:
         self.renames = None
 
     def _reserve(self) -> None:
-        """A disk that is full must not keep it from noting what was finished before."""
+        """Reserve space, so that finished rows can be recorded even if the disk is full."""
         self._stream.flush()
         os.posix_fallocate(self._stream.fileno(), 0, self._stream.tell() + journal_bytes(self._header["rows"]))
 
@@ -136,7 +136,7 @@ class Journal:
         self.broken.update(broken)
 
     def _load(self) -> bool:
-        """What an interrupted build of the same left; False where there is nothing of it."""
+        """Load the journal of an interrupted build; False if there is none."""
         self._stream.seek(0)
         try:
             header: Any = json.loads(self._stream.readline(1 << 12))

@@ -1,6 +1,7 @@
-"""Files in a folder, a zip or a tar, read in place: nothing is ever unpacked, so no name in an archive leads anywhere.
+"""Files in a folder, zip or tar, read in place.
 
-A tar that is compressed can only be read from its beginning; the others at any place, by any thread.
+Nothing is extracted, so names in an archive cannot escape from a folder. A compressed tar can only be read
+sequentially; everything else at any position and from any thread.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ PACKED_TAR_SUFFIXES = (".tar.gz", ".tgz")
 
 
 class BrokenMember(ValueError):
-    """A file cannot be read; says why."""
+    """A file that cannot be read; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Member:
 
 @dataclass
 class Listing:
-    """What there is, in the order in which it is best read, and what was left out and why."""
+    """The files, in the best order for reading, and those left out, with reasons."""
 
     members: list[Member] = field(default_factory=list)
     folders: set[str] = field(default_factory=set)
@@ -67,25 +68,25 @@ class Listing:
 
 
 class Members(Protocol):
-    """Reads files of a listing."""
+    """Reads the files of a listing."""
 
     listing: Listing
 
     @property
     def anywhere(self) -> bool:
-        """Whether `read` works, from any thread; otherwise there is `stream` alone."""
+        """Whether `read` works from any thread; if not, only `stream` does."""
 
     def read(self, index: int) -> bytes:
-        """All of a file; raises BrokenMember."""
+        """The whole file."""
 
     def stream(self, wanted: Sequence[int]) -> Iterator[tuple[int, bytes | BrokenMember]]:
-        """Those files, ascending, one after the other."""
+        """These files, in ascending order."""
 
     def close(self) -> None: ...
 
 
 def open_members(source: Path) -> Members:
-    """The files of a folder or an archive.
+    """The files of a folder or archive.
 
     Raises
     ------
@@ -107,14 +108,14 @@ def open_members(source: Path) -> Members:
 
 
 def _checked_name(name: str) -> str | None:
-    """A name as it is in an archive, with ``/``; None where it leads out of it."""
+    """A name from an archive, with ``/``; None if it leads out of the archive."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
     outside = name.startswith(("/", "\\")) or ".." in parts or (parts and ":" in parts[0][1:2])
     return None if outside or not parts or "\0" in name else "/".join(parts)
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether it is what systems leave beside people's files."""
+    """Whether it is a file that operating systems leave behind."""
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 
@@ -127,7 +128,7 @@ def _too_large(size: int, packed: int | None = None) -> str | None:
 
 
 class Everywhere:
-    """What members that can be read at any place have in common."""
+    """Base of members that can be read at any position."""
 
     @property
     def anywhere(self) -> bool:
@@ -145,7 +146,7 @@ class Everywhere:
 
 
 class FolderMembers(Everywhere):
-    """Files below a folder, in the order of their names; links to folders are not followed."""
+    """Files below a folder, sorted by name; links to folders are not followed."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -182,11 +183,11 @@ class FolderMembers(Everywhere):
             raise BrokenMember(f"it cannot be read: {error.strerror}") from None
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Nothing to close."""
 
 
 class ZipMembers(Everywhere):
-    """Files in a zip, by name. Of two of one name the later one counts, as for every program that unpacks."""
+    """Files in a zip, by name. If a name occurs twice, the later file counts, as in other programs."""
 
     def __init__(self, path: Path) -> None:
         self._archive = zipfile.ZipFile(path)
@@ -252,7 +253,7 @@ def _list_tar(archive: tarfile.TarFile, listing: Listing) -> list[tuple[str, tar
 
 
 class TarMembers(Everywhere):
-    """Files in a tar that is not compressed: their bytes lie in it as they are."""
+    """Files in an uncompressed tar."""
 
     def __init__(self, path: Path) -> None:
         self.listing = Listing()
@@ -275,7 +276,7 @@ class TarMembers(Everywhere):
 
 
 class PackedTarMembers:
-    """Files in a tar.gz, in its own order, read from the beginning each time."""
+    """Files in a compressed tar, read sequentially from the start each time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -320,11 +321,11 @@ class PackedTarMembers:
             yield index, BrokenMember("it is not in the archive any more")
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Nothing to close."""
 
 
 class _Bounded:
-    """A stream that ends with an error where it unpacks to more than makes sense."""
+    """A stream that raises an error if it decompresses to more than is plausible."""
 
     def __init__(self, stream: gzip.GzipFile, limit: int) -> None:
         self._stream, self._limit, self._read = stream, limit, 0

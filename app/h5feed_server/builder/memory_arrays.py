@@ -1,4 +1,4 @@
-"""Arrays that are held in memory as a source."""
+"""Arrays in memory as a source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 
 class MemoryArray:
-    """An array whose rows may be asked for in any order; one of a mapped file is read as it is asked for."""
+    """An array in memory, or a memory-mapped one."""
 
     attributes: Mapping[str, Any] = {}
     step = 1
@@ -23,11 +23,11 @@ class MemoryArray:
         return np.ascontiguousarray(self._values[start:stop])
 
     def close(self) -> None:
-        """It goes with its source."""
+        """Nothing to close."""
 
 
 class MemoryArrays:
-    """Opens arrays by their names."""
+    """Opens arrays by name."""
 
     def __init__(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         self._arrays = arrays
@@ -36,4 +36,4 @@ class MemoryArrays:
         return MemoryArray(self._arrays[name])
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Nothing to close."""

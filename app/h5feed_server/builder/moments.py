@@ -1,4 +1,4 @@
-"""Sums of pixels and of their squares, row by row: channel means of whichever rows turn out to be train."""
+"""Sums of pixels and of their squares per row, for channel means of the rows that end up in train."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Float64s = npt.NDArray[np.float64]
 
 
 def channels_of(shape: tuple[int, ...]) -> int:
-    """Channels of a sample."""
+    """Number of channels of a sample."""
     return shape[-1] if len(shape) == 3 and shape[-1] <= MAX_CHANNELS else 1
 
 
 def moments(rows: npt.NDArray[Any]) -> tuple[Float64s, Float64s, npt.NDArray[np.int64]]:
-    """Sums, sums of squares, and how many values are NaN, which count in neither; each (rows, `MAX_CHANNELS`).
+    """Sums, sums of squares and number of NaN values (which are not summed); each (rows, `MAX_CHANNELS`).
 
     Float64; exact for integers below 2⁵³.
     """
@@ -53,9 +53,9 @@ def moments(rows: npt.NDArray[Any]) -> tuple[Float64s, Float64s, npt.NDArray[np.
 def mean_and_std(
     sums: Float64s, squares: Float64s, missing: npt.NDArray[np.int64], channels: int, each: int
 ) -> tuple[list[float], list[float]]:
-    """Of all rows together, per channel, without those that are NaN; NaN where there are no others.
+    """Mean and population standard deviation per channel over all rows, ignoring NaN; NaN if there is nothing else.
 
-    `each` is how many values a row has of one channel. The std is the population's.
+    `each` is the number of values per row and channel.
     """
     means, stds = [], []
     for channel in range(channels):

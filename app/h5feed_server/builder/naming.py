@@ -1,4 +1,4 @@
-"""Classes and splits from the names of files and arrays."""
+"""Classes and splits from names of files and arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MANY_CLASSES = 2
 
 @dataclass
 class Names:
-    """What the names of files say of each.
+    """Classes and splits read from names.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Names:
 
 
 def read_names(names: Sequence[str], folders: set[str], pattern: str | None) -> Names:
-    """What names such as ``train/cat/1.jpg``, ``cat/1.jpg`` or ``cat.1.jpg`` say.
+    """Classes and splits from names such as ``train/cat/1.jpg``, ``cat/1.jpg`` or ``cat.1.jpg``.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def read_names(names: Sequence[str], folders: set[str], pattern: str | None) -> 
 
 
 def _shared(names: Sequence[Sequence[str]]) -> int:
-    """How many folders lie around everything, such as that which an archive was made of, and say nothing."""
+    """Number of leading folders that all names share, such as the folder an archive was made from."""
     depth = 0
     while True:
         tops = {path[depth] if len(path) > depth + 1 else None for path in names}

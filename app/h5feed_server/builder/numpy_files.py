@@ -1,4 +1,4 @@
-"""NumPy's ``.npy`` and ``.npz``, and the IDX files that MNIST comes as, gzipped or not: read in place, in blocks."""
+"""NumPy ``.npy`` and ``.npz`` files, and MNIST's IDX files, gzipped or not; read in place, in blocks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CLASS_LISTS = ("list_classes", "class_names", "classes", "label_names", "labels_
 
 
 class StreamArray:
-    """An array whose bytes come one after the other, rows first."""
+    """An array read from a stream."""
 
     attributes: Mapping[str, Any] = {}
     step = 1
@@ -84,7 +84,7 @@ class Streams:
 
 
 def numpy_arrays(path: Path, options: BuildOptions) -> ArraySource:
-    """Arrays of an ``.npz``, an ``.npy``, or a folder of ``.npy``.
+    """Arrays of an ``.npz``, an ``.npy``, or a folder of ``.npy`` files.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def numpy_arrays(path: Path, options: BuildOptions) -> ArraySource:
 
 
 def _class_names(arrays: dict[str, Found], openers: Mapping[str, Callable[[], Array]]) -> list[str] | None:
-    """A short list of names beside the rows, which it is taken out of; None where there is none."""
+    """A short list of names beside the rows, which is removed from the arrays; None if there is none."""
     for name, one in arrays.items():
         others = [other.shape[:1] for key, other in arrays.items() if key != name]
         if name.lower() in CLASS_LISTS and one.dtype.kind == "S" and len(one.shape) == 1 and one.shape not in others:
@@ -131,7 +131,7 @@ def _class_names(arrays: dict[str, Found], openers: Mapping[str, Callable[[], Ar
 
 
 def idx_arrays(path: Path, options: BuildOptions) -> ArraySource:
-    """Images and labels in IDX files: one, or all of a folder.
+    """Images and labels in one IDX file or a folder of them.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Finds out what a source is, and opens it as what it is."""
+"""Detects the type of a source and opens it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KNOWN = (
 
 
 def open_source(path: Path, options: BuildOptions) -> Source:
-    """Rows of whatever `path` is.
+    """The source at `path`.
 
     Raises
     ------

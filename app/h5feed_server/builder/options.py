@@ -1,4 +1,4 @@
-"""What is to be built, and how: one frozen set of options for the command, the function and the TOML file."""
+"""Build options, shared by the command, the Python function and the TOML file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SIZE = re.compile(r"^\s*(\d+)\s*(?:[x×,]\s*(\d+)\s*)?$")
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How a source becomes HDF5. Checks itself.
+    """How to build HDF5 from a source. Invalid combinations are rejected.
 
     Attributes
     ----------
@@ -172,18 +172,18 @@ class BuildOptions:
 
     @property
     def resampling(self) -> Interpolation:
-        """The interpolation that is meant."""
+        """The interpolation to use."""
         if self.interpolation == "auto":
             return "linear" if self.store == "encoded" else "bilinear"
         return self.interpolation
 
     @property
     def workers(self) -> int:
-        """Threads that decode."""
+        """Number of decoding threads."""
         return self.threads or len(os.sched_getaffinity(0))
 
     def about(self) -> dict[str, Any]:
-        """What decides the bytes of the file, as plain data."""
+        """The options that affect the bytes of the output."""
         kept = {item.name: getattr(self, item.name) for item in fields(self)}
         for name in ("strict", "allow_missing", "overwrite", "threads", "mean_json"):
             del kept[name]
@@ -192,7 +192,7 @@ class BuildOptions:
 
 
 def parse_size(value: Any) -> tuple[int, int]:
-    """``256``, ``"256"``, ``"240x320"``, ``(240, 320)``: height and width, pixels.
+    """Height and width in pixels from ``256``, ``"256"``, ``"240x320"`` or ``(240, 320)``.
 
     Raises
     ------
@@ -211,7 +211,7 @@ def parse_size(value: Any) -> tuple[int, int]:
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """Options from a TOML file, by the names of `BuildOptions`; dashes may stand for underscores.
+    """Options from a TOML file, named as in `BuildOptions`; dashes may replace underscores.
 
     Raises
     ------
@@ -242,7 +242,7 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 def _types(hint: Any) -> tuple[type, ...]:
-    """The types of TOML that a hint allows."""
+    """TOML types allowed by a type hint."""
     plain: dict[Any, type] = {Path: str, Mapping: dict}
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
     if all(isinstance(kind, str) for kind in kinds):

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files, Hugging Face's among them: columns of images, numbers, lists of a fixed length, texts.
+"""Parquet and Arrow files, including those of Hugging Face: columns of images, numbers, fixed-length lists and texts.
 
 Needs pyarrow: ``pip install 'h5feed-server[parquet]'``.
 """
@@ -29,7 +29,7 @@ _IMAGE_NAMES = ("image", "images", "img", "jpg", "png", "photo")
 
 
 class _Tables:
-    """Files of one schema, read in batches."""
+    """Files with the same schema, read in batches."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         try:
@@ -52,7 +52,7 @@ class _Tables:
                 raise Unreadable(f"{path.name} has other columns than {paths[0].name}")
 
     def batches(self, names: Sequence[str], number: int | None = None) -> Iterator[Any]:
-        """Record batches of these columns, of one file or of all."""
+        """Record batches of these columns, of one file or all files."""
         chosen = self._datasets if number is None else [self._datasets[number]]
         try:
             for dataset in chosen:
@@ -68,7 +68,7 @@ class _Tables:
         return [value for batch in self.batches([name]) for value in batch.column(0).to_pylist()]
 
     def missing(self, name: str) -> int:
-        """Rows, or items of lists, without a value."""
+        """Number of rows, or list items, without a value."""
         count = 0
         for batch in self.batches([name]):
             flat = batch.column(0)
@@ -79,7 +79,7 @@ class _Tables:
         return count
 
     def class_names(self, name: str) -> list[str] | None:
-        """As Hugging Face's datasets write them into the schema."""
+        """Class names that Hugging Face datasets store in the schema."""
         about = (self.schema.metadata or {}).get(b"huggingface", b"")
         try:
             feature = json.loads(about)["info"]["features"][name]
@@ -93,7 +93,7 @@ class _Tables:
 
 
 def parquet_rows(path: Path, options: BuildOptions) -> ImageSource | ArraySource:
-    """Rows of a Parquet or Arrow file, or of all in a folder; the splits are said by the names of files.
+    """Rows of a Parquet or Arrow file or a folder of them; file names determine the splits.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def parquet_rows(path: Path, options: BuildOptions) -> ImageSource | ArraySource
 
 
 def _image_column(tables: _Tables, wanted: str | None) -> str | None:
-    """A column of structs with `bytes`, as Hugging Face writes images, or of bytes."""
+    """The column with images: structs with `bytes`, as Hugging Face writes them, or bytes."""
     import pyarrow as arrow
 
     kinds = {}
@@ -137,7 +137,7 @@ def _image_column(tables: _Tables, wanted: str | None) -> str | None:
 
 
 class _ImageColumn:
-    """Images of a column, in the order of the files."""
+    """Images of a column, in file order."""
 
     def __init__(self, tables: _Tables, name: str, rows: int) -> None:
         self._tables, self._name = tables, name
@@ -165,7 +165,7 @@ class _ImageColumn:
                 return
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Nothing to close."""
 
 
 def _checked(data: bytes | None) -> bytes | BrokenMember:
@@ -210,7 +210,7 @@ def _images(
 
 
 def _small_column(tables: _Tables, name: str) -> Column | str:
-    """A column beside the images, in memory; or why it is left out."""
+    """A column beside the images, in memory; or the reason it is left out."""
     import pyarrow as arrow
 
     kind = _plain(tables.schema.field(name).type)
@@ -225,7 +225,7 @@ def _small_column(tables: _Tables, name: str) -> Column | str:
 
 
 def _plain(kind: Any) -> Any:
-    """What a column holds, behind a dictionary."""
+    """The type of a column without dictionary encoding."""
     import pyarrow as arrow
 
     return kind.value_type if arrow.types.is_dictionary(kind) else kind
@@ -251,7 +251,7 @@ class _Columns:
         return _ColumnArray(self._tables, numbers, column, (rows, *sample), dtype)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Nothing to close."""
 
 
 class _ColumnArray:

@@ -1,4 +1,4 @@
-"""Where every row goes: into which split, file and group, at which place. Computed before anything is written."""
+"""Plans where every row goes: split, file, group and position. Computed before anything is written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FILE_SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that lie in one group of one file, in their order.
+    """Rows of one group in one file, in order.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """All of what is to be written.
+    """Everything that is to be written.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ class Plan:
 
     @property
     def train(self) -> Rows:
-        """Rows that means are taken of: train, or all where nothing is split."""
+        """The rows used for means: train, or all rows without splits."""
         return self.rows_of("train" if "train" in self.splits else self.splits[0] if self.splits else "")
 
 
@@ -136,7 +136,7 @@ def make_plan(source: Source, options: BuildOptions, output: Path, usable: npt.N
 
 
 def check_output(output: Path, options: BuildOptions) -> Path:
-    """The output with its ending; a folder for split files.
+    """The output path with its extension; a folder if each split gets a file.
 
     Raises
     ------
@@ -157,7 +157,7 @@ def shard_path(output: Path, number: int, shards: int) -> Path:
 
 
 def limited(limit: int | None, rows: int, labels: Column | None, splits: npt.NDArray[Any] | None) -> Rows:
-    """The first rows of each class and split in turn, `limit` in all, ascending."""
+    """The first rows of each class and split in turn, `limit` in total, ascending."""
     if limit is None or limit >= rows:
         return np.arange(rows)
     keys = np.zeros((2, rows), np.int64)
@@ -222,7 +222,7 @@ def _strata(source: Source, options: BuildOptions, rows: Rows) -> Strata | None:
 
 
 def counts_per_class(column: Column, rows: Rows) -> Mapping[str, int]:
-    """Name of each class, or its value, to how many of these rows have it."""
+    """Number of these rows per class, by class name or value."""
     values, counts = np.unique(column.values[rows], return_counts=True)
     names = column.attributes.get("class_names")
     if names is None:
@@ -231,11 +231,11 @@ def counts_per_class(column: Column, rows: Rows) -> Mapping[str, int]:
 
 
 def column_bytes(columns: Mapping[str, Column], rows: int) -> int:
-    """Bytes of the small fields of so many rows, with those that building adds."""
+    """Size of the small fields for this many rows, including those that a build adds."""
     each = sum(column.values.dtype.itemsize * int(np.prod(column.values.shape[1:])) for column in columns.values())
     return rows * (each + 40)
 
 
 def beside(output: Path, what: str) -> Path:
-    """A hidden file beside the output, which no server takes for a dataset."""
+    """A hidden file beside the output; servers ignore it."""
     return Path(os.path.join(output.parent, f".{output.name}.{what}"))

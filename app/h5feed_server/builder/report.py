@@ -1,4 +1,4 @@
-"""What a build says when it is over: its report, what one might not expect of the files, and what lies beside them."""
+"""The report at the end of a build, and the files written beside the output."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Report:
 
 
 def twins(plan: Plan, digests: npt.NDArray[np.void], of_files: bool) -> list[str]:
-    """Files that are there more than once: a model that has seen one in train knows it in test.
+    """Files that occur more than once: a test image that is also in train is not a test.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def twins(plan: Plan, digests: npt.NDArray[np.void], of_files: bool) -> list[str
 
 
 def lost_classes(source: Source, plan: Plan) -> list[str]:
-    """Classes that had images, but no whole ones."""
+    """Classes whose images are all broken."""
     if source.label is None or source.columns[source.label].values.ndim > 1:
         return []
     column = source.columns[source.label]
@@ -86,7 +86,7 @@ def lost_classes(source: Source, plan: Plan) -> list[str]:
 
 
 def write_left_out(output: Path, left_out: Mapping[str, str]) -> None:
-    """Beside the output, a line for each; nothing where nothing was left out."""
+    """Write a file beside the output with one line per item left out, if any."""
     path = output.with_name(f"{output.name}{LEFT_OUT}")
     if not left_out:
         path.unlink(missing_ok=True)
@@ -96,7 +96,7 @@ def write_left_out(output: Path, left_out: Mapping[str, str]) -> None:
 
 
 def write_means(path: Path, means: list[float], attributes: Mapping[str, Any]) -> None:
-    """As OpenCV's users keep them: keys ``R``, ``G`` and ``B``, whatever the order of the channels."""
+    """Write channel means as a JSON file with keys ``R``, ``G`` and ``B``, whatever the channel order."""
     letters = {"rgb": "RGB", "bgr": "BGR", "rgba": "RGBA", "grey": "L"}.get(attributes.get("channels", ""), "")
     keys = list(letters) if len(letters) == len(means) else [str(number) for number in range(len(means))]
     unfinished = path.with_name(f".{path.name}.part")

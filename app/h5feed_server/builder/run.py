@@ -1,4 +1,4 @@
-"""The build: rows are made by all cores and written where they belong, and what is finished is never done again."""
+"""Runs a build: all cores make rows, and finished rows are never made again."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ MAX_ROWS = 1 << 31
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a build is.
+    """Progress of a build.
 
     Attributes
     ----------
@@ -83,10 +83,10 @@ def build(
     *,
     on_progress: OnProgress | None = None,
 ) -> Report:
-    """Make HDF5 laid out for training from a folder, an archive, a table or another HDF5 file.
+    """Build HDF5 for training from a folder, an archive, a table or another HDF5 file.
 
-    What it writes has temporary names until it is whole; the same call goes on where one that was interrupted, killed
-    or out of space ended, and gives the same bytes.
+    Files have temporary names until they are complete. If a build is interrupted, killed or runs out of disk space, the
+    same call continues where it stopped, and the result has the same bytes.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What every source of rows looks like to the builder, whatever files it comes from."""
+"""The interface of all sources of rows."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class FieldSpec:
 
     @property
     def row_bytes(self) -> int:
-        """Of one row; the mean, where they differ."""
+        """Bytes of a row; the mean if rows differ in length."""
         if self.lengths is not None:
             return int(self.lengths.sum()) * self.dtype.itemsize // max(1, len(self.lengths)) + 1
         return self.values * self.dtype.itemsize
 
     @property
     def values(self) -> int:
-        """Numbers that a sample has."""
+        """Number of values per sample."""
         return math.prod(self.shape)
 
     @property
@@ -90,7 +90,7 @@ class FieldSpec:
 
 @dataclass(frozen=True)
 class Column:
-    """A small field, which is held in memory: one value for each row of the source."""
+    """A small field in memory: one value per row."""
 
     values: npt.NDArray[Any]
     attributes: Mapping[str, Any] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class Column:
 
 @dataclass
 class Block:
-    """Rows that a source has made.
+    """Rows produced by a source.
 
     Attributes
     ----------
@@ -118,7 +118,7 @@ class Block:
 
     @classmethod
     def of(cls, first: int, arrays: Mapping[str, npt.NDArray[Any] | list[bytes]], main: str) -> Block:
-        """Rows that follow each other, none of them broken; moments are those of the field `main`."""
+        """Consecutive rows without broken ones; moments are those of the field `main`."""
         own = arrays[main]
         count = len(own)
         details = np.zeros(count, ROW)
@@ -135,7 +135,7 @@ Work = Callable[[], Block]
 
 
 class Source(Protocol):
-    """Rows to be built.
+    """Rows to build.
 
     Attributes
     ----------
@@ -178,7 +178,7 @@ class Source(Protocol):
     def name(self, row: int) -> str: ...
 
     def work(self, done: npt.NDArray[np.bool_]) -> Iterator[Work]:
-        """Work for the rows that are not `done`; what can only be read in order is read by the caller's thread."""
+        """Tasks for rows that are not `done`; data that must be read in order is read by the caller's thread."""
 
     def close(self) -> None: ...
 
@@ -193,13 +193,13 @@ def digest_of(parts: Iterable[object]) -> str:
 
 
 def text_column(values: list[str]) -> Column:
-    """Strings of a fixed length, UTF-8."""
+    """Fixed-length UTF-8 strings."""
     encoded = [value.encode("utf-8", "surrogateescape") for value in values]
     return Column(np.array(encoded, dtype=f"S{max(1, max(map(len, encoded), default=1))}"))
 
 
 def label_column(values: list[Any], classes: list[str] | None = None) -> Column:
-    """Labels as integers: whole numbers as they are, texts by their class's place among all, ascending.
+    """Labels as integers: integers as they are, texts as indices into the sorted class names.
 
     Raises
     ------

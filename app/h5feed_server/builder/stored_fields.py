@@ -1,4 +1,4 @@
-"""The fields of a dataset as they are to be written: in the dtypes in which they are stored, rows first."""
+"""Fields of a dataset as they will be written: in their stored dtype, with rows first."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ Int64s = npt.NDArray[np.int64]
 
 
 class StoredField(Protocol):
-    """A field, to be copied."""
+    """A field to copy."""
 
     field: Field
 
     def spec(self, name: str, attributes: Mapping[str, Any]) -> FieldSpec: ...
 
     def read(self, rows: Int64s) -> npt.NDArray[Any] | list[bytes]:
-        """Those rows of the dataset, ascending: (n, *sample), or the bytes of n lists."""
+        """These rows, ascending: (n, *sample), or the bytes of n lists."""
 
 
 class Numbers:
-    """Rows of one shape."""
+    """Rows of equal shape."""
 
     def __init__(self, field: Field, reader: Reader) -> None:
         self.field, self._reader = field, reader
@@ -77,7 +77,7 @@ class Numbers:
 
 
 class Scattered:
-    """Rows along the last axis of arrays that are too large to be served so: a build transposes them."""
+    """Rows along the last axis of arrays too large to be served that way; a build transposes them."""
 
     def __init__(self, field: Field) -> None:
         self.field = field
@@ -85,7 +85,7 @@ class Scattered:
 
     @staticmethod
     def is_one(field: Field, rows: int) -> bool:
-        """Whether nothing is wrong with a field but where its rows lie."""
+        """Whether the position of its rows is the field's only problem."""
         segments = field.column.segments
         alike = all(
             one.transposed and one.array.unreadable is None and one.wire == segments[0].wire for one in segments
@@ -115,7 +115,7 @@ class Scattered:
 
 
 class Texts:
-    """Texts, padded to the length of the longest one."""
+    """Texts, padded to the longest."""
 
     def __init__(self, field: Field, reader: Reader, rows: Int64s) -> None:
         self.field, self._reader = field, reader
@@ -132,7 +132,7 @@ class Texts:
 
 
 class Lists:
-    """Lists of their own lengths; images among them, as the bytes that they are stored as."""
+    """Lists of different lengths, including encoded images."""
 
     def __init__(self, field: Field, reader: Reader, rows: Int64s) -> None:
         self.field, self._reader, self._column = field, reader, field.column.encoded
@@ -152,7 +152,7 @@ class Lists:
 
 
 def _decoding(field: Field) -> dict[str, Any]:
-    """What images are decoded to, as the server reads it from attributes: ``h5feed.toml`` may be what says it now."""
+    """How to decode images, from the field's attributes (which ``h5feed.toml`` may override)."""
     images = field.images
     assert images is not None
     return {
@@ -164,7 +164,7 @@ def _decoding(field: Field) -> dict[str, Any]:
 
 
 def lengths_of(field: Field, reader: Reader, rows: Int64s) -> Int64s:
-    """Items of each row, (n,) int64."""
+    """Number of items per row, (n,) int64."""
     column = field.column.encoded
     lengths = np.zeros(len(rows), np.int64)
     step = max(1, _MEASURED_BYTES // max(1, reader.typical_items(column) * column.dtype.itemsize))

@@ -1,4 +1,4 @@
-"""What the columns of a table hold, learnt from all of their values: numbers, texts, labels, running numbers."""
+"""Determines what the columns of a table hold, from all their values: numbers, texts, labels or running numbers."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Kind:
 
     @property
     def is_number(self) -> bool:
-        """Whether it is a column of numbers, but for a slip."""
+        """Whether it is a column of numbers, apart from a few other values."""
         if self.truths and self.truths != self.numbers:
             return False
         few = max(1, (self.numbers + self.texts) // _FEW)
@@ -85,22 +85,22 @@ class Kind:
 
     @property
     def largest(self) -> float:
-        """Of the absolute values."""
+        """Largest absolute value."""
         return max(-self.low, self.high, 0.0)
 
     @property
     def is_long(self) -> bool:
-        """Whether whole numbers are written out of which float64 loses digits."""
+        """Whether integers are written with more digits than float64 has."""
         return self.whole and not self.has_exponents and self.largest > EXACT_FLOAT64
 
     @property
     def needs_float64(self) -> bool:
-        """Whether float32 loses whole numbers, or tells apart few of the numbers of a narrow range: points in time."""
+        """Whether float32 would lose integers or merge nearby values, such as timestamps."""
         narrow = self.largest / EXACT_FLOAT32 > (self.high - self.low) / _LEAST_STEPS
         return not self.is_float32 and (self.largest > EXACT_FLOAT32 or (narrow and self.high > self.low))
 
     def look(self, values: Sequence[str], lines: Sequence[int], comma: bool) -> None:
-        """Learn from some more values."""
+        """Take more values into account."""
         try:
             found = np.array(values, np.float64)
             if "_" in "".join(values):
@@ -112,7 +112,7 @@ class Kind:
             self.look_at_numbers(found, values)
 
     def look_at_numbers(self, found: npt.NDArray[np.float64], values: Sequence[str]) -> None:
-        """The same, of values that are known to be numbers."""
+        """Same, for values known to be numbers."""
         missing = int(np.isnan(found).sum())
         self.missing += missing
         self.numbers += len(found) - missing
@@ -152,7 +152,7 @@ class Kind:
 
 
 def are_numbers(values: Sequence[str]) -> bool:
-    """Whether all values are numbers, or missing."""
+    """Whether all values are numbers or missing."""
     try:
         np.array(values, np.float64)
     except ValueError:
@@ -161,7 +161,7 @@ def are_numbers(values: Sequence[str]) -> bool:
 
 
 def as_number(value: str, comma: bool) -> float | None:
-    """The number that a value is; NaN where it is missing, None where it is something else."""
+    """The number a value stands for; NaN if missing, None if it is not a number."""
     if is_missing(value):
         return math.nan
     if is_number(value):
@@ -172,13 +172,13 @@ def as_number(value: str, comma: bool) -> float | None:
 
 
 def first_of(items: Sequence[str]) -> str:
-    """The first of some items, for a note, and how many more there are."""
+    """The first few items for a note, and how many more there are."""
     return ", ".join(items[:_SHOWN]) + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")
 
 
 @dataclass
 class Read:
-    """A table, read once.
+    """A table that was read once.
 
     Attributes
     ----------
@@ -198,7 +198,7 @@ class Read:
 
 
 def read_table(table: Table, kept: set[int], problem: Callable[[Sequence[str]], str | None]) -> Read:
-    """Learn what the columns hold, and keep the texts of some.
+    """Determine what the columns hold, and keep the texts of some.
 
     Parameters
     ----------
@@ -245,7 +245,7 @@ def read_table(table: Table, kept: set[int], problem: Callable[[Sequence[str]], 
 
 
 def gather(table: Table, lines: npt.NDArray[np.int64], columns: Sequence[int]) -> dict[int, list[str]]:
-    """All values of some more columns."""
+    """All values of some columns."""
     found: dict[int, list[str]] = {number: [] for number in columns}
     wanted = set(lines.tolist())
     for line, values in table.rows() if columns else ():
@@ -256,7 +256,7 @@ def gather(table: Table, lines: npt.NDArray[np.int64], columns: Sequence[int]) -
 
 
 def labels_of(texts: Sequence[str]) -> Column:
-    """Whole numbers, numbers on a scale, or names of classes."""
+    """Integers, numbers on a scale, or class names."""
     whole = whole_numbers(texts, zeros=True)
     if whole is not None:
         return Column(whole)
@@ -266,7 +266,7 @@ def labels_of(texts: Sequence[str]) -> Column:
 
 
 def values_of(texts: Sequence[str], kind: Kind, comma: bool) -> Column:
-    """A column by itself: whole numbers where all are, numbers where some are missing, else texts as they are."""
+    """A column on its own: integers if all values are, numbers if some are missing, else texts."""
     whole = whole_numbers(texts)
     if whole is not None:
         return Column(whole)

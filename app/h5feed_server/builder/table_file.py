@@ -1,4 +1,4 @@
-"""A delimited file: its encoding, delimiter and header, and its rows as texts."""
+"""A delimited text file: encoding, delimiter, header and rows."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Table:
         self.columns = self._named(names)
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Number of the line that a row ends in, from 1, and its values, whatever their number."""
+        """For each row, the line number (from 1) where it ends, and its values."""
         with self._open() as stream:
             reader = csv.reader(stream, delimiter=self.delimiter)
             try:
@@ -77,7 +77,7 @@ class Table:
                 raise Unreadable(f"{self.path.name}, after line {reader.line_num}: {error}") from None
 
     def number(self, name: str, option: str) -> int:
-        """Where the column of that name is.
+        """Index of the column with this name.
 
         Raises
         ------
@@ -88,7 +88,7 @@ class Table:
         return self.columns.index(name)
 
     def named(self, pattern: re.Pattern[str]) -> list[int]:
-        """Columns whose names match, where there is a header."""
+        """Columns whose names match, if there is a header."""
         return [number for number, own in enumerate(self.columns) if self.has_header and pattern.search(own)]
 
     def _bytes(self) -> IO[bytes]:
@@ -132,7 +132,7 @@ class Table:
         return likely[0] if likely else ","
 
     def _named(self, names: list[str]) -> list[str]:
-        """Names as pandas makes them different: ``a``, ``a.1``."""
+        """Column names made unique as pandas does: ``a``, ``a.1``."""
         taken: set[str] = set()
         found = []
         for name in names:
@@ -148,7 +148,7 @@ class Table:
 
 
 def _is_header(first: list[str], second: list[str]) -> bool:
-    """Whether the first line holds names."""
+    """Whether the first line is a header."""
     if any(is_path(value) for value in first):
         return False
     if any(
@@ -159,7 +159,7 @@ def _is_header(first: list[str], second: list[str]) -> bool:
 
 
 def is_number(text: str) -> bool:
-    """Whether a value is a number; those of Python's with ``_`` are none."""
+    """Whether a value is a number; unlike in Python, ``_`` is not allowed."""
     try:
         float(text)
     except ValueError:
@@ -172,5 +172,5 @@ def is_missing(text: str) -> bool:
 
 
 def is_path(text: str) -> bool:
-    """Whether a value names an image."""
+    """Whether a value is the path of an image."""
     return text.strip().lower().endswith(SUFFIXES)

@@ -1,6 +1,6 @@
-"""What each column of a table is for: labels, features, pixels, images, splits, running numbers.
+"""Determines the role of each column of a table: label, feature, pixels, image, split or running number.
 
-What is guessed is said, and no column is lost: what is neither label nor feature becomes a field of its own.
+Every guess is reported, and no column is lost: what is neither label nor feature becomes a field of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MAX_TEXT_BYTES = 1 << 30
 
 
 class Roles:
-    """What each column is for.
+    """The role of each column.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ class Roles:
         self.kept -= {self.pixels} if self.pixels is not None else set()
 
     def problem(self, values: Sequence[str]) -> str | None:
-        """Why values are no row."""
+        """Why these values are not a valid row."""
         if self.split is not None and values[self.split].strip().lower() not in _SPLIT_WORDS:
             return f"{values[self.split].strip()!r} is no split: train, val and test are"
         if self.label is not None and is_missing(values[self.label]):
@@ -97,7 +97,7 @@ class Roles:
         return None
 
     def settle(self, read: Read) -> None:
-        """Decide the rest, now that all values have been seen."""
+        """Decide the remaining columns, after all values were seen."""
         table = self._table
         done = {self.label, self.split, self.image, self.pixels}
         texts: list[str] = []
@@ -130,7 +130,7 @@ class Roles:
             self.notes.append(f"decimal commas are read as points: {', '.join(commas[:10])}")
 
     def columns(self, read: Read) -> tuple[dict[str, Column], str | None]:
-        """The small fields, and the name of the label's."""
+        """The small fields, and the name of the label."""
         table = self._table
         missing = [n for n in self.other if n not in read.texts]
         texts = {**read.texts, **gather(table, read.lines, missing)}
@@ -158,7 +158,7 @@ class Roles:
         return found, label
 
     def splits(self, read: Read) -> npt.NDArray[np.uint8] | None:
-        """Of each row."""
+        """Split of each row."""
         if self.split is None:
             return None
         words = [text.lower() for text in read.texts[self.split]]
@@ -167,11 +167,11 @@ class Roles:
         return split_codes([_SPLIT_WORDS[word] for word in words])
 
     def place(self, values: Sequence[str]) -> Place:
-        """Where the images are that a column names."""
+        """Where the images named by a column are."""
         return self._folder.find(values)
 
     def _one_hot(self, read: Read) -> bool:
-        """Whether images have a column of 0 and 1 for each class."""
+        """Whether images have one 0/1 column per class."""
         kinds = [read.kinds[n] for n in self.other]
         plain = all(k.ones and k.numbers and not (k.texts or k.missing or k.truths) for k in kinds)
         return self.image is not None and self.label is None and len(kinds) > 1 and plain

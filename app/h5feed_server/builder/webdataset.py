@@ -1,6 +1,6 @@
-"""WebDataset shards: a tar whose files ``000001.jpg`` and ``000001.cls`` are one sample.
+"""WebDataset shards: a tar in which ``000001.jpg`` and ``000001.cls`` form one sample.
 
-See https://github.com/webdataset/webdataset: what comes before the first dot of a name is the sample's key.
+The sample's key is the part of the name before its first dot. See https://github.com/webdataset/webdataset.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PROBED = 200
 
 
 def is_webdataset(members: Members) -> bool:
-    """Whether an image of the first samples has a label beside it under the same key."""
+    """Whether one of the first images has a label with the same key."""
     endings = defaultdict(set)
     for member in members.listing.members[:_PROBED]:
         key, ending = _key(member.name)
@@ -35,7 +35,7 @@ def is_webdataset(members: Members) -> bool:
 
 
 def webdataset(members: Members, options: BuildOptions) -> ImageSource:
-    """Samples of an image and, where it is there, a class.
+    """Samples with an image and, if present, a class.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def _key(name: str) -> tuple[str, str]:
 
 
 def _label(content: bytes | BrokenMember, key: str, wanted: str | None) -> Any:
-    """A whole number or a text."""
+    """An integer or a text."""
     try:
         if isinstance(content, BrokenMember):
             raise content

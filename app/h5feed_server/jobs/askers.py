@@ -1,4 +1,4 @@
-"""Who has asked for a job, and when last: for all workers, as times of small files beside it."""
+"""Records who asked for a job and when, for all workers, as modification times of small files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Askers:
         self._touched: dict[str, float] = {}
 
     def note(self, job: str, asker: str) -> None:
-        """Somebody asks, now."""
+        """Record a request now."""
         name, now = _name(job, asker), time.time()
         if now - self._touched.get(name, 0.0) < _TOUCH_SECONDS:
             return
@@ -45,7 +45,7 @@ class Askers:
                 os.close(descriptor)
 
     def asked(self, job: str, but: str | None = None) -> float:
-        """When it was asked for last, by the clock, by anybody but this one; 0.0 where it never was."""
+        """Time of the last request by anybody else; 0.0 if there was none."""
         own = "" if but is None else _name(job, but)
         last = max(
             (when for name, when in self._touched.copy().items() if _is_of(name, job) and name != own), default=0.0
@@ -58,7 +58,7 @@ class Askers:
         return last
 
     def forget(self, job: str) -> None:
-        """Nobody needs to know any more."""
+        """Delete the records of a job."""
         for name in [name for name in self._touched.copy() if _is_of(name, job)]:
             self._touched.pop(name, None)
         with contextlib.suppress(OSError), os.scandir(self._folder) as entries:

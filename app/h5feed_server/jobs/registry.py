@@ -1,8 +1,8 @@
-"""Long work that all callers and all workers share.
+"""Long-running work, shared by all callers and workers.
 
-A job is of some kind, and named by the digest of its request. Whoever works on it holds a lock of the operating system
-on a file in the cache folder, so that the lock is free the moment the worker dies; its request and its progress lie
-beside it. Any worker that is asked for a job which nobody works on takes it up again.
+A job has a kind and is named by the digest of its request. The worker that runs it holds an operating system lock on
+a file in the cache folder, which is released when the worker dies. Its request and progress are stored beside it.
+Any worker that is asked about a job that nobody runs takes it over.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ Status = Literal["queued", "running", "done", "failed"]
 
 
 class Cancelled(Exception):
-    """The process is to end, or nobody wants the work any more: what is half done is dropped."""
+    """The process is stopping, or nobody wants the result any more; unfinished work is dropped."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """Where a job stands.
+    """State of a job.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class JobState:
 
 
 class InProgress(Exception):
-    """What was asked for is not there yet, but a job is at work on it.
+    """The result is not available yet; a job is computing it.
 
     Attributes
     ----------
@@ -116,7 +116,7 @@ class InProgress(Exception):
 
 
 class Progress:
-    """What work tells of itself; safe to call from any thread."""
+    """Progress reported by a job; safe to call from any thread."""
 
     def __init__(
         self, tell: Callable[[int, int], None], cancelled: threading.Event, give_way: Callable[[], None] = lambda: None
@@ -129,13 +129,13 @@ class Progress:
         self._total = 0
 
     def expect(self, total: int) -> None:
-        """So many more units are to be done than were known of."""
+        """Add to the number of units to do."""
         with self._lock:
             self._total += total
             self._tell(self._done, self._total)
 
     def advance(self, units: int) -> None:
-        """So many more are done. Others may have a turn before this returns.
+        """Add to the number of units done. Other jobs may run before this returns.
 
         Raises
         ------
@@ -160,7 +160,7 @@ class _Kind:
 
 @dataclass
 class _Mine:
-    """A job that this process has taken on; `lock` is None where the folder cannot be written."""
+    """A job that this process runs; `lock` is None if the folder is not writable."""
 
     state: JobState
     lock: int | None
@@ -170,7 +170,7 @@ class _Mine:
 
 
 class Jobs:
-    """Takes jobs on; one per process.
+    """Runs jobs; one instance per process.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ class Jobs:
             self._forget_old()
 
     def close(self) -> None:
-        """Stop working; whoever is asked next goes on."""
+        """Stop working; the next worker that is asked continues."""
         self._closed.set()
         with self._lock:
             for mine in self._mine.values():
@@ -204,7 +204,7 @@ class Jobs:
             kind.threads.shutdown(wait=False, cancel_futures=True)
 
     def register(self, kind: str, unit: str, work: Callable[[Request, Progress], None]) -> None:
-        """Say how jobs of a kind are done; no kind waits for another.
+        """Register the function for a kind of job; kinds do not wait for each other.
 
         Parameters
         ----------
@@ -216,7 +216,7 @@ class Jobs:
         self._kinds[kind] = _Kind(unit, work, ThreadPoolExecutor(MAX_WAITING, f"h5feed-{kind}"), Turns(_AT_ONCE))
 
     def start(self, kind: str, request: Request, result: str) -> JobState:
-        """Have a request worked on, here, unless somebody works on it.
+        """Start a job here, unless it is running already.
 
         Parameters
         ----------
@@ -232,7 +232,7 @@ class Jobs:
         return self._take(JobState(job, kind, dict(request), result, unit=self._kinds[kind].unit), anew=True)
 
     def state(self, job: str, asker: str = "") -> JobState | None:
-        """Where a job stands; None where nobody knows of it. One that nobody works on is taken up again.
+        """State of a job; None if it is unknown. A job that nobody runs is taken over.
 
         Parameters
         ----------
@@ -251,7 +251,7 @@ class Jobs:
         return state
 
     def delete(self, job: str, asker: str) -> bool:
-        """Stop a job and forget it; False where nobody knows of it.
+        """Stop and forget a job; False if it is unknown.
 
         Raises
         ------
@@ -343,7 +343,7 @@ class Jobs:
         next(mine for mine in reversed(unfinished) if mine.state.dataset == most).cancelled.set()
 
     def _watch(self) -> None:
-        """Stop what was deleted, here or by another worker, and what nobody has asked for in a while."""
+        """Stop jobs that were deleted or that nobody has asked for recently."""
         while not self._closed.wait(_TICK_SECONDS):
             self.ticks += 1
             with self._lock:
@@ -402,14 +402,14 @@ class Jobs:
         return replace(mine.state, status="failed", code=InternalError.code, detail=detail)
 
     def _forget(self, job: str) -> None:
-        """Call with the job's lock held: as if it had never been asked for."""
+        """Remove all traces of a job. Call with its lock held."""
         for file in (self._file(job), self._deletion(job)):
             with contextlib.suppress(OSError):
                 file.unlink()
         self._askers.forget(job)
 
     def _deletion(self, job: str) -> Path:
-        """A file that says that the job is to be forgotten."""
+        """The file that marks a job as deleted."""
         return self._folder / f"{job}.deleted"
 
     def _lock_of(self, job: str) -> Path:

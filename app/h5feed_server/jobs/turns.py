@@ -1,4 +1,4 @@
-"""Whose work goes on: long work takes turns, so that what is short, or of other data, does not wait for its end."""
+"""Time slices for long-running work, so that short work and work on other datasets does not wait for it to end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _POLL_SECONDS = 0.25
 
 
 class Turns:
-    """Lets so much work go on at the same time; what has had the least time goes first, by dataset.
+    """Limits how much work runs at the same time; the dataset that has had the least time goes first.
 
     Parameters
     ----------
@@ -31,13 +31,13 @@ class Turns:
         """Seconds that each dataset's work has had, of those that have any; who comes last begins with the least."""
 
     def of(self, dataset: str, is_cancelled: Callable[[], bool]) -> Turn:
-        """Work on a dataset, which waits until it is entered."""
+        """Work on a dataset; it waits until it is entered."""
         with self._changed:
             self._arrived += 1
             return Turn(self, dataset, self._arrived, is_cancelled)
 
     def take(self, turn: Turn) -> None:
-        """Wait until it is this one's turn, or it is cancelled."""
+        """Wait for a turn, or for cancellation."""
         with self._changed:
             self._spent.setdefault(turn.dataset, min(self._spent.values(), default=0.0))
             self._waiting.append(turn)
@@ -49,33 +49,33 @@ class Turns:
             self._changed.notify_all()
 
     def give(self, turn: Turn) -> None:
-        """Let others go on."""
+        """Let others run."""
         with self._changed:
             self._running.remove(turn)
             self._spent[turn.dataset] += time.monotonic() - turn.began
             self._changed.notify_all()
 
     def leave(self, turn: Turn) -> None:
-        """It is over."""
+        """The work is finished."""
         self.give(turn)
         with self._changed:
             if all(other.dataset != turn.dataset for other in (*self._waiting, *self._running)):
                 del self._spent[turn.dataset]
 
     def is_over(self, turn: Turn) -> bool:
-        """Whether it is time to give way."""
+        """Whether it is time to yield."""
         return time.monotonic() - turn.began >= SLICE_SECONDS and any(
             other.dataset != turn.dataset for other in self._waiting
         )
 
     def _next(self) -> Turn:
-        """Of a dataset's work, what came first."""
+        """The next work of a dataset: first come, first served."""
         running = Counter(turn.dataset for turn in self._running)
         return min(self._waiting, key=lambda turn: (running[turn.dataset], self._spent[turn.dataset], turn.arrived))
 
 
 class Turn:
-    """Work that goes on while it is entered, and gives way when it is asked to; made by `Turns.of`."""
+    """Work in time slices; made by `Turns.of`."""
 
     def __init__(self, turns: Turns, dataset: str, arrived: int, is_cancelled: Callable[[], bool]) -> None:
         self.dataset = dataset
@@ -92,7 +92,7 @@ class Turn:
         self._turns.leave(self)
 
     def give_way(self) -> None:
-        """Called by the work, often: let others go on, if any wait and this has had its time."""
+        """Yield if others are waiting and the time slice is used up; call it often."""
         if self._turns.is_over(self):
             self._turns.give(self)
             self._turns.take(self)
