@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import stat
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -29,15 +27,15 @@ from h5feed.suggestions import did_you_mean
 from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
 from ..storage.hdf5.reader_pool import ReaderPool
-from ..storage.source import YOUNG_SECONDS, Identity, is_away
+from ..storage.source import Identity
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
-from .declared import followed, read_declared
-from .discovery import ALL_SUFFIXES, LEADS_OUT, Others, Walk, distinct, dotted, ending_of, shown, walk, why_not_there
+from .declared import read_declared
+from .discovery import ALL_SUFFIXES, Others, Walk, ending_of, shown, walk
 from .entry import Entry, Listed, Status, identity_of
-from .grouping.families import families
+from .folder_scan import FolderScan
 from .inspections import NotYet
-from .looking import Looks, said_of
+from .looking import Looks
 from .other_files import other_files
 from .presence import Presence
 from .watching import notice
@@ -341,107 +339,45 @@ class Catalog:
         """
         if not self._lock.acquire(blocking=wait):
             return
-        with contextlib.ExitStack() as locked:
-            locked.callback(self._lock.release)
-            if self._scanned >= since:
+        try:
+            if self._scanned < since:
+                self._walk()
+        finally:
+            self._lock.release()
+
+    def _walk(self) -> None:
+        began, looked = time.monotonic(), time.time()
+        self._declaration = identity_of(str(self._root / DECLARATION))
+        declaration = read_declared(self._root, follow_links=self._settings.follow_links)
+        walked, awaited = Walk(sorted(self._only or ())), dict[str, str]()
+        if self._only is None:
+            endings = declaration.endings()
+            walked = walk(str(self._root), endings, str(self._settings.cache_dir.resolve()))
+            awaited = self._await(walked, began)
+            if self._presence.reason is not None and self._presence.holds_files:
+                # All is as it was, as far as anybody knows.
+                self._found.clear()
+                self._entries = {
+                    name: replace(entry, away=self._presence.reason) for name, entry in self._entries.items()
+                }
+                self._scanned = began
+                self._walk_seconds = RESCAN_SECONDS
                 return
-            began, looked = time.monotonic(), time.time()
-            entries: dict[str, Entry] = {}
+            self._endings = endings
+        self._others = walked.others
+        scan = FolderScan(self._root, self._settings, self._looks, self._presence, self._entries, began, looked)
+        entries = scan.entries_of(walked, awaited, declaration, partly=self._only is not None)
+        for name in [name for name, (entry, _, _) in self._found.items() if entries.get(entry.name) is not entry]:
+            self._found.pop(name, None)
+        self._entries = entries
+        self._second_look = scan.second_look
+        self._scanned = began
+        self._walk_seconds = time.monotonic() - began
 
-            def free(name: str, files: Sequence[str]) -> str:
-                # Nothing vanishes behind another thing of the same name.
-                return distinct("/".join(files)) if name in entries else name
-
-            def refuse(name: str, files: Sequence[str], reason: str) -> None:
-                failed: Future[tuple[Dataset, ...]] = Future()
-                failed.set_exception(Unreadable(reason))
-                name = free(name, files)
-                entries[name] = Entry(name, tuple(files), (), (), failed, {}, began=began)
-                self._looks.tell(files, reason)
-
-            self._declaration = identity_of(str(self._root / DECLARATION))
-            declaration = read_declared(self._root, follow_links=self._settings.follow_links)
-            found, awaited = Walk(sorted(self._only or ())), dict[str, str]()
-            if self._only is None:
-                endings = declaration.endings()
-                found = walk(str(self._root), endings, str(self._settings.cache_dir.resolve()))
-                awaited = self._await(found, began)
-                if self._presence.reason is not None and self._presence.holds_files:
-                    # All is as it was, as far as anybody knows.
-                    self._found.clear()
-                    self._entries = {
-                        name: replace(entry, away=self._presence.reason) for name, entry in self._entries.items()
-                    }
-                    self._scanned = began
-                    self._walk_seconds = RESCAN_SECONDS
-                    return
-                self._endings = endings
-            self._others = found.others
-            known = sorted([*found.files, *found.declarable])
-            declared, unfollowed = followed(declaration, known, partly=self._only is not None)
-            claimed = {file for dataset in declared.values() for file in dataset.matching(known)}
-            for name, (meant, why) in unfollowed.items():
-                refuse(name, meant or [DECLARATION], why)
-                # What was to be part of something else is not served by guessing.
-                found.files = [file for file in found.files if file not in meant]
-            files = sorted({*found.files, *claimed})
-            for path, why in found.refused.items():
-                refuse(dotted(path) or ".", (path or ".",), why)
-            second_look = float("inf")
-            # What is few is known soon: nobody waits for one file behind a thousand.
-            for family in sorted(families(files, declared), key=lambda family: len(family.files)):
-                members = family.files
-                name = free(family.name, members)
-                if not self._settings.follow_links and (outside := found.outside.intersection(members)):
-                    # Before it is looked at: nobody is told what else there is on this disk.
-                    which = "it" if len(members) == 1 else shown(min(outside))
-                    refuse(name, members, f"{which} {LEADS_OUT}")
-                    continue
-                paths = tuple(str(self._root / file) for file in members)
-                if (away := next((awaited[file] for file in members if file in awaited), None)) is not None:
-                    entries[name] = self._away(name, members, away)
-                    continue
-                try:
-                    states = [os.stat(path) for path in paths]
-                except OSError as error:
-                    if is_away(error):
-                        entries[name] = self._away(name, members, f"a file cannot be looked at: {error.strerror}")
-                    elif (reason := why_not_there(str(error.filename), error)) is not None:
-                        refuse(name, members, reason)
-                    continue
-                if not all(stat.S_ISREG(status.st_mode) for status in states):
-                    refuse(name, members, "it is not a regular file")
-                    continue
-                identities = tuple(map(Identity.of, states))
-                look = partial(self._looks.begin, replace(family, name=name), paths, identities, began, looked)
-                entry = self._entries.get(name)
-                if entry is not None and entry.away is not None:
-                    entry = replace(entry, away=None)
-                if entry is not None and (lost := self._lost_beside(entry)) is not None:
-                    entries[name] = replace(entry, away=lost)
-                    continue
-                if entry is None or entry.is_outdated(paths, identities, said_of(family.declared)):
-                    entry = look()
-                elif entry.is_due():
-                    second = entry.again.pop() if entry.again else None
-                    if second is not None and not second.has_failed_for_now():
-                        entry = second
-                    else:
-                        entry.again.append(look(is_second=True))
-                entries[name] = entry
-                if entry.was_young() and not entry.again:
-                    second_look = looked + YOUNG_SECONDS
-            for name in [name for name, (entry, _, _) in self._found.items() if entries.get(entry.name) is not entry]:
-                self._found.pop(name, None)
-            self._entries = entries
-            self._second_look = second_look
-            self._scanned = began
-            self._walk_seconds = time.monotonic() - began
-
-    def _await(self, found: Walk, began: float) -> dict[str, str]:
+    def _await(self, walked: Walk, began: float) -> dict[str, str]:
         """Add to what was found the files that are awaited; why they are, for each."""
         before = self._presence.trouble if self._presence.holds_files else None
-        awaited = self._presence.awaited(found, began)
+        awaited = self._presence.awaited(walked, began)
         if not self._presence.holds_files:
             # What is wrong with a folder that was never read is told as that of files is.
             return awaited
@@ -449,28 +385,9 @@ class Catalog:
             logger.warning("%s; 503 is answered until it is back", self._presence.trouble)
         elif before is not None and self._presence.trouble is None:
             logger.warning("nothing is missing from the data folder any more")
-        found.files = sorted([*found.files, *(file for file in awaited if file.lower().endswith(ALL_SUFFIXES))])
-        found.declarable = sorted({*found.declarable, *(awaited.keys() - set(found.files))})
+        walked.files = sorted([*walked.files, *(file for file in awaited if file.lower().endswith(ALL_SUFFIXES))])
+        walked.declarable = sorted({*walked.declarable, *(awaited.keys() - set(walked.files))})
         return awaited
-
-    def _away(self, name: str, files: tuple[str, ...], reason: str) -> Entry:
-        """Files that cannot be looked at now."""
-        entry = self._entries.get(name)
-        if entry is not None and entry.files == files:
-            return replace(entry, away=reason)
-        nothing: Future[tuple[Dataset, ...]] = Future()
-        nothing.set_result(())
-        return Entry(name, files, (), (), nothing, {}, away=reason)
-
-    def _lost_beside(self, entry: Entry) -> str | None:
-        """Why a file that its own lead to is awaited."""
-        below = f"{self._root}{os.sep}"
-        for path, identity in entry.beside.copy().items():
-            if identity is None or not path.startswith(below) or identity_of(path) is not None:
-                continue
-            if (why := self._presence.why(path.removeprefix(below))) is not None:
-                return why
-        return None
 
 
 def _unavailable(name: str, why: str) -> SourceUnavailable:
