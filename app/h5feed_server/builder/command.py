@@ -27,8 +27,9 @@ from rich.text import Text
 
 from .dry_run import Preview, preview
 from .options import BuildOptions, read_options
+from .progress import Progress
 from .report import Report
-from .run import Progress, build
+from .run import build
 
 _LINE_SECONDS = 10.0
 """Where no terminal shows a bar, a line is printed so often."""
