@@ -16,6 +16,7 @@ from ..settings import Settings
 from ..storage.hdf5.inspector import Inspector
 from ..storage.hdf5.reader_pool import ReaderPool
 from ..storage.source import Identity, OpenFiles, changed, is_away
+from .array_probe import PASSING
 from .assembling import Assembler, Refused
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
@@ -24,7 +25,7 @@ from .discovery import shown
 from .entry import Entry, identity_of
 from .grouping.families import Family
 from .inspections import Inspections
-from .loading import PASSING, Beside, FileLoader, LoadedFile
+from .loading import Beside, FileLoader, LoadedFile
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Looks:
         self._files = OpenFiles(settings.open_files)
         self._inspector = Inspector(settings.inspect_timeout)
         self._loader = FileLoader(root, settings, folder, self._files, self._inspector, hdf5)
-        self._assembler = Assembler(settings.digest_limit, self._loader.holds_classes, self._loader.block)
+        self._assembler = Assembler(settings.digest_limit, self._loader.probe.holds_classes, self._loader.probe.block)
         self._told: set[tuple[tuple[str, ...], str]] = set()
         self._closed = threading.Event()
         self.inspections = Inspections[tuple[Dataset, ...]](_AT_ONCE)
