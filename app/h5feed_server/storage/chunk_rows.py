@@ -17,8 +17,9 @@ from h5feed.errors import FeedError
 
 from .byte_cache import ByteCache
 from .column import Column
-from .decoders import Bytes, Decoders
+from .decoders import Decoders
 from .layout import ArrayLayout
+from .scratch import Bytes
 from .source import LocalFile
 
 _KEPT = 3

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import struct
-import threading
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any, NamedTuple
@@ -19,8 +18,8 @@ import numpy.typing as npt
 from h5feed.errors import DatasetCorrupt
 
 from .layout import Filter
+from .scratch import Bytes, Scratch
 
-Bytes = npt.NDArray[np.uint8]
 Source = Any
 """(n,) uint8; imagecodecs reads arrays, but its annotations know only bytes."""
 Options = tuple[int, ...]
@@ -28,9 +27,6 @@ Decode = Callable[[Source, Bytes, Options], int]
 """``decode(source, out, options)`` writes to the beginning of `out` and returns how many bytes it decoded."""
 
 SHUFFLE, FLETCHER32, NBIT, SCALEOFFSET = 2, 3, 5, 6
-
-_KEPT_BYTES = 16 << 20
-"""Bytes: each scratch buffer that a thread keeps for its next chunk at most."""
 
 _PIECE = 1 << 14
 """Elements unpacked at a time, so that temporaries stay in the processor's cache; a multiple of 8."""
@@ -49,39 +45,9 @@ _BLOSC_HEADER = struct.Struct("<4B5i")
 """Version, version of the codec's format, flags, itemsize; bytes decoded, of a block, and stored; offset of the only
 block, bytes of its only stream."""
 
-_ROOM = _BLOSC_HEADER.size
+_BLOSC_BYTES = _BLOSC_HEADER.size
 
-
-class _Scratch(threading.local):
-    """Buffers that a thread reuses from chunk to chunk."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Bytes] = {}
-
-    def take(self, use: str, nbytes: int) -> Bytes:
-        """(nbytes,) uint8 that stays the caller's until the same use is taken again; has `_ROOM` bytes before it."""
-        buffer = self._buffers.get(use)
-        if buffer is None or len(buffer) < _ROOM + nbytes:
-            buffer = self._buffers[use] = np.empty(_ROOM + nbytes, np.uint8)
-        return buffer[_ROOM : _ROOM + nbytes]
-
-    def with_room(self, view: Bytes) -> Any:
-        """The same bytes and the `_ROOM` bytes before them, where `view` begins as `take` gave it; else None.
-
-        Holds because nobody here slices scratch that it hands on other than at the end.
-        """
-        for buffer in self._buffers.values():
-            if view.base is buffer:
-                return buffer[: _ROOM + len(view)]
-        return None
-
-    def trim(self) -> None:
-        """Give big buffers back."""
-        for use in [use for use, buffer in self._buffers.items() if len(buffer) > _KEPT_BYTES + _ROOM]:
-            del self._buffers[use]
-
-
-_scratch = _Scratch()
+_scratch = Scratch()
 
 
 def _prefix(out: Bytes, nbytes: int) -> Bytes:
@@ -186,12 +152,12 @@ def _unshuffle(source: Source, out: Bytes, options: Options) -> int:
     (itemsize,) = options[:1]
     nbytes = len(source)
     target = _prefix(out, nbytes)
-    framed = _scratch.with_room(source) if itemsize < 256 and nbytes < 1 << 29 else None
+    framed: Any = _scratch.with_headroom(source, _BLOSC_BYTES) if itemsize < 256 and nbytes < 1 << 29 else None
     if framed is not None:
         # With a header before it that declares one raw, shuffled block, this is a Blosc chunk: its unshuffle is
         # vectorised and several times as fast as numpy's copies.
         _BLOSC_HEADER.pack_into(
-            framed.data, 0, 2, 1, 0x11, itemsize, nbytes, nbytes, _ROOM + nbytes, _BLOSC_HEADER.size - 4, nbytes
+            framed.data, 0, 2, 1, 0x11, itemsize, nbytes, nbytes, _BLOSC_BYTES + nbytes, _BLOSC_BYTES - 4, nbytes
         )
         return len(imagecodecs.blosc_decode(framed, numthreads=1, out=memoryview(target)))
     elements = nbytes // itemsize
@@ -681,8 +647,6 @@ def undo_filter(item: Filter, stored: Any, limit: int) -> Bytes:
         return out[: DECODERS[item.id](np.frombuffer(stored, np.uint8), out, item.options)]
     except _FAILURES as error:
         raise ValueError(str(error)) from None
-    finally:
-        _scratch.trim()
 
 
 def load_codecs() -> None:
@@ -731,7 +695,5 @@ def decode_chunk(stored: Any, filters: Sequence[Filter], mask: int, itemsize: in
     except _FAILURES as error:
         name = f" with the filter {item.name!r}" if steps else ""
         raise DatasetCorrupt(f"a chunk does not decode{name}: {error}") from None
-    finally:
-        _scratch.trim()
     if not steps or steps[0].id == FLETCHER32:
         out[...] = current

@@ -17,11 +17,12 @@ from h5feed.errors import DatasetCorrupt, TooLarge
 from .byte_cache import ByteCache
 from .chunk_rows import Slabs, grouped, parts_of
 from .column import Column, Segment
-from .decoders import SCRATCH_BYTES, Bytes, Decoders
+from .decoders import Decoders
 from .hdf5.reader_pool import ReaderPool
 from .images.kept_rows import KeptRows
 from .layout import ArrayLayout
 from .padding import cut_padding
+from .scratch import SCRATCH_BYTES, Bytes
 from .source import LocalFile, Range
 
 if TYPE_CHECKING:
