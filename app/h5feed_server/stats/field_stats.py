@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from h5feed import wire
 
+from ..cache_folder.arrays import dump_arrays, load_arrays
 from .scan import Found
 from .summary import Summary
 
@@ -37,27 +36,15 @@ class FieldStats:
     report: dict[str, Any]
     mean_image: npt.NDArray[np.float32] | None
 
-    @property
-    def nbytes(self) -> int:
-        return len(json.dumps(self.report)) + (0 if self.mean_image is None else self.mean_image.nbytes)
-
     def dump(self) -> bytes:
-        """As one safetensors body."""
-        shape = (0,) if self.mean_image is None else self.mean_image.shape
-        tensors = [wire.Tensor(_MEAN_IMAGE, np.dtype("<f4"), shape)]
-        body = wire.Body(tensors, {"about": json.dumps(self.report), "batches": "1"})
-        buffer = np.zeros(body.nbytes, np.uint8)
-        view = body.place(buffer, 0)[_MEAN_IMAGE]
-        if self.mean_image is not None:
-            view[...] = self.mean_image
-        return buffer.tobytes()
+        """For the cache folder."""
+        return dump_arrays(self.report, {} if self.mean_image is None else {_MEAN_IMAGE: self.mean_image})
 
     @classmethod
     def load(cls, data: bytes) -> FieldStats:
         """What `dump` wrote."""
-        tensors, metadata, _ = wire.read_body(np.frombuffer(data, np.uint8))
-        image = tensors[_MEAN_IMAGE]
-        return cls(json.loads(metadata["about"]), image if image.size else None)
+        report, arrays = load_arrays(data)
+        return cls(report, arrays.get(_MEAN_IMAGE))
 
 
 def report_of(

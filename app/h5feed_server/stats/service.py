@@ -27,7 +27,7 @@ from .mean_image import MeanImage
 from .scan import Subject, scan
 from .value_counts import MAX_INDICATORS
 
-_VERSION = 2
+_VERSION = 3
 """Of what is kept in the cache folder; to be raised when a report changes."""
 
 MAX_FEATURES = 256
