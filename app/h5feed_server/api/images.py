@@ -87,8 +87,7 @@ async def get_image(
         headers = stats_headers(request, dataset)
         if is_known(request, headers):
             return not_modified(headers)
-        if row >= dataset.rows:
-            raise RowOutOfRange(f"row {row} does not exist: valid are 0 … {dataset.rows - 1}")
+        dataset.check_rows([row])
         field = image_field(dataset, query.field)
         values = _read(services, field, np.array([row], np.int64))
         side = query.side or pictures.MAX_SIDE

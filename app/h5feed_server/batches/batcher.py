@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.errors import BadParameter, BatchOutOfRange, TooLarge
+from h5feed.errors import BadParameter, TooLarge
 from h5feed.order import BatchGrid
 from h5feed.wire import OFFSETS, ROWS, WEIGHT, Body, Tensor
 
@@ -117,9 +117,7 @@ class BatchPlan:
         """Bytes of batches start … stop-1."""
         if stop == start + 1:
             return self.body(start).nbytes
-        if not 0 <= start < stop <= self.grid.batches:
-            valid = f"0 ≤ start < stop ≤ {self.grid.batches}"
-            raise BatchOutOfRange(f"batches {start} … {stop - 1} are not all there: valid is {valid}")
+        self.grid.check_range(start, stop)
         return (stop - start - 1) * self.full.nbytes + self.body(stop - 1).nbytes
 
     @cached_property
@@ -304,12 +302,21 @@ class Batcher:
         limit = self._settings.max_body_bytes
         return _gathered(self.reader, dataset, fields, [_Wanted(0, rows, None)], about, limit, lease)
 
-    def _check_size(self, rows: int, body: Body, fields: Sequence[Field]) -> None:
-        limit = self._settings.max_body_bytes
+    def check_count(self, rows: int) -> None:
+        """Refuse more rows than one answer may have.
+
+        Raises
+        ------
+        TooLarge
+        """
         if rows > self._settings.max_rows:
             raise TooLarge(
                 f"{rows} rows are more than the {self._settings.max_rows} that one answer may have (H5FEED_MAX_ROWS)"
             )
+
+    def _check_size(self, rows: int, body: Body, fields: Sequence[Field]) -> None:
+        limit = self._settings.max_body_bytes
+        self.check_count(rows)
         if body.nbytes > limit:
             per_row = max(1, body.nbytes // max(1, rows))
             raise TooLarge(

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-from h5feed.errors import BadParameter, UnsupportedField
+from h5feed.errors import BadParameter, RowOutOfRange, UnsupportedField
 from h5feed.images import ImageSpec
 from h5feed.suggestions import no_field
 from h5feed.wire import OFFSETS, ROWS, WEIGHT
@@ -125,6 +125,17 @@ class Dataset:
     notes: tuple[str, ...] = ()
     split_record: SplitRecord | None = None
     """How the stored splits were drawn, where the files say so."""
+
+    def check_rows(self, rows: Sequence[int]) -> None:
+        """Refuse rows that are not there.
+
+        Raises
+        ------
+        RowOutOfRange
+        """
+        for row in rows:
+            if not 0 <= row < self.rows:
+                raise RowOutOfRange(f"row {row} does not exist: valid are 0 … {self.rows - 1}")
 
     def field(self, name: str) -> Field:
         """A readable field by name.
