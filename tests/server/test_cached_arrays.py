@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from h5feed_server.cache_folder.arrays import dump_arrays, load_arrays
+from h5feed_server.cache_folder.array_file import dump_arrays, load_arrays
 from safetensors.numpy import load
 
 ARRAYS = {

@@ -19,7 +19,7 @@ from h5feed_server.catalog.together import files_together
 from h5feed_server.catalog.watching import notice
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
-from h5feed_server.storage.source import Identity
+from h5feed_server.storage.local_file import Identity
 
 
 def _write(path: Path) -> None:

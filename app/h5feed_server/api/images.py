@@ -18,7 +18,7 @@ from ..catalog.dataset import Dataset, Field
 from ..services import Services
 from ..sharing.places import Places
 from ..splits.labels import Labels
-from ..stats import pictures, plots
+from ..stats import figures, pictures
 from .binary import is_known, not_modified
 from .dependencies import NamePath, ServicesDep, in_thread
 from .stats import StatsQuery, stats_headers
@@ -133,7 +133,7 @@ async def get_preview(
             f"Contact sheet of {field.name} of {dataset.name}, split {query.split}, {len(pixels)} images, {what}{note}."
         )
         form = None if query.format == "txt" else query.format
-        return picture(plots.draw_picture(title, canvas, alt, form, names), query.format, alt, headers)
+        return picture(figures.draw_picture(title, canvas, alt, form, names), query.format, alt, headers)
 
     return await in_thread(services, partial(_in_place, work))
 

@@ -8,7 +8,7 @@ from .options import BuildOptions
 
 if TYPE_CHECKING:
     from .dry_run import Preview, preview
-    from .images import Decoded, ImageSpec, decode_image
+    from .image_spec import Decoded, ImageSpec, decode_image
     from .progress import Progress
     from .report import Report
     from .run import build
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Decoded": "images",
-    "ImageSpec": "images",
+    "Decoded": "image_spec",
+    "ImageSpec": "image_spec",
     "Progress": "progress",
     "Report": "report",
-    "decode_image": "images",
+    "decode_image": "image_spec",
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import Unreadable
 
-from .layout import Packing
+from .hdf5_writer import Packing
 from .opening import open_source
 from .options import BuildOptions, Compression
 from .plan import check_output, column_bytes, counts_per_class, make_plan

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from h5feed.errors import BadParameter, Unreadable
 
-from .images import SUFFIXES
+from .image_spec import SUFFIXES
 from .members import MAX_MEMBER_BYTES, BrokenMember, Everywhere, Listing, Member
 from .options import BuildOptions
 

@@ -14,7 +14,7 @@ from h5feed.errors import BadParameter, Unreadable
 from ..catalog.split_names import SPLITS
 from ..catalog.split_record import SplitRecord
 from ..storage.images.decoding import Decoding, ImageDecoders
-from .images import SUFFIXES, UNREAD_SUFFIXES, BrokenImage, image_spec
+from .image_spec import SUFFIXES, UNREAD_SUFFIXES, BrokenImage, image_spec
 from .members import BrokenMember, Members
 from .moments import moments
 from .naming import read_names

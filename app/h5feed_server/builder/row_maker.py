@@ -13,8 +13,8 @@ from h5feed.errors import Unreadable
 
 from .journal import Journal
 from .options import BuildOptions
+from .placed_rows import PlacedRows
 from .progress import OnProgress, Progress
-from .rows import PlacedRows
 from .source import Block, Source
 
 COMMIT_SECONDS = 2.0

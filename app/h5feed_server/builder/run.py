@@ -21,16 +21,16 @@ from h5feed.wire import OFFSETS
 
 from .. import __version__
 from ..catalog.split_record import ATTRIBUTE as SPLIT_RECORD
+from .hdf5_writer import Packing, create_chunked, finish_file
 from .journal import Journal, journal_bytes
-from .layout import Packing, create_chunked, finish_file
 from .moments import mean_and_std
 from .opening import open_source
 from .options import BuildOptions
+from .placed_rows import PlacedRows, copy_lists, copy_rows
 from .plan import Part, Plan, beside, check_output, column_bytes, limited, make_plan
 from .progress import OnProgress, Progress
 from .report import Report, lost_classes, twins, write_left_out, write_means
 from .row_maker import AHEAD, RowMaker
-from .rows import PlacedRows, copy_lists, copy_rows
 from .source import Column, Source, digest_of
 
 _SPARE_BYTES = 1 << 20

@@ -16,7 +16,7 @@ from typing import IO, TextIO, cast
 
 from h5feed.errors import BadParameter, Unreadable
 
-from .images import SUFFIXES
+from .image_spec import SUFFIXES
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 

@@ -27,7 +27,7 @@ from h5feed.suggestions import did_you_mean
 from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
 from ..storage.hdf5.reader_pool import ReaderPool
-from ..storage.source import Identity
+from ..storage.local_file import Identity
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
 from .declared import read_declared

@@ -10,7 +10,7 @@ from typing import Literal
 
 from h5feed.errors import Transient
 
-from ..storage.source import YOUNG_SECONDS, Identity
+from ..storage.local_file import YOUNG_SECONDS, Identity
 from .assembling import Refused
 from .dataset import Dataset
 from .loading import Beside

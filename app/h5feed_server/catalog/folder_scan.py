@@ -13,7 +13,7 @@ from pathlib import Path
 from h5feed.errors import Unreadable
 
 from ..settings import Settings
-from ..storage.source import YOUNG_SECONDS, Identity, is_away
+from ..storage.local_file import YOUNG_SECONDS, Identity, is_away
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
 from .declared import Declaration, followed

@@ -30,7 +30,7 @@ from ..storage.hdf5.drivers import members_of, next_member
 from ..storage.hdf5.inspector import Inspector
 from ..storage.hdf5.reader_pool import ReaderPool
 from ..storage.layout import LAYOUT_VERSION, ArrayLayout, ExternalLink, FileLayout, load_layout
-from ..storage.source import Identity, LocalFile, OpenFiles
+from ..storage.local_file import Identity, LocalFile, OpenFiles
 from .array_probe import ArrayProbe, unreadable_array
 from .conventions import as_meant
 from .discovery import LEADS_OUT, leads_out

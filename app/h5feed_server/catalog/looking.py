@@ -15,7 +15,7 @@ from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
 from ..storage.hdf5.inspector import Inspector
 from ..storage.hdf5.reader_pool import ReaderPool
-from ..storage.source import Identity, OpenFiles, changed, is_away
+from ..storage.local_file import Identity, OpenFiles, changed, is_away
 from .array_probe import PASSING
 from .assembling import Assembler, Refused
 from .dataset import Dataset

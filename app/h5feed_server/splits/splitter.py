@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge, UnsupportedField
 
-from ..cache_folder.arrays import dump_arrays, load_arrays
+from ..cache_folder.array_file import dump_arrays, load_arrays
 from ..cache_folder.folder import CacheFolder
 from ..catalog.dataset import Dataset, Field
 from ..catalog.roles import is_dense

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..cache_folder.arrays import dump_arrays, load_arrays
+from ..cache_folder.array_file import dump_arrays, load_arrays
 from .scan import Found
 from .summary import Summary
 

@@ -19,8 +19,8 @@ from .byte_cache import ByteCache
 from .column import Column
 from .decoders import Decoders
 from .layout import ArrayLayout
+from .local_file import LocalFile
 from .scratch import Bytes
-from .source import LocalFile
 
 _KEPT = 3
 """Slabs that the cache must have room for, where rows are to be read by slabs."""

@@ -16,8 +16,8 @@ from h5feed.errors import DatasetCorrupt, ReadTimeout, TooLarge
 
 from .codecs import decode_chunk
 from .layout import ArrayLayout
+from .local_file import LocalFile
 from .scratch import SCRATCH_BYTES, Bytes, Scratch
-from .source import LocalFile
 
 SLICE_SECONDS = 0.05
 """How long a thread goes on with one piece of work while others wait."""

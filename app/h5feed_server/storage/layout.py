@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed import wire
 
-from ..cache_folder.arrays import dump_arrays, load_arrays
+from ..cache_folder.array_file import dump_arrays, load_arrays
 from .packing import Packing
 
 LAYOUT_VERSION = 11

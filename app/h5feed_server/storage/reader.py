@@ -21,9 +21,9 @@ from .decoders import Decoders
 from .hdf5.reader_pool import ReaderPool
 from .images.kept_rows import KeptRows
 from .layout import ArrayLayout
+from .local_file import LocalFile, Range
 from .padding import cut_padding
 from .scratch import SCRATCH_BYTES, Bytes
-from .source import LocalFile, Range
 
 if TYPE_CHECKING:
     from .images.decoding import ImageDecoders

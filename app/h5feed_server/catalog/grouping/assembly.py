@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...storage.column import Column, Segment
 from ...storage.layout import ArrayLayout
-from ...storage.source import LocalFile
+from ...storage.local_file import LocalFile
 from ..roles import Role
 from .names import natural
 from .pieces import Path, Piece, Series, Table, TableField

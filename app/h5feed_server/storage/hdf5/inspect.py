@@ -31,7 +31,7 @@ from h5py import h5o
 
 from ..codecs import load_codecs
 from ..layout import ArrayLayout, ExternalLink, FileLayout, dump_layout
-from ..source import Identity
+from ..local_file import Identity
 from .arrays import Arrays
 from .attributes import MAX_NAME_BYTES, attributes_of, fuel_splits
 from .child import confine, write_frame

@@ -16,7 +16,7 @@ from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, Overloaded, 
 
 from ...sharing.places import Places
 from ..layout import ArrayLayout
-from ..source import Identity, LocalFile, changed, refused
+from ..local_file import Identity, LocalFile, changed, refused
 from .child import KIND_BYTES, LENGTH, Child
 
 MEMORY_BYTES = 2 << 30

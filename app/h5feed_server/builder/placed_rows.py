@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import FeedError
 
-from .layout import create_file
+from .hdf5_writer import create_file
 from .plan import Part, Plan
 from .source import Block, FieldSpec, Source
 
