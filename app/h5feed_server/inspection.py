@@ -24,8 +24,8 @@ from .catalog.declared import NAME as DECLARATION
 from .catalog.description import describe_dataset
 from .catalog.discovery import leads_out
 from .catalog.entry import Entry
+from .catalog.file_family import files_of_family
 from .catalog.inspections import NotYet
-from .catalog.together import files_together
 from .services import Services
 from .settings import Settings
 from .splits.spec import OrderSpec
@@ -59,7 +59,7 @@ def inspect_file(path: Path, console: Console) -> int:
     if not path.is_file():
         raise Unreadable(f"{path} {'is a folder: give a file in it' if path.is_dir() else 'does not exist'}")
     root = path.parent.resolve()
-    files = files_together(root, path.name)
+    files = files_of_family(root, path.name)
     with contextlib.ExitStack() as opened:
         cache = opened.enter_context(tempfile.TemporaryDirectory(prefix="h5feed-inspect-", ignore_cleanup_errors=True))
         settings = Settings.model_validate(

@@ -21,9 +21,9 @@ from h5feed.errors import BadParameter, FeedError, Unreadable
 from ..catalog.dataset import Dataset, Field
 from ..catalog.declared import read_declared
 from ..catalog.discovery import ALL_SUFFIXES
+from ..catalog.file_family import files_of_family
 from ..catalog.grouping.stacking import FEWEST, is_sample
 from ..catalog.split_names import SPLITS
-from ..catalog.together import files_together
 from ..services import Services
 from ..settings import Settings
 from ..storage.reader import Reader
@@ -124,7 +124,7 @@ def _check_alone(path: Path, dataset: Dataset) -> None:
         return
     declared = read_declared(path.parent, follow_links=True).datasets.values()
     is_declared = any(one.stack is not None for one in declared if one.matching([path.name]))
-    if not is_declared and (alike := len(files_together(path.parent, path.name))) >= FEWEST:
+    if not is_declared and (alike := len(files_of_family(path.parent, path.name))) >= FEWEST:
         raise BadParameter(
             f"{path.name} seems to be one of {alike} samples, a file each: build their folder, {path.parent}, or "
             "say stack = false of it in h5feed.toml"

@@ -14,7 +14,7 @@ from typing import Any
 from ..storage.column import About, Segment
 from .frame_columns import refused
 from .pandas_frames import Read, texts_of
-from .words import words_of
+from .vocabulary import words_of
 
 _ROWS = {
     "X": "",

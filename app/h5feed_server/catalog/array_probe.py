@@ -27,7 +27,7 @@ LOOKED_AT = 256
 
 FEW_ROWS = 16
 
-PASSING = (Overloaded, RevisionChanged, SourceUnavailable)
+TRANSIENT_ERRORS = (Overloaded, RevisionChanged, SourceUnavailable)
 """What says nothing of a file, only of how it went this time."""
 
 
@@ -67,7 +67,7 @@ class ArrayProbe:
                 continue
             try:
                 values = self._reader.read_all(Column((offsets,))).astype(np.int64, copy=False)
-            except PASSING:
+            except TRANSIENT_ERRORS:
                 raise
             except FeedError as error:
                 segments[path] = Segment(segment.source, unreadable_array(path, f"its offsets: {error.detail}"))
@@ -86,7 +86,7 @@ class ArrayProbe:
             return nothing
         try:
             return self._reader.read_all(Column((segment,)))
-        except PASSING:
+        except TRANSIENT_ERRORS:
             raise
         except FeedError:
             return nothing
@@ -103,14 +103,14 @@ class ArrayProbe:
         """Rows start … stop-1; None where they cannot be read."""
         try:
             return self._reader.read_block(column, start, stop)
-        except PASSING:
+        except TRANSIENT_ERRORS:
             raise
         except FeedError:
             return None
 
     def problem(self, segment: Segment) -> str | None:
         """What is wrong with an array that h5py is to read, where its first row tells."""
-        files = (segment.source, *segment.source.beside)
+        files = (segment.source, *segment.source.companions)
         rows = np.zeros(min(1, segment.array.rows), np.int64)
         read = self._hdf5.read_ragged if segment.array.ragged else self._hdf5.read
         for _ in range(CRASHES):
@@ -122,7 +122,7 @@ class ArrayProbe:
             except (Overloaded, ReadTimeout):
                 # That says nothing of the array.
                 return None
-            except PASSING:
+            except TRANSIENT_ERRORS:
                 raise
             except FeedError as error:
                 return error.detail.removeprefix(f"{segment.array.path!r}: ")

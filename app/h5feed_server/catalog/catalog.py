@@ -34,8 +34,8 @@ from .declared import read_declared
 from .discovery import ALL_SUFFIXES, Others, Walk, ending_of, shown, walk
 from .entry import Entry, Listed, Status, identity_of
 from .folder_scan import FolderScan
+from .indexer import Indexer
 from .inspections import NotYet
-from .looking import Looks
 from .other_files import other_files
 from .presence import Presence
 from .watching import notice
@@ -78,7 +78,7 @@ class Catalog:
         self._root = settings.data_dir.resolve()
         self._only = only
         self._settings = settings
-        self._looks = Looks(self._root, settings, folder, hdf5)
+        self._indexer = Indexer(self._root, settings, folder, hdf5)
         self._presence = Presence()
         self._asking = threading.local()
         self._entries: dict[str, Entry] = {}
@@ -101,7 +101,7 @@ class Catalog:
     def close(self, *, wait: bool = False) -> None:
         """End the threads and the inspector, close the files; waiting for what is being looked at only if told to."""
         self._closed.set()
-        self._looks.close(wait=wait)
+        self._indexer.close(wait=wait)
 
     def entries(self) -> list[Entry]:
         """All files, by name."""
@@ -135,7 +135,7 @@ class Catalog:
         if self._presence.reason is not None and self._presence.holds_files:
             raise SourceUnavailable(self._presence.reason, retry_after=AWAY_RETRY_SECONDS)
         # Parts of others that are nothing by themselves.
-        parts = {path for entry in entries if entry.datasets() for path in entry.beside}
+        parts = {path for entry in entries if entry.datasets() for path in entry.dependencies}
         for entry in entries:
             if entry.paths and not entry.datasets() and parts.issuperset(entry.paths):
                 continue
@@ -162,7 +162,7 @@ class Catalog:
         known.add(DECLARATION)
         for name, files, reason in other_files(self._others, known, str(self._root), self._sniffed):
             listed.append(Listed(name, files, "unreadable", reason, None))
-            self._looks.tell(files, reason)
+            self._indexer.tell(files, reason)
         return sorted(listed, key=lambda line: line.name)
 
     def names(self) -> list[str]:
@@ -223,7 +223,7 @@ class Catalog:
 
     def _is_current(self, name: str, entry: Entry, dataset: Dataset, checked: float) -> bool:
         now = time.monotonic()
-        files = len(entry.paths) + len(entry.beside)
+        files = len(entry.paths) + len(entry.dependencies)
         if files > MANY_FILES and now - checked < max(MANY_FILES_SECONDS, files * FILE_SECONDS):
             return True
         if entry.has_changed() or entry.is_due():
@@ -287,7 +287,7 @@ class Catalog:
             matching: list[tuple[Entry, Dataset]] = []
             for entry in candidates:
                 if entry.away is None and not entry.outcome.done():
-                    self._looks.inspections.prefer(entry.outcome)
+                    self._indexer.inspections.prefer(entry.outcome)
                     pending = pending or entry
                     continue
                 held = entry.datasets()
@@ -324,7 +324,7 @@ class Catalog:
         raise DatasetNotFound(f"there is no dataset {name!r}: {said}")
 
     def _preparing(self, name: str, entry: Entry) -> Preparing:
-        how_far = self._looks.inspections.describe(entry.outcome)
+        how_far = self._indexer.inspections.describe(entry.outcome)
         return Preparing(
             f"dataset {name!r} is looked at for the first time ({how_far}): come again in a moment", retry_after=1
         )
@@ -365,7 +365,7 @@ class Catalog:
                 return
             self._endings = endings
         self._others = walked.others
-        scan = FolderScan(self._root, self._settings, self._looks, self._presence, self._entries, began, looked)
+        scan = FolderScan(self._root, self._settings, self._indexer, self._presence, self._entries, began, looked)
         entries = scan.entries_of(walked, awaited, declaration, partly=self._only is not None)
         for name in [name for name, (entry, _, _) in self._found.items() if entries.get(entry.name) is not entry]:
             self._found.pop(name, None)

@@ -20,7 +20,7 @@ from .declared import Declaration, followed
 from .discovery import LEADS_OUT, Walk, distinct, dotted, shown, why_not_there
 from .entry import Entry, identity_of
 from .grouping.families import Family, families
-from .looking import Looks, said_of
+from .indexer import Indexer, said_of
 from .presence import Presence
 
 
@@ -44,7 +44,7 @@ class FolderScan:
         self,
         root: Path,
         settings: Settings,
-        looks: Looks,
+        indexer: Indexer,
         presence: Presence,
         before: Mapping[str, Entry],
         began: float,
@@ -52,7 +52,7 @@ class FolderScan:
     ) -> None:
         self._root = root
         self._follow_links = settings.follow_links
-        self._looks = looks
+        self._indexer = indexer
         self._presence = presence
         self._before = before
         self._began = began
@@ -116,13 +116,13 @@ class FolderScan:
 
     def _current(self, family: Family, paths: tuple[str, ...], identities: tuple[Identity, ...]) -> Entry:
         """The entry of files that are there: the one before where it still holds, or one that is begun now."""
-        look = partial(self._looks.begin, family, paths, identities, self._began, self._looked)
+        look = partial(self._indexer.begin, family, paths, identities, self._began, self._looked)
         entry = self._before.get(family.name)
         if entry is None:
             return look()
         if entry.away is not None:
             entry = replace(entry, away=None)
-        if (lost := self._lost_beside(entry)) is not None:
+        if (lost := self._lost_dependency(entry)) is not None:
             return replace(entry, away=lost)
         if entry.is_outdated(paths, identities, said_of(family.declared)):
             return look()
@@ -142,7 +142,7 @@ class FolderScan:
         failed.set_exception(Unreadable(reason))
         name = self._free(name, files)
         self._entries[name] = Entry(name, tuple(files), (), (), failed, {}, began=self._began)
-        self._looks.tell(files, reason)
+        self._indexer.tell(files, reason)
 
     def _away(self, name: str, files: tuple[str, ...], reason: str) -> Entry:
         """Files that cannot be looked at now."""
@@ -153,10 +153,10 @@ class FolderScan:
         nothing.set_result(())
         return Entry(name, files, (), (), nothing, {}, away=reason)
 
-    def _lost_beside(self, entry: Entry) -> str | None:
+    def _lost_dependency(self, entry: Entry) -> str | None:
         """Why a file that its own lead to is awaited."""
         below = f"{self._root}{os.sep}"
-        for path, identity in entry.beside.copy().items():
+        for path, identity in entry.dependencies.copy().items():
             if identity is None or not path.startswith(below) or identity_of(path) is not None:
                 continue
             if (why := self._presence.why(path.removeprefix(below))) is not None:

@@ -11,7 +11,7 @@ import numpy as np
 from ..storage.column import About, Segment
 from ..storage.hdf5.matrix_columns import columns_of
 from ..storage.layout import ArrayLayout
-from .words import has_meaning
+from .vocabulary import has_meaning
 
 MAX_COLUMNS = 64
 """Columns of a frame up to which each is a field; the blocks of a wider one stay matrices."""

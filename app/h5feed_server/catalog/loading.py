@@ -49,7 +49,7 @@ there may be thousands of them."""
 MAX_PROBED = 64
 """Arrays of a file that h5py reads are tried by a row; what is wrong with others shows when they are read."""
 
-Beside = dict[str, Identity | None]
+Dependencies = dict[str, Identity | None]
 """Files that were looked for, by path, and what was there."""
 
 
@@ -118,15 +118,15 @@ class FileLoader:
         self.probe_seconds = settings.inspect_timeout
         """How long the arrays of a file are tried; the one at work on is tried to its end."""
 
-    def load(self, path: str, identity: Identity, beside: Beside) -> LoadedFile:
-        """The file at `path`, and, noted in `beside`, all that it leads to.
+    def load(self, path: str, identity: Identity, dependencies: Dependencies) -> LoadedFile:
+        """The file at `path`, and, noted in `dependencies`, all that it leads to.
 
         Raises
         ------
         Unreadable, RevisionChanged, OSError
         """
         try:
-            return _Loading(self, beside).load(path, identity, ())
+            return _Loading(self, dependencies).load(path, identity, ())
         except _Overdue:
             raise Unreadable(
                 f"looking at the files that it leads to took more than {PATIENCE * self.probe_seconds:g} s ({PATIENCE} "
@@ -176,15 +176,15 @@ class FileLoader:
         data = self._folder.get(f"layouts/{LAYOUT_VERSION}-{name}", inspect, behind=True)
         return load_layout(data), data, digest
 
-    def members(self, path: str, beside: Beside) -> tuple[str, ...]:
-        """The other files that HDF5 wrote this one into, noted in `beside` with the one that it may go on in."""
+    def members(self, path: str, dependencies: Dependencies) -> tuple[str, ...]:
+        """The other files that HDF5 wrote this one into, noted in `dependencies` with the one that it may go on in."""
         driver, members = members_of(path)
         upcoming = (next_member(path, members),) if driver == "family" else ()
         for member in (*members, *upcoming):
             try:
-                beside[member] = _identity(member)
+                dependencies[member] = _identity(member)
             except OSError:
-                beside[member] = None
+                dependencies[member] = None
         return members
 
     def digest(self, path: str, identity: Identity, layout: bytes) -> bytes:
@@ -207,7 +207,7 @@ class FileLoader:
         """End the threads."""
         self.probe.close()
 
-    def find(self, path: str, name: str, beside: Beside) -> tuple[str, Identity]:
+    def find(self, path: str, name: str, dependencies: Dependencies) -> tuple[str, Identity]:
         """The file that a name in the file at `path` stands for.
 
         Raises
@@ -228,10 +228,10 @@ class FileLoader:
         try:
             status = os.stat(found)
         except (OSError, ValueError):
-            beside[found] = None
+            dependencies[found] = None
             raise _Astray(f"{known}, which is missing") from None
         # By its name too, which may lead elsewhere some day.
-        beside[found] = beside[named] = Identity.of(status)
+        dependencies[found] = dependencies[named] = Identity.of(status)
         if not stat.S_ISREG(status.st_mode):
             raise _Astray(f"{known}, which is no regular file")
         return found, Identity.of(status)
@@ -248,9 +248,9 @@ class _Overdue(Exception):
 class _Loading:
     """Files that lead to one another, each loaded once."""
 
-    def __init__(self, loader: FileLoader, beside: Beside) -> None:
+    def __init__(self, loader: FileLoader, dependencies: Dependencies) -> None:
         self._loader = loader
-        self._beside = beside
+        self._dependencies = dependencies
         self._loaded: dict[str, LoadedFile] = {}
         self._failed: dict[str, Unreadable] = {}
         self._overdue = time.monotonic() + PATIENCE * loader.probe_seconds
@@ -271,7 +271,7 @@ class _Loading:
 
     def _load(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
         # Before it is inspected: it cannot be when one of them is missing.
-        members = self._loader.members(path, self._beside)
+        members = self._loader.members(path, self._dependencies)
         layout, data, digest = self._loader.layout(path, identity, members)
         source = self._source(path, identity, data, digest)
         digests: dict[str, tuple[bytes, ...]] = {path: (source.digest,)}
@@ -315,16 +315,16 @@ class _Loading:
         self, source: LocalFile, array: ArrayLayout, above: tuple[str, ...], digests: dict[str, tuple[bytes, ...]]
     ) -> Segment:
         if array.external is not None:
-            path, identity = self._loader.find(source.path, array.external, self._beside)
+            path, identity = self._loader.find(source.path, array.external, self._dependencies)
             if array.offset is not None and array.offset + array.rows * array.stored_row_bytes > identity.size:
                 raise _Astray(f"the file {_shown(array.external)!r}, which ends before it does")
             # Where it begins is another thing in every file that names it.
-            stored = self._source(path, identity).with_beside((source,))
+            stored = self._source(path, identity).with_companions((source,))
             digests[path] = (stored.digest,)
             return Segment(stored, replace(array, external=None))
         others: dict[str, LocalFile] = {}
         for name in array.others:
-            path, identity = self._loader.find(source.path, name, self._beside)
+            path, identity = self._loader.find(source.path, name, self._dependencies)
             if path in above:
                 # It is being loaded itself; that no array is made of itself is for the reader to see.
                 others[path] = self._sources[path]
@@ -334,20 +334,20 @@ class _Loading:
                 others |= {path: loaded.source}
                 digests[path] = loaded.digests
                 for part in loaded.segments.values():
-                    others |= {file.path: file for file in part.source.beside}
+                    others |= {file.path: file for file in part.source.companions}
             except Unreadable:
                 # A part that is no HDF5 file by itself; if it ought to be one, the first row shows.
                 others[path] = self._source(path, identity)
                 digests[path] = (others[path].digest,)
         others.pop(source.path, None)
-        return Segment(source.with_beside(tuple(others.values())) if others else source, array)
+        return Segment(source.with_companions(tuple(others.values())) if others else source, array)
 
     def _linked(
         self, source: LocalFile, link: ExternalLink, above: tuple[str, ...], digests: dict[str, tuple[bytes, ...]]
     ) -> Iterator[tuple[str, Segment]]:
         """The arrays that a link into another file leads to, by the paths that they have through it."""
         try:
-            path, identity = self._loader.find(source.path, link.file, self._beside)
+            path, identity = self._loader.find(source.path, link.file, self._dependencies)
             if path in above:
                 raise _Astray(f"the file {_shown(link.file)!r}, which leads back here")
             loaded = self._nested(path, identity, above)

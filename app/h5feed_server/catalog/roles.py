@@ -11,7 +11,7 @@ import numpy as np
 
 from ..storage.column import About
 from ..storage.layout import ArrayLayout
-from .words import helpers_in, is_coordinate, is_running, says, target_of_pair
+from .vocabulary import helpers_in, is_coordinate, is_running, says, target_of_pair
 
 ROLES = ("input", "label", "weight", "other")
 """What a field may be for; also the values of its attribute ``role``."""

@@ -116,25 +116,30 @@ class LocalFile:
     ----------
     digest : bytes
         Of its content: a file that is young may get another under the same identity.
-    beside : tuple of LocalFile
+    companions : tuple of LocalFile
         Other files that an array of this one may be read from by h5py, or that say where in this one it lies.
     """
 
     def __init__(
-        self, files: OpenFiles, path: str, identity: Identity, digest: bytes = b"", beside: tuple[LocalFile, ...] = ()
+        self,
+        files: OpenFiles,
+        path: str,
+        identity: Identity,
+        digest: bytes = b"",
+        companions: tuple[LocalFile, ...] = (),
     ) -> None:
         self._files = files
         self.path = path
         self.identity = identity
         self.digest = digest
-        self.beside = beside
+        self.companions = companions
 
     @property
     def key(self) -> tuple[tuple[Identity, bytes], ...]:
         """Stands for the content, in caches."""
-        return tuple((file.identity, file.digest) for file in (self, *self.beside))
+        return tuple((file.identity, file.digest) for file in (self, *self.companions))
 
-    def with_beside(self, files: Sequence[LocalFile]) -> LocalFile:
+    def with_companions(self, files: Sequence[LocalFile]) -> LocalFile:
         """The same file, read together with others."""
         return LocalFile(self._files, self.path, self.identity, self.digest, tuple(files))
 

@@ -216,7 +216,7 @@ class Reader:
         found = []
         lengths = np.zeros(len(rows), np.int64)
         for segment, places, local in column.divide(rows):
-            items, begins = self._hdf5.read_ragged((segment.source, *segment.source.beside), segment.array, local)
+            items, begins = self._hdf5.read_ragged((segment.source, *segment.source.companions), segment.array, local)
             stored = items if dtype == np.uint8 else items.view(segment.array.dtype).astype(dtype, copy=False)
             where = np.arange(len(rows)) if places is None else places
             lengths[where] = np.diff(begins)
@@ -293,7 +293,7 @@ class Reader:
                     zip(local.tolist(), where.tolist(), strict=True), self._decoding(column, segment, rows, out)
                 )
                 continue
-            files = (segment.source, *segment.source.beside)
+            files = (segment.source, *segment.source.companions)
             step = max(1, _H5PY_BYTES // max(1, self.typical_items(column.encoded)))
             for first in range(0, len(local), step):
                 items, begins = self._hdf5.read_ragged(files, segment.array, local[first : first + step])
@@ -418,7 +418,7 @@ class Reader:
         """
         everywhere: Any = slice(None) if places is None else places
         if array.by_h5py:
-            files = (source, *source.beside)
+            files = (source, *source.companions)
             where = np.arange(len(rows)) if places is None else places
             step = max(1, _H5PY_BYTES // max(1, array.row_bytes))
             for first in range(0, len(rows), step):

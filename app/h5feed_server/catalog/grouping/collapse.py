@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..split_names import counted_split, without_split
-from ..words import is_running
+from ..vocabulary import is_running
 from .episodes import episodes_among
 from .names import are_counted
 from .pieces import Hints, Leaf, Series, kind_of

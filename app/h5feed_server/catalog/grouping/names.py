@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..split_names import counted_split, numbered_split, without_split
-from ..words import is_telling, says
+from ..vocabulary import is_telling, says
 
 _SHARD = re.compile(r"[_.\-](\d{3,6})-of-(\d{3,6})$")
 _HALF = re.compile(r"(?:^|[_.\-])(x|y|images?|labels?|data|targets?|inputs?|mask)$", re.I)

@@ -1,4 +1,4 @@
-"""Which files of a folder are looked at together with one of them."""
+"""The family of a file: which files of a folder make datasets together with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .discovery import ALL_SUFFIXES, walk
 from .grouping.families import families
 
 
-def files_together(root: Path, name: str) -> list[str]:
+def files_of_family(root: Path, name: str) -> list[str]:
     """The files that the catalogue looks at together with this one, itself among them.
 
     Parameters
