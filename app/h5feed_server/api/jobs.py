@@ -13,7 +13,7 @@ from h5feed.errors import Overloaded, PageNotFound
 
 from ..jobs.registry import InProgress, JobState
 from ..services import Services
-from .dependencies import ASKER, ServicesDep, attempted, in_thread, over, wait_for
+from .dependencies import ASKER, ServicesDep, attempted, in_thread, job_result, wait_for
 from .response_models import Job, answers
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ async def at_hand(services: Services, look: Callable[[], T], prefer: str | None)
         try:
             return await attempted(services, look)
         except InProgress as progress:
-            state = await over(services, progress.state, wait_seconds(prefer))
+            state = await job_result(services, progress.state, wait_seconds(prefer))
             if not state.is_over:
                 return accepted(state)
     raise Overloaded("the result was computed but could not be stored; try again in a moment", retry_after=1)

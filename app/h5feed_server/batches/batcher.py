@@ -23,7 +23,7 @@ from ..catalog.catalog import Catalog
 from ..catalog.dataset import Dataset, Field
 from ..jobs.registry import Jobs
 from ..settings import Settings
-from ..sharing.places import Places
+from ..sharing.slots import Slots
 from ..splits.compute import Rows
 from ..splits.on_request import SplitJobs
 from ..splits.spec import OrderSpec
@@ -46,7 +46,7 @@ _TINY_ROW_BYTES = 64
 """Bytes: rows up to this size, such as labels, cost less by one copy more than by one call for each batch."""
 
 
-_SEQUENCES = Places(1, 60.0, "those that order blocks of rows")
+_SEQUENCES = Slots(1, 60.0, "those that order blocks of rows")
 """Sequences are made one after the other: each takes twice its own memory meanwhile."""
 
 
@@ -195,7 +195,7 @@ class BatchPlan:
             return None
 
         def compute() -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-            with _SEQUENCES.one():
+            with _SEQUENCES.acquire():
                 return self.order.sequence(), np.zeros(0, np.bool_)
 
         return self.orders.get((self.key, "sequence"), compute, lambda value: value[0].nbytes)[0]
