@@ -15,7 +15,7 @@ import numpy.typing as npt
 from h5feed.errors import DatasetCorrupt, TooLarge
 
 from .byte_cache import ByteCache
-from .chunk_rows import Slabs, grouped, parts_of
+from .chunk_rows import ChunkRows, grouped, parts_of
 from .column import Column, Segment
 from .decoders import Decoders
 from .hdf5.reader_pool import ReaderPool
@@ -88,12 +88,12 @@ class Reader:
         self._decoders = Decoders(threads, timeout, max_chunk_bytes)
         self._decode_images: ImageDecoders | None = None
         self._lock = threading.Lock()
-        self._slabs = Slabs(self._decoders, chunk_bytes, timeout)
+        self._chunk_rows = ChunkRows(self._decoders, chunk_bytes, timeout)
 
     def close(self) -> None:
         """End the threads and processes."""
         self._decoders.close()
-        self._slabs.close()
+        self._chunk_rows.close()
         with self._lock:
             if self._decode_images is not None:
                 self._decode_images.close()
@@ -101,7 +101,7 @@ class Reader:
     def drop_old(self, seconds: float) -> None:
         """Let go of what is kept decoded, and was not asked for in so many seconds."""
         self._cache.drop_old(seconds)
-        self._slabs.drop_old(seconds)
+        self._chunk_rows.drop_old(seconds)
         self._images.drop_old(seconds)
 
     @property
@@ -111,7 +111,7 @@ class Reader:
 
     def read_ahead(self, column: Column, rows: Int64s) -> None:
         """Begin to decode what these rows will be read from, where decoded chunks are kept; nobody waits for it."""
-        self._slabs.read_ahead(column, rows)
+        self._chunk_rows.read_ahead(column, rows)
 
     def whole(self, column: Column) -> npt.NDArray[Any] | None:
         """All rows of a small column, from memory; None where it is not small enough to be kept there."""
@@ -273,8 +273,8 @@ class Reader:
             height = array.chunk_shape[0]
             for number in range(begin // height, -(-end // height)):
                 first, last = max(begin, number * height), min(end, (number + 1) * height)
-                slab = self._slabs.slab(source, array, number)
-                within = slab[(first - number * height) * itemsize : (last - number * height) * itemsize]
+                chunk_row = self._chunk_rows.chunk_row(source, array, number)
+                within = chunk_row[(first - number * height) * itemsize : (last - number * height) * itemsize]
                 out[(first - begin) * itemsize : (last - begin) * itemsize] = within
         elif array.offset is None:
             out[...] = np.tile(np.frombuffer(array.fill, np.uint8), end - begin)
@@ -442,8 +442,8 @@ class Reader:
         if array.filters and height == 1 and tuple(widths) == array.sample_shape:
             self._read_single_rows(source, array, rows, places, target)
             return
-        if self._slabs.keeps(array):
-            self._slabs.read(source, array, rows, places, target)
+        if self._chunk_rows.keeps(array):
+            self._chunk_rows.read(source, array, rows, places, target)
             return
 
         def work(remaining: Iterator[_ChunkJob]) -> None:
