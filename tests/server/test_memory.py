@@ -187,16 +187,16 @@ def test_who_waits_for_a_reader_holds_no_thread(tmp_path: Path, serve: Callable[
 
 def test_few_sums_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics hold the sums of the parts that are at work, not those of all parts, and none when one failed."""
-    alive: weakref.WeakSet[scan.Found] = weakref.WeakSet()
+    alive: weakref.WeakSet[scan.ColumnAccumulator] = weakref.WeakSet()
     most = [0]
 
-    class Counted(scan.Found):
+    class Counted(scan.ColumnAccumulator):
         def __init__(self, subject: scan.Subject) -> None:
             super().__init__(subject)
             alive.add(self)
             most[0] = max(most[0], len(alive))
 
-    monkeypatch.setattr(scan, "Found", Counted)
+    monkeypatch.setattr(scan, "ColumnAccumulator", Counted)
     monkeypatch.setattr(scan, "BLOCK_BYTES", 8)
     values = np.arange(640, dtype="<i4")
     with h5py.File(tmp_path / "numbers.h5", "w") as file:
@@ -207,7 +207,7 @@ def test_few_sums_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         dataset = services.catalog.dataset_within(60, "numbers")
         subject, reader, cancelled = scan.Subject(dataset.field("x").column), services.batcher.reader, threading.Event()
         found = scan.scan(reader, subject, None, 2, lambda rows: None, cancelled)
-        assert found.tally is not None and found.tally.overall().mean == values.mean()
+        assert found.numbers is not None and found.numbers.overall().mean == values.mean()
         # One that is added to, two at work, one that has come too early.
         assert most[0] <= 5
         del found

@@ -40,7 +40,7 @@ class Histogram:
     counts: list[int]
 
 
-class HistogramTally:
+class HistogramAccumulator:
     """Counts finite values.
 
     Parameters
@@ -75,7 +75,7 @@ class HistogramTally:
             np.add.at(found, places, counts)
         self._add(first, found)
 
-    def merge(self, other: HistogramTally) -> None:
+    def merge(self, other: HistogramAccumulator) -> None:
         """Count what `other` has counted."""
         if other._exponent is None:
             return

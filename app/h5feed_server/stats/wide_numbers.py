@@ -9,11 +9,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from .histogram import HistogramTally
+from .histogram import HistogramAccumulator
 from .summary import PIECE, Summary, exact_moments
 
 
-class IntTally:
+class IntAccumulator:
     """Integers of 16 to 64 bits, exactly: by the sums and products of their 16-bit digits, which 64 bits hold."""
 
     def __init__(self, dtype: np.dtype[Any], channels: int) -> None:
@@ -21,7 +21,7 @@ class IntTally:
         self._digits = dtype.itemsize // 2
         # Signed ones are shifted to 0 … 2ⁿ-1 by turning their highest bit.
         self._shift = 1 << (8 * dtype.itemsize - 1) if dtype.kind == "i" else 0
-        self._channels = [_IntChannel(HistogramTally(whole=True)) for _ in range(channels)]
+        self._channels = [_IntChannel(HistogramAccumulator(whole=True)) for _ in range(channels)]
 
     def add(self, values: npt.NDArray[Any]) -> None:
         scratch = np.empty((self._digits, min(PIECE, len(values))), np.int64)
@@ -60,15 +60,15 @@ class IntTally:
         return [channel.summary() for channel in self._channels]
 
     def overall(self) -> Summary:
-        together = _IntChannel(HistogramTally(whole=True))
+        merged = _IntChannel(HistogramAccumulator(whole=True))
         for channel in self._channels:
-            together.merge(channel)
-        return together.summary()
+            merged.merge(channel)
+        return merged.summary()
 
 
 @dataclass
 class _IntChannel:
-    histogram: HistogramTally
+    histogram: HistogramAccumulator
     count: int = 0
     first: int = 0
     second: int = 0
@@ -97,11 +97,11 @@ class _IntChannel:
         return Summary(self.count, 0, 0, self.zeros, self.low, self.high, mean, std, self.histogram.histogram())
 
 
-class FloatTally:
+class FloatAccumulator:
     """Floats, in float64."""
 
     def __init__(self, channels: int) -> None:
-        self._channels = [_FloatChannel(HistogramTally(whole=False)) for _ in range(channels)]
+        self._channels = [_FloatChannel(HistogramAccumulator(whole=False)) for _ in range(channels)]
 
     def add(self, values: npt.NDArray[Any]) -> None:
         for begin in range(0, len(values), PIECE):
@@ -116,10 +116,10 @@ class FloatTally:
         return [channel.summary() for channel in self._channels]
 
     def overall(self) -> Summary:
-        together = _FloatChannel(HistogramTally(whole=False))
+        merged = _FloatChannel(HistogramAccumulator(whole=False))
         for channel in self._channels:
-            together.merge(channel)
-        return together.summary()
+            merged.merge(channel)
+        return merged.summary()
 
 
 @dataclass
@@ -131,7 +131,7 @@ class _FloatChannel:
         Of the finite ones: mean, and sum of the squared deviations from it.
     """
 
-    histogram: HistogramTally
+    histogram: HistogramAccumulator
     nan: int = 0
     inf: int = 0
     zeros: int = 0
