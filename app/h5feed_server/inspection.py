@@ -93,9 +93,9 @@ def _entry(services: Services, name: str, settings: Settings) -> Entry:
 
 
 def _print_entry(entry: Entry, services: Services, path: Path, console: Console) -> None:
-    found = entry.outcome.result(0)
+    all_datasets = entry.outcome.result(0)
     # Files that look like parts of one dataset may turn out to be one each.
-    datasets = [dataset for dataset in found if path.name in dataset.files]
+    datasets = [dataset for dataset in all_datasets if path.name in dataset.files]
     refused = {name: one.reason for name, one in entry.refused.items() if path.name in one.files}
     if not datasets:
         raise Unreadable(f"{path.name} cannot be served: {next(iter(refused.values()), 'it holds no dataset')}")

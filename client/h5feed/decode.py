@@ -179,13 +179,13 @@ def fingerprint() -> str:
     jpeg = base64.b64decode("".join(_GOLDEN))
     lossless = io.BytesIO()
     Image.fromarray(decode_image(jpeg, ImageSpec(None)).pixels).save(lossless, "PNG", compress_level=0)
-    found = hashlib.blake2b(digest_size=8)
+    digest = hashlib.blake2b(digest_size=8)
     specs = [ImageSpec((h, w), r, i) for h, w, r in _SAMPLED for i in get_args(Interpolation)]
     specs += [replace(specs[0], colour=colour) for colour in get_args(Colour)]
     for data in (jpeg, lossless.getvalue()):
         for spec in specs:
-            found.update(decode_image(data, spec).pixels)
-    return found.hexdigest()
+            digest.update(decode_image(data, spec).pixels)
+    return digest.hexdigest()
 
 
 _SAMPLED: Sequence[tuple[int, int, Resize]] = ((31, 31, "aspect"), (13, 11, "stretch"), (40, 90, "pad"))
@@ -282,8 +282,8 @@ def _linear(pixels: Pixels, spec: ImageSpec) -> Pixels:
         top, left = (height - tall) // 2, (width - broad) // 2
         pixels = pixels[top : top + tall, left : left + broad]
     if spec.resize != "pad":
-        found = np.asarray(cv2.resize(pixels, (wide, high), interpolation=cv2.INTER_LINEAR), np.uint8)
-        return found.reshape(high, wide, -1)
+        scaled = np.asarray(cv2.resize(pixels, (wide, high), interpolation=cv2.INTER_LINEAR), np.uint8)
+        return scaled.reshape(high, wide, -1)
     assert scale is not None
     inner = max(1, round(height * scale)), max(1, round(width * scale))
     padded = np.zeros((high, wide, pixels.shape[2]), np.uint8)

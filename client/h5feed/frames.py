@@ -134,9 +134,9 @@ class Frame:
         ------
         BadAnswer
         """
-        found = {tensor.name: tensor for tensor in tensors}
-        self._check_names(found)
-        for name, tensor in found.items():
+        by_name = {tensor.name: tensor for tensor in tensors}
+        self._check_names(by_name)
+        for name, tensor in by_name.items():
             rows = tensor.shape[:1] if name in self.flat else (batch_size + (name[: -len(OFFSETS)] in self.flat),)
             if (tensor.dtype, tensor.shape) != (self.tensors[name][0], rows + self.tensors[name][1]):
                 raise _wrong(name, tensor.dtype, tensor.shape, *self.tensors[name])

@@ -60,11 +60,11 @@ async def get_plot(
     if answer is not None:
         return answer
     wanted = StatsQuery(**{key: getattr(query, key) for key in StatsQuery.model_fields} | {"field": field.name})
-    found = await found_stats(request, services, name, wanted, prefer)
-    if isinstance(found, Response):
-        return found
-    stats = found[1][field.name]
-    headers = stats_headers(request, found[0])
+    result = await found_stats(request, services, name, wanted, prefer)
+    if isinstance(result, Response):
+        return result
+    stats = result[1][field.name]
+    headers = stats_headers(request, result[0])
     draw = _histogram if kind == "histogram" else _mean_image
     return await in_thread(services, lambda: draw(dataset, field, stats, query, headers))
 

@@ -264,8 +264,8 @@ class Batcher:
         if spec.balance:
             by, bins = balanced_by(dataset, spec)
             self.split_jobs.strata(dataset, by, bins=bins)
-        found = split_rows()
-        rows = dataset.rows if found is None else len(found)
+        listed = split_rows()
+        rows = dataset.rows if listed is None else len(listed)
         if spec.limit is not None:
             rows = min(rows, spec.limit)
         resampled = None
@@ -386,9 +386,9 @@ def _gathered(
     ragged = [field for field in fields if field.is_ragged]
     lists = [{field.name: _lists(reader, field, one.rows) for field in ragged} for one in wanted]
     bodies = []
-    for one, found in zip(wanted, lists, strict=True):
+    for one, own_lists in zip(wanted, lists, strict=True):
         weight = [] if one.weight is None else [Tensor(WEIGHT, np.dtype("<f4"), one.rows.shape)]
-        lengths = {name: int(offsets[-1]) for name, (_, offsets) in found.items()}
+        lengths = {name: int(offsets[-1]) for name, (_, offsets) in own_lists.items()}
         bodies.append(_body(dataset, fields, len(one.rows), about, weight, lengths))
         if bodies[-1].nbytes > max_bytes:
             raise TooLarge(
@@ -397,7 +397,7 @@ def _gathered(
             )
     buffer = lease(sum(body.nbytes for body in bodies))
     begin = 0
-    for one, found, body in zip(wanted, lists, bodies, strict=True):
+    for one, own_lists, body in zip(wanted, lists, bodies, strict=True):
         tensors = body.place(buffer[begin : begin + body.nbytes], one.number)
         begin += body.nbytes
         tensors[ROWS][...] = one.rows
@@ -405,7 +405,7 @@ def _gathered(
             tensors[WEIGHT][...] = one.weight
         for field in fields:
             if field.is_ragged:
-                flat, offsets = found[field.name]
+                flat, offsets = own_lists[field.name]
                 tensors[field.name + OFFSETS][...] = offsets
                 if flat is None:
                     reader.read_lists(field.column, one.rows, offsets, tensors[field.name])

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import Unreadable
 
-from .array_source import ArraySource, Found
+from .array_source import ArraySource, NamedArray
 from .members import BrokenMember, Members
 from .memory_arrays import MemoryArrays
 from .options import BuildOptions
@@ -75,13 +75,15 @@ def cifar(members: Members, options: BuildOptions) -> ArraySource:
         own = [parts[key] for key in sorted(parts) if key[0] == split]
         for field in own[0] if own else ():
             arrays[f"{split}/{field}"] = np.concatenate([part[field] for part in own])
-    found = [
-        Found(path.partition("/")[2], array.shape, array.dtype, path.partition("/")[0], path, _attributes(path, names))
+    array_fields = [
+        NamedArray(
+            path.partition("/")[2], array.shape, array.dtype, path.partition("/")[0], path, _attributes(path, names)
+        )
         for path, array in arrays.items()
     ]
     stamp = " ".join(f"{known[number].name} {known[number].stamp}" for number in wanted)
     members.close()
-    return ArraySource(found, MemoryArrays(arrays), options, stamp)
+    return ArraySource(array_fields, MemoryArrays(arrays), options, stamp)
 
 
 def _attributes(path: str, names: Mapping[str, list[str]]) -> Mapping[str, Any]:
@@ -132,17 +134,17 @@ def _pickled(name: str, content: bytes) -> dict[str, npt.NDArray[Any]]:
         or data.values.dtype != "u1"
     ):
         raise Unreadable(f"{name} holds no rows of {_PIXELS} pixels, as CIFAR's batches do")
-    found: dict[str, npt.NDArray[Any]] = {"images": _images(data.values)}
+    arrays: dict[str, npt.NDArray[Any]] = {"images": _images(data.values)}
     for key, field in (("labels", "labels"), ("fine_labels", "labels"), ("coarse_labels", "coarse_labels")):
         if isinstance(about.get(key), list):
-            found[field] = np.array(about[key], np.int64)
+            arrays[field] = np.array(about[key], np.int64)
     if isinstance(about.get("filenames"), list):
-        found["filenames"] = np.array(
+        arrays["filenames"] = np.array(
             [item if isinstance(item, bytes) else str(item).encode() for item in about["filenames"]]
         )
-    if "labels" not in found or any(len(array) != len(data.values) for array in found.values()):
+    if "labels" not in arrays or any(len(array) != len(data.values) for array in arrays.values()):
         raise Unreadable(f"{name} has not one label for each of its images")
-    return found
+    return arrays
 
 
 def _images(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

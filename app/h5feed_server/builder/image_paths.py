@@ -72,16 +72,16 @@ class ImageFolder:
         direct = [self._direct(value, tail) for value, tail in zip(values, tails, strict=True)]
         if all(path is not None for path in direct[:_SAMPLE]) or all(direct):
             return Place(self.root, direct, "")
-        found: list[list[tuple[str, str]]] = []
+        all_candidates: list[list[tuple[str, str]]] = []
         for tail in tails:
             # prefix and rest of each file that ends in the value
             candidates = self._candidates(tail)
-            found.append(candidates)
-        votes = Counter(prefix for candidates in found for prefix in {prefix for prefix, _ in candidates})
-        ambiguous = any(len({prefix for prefix, _ in candidates}) > 1 for candidates in found)
+            all_candidates.append(candidates)
+        votes = Counter(prefix for candidates in all_candidates for prefix in {prefix for prefix, _ in candidates})
+        ambiguous = any(len({prefix for prefix, _ in candidates}) > 1 for candidates in all_candidates)
         best = self._best(votes) if ambiguous else None
         paths: list[str | None] = []
-        for own, candidates in zip(direct, found, strict=True):
+        for own, candidates in zip(direct, all_candidates, strict=True):
             here = [prefix + rest for prefix, rest in candidates if best is None or prefix == best]
             there = here or [prefix + rest for prefix, rest in candidates]
             paths.append(own if own is not None else there[0] if here or len(there) == 1 else None)

@@ -201,8 +201,8 @@ def listed_images(members: Members, options: BuildOptions) -> ImageSource:
     other = sorted(set(other) - set(unread))
     tables = [name for name in other if name.lower().endswith((".csv", ".tsv"))]
     if not chosen:
-        found = f"; there are {', '.join(other[:5])}: give one of them" if other else ""
-        raise Unreadable(f"there are no images: files that end in {', '.join(SUFFIXES)}{found}")
+        hint = f"; there are {', '.join(other[:5])}: give one of them" if other else ""
+        raise Unreadable(f"there are no images: files that end in {', '.join(SUFFIXES)}{hint}")
     names = [known[index].name for index in chosen]
     said = read_names(names, members.listing.folders, options.label_pattern)
     notes = list(said.notes)

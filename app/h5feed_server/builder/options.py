@@ -237,14 +237,14 @@ def read_options(path: Path) -> dict[str, Any]:
     """
     try:
         with open(path, "rb") as stream:
-            found = tomllib.load(stream)
+            table = tomllib.load(stream)
     except OSError as error:
         raise BadParameter(f"the options {path} cannot be read: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:
         raise BadParameter(f"the options {path} are no TOML: {error}") from None
     hints = get_type_hints(BuildOptions)
     options: dict[str, Any] = {}
-    for key, value in found.items():
+    for key, value in table.items():
         name = key.replace("-", "_")
         if name not in hints:
             said = did_you_mean(key, hints, f"the options are {', '.join(hints)}")

@@ -134,7 +134,7 @@ class Table:
     def _named(self, names: list[str]) -> list[str]:
         """Names as pandas makes them different: ``a``, ``a.1``."""
         taken: set[str] = set()
-        found = []
+        unique_names = []
         for name in names:
             own, number = name, 0
             while own in taken:
@@ -143,8 +143,8 @@ class Table:
             if number:
                 self.notes.append(f"there are several columns {name!r}: one of them is called {own!r}")
             taken.add(own)
-            found.append(own)
-        return found
+            unique_names.append(own)
+        return unique_names
 
 
 def _is_header(first: list[str], second: list[str]) -> bool:

@@ -109,17 +109,17 @@ class Assembler:
                 if family.declared is not None:
                     raise Unreadable(str(error)) from None
         # Their names look like parts of one dataset, their content does not.
-        found: list[Dataset] = []
+        datasets: list[Dataset] = []
         for one in [family] if family.kind == "alone" else apart(family):
             try:
                 if one.kind != "alone":
                     there = {file: loaded[file] for file in one.files if file in loaded}
                     lacking = {file: failed[file] for file in one.files if file in failed}
-                    found += self.divide(one, there, lacking, refused, declaration)
+                    datasets += self.divide(one, there, lacking, refused, declaration)
                     continue
                 if one.files[0] in failed:
                     raise failed[one.files[0]]
-                found += self._datasets(one, [loaded[one.files[0]]], Hints(), refused, declaration, notes)
+                datasets += self._datasets(one, [loaded[one.files[0]]], Hints(), refused, declaration, notes)
             except (Unreadable, ValueError) as error:
                 reason = error.detail if isinstance(error, Unreadable) else str(error)
                 if isinstance(error, InDoubt):
@@ -127,7 +127,7 @@ class Assembler:
                 refused[one.name] = Refused(one.files, reason)
                 if family.kind == "alone":
                     raise Unreadable(reason) from None
-        return tuple(found)
+        return tuple(datasets)
 
     def _datasets(
         self,
@@ -364,15 +364,15 @@ def _images_declared(declared: DeclaredDataset | None, fields: Sequence[str]) ->
     Unreadable
         There is no such field, or it cannot be decoded to that.
     """
-    found = {}
+    specs = {}
     for name, images in (declared.decode if declared else {}).items():
         if name not in fields:
             raise Unreadable(f"{DECLARATION} says what {name!r} is decoded to, which is no field: there are {fields}")
         try:
-            found[name] = images.spec
+            specs[name] = images.spec
         except BadParameter as error:
             raise Unreadable(f"{DECLARATION}: decode.{name}: {error.detail}") from None
-    return found
+    return specs
 
 
 def _revision_of(family: Family, loaded: Sequence[LoadedFile], hints: Hints, declaration: bytes) -> str:

@@ -183,10 +183,10 @@ class Catalog:
         NotYet
             It is being looked at, before others now.
         """
-        found = self._found.get(name)
-        if found is None or not self._is_current(name, *found):
-            found = self._find(name)
-        dataset = found[1]
+        current = self._found.get(name)
+        if current is None or not self._is_current(name, *current):
+            current = self._find(name)
+        dataset = current[1]
         if revision is not None and revision != dataset.revision:
             raise RevisionChanged(
                 f"dataset {name!r} has revision {dataset.revision} now, not {revision}: its file was changed. Ask for "
@@ -247,18 +247,18 @@ class Catalog:
         # Of thousands of files, a walk for each dataset that is asked for first would be all that is done.
         if not declared_anew and now - self._scanned < self._walk_seconds / _WALK_SHARE:
             with contextlib.suppress(NotYet, FeedError):
-                found = self._search(name, asked)
-                if not found[0].has_changed() and not found[0].is_due():
-                    self._found[name] = found
-                    return found
+                match = self._search(name, asked)
+                if not match[0].has_changed() and not match[0].is_due():
+                    self._found[name] = match
+                    return match
         # What is being looked at is known to be there.
         if own is None or own.outcome.done() or own.has_changed():
             since = now if declared_anew else now - (RESCAN_SECONDS if own is None else self._pause)
             # Who finds another one walking goes on with what is known, and comes again where that is not enough.
             self._rescan(since, wait=declared_anew or self._scanned == float("-inf"))
         try:
-            found = self._found[name] = self._search(name, asked)
-            return found
+            match = self._found[name] = self._search(name, asked)
+            return match
         except DatasetNotFound as error:
             if self._scanned >= asked:
                 raise
@@ -291,11 +291,11 @@ class Catalog:
                     pending = pending or entry
                     continue
                 held = entry.datasets()
-                found = [(entry, dataset) for dataset in held if dataset.name == name]
-                if entry.away is None and (found or candidates is not joined) and entry.has_changed():
+                own_matches = [(entry, dataset) for dataset in held if dataset.name == name]
+                if entry.away is None and (own_matches or candidates is not joined) and entry.has_changed():
                     detail = f"dataset {name!r} has changed, and is looked at again"
                     raise self._next_walk(detail, asked, self._pause if entry.name == name else RESCAN_SECONDS)
-                matching += found
+                matching += own_matches
                 if entry.away is not None and not held:
                     away = entry.away
                 elif not held and entry.name == name:

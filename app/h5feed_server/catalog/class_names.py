@@ -64,8 +64,8 @@ def _judged(field: Field, names: Sequence[str], read: Read) -> tuple[str | None,
     if math.prod(shape) == count > 1:
         # One-hot, or a yes or no for each.
         return None, None
-    found, whole = _occurring(field.column, read)
-    values = found[found >= 0]
+    occurring, whole = _occurring(field.column, read)
+    values = occurring[occurring >= 0]
     if (values != np.floor(values)).any() or not np.isfinite(values).all():
         return "its numbers are not whole", None
     if len(values) and values[-1] >= count:
@@ -75,7 +75,7 @@ def _judged(field: Field, names: Sequence[str], read: Read) -> tuple[str | None,
         way = "class_names in h5feed.toml gives one for each number from 0 on"
         return f"{here}, and {count} names are those of 0 … {count - 1}: {way}", None
     said = []
-    if len(values) < len(found):
+    if len(values) < len(occurring):
         said.append("labels that are NaN or below 0 have no name")
     if not whole:
         said.append("whether each label has a name was looked at in some of its rows only")

@@ -172,16 +172,16 @@ class Dataset:
         """
         if names is None:
             readable = [field for field in self.fields if not field.unreadable and not field.is_ragged]
-            found = tuple(f for f in readable if f.role in ("input", "label")) or tuple(readable)
+            fields = tuple(f for f in readable if f.role in ("input", "label")) or tuple(readable)
         else:
-            found = tuple({name: self.field(name) for name in _names(names)}.values())
+            fields = tuple({name: self.field(name) for name in _names(names)}.values())
         stored = _names(encoded or ())
         for name in stored:
             if self.field(name).images is None:
                 raise BadParameter(f"encoded={name}: rows of {name!r} are not stored as the bytes of image files")
-            if name not in [field.name for field in found]:
+            if name not in [field.name for field in fields]:
                 raise BadParameter(f"encoded={name}: this field is not among those that are asked for")
-        return tuple(field.encoded if field.name in stored else field for field in found)
+        return tuple(field.encoded if field.name in stored else field for field in fields)
 
     @cached_property
     def block_rows(self) -> int:
@@ -249,7 +249,7 @@ def describe_fields(
         [_traits(field, problem, declared.get(field.name)) for field, problem in zip(fields, problems, strict=True)],
         lambda number: holds_classes(fields[number].column),
     )
-    found = []
+    described = []
     for item, problem, role in zip(fields, problems, guessed, strict=True):
         about = item.column.segments[0].about
         names: Sequence[str] | None = about.class_names if about else None
@@ -260,7 +260,7 @@ def describe_fields(
                 problem = "the same number stands for other classes in some of its pieces"
             if names is None and item.array.enum_names:
                 note = "its enum skips numbers, so that it names no classes"
-        found.append(
+        described.append(
             Field(
                 item.name,
                 role.role,
@@ -272,7 +272,7 @@ def describe_fields(
                 tuple(names) if names else None,
             )
         )
-    return tuple(found)
+    return tuple(described)
 
 
 def _traits(field: TableField, problem: str | None, declared: str | None) -> Traits:
@@ -328,9 +328,9 @@ def _decoded(field: TableField, declared: ImageSpec | None) -> TableField:
     if not holds_bytes:
         return field
     try:
-        found = {declared or spec_of(segment.array.attributes) for segment in column.segments}
+        specs = {declared or spec_of(segment.array.attributes) for segment in column.segments}
     except BadParameter as error:
         return replace(field, unreadable=error.detail)
-    if len(found) > 1:
+    if len(specs) > 1:
         return replace(field, unreadable="its pieces say that they are to be decoded to different images")
-    return replace(field, column=replace(column, images=found.pop()))
+    return replace(field, column=replace(column, images=specs.pop()))

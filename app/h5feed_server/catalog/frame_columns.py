@@ -107,17 +107,17 @@ def segment_of(column: FrameColumn) -> Segment:
     if column.whole or len(array.shape) == 1:
         return replace(column.block, array=replace(array, attributes={}), about=about)
     # Its block's attributes are those of all columns.
-    found = columns_of(array, column.begin, column.begin + 1, {})
-    if found is None and array.shape[1:] == (1,):
+    layout = columns_of(array, column.begin, column.begin + 1, {})
+    if layout is None and array.shape[1:] == (1,):
         # h5py reads it, and a row is the same bytes.
-        found = replace(array, shape=array.shape[:1], attributes={})
-    if found is None:
+        layout = replace(array, shape=array.shape[:1], attributes={})
+    if layout is None:
         path = f"{array.path}[:, {column.begin}]"
         reason = (
             f"it is one of {array.shape[1]} columns that can only be read together: name {array.path!r} in h5feed.toml"
         )
-        found = replace(refused(array, reason), path=path)
-    return replace(column.block, array=found, about=about)
+        layout = replace(refused(array, reason), path=path)
+    return replace(column.block, array=layout, about=about)
 
 
 def with_bools(segment: Segment) -> Segment:

@@ -103,14 +103,14 @@ class Indexer:
             if any(identity_of(path) != identity for path, identity in zip(paths, identities, strict=True)):
                 raise changed()
             loaded, failed = self._loaded(family, paths, identities, dependencies)
-            found = self._assembler.divide(family, loaded, failed, refused, declaration)
+            datasets = self._assembler.divide(family, loaded, failed, refused, declaration)
             for line, one in list(refused.items()):
                 # Parts of others are nothing by themselves.
                 if dependencies.keys() >= {str(self._root / file) for file in one.files}:
                     del refused[line]
                 else:
                     self.tell(one.files, one.reason)
-            return found
+            return datasets
         except TRANSIENT_ERRORS as error:
             kind = SourceUnavailable if isinstance(error, SourceUnavailable) else Overloaded
             raise kind(f"dataset {name!r} cannot be looked at now: {error.detail}", retry_after=1) from None

@@ -215,26 +215,26 @@ class FileLoader:
         _Astray
         """
         named = os.path.join(os.path.dirname(path), name)
-        found = os.path.realpath(named)
+        target = os.path.realpath(named)
         # Of an absolute path, no more than the last part: it may be that of a disk of the server's.
         known = f"the file {_shown(name)!r}"
         # Where links are followed, one may lie where the name leads; none on the way there leads out.
-        if leads_out(str(self._root), os.path.dirname(named) if self._settings.follow_links else found):
+        if leads_out(str(self._root), os.path.dirname(named) if self._settings.follow_links else target):
             raise _Astray(f"{known}, which lies outside of the data folder")
         # Nor is what is hidden served by any other name, unless the operating system's links lead there.
         way = os.path.relpath(named, os.path.dirname(path))
         if any(part.startswith(".") and part != ".." for part in way.split(os.sep)):
             raise _Astray(f"{known}, which is hidden")
         try:
-            status = os.stat(found)
+            status = os.stat(target)
         except (OSError, ValueError):
-            dependencies[found] = None
+            dependencies[target] = None
             raise _Astray(f"{known}, which is missing") from None
         # By its name too, which may lead elsewhere some day.
-        dependencies[found] = dependencies[named] = Identity.of(status)
+        dependencies[target] = dependencies[named] = Identity.of(status)
         if not stat.S_ISREG(status.st_mode):
             raise _Astray(f"{known}, which is no regular file")
-        return found, Identity.of(status)
+        return target, Identity.of(status)
 
 
 class _Astray(Exception):
@@ -360,12 +360,12 @@ class _Loading:
             return
         digests[path] = loaded.digests
         target = link.target.strip("/")
-        found = False
+        any_array = False
         for name in loaded.below(target):
-            found = True
+            any_array = True
             rest = name.removeprefix(target).strip("/")
             yield "/".join(part for part in (link.path, rest) if part), loaded.segments[name]
-        if not found:
+        if not any_array:
             reason = f"it is a link to {link.target!r} in the file {_shown(link.file)!r}, where no array is"
             yield link.path, Segment(source, unreadable_array(link.path, reason))
 

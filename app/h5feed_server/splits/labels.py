@@ -190,8 +190,8 @@ def encode(blocks: Blocks, rows: int) -> tuple[tuple[Any, ...], npt.NDArray[Any]
             places = np.searchsorted(seen, wanted)
             if len(seen) > np.iinfo(codes.dtype).max:
                 codes = codes.astype(np.uint16 if len(seen) <= 0xFFFF else np.uint32)
-        found = numbers[places]
-        codes[start : start + len(flat)] = found if back is None else found[back]
+        block_codes = numbers[places]
+        codes[start : start + len(flat)] = block_codes if back is None else block_codes[back]
         start += len(flat)
     if seen is None:
         return (), codes

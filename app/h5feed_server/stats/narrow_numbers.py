@@ -50,8 +50,8 @@ class TableAccumulator:
                 # numpy's own cast would take new memory each time.
                 wide = self._scratch[: len(piece)]
                 np.copyto(wide, piece[:, lane])
-                found = np.bincount(wide)
-                table[: len(found)] += found
+                counts = np.bincount(wide)
+                table[: len(counts)] += counts
 
     def merge(self, other: Self) -> None:
         self._counts += other._counts

@@ -90,13 +90,13 @@ class Statistics:
         self, dataset: Dataset, fields: Sequence[Field], split: str, spec: SplitSpec
     ) -> dict[str, FieldStats] | None:
         """What is known already of each field; None where anything is missing."""
-        found = {}
+        by_name = {}
         for field in fields:
             data = self._stored(_key(dataset, field, split, spec))
             if data is None:
                 return None
-            found[field.name] = FieldStats.load(data)
-        return found
+            by_name[field.name] = FieldStats.load(data)
+        return by_name
 
     def start(self, dataset: Dataset, fields: Sequence[Field], split: str, spec: SplitSpec, result: str) -> JobState:
         """Have what is missing looked at; see `Jobs.start`."""
@@ -132,7 +132,7 @@ class Statistics:
             def compute(field: Field = field, each: int = each, computed: list[bool] = computed) -> bytes:
                 computed.append(True)
                 subject = subject_of(field)
-                found = scan(
+                accumulated = scan(
                     reader, subject, rows, self._threads, lambda done: progress.advance(done * each), progress.cancelled
                 )
                 report = {
@@ -141,9 +141,11 @@ class Statistics:
                     "role": field.role,
                     "dtype": field.type_name,
                     "shape": list(field.sample_shape),
-                    **report_of(found, channel_names(field), field.class_names, _is_label(field)),
+                    **report_of(accumulated, channel_names(field), field.class_names, _is_label(field)),
                 }
-                return FieldStats(report, None if found.mean_image is None else found.mean_image.mean()).dump()
+                return FieldStats(
+                    report, None if accumulated.mean_image is None else accumulated.mean_image.mean()
+                ).dump()
 
             data = self._folder.get(f"stats/{_VERSION}-{key}", compute)
             if not computed:

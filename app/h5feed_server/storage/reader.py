@@ -213,19 +213,19 @@ class Reader:
             self.read_lists(column, rows, known, flat)
             return flat, known
         dtype = np.dtype(np.uint8) if column.dtype.kind == "S" else column.dtype
-        found = []
+        pieces = []
         lengths = np.zeros(len(rows), np.int64)
         for segment, places, local in column.divide(rows):
             items, begins = self._hdf5.read_ragged((segment.source, *segment.source.companions), segment.array, local)
             stored = items if dtype == np.uint8 else items.view(segment.array.dtype).astype(dtype, copy=False)
             where = np.arange(len(rows)) if places is None else places
             lengths[where] = np.diff(begins)
-            found.append((stored, begins, where))
+            pieces.append((stored, begins, where))
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        if len(found) == 1:
-            return found[0][0], offsets
+        if len(pieces) == 1:
+            return pieces[0][0], offsets
         flat = np.empty(offsets[-1], dtype)
-        for stored, begins, where in found:
+        for stored, begins, where in pieces:
             for place, begin, end in zip(where.tolist(), begins[:-1].tolist(), begins[1:].tolist(), strict=True):
                 flat[offsets[place] : offsets[place + 1]] = stored[begin:end]
         return flat, offsets
@@ -297,9 +297,9 @@ class Reader:
             step = max(1, _H5PY_BYTES // max(1, self.typical_items(column.encoded)))
             for first in range(0, len(local), step):
                 items, begins = self._hdf5.read_ragged(files, segment.array, local[first : first + step])
-                found = [items[begin:end] for begin, end in pairwise(begins.tolist())]
-                jobs = zip(range(len(found)), where[first : first + step].tolist(), strict=True)
-                self._decoders.share(jobs, self._decoding(column, segment, rows, out, found))
+                encoded = [items[begin:end] for begin, end in pairwise(begins.tolist())]
+                jobs = zip(range(len(encoded)), where[first : first + step].tolist(), strict=True)
+                self._decoders.share(jobs, self._decoding(column, segment, rows, out, encoded))
 
     def _image_decoders(self) -> ImageDecoders:
         # Loads OpenCV, which many servers need not.
@@ -318,9 +318,9 @@ class Reader:
         segment: Segment,
         rows: Int64s,
         out: npt.NDArray[Any],
-        found: Sequence[Bytes] | None = None,
+        encoded: Sequence[Bytes] | None = None,
     ) -> Callable[[Iterator[tuple[int, int]]], None]:
-        """Work that takes pairs of an image's number, in `found` or else in the segment, and its place."""
+        """Work that takes pairs of an image's number, in `encoded` or else in the segment, and its place."""
         from h5feed.decode import BrokenImage, put_pixels
 
         from .images.decoding import served
@@ -331,8 +331,8 @@ class Reader:
         kept = self._images.of(column.key)
 
         def stored(number: int, fd: int) -> Bytes:
-            if found is not None:
-                return found[number]
+            if encoded is not None:
+                return encoded[number]
             assert offsets is not None
             begin, end = int(offsets[number]), int(offsets[number + 1])
             if end - begin > MAX_IMAGE_BYTES:

@@ -237,15 +237,15 @@ class Client:
             That the work goes on.
         """
         try:
-            found = read_json(answer.content)
+            content = read_json(answer.content)
         except ValueError as error:
             said = answer.header("content-type") or "nothing"
             raise BadAnswer(
                 f"{self.url}{path} did not answer JSON, but {said[:80]} ({error}): is an h5feed server there?"
             ) from None
         if answer.status == 202:
-            raise InProgress.of(found)
-        return found
+            raise InProgress.of(content)
+        return content
 
     def _request(
         self,

@@ -163,7 +163,7 @@ def _tell_apart(fields: list[TableField]) -> None:
             first[field.name] = field
 
 
-def _check_together(files: Sequence[InspectedFile], found: Iterable[Leaf]) -> None:
+def _check_together(files: Sequence[InspectedFile], leaves: Iterable[Leaf]) -> None:
     """Every shard must be there, and one field at least must run through all splits and shards."""
     for split in {file.tags.split for file in files}:
         alike = [file.tags for file in files if file.tags.split == split]
@@ -174,7 +174,7 @@ def _check_together(files: Sequence[InspectedFile], found: Iterable[Leaf]) -> No
     # Files that are named after no split may have groups of them, shards for instance.
     places = {(file.tags.split or "", file.tags.shard) for file in files}
     there: dict[Path, set[tuple[str, int]]] = defaultdict(set)
-    for leaf in found:
+    for leaf in leaves:
         there[leaf.rest] |= {(leaf.split, leaf.shard), ("", leaf.shard)}
     if not any(where >= places for where in there.values()):
         raise ValueError("no array is there in all of them")
@@ -199,14 +199,14 @@ def _main(clusters: Sequence[list[Series]]) -> list[Series]:
     return best if len(clusters) == 1 or len(best) > 1 or is_field(best[0].path[-1]) else []
 
 
-def _build(found: Sequence[Series], depth: int = 0) -> list[Table]:
+def _build(members: Sequence[Series], depth: int = 0) -> list[Table]:
     """Tables from series whose first `depth` path parts are the same."""
-    direct = [series for series in found if len(series.path) == depth + 1]
+    direct = [series for series in members if len(series.path) == depth + 1]
     below: dict[str, list[Series]] = defaultdict(list)
-    for series in found:
+    for series in members:
         if len(series.path) > depth + 1:
             below[series.path[depth]].append(series)
-    path = found[0].path[:depth] if found else ()
+    path = members[0].path[:depth] if members else ()
     clusters: dict[frozenset[tuple[Piece, int]], list[Series]] = defaultdict(list)
     for series in direct:
         if not series.apart:
