@@ -21,7 +21,7 @@ from conftest import ServerProcess, suspend, wait_until
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
 from h5feed_server.stats import pictures, scan
-from h5feed_server.storage.byte_cache import ByteCache
+from h5feed_server.storage.byte_cache import ENTRY_BYTES, ByteCache
 from h5feed_server.storage.decoders import Decoders
 
 MIB = 1 << 20
@@ -110,6 +110,21 @@ def test_old_values_are_let_go() -> None:
     cache.drop_old(0.015)
     assert [key in cache for key in "abc"] == [True, False, False]
     assert cache.get("a", lambda: "other", len) == "value"
+
+
+def test_values_computed_elsewhere_are_kept_within_the_same_bound() -> None:
+    cache: ByteCache[str] = ByteCache(2 * ENTRY_BYTES + 20, 1.0)
+    assert cache.find("a") is None
+    cache.put("a", "first", 10)
+    cache.put("a", "second", 10)
+    cache.put("b", "other", 10)
+    assert (cache.find("a"), cache.find("b")) == ("second", "other")
+    # Used last: it stays.
+    assert cache.find("a") == "second"
+    cache.put("c", "third", 10)
+    assert [key in cache for key in "abc"] == [True, False, True]
+    cache.put("d", "too long", 10 * ENTRY_BYTES)
+    assert cache.find("d") is None and cache.find("a") == "second"
 
 
 def test_long_work_lets_short_work_go_on() -> None:
