@@ -232,8 +232,8 @@ def _orientation(image: Image.Image) -> int:
     """What EXIF says: 1 is upright; from 5 on the file's rows are columns."""
     if image.format == "JPEG" and "exif" not in image.info and "xmp" not in image.info:
         return 1
-    found = image.getexif().get(_ORIENTATION, 1)
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def _halved(height: int, width: int, spec: ImageSpec) -> int:
@@ -296,8 +296,8 @@ def _linear(pixels: Pixels, spec: ImageSpec) -> Pixels:
 def _resized_pixels(image: Image.Image, spec: ImageSpec) -> npt.NDArray[Any]:
     """(height, width, channels)"""
     if spec.interpolation != "linear" or spec.size is None:
-        found: npt.NDArray[Any] = np.asarray(_resized(image, spec))
-        return found if found.ndim == 3 else found[..., None]
+        pixels: npt.NDArray[Any] = np.asarray(_resized(image, spec))
+        return pixels if pixels.ndim == 3 else pixels[..., None]
     by = _halved(image.height, image.width, spec)
     reduced: npt.NDArray[Any] = np.asarray(image.reduce(by) if by > 1 else image)
     return _linear(reduced if reduced.ndim == 3 else reduced[..., None], spec)

@@ -166,9 +166,9 @@ class Frame:
         if ids.size and int(ids.view(np.uint64).max()) >= self.rows:
             raise BadAnswer(f"rows came that are none of the {self.rows:,} of the dataset")
 
-    def _check_names(self, found: Iterable[str]) -> None:
-        if set(found) != self.tensors.keys():
-            names = ", ".join(sorted(map(repr, set(found) ^ self.tensors.keys()))[:8])
+    def _check_names(self, served: Iterable[str]) -> None:
+        if set(served) != self.tensors.keys():
+            names = ", ".join(sorted(map(repr, set(served) ^ self.tensors.keys()))[:8])
             raise BadAnswer(f"other fields came than were asked for: {names} are too many, or missing")
 
 

@@ -84,8 +84,8 @@ async def at_hand(services: Services, look: Callable[[], T], prefer: str | None)
 
 def wait_seconds(prefer: str | None) -> float:
     """Seconds of ``Prefer: wait=``."""
-    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", prefer or "")
-    return WAIT_SECONDS if found is None else min(MAX_WAIT_SECONDS, float(found[1]))
+    match = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", prefer or "")
+    return WAIT_SECONDS if match is None else min(MAX_WAIT_SECONDS, float(match[1]))
 
 
 def accepted(state: JobState) -> Response:

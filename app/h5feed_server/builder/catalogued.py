@@ -84,8 +84,8 @@ def catalogued(path: Path, options: BuildOptions) -> CataloguedSource:
 
 def hdf5_files(folder: Path) -> list[str]:
     """HDF5 files below a folder by their names, relative to it."""
-    found = [item.relative_to(folder) for item in sorted(folder.rglob("*")) if item.suffix.lower() in ALL_SUFFIXES]
-    return [name.as_posix() for name in found if not any(part.startswith(".") for part in name.parts)]
+    names = [item.relative_to(folder) for item in sorted(folder.rglob("*")) if item.suffix.lower() in ALL_SUFFIXES]
+    return [name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)]
 
 
 def _chosen(services: Services, path: Path, wanted: str | None) -> tuple[Dataset, dict[str, str]]:

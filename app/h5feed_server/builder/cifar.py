@@ -118,10 +118,10 @@ def _binary(name: str, content: bytes, hundred: bool) -> dict[str, npt.NDArray[A
     if not content or len(content) % (ahead + _PIXELS):
         raise Unreadable(f"{name} has {len(content)} bytes, which are no rows of {ahead + _PIXELS}")
     rows = np.frombuffer(content, np.uint8).reshape(-1, ahead + _PIXELS)
-    found: dict[str, npt.NDArray[Any]] = {"images": _images(rows[:, ahead:]), "labels": rows[:, ahead - 1].astype(int)}
+    arrays: dict[str, npt.NDArray[Any]] = {"images": _images(rows[:, ahead:]), "labels": rows[:, ahead - 1].astype(int)}
     if hundred:
-        found["coarse_labels"] = rows[:, 0].astype(int)
-    return found
+        arrays["coarse_labels"] = rows[:, 0].astype(int)
+    return arrays
 
 
 def _pickled(name: str, content: bytes) -> dict[str, npt.NDArray[Any]]:
@@ -218,10 +218,10 @@ class _Unpickler(pickle.Unpickler):
 
 def _unpickled(name: str, content: bytes) -> dict[str, Any]:
     try:
-        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        unpickled = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:
         # A damaged pickle may fail in any way.
         raise Unreadable(f"{name} is no pickle of CIFAR's: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(unpickled, dict):
         raise Unreadable(f"{name} is no pickle of CIFAR's: it holds no dictionary")
-    return {key.decode("latin-1") if isinstance(key, bytes) else str(key): value for key, value in found.items()}
+    return {key.decode("latin-1") if isinstance(key, bytes) else str(key): value for key, value in unpickled.items()}

@@ -108,7 +108,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _in_flags(said: str) -> str:
     """What is said in terms of `BuildOptions`, in terms of the command line."""
-    return _OPTION.sub(lambda found: _FLAGS.get(found[0]) or f"--{found[0].replace('_', '-')}", said)
+    return _OPTION.sub(lambda match: _FLAGS.get(match[0]) or f"--{match[0].replace('_', '-')}", said)
 
 
 class _Rate(ProgressColumn):

@@ -154,12 +154,12 @@ class ImageFolder:
         return rivals[0]
 
     def _said(self, paths: Sequence[str | None], tails: Sequence[str], votes: Counter[str]) -> str:
-        found = [(path, tail) for path, tail in zip(paths, tails, strict=True) if path is not None]
-        endings = sorted({os.path.splitext(path)[1] for path, tail in found if not path.endswith(tail)})
+        existing = [(path, tail) for path, tail in zip(paths, tails, strict=True) if path is not None]
+        endings = sorted({os.path.splitext(path)[1] for path, tail in existing if not path.endswith(tail)})
         folders = sorted(prefix for prefix in votes if prefix)[:3]
         where = ", ".join(folders) + (" …" if len(votes) > len(folders) and folders else "")
         added = f", with {' or '.join(endings)} added to the names" if endings else ""
-        return f"images are read from {where or self.root}{added}" if found and (where or added) else ""
+        return f"images are read from {where or self.root}{added}" if existing and (where or added) else ""
 
 
 class ListedFiles(Everywhere):

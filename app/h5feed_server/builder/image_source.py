@@ -176,8 +176,8 @@ class ImageSource:
 
 def _encoding(names: Sequence[str]) -> str:
     """What files of these names are, in a word."""
-    found = {name.lower().rpartition(".")[2] for name in names}
-    return "jpeg" if found <= {"jpg", "jpeg", "jpe", "jfif"} else "png" if found == {"png"} else "mixed"
+    suffixes = {name.lower().rpartition(".")[2] for name in names}
+    return "jpeg" if suffixes <= {"jpg", "jpeg", "jpe", "jfif"} else "png" if suffixes == {"png"} else "mixed"
 
 
 def _whole(content: bytes | BrokenMember) -> bytes:

@@ -88,10 +88,10 @@ class PlacedRows:
         spec = self._fields[name]
         assert spec.lengths is not None
         nbytes = int(spec.lengths[row]) * spec.dtype.itemsize
-        found = os.pread(self._descriptors[self._file[row]], nbytes, int(self._offset[name][row]))
-        if len(found) != nbytes:
+        data = os.pread(self._descriptors[self._file[row]], nbytes, int(self._offset[name][row]))
+        if len(data) != nbytes:
             raise FeedError("the unfinished file is shorter than it was made: delete it and begin anew")
-        return np.frombuffer(found, np.uint8)
+        return np.frombuffer(data, np.uint8)
 
     def _runs(self, name: str, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, int, int]]:
         """Rows that follow each other in a file too: first, after the last, descriptor, offset."""

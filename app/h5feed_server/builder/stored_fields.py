@@ -179,12 +179,12 @@ def lengths_of(field: Field, reader: Reader, rows: Int64s) -> Int64s:
 
 def whole(stored: StoredField, rows: Int64s, attributes: Mapping[str, Any]) -> Column:
     """All rows of a small field, in memory."""
-    found = stored.read(rows)
-    assert isinstance(found, np.ndarray)
+    values = stored.read(rows)
+    assert isinstance(values, np.ndarray)
     spec = stored.spec("", attributes)
     if spec.enum_names is not None:
-        return Column(found.astype(h5py.enum_dtype(dict(spec.enum_names), spec.dtype)), attributes)
-    return Column(found.view(spec.dtype).reshape(len(rows), *spec.shape), attributes)
+        return Column(values.astype(h5py.enum_dtype(dict(spec.enum_names), spec.dtype)), attributes)
+    return Column(values.view(spec.dtype).reshape(len(rows), *spec.shape), attributes)
 
 
 def attributes_of(field: Field) -> dict[str, Any]:

@@ -111,12 +111,12 @@ class Kind:
         else:
             self.look_at_numbers(numbers, values)
 
-    def look_at_numbers(self, found: npt.NDArray[np.float64], values: Sequence[str]) -> None:
+    def look_at_numbers(self, numbers: npt.NDArray[np.float64], values: Sequence[str]) -> None:
         """The same, of values that are known to be numbers."""
-        missing = int(np.isnan(found).sum())
+        missing = int(np.isnan(numbers).sum())
         self.missing += missing
-        self.numbers += len(found) - missing
-        self._measure(found, values)
+        self.numbers += len(numbers) - missing
+        self._measure(numbers, values)
 
     def _measure(self, numbers: npt.NDArray[np.float64], values: Sequence[str]) -> None:
         there = np.isfinite(numbers)
@@ -246,13 +246,13 @@ def read_table(table: Table, kept: set[int], problem: Callable[[Sequence[str]], 
 
 def gather(table: Table, lines: npt.NDArray[np.int64], columns: Sequence[int]) -> dict[int, list[str]]:
     """All values of some more columns."""
-    found: dict[int, list[str]] = {number: [] for number in columns}
+    cells: dict[int, list[str]] = {number: [] for number in columns}
     wanted = set(lines.tolist())
     for line, values in table.rows() if columns else ():
         if line in wanted:
             for number in columns:
-                found[number].append(values[number].strip())
-    return found
+                cells[number].append(values[number].strip())
+    return cells
 
 
 def labels_of(texts: Sequence[str]) -> Column:

@@ -89,6 +89,6 @@ def _occurring(column: Column, read: Read) -> tuple[npt.NDArray[Any], bool]:
         step = min(_ROWS, max(1, _MAX_BYTES // _PLACES * column.rows // column.stored_nbytes))
     places = np.unique(np.linspace(0, column.rows - step, _PLACES if step < column.rows else 1).astype(np.int64))
     parts = [read(column, begin, begin + step) for begin in places.tolist()]
-    found = [part.reshape(-1) for part in parts if part is not None]
-    values = np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint8)
-    return values.astype(np.uint8) if values.dtype.kind == "b" else values, step == column.rows and len(found) > 0
+    blocks = [part.reshape(-1) for part in parts if part is not None]
+    values = np.unique(np.concatenate(blocks)) if blocks else np.zeros(0, np.uint8)
+    return values.astype(np.uint8) if values.dtype.kind == "b" else values, step == column.rows and len(blocks) > 0

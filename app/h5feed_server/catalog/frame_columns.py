@@ -83,8 +83,8 @@ def _matrix(run: FrameColumn) -> Segment | None:
     about = About("input", f"{len(run.names)} columns of a frame: its attribute 'columns' has their names", True)
     if len(array.shape) == 2 and len(run.names) == array.shape[1]:
         return replace(run.block, array=replace(array, attributes=attributes), about=about)
-    found = columns_of(array, run.begin, run.begin + len(run.names), attributes)
-    return None if found is None else replace(run.block, array=found, about=about)
+    layout = columns_of(array, run.begin, run.begin + len(run.names), attributes)
+    return None if layout is None else replace(run.block, array=layout, about=about)
 
 
 def segment_of(column: FrameColumn) -> Segment:

@@ -213,11 +213,11 @@ class _Frame:
     def _index_members(self) -> dict[str, str]:
         """Members of the table that are the index, and how they are called."""
         levels = self._about.get("levels")
-        found = {"index": "index"}
+        members = {"index": "index"}
         if isinstance(levels, list):
             # Of several levels each is a member of its own beside a number for each row.
-            found |= {str(level): str(level) for level in levels if isinstance(level, str)}
-        return found
+            members |= {str(level): str(level) for level in levels if isinstance(level, str)}
+        return members
 
     # ------------------------------------------------------------------------------------------------------------------
 

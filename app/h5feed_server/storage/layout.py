@@ -73,8 +73,8 @@ class ChunkTable:
             return np.full(len(numbers), -1, np.int64)
         if self._is_complete:
             return np.where(numbers < len(self.numbers), numbers, -1)
-        found = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
-        return np.where(self.numbers[found] == numbers, found, -1)
+        nearest = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
+        return np.where(self.numbers[nearest] == numbers, nearest, -1)
 
     @cached_property
     def _is_complete(self) -> bool:

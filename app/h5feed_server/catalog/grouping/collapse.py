@@ -122,9 +122,9 @@ def _split_words(names: Iterable[str]) -> dict[str, tuple[str, str, int]]:
     return words
 
 
-def _are_splits(found: set[str]) -> bool:
+def _are_splits(splits: set[str]) -> bool:
     """One word alone may mean something else; that of the training rows does not."""
-    return "train" in found or len(found) > 1
+    return "train" in splits or len(splits) > 1
 
 
 def _split_arrays(arrays: dict[str, list[Leaf]], split: str) -> list[Leaf]:

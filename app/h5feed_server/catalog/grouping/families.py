@@ -221,7 +221,7 @@ def _are_splits(places: Sequence[_Place]) -> bool:
 
 
 def _by(places: Iterable[_Place], key: Callable[[_Place], tuple[str, str]]) -> dict[tuple[str, str], list[_Place]]:
-    found: dict[tuple[str, str], list[_Place]] = {}
+    grouped: dict[tuple[str, str], list[_Place]] = {}
     for place in places:
-        found.setdefault(key(place), []).append(place)
-    return found
+        grouped.setdefault(key(place), []).append(place)
+    return grouped
