@@ -40,10 +40,12 @@ class Scratch(threading.local):
 
         Holds where nobody slices scratch that is handed on other than at the end.
         """
-        for buffer in self._buffers.values():
-            if view.base is buffer:
-                return buffer[HEADROOM - nbytes : HEADROOM + len(view)]
-        for great in self._great.values():
-            if (base := great()) is not None and view.base is base:
-                return base[HEADROOM - nbytes : HEADROOM + len(view)]
+        base = view.base
+        if base is None:
+            return None
+        for kept in self._buffers.values():
+            if kept is base:
+                return kept[HEADROOM - nbytes : HEADROOM + len(view)]
+        if any(great() is base for great in self._great.values()):
+            return base[HEADROOM - nbytes : HEADROOM + len(view)]
         return None
