@@ -24,8 +24,8 @@ from .catalog.declared import NAME as DECLARATION
 from .catalog.description import describe_dataset
 from .catalog.discovery import leads_out
 from .catalog.entry import Entry
+from .catalog.file_family import files_of_family
 from .catalog.inspections import NotYet
-from .catalog.together import files_together
 from .services import Services
 from .settings import Settings
 from .splits.spec import OrderSpec
@@ -59,7 +59,7 @@ def inspect_file(path: Path, console: Console) -> int:
     if not path.is_file():
         raise Unreadable(f"{path} {'is a folder: give a file in it' if path.is_dir() else 'does not exist'}")
     root = path.parent.resolve()
-    files = files_together(root, path.name)
+    files = files_of_family(root, path.name)
     with contextlib.ExitStack() as opened:
         cache = opened.enter_context(tempfile.TemporaryDirectory(prefix="h5feed-inspect-", ignore_cleanup_errors=True))
         settings = Settings.model_validate(
@@ -93,9 +93,9 @@ def _entry(services: Services, name: str, settings: Settings) -> Entry:
 
 
 def _print_entry(entry: Entry, services: Services, path: Path, console: Console) -> None:
-    found = entry.outcome.result(0)
+    all_datasets = entry.outcome.result(0)
     # Files that look like parts of one dataset may turn out to be one each.
-    datasets = [dataset for dataset in found if path.name in dataset.files]
+    datasets = [dataset for dataset in all_datasets if path.name in dataset.files]
     refused = {name: one.reason for name, one in entry.refused.items() if path.name in one.files}
     if not datasets:
         raise Unreadable(f"{path.name} cannot be served: {next(iter(refused.values()), 'it holds no dataset')}")

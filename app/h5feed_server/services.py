@@ -11,8 +11,8 @@ from .cache_folder.folder import CacheFolder
 from .catalog.catalog import Catalog
 from .jobs.registry import Jobs
 from .settings import Settings
+from .sharing.body_pool import BodyPool
 from .sharing.fair_threads import FairThreads
-from .sharing.room import Room
 from .sharing.trimming import GivesBack
 from .stats.service import Statistics
 from .storage.byte_cache import ByteCache
@@ -29,7 +29,7 @@ class Services:
     batcher: Batcher
     statistics: Statistics
     jobs: Jobs
-    pool: Room
+    pool: BodyPool
     threads: FairThreads
     hdf5: ReaderPool
     folder: CacheFolder
@@ -57,7 +57,7 @@ class Services:
         jobs = Jobs(folder.path / "jobs", settings.job_patience)
         batcher = Batcher(settings, catalog, reader, folder, jobs)
         statistics = Statistics(catalog, batcher, folder, jobs, settings.max_job_bytes)
-        pool = Room(settings.inflight_bytes)
+        pool = BodyPool(settings.inflight_bytes)
 
         def let_go(seconds: float) -> None:
             batcher.drop_old(seconds)

@@ -243,11 +243,11 @@ def _stats(feed: Feed, options: argparse.Namespace) -> None:
         stats = dataset.stats(options.split, field=field, timeout=options.timeout, progress=progress, **wanted)
     if options.means:
         fields = [stats] if isinstance(stats, FieldStats) else list(stats.values())
-        found = [each for each in fields if each["channel_means"]]
-        if len(found) != 1:
-            names = ", ".join(each.field for each in found) or "none has"
+        with_channels = [each for each in fields if each["channel_means"]]
+        if len(with_channels) != 1:
+            names = ", ".join(each.field for each in with_channels) or "none has"
             raise BadParameter(f"--means needs the one field with colours, but {names}: name one with --field")
-        print(json.dumps(found[0]["channel_means"]))
+        print(json.dumps(with_channels[0]["channel_means"]))
     elif options.json:
         whole = dict(stats) if isinstance(stats, FieldStats) else {name: dict(each) for name, each in stats.items()}
         print(json.dumps(whole, indent=2))

@@ -179,13 +179,13 @@ def fingerprint() -> str:
     jpeg = base64.b64decode("".join(_GOLDEN))
     lossless = io.BytesIO()
     Image.fromarray(decode_image(jpeg, ImageSpec(None)).pixels).save(lossless, "PNG", compress_level=0)
-    found = hashlib.blake2b(digest_size=8)
+    digest = hashlib.blake2b(digest_size=8)
     specs = [ImageSpec((h, w), r, i) for h, w, r in _SAMPLED for i in get_args(Interpolation)]
     specs += [replace(specs[0], colour=colour) for colour in get_args(Colour)]
     for data in (jpeg, lossless.getvalue()):
         for spec in specs:
-            found.update(decode_image(data, spec).pixels)
-    return found.hexdigest()
+            digest.update(decode_image(data, spec).pixels)
+    return digest.hexdigest()
 
 
 _SAMPLED: Sequence[tuple[int, int, Resize]] = ((31, 31, "aspect"), (13, 11, "stretch"), (40, 90, "pad"))
@@ -232,8 +232,8 @@ def _orientation(image: Image.Image) -> int:
     """What EXIF says: 1 is upright; from 5 on the file's rows are columns."""
     if image.format == "JPEG" and "exif" not in image.info and "xmp" not in image.info:
         return 1
-    found = image.getexif().get(_ORIENTATION, 1)
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def _halved(height: int, width: int, spec: ImageSpec) -> int:
@@ -282,8 +282,8 @@ def _linear(pixels: Pixels, spec: ImageSpec) -> Pixels:
         top, left = (height - tall) // 2, (width - broad) // 2
         pixels = pixels[top : top + tall, left : left + broad]
     if spec.resize != "pad":
-        found = np.asarray(cv2.resize(pixels, (wide, high), interpolation=cv2.INTER_LINEAR), np.uint8)
-        return found.reshape(high, wide, -1)
+        scaled = np.asarray(cv2.resize(pixels, (wide, high), interpolation=cv2.INTER_LINEAR), np.uint8)
+        return scaled.reshape(high, wide, -1)
     assert scale is not None
     inner = max(1, round(height * scale)), max(1, round(width * scale))
     padded = np.zeros((high, wide, pixels.shape[2]), np.uint8)
@@ -296,8 +296,8 @@ def _linear(pixels: Pixels, spec: ImageSpec) -> Pixels:
 def _resized_pixels(image: Image.Image, spec: ImageSpec) -> npt.NDArray[Any]:
     """(height, width, channels)"""
     if spec.interpolation != "linear" or spec.size is None:
-        found: npt.NDArray[Any] = np.asarray(_resized(image, spec))
-        return found if found.ndim == 3 else found[..., None]
+        pixels: npt.NDArray[Any] = np.asarray(_resized(image, spec))
+        return pixels if pixels.ndim == 3 else pixels[..., None]
     by = _halved(image.height, image.width, spec)
     reduced: npt.NDArray[Any] = np.asarray(image.reduce(by) if by > 1 else image)
     return _linear(reduced if reduced.ndim == 3 else reduced[..., None], spec)

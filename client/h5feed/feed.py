@@ -39,17 +39,17 @@ class Feed:
 
     def datasets(self, q: str | None = None) -> list[dict[str, Any]]:
         """The catalogue: name, revision, rows, fields and status of everything served; `q` filters by name."""
-        found: list[Any] = []
+        listed: list[Any] = []
         while True:
-            params = {"limit": str(_PAGE), "offset": str(len(found))} | ({"q": q} if q else {})
+            params = {"limit": str(_PAGE), "offset": str(len(listed))} | ({"q": q} if q else {})
             answer = self._catalogue(params)
             page = answer["datasets"]
             # What goes on for ever is a server that does not heed `offset`, or worse.
-            if len(page) > _PAGE or answer["total"] > _MOST_DATASETS or (found and page[:1] == found[:1]):
+            if len(page) > _PAGE or answer["total"] > _MOST_DATASETS or (listed and page[:1] == listed[:1]):
                 raise BadAnswer(f"{self.url} has no catalogue of pages that end: is an h5feed server there?")
-            found.extend(page)
-            if len(found) >= answer["total"] or not page:
-                return found
+            listed.extend(page)
+            if len(listed) >= answer["total"] or not page:
+                return listed
 
     def __iter__(self) -> Iterator[str]:
         return (entry["name"] for entry in self.datasets())

@@ -134,9 +134,9 @@ class Frame:
         ------
         BadAnswer
         """
-        found = {tensor.name: tensor for tensor in tensors}
-        self._check_names(found)
-        for name, tensor in found.items():
+        by_name = {tensor.name: tensor for tensor in tensors}
+        self._check_names(by_name)
+        for name, tensor in by_name.items():
             rows = tensor.shape[:1] if name in self.flat else (batch_size + (name[: -len(OFFSETS)] in self.flat),)
             if (tensor.dtype, tensor.shape) != (self.tensors[name][0], rows + self.tensors[name][1]):
                 raise _wrong(name, tensor.dtype, tensor.shape, *self.tensors[name])
@@ -166,9 +166,9 @@ class Frame:
         if ids.size and int(ids.view(np.uint64).max()) >= self.rows:
             raise BadAnswer(f"rows came that are none of the {self.rows:,} of the dataset")
 
-    def _check_names(self, found: Iterable[str]) -> None:
-        if set(found) != self.tensors.keys():
-            names = ", ".join(sorted(map(repr, set(found) ^ self.tensors.keys()))[:8])
+    def _check_names(self, served: Iterable[str]) -> None:
+        if set(served) != self.tensors.keys():
+            names = ", ".join(sorted(map(repr, set(served) ^ self.tensors.keys()))[:8])
             raise BadAnswer(f"other fields came than were asked for: {names} are too many, or missing")
 
 

@@ -207,13 +207,29 @@ class BatchGrid:
         return self.rows // self.step if self.last == "drop" else -(-self.rows // self.step)
 
     def size(self, index: int) -> int:
-        """Rows in batch `index`; every batch is full but the last of ``last="keep"``."""
+        """Rows in batch `index`; every batch is full but the last of ``last="keep"``.
+
+        Raises
+        ------
+        BatchOutOfRange
+        """
         if not 0 <= index < self.batches:
             valid = f"valid are 0 … {self.batches - 1}" if self.batches else "this order has no batches"
             raise BatchOutOfRange(f"batch {index} does not exist: {valid}")
         if self.last == "keep":
             return min(self.batch_size, self.rows - index * self.step)
         return self.batch_size
+
+    def check_range(self, start: int, stop: int) -> None:
+        """Refuse batches start … stop-1 where they are not all there.
+
+        Raises
+        ------
+        BatchOutOfRange
+        """
+        if not 0 <= start < stop <= self.batches:
+            valid = f"0 ≤ start < stop ≤ {self.batches}"
+            raise BatchOutOfRange(f"batches {start} … {stop - 1} are not all there: valid is {valid}")
 
     def positions(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Positions in the epoch of batches start … stop-1, back to back.

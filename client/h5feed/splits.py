@@ -134,8 +134,8 @@ class Splits(dict[str, Any]):
         for entry in classes[:_SHOWN]:
             line = [entry["name"] or str(entry["value"])]
             for name in splits:
-                found = by_value[name].get(entry["value"])
-                line.append(f"{found['rows']:,} ({_percent(found['share'])})" if found else "–")
+                counted = by_value[name].get(entry["value"])
+                line.append(f"{counted['rows']:,} ({_percent(counted['share'])})" if counted else "–")
             table.append(line)
         if len(classes) > _SHOWN:
             table.append([f"… {len(classes) - _SHOWN} more", *[""] * len(splits)])

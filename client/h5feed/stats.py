@@ -77,10 +77,10 @@ class FieldStats(Mapping[str, Any]):
 
     def _per_channel(self, key: str) -> float | npt.NDArray[np.float64]:
         channels = self._answer["channels"]
-        found = [channel[key] for channel in channels] if channels else self._answer[key]
-        if found is None:
+        numbers = [channel[key] for channel in channels] if channels else self._answer[key]
+        if numbers is None:
             raise BadParameter(f"{self.field!r} has no {key}: it holds no finite numbers")
-        array = np.asarray(found, np.float64)
+        array = np.asarray(numbers, np.float64)
         return array if array.ndim else float(array)
 
     @property

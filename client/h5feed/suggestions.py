@@ -27,8 +27,8 @@ def did_you_mean(name: str, known: Iterable[str], rest: str | None = None) -> st
     if len(name) > _MAX_CHARS:
         return rest
     alike = {_plain(candidate): candidate for candidate in islice(known, _MAX_NAMES)}
-    found = get_close_matches(_plain(name), alike, 1)
-    return f"did you mean {alike[found[0]]!r}? {rest[:1].upper()}{rest[1:]}" if found else rest
+    nearest = get_close_matches(_plain(name), alike, 1)
+    return f"did you mean {alike[nearest[0]]!r}? {rest[:1].upper()}{rest[1:]}" if nearest else rest
 
 
 def no_field(name: object, known: Iterable[str], whose: str) -> FieldNotFound:

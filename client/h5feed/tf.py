@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
 from .loops.loader import Loader
+from .loops.tree import mapped
 from .remote_dataset import RemoteDataset
 
 
@@ -40,14 +40,6 @@ def tf_data(dataset: RemoteDataset, split: str = "all", **options: Any) -> tf.da
         return tf.TensorSpec((rows, *array.shape[1:]), tf.as_dtype(array.dtype))
 
     # Only a batch tells what class modes, statistics and a transform make of the fields.
-    signature = _mapped(spec, loader.example())
+    signature = mapped(spec, loader.example())
     made = tf.data.Dataset.from_generator(lambda: iter(loader), output_signature=signature)
     return made.apply(tf.data.experimental.assert_cardinality(len(loader)))
-
-
-def _mapped(change: Callable[[Any], Any], arrays: Any) -> Any:
-    if isinstance(arrays, Mapping):
-        return {name: _mapped(change, array) for name, array in arrays.items()}
-    if isinstance(arrays, tuple):
-        return tuple(_mapped(change, array) for array in arrays)
-    return change(arrays)

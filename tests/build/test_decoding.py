@@ -15,7 +15,7 @@ import pytest
 from h5feed.decode import FORMATS, MAX_PIXELS
 from h5feed.errors import BadParameter, Overloaded
 from h5feed_server.builder import BuildOptions, ImageSpec, decode_image
-from h5feed_server.builder.images import BrokenImage
+from h5feed_server.builder.image_spec import BrokenImage
 from h5feed_server.storage.images.decoding import Decoding, ImageDecoders
 from h5feed_server.storage.images.plain import is_plain
 from photographs import encoded, photograph

@@ -33,8 +33,8 @@ import os, signal, struct, time, zlib
 from pathlib import Path
 from h5feed_server.builder import BuildOptions, build
 import h5feed_server.builder.image_source as image_source
-import h5feed_server.builder.run as run
-run._COMMIT_SECONDS = 0.0
+import h5feed_server.builder.row_maker as row_maker
+row_maker.COMMIT_SECONDS = 0.0
 image_source._UNIT_IMAGES = 4
 journal = Path({str(out.with_name(f".{out.name}.journal"))!r})
 calls = 0

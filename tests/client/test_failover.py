@@ -23,7 +23,8 @@ import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.errors import BadParameter, ConnectionFailed, DatasetNotFound, Overloaded, Preparing, RevisionChanged
 from h5feed.net.cancellation import Cancellation
-from h5feed.net.client import Client, _seconds
+from h5feed.net.client import Client
+from h5feed.net.failures import _seconds
 from h5feed.net.servers import FIRST_REST
 
 ORDER = {"batch_size": 2, "shuffle": True, "seed": 3, "fields": ["x"]}

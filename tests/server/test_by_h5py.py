@@ -23,7 +23,7 @@ import psutil
 import pytest
 from conftest import ServerProcess, suspend, wait_until
 from h5feed.errors import RevisionChanged, TooLarge, Unreadable
-from h5feed_server.storage.source import YOUNG_SECONDS
+from h5feed_server.storage.local_file import YOUNG_SECONDS
 from sklearn.model_selection import train_test_split
 
 ROWS = 300

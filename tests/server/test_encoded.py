@@ -23,7 +23,7 @@ from h5feed.errors import BadParameter, DatasetCorrupt, FieldNotFound, TooLarge,
 from h5feed.images import ImageSpec
 from h5feed.wire import read_body
 from h5feed_server.builder import BuildOptions, build
-from h5feed_server.builder.run import Progress
+from h5feed_server.builder.progress import Progress
 from photographs import encoded, endless_bmp, photograph
 from PIL import Image
 from sklearn.datasets import load_sample_images

@@ -18,7 +18,7 @@ from h5feed_server.storage.hdf5.arrays import Arrays
 from h5feed_server.storage.hdf5.guard import Guard
 from h5feed_server.storage.hdf5.libhdf5 import Plugins, unknown_properties
 from h5feed_server.storage.layout import ArrayLayout, Filter
-from h5feed_server.storage.source import Identity
+from h5feed_server.storage.local_file import Identity
 
 ROWS = 50
 

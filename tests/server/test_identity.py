@@ -186,7 +186,7 @@ def test_a_young_file_is_looked_at_again(tmp_path: Path) -> None:
     from h5feed_server.cache_folder.folder import CacheFolder
     from h5feed_server.catalog.catalog import Catalog
     from h5feed_server.settings import Settings
-    from h5feed_server.storage import source
+    from h5feed_server.storage import local_file
     from h5feed_server.storage.hdf5.reader_pool import ReaderPool
 
     folder = tmp_path / "data"
@@ -194,28 +194,28 @@ def test_a_young_file_is_looked_at_again(tmp_path: Path) -> None:
     _write(folder / "d.h5", 1)
     _write(tmp_path / "new.h5", 2)
     wait_until(lambda: time.time() - (folder / "d.h5").stat().st_ctime > 2.5)
-    real = source.Identity.of
+    real = local_file.Identity.of
     # A clock of files that stands still, at a time when they are young.
     stopped = time.time_ns() + 3600 * 10**9
 
-    def of(status: os.stat_result) -> source.Identity:
+    def of(status: os.stat_result) -> local_file.Identity:
         return real(status)._replace(mtime_ns=stopped, ctime_ns=stopped)
 
     settings = Settings(data_dir=folder, cache_dir=tmp_path / "cache")
     pool = ReaderPool(1, 60, 1 << 20)
     cache = CacheFolder(tmp_path / "cache", 10, 1 << 30)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(source.Identity, "of", staticmethod(of))
+        patched.setattr(local_file.Identity, "of", staticmethod(of))
         # The test says when two seconds are over.
         patched.setattr("h5feed_server.catalog.entry.YOUNG_SECONDS", 1e9)
-        patched.setattr("h5feed_server.catalog.catalog.YOUNG_SECONDS", 1e9)
+        patched.setattr("h5feed_server.catalog.folder_scan.YOUNG_SECONDS", 1e9)
         catalog = Catalog(settings, cache, pool)
         try:
             old = catalog.dataset_within(60, "d")
             _in_place(folder / "d.h5", tmp_path / "new.h5")
             assert catalog.dataset_within(60, "d").revision == old.revision
             patched.setattr("h5feed_server.catalog.entry.YOUNG_SECONDS", 0)
-            patched.setattr("h5feed_server.catalog.catalog.YOUNG_SECONDS", 0)
+            patched.setattr("h5feed_server.catalog.folder_scan.YOUNG_SECONDS", 0)
             wait_until(lambda: catalog.dataset_within(60, "d").revision != old.revision)
             new = catalog.dataset_within(60, "d")
             assert new.field("x").column.key != old.field("x").column.key

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from h5feed.errors import Unreadable
 from h5feed_server.cache_folder.folder import CacheFolder
+from h5feed_server.catalog.file_family import files_of_family
 from h5feed_server.catalog.loading import FileLoader
-from h5feed_server.catalog.together import files_together
 from h5feed_server.catalog.watching import notice
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
-from h5feed_server.storage.source import Identity
+from h5feed_server.storage.local_file import Identity
 
 
 def _write(path: Path) -> None:
@@ -46,7 +46,7 @@ def test_inspect_looks_at_no_other_folder(tmp_path: Path, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patched:
         patched.setattr("h5feed_server.catalog.discovery.os.scandir", scandir)
-        assert files_together(tmp_path, "one.h5") == ["one.h5"]
+        assert files_of_family(tmp_path, "one.h5") == ["one.h5"]
     assert listed == ["."]
     (tmp_path / "h5feed.toml").write_text('[datasets.both]\nfiles = ["one.h5", "deep/er/*.h5"]\n')
     done = _inspect(tmp_path / "one.h5")

@@ -21,7 +21,7 @@ from conftest import ServerProcess, suspend, wait_until
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
 from h5feed_server.stats import pictures, scan
-from h5feed_server.storage.byte_cache import ByteCache
+from h5feed_server.storage.byte_cache import ENTRY_BYTES, ByteCache
 from h5feed_server.storage.decoders import Decoders
 
 MIB = 1 << 20
@@ -112,6 +112,21 @@ def test_old_values_are_let_go() -> None:
     assert cache.get("a", lambda: "other", len) == "value"
 
 
+def test_values_computed_elsewhere_are_kept_within_the_same_bound() -> None:
+    cache: ByteCache[str] = ByteCache(2 * ENTRY_BYTES + 20, 1.0)
+    assert cache.find("a") is None
+    cache.put("a", "first", 10)
+    cache.put("a", "second", 10)
+    cache.put("b", "other", 10)
+    assert (cache.find("a"), cache.find("b")) == ("second", "other")
+    # Used last: it stays.
+    assert cache.find("a") == "second"
+    cache.put("c", "third", 10)
+    assert [key in cache for key in "abc"] == [True, False, True]
+    cache.put("d", "too long", 10 * ENTRY_BYTES)
+    assert cache.find("d") is None and cache.find("a") == "second"
+
+
 def test_long_work_lets_short_work_go_on() -> None:
     """Two chunks are decoded while the threads are at work on a million."""
     decoders = Decoders(2, 60.0)
@@ -187,16 +202,16 @@ def test_who_waits_for_a_reader_holds_no_thread(tmp_path: Path, serve: Callable[
 
 def test_few_sums_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics hold the sums of the parts that are at work, not those of all parts, and none when one failed."""
-    alive: weakref.WeakSet[scan.Found] = weakref.WeakSet()
+    alive: weakref.WeakSet[scan.ColumnAccumulator] = weakref.WeakSet()
     most = [0]
 
-    class Counted(scan.Found):
+    class Counted(scan.ColumnAccumulator):
         def __init__(self, subject: scan.Subject) -> None:
             super().__init__(subject)
             alive.add(self)
             most[0] = max(most[0], len(alive))
 
-    monkeypatch.setattr(scan, "Found", Counted)
+    monkeypatch.setattr(scan, "ColumnAccumulator", Counted)
     monkeypatch.setattr(scan, "BLOCK_BYTES", 8)
     values = np.arange(640, dtype="<i4")
     with h5py.File(tmp_path / "numbers.h5", "w") as file:
@@ -207,7 +222,7 @@ def test_few_sums_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         dataset = services.catalog.dataset_within(60, "numbers")
         subject, reader, cancelled = scan.Subject(dataset.field("x").column), services.batcher.reader, threading.Event()
         found = scan.scan(reader, subject, None, 2, lambda rows: None, cancelled)
-        assert found.tally is not None and found.tally.overall().mean == values.mean()
+        assert found.numbers is not None and found.numbers.overall().mean == values.mean()
         # One that is added to, two at work, one that has come too early.
         assert most[0] <= 5
         del found

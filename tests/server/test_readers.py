@@ -23,7 +23,7 @@ from h5feed_server.settings import Settings
 from h5feed_server.storage.hdf5.inspector import Inspector
 from h5feed_server.storage.hdf5.reader_pool import ReaderPool
 from h5feed_server.storage.layout import ArrayLayout, load_layout
-from h5feed_server.storage.source import Identity, LocalFile, OpenFiles
+from h5feed_server.storage.local_file import Identity, LocalFile, OpenFiles
 
 FILES = OpenFiles(4)
 TEXT = ArrayLayout("x", (100,), "|S1", by_h5py=True, ragged=True)

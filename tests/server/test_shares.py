@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import pytest
 from conftest import wait_until
 from h5feed.buffers import PoolExhausted
+from h5feed_server.sharing.body_pool import BodyPool
 from h5feed_server.sharing.caller import CALLER, KEEPS_UP
 from h5feed_server.sharing.fair_threads import SPARE, FairThreads
-from h5feed_server.sharing.room import Room
 
 MIB = 1 << 20
 
@@ -99,27 +99,27 @@ def test_an_error_is_the_future_s() -> None:
 def test_room_goes_to_who_has_the_least() -> None:
     """One caller alone has all; when it is let go, another that waits comes first, and then who keeps up."""
 
-    async def ask(room: Room, name: str, keeps_up: bool = False) -> object:
+    async def ask(pool: BodyPool, name: str, keeps_up: bool = False) -> object:
         with calling(name, keeps_up=keeps_up):
             loop = asyncio.get_running_loop()
-            assert await room.turn(3 * MIB, loop.time(), loop.time() + 60)
+            assert await pool.turn(3 * MIB, loop.time(), loop.time() + 60)
             order.append(f"{name}{'+' if keeps_up else ''}")
-            return room.called(lambda: room.lease(3 * MIB))()
+            return pool.called(lambda: pool.lease(3 * MIB))()
 
     async def scene() -> None:
-        room = Room(8 * MIB)
+        pool = BodyPool(8 * MIB)
         with calling("a"):
-            held = [room.lease(3 * MIB), room.lease(3 * MIB)]
+            held = [pool.lease(3 * MIB), pool.lease(3 * MIB)]
             with pytest.raises(PoolExhausted) as refusal:
-                room.lease(3 * MIB)
+                pool.lease(3 * MIB)
         assert refusal.value.nbytes == 3 * MIB
-        assert room.held()["a"] >= 6 * MIB
-        asked = [asyncio.create_task(ask(room, *one)) for one in [("a",), ("a", True), ("b",)]]
+        assert pool.held()["a"] >= 6 * MIB
+        asked = [asyncio.create_task(ask(pool, *one)) for one in [("a",), ("a", True), ("b",)]]
         await asyncio.sleep(0.1)
-        assert room.wanted(asyncio.get_running_loop().time()) == {"a": 6 * MIB, "b": 3 * MIB}
+        assert pool.wanted(asyncio.get_running_loop().time()) == {"a": 6 * MIB, "b": 3 * MIB}
         with calling("c"), pytest.raises(PoolExhausted):
             # Small enough, but others were first.
-            room.lease(MIB)
+            pool.lease(MIB)
         for _ in range(2):
             held.pop()
             await asyncio.sleep(0.1)
@@ -138,12 +138,12 @@ def test_nobody_waits_beyond_the_deadline() -> None:
     """Whose turn does not come is told so, and waits no more."""
 
     async def scene() -> None:
-        room = Room(4 * MIB)
-        held = room.lease(3 * MIB)
+        pool = BodyPool(4 * MIB)
+        held = pool.lease(3 * MIB)
         now = asyncio.get_running_loop().time()
-        assert not await room.turn(3 * MIB, now, now + 0.1)
-        assert room.wanted(now) == {}
+        assert not await pool.turn(3 * MIB, now, now + 0.1)
+        assert pool.wanted(now) == {}
         del held
-        assert len(room.lease(3 * MIB)) == 3 * MIB
+        assert len(pool.lease(3 * MIB)) == 3 * MIB
 
     asyncio.run(scene())

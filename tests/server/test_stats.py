@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from conftest import ServerProcess, wait_until
 from h5feed.errors import FieldNotFound, ReadTimeout, RevisionChanged, SplitNotFound, UnsupportedField
-from h5feed_server.stats.accumulators import tally_of
+from h5feed_server.stats.accumulators import accumulator_for
 from h5feed_server.stats.histogram import BINS
 from h5feed_server.stats.mean_image import MeanImage
 from h5feed_server.stats.summary import Summary
@@ -57,16 +57,16 @@ def test_equal_to_numpy(table: np.ndarray, cuts: tuple[float, float]) -> None:
     """Whatever the dtype, the number of channels and the blocks, all numbers are those of numpy in float64; of
     integers they are exact."""
     first, second = sorted(int(cut * len(table)) for cut in cuts)
-    tally, rest = tally_of(table.dtype, table.shape[1]), tally_of(table.dtype, table.shape[1])
-    for target, part in ((tally, table[:first]), (tally, table[first:second]), (rest, table[second:])):
+    accumulator, rest = accumulator_for(table.dtype, table.shape[1]), accumulator_for(table.dtype, table.shape[1])
+    for target, part in ((accumulator, table[:first]), (accumulator, table[first:second]), (rest, table[second:])):
         if len(part):
             target.add(np.ascontiguousarray(part))
-    tally.merge(rest)
-    for channel, summary in enumerate(tally.summaries()):
+    accumulator.merge(rest)
+    for channel, summary in enumerate(accumulator.summaries()):
         check(summary, table[:, channel])
-    check(tally.overall(), table.reshape(-1))
+    check(accumulator.overall(), table.reshape(-1))
     # Asking changes nothing.
-    check(tally.overall(), table.reshape(-1))
+    check(accumulator.overall(), table.reshape(-1))
 
 
 def check(summary: Summary, values: np.ndarray) -> None:
@@ -104,10 +104,10 @@ def test_histograms_do_not_depend_on_order(values: np.ndarray, seed: int) -> Non
     shuffled = np.random.default_rng(seed).permutation(values)
     found = []
     for order in (values, shuffled):
-        tally = tally_of(np.dtype("<f8"), 1)
+        accumulator = accumulator_for(np.dtype("<f8"), 1)
         for value in order:
-            tally.add(value.reshape(1, 1))
-        found.append(tally.overall().histogram)
+            accumulator.add(value.reshape(1, 1))
+        found.append(accumulator.overall().histogram)
     assert found[0] == found[1]
 
 

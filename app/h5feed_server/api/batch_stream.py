@@ -177,6 +177,7 @@ class BatchStream(Response):
         began = time.perf_counter()
         services = self._services
         plan = self._plan()
+        nbytes: int | None = plan.nbytes(*self._window)
         blocks = _blocks(plan, *self._window)
         private = bool(services.settings.token_list)
         headers = url_headers(*self._url, plan.dataset.revision, "safetensors", private=private)
@@ -184,11 +185,12 @@ class BatchStream(Response):
             return not_modified(headers)
         headers["content-disposition"] = _DOWNLOAD
         planned = time.perf_counter()
-        # The length of text is known when it is read: of several blocks, not before the last.
-        nbytes = None if plan.ragged else plan.nbytes(*self._window)
-        if nbytes is None and len(blocks) > 1 and writer is not None:
-            writer.close()
-            writer = None
+        if plan.ragged:
+            # The length of text is known when it is read: of several blocks, not before the last.
+            nbytes = None
+            if len(blocks) > 1 and writer is not None:
+                writer.close()
+                writer = None
         begun = _Begun(plan, headers, memoryview(b""), blocks)
 
         while blocks:
@@ -219,7 +221,7 @@ class BatchStream(Response):
 
 
 def _blocks(plan: BatchPlan, start: int, stop: int) -> list[tuple[int, int]]:
-    plan.nbytes(start, stop)
+    """Batches start … stop-1, which are known to be there, by the blocks that they are read in."""
     per_block = max(1, BLOCK_BYTES // plan.full.nbytes)
     starts = range(start, stop, per_block)
     if len(starts) > MAX_BLOCKS:

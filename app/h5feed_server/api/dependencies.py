@@ -16,7 +16,7 @@ from ..catalog.inspections import NotYet
 from ..jobs.registry import InProgress, JobState
 from ..services import Services
 from ..sharing.caller import CALLER
-from ..sharing.places import MAY_BEGIN_ANEW, Crowded
+from ..sharing.slots import MAY_RESTART, QueueFull
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ async def in_thread(services: Services, work: Callable[[], T], patience: float |
         try:
             return await attempted(services, work, patience)
         except InProgress as progress:
-            state = await over(services, progress.state, job_deadline - loop.time())
+            state = await job_result(services, progress.state, job_deadline - loop.time())
             if not state.is_over or loop.time() >= job_deadline:
                 raise Overloaded(
                     f"{_how_far(state)}; the server goes on, come again in a moment", retry_after=1
@@ -89,7 +89,7 @@ async def attempted(services: Services, work: Callable[[], T], patience: float |
     deadline = since + (services.settings.admit_timeout if patience is None else patience)
     pause, longest = _POLL_SECONDS
     attempt = begin = work
-    MAY_BEGIN_ANEW.set(True)
+    MAY_RESTART.set(True)
     while True:
         try:
             async with asyncio.timeout(services.settings.read_timeout):
@@ -99,10 +99,10 @@ async def attempted(services: Services, work: Callable[[], T], patience: float |
             raise ReadTimeout(f"reading took more than {seconds:g} s (H5FEED_READ_TIMEOUT)") from None
         except MemoryError:
             raise Overloaded("there is no memory for this now; come again in a moment", retry_after=5) from None
-        except Crowded as crowded:
+        except QueueFull as full:
             pause = min(longest, 2 * pause)
             if loop.time() + pause > deadline:
-                raise crowded.problem from None
+                raise full.problem from None
             await asyncio.sleep(pause)
             continue
         except PoolExhausted as error:
@@ -119,7 +119,7 @@ async def attempted(services: Services, work: Callable[[], T], patience: float |
         begin = services.pool.called(attempt)
 
 
-async def over(services: Services, state: JobState, seconds: float) -> JobState:
+async def job_result(services: Services, state: JobState, seconds: float) -> JobState:
     """The job's state when it is done, or after so many seconds.
 
     Raises

@@ -16,9 +16,9 @@ from pydantic import Field as Param
 
 from ..catalog.dataset import Dataset, Field
 from ..services import Services
-from ..sharing.places import Places
+from ..sharing.slots import Slots
 from ..splits.labels import Labels
-from ..stats import pictures, plots
+from ..stats import figures, pictures
 from .binary import is_known, not_modified
 from .dependencies import NamePath, ServicesDep, in_thread
 from .stats import StatsQuery, stats_headers
@@ -49,7 +49,7 @@ MAX_LINES = 32
 _READ_BYTES = 8 << 20
 """Bytes of samples of a contact sheet that are read at once."""
 
-_PLACES = Places(2, 20.0, "those that make pictures")
+_SLOTS = Slots(2, 20.0, "those that make pictures")
 
 
 class ImageQuery(BaseModel):
@@ -89,8 +89,7 @@ async def get_image(
         headers = stats_headers(request, dataset)
         if is_known(request, headers):
             return not_modified(headers)
-        if row >= dataset.rows:
-            raise RowOutOfRange(f"row {row} does not exist: valid are 0 … {dataset.rows - 1}")
+        dataset.check_rows([row])
         field = image_field(dataset, query.field)
         values = _read(services, field, np.array([row], np.int64))
         side = query.side or pictures.MAX_SIDE
@@ -102,7 +101,7 @@ async def get_image(
             return picture(pictures.png(pixels), query.format, alt, headers)
         return picture(pictures.svg(pixels, alt) if query.format == "svg" else b"", query.format, alt, headers)
 
-    return await in_thread(services, partial(_in_place, work))
+    return await in_thread(services, partial(_in_slot, work))
 
 
 @router.get("/preview", summary="Contact sheet", responses=PICTURE_RESPONSE, response_class=Response)
@@ -136,9 +135,9 @@ async def get_preview(
             f"Contact sheet of {field.name} of {dataset.name}, split {query.split}, {len(pixels)} images, {what}{note}."
         )
         form = None if query.format == "txt" else query.format
-        return picture(plots.draw_picture(title, canvas, alt, form, names), query.format, alt, headers)
+        return picture(figures.draw_picture(title, canvas, alt, form, names), query.format, alt, headers)
 
-    return await in_thread(services, partial(_in_place, work))
+    return await in_thread(services, partial(_in_slot, work))
 
 
 def image_field(dataset: Dataset, name: str | None) -> Field:
@@ -190,9 +189,9 @@ def _thumbnails(services: Services, field: Field, rows: npt.NDArray[np.int64], s
     return np.concatenate([pictures.fit(_read(services, field, part), side) for part in parts])
 
 
-def _in_place(work: Callable[[], Response]) -> Response:
+def _in_slot(work: Callable[[], Response]) -> Response:
     """Do what takes several times the memory of its pictures, which few may at a time."""
-    with _PLACES.one():
+    with _SLOTS.acquire():
         return work()
 
 

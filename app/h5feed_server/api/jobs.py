@@ -13,7 +13,7 @@ from h5feed.errors import Overloaded, PageNotFound
 
 from ..jobs.registry import InProgress, JobState
 from ..services import Services
-from .dependencies import ASKER, ServicesDep, attempted, in_thread, over, wait_for
+from .dependencies import ASKER, ServicesDep, attempted, in_thread, job_result, wait_for
 from .response_models import Job, answers
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ async def at_hand(services: Services, look: Callable[[], T], prefer: str | None)
         try:
             return await attempted(services, look)
         except InProgress as progress:
-            state = await over(services, progress.state, wait_seconds(prefer))
+            state = await job_result(services, progress.state, wait_seconds(prefer))
             if not state.is_over:
                 return accepted(state)
     raise Overloaded("the result was computed but could not be stored; try again in a moment", retry_after=1)
@@ -84,8 +84,8 @@ async def at_hand(services: Services, look: Callable[[], T], prefer: str | None)
 
 def wait_seconds(prefer: str | None) -> float:
     """Seconds from ``Prefer: wait=``."""
-    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", prefer or "")
-    return WAIT_SECONDS if found is None else min(MAX_WAIT_SECONDS, float(found[1]))
+    match = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", prefer or "")
+    return WAIT_SECONDS if match is None else min(MAX_WAIT_SECONDS, float(match[1]))
 
 
 def accepted(state: JobState) -> Response:

@@ -71,10 +71,10 @@ def _grouped(parameters: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """In the order of `GROUPS`, those of the path first; the first of each group says its heading."""
     in_path = [parameter for parameter in parameters if parameter["in"] == "path"]
     left = {parameter["name"]: parameter for parameter in parameters if parameter["in"] != "path"}
-    found = in_path
+    ordered = in_path
     for heading, names in GROUPS.items():
         group = [left.pop(name) for name in names if name in left]
         if group:
             group[0]["x-heading"] = heading
-        found += group
-    return found + list(left.values())
+        ordered += group
+    return ordered + list(left.values())

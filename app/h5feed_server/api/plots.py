@@ -12,7 +12,7 @@ from pydantic import Field as Param
 
 from ..catalog.dataset import Dataset, Field
 from ..services import Services
-from ..stats import pictures, plots
+from ..stats import figures, pictures
 from ..stats.field_stats import FieldStats
 from .binary import is_known, not_modified
 from .dependencies import NamePath, ServicesDep, in_thread
@@ -60,11 +60,11 @@ async def get_plot(
     if answer is not None:
         return answer
     wanted = StatsQuery(**{key: getattr(query, key) for key in StatsQuery.model_fields} | {"field": field.name})
-    found = await found_stats(request, services, name, wanted, prefer)
-    if isinstance(found, Response):
-        return found
-    stats = found[1][field.name]
-    headers = stats_headers(request, found[0])
+    result = await found_stats(request, services, name, wanted, prefer)
+    if isinstance(result, Response):
+        return result
+    stats = result[1][field.name]
+    headers = stats_headers(request, result[0])
     draw = _histogram if kind == "histogram" else _mean_image
     return await in_thread(services, lambda: draw(dataset, field, stats, query, headers))
 
@@ -97,7 +97,7 @@ def _balance(services: Services, dataset: Dataset, field: Field, query: PlotQuer
     shown = {split: splits[split] for split in wanted if splits[split].get("classes")}
     if not shown:
         raise UnsupportedField(f"field {field.name!r} holds no classes")
-    drawn, alt = plots.draw_classes(dataset.name, shown, None if query.format == "txt" else query.format)
+    drawn, alt = figures.draw_classes(dataset.name, shown, None if query.format == "txt" else query.format)
     return picture(drawn, query.format, alt, headers)
 
 
@@ -111,7 +111,7 @@ def _histogram(
     if not stats.report["histogram"]:
         raise UnsupportedField(f"field {field.name!r} has no finite numbers in split {query.split!r}")
     form = None if query.format == "txt" else query.format
-    drawn, alt = plots.draw_histogram(dataset.name, stats.report, form)
+    drawn, alt = figures.draw_histogram(dataset.name, stats.report, form)
     return picture(drawn, query.format, alt, headers)
 
 
@@ -128,4 +128,4 @@ def _mean_image(
     alt = f"Mean of the {rows:,} {field.name} of {dataset.name} in split {query.split}; mean colour: {colours}."
     title = f"{dataset.name}: mean of {rows:,} {field.name}, split {query.split}"
     form = None if query.format == "txt" else query.format
-    return picture(plots.draw_picture(title, pixels, alt, form), query.format, alt, headers)
+    return picture(figures.draw_picture(title, pixels, alt, form), query.format, alt, headers)

@@ -27,7 +27,7 @@ def preview(
     texts : collection of str
         Tensors that are the bytes of strings, which the tensors named ``NAME.offsets`` divide.
     """
-    found: dict[str, Any] = {}
+    described: dict[str, Any] = {}
     for name, tensor in tensors.items():
         about: dict[str, Any] = {"dtype": tensor.dtype.name, "shape": list(tensor.shape)}
         if name in texts:
@@ -35,8 +35,8 @@ def preview(
             about["first"] = [_text(tensor[begin:end]) for begin, end in pairwise(offsets)]
         else:
             about |= {**_range(tensor), "first": _first(tensor)}
-        found[name] = about
-    return {"metadata": dict(metadata), "tensors": found}
+        described[name] = about
+    return {"metadata": dict(metadata), "tensors": described}
 
 
 def _text(data: npt.NDArray[Any]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from h5feed.errors import BadParameter, RowOutOfRange, TooLarge
+from h5feed.errors import BadParameter, RowOutOfRange
 
 from ..catalog.dataset import Dataset
 from ..services import Services
@@ -40,10 +40,7 @@ async def get_rows(
                 f"rows {query.start} … {stop - 1} are not all there: valid is 0 ≤ start ≤ stop ≤ {dataset.rows}"
             )
         wanted = range(query.start, stop, query.step)
-        if len(wanted) > services.settings.max_rows:
-            raise TooLarge(
-                f"{len(wanted)} rows are more than the {services.settings.max_rows} of one answer (H5FEED_MAX_ROWS)"
-            )
+        services.batcher.check_count(len(wanted))
         return _answer(services, dataset, np.arange(query.start, stop, query.step), query, form, headers)
 
     return await in_thread(services, work)
@@ -68,12 +65,8 @@ async def post_rows(
 
     def work() -> Response:
         dataset = services.catalog.dataset(name, query.revision)
-        if len(wanted.rows) > services.settings.max_rows:
-            limit = services.settings.max_rows
-            raise TooLarge(f"{len(wanted.rows)} rows are more than the {limit} of one answer (H5FEED_MAX_ROWS)")
-        for row in wanted.rows:
-            if not 0 <= row < dataset.rows:
-                raise RowOutOfRange(f"row {row} does not exist: valid are 0 … {dataset.rows - 1}")
+        services.batcher.check_count(len(wanted.rows))
+        dataset.check_rows(wanted.rows)
         rows = np.array(wanted.rows, np.int64)
         return _answer(services, dataset, rows, wanted, form, {"cache-control": "no-store"})
 

@@ -141,9 +141,9 @@ async def found_stats(
         # What is wrong with the split is said now, not by the job; of a split that takes long, by the job.
         with contextlib.suppress(InProgress):
             statistics.rows(dataset, query.split, spec)
-        found = statistics.find(dataset, fields, query.split, spec)
-        if found is not None:
-            return dataset, found
+        known = statistics.find(dataset, fields, query.split, spec)
+        if known is not None:
+            return dataset, known
         path = f"{request.scope['path']}?{request.scope['query_string'].decode('ascii', 'replace')}"
         raise InProgress(statistics.start(dataset, fields, query.split, spec, path))
 

@@ -111,5 +111,5 @@ def _parsed(body: bytearray, max_rows: int) -> RowsRequest:
     try:
         return RowsRequest.model_validate_json(bytes(body))
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False)
-        raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in found]) from None
+        problems = error.errors(include_url=False, include_context=False)
+        raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in problems]) from None

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.errors import BadParameter, BatchOutOfRange, TooLarge
+from h5feed.errors import BadParameter, TooLarge
 from h5feed.order import BatchGrid
 from h5feed.wire import OFFSETS, ROWS, WEIGHT, Body, Tensor
 
@@ -23,7 +23,7 @@ from ..catalog.catalog import Catalog
 from ..catalog.dataset import Dataset, Field
 from ..jobs.registry import Jobs
 from ..settings import Settings
-from ..sharing.places import Places
+from ..sharing.slots import Slots
 from ..splits.compute import Rows
 from ..splits.on_request import SplitJobs
 from ..splits.spec import OrderSpec
@@ -46,7 +46,7 @@ _TINY_ROW_BYTES = 64
 """Bytes: rows up to this size, such as labels, cost less by one copy more than by one call for each batch."""
 
 
-_SEQUENCES = Places(1, 60.0, "those that order blocks of rows")
+_SEQUENCES = Slots(1, 60.0, "those that order blocks of rows")
 """Sequences are made one after the other: each takes twice its own memory meanwhile."""
 
 
@@ -117,9 +117,7 @@ class BatchPlan:
         """Bytes of batches start … stop-1."""
         if stop == start + 1:
             return self.body(start).nbytes
-        if not 0 <= start < stop <= self.grid.batches:
-            valid = f"0 ≤ start < stop ≤ {self.grid.batches}"
-            raise BatchOutOfRange(f"batches {start} … {stop - 1} are not all there: valid is {valid}")
+        self.grid.check_range(start, stop)
         return (stop - start - 1) * self.full.nbytes + self.body(stop - 1).nbytes
 
     @cached_property
@@ -197,7 +195,7 @@ class BatchPlan:
             return None
 
         def compute() -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-            with _SEQUENCES.one():
+            with _SEQUENCES.acquire():
                 return self.order.sequence(), np.zeros(0, np.bool_)
 
         return self.orders.get((self.key, "sequence"), compute, lambda value: value[0].nbytes)[0]
@@ -266,8 +264,8 @@ class Batcher:
         if spec.balance:
             by, bins = balanced_by(dataset, spec)
             self.split_jobs.strata(dataset, by, bins=bins)
-        found = split_rows()
-        rows = dataset.rows if found is None else len(found)
+        listed = split_rows()
+        rows = dataset.rows if listed is None else len(listed)
         if spec.limit is not None:
             rows = min(rows, spec.limit)
         resampled = None
@@ -304,12 +302,21 @@ class Batcher:
         limit = self._settings.max_body_bytes
         return _gathered(self.reader, dataset, fields, [_Wanted(0, rows, None)], about, limit, lease)
 
-    def _check_size(self, rows: int, body: Body, fields: Sequence[Field]) -> None:
-        limit = self._settings.max_body_bytes
+    def check_count(self, rows: int) -> None:
+        """Refuse more rows than one answer may have.
+
+        Raises
+        ------
+        TooLarge
+        """
         if rows > self._settings.max_rows:
             raise TooLarge(
                 f"{rows} rows are more than the {self._settings.max_rows} that one answer may have (H5FEED_MAX_ROWS)"
             )
+
+    def _check_size(self, rows: int, body: Body, fields: Sequence[Field]) -> None:
+        limit = self._settings.max_body_bytes
+        self.check_count(rows)
         if body.nbytes > limit:
             per_row = max(1, body.nbytes // max(1, rows))
             raise TooLarge(
@@ -379,9 +386,9 @@ def _gathered(
     ragged = [field for field in fields if field.is_ragged]
     lists = [{field.name: _lists(reader, field, one.rows) for field in ragged} for one in wanted]
     bodies = []
-    for one, found in zip(wanted, lists, strict=True):
+    for one, own_lists in zip(wanted, lists, strict=True):
         weight = [] if one.weight is None else [Tensor(WEIGHT, np.dtype("<f4"), one.rows.shape)]
-        lengths = {name: int(offsets[-1]) for name, (_, offsets) in found.items()}
+        lengths = {name: int(offsets[-1]) for name, (_, offsets) in own_lists.items()}
         bodies.append(_body(dataset, fields, len(one.rows), about, weight, lengths))
         if bodies[-1].nbytes > max_bytes:
             raise TooLarge(
@@ -390,7 +397,7 @@ def _gathered(
             )
     buffer = lease(sum(body.nbytes for body in bodies))
     begin = 0
-    for one, found, body in zip(wanted, lists, bodies, strict=True):
+    for one, own_lists, body in zip(wanted, lists, bodies, strict=True):
         tensors = body.place(buffer[begin : begin + body.nbytes], one.number)
         begin += body.nbytes
         tensors[ROWS][...] = one.rows
@@ -398,7 +405,7 @@ def _gathered(
             tensors[WEIGHT][...] = one.weight
         for field in fields:
             if field.is_ragged:
-                flat, offsets = found[field.name]
+                flat, offsets = own_lists[field.name]
                 tensors[field.name + OFFSETS][...] = offsets
                 if flat is None:
                     reader.read_lists(field.column, one.rows, offsets, tensors[field.name])

@@ -8,9 +8,10 @@ from .options import BuildOptions
 
 if TYPE_CHECKING:
     from .dry_run import Preview, preview
-    from .images import Decoded, ImageSpec, decode_image
+    from .image_spec import Decoded, ImageSpec, decode_image
+    from .progress import Progress
     from .report import Report
-    from .run import Progress, build
+    from .run import build
 
 __all__ = [
     "BuildOptions",
@@ -24,7 +25,13 @@ __all__ = [
     "preview",
 ]
 
-_MODULES = {"Decoded": "images", "ImageSpec": "images", "Report": "report", "decode_image": "images"}
+_MODULES = {
+    "Decoded": "image_spec",
+    "ImageSpec": "image_spec",
+    "Progress": "progress",
+    "Report": "report",
+    "decode_image": "image_spec",
+}
 
 
 def __getattr__(name: str) -> Any:

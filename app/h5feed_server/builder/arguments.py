@@ -45,7 +45,12 @@ def add_build(commands: Any) -> None:
     parser.add_argument("--config", metavar="TOML", type=Path, help="options from a file; those given here come first")
     parser.add_argument("--dry-run", action="store_true", help="say what would be built, and write nothing")
 
-    images = parser.add_argument_group("images")
+    _add_images(parser.add_argument_group("images"))
+    _add_rows(parser.add_argument_group("rows"))
+    _add_stored(parser.add_argument_group("how it is stored"))
+
+
+def _add_images(images: argparse._ArgumentGroup) -> None:
     images.add_argument("--size", metavar="N|HxW", help="pixels (default 256)")
     images.add_argument(
         "--resize",
@@ -60,12 +65,12 @@ def add_build(commands: Any) -> None:
     )
     images.add_argument("--colour", help="rgb (default), bgr, grey or rgba")
     images.add_argument("--label-pattern", metavar="REGEX", help=r"class in the name of a file, such as '^(\w+)\.\d+'")
-
     images.add_argument(
         "--image-seconds", metavar="N", type=float, help="an image that takes longer to decode is broken (60)"
     )
 
-    rows = parser.add_argument_group("rows")
+
+def _add_rows(rows: argparse._ArgumentGroup) -> None:
     rows.add_argument("--val", metavar="N", type=_share, help="validation split: a fraction of all rows, or a count")
     rows.add_argument("--test", metavar="N", type=_share, help="test split, carved off first")
     rows.add_argument("--no-stratify", dest="stratify", action="store_const", const=False, help="split without classes")
@@ -85,10 +90,10 @@ def add_build(commands: Any) -> None:
     rows.add_argument("--image-dir", metavar="DIR", type=Path, help="below which a table's images are (guessed)")
     rows.add_argument("--image-suffix", metavar=".EXT", help="that is added to the names of a table's images (guessed)")
     rows.add_argument("--image-column", metavar="NAME", help="of a table: paths or images (default: guessed)")
-
     rows.add_argument("--dataset", metavar="NAME", help="of an HDF5 file that holds several, as the server lists them")
 
-    stored = parser.add_argument_group("how it is stored")
+
+def _add_stored(stored: argparse._ArgumentGroup) -> None:
     stored.add_argument("--dtype", help="such as float32 (default: uint8 for images, else the source's)")
     stored.add_argument("--rescale", metavar="X", type=float, help="multiply pixels; needs a dtype of floats")
     stored.add_argument("--compression", help="none (default), lz4, zstd or gzip; chunks of one row, or 32 KiB")

@@ -65,7 +65,7 @@ class Opener(Protocol):
 
 
 @dataclass(frozen=True)
-class Found:
+class NamedArray:
     """An array, and what its name says."""
 
     name: str
@@ -76,9 +76,9 @@ class Found:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def found(
+def named_array(
     path: str, shape: tuple[int, ...], dtype: np.dtype[Any], attributes: Mapping[str, Any] | None = None
-) -> Found:
+) -> NamedArray:
     """Split and field from a path such as ``train/images``, ``x_train`` or ``train_set_x``."""
     parts, split = [], ""
     for part in path.split("/"):
@@ -86,7 +86,7 @@ def found(
         split = word or split
         if rest:
             parts.append(rest)
-    return Found("/".join(parts) or path, shape, dtype, split, path, attributes or {})
+    return NamedArray("/".join(parts) or path, shape, dtype, split, path, attributes or {})
 
 
 class ArraySource:
@@ -94,7 +94,7 @@ class ArraySource:
 
     Parameters
     ----------
-    arrays : sequence of Found
+    arrays : sequence of NamedArray
     stamp : str
         Changes with their content.
     classes : list of str, optional
@@ -109,7 +109,7 @@ class ArraySource:
 
     def __init__(
         self,
-        arrays: Sequence[Found],
+        arrays: Sequence[NamedArray],
         opener: Opener,
         options: BuildOptions,
         stamp: str,
@@ -120,7 +120,7 @@ class ArraySource:
         self._opener, self._options, self._coded = opener, options, coded
         self.left_out: dict[str, str] = {}
         self.notes: list[str] = []
-        fields: dict[str, dict[str, Found]] = defaultdict(dict)
+        fields: dict[str, dict[str, NamedArray]] = defaultdict(dict)
         for array in arrays:
             if array.split in fields[array.name]:
                 raise BadParameter(
@@ -206,7 +206,7 @@ class ArraySource:
 
         return work
 
-    def _agreed(self, fields: Mapping[str, Mapping[str, Found]]) -> dict[str, int]:
+    def _agreed(self, fields: Mapping[str, Mapping[str, NamedArray]]) -> dict[str, int]:
         """Rows of each split, as most of the bytes agree on."""
         weights: Counter[tuple[tuple[str, int], ...]] = Counter()
         for own in fields.values():
@@ -215,7 +215,7 @@ class ArraySource:
         best = max(weights, key=lambda lengths: (len(lengths), weights[lengths]), default=())
         return dict(best)
 
-    def _fits(self, name: str, own: Mapping[str, Found]) -> bool:
+    def _fits(self, name: str, own: Mapping[str, NamedArray]) -> bool:
         lengths = {split: array.shape[0] for split, array in own.items() if array.shape}
         first = next(iter(own.values()))
         if not lengths:
@@ -233,7 +233,7 @@ class ArraySource:
             return True
         return False
 
-    def _is_label(self, name: str, fields: Mapping[str, Mapping[str, Found]]) -> bool:
+    def _is_label(self, name: str, fields: Mapping[str, Mapping[str, NamedArray]]) -> bool:
         array = next(iter(fields[name].values()))
         wanted = self._options.label_column
         if wanted is not None and wanted not in fields:
@@ -243,7 +243,7 @@ class ArraySource:
         small = self._row_bytes(fields[name]) <= _MAX_LABEL_BYTES and array.dtype.kind in "biufS"
         return wanted is None and small and len(array.shape) <= 2 and bool(_LABEL.search(name))
 
-    def _column(self, own: Mapping[str, Found]) -> Column:
+    def _column(self, own: Mapping[str, NamedArray]) -> Column:
         values = []
         for split in self._parts:
             array = self._opener.open(own[split].path)
@@ -263,11 +263,11 @@ class ArraySource:
         if "class_names" not in column.attributes:
             self.columns[self.label] = Column(column.values, {**column.attributes, "class_names": classes})
 
-    def _row_bytes(self, own: Mapping[str, Found]) -> int:
+    def _row_bytes(self, own: Mapping[str, NamedArray]) -> int:
         array = next(iter(own.values()))
         return math.prod(array.shape[1:]) * array.dtype.itemsize
 
-    def _spec(self, name: str, own: Mapping[str, Found], *, main: bool) -> FieldSpec:
+    def _spec(self, name: str, own: Mapping[str, NamedArray], *, main: bool) -> FieldSpec:
         array = next(iter(own.values()))
         dtype = array.dtype.newbyteorder("<") if array.dtype.kind != "V" else array.dtype
         if main and self._options.dtype is not None:

@@ -21,9 +21,9 @@ from h5feed.errors import BadParameter, FeedError, Unreadable
 from ..catalog.dataset import Dataset, Field
 from ..catalog.declared import read_declared
 from ..catalog.discovery import ALL_SUFFIXES
+from ..catalog.file_family import files_of_family
 from ..catalog.grouping.stacking import FEWEST, is_sample
 from ..catalog.split_names import SPLITS
-from ..catalog.together import files_together
 from ..services import Services
 from ..settings import Settings
 from ..storage.reader import Reader
@@ -84,38 +84,38 @@ def catalogued(path: Path, options: BuildOptions) -> CataloguedSource:
 
 def hdf5_files(folder: Path) -> list[str]:
     """Names of the HDF5 files below a folder, relative to it."""
-    found = [item.relative_to(folder) for item in sorted(folder.rglob("*")) if item.suffix.lower() in ALL_SUFFIXES]
-    return [name.as_posix() for name in found if not any(part.startswith(".") for part in name.parts)]
+    names = [item.relative_to(folder) for item in sorted(folder.rglob("*")) if item.suffix.lower() in ALL_SUFFIXES]
+    return [name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)]
 
 
 def _chosen(services: Services, path: Path, wanted: str | None) -> tuple[Dataset, dict[str, str]]:
     """The requested dataset, or the only one; and the files that cannot be read, with reasons."""
-    found: list[Dataset] = []
+    datasets: list[Dataset] = []
     unread: dict[str, str] = {}
     for entry in services.catalog.entries():
         try:
-            found += entry.outcome.result(2 * _SECONDS)
+            datasets += entry.outcome.result(2 * _SECONDS)
         except FuturesTimeout:
             raise Unreadable(f"{path} takes too long to inspect") from None
         except FeedError as error:
             unread[entry.name] = error.detail
         unread |= {name: refused.reason for name, refused in entry.refused.items()}
-    if not found:
+    if not datasets:
         name, reason = next(iter(unread.items()))
         raise Unreadable(f"{path} cannot be read: {reason}" if path.is_file() else f"{path}: {name}: {reason}")
-    known = ", ".join(f"{dataset.name!r} ({dataset.rows:,} rows)" for dataset in found[:_SHOWN])
-    known += f" and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else ""
+    known = ", ".join(f"{dataset.name!r} ({dataset.rows:,} rows)" for dataset in datasets[:_SHOWN])
+    known += f" and {len(datasets) - _SHOWN:,} more" if len(datasets) > _SHOWN else ""
     if wanted is not None:
-        named = [dataset for dataset in found if dataset.name == wanted or dataset.name.endswith(f".{wanted}")]
+        named = [dataset for dataset in datasets if dataset.name == wanted or dataset.name.endswith(f".{wanted}")]
         if len(named) != 1:
             raise BadParameter(f"dataset={wanted!r} is not in {path}: there are {known}")
         return named[0], unread
-    if len(found) > 1:
+    if len(datasets) > 1:
         raise BadParameter(
-            f"{path} holds {len(found)} datasets, and one is built at a time: name it with dataset=NAME; there are "
+            f"{path} holds {len(datasets)} datasets, and one is built at a time: name it with dataset=NAME; there are "
             f"{known}"
         )
-    return found[0], unread
+    return datasets[0], unread
 
 
 def _check_alone(path: Path, dataset: Dataset) -> None:
@@ -124,7 +124,7 @@ def _check_alone(path: Path, dataset: Dataset) -> None:
         return
     declared = read_declared(path.parent, follow_links=True).datasets.values()
     is_declared = any(one.stack is not None for one in declared if one.matching([path.name]))
-    if not is_declared and (alike := len(files_together(path.parent, path.name))) >= FEWEST:
+    if not is_declared and (alike := len(files_of_family(path.parent, path.name))) >= FEWEST:
         raise BadParameter(
             f"{path.name} seems to be one of {alike} samples, a file each: build their folder, {path.parent}, or "
             "say stack = false of it in h5feed.toml"
@@ -165,7 +165,7 @@ class CataloguedSource:
             raise BadParameter(f"label_column={label!r}: {dataset.name} has {known}")
         self.label: str | None = None
         self.columns: dict[str, Column] = {}
-        found: list[tuple[StoredField, FieldSpec]] = []
+        chosen_fields: list[tuple[StoredField, FieldSpec]] = []
         for stored in usable:
             name = names.get(stored.field.name, stored.field.name)
             attributes = attributes_of(stored.field)
@@ -179,13 +179,13 @@ class CataloguedSource:
                 self.columns[name] = whole(stored, self._rows, attributes)
                 self.label = name
             else:
-                found.append((stored, stored.spec(name, attributes)))
-        if not found:
+                chosen_fields.append((stored, stored.spec(name, attributes)))
+        if not chosen_fields:
             raise Unreadable(f"dataset {dataset.name!r} has no field that can be built")
         # Inputs come first, then what is largest: the first one is the main one.
-        found.sort(key=lambda item: (item[0].field.role != "input", -item[1].row_bytes))
-        self._fields = [stored for stored, _ in found]
-        self.fields: tuple[FieldSpec, ...] = (self._main(found[0][1]), *(spec for _, spec in found[1:]))
+        chosen_fields.sort(key=lambda item: (item[0].field.role != "input", -item[1].row_bytes))
+        self._fields = [stored for stored, _ in chosen_fields]
+        self.fields: tuple[FieldSpec, ...] = (self._main(chosen_fields[0][1]), *(spec for _, spec in chosen_fields[1:]))
         self.digest = digest_of([dataset.revision, dataset.name, dataset.rows, dataset.identity])
 
     def name(self, row: int) -> str:

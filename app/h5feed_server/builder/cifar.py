@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import Unreadable
 
-from .array_source import ArraySource, Found
+from .array_source import ArraySource, NamedArray
 from .members import BrokenMember, Members
 from .memory_arrays import MemoryArrays
 from .options import BuildOptions
@@ -74,13 +74,15 @@ def cifar(members: Members, options: BuildOptions) -> ArraySource:
         own = [parts[key] for key in sorted(parts) if key[0] == split]
         for field in own[0] if own else ():
             arrays[f"{split}/{field}"] = np.concatenate([part[field] for part in own])
-    found = [
-        Found(path.partition("/")[2], array.shape, array.dtype, path.partition("/")[0], path, _attributes(path, names))
+    array_fields = [
+        NamedArray(
+            path.partition("/")[2], array.shape, array.dtype, path.partition("/")[0], path, _attributes(path, names)
+        )
         for path, array in arrays.items()
     ]
     stamp = " ".join(f"{known[number].name} {known[number].stamp}" for number in wanted)
     members.close()
-    return ArraySource(found, MemoryArrays(arrays), options, stamp)
+    return ArraySource(array_fields, MemoryArrays(arrays), options, stamp)
 
 
 def _attributes(path: str, names: Mapping[str, list[str]]) -> Mapping[str, Any]:
@@ -115,10 +117,10 @@ def _binary(name: str, content: bytes, hundred: bool) -> dict[str, npt.NDArray[A
     if not content or len(content) % (ahead + _PIXELS):
         raise Unreadable(f"{name} has {len(content)} bytes, which are no rows of {ahead + _PIXELS}")
     rows = np.frombuffer(content, np.uint8).reshape(-1, ahead + _PIXELS)
-    found: dict[str, npt.NDArray[Any]] = {"images": _images(rows[:, ahead:]), "labels": rows[:, ahead - 1].astype(int)}
+    arrays: dict[str, npt.NDArray[Any]] = {"images": _images(rows[:, ahead:]), "labels": rows[:, ahead - 1].astype(int)}
     if hundred:
-        found["coarse_labels"] = rows[:, 0].astype(int)
-    return found
+        arrays["coarse_labels"] = rows[:, 0].astype(int)
+    return arrays
 
 
 def _pickled(name: str, content: bytes) -> dict[str, npt.NDArray[Any]]:
@@ -131,17 +133,17 @@ def _pickled(name: str, content: bytes) -> dict[str, npt.NDArray[Any]]:
         or data.values.dtype != "u1"
     ):
         raise Unreadable(f"{name} holds no rows of {_PIXELS} pixels, as CIFAR's batches do")
-    found: dict[str, npt.NDArray[Any]] = {"images": _images(data.values)}
+    arrays: dict[str, npt.NDArray[Any]] = {"images": _images(data.values)}
     for key, field in (("labels", "labels"), ("fine_labels", "labels"), ("coarse_labels", "coarse_labels")):
         if isinstance(about.get(key), list):
-            found[field] = np.array(about[key], np.int64)
+            arrays[field] = np.array(about[key], np.int64)
     if isinstance(about.get("filenames"), list):
-        found["filenames"] = np.array(
+        arrays["filenames"] = np.array(
             [item if isinstance(item, bytes) else str(item).encode() for item in about["filenames"]]
         )
-    if "labels" not in found or any(len(array) != len(data.values) for array in found.values()):
+    if "labels" not in arrays or any(len(array) != len(data.values) for array in arrays.values()):
         raise Unreadable(f"{name} has not one label for each of its images")
-    return found
+    return arrays
 
 
 def _images(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -215,10 +217,10 @@ class _Unpickler(pickle.Unpickler):
 
 def _unpickled(name: str, content: bytes) -> dict[str, Any]:
     try:
-        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        unpickled = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:
         # A damaged pickle may fail in any way.
         raise Unreadable(f"{name} is no pickle of CIFAR's: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(unpickled, dict):
         raise Unreadable(f"{name} is no pickle of CIFAR's: it holds no dictionary")
-    return {key.decode("latin-1") if isinstance(key, bytes) else str(key): value for key, value in found.items()}
+    return {key.decode("latin-1") if isinstance(key, bytes) else str(key): value for key, value in unpickled.items()}

@@ -27,8 +27,9 @@ from rich.text import Text
 
 from .dry_run import Preview, preview
 from .options import BuildOptions, read_options
+from .progress import Progress
 from .report import Report
-from .run import Progress, build
+from .run import build
 
 _LINE_SECONDS = 10.0
 """Where no terminal shows a bar, a line is printed so often."""
@@ -69,9 +70,9 @@ def _run(arguments: argparse.Namespace, options: BuildOptions) -> int:
     warnings.simplefilter("ignore")
     console = Console(stderr=True, markup=False, highlight=False)
     if arguments.dry_run:
-        found = preview(arguments.source, arguments.output, options)
-        print_preview(found, Console(markup=False, highlight=False))
-        return _code(found.left_out, options, console)
+        previewed = preview(arguments.source, arguments.output, options)
+        print_preview(previewed, Console(markup=False, highlight=False))
+        return _code(previewed.left_out, options, console)
     try:
         with _Shown(console) as shown:
             report = build(arguments.source, arguments.output, options, on_progress=shown)
@@ -107,7 +108,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _in_flags(said: str) -> str:
     """A message about `BuildOptions`, reworded for the command line."""
-    return _OPTION.sub(lambda found: _FLAGS.get(found[0]) or f"--{found[0].replace('_', '-')}", said)
+    return _OPTION.sub(lambda match: _FLAGS.get(match[0]) or f"--{match[0].replace('_', '-')}", said)
 
 
 class _Rate(ProgressColumn):
@@ -166,22 +167,24 @@ class _Shown:
             )
 
 
-def print_preview(found: Preview, console: Console) -> None:
+def print_preview(previewed: Preview, console: Console) -> None:
     """Print what a build would produce."""
-    for spec in found.fields:
+    for spec in previewed.fields:
         shape = "×".join(map(str, spec.shape)) or "one value"
-        console.print(f"{spec.name}: {sum(found.rows.values()):,} rows of {shape} {spec.dtype}")
-    console.print(f"files: {', '.join(str(path) for path in found.files[:3])}{' …' if len(found.files) > 3 else ''}")
-    console.print(f"size: {_size(found.nbytes)}; time: about {_duration(found.seconds)}")
-    _print_splits(found.rows, found.classes, console)
-    if found.method:
-        console.print(f"splits are those of scikit-learn's {found.method}")
+        console.print(f"{spec.name}: {sum(previewed.rows.values()):,} rows of {shape} {spec.dtype}")
+    console.print(
+        f"files: {', '.join(str(path) for path in previewed.files[:3])}{' …' if len(previewed.files) > 3 else ''}"
+    )
+    console.print(f"size: {_size(previewed.nbytes)}; time: about {_duration(previewed.seconds)}")
+    _print_splits(previewed.rows, previewed.classes, console)
+    if previewed.method:
+        console.print(f"splits are those of scikit-learn's {previewed.method}")
     table = Table("compression", "size", "decoding a row", title="measured on a sample of your rows")
-    for one in found.tried:
+    for one in previewed.tried:
         table.add_row(one.compression, f"{one.share:.0%}", f"{one.decode_seconds * 1e3:.2f} ms")
     console.print(table)
-    console.print(f"advice: {found.advice}")
-    _print_notes(found.left_out, found.notes, console)
+    console.print(f"advice: {previewed.advice}")
+    _print_notes(previewed.left_out, previewed.notes, console)
     console.print("nothing was written")
 
 

@@ -201,9 +201,9 @@ def _listed_images(table: Table, said: Roles, read: Read, options: BuildOptions)
     assert said.image is not None
     values = read.texts[said.image]
     place = said.place(values)
-    found = sum(path is not None for path in place.paths)
+    existing = sum(path is not None for path in place.paths)
     name = table.columns[said.image]
-    if not found:
+    if not existing:
         raise Unreadable(
             f"none of the {len(values):,} images that column {name!r} of {table.path.name} names, such as "
             f"{values[0]!r}, is below {place.root}: say where they are with image_dir"

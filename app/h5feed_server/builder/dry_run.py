@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import Unreadable
 
-from .layout import Packing
+from .hdf5_writer import Packing
 from .opening import open_source
 from .options import BuildOptions, Compression
 from .plan import check_output, column_bytes, counts_per_class, make_plan
@@ -100,17 +100,17 @@ def preview(source: str | Path, output: str | Path, options: BuildOptions | None
         wanted = wanted_rows(opened, options)
         plan = make_plan(opened, options, where, wanted)
         blocks, seconds = _sample(opened, np.flatnonzero(wanted), options)
-        found = {row: reason for block in blocks for row, reason in block.broken.items()}
-        broken = {opened.name(row): reason for row, reason in found.items()}
-        if found:
-            wanted[list(found)] = False
+        broken_rows = {row: reason for block in blocks for row, reason in block.broken.items()}
+        broken = {opened.name(row): reason for row, reason in broken_rows.items()}
+        if broken_rows:
+            wanted[list(broken_rows)] = False
             plan = make_plan(opened, options, where, wanted)
         tried = _try_compressions(opened.fields, blocks, options)
         share = next((one.share for one in tried if one.compression == options.compression), 1.0)
         raw = plan.rows * sum(spec.row_bytes for spec in opened.fields)
         sampled = sum(len(block.rows) for block in blocks)
         notes = [*opened.notes, *plan.notes, *lost_classes(opened, plan)]
-        if opened.may_break and sampled < int(wanted.sum()) + len(found):
+        if opened.may_break and sampled < int(wanted.sum()) + len(broken_rows):
             notes.append(f"{sampled:,} rows were tried: of the others some may be broken, and be left out")
         classes = {}
         if opened.label is not None and opened.columns[opened.label].values.ndim == 1:
@@ -153,7 +153,7 @@ def _try_compressions(fields: Sequence[FieldSpec], blocks: Sequence[Block], opti
     rows = np.concatenate(whole) if whole else np.zeros((0, *main.shape), main.dtype)
     if not len(rows):
         raise Unreadable("none of a sample of the rows can be read")
-    found = []
+    tried = []
     for compression in ("lz4", "zstd", "gzip"):
         level = options.level if compression == options.compression else None
         packing = Packing(compression, level, options.chunk_rows)
@@ -165,8 +165,8 @@ def _try_compressions(fields: Sequence[FieldSpec], blocks: Sequence[Block], opti
             _decode(compression, data, chunk.nbytes)
         seconds = time.process_time() - began
         share = sum(map(len, packed)) / sum(chunk.nbytes for chunk in chunks)
-        found.append(Tried(compression, share, seconds / len(chunks)))
-    return tuple(found)
+        tried.append(Tried(compression, share, seconds / len(chunks)))
+    return tuple(tried)
 
 
 def _decode(compression: str, data: bytes, nbytes: int) -> Any:

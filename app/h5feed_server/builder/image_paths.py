@@ -16,7 +16,7 @@ from pathlib import Path
 
 from h5feed.errors import BadParameter, Unreadable
 
-from .images import SUFFIXES
+from .image_spec import SUFFIXES
 from .members import MAX_MEMBER_BYTES, BrokenMember, Everywhere, Listing, Member
 from .options import BuildOptions
 
@@ -72,16 +72,16 @@ class ImageFolder:
         direct = [self._direct(value, tail) for value, tail in zip(values, tails, strict=True)]
         if all(path is not None for path in direct[:_SAMPLE]) or all(direct):
             return Place(self.root, direct, "")
-        found: list[list[tuple[str, str]]] = []
+        all_candidates: list[list[tuple[str, str]]] = []
         for tail in tails:
             # prefix and rest of each file that ends in the value
             candidates = self._candidates(tail)
-            found.append(candidates)
-        votes = Counter(prefix for candidates in found for prefix in {prefix for prefix, _ in candidates})
-        ambiguous = any(len({prefix for prefix, _ in candidates}) > 1 for candidates in found)
+            all_candidates.append(candidates)
+        votes = Counter(prefix for candidates in all_candidates for prefix in {prefix for prefix, _ in candidates})
+        ambiguous = any(len({prefix for prefix, _ in candidates}) > 1 for candidates in all_candidates)
         best = self._best(votes) if ambiguous else None
         paths: list[str | None] = []
-        for own, candidates in zip(direct, found, strict=True):
+        for own, candidates in zip(direct, all_candidates, strict=True):
             here = [prefix + rest for prefix, rest in candidates if best is None or prefix == best]
             there = here or [prefix + rest for prefix, rest in candidates]
             paths.append(own if own is not None else there[0] if here or len(there) == 1 else None)
@@ -154,12 +154,12 @@ class ImageFolder:
         return rivals[0]
 
     def _said(self, paths: Sequence[str | None], tails: Sequence[str], votes: Counter[str]) -> str:
-        found = [(path, tail) for path, tail in zip(paths, tails, strict=True) if path is not None]
-        endings = sorted({os.path.splitext(path)[1] for path, tail in found if not path.endswith(tail)})
+        existing = [(path, tail) for path, tail in zip(paths, tails, strict=True) if path is not None]
+        endings = sorted({os.path.splitext(path)[1] for path, tail in existing if not path.endswith(tail)})
         folders = sorted(prefix for prefix in votes if prefix)[:3]
         where = ", ".join(folders) + (" …" if len(votes) > len(folders) and folders else "")
         added = f", with {' or '.join(endings)} added to the names" if endings else ""
-        return f"images are read from {where or self.root}{added}" if found and (where or added) else ""
+        return f"images are read from {where or self.root}{added}" if existing and (where or added) else ""
 
 
 class ListedFiles(Everywhere):

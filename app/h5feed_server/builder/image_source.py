@@ -14,7 +14,7 @@ from h5feed.errors import BadParameter, Unreadable
 from ..catalog.split_names import SPLITS
 from ..catalog.split_record import SplitRecord
 from ..storage.images.decoding import Decoding, ImageDecoders
-from .images import SUFFIXES, UNREAD_SUFFIXES, BrokenImage, image_spec
+from .image_spec import SUFFIXES, UNREAD_SUFFIXES, BrokenImage, image_spec
 from .members import BrokenMember, Members
 from .moments import moments
 from .naming import read_names
@@ -176,8 +176,8 @@ class ImageSource:
 
 def _encoding(names: Sequence[str]) -> str:
     """Encoding of the files, in one word."""
-    found = {name.lower().rpartition(".")[2] for name in names}
-    return "jpeg" if found <= {"jpg", "jpeg", "jpe", "jfif"} else "png" if found == {"png"} else "mixed"
+    suffixes = {name.lower().rpartition(".")[2] for name in names}
+    return "jpeg" if suffixes <= {"jpg", "jpeg", "jpe", "jfif"} else "png" if suffixes == {"png"} else "mixed"
 
 
 def _whole(content: bytes | BrokenMember) -> bytes:
@@ -201,8 +201,8 @@ def listed_images(members: Members, options: BuildOptions) -> ImageSource:
     other = sorted(set(other) - set(unread))
     tables = [name for name in other if name.lower().endswith((".csv", ".tsv"))]
     if not chosen:
-        found = f"; there are {', '.join(other[:5])}: give one of them" if other else ""
-        raise Unreadable(f"there are no images: files that end in {', '.join(SUFFIXES)}{found}")
+        hint = f"; there are {', '.join(other[:5])}: give one of them" if other else ""
+        raise Unreadable(f"there are no images: files that end in {', '.join(SUFFIXES)}{hint}")
     names = [known[index].name for index in chosen]
     said = read_names(names, members.listing.folders, options.label_pattern)
     notes = list(said.notes)

@@ -195,7 +195,7 @@ class ZipMembers(Everywhere):
             self._archive.close()
             raise Unreadable(f"{path} is encrypted: unpack it first, and give the folder")
         self.listing = Listing()
-        found: dict[str, zipfile.ZipInfo] = {}
+        infos: dict[str, zipfile.ZipInfo] = {}
         for info in self._archive.infolist():
             name = _checked_name(info.filename)
             if name is None:
@@ -207,13 +207,13 @@ class ZipMembers(Everywhere):
             elif problem := _too_large(info.file_size, info.compress_size):
                 self.listing.left_out[name] = problem
             else:
-                if name in found:
+                if name in infos:
                     self.listing.left_out[f"{name} (the first)"] = "its name is there twice: the later one counts"
-                found[name] = info
-        self._infos = [found[name] for name in sorted(found)]
+                infos[name] = info
+        self._infos = [infos[name] for name in sorted(infos)]
         self.listing.members = [
-            Member(name, found[name].file_size, f"{found[name].file_size} {found[name].CRC:08x}")
-            for name in sorted(found)
+            Member(name, infos[name].file_size, f"{infos[name].file_size} {infos[name].CRC:08x}")
+            for name in sorted(infos)
         ]
 
     def read(self, index: int) -> bytes:
@@ -230,7 +230,7 @@ class ZipMembers(Everywhere):
 
 def _list_tar(archive: tarfile.TarFile, listing: Listing) -> list[tuple[str, tarfile.TarInfo]]:
     """Names and headers of the files, in the order of the archive; the later one of two of one name."""
-    found: dict[str, tarfile.TarInfo] = {}
+    infos: dict[str, tarfile.TarInfo] = {}
     for info in archive:
         # All that is remembered of it: an archive may have millions.
         archive.members.clear()  # type: ignore[attr-defined]
@@ -246,10 +246,10 @@ def _list_tar(archive: tarfile.TarFile, listing: Listing) -> list[tuple[str, tar
         elif problem := _too_large(info.size):
             listing.left_out[name] = problem
         else:
-            if found.pop(name, None) is not None:
+            if infos.pop(name, None) is not None:
                 listing.left_out[f"{name} (the first)"] = "its name is there twice: the later one counts"
-            found[name] = info
-    return list(found.items())
+            infos[name] = info
+    return list(infos.items())
 
 
 class TarMembers(Everywhere):
@@ -258,10 +258,10 @@ class TarMembers(Everywhere):
     def __init__(self, path: Path) -> None:
         self.listing = Listing()
         with tarfile.open(path, "r:") as archive:
-            found = _list_tar(archive, self.listing)
-        found.sort(key=lambda item: item[0])
-        self._places = [(info.offset_data, info.size) for _, info in found]
-        self.listing.members = [Member(name, info.size, _tar_stamp(info)) for name, info in found]
+            infos = _list_tar(archive, self.listing)
+        infos.sort(key=lambda item: item[0])
+        self._places = [(info.offset_data, info.size) for _, info in infos]
+        self.listing.members = [Member(name, info.size, _tar_stamp(info)) for name, info in infos]
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self, index: int) -> bytes:
@@ -282,9 +282,9 @@ class PackedTarMembers:
         self._path = path
         self.listing = Listing()
         with self._open() as archive:
-            found = _list_tar(archive, self.listing)
-        self._at = {info.offset: index for index, (_, info) in enumerate(found)}
-        self.listing.members = [Member(name, info.size, _tar_stamp(info)) for name, info in found]
+            infos = _list_tar(archive, self.listing)
+        self._at = {info.offset: index for index, (_, info) in enumerate(infos)}
+        self.listing.members = [Member(name, info.size, _tar_stamp(info)) for name, info in infos]
 
     @contextmanager
     def _open(self) -> Iterator[tarfile.TarFile]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import Unreadable
 
-from .array_source import Array, ArraySource, Found, found
+from .array_source import Array, ArraySource, NamedArray, named_array
 from .memory_arrays import MemoryArray
 from .options import BuildOptions
 
@@ -104,14 +104,14 @@ def numpy_arrays(path: Path, options: BuildOptions) -> ArraySource:
     else:
         files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
         openers = {file.stem: partial(_open_file, file) for file in files}
-    arrays: dict[str, Found] = {}
+    arrays: dict[str, NamedArray] = {}
     texts: dict[str, npt.NDArray[Any]] = {}
     for name, opener in openers.items():
         array = opener()
         if array.dtype.kind == "U" and array.shape:
             texts[name] = np.strings.encode(array.read(0, array.shape[0]), "utf-8")
         array.close()
-        arrays[name] = found(name, array.shape, texts[name].dtype if name in texts else array.dtype)
+        arrays[name] = named_array(name, array.shape, texts[name].dtype if name in texts else array.dtype)
     for name, values in texts.items():
         openers[name] = partial(MemoryArray, values)
     classes = _class_names(arrays, openers)
@@ -120,7 +120,7 @@ def numpy_arrays(path: Path, options: BuildOptions) -> ArraySource:
     )
 
 
-def _class_names(arrays: dict[str, Found], openers: Mapping[str, Callable[[], Array]]) -> list[str] | None:
+def _class_names(arrays: dict[str, NamedArray], openers: Mapping[str, Callable[[], Array]]) -> list[str] | None:
     """A short list of names beside the rows, which is removed from the arrays; None if there is none."""
     for name, one in arrays.items():
         others = [other.shape[:1] for key, other in arrays.items() if key != name]
@@ -151,8 +151,8 @@ def idx_arrays(path: Path, options: BuildOptions) -> ArraySource:
         openers[name] = partial(_open_idx, file)
         array = openers[name]()
         array.close()
-        one = found(name, array.shape, array.dtype)
-        arrays.append(Found(match[2].lower(), one.shape, one.dtype, one.split, name))
+        one = named_array(name, array.shape, array.dtype)
+        arrays.append(NamedArray(match[2].lower(), one.shape, one.dtype, one.split, name))
     return ArraySource(arrays, Streams(openers), options, _stamp(path))
 
 

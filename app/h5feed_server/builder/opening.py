@@ -11,7 +11,7 @@ from .catalogued import catalogued, hdf5_files
 from .cifar import cifar, is_cifar
 from .delimited import delimited
 from .image_source import listed_images
-from .images import SUFFIXES
+from .image_spec import SUFFIXES
 from .members import PACKED_TAR_SUFFIXES, TAR_SUFFIXES, open_members
 from .numpy_files import IDX_NAME, idx_arrays, numpy_arrays
 from .options import BuildOptions

@@ -126,11 +126,23 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", parse_size(self.size))
+        self._check_choices()
+        self._check_numbers()
+        self._check_splits()
+        self._check_level()
+        self._check_store()
+        if self.split_files and self.shards > 1:
+            raise BadParameter("split_files and shards are two ways to spread rows over files: give one of them")
+        self._check_label_pattern()
+
+    def _check_choices(self) -> None:
         hints = get_type_hints(type(self))
         for name in ("resize", "interpolation", "colour", "compression", "store"):
             _check(name, getattr(self, name) in get_args(hints[name]), getattr(self, name), get_args(hints[name]))
         if self.dtype is not None:
             _check("dtype", self.dtype in _DTYPES, self.dtype, _DTYPES)
+
+    def _check_numbers(self) -> None:
         scales = self.dtype is not None and np.dtype(self.dtype).kind == "f"
         if self.rescale != 1.0 and not scales:
             raise BadParameter(f"rescale={self.rescale:g} needs dtype float16, float32 or float64, not {self.dtype}")
@@ -144,31 +156,37 @@ class BuildOptions:
             raise BadParameter(f"shards={self.shards} must be less than 100,000")
         if not 0 <= self.split_seed < 2**32:
             raise BadParameter(f"split_seed={self.split_seed} must be in 0 … 2³²-1")
+
+    def _check_splits(self) -> None:
         if self.val is None and self.test is None:
             for name, default in (("stratify", True), ("split_seed", 42), ("split_shuffle", True)):
                 if getattr(self, name) != default:
                     raise BadParameter(f"{name}={getattr(self, name)} needs val or test: nothing is drawn otherwise")
+
+    def _check_level(self) -> None:
         levels = {"zstd": 19, "gzip": 9}
         if self.level is not None and not 1 <= self.level <= levels.get(self.compression, 0):
             known = ", ".join(f"1 … {most} with {name}" for name, most in levels.items())
             raise BadParameter(f"level={self.level} with compression {self.compression}: valid are {known}")
-        if self.store == "encoded":
-            for name, usual in (("dtype", None), ("rescale", 1.0), ("compression", "none")):
-                if getattr(self, name) != usual:
-                    raise BadParameter(
-                        f"{name}={getattr(self, name)} is of pixels: store=encoded keeps bytes as they are"
-                    )
-            if self.resize == "none":
-                raise BadParameter("resize=none with store=encoded: images are served in one shape, so give another")
-        if self.split_files and self.shards > 1:
-            raise BadParameter("split_files and shards are two ways to spread rows over files: give one of them")
-        if self.label_pattern is not None:
-            try:
-                groups = re.compile(self.label_pattern).groups
-            except re.error as error:
-                raise BadParameter(f"label_pattern={self.label_pattern!r} is no regular expression: {error}") from None
-            if groups < 1:
-                raise BadParameter(f"label_pattern={self.label_pattern!r} needs a group: the part that names the class")
+
+    def _check_store(self) -> None:
+        if self.store != "encoded":
+            return
+        for name, usual in (("dtype", None), ("rescale", 1.0), ("compression", "none")):
+            if getattr(self, name) != usual:
+                raise BadParameter(f"{name}={getattr(self, name)} is of pixels: store=encoded keeps bytes as they are")
+        if self.resize == "none":
+            raise BadParameter("resize=none with store=encoded: images are served in one shape, so give another")
+
+    def _check_label_pattern(self) -> None:
+        if self.label_pattern is None:
+            return
+        try:
+            groups = re.compile(self.label_pattern).groups
+        except re.error as error:
+            raise BadParameter(f"label_pattern={self.label_pattern!r} is no regular expression: {error}") from None
+        if groups < 1:
+            raise BadParameter(f"label_pattern={self.label_pattern!r} needs a group: the part that names the class")
 
     @property
     def resampling(self) -> Interpolation:
@@ -219,14 +237,14 @@ def read_options(path: Path) -> dict[str, Any]:
     """
     try:
         with open(path, "rb") as stream:
-            found = tomllib.load(stream)
+            table = tomllib.load(stream)
     except OSError as error:
         raise BadParameter(f"the options {path} cannot be read: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:
         raise BadParameter(f"the options {path} are no TOML: {error}") from None
     hints = get_type_hints(BuildOptions)
     options: dict[str, Any] = {}
-    for key, value in found.items():
+    for key, value in table.items():
         name = key.replace("-", "_")
         if name not in hints:
             said = did_you_mean(key, hints, f"the options are {', '.join(hints)}")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from h5feed.errors import BadParameter, FeedError, Unreadable
 
 from ..catalog.split_names import SPLITS, without_split
-from .array_source import ArraySource, Found, found
+from .array_source import ArraySource, NamedArray, named_array
 from .image_source import ImageSource, split_codes
 from .members import MAX_MEMBER_BYTES, BrokenMember, Listing, Member
 from .options import BuildOptions
@@ -329,15 +329,15 @@ def _arrays(tables: _Tables, label: str | None, words: Sequence[str | None], opt
             kinds[field.name] = (sample, dtype)
         else:
             left_out[f"column {field.name}"] = f"it holds {field.type}, and no numbers of one shape"
-    arrays: list[Found] = []
+    arrays: list[NamedArray] = []
     for split in dict.fromkeys(words):
         numbers = [number for number, word in enumerate(words) if word == split]
         rows = sum(tables.counts[number] for number in numbers)
         for name, (sample, dtype) in kinds.items():
             path = f"{','.join(map(str, numbers))}/{name}"
             names = tables.class_names(name)
-            one = found(name, (rows, *sample), dtype, {"class_names": names} if names else {})
-            arrays.append(Found(name, one.shape, dtype, split or "", path, one.attributes))
+            one = named_array(name, (rows, *sample), dtype, {"class_names": names} if names else {})
+            arrays.append(NamedArray(name, one.shape, dtype, split or "", path, one.attributes))
     opener = _Columns(tables, kinds)
     source = ArraySource(arrays, opener, options, tables.stamp)
     source.left_out.update(left_out)

@@ -114,8 +114,8 @@ def make_plan(source: Source, options: BuildOptions, output: Path, usable: npt.N
     rows = np.flatnonzero(usable)
     if not len(rows):
         raise BadParameter("no row is left: all of the source's are broken")
-    found = _divide(source, options, rows)
-    divided = found.rows
+    division = _divide(source, options, rows)
+    divided = division.rows
     files: dict[Path, tuple[Part, ...]]
     if options.split_files:
         files = {
@@ -132,7 +132,7 @@ def make_plan(source: Source, options: BuildOptions, output: Path, usable: npt.N
         }
     else:
         files = {output: tuple(Part(split, split, own) for split, own in divided.items())}
-    return Plan(files, found.notes, found.method, found.record)
+    return Plan(files, division.notes, division.method, division.record)
 
 
 def check_output(output: Path, options: BuildOptions) -> Path:

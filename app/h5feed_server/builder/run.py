@@ -10,9 +10,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +21,17 @@ from h5feed.wire import OFFSETS
 
 from .. import __version__
 from ..catalog.split_record import ATTRIBUTE as SPLIT_RECORD
+from .hdf5_writer import Packing, create_chunked, finish_file
 from .journal import Journal, journal_bytes
-from .layout import Packing, create_chunked, finish_file
 from .moments import mean_and_std
 from .opening import open_source
 from .options import BuildOptions
+from .placed_rows import PlacedRows, copy_lists, copy_rows
 from .plan import Part, Plan, beside, check_output, column_bytes, limited, make_plan
+from .progress import OnProgress, Progress
 from .report import Report, lost_classes, twins, write_left_out, write_means
-from .rows import PlacedRows, copy_lists, copy_rows
-from .source import Block, Column, Source, digest_of
-
-_COMMIT_SECONDS = 2.0
-"""An interruption costs no more work than this."""
-
-_COMMIT_BYTES = 256 << 20
-"""What is written is on disk before so much more is."""
-
-_AHEAD = 2
-"""Pieces of work for each thread that are under way or wait: the bound on memory."""
+from .row_maker import AHEAD, RowMaker
+from .source import Column, Source, digest_of
 
 _SPARE_BYTES = 1 << 20
 """Structure of the file, the journal."""
@@ -51,29 +42,6 @@ _HDF5_ERRNO = re.compile(r"errno = (\d+)")
 
 MAX_ROWS = 1 << 31
 """Rows of a source: some hundred bytes of each are held in memory."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Progress of a build.
-
-    Attributes
-    ----------
-    phase : str
-        ``rows``: made and written; ``layout``: put into their final layout.
-    rows, total : int
-        Finished, with those of an interrupted build; and in all.
-    written : int
-        Bytes by this process.
-    """
-
-    phase: str
-    rows: int
-    total: int
-    written: int
-
-
-OnProgress = Callable[[Progress], None]
 
 
 def build(
@@ -180,7 +148,9 @@ class _Build:
         rows = PlacedRows(self._plan, parts, self._source, fresh=not journal.done.any())
         with contextlib.closing(rows), ThreadPoolExecutor(self._options.workers, "h5feed-build") as threads:
             self._resumed_rows = int(journal.done.sum())
-            self._make_rows(journal, rows, threads)
+            maker = RowMaker(self._source, self._wanted, rows, journal, self._options, threads, self._on_progress)
+            maker.run()
+            self._written = maker.written
             usable = self._wanted & ~_mask(journal.broken, self._source.rows)
             final = make_plan(self._source, self._options, self._output, usable) if journal.broken else self._plan
             made = parts
@@ -192,78 +162,6 @@ class _Build:
         for leftover in set(parts.values()) - set(made.values()):
             leftover.unlink(missing_ok=True)
         journal.add_renames([(str(made[path].name), str(path.name)) for path in final.files])
-
-    def _make_rows(self, journal: Journal, rows: PlacedRows, threads: ThreadPoolExecutor) -> None:
-        """Make what is missing; what was made is written and noted, whatever ends this."""
-        total = int(self._wanted.sum())
-        finished: list[Block] = []
-        done = self._resumed_rows
-        pending: set[Future[Block]] = set()
-        unnoted, noted = 0, time.monotonic()
-        noting: Future[None] | None = None
-
-        def run(work: Callable[[], Block]) -> Block:
-            block = work()
-            rows.write(block)
-            block.arrays = {}
-            return block
-
-        def collect(some: set[Future[Block]]) -> int:
-            nonlocal done
-            nbytes = 0
-            # Those that have failed last: what the others have finished counts.
-            for future in sorted(some, key=lambda future: future.exception() is not None):
-                block = future.result()
-                if block.broken and self._options.strict:
-                    row, reason = next(iter(block.broken.items()))
-                    raise Unreadable(f"{self._source.name(row)}: {reason}")
-                finished.append(block)
-                done += len(block.rows)
-                nbytes += (len(block.rows) - len(block.broken)) * rows.row_bytes
-            return nbytes
-
-        def note() -> None:
-            """Beside the threads that make rows: a disk may take its time."""
-            nonlocal unnoted, noted, noting
-            if noting is not None and not noting.done():
-                return
-            if noting is not None:
-                noting.result()
-            noting = keeper.submit(_keep, rows, journal, finished.copy())
-            finished.clear()
-            unnoted, noted = 0, time.monotonic()
-
-        keeper = ThreadPoolExecutor(1, "h5feed-build-journal")
-
-        try:
-            for work in self._source.work(journal.done | ~self._wanted):
-                pending.add(threads.submit(run, work))
-                if len(pending) < self._options.workers * _AHEAD:
-                    continue
-                some, pending = wait(pending, return_when=FIRST_COMPLETED)
-                nbytes = collect(some)
-                unnoted += nbytes
-                self._written += nbytes
-                self._on_progress(Progress("rows", done, total, self._written))
-                if unnoted >= _COMMIT_BYTES or time.monotonic() - noted >= _COMMIT_SECONDS:
-                    note()
-            while pending:
-                some, pending = wait(pending, return_when=FIRST_COMPLETED)
-                self._written += collect(some)
-                self._on_progress(Progress("rows", done, total, self._written))
-        finally:
-            for future in pending:
-                future.cancel()
-            with contextlib.suppress(Exception):
-                # What the threads have still finished counts as well.
-                collect({future for future in wait(pending).done if not future.cancelled()})
-            with keeper:
-                if noting is not None:
-                    noting.result()
-                _keep(rows, journal, finished)
-        missing = np.flatnonzero(self._wanted & ~journal.done)
-        if len(missing):
-            raise Unreadable(f"{self._source.name(int(missing[0]))}: it is not in the source any more")
 
     def _lay_out(self, final: Plan, rows: PlacedRows, threads: ThreadPoolExecutor) -> dict[Path, Path]:
         """Copy the rows, less the broken ones, into the layout that is asked for."""
@@ -293,7 +191,7 @@ class _Build:
                 self._packing,
                 read,
                 threads,
-                self._options.workers * _AHEAD,
+                self._options.workers * AHEAD,
                 on_rows,
             )
             copy_lists(rows, unfinished, parts, self._source, offsets)
@@ -425,12 +323,6 @@ def wanted_rows(source: Source, options: BuildOptions) -> npt.NDArray[np.bool_]:
     wanted = np.zeros(source.rows, np.bool_)
     wanted[limited(options.limit, source.rows, labels, source.splits)] = True
     return wanted
-
-
-def _keep(rows: PlacedRows, journal: Journal, blocks: list[Block]) -> None:
-    """Note rows when their bytes are on disk."""
-    rows.sync()
-    journal.add(blocks)
 
 
 def _mask(rows: dict[int, str], total: int) -> npt.NDArray[np.bool_]:

@@ -65,15 +65,15 @@ class Numbers:
 
     def read(self, rows: Int64s) -> npt.NDArray[Any]:
         column = self.field.column
-        found = np.empty((len(rows), *column.sample_shape), column.dtype)
+        values = np.empty((len(rows), *column.sample_shape), column.dtype)
         if any(segment.transposed for segment in column.segments):
             # Each of its rows is everywhere in the file: they are read all at once, and kept.
             if self._all is None:
                 self._all = self._reader.read_all(column)
-            np.take(self._all, rows, axis=0, out=found, mode="clip")
+            np.take(self._all, rows, axis=0, out=values, mode="clip")
         else:
-            self._reader.read_from_source(column, rows, found)
-        return found
+            self._reader.read_from_source(column, rows, values)
+        return values
 
 
 class Scattered:
@@ -96,7 +96,7 @@ class Scattered:
         return FieldSpec(name, self.field.sample_shape, self.field.dtype, attributes)
 
     def read(self, rows: Int64s) -> npt.NDArray[Any]:
-        found = np.empty((len(rows), *self.field.sample_shape), self.field.dtype)
+        values = np.empty((len(rows), *self.field.sample_shape), self.field.dtype)
         for segment, places, local in self.field.column.divide(rows):
             where = np.arange(len(rows)) if places is None else places
             with h5py.File(segment.source.path) as file:
@@ -108,10 +108,10 @@ class Scattered:
                         if self._held != (id(segment), begin):
                             self._block = np.moveaxis(array[..., begin : begin + step], -1, 0)
                             self._held = id(segment), begin
-                        found[place] = self._block[row - begin]
+                        values[place] = self._block[row - begin]
                 except OSError as error:
                     raise Unreadable(f"{self.field.name}: its rows cannot be read: {error}") from None
-        return found
+        return values
 
 
 class Texts:
@@ -179,12 +179,12 @@ def lengths_of(field: Field, reader: Reader, rows: Int64s) -> Int64s:
 
 def whole(stored: StoredField, rows: Int64s, attributes: Mapping[str, Any]) -> Column:
     """All rows of a small field, in memory."""
-    found = stored.read(rows)
-    assert isinstance(found, np.ndarray)
+    values = stored.read(rows)
+    assert isinstance(values, np.ndarray)
     spec = stored.spec("", attributes)
     if spec.enum_names is not None:
-        return Column(found.astype(h5py.enum_dtype(dict(spec.enum_names), spec.dtype)), attributes)
-    return Column(found.view(spec.dtype).reshape(len(rows), *spec.shape), attributes)
+        return Column(values.astype(h5py.enum_dtype(dict(spec.enum_names), spec.dtype)), attributes)
+    return Column(values.view(spec.dtype).reshape(len(rows), *spec.shape), attributes)
 
 
 def attributes_of(field: Field) -> dict[str, Any]:

@@ -102,37 +102,37 @@ class Kind:
     def look(self, values: Sequence[str], lines: Sequence[int], comma: bool) -> None:
         """Take more values into account."""
         try:
-            found = np.array(values, np.float64)
+            numbers = np.array(values, np.float64)
             if "_" in "".join(values):
                 raise ValueError
         except ValueError:
-            found = np.array([self._one(value, line, comma) for value, line in zip(values, lines, strict=True)])
-            self._measure(found, values)
+            numbers = np.array([self._one(value, line, comma) for value, line in zip(values, lines, strict=True)])
+            self._measure(numbers, values)
         else:
-            self.look_at_numbers(found, values)
+            self.look_at_numbers(numbers, values)
 
-    def look_at_numbers(self, found: npt.NDArray[np.float64], values: Sequence[str]) -> None:
+    def look_at_numbers(self, numbers: npt.NDArray[np.float64], values: Sequence[str]) -> None:
         """Same, for values known to be numbers."""
-        missing = int(np.isnan(found).sum())
+        missing = int(np.isnan(numbers).sum())
         self.missing += missing
-        self.numbers += len(found) - missing
-        self._measure(found, values)
+        self.numbers += len(numbers) - missing
+        self._measure(numbers, values)
 
-    def _measure(self, found: npt.NDArray[np.float64], values: Sequence[str]) -> None:
-        there = np.isfinite(found)
+    def _measure(self, numbers: npt.NDArray[np.float64], values: Sequence[str]) -> None:
+        there = np.isfinite(numbers)
         if not there.all():
-            self.has_exponents = self.has_exponents or bool(np.isinf(found).any())
+            self.has_exponents = self.has_exponents or bool(np.isinf(numbers).any())
             values = [values[place] for place in np.flatnonzero(there).tolist()] if self.whole else ()
-            found = found[there]
-        if not len(found):
+            numbers = numbers[there]
+        if not len(numbers):
             return
-        self.low, self.high = min(self.low, float(found.min())), max(self.high, float(found.max()))
-        self.whole = self.whole and bool((found == np.rint(found)).all())
-        self.ones = self.ones and bool(((found == 0) | (found == 1)).all())
+        self.low, self.high = min(self.low, float(numbers.min())), max(self.high, float(numbers.max()))
+        self.whole = self.whole and bool((numbers == np.rint(numbers)).all())
+        self.ones = self.ones and bool(((numbers == 0) | (numbers == 1)).all())
         with np.errstate(over="ignore"):
-            self.is_float32 = self.is_float32 and bool((found.astype(np.float32) == found).all())
+            self.is_float32 = self.is_float32 and bool((numbers.astype(np.float32) == numbers).all())
         if self.whole and self.largest > EXACT_FLOAT64:
-            large = np.flatnonzero(np.abs(found) > EXACT_FLOAT64).tolist()
+            large = np.flatnonzero(np.abs(numbers) > EXACT_FLOAT64).tolist()
             self.has_exponents = self.has_exponents or any(_EXPONENT.search(values[place]) for place in large)
 
     def _one(self, value: str, line: int, comma: bool) -> float:
@@ -246,13 +246,13 @@ def read_table(table: Table, kept: set[int], problem: Callable[[Sequence[str]], 
 
 def gather(table: Table, lines: npt.NDArray[np.int64], columns: Sequence[int]) -> dict[int, list[str]]:
     """All values of some columns."""
-    found: dict[int, list[str]] = {number: [] for number in columns}
+    cells: dict[int, list[str]] = {number: [] for number in columns}
     wanted = set(lines.tolist())
     for line, values in table.rows() if columns else ():
         if line in wanted:
             for number in columns:
-                found[number].append(values[number].strip())
-    return found
+                cells[number].append(values[number].strip())
+    return cells
 
 
 def labels_of(texts: Sequence[str]) -> Column:

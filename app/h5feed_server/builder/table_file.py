@@ -16,7 +16,7 @@ from typing import IO, TextIO, cast
 
 from h5feed.errors import BadParameter, Unreadable
 
-from .images import SUFFIXES
+from .image_spec import SUFFIXES
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 
@@ -134,7 +134,7 @@ class Table:
     def _named(self, names: list[str]) -> list[str]:
         """Column names made unique as pandas does: ``a``, ``a.1``."""
         taken: set[str] = set()
-        found = []
+        unique_names = []
         for name in names:
             own, number = name, 0
             while own in taken:
@@ -143,8 +143,8 @@ class Table:
             if number:
                 self.notes.append(f"there are several columns {name!r}: one of them is called {own!r}")
             taken.add(own)
-            found.append(own)
-        return found
+            unique_names.append(own)
+        return unique_names
 
 
 def _is_header(first: list[str], second: list[str]) -> bool:

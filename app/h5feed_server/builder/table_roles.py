@@ -134,11 +134,11 @@ class Roles:
         table = self._table
         missing = [n for n in self.other if n not in read.texts]
         texts = {**read.texts, **gather(table, read.lines, missing)}
-        found: dict[str, Column] = {}
+        named: dict[str, Column] = {}
         label = None
         if self.label is not None:
             label = "labels"
-            found[label] = labels_of(texts[self.label])
+            named[label] = labels_of(texts[self.label])
         elif self._one_hot(read):
             label = "labels"
             values = [[as_number(text, False) for text in texts[n]] for n in self.other]
@@ -147,15 +147,15 @@ class Roles:
             return {label: Column(np.array(values, np.uint8).T.copy(), {"class_names": names})}, label
         for number in self.other:
             name = re.sub(r"[/\0]", "_", table.columns[number]) or "index"
-            while name in _TAKEN or name in found:
+            while name in _TAKEN or name in named:
                 name += "_"
             column = values_of(texts[number], read.kinds[number], table.delimiter != ",")
             nbytes = column.values.dtype.itemsize * len(column.values)
             if nbytes > _MAX_TEXT_BYTES:
                 read.left_out[f"column {table.columns[number]}"] = f"its texts would take {nbytes:,} bytes"
             else:
-                found[name] = column
-        return found, label
+                named[name] = column
+        return named, label
 
     def splits(self, read: Read) -> npt.NDArray[np.uint8] | None:
         """Split of each row."""
@@ -210,8 +210,8 @@ class Roles:
             return None
         for number in named:
             values = [value for value in columns[number] if not is_missing(value)]
-            found = self._folder.find(values).paths if values else []
-            if found and sum(path is not None for path in found) * 2 > len(found):
+            image_paths = self._folder.find(values).paths if values else []
+            if image_paths and sum(path is not None for path in image_paths) * 2 > len(image_paths):
                 return number
         if options.image_dir is not None:
             raise Unreadable(

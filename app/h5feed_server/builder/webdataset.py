@@ -12,7 +12,7 @@ from typing import Any
 from h5feed.errors import BadParameter
 
 from .image_source import ImageSource
-from .images import SUFFIXES
+from .image_spec import SUFFIXES
 from .members import BrokenMember, Members
 from .options import BuildOptions
 from .source import Column, label_column

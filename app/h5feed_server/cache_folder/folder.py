@@ -141,7 +141,7 @@ class CacheFolder:
         # other things altogether.
         ours = [folder for folder in path.glob(f"{_PREFIX}*") if _OURS.fullmatch(folder.name)]
         forgotten = time.time() - _FORGOTTEN_SECONDS
-        found = []
+        kept = []
         for folder in ours:
             for file in folder.rglob("*"):
                 with contextlib.suppress(OSError):
@@ -151,11 +151,11 @@ class CacheFolder:
                     if folder != self.path and status.st_mtime < forgotten:
                         file.unlink(missing_ok=True)
                     else:
-                        found.append((status.st_mtime, status.st_size, file))
+                        kept.append((status.st_mtime, status.st_size, file))
             if folder != self.path:
                 _remove_empty(folder)
-        total = sum(size for _, size, _ in found)
-        for _, size, file in sorted(found):
+        total = sum(size for _, size, _ in kept)
+        for _, size, file in sorted(kept):
             if total <= max_bytes:
                 break
             with contextlib.suppress(OSError):

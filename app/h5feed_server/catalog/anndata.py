@@ -14,7 +14,7 @@ from typing import Any
 from ..storage.column import About, Segment
 from .frame_columns import refused
 from .pandas_frames import Read, texts_of
-from .words import words_of
+from .vocabulary import words_of
 
 _ROWS = {
     "X": "",
@@ -52,19 +52,19 @@ def categorical(
     groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment], read: Read
 ) -> dict[str, Segment]:
     """The arrays of a file, those groups of ``codes`` and ``categories`` that say so as one array."""
-    found = dict(segments)
+    fields = dict(segments)
     for path, about in groups.items():
-        if str(about.get("encoding-type")).startswith("nullable-") and f"{path}/mask" in found:
-            values = found.get(f"{path}/values")
+        if str(about.get("encoding-type")).startswith("nullable-") and f"{path}/mask" in fields:
+            values = fields.get(f"{path}/values")
             if values is not None:
                 note = f"missing where {path.replace('/', '.')}.mask is true: what is stored there is no value"
-                found[f"{path}/values"] = replace(values, about=About(is_column=True, note=note))
+                fields[f"{path}/values"] = replace(values, about=About(is_column=True, note=note))
         codes, categories = segments.get(f"{path}/codes"), segments.get(f"{path}/categories")
         if about.get("encoding-type") != "categorical" or codes is None or categories is None:
             continue
-        found = {name: segment for name, segment in found.items() if not name.startswith(f"{path}/")}
-        found[path] = _coded(codes, categories, read)
-    return found
+        fields = {name: segment for name, segment in fields.items() if not name.startswith(f"{path}/")}
+        fields[path] = _coded(codes, categories, read)
+    return fields
 
 
 def observations(
@@ -73,7 +73,7 @@ def observations(
     """The arrays of an AnnData file, with their roles; those that are no rows are listed with the reason."""
     legacy = {path: segment for path, segment in segments.items() if path.startswith("obs/__categories/")}
     index = groups.get("obs", {}).get("_index", "_index")
-    found = {}
+    fields = {}
     for path, segment in segments.items():
         top, _, rest = path.partition("/")
         name = path.replace("/", ".") if top in _ROWS else path
@@ -91,13 +91,13 @@ def observations(
             if top == "obs" and rest in (index, "_index"):
                 reason = "names of the observations"
             segment = replace(segment, about=replace(about, role=role, reason=reason, is_column=True))
-        found[name] = segment
-    label = _label(found)
+        fields[name] = segment
+    label = _label(fields)
     if label is not None:
-        about = replace(found[label].about or About(), role="label", reason="categories that say what a cell is")
-        found[label] = replace(found[label], about=about)
+        about = replace(fields[label].about or About(), role="label", reason="categories that say what a cell is")
+        fields[label] = replace(fields[label], about=about)
     order = (*_ROWS, *_ASIDE)
-    return dict(sorted(found.items(), key=lambda one: _rank(one[0], order)))
+    return dict(sorted(fields.items(), key=lambda one: _rank(one[0], order)))
 
 
 def _rank(name: str, order: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from h5feed.errors import BadParameter, Unreadable
 from h5feed.images import ImageSpec
@@ -15,6 +15,7 @@ from h5feed.order import ORDER_VERSION
 
 from ..served_version import SERVED_VERSION
 from ..storage.column import Column
+from ..storage.local_file import Identity
 from .class_names import Read, with_fitting_names
 from .dataset import Dataset, Field, describe_fields
 from .declared import NAME as DECLARATION
@@ -24,11 +25,11 @@ from .discovery import distinct, dotted, shown
 from .grouping import alike, fuel, weights
 from .grouping.assembly import CLASS_REASON
 from .grouping.families import Family, apart, glob_of
-from .grouping.pieces import Hints, InDoubt, InspectedFile
+from .grouping.pieces import Hints, InDoubt, InspectedFile, Table
 from .grouping.tables import PartMissing, tables_of
 from .loading import LoadedFile
 from .packed import with_packing
-from .split_record import read_record
+from .split_record import SplitRecord, read_record
 
 
 @dataclass(frozen=True)
@@ -108,17 +109,17 @@ class Assembler:
                 if family.declared is not None:
                     raise Unreadable(str(error)) from None
         # Their names look like parts of one dataset, their content does not.
-        found: list[Dataset] = []
+        datasets: list[Dataset] = []
         for one in [family] if family.kind == "alone" else apart(family):
             try:
                 if one.kind != "alone":
                     there = {file: loaded[file] for file in one.files if file in loaded}
                     lacking = {file: failed[file] for file in one.files if file in failed}
-                    found += self.divide(one, there, lacking, refused, declaration)
+                    datasets += self.divide(one, there, lacking, refused, declaration)
                     continue
                 if one.files[0] in failed:
                     raise failed[one.files[0]]
-                found += self._datasets(one, [loaded[one.files[0]]], Hints(), refused, declaration, notes)
+                datasets += self._datasets(one, [loaded[one.files[0]]], Hints(), refused, declaration, notes)
             except (Unreadable, ValueError) as error:
                 reason = error.detail if isinstance(error, Unreadable) else str(error)
                 if isinstance(error, InDoubt):
@@ -126,7 +127,7 @@ class Assembler:
                 refused[one.name] = Refused(one.files, reason)
                 if family.kind == "alone":
                     raise Unreadable(reason) from None
-        return tuple(found)
+        return tuple(datasets)
 
     def _datasets(
         self,
@@ -146,73 +147,126 @@ class Assembler:
         ValueError
             The files do not fit together.
         """
-        name, files, declared = family.name, family.files, family.declared
-        for file, one in zip(files, loaded, strict=True):
-            if declared is None and (reason := weights.reason_for(one.layout.attributes, one.segments)):
-                raise Unreadable(reason if len(files) == 1 else f"{shown(file)}: {reason}")
-        inspected = _inspected(family, loaded)
-        tables = tables_of(inspected, hints)
-        if len(loaded) == 1:
-            fuel.apply(loaded[0].layout.attributes.get(fuel.ATTRIBUTE), tables)
-        elif any(isinstance(one.layout.attributes.get(fuel.ATTRIBUTE), list) for one in loaded):
-            notes = (*notes, f"the attribute {fuel.ATTRIBUTE!r} of its files is not followed: it is of one file alone")
+        _refuse_weights(family, loaded)
+        tables = tables_of(_inspected(family, loaded), hints)
+        notes = (*notes, *_apply_fuel(loaded, tables))
         identities = tuple(
             dict.fromkeys(part for one in loaded for segment in one.segments.values() for part in segment.source.key)
         )
-        # What rows and classes are called is served as well.
-        called = family.rows if hints.stack or hints.classes else ()
-        if any(tags.split for tags in family.tags):
-            called = (*called, *(tags.split or "" for tags in family.tags))
-        revision = _revision([digest for one in loaded for digest in one.digests], declaration, called)
-        decode = _images_declared(declared, [field.name for table in tables for field in table.fields])
-        notes = (*dict.fromkeys(note for one in loaded for note in one.layout.notes), *notes)
-        datasets = []
+        origin = _Origin(
+            family,
+            _revision_of(family, loaded, hints, declaration),
+            identities,
+            digest_in_full=all(identity.size <= self._digest_limit for identity, _ in identities),
+            attributes=[one.layout.attributes for one in loaded],
+            decode=_images_declared(family.declared, [field.name for table in tables for field in table.fields]),
+            notes=(*dict.fromkeys(note for one in loaded for note in one.layout.notes), *notes),
+        )
+        datasets: list[Dataset] = []
         reasons: list[str] = []
         for table in tables:
-            main = not table.path or len(tables) == 1
-            own = name if main else f"{name}.{dotted(table.path)}"
-            if table.problem is not None:
-                refused[own] = Refused(files, _in_doubt(table.problem, name, files, "classes"))
-                reasons.append(refused[own].reason)
-                continue
-            table.fields[:] = with_packing(table.fields, declared is not None and declared.apply == "scale")
-            fields = describe_fields(table, declared.roles if declared else None, decode, self._holds_classes)
-            if not any(field.unreadable is None for field in fields):
-                whys = [f"{field.name}: {field.unreadable}" for field in fields[:5]]
-                refused[own] = Refused(files, "; ".join(whys))
-                reasons += whys
-                continue
-            label = next((field for field in fields if field.role == "label" and not field.unreadable), None)
-            fields = _with_class_names(fields, label, table.class_names, declared.class_names if declared else None)
-            fields = with_fitting_names(fields, self._block)
-            names = next((field.class_names for field in fields if label and field.name == label.name), None)
-            said = [*notes, *table.notes]
-            native, record = table.native, None
-            if declared is not None and declared.splits:
-                native = declared.native(table.rows) if main else native
-                said += _notes_of_declared(native, table.native, main)
-            elif native:
-                record, problem = read_record([one.layout.attributes for one in loaded], rows_of(native))
-                said += [problem] if problem else []
-            datasets.append(
-                Dataset(
-                    name=own,
-                    files=files,
-                    revision=revision,
-                    digest_in_full=all(one.size <= self._digest_limit for one, _ in identities),
-                    rows=table.rows,
-                    fields=fields,
-                    attributes=loaded[0].layout.attributes,
-                    native=native,
-                    class_names=list(names) if names else None,
-                    identity=identities,
-                    notes=tuple(said),
-                    split_record=record,
-                )
-            )
+            is_main = not table.path or len(tables) == 1
+            name = family.name if is_main else f"{family.name}.{dotted(table.path)}"
+            dataset = self._dataset(table, name, origin, is_main=is_main)
+            if isinstance(dataset, Dataset):
+                datasets.append(dataset)
+            else:
+                refused[name] = Refused(family.files, "; ".join(dataset))
+                reasons += dataset
         if not datasets:
             raise Unreadable("; ".join(reasons[:5]) or "it holds no arrays")
         return tuple(datasets)
+
+    def _dataset(self, table: Table, name: str, origin: _Origin, *, is_main: bool) -> Dataset | list[str]:
+        """The dataset that a table is, or the reasons why it is none.
+
+        Parameters
+        ----------
+        is_main : bool
+            Whether it is what is called like the file, of which splits are declared.
+
+        Raises
+        ------
+        Unreadable
+            What is declared cannot be.
+        """
+        family, declared = origin.family, origin.family.declared
+        if table.problem is not None:
+            return [_in_doubt(table.problem, family.name, family.files, "classes")]
+        table.fields[:] = with_packing(table.fields, declared is not None and declared.apply == "scale")
+        fields = describe_fields(table, declared.roles if declared else None, origin.decode, self._holds_classes)
+        if not any(field.unreadable is None for field in fields):
+            return [f"{field.name}: {field.unreadable}" for field in fields[:5]]
+        label = next((field for field in fields if field.role == "label" and not field.unreadable), None)
+        fields = _with_class_names(fields, label, table.class_names, declared.class_names if declared else None)
+        fields = with_fitting_names(fields, self._block)
+        names = next((field.class_names for field in fields if label and field.name == label.name), None)
+        native, record, notes = _splits_of(table, origin, is_main=is_main)
+        return Dataset(
+            name=name,
+            files=family.files,
+            revision=origin.revision,
+            digest_in_full=origin.digest_in_full,
+            rows=table.rows,
+            fields=fields,
+            attributes=origin.attributes[0],
+            native=native,
+            class_names=list(names) if names else None,
+            identity=origin.identities,
+            notes=(*origin.notes, *table.notes, *notes),
+            split_record=record,
+        )
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What all datasets in files that belong together have in common."""
+
+    family: Family
+    revision: str
+    identities: tuple[tuple[Identity, bytes], ...]
+    digest_in_full: bool
+    attributes: Sequence[dict[str, Any]]
+    """Of each file."""
+    decode: Mapping[str, ImageSpec]
+    notes: tuple[str, ...]
+
+
+def _refuse_weights(family: Family, loaded: Sequence[LoadedFile]) -> None:
+    """Files that hold the weights of a model are no data, unless they are declared to be.
+
+    Raises
+    ------
+    Unreadable
+    """
+    if family.declared is not None:
+        return
+    for file, one in zip(family.files, loaded, strict=True):
+        if reason := weights.reason_for(one.layout.attributes, one.segments):
+            raise Unreadable(reason if len(family.files) == 1 else f"{shown(file)}: {reason}")
+
+
+def _apply_fuel(loaded: Sequence[LoadedFile], tables: list[Table]) -> list[str]:
+    """Apply what Fuel's attribute says of a file to its tables; notes where it is not followed."""
+    if len(loaded) == 1:
+        fuel.apply(loaded[0].layout.attributes.get(fuel.ATTRIBUTE), tables)
+    elif any(isinstance(one.layout.attributes.get(fuel.ATTRIBUTE), list) for one in loaded):
+        return [f"the attribute {fuel.ATTRIBUTE!r} of its files is not followed: it is of one file alone"]
+    return []
+
+
+def _splits_of(
+    table: Table, origin: _Origin, *, is_main: bool
+) -> tuple[dict[str, list[tuple[int, int]]], SplitRecord | None, list[str]]:
+    """The splits that a table has, declared or stored; the record of how they were drawn; and notes on them."""
+    declared = origin.family.declared
+    if declared is not None and declared.splits:
+        native = declared.native(table.rows) if is_main else table.native
+        return native, None, _notes_of_declared(native, table.native, is_main)
+    if not table.native:
+        return table.native, None, []
+    record, problem = read_record(origin.attributes, rows_of(table.native))
+    return table.native, record, [problem] if problem else []
 
 
 def _with_class_names(
@@ -310,20 +364,25 @@ def _images_declared(declared: DeclaredDataset | None, fields: Sequence[str]) ->
     Unreadable
         There is no such field, or it cannot be decoded to that.
     """
-    found = {}
+    specs = {}
     for name, images in (declared.decode if declared else {}).items():
         if name not in fields:
             raise Unreadable(f"{DECLARATION} says what {name!r} is decoded to, which is no field: there are {fields}")
         try:
-            found[name] = images.spec
+            specs[name] = images.spec
         except BadParameter as error:
             raise Unreadable(f"{DECLARATION}: decode.{name}: {error.detail}") from None
-    return found
+    return specs
 
 
-def _revision(digests: Sequence[bytes], declaration: bytes, called: Sequence[str] = ()) -> str:
-    parts = hashlib.blake2b(digest_size=8)
-    parts.update(f"{SERVED_VERSION} {ORDER_VERSION} {len(declaration)} ".encode() + declaration + b"".join(digests))
+def _revision_of(family: Family, loaded: Sequence[LoadedFile], hints: Hints, declaration: bytes) -> str:
+    # What rows and classes are called is served as well.
+    called = family.rows if hints.stack or hints.classes else ()
+    if any(tags.split for tags in family.tags):
+        called = (*called, *(tags.split or "" for tags in family.tags))
+    digests = b"".join(digest for one in loaded for digest in one.digests)
+    revision = hashlib.blake2b(digest_size=8)
+    revision.update(f"{SERVED_VERSION} {ORDER_VERSION} {len(declaration)} ".encode() + declaration + digests)
     if called:
-        parts.update(json.dumps(called).encode())
-    return parts.hexdigest()
+        revision.update(json.dumps(called).encode())
+    return revision.hexdigest()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import stat
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -29,15 +27,15 @@ from h5feed.suggestions import did_you_mean
 from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
 from ..storage.hdf5.reader_pool import ReaderPool
-from ..storage.source import YOUNG_SECONDS, Identity, is_away
+from ..storage.local_file import Identity
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
-from .declared import followed, read_declared
-from .discovery import ALL_SUFFIXES, LEADS_OUT, Others, Walk, distinct, dotted, ending_of, shown, walk, why_not_there
+from .declared import read_declared
+from .discovery import ALL_SUFFIXES, Others, Walk, ending_of, shown, walk
 from .entry import Entry, Listed, Status, identity_of
-from .grouping.families import families
+from .folder_scan import FolderScan
+from .indexer import Indexer
 from .inspections import NotYet
-from .looking import Looks, said_of
 from .other_files import other_files
 from .presence import Presence
 from .watching import notice
@@ -80,7 +78,7 @@ class Catalog:
         self._root = settings.data_dir.resolve()
         self._only = only
         self._settings = settings
-        self._looks = Looks(self._root, settings, folder, hdf5)
+        self._indexer = Indexer(self._root, settings, folder, hdf5)
         self._presence = Presence()
         self._asking = threading.local()
         self._entries: dict[str, Entry] = {}
@@ -103,7 +101,7 @@ class Catalog:
     def close(self, *, wait: bool = False) -> None:
         """End the threads and the inspector, close the files; waiting for what is being looked at only if told to."""
         self._closed.set()
-        self._looks.close(wait=wait)
+        self._indexer.close(wait=wait)
 
     def entries(self) -> list[Entry]:
         """All files, by name."""
@@ -137,7 +135,7 @@ class Catalog:
         if self._presence.reason is not None and self._presence.holds_files:
             raise SourceUnavailable(self._presence.reason, retry_after=AWAY_RETRY_SECONDS)
         # Parts of others that are nothing by themselves.
-        parts = {path for entry in entries if entry.datasets() for path in entry.beside}
+        parts = {path for entry in entries if entry.datasets() for path in entry.dependencies}
         for entry in entries:
             if entry.paths and not entry.datasets() and parts.issuperset(entry.paths):
                 continue
@@ -164,7 +162,7 @@ class Catalog:
         known.add(DECLARATION)
         for name, files, reason in other_files(self._others, known, str(self._root), self._sniffed):
             listed.append(Listed(name, files, "unreadable", reason, None))
-            self._looks.tell(files, reason)
+            self._indexer.tell(files, reason)
         return sorted(listed, key=lambda line: line.name)
 
     def names(self) -> list[str]:
@@ -185,10 +183,10 @@ class Catalog:
         NotYet
             It is being looked at, before others now.
         """
-        found = self._found.get(name)
-        if found is None or not self._is_current(name, *found):
-            found = self._find(name)
-        dataset = found[1]
+        current = self._found.get(name)
+        if current is None or not self._is_current(name, *current):
+            current = self._find(name)
+        dataset = current[1]
         if revision is not None and revision != dataset.revision:
             raise RevisionChanged(
                 f"dataset {name!r} has revision {dataset.revision} now, not {revision}: its file was changed. Ask for "
@@ -225,7 +223,7 @@ class Catalog:
 
     def _is_current(self, name: str, entry: Entry, dataset: Dataset, checked: float) -> bool:
         now = time.monotonic()
-        files = len(entry.paths) + len(entry.beside)
+        files = len(entry.paths) + len(entry.dependencies)
         if files > MANY_FILES and now - checked < max(MANY_FILES_SECONDS, files * FILE_SECONDS):
             return True
         if entry.has_changed() or entry.is_due():
@@ -249,18 +247,18 @@ class Catalog:
         # Of thousands of files, a walk for each dataset that is asked for first would be all that is done.
         if not declared_anew and now - self._scanned < self._walk_seconds / _WALK_SHARE:
             with contextlib.suppress(NotYet, FeedError):
-                found = self._search(name, asked)
-                if not found[0].has_changed() and not found[0].is_due():
-                    self._found[name] = found
-                    return found
+                match = self._search(name, asked)
+                if not match[0].has_changed() and not match[0].is_due():
+                    self._found[name] = match
+                    return match
         # What is being looked at is known to be there.
         if own is None or own.outcome.done() or own.has_changed():
             since = now if declared_anew else now - (RESCAN_SECONDS if own is None else self._pause)
             # Who finds another one walking goes on with what is known, and comes again where that is not enough.
             self._rescan(since, wait=declared_anew or self._scanned == float("-inf"))
         try:
-            found = self._found[name] = self._search(name, asked)
-            return found
+            match = self._found[name] = self._search(name, asked)
+            return match
         except DatasetNotFound as error:
             if self._scanned >= asked:
                 raise
@@ -289,15 +287,15 @@ class Catalog:
             matching: list[tuple[Entry, Dataset]] = []
             for entry in candidates:
                 if entry.away is None and not entry.outcome.done():
-                    self._looks.inspections.prefer(entry.outcome)
+                    self._indexer.inspections.prefer(entry.outcome)
                     pending = pending or entry
                     continue
                 held = entry.datasets()
-                found = [(entry, dataset) for dataset in held if dataset.name == name]
-                if entry.away is None and (found or candidates is not joined) and entry.has_changed():
+                own_matches = [(entry, dataset) for dataset in held if dataset.name == name]
+                if entry.away is None and (own_matches or candidates is not joined) and entry.has_changed():
                     detail = f"dataset {name!r} has changed, and is looked at again"
                     raise self._next_walk(detail, asked, self._pause if entry.name == name else RESCAN_SECONDS)
-                matching += found
+                matching += own_matches
                 if entry.away is not None and not held:
                     away = entry.away
                 elif not held and entry.name == name:
@@ -326,7 +324,7 @@ class Catalog:
         raise DatasetNotFound(f"there is no dataset {name!r}: {said}")
 
     def _preparing(self, name: str, entry: Entry) -> Preparing:
-        how_far = self._looks.inspections.describe(entry.outcome)
+        how_far = self._indexer.inspections.describe(entry.outcome)
         return Preparing(
             f"dataset {name!r} is looked at for the first time ({how_far}): come again in a moment", retry_after=1
         )
@@ -341,107 +339,45 @@ class Catalog:
         """
         if not self._lock.acquire(blocking=wait):
             return
-        with contextlib.ExitStack() as locked:
-            locked.callback(self._lock.release)
-            if self._scanned >= since:
+        try:
+            if self._scanned < since:
+                self._walk()
+        finally:
+            self._lock.release()
+
+    def _walk(self) -> None:
+        began, looked = time.monotonic(), time.time()
+        self._declaration = identity_of(str(self._root / DECLARATION))
+        declaration = read_declared(self._root, follow_links=self._settings.follow_links)
+        walked, awaited = Walk(sorted(self._only or ())), dict[str, str]()
+        if self._only is None:
+            endings = declaration.endings()
+            walked = walk(str(self._root), endings, str(self._settings.cache_dir.resolve()))
+            awaited = self._await(walked, began)
+            if self._presence.reason is not None and self._presence.holds_files:
+                # All is as it was, as far as anybody knows.
+                self._found.clear()
+                self._entries = {
+                    name: replace(entry, away=self._presence.reason) for name, entry in self._entries.items()
+                }
+                self._scanned = began
+                self._walk_seconds = RESCAN_SECONDS
                 return
-            began, looked = time.monotonic(), time.time()
-            entries: dict[str, Entry] = {}
+            self._endings = endings
+        self._others = walked.others
+        scan = FolderScan(self._root, self._settings, self._indexer, self._presence, self._entries, began, looked)
+        entries = scan.entries_of(walked, awaited, declaration, partly=self._only is not None)
+        for name in [name for name, (entry, _, _) in self._found.items() if entries.get(entry.name) is not entry]:
+            self._found.pop(name, None)
+        self._entries = entries
+        self._second_look = scan.second_look
+        self._scanned = began
+        self._walk_seconds = time.monotonic() - began
 
-            def free(name: str, files: Sequence[str]) -> str:
-                # Nothing vanishes behind another thing of the same name.
-                return distinct("/".join(files)) if name in entries else name
-
-            def refuse(name: str, files: Sequence[str], reason: str) -> None:
-                failed: Future[tuple[Dataset, ...]] = Future()
-                failed.set_exception(Unreadable(reason))
-                name = free(name, files)
-                entries[name] = Entry(name, tuple(files), (), (), failed, {}, began=began)
-                self._looks.tell(files, reason)
-
-            self._declaration = identity_of(str(self._root / DECLARATION))
-            declaration = read_declared(self._root, follow_links=self._settings.follow_links)
-            found, awaited = Walk(sorted(self._only or ())), dict[str, str]()
-            if self._only is None:
-                endings = declaration.endings()
-                found = walk(str(self._root), endings, str(self._settings.cache_dir.resolve()))
-                awaited = self._await(found, began)
-                if self._presence.reason is not None and self._presence.holds_files:
-                    # All is as it was, as far as anybody knows.
-                    self._found.clear()
-                    self._entries = {
-                        name: replace(entry, away=self._presence.reason) for name, entry in self._entries.items()
-                    }
-                    self._scanned = began
-                    self._walk_seconds = RESCAN_SECONDS
-                    return
-                self._endings = endings
-            self._others = found.others
-            known = sorted([*found.files, *found.declarable])
-            declared, unfollowed = followed(declaration, known, partly=self._only is not None)
-            claimed = {file for dataset in declared.values() for file in dataset.matching(known)}
-            for name, (meant, why) in unfollowed.items():
-                refuse(name, meant or [DECLARATION], why)
-                # What was to be part of something else is not served by guessing.
-                found.files = [file for file in found.files if file not in meant]
-            files = sorted({*found.files, *claimed})
-            for path, why in found.refused.items():
-                refuse(dotted(path) or ".", (path or ".",), why)
-            second_look = float("inf")
-            # What is few is known soon: nobody waits for one file behind a thousand.
-            for family in sorted(families(files, declared), key=lambda family: len(family.files)):
-                members = family.files
-                name = free(family.name, members)
-                if not self._settings.follow_links and (outside := found.outside.intersection(members)):
-                    # Before it is looked at: nobody is told what else there is on this disk.
-                    which = "it" if len(members) == 1 else shown(min(outside))
-                    refuse(name, members, f"{which} {LEADS_OUT}")
-                    continue
-                paths = tuple(str(self._root / file) for file in members)
-                if (away := next((awaited[file] for file in members if file in awaited), None)) is not None:
-                    entries[name] = self._away(name, members, away)
-                    continue
-                try:
-                    states = [os.stat(path) for path in paths]
-                except OSError as error:
-                    if is_away(error):
-                        entries[name] = self._away(name, members, f"a file cannot be looked at: {error.strerror}")
-                    elif (reason := why_not_there(str(error.filename), error)) is not None:
-                        refuse(name, members, reason)
-                    continue
-                if not all(stat.S_ISREG(status.st_mode) for status in states):
-                    refuse(name, members, "it is not a regular file")
-                    continue
-                identities = tuple(map(Identity.of, states))
-                look = partial(self._looks.begin, replace(family, name=name), paths, identities, began, looked)
-                entry = self._entries.get(name)
-                if entry is not None and entry.away is not None:
-                    entry = replace(entry, away=None)
-                if entry is not None and (lost := self._lost_beside(entry)) is not None:
-                    entries[name] = replace(entry, away=lost)
-                    continue
-                if entry is None or entry.is_outdated(paths, identities, said_of(family.declared)):
-                    entry = look()
-                elif entry.is_due():
-                    second = entry.again.pop() if entry.again else None
-                    if second is not None and not second.has_failed_for_now():
-                        entry = second
-                    else:
-                        entry.again.append(look(is_second=True))
-                entries[name] = entry
-                if entry.was_young() and not entry.again:
-                    second_look = looked + YOUNG_SECONDS
-            for name in [name for name, (entry, _, _) in self._found.items() if entries.get(entry.name) is not entry]:
-                self._found.pop(name, None)
-            self._entries = entries
-            self._second_look = second_look
-            self._scanned = began
-            self._walk_seconds = time.monotonic() - began
-
-    def _await(self, found: Walk, began: float) -> dict[str, str]:
+    def _await(self, walked: Walk, began: float) -> dict[str, str]:
         """Add to what was found the files that are awaited; why they are, for each."""
         before = self._presence.trouble if self._presence.holds_files else None
-        awaited = self._presence.awaited(found, began)
+        awaited = self._presence.awaited(walked, began)
         if not self._presence.holds_files:
             # What is wrong with a folder that was never read is told as that of files is.
             return awaited
@@ -449,28 +385,9 @@ class Catalog:
             logger.warning("%s; 503 is answered until it is back", self._presence.trouble)
         elif before is not None and self._presence.trouble is None:
             logger.warning("nothing is missing from the data folder any more")
-        found.files = sorted([*found.files, *(file for file in awaited if file.lower().endswith(ALL_SUFFIXES))])
-        found.declarable = sorted({*found.declarable, *(awaited.keys() - set(found.files))})
+        walked.files = sorted([*walked.files, *(file for file in awaited if file.lower().endswith(ALL_SUFFIXES))])
+        walked.declarable = sorted({*walked.declarable, *(awaited.keys() - set(walked.files))})
         return awaited
-
-    def _away(self, name: str, files: tuple[str, ...], reason: str) -> Entry:
-        """Files that cannot be looked at now."""
-        entry = self._entries.get(name)
-        if entry is not None and entry.files == files:
-            return replace(entry, away=reason)
-        nothing: Future[tuple[Dataset, ...]] = Future()
-        nothing.set_result(())
-        return Entry(name, files, (), (), nothing, {}, away=reason)
-
-    def _lost_beside(self, entry: Entry) -> str | None:
-        """Why a file that its own lead to is awaited."""
-        below = f"{self._root}{os.sep}"
-        for path, identity in entry.beside.copy().items():
-            if identity is None or not path.startswith(below) or identity_of(path) is not None:
-                continue
-            if (why := self._presence.why(path.removeprefix(below))) is not None:
-                return why
-        return None
 
 
 def _unavailable(name: str, why: str) -> SourceUnavailable:

@@ -64,8 +64,8 @@ def _judged(field: Field, names: Sequence[str], read: Read) -> tuple[str | None,
     if math.prod(shape) == count > 1:
         # One-hot, or a yes or no for each.
         return None, None
-    found, whole = _occurring(field.column, read)
-    values = found[found >= 0]
+    occurring, whole = _occurring(field.column, read)
+    values = occurring[occurring >= 0]
     if (values != np.floor(values)).any() or not np.isfinite(values).all():
         return "its numbers are not whole", None
     if len(values) and values[-1] >= count:
@@ -75,7 +75,7 @@ def _judged(field: Field, names: Sequence[str], read: Read) -> tuple[str | None,
         way = "class_names in h5feed.toml gives one for each number from 0 on"
         return f"{here}, and {count} names are those of 0 … {count - 1}: {way}", None
     said = []
-    if len(values) < len(found):
+    if len(values) < len(occurring):
         said.append("labels that are NaN or below 0 have no name")
     if not whole:
         said.append("whether each label has a name was looked at in some of its rows only")
@@ -89,6 +89,6 @@ def _occurring(column: Column, read: Read) -> tuple[npt.NDArray[Any], bool]:
         step = min(_ROWS, max(1, _MAX_BYTES // _PLACES * column.rows // column.stored_nbytes))
     places = np.unique(np.linspace(0, column.rows - step, _PLACES if step < column.rows else 1).astype(np.int64))
     parts = [read(column, begin, begin + step) for begin in places.tolist()]
-    found = [part.reshape(-1) for part in parts if part is not None]
-    values = np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint8)
-    return values.astype(np.uint8) if values.dtype.kind == "b" else values, step == column.rows and len(found) > 0
+    blocks = [part.reshape(-1) for part in parts if part is not None]
+    values = np.unique(np.concatenate(blocks)) if blocks else np.zeros(0, np.uint8)
+    return values.astype(np.uint8) if values.dtype.kind == "b" else values, step == column.rows and len(blocks) > 0

@@ -28,9 +28,9 @@ def as_meant(layout: FileLayout, segments: Mapping[str, Segment], read: Read) ->
         All values of a short array.
     """
     groups = {"": layout.attributes, **layout.groups}
-    found = without_sparse(groups, segments)
-    found = as_frames(groups, found, read)
-    found = categorical(groups, found, read)
-    if is_anndata(layout.attributes, found):
-        return observations(groups, found, read)
-    return with_coordinates(found)
+    fields = without_sparse(groups, segments)
+    fields = as_frames(groups, fields, read)
+    fields = categorical(groups, fields, read)
+    if is_anndata(layout.attributes, fields):
+        return observations(groups, fields, read)
+    return with_coordinates(fields)

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-from h5feed.errors import BadParameter, UnsupportedField
+from h5feed.errors import BadParameter, RowOutOfRange, UnsupportedField
 from h5feed.images import ImageSpec
 from h5feed.suggestions import no_field
 from h5feed.wire import OFFSETS, ROWS, WEIGHT
@@ -126,6 +126,17 @@ class Dataset:
     split_record: SplitRecord | None = None
     """How the stored splits were drawn, where the files say so."""
 
+    def check_rows(self, rows: Sequence[int]) -> None:
+        """Refuse rows that are not there.
+
+        Raises
+        ------
+        RowOutOfRange
+        """
+        for row in rows:
+            if not 0 <= row < self.rows:
+                raise RowOutOfRange(f"row {row} does not exist: valid are 0 … {self.rows - 1}")
+
     def field(self, name: str) -> Field:
         """A readable field by name.
 
@@ -161,16 +172,16 @@ class Dataset:
         """
         if names is None:
             readable = [field for field in self.fields if not field.unreadable and not field.is_ragged]
-            found = tuple(f for f in readable if f.role in ("input", "label")) or tuple(readable)
+            fields = tuple(f for f in readable if f.role in ("input", "label")) or tuple(readable)
         else:
-            found = tuple({name: self.field(name) for name in _names(names)}.values())
+            fields = tuple({name: self.field(name) for name in _names(names)}.values())
         stored = _names(encoded or ())
         for name in stored:
             if self.field(name).images is None:
                 raise BadParameter(f"encoded={name}: rows of {name!r} are not stored as the bytes of image files")
-            if name not in [field.name for field in found]:
+            if name not in [field.name for field in fields]:
                 raise BadParameter(f"encoded={name}: this field is not among those that are asked for")
-        return tuple(field.encoded if field.name in stored else field for field in found)
+        return tuple(field.encoded if field.name in stored else field for field in fields)
 
     @cached_property
     def block_rows(self) -> int:
@@ -238,7 +249,7 @@ def describe_fields(
         [_traits(field, problem, declared.get(field.name)) for field, problem in zip(fields, problems, strict=True)],
         lambda number: holds_classes(fields[number].column),
     )
-    found = []
+    described = []
     for item, problem, role in zip(fields, problems, guessed, strict=True):
         about = item.column.segments[0].about
         names: Sequence[str] | None = about.class_names if about else None
@@ -249,7 +260,7 @@ def describe_fields(
                 problem = "the same number stands for other classes in some of its pieces"
             if names is None and item.array.enum_names:
                 note = "its enum skips numbers, so that it names no classes"
-        found.append(
+        described.append(
             Field(
                 item.name,
                 role.role,
@@ -261,7 +272,7 @@ def describe_fields(
                 tuple(names) if names else None,
             )
         )
-    return tuple(found)
+    return tuple(described)
 
 
 def _traits(field: TableField, problem: str | None, declared: str | None) -> Traits:
@@ -317,9 +328,9 @@ def _decoded(field: TableField, declared: ImageSpec | None) -> TableField:
     if not holds_bytes:
         return field
     try:
-        found = {declared or spec_of(segment.array.attributes) for segment in column.segments}
+        specs = {declared or spec_of(segment.array.attributes) for segment in column.segments}
     except BadParameter as error:
         return replace(field, unreadable=error.detail)
-    if len(found) > 1:
+    if len(specs) > 1:
         return replace(field, unreadable="its pieces say that they are to be decoded to different images")
-    return replace(field, column=replace(column, images=found.pop()))
+    return replace(field, column=replace(column, images=specs.pop()))

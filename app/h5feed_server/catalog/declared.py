@@ -97,8 +97,8 @@ class DeclaredDataset(BaseModel):
     def matching(self, files: Sequence[str]) -> list[str]:
         """Those of `files` that are meant, in the order of the patterns."""
         ordered = sorted(files, key=lambda file: (natural(file), file))
-        found = [file for pattern in self.files for file in ordered if _is_meant(pattern, file)]
-        return list(dict.fromkeys(found))
+        matches = [file for pattern in self.files for file in ordered if _is_meant(pattern, file)]
+        return list(dict.fromkeys(matches))
 
     def unmatched(self, files: Sequence[str]) -> list[str]:
         """Patterns that none of `files` matches."""

@@ -88,7 +88,7 @@ def walk(root: str, endings: Collection[str] = (), besides: str | None = None, *
     besides : str, optional
         A folder that is the server's own.
     """
-    found = Walk()
+    walked = Walk()
     unseen = [""]
     while unseen:
         folder = unseen.pop()
@@ -96,7 +96,7 @@ def walk(root: str, endings: Collection[str] = (), besides: str | None = None, *
             _check_rights(os.path.join(root, folder))
             with os.scandir(os.path.join(root, folder)) as entries:
                 status = os.stat(os.path.join(root, folder))
-                found.places[folder] = (status.st_dev, status.st_ino)
+                walked.places[folder] = (status.st_dev, status.st_ino)
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     if entry.name.startswith("."):
                         continue
@@ -105,19 +105,19 @@ def walk(root: str, endings: Collection[str] = (), besides: str | None = None, *
                         if deep and entry.path != besides:
                             unseen.append(path)
                     elif entry.is_symlink() and os.path.isdir(entry.path):
-                        found.refused[path] = _UNSERVED_LINKS
+                        walked.refused[path] = _UNSERVED_LINKS
                     else:
                         if entry.is_symlink() and leads_out(root, entry.path):
-                            found.outside.add(path)
-                        _sort_in(found, path, endings)
+                            walked.outside.add(path)
+                        _sort_in(walked, path, endings)
         except OSError as error:
             # The folder itself may be on a disk that comes back; what vanishes while it is looked at is not there.
             if error.errno not in (errno.ENOENT, errno.ENOTDIR) or not folder:
-                found.unlisted[folder] = str(error.strerror)
-                found.refused[folder] = f"the folder cannot be listed: {error.strerror}"
-    found.files.sort()
-    found.declarable.sort()
-    return found
+                walked.unlisted[folder] = str(error.strerror)
+                walked.refused[folder] = f"the folder cannot be listed: {error.strerror}"
+    walked.files.sort()
+    walked.declarable.sort()
+    return walked
 
 
 def _check_rights(folder: str) -> None:
@@ -135,16 +135,16 @@ def leads_out(root: str, path: str) -> bool:
     return os.path.commonpath((root, os.path.realpath(path))) != root
 
 
-def _sort_in(found: Walk, path: str, endings: Collection[str]) -> None:
+def _sort_in(walked: Walk, path: str, endings: Collection[str]) -> None:
     if path.lower().endswith(ALL_SUFFIXES):
-        found.files.append(path)
+        walked.files.append(path)
         return
     if path.endswith(LEFT_OUT):
         return
     ending = ending_of(path)
-    found.others.setdefault(ending, Others()).add(path)
+    walked.others.setdefault(ending, Others()).add(path)
     if ending in endings:
-        found.declarable.append(path)
+        walked.declarable.append(path)
 
 
 def ending_of(file: str) -> str:

@@ -10,10 +10,10 @@ from typing import Literal
 
 from h5feed.errors import Transient
 
-from ..storage.source import YOUNG_SECONDS, Identity
+from ..storage.local_file import YOUNG_SECONDS, Identity
 from .assembling import Refused
 from .dataset import Dataset
-from .loading import Beside
+from .loading import Dependencies
 
 Status = Literal["ok", "unreadable", "preparing", "unavailable"]
 
@@ -31,7 +31,7 @@ class Entry:
     paths: tuple[str, ...]
     identities: tuple[Identity, ...]
     outcome: Future[tuple[Dataset, ...]]
-    beside: Beside
+    dependencies: Dependencies
     """Other files that they lead to, as far as is known."""
     refused: dict[str, Refused] = field(default_factory=dict)
     """What of them cannot be served though other of it can, by name; as far as is known."""
@@ -74,7 +74,7 @@ class Entry:
 
     def has_changed(self) -> bool:
         """Whether its files are others now."""
-        known = [*zip(self.paths, self.identities, strict=True), *self.beside.copy().items()]
+        known = [*zip(self.paths, self.identities, strict=True), *self.dependencies.copy().items()]
         return any(identity_of(path) != identity for path, identity in known)
 
     def is_due(self) -> bool:
@@ -87,7 +87,7 @@ class Entry:
         """Whether a file had only just been written when it was looked at, for the first time."""
         if self.is_second:
             return False
-        known = (*self.identities, *self.beside.copy().values())
+        known = (*self.identities, *self.dependencies.copy().values())
         return any(identity is not None and identity.is_young(self.looked) for identity in known)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..storage.column import About, Segment
 from ..storage.hdf5.matrix_columns import columns_of
 from ..storage.layout import ArrayLayout
-from .words import has_meaning
+from .vocabulary import has_meaning
 
 MAX_COLUMNS = 64
 """Columns of a frame up to which each is a field; the blocks of a wider one stay matrices."""
@@ -83,8 +83,8 @@ def _matrix(run: FrameColumn) -> Segment | None:
     about = About("input", f"{len(run.names)} columns of a frame: its attribute 'columns' has their names", True)
     if len(array.shape) == 2 and len(run.names) == array.shape[1]:
         return replace(run.block, array=replace(array, attributes=attributes), about=about)
-    found = columns_of(array, run.begin, run.begin + len(run.names), attributes)
-    return None if found is None else replace(run.block, array=found, about=about)
+    layout = columns_of(array, run.begin, run.begin + len(run.names), attributes)
+    return None if layout is None else replace(run.block, array=layout, about=about)
 
 
 def segment_of(column: FrameColumn) -> Segment:
@@ -107,17 +107,17 @@ def segment_of(column: FrameColumn) -> Segment:
     if column.whole or len(array.shape) == 1:
         return replace(column.block, array=replace(array, attributes={}), about=about)
     # Its block's attributes are those of all columns.
-    found = columns_of(array, column.begin, column.begin + 1, {})
-    if found is None and array.shape[1:] == (1,):
+    layout = columns_of(array, column.begin, column.begin + 1, {})
+    if layout is None and array.shape[1:] == (1,):
         # h5py reads it, and a row is the same bytes.
-        found = replace(array, shape=array.shape[:1], attributes={})
-    if found is None:
+        layout = replace(array, shape=array.shape[:1], attributes={})
+    if layout is None:
         path = f"{array.path}[:, {column.begin}]"
         reason = (
             f"it is one of {array.shape[1]} columns that can only be read together: name {array.path!r} in h5feed.toml"
         )
-        found = replace(refused(array, reason), path=path)
-    return replace(column.block, array=found, about=about)
+        layout = replace(refused(array, reason), path=path)
+    return replace(column.block, array=layout, about=about)
 
 
 def with_bools(segment: Segment) -> Segment:

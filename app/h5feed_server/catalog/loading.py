@@ -16,31 +16,22 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from h5feed.errors import (
-    FeedError,
-    Overloaded,
-    ReaderCrashed,
-    ReadTimeout,
     RevisionChanged,
     SourceUnavailable,
     Unreadable,
 )
-from h5feed.wire import OFFSETS
 
 from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
-from ..storage.byte_cache import ByteCache
-from ..storage.column import Column, Segment
+from ..storage.column import Segment
 from ..storage.hdf5.drivers import members_of, next_member
 from ..storage.hdf5.inspector import Inspector
-from ..storage.hdf5.reader_pool import CRASHES, ReaderPool
+from ..storage.hdf5.reader_pool import ReaderPool
 from ..storage.layout import LAYOUT_VERSION, ArrayLayout, ExternalLink, FileLayout, load_layout
-from ..storage.reader import Reader
-from ..storage.source import Identity, LocalFile, OpenFiles
+from ..storage.local_file import Identity, LocalFile, OpenFiles
+from .array_probe import ArrayProbe, unreadable_array
 from .conventions import as_meant
 from .discovery import LEADS_OUT, leads_out
 from .revision import content_digest
@@ -58,21 +49,7 @@ there may be thousands of them."""
 MAX_PROBED = 64
 """Arrays of a file that h5py reads are tried by a row; what is wrong with others shows when they are read."""
 
-MAX_OFFSETS_BYTES = 256 << 20
-"""Bytes of the offsets of one field: they stay in memory."""
-
-MAX_NAMES_BYTES = 16 << 20
-"""Bytes of an array of names, of columns or categories, which are read when a file is looked at."""
-
-LOOKED_AT = 256
-"""Rows that are looked at to tell classes from running numbers; of fewer than `FEW_ROWS` nothing is told."""
-
-FEW_ROWS = 16
-
-PASSING = (Overloaded, RevisionChanged, SourceUnavailable)
-"""What says nothing of a file, only of how it went this time."""
-
-Beside = dict[str, Identity | None]
+Dependencies = dict[str, Identity | None]
 """Files that were looked for, by path, and what was there."""
 
 
@@ -137,21 +114,19 @@ class FileLoader:
         self._folder = folder
         self._files = files
         self._inspector = inspector
-        self._hdf5 = hdf5
-        timeout = self.probe_seconds = settings.inspect_timeout
+        self.probe = ArrayProbe(hdf5, settings.inspect_timeout)
+        self.probe_seconds = settings.inspect_timeout
         """How long the arrays of a file are tried; the one at work on is tried to its end."""
-        # For offsets, each of which is read once.
-        self._reader = Reader(1, ByteCache(0, timeout), 0, timeout, hdf5)
 
-    def load(self, path: str, identity: Identity, beside: Beside) -> LoadedFile:
-        """The file at `path`, and, noted in `beside`, all that it leads to.
+    def load(self, path: str, identity: Identity, dependencies: Dependencies) -> LoadedFile:
+        """The file at `path`, and, noted in `dependencies`, all that it leads to.
 
         Raises
         ------
         Unreadable, RevisionChanged, OSError
         """
         try:
-            return _Loading(self, beside).load(path, identity, ())
+            return _Loading(self, dependencies).load(path, identity, ())
         except _Overdue:
             raise Unreadable(
                 f"looking at the files that it leads to took more than {PATIENCE * self.probe_seconds:g} s ({PATIENCE} "
@@ -201,15 +176,15 @@ class FileLoader:
         data = self._folder.get(f"layouts/{LAYOUT_VERSION}-{name}", inspect, behind=True)
         return load_layout(data), data, digest
 
-    def members(self, path: str, beside: Beside) -> tuple[str, ...]:
-        """The other files that HDF5 wrote this one into, noted in `beside` with the one that it may go on in."""
+    def members(self, path: str, dependencies: Dependencies) -> tuple[str, ...]:
+        """The other files that HDF5 wrote this one into, noted in `dependencies` with the one that it may go on in."""
         driver, members = members_of(path)
         upcoming = (next_member(path, members),) if driver == "family" else ()
         for member in (*members, *upcoming):
             try:
-                beside[member] = _identity(member)
+                dependencies[member] = _identity(member)
             except OSError:
-                beside[member] = None
+                dependencies[member] = None
         return members
 
     def digest(self, path: str, identity: Identity, layout: bytes) -> bytes:
@@ -228,7 +203,11 @@ class FileLoader:
     def source(self, path: str, identity: Identity, digest: bytes) -> LocalFile:
         return LocalFile(self._files, path, identity, digest)
 
-    def find(self, path: str, name: str, beside: Beside) -> tuple[str, Identity]:
+    def close(self) -> None:
+        """End the threads."""
+        self.probe.close()
+
+    def find(self, path: str, name: str, dependencies: Dependencies) -> tuple[str, Identity]:
         """The file that a name in the file at `path` stands for.
 
         Raises
@@ -236,107 +215,26 @@ class FileLoader:
         _Astray
         """
         named = os.path.join(os.path.dirname(path), name)
-        found = os.path.realpath(named)
+        target = os.path.realpath(named)
         # Of an absolute path, no more than the last part: it may be that of a disk of the server's.
         known = f"the file {_shown(name)!r}"
         # Where links are followed, one may lie where the name leads; none on the way there leads out.
-        if leads_out(str(self._root), os.path.dirname(named) if self._settings.follow_links else found):
+        if leads_out(str(self._root), os.path.dirname(named) if self._settings.follow_links else target):
             raise _Astray(f"{known}, which lies outside of the data folder")
         # Nor is what is hidden served by any other name, unless the operating system's links lead there.
         way = os.path.relpath(named, os.path.dirname(path))
         if any(part.startswith(".") and part != ".." for part in way.split(os.sep)):
             raise _Astray(f"{known}, which is hidden")
         try:
-            status = os.stat(found)
+            status = os.stat(target)
         except (OSError, ValueError):
-            beside[found] = None
+            dependencies[target] = None
             raise _Astray(f"{known}, which is missing") from None
         # By its name too, which may lead elsewhere some day.
-        beside[found] = beside[named] = Identity.of(status)
+        dependencies[target] = dependencies[named] = Identity.of(status)
         if not stat.S_ISREG(status.st_mode):
             raise _Astray(f"{known}, which is no regular file")
-        return found, Identity.of(status)
-
-    def pair(self, segments: dict[str, Segment]) -> None:
-        """Make lists of each flat array that has another beside it which says where its rows begin."""
-        for path, segment in list(segments.items()):
-            offsets = segments.get(path + OFFSETS)
-            if offsets is None or not _is_flat(segment) or not _is_flat(offsets):
-                continue
-            if np.dtype(offsets.array.dtype).kind not in "iu" or not offsets.rows:
-                continue
-            if offsets.array.nbytes > MAX_OFFSETS_BYTES:
-                reason = (
-                    f"its offsets have {offsets.array.nbytes} bytes, more than the {MAX_OFFSETS_BYTES} that are read"
-                )
-                segments[path] = Segment(segment.source, _unreadable(path, reason))
-                continue
-            try:
-                values = self._reader.read_all(Column((offsets,))).astype(np.int64, copy=False)
-            except PASSING:
-                raise
-            except FeedError as error:
-                segments[path] = Segment(segment.source, _unreadable(path, f"its offsets: {error.detail}"))
-                continue
-            if values[0] != 0 or values[-1] != segment.array.rows or (np.diff(values) < 0).any():
-                reason = f"its offsets do not ascend from 0 to {segment.array.rows}, the items that it has"
-                segments[path] = Segment(segment.source, _unreadable(path, reason))
-                continue
-            segments[path] = replace(segment, offsets=values)
-            del segments[path + OFFSETS]
-
-    def values(self, segment: Segment) -> npt.NDArray[Any]:
-        """All values of an array that says what others are called; none where they are too many, or cannot be read."""
-        nothing = np.zeros(0, np.uint8)
-        if segment.array.nbytes > MAX_NAMES_BYTES:
-            return nothing
-        try:
-            return self._reader.read_all(Column((segment,)))
-        except PASSING:
-            raise
-        except FeedError:
-            return nothing
-
-    def holds_classes(self, column: Column) -> bool:
-        """Whether its first rows repeat themselves, as classes do: running numbers, and names of files, do not."""
-        rows = min(column.rows, LOOKED_AT)
-        if rows < FEW_ROWS:
-            return True
-        values = self.block(column, 0, rows)
-        return values is None or len(np.unique(values)) < rows
-
-    def block(self, column: Column, start: int, stop: int) -> npt.NDArray[Any] | None:
-        """Rows start … stop-1; None where they cannot be read."""
-        try:
-            return self._reader.read_block(column, start, stop)
-        except PASSING:
-            raise
-        except FeedError:
-            return None
-
-    def close(self) -> None:
-        """End the threads."""
-        self._reader.close()
-
-    def problem(self, segment: Segment) -> str | None:
-        """What is wrong with an array that h5py is to read, where its first row tells."""
-        files = (segment.source, *segment.source.beside)
-        rows = np.zeros(min(1, segment.array.rows), np.int64)
-        read = self._hdf5.read_ragged if segment.array.ragged else self._hdf5.read
-        for _ in range(CRASHES):
-            try:
-                read(files, segment.array, rows)
-                return None
-            except ReaderCrashed:
-                continue
-            except (Overloaded, ReadTimeout):
-                # That says nothing of the array.
-                return None
-            except PASSING:
-                raise
-            except FeedError as error:
-                return error.detail.removeprefix(f"{segment.array.path!r}: ")
-        return "reading it crashes HDF5"
+        return target, Identity.of(status)
 
 
 class _Astray(Exception):
@@ -350,9 +248,9 @@ class _Overdue(Exception):
 class _Loading:
     """Files that lead to one another, each loaded once."""
 
-    def __init__(self, loader: FileLoader, beside: Beside) -> None:
+    def __init__(self, loader: FileLoader, dependencies: Dependencies) -> None:
         self._loader = loader
-        self._beside = beside
+        self._dependencies = dependencies
         self._loaded: dict[str, LoadedFile] = {}
         self._failed: dict[str, Unreadable] = {}
         self._overdue = time.monotonic() + PATIENCE * loader.probe_seconds
@@ -373,7 +271,7 @@ class _Loading:
 
     def _load(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
         # Before it is inspected: it cannot be when one of them is missing.
-        members = self._loader.members(path, self._beside)
+        members = self._loader.members(path, self._dependencies)
         layout, data, digest = self._loader.layout(path, identity, members)
         source = self._source(path, identity, data, digest)
         digests: dict[str, tuple[bytes, ...]] = {path: (source.digest,)}
@@ -384,7 +282,7 @@ class _Loading:
             try:
                 segment = self._segment(source, array, (*above, path), digests)
             except _Astray as error:
-                segment = Segment(source, _unreadable(array.path, f"its data lies in {error}"))
+                segment = Segment(source, unreadable_array(array.path, f"its data lies in {error}"))
             if (
                 array.by_h5py
                 and segment.array.unreadable is None
@@ -392,11 +290,11 @@ class _Loading:
                 and time.monotonic() < deadline
             ):
                 probed += 1
-                problem = self._loader.problem(segment)
+                problem = self._loader.probe.problem(segment)
                 if problem is not None:
-                    segment = Segment(source, replace(_unreadable(array.path, problem), text=array.text))
+                    segment = Segment(source, replace(unreadable_array(array.path, problem), text=array.text))
             segments[array.path] = segment
-        self._loader.pair(segments)
+        self._loader.probe.pair_offsets(segments)
         for link in layout.links:
             room = len(layout.arrays) + MAX_LINKED - len(segments)
             if room <= 0:
@@ -404,7 +302,7 @@ class _Loading:
             for name, segment in islice(self._linked(source, link, (*above, path), digests), room):
                 segments.setdefault(name, segment)
         ordered = [digests.pop(path), *(digests[other] for other in sorted(digests))]
-        fields = as_meant(layout, segments, self._loader.values)
+        fields = as_meant(layout, segments, self._loader.probe.values)
         return LoadedFile(source, layout, segments, fields, tuple(part for parts in ordered for part in parts))
 
     def _source(self, path: str, identity: Identity, layout: bytes = b"", digest: bytes | None = None) -> LocalFile:
@@ -417,16 +315,16 @@ class _Loading:
         self, source: LocalFile, array: ArrayLayout, above: tuple[str, ...], digests: dict[str, tuple[bytes, ...]]
     ) -> Segment:
         if array.external is not None:
-            path, identity = self._loader.find(source.path, array.external, self._beside)
+            path, identity = self._loader.find(source.path, array.external, self._dependencies)
             if array.offset is not None and array.offset + array.rows * array.stored_row_bytes > identity.size:
                 raise _Astray(f"the file {_shown(array.external)!r}, which ends before it does")
             # Where it begins is another thing in every file that names it.
-            stored = self._source(path, identity).with_beside((source,))
+            stored = self._source(path, identity).with_companions((source,))
             digests[path] = (stored.digest,)
             return Segment(stored, replace(array, external=None))
         others: dict[str, LocalFile] = {}
         for name in array.others:
-            path, identity = self._loader.find(source.path, name, self._beside)
+            path, identity = self._loader.find(source.path, name, self._dependencies)
             if path in above:
                 # It is being loaded itself; that no array is made of itself is for the reader to see.
                 others[path] = self._sources[path]
@@ -436,53 +334,45 @@ class _Loading:
                 others |= {path: loaded.source}
                 digests[path] = loaded.digests
                 for part in loaded.segments.values():
-                    others |= {file.path: file for file in part.source.beside}
+                    others |= {file.path: file for file in part.source.companions}
             except Unreadable:
                 # A part that is no HDF5 file by itself; if it ought to be one, the first row shows.
                 others[path] = self._source(path, identity)
                 digests[path] = (others[path].digest,)
         others.pop(source.path, None)
-        return Segment(source.with_beside(tuple(others.values())) if others else source, array)
+        return Segment(source.with_companions(tuple(others.values())) if others else source, array)
 
     def _linked(
         self, source: LocalFile, link: ExternalLink, above: tuple[str, ...], digests: dict[str, tuple[bytes, ...]]
     ) -> Iterator[tuple[str, Segment]]:
         """The arrays that a link into another file leads to, by the paths that they have through it."""
         try:
-            path, identity = self._loader.find(source.path, link.file, self._beside)
+            path, identity = self._loader.find(source.path, link.file, self._dependencies)
             if path in above:
                 raise _Astray(f"the file {_shown(link.file)!r}, which leads back here")
             loaded = self._nested(path, identity, above)
         except _Astray as error:
-            yield link.path, Segment(source, _unreadable(link.path, f"it is a link into {error}"))
+            yield link.path, Segment(source, unreadable_array(link.path, f"it is a link into {error}"))
             return
         except Unreadable as error:
             reason = f"it is a link into the file {_shown(link.file)!r}, which cannot be read: {error.detail}"
-            yield link.path, Segment(source, _unreadable(link.path, reason))
+            yield link.path, Segment(source, unreadable_array(link.path, reason))
             return
         digests[path] = loaded.digests
         target = link.target.strip("/")
-        found = False
+        any_array = False
         for name in loaded.below(target):
-            found = True
+            any_array = True
             rest = name.removeprefix(target).strip("/")
             yield "/".join(part for part in (link.path, rest) if part), loaded.segments[name]
-        if not found:
+        if not any_array:
             reason = f"it is a link to {link.target!r} in the file {_shown(link.file)!r}, where no array is"
-            yield link.path, Segment(source, _unreadable(link.path, reason))
+            yield link.path, Segment(source, unreadable_array(link.path, reason))
 
     def _nested(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
         if len(above) > MAX_NESTING:
             raise _Astray(f"files that lead to one another more than {MAX_NESTING} deep")
         return self.load(path, identity, above)
-
-
-def _is_flat(segment: Segment) -> bool:
-    """Whether it is one axis of numbers, the bytes of which this process reads itself."""
-    array = segment.array
-    if array.unreadable is not None or array.by_h5py or array.record is not None or len(array.shape) != 1:
-        return False
-    return np.dtype(array.dtype).kind in "biuf"
 
 
 def _are_young(identities: Sequence[Identity]) -> bool:
@@ -497,7 +387,3 @@ def _identity(path: str) -> Identity:
 
 def _shown(name: str) -> str:
     return os.path.basename(name) if os.path.isabs(name) else name
-
-
-def _unreadable(path: str, reason: str) -> ArrayLayout:
-    return ArrayLayout(path, (), "|u1", unreadable=reason)

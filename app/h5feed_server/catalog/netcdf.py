@@ -19,7 +19,7 @@ def with_coordinates(segments: Mapping[str, Segment]) -> dict[str, Segment]:
         return dict(segments)
     readable = {path: segment for path, segment in segments.items() if segment.array.unreadable is None}
     lengths = {segment.rows for path, segment in readable.items() if path not in scales and segment.array.shape}
-    found = dict(segments)
+    fields = dict(segments)
     for path in scales & readable.keys():
         segment = readable[path]
         name = path.rpartition("/")[2]
@@ -29,8 +29,8 @@ def with_coordinates(segments: Mapping[str, Segment]) -> dict[str, Segment]:
         elif lengths and segment.rows not in lengths:
             problem = f"it holds the coordinates of the axis {name!r}, which is not that of the rows"
         if problem is not None:
-            found[path] = replace(segment, array=refused(segment.array, problem))
+            fields[path] = replace(segment, array=refused(segment.array, problem))
         else:
             about = About("other", f"the coordinates of the axis {name!r}")
-            found[path] = replace(segment, about=about)
-    return found
+            fields[path] = replace(segment, about=about)
+    return fields

@@ -38,11 +38,11 @@ def other_files(
     for file in known:
         elsewhere.setdefault(ending_of(file), set()).add(file)
     left: list[tuple[str, int, tuple[str, ...]]] = []
-    for ending, found in others.items():
+    for ending, alike in others.items():
         own = elsewhere.get(ending, set())
-        count = found.count - len(own)
+        count = alike.count - len(own)
         if count > 0:
-            left.append((ending, count, tuple(file for file in found.examples if file not in own)[:MAX_NAMED]))
+            left.append((ending, count, tuple(file for file in alike.examples if file not in own)[:MAX_NAMED]))
     left.sort(key=lambda line: (-line[1], line[0]))
     rest = left[MAX_OTHER_ENDINGS:]
     for ending, count, files in left[:MAX_OTHER_ENDINGS]:

@@ -56,15 +56,15 @@ def as_frames(
         return dict(segments)
     bases = _bases(keys)
     known = {path: with_bools(segment) for path, segment in segments.items()}
-    found: dict[str, Segment] = {}
+    columns: dict[str, Segment] = {}
     taken: set[str] = set()
     for key in keys:
         frame = _Frame(key, groups, known, read)
         own = dict(frame.fields(bases[key]))
         if own:
-            found |= own
+            columns |= own
             taken |= set(frame.parts())
-    return found | {path: segment for path, segment in segments.items() if path not in taken}
+    return columns | {path: segment for path, segment in segments.items() if path not in taken}
 
 
 def _is_meta(path: str) -> bool:
@@ -137,7 +137,7 @@ class _Frame:
                 yield self._column(("values",), without_placeholder(values), 0)
             return
         order = self._labels("axis0")
-        found: dict[str, FrameColumn] = {}
+        columns: dict[str, FrameColumn] = {}
         for number in range(int(self._about.get("nblocks", 0) or 0)):
             values, names = self._get(f"block{number}_values"), self._labels(f"block{number}_items")
             if values is None or names is None:
@@ -147,9 +147,9 @@ class _Frame:
             if not is_matrix and not is_pickled(values.array) and values.array.unreadable is None:
                 return
             for place, name in enumerate(names):
-                found[name] = self._column((name,), values, place)
-        yield from (found.pop(name) for name in order or () if name in found)
-        yield from found.values()
+                columns[name] = self._column((name,), values, place)
+        yield from (columns.pop(name) for name in order or () if name in columns)
+        yield from columns.values()
 
     def _column(self, names: tuple[str, ...], block: Segment, place: int) -> FrameColumn:
         dtype = str(block.array.attributes.get("value_type") or "")
@@ -181,7 +181,7 @@ class _Frame:
         axes = self._about.get("non_index_axes")
         order = axes[0][1] if isinstance(axes, list) and axes and isinstance(axes[0], list) and len(axes[0]) > 1 else []
         # Names may be there twice.
-        found: dict[str, list[FrameColumn]] = defaultdict(list)
+        by_name: dict[str, list[FrameColumn]] = defaultdict(list)
         for name, block in members.items():
             if name in self._index_members():
                 continue
@@ -193,14 +193,14 @@ class _Frame:
                 width = len(names)
             if not isinstance(names, list) or len(names) != width:
                 # They are no plain list: the block stays what the table calls it.
-                found[name].append(FrameColumn((name,), block, 0, dtype, whole=True))
+                by_name[name].append(FrameColumn((name,), block, 0, dtype, whole=True))
                 continue
             for place, one in enumerate(names):
                 categories = self._categories(name) if attributes.get(f"{name}_meta") == "category" else None
-                found[_name(one)].append(FrameColumn((_name(one),), block, place, dtype, categories))
+                by_name[_name(one)].append(FrameColumn((_name(one),), block, place, dtype, categories))
         named = map(_name, order if isinstance(order, list) else [])
-        yield from (found[name].pop(0) for name in named if found.get(name))
-        yield from (column for columns in found.values() for column in columns)
+        yield from (by_name[name].pop(0) for name in named if by_name.get(name))
+        yield from (column for columns in by_name.values() for column in columns)
 
     def _categories(self, member: str) -> tuple[str, ...] | None:
         values = self._segments.get(f"{self._prefix}meta/{member}/meta/table.values")
@@ -213,11 +213,11 @@ class _Frame:
     def _index_members(self) -> dict[str, str]:
         """Members of the table that are the index, and how they are called."""
         levels = self._about.get("levels")
-        found = {"index": "index"}
+        members = {"index": "index"}
         if isinstance(levels, list):
             # Of several levels each is a member of its own beside a number for each row.
-            found |= {str(level): str(level) for level in levels if isinstance(level, str)}
-        return found
+            members |= {str(level): str(level) for level in levels if isinstance(level, str)}
+        return members
 
     # ------------------------------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ class Presence:
         self._replaced: dict[str, float] = {}
         self._unlisted: dict[str, str] = {}
 
-    def awaited(self, found: Walk, now: float) -> dict[str, str]:
+    def awaited(self, walked: Walk, now: float) -> dict[str, str]:
         """Files that were found before, are not now, and may be there still: why, for each.
 
         Parameters
@@ -46,27 +46,27 @@ class Presence:
         now : float
             By the monotonic clock.
         """
-        present = {*found.files, *found.declarable}
-        self._unlisted = found.unlisted
+        present = {*walked.files, *walked.declarable}
+        self._unlisted = walked.unlisted
         self.reason = None
-        if "" in found.unlisted:
-            self.reason = f"the data folder cannot be looked at: {found.unlisted['']}"
-        elif self._files and not present and not found.others:
+        if "" in walked.unlisted:
+            self.reason = f"the data folder cannot be looked at: {walked.unlisted['']}"
+        elif self._files and not present and not walked.others:
             self.reason = "the data folder, which held datasets, is empty: is the disk not mounted that belongs there?"
-        for folder, place in found.places.items():
+        for folder, place in walked.places.items():
             if self._places.setdefault(folder, place) == place:
                 self._replaced.pop(folder, None)
             else:
                 self._replaced.setdefault(folder, now)
         for folder in [folder for folder, since in self._replaced.items() if now - since >= AWAY_SECONDS]:
-            self._accept(folder, found)
+            self._accept(folder, walked)
         missing = {file: self.why(file) for file in self._files - present}
         lost = {file: why for file, why in missing.items() if why is not None}
         self._files = present | lost.keys()
         # Another folder that has all that the one before had is as good.
         needed = {folder for file in lost for folder in _above(file)}
         for folder in [folder for folder in self._replaced if folder not in needed and self.reason is None]:
-            self._accept(folder, found)
+            self._accept(folder, walked)
         self.trouble = self.reason or next(iter(lost.values()), None)
         return lost
 
@@ -106,11 +106,11 @@ class Presence:
                 return f"the folder {shown(folder)!r} cannot be looked at: {reason}"
         return None
 
-    def _accept(self, folder: str, found: Walk) -> None:
+    def _accept(self, folder: str, walked: Walk) -> None:
         """What is there now is what belongs there."""
         self._replaced.pop(folder, None)
-        if folder in found.places:
-            self._places[folder] = found.places[folder]
+        if folder in walked.places:
+            self._places[folder] = walked.places[folder]
 
 
 def _above(file: str) -> Iterator[str]:

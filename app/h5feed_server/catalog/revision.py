@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from h5feed.errors import RevisionChanged
 
-from ..storage.source import Identity
+from ..storage.local_file import Identity
 
 _BLOCK = 4 << 20
 """Bytes hashed as one; blocks are hashed in parallel and their digests hashed in order."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..storage.column import About
 from ..storage.layout import ArrayLayout
-from .words import helpers_in, is_coordinate, is_running, says, target_of_pair
+from .vocabulary import helpers_in, is_coordinate, is_running, says, target_of_pair
 
 ROLES = ("input", "label", "weight", "other")
 """What a field may be for; also the values of its attribute ``role``."""
@@ -163,13 +163,13 @@ def _by_itself(field: Traits, names: Sequence[str], scalars: Sequence[str]) -> R
 
 def _only_label(fields: Sequence[Traits], roles: Sequence[Role], holds_classes: Callable[[int], bool]) -> int | None:
     """Which field must be the label where no name says so: the only one of integers or text beside inputs."""
-    found = [
+    candidates = [
         i
         for i, (field, role) in enumerate(zip(fields, roles, strict=True))
         if role.role == "other" and field.usable and field.is_single and field.dtype.kind in "biuS"
         if not field.is_told and not is_running(field.name)
     ]
-    return found[0] if len(found) == 1 and holds_classes(found[0]) else None
+    return candidates[0] if len(candidates) == 1 and holds_classes(candidates[0]) else None
 
 
 def _is_feature(field: Traits, role: Role) -> bool:

@@ -26,7 +26,7 @@ def without_sparse(groups: Mapping[str, Mapping[str, Any]], segments: Mapping[st
     for path in segments:
         group, _, name = path.rpartition("/")
         members[group][name] = path
-    found = dict(segments)
+    fields = dict(segments)
     for group, names in members.items():
         parts = next((parts for parts in _PARTS if parts <= names.keys()), None)
         if parts is None or ("row" in parts and not _BESIDE & names.keys() and group not in groups):
@@ -37,9 +37,9 @@ def without_sparse(groups: Mapping[str, Mapping[str, Any]], segments: Mapping[st
         gone = {names[name] for name in (*parts, *(_BESIDE & names.keys()))}
         path = group or "data"
         reason = f"{_described(groups.get(group, {}))}, which is not read as rows yet: store it dense"
-        found = {name: segment for name, segment in found.items() if name not in gone}
-        found[path] = Segment(first.source, ArrayLayout(path, (), "|u1", unreadable=reason))
-    return found
+        fields = {name: segment for name, segment in fields.items() if name not in gone}
+        fields[path] = Segment(first.source, ArrayLayout(path, (), "|u1", unreadable=reason))
+    return fields
 
 
 def _is_sparse(parts: frozenset[str], segments: Mapping[str, Segment]) -> bool:

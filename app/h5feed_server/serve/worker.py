@@ -23,7 +23,7 @@ from h5feed.errors import Overloaded
 from ..api.problems import problem
 from ..main import create_app
 from ..settings import Settings
-from ..sharing.room import Room
+from ..sharing.body_pool import BodyPool
 from ..sharing.trimming import settle
 from .connection import HEAD_SECONDS, Connection, address_of
 from .http1 import Host
@@ -117,9 +117,9 @@ class _Worker(uvicorn.Server):
         self._crowded = asyncio.Lock()
 
     @property
-    def _room(self) -> Room:
-        room: Room = self._app.state.services.pool
-        return room
+    def _pool(self) -> BodyPool:
+        pool: BodyPool = self._app.state.services.pool
+        return pool
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -250,10 +250,10 @@ class _Worker(uvicorn.Server):
         These are the slowest connections of callers that hold more than their share (but not their last one), and
         connections of anyone who accepts almost nothing.
         """
-        late = self._room.wanted(now - _PATIENCE_SECONDS)
+        late = self._pool.wanted(now - _PATIENCE_SECONDS)
         if not late:
             return []
-        held = self._room.held()
+        held = self._pool.held()
         share = sum(held.values()) / len(held.keys() | late.keys())
         caller = min(late, key=lambda name: held.get(name, 0))
         wanted = late[caller]

@@ -84,16 +84,16 @@ class FairThreads(Executor):
             # One for each piece of work, and one for each thread at the end.
             self._tickets.get()
             with self._lock:
-                found = self._next()
-                if found is None:
+                upcoming = self._next()
+                if upcoming is None:
                     if self._closed and not self._waiting:
                         return
                     self._unused_tickets += 1
                     self._idle += 1
                     continue
-            caller, (future, work) = found
+            caller, (future, work) = upcoming
             _do(future, work)
-            del found, future, work
+            del upcoming, future, work
             with self._lock:
                 self._running[caller] -= 1
                 if not self._running[caller]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Codes = npt.NDArray[np.unsignedinteger]
-Places = npt.NDArray[np.int32]
+Indices = npt.NDArray[np.int32]
 """int32: `MAX_SPLIT_ROWS` rows and no more are divided."""
 
 MAX_TABLE_BYTES = 64 << 20
@@ -36,14 +36,14 @@ class TooFew(ValueError):
         self.code = code
 
 
-def shuffle_split(n: int, test: int, seed: int) -> tuple[Places, Places]:
+def shuffle_split(n: int, test: int, seed: int) -> tuple[Indices, Indices]:
     """``train_test_split`` without classes (`ShuffleSplit`): train and test, in its order."""
     places = np.arange(n, dtype=np.int32)
     np.random.RandomState(seed).shuffle(places)
     return places[test:], places[:test]
 
 
-def stratified_split(codes: Codes, test: int, seed: int, *, ordered: bool = True) -> tuple[Places, Places]:
+def stratified_split(codes: Codes, test: int, seed: int, *, ordered: bool = True) -> tuple[Indices, Indices]:
     """``train_test_split`` with `stratify` (`StratifiedShuffleSplit`).
 
     Parameters
@@ -85,7 +85,7 @@ def stratified_split(codes: Codes, test: int, seed: int, *, ordered: bool = True
     return rest, np.concatenate(held)
 
 
-def fold_of(n: int, folds: int, fold: int, seed: int | None) -> Places:
+def fold_of(n: int, folds: int, fold: int, seed: int | None) -> Indices:
     """`KFold`: places of the test side of a fold; `seed` None means that rows are not shuffled."""
     places = np.arange(n, dtype=np.int32)
     if seed is not None:
@@ -95,7 +95,7 @@ def fold_of(n: int, folds: int, fold: int, seed: int | None) -> Places:
     return places[start : start + size + (fold < longer)]
 
 
-def stratified_fold(codes: Codes, folds: int, fold: int, seed: int | None) -> Places:
+def stratified_fold(codes: Codes, folds: int, fold: int, seed: int | None) -> Indices:
     """`StratifiedKFold`: places of the test side of a fold.
 
     Raises
@@ -124,7 +124,7 @@ def stratified_fold(codes: Codes, folds: int, fold: int, seed: int | None) -> Pl
     return np.concatenate(chosen)
 
 
-def group_split(groups: Codes, test: int, seed: int | None) -> tuple[Places, Places]:
+def group_split(groups: Codes, test: int, seed: int | None) -> tuple[Indices, Indices]:
     """`GroupShuffleSplit`: train and test, ascending, with whole groups on one side.
 
     Parameters
@@ -149,7 +149,7 @@ def group_split(groups: Codes, test: int, seed: int | None) -> tuple[Places, Pla
     return _sides(groups, held)
 
 
-def group_fold(groups: Codes, folds: int, fold: int, seed: int | None) -> Places:
+def group_fold(groups: Codes, folds: int, fold: int, seed: int | None) -> Indices:
     """`GroupKFold`: places of the test side of a fold, with whole groups on one side.
 
     Raises
@@ -172,7 +172,7 @@ def group_fold(groups: Codes, folds: int, fold: int, seed: int | None) -> Places
     return _sides(groups, present[owner == fold])[1]
 
 
-def stratified_group_fold(codes: Codes, groups: Codes, folds: int, fold: int, seed: int | None) -> Places:
+def stratified_group_fold(codes: Codes, groups: Codes, folds: int, fold: int, seed: int | None) -> Indices:
     """`StratifiedGroupKFold`: places of the test side of a fold.
 
     Groups of the most uneven classes are given out first, each to the fold in which the shares of the classes then
@@ -213,8 +213,8 @@ def stratified_group_fold(codes: Codes, groups: Codes, folds: int, fold: int, se
     return _sides(groups, present[owner == fold])[1]
 
 
-def group(codes: Codes) -> tuple[Places, npt.NDArray[np.int64]]:
-    """Places by class, ascending within each: a counting sort.
+def group(codes: Codes) -> tuple[Indices, npt.NDArray[np.int64]]:
+    """Indices by class, ascending within each: a counting sort.
 
     Returns
     -------
@@ -247,7 +247,7 @@ def _present(groups: Codes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64
     return present, grouped[starts[present]].astype(np.int64)
 
 
-def _sides(groups: Codes, held: npt.NDArray[np.int64]) -> tuple[Places, Places]:
+def _sides(groups: Codes, held: npt.NDArray[np.int64]) -> tuple[Indices, Indices]:
     is_held = np.zeros(int(groups.max()) + 1, np.bool_)
     is_held[held] = True
     mask = is_held[groups]

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from h5feed.errors import SplitImpossible, SplitNotFound
 from h5feed.suggestions import did_you_mean
 
+from ..cache_folder.array_file import dump_arrays, load_arrays
 from . import as_sklearn, multilabel
-from .array_bytes import pack, unpack
 from .as_sklearn import Codes, TooFew
 from .labels import Labels, Strata
 from .spec import SplitSpec
@@ -298,10 +298,10 @@ def _translated(places: Rows, rows: Rows | None) -> Rows:
 def dump_splits(splits: Splits) -> bytes:
     """For the cache folder."""
     about = {item.name: getattr(splits, item.name) for item in fields(splits) if item.name != "rows"}
-    return pack(about, splits.rows)
+    return dump_arrays(about, splits.rows)
 
 
 def load_splits(data: bytes) -> Splits:
     """What `dump_splits` wrote."""
-    about, rows = unpack(data)
+    about, rows = load_arrays(data)
     return Splits(rows, **{**about, "stored": tuple(about["stored"])})

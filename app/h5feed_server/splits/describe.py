@@ -22,10 +22,10 @@ def describe_splits(
     splits: Splits, rows: int, labels: Labels | None, groups: Labels | None, names: Mapping[int, str]
 ) -> dict[str, Any]:
     """Per split, ``all`` first: what `describe_split` says, and whether its rows are those that are stored."""
-    found = {"all": describe_split(None, rows, labels, groups, names)}
+    described = {"all": describe_split(None, rows, labels, groups, names)}
     for name, own in splits.rows.items():
-        found[name] = {**describe_split(own, rows, labels, groups, names), "stored": name in splits.stored}
-    return found
+        described[name] = {**describe_split(own, rows, labels, groups, names), "stored": name in splits.stored}
+    return described
 
 
 def describe_split(

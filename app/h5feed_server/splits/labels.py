@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .array_bytes import pack, unpack
+from ..cache_folder.array_file import dump_arrays, load_arrays
 
 Kind = Literal["classes", "one-hot", "bins", "multi-label"]
 
@@ -190,8 +190,8 @@ def encode(blocks: Blocks, rows: int) -> tuple[tuple[Any, ...], npt.NDArray[Any]
             places = np.searchsorted(seen, wanted)
             if len(seen) > np.iinfo(codes.dtype).max:
                 codes = codes.astype(np.uint16 if len(seen) <= 0xFFFF else np.uint32)
-        found = numbers[places]
-        codes[start : start + len(flat)] = found if back is None else found[back]
+        block_codes = numbers[places]
+        codes[start : start + len(flat)] = block_codes if back is None else block_codes[back]
         start += len(flat)
     if seen is None:
         return (), codes
@@ -206,14 +206,14 @@ def dump_strata(strata: Strata) -> bytes:
     """For the cache folder."""
     about = {"field": strata.field, "reason": strata.reason}
     if strata.labels is None:
-        return pack(about, {})
+        return dump_arrays(about, {})
     kind = {"kind": strata.labels.kind, "values": strata.labels.values}
-    return pack({**about, **kind}, {"codes": strata.labels.codes})
+    return dump_arrays({**about, **kind}, {"codes": strata.labels.codes})
 
 
 def load_strata(data: bytes) -> Strata:
     """What `dump_strata` wrote."""
-    about, arrays = unpack(data)
+    about, arrays = load_arrays(data)
     if not arrays:
         return Strata(about["field"], None, about["reason"])
     return Strata(about["field"], Labels(about["kind"], tuple(about["values"]), arrays["codes"]))

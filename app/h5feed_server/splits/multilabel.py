@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-Places = npt.NDArray[np.int32]
+Indices = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 
 

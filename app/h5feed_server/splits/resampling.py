@@ -95,8 +95,8 @@ class Weighted:
         else:
             pieces = permute(positions, epoch_rows, key)
             points = pieces + uniform(pieces, key[8:])
-        found = np.searchsorted(self.ends, points / epoch_rows * self.ends[-1], side="right")
+        drawn = np.searchsorted(self.ends, points / epoch_rows * self.ends[-1], side="right")
         # Rounding may reach the very end, where only rows of no weight would lie.
         last = np.searchsorted(self.ends, self.ends[-1], side="left")
-        places = np.minimum(found, last)
+        places = np.minimum(drawn, last)
         return np.asarray(places if self.rows is None else self.rows[places], np.int64)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge, UnsupportedField
 
+from ..cache_folder.array_file import dump_arrays, load_arrays
 from ..cache_folder.folder import CacheFolder
 from ..catalog.dataset import Dataset, Field
 from ..catalog.roles import is_dense
@@ -20,7 +21,6 @@ from ..jobs.registry import Progress
 from ..settings import Settings
 from ..storage.byte_cache import ByteCache
 from ..storage.reader import Reader
-from .array_bytes import pack, unpack
 from .compute import Rows, Splits, dump_splits, load_splits, native_splits
 from .describe import describe_splits
 from .labels import MAX_DISTINCT, Labels, NoClasses, Strata, dump_strata, encode, load_strata, read_labels
@@ -124,12 +124,12 @@ class Splitter:
         """What the API says of the splits, as JSON; `classes` is the field whose classes are counted."""
 
         def load(data: bytes) -> bytes:
-            return json.dumps(unpack(data)[0]).encode()
+            return json.dumps(load_arrays(data)[0]).encode()
 
         name = _report_name(dataset, spec, classes)
         return self._reports.get(
             name,
-            lambda: self._kept(name, load, lambda: pack(self._describe(dataset, spec, classes), {})),
+            lambda: self._kept(name, load, lambda: dump_arrays(self._describe(dataset, spec, classes), {})),
             len,
         )
 
@@ -277,7 +277,7 @@ class Splitter:
                     f"group={name}: it has more than the {MAX_DISTINCT} different values that can be groups"
                 ) from None
 
-        file = _name("groups/1", dataset, name)
+        file = _name("groups/2", dataset, name)
         strata = self._strata.get(file, lambda: self._kept(file, load_strata, compute), lambda strata: strata.nbytes)
         assert strata.labels is not None
         return strata.labels
@@ -348,15 +348,15 @@ def balanced_by(dataset: Dataset, spec: OrderSpec) -> tuple[str, bool]:
 
 
 def _splits_name(dataset: Dataset, spec: SplitSpec) -> str:
-    return _name("splits/4", dataset, spec.model_dump_json())
+    return _name("splits/5", dataset, spec.model_dump_json())
 
 
 def _report_name(dataset: Dataset, spec: SplitSpec, classes: str | None) -> str:
-    return _name("reports/2", dataset, f"{spec.model_dump_json()} {classes}")
+    return _name("reports/3", dataset, f"{spec.model_dump_json()} {classes}")
 
 
 def _strata_name(dataset: Dataset, name: str, bins: bool) -> str:
-    return _name("classes/2", dataset, f"{name} {bins}")
+    return _name("classes/3", dataset, f"{name} {bins}")
 
 
 def _name(folder: str, dataset: Dataset, request: str) -> str:

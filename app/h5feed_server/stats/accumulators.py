@@ -11,15 +11,15 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from .narrow_numbers import TableTally
+from .narrow_numbers import TableAccumulator
 from .summary import Summary
-from .wide_numbers import FloatTally, IntTally
+from .wide_numbers import FloatAccumulator, IntAccumulator
 
 _TABLE_CHANNELS = 16
 """16-bit values of so many channels are counted in tables of 65,536."""
 
 
-class Tally(Protocol):
+class Accumulator(Protocol):
     """Adds up the values of one dtype, per channel."""
 
     def add(self, values: npt.NDArray[Any]) -> None:
@@ -35,10 +35,10 @@ class Tally(Protocol):
         """Of all channels together."""
 
 
-def tally_of(dtype: np.dtype[Any], channels: int) -> Tally:
-    """An empty tally for values of a numeric dtype, little-endian."""
+def accumulator_for(dtype: np.dtype[Any], channels: int) -> Accumulator:
+    """An empty accumulator for values of a numeric dtype, little-endian."""
     if dtype.itemsize == 1 or (dtype.itemsize == 2 and channels <= _TABLE_CHANNELS):
-        return TableTally(dtype, channels)
+        return TableAccumulator(dtype, channels)
     if dtype.kind in "iu":
-        return IntTally(dtype, channels)
-    return FloatTally(channels)
+        return IntAccumulator(dtype, channels)
+    return FloatAccumulator(channels)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from h5feed import wire
 
-from .scan import Found
+from ..cache_folder.array_file import dump_arrays, load_arrays
+from .scan import ColumnAccumulator
 from .summary import Summary
 
 MAX_CLASSES = 1 << 14
@@ -37,31 +36,22 @@ class FieldStats:
     report: dict[str, Any]
     mean_image: npt.NDArray[np.float32] | None
 
-    @property
-    def nbytes(self) -> int:
-        return len(json.dumps(self.report)) + (0 if self.mean_image is None else self.mean_image.nbytes)
-
     def dump(self) -> bytes:
-        """As one safetensors body."""
-        shape = (0,) if self.mean_image is None else self.mean_image.shape
-        tensors = [wire.Tensor(_MEAN_IMAGE, np.dtype("<f4"), shape)]
-        body = wire.Body(tensors, {"about": json.dumps(self.report), "batches": "1"})
-        buffer = np.zeros(body.nbytes, np.uint8)
-        view = body.place(buffer, 0)[_MEAN_IMAGE]
-        if self.mean_image is not None:
-            view[...] = self.mean_image
-        return buffer.tobytes()
+        """For the cache folder."""
+        return dump_arrays(self.report, {} if self.mean_image is None else {_MEAN_IMAGE: self.mean_image})
 
     @classmethod
     def load(cls, data: bytes) -> FieldStats:
         """What `dump` wrote."""
-        tensors, metadata, _ = wire.read_body(np.frombuffer(data, np.uint8))
-        image = tensors[_MEAN_IMAGE]
-        return cls(json.loads(metadata["about"]), image if image.size else None)
+        report, arrays = load_arrays(data)
+        return cls(report, arrays.get(_MEAN_IMAGE))
 
 
 def report_of(
-    found: Found, channel_names: Sequence[str] | None, class_names: Sequence[str] | None, is_label: bool
+    accumulated: ColumnAccumulator,
+    channel_names: Sequence[str] | None,
+    class_names: Sequence[str] | None,
+    is_label: bool,
 ) -> dict[str, Any]:
     """Everything that is said of a field.
 
@@ -75,34 +65,37 @@ def report_of(
         Its values are classes: all are listed, with their balanced weights.
     """
     channels = None
-    if channel_names is not None and found.tally is not None:
-        summaries = found.tally.summaries()
+    if channel_names is not None and accumulated.numbers is not None:
+        summaries = accumulated.numbers.summaries()
         channels = [{"name": name, **_numbers(summary)} for name, summary in zip(channel_names, summaries, strict=True)]
-    numbers = _numbers(None if found.tally is None else found.tally.overall())
+    numbers = _numbers(None if accumulated.numbers is None else accumulated.numbers.overall())
     histogram = numbers.pop("histogram")
     # What people look for comes first, what is long last.
-    report: dict[str, Any] = {"rows": found.rows}
+    report: dict[str, Any] = {"rows": accumulated.rows}
     report |= {f"channel_{key}s": _by_colour(channels, key) for key in ("mean", "std")}
     report |= numbers
     report |= {"classes": None, "classes_kind": None, "values": None, "distinct": None, "lengths": None}
-    report["mean_image"] = None if found.mean_image is None else list(found.mean_image.mean().shape)
+    report["mean_image"] = None if accumulated.mean_image is None else list(accumulated.mean_image.mean().shape)
     report |= {"histogram": histogram, "channels": channels}
-    if found.lengths is not None:
-        report["lengths"] = _numbers(found.lengths.overall())
-    if found.values is not None:
-        report["distinct"] = len(found.values.counts) if found.values.complete else None
-        if is_label and found.values.complete and len(found.values.counts) <= MAX_CLASSES:
-            pairs = sorted(found.values.counts.items())
-            report |= {"classes": _classes(pairs, found.rows, class_names), "classes_kind": "values"}
+    if accumulated.lengths is not None:
+        report["lengths"] = _numbers(accumulated.lengths.overall())
+    if accumulated.values is not None:
+        report["distinct"] = len(accumulated.values.counts) if accumulated.values.complete else None
+        if is_label and accumulated.values.complete and len(accumulated.values.counts) <= MAX_CLASSES:
+            pairs = sorted(accumulated.values.counts.items())
+            report |= {"classes": _classes(pairs, accumulated.rows, class_names), "classes_kind": "values"}
         else:
             report["values"] = [
-                {"value": _plain(value), "rows": rows, "share": rows / found.rows}
-                for value, rows in found.values.counts.most_common(TOP_VALUES)
+                {"value": _plain(value), "rows": rows, "share": rows / accumulated.rows}
+                for value, rows in accumulated.values.counts.most_common(TOP_VALUES)
             ]
-    if found.indicators is not None and found.indicators.kind is not None and found.rows:
-        pairs = list(enumerate(found.indicators.ones.tolist()))
-        report |= {"classes": _classes(pairs, found.rows, class_names), "classes_kind": found.indicators.kind}
-        if found.indicators.kind == "multi_label":
+    if accumulated.indicators is not None and accumulated.indicators.kind is not None and accumulated.rows:
+        pairs = list(enumerate(accumulated.indicators.ones.tolist()))
+        report |= {
+            "classes": _classes(pairs, accumulated.rows, class_names),
+            "classes_kind": accumulated.indicators.kind,
+        }
+        if accumulated.indicators.kind == "multi_label":
             # Rows of several classes have no weight that evens them out.
             report["classes"] = [{**entry, "weight": None} for entry in report["classes"]]
     return report
@@ -132,8 +125,8 @@ def _numbers(summary: Summary | None) -> dict[str, Any]:
 
 def _by_colour(channels: Sequence[dict[str, Any]] | None, key: str) -> dict[str, Any] | None:
     """``{"R": …, "G": …, "B": …}``, in this order however they are stored."""
-    found = {channel["name"]: channel[key] for channel in channels or ()}
-    return {name: found[name] for name in "RGB"} if set("RGB") <= set(found) else None
+    by_name = {channel["name"]: channel[key] for channel in channels or ()}
+    return {name: by_name[name] for name in "RGB"} if set("RGB") <= set(by_name) else None
 
 
 def _classes(pairs: Sequence[tuple[int | bytes, int]], rows: int, names: Sequence[str] | None) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ class Histogram:
     counts: list[int]
 
 
-class HistogramTally:
+class HistogramAccumulator:
     """Counts finite values.
 
     Parameters
@@ -70,12 +70,12 @@ class HistogramTally:
         assert self._exponent is not None
         first = self._index(low)
         places = (self._scaled(values, low < 0) - values.dtype.type(first)).astype(np.intp)
-        found = np.bincount(places) if counts is None else np.zeros(self._index(high) - first + 1, np.int64)
+        bin_counts = np.bincount(places) if counts is None else np.zeros(self._index(high) - first + 1, np.int64)
         if counts is not None:
-            np.add.at(found, places, counts)
-        self._add(first, found)
+            np.add.at(bin_counts, places, counts)
+        self._add(first, bin_counts)
 
-    def merge(self, other: HistogramTally) -> None:
+    def merge(self, other: HistogramAccumulator) -> None:
         """Count what `other` has counted."""
         if other._exponent is None:
             return
@@ -154,16 +154,16 @@ class HistogramTally:
         np.add.at(counts, [index - indices[0] for index in indices], self._counts)
         self._exponent, self._first, self._counts = exponent, indices[0], counts
 
-    def _add(self, first: int, found: Int64s) -> None:
+    def _add(self, first: int, bin_counts: Int64s) -> None:
         if not len(self._counts):
-            self._first, self._counts = first, found.astype(np.int64)
+            self._first, self._counts = first, bin_counts.astype(np.int64)
             return
-        begin, end = min(self._first, first), max(self._last + 1, first + len(found))
+        begin, end = min(self._first, first), max(self._last + 1, first + len(bin_counts))
         if end - begin != len(self._counts):
             counts = np.zeros(end - begin, np.int64)
             counts[self._first - begin :][: len(self._counts)] = self._counts
             self._first, self._counts = begin, counts
-        self._counts[first - begin :][: len(found)] += found
+        self._counts[first - begin :][: len(bin_counts)] += bin_counts
 
 
 def _excess(begin: int, end: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from .histogram import HistogramTally
+from .histogram import HistogramAccumulator
 from .summary import PIECE, Summary, exact_moments
 
 Int64s = npt.NDArray[np.int64]
@@ -16,7 +16,7 @@ _PAIRED_CHANNELS = 4
 """Bytes of so many channels are counted in pairs, which is twice as fast; tables of pairs of more would not pay."""
 
 
-class TableTally:
+class TableAccumulator:
     """Values of 8 or 16 bits: how often each is there says everything, exactly."""
 
     def __init__(self, dtype: np.dtype[Any], channels: int) -> None:
@@ -50,8 +50,8 @@ class TableTally:
                 # numpy's own cast would take new memory each time.
                 wide = self._scratch[: len(piece)]
                 np.copyto(wide, piece[:, lane])
-                found = np.bincount(wide)
-                table[: len(found)] += found
+                counts = np.bincount(wide)
+                table[: len(counts)] += counts
 
     def merge(self, other: Self) -> None:
         self._counts += other._counts
@@ -102,7 +102,7 @@ def _summary_of_table(values: npt.NDArray[Any], counts: Int64s) -> Summary:
     second = sum(value * value * times for value, times in zip(whole, often, strict=True))
     mean, std = exact_moments(sum(often), first, second, scale)
     low, high = wide.min().item(), wide.max().item()
-    histogram = HistogramTally(whole=not floating)
+    histogram = HistogramAccumulator(whole=not floating)
     histogram.add(wide, low, high, counts)
     zeros = int(counts[wide == 0].sum())
     return Summary(count, nan, inf, zeros, low, high, mean, std, histogram.histogram())

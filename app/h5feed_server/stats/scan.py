@@ -22,7 +22,7 @@ from ..jobs.registry import Cancelled
 from ..storage.column import Column
 from ..storage.reader import Reader
 from ..storage.written import WrittenRows
-from .accumulators import Tally, tally_of
+from .accumulators import Accumulator, accumulator_for
 from .mean_image import MeanImage
 from .value_counts import Indicators, Values, strings_of
 
@@ -71,15 +71,15 @@ class Subject:
     indicators: bool = False
 
 
-class Found:
+class ColumnAccumulator:
     """What was found in some rows of a subject.
 
     Attributes
     ----------
     rows : int
-    tally : Tally or None
+    numbers : Accumulator or None
         Of numbers.
-    lengths : Tally or None
+    lengths : Accumulator or None
         Of the lengths of lists, and of texts in bytes.
     values, indicators, mean_image
         Those that were wanted.
@@ -88,9 +88,9 @@ class Found:
     def __init__(self, subject: Subject) -> None:
         column = subject.column
         self.rows = 0
-        numbers = np.dtype("<f4") if column.is_bfloat16 else column.dtype
-        self.tally: Tally | None = None if numbers.kind == "S" else tally_of(numbers, subject.channels)
-        self.lengths: Tally | None = tally_of(np.dtype("<i8"), 1) if column.is_ragged else None
+        dtype = np.dtype("<f4") if column.is_bfloat16 else column.dtype
+        self.numbers: Accumulator | None = None if dtype.kind == "S" else accumulator_for(dtype, subject.channels)
+        self.lengths: Accumulator | None = accumulator_for(np.dtype("<i8"), 1) if column.is_ragged else None
         self.values = Values() if subject.values else None
         self.indicators = Indicators(column.sample_shape[0]) if subject.indicators else None
         self.mean_image = MeanImage(column.sample_shape, column.dtype, column.rows) if subject.mean_image else None
@@ -108,23 +108,23 @@ class Found:
             self.indicators.add(block)
         if subject.channels_first:
             block = np.ascontiguousarray(np.moveaxis(block, 1, -1))
-        if self.tally is not None and block.size:
-            self.tally.add(block.reshape(-1, subject.channels))
+        if self.numbers is not None and block.size:
+            self.numbers.add(block.reshape(-1, subject.channels))
 
     def add_ragged(self, items: npt.NDArray[Any], offsets: Int64s) -> None:
         """Add lists or texts, which begin at `offsets`."""
         self.rows += len(offsets) - 1
         if self.lengths is not None:
             self.lengths.add(np.diff(offsets).reshape(-1, 1))
-        if self.tally is not None and items.size:
-            self.tally.add(items.reshape(-1, 1))
+        if self.numbers is not None and items.size:
+            self.numbers.add(items.reshape(-1, 1))
         if self.values is not None:
             self.values.add(strings_of(items, offsets))
 
-    def merge(self, other: Found) -> None:
+    def merge(self, other: ColumnAccumulator) -> None:
         """Add what was found in the rows after these."""
         self.rows += other.rows
-        for name in ("tally", "lengths", "values", "indicators", "mean_image"):
+        for name in ("numbers", "lengths", "values", "indicators", "mean_image"):
             mine: Any = getattr(self, name)
             if mine is not None:
                 mine.merge(getattr(other, name))
@@ -137,7 +137,7 @@ def scan(
     threads: int,
     advance: Callable[[int], None],
     cancelled: threading.Event,
-) -> Found:
+) -> ColumnAccumulator:
     """Look at rows of a column.
 
     Parameters
@@ -161,19 +161,19 @@ def scan(
     blocks = -(-count // step)
     stop = threading.Event()
 
-    def add_up(part: int) -> Found:
-        found = Found(subject)
+    def add_up(part: int) -> ColumnAccumulator:
+        accumulator = ColumnAccumulator(subject)
         for block in range(part * blocks // PARTS, (part + 1) * blocks // PARTS):
             if stop.is_set() or cancelled.is_set():
                 raise Cancelled
             begin, end = block * step, min((block + 1) * step, count)
-            _add_rows(found, reader, subject, wanted.between(begin, end))
+            _add_rows(accumulator, reader, subject, wanted.between(begin, end))
             advance(end - begin)
-        return found
+        return accumulator
 
     # What is in memory at the same time is bounded, however long the rows are.
     threads = max(1, min(threads, PARTS, _MAX_ROW_BYTES // max(1, 2 * step * column.row_bytes)))
-    whole = Found(subject)
+    whole = ColumnAccumulator(subject)
     with ThreadPoolExecutor(threads, "h5feed-stats") as executor:
         begun = deque(executor.submit(add_up, part) for part in range(min(PARTS, threads + 1)))
         following = iter(range(len(begun), PARTS))
@@ -191,13 +191,13 @@ def scan(
     if begun:
         _raise_reason(begun)
     if wanted.example is not None:
-        fill = Found(subject)
+        fill = ColumnAccumulator(subject)
         _add_rows(fill, reader, subject, np.array([wanted.example], np.int64))
         whole.merge(_repeated(fill, subject, wanted.unwritten))
     return whole
 
 
-def _raise_reason(ended: deque[Future[Found]]) -> NoReturn:
+def _raise_reason(ended: deque[Future[ColumnAccumulator]]) -> NoReturn:
     """Why they have not all ended well; they are let go."""
     failures = [future.exception() for future in ended]
     reason = next((one for one in failures if one is not None and not isinstance(one, Cancelled)), Cancelled())
@@ -209,22 +209,22 @@ def _raise_reason(ended: deque[Future[Found]]) -> NoReturn:
         del failures, reason
 
 
-def _add_rows(found: Found, reader: Reader, subject: Subject, rows: Int64s) -> None:
+def _add_rows(accumulator: ColumnAccumulator, reader: Reader, subject: Subject, rows: Int64s) -> None:
     if subject.column.is_ragged:
-        found.add_ragged(*reader.read_ragged(subject.column, rows))
+        accumulator.add_ragged(*reader.read_ragged(subject.column, rows))
     else:
-        found.add(subject, _read(reader, subject.column, rows))
+        accumulator.add(subject, _read(reader, subject.column, rows))
 
 
-def _repeated(one: Found, subject: Subject, times: int) -> Found:
+def _repeated(one: ColumnAccumulator, subject: Subject, times: int) -> ColumnAccumulator:
     """What is found in `times` such rows: they are doubled as often as it takes."""
-    found = Found(subject)
+    accumulator = ColumnAccumulator(subject)
     while True:
         if times & 1:
-            found.merge(one)
+            accumulator.merge(one)
         times >>= 1
         if not times:
-            return found
+            return accumulator
         one.merge(deepcopy(one))
 
 

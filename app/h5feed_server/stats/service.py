@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +19,7 @@ from ..catalog.dataset import Dataset, Field
 from ..catalog.roles import is_dense
 from ..jobs.registry import WAIT_SECONDS, Jobs, JobState, Progress, Request
 from ..splits.spec import SplitSpec
+from ..storage.byte_cache import ByteCache
 from ..storage.reader import Reader
 from ..storage.written import WrittenRows
 from .field_stats import FieldStats, report_of
@@ -28,14 +27,15 @@ from .mean_image import MeanImage
 from .scan import Subject, scan
 from .value_counts import MAX_INDICATORS
 
-_VERSION = 2
+_VERSION = 3
 """Of what is kept in the cache folder; to be raised when a report changes."""
 
 MAX_FEATURES = 256
 """Numbers of a flat sample that are looked at one by one."""
 
-_KEPT_BYTES = 16 << 20
-"""Bytes of results kept in memory."""
+_KEPT_BYTES = 24 << 20
+"""Bytes of results kept in memory: where the cache folder cannot be used, even the largest, a mean image of 4 million
+numbers, must have room."""
 
 _KIND = "stats"
 
@@ -57,8 +57,7 @@ class Statistics:
         self._catalog = catalog
         self._batcher = batcher
         self._folder = folder
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept: ByteCache[bytes] = ByteCache(_KEPT_BYTES, WAIT_SECONDS)
         # Batches come first: they are waited for, statistics are looked at.
         self._threads = max(1, len(os.sched_getaffinity(0)) // 2)
         self._jobs = jobs
@@ -91,13 +90,13 @@ class Statistics:
         self, dataset: Dataset, fields: Sequence[Field], split: str, spec: SplitSpec
     ) -> dict[str, FieldStats] | None:
         """What is known already of each field; None where anything is missing."""
-        found = {}
+        by_name = {}
         for field in fields:
             data = self._stored(_key(dataset, field, split, spec))
             if data is None:
                 return None
-            found[field.name] = FieldStats.load(data)
-        return found
+            by_name[field.name] = FieldStats.load(data)
+        return by_name
 
     def start(self, dataset: Dataset, fields: Sequence[Field], split: str, spec: SplitSpec, result: str) -> JobState:
         """Have what is missing looked at; see `Jobs.start`."""
@@ -133,7 +132,7 @@ class Statistics:
             def compute(field: Field = field, each: int = each, computed: list[bool] = computed) -> bytes:
                 computed.append(True)
                 subject = subject_of(field)
-                found = scan(
+                accumulated = scan(
                     reader, subject, rows, self._threads, lambda done: progress.advance(done * each), progress.cancelled
                 )
                 report = {
@@ -142,31 +141,24 @@ class Statistics:
                     "role": field.role,
                     "dtype": field.type_name,
                     "shape": list(field.sample_shape),
-                    **report_of(found, channel_names(field), field.class_names, _is_label(field)),
+                    **report_of(accumulated, channel_names(field), field.class_names, _is_label(field)),
                 }
-                return FieldStats(report, None if found.mean_image is None else found.mean_image.mean()).dump()
+                return FieldStats(
+                    report, None if accumulated.mean_image is None else accumulated.mean_image.mean()
+                ).dump()
 
             data = self._folder.get(f"stats/{_VERSION}-{key}", compute)
             if not computed:
                 progress.advance(counts[field.name] * each)
-            self._keep(key, data)
+            self._kept.put(key, data, len(data))
 
     def _stored(self, key: str) -> bytes | None:
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        data = self._folder.find(f"stats/{_VERSION}-{key}")
-        if data is not None:
-            self._keep(key, data)
+        data = self._kept.find(key)
+        if data is None:
+            data = self._folder.find(f"stats/{_VERSION}-{key}")
+            if data is not None:
+                self._kept.put(key, data, len(data))
         return data
-
-    def _keep(self, key: str, data: bytes) -> None:
-        with self._lock:
-            self._kept[key] = data
-            self._kept.move_to_end(key)
-            while sum(map(len, self._kept.values())) > _KEPT_BYTES and len(self._kept) > 1:
-                self._kept.popitem(last=False)
 
 
 def subject_of(field: Field) -> Subject:

@@ -38,12 +38,12 @@ class Values:
         if isinstance(values, list):
             self.counts.update(values)
         else:
-            found, often = np.unique(values, return_counts=True)
-            if len(found) > MAX_DISTINCT:
+            distinct, often = np.unique(values, return_counts=True)
+            if len(distinct) > MAX_DISTINCT:
                 most = np.argsort(-often, kind="stable")[:MAX_DISTINCT]
-                found, often = found[most], often[most]
+                distinct, often = distinct[most], often[most]
                 self.complete = False
-            for value, count in zip(found.tolist(), often.tolist(), strict=True):
+            for value, count in zip(distinct.tolist(), often.tolist(), strict=True):
                 self.counts[int(value)] += count
         self._bound()
 

@@ -3,17 +3,50 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from .histogram import HistogramTally
+from .histogram import HistogramAccumulator
 from .summary import PIECE, Summary, exact_moments
 
 
-class IntTally:
+class _Channel(Protocol):
+    """Adds up the values of one channel."""
+
+    def merge(self, other: Self) -> None: ...
+
+    def summary(self) -> Summary: ...
+
+
+C = TypeVar("C", bound=_Channel)
+
+
+class _ByChannel(Generic[C]):
+    """What accumulators of wide numbers have in common: one of `kind` for each channel."""
+
+    def __init__(self, kind: Callable[[], C], channels: int) -> None:
+        self._kind = kind
+        self._channels = [kind() for _ in range(channels)]
+
+    def merge(self, other: Self) -> None:
+        for mine, theirs in zip(self._channels, other._channels, strict=True):
+            mine.merge(theirs)
+
+    def summaries(self) -> list[Summary]:
+        return [channel.summary() for channel in self._channels]
+
+    def overall(self) -> Summary:
+        merged = self._kind()
+        for channel in self._channels:
+            merged.merge(channel)
+        return merged.summary()
+
+
+class IntAccumulator(_ByChannel["_IntChannel"]):
     """Integers of 16 to 64 bits, exactly: by the sums and products of their 16-bit digits, which 64 bits hold."""
 
     def __init__(self, dtype: np.dtype[Any], channels: int) -> None:
@@ -21,7 +54,7 @@ class IntTally:
         self._digits = dtype.itemsize // 2
         # Signed ones are shifted to 0 … 2ⁿ-1 by turning their highest bit.
         self._shift = 1 << (8 * dtype.itemsize - 1) if dtype.kind == "i" else 0
-        self._channels = [_IntChannel(HistogramTally(whole=True)) for _ in range(channels)]
+        super().__init__(_IntChannel, channels)
 
     def add(self, values: npt.NDArray[Any]) -> None:
         scratch = np.empty((self._digits, min(PIECE, len(values))), np.int64)
@@ -52,23 +85,10 @@ class IntTally:
         channel.low = low if channel.low is None else min(channel.low, low)
         channel.high = high if channel.high is None else max(channel.high, high)
 
-    def merge(self, other: Self) -> None:
-        for mine, theirs in zip(self._channels, other._channels, strict=True):
-            mine.merge(theirs)
-
-    def summaries(self) -> list[Summary]:
-        return [channel.summary() for channel in self._channels]
-
-    def overall(self) -> Summary:
-        together = _IntChannel(HistogramTally(whole=True))
-        for channel in self._channels:
-            together.merge(channel)
-        return together.summary()
-
 
 @dataclass
 class _IntChannel:
-    histogram: HistogramTally
+    histogram: HistogramAccumulator = field(default_factory=lambda: HistogramAccumulator(whole=True))
     count: int = 0
     first: int = 0
     second: int = 0
@@ -97,29 +117,16 @@ class _IntChannel:
         return Summary(self.count, 0, 0, self.zeros, self.low, self.high, mean, std, self.histogram.histogram())
 
 
-class FloatTally:
+class FloatAccumulator(_ByChannel["_FloatChannel"]):
     """Floats, in float64."""
 
     def __init__(self, channels: int) -> None:
-        self._channels = [_FloatChannel(HistogramTally(whole=False)) for _ in range(channels)]
+        super().__init__(_FloatChannel, channels)
 
     def add(self, values: npt.NDArray[Any]) -> None:
         for begin in range(0, len(values), PIECE):
             for number, channel in enumerate(self._channels):
                 channel.add(values[begin : begin + PIECE, number].astype(np.float64))
-
-    def merge(self, other: Self) -> None:
-        for mine, theirs in zip(self._channels, other._channels, strict=True):
-            mine.merge(theirs)
-
-    def summaries(self) -> list[Summary]:
-        return [channel.summary() for channel in self._channels]
-
-    def overall(self) -> Summary:
-        together = _FloatChannel(HistogramTally(whole=False))
-        for channel in self._channels:
-            together.merge(channel)
-        return together.summary()
 
 
 @dataclass
@@ -131,7 +138,7 @@ class _FloatChannel:
         Of the finite ones: mean, and sum of the squared deviations from it.
     """
 
-    histogram: HistogramTally
+    histogram: HistogramAccumulator = field(default_factory=lambda: HistogramAccumulator(whole=False))
     nan: int = 0
     inf: int = 0
     zeros: int = 0

@@ -83,6 +83,23 @@ class ByteCache(Generic[V]):
         flight.set_result(value)
         return value
 
+    def find(self, key: Hashable) -> V | None:
+        """The value of `key`; None where it is not here."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            entry.used = time.monotonic()
+            self._entries.move_to_end(key)
+            return entry.value
+
+    def put(self, key: Hashable, value: V, nbytes: int) -> None:
+        """Keep a value that was computed elsewhere, in place of the one before."""
+        with self._lock:
+            if (before := self._entries.pop(key, None)) is not None:
+                self._nbytes -= before.nbytes
+            self._keep(key, value, nbytes)
+
     def admits(self, key: Hashable, nbytes: int) -> bool:
         """Whether the value is here already, or would fit without pushing out one that is in use."""
         with self._lock:

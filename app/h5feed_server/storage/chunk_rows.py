@@ -1,4 +1,4 @@
-"""Chunks of many rows: decoded once, whole slabs of rows at a time, and kept for the batches that follow."""
+"""Chunk rows – all chunks that hold the same rows of an array – decoded once, and kept for the batches that follow."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from h5feed.errors import FeedError
 
 from .byte_cache import ByteCache
 from .column import Column
-from .decoders import Bytes, Decoders
+from .decoders import Decoders
 from .layout import ArrayLayout
-from .source import LocalFile
+from .local_file import LocalFile
+from .scratch import Bytes
 
 _KEPT = 3
-"""Slabs that the cache must have room for, where rows are to be read by slabs."""
+"""Chunk rows that the cache must have room for, where rows are to be read by chunk rows."""
 
 _IDLE_SHARE = 8
-"""Of the cache's bound: bytes of buffers that nobody uses, for the slabs to come."""
+"""Of the cache's bound: bytes of buffers that nobody uses, for the chunk rows to come."""
 
 _RECYCLED = 64 << 10
-"""Bytes: smaller slabs are memory of their own."""
+"""Bytes: smaller chunk rows are memory of their own."""
 
 _RUNS = 16
-"""Runs of chunks that the decoding of one slab is shared out in."""
+"""Runs of chunks that the decoding of one chunk row is shared out in."""
 
 _LONG_ROW = 4096
 """Bytes of a row from which on rows are copied one by one."""
@@ -45,22 +46,22 @@ Int64s = npt.NDArray[np.int64]
 Part = tuple[tuple[slice, ...], tuple[slice, ...]]
 
 
-class Slabs:
-    """Rows of chunked arrays by slabs: all chunks that hold the same rows, put together.
+class ChunkRows:
+    """The chunk rows of arrays, put together from their chunks.
 
     Parameters
     ----------
     decoders : Decoders
     max_bytes : int
-        Bound on the slabs that are kept.
+        Bound on the chunk rows that are kept.
     timeout : float
-        Seconds to wait for a slab that another request decodes.
+        Seconds to wait for a chunk row that another request decodes.
     """
 
     def __init__(self, decoders: Decoders, max_bytes: int, timeout: float) -> None:
         self._decoders = decoders
         self._kept: ByteCache[Bytes] = ByteCache(max_bytes, timeout)
-        # Slabs in use by a request are beyond the bound of the cache; idle ones, on top of it, are few.
+        # Chunk rows in use by a request are beyond the bound of the cache; idle ones, on top of it, are few.
         self._buffers = BufferPool(2 * max_bytes, max_bytes // _IDLE_SHARE)
         self._ahead = ThreadPoolExecutor(1, "h5feed-ahead")
         self._reading_ahead: Future[None] | None = None
@@ -93,8 +94,8 @@ class Slabs:
 
         def work(remaining: Iterator[tuple[int, tuple[int, int]]]) -> None:
             for number, (start, stop) in remaining:
-                # held: (rows of the slab, row bytes)
-                held = self.slab(source, array, number).reshape(height, array.row_bytes)
+                # held: (rows of the chunk row, row bytes)
+                held = self.chunk_row(source, array, number).reshape(height, array.row_bytes)
                 picked = order[start:stop]
                 if array.row_bytes < _LONG_ROW:
                     target[where[picked]] = held[within[picked]]
@@ -109,7 +110,7 @@ class Slabs:
         """Begin to decode what these rows will be read from, where it is kept; nobody waits for it."""
         if self._reading_ahead is not None and not self._reading_ahead.done():
             return
-        slabs: list[tuple[LocalFile, ArrayLayout, int]] = []
+        chunk_rows: list[tuple[LocalFile, ArrayLayout, int]] = []
         nbytes = 0
         for segment, _, local in column.divide(rows):
             array = segment.array.records if segment.array.record else segment.array
@@ -117,33 +118,33 @@ class Slabs:
                 return
             height = array.chunk_shape[0]
             numbers = np.unique(local // height).tolist()
-            slabs += [(segment.source, array, number) for number in numbers]
+            chunk_rows += [(segment.source, array, number) for number in numbers]
             nbytes += len(numbers) * height * array.row_bytes
             if nbytes > self._kept.max_bytes // _KEPT:
                 return
 
         def work() -> None:
-            for slab in slabs:
+            for chunk_row in chunk_rows:
                 # What is wrong with it will be told to who asks for it.
                 with contextlib.suppress(FeedError):
-                    self.slab(*slab)
+                    self.chunk_row(*chunk_row)
 
         with contextlib.suppress(RuntimeError):
             self._reading_ahead = self._ahead.submit(work)
 
-    def slab(self, source: LocalFile, array: ArrayLayout, number: int) -> Bytes:
+    def chunk_row(self, source: LocalFile, array: ArrayLayout, number: int) -> Bytes:
         """Rows ``number * height`` and those that follow, to be read only, (height * row bytes,) uint8."""
         assert array.chunks is not None
         if not self.keeps(array):
             return self._decoded(source, array, number)
         # Members of one table of records share its chunks; so do columns of a block, which may be of some of them only.
         name = array.path if len(array.chunks.offsets) == 0 else int(array.chunks.offsets[0])
-        # A file that is one row has other slabs than the same file as rows.
+        # A file that is one row has other chunk rows than the same file as rows.
         key = (*source.key, name, array.chunk_shape, array.row_bytes, number)
         return self._kept.get(key, partial(self._decoded, source, array, number), _held)
 
     def drop_old(self, seconds: float) -> None:
-        """Let go of slabs that nobody has asked for in so many seconds, and of all buffers that nobody uses."""
+        """Let go of chunk rows that nobody has asked for in so many seconds, and of all buffers that nobody uses."""
         self._kept.drop_old(seconds)
         self._buffers.drop_idle()
 
@@ -155,9 +156,9 @@ class Slabs:
         nbytes = height * array.row_bytes
         # Used again when the last one who looks at it has gone. Of small ones there would be thousands to look through,
         # each of which takes some pages.
-        slab = self._buffers.lease_or_new(nbytes) if nbytes >= _RECYCLED else np.empty(nbytes, np.uint8)
+        chunk_row = self._buffers.lease_or_new(nbytes) if nbytes >= _RECYCLED else np.empty(nbytes, np.uint8)
         # view: (height, *sample, itemsize)
-        view = slab.reshape(height, *array.sample_shape, itemsize)
+        view = chunk_row.reshape(height, *array.sample_shape, itemsize)
         table, parts = array.chunks, parts_of(array)
         entries = table.find(np.arange(number * len(parts), (number + 1) * len(parts), dtype=np.int64))
         chunk_bytes = math.prod(array.chunk_shape) * itemsize
@@ -175,7 +176,7 @@ class Slabs:
             if entries[part] < 0:
                 view[(slice(None), *inside)] = np.frombuffer(array.fill, np.uint8)
             elif whole_rows:
-                decode(fd, part, slab)
+                decode(fd, part, chunk_row)
             else:
                 decoded = self._decoders.scratch("decoded", chunk_bytes)
                 decode(fd, part, decoded)
@@ -205,12 +206,12 @@ class Slabs:
         step = -(-len(parts) // (_RUNS * channels)) * channels
         runs = [range(first, min(first + step, len(parts)), channels) for first in range(0, len(parts), step)]
         self._decoders.help(runs, work)
-        return slab
+        return chunk_row
 
 
-def _held(slab: Bytes) -> int:
-    """Bytes that a slab holds: those of its buffer, which may be longer."""
-    return slab.nbytes if slab.base is None else int(slab.base.nbytes)
+def _held(chunk_row: Bytes) -> int:
+    """Bytes that a chunk row holds: those of its buffer, which may be longer."""
+    return chunk_row.nbytes if chunk_row.base is None else int(chunk_row.base.nbytes)
 
 
 def grouped(owners: Int64s) -> tuple[Int64s, Int64s, list[int]]:

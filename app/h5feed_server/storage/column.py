@@ -14,7 +14,7 @@ import numpy.typing as npt
 from h5feed.images import ImageSpec
 
 from .layout import ArrayLayout
-from .source import LocalFile
+from .local_file import LocalFile
 
 Int64s = npt.NDArray[np.int64]
 

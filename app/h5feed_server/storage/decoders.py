@@ -12,21 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from h5feed.errors import DatasetCorrupt, ReadTimeout, TooLarge
 
 from .codecs import decode_chunk
 from .layout import ArrayLayout
-from .source import LocalFile
-
-SCRATCH_BYTES = 16 << 20
-"""Bytes: scratch memory that a thread keeps for the next chunk at most."""
+from .local_file import LocalFile
+from .scratch import SCRATCH_BYTES, Bytes, Scratch
 
 SLICE_SECONDS = 0.05
 """How long a thread goes on with one piece of work while others wait."""
 
-Bytes = npt.NDArray[np.uint8]
 J = TypeVar("J")
 
 
@@ -54,6 +49,8 @@ class Decoders:
 
     Attributes
     ----------
+    scratch : callable
+        ``scratch(use, nbytes)`` is memory that the calling thread may write to, see `Scratch.take`.
     decoded_bytes : int
         Bytes of all chunks decoded so far; threads may lose a count, it is for measuring.
     """
@@ -65,7 +62,7 @@ class Decoders:
         self._threads = threads
         self._timeout = timeout
         self._executor = ThreadPoolExecutor(threads, "h5feed-decode")
-        self._scratch = threading.local()
+        self.scratch = Scratch().take
         self.decoded_bytes = 0
         self._waiting = 0
         self._lock = threading.Lock()
@@ -160,15 +157,6 @@ class Decoders:
             source.read_rest(fd, offset, view, received)
         self.decoded_bytes += len(out)
         decode_chunk(stored, array.filters, mask, itemsize, out)
-
-    def scratch(self, use: str, nbytes: int) -> Bytes:
-        """(nbytes,) uint8 that this thread may write to until it asks again for the same use."""
-        held: Bytes | None = getattr(self._scratch, use, None)
-        if held is None or len(held) < nbytes:
-            held = np.empty(nbytes, np.uint8)
-            if nbytes <= SCRATCH_BYTES:
-                setattr(self._scratch, use, held)
-        return held[:nbytes]
 
     @contextmanager
     def room_for(self, nbytes: int) -> Iterator[None]:

@@ -7,9 +7,7 @@ crafted, so what it says is checked before a byte is read by it.
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -19,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from h5feed import wire
 
+from ..cache_folder.array_file import dump_arrays, load_arrays
 from .packing import Packing
 
-LAYOUT_VERSION = 10
+LAYOUT_VERSION = 11
 """Changes when a layout written before cannot be read any more; part of the name under which it is cached."""
 
 MAX_RECORD_BYTES = 16 << 20
@@ -74,8 +73,8 @@ class ChunkTable:
             return np.full(len(numbers), -1, np.int64)
         if self._is_complete:
             return np.where(numbers < len(self.numbers), numbers, -1)
-        found = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
-        return np.where(self.numbers[found] == numbers, found, -1)
+        nearest = np.minimum(np.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
+        return np.where(self.numbers[nearest] == numbers, nearest, -1)
 
     @cached_property
     def _is_complete(self) -> bool:
@@ -330,7 +329,7 @@ def _are_counts(values: tuple[Any, ...]) -> bool:
 
 
 def dump_layout(layout: FileLayout) -> bytes:
-    """The layout as one safetensors body."""
+    """The layout as `load_layout` reads it."""
     description: list[dict[str, Any]] = []
     # Members of a record, and names that lead to one array, share one table of chunks.
     tables: dict[int, tuple[int, ChunkTable]] = {}
@@ -347,16 +346,8 @@ def dump_layout(layout: FileLayout) -> bytes:
         description.append(entry)
     links = [asdict(link) for link in layout.links]
     about = {"attributes": layout.attributes, "notes": layout.notes, "groups": layout.groups}
-    text = json.dumps({"arrays": description, "links": links, **about})
-    tensors = {f"{number}.{name}": getattr(table, name) for number, table in tables.values() for name in _TABLE}
-    body = wire.Body(
-        [wire.Tensor(name, np.dtype("<i8"), values.shape) for name, values in tensors.items()],
-        {"layout": text, "batches": "1"},
-    )
-    buffer = np.empty(body.nbytes, np.uint8)
-    for name, view in body.place(buffer, 0).items():
-        view[...] = tensors[name]
-    return buffer.tobytes()
+    tables_by_name = {f"{number}.{name}": getattr(table, name) for number, table in tables.values() for name in _TABLE}
+    return dump_arrays({"arrays": description, "links": links, **about}, tables_by_name)
 
 
 def load_layout(data: bytes) -> FileLayout:
@@ -368,9 +359,10 @@ def load_layout(data: bytes) -> FileLayout:
         These bytes are no layout, or not one that can be read by.
     """
     try:
-        content, tensors = _parse(data)
+        content, columns = load_arrays(data)
+        _demand(all(column.dtype == np.int64 for column in columns.values()), "a table of chunks holds no int64")
         tables: dict[int, ChunkTable] = {}
-        arrays = tuple(_array(entry, tensors, tables) for entry in content["arrays"])
+        arrays = tuple(_array(entry, columns, tables) for entry in content["arrays"])
         notes = tuple(content["notes"])
         links = tuple(ExternalLink(**link) for link in content["links"])
         _demand(isinstance(content["attributes"], dict), "its attributes are none")
@@ -383,28 +375,15 @@ def load_layout(data: bytes) -> FileLayout:
         _demand(len({array.path for array in arrays}) == len(arrays), "a path is there twice")
         for array in arrays:
             check_array(array)
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, struct.error) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
         raise ValueError(f"this is no layout: {error}") from None
     return FileLayout(arrays, content["attributes"], notes, links, groups)
 
 
-def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, Int64s]]:
-    """The description and the tensors. Not by `wire.read_body`, which keeps headers in memory to parse them once."""
-    (length,) = struct.unpack_from("<Q", data)
-    header = json.loads(data[8 : 8 + length])
-    tensors = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            start, stop = entry["data_offsets"]
-            _demand(_are_counts((start, stop)) and start <= stop, "a table ends before it begins")
-            tensors[name] = np.frombuffer(data, "<i8", (stop - start) // 8, 8 + length + start)
-    return json.loads(header["__metadata__"]["layout"]), tensors
-
-
-def _array(entry: dict[str, Any], tensors: Mapping[str, Int64s], tables: dict[int, ChunkTable]) -> ArrayLayout:
+def _array(entry: dict[str, Any], columns: Mapping[str, Int64s], tables: dict[int, ChunkTable]) -> ArrayLayout:
     number = entry["chunks"]
     if number is not None and number not in tables:
-        tables[number] = ChunkTable(*(tensors[f"{number}.{name}"] for name in _TABLE))
+        tables[number] = ChunkTable(*(columns[f"{number}.{name}"] for name in _TABLE))
     array = ArrayLayout(
         **entry
         | {

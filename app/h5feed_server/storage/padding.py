@@ -1,4 +1,4 @@
-"""Text of a fixed length, without what only fills it up."""
+"""Text of a fixed length: without what only fills it up, and filled up."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.errors import TooLarge
 
-from .layout import Padding
+from .layout import Int64s, Padding
 
 _BLOCK_BYTES = 1 << 20
 """Bytes looked at by one call: what is found out about each of them is as large as they are."""
+
+_MAX_PADDED_BYTES = 256 << 20
+"""Bytes of text that is padded to one length."""
 
 
 def cut_padding(values: npt.NDArray[Any], padding: Padding | None) -> npt.NDArray[Any]:
@@ -37,3 +41,19 @@ def cut_padding(values: npt.NDArray[Any], padding: Padding | None) -> npt.NDArra
             blank = block == ord(" ")
             block[np.logical_and.accumulate(blank[:, ::-1], axis=1)[:, ::-1]] = 0
     return values
+
+
+def padded(items: npt.NDArray[Any], offsets: Int64s) -> npt.NDArray[Any]:
+    """Text as strings of one length, (rows,) of S.
+
+    Raises
+    ------
+    TooLarge
+    """
+    lengths = np.diff(offsets)
+    width = max(1, int(lengths.max(initial=1)))
+    if items.dtype != np.uint8 or width * len(lengths) > _MAX_PADDED_BYTES:
+        raise TooLarge(f"lists or texts of up to {width} items are too long to be taken as one value each")
+    out = np.zeros((len(lengths), width), np.uint8)
+    out[np.arange(width) < lengths[:, None]] = items
+    return out.reshape(-1).view(f"S{width}")

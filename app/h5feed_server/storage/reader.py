@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import DatasetCorrupt, TooLarge
 
 from .byte_cache import ByteCache
-from .chunk_rows import Slabs, grouped, parts_of
+from .chunk_reader import ChunkReader, fill_row
+from .chunk_rows import ChunkRows
 from .column import Column, Segment
-from .decoders import SCRATCH_BYTES, Bytes, Decoders
+from .decoders import Decoders
 from .hdf5.reader_pool import ReaderPool
 from .images.kept_rows import KeptRows
 from .layout import ArrayLayout
-from .padding import cut_padding
-from .source import LocalFile, Range
+from .local_file import LocalFile, Range
+from .padding import cut_padding, padded
+from .scratch import Bytes
 
 if TYPE_CHECKING:
     from .images.decoding import ImageDecoders
@@ -36,9 +37,6 @@ _MAX_PIECES_KEPT = 1 << 20
 
 _SAMPLES = (32, 8, 2)
 """How many rows tell how long the others may be; fewer where they are too long to be read at once."""
-
-_MAX_PADDED_BYTES = 256 << 20
-"""Bytes of text that is padded to one length."""
 
 _PIECE_BYTES = 16 << 20
 """Bytes, as they are stored, of rows that are converted at once."""
@@ -87,12 +85,13 @@ class Reader:
         self._decoders = Decoders(threads, timeout, max_chunk_bytes)
         self._decode_images: ImageDecoders | None = None
         self._lock = threading.Lock()
-        self._slabs = Slabs(self._decoders, chunk_bytes, timeout)
+        self._chunk_rows = ChunkRows(self._decoders, chunk_bytes, timeout)
+        self._chunks = ChunkReader(self._decoders, self._chunk_rows)
 
     def close(self) -> None:
         """End the threads and processes."""
         self._decoders.close()
-        self._slabs.close()
+        self._chunk_rows.close()
         with self._lock:
             if self._decode_images is not None:
                 self._decode_images.close()
@@ -100,7 +99,7 @@ class Reader:
     def drop_old(self, seconds: float) -> None:
         """Let go of what is kept decoded, and was not asked for in so many seconds."""
         self._cache.drop_old(seconds)
-        self._slabs.drop_old(seconds)
+        self._chunk_rows.drop_old(seconds)
         self._images.drop_old(seconds)
 
     @property
@@ -110,7 +109,7 @@ class Reader:
 
     def read_ahead(self, column: Column, rows: Int64s) -> None:
         """Begin to decode what these rows will be read from, where decoded chunks are kept; nobody waits for it."""
-        self._slabs.read_ahead(column, rows)
+        self._chunk_rows.read_ahead(column, rows)
 
     def whole(self, column: Column) -> npt.NDArray[Any] | None:
         """All rows of a small column, from memory; None where it is not small enough to be kept there."""
@@ -134,7 +133,7 @@ class Reader:
         """Rows start … stop-1, as `read_all` gives them, past the cache of small columns."""
         rows = np.arange(start, stop, dtype=np.int64)
         if column.has_lists:
-            return _padded(*self.read_ragged(column, rows))
+            return padded(*self.read_ragged(column, rows))
         out = np.empty((len(rows), *column.sample_shape), column.dtype)
         self.read_from_source(column, rows, out)
         out.flags.writeable = False
@@ -212,19 +211,19 @@ class Reader:
             self.read_lists(column, rows, known, flat)
             return flat, known
         dtype = np.dtype(np.uint8) if column.dtype.kind == "S" else column.dtype
-        found = []
+        pieces = []
         lengths = np.zeros(len(rows), np.int64)
         for segment, places, local in column.divide(rows):
-            items, begins = self._hdf5.read_ragged((segment.source, *segment.source.beside), segment.array, local)
+            items, begins = self._hdf5.read_ragged((segment.source, *segment.source.companions), segment.array, local)
             stored = items if dtype == np.uint8 else items.view(segment.array.dtype).astype(dtype, copy=False)
             where = np.arange(len(rows)) if places is None else places
             lengths[where] = np.diff(begins)
-            found.append((stored, begins, where))
+            pieces.append((stored, begins, where))
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        if len(found) == 1:
-            return found[0][0], offsets
+        if len(pieces) == 1:
+            return pieces[0][0], offsets
         flat = np.empty(offsets[-1], dtype)
-        for stored, begins, where in found:
+        for stored, begins, where in pieces:
             for place, begin, end in zip(where.tolist(), begins[:-1].tolist(), begins[1:].tolist(), strict=True):
                 flat[offsets[place] : offsets[place + 1]] = stored[begin:end]
         return flat, offsets
@@ -272,8 +271,8 @@ class Reader:
             height = array.chunk_shape[0]
             for number in range(begin // height, -(-end // height)):
                 first, last = max(begin, number * height), min(end, (number + 1) * height)
-                slab = self._slabs.slab(source, array, number)
-                within = slab[(first - number * height) * itemsize : (last - number * height) * itemsize]
+                chunk_row = self._chunk_rows.chunk_row(source, array, number)
+                within = chunk_row[(first - number * height) * itemsize : (last - number * height) * itemsize]
                 out[(first - begin) * itemsize : (last - begin) * itemsize] = within
         elif array.offset is None:
             out[...] = np.tile(np.frombuffer(array.fill, np.uint8), end - begin)
@@ -292,13 +291,13 @@ class Reader:
                     zip(local.tolist(), where.tolist(), strict=True), self._decoding(column, segment, rows, out)
                 )
                 continue
-            files = (segment.source, *segment.source.beside)
+            files = (segment.source, *segment.source.companions)
             step = max(1, _H5PY_BYTES // max(1, self.typical_items(column.encoded)))
             for first in range(0, len(local), step):
                 items, begins = self._hdf5.read_ragged(files, segment.array, local[first : first + step])
-                found = [items[begin:end] for begin, end in pairwise(begins.tolist())]
-                jobs = zip(range(len(found)), where[first : first + step].tolist(), strict=True)
-                self._decoders.share(jobs, self._decoding(column, segment, rows, out, found))
+                encoded = [items[begin:end] for begin, end in pairwise(begins.tolist())]
+                jobs = zip(range(len(encoded)), where[first : first + step].tolist(), strict=True)
+                self._decoders.share(jobs, self._decoding(column, segment, rows, out, encoded))
 
     def _image_decoders(self) -> ImageDecoders:
         # Loads OpenCV, which many servers need not.
@@ -317,9 +316,9 @@ class Reader:
         segment: Segment,
         rows: Int64s,
         out: npt.NDArray[Any],
-        found: Sequence[Bytes] | None = None,
+        encoded: Sequence[Bytes] | None = None,
     ) -> Callable[[Iterator[tuple[int, int]]], None]:
-        """Work that takes pairs of an image's number, in `found` or else in the segment, and its place."""
+        """Work that takes pairs of an image's number, in `encoded` or else in the segment, and its place."""
         from h5feed.decode import BrokenImage, put_pixels
 
         from .images.decoding import served
@@ -330,8 +329,8 @@ class Reader:
         kept = self._images.of(column.key)
 
         def stored(number: int, fd: int) -> Bytes:
-            if found is not None:
-                return found[number]
+            if encoded is not None:
+                return encoded[number]
             assert offsets is not None
             begin, end = int(offsets[number]), int(offsets[number + 1])
             if end - begin > MAX_IMAGE_BYTES:
@@ -417,7 +416,7 @@ class Reader:
         """
         everywhere: Any = slice(None) if places is None else places
         if array.by_h5py:
-            files = (source, *source.beside)
+            files = (source, *source.companions)
             where = np.arange(len(rows)) if places is None else places
             step = max(1, _H5PY_BYTES // max(1, array.row_bytes))
             for first in range(0, len(rows), step):
@@ -427,173 +426,11 @@ class Reader:
             stored = np.frombuffer(array.inline, np.uint8).reshape(array.rows, array.row_bytes)
             target[everywhere] = stored[rows]
         elif array.chunks is not None:
-            self._read_chunked(source, array, rows, places, target)
+            self._chunks.read(source, array, rows, places, target)
         elif array.offset is None:
-            target[everywhere] = _fill_row(array)
+            target[everywhere] = fill_row(array)
         else:
             source.read_ranges(_row_ranges(array.offset, array.row_bytes, rows, places, target))
-
-    def _read_chunked(
-        self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
-    ) -> None:
-        assert array.chunk_shape is not None
-        height, *widths = array.chunk_shape
-        if array.filters and height == 1 and tuple(widths) == array.sample_shape:
-            self._read_single_rows(source, array, rows, places, target)
-            return
-        if self._slabs.keeps(array):
-            self._slabs.read(source, array, rows, places, target)
-            return
-
-        def work(remaining: Iterator[_ChunkJob]) -> None:
-            for job in remaining:
-                self._read_chunk(source, array, job, target)
-
-        self._decoders.share(_chunk_jobs(array, rows, places), work)
-
-    def _read_single_rows(
-        self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
-    ) -> None:
-        """Rows that are a chunk each: decoded straight into their places."""
-        assert array.chunks is not None
-        table, itemsize = array.chunks, np.dtype(array.dtype).itemsize
-        entries = table.find(rows)
-        where = np.arange(len(rows)) if places is None else places
-        if len(missing := np.flatnonzero(entries < 0)):
-            target[where[missing]] = _fill_row(array)
-            there = np.flatnonzero(entries >= 0)
-            entries, where = entries[there], where[there]
-        jobs = zip(
-            table.offsets[entries].tolist(),
-            table.sizes[entries].tolist(),
-            table.masks[entries].tolist(),
-            where.tolist(),
-            strict=True,
-        )
-
-        def work(remaining: Iterator[tuple[int, int, int, int]]) -> None:
-            with source.reading() as fd:
-                for offset, size, mask, place in remaining:
-                    self._decoders.chunk(source, fd, array, (offset, size, mask), itemsize, target[place])
-
-        self._decoders.share(jobs, work)
-
-    def _read_chunk(self, source: LocalFile, array: ArrayLayout, job: _ChunkJob, target: Bytes) -> None:
-        """Put the rows of one chunk in their places."""
-        assert array.chunks is not None and array.chunk_shape is not None
-        itemsize = np.dtype(array.dtype).itemsize
-        if job.entry < 0:
-            _place_fill(array, job, target)
-            return
-        offset, mask = int(array.chunks.offsets[job.entry]), int(array.chunks.masks[job.entry])
-        plain = all(mask >> i & 1 for i in range(len(array.filters)))
-        if plain and job.whole_rows:
-            # Rows lie in an undecoded chunk as they do in the batch: no scratch, and only the rows asked for.
-            source.read_ranges(
-                [
-                    (offset + row * array.row_bytes, memoryview(target[place]))
-                    for place, row in zip(job.places.tolist(), job.rows_in_chunk.tolist(), strict=True)
-                ]
-            )
-            return
-        nbytes = math.prod(array.chunk_shape) * itemsize
-        place = (offset, int(array.chunks.sizes[job.entry]), mask)
-        if job.in_place:
-            first = int(job.places[0])
-            decoded = target[first : first + len(job.places)].reshape(-1)
-            with source.reading() as fd:
-                self._decoders.chunk(source, fd, array, place, itemsize, decoded)
-            return
-        if plain and nbytes > SCRATCH_BYTES:
-            self._read_plain_parts(source, array, job, offset, target)
-            return
-        with self._decoders.room_for(nbytes), source.reading() as fd:
-            decoded = self._decoders.scratch("decoded", nbytes)
-            self._decoders.chunk(source, fd, array, place, itemsize, decoded)
-            # (rows in chunk, *trailing chunk shape, itemsize)
-            chunk = decoded.reshape(*array.chunk_shape, itemsize)
-            placed: Any = (job.places, *job.inside)
-            taken: Any = (job.rows_in_chunk, *job.inside_chunk)
-            _view(array, target)[placed] = chunk[taken]
-
-    def _read_plain_parts(
-        self, source: LocalFile, array: ArrayLayout, job: _ChunkJob, offset: int, target: Bytes
-    ) -> None:
-        """Parts of rows from a chunk that is not encoded, which lies at `offset`: one by one, for it may be great."""
-        assert array.chunk_shape is not None
-        widths, itemsize = array.chunk_shape[1:], np.dtype(array.dtype).itemsize
-        nbytes = math.prod(widths) * itemsize
-        with self._decoders.room_for(nbytes):
-            scratch = self._decoders.scratch("decoded", nbytes)
-            part, view = scratch.reshape(*widths, itemsize), _view(array, target)
-            for place, row in zip(job.places.tolist(), job.rows_in_chunk.tolist(), strict=True):
-                source.read_ranges([(offset + row * nbytes, memoryview(scratch))])
-                view[(place, *job.inside)] = part[job.inside_chunk]
-
-
-class _ChunkJob(NamedTuple):
-    """The rows that one chunk holds of a batch.
-
-    Attributes
-    ----------
-    entry : int
-        Index into the chunk table; -1: never written.
-    places : (k,) int64
-        Where the rows go in the batch.
-    rows_in_chunk : (k,) int64
-    inside, inside_chunk : tuple of slice
-        The chunk's part of a sample, in the sample and in the chunk.
-    whole_rows : bool
-        The chunk holds whole rows and nothing else.
-    in_place : bool
-        The decoded chunk is, byte by byte, a run of the batch.
-    """
-
-    entry: int
-    places: Int64s
-    rows_in_chunk: Int64s
-    inside: tuple[slice, ...]
-    inside_chunk: tuple[slice, ...]
-    whole_rows: bool
-    in_place: bool
-
-
-def _padded(items: npt.NDArray[Any], offsets: Int64s) -> npt.NDArray[Any]:
-    """Text as strings of one length, (rows,) of S."""
-    lengths = np.diff(offsets)
-    width = max(1, int(lengths.max(initial=1)))
-    if items.dtype != np.uint8 or width * len(lengths) > _MAX_PADDED_BYTES:
-        raise TooLarge(f"lists or texts of up to {width} items are too long to be taken as one value each")
-    padded = np.zeros((len(lengths), width), np.uint8)
-    padded[np.arange(width) < lengths[:, None]] = items
-    return padded.reshape(-1).view(f"S{width}")
-
-
-def _fill_row(array: ArrayLayout) -> Bytes:
-    """A row that was never written, (row bytes,) uint8."""
-    return np.tile(np.frombuffer(array.fill, np.uint8), math.prod(array.sample_shape))
-
-
-def _chunk_jobs(array: ArrayLayout, rows: Int64s, places_of: Int64s | None) -> Iterator[_ChunkJob]:
-    assert array.chunks is not None and array.chunk_shape is not None
-    height, *widths = array.chunk_shape
-    parts = parts_of(array)
-    per_row = len(parts)
-    whole_rows = tuple(widths) == array.sample_shape
-    order, firsts, bounds = grouped(rows // height)
-    # entries: (groups, cells)
-    numbers = firsts[:, None] * per_row + np.arange(per_row, dtype=np.int64)[None, :]
-    entries: Any = array.chunks.find(numbers.reshape(-1)).reshape(numbers.shape).tolist()
-    within_chunk = rows % height
-    for group, (start, stop) in enumerate(pairwise(bounds)):
-        picked = order[start:stop]
-        within = within_chunk[picked]
-        places = picked if places_of is None else places_of[picked]
-        in_place = whole_rows and stop - start == height
-        if in_place and height > 1:
-            in_place = bool((np.diff(places) == 1).all() and (np.diff(within) == 1).all())
-        for part, (inside, inside_chunk) in enumerate(parts):
-            yield _ChunkJob(entries[group][part], places, within, inside, inside_chunk, whole_rows, in_place)
 
 
 def _row_ranges(offset: int, row_bytes: int, rows: Int64s, places: Int64s | None, target: Bytes) -> list[Range]:
@@ -612,13 +449,3 @@ def _row_ranges(offset: int, row_bytes: int, rows: Int64s, places: Int64s | None
     return [
         (where, view[begin:end]) for where, (begin, end) in zip(offsets[starts].tolist(), pairwise(bounds), strict=True)
     ]
-
-
-def _view(array: ArrayLayout, target: Bytes) -> Bytes:
-    """`target` as (k, *sample, itemsize)."""
-    return target.reshape(len(target), *array.sample_shape, np.dtype(array.dtype).itemsize)
-
-
-def _place_fill(array: ArrayLayout, job: _ChunkJob, target: Bytes) -> None:
-    placed: Any = (job.places, *job.inside)
-    _view(array, target)[placed] = np.frombuffer(array.fill, np.uint8)

@@ -42,13 +42,13 @@ def advice_for(findings: Findings) -> list[Advice]:
     """What to do, what gains most and is least work first; nothing where training is fed as it is."""
     if findings.default is None or is_fed(findings):
         return []
-    found = [
+    all_advice = [
         *_of_streams(findings),
         *_of_bytes(findings),
         *(_of_server(findings) if findings.bound == "server" else ()),
         *(_of_sockets(findings) if findings.bound == "sockets" else ()),
     ]
-    return list({advice.option: advice for advice in found}.values())
+    return list({advice.option: advice for advice in all_advice}.values())
 
 
 def is_fed(findings: Findings) -> bool:

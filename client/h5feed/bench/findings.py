@@ -198,9 +198,9 @@ class Findings:
 
     def rates(self) -> list[Rate]:
         """All streams, in the order in which they are shown."""
-        found = [self.default, *self.fixed, self.again, *self.batch_sizes]
-        found += [self.decoded_here, self.more_readahead, self.cached]
-        return [rate for rate in found if rate is not None]
+        all_rates = [self.default, *self.fixed, self.again, *self.batch_sizes]
+        all_rates += [self.decoded_here, self.more_readahead, self.cached]
+        return [rate for rate in all_rates if rate is not None]
 
     @property
     def batch_seconds(self) -> float | None:

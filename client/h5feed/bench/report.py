@@ -48,20 +48,20 @@ def heading(findings: Findings) -> str:
 
 def requests(findings: Findings) -> list[tuple[str, str]]:
     """What single requests took: (what, value)."""
-    found = []
+    lines = []
     if findings.round_trip is not None:
-        found.append(("round trip", duration(findings.round_trip)))
+        lines.append(("round trip", duration(findings.round_trip)))
     single = findings.single
     if single is not None:
         again = "" if single.again is None else f" ({duration(single.again)} when asked again)"
-        found.append(
+        lines.append(
             (
                 f"{rows_of(single.rows)} alone",
                 f"{duration(single.seconds)} for {size_of(single.nbytes)}: {duration(single.reading)} to read on the "
                 f"server{again}, {duration(single.transfer)} to come",
             )
         )
-    return found
+    return lines
 
 
 def rows_of(count: int) -> str:
@@ -90,51 +90,51 @@ def lines_of(findings: Findings) -> list[tuple[list[str], float]]:
 
 def verdict(findings: Findings) -> list[str]:
     """Sentences: from which step on training is fed, how busy the accelerator will be, what bounds it."""
-    found = []
+    lines = []
     each = findings.batch_seconds
     if each is None or findings.default is None:
         return ["Nothing was measured that tells how fast training is fed."]
     rows = min(findings.batch_size, findings.rows)
-    found.append(
+    lines.append(
         f"Your training is fed as long as a step of {rows_of(rows)} takes more than "
         f"{duration(each)} ({findings.default.rows_per_second:,.{0 if findings.default.rows_per_second >= 10 else 1}f} "
         "rows/s)."
     )
     if findings.training is not None:
         training = findings.training
-        found.append(
+        lines.append(
             f"With steps of {duration(training.step)} the accelerator works {training.utilisation:.1%} of the time "
             f"(MLPerf Storage's utilisation, measured over {training.steps:,} step{'s' * (training.steps != 1)})."
         )
     elif findings.step is not None:
-        found.append(
+        lines.append(
             f"With steps of {duration(findings.step)} the accelerator would work "
             f"{expected_utilisation(findings.step, each):.1%} of the time (MLPerf Storage's utilisation, computed)."
         )
     if findings.bound is not None:
-        found.append(f"What bounds it is {_bound(findings)}.")
+        lines.append(f"What bounds it is {_bound(findings)}.")
     if not findings.interrupted and not advice_for(findings):
-        found.append(
+        lines.append(
             "The steps are the bound: there is nothing to change."
             if is_fed(findings)
             else "None of the other options that were tried is sure to be faster."
         )
-    return found
+    return lines
 
 
 def _bound(findings: Findings) -> str:
     share = findings.server_share
     assert findings.default is not None and findings.bound is not None
     rate = max(each.bytes_per_second for each in (findings.default, *findings.fixed))
-    found = _BOUND[findings.bound].format(
+    text = _BOUND[findings.bound].format(
         share=f" for {share:.0%} of the time that requests are under way" if share is not None else "",
         big=f"at {findings.alone_bytes_per_second / 1e6:,.0f} MB/s",
         all=f"{rate / 1e6:,.{1 if rate < 1e8 else 0}f} MB/s",
     )
     again = findings.speed_up_again
     if again is not None and findings.memory_helps:
-        found += f"; rows that it has in memory come {again:.1f} times as fast"
-    return found
+        text += f"; rows that it has in memory come {again:.1f} times as fast"
+    return text
 
 
 def _label(findings: Findings, rate: Rate) -> str:

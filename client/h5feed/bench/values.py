@@ -26,7 +26,7 @@ def wide_fields(dataset: Dataset, batch: Batch, row_bytes: float) -> list[WideFi
     row_bytes : float
         Bytes of a row of all fields on the line.
     """
-    found = []
+    wide = []
     for name, array in batch.items():
         field = dataset.fields.get(name)
         if field is None or field.role == "label" or field.ragged or array.dtype.kind != "f":
@@ -42,8 +42,8 @@ def wide_fields(dataset: Dataset, batch: Batch, row_bytes: float) -> list[WideFi
         bytes_now = array[0].nbytes
         bytes_then = bytes_now * np.dtype(told[0]).itemsize // array.dtype.itemsize
         factor = row_bytes / max(row_bytes - bytes_now + bytes_then, 1.0)
-        found.append(WideField(name, array.dtype.name, *told, factor))
-    return found
+        wide.append(WideField(name, array.dtype.name, *told, factor))
+    return wide
 
 
 def _enough(values: npt.NDArray[Any]) -> tuple[str, str] | None:

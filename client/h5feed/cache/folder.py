@@ -162,15 +162,17 @@ class RowCache:
         if self._broken or not self.rows * row_bytes:
             return None
         with self._lock:
-            found = self._stores.get(field)
-            if found is None:
+            field_store = self._stores.get(field)
+            if field_store is None:
                 try:
-                    found = FieldStore(self._own / f"{_file_name(field, dtype.str, *shape)}.rows", self.rows, row_bytes)
+                    field_store = FieldStore(
+                        self._own / f"{_file_name(field, dtype.str, *shape)}.rows", self.rows, row_bytes
+                    )
                 except (OSError, ValueError) as error:
                     self._stop(f"cannot hold the field {field!r} ({error}): it is fetched in every epoch")
                     return None
-                self._stores[field] = found
-        return found
+                self._stores[field] = field_store
+        return field_store
 
     def put(self, pieces: Sequence[Piece]) -> None:
         """Store rows as far as there is room; on a full or broken disk nothing more, which is warned of once."""

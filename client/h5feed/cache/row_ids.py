@@ -86,10 +86,10 @@ class RowIds:
         key = _key(plan, epoch, number)
         while True:
             with self._lock:
-                found = self._chunks.pop(key, None)
-                mine = found is None
+                pending = self._chunks.pop(key, None)
+                mine = pending is None
                 # The most recently used last: the first is dropped first.
-                future = self._chunks[key] = Future() if found is None else found
+                future = self._chunks[key] = Future() if pending is None else pending
                 while len(self._chunks) > CHUNKS_KEPT:
                     del self._chunks[next(iter(self._chunks))]
             if not mine:

@@ -115,29 +115,29 @@ class FieldStore:
 
         Returns
         -------
-        found : (k,) bool
+        held : (k,) bool
         """
         # A mapping of a file that somebody has cut off would end the process with a bus error.
         if os.fstat(self._descriptors[0]).st_size != self._size:
             return np.zeros(len(rows), np.bool_)
         raw = out.view(np.uint8).reshape(len(rows), self.row_bytes)
-        found = self._known[rows]
-        if found.all():
+        held = self._known[rows]
+        if held.all():
             # Not mode="raise": that gathers into a buffer of its own first.
             np.take(self._data, rows, axis=0, out=raw, mode="clip")
-            return found
+            return held
         if os.fstat(self._descriptors[1]).st_size != self._sums.nbytes:
             return np.zeros(len(rows), np.bool_)
         sums = self._sums[rows]
-        there = np.flatnonzero(found | (sums != 0))
+        there = np.flatnonzero(held | (sums != 0))
         if len(there) == len(rows):
             np.take(self._data, rows, axis=0, out=raw, mode="clip")
         else:
             raw[there] = self._data[rows[there]]
-        for place in there[~found[there]].tolist():
+        for place in there[~held[there]].tolist():
             if _checksum(raw[place]) == sums[place]:
-                found[place] = self._known[rows[place]] = True
-        return found
+                held[place] = self._known[rows[place]] = True
+        return held
 
     def put(self, rows: Int64s, values: npt.NDArray[Any]) -> int:
         """Store rows that are not there yet.

@@ -48,65 +48,62 @@ def cached_fetch(
     pool : BufferPool
         Where the batches lie.
     """
-    tensors = {tensor.name: tensor for tensor in sorted(plan.tensors, key=lambda tensor: -tensor.dtype.itemsize)}
-    flat = [name for name in tensors if name + OFFSETS in tensors]
-    stores: dict[str, FieldStore] = {}
-    for tensor in tensors.values():
-        if tensor.name not in (ROWS, WEIGHT, *flat, *(name + OFFSETS for name in flat)):
-            store = cache.store(tensor.name, tensor.dtype, tensor.shape[1:])
-            if store is None:
-                return fetch
-            stores[tensor.name] = store
+    stores = _stores_of(cache, plan)
     if not stores:
         return fetch
-    row_ids = cache.row_ids
-    fetch_ids = fetch_fields([])
-    fetch_flat = fetch_fields(flat) if flat else None
-    row_bytes = sum(store.row_bytes for store in stores.values())
-    at_once = max(1, min(plan.max_rows, plan.max_bytes // (row_bytes + 8)))
+    return _CachedFetch(fetch, cache, plan, stores, fetch_fields, take, pool)
 
-    def whole(block: Block, cancelled: threading.Event) -> list[Batch]:
-        batches = fetch(block, cancelled)
-        cache.put([Piece(batch.rows, {store: batch[name] for name, store in stores.items()}) for batch in batches])
-        return batches
 
-    def missing(rows: Int64s, arrays: dict[str, npt.NDArray[Any]], places: Int64s, cancelled: threading.Event) -> None:
-        """Fetch the rows at those places, also into the cache."""
-        # distinct: (m,) int64, ascending; origin: (places,), which of them each place wants
-        distinct, origin = np.unique(rows[places], return_inverse=True)
-        start, count = 0, at_once
-        while start < len(distinct):
-            asked = distinct[start : start + count]
-            try:
-                came = take(asked, list(stores), cancelled)
-            except TooLarge:
-                # A batch of these fields was not; so many rows may lie in more chunks than are read for one answer.
-                if count <= plan.batch_size:
-                    raise
-                count = max(plan.batch_size, min(count, len(asked)) // 2)
-                continue
-            here = np.flatnonzero((origin >= start) & (origin < start + len(asked)))
-            for name, array in arrays.items():
-                array[places[here]] = came[name][origin[here] - start]
-            cache.put([Piece(asked, {store: came[name] for name, store in stores.items()})])
-            start += len(asked)
+class _CachedFetch:
+    """Fetches blocks of a plan, see `cached_fetch`.
 
-    def through_cache(block: Block, cancelled: threading.Event) -> list[Batch]:
-        if any(store.fresh for store in stores.values()):
-            return whole(block, cancelled)
-        wanted = row_ids.batches(plan, fetch_ids, block, cancelled)
+    Parameters
+    ----------
+    stores : dict of str to FieldStore
+        Where the cache keeps each field.
+    """
+
+    def __init__(
+        self,
+        fetch: Fetch[Batch],
+        cache: RowCache,
+        plan: Plan,
+        stores: dict[str, FieldStore],
+        fetch_fields: Callable[[Sequence[str]], Fetch[Batch]],
+        take: Take,
+        pool: BufferPool,
+    ) -> None:
+        self._fetch = fetch
+        self._cache = cache
+        self._plan = plan
+        self._stores = stores
+        self._take = take
+        self._pool = pool
+        self._fetch_ids = fetch_fields([])
+        flat = _flat_fields(plan)
+        self._fetch_flat = fetch_fields(flat) if flat else None
+        tensors = _widest_first(plan)
+        self._names = [tensor.name for tensor in tensors if tensor.name not in (ROWS, WEIGHT)]
+        self._kept = [tensor for tensor in tensors if tensor.name in stores]
+        row_bytes = sum(store.row_bytes for store in stores.values())
+        self._at_once = max(1, min(plan.max_rows, plan.max_bytes // (row_bytes + 8)))
+
+    def __call__(self, block: Block, cancelled: threading.Event) -> list[Batch]:
+        if any(store.fresh for store in self._stores.values()):
+            return self._whole(block, cancelled)
+        wanted = self._cache.row_ids.batches(self._plan, self._fetch_ids, block, cancelled)
         trace.enter(trace.DECODE)
         count = sum(len(batch.rows) for batch in wanted)
-        rows, weight, arrays = _lease(pool, count, [tensors[name] for name in stores], wanted[0].weight is not None)
+        rows, weight, arrays = _lease(self._pool, count, self._kept, wanted[0].weight is not None)
         np.concatenate([batch.rows for batch in wanted], out=rows)
-        # found: (count,), whether all fields of the row are here
-        found = np.logical_and.reduce([store.take(rows, arrays[name]) for name, store in stores.items()])
-        trace.found(int(np.count_nonzero(found)))
-        if not found.any():
-            return whole(block, cancelled)
-        if not found.all():
-            missing(rows, arrays, np.flatnonzero(~found), cancelled)
-        others = fetch_flat(block, cancelled) if fetch_flat is not None else [None] * len(wanted)
+        # held: (count,), whether all fields of the row are here
+        held = np.logical_and.reduce([store.take(rows, arrays[name]) for name, store in self._stores.items()])
+        trace.found(int(np.count_nonzero(held)))
+        if not held.any():
+            return self._whole(block, cancelled)
+        if not held.all():
+            self._fetch_missing(rows, arrays, np.flatnonzero(~held), cancelled)
+        others = self._fetch_flat(block, cancelled) if self._fetch_flat is not None else [None] * len(wanted)
         batches, begin = [], 0
         for batch, other in zip(wanted, others, strict=True):
             end = begin + len(batch.rows)
@@ -114,8 +111,7 @@ def cached_fetch(
                 weight[begin:end] = batch.weight
             fields = {
                 name: other[name] if other is not None and name in other else arrays[name][begin:end]
-                for name in tensors
-                if name not in (ROWS, WEIGHT)
+                for name in self._names
             }
             batches.append(
                 Batch(
@@ -130,7 +126,59 @@ def cached_fetch(
             begin = end
         return batches
 
-    return through_cache
+    def _whole(self, block: Block, cancelled: threading.Event) -> list[Batch]:
+        """The block as it comes from the server, also into the cache."""
+        batches = self._fetch(block, cancelled)
+        self._cache.put(
+            [Piece(batch.rows, {store: batch[name] for name, store in self._stores.items()}) for batch in batches]
+        )
+        return batches
+
+    def _fetch_missing(
+        self, rows: Int64s, arrays: dict[str, npt.NDArray[Any]], places: Int64s, cancelled: threading.Event
+    ) -> None:
+        """Fetch the rows at those places, also into the cache."""
+        # distinct: (m,) int64, ascending; origin: (places,), which of them each place wants
+        distinct, origin = np.unique(rows[places], return_inverse=True)
+        start, count = 0, self._at_once
+        while start < len(distinct):
+            asked = distinct[start : start + count]
+            try:
+                came = self._take(asked, list(self._stores), cancelled)
+            except TooLarge:
+                # A batch of these fields was not; so many rows may lie in more chunks than are read for one answer.
+                if count <= self._plan.batch_size:
+                    raise
+                count = max(self._plan.batch_size, min(count, len(asked)) // 2)
+                continue
+            here = np.flatnonzero((origin >= start) & (origin < start + len(asked)))
+            for name, array in arrays.items():
+                array[places[here]] = came[name][origin[here] - start]
+            self._cache.put([Piece(asked, {store: came[name] for name, store in self._stores.items()})])
+            start += len(asked)
+
+
+def _widest_first(plan: Plan) -> list[Tensor]:
+    return sorted(plan.tensors, key=lambda tensor: -tensor.dtype.itemsize)
+
+
+def _flat_fields(plan: Plan) -> list[str]:
+    """Fields whose rows differ in length, which are not kept."""
+    names = {tensor.name for tensor in plan.tensors}
+    return [tensor.name for tensor in _widest_first(plan) if tensor.name + OFFSETS in names]
+
+
+def _stores_of(cache: RowCache, plan: Plan) -> dict[str, FieldStore]:
+    """Where the cache keeps each field; none where it can be of no use."""
+    flat = _flat_fields(plan)
+    stores: dict[str, FieldStore] = {}
+    for tensor in _widest_first(plan):
+        if tensor.name not in (ROWS, WEIGHT, *flat, *(name + OFFSETS for name in flat)):
+            store = cache.store(tensor.name, tensor.dtype, tensor.shape[1:])
+            if store is None:
+                return {}
+            stores[tensor.name] = store
+    return stores
 
 
 def _lease(

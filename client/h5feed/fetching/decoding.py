@@ -39,7 +39,7 @@ def specs_for(about: Mapping[str, Mapping[str, Any]]) -> dict[str, ImageSpec]:
         The libraries here make other pixels than those of the server.
     """
     fingerprint = _decoder().fingerprint() if about else ""
-    found = {}
+    specs = {}
     for name, said in about.items():
         known = dict(said)
         theirs = known.pop("decoder", None)
@@ -49,8 +49,8 @@ def specs_for(about: Mapping[str, Mapping[str, Any]]) -> dict[str, ImageSpec]:
                 f"from those here ({theirs}, not {fingerprint}). Install the versions that the server has of Pillow, "
                 "simplejpeg and opencv-python-headless, or leave it to decode='server'"
             )
-        found[name] = ImageSpec.of(known)
-    return found
+        specs[name] = ImageSpec.of(known)
+    return specs
 
 
 def decoded_fetch(fetch: Fetch[Batch], specs: Mapping[str, ImageSpec], pool: BufferPool) -> Fetch[Batch]:
@@ -91,7 +91,7 @@ def decoded(
 ) -> dict[str, npt.NDArray[Any]]:
     """Same as `decoded_batch`, of the arrays of rows by field name."""
     decoder = _decoder()
-    found = {name: array for name, array in arrays.items() if name.removesuffix(OFFSETS) not in specs}
+    decoded_arrays = {name: array for name, array in arrays.items() if name.removesuffix(OFFSETS) not in specs}
     for name, spec in specs.items():
         flat, offsets = arrays[name], arrays[name + OFFSETS].tolist()
         nbytes = len(rows) * math.prod(spec.shape)
@@ -107,8 +107,8 @@ def decoded(
                 decoder.decode_into(memoryview(flat[begin:end]), spec, out[place])
             except decoder.BrokenImage as error:
                 raise DatasetCorrupt(f"row {rows[place]} of {name!r} is a broken image: {error}") from None
-        found[name] = out
-    return found
+        decoded_arrays[name] = out
+    return decoded_arrays
 
 
 def _decoder() -> ModuleType:

@@ -96,13 +96,13 @@ def fetch_rows(
     """
     most = frame.max_bytes(len(rows))
     body = client.body(f"{path}/rows", {"revision": revision}, max_bytes=most, json=dict(request), cancelled=cancelled)
-    found = only_batch(body, frame)
-    if found.revision != revision or not np.array_equal(found.rows, rows):
+    batch = only_batch(body, frame)
+    if batch.revision != revision or not np.array_equal(batch.rows, rows):
         raise BadAnswer(
-            f"{len(rows)} rows of revision {revision} were asked for, but {len(found.rows)} of revision "
-            f"{found.revision} came, or others: something between here and the server mixes answers up"
+            f"{len(rows)} rows of revision {revision} were asked for, but {len(batch.rows)} of revision "
+            f"{batch.revision} came, or others: something between here and the server mixes answers up"
         )
-    return found
+    return batch
 
 
 def only_tensor(
@@ -110,13 +110,13 @@ def only_tensor(
 ) -> tuple[npt.NDArray[Any], dict[str, str]]:
     """The tensor of a body that is no batch, and the body's metadata."""
     tensors, about, _ = read_body(body)
-    found = tensors.get(name)
-    if found is None or found.dtype != dtype or about.get("revision") != revision:
+    tensor = tensors.get(name)
+    if tensor is None or tensor.dtype != dtype or about.get("revision") != revision:
         raise BadAnswer(
             f"{name!r} of revision {revision} was asked for, but {', '.join(map(repr, tensors)) or 'nothing'} of "
             f"revision {about.get('revision')} came"
         )
-    return found, about
+    return tensor, about
 
 
 def only_batch(body: npt.NDArray[np.uint8], frame: Frame) -> Batch:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from .tree import mapped as mapped
 
 
 def tensors_of(arrays: Any, pin: bool) -> Any:
@@ -32,18 +33,6 @@ def tensors_of(arrays: Any, pin: bool) -> Any:
         return found
 
     return mapped(tensor, arrays)
-
-
-def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
-    """The same dicts, tuples and lists of what `change` makes of the rest."""
-    if isinstance(tree, Mapping):
-        return {name: mapped(change, part) for name, part in tree.items()}
-    if isinstance(tree, tuple):
-        parts = [mapped(change, part) for part in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
-    if isinstance(tree, list):
-        return [mapped(change, part) for part in tree]
-    return change(tree)
 
 
 def _tensor(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import logging
 import math
 import os
@@ -13,8 +12,6 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
@@ -23,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..buffers import BufferPool
-from ..errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, RevisionChanged, Transient, from_problem
+from ..errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, RevisionChanged, Transient
 from ..forks import tell_after_fork
 from ..schema import read_json
 from ..version import __version__
 from ..wire import MEDIA_TYPE
 from .cancellation import Cancellation
+from .failures import FailedAttempts, error_of, final_error, reason_of
 from .http import httpx
 from .jobs import InProgress
 from .pace import Link
@@ -58,9 +56,6 @@ _SILENT_SECONDS, _BETWEEN_WARNINGS = 3.0, 30.0
 
 _BETWEEN_URLS = re.compile(r",\s*(?=[a-z]+://)")
 """A comma may also be a part of a path."""
-
-_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
-"""What OpenSSL calls an answer that is none of TLS."""
 
 Params = Mapping[str, str]
 
@@ -211,9 +206,9 @@ class Client:
                 server.send("GET", "/healthz", "*/*", deadline=time.monotonic() + min(LOOK_SECONDS, self.deadline))
                 return
             except httpx.ConnectError as error:
-                if (final := _final(error, server)) is not None:
+                if (final := final_error(error, server)) is not None:
                     raise final from None
-                refused.append(f"{server.url} ({_reason(error)})")
+                refused.append(f"{server.url} ({reason_of(error)})")
             except (httpx.TransportError, FeedError):
                 return
         raise ConnectionFailed(f"nobody answers at {', '.join(refused)}. Is the server running and reachable?")
@@ -242,15 +237,15 @@ class Client:
             That the work goes on.
         """
         try:
-            found = read_json(answer.content)
+            content = read_json(answer.content)
         except ValueError as error:
             said = answer.header("content-type") or "nothing"
             raise BadAnswer(
                 f"{self.url}{path} did not answer JSON, but {said[:80]} ({error}): is an h5feed server there?"
             ) from None
         if answer.status == 202:
-            raise InProgress.of(found)
-        return found
+            raise InProgress.of(content)
+        return content
 
     def _request(
         self,
@@ -274,9 +269,7 @@ class Client:
         target = f"{path}?{urlencode(params)}" if params else path
         cancelled = cancelled or threading.Event()
         aborts = cancelled if isinstance(cancelled, Cancellation) else None
-        failures: dict[str, FeedError] = {}
-        told: dict[str, FeedError] = {}
-        attempt = 0
+        attempts: FailedAttempts | None = None
         enter(WAITING)
         while True:
             with self._servers.one() as server:
@@ -296,10 +289,9 @@ class Client:
                     if answer.status == 200 or (answer.status == 202 and is_job):
                         self._servers.answered(server)
                         return answer
-                    raise _error_of(answer, server, several=len(self._servers) > 1)
+                    raise error_of(answer, server, several=len(self._servers) > 1)
                 except Transient as error:
                     failure: FeedError = error
-                    told[server.url] = error
                 except RevisionChanged as error:
                     self._servers.answered(server)
                     raise self._differing(server, method, target, accept, json, max_bytes, error) from None
@@ -307,38 +299,58 @@ class Client:
                     self._servers.answered(server)
                     raise
                 except httpx.TransportError as error:
-                    if isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol)):
-                        raise BadParameter(f"the request cannot be sent: {error}") from None
-                    if (final := _final(error, server)) is not None:
-                        self._servers.answered(server)
-                        raise final from None
-                    failure = ConnectionFailed(str(error))
+                    failure = self._connection_failure(error, server)
                     if raise_cut and isinstance(error, BodyCut) and not cancelled.is_set():
                         self._servers.failed(server, asked_at)
                         raise
             if not cancelled.is_set():
                 self._servers.failed(server, asked_at, failure.retry_after or 0.0)
-            failures.pop(server.url, None)
-            if isinstance(failure, ConnectionFailed) and server.url in told:
-                if time.monotonic() >= deadline:
-                    # Nothing but our own deadline has cut the answer off: what keeps the server from answering is what
-                    # it has told.
-                    failure = told[server.url]
-                else:
-                    failure = ConnectionFailed(f"{failure}; before that it said: {told[server.url]}")
-            failures[server.url] = failure
-            wait = jitter.uniform(0, min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(attempt, 16)))
-            if self._servers.others_awake(server):
-                # Each gets its chance at once; when all have had it, there is something wrong with the request.
-                wait = 0.0 if attempt + 1 < len(self._servers) else wait
-            else:
-                wait = max(wait, failure.retry_after or 0.0)
-            attempt += 1
-            retried()
-            if time.monotonic() - began > _SILENT_SECONDS and not cancelled.is_set():
-                self._warn(failure, server, deadline)
-            if time.monotonic() + wait >= deadline or cancelled.wait(wait):
-                raise self._given_up(failures, attempt, wait)
+            attempts = attempts or FailedAttempts()
+            failure = attempts.add(server.url, failure, deadline)
+            self._wait_to_retry(attempts, server, failure, began, deadline, cancelled)
+
+    def _connection_failure(self, error: httpx.TransportError, server: Server) -> ConnectionFailed:
+        """What it means that no whole answer came, where the next attempt may get one.
+
+        Raises
+        ------
+        BadParameter, BadAnswer, ConnectionFailed
+            No attempt will.
+        """
+        if isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol)):
+            raise BadParameter(f"the request cannot be sent: {error}") from None
+        if (final := final_error(error, server)) is not None:
+            self._servers.answered(server)
+            raise final from None
+        return ConnectionFailed(str(error))
+
+    def _wait_to_retry(
+        self,
+        attempts: FailedAttempts,
+        server: Server,
+        failure: FeedError,
+        began: float,
+        deadline: float,
+        cancelled: threading.Event,
+    ) -> None:
+        """Wait until the next attempt, of a request that began then.
+
+        Raises
+        ------
+        FeedError
+            There is no time for another attempt, or nobody waits for it any more.
+        """
+        wait = jitter.uniform(0, min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(attempts.count - 1, 16)))
+        if self._servers.others_awake(server):
+            # Each gets its chance at once; when all have had it, there is something wrong with the request.
+            wait = 0.0 if attempts.count < len(self._servers) else wait
+        else:
+            wait = max(wait, failure.retry_after or 0.0)
+        retried()
+        if time.monotonic() - began > _SILENT_SECONDS and not cancelled.is_set():
+            self._warn(failure, server, deadline)
+        if time.monotonic() + wait >= deadline or cancelled.wait(wait):
+            raise self._given_up(attempts, wait)
 
     def _warn(self, failure: FeedError, server: Server, deadline: float) -> None:
         """That an answer is waited for; once for all threads that wait."""
@@ -347,8 +359,9 @@ class Client:
             self._warned_at = now
             logger.warning("%s: %s; trying for %d s more", server.url, failure, max(0, deadline - now))
 
-    def _given_up(self, failures: Mapping[str, FeedError], attempts: int, wait: float) -> FeedError:
-        """The one error to raise for those of each server; the last one is that of the last attempt."""
+    def _given_up(self, attempts: FailedAttempts, wait: float) -> FeedError:
+        """The one error to raise for those of each server."""
+        failures = attempts.failures
         last = list(failures.values())[-1]
         kinds = {type(failure) for failure in failures.values()}
         if len(self._servers) == 1:
@@ -368,7 +381,7 @@ class Client:
                 retry_after=last.retry_after,
                 request_id=last.request_id,
             )
-        error.add_note(f"Gave up after {attempts} attempts within the deadline of {self.deadline:g} s.")
+        error.add_note(f"Gave up after {attempts.count} attempts within the deadline of {self.deadline:g} s.")
         if wait > self.deadline:
             error.add_note(f"The server asks to be left alone for {wait:g} s, which is longer.")
         return error
@@ -392,62 +405,3 @@ class Client:
                         request_id=error.request_id,
                     )
         return error
-
-
-def _final(error: httpx.TransportError, server: Server) -> FeedError | None:
-    """What to raise at once: what is wrong with the server's address or its answers will be so again."""
-    url, cause = server.url, error.__cause__
-    bare = url.partition("://")[2]
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return ConnectionFailed(f"{url} is not trusted: {cause}. See `verify=`.")
-    if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
-        return BadAnswer(f"{url} does not speak TLS: is it http://{bare}?")
-    if isinstance(cause, http.client.RemoteDisconnected) and server.failures == 0 and server.wants_tls():
-        return BadAnswer(f"{url} speaks TLS: is it https://{bare}?")
-    if isinstance(error, httpx.RemoteProtocolError) and not isinstance(error, BodyCut):
-        return BadAnswer(f"{url} does not answer as an h5feed server does: {error}")
-    return None
-
-
-def _reason(error: httpx.TransportError) -> str:
-    """What the system says: ``Connection refused``."""
-    cause = error.__cause__
-    return (cause.strerror if isinstance(cause, OSError) else None) or str(error)
-
-
-def _error_of(answer: Answer, server: Server, *, several: bool) -> FeedError:
-    """The error that an answer tells of; the server is named in it where there are several."""
-    problem: Any = None
-    with contextlib.suppress(ValueError):
-        problem = read_json(answer.content)
-    if not isinstance(problem, dict):
-        # A proxy, or another service.
-        problem = {"detail": _described(answer, server.url)}
-    retry_after = _seconds(answer.header("retry-after") or "")
-    error = from_problem(answer.status, problem, retry_after=retry_after)
-    if not several or isinstance(error, Transient):
-        return error
-    return type(error)(f"{server.url} says: {error.detail}", retry_after=retry_after, request_id=error.request_id)
-
-
-def _described(answer: Answer, url: str) -> str:
-    """What somebody else has answered, in one line."""
-    there = answer.header("location")
-    if 300 <= answer.status < 400 and there:
-        return f"{url} redirects to {there[:200]}: connect to where it leads"
-    # Of a page of HTML its title, or what else stands there first.
-    page = answer.content[:2000].decode("utf-8", "replace")
-    words = " ".join(re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL).split())[:120]
-    said = f", {words!r}" if words.isprintable() and words else ""
-    return f"{url} answered with HTTP status {answer.status}{said}: is an h5feed server there?"
-
-
-def _seconds(retry_after: str) -> float | None:
-    """How long a ``Retry-After`` asks to wait: seconds, or a date (RFC 9110, 10.2.3); None where it says neither."""
-    with contextlib.suppress(ValueError):
-        seconds = float(retry_after)
-        return max(0.0, seconds) if math.isfinite(seconds) else None
-    with contextlib.suppress(ValueError, TypeError, OverflowError):
-        date = parsedate_to_datetime(retry_after)
-        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-    return None

@@ -44,8 +44,8 @@ class InProgress(Exception):
         ------
         BadAnswer
         """
-        found = checked(job, JobInfo, "job")
-        return cls(found["done"], found["total"])
+        info = checked(job, JobInfo, "job")
+        return cls(info["done"], info["total"])
 
 
 def wait_for(ask: Callable[[], T], what: str, timeout: float, progress: Progress | None) -> T:

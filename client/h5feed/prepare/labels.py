@@ -189,7 +189,7 @@ def no_label(dataset: RemoteDataset, inputs: Sequence[str]) -> str:
 
 def unserved(dataset: RemoteDataset, role: str) -> str:
     """Which fields of a role there are that cannot be served, and why; empty where there are none."""
-    found = [field for field in dataset.fields.values() if field.role == role and not field.readable]
-    shown = "; ".join(f"{field.name!r}: {field.reason}" for field in found[:_SHOWN])
-    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return f"the {role} of {dataset.name!r} cannot be served ({shown}{more})" if found else ""
+    unreadable = [field for field in dataset.fields.values() if field.role == role and not field.readable]
+    shown = "; ".join(f"{field.name!r}: {field.reason}" for field in unreadable[:_SHOWN])
+    more = f"; and {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
+    return f"the {role} of {dataset.name!r} cannot be served ({shown}{more})" if unreadable else ""

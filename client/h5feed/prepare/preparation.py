@@ -229,10 +229,10 @@ def _names(chosen: FieldNames | None) -> list[str]:
 
 def _only_text(dataset: RemoteDataset, role: str) -> list[str]:
     """A label that is text serves where no numbers do; an input that is text needs a model of its own."""
-    found = [
+    texts = [
         f.name for f in dataset.fields.values() if f.role == role == "label" and f.readable and f.dtype == "string"
     ]
-    return found[:1]
+    return texts[:1]
 
 
 def _check_known(dataset: RemoteDataset, names: list[str]) -> None:

@@ -78,23 +78,23 @@ def scale_of(
 
 def _statistics(dataset: RemoteDataset, name: str, split: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
     # Validation and test rows are normalised as training rows are: their own would be another scale, and a leak.
-    found: Mapping[str, Any]
+    stats: Mapping[str, Any]
     try:
-        found = dataset.stats("all" if split == "all" else "train", field=name, **options)
+        stats = dataset.stats("all" if split == "all" else "train", field=name, **options)
     except SplitNotFound:
-        found = dataset.stats(split, field=name, **options)
-    return found
+        stats = dataset.stats(split, field=name, **options)
+    return stats
 
 
 def _counted(statistics: Mapping[str, Any], key: str, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
     channels = statistics.get("channels")
-    found = [channel.get(key) for channel in channels] if channels else [statistics.get(key)]
-    if None in found:
+    numbers = [channel.get(key) for channel in channels] if channels else [statistics.get(key)]
+    if None in numbers:
         raise BadParameter(f"the server has no {key} of {name!r}: give it as a number")
-    if channels and len(found) not in shape[-1:] and len(found) in shape[:1]:
+    if channels and len(numbers) not in shape[-1:] and len(numbers) in shape[:1]:
         # Channels come first: (channels, height, width)
-        return np.asarray(found, np.float64).reshape(-1, *(1 for _ in shape[1:]))
-    return np.asarray(found if channels else found[0], np.float64)
+        return np.asarray(numbers, np.float64).reshape(-1, *(1 for _ in shape[1:]))
+    return np.asarray(numbers if channels else numbers[0], np.float64)
 
 
 def _is_server(value: Any) -> bool:

@@ -106,7 +106,7 @@ def _share_numbers(files: Sequence[InspectedFile]) -> bool:
     numbers: dict[str | None, set[int]] = {}
     for file in files:
         numbers.setdefault(file.tags.split, set()).add(file.tags.number)
-    return len(numbers) > 1 and len({frozenset(found) for found in numbers.values()}) == 1
+    return len(numbers) > 1 and len({frozenset(own) for own in numbers.values()}) == 1
 
 
 def _are_several(files: Sequence[InspectedFile]) -> bool:
@@ -114,7 +114,7 @@ def _are_several(files: Sequence[InspectedFile]) -> bool:
     kinds: dict[int, set[object]] = {}
     for file in files:
         kinds.setdefault(file.tags.number, set()).add(_kinds(file))
-    return _share_numbers(files) and all(len(found) == 1 for found in kinds.values())
+    return _share_numbers(files) and all(len(own) == 1 for own in kinds.values())
 
 
 def _gap(paths: Sequence[str]) -> str | None:

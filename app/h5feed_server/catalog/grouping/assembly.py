@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...storage.column import Column, Segment
 from ...storage.layout import ArrayLayout
-from ...storage.source import LocalFile
+from ...storage.local_file import LocalFile
 from ..roles import Role
 from .names import natural
 from .pieces import Path, Piece, Series, Table, TableField
@@ -28,7 +28,7 @@ CLASS_REASON = "the array, group or file is the class"
 _LABEL, _EPISODE, _FILE = "label", "episode", "file"
 
 
-def assemble(path: Path, found: Sequence[Series], name: str | None = None) -> Table:
+def assemble(path: Path, members: Sequence[Series], name: str | None = None) -> Table:
     """The table of series of one shape.
 
     Parameters
@@ -38,7 +38,7 @@ def assemble(path: Path, found: Sequence[Series], name: str | None = None) -> Ta
     name : str, optional
         What it is called in there, where it is not the group's own.
     """
-    counts = sorted(found[0].shape, key=lambda item: item[0].order)
+    counts = sorted(members[0].shape, key=lambda item: item[0].order)
     pieces, rows = [piece for piece, _ in counts], np.array([count for _, count in counts], np.int64)
     table = Table("/".join((*path, name) if name is not None else path), int(rows.sum()), [])
     begin = 0
@@ -50,14 +50,14 @@ def assemble(path: Path, found: Sequence[Series], name: str | None = None) -> Ta
             else:
                 runs.append((begin, begin + count))
         begin += count
-    for series in found:
+    for series in members:
         segments = _of_one_length([series.pieces[piece] for piece in pieces])
         problem = problem_of(segments)
         column = Column(tuple(segments if problem else _joined(segments)))
         table.fields.append(TableField(".".join(series.path[len(path) :]), column, problem, series.note))
     table.episodes = [(piece.episode[-1] if piece.episode else "", count) for piece, count in counts]
     if any(field.unreadable is None for field in table.fields):
-        _add_origins(table, pieces, rows, found[0].first.source)
+        _add_origins(table, pieces, rows, members[0].first.source)
     return table
 
 

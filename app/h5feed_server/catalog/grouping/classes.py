@@ -12,15 +12,15 @@ from .names import are_numbered, is_field, natural
 from .pieces import Hints, Path, Series, kind_of
 
 
-def merge_classes(found: Sequence[Series], hints: Hints) -> list[Series]:
+def merge_classes(all_series: Sequence[Series], hints: Hints) -> list[Series]:
     """The same series, those that are classes made one, those that may be marked."""
     if hints.classes is False:
-        return list(found)
+        return list(all_series)
     levels: dict[Path, list[Series]] = defaultdict(list)
-    for series in found:
+    for series in all_series:
         if not series.is_text:
             levels[series.path[:-1]].append(series)
-    merged = [series for series in found if series.is_text]
+    merged = [series for series in all_series if series.is_text]
     answers = {
         path: "classes" if hints.classes and _are_alike(level) else _judge(level) for path, level in levels.items()
     }

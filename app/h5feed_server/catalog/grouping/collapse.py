@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..split_names import counted_split, without_split
-from ..words import is_running
+from ..vocabulary import is_running
 from .episodes import episodes_among
 from .names import are_counted
 from .pieces import Hints, Leaf, Series, kind_of
@@ -63,11 +63,11 @@ def collapse(group: Group, hints: Hints, split: str = "", beside: int = 0) -> li
     for name, (rest, _, _) in words.items():
         lengths.setdefault(rest, set()).update(group.groups[name].rows)
     # What says something of the rows beside it is no split.
-    words = {name: found for name, found in words.items() if not found[0] or not lengths[found[0]] <= rows}
+    words = {name: said for name, said in words.items() if not said[0] or not lengths[said[0]] <= rows}
     plain: dict[str, list[Leaf]] = {}
     counted: dict[str, list[Leaf]] = {}
     inner = sum(len(group.groups[name].groups) for name in words)
-    found = list(direct)
+    collapsed = list(direct)
     for name, below in group.groups.items():
         rest, word, number = words.get(name, (name, "", -1))
         leaves = collapse(below, hints, word or split, inner if word else 0)
@@ -79,7 +79,7 @@ def collapse(group: Group, hints: Hints, split: str = "", beside: int = 0) -> li
                 leaf.episode = (name, *leaf.episode) if number >= 0 else leaf.episode
             if number >= 0:
                 counted[name] = leaves
-            found += leaves
+            collapsed += leaves
         elif leaves:
             plain[name] = leaves
     episodes = set() if hints.episodes is False else set(episodes_among(plain, direct))
@@ -96,8 +96,8 @@ def collapse(group: Group, hints: Hints, split: str = "", beside: int = 0) -> li
                 leaf.kind = name
             else:
                 leaf.episode = (name, *leaf.episode)
-        found += leaves
-    return found
+        collapsed += leaves
+    return collapsed
 
 
 def _split_words(names: Iterable[str]) -> dict[str, tuple[str, str, int]]:
@@ -109,22 +109,22 @@ def _split_words(names: Iterable[str]) -> dict[str, tuple[str, str, int]]:
         if split is not None:
             counted.setdefault(rest, {})[name] = (rest, split, number)
     words: dict[str, tuple[str, str, int]] = {}
-    for found in counted.values():
-        if are_counted([(split, number) for _, split, number in found.values()]):
-            words |= found
+    for named in counted.values():
+        if are_counted([(split, number) for _, split, number in named.values()]):
+            words |= named
     for name in names:
         rest, split = without_split(name)
         if split is not None and name not in words:
             alike.setdefault(rest, {})[name] = (rest, split, -1)
-    for found in alike.values():
-        if _are_splits({split for _, split, _ in found.values()}):
-            words |= found
+    for named in alike.values():
+        if _are_splits({split for _, split, _ in named.values()}):
+            words |= named
     return words
 
 
-def _are_splits(found: set[str]) -> bool:
+def _are_splits(splits: set[str]) -> bool:
     """One word alone may mean something else; that of the training rows does not."""
-    return "train" in found or len(found) > 1
+    return "train" in splits or len(splits) > 1
 
 
 def _split_arrays(arrays: dict[str, list[Leaf]], split: str) -> list[Leaf]:
@@ -143,7 +143,7 @@ def _split_arrays(arrays: dict[str, list[Leaf]], split: str) -> list[Leaf]:
         if word is not None and not rest:
             for leaf in arrays[name]:
                 kinds.setdefault(kind_of(leaf.segment), set()).add(word)
-    found = []
+    split_leaves = []
     for name, leaves in arrays.items():
         rest, word = words[name]
         for leaf in leaves:
@@ -153,8 +153,8 @@ def _split_arrays(arrays: dict[str, list[Leaf]], split: str) -> list[Leaf]:
                 leaf.rest, leaf.split = (rest,), word
             elif not rest and len(kinds[kind_of(leaf.segment)]) > 1 and leaf.segment.wire[1]:
                 leaf.rest, leaf.split = (), word
-            found.append(leaf)
-    return found
+            split_leaves.append(leaf)
+    return split_leaves
 
 
 def _about_rows(arrays: Mapping[str, list[Leaf]], words: Mapping[str, tuple[str, str | None]], split: str) -> list[str]:
@@ -221,16 +221,16 @@ def series_of(leaves: Iterable[Leaf]) -> list[Series]:
     ValueError
         Two lay claim to the same rows of the same field.
     """
-    found: dict[tuple[str, ...], Series] = {}
+    by_path: dict[tuple[str, ...], Series] = {}
     for leaf in leaves:
         key = leaf.rest or (UNNAMED,)
         piece = leaf.piece
-        if key in found and piece in found[key].pieces and leaf.half is not None:
+        if key in by_path and piece in by_path[key].pieces and leaf.half is not None:
             # Both halves call their array the same: the file's name tells them apart.
             key = (*key[:-1], leaf.half)
-        series = found.setdefault(key, Series(key))
+        series = by_path.setdefault(key, Series(key))
         if piece in series.pieces:
             raise ValueError(f"{'/'.join(key)} is there twice")
         series.note = series.note or leaf.note
         series.pieces[piece] = leaf.segment
-    return list(found.values())
+    return list(by_path.values())

@@ -35,8 +35,8 @@ def episodes_among(groups: Mapping[str, Sequence[Leaf]], direct: Sequence[Leaf])
         return []
     signatures = {name: signature(leaves) for name, leaves in groups.items()}
     same: dict[Signature, list[str]] = defaultdict(list)
-    for name, found in signatures.items():
-        same[found].append(name)
+    for name, members in signatures.items():
+        same[members].append(name)
     best = max(same.values(), key=len)
     # Names that differ in a number: what all of them have is enough, the rest is not there for all rows.
     numbered: dict[str, list[str]] = defaultdict(list)

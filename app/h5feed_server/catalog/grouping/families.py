@@ -68,13 +68,15 @@ def families(files: Sequence[str], declared: Mapping[str, DeclaredDataset], *, c
     counted : bool
         Numbers may count the files of a split.
     """
-    found: list[Family] = []
+    grouped: list[Family] = []
     taken: set[str] = set()
     for name, dataset in declared.items():
         matching = dataset.matching(files)
         if matching:
             # In the order declared, one after the other, but for those that are splits or halves.
-            found.append(_family(name, [_split_place(file) or _place(file) for file in matching], "declared", dataset))
+            grouped.append(
+                _family(name, [_split_place(file) or _place(file) for file in matching], "declared", dataset)
+            )
             taken.update(matching)
     names = {dotted(os.path.splitext(file)[0]) for file in files} | set(declared)
 
@@ -84,7 +86,7 @@ def families(files: Sequence[str], declared: Mapping[str, DeclaredDataset], *, c
             return
         places.sort(key=lambda place: natural(place.file) if kind != "named" else ())
         places.sort(key=lambda place: (_SPLIT_ORDER.index(place.tags.split), place.tags.shard, place.tags.number))
-        found.append(_family(name, places, kind))
+        grouped.append(_family(name, places, kind))
         taken.update(place.file for place in places)
         names.add(name)
 
@@ -123,7 +125,7 @@ def families(files: Sequence[str], declared: Mapping[str, DeclaredDataset], *, c
     for (folder, _), places in _by(words, lambda place: (place.folder, "")).items():
         if len(places) <= _MOST_CLASSES and all(place.stem.isalpha() for place in places):
             add(folder, "", places, "words")
-    return found + alone(left(), [family.name for family in found])
+    return grouped + alone(left(), [family.name for family in grouped])
 
 
 def apart(family: Family) -> list[Family]:
@@ -219,7 +221,7 @@ def _are_splits(places: Sequence[_Place]) -> bool:
 
 
 def _by(places: Iterable[_Place], key: Callable[[_Place], tuple[str, str]]) -> dict[tuple[str, str], list[_Place]]:
-    found: dict[tuple[str, str], list[_Place]] = {}
+    grouped: dict[tuple[str, str], list[_Place]] = {}
     for place in places:
-        found.setdefault(key(place), []).append(place)
-    return found
+        grouped.setdefault(key(place), []).append(place)
+    return grouped

@@ -30,15 +30,15 @@ def apply(attribute: Any, tables: list[Table]) -> None:
         problem = None
         if any(entry["indices"] for entry in mine):
             problem = "it refers to lists of rows"
-        elif any(len(found) > 1 for found in runs.values()):
+        elif any(len(ranges) > 1 for ranges in runs.values()):
             problem = "fields have other rows in it than others"
-        elif not all(0 <= begin < end <= table.rows for found in runs.values() for begin, end in found):
+        elif not all(0 <= begin < end <= table.rows for ranges in runs.values() for begin, end in ranges):
             problem = f"it names rows beyond the {table.rows} that there are"
-        ends = sorted(next(iter(found)) for found in runs.values())
+        ends = sorted(next(iter(ranges)) for ranges in runs.values())
         if problem is None and any(begin < end for (_, end), (begin, _) in pairwise(ends)):
             problem = "its splits share rows"
         if problem is None:
-            table.native = {split: sorted(found) for split, found in runs.items()}
+            table.native = {split: sorted(ranges) for split, ranges in runs.items()}
         else:
             table.notes = (
                 *table.notes,

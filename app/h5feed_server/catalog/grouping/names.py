@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..split_names import counted_split, numbered_split, without_split
-from ..words import is_telling, says
+from ..vocabulary import is_telling, says
 
 _SHARD = re.compile(r"[_.\-](\d{3,6})-of-(\d{3,6})$")
 _HALF = re.compile(r"(?:^|[_.\-])(x|y|images?|labels?|data|targets?|inputs?|mask)$", re.I)
@@ -78,16 +78,16 @@ def tags_of(stem: str, *, counted: bool = False) -> Tags:
     return Tags(stem, split, shard, shards, half, number)
 
 
-def are_counted(found: Collection[tuple[str | None, int]]) -> bool:
+def are_counted(numbered: Collection[tuple[str | None, int]]) -> bool:
     """Whether numbers count what lies beside each other: the parts of several splits.
 
     Parameters
     ----------
-    found : collection of (str or None, int)
+    numbered : collection of (str or None, int)
         Split and number of each; the number is -1 where there is none.
     """
     numbers: dict[str | None, list[int]] = {}
-    for split, number in found:
+    for split, number in numbered:
         numbers.setdefault(split, []).append(number)
     if None in numbers or "train" not in numbers or len(numbers) < 2 or max(map(len, numbers.values())) < 2:
         return False

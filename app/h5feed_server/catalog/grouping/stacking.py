@@ -135,12 +135,12 @@ def are_samples(samples: Mapping[str, Mapping[str, ArrayLayout]], what: str, bes
 
 def _misfit(samples: Mapping[str, Mapping[str, ArrayLayout]]) -> str | None:
     """Why samples do not fit together, where they do not."""
-    found: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
+    by_name: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
     for sample, arrays in samples.items():
         for name, kind, shape in members_of(arrays):
-            found.setdefault(name, {})[sample] = (kind, shape)
+            by_name.setdefault(name, {})[sample] = (kind, shape)
     # What most of them hold belongs to each.
-    common = {name: members for name, members in found.items() if 2 * len(members) >= len(samples)}
+    common = {name: members for name, members in by_name.items() if 2 * len(members) >= len(samples)}
     for what, place in (("shapes", 1), ("types", 0)):
         values = {name: {member[place] for member in members.values()} for name, members in common.items()}
         differing = {f"{name} {_shown(one)}" for name, several in values.items() if len(several) > 1 for one in several}

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from ...storage.column import Column, Segment
+from ...storage.layout import ArrayLayout
 from ..roles import names_classes
 from ..split_names import SPLIT_WORDS
 from . import matlab, unlabelled
@@ -40,15 +41,59 @@ def tables_of(files: Sequence[InspectedFile], hints: Hints = Hints()) -> list[Ta
     ValueError
         Their arrays do not fit together.
     """
-    unreadable: dict[Path, tuple[Segment, str]] = {}
-    text: dict[Path, tuple[str, ...] | None] = {}
-    masks: dict[str, tuple[str, ...]] = {}
-    notes: list[str] = []
-    root = Group()
+    arrays = _Arrays()
     for file in files:
+        arrays.add(file, hints, several=len(files) > 1)
+    leaves = collapse(arrays.root, hints)
+    for leaf in [leaf for leaf in leaves if not leaf.segment.array.shape]:
+        arrays.unreadable.setdefault(leaf.rest, (leaf.segment, leaf.segment.array.unreadable or "it has no rows"))
+    leaves = [leaf for leaf in leaves if leaf.segment.array.shape]
+    if len(files) > 1:
+        _check_together(files, leaves)
+    series = series_of(leaves)
+    if not hints.stack:
+        series = merge_classes(series, hints)
+    series, apart = unlabelled.set_apart(series)
+    tables = _build(series)
+    unlabelled.note(tables, apart)
+    _name_splits(tables, arrays.masks)
+    for path, (segment, problem) in arrays.unreadable.items():
+        _list_unreadable(tables, path, segment, problem)
+    for table in tables:
+        _tell_apart(table.fields)
+        table.text = {path: values for path, values in arrays.text.items() if values is not None}
+        table.names_differ = any(values is None and names_classes(path[-1]) for path, values in arrays.text.items())
+        table.notes = (*table.notes, *arrays.notes)
+    return tables
+
+
+class _Arrays:
+    """The arrays of all files: those that may be fields, and what else there is.
+
+    Attributes
+    ----------
+    root : Group
+        Those that may be fields, in their groups.
+    unreadable : dict
+        Others, by path, and why they are no fields.
+    text : dict
+        Lists of text by their paths; None where files do not agree in one.
+    masks : dict of str to tuple of str
+        Names of the episodes of each split, as robomimic writes them.
+    """
+
+    def __init__(self) -> None:
+        self.root = Group()
+        self.unreadable: dict[Path, tuple[Segment, str]] = {}
+        self.text: dict[Path, tuple[str, ...] | None] = {}
+        self.masks: dict[str, tuple[str, ...]] = {}
+        self.notes: list[str] = []
+
+    def add(self, file: InspectedFile, hints: Hints, *, several: bool) -> None:
+        """Sort in the arrays of a file, which may be one of several."""
         usable: dict[Path, Segment] = {}
         for name, values in file.names.items():
-            _note_names(text, name, values)
+            self._add_text(name, values)
         for name, segment in file.segments.items():
             array = segment.array
             path = tuple(name.split("/"))
@@ -56,56 +101,52 @@ def tables_of(files: Sequence[InspectedFile], hints: Hints = Hints()) -> list[Ta
                 continue
             if array.text is not None:
                 if len(path) > 1 and path[-2].lower() == "mask":
-                    if masks.setdefault(path[-1], array.text) != array.text:
-                        notes.append(f"{'/'.join(path)!r} is not followed: there are several of that name")
-                        masks[path[-1]] = ()
+                    self._add_mask(path, array.text)
                     continue
-                _note_names(text, array.path, array.text)
-            problem = array.unreadable or (None if array.shape else "it has no rows")
-            about = next((part for part in path[:-1] if part.lower() in _ABOUT), None)
-            if about is not None:
-                problem = problem or f"its group {about!r} holds data about the data"
-            if array.scalar is not None and about is None:
-                problem = None
+                self._add_text(array.path, array.text)
+            problem = _problem_of(path, array)
             if hints.stack and problem is None:
                 row = as_row(segment)
                 problem, segment = (row, segment) if isinstance(row, str) else (None, row)
             if problem is None:
                 usable[path] = segment
             else:
-                unreadable.setdefault(path, (segment, problem))
+                self.unreadable.setdefault(path, (segment, problem))
         turned = {} if hints.stack else matlab.turned(usable)
         for path, segment in (usable | turned).items():
             tags = file.tags
             leaf = Leaf(path, segment, tags.shard, tags.split or "", half=tags.half)
             leaf.note = matlab.NOTE if path in turned else None
             leaf.file = file.name if hints.stack else ""
-            leaf.kind = file.name if hints.classes and len(files) > 1 else ""
-            root.add(leaf)
-    found = collapse(root, hints)
-    for leaf in [leaf for leaf in found if not leaf.segment.array.shape]:
-        unreadable.setdefault(leaf.rest, (leaf.segment, leaf.segment.array.unreadable or "it has no rows"))
-    found = [leaf for leaf in found if leaf.segment.array.shape]
-    if len(files) > 1:
-        _check_together(files, found)
-    series = series_of(found)
-    if not hints.stack:
-        series = merge_classes(series, hints)
-    series, said = unlabelled.set_apart(series)
-    tables = _build(series)
-    unlabelled.note(tables, said)
-    _name_splits(tables, masks)
-    for path, (segment, problem) in unreadable.items():
-        owner = _owner(tables, path)
-        prefix = tuple(owner.path.split("/")) if owner.path else ()
-        name = ".".join(path[len(prefix) :] if path[: len(prefix)] == prefix else path)
-        owner.fields.append(TableField(name, Column((segment,)), problem))
-    for table in tables:
-        _tell_apart(table.fields)
-        table.text = {path: values for path, values in text.items() if values is not None}
-        table.names_differ = any(values is None and names_classes(path[-1]) for path, values in text.items())
-        table.notes = (*table.notes, *notes)
-    return tables
+            leaf.kind = file.name if hints.classes and several else ""
+            self.root.add(leaf)
+
+    def _add_text(self, name: str, values: tuple[str, ...]) -> None:
+        path = tuple(name.split("/"))
+        if self.text.setdefault(path, values) != values:
+            self.text[path] = None
+
+    def _add_mask(self, path: Path, episodes: tuple[str, ...]) -> None:
+        if self.masks.setdefault(path[-1], episodes) != episodes:
+            self.notes.append(f"{'/'.join(path)!r} is not followed: there are several of that name")
+            self.masks[path[-1]] = ()
+
+
+def _problem_of(path: Path, array: ArrayLayout) -> str | None:
+    """Why an array is no field, whatever else is there; None where it may be one."""
+    about = next((part for part in path[:-1] if part.lower() in _ABOUT), None)
+    if array.scalar is not None and about is None:
+        return None
+    problem = array.unreadable or (None if array.shape else "it has no rows")
+    return problem or (f"its group {about!r} holds data about the data" if about is not None else None)
+
+
+def _list_unreadable(tables: list[Table], path: Path, segment: Segment, problem: str) -> None:
+    """List an array that is no field, and why, with the table of the nearest group."""
+    owner = _owner(tables, path)
+    prefix = tuple(owner.path.split("/")) if owner.path else ()
+    name = ".".join(path[len(prefix) :] if path[: len(prefix)] == prefix else path)
+    owner.fields.append(TableField(name, Column((segment,)), problem))
 
 
 def _tell_apart(fields: list[TableField]) -> None:
@@ -122,14 +163,7 @@ def _tell_apart(fields: list[TableField]) -> None:
             first[field.name] = field
 
 
-def _note_names(text: dict[Path, tuple[str, ...] | None], name: str, values: tuple[str, ...]) -> None:
-    """Lists of text by their paths; None where files do not agree in one."""
-    path = tuple(name.split("/"))
-    if text.setdefault(path, values) != values:
-        text[path] = None
-
-
-def _check_together(files: Sequence[InspectedFile], found: Iterable[Leaf]) -> None:
+def _check_together(files: Sequence[InspectedFile], leaves: Iterable[Leaf]) -> None:
     """Every shard must be there, and one field at least must run through all splits and shards."""
     for split in {file.tags.split for file in files}:
         alike = [file.tags for file in files if file.tags.split == split]
@@ -140,7 +174,7 @@ def _check_together(files: Sequence[InspectedFile], found: Iterable[Leaf]) -> No
     # Files that are named after no split may have groups of them, shards for instance.
     places = {(file.tags.split or "", file.tags.shard) for file in files}
     there: dict[Path, set[tuple[str, int]]] = defaultdict(set)
-    for leaf in found:
+    for leaf in leaves:
         there[leaf.rest] |= {(leaf.split, leaf.shard), ("", leaf.shard)}
     if not any(where >= places for where in there.values()):
         raise ValueError("no array is there in all of them")
@@ -165,14 +199,14 @@ def _main(clusters: Sequence[list[Series]]) -> list[Series]:
     return best if len(clusters) == 1 or len(best) > 1 or is_field(best[0].path[-1]) else []
 
 
-def _build(found: Sequence[Series], depth: int = 0) -> list[Table]:
+def _build(members: Sequence[Series], depth: int = 0) -> list[Table]:
     """Tables from series whose first `depth` path parts are the same."""
-    direct = [series for series in found if len(series.path) == depth + 1]
+    direct = [series for series in members if len(series.path) == depth + 1]
     below: dict[str, list[Series]] = defaultdict(list)
-    for series in found:
+    for series in members:
         if len(series.path) > depth + 1:
             below[series.path[depth]].append(series)
-    path = found[0].path[:depth] if found else ()
+    path = members[0].path[:depth] if members else ()
     clusters: dict[frozenset[tuple[Piece, int]], list[Series]] = defaultdict(list)
     for series in direct:
         if not series.apart:

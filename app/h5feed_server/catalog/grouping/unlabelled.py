@@ -14,7 +14,7 @@ from .names import is_label
 from .pieces import Path, Series, Table
 
 
-def set_apart(found: Sequence[Series]) -> tuple[list[Series], dict[Path, str]]:
+def set_apart(members: Sequence[Series]) -> tuple[list[Series], dict[Path, str]]:
     """The series, rows of splits without a label in groups that are called like these.
 
     Returns
@@ -23,9 +23,9 @@ def set_apart(found: Sequence[Series]) -> tuple[list[Series], dict[Path, str]]:
     notes : dict of tuple of str to str
         What is to be said of the tables of which rows were taken, and of those that they make, by path.
     """
-    left, made = list(found), list[Series]()
+    left, made = list(members), list[Series]()
     notes: dict[Path, str] = {}
-    labels = [series for series in found if is_label(series.path[-1]) and not names_classes(series.path[-1])]
+    labels = [series for series in members if is_label(series.path[-1]) and not names_classes(series.path[-1])]
     for parent in sorted({label.path[:-1] for label in labels}, key=len):
         level = [series for series in left if series.path[: len(parent)] == parent]
         aside = _without_label(level, [label for label in labels if label.path[:-1] == parent])

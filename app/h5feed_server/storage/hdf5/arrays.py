@@ -110,21 +110,21 @@ class Arrays:
             problem = "its data lies in an external file in a way that this version does not read"
         return [self._checked(one) for one in _through_h5py(known, parts, problem, self._members)]
 
-    def _checked(self, found: ArrayLayout) -> ArrayLayout:
+    def _checked(self, array: ArrayLayout) -> ArrayLayout:
         """The layout where nothing is wrong with it; else why it cannot be read by."""
         try:
-            check_array(found)
-            if found.offset is not None and found.external is None:
-                end = found.offset + found.rows * found.stored_row_bytes
+            check_array(array)
+            if array.offset is not None and array.external is None:
+                end = array.offset + array.rows * array.stored_row_bytes
                 if end > self._nbytes:
                     raise ValueError(f"its data would end at byte {end}, the file does at {self._nbytes}")
-            if found.chunks is not None and len(found.chunks.numbers):
-                end = int((found.chunks.offsets + found.chunks.sizes).max())
+            if array.chunks is not None and len(array.chunks.numbers):
+                end = int((array.chunks.offsets + array.chunks.sizes).max())
                 if end > self._nbytes:
                     raise ValueError(f"one of its chunks would end at byte {end}, the file does at {self._nbytes}")
         except ValueError as error:
-            return _unreadable(decoded(str(error)), found.path)
-        return found
+            return _unreadable(decoded(str(error)), array.path)
+        return array
 
     def _parts(self, stored: h5t.TypeID) -> list[Member]:
         if is_table(stored):
@@ -209,13 +209,13 @@ class Arrays:
         if index == EXTENSIBLE_ARRAY and dataset.maxshape[0] is not None:
             return None
         whole_edges = edges_are_whole(properties)
-        found = _chunks(dataset, self._chunks_left, properties.get_nfilters() if whole_edges else 0)
-        if found is None:
+        table = _chunks(dataset, self._chunks_left, properties.get_nfilters() if whole_edges else 0)
+        if table is None:
             return None
-        self._chunks_left -= len(found.numbers)
+        self._chunks_left -= len(table.numbers)
         every = (1 << properties.get_nfilters()) - 1
-        plain = found.masks & every == every
-        return found if (found.sizes[plain] == nbytes).all() else None
+        plain = table.masks & every == every
+        return table if (table.sizes[plain] == nbytes).all() else None
 
     def _unknown_filter(self, filters: tuple[Filter, ...], properties: h5py.h5p.PropDCID) -> str | None:
         """Why h5py cannot undo the filters; None where it can."""
@@ -379,19 +379,19 @@ def _chunks(dataset: h5py.Dataset, limit: int, unfiltered: int) -> ChunkTable | 
         There are more than `limit`.
     """
     width = len(dataset.chunks) + 3
-    found = array("q")
+    entries = array("q")
 
     def note(info: h5d.StoreInfo) -> bool | None:
-        found.extend((*info.chunk_offset, info.byte_offset, info.size, info.filter_mask))
+        entries.extend((*info.chunk_offset, info.byte_offset, info.size, info.filter_mask))
         # Anything but None ends the pass.
-        return True if len(found) > limit * width else None
+        return True if len(entries) > limit * width else None
 
     # One pass over the index; asking for chunk i by number is quadratic.
     dataset.id.chunk_iter(note)
-    if len(found) > limit * width:
+    if len(entries) > limit * width:
         raise ValueError(f"the file has more than {MAX_CHUNKS} chunks")
     # table: (chunks, ndim + 3)
-    table = np.frombuffer(found, np.int64).reshape(-1, width)
+    table = np.frombuffer(entries, np.int64).reshape(-1, width)
     corners = table[:, :-3]
     chunk_shape = np.array(dataset.chunks, np.int64)
     if (corners < 0).any() or (corners >= np.array(dataset.shape, np.int64)).any() or (corners % chunk_shape).any():

@@ -55,14 +55,14 @@ def attributes_of(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
 
 def packing_attributes(item: h5py.Dataset) -> dict[str, npt.NDArray[Any]]:
     """Those that say how numbers are packed, with the types that they have."""
-    found = {}
+    values = {}
     for name in PACKING:
         with contextlib.suppress(Exception):
             if name in item.attrs:
                 attribute = item.attrs.get_id(name)
                 if attribute.get_type().get_class() in _ATTRIBUTE_CLASSES and attribute.dtype.itemsize <= _SHORT:
-                    found[name] = np.asarray(item.attrs[name])
-    return found
+                    values[name] = np.asarray(item.attrs[name])
+    return values
 
 
 def fuel_splits(file: h5py.File) -> list[dict[str, Any]] | None:

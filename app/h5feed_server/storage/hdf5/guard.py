@@ -20,8 +20,8 @@ from ..byte_cache import ByteCache
 from ..column import Column, Segment
 from ..decoders import Decoders
 from ..layout import ArrayLayout
+from ..local_file import Identity, LocalFile, OpenFiles
 from ..reader import Reader
-from ..source import Identity, LocalFile, OpenFiles
 from .reader_pool import ReaderPool
 
 _MOST_BYTES = 32 << 20

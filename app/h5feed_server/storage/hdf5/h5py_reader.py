@@ -29,7 +29,7 @@ import numpy.typing as npt
 from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, SourceUnavailable, TooLarge, Unreadable
 from h5py import h5d
 
-from ..source import Identity, changed, is_away
+from ..local_file import Identity, changed, is_away
 from .child import KIND_BYTES, LENGTH, confine, write_frame
 from .drivers import SPLIT_ENDINGS, family_template, members_of
 from .libhdf5 import Plugins, forget_external_links

@@ -31,7 +31,7 @@ from h5py import h5o
 
 from ..codecs import load_codecs
 from ..layout import ArrayLayout, ExternalLink, FileLayout, dump_layout
-from ..source import Identity
+from ..local_file import Identity
 from .arrays import Arrays
 from .attributes import MAX_NAME_BYTES, attributes_of, fuel_splits
 from .child import confine, write_frame
@@ -158,8 +158,8 @@ class _Walk:
                 return None
             item = group[name]
             if isinstance(item, h5py.Dataset):
-                for found in self._arrays_at(path, item):
-                    self._add(found)
+                for array in self._arrays_at(path, item):
+                    self._add(array)
             # Groups are reached by hard links: soft ones lead to what is listed elsewhere.
             elif isinstance(item, h5py.Group) and isinstance(link, h5py.HardLink):
                 _address(item)
@@ -180,16 +180,16 @@ class _Walk:
             self._groups[path] = attributes_of(group)
             self._spend(512 + json_bytes((path, self._groups[path])))
 
-    def _add(self, found: ArrayLayout) -> None:
-        if found.path in self._arrays:
-            self._notes.append(f"{found.path!r} is there twice")
-            self._spend(len(found.path))
+    def _add(self, array: ArrayLayout) -> None:
+        if array.path in self._arrays:
+            self._notes.append(f"{array.path!r} is there twice")
+            self._spend(len(array.path))
             return
         if len(self._arrays) >= MAX_ARRAYS:
             raise _Full
-        about = (found.path, found.attributes, found.text, found.enum_names, found.unreadable, found.shape)
-        self._spend(512 + json_bytes(about) + len(found.inline or b"") + len(found.fill))
-        self._arrays[found.path] = found
+        about = (array.path, array.attributes, array.text, array.enum_names, array.unreadable, array.shape)
+        self._spend(512 + json_bytes(about) + len(array.inline or b"") + len(array.fill))
+        self._arrays[array.path] = array
 
     def _spend(self, nbytes: int) -> None:
         self._text_left -= nbytes

@@ -11,8 +11,8 @@ from types import TracebackType
 from h5feed.errors import Overloaded, SourceUnavailable, Unreadable
 
 from ..layout import load_layout
+from ..local_file import is_away, refused
 from ..signatures import why_no_hdf5
-from ..source import is_away, refused
 from .child import Child
 from .text import says_away
 

@@ -105,10 +105,10 @@ def _has_later_properties() -> bool:
 
 
 def _names(properties: int) -> list[bytes]:
-    found: list[bytes] = []
-    visit = _Visit(lambda _, name, __: found.append(name) or 0)  # type: ignore[func-returns-value]
+    visited: list[bytes] = []
+    visit = _Visit(lambda _, name, __: visited.append(name) or 0)  # type: ignore[func-returns-value]
     _lib.H5Piterate(properties, ctypes.c_int(), visit, None)
-    return found
+    return visited
 
 
 def _value(properties: h5p.PropDCID, name: bytes) -> bytes | None:

@@ -34,11 +34,11 @@ def plain_list(data: bytes) -> list[Any] | None:
     if not data.startswith((b"(l", b"]", b"\x80")):
         return None
     try:
-        found = _follow(data)
+        unpickled = _follow(data)
     except Exception:
         # pickletools raises whatever its readers stumble over.
         return None
-    return found if isinstance(found, list) else None
+    return unpickled if isinstance(unpickled, list) else None
 
 
 def _follow(data: bytes) -> Any:

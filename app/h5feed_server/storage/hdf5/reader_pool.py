@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, Overloaded, ReaderCrashed, ReadTimeout, TooLarge
 
-from ...sharing.places import Places
+from ...sharing.slots import Slots
 from ..layout import ArrayLayout
-from ..source import Identity, LocalFile, changed, refused
+from ..local_file import Identity, LocalFile, changed, refused
 from .child import KIND_BYTES, LENGTH, Child
 
 MEMORY_BYTES = 2 << 30
@@ -49,7 +49,7 @@ class ReaderPool:
     """
 
     def __init__(self, readers: int, timeout: float, max_bytes: int) -> None:
-        self._places = Places(readers, timeout, "all readers")
+        self._slots = Slots(readers, timeout, "all readers")
         self._timeout = timeout
         self._max_bytes = max_bytes
         self._idle: list[Child] = []
@@ -124,7 +124,7 @@ class ReaderPool:
         return content[KIND_BYTES:]
 
     def _ask(self, request: bytes, name: bytes, path: str) -> memoryview:
-        with self._places.one():
+        with self._slots.acquire():
             return self._ask_child(request, name, path)
 
     def _ask_child(self, request: bytes, name: bytes, path: str) -> memoryview:

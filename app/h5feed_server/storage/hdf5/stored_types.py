@@ -157,7 +157,7 @@ def members_of(stored: h5t.TypeCompoundID, address_bytes: int) -> list[Member]:
         Bytes of a position in the file.
     """
     count = min(stored.get_nmembers(), _MAX_MEMBERS)
-    found: list[Member] = []
+    members: list[Member] = []
     # libhdf5 says where members lie in memory. Each that is longer there, or shorter, than on disk has moved those that
     # lie behind it.
     in_order = sorted(range(count), key=stored.get_member_offset)
@@ -180,8 +180,8 @@ def members_of(stored: h5t.TypeCompoundID, address_bytes: int) -> list[Member]:
             item = Item(problem="it is a record itself")
         else:
             item = item_of(kind)
-        found.append(Member(name, kind, item, tuple(shape), offsets[number]))
-    return found
+        members.append(Member(name, kind, item, tuple(shape), offsets[number]))
+    return members
 
 
 def disk_bytes(stored: h5t.TypeID, address_bytes: int, depth: int = 0) -> int | None:

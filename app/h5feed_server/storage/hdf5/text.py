@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from ..source import AWAY_ERRNOS
+from ..local_file import AWAY_ERRNOS
 
 MAX_REASON = 300
 """Characters of a reason."""

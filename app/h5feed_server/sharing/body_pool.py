@@ -1,6 +1,6 @@
-"""Room for bodies in flight, shared out among callers.
+"""Buffers for bodies in flight, shared out among callers.
 
-Who asks first has it, up to all of it. Where somebody has to wait, who holds the least comes first; and who holds more
+Who asks first has them, up to all. Where somebody has to wait, who holds the least comes first; and who holds more
 than a share while another waits has its slowest answers ended (see `serving`'s workers, which know the connections).
 """
 
@@ -46,7 +46,7 @@ class _Waiting:
         return not self.keeps_up, self.since
 
 
-class Room:
+class BodyPool:
     """The pool of body buffers, and the queue in front of it: a row of requests for each caller."""
 
     def __init__(self, max_bytes: int) -> None:

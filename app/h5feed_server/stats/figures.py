@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..sharing.places import Places
+from ..sharing.slots import Slots
 from .pictures import Pixels
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _STYLE: Any = {
 _PATIENCE_SECONDS = 20.0
 
 # matplotlib's settings and caches of fonts belong to the process: one draws at a time.
-_drawing = Places(1, _PATIENCE_SECONDS, "those that draw plots")
+_drawing = Slots(1, _PATIENCE_SECONDS, "those that draw plots")
 
 
 def draw_classes(dataset: str, splits: Mapping[str, Mapping[str, Any]], form: PlotFormat | None) -> tuple[bytes, str]:
@@ -194,12 +194,12 @@ def _render(
 
     Raises
     ------
-    Overloaded, Crowded
+    Overloaded, QueueFull
         Others are drawing.
     """
     if form is None:
         return b""
-    with _drawing.one():
+    with _drawing.acquire():
         import matplotlib
         from matplotlib.figure import Figure
 

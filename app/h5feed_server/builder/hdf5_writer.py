@@ -155,10 +155,10 @@ def create_chunked(
                     start: int, where: tuple[str, FieldSpec, int, int, Packing] = (group, spec, rows, step, own)
                 ) -> bytes:
                     group, spec, rows, step, own = where
-                    found = read(group, spec.name, start, min(rows, start + step))
-                    if len(found) < step:
-                        found = np.concatenate([found, np.zeros((step - len(found), *spec.shape), spec.dtype)])
-                    return own.encode(found)
+                    values = read(group, spec.name, start, min(rows, start + step))
+                    if len(values) < step:
+                        values = np.concatenate([values, np.zeros((step - len(values), *spec.shape), spec.dtype)])
+                    return own.encode(values)
 
                 starts = range(0, rows, step)
                 for start, data in zip(starts, in_order(threads, encode, starts, window), strict=True):

@@ -15,7 +15,8 @@ from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
 from ..storage.hdf5.inspector import Inspector
 from ..storage.hdf5.reader_pool import ReaderPool
-from ..storage.source import Identity, OpenFiles, changed, is_away
+from ..storage.local_file import Identity, OpenFiles, changed, is_away
+from .array_probe import TRANSIENT_ERRORS
 from .assembling import Assembler, Refused
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
@@ -24,7 +25,7 @@ from .discovery import shown
 from .entry import Entry, identity_of
 from .grouping.families import Family
 from .inspections import Inspections
-from .loading import PASSING, Beside, FileLoader, LoadedFile
+from .loading import Dependencies, FileLoader, LoadedFile
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ _AT_ONCE = 2
 """Entries that are looked at, and files of one, at the same time."""
 
 
-class Looks:
+class Indexer:
     """Looks at files; one per process.
 
     Attributes
@@ -46,7 +47,7 @@ class Looks:
         self._files = OpenFiles(settings.open_files)
         self._inspector = Inspector(settings.inspect_timeout)
         self._loader = FileLoader(root, settings, folder, self._files, self._inspector, hdf5)
-        self._assembler = Assembler(settings.digest_limit, self._loader.holds_classes, self._loader.block)
+        self._assembler = Assembler(settings.digest_limit, self._loader.probe.holds_classes, self._loader.probe.block)
         self._told: set[tuple[tuple[str, ...], str]] = set()
         self._closed = threading.Event()
         self.inspections = Inspections[tuple[Dataset, ...]](_AT_ONCE)
@@ -70,12 +71,12 @@ class Looks:
         is_second: bool = False,
     ) -> Entry:
         """Begin to inspect files that belong together."""
-        beside: Beside = {}
+        dependencies: Dependencies = {}
         refused: dict[str, Refused] = {}
         said = said_of(family.declared)
-        outcome = self.inspections.submit(partial(self._load, family, paths, identities, beside, refused, said))
+        outcome = self.inspections.submit(partial(self._load, family, paths, identities, dependencies, refused, said))
         return Entry(
-            family.name, family.files, paths, identities, outcome, beside, refused, began, said, looked, is_second
+            family.name, family.files, paths, identities, outcome, dependencies, refused, began, said, looked, is_second
         )
 
     def tell(self, files: Sequence[str], reason: str) -> None:
@@ -92,7 +93,7 @@ class Looks:
         family: Family,
         paths: tuple[str, ...],
         identities: tuple[Identity, ...],
-        beside: Beside,
+        dependencies: Dependencies,
         refused: dict[str, Refused],
         declaration: bytes,
     ) -> tuple[Dataset, ...]:
@@ -101,16 +102,16 @@ class Looks:
             # It may have waited for long, while a file was being written, for each of its states.
             if any(identity_of(path) != identity for path, identity in zip(paths, identities, strict=True)):
                 raise changed()
-            loaded, failed = self._loaded(family, paths, identities, beside)
-            found = self._assembler.divide(family, loaded, failed, refused, declaration)
+            loaded, failed = self._loaded(family, paths, identities, dependencies)
+            datasets = self._assembler.divide(family, loaded, failed, refused, declaration)
             for line, one in list(refused.items()):
                 # Parts of others are nothing by themselves.
-                if beside.keys() >= {str(self._root / file) for file in one.files}:
+                if dependencies.keys() >= {str(self._root / file) for file in one.files}:
                     del refused[line]
                 else:
                     self.tell(one.files, one.reason)
-            return found
-        except PASSING as error:
+            return datasets
+        except TRANSIENT_ERRORS as error:
             kind = SourceUnavailable if isinstance(error, SourceUnavailable) else Overloaded
             raise kind(f"dataset {name!r} cannot be looked at now: {error.detail}", retry_after=1) from None
         except FeedError as error:
@@ -137,14 +138,14 @@ class Looks:
                 self._inspector.rest()
 
     def _loaded(
-        self, family: Family, paths: tuple[str, ...], identities: tuple[Identity, ...], beside: Beside
+        self, family: Family, paths: tuple[str, ...], identities: tuple[Identity, ...], dependencies: Dependencies
     ) -> tuple[dict[str, LoadedFile], dict[str, Unreadable]]:
         """The files of a family; and why those of them cannot be read that it may be without."""
 
         def load(path: str, identity: Identity) -> LoadedFile:
             if self._closed.is_set():
                 raise Overloaded("the server stops")
-            return self._loader.load(path, identity, beside)
+            return self._loader.load(path, identity, dependencies)
 
         if len(paths) == 1:
             return {family.files[0]: load(paths[0], identities[0])}, {}

@@ -1,6 +1,6 @@
-"""Places that few have at a time – processes that read, the drawing of plots – and waiting for one.
+"""Slots for work that few may do at a time – reading by processes, drawing plots – and waiting for one.
 
-Whoever waits in a thread holds it, and with all threads held so, requests that need no such place would wait as well.
+Whoever waits in a thread holds it, and with all threads held so, requests that need no such slot would wait as well.
 So few wait in their threads; the others give theirs back, and come again.
 """
 
@@ -14,15 +14,15 @@ from contextvars import ContextVar
 
 from h5feed.errors import Overloaded
 
-WAITING = 2
-"""Threads that wait for a place of one kind, at most, of those whose work can begin anew."""
+MAX_WAITING = 2
+"""Threads that wait for a slot of one kind, at most, of those whose work can begin anew."""
 
-MAY_BEGIN_ANEW: ContextVar[bool] = ContextVar("may_begin_anew", default=False)
+MAY_RESTART: ContextVar[bool] = ContextVar("may_restart", default=False)
 """Whether the work at hand can be dropped and begun anew: nothing of it is worth keeping yet."""
 
 
-class Crowded(Exception):
-    """Enough others wait for the place that this work needs: it is to be begun anew a little later.
+class QueueFull(Exception):
+    """Enough others wait for the slot that this work needs: it is to be begun anew a little later.
 
     Attributes
     ----------
@@ -35,28 +35,28 @@ class Crowded(Exception):
         self.problem = problem
 
 
-class Places:
-    """So many places of one kind.
+class Slots:
+    """So many slots of one kind: a semaphore with a bound on those who wait for it.
 
     Parameters
     ----------
-    places : int
+    slots : int
     timeout : float
         Seconds to wait for one.
     what : str
         Is in use, where all are taken: ``all readers``.
     """
 
-    def __init__(self, places: int, timeout: float, what: str) -> None:
-        self._free = places
+    def __init__(self, slots: int, timeout: float, what: str) -> None:
+        self._free = slots
         self._waiting = 0
         self._timeout = timeout
         self._problem = f"{what} are busy; come again in a moment"
         self._changed = threading.Condition()
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """Have one of them for a while.
+    def acquire(self) -> Iterator[None]:
+        """Hold one of them for a while.
 
         Raises
         ------
@@ -75,8 +75,8 @@ class Places:
     def _take(self) -> None:
         deadline = time.monotonic() + self._timeout
         with self._changed:
-            if not self._free and self._waiting >= WAITING and MAY_BEGIN_ANEW.get():
-                raise Crowded(Overloaded(self._problem, retry_after=1))
+            if not self._free and self._waiting >= MAX_WAITING and MAY_RESTART.get():
+                raise QueueFull(Overloaded(self._problem, retry_after=1))
             self._waiting += 1
             try:
                 while not self._free:
@@ -86,4 +86,4 @@ class Places:
             finally:
                 self._waiting -= 1
         # What it does with it would be lost.
-        MAY_BEGIN_ANEW.set(False)
+        MAY_RESTART.set(False)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import FeedError
 
-from .layout import create_file
+from .hdf5_writer import create_file
 from .plan import Part, Plan
 from .source import Block, FieldSpec, Source
 
@@ -72,8 +72,8 @@ class PlacedRows:
     def read(self, name: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Rows (n, *shape), from any thread."""
         spec = self._fields[name]
-        found = np.empty((len(rows), *spec.shape), spec.dtype)
-        flat = found.reshape(len(rows), -1).view(np.uint8) if spec.row_bytes else found
+        values = np.empty((len(rows), *spec.shape), spec.dtype)
+        flat = values.reshape(len(rows), -1).view(np.uint8) if spec.row_bytes else values
         for start, stop, descriptor, offset in self._runs(name, rows):
             view = memoryview(flat[start:stop]).cast("B")
             while len(view):
@@ -81,17 +81,17 @@ class PlacedRows:
                 if not count:
                     raise FeedError("the unfinished file is shorter than it was made: delete it and begin anew")
                 view, offset = view[count:], offset + count
-        return found
+        return values
 
     def read_bytes(self, name: str, row: int) -> npt.NDArray[np.uint8]:
         """One row of a field of bytes."""
         spec = self._fields[name]
         assert spec.lengths is not None
         nbytes = int(spec.lengths[row]) * spec.dtype.itemsize
-        found = os.pread(self._descriptors[self._file[row]], nbytes, int(self._offset[name][row]))
-        if len(found) != nbytes:
+        data = os.pread(self._descriptors[self._file[row]], nbytes, int(self._offset[name][row]))
+        if len(data) != nbytes:
             raise FeedError("the unfinished file is shorter than it was made: delete it and begin anew")
-        return np.frombuffer(found, np.uint8)
+        return np.frombuffer(data, np.uint8)
 
     def _runs(self, name: str, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, int, int]]:
         """Rows that follow each other in a file too: first, after the last, descriptor, offset."""
@@ -134,10 +134,10 @@ def copy_rows(
                     continue
                 step = max(1, _COPY_BYTES // max(1, spec.row_bytes))
                 for start in range(0, len(part.rows), step):
-                    found = rows.read(spec.name, part.rows[start : start + step])
-                    _write_all(descriptor, found, offsets[part.group, spec.name] + start * spec.row_bytes)
+                    values = rows.read(spec.name, part.rows[start : start + step])
+                    _write_all(descriptor, values, offsets[part.group, spec.name] + start * spec.row_bytes)
                     if number == 0:
-                        on_rows(len(found))
+                        on_rows(len(values))
     finally:
         os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are looked at together with one of them."""
+"""The family of a file: which files of a folder make datasets together with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .discovery import ALL_SUFFIXES, walk
 from .grouping.families import families
 
 
-def files_together(root: Path, name: str) -> list[str]:
+def files_of_family(root: Path, name: str) -> list[str]:
     """The files that the catalogue looks at together with this one, itself among them.
 
     Parameters
@@ -29,14 +29,14 @@ def files_together(root: Path, name: str) -> list[str]:
     # What lies deeper belongs to a file only where it is declared to: the folder may be somebody's home.
     means = (dataset for dataset in declaration.datasets.values() if dataset.matching([name]))
     deep = any("/" in pattern for dataset in means for pattern in dataset.files)
-    found = walk(str(root), declaration.endings(), deep=deep)
-    known = sorted([*found.files, *found.declarable])
+    walked = walk(str(root), declaration.endings(), deep=deep)
+    known = sorted([*walked.files, *walked.declarable])
     declared, unfollowed = followed(declaration, known)
     for meant, why in unfollowed.values():
         if name in meant:
             raise Unreadable(f"{name} cannot be served: {why}")
     claimed = {file for dataset in declared.values() for file in dataset.matching(known)}
-    divided = families(sorted({*found.files, *claimed}), declared)
+    divided = families(sorted({*walked.files, *claimed}), declared)
     together = next((family.files for family in divided if name in family.files), None)
     if together is None:
         raise Unreadable(f"{name} is not served: names end in {_list(ALL_SUFFIXES)}, and begin with no dot")

@@ -1,4 +1,4 @@
-"""Byte sources: where the bytes of a file come from. Local files here; an object store has the same face."""
+"""Local files, as the bytes of datasets are read from them: open ones, and whether each is still what it was."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from h5feed.errors import DatasetCorrupt, FeedError, Overloaded, RevisionChanged, SourceUnavailable
 
@@ -24,23 +24,6 @@ AWAY_ERRNOS = frozenset(
 
 Range = tuple[int, memoryview]
 """Offset in the file, and the writeable bytes to be filled from there."""
-
-
-class ByteSource(Protocol):
-    """Bytes at offsets."""
-
-    def read_ranges(self, ranges: Sequence[Range]) -> None:
-        """Fill every range.
-
-        Raises
-        ------
-        DatasetCorrupt
-            The file ends before a range does.
-        RevisionChanged
-            The file was changed since it was inspected.
-        Overloaded
-            It was touched, and may have been changed: that is found out when it is asked for again.
-        """
 
 
 YOUNG_SECONDS = 2.0
@@ -127,35 +110,49 @@ class OpenFiles:
 
 
 class LocalFile:
-    """A `ByteSource` over a local file, by `preadv`. Never mmap: a truncated file would be a SIGBUS.
+    """A local file, read by `preadv`. Never mmap: a truncated file would be a SIGBUS.
 
     Parameters
     ----------
     digest : bytes
         Of its content: a file that is young may get another under the same identity.
-    beside : tuple of LocalFile
+    companions : tuple of LocalFile
         Other files that an array of this one may be read from by h5py, or that say where in this one it lies.
     """
 
     def __init__(
-        self, files: OpenFiles, path: str, identity: Identity, digest: bytes = b"", beside: tuple[LocalFile, ...] = ()
+        self,
+        files: OpenFiles,
+        path: str,
+        identity: Identity,
+        digest: bytes = b"",
+        companions: tuple[LocalFile, ...] = (),
     ) -> None:
         self._files = files
         self.path = path
         self.identity = identity
         self.digest = digest
-        self.beside = beside
+        self.companions = companions
 
     @property
     def key(self) -> tuple[tuple[Identity, bytes], ...]:
         """Stands for the content, in caches."""
-        return tuple((file.identity, file.digest) for file in (self, *self.beside))
+        return tuple((file.identity, file.digest) for file in (self, *self.companions))
 
-    def with_beside(self, files: Sequence[LocalFile]) -> LocalFile:
+    def with_companions(self, files: Sequence[LocalFile]) -> LocalFile:
         """The same file, read together with others."""
         return LocalFile(self._files, self.path, self.identity, self.digest, tuple(files))
 
     def read_ranges(self, ranges: Sequence[Range]) -> None:
+        """Fill every range.
+
+        Raises
+        ------
+        DatasetCorrupt
+            The file ends before a range does.
+        RevisionChanged, SourceUnavailable, Overloaded
+            As `reading` says.
+        """
         with self.reading() as fd:
             # One call for each range and nothing else between them: this loop is most of what reading costs in Python.
             received = [os.preadv(fd, (target,), offset) for offset, target in ranges]
@@ -169,7 +166,12 @@ class LocalFile:
 
         Raises
         ------
-        RevisionChanged, SourceUnavailable, Overloaded
+        RevisionChanged
+            The file was changed since it was inspected.
+        SourceUnavailable
+            It cannot be read, its disk or file server being away for instance.
+        Overloaded
+            It was touched, and may have been changed: that is found out when it is asked for again.
         """
         try:
             held = self._files.get(self.path, self.identity)

@@ -1,0 +1,142 @@
+"""What arrays hold, as far as it is read while a file is looked at: offsets of lists, names, first rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from h5feed.errors import FeedError, Overloaded, ReaderCrashed, ReadTimeout, RevisionChanged, SourceUnavailable
+from h5feed.wire import OFFSETS
+
+from ..storage.byte_cache import ByteCache
+from ..storage.column import Column, Segment
+from ..storage.hdf5.reader_pool import CRASHES, ReaderPool
+from ..storage.layout import ArrayLayout
+from ..storage.reader import Reader
+
+MAX_OFFSETS_BYTES = 256 << 20
+"""Bytes of the offsets of one field: they stay in memory."""
+
+MAX_NAMES_BYTES = 16 << 20
+"""Bytes of an array of names, of columns or categories, which are read when a file is looked at."""
+
+LOOKED_AT = 256
+"""Rows that are looked at to tell classes from running numbers; of fewer than `FEW_ROWS` nothing is told."""
+
+FEW_ROWS = 16
+
+TRANSIENT_ERRORS = (Overloaded, RevisionChanged, SourceUnavailable)
+"""What says nothing of a file, only of how it went this time."""
+
+
+class ArrayProbe:
+    """Reads a little of arrays; one for all threads.
+
+    Parameters
+    ----------
+    hdf5 : ReaderPool
+        Reads what h5py is to read.
+    timeout : float
+        Seconds that one read may take.
+    """
+
+    def __init__(self, hdf5: ReaderPool, timeout: float) -> None:
+        self._hdf5 = hdf5
+        # What is read here is read once.
+        self._reader = Reader(1, ByteCache(0, timeout), 0, timeout, hdf5)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._reader.close()
+
+    def pair_offsets(self, segments: dict[str, Segment]) -> None:
+        """Make lists of each flat array that has another beside it which says where its rows begin."""
+        for path, segment in list(segments.items()):
+            offsets = segments.get(path + OFFSETS)
+            if offsets is None or not _is_flat(segment) or not _is_flat(offsets):
+                continue
+            if np.dtype(offsets.array.dtype).kind not in "iu" or not offsets.rows:
+                continue
+            if offsets.array.nbytes > MAX_OFFSETS_BYTES:
+                reason = (
+                    f"its offsets have {offsets.array.nbytes} bytes, more than the {MAX_OFFSETS_BYTES} that are read"
+                )
+                segments[path] = Segment(segment.source, unreadable_array(path, reason))
+                continue
+            try:
+                values = self._reader.read_all(Column((offsets,))).astype(np.int64, copy=False)
+            except TRANSIENT_ERRORS:
+                raise
+            except FeedError as error:
+                segments[path] = Segment(segment.source, unreadable_array(path, f"its offsets: {error.detail}"))
+                continue
+            if values[0] != 0 or values[-1] != segment.array.rows or (np.diff(values) < 0).any():
+                reason = f"its offsets do not ascend from 0 to {segment.array.rows}, the items that it has"
+                segments[path] = Segment(segment.source, unreadable_array(path, reason))
+                continue
+            segments[path] = replace(segment, offsets=values)
+            del segments[path + OFFSETS]
+
+    def values(self, segment: Segment) -> npt.NDArray[Any]:
+        """All values of an array that says what others are called; none where they are too many, or cannot be read."""
+        nothing = np.zeros(0, np.uint8)
+        if segment.array.nbytes > MAX_NAMES_BYTES:
+            return nothing
+        try:
+            return self._reader.read_all(Column((segment,)))
+        except TRANSIENT_ERRORS:
+            raise
+        except FeedError:
+            return nothing
+
+    def holds_classes(self, column: Column) -> bool:
+        """Whether its first rows repeat themselves, as classes do: running numbers, and names of files, do not."""
+        rows = min(column.rows, LOOKED_AT)
+        if rows < FEW_ROWS:
+            return True
+        values = self.block(column, 0, rows)
+        return values is None or len(np.unique(values)) < rows
+
+    def block(self, column: Column, start: int, stop: int) -> npt.NDArray[Any] | None:
+        """Rows start … stop-1; None where they cannot be read."""
+        try:
+            return self._reader.read_block(column, start, stop)
+        except TRANSIENT_ERRORS:
+            raise
+        except FeedError:
+            return None
+
+    def problem(self, segment: Segment) -> str | None:
+        """What is wrong with an array that h5py is to read, where its first row tells."""
+        files = (segment.source, *segment.source.companions)
+        rows = np.zeros(min(1, segment.array.rows), np.int64)
+        read = self._hdf5.read_ragged if segment.array.ragged else self._hdf5.read
+        for _ in range(CRASHES):
+            try:
+                read(files, segment.array, rows)
+                return None
+            except ReaderCrashed:
+                continue
+            except (Overloaded, ReadTimeout):
+                # That says nothing of the array.
+                return None
+            except TRANSIENT_ERRORS:
+                raise
+            except FeedError as error:
+                return error.detail.removeprefix(f"{segment.array.path!r}: ")
+        return "reading it crashes HDF5"
+
+
+def unreadable_array(path: str, reason: str) -> ArrayLayout:
+    """An array that is listed with the reason why it cannot be served."""
+    return ArrayLayout(path, (), "|u1", unreadable=reason)
+
+
+def _is_flat(segment: Segment) -> bool:
+    """Whether it is one axis of numbers, the bytes of which this process reads itself."""
+    array = segment.array
+    if array.unreadable is not None or array.by_h5py or array.record is not None or len(array.shape) != 1:
+        return False
+    return np.dtype(array.dtype).kind in "biuf"

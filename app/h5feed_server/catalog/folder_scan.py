@@ -1,0 +1,164 @@
+"""Entries of the files that a walk through the data folder has found: one for those that belong together."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from h5feed.errors import Unreadable
+
+from ..settings import Settings
+from ..storage.local_file import YOUNG_SECONDS, Identity, is_away
+from .dataset import Dataset
+from .declared import NAME as DECLARATION
+from .declared import Declaration, followed
+from .discovery import LEADS_OUT, Walk, distinct, dotted, shown, why_not_there
+from .entry import Entry, identity_of
+from .grouping.families import Family, families
+from .indexer import Indexer, said_of
+from .presence import Presence
+
+
+class FolderScan:
+    """Makes the entries of one walk; those of files that are as they were before stay what they are.
+
+    Parameters
+    ----------
+    before : mapping
+        Entries of the walk before, by name.
+    began, looked : float
+        When the walk began, by the monotonic clock and by the one that files' times are of.
+
+    Attributes
+    ----------
+    second_look : float
+        When files that had only just been written are to be looked at again; infinite where there are none.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        settings: Settings,
+        indexer: Indexer,
+        presence: Presence,
+        before: Mapping[str, Entry],
+        began: float,
+        looked: float,
+    ) -> None:
+        self._root = root
+        self._follow_links = settings.follow_links
+        self._indexer = indexer
+        self._presence = presence
+        self._before = before
+        self._began = began
+        self._looked = looked
+        self._entries: dict[str, Entry] = {}
+        self.second_look = float("inf")
+
+    def entries_of(
+        self, walked: Walk, awaited: Mapping[str, str], declaration: Declaration, *, partly: bool
+    ) -> dict[str, Entry]:
+        """The entries, by name.
+
+        Parameters
+        ----------
+        awaited : mapping of str to str
+            Why files are awaited that were there before.
+        partly : bool
+            Whether only some files of the folder are looked at.
+        """
+        known = sorted([*walked.files, *walked.declarable])
+        declared, unfollowed = followed(declaration, known, partly=partly)
+        claimed = {file for dataset in declared.values() for file in dataset.matching(known)}
+        for name, (meant, why) in unfollowed.items():
+            self._refuse(name, meant or [DECLARATION], why)
+            # What was to be part of something else is not served by guessing.
+            walked.files = [file for file in walked.files if file not in meant]
+        for path, why in walked.refused.items():
+            self._refuse(dotted(path) or ".", (path or ".",), why)
+        # What is few is known soon: nobody waits for one file behind a thousand.
+        for family in sorted(families(sorted({*walked.files, *claimed}), declared), key=lambda one: len(one.files)):
+            self._add(family, walked, awaited)
+        return self._entries
+
+    def _add(self, family: Family, walked: Walk, awaited: Mapping[str, str]) -> None:
+        """The entry of files that belong together; none where they have been deleted just now."""
+        files = family.files
+        name = self._free(family.name, files)
+        if not self._follow_links and (outside := walked.outside.intersection(files)):
+            # Before it is looked at: nobody is told what else there is on this disk.
+            which = "it" if len(files) == 1 else shown(min(outside))
+            self._refuse(name, files, f"{which} {LEADS_OUT}")
+            return
+        if (away := next((awaited[file] for file in files if file in awaited), None)) is not None:
+            self._entries[name] = self._away(name, files, away)
+            return
+        paths = tuple(str(self._root / file) for file in files)
+        try:
+            states = [os.stat(path) for path in paths]
+        except OSError as error:
+            if is_away(error):
+                self._entries[name] = self._away(name, files, f"a file cannot be looked at: {error.strerror}")
+            elif (reason := why_not_there(str(error.filename), error)) is not None:
+                self._refuse(name, files, reason)
+            return
+        if not all(stat.S_ISREG(status.st_mode) for status in states):
+            self._refuse(name, files, "it is not a regular file")
+            return
+        entry = self._entries[name] = self._current(replace(family, name=name), paths, tuple(map(Identity.of, states)))
+        if entry.away is None and entry.was_young() and not entry.again:
+            self.second_look = self._looked + YOUNG_SECONDS
+
+    def _current(self, family: Family, paths: tuple[str, ...], identities: tuple[Identity, ...]) -> Entry:
+        """The entry of files that are there: the one before where it still holds, or one that is begun now."""
+        look = partial(self._indexer.begin, family, paths, identities, self._began, self._looked)
+        entry = self._before.get(family.name)
+        if entry is None:
+            return look()
+        if entry.away is not None:
+            entry = replace(entry, away=None)
+        if (lost := self._lost_dependency(entry)) is not None:
+            return replace(entry, away=lost)
+        if entry.is_outdated(paths, identities, said_of(family.declared)):
+            return look()
+        if entry.is_due():
+            second = entry.again.pop() if entry.again else None
+            if second is not None and not second.has_failed_for_now():
+                return second
+            entry.again.append(look(is_second=True))
+        return entry
+
+    def _free(self, name: str, files: Sequence[str]) -> str:
+        # Nothing vanishes behind another thing of the same name.
+        return distinct("/".join(files)) if name in self._entries else name
+
+    def _refuse(self, name: str, files: Sequence[str], reason: str) -> None:
+        failed: Future[tuple[Dataset, ...]] = Future()
+        failed.set_exception(Unreadable(reason))
+        name = self._free(name, files)
+        self._entries[name] = Entry(name, tuple(files), (), (), failed, {}, began=self._began)
+        self._indexer.tell(files, reason)
+
+    def _away(self, name: str, files: tuple[str, ...], reason: str) -> Entry:
+        """Files that cannot be looked at now."""
+        entry = self._before.get(name)
+        if entry is not None and entry.files == files:
+            return replace(entry, away=reason)
+        nothing: Future[tuple[Dataset, ...]] = Future()
+        nothing.set_result(())
+        return Entry(name, files, (), (), nothing, {}, away=reason)
+
+    def _lost_dependency(self, entry: Entry) -> str | None:
+        """Why a file that its own lead to is awaited."""
+        below = f"{self._root}{os.sep}"
+        for path, identity in entry.dependencies.copy().items():
+            if identity is None or not path.startswith(below) or identity_of(path) is not None:
+                continue
+            if (why := self._presence.why(path.removeprefix(below))) is not None:
+                return why
+        return None

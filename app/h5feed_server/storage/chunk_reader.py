@@ -1,0 +1,200 @@
+"""Rows of chunked arrays: from chunks that are decoded for them alone, or from those that are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .chunk_rows import ChunkRows, grouped, parts_of
+from .decoders import Decoders
+from .layout import ArrayLayout
+from .local_file import LocalFile
+from .scratch import SCRATCH_BYTES, Bytes
+
+Int64s = npt.NDArray[np.int64]
+
+
+class ChunkReader:
+    """Reads rows out of chunks.
+
+    Parameters
+    ----------
+    decoders : Decoders
+    chunk_rows : ChunkRows
+        Keeps decoded chunks of many rows, where they are worth it.
+    """
+
+    def __init__(self, decoders: Decoders, chunk_rows: ChunkRows) -> None:
+        self._decoders = decoders
+        self._chunk_rows = chunk_rows
+
+    def read(self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes) -> None:
+        """Rows as they are stored, to ``target[places]``; None: to all of it, in order.
+
+        Parameters
+        ----------
+        rows, places : (k,) int64
+        target : (n, row bytes) uint8
+        """
+        assert array.chunk_shape is not None
+        height, *widths = array.chunk_shape
+        if array.filters and height == 1 and tuple(widths) == array.sample_shape:
+            self._read_single_rows(source, array, rows, places, target)
+            return
+        if self._chunk_rows.keeps(array):
+            self._chunk_rows.read(source, array, rows, places, target)
+            return
+
+        def work(remaining: Iterator[_ChunkJob]) -> None:
+            for job in remaining:
+                self._read_chunk(source, array, job, target)
+
+        self._decoders.share(_chunk_jobs(array, rows, places), work)
+
+    def _read_single_rows(
+        self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
+    ) -> None:
+        """Rows that are a chunk each: decoded straight into their places."""
+        assert array.chunks is not None
+        table, itemsize = array.chunks, np.dtype(array.dtype).itemsize
+        entries = table.find(rows)
+        where = np.arange(len(rows)) if places is None else places
+        if len(missing := np.flatnonzero(entries < 0)):
+            target[where[missing]] = fill_row(array)
+            there = np.flatnonzero(entries >= 0)
+            entries, where = entries[there], where[there]
+        jobs = zip(
+            table.offsets[entries].tolist(),
+            table.sizes[entries].tolist(),
+            table.masks[entries].tolist(),
+            where.tolist(),
+            strict=True,
+        )
+
+        def work(remaining: Iterator[tuple[int, int, int, int]]) -> None:
+            with source.reading() as fd:
+                for offset, size, mask, place in remaining:
+                    self._decoders.chunk(source, fd, array, (offset, size, mask), itemsize, target[place])
+
+        self._decoders.share(jobs, work)
+
+    def _read_chunk(self, source: LocalFile, array: ArrayLayout, job: _ChunkJob, target: Bytes) -> None:
+        """Put the rows of one chunk in their places."""
+        assert array.chunks is not None and array.chunk_shape is not None
+        itemsize = np.dtype(array.dtype).itemsize
+        if job.entry < 0:
+            _place_fill(array, job, target)
+            return
+        offset, mask = int(array.chunks.offsets[job.entry]), int(array.chunks.masks[job.entry])
+        plain = all(mask >> i & 1 for i in range(len(array.filters)))
+        if plain and job.whole_rows:
+            # Rows lie in an undecoded chunk as they do in the batch: no scratch, and only the rows asked for.
+            source.read_ranges(
+                [
+                    (offset + row * array.row_bytes, memoryview(target[place]))
+                    for place, row in zip(job.places.tolist(), job.rows_in_chunk.tolist(), strict=True)
+                ]
+            )
+            return
+        nbytes = math.prod(array.chunk_shape) * itemsize
+        place = (offset, int(array.chunks.sizes[job.entry]), mask)
+        if job.in_place:
+            first = int(job.places[0])
+            decoded = target[first : first + len(job.places)].reshape(-1)
+            with source.reading() as fd:
+                self._decoders.chunk(source, fd, array, place, itemsize, decoded)
+            return
+        if plain and nbytes > SCRATCH_BYTES:
+            self._read_plain_parts(source, array, job, offset, target)
+            return
+        with self._decoders.room_for(nbytes), source.reading() as fd:
+            decoded = self._decoders.scratch("decoded", nbytes)
+            self._decoders.chunk(source, fd, array, place, itemsize, decoded)
+            # (rows in chunk, *trailing chunk shape, itemsize)
+            chunk = decoded.reshape(*array.chunk_shape, itemsize)
+            placed: Any = (job.places, *job.inside)
+            taken: Any = (job.rows_in_chunk, *job.inside_chunk)
+            _view(array, target)[placed] = chunk[taken]
+
+    def _read_plain_parts(
+        self, source: LocalFile, array: ArrayLayout, job: _ChunkJob, offset: int, target: Bytes
+    ) -> None:
+        """Parts of rows from a chunk that is not encoded, which lies at `offset`: one by one, for it may be great."""
+        assert array.chunk_shape is not None
+        widths, itemsize = array.chunk_shape[1:], np.dtype(array.dtype).itemsize
+        nbytes = math.prod(widths) * itemsize
+        with self._decoders.room_for(nbytes):
+            scratch = self._decoders.scratch("decoded", nbytes)
+            part, view = scratch.reshape(*widths, itemsize), _view(array, target)
+            for place, row in zip(job.places.tolist(), job.rows_in_chunk.tolist(), strict=True):
+                source.read_ranges([(offset + row * nbytes, memoryview(scratch))])
+                view[(place, *job.inside)] = part[job.inside_chunk]
+
+
+class _ChunkJob(NamedTuple):
+    """The rows that one chunk holds of a batch.
+
+    Attributes
+    ----------
+    entry : int
+        Index into the chunk table; -1: never written.
+    places : (k,) int64
+        Where the rows go in the batch.
+    rows_in_chunk : (k,) int64
+    inside, inside_chunk : tuple of slice
+        The chunk's part of a sample, in the sample and in the chunk.
+    whole_rows : bool
+        The chunk holds whole rows and nothing else.
+    in_place : bool
+        The decoded chunk is, byte by byte, a run of the batch.
+    """
+
+    entry: int
+    places: Int64s
+    rows_in_chunk: Int64s
+    inside: tuple[slice, ...]
+    inside_chunk: tuple[slice, ...]
+    whole_rows: bool
+    in_place: bool
+
+
+def fill_row(array: ArrayLayout) -> Bytes:
+    """A row that was never written, (row bytes,) uint8."""
+    return np.tile(np.frombuffer(array.fill, np.uint8), math.prod(array.sample_shape))
+
+
+def _chunk_jobs(array: ArrayLayout, rows: Int64s, places_of: Int64s | None) -> Iterator[_ChunkJob]:
+    assert array.chunks is not None and array.chunk_shape is not None
+    height, *widths = array.chunk_shape
+    parts = parts_of(array)
+    per_row = len(parts)
+    whole_rows = tuple(widths) == array.sample_shape
+    order, firsts, bounds = grouped(rows // height)
+    # entries: (groups, cells)
+    numbers = firsts[:, None] * per_row + np.arange(per_row, dtype=np.int64)[None, :]
+    entries: Any = array.chunks.find(numbers.reshape(-1)).reshape(numbers.shape).tolist()
+    within_chunk = rows % height
+    for group, (start, stop) in enumerate(pairwise(bounds)):
+        picked = order[start:stop]
+        within = within_chunk[picked]
+        places = picked if places_of is None else places_of[picked]
+        in_place = whole_rows and stop - start == height
+        if in_place and height > 1:
+            in_place = bool((np.diff(places) == 1).all() and (np.diff(within) == 1).all())
+        for part, (inside, inside_chunk) in enumerate(parts):
+            yield _ChunkJob(entries[group][part], places, within, inside, inside_chunk, whole_rows, in_place)
+
+
+def _view(array: ArrayLayout, target: Bytes) -> Bytes:
+    """`target` as (k, *sample, itemsize)."""
+    return target.reshape(len(target), *array.sample_shape, np.dtype(array.dtype).itemsize)
+
+
+def _place_fill(array: ArrayLayout, job: _ChunkJob, target: Bytes) -> None:
+    placed: Any = (job.places, *job.inside)
+    _view(array, target)[placed] = np.frombuffer(array.fill, np.uint8)

@@ -1,0 +1,51 @@
+"""Scratch memory: buffers that a thread uses again from chunk to chunk, instead of asking the system for each."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+
+SCRATCH_BYTES = 16 << 20
+"""Bytes: each buffer that a thread keeps for the next chunk at most. Greater ones live as long as they are in use."""
+
+HEADROOM = 64
+"""Bytes that each buffer has before what is asked for, for a header; as many as keep it aligned as it was."""
+
+
+class Scratch(threading.local):
+    """A buffer for each use that a thread has of scratch memory."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Bytes] = {}
+        self._great: dict[str, weakref.ref[Bytes]] = {}
+
+    def take(self, use: str, nbytes: int) -> Bytes:
+        """(nbytes,) uint8 that this thread may write to until it takes some for the same use again."""
+        buffer = self._buffers.get(use)
+        if buffer is None or len(buffer) < HEADROOM + nbytes:
+            buffer = np.empty(HEADROOM + nbytes, np.uint8)
+            if nbytes <= SCRATCH_BYTES:
+                self._buffers[use] = buffer
+            else:
+                self._great[use] = weakref.ref(buffer)
+        return buffer[HEADROOM : HEADROOM + nbytes]
+
+    def with_headroom(self, view: Bytes, nbytes: int) -> Bytes | None:
+        """The same bytes and the `nbytes` before them, where `view` begins as `take` gave it; else None.
+
+        Holds where nobody slices scratch that is handed on other than at the end.
+        """
+        base = view.base
+        if base is None:
+            return None
+        for kept in self._buffers.values():
+            if kept is base:
+                return kept[HEADROOM - nbytes : HEADROOM + len(view)]
+        if any(great() is base for great in self._great.values()):
+            return base[HEADROOM - nbytes : HEADROOM + len(view)]
+        return None

@@ -1,0 +1,113 @@
+"""What it means that a request has failed: which error to raise, and whether another attempt may help."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import math
+import re
+import ssl
+import time
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from ..errors import BadAnswer, ConnectionFailed, FeedError, Transient, from_problem
+from ..schema import read_json
+from .http import httpx
+from .servers import Server
+from .transport import Answer, BodyCut
+
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
+"""What OpenSSL calls an answer that is none of TLS."""
+
+
+class FailedAttempts:
+    """What has become of one request so far.
+
+    Attributes
+    ----------
+    count : int
+    failures : dict of str to FeedError
+        The last one of each server, by its URL; that of the last attempt comes last.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.failures: dict[str, FeedError] = {}
+        self._answered: dict[str, FeedError] = {}
+
+    def add(self, url: str, failure: FeedError, deadline: float) -> FeedError:
+        """Note a failure, and return what is to be told of it."""
+        self.count += 1
+        if isinstance(failure, Transient):
+            self._answered[url] = failure
+        elif url in self._answered:
+            if time.monotonic() >= deadline:
+                # Nothing but our own deadline has cut the answer off: what keeps the server from answering is what it
+                # has told.
+                failure = self._answered[url]
+            else:
+                failure = ConnectionFailed(f"{failure}; before that it said: {self._answered[url]}")
+        self.failures.pop(url, None)
+        self.failures[url] = failure
+        return failure
+
+
+def final_error(error: httpx.TransportError, server: Server) -> FeedError | None:
+    """What to raise at once: what is wrong with the server's address or its answers will be so again."""
+    url, cause = server.url, error.__cause__
+    bare = url.partition("://")[2]
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return ConnectionFailed(f"{url} is not trusted: {cause}. See `verify=`.")
+    if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
+        return BadAnswer(f"{url} does not speak TLS: is it http://{bare}?")
+    if isinstance(cause, http.client.RemoteDisconnected) and server.failures == 0 and server.wants_tls():
+        return BadAnswer(f"{url} speaks TLS: is it https://{bare}?")
+    if isinstance(error, httpx.RemoteProtocolError) and not isinstance(error, BodyCut):
+        return BadAnswer(f"{url} does not answer as an h5feed server does: {error}")
+    return None
+
+
+def reason_of(error: httpx.TransportError) -> str:
+    """What the system says: ``Connection refused``."""
+    cause = error.__cause__
+    return (cause.strerror if isinstance(cause, OSError) else None) or str(error)
+
+
+def error_of(answer: Answer, server: Server, *, several: bool) -> FeedError:
+    """The error that an answer tells of; the server is named in it where there are several."""
+    problem: Any = None
+    with contextlib.suppress(ValueError):
+        problem = read_json(answer.content)
+    if not isinstance(problem, dict):
+        # A proxy, or another service.
+        problem = {"detail": _described(answer, server.url)}
+    retry_after = _seconds(answer.header("retry-after") or "")
+    error = from_problem(answer.status, problem, retry_after=retry_after)
+    if not several or isinstance(error, Transient):
+        return error
+    return type(error)(f"{server.url} says: {error.detail}", retry_after=retry_after, request_id=error.request_id)
+
+
+def _described(answer: Answer, url: str) -> str:
+    """What somebody else has answered, in one line."""
+    there = answer.header("location")
+    if 300 <= answer.status < 400 and there:
+        return f"{url} redirects to {there[:200]}: connect to where it leads"
+    # Of a page of HTML its title, or what else stands there first.
+    page = answer.content[:2000].decode("utf-8", "replace")
+    words = " ".join(re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL).split())[:120]
+    said = f", {words!r}" if words.isprintable() and words else ""
+    return f"{url} answered with HTTP status {answer.status}{said}: is an h5feed server there?"
+
+
+def _seconds(retry_after: str) -> float | None:
+    """How long a ``Retry-After`` asks to wait: seconds, or a date (RFC 9110, 10.2.3); None where it says neither."""
+    with contextlib.suppress(ValueError):
+        seconds = float(retry_after)
+        return max(0.0, seconds) if math.isfinite(seconds) else None
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        date = parsedate_to_datetime(retry_after)
+        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    return None
