@@ -13,6 +13,8 @@ from h5feed_server.api.problems import STATUS
 from h5feed_server.main import create_app
 from h5feed_server.settings import Settings
 
+ROOT = Path(__file__).parents[2]
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -62,3 +64,11 @@ def test_commands(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(found) >= 4
     for name in found:
         assert f"| `{command} {name}" in page, name
+
+
+def test_architecture_names_files_that_are_there() -> None:
+    """The way of a batch is drawn with the names that the files have."""
+    named = set(re.findall(r"[\w/]+\.py", (ROOT / "docs/architecture.md").read_text()))
+    packages = ROOT / "client/h5feed", ROOT / "app/h5feed_server"
+    assert len(named) > 20
+    assert not [name for name in named if not any((package / name).exists() for package in packages)]
