@@ -240,6 +240,8 @@ def test_groups_of_samples_of_which_one_is_odd(
     (tmp_path / "groups_no_depth.h5").write_bytes((data / "groups_no_depth.h5").read_bytes())
     (tmp_path / "h5feed.toml").write_text(lines[0])
     with h5feed.connect(serve(tmp_path).url, deadline=60) as served:
+        # What else a file holds is listed when it has been looked at.
+        wait_until(lambda: len(_listed(served, "groups")) == 2)
         names = _listed(served, "groups")
         assert sorted(served[name].rows for name in names) == [11, 12]
         (tmp_path / "h5feed.toml").write_text(lines[1])
