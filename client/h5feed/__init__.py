@@ -61,8 +61,8 @@ _MODULES = {
     "Stats": "stats",
     "connect": "feed",
 }
-"""Where the rest is. It brings httpx, which takes longer to import than everything else together: processes that only
-need the wire format, of which a server starts many, do without."""
+"""Modules that are imported on first use. They need httpx, which is slow to import, and a server starts many processes
+that only need the wire format."""
 
 __all__ = [
     "BadAnswer",

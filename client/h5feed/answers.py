@@ -1,4 +1,4 @@
-"""What a server's JSON says, as far as this package reads it: checked by `h5feed.schema.checked`."""
+"""The types of the server's JSON responses, as far as this package reads them; see `h5feed.schema.checked`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .schema import Count, Number
 
 Text = str | None
 Scalar = str | bool | Number
-"""What stands for a class in a file."""
+"""The stored value of a class."""
 
 
 class FieldSummary(TypedDict):
@@ -23,7 +23,7 @@ class FieldSummary(TypedDict):
 
 
 class SplitRows(TypedDict):
-    """A split that is stored."""
+    """A stored split."""
 
     name: str
     rows: Count
@@ -46,7 +46,7 @@ class CataloguePage(TypedDict):
 
 
 class ImageInfo(TypedDict):
-    """What the images of a field are decoded to: see `h5feed.images.ImageSpec`."""
+    """The format of decoded images: see `h5feed.images.ImageSpec`."""
 
     size: list[Count]
     decoder: str
@@ -63,7 +63,7 @@ class FieldInfo(FieldSummary):
 
 
 class DrawnInfo(TypedDict):
-    """How stored splits were drawn."""
+    """The options that produced the stored splits."""
 
     test: Number | None
     val: Number | None
@@ -128,7 +128,7 @@ class SplitInfo(TypedDict):
 
 
 class NamedSplits(TypedDict):
-    """By name; ``all`` is always there."""
+    """The splits by name; ``all`` is always present."""
 
     all: SplitInfo
 
@@ -151,7 +151,7 @@ class HistogramInfo(TypedDict):
 
 
 class Numbers(TypedDict):
-    """What is known of many values."""
+    """Statistics of numeric values."""
 
     count: Count | None
     min: Number | None
@@ -200,7 +200,7 @@ class StatsInfo(TypedDict):
 
 
 class JobInfo(TypedDict):
-    """How far long work is."""
+    """Progress of a long-running job."""
 
     job: str
     done: Count

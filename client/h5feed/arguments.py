@@ -1,4 +1,4 @@
-"""Commands that say which option was meant where one is none of theirs."""
+"""Command line parsers that suggest the nearest option if one is misspelt."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .suggestions import did_you_mean
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An `argparse.ArgumentParser` whose commands name all their options, and the one that was meant.
+    """An `argparse.ArgumentParser` that answers an unknown option with a suggestion and all options of the command.
 
-    Descriptions and examples stay as they are written.
+    Descriptions and examples keep their line breaks.
     """
 
     def __init__(self, **options: object) -> None:
@@ -22,7 +22,7 @@ class CommandParser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
         given = list(sys.argv[1:] if args is None else args)
         command = next((parser for word in given for parser in self._commands_named(word)), self)
-        # Before anything else: what is missing may be what is misspelt.
+        # Before anything else: a required option may look missing because it is misspelt.
         for word in given:
             if word == "--":
                 break
@@ -32,13 +32,13 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_args(given, namespace)
 
     def option_names(self) -> list[str]:
-        """Long options."""
+        """The long options."""
         return [name for name in self._option_string_actions if name.startswith("--")]
 
     def refuse(self, name: str) -> NoReturn:
         known = self.option_names()
         said = did_you_mean(name, known, f"the options are {', '.join(known)}")
-        self.error(f"there is no option {name}: {said}")
+        self.error(f"unknown option {name}: {said}")
 
     def _commands_named(self, word: str) -> list[CommandParser]:
         groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]

@@ -1,4 +1,4 @@
-"""A batch as it is handed out: arrays by field name, and which rows they are."""
+"""A batch: arrays by field name, and the ids of their rows."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .wire import OFFSETS
 
 
 class Batch(Mapping[str, npt.NDArray[Any]]):
-    """One batch: a mapping of field name to array, of equal length along the first axis.
+    """One batch: a mapping of field names to arrays of equal length along the first axis.
 
-    The arrays are views of one recycled buffer, which is not used again as long as any of them is referred to.
+    The arrays are views of one recycled buffer, which is not reused while any of them is referenced.
 
     Attributes
     ----------
     rows : (batch,) int64
         Row ids in the dataset.
     weight : (batch,) float32 or None
-        With ``last="pad"``: 1 for a row, 0 for a repeated one.
+        With ``last="pad"``: 1 for a row, 0 for a padding row.
     index, epoch : int
     revision : str
     """
@@ -55,12 +55,12 @@ class Batch(Mapping[str, npt.NDArray[Any]]):
             raise no_field(name, self._fields, "this batch has no field") from None
 
     def text(self, name: str) -> list[str]:
-        """The strings of a text field, one for each row; they travel as flat bytes with ``NAME.offsets``."""
+        """The strings of a text field, one per row. The batch contains them as flat bytes and ``NAME.offsets``."""
         flat, offsets = self[name].tobytes(), self[name + OFFSETS].tolist()
         return [flat[begin:end].decode("utf-8", "replace") for begin, end in pairwise(offsets)]
 
     def lists(self, name: str) -> list[npt.NDArray[Any]]:
-        """The rows of a ragged field, one array each: views of the flat one, which ``NAME.offsets`` divides."""
+        """The rows of a ragged field, one array each: views of the flat array, divided at ``NAME.offsets``."""
         return np.split(self[name], self[name + OFFSETS][1:-1])
 
     def __iter__(self) -> Iterator[str]:

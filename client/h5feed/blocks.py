@@ -1,4 +1,4 @@
-"""Blocks of batches: what one request asks for."""
+"""Blocks of batches: the unit of one request."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Block:
-    """Batches start … stop-1 of one epoch, fetched by one request of about `nbytes` bytes.
+    """Batches start … stop-1 of one epoch, about `nbytes` bytes, fetched with one request.
 
-    `lap` counts the passes of a stream over several: no more than the next one is read ahead.
+    `lap` counts the passes of a stream: at most one pass is read ahead.
     """
 
     epoch: int
@@ -27,7 +27,7 @@ class Block:
     lap: int = 0
 
     def cut(self, nbytes: int) -> tuple[Block, Block | None]:
-        """As many of its batches as fit into `nbytes`, at least one, and the rest."""
+        """Split into the batches that fit into `nbytes`, at least one, and the rest."""
         batches = self.stop - self.start
         each = self.nbytes / batches
         first = max(1, int(nbytes // max(each, 1)))
@@ -41,7 +41,7 @@ class Block:
 
 
 def blocks_of(epoch: int, batches: int, batch_bytes: int, block_bytes: int, start: int = 0) -> Iterator[Block]:
-    """Cut an epoch into blocks of about `block_bytes`: small batches together, big ones alone."""
+    """Divide an epoch into blocks of about `block_bytes`: many small batches, or one large batch."""
     per_block = max(1, block_bytes // max(1, batch_bytes))
     for first in range(start, batches, per_block):
         stop = min(first + per_block, batches)
@@ -49,14 +49,14 @@ def blocks_of(epoch: int, batches: int, batch_bytes: int, block_bytes: int, star
 
 
 Fetch = Callable[[Block, threading.Event], list[T]]
-"""Fetches the batches of one block; the event is set when nobody wants them any more."""
+"""Fetches the batches of one block; the event cancels the request."""
 
 
 def blocks_of_passes(plan: Plan, epoch: int, start: int, block_bytes: int) -> Iterator[Block]:
-    """Blocks of pass `epoch` from batch `start` on, and of all that follow: the next one is read ahead too."""
+    """Blocks of pass `epoch` from batch `start` on, and of all following passes, so that read-ahead crosses passes."""
     for number in itertools.count():
         first = start if number == 0 else 0
-        # Passes that are all alike have one number, so that what was read ahead for the next is right whatever it is.
+        # Without shuffling, all passes are the same: they share one number, so that read-ahead is always valid.
         later = epoch + number if plan.is_drawn else 0
         for block in blocks_of(later, plan.batches, plan.batch_bytes, block_bytes, first):
             yield replace(block, lap=number)

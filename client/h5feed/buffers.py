@@ -1,9 +1,9 @@
 """Recycled byte buffers.
 
-Fresh memory costs as much as the transfer itself: every first touch of a page is a fault. So big bodies, on both
-sides, are read into buffers that were used before. A buffer is handed out again only when nobody refers to it any
-more: numpy makes the root array the base of every view and of every memoryview of a view, so the root's reference
-count tells, however long a user keeps a slice of a batch.
+New memory costs as much as the transfer itself, because every first touch of a page is a page fault. So large bodies,
+on both sides, are read into reused buffers. A buffer is reused only when nothing refers to it: numpy makes the root
+array the base of every view and of every memoryview of a view, so its reference count covers every slice of a batch
+that a user keeps.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy.typing as npt
 from .forks import tell_after_fork
 
 PAGE = 4096
-"""Bytes: leases begin on a page, which also satisfies every alignment that frameworks ask for."""
+"""Bytes. Leases start at a page, which also satisfies the alignment that frameworks need."""
 
 _POLL_SECONDS = 0.002
-"""How often a waiting `lease` looks whether a buffer has come free: nothing tells when a reference count falls."""
+"""Polling interval of a waiting `lease`: there is no event when a reference count drops."""
 
 
 def _reference_counts(arrays: list[npt.NDArray[np.uint8]]) -> list[int]:
@@ -30,27 +30,27 @@ def _reference_counts(arrays: list[npt.NDArray[np.uint8]]) -> list[int]:
 
 
 _UNSHARED = _reference_counts([np.empty(0, np.uint8)])[0]
-"""Count of an array that only a list holds. It differs between Pythons and between places in the code, so it is asked
-for by the very function that is used later: one too many would hand out a buffer that is in use."""
+"""Reference count of an array that only a list holds. It depends on the Python version and on the calling code, so it
+is measured with the same function: a wrong count would reuse a buffer that is in use."""
 
 
 class PoolExhausted(Exception):
-    """No room for `nbytes` within the pool's bound came free in time."""
+    """The limit of the pool left no room for `nbytes` in time."""
 
     def __init__(self, nbytes: int, max_bytes: int) -> None:
-        super().__init__(f"{nbytes} bytes do not fit: {max_bytes} bytes of buffers are in use")
+        super().__init__(f"no room for {nbytes} bytes: the {max_bytes} bytes of the buffer pool are in use")
         self.nbytes = nbytes
 
 
 class BufferPool:
-    """Buffers that are handed out, found unused, and handed out again.
+    """A pool of buffers that are reused when nothing refers to them.
 
     Parameters
     ----------
     max_bytes : int
-        Bound on all buffers together, in use and idle.
+        Maximum size of all buffers, in use and idle.
     max_idle_bytes : int, optional
-        Idle buffers above this are let go as soon as the pool is next used; default: half of `max_bytes`.
+        Idle buffers beyond this are freed at the next use of the pool; default: half of `max_bytes`.
     """
 
     def __init__(self, max_bytes: int, max_idle_bytes: int | None = None) -> None:
@@ -58,23 +58,23 @@ class BufferPool:
         self._max_idle_bytes = max_bytes // 2 if max_idle_bytes is None else max_idle_bytes
         self._roots: list[npt.NDArray[np.uint8]] = []
         self._owners: dict[int, str] = {}
-        """Whom each root was leased to last, by its `id`."""
+        """The last owner of each root, by its `id`."""
         self._lock = threading.Lock()
         tell_after_fork(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A pool pickles as its bounds: the copy begins without buffers."""
+        """Pickle the limits only: the copy starts without buffers."""
         return BufferPool, (self.max_bytes, self._max_idle_bytes)
 
     def lease(self, nbytes: int, timeout: float = 0.0, owner: str = "") -> npt.NDArray[np.uint8]:
-        """A page-aligned (nbytes,) uint8 array; it goes back by itself once it and all views of it are gone.
+        """A page-aligned (nbytes,) uint8 array, returned to the pool once it and all its views are gone.
 
-        `owner` is whom `bytes_by_owner` counts it for.
+        `owner` is the key for `bytes_by_owner`.
 
         Raises
         ------
         PoolExhausted
-            The bound left no room within `timeout` seconds.
+            The limit left no room within `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         while (buffer := self._take(nbytes, owner)) is None:
@@ -84,37 +84,37 @@ class BufferPool:
         return buffer
 
     def lease_or_new(self, nbytes: int) -> npt.NDArray[np.uint8]:
-        """Same as `lease`; where the bound leaves no room, memory of its own, which costs more."""
+        """Same as `lease`, but allocate new memory, which costs more, if the pool is full."""
         try:
             return self.lease(nbytes)
         except PoolExhausted:
             return np.empty(nbytes, np.uint8)
 
     def drop_idle(self) -> None:
-        """Let go of all buffers that nobody uses."""
+        """Free all idle buffers."""
         with self._lock:
             for gone in self._idle():
                 self._drop(gone)
 
     def after_fork(self) -> None:
-        """In the child: a lock that a thread of the parent holds is never released here."""
+        """In the child: a lock held by a thread of the parent would never be released."""
         self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers, in use and idle."""
+        """Size of all buffers in bytes, in use and idle."""
         with self._lock:
             return sum(root.nbytes for root in self._roots)
 
     @property
     def bytes_in_use(self) -> int:
-        """Bytes of the buffers that somebody still refers to."""
+        """Size of the buffers in use, in bytes."""
         with self._lock:
-            # Not the plain sum minus the idle ones: listing them is what finds out.
+            # Not the plain sum: only listing the idle ones shows which are in use.
             return sum(root.nbytes for root in self._roots) - sum(root.nbytes for root in self._idle())
 
     def bytes_by_owner(self) -> dict[str, int]:
-        """Bytes of the buffers in use, by whom they were leased to."""
+        """Size of the buffers in use in bytes, by owner."""
         held: dict[str, int] = {}
         with self._lock:
             counts = _reference_counts(self._roots)
@@ -125,7 +125,7 @@ class BufferPool:
         return held
 
     def _idle(self) -> list[npt.NDArray[np.uint8]]:
-        """Roots that only this pool refers to; call with the lock held."""
+        """Roots that nothing but this pool refers to; call with the lock held."""
         counts = _reference_counts(self._roots)
         return [root for root, count in zip(self._roots, counts, strict=True) if count <= _UNSHARED]
 
@@ -149,10 +149,10 @@ class BufferPool:
                     total -= len(gone)
                     idle_bytes -= len(gone)
                     del gone
-                # A single body above the bound is let through when nothing else is out: whoever asks has its own limit.
+                # A single body may exceed the limit if nothing else is in use: the caller has its own limit.
                 if total + size > self.max_bytes and total:
                     return None
-                # numpy asks for huge pages on arrays of 4 MiB and more, which spares most of the page faults.
+                # numpy requests huge pages for arrays of 4 MiB and more, which avoids most page faults.
                 root = np.empty(size, np.uint8)
                 self._roots.append(root)
             self._owners[id(root)] = owner
@@ -161,6 +161,6 @@ class BufferPool:
 
 
 def _size_class(nbytes: int) -> int:
-    """`nbytes` rounded up by at most an eighth, so that batches of nearly equal size share buffers."""
+    """Round `nbytes` up by at most an eighth, so that batches of similar size share buffers."""
     step = max(PAGE, 1 << max(0, nbytes.bit_length() - 4))
     return -(-nbytes // step) * step

@@ -1,4 +1,4 @@
-"""The command ``h5feed``: look at what a server serves, and fetch some of it."""
+"""The ``h5feed`` command: inspect the datasets of a server and download rows."""
 
 from __future__ import annotations
 
@@ -49,20 +49,21 @@ _EXAMPLES = {
 }
 
 _URL = (
-    "http://host:8000, https://host or unix:///path/to.sock; or several of the same data, http://a:8000,http://b:8000"
+    "http://host:8000, https://host or unix:///path/to.sock; "
+    "several servers with the same data: http://a:8000,http://b:8000"
 )
 
 WAIT_SECONDS = 600.0
-"""How long ``ls --wait`` waits."""
+"""Default timeout of ``ls --wait``."""
 
 _LOOK_SECONDS = 0.5
-"""How often it looks; the server itself waits a while for what it is looking at."""
+"""Time between two polls; the server also holds the request while it scans."""
 
 _SPLIT_OPTIONS = ("val", "test", "folds", "fold", "group", "stratify", "split_seed")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     options = _parser().parse_args(argv)
     try:
         wait = getattr(options, "wait", None)
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"h5feed: {_as_options(str(error), options)}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # Whoever read the output has had enough of it; what is left in the buffer goes nowhere.
+        # The reader has closed the pipe (`| head`): discard what is still buffered.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="h5feed",
-        description="Look at what an h5feed server serves, and fetch some of it.",
+        description="Inspect the datasets of an h5feed server and download rows.",
         epilog="URL: " + _URL.replace("; ", ";\n     ") + "\n\nexamples:\n" + "".join(map(_first, _EXAMPLES.values())),
     )
     parser.add_argument("--version", action="version", version=f"h5feed {__version__}")
@@ -98,51 +99,53 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=about, description=description, epilog=f"examples:\n{_EXAMPLES[name]}")
         command.add_argument("url", metavar="URL", help=_URL)
         command.add_argument("--token", help="bearer token (default $H5FEED_TOKEN)")
-        command.add_argument("--deadline", type=float, default=30.0, help="seconds to try (default 30)")
+        command.add_argument(
+            "--deadline", type=float, default=30.0, help="timeout in seconds, including retries (default 30)"
+        )
         return command
 
-    ls = add("ls", "what is served")
-    ls.add_argument("--json", action="store_true", help="as JSON")
+    ls = add("ls", "list the datasets")
+    ls.add_argument("--json", action="store_true", help="print JSON")
     ls.add_argument(
         "--wait",
         metavar="S",
         type=float,
         nargs="?",
         const=WAIT_SECONDS,
-        help=f"until the server is there and has looked at every file, or for S seconds (default {WAIT_SECONDS:g})",
+        help=f"wait until the server is up and has inspected all files, at most S seconds (default {WAIT_SECONDS:g})",
     )
-    info = add("info", "one dataset: fields, classes, splits")
+    info = add("info", "show the fields, classes and splits of a dataset")
     info.add_argument("dataset", metavar="DATASET")
-    info.add_argument("--json", action="store_true", help="as JSON")
-    stats = add("stats", "mean, deviation, histogram, classes … of the rows of one split")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    stats = add("stats", "show mean, standard deviation, histogram, classes … of a split")
     stats.add_argument("dataset", metavar="DATASET")
     stats.add_argument("--split", default="all", help="all, train, val or test (default all)")
-    stats.add_argument("--field", metavar="NAME", help="one field (default all)")
-    stats.add_argument("--timeout", type=float, default=jobs.TIMEOUT, help="seconds to wait for the server's work")
+    stats.add_argument("--field", metavar="NAME", help="only this field (default all)")
+    stats.add_argument("--timeout", type=float, default=jobs.TIMEOUT, help="seconds to wait for the result")
     shape = stats.add_mutually_exclusive_group()
-    shape.add_argument("--json", action="store_true", help="as JSON")
-    shape.add_argument("--means", action="store_true", help='channel means alone, as {"R": …, "G": …, "B": …}')
-    get = add("get", "fetch rows or one batch into a file")
+    shape.add_argument("--json", action="store_true", help="print JSON")
+    shape.add_argument("--means", action="store_true", help='print only channel means, as {"R": …, "G": …, "B": …}')
+    get = add("get", "download rows or one batch to a file")
     get.add_argument("dataset", metavar="DATASET")
     get.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help=".npz, or .npy for one field")
     get.add_argument("--rows", metavar="IDS", help="comma-separated row ids")
-    get.add_argument("--batch", metavar="N", type=int, default=0, help="number of the batch (default 0)")
-    get.add_argument("--batch-size", metavar="N", type=int, default=32, help="rows of a batch (default 32)")
+    get.add_argument("--batch", metavar="N", type=int, default=0, help="index of the batch (default 0)")
+    get.add_argument("--batch-size", metavar="N", type=int, default=32, help="rows per batch (default 32)")
     get.add_argument("--split", default="all", help="all, train, val or test (default all)")
-    get.add_argument("--shuffle", action="store_true", help="in shuffled order")
-    get.add_argument("--window", metavar="N", type=int, help="with --shuffle: among so many rows, by whole chunks")
-    get.add_argument("--seed", type=int, default=0, help="seed of the order (default 0)")
-    get.add_argument("--epoch", type=int, default=0, help="number of the epoch (default 0)")
-    get.add_argument("--fields", metavar="NAMES", help="comma-separated field names (default inputs and labels)")
-    benchmark = add("bench", "what link and server can feed, and what would help", bench.ABOUT)
+    get.add_argument("--shuffle", action="store_true", help="shuffle the rows")
+    get.add_argument("--window", metavar="N", type=int, help="with --shuffle: shuffle chunks, and rows in windows of N")
+    get.add_argument("--seed", type=int, default=0, help="random seed of the order (default 0)")
+    get.add_argument("--epoch", type=int, default=0, help="epoch number (default 0)")
+    get.add_argument("--fields", metavar="NAMES", help="comma-separated field names (default: inputs and labels)")
+    benchmark = add("bench", "measure how fast batches arrive, and what would make it faster", bench.ABOUT)
     bench.add_arguments(benchmark)
     for command in (info, stats, get, benchmark):
-        command.add_argument("--val", type=_share, help="validation split: a fraction of all rows, or a count")
-        command.add_argument("--test", type=_share, help="test split: a fraction of all rows, or a count")
-        command.add_argument("--folds", metavar="K", type=int, help="cross-validation: val is one of so many folds")
-        command.add_argument("--fold", metavar="N", type=int, help="which of them, from 0 (the default)")
-        command.add_argument("--group", metavar="FIELD", help="field whose equal values stay together")
-        command.add_argument("--split-seed", type=int, help="seed of the splits (default 42)")
+        command.add_argument("--val", type=_share, help="size of the validation split: a fraction or a number of rows")
+        command.add_argument("--test", type=_share, help="size of the test split: a fraction or a number of rows")
+        command.add_argument("--folds", metavar="K", type=int, help="cross-validation: val is one of K folds")
+        command.add_argument("--fold", metavar="N", type=int, help="the fold that is val, from 0 (default 0)")
+        command.add_argument("--group", metavar="FIELD", help="keep rows with equal values of this field together")
+        command.add_argument("--split-seed", type=int, help="random seed of the splits (default 42)")
         command.add_argument("--stratify", metavar="FIELD", help="field to stratify by, or none")
     return parser
 
@@ -161,7 +164,7 @@ def _split_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _as_options(message: str, options: argparse.Namespace) -> str:
-    """What a message calls ``test=`` is ``--test`` here, and ``batch_size=0`` is ``--batch-size 0``."""
+    """The message with ``--test`` for ``test=`` and ``--batch-size 0`` for ``batch_size=0``."""
 
     def dashed(match: re.Match[str]) -> str:
         name, value = match.groups()
@@ -179,7 +182,7 @@ def _ls(feed: Feed, options: argparse.Namespace) -> int:
         entries = feed.datasets()
     _print_entries(entries, options)
     if waiting and options.wait is not None:
-        print(f"h5feed: {len(waiting)} are still being looked at after {options.wait:g} s", file=sys.stderr)
+        print(f"h5feed: {len(waiting)} of {len(entries)} datasets not ready after {options.wait:g} s", file=sys.stderr)
         return 1
     return 0
 
@@ -201,7 +204,7 @@ def _info(feed: Feed, options: argparse.Namespace) -> None:
     wanted = _split_options(options)
     splits = None
     if wanted:
-        with _progress("divides the rows") as progress:
+        with _progress("computing splits") as progress:
             splits = dataset.splits(progress=progress, **wanted)
     if options.json:
         print(json.dumps(dataset.info | ({"splits": splits} if splits else {}), indent=2))
@@ -227,7 +230,7 @@ def _info(feed: Feed, options: argparse.Namespace) -> None:
 
 
 def _drawn_with(record: Mapping[str, Any]) -> str:
-    """The options that stored splits were drawn with."""
+    """The options that produced the stored splits."""
     given = {name: record[name] for name in ("test", "val") if record[name] is not None}
     if record["split_shuffle"]:
         given |= {"split_seed": record["split_seed"], "stratify": record["stratified_by"] or "none"}
@@ -239,14 +242,14 @@ def _drawn_with(record: Mapping[str, Any]) -> str:
 def _stats(feed: Feed, options: argparse.Namespace) -> None:
     wanted, field = _split_options(options), options.field
     dataset = feed[options.dataset]
-    with _progress("reads the rows") as progress:
+    with _progress("computing statistics") as progress:
         stats = dataset.stats(options.split, field=field, timeout=options.timeout, progress=progress, **wanted)
     if options.means:
         fields = [stats] if isinstance(stats, FieldStats) else list(stats.values())
         with_channels = [each for each in fields if each["channel_means"]]
         if len(with_channels) != 1:
-            names = ", ".join(each.field for each in with_channels) or "none has"
-            raise BadParameter(f"--means needs the one field with colours, but {names}: name one with --field")
+            names = ", ".join(each.field for each in with_channels) or "none"
+            raise BadParameter(f"--means needs exactly one field with colours, found {names}: choose one with --field")
         print(json.dumps(with_channels[0]["channel_means"]))
     elif options.json:
         whole = dict(stats) if isinstance(stats, FieldStats) else {name: dict(each) for name, each in stats.items()}
@@ -256,7 +259,7 @@ def _stats(feed: Feed, options: argparse.Namespace) -> None:
 
 
 def _print_stats(stats: Stats | FieldStats) -> None:
-    """A table with bars; in colour where somebody looks and `rich` is installed."""
+    """A table with bars, in colour on a terminal if `rich` is installed."""
     if not sys.stdout.isatty():
         print(stats)
         return
@@ -275,14 +278,14 @@ def _print_stats(stats: Stats | FieldStats) -> None:
 
 @contextlib.contextmanager
 def _progress(what: str) -> Iterator[jobs.Progress | None]:
-    """Shows how far the server is, in one line that goes away, where somebody looks."""
+    """Show the progress on a terminal, in a line that is erased at the end."""
     if not sys.stderr.isatty():
         yield None
         return
 
     def show(done: int, total: int) -> None:
-        share = f"{done / total:4.0%}" if total else "begun"
-        print(f"\r\033[Kthe server {what}: {share}", end="", file=sys.stderr, flush=True)
+        share = f"{done / total:4.0%}" if total else "starting"
+        print(f"\r\033[K{what}: {share}", end="", file=sys.stderr, flush=True)
 
     try:
         yield show
@@ -296,14 +299,14 @@ def _bench(feed: Feed, options: argparse.Namespace) -> int:
 
 def _get(feed: Feed, options: argparse.Namespace) -> None:
     if options.output.suffix not in (".npz", ".npy"):
-        raise BadParameter(f"{options.output} must end in .npz, or in .npy for one field")
+        raise BadParameter(f"{options.output} must end in .npz, or in .npy for a single field")
     dataset = feed[options.dataset]
     fields = None if options.fields is None else [name for name in options.fields.split(",") if name]
     if options.rows is not None:
         try:
             rows = [int(row) for row in options.rows.split(",")]
         except ValueError:
-            raise BadParameter(f"--rows {options.rows} must be row ids such as 5,1,9") from None
+            raise BadParameter(f"--rows {options.rows} must be comma-separated row ids such as 5,1,9") from None
         batch = dataset.take(rows, fields=fields)
     else:
         order: dict[str, Any] = {**_split_options(options), "seed": options.seed, "epoch": options.epoch}
@@ -311,7 +314,7 @@ def _get(feed: Feed, options: argparse.Namespace) -> None:
             order["window"] = options.window
         if fields is not None:
             order["fields"] = fields
-        # Says so where the splits that are stored are others.
+        # Only a plan warns that stored splits are replaced.
         dataset.plan(options.split, batch_size=options.batch_size, shuffle=options.shuffle, **order)
         batch = dataset.batch(
             options.batch, split=options.split, batch_size=options.batch_size, shuffle=options.shuffle, **order
@@ -328,7 +331,7 @@ def _write(batch: Batch, output: Path) -> None:
     elif len(batch) == 1:
         np.save(output, next(iter(batch.values())))
     else:
-        raise BadParameter(f"{output} holds one array, but {len(batch)} fields came: name one with --fields")
+        raise BadParameter(f"{output} can hold only one array, not {len(batch)} fields: choose one with --fields")
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:

@@ -1,4 +1,4 @@
-"""A served dataset, as its users have it: whatever trains on it is made here."""
+"""The public dataset class, which creates the training loops."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 
 class Dataset(RemoteDataset):
-    """A dataset on a server, as it was when asked for: every request names its revision, so that data which changed
-    meanwhile is an error (`RevisionChanged`), never a mixture.
+    """A dataset on a server, at a fixed revision.
+
+    Every request names the revision. If the data changes, requests fail with `RevisionChanged`; data of two revisions
+    is never mixed.
 
     Attributes
     ----------
@@ -23,9 +25,9 @@ class Dataset(RemoteDataset):
     rows : int
     fields : dict of str to Field
     class_names : list of str or None
-        Of the first label field; each field has its own, too.
+        Of the first label field; each field also has its own.
     info : dict
-        All that the server says of the dataset.
+        The server's full description of the dataset.
     """
 
     def sequence(self, split: str = "all", **options: Unpack[SequenceOptions]) -> Sequence:
@@ -34,15 +36,15 @@ class Dataset(RemoteDataset):
             from .keras import Sequence
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f"a Sequence needs Keras 3 with a backend, but there is no {error.name!r}: `pip install keras jax` and "
-                "set KERAS_BACKEND=jax, or use tensorflow or torch",
+                f"a Sequence needs Keras 3 and a backend, but {error.name!r} is not installed: `pip install keras jax` "
+                "and set KERAS_BACKEND=jax, or use tensorflow or torch",
                 name=error.name,
             ) from None
 
         return Sequence(self, split, **options)
 
     def loader(self, split: str = "all", **options: Unpack[LoaderOptions]) -> Loader:
-        """Passes over a split for a loop of your own, as ``(x, y)``; options: `h5feed.loops.loader.Loader`."""
+        """Batches of ``(x, y)`` for your own training loop; see `h5feed.loops.loader.Loader` for the options."""
         from .loops.loader import Loader
 
         return Loader(self, split, **options)

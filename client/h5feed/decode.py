@@ -1,12 +1,13 @@
-"""From the bytes of an image file to an array: one way, for servers, clients, and whoever writes pixels to files.
+"""Decode image files to arrays, in the same way for servers, clients and the builder.
 
-Pillow reads every format, knows EXIF, and resamples. JPEGs that are resized by ``linear`` take a shorter way: libjpeg-
-turbo (`simplejpeg`) decodes no more of them than is needed, straight into an array, and OpenCV interpolates straight
-into its place: half the work. All of these release the GIL, so that threads use all cores, and compute in integers.
+Pillow reads all formats, handles EXIF, and resamples. JPEGs that are resized by ``linear`` take a faster path:
+libjpeg-turbo (`simplejpeg`) decodes only as much as needed, directly into an array, and OpenCV interpolates directly
+into the batch, which halves the work. All of these release the GIL, so that threads use all cores, and compute in
+integers.
 
-The other resize modes decode JPEGs of more than `REDUCING` times the size at 1/2, 1/4 or 1/8 by the inverse DCT itself,
-which is what Pillow's ``thumbnail`` does: on photographs the pixels differ from those of a full decode by less than one
-level in the mean, and decoding is up to three times as fast.
+The other resize modes decode JPEGs larger than `REDUCING` times the target at 1/2, 1/4 or 1/8 with the inverse DCT, as
+Pillow's ``thumbnail`` does. On photographs, pixels differ from a full decode by less than one level on average, and
+decoding is up to three times as fast.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .images import Colour, ImageSpec, Interpolation, Resize
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")
-"""Formats that are decoded: Pillow knows many more, which nobody trains on and which widen what a file may attack."""
+"""Supported formats. Pillow knows many more, which are not used for training and would increase the attack surface."""
 
 SERVED_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
-"""Those that a server decodes while somebody waits: TIFF is a container of some twenty others."""
+"""Formats that a server decodes per request, without TIFF, which is a container of some twenty other formats."""
 
 REDUCING = 2.0
-"""A JPEG that is decoded reduced is still at least so many times as high and wide as what it is resampled to."""
+"""A JPEG decoded at reduced size is still at least this many times as high and wide as the target."""
 
 MAX_PIXELS = 1 << 28
-"""Pixels of an image that is decoded: more is a decompression bomb."""
+"""Maximum number of pixels of an image: more is a decompression bomb."""
 
 MAX_SERVED_PIXELS = 1 << 26
-"""Pixels of an image that is decoded while somebody waits for it."""
+"""Maximum number of pixels of an image that is decoded per request."""
 
 MAX_SCANS = 200
-"""Passes over the pixels that a progressive JPEG may take: real ones take ten, and a crafted one of a few kilobytes
-could take thousands."""
+"""Maximum number of scans of a progressive JPEG: real ones have ten, a crafted file of a few kilobytes could have
+thousands."""
 
 _FILTERS = {
     "linear": Image.Resampling.BILINEAR,
@@ -63,7 +64,7 @@ _SPACES = {"rgb": "RGB", "bgr": "BGR", "grey": "GRAY", "rgba": "RGBA"}
 _HALVINGS = (8, 4, 2)
 
 _SCAN = b"\xff\xda"
-"""Begins a scan of a JPEG, and occurs nowhere else but in what is embedded in it."""
+"""Marks the start of a JPEG scan; otherwise it occurs only in embedded data."""
 
 _GOLDEN = (
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxOUlNSMj5a"
@@ -84,27 +85,27 @@ _GOLDEN = (
     "x+KKKY6AkRN5fBU53OMupV2wXYIwpIB71voLqaNWZW5BwPbmiiq5wM3X5U1UrR9Pspf42fcqbunGatWdxJJhmPJOPiiiskzWhpsPH4C88xgD"
     "jpgiACAAAAe1FFFLdRI9srmtJAurI2jINF//2Q=="
 )
-"""A JPEG, base64: 68 × 52 pixels with halved colours, as most have."""
+"""A base64-encoded JPEG of 68 × 52 pixels with chroma subsampling, as most JPEGs have."""
 
 Pixels = npt.NDArray[np.uint8]
 
-# Pillow warns of half of what is an error to us. Once for all: to switch warnings off for a while is not for threads.
+# Pillow warns at half the size that raises an error. Suppressed globally, because catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class BrokenImage(ValueError):
-    """It cannot be decoded; says why."""
+    """The image cannot be decoded; the message says why."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image.
+    """A decoded image.
 
     Attributes
     ----------
     pixels : (height, width, channels)
     height, width : int
-        Of the file, turned upright, before resizing.
+        Size before resizing, in upright orientation.
     """
 
     pixels: npt.NDArray[Any]
@@ -115,16 +116,16 @@ class Decoded:
 def decode_image(
     data: bytes | memoryview, spec: ImageSpec, *, formats: tuple[str, ...] = FORMATS, max_pixels: int = MAX_PIXELS
 ) -> Decoded:
-    """Decode, turn upright as EXIF says, resize and convert one image.
+    """Decode one image, rotate it according to EXIF, resize and convert it.
 
     Parameters
     ----------
     data : bytes
-        A whole JPEG, PNG, BMP, GIF (its first frame), WebP or TIFF file.
+        A complete JPEG, PNG, BMP, GIF (first frame), WebP or TIFF file.
     formats : tuple of str
-        Those that it may have.
+        Allowed formats.
     max_pixels : int
-        What its header may say that it has, height × width.
+        Maximum height × width in the header of the file.
 
     Raises
     ------
@@ -137,18 +138,18 @@ def decode_image(
     except BrokenImage:
         raise
     except UnidentifiedImageError:
-        raise BrokenImage("it is no image of a format that is known") from None
+        raise BrokenImage("it is not an image in a known format") from None
     except Image.DecompressionBombError:
         raise BrokenImage("it has far too many pixels: a decompression bomb") from None
     except MemoryError:
         raise BrokenImage("it does not fit into memory") from None
     except Exception as error:
-        # Decoders of damaged files raise whatever they stumble over.
+        # Damaged files make decoders raise all kinds of exceptions.
         raise BrokenImage(str(error) or type(error).__name__) from None
 
 
 def decode_into(data: bytes | memoryview, spec: ImageSpec, out: Pixels) -> None:
-    """Same as `decode_image`, of what is served, into an array of the shape that `spec` says, (h, w, c) uint8.
+    """Same as `decode_image`, with the limits of a server, into an array of the shape of `spec`, (h, w, c) uint8.
 
     Raises
     ------
@@ -163,18 +164,18 @@ def put_pixels(pixels: Pixels, out: Pixels) -> None:
     Raises
     ------
     BrokenImage
-        It has another shape.
+        The shapes differ.
     """
     if pixels.shape != out.shape:
-        raise BrokenImage(f"it makes {list(pixels.shape)}, where all are to be {list(out.shape)}")
+        raise BrokenImage(f"it has shape {list(pixels.shape)}, expected {list(out.shape)}")
     out[...] = pixels
 
 
 @lru_cache(maxsize=1)
 def fingerprint() -> str:
-    """Of the pixels that the libraries of this machine make: equal where they make the same ones.
+    """A fingerprint of the image libraries on this machine: equal if they decode to the same pixels.
 
-    Decoders compute alike on all machines that are usual, but nobody promises that they always will.
+    Decoders give the same results on all common machines, but this is not guaranteed.
     """
     jpeg = base64.b64decode("".join(_GOLDEN))
     lossless = io.BytesIO()
@@ -195,15 +196,15 @@ def _decode(data: bytes | memoryview, spec: ImageSpec, formats: tuple[str, ...],
     with Image.open(io.BytesIO(data), formats=formats) as image:
         width, height = image.size
         if width * height > max_pixels:
-            raise BrokenImage(f"it has {width}×{height} pixels, more than the {max_pixels} that are decoded")
+            raise BrokenImage(f"it has {width}×{height} pixels, more than the limit of {max_pixels}")
         orientation = _orientation(image)
         if orientation >= 5:
             width, height = height, width
         if spec.resize == "none" and spec.size not in (None, (height, width)):
-            raise BrokenImage(f"it has {height}×{width} pixels, where all are to have {spec.size}")
+            raise BrokenImage(f"it has {height}×{width} pixels, expected {spec.size}")
         if image.format in ("JPEG", "MPO"):
             if "progressive" in image.info and bytes(data).count(_SCAN) > MAX_SCANS:
-                raise BrokenImage(f"it has more than {MAX_SCANS} scans: it is made to take long")
+                raise BrokenImage(f"it has more than {MAX_SCANS} scans, a sign of a crafted file")
             if spec.interpolation == "linear" and spec.size is not None and image.mode in ("RGB", "L"):
                 fast = _linear_jpeg(data, spec, height, width, orientation)
                 if fast is not None:
@@ -214,7 +215,7 @@ def _decode(data: bytes | memoryview, spec: ImageSpec, formats: tuple[str, ...],
 
 
 def _converted(image: Image.Image, spec: ImageSpec, orientation: int) -> npt.NDArray[Any]:
-    """By Pillow: upright, of the size, colours and dtype that are wanted."""
+    """Convert with Pillow: orientation, size, colours and dtype."""
     upright = image if orientation == 1 else ImageOps.exif_transpose(image)
     if upright.mode in _SIXTEEN or upright.mode == "F":
         pixels = _convert_deep(upright, spec)
@@ -229,7 +230,7 @@ def _converted(image: Image.Image, spec: ImageSpec, orientation: int) -> npt.NDA
 
 
 def _orientation(image: Image.Image) -> int:
-    """What EXIF says: 1 is upright; from 5 on the file's rows are columns."""
+    """The EXIF orientation: 1 is upright; from 5 on, rows and columns are swapped."""
     if image.format == "JPEG" and "exif" not in image.info and "xmp" not in image.info:
         return 1
     orientation = image.getexif().get(_ORIENTATION, 1)
@@ -237,7 +238,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _halved(height: int, width: int, spec: ImageSpec) -> int:
-    """By how much both sides can be divided with no fewer pixels than are wanted."""
+    """The largest divisor of both sides that still leaves enough pixels."""
     assert spec.size is not None
     scale = _scale(height, width, spec)
     high, wide = spec.size if scale is None else (height * scale, width * scale)
@@ -245,7 +246,7 @@ def _halved(height: int, width: int, spec: ImageSpec) -> int:
 
 
 def _linear_jpeg(data: bytes | memoryview, spec: ImageSpec, height: int, width: int, orientation: int) -> Pixels | None:
-    """The short way; None where libjpeg-turbo finds something wrong, of which Pillow may know better."""
+    """The fast path for JPEGs; None if libjpeg-turbo reports an error, which Pillow may handle better."""
     by = _halved(height, width, spec)
     high, wide = (width, height) if orientation >= 5 else (height, width)
     try:
@@ -256,19 +257,19 @@ def _linear_jpeg(data: bytes | memoryview, spec: ImageSpec, height: int, width: 
 
 
 def _turned(pixels: Pixels, orientation: int) -> Pixels:
-    """Upright."""
+    """Rotate pixels to upright orientation."""
     if orientation == 1:
         return pixels
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
-    # Which of the axes run backwards, by what the EXIF specification numbers them.
+    # The axes that are reversed, according to the EXIF specification.
     down = -1 if orientation in (3, 4, 7, 8) else 1
     across = -1 if orientation in (2, 3, 6, 7) else 1
     return np.ascontiguousarray(pixels[::down, ::across])
 
 
 def _linear(pixels: Pixels, spec: ImageSpec) -> Pixels:
-    """Resize (height, width, channels) as `spec` says, by linear interpolation."""
+    """Resize (height, width, channels) according to `spec`, by linear interpolation."""
     assert spec.size is not None
     high, wide = spec.size
     height, width = pixels.shape[:2]
@@ -277,7 +278,7 @@ def _linear(pixels: Pixels, spec: ImageSpec) -> Pixels:
     scale = _scale(height, width, spec)
     if spec.resize == "aspect":
         assert scale is not None
-        # Whole pixels, the same number on both sides but for one.
+        # Crop whole pixels, equally on both sides up to one pixel.
         tall, broad = (min(side, max(1, round(to / scale))) for side, to in ((height, high), (width, wide)))
         top, left = (height - tall) // 2, (width - broad) // 2
         pixels = pixels[top : top + tall, left : left + broad]
@@ -294,7 +295,7 @@ def _linear(pixels: Pixels, spec: ImageSpec) -> Pixels:
 
 
 def _resized_pixels(image: Image.Image, spec: ImageSpec) -> npt.NDArray[Any]:
-    """(height, width, channels)"""
+    """Resize an image; returns (height, width, channels)."""
     if spec.interpolation != "linear" or spec.size is None:
         pixels: npt.NDArray[Any] = np.asarray(_resized(image, spec))
         return pixels if pixels.ndim == 3 else pixels[..., None]
@@ -304,7 +305,7 @@ def _resized_pixels(image: Image.Image, spec: ImageSpec) -> npt.NDArray[Any]:
 
 
 def _draft(image: Image.Image, spec: ImageSpec, turned: bool) -> None:
-    """Have libjpeg decode no more than what is needed."""
+    """Let libjpeg decode no more than needed."""
     assert spec.size is not None
     high, wide = spec.size
     width, height = image.size[::-1] if turned else image.size
@@ -317,7 +318,7 @@ def _draft(image: Image.Image, spec: ImageSpec, turned: bool) -> None:
 
 
 def _scale(height: int, width: int, spec: ImageSpec) -> float | None:
-    """By what both sides are multiplied; None where each has its own."""
+    """The common scale factor of both sides; None if they are scaled independently."""
     assert spec.size is not None
     both = spec.size[0] / height, spec.size[1] / width
     return max(both) if spec.resize == "aspect" else min(both) if spec.resize == "pad" else None
@@ -336,7 +337,7 @@ def _resized(image: Image.Image, spec: ImageSpec) -> Image.Image:
     scale = _scale(height, width, spec)
     assert scale is not None
     if spec.resize == "aspect":
-        # The crop first, to a fraction of a pixel: nothing is resampled that is cut off afterwards.
+        # Crop first, to a fraction of a pixel, so that nothing is resampled and then cut off.
         left, top = (width - wide / scale) / 2, (height - high / scale) / 2
         box = (max(0.0, left), max(0.0, top), min(width, width - left), min(height, height - top))
         return image.resize((wide, high), method, box=box)
@@ -347,16 +348,16 @@ def _resized(image: Image.Image, spec: ImageSpec) -> Image.Image:
 
 
 def _convert_deep(image: Image.Image, spec: ImageSpec) -> npt.NDArray[Any]:
-    """Grey of 16 or 32 bits, which Pillow would cut off at 255 rather than scale."""
+    """Convert 16 or 32-bit grey images, which Pillow would clip at 255 instead of scaling."""
     values = np.asarray(image, np.float32)
     if image.mode == "I" and values.size and values.max() > 65535:
         raise BrokenImage("it has grey values above 65,535")
     grey = np.asarray(_resized(Image.fromarray(values), spec))
     if image.mode == "F":
-        # Floats have no range of their own.
+        # Float images have no defined range.
         whole = np.dtype(spec.dtype).kind in "iu"
         if whole and grey.size and not (grey.min() >= 0 and grey.max() <= np.iinfo(spec.dtype).max):
-            raise BrokenImage(f"its float values do not fit into {spec.dtype}: use dtype float32")
+            raise BrokenImage(f"its float values are out of range for {spec.dtype}: use dtype float32")
         grey = (grey.round() if whole else grey).astype(spec.dtype)
         grey = grey if spec.rescale == 1.0 else (grey * spec.rescale).astype(spec.dtype)
     else:
@@ -370,7 +371,7 @@ def _convert_deep(image: Image.Image, spec: ImageSpec) -> npt.NDArray[Any]:
 
 
 def _as_dtype(pixels: npt.NDArray[Any], spec: ImageSpec, white: int) -> npt.NDArray[Any]:
-    """Pixels of which `white` is the brightest, in the dtype that is wanted: floats keep the range of 8 bits."""
+    """Convert pixels with maximum `white` to the dtype of `spec`; floats keep the range of 8 bits."""
     dtype = np.dtype(spec.dtype)
     if dtype == pixels.dtype and spec.rescale == 1.0:
         return pixels

@@ -1,10 +1,9 @@
 """Every error of h5feed, one class per ``code`` of the HTTP contract.
 
-The server raises these and answers them as ``application/problem+json``; the client reads such an answer and raises
-the same class. ::
+The server sends them as ``application/problem+json``; the client raises the same class again. ::
 
     FeedError
-    ├── BadParameter          400 bad_parameter        a value that cannot be right; the message says what would be
+    ├── BadParameter          400 bad_parameter        an invalid value; the message names a valid one
     ├── Unauthorized          401 unauthorized
     ├── NotFound
     │   ├── DatasetNotFound   404 dataset_not_found
@@ -12,13 +11,13 @@ the same class. ::
     │   ├── SplitNotFound     404 split_not_found
     │   ├── BatchOutOfRange   404 batch_out_of_range
     │   ├── RowOutOfRange     404 row_out_of_range
-    │   └── PageNotFound      404 not_found            no such address on this server
+    │   └── PageNotFound      404 not_found            no such URL on this server
     ├── MethodNotAllowed      405 method_not_allowed
     ├── NotAcceptable         406 not_acceptable
-    ├── RevisionChanged       409 revision_changed     the file is not the one the caller began with
-    ├── JobWanted             409 job_wanted           somebody else has asked for the job, which therefore goes on
-    ├── TooLarge              413 too_large            decided before a byte is read
-    ├── HostNotAllowed        421 host_not_allowed     the server is asked for by a name that is not its own
+    ├── RevisionChanged       409 revision_changed     the file has changed since the caller opened the dataset
+    ├── JobWanted             409 job_wanted           other clients wait for this job, so it continues
+    ├── TooLarge              413 too_large            rejected before anything is read
+    ├── HostNotAllowed        421 host_not_allowed     the Host header is not one of the server's names
     ├── UnsupportedField      422 unsupported_field
     ├── SplitImpossible       422 split_impossible
     ├── Unreadable            422 unreadable
@@ -26,13 +25,13 @@ the same class. ::
     ├── InternalError         500 internal_error
     ├── Transient                                      the same request may succeed later: clients retry these
     │   ├── TooManyRequests   429 too_many_requests
-    │   ├── SourceUnavailable 503 source_unavailable   the files, or the folder, cannot be looked at now
-    │   ├── Preparing         503 preparing            the files are being looked at for the first time
+    │   ├── SourceUnavailable 503 source_unavailable   the files or their folder cannot be read at the moment
+    │   ├── Preparing         503 preparing            the files are being inspected for the first time
     │   ├── Overloaded        503 overloaded
     │   ├── ReaderCrashed     503 reader_crashed
     │   └── ReadTimeout       504 read_timeout
-    └── ConnectionFailed          connection_failed    client only: no whole answer within the deadline
-        └── BadAnswer             bad_answer           client only: what came is not what the contract says
+    └── ConnectionFailed          connection_failed    client only: no complete response before the deadline
+        └── BadAnswer             bad_answer           client only: the response violates the contract
 """
 
 from __future__ import annotations
@@ -42,16 +41,16 @@ from typing import Any, ClassVar
 
 
 class FeedError(Exception):
-    """Base of all errors of h5feed.
+    """Base class of all h5feed errors.
 
     Parameters
     ----------
     detail : str
-        One sentence that names the bad value and what would be right.
+        One sentence that names the bad value and a valid one.
     retry_after : float, optional
         Seconds after which the same request may succeed.
     request_id : str, optional
-        The server's id of the failed request, as in its log.
+        Id of the failed request in the server's log.
     """
 
     code: ClassVar[str] = "error"
@@ -63,7 +62,7 @@ class FeedError(Exception):
         self.request_id = request_id
 
     def __str__(self) -> str:
-        # That of a KeyError would put it in quotes.
+        # KeyError.__str__ would return the message in quotes.
         return self.detail
 
 
@@ -148,7 +147,7 @@ class InternalError(FeedError):
 
 
 class Transient(FeedError):
-    """Errors that pass: clients retry them, waiting ``retry_after`` seconds where the server names a time."""
+    """Temporary errors. Clients retry them after ``retry_after`` seconds, if the server names a time."""
 
 
 class TooManyRequests(Transient):
@@ -176,13 +175,13 @@ class ReadTimeout(Transient, TimeoutError):
 
 
 class ConnectionFailed(FeedError, ConnectionError):
-    """No whole answer came within the deadline, after retries."""
+    """No complete response arrived before the deadline, despite retries."""
 
     code = "connection_failed"
 
 
 class BadAnswer(ConnectionFailed):
-    """An answer came that the contract does not allow (another service on that port, a proxy's page …)."""
+    """The response violates the contract: another service listens on that port, a proxy sent its own page …"""
 
     code = "bad_answer"
 
@@ -197,23 +196,23 @@ def _leaves(parent: type[FeedError]) -> Iterator[type[FeedError]]:
 CLASS_BY_CODE: Mapping[str, type[FeedError]] = {
     cls.code: cls for cls in _leaves(FeedError) if cls not in (NotFound, ConnectionFailed, BadAnswer)
 }
-"""Error class for each ``code`` that a server may send."""
+"""Error class of each ``code`` that a server may send."""
 
 _MOST_SHOWN = 4000
-"""Characters of a server's sentence."""
+"""Maximum length of a message from a server, in characters."""
 
 _CODE_BY_STATUS = {429: TooManyRequests, 502: SourceUnavailable, 503: Overloaded, 504: ReadTimeout, 401: Unauthorized}
-"""What a bare status means when something that is not h5feed (a proxy) answered without a problem body."""
+"""Error class of a response without a problem body, as a proxy sends it."""
 
 
 def from_problem(status: int, problem: Mapping[str, Any], *, retry_after: float | None = None) -> FeedError:
-    """The exception for a problem+json answer (RFC 9457); unknown codes become `BadAnswer` or a retried class."""
+    """The exception for a problem+json response (RFC 9457). Unknown codes become `BadAnswer` or a retryable class."""
     code = problem.get("code")
     known = CLASS_BY_CODE.get(code) if isinstance(code, str) else None
     cls = known or _CODE_BY_STATUS.get(status, BadAnswer)
     texts = [text for key in ("detail", "title") if isinstance(text := problem.get(key), str) and text]
-    said = texts[0] if texts else f"the server answered with HTTP status {status}"
-    # One line, of what a terminal can show.
+    said = texts[0] if texts else f"the server returned HTTP status {status}"
+    # One line of printable characters.
     detail = "".join(char if char.isprintable() else " " for char in said[:_MOST_SHOWN])
     request_id = problem.get("request_id")
     return cls(detail, retry_after=retry_after, request_id=request_id if isinstance(request_id, str) else None)

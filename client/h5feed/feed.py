@@ -1,4 +1,4 @@
-"""A server as a mapping of dataset names to datasets."""
+"""A server and its datasets."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .schema import checked
 from .tables import titled_table
 
 _PAGE = 500
-"""Catalogue entries asked for at once."""
+"""Catalogue entries per request."""
 
 _MOST_DATASETS = 1 << 20
-"""Bound on a catalogue."""
+"""Maximum size of a catalogue."""
 
 _GLANCE_SECONDS = 3.0
-"""How long the server may take to tell what a notebook completes and shows: nobody waits longer for that."""
+"""Timeout of what a notebook shows and completes."""
 
 
 class Feed:
-    """What a server serves; made by `connect`. ``feed["digits"]`` is a `Dataset`."""
+    """A connection to one or more servers; made by `connect`. ``feed["digits"]`` is a `Dataset`."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -38,15 +38,15 @@ class Feed:
         return self._client.url
 
     def datasets(self, q: str | None = None) -> list[dict[str, Any]]:
-        """The catalogue: name, revision, rows, fields and status of everything served; `q` filters by name."""
+        """The catalogue: name, revision, rows, fields and status of each dataset. `q` filters by name."""
         listed: list[Any] = []
         while True:
             params = {"limit": str(_PAGE), "offset": str(len(listed))} | ({"q": q} if q else {})
             answer = self._catalogue(params)
             page = answer["datasets"]
-            # What goes on for ever is a server that does not heed `offset`, or worse.
+            # A server that ignores `offset` would send the same page for ever.
             if len(page) > _PAGE or answer["total"] > _MOST_DATASETS or (listed and page[:1] == listed[:1]):
-                raise BadAnswer(f"{self.url} has no catalogue of pages that end: is an h5feed server there?")
+                raise BadAnswer(f"the catalogue of {self.url} does not end: is it an h5feed server?")
             listed.extend(page)
             if len(listed) >= answer["total"] or not page:
                 return listed
@@ -60,7 +60,7 @@ class Feed:
         return Dataset(self._client, info)
 
     def check_there(self) -> None:
-        """Raise `ConnectionFailed`, within seconds, where no server listens; else nothing is waited for."""
+        """Raise `ConnectionFailed` within seconds if no server listens at the address."""
         self._client.check_there()
 
     def close(self) -> None:
@@ -97,14 +97,14 @@ class Feed:
         return titled_table(f"{self.url}: {total:,} datasets{shown}", ("dataset", "rows", "fields", "status"), rows)
 
     def _ipython_key_completions_(self) -> list[str]:
-        """What IPython completes ``feed["`` to."""
+        """Completions of ``feed["`` in IPython."""
         try:
             return [entry["name"] for entry in self._glance()["datasets"]]
         except FeedError:
             return []
 
     def _glance(self) -> CataloguePage:
-        """The first page of the catalogue, or soon an error."""
+        """The first page of the catalogue, with a short timeout."""
         return self._catalogue({"limit": str(_PAGE)}, min(_GLANCE_SECONDS, self._client.deadline))
 
     def _catalogue(self, params: Mapping[str, str], deadline: float | None = None) -> CataloguePage:
@@ -127,27 +127,27 @@ def connect(
     Parameters
     ----------
     url : str, optional
-        ``http://host:8000``, ``https://host`` or ``unix:///path/to.sock``. Default ``$H5FEED_URL``, else the loopback.
-        Several, ``"http://a:8000,http://b:8000"``, share the requests out; one that fails is left out for a while and
-        tried again, and no batch is lost as long as any of them answers.
+        ``http://host:8000``, ``https://host`` or ``unix:///path/to.sock``. Default ``$H5FEED_URL``, else port 8000 on
+        this machine. Several servers, ``"http://a:8000,http://b:8000"``, share the requests. A server that fails is
+        skipped for a while and tried again; no batch is lost as long as one of them responds.
     token : str, optional
-        Bearer token; default ``$H5FEED_TOKEN``. Whatever is made of this feed holds it, and pickles with it; one from
-        the variable is left out of pickles, and looked up anew where they are read.
+        Bearer token; default ``$H5FEED_TOKEN``. Datasets and loops made from this feed keep the token and pickle it. A
+        token from the variable is not pickled; unpickling reads the variable again.
     timeout : float or Timeout
-        Seconds for one step of an exchange: connecting, sending, waiting for the next bytes. A `Timeout` of httpx or
-        httpx2 has one for each.
+        Seconds for one step of a request: connecting, sending, waiting for more data. Pass a `Timeout` of httpx or
+        httpx2 to set each step.
     deadline : float
-        Seconds for one request in all, with its retries. Broken connections and errors that pass (429, 502, 503, 504)
-        are tried again until then.
+        Seconds for a whole request, including retries. Broken connections and temporary errors (429, 502, 503, 504)
+        are retried until then.
     verify : ssl.SSLContext or bool
-        How ``https`` certificates are checked.
+        How to verify ``https`` certificates.
     headers, event_hooks, auth
-        Handed to the client of httpx2 where that is installed, else of httpx.
+        Passed to the client of httpx2 if it is installed, else of httpx.
 
     Raises
     ------
     BadParameter
-        `url` is no such address, or no header can carry `token`. Nothing is sent before the first request.
+        `url` or `token` is invalid. Nothing is sent before the first request.
     """
     return Feed(
         Client(

@@ -1,4 +1,4 @@
-"""What a forked child must not share with its parent: locks that a thread of the parent may hold, and connections."""
+"""Fork safety: a child process must not use the locks and connections of its parent."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Protocol
 
 
 class Forked(Protocol):
-    """Something that a child of a fork cannot use as it is."""
+    """An object that must be reset in a forked child process."""
 
     def after_fork(self) -> None:
-        """In the child: let go of what is the parent's. Other threads of the parent do not exist here."""
+        """Called in the child: replace what belongs to the parent. The parent's other threads do not exist here."""
 
 
 def tell_after_fork(owner: Forked) -> None:
-    """Call ``owner.after_fork()`` in every child that this process forks as long as `owner` lives."""
+    """Call ``owner.after_fork()`` in every forked child process, as long as `owner` is alive."""
     _OWNERS.add(owner)
 
 

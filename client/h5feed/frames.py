@@ -1,7 +1,7 @@
-"""What a body must hold, by what the server has said of the dataset: dtypes, shapes, offsets and row ids.
+"""Check that a body matches the server's description of the dataset: dtypes, shapes, offsets and row ids.
 
-A batch of another shape or dtype would train a model wrongly without a word, and one that is announced too long would
-take all memory. Both are found here, before anything is allocated or handed out.
+A wrong shape or dtype would silently train a wrong model, and a wrong length could use up all memory. Both are detected
+here, before anything is allocated or handed out.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .errors import BadAnswer
 from .wire import DTYPE_NAMES, OFFSETS, ROWS, WEIGHT, Tensor, dtype_named
 
 MAX_BODY_BYTES = 4 << 30
-"""Bytes of one answer at most, whatever the server says of itself: its own default is a sixteenth of that."""
+"""Maximum size of a response in bytes, whatever the server announces. The server's own default is a sixteenth."""
 
 _HEADER_BYTES, _TENSOR_BYTES, _ESCAPED = 4096, 256, 6
-"""Bytes that a header may have for itself, for each of its tensors, and for each character of a name in it."""
+"""Maximum size of a header: bytes in general, per tensor, and per character of a tensor's name."""
 
 DTYPES = {np.dtype(code).name: np.dtype(code) for code in DTYPE_NAMES}
-"""numpy's dtypes that travel, by numpy's names."""
+"""The dtypes that can be sent, by numpy name."""
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -40,28 +40,28 @@ class Field:
     shape: tuple[int, ...]
     """Shape of one sample."""
     dtype: str
-    """numpy's name of the dtype of the arrays that arrive."""
+    """Numpy name of the dtype, as received."""
     readable: bool
     reason: str | None
-    """Why it is not served, where it is not."""
+    """Why the field is not served, if it is not."""
     ragged: bool = False
-    """Whether rows have lengths of their own: they arrive flat, with where each begins in ``NAME.offsets``."""
+    """Whether rows differ in length: they arrive as a flat array, with the start of each row in ``NAME.offsets``."""
     class_names: tuple[str, ...] | None = None
-    """Names of the classes that its numbers stand for, where the file says them."""
+    """Class names in order of the class numbers, if the file has them."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The tensors of every body of an order.
+    """The expected tensors of every body of an order.
 
     Attributes
     ----------
     rows : int
-        Of the dataset: row ids are below it.
+        Number of rows of the dataset; row ids are smaller.
     tensors : dict of str to (dtype, tuple of int)
-        Dtype and shape without the first axis, by name; the row ids and weights included.
+        Dtype and shape without the first axis, by name, including row ids and weights.
     flat : frozenset of str
-        Those whose rows have lengths of their own.
+        Tensors whose rows differ in length.
     """
 
     rows: int
@@ -70,19 +70,19 @@ class Frame:
 
     @classmethod
     def of(cls, rows: int, fields: Iterable[Field], encoded: Iterable[str], *, weighted: bool) -> Frame:
-        """The frame of a dataset's fields.
+        """The frame of some fields of a dataset.
 
         Parameters
         ----------
         encoded : iterable of str
-            Those that come as the bytes of image files.
+            Fields that are sent as the bytes of image files.
         weighted : bool
-            Whether repeated rows pad the tail.
+            Whether the tail is padded with repeated rows.
 
         Raises
         ------
         BadAnswer
-            The server has told of a dtype that there is not.
+            The server sent an unknown dtype.
         """
         tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {ROWS: (np.dtype("<i8"), ())}
         if weighted:
@@ -95,7 +95,7 @@ class Frame:
             if is_bytes:
                 dtype = np.dtype("|u1")
             if dtype is None:
-                raise BadAnswer(f"the server says that {field.name!r} is of the dtype {field.dtype!r}: there is none")
+                raise BadAnswer(f"the server sent an unknown dtype {field.dtype!r} for {field.name!r}")
             if is_bytes or field.ragged:
                 flat.add(field.name)
                 tensors[field.name] = dtype, ()
@@ -105,7 +105,7 @@ class Frame:
         return cls(rows, tensors, frozenset(flat))
 
     def only(self, fields: Sequence[str], *, weighted: bool = True) -> Frame:
-        """The same of some of the fields; rows that are asked for by their ids have no weights."""
+        """The frame of some of the fields. Rows requested by id have no weights."""
         kept = {
             ROWS,
             *([WEIGHT] if weighted else []),
@@ -117,18 +117,18 @@ class Frame:
 
     @cached_property
     def row_bytes(self) -> int:
-        """Bytes of a row, without what has lengths of its own."""
+        """Bytes of a row, without fields whose rows differ in length."""
         return sum(math.prod(s) * d.itemsize for name, (d, s) in self.tensors.items() if name not in self.flat)
 
     def max_bytes(self, rows: int, bodies: int = 1, limit: int = MAX_BODY_BYTES) -> int:
-        """Bytes that so many bodies of `rows` rows may have; `limit` is that of one body with lengths of its own."""
+        """Maximum size of `bodies` bodies of `rows` rows; `limit` applies to a body with rows that differ in length."""
         if self.flat:
             return min(bodies * limit, MAX_BODY_BYTES)
         head = _HEADER_BYTES + sum(_TENSOR_BYTES + _ESCAPED * len(name) for name in self.tensors)
         return min(bodies * (head + rows * self.row_bytes), MAX_BODY_BYTES)
 
     def check_plan(self, tensors: Iterable[Tensor], batch_size: int) -> None:
-        """Compare with the tensors that a plan promises.
+        """Compare with the tensors announced in a plan.
 
         Raises
         ------
@@ -142,7 +142,7 @@ class Frame:
                 raise _wrong(name, tensor.dtype, tensor.shape, *self.tensors[name])
 
     def check(self, stacked: Arrays) -> None:
-        """Compare with the tensors of a run of bodies, which have one axis more in front.
+        """Compare with the tensors of a run of bodies, which have an additional first axis.
 
         Raises
         ------
@@ -159,21 +159,21 @@ class Frame:
             if array.shape[1] != rows and name not in self.flat:
                 if name[: -len(OFFSETS)] in self.flat and array.shape[1] == rows + 1:
                     continue
-                raise BadAnswer(f"{name!r} has {array.shape[1]} rows where {rows} row ids came with it")
+                raise BadAnswer(f"{name!r} has {array.shape[1]} rows, but there are {rows} row ids")
         for name in self.flat:
             _check_offsets(name, stacked[name], stacked[name + OFFSETS])
-        # As unsigned numbers, those below zero are beyond every row.
+        # As unsigned integers, negative row ids are too large as well.
         if ids.size and int(ids.view(np.uint64).max()) >= self.rows:
-            raise BadAnswer(f"rows came that are none of the {self.rows:,} of the dataset")
+            raise BadAnswer(f"received row ids out of range for the {self.rows:,} rows of the dataset")
 
     def _check_names(self, served: Iterable[str]) -> None:
         if set(served) != self.tensors.keys():
             names = ", ".join(sorted(map(repr, set(served) ^ self.tensors.keys()))[:8])
-            raise BadAnswer(f"other fields came than were asked for: {names} are too many, or missing")
+            raise BadAnswer(f"received other fields than requested: {names} are missing or unexpected")
 
 
 def _check_offsets(name: str, flat: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> None:
-    """Whether offsets, (bodies, rows + 1), divide a flat tensor, (bodies, items)."""
+    """Check that offsets, (bodies, rows + 1), divide a flat tensor, (bodies, items)."""
     if (
         not offsets.shape[1]
         or offsets[:, 0].any()
@@ -187,6 +187,6 @@ def _wrong(
     name: str, dtype: np.dtype[Any], shape: tuple[int, ...], expected: np.dtype[Any], sample: tuple[int, ...]
 ) -> BadAnswer:
     return BadAnswer(
-        f"{name!r} came as {dtype.name} of shape {list(shape)}, but the server says that its rows are {expected.name} "
-        f"of shape {list(sample)}"
+        f"received {name!r} as {dtype.name} of shape {list(shape)}, expected rows of {expected.name} and shape "
+        f"{list(sample)}"
     )

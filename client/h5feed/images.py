@@ -1,4 +1,4 @@
-"""What images are made into: plain data, which names no library that decodes them."""
+"""The format of decoded images, independent of any image library."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _CHANNELS = {"grey": 1, "rgb": 3, "bgr": 3, "rgba": 4}
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What images are made into. Checks itself.
+    """The format of decoded images. Validates its values.
 
     Attributes
     ----------
     size : (int, int) or None
-        Height and width; None: as they are.
+        Height and width; None: original size.
     resize : {"aspect", "stretch", "pad", "none"}
-        ``aspect``: the shorter side to size, then the centre is cropped; ``pad``: the longer side to size, black beside
-        it; ``none``: images are taken as they are, and must be of `size` where one is given.
+        ``aspect``: resize the shorter side, then crop the centre; ``pad``: resize the longer side, then pad with black;
+        ``none``: do not resize; images must have `size` if it is given.
     interpolation : {"linear", "bilinear", "area", "bicubic", "lanczos", "nearest"}
-        ``linear``: from the four pixels around each, after what is more than twice as large has been halved, in a JPEG
-        by its own inverse DCT: what the loaders of TensorFlow and OpenCV do, and less than half of the work. All others
-        but ``nearest`` average over all the pixels that become one, so that nothing aliases.
+        ``linear``: from the four neighbouring pixels. Images more than twice as large are first halved, JPEGs by their
+        inverse DCT. This is what TensorFlow and OpenCV loaders do, with less than half of the work. All others except
+        ``nearest`` average over all source pixels, which avoids aliasing.
     colour : {"rgb", "bgr", "grey", "rgba"}
         Order of the channels.
     dtype : str
     rescale : float
-        Pixels are multiplied by it, after the conversion to `dtype`, where it is not 1.
+        Factor for the pixels, applied after the conversion to `dtype`, if it is not 1.
     """
 
     size: tuple[int, int] | None
@@ -50,11 +50,9 @@ class ImageSpec:
     def __post_init__(self) -> None:
         for name, known in (("resize", Resize), ("interpolation", Interpolation), ("colour", Colour)):
             if getattr(self, name) not in get_args(known):
-                raise BadParameter(
-                    f"{name}={getattr(self, name)!r} is not known: valid are {', '.join(get_args(known))}"
-                )
+                raise BadParameter(f"{name}={getattr(self, name)!r} must be one of {', '.join(get_args(known))}")
         if self.size is not None and not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in self.size):
-            raise BadParameter(f"size={list(self.size)!r} must be a height and a width, of 1 … {MAX_SIDE} pixels")
+            raise BadParameter(f"size={list(self.size)!r} must be a height and a width from 1 to {MAX_SIDE} pixels")
 
     @property
     def channels(self) -> int:
@@ -62,24 +60,24 @@ class ImageSpec:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image; (0, 0, channels) where all have sizes of their own."""
+        """Shape of one image; (0, 0, channels) if images differ in size."""
         return (*(self.size or (0, 0)), self.channels)
 
     def about(self) -> dict[str, Any]:
-        """As plain values that JSON can hold."""
+        """The format as JSON-serialisable values."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     @classmethod
     def of(cls, about: Mapping[str, Any]) -> ImageSpec:
-        """From what `about` gave.
+        """The inverse of `about`.
 
         Raises
         ------
         BadParameter
-            It is not that, or one of its values is not known here.
+            A value is missing or invalid.
         """
         try:
             height, width = about["size"]
             return cls(**{**about, "size": (height, width)})
         except (KeyError, TypeError, ValueError) as error:
-            raise BadParameter(f"{dict(about)!r} does not say what images are made into: {error}") from None
+            raise BadParameter(f"invalid image format {dict(about)!r}: {error}") from None

@@ -1,4 +1,4 @@
-"""Batches on a JAX device before they are asked for."""
+"""Transfer batches to a JAX device ahead of the training loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .errors import BadParameter
 
 
 def to_device(batches: Iterable[Any], *, ahead: int = 2, device: Any = None) -> Iterator[Any]:
-    """The same batches, moved to the device while those before them are computed with. ::
+    """Move batches to the device ahead of the loop, so that transfers overlap with computation. ::
 
         for x, y in to_device(loader):
             state = step(state, x, y)
@@ -22,20 +22,19 @@ def to_device(batches: Iterable[Any], *, ahead: int = 2, device: Any = None) -> 
     Parameters
     ----------
     batches : iterable
-        A `Loader`, what `Dataset.batches` returns, or whatever gives trees of numpy arrays. A `Batch` becomes a dict.
+        A `Loader`, the result of `Dataset.batches`, or any iterable of trees of numpy arrays. A `Batch` becomes a dict.
     ahead : int
-        Batches that are on the device beyond the one which is computed with: transfers run beside computation, since
-        JAX does both asynchronously.
+        Number of batches on the device beyond the current one.
     device : jax.Device or jax.sharding.Sharding, optional
-        Default: JAX's own. A sharding spreads each batch over the devices; where these belong to several processes,
-        each process gives its own shard (``shard=jax.process_index(), shards=jax.process_count()``), and the arrays are
-        global.
+        Default: JAX's default device. A sharding distributes each batch over its devices. If these belong to several
+        processes, each process passes its own shard (``shard=jax.process_index(), shards=jax.process_count()``), and
+        the resulting arrays are global.
 
     Yields
     ------
     tree of jax.Array
 
-    The idea is that of ``flax.jax_utils.prefetch_to_device``.
+    Modelled on ``flax.jax_utils.prefetch_to_device``.
     """
     if ahead < 0:
         raise BadParameter(f"ahead={ahead} must be 0 or more")

@@ -1,4 +1,4 @@
-"""Options of all loops: which rows, in which order, and what is made of them."""
+"""Options of all loops: the rows, their order, and how they are prepared."""
 
 from __future__ import annotations
 
@@ -11,53 +11,53 @@ import numpy.typing as npt
 from .cache import RowCache
 
 ClassMode = Literal["auto", "int", "sparse", "categorical", "binary", "input", "raw"]
-"""What targets are made of labels: see `h5feed.prepare.Preparation`."""
+"""How targets are made from labels: see `h5feed.prepare.Preparation`."""
 
 FieldNames = str | Sequence[str] | Mapping[str, str]
-"""Fields that are inputs or targets: a name, several, or names for a model's inputs and outputs."""
+"""Input or target fields: one name, several, or a mapping from the names of a model's inputs or outputs."""
 
 Statistic = float | npt.ArrayLike | Literal["server"]
-"""A mean or a standard deviation: a number, one for each channel or place, or as the server counted it."""
+"""A mean or standard deviation: one number, one per channel or position, or computed by the server."""
 
 
 class SplitOptions(TypedDict, total=False):
-    """Which rows: see "Split parameters" of the HTTP API."""
+    """Options that select the rows: see "Split parameters" in the HTTP API."""
 
     test: float | int | None
-    """A float is a fraction of all rows, an int a count."""
+    """A float is a fraction of all rows, an int is a number of rows."""
     val: float | int | None
     stratify: str | None
-    """Field to stratify by, or ``"none"``; default: the label field where it is class-like."""
+    """Field to stratify by, or ``"none"``; default: the label field, if it holds classes."""
     split_seed: int | None
     split_shuffle: bool | None
     group: str | None
-    """Field whose equal values stay together: patients, episodes, videos."""
+    """Field whose equal values stay in one split: patients, episodes, videos."""
     folds: int | None
-    """Cross-validation: ``val`` is fold `fold` of so many, ``train`` the others."""
+    """Number of folds for cross-validation: ``val`` is fold `fold`, ``train`` the others."""
     fold: int | None
 
 
 class EpochOptions(SplitOptions, total=False):
-    """Which of the rows an epoch has, and how they come."""
+    """Options that select the rows of an epoch and how they are sent."""
 
     window: int | None
-    """Rows to shuffle among: for files whose chunks hold many rows."""
+    """Number of rows to shuffle among, by whole chunks: for files whose chunks hold many rows."""
     balance: bool | None
-    """Each class equally often, with repeats."""
+    """Draw each class equally often; rows may repeat."""
     weights: str | None
-    """Field of numbers: rows as often as theirs says, with repeats."""
+    """Field of numbers: draw each row as often as its number says, relative to the others; rows may repeat."""
     epoch_rows: int | None
-    """Rows of an epoch with `balance` or `weights`; default: as many as the split has."""
+    """Rows per epoch with `balance` or `weights`; default: the number of rows in the split."""
     limit: int | None
     encoded: Sequence[str] | None
-    """Fields that are stored as JPEG or PNG and are to come so, as bytes: see `Batch.lists`."""
+    """Fields stored as JPEG or PNG to receive as encoded bytes: see `Batch.lists`."""
     decode: Literal["server", "client"] | None
-    """Where images that are stored as JPEG or PNG are decoded. ``client``: a tenth of the bytes travel, and the threads
-    that fetch ahead decode them, to the same pixels; needs ``h5feed[decode]``."""
+    """Where to decode images stored as JPEG or PNG. ``client``: the read-ahead threads decode them, to the same pixels,
+    and only a tenth of the bytes is sent; needs ``h5feed[decode]``."""
 
 
 class OrderOptions(EpochOptions, total=False):
-    """Which rows, in which order: see "Order parameters" of the HTTP API."""
+    """Options that select the rows and their order: see "Order parameters" in the HTTP API."""
 
     shuffle: bool
     seed: int
@@ -69,7 +69,7 @@ class OrderOptions(EpochOptions, total=False):
 
 
 class ShardOptions(TypedDict, total=False):
-    """Which part of each step a reader has."""
+    """Options that select the shard of a reader."""
 
     shard: int | Literal["auto"]
     """``"auto"``: the rank of this process; see `h5feed.loops.sharding.shard_of`."""
@@ -78,7 +78,7 @@ class ShardOptions(TypedDict, total=False):
 
 
 class PreparationOptions(TypedDict, total=False):
-    """What is made of the fields: see `h5feed.prepare.Preparation`."""
+    """How batches are prepared: see `h5feed.prepare.Preparation`."""
 
     x: FieldNames | None
     y: FieldNames | None
@@ -91,11 +91,11 @@ class PreparationOptions(TypedDict, total=False):
 
 
 class RowOptions(EpochOptions, ShardOptions, PreparationOptions, total=False):
-    """Which rows an epoch has, which of them come here, and what is made of them: what all loops take."""
+    """Options of all loops: the rows of an epoch, the shard, and how batches are prepared."""
 
 
 class PassOptions(TypedDict, total=False):
-    """How passes go, and how they are fetched: see `h5feed.loops.loader.Loader`."""
+    """Options of passes and how they are fetched: see `h5feed.loops.loader.Loader`."""
 
     batch_size: int
     shuffle: bool
@@ -130,7 +130,7 @@ class SequenceOptions(LoaderOptions, total=False):
 
 
 def split_options(options: Mapping[str, Any]) -> SplitOptions:
-    """Those options that divide rows: without such, `stratify` is of ``balance``."""
+    """The options that define splits. Without `test`, `val` and `folds`, `stratify` belongs to ``balance``."""
     found = {name: value for name, value in options.items() if name in SplitOptions.__annotations__}
     if all(found.get(name) is None for name in ("test", "val", "folds")):
         found.pop("stratify", None)

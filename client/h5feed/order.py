@@ -1,12 +1,12 @@
 """The order of an epoch: a keyed permutation that needs no memory.
 
-``permute(positions, n, key)`` maps positions 0 … n-1 onto 0 … n-1, each exactly once, and can be asked for any few
-positions of a billion rows alone. It is a Feistel network over two digits of mixed radix, a·b ≥ n, with cycle walking
-for the few values in n … a·b-1 (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002; the digit sums are
-those of FE1, Bellare et al., "Format-Preserving Encryption", 2009). The round function is the 64-bit finaliser of
-MurmurHash3, so the order is well shuffled but no secret.
+``permute(positions, n, key)`` maps positions 0 … n-1 one-to-one onto 0 … n-1. It can compute any few positions of a
+billion rows alone. It is a Feistel network over two digits of mixed radix, a·b ≥ n, with cycle walking for the few
+values in n … a·b-1 (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002; the digit sums are those of FE1,
+Bellare et al., "Format-Preserving Encryption", 2009). The round function is the 64-bit finaliser of MurmurHash3, so the
+order is well shuffled but not secret.
 
-Everything here is pure and vectorised; `ORDER_VERSION` changes when any answer changes.
+All functions are pure and vectorised. `ORDER_VERSION` changes whenever a result changes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from .errors import BadParameter, BatchOutOfRange
 
 ORDER_VERSION = 1
-"""Part of every dataset's revision, so that a changed algorithm never mixes with an old one."""
+"""Part of every revision, so that results of different algorithms never mix."""
 
 ROUNDS = 8
 """Feistel rounds. Six pass the tests of the order's quality for n ≥ 16; eight leave a margin for tiny n."""
@@ -34,11 +34,11 @@ _MIX_1 = np.uint64(0xFF51AFD7ED558CCD)
 _MIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
 _U33 = np.uint64(33)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-"""2**64 divided by the golden ratio: numbers that follow each other become numbers far apart."""
+"""2**64 divided by the golden ratio: multiples of it are far apart."""
 
 
 def order_key(seed: int, epoch: int, split: str) -> bytes:
-    """The key of one epoch's order, 64 bytes: a hash, so that seed 1 epoch 0 is unrelated to seed 0 epoch 1."""
+    """The 64-byte key of the order of one epoch. A hash, so that seed 1 epoch 0 is unrelated to seed 0 epoch 1."""
     return hashlib.blake2b(f"h5feed order {ORDER_VERSION}\0{seed}\0{epoch}\0{split}".encode()).digest()
 
 
@@ -48,7 +48,7 @@ def permute(positions: npt.NDArray[np.int64], n: int, key: bytes) -> npt.NDArray
     Parameters
     ----------
     positions : (k,) int64
-        Each in 0 … n-1; any few, in any order.
+        Each in 0 … n-1, in any order.
     n : int
         Size of the domain, below 2**62.
     key : bytes
@@ -57,7 +57,7 @@ def permute(positions: npt.NDArray[np.int64], n: int, key: bytes) -> npt.NDArray
     Returns
     -------
     (k,) int64
-        Each in 0 … n-1. Over all positions every value comes exactly once.
+        Each in 0 … n-1. Over all positions, every value occurs exactly once.
     """
     if n <= 1:
         return np.zeros(len(positions), np.int64)
@@ -78,23 +78,23 @@ def permute(positions: npt.NDArray[np.int64], n: int, key: bytes) -> npt.NDArray
 def permute_each(
     positions: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], key: bytes, names: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Map each position by a permutation of its own: many small ones cost no more than one.
+    """Map each position by its own permutation. Many small permutations cost no more than a large one.
 
     Parameters
     ----------
     positions : (k,) int64
-        Each in 0 … its size - 1.
+        Each in 0 … size - 1.
     sizes : (k,) int64
-        Size of each one's domain, 1 or more, below 2**52.
+        Size of the domain of each position, 1 or more, below 2**52.
     key : bytes
         64 bytes from `order_key`.
     names : (k,) int64
-        Which permutation: for the same name and size it is the same.
+        Selects the permutation: equal name and size give the same one.
 
     Returns
     -------
     (k,) int64
-        Each in 0 … its size - 1. Over all positions of one name and size every value comes exactly once.
+        Each in 0 … size - 1. Over all positions of one name and size, every value occurs exactly once.
     """
     limits = sizes.astype(np.uint64)
     a = np.sqrt(sizes - 1).astype(np.uint64) + np.uint64(1)
@@ -111,13 +111,13 @@ def permute_each(
 
 
 def uniform(names: npt.NDArray[np.int64], key: bytes) -> npt.NDArray[np.float64]:
-    """A number in 0 ≤ u < 1 for each name, (k,) float64; for the same name and key it is the same."""
+    """A number 0 ≤ u < 1 for each name, (k,) float64, determined by name and key."""
     hashed = _mixed(np.frombuffer(key, "<u8")[0].astype(np.uint64) + names.astype(np.uint64) * _GOLDEN)
     return (hashed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The whole finaliser of MurmurHash3, in place."""
+    """The complete finaliser of MurmurHash3, in place."""
     values ^= values >> _U33
     values *= _MIX_1
     values ^= values >> _U33
@@ -155,27 +155,27 @@ def _add_hash(
     h *= _MIX_1
     h ^= h >> _U32
     h *= _MIX_2
-    # The high half times the radix, shifted back: a number below the radix without a division (Lemire, 2019).
+    # The high half times the radix, shifted back: reduces to below the radix without a division (Lemire, 2019).
     h >>= _U32
     h *= radix
     h >>= _U32
     target += h
     np.subtract(target, radix, out=h)
-    # An unsigned number below zero is huge: the smaller of the two is the sum reduced once.
+    # A negative result wraps to a huge unsigned number, so the minimum is the sum modulo the radix.
     np.minimum(target, h, out=target)
 
 
 @dataclass(frozen=True)
 class BatchGrid:
-    """How an epoch of `rows` rows is cut into batches for `shards` readers.
+    """The division of an epoch of `rows` rows into batches for `shards` readers.
 
-    Step i covers ``order[i·b·S : (i+1)·b·S]`` and shard s gets its s-th run of b. The tail is kept as a smaller batch
-    (one shard only), dropped, or padded with rows from the start of the order, which get weight 0.
+    Step i covers ``order[i·b·S : (i+1)·b·S]``, and shard s gets the s-th run of b of these. The tail is kept as a
+    smaller batch (one shard only), dropped, or padded with rows from the start of the order, which get weight 0.
 
     Raises
     ------
     BadParameter
-        A number out of range, or ``last="keep"`` with several shards.
+        A number is out of range, or ``last="keep"`` with several shards.
     """
 
     rows: int
@@ -190,38 +190,38 @@ class BatchGrid:
         if self.shards < 1:
             raise BadParameter(f"shards={self.shards} must be 1 or more")
         if not 0 <= self.shard < self.shards:
-            raise BadParameter(f"shard={self.shard} must be in 0 … shards-1 = {self.shards - 1}")
+            raise BadParameter(f"shard={self.shard} must be from 0 to shards-1 = {self.shards - 1}")
         if self.last == "keep" and self.shards > 1:
             raise BadParameter(
-                f"last=keep with shards={self.shards} would give them unequal numbers of rows: use last=drop or pad"
+                f"last=keep with shards={self.shards} would give unequal numbers of rows: use last=drop or last=pad"
             )
 
     @property
     def step(self) -> int:
-        """Rows that all shards together take in one step."""
+        """Rows per step, over all shards."""
         return self.batch_size * self.shards
 
     @property
     def batches(self) -> int:
-        """Batches of this shard in one epoch; the same for every shard."""
+        """Batches per epoch, the same for every shard."""
         return self.rows // self.step if self.last == "drop" else -(-self.rows // self.step)
 
     def size(self, index: int) -> int:
-        """Rows in batch `index`; every batch is full but the last of ``last="keep"``.
+        """Rows in batch `index`. Every batch is full except the last one with ``last="keep"``.
 
         Raises
         ------
         BatchOutOfRange
         """
         if not 0 <= index < self.batches:
-            valid = f"valid are 0 … {self.batches - 1}" if self.batches else "this order has no batches"
-            raise BatchOutOfRange(f"batch {index} does not exist: {valid}")
+            valid = f" (valid: 0 to {self.batches - 1})" if self.batches else ""
+            raise BatchOutOfRange(f"batch {index} is out of range for {self.batches} batches{valid}")
         if self.last == "keep":
             return min(self.batch_size, self.rows - index * self.step)
         return self.batch_size
 
     def check_range(self, start: int, stop: int) -> None:
-        """Refuse batches start … stop-1 where they are not all there.
+        """Check that batches start … stop-1 exist.
 
         Raises
         ------
@@ -229,10 +229,10 @@ class BatchGrid:
         """
         if not 0 <= start < stop <= self.batches:
             valid = f"0 ≤ start < stop ≤ {self.batches}"
-            raise BatchOutOfRange(f"batches {start} … {stop - 1} are not all there: valid is {valid}")
+            raise BatchOutOfRange(f"batches {start} … {stop - 1} are out of range (valid: {valid})")
 
     def positions(self, start: int, stop: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Positions in the epoch of batches start … stop-1, back to back.
+        """Positions in the epoch of batches start … stop-1, concatenated.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""The plan of an epoch: how many batches of which rows come, known before the first is fetched."""
+"""The plan of an epoch: its rows and batches, known before the first batch is fetched."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from .wire import Tensor
 
 @dataclass(frozen=True)
 class Plan:
-    """What one epoch of an order looks like, known before the first fetch."""
+    """The rows and batches of one epoch, known before the first batch is fetched."""
 
     rows: int
     batches: int
     batch_bytes: int
     """Bytes of one full batch on the wire."""
     params: Mapping[str, str]
-    """The order spec with the revision pinned."""
+    """The parameters of the order, including the revision."""
     batch_size: int
     tensors: tuple[Tensor, ...]
-    """What a full batch consists of when it is handed out, the row ids and weights included."""
+    """The tensors of a full batch when it is handed out, including row ids and weights."""
     max_rows: int
-    """Rows of one answer of the server at most."""
+    """Maximum number of rows per response."""
     max_bytes: int
-    """Bytes of one answer at most."""
+    """Maximum number of bytes per response."""
     last_rows: int
     """Rows of the last batch."""
     frame: Frame
-    """What each batch is on the wire."""
+    """The tensors of each batch on the wire."""
     decoding: Mapping[str, ImageSpec]
-    """Fields that come as bytes of image files, and what they are decoded to here."""
+    """Fields that arrive as image files, and the format to decode them to."""
     stored: bool | None = None
-    """Whether the rows are those of a split that is stored; None for all rows."""
+    """Whether the split is stored in the file; None for all rows."""
     note: str | None = None
-    """What one might not expect of the splits, and which stored ones they take the place of."""
+    """Anything unexpected about the splits, and which stored splits they replace."""
 
     @cached_property
     def is_drawn(self) -> bool:
-        """Whether each epoch has an order of its own."""
+        """Whether the order differs between epochs."""
         return "true" in (self.params.get("shuffle"), self.params.get("balance")) or "weights" in self.params
 
     def of_fields(self, names: Sequence[str]) -> Plan:
-        """The same order, of some of its fields as they come."""
+        """The same order with only some of its fields, not decoded."""
         params = {**self.params, "fields": parameter(list(names))}
         encoded = [name for name in params.pop("encoded", "").split(",") if unquote(name) in names]
         params |= {"encoded": ",".join(encoded)} if encoded else {}
@@ -57,19 +57,19 @@ class Plan:
 
 
 def tail_of(asked: Mapping[str, Any]) -> str:
-    """What becomes of the tail."""
+    """The value of ``last``, or its default."""
     return asked.get("last") or ("keep" if int(asked.get("shards") or 1) == 1 else "pad")
 
 
 def names_of(given: str | Sequence[str] | None) -> list[str]:
-    """Names of fields that are given as a list, or as the API writes it."""
+    """Field names, given as a list or as a parameter of the HTTP API."""
     if isinstance(given, str):
         return [unquote(name) for name in given.split(",") if name]
     return list(given or ())
 
 
 def parameter(value: object) -> str:
-    """A parameter as the API writes it: fractions with a decimal point, lists with commas."""
+    """Format a parameter for the HTTP API: fractions with a decimal point, lists with commas."""
     if isinstance(value, (bool, np.bool_)):
         return "true" if value else "false"
     if isinstance(value, (float, np.floating)):

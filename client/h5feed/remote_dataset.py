@@ -1,4 +1,4 @@
-"""A dataset on a server, by requests: its fields, splits and statistics, and its batches, read ahead."""
+"""A dataset on a server: its fields, splits and statistics, and its batches, read ahead."""
 
 from __future__ import annotations
 
@@ -42,28 +42,28 @@ from .tables import titled_table
 from .wire import OFFSETS, ROWS, Tensor, dtype_named
 
 BLOCK_BYTES = 8 << 20
-"""Bytes: small batches are asked for together up to this much; one request a batch would be many times slower."""
+"""Bytes. Small batches are fetched in blocks of up to this size; one request per batch would be many times slower."""
 
 DEFAULT_CONNECTIONS: int | None = None
-"""Requests in flight at most; None: as many as the link needs, up to `pace.MAX_WIDTH`."""
+"""Maximum number of concurrent requests; None: as many as the link needs, up to `pace.MAX_WIDTH`."""
 
 DEFAULT_READAHEAD = 64 << 20
-"""Bytes fetched ahead of the training loop at most."""
+"""Maximum number of bytes fetched ahead of the training loop."""
 
 _MAX_PLANS = 256
 
 _BODY_HEAD_BYTES = 1 << 20
-"""What the header of a body may have that is no batch."""
+"""Maximum header size of a body that is not a batch."""
 
 
 D = TypeVar("D", bound="RemoteDataset")
 
 
 class RemoteDataset:
-    """What a `Dataset` is to the loops that read it.
+    """The part of `Dataset` that the training loops use.
 
-    It is as it was when asked for: every request names its revision, so that data which changed meanwhile is an error
-    (`RevisionChanged`), never a mixture.
+    Every request names the revision. If the data changes, requests fail with `RevisionChanged`; data of two revisions
+    is never mixed.
 
     Attributes
     ----------
@@ -71,9 +71,9 @@ class RemoteDataset:
     rows : int
     fields : dict of str to Field
     class_names : list of str or None
-        Of the first label field; each field has its own, too.
+        Of the first label field; each field also has its own.
     info : dict
-        All that the server says of the dataset.
+        The server's full description of the dataset.
     """
 
     def __init__(self, client: Client, info: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ class RemoteDataset:
         self._path = f"/v1/datasets/{quote(self.name, safe='')}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Caches and plans are of this process; what was told once is not told again by the next.
+        # Caches and plans stay in this process. Warnings given here are not repeated by the copy.
         return _unpickled, (type(self), self._client, self.info, replaced_told(self.name, self.revision))
 
     def __repr__(self) -> str:
@@ -118,16 +118,16 @@ class RemoteDataset:
         return titled_table(title, ("field", "role", "dtype", "shape of a row", ""), rows)
 
     def __len__(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return self.rows
 
     def __bool__(self) -> bool:
-        # One without rows is a dataset too.
+        # A dataset without rows is still true.
         return True
 
     @property
     def shape(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each field whose rows are arrays of one shape, the rows first."""
+        """Shape of each field with rows of equal shape, including the row axis."""
         return {field.name: (self.rows, *field.shape) for field in self.fields.values() if not field.ragged}
 
     @overload
@@ -137,9 +137,9 @@ class RemoteDataset:
     def __getitem__(self, rows: slice | Sequence[int] | npt.NDArray[Any]) -> Batch: ...
 
     def __getitem__(self, rows: int | slice | Sequence[int] | npt.NDArray[Any]) -> Batch | dict[str, npt.NDArray[Any]]:
-        """Rows by their place, as of a numpy array: ``ds[0:3]`` and ``ds[[5, 1]]`` are a `Batch`, by one request.
+        """Index rows like a numpy array: ``ds[0:3]`` and ``ds[[5, 1]]`` are a `Batch`, fetched with one request.
 
-        ``ds[5]`` is one row: the arrays of its fields, without the row axis. Inputs and labels come; `take` has others.
+        ``ds[5]`` is a single row: a dict of arrays without the row axis. Contains inputs and labels; see also `take`.
 
         Raises
         ------
@@ -149,27 +149,27 @@ class RemoteDataset:
             return self.take(range(*rows.indices(self.rows)))
         if isinstance(rows, str):
             raise BadParameter(
-                f"{rows!r} is no row: ds[0:3] are rows with their inputs and labels, and "
-                f"ds.take([0, 1, 2], fields=[{rows!r}]) those of one field"
+                f"{rows!r} is not a row index: use ds[0:3] for rows with inputs and labels, or "
+                f"ds.take([0, 1, 2], fields=[{rows!r}]) for one field"
             )
         wanted = np.asarray(rows)
         if wanted.dtype == bool:
             if wanted.shape != (self.rows,):
-                raise BadParameter(f"a mask of shape {list(wanted.shape)} does not fit {self.rows} rows")
+                raise BadParameter(f"a mask of shape {list(wanted.shape)} does not match {self.rows} rows")
             wanted = np.flatnonzero(wanted)
         if not wanted.ndim:
             row = operator.index(rows)  # type: ignore[arg-type]
             if not -self.rows <= row < self.rows:
-                raise RowOutOfRange(f"row {row} does not exist: there are {self.rows}")
+                raise RowOutOfRange(f"row {row} is out of range for {self.rows} rows")
             return {name: array[0] for name, array in self.take([row % self.rows]).items()}
         return self.take(np.where(wanted < 0, wanted + self.rows, wanted) if wanted.size else wanted)
 
     def __iter__(self) -> NoReturn:
-        # Python would ask for one row after the other, each by a request.
-        raise TypeError("a Dataset is read by batches: loop over ds.batches() or ds.loader(), or look at ds[0:3]")
+        # Python would request one row at a time.
+        raise TypeError("a Dataset is not iterable: loop over ds.batches() or ds.loader(), or index rows with ds[0:3]")
 
     def fields_of_role(self, role: str) -> list[str]:
-        """Names of the readable fields of a role whose rows are arrays of one shape."""
+        """Names of the readable fields of a role with rows of equal shape."""
         found = [field for field in self.fields.values() if field.role == role and field.readable]
         return [field.name for field in found if not field.ragged]
 
@@ -182,7 +182,7 @@ class RemoteDataset:
         batch = only_batch(self._client.body(f"{self._path}/batches/{index}", params, max_bytes=most), frame)
         check_asked_for(batch, index, int(options.get("epoch") or 0), self.revision)
         if len(batch.rows) > batch_size:
-            raise BadAnswer(f"batch {index} came with {len(batch.rows)} rows where {batch_size} at most were asked for")
+            raise BadAnswer(f"batch {index} has {len(batch.rows)} rows, expected at most {batch_size}")
         return decoded_batch(batch, decoding, self._client.pool) if decoding else batch
 
     def batches(
@@ -200,11 +200,11 @@ class RemoteDataset:
         Parameters
         ----------
         connections : int, optional
-            Requests in flight at most. Default: as many as the link needs, which is found out while running.
+            Maximum number of concurrent requests. Default: as many as the link needs, measured while running.
         readahead : int
-            Bytes fetched ahead at most.
+            Maximum number of bytes fetched ahead.
         cache : path or RowCache, optional
-            A local folder that keeps what has been fetched: see `cache`.
+            A local folder that keeps fetched rows: see `cache`.
 
         Returns
         -------
@@ -219,10 +219,10 @@ class RemoteDataset:
         )
 
     def take(self, rows: Sequence[int] | npt.NDArray[Any], *, fields: Sequence[str] | None = None) -> Batch:
-        """Those rows, in the order asked, duplicates kept."""
+        """Rows by id, in the given order. Duplicates are allowed."""
         wanted = np.asarray(rows)
         if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
-            raise BadParameter(f"rows must be a flat list of ints, not {wanted.dtype} of shape {wanted.shape}")
+            raise BadParameter(f"rows must be a flat list of integers, got {wanted.dtype} of shape {wanted.shape}")
         request: dict[str, Any] = {"rows": wanted.tolist()}
         if fields is not None:
             request["fields"] = [fields] if isinstance(fields, str) else list(fields)
@@ -236,19 +236,19 @@ class RemoteDataset:
         progress: jobs.Progress | None = None,
         **options: Unpack[SplitOptions],
     ) -> Splits:
-        """Rows, rows and share per class, class weights and digest of each split; a table when printed.
+        """Rows, class counts and shares, class weights and digest of each split. Prints as a table.
 
-        The server divides the rows once for a revision.
+        The server computes the splits once per revision.
 
         Parameters
         ----------
         classes : str, optional
-            Field whose classes are counted; default: the one that rows are stratified by, or the label.
+            Field whose classes are counted; default: the field used to stratify, or the label.
         timeout : float
-            Seconds to wait for a server that has to read labels and divide rows first.
+            Seconds to wait if the server has to read labels and compute the splits first.
         progress : callable, optional
-            Called meanwhile with the rows read and divided so far, and of all: a row counts once for each field that is
-            read and once for each time that rows are divided.
+            Called meanwhile as ``progress(done, total)`` in rows. Each row counts once for every field that is read and
+            once for every division of the rows.
 
         Raises
         ------
@@ -293,18 +293,18 @@ class RemoteDataset:
         progress: jobs.Progress | None = None,
         **options: Unpack[SplitOptions],
     ) -> Stats | FieldStats:
-        """Mean, standard deviation, histogram, classes … of the rows of one split, and of no others.
+        """Mean, standard deviation, histogram, classes … of the rows of one split only.
 
-        The server computes them once for a revision.
+        The server computes them once per revision.
 
         Parameters
         ----------
         field : str, optional
-            One field; default: all, by name.
+            One field; default: all fields, by name.
         timeout : float
-            Seconds to wait for a server that has to read the data first.
+            Seconds to wait if the server has to read the data first.
         progress : callable, optional
-            Called meanwhile with the bytes read so far, and of all.
+            Called meanwhile as ``progress(done, total)`` in bytes.
 
         Raises
         ------
@@ -319,11 +319,11 @@ class RemoteDataset:
         if field is None:
             return found
         if field not in found:
-            raise BadAnswer(f"statistics of {field!r} were asked for, but the server's are of {', '.join(found)}")
+            raise BadAnswer(f"requested statistics of {field!r}, but received those of {', '.join(found)}")
         return found[field]
 
     def mean_image(self, field: str, split: str = "all", **options: Unpack[SplitOptions]) -> npt.NDArray[np.float32]:
-        """The mean of a field's images over the rows of a split, and of no others, (*sample,) float32."""
+        """The mean image of a field over the rows of one split only, (*sample,) float32."""
         params = self._params(split, options, SplitOptions, self.mean_image) | {"field": field}
         shape = self.fields[field].shape if field in self.fields else ()
         most = min(_BODY_HEAD_BYTES + 4 * math.prod(shape), MAX_BODY_BYTES)
@@ -331,7 +331,7 @@ class RemoteDataset:
         body = jobs.wait_for(ask, "statistics", jobs.TIMEOUT, None)
         image, _ = only_tensor(body, "mean_image", "float32", self.revision)
         if image.shape != shape:
-            raise BadAnswer(f"a mean image of shape {list(image.shape)} came, but samples are of shape {list(shape)}")
+            raise BadAnswer(f"received a mean image of shape {list(image.shape)}, expected {list(shape)}")
         return image
 
     def split_rows(
@@ -342,7 +342,7 @@ class RemoteDataset:
         progress: jobs.Progress | None = None,
         **options: Unpack[SplitOptions],
     ) -> npt.NDArray[np.int64]:
-        """Row ids of a split, ascending, (rows,) int64; `timeout` and `progress` as those of `splits`."""
+        """Row ids of a split, ascending, (rows,) int64. `timeout` and `progress` are those of `splits`."""
         params = self._params(None, options, SplitOptions, self.split_rows)
         most = min(_BODY_HEAD_BYTES + 8 * self.rows, MAX_BODY_BYTES)
         path = f"{self._path}/splits/{quote(split, safe='')}/rows"
@@ -350,16 +350,16 @@ class RemoteDataset:
         body = jobs.wait_for(ask, "rows of the split", timeout, progress)
         rows, about = only_tensor(body, ROWS, "int64", self.revision)
         if rows.ndim != 1 or (rows.size and (rows[0] < 0 or rows[-1] >= self.rows or (np.diff(rows) <= 0).any())):
-            raise BadAnswer(f"the row ids of {split!r} are not ascending ones of {self.rows:,} rows")
+            raise BadAnswer(f"the row ids of {split!r} must be ascending and below {self.rows:,}, but are not")
         if "replaced" in about:
             tell_replaced(self.name, self.revision, split_options(options), about["replaced"])
         return rows
 
     def plan(self, split: str = "all", *, batch_size: int = 32, **options: Unpack[OrderOptions]) -> Plan:
-        """What an epoch of this order will be."""
+        """The rows and batches of an epoch, known before fetching."""
         asked, decoding = self._decoding(options)
         params = self._params(split, asked, OrderOptions, self.plan) | {"batch_size": str(batch_size)}
-        # How an order is cut into batches does not depend on the order, and cannot change within a revision.
+        # The division into batches depends neither on the order nor on the epoch, and is fixed for a revision.
         cut = frozenset(item for item in params.items() if item[0] not in ("shuffle", "seed", "epoch"))
         answer = self._plans.get(cut)
         if answer is None:
@@ -374,7 +374,7 @@ class RemoteDataset:
         return Plan(
             rows=answer["rows"],
             batches=answer["batches"],
-            # While they are decoded, both are in memory.
+            # During decoding, encoded and decoded images are both in memory.
             batch_bytes=answer["batch_bytes"] + sum(batch_size * math.prod(spec.shape) for spec in decoding.values()),
             params=params,
             batch_size=batch_size,
@@ -401,7 +401,7 @@ class RemoteDataset:
         readahead: int,
         cache: str | os.PathLike[str] | RowCache | None = None,
     ) -> ReadAhead[Batch]:
-        """Iterate over `blocks` of a plan, fetched ahead, through a local cache where one is given."""
+        """Iterate over `blocks` of a plan, fetched ahead, through a local cache if one is given."""
         if (connections is not None and connections < 1) or readahead < 1:
             raise BadParameter(f"connections={connections} and readahead={readahead} must be 1 or more")
         return ReadAhead(
@@ -409,8 +409,8 @@ class RemoteDataset:
             blocks,
             max_bytes=readahead,
             pace=Pace(readahead, connections, self._client.link),
-            # A fetch may ask once for the stream and once more for the batch that broke it; through a cache, once more
-            # for row ids, for rows and for what is not kept.
+            # A fetch may send two requests: the stream, and the batch at which it broke. With a cache, also requests
+            # for row ids, for missing rows and for fields that are not cached.
             deadline=(2 if cache is None else 5) * self._client.deadline + 10,
         )
 
@@ -425,7 +425,7 @@ class RemoteDataset:
         readahead: int | None = None,
         cache: str | os.PathLike[str] | RowCache | None = None,
     ) -> ReadAhead[Batch]:
-        """Iterate over pass `epoch` of a plan from batch `start` to `stop`, or else on into all that follow."""
+        """Iterate over pass `epoch` of a plan from batch `start` to `stop`, or endlessly into the following passes."""
         if stop is None:
             blocks = blocks_of_passes(plan, epoch, start, BLOCK_BYTES)
         else:
@@ -433,16 +433,16 @@ class RemoteDataset:
         return self.read_ahead(plan, blocks, connections, DEFAULT_READAHEAD if readahead is None else readahead, cache)
 
     def cache(self, folder: str | os.PathLike[str], cache_bytes: int | None = None) -> RowCache:
-        """The rows of this dataset that a local folder holds, to be given as ``cache=`` or to be looked at.
+        """A local cache folder for this dataset, to pass as ``cache=`` or to inspect.
 
         Parameters
         ----------
         folder : path
-            Of any datasets, for all processes of this machine; made where it is missing.
+            Created if missing. May be shared by all datasets and processes of a machine.
         cache_bytes : int, optional
-            Bound on the whole folder; default: what the disk has, less a tenth of it that is left to others.
+            Maximum size of the whole folder; default: the free disk space, minus a tenth of the disk.
         """
-        # A fork gets one of its own: it may have come into being while a lock of this one was held.
+        # One per process: a lock may have been held at the time of the fork.
         key = os.path.abspath(os.path.expanduser(folder)), cache_bytes, os.getpid()
         found = self._caches.get(key)
         if found is None:
@@ -450,7 +450,7 @@ class RemoteDataset:
         return found
 
     def _fetch(self, plan: Plan, cache: str | os.PathLike[str] | RowCache | None) -> Fetch[Batch]:
-        """What fetches the blocks of a plan; it refers to no `Dataset`, so that threads keep none alive."""
+        """The function that fetches blocks. It does not refer to the `Dataset`: threads must not keep it alive."""
         client, path = self._client, self._path
         fetch = fetcher(client, path, plan)
         if plan.decoding:
@@ -473,7 +473,7 @@ class RemoteDataset:
         )
 
     def _decoding(self, options: OrderOptions) -> tuple[OrderOptions, dict[str, ImageSpec]]:
-        """Options as the server knows them, and what is decoded here of what comes.
+        """Options for the server, and the fields to decode here.
 
         Raises
         ------
@@ -492,26 +492,26 @@ class RemoteDataset:
         for name, spec in specs.items():
             if (spec.shape, "uint8") != (self.fields[name].shape, self.fields[name].dtype):
                 raise BadAnswer(
-                    f"the server has images of {name!r} decoded to {list(spec.shape)}, which is no row of it"
+                    f"the server decodes images of {name!r} to {list(spec.shape)}, which is not the shape of a row"
                 )
         if specs:
             asked["encoded"] = [*as_stored, *specs]
         return asked, specs
 
     def _chosen(self, asked: Mapping[str, Any]) -> list[str]:
-        """Names of the fields that are asked for."""
+        """Names of the requested fields."""
         if asked.get("fields") is not None:
             return names_of(asked["fields"])
         found = [*self.fields_of_role("input"), *self.fields_of_role("label")]
         return found or [field.name for field in self.fields.values() if field.readable and not field.ragged]
 
     def _frame(self, asked: Mapping[str, Any]) -> Frame:
-        """What batches of an order, or rows, must be; of what is no field the server says so."""
+        """The expected tensors of a response. Unknown fields are left to the server to reject."""
         fields = [self.fields[name] for name in self._chosen(asked) if name in self.fields]
         return Frame.of(self.rows, fields, names_of(asked.get("encoded")), weighted=tail_of(asked) == "pad")
 
     def _check_plan(self, plan: PlanInfo, frame: Frame, batch_size: int, asked: Mapping[str, Any]) -> None:
-        """Raise `BadAnswer` where a plan is not one of this dataset, or contradicts itself."""
+        """Raise `BadAnswer` if a plan does not match the dataset or contradicts itself."""
         self._of_this_revision(plan)
         grid = BatchGrid(plan["rows"], batch_size, asked.get("shard") or 0, asked.get("shards") or 1, plan["last"])
         last_rows = grid.size(grid.batches - 1) if grid.batches else 0
@@ -522,15 +522,15 @@ class RemoteDataset:
             or not plan["limits"]["body_bytes"]
         ):
             raise BadAnswer(
-                f"the server's plan is not one of {self.rows:,} rows in batches of {batch_size}: {plan!r:.500}"
+                f"the server's plan does not match {self.rows:,} rows in batches of {batch_size}: {plan!r:.500}"
             )
         frame.check_plan((self._tensor(**tensor) for tensor in plan["tensors"]), batch_size)
 
     def _of_this_revision(self, answer: Any) -> Any:
         if answer["revision"] != self.revision:
             raise BadAnswer(
-                f"revision {self.revision} of {self.name!r} was asked for, but the server answered for "
-                f"{answer['revision']}: something between here and the server mixes answers up"
+                f"requested revision {self.revision} of {self.name!r}, but received {answer['revision']}: a proxy or "
+                "cache between client and server mixes up responses"
             )
         return answer
 
@@ -538,7 +538,7 @@ class RemoteDataset:
         if dtype == "bfloat16":
             return Tensor(name, dtype_named("BF16"), tuple(shape), is_bfloat16=True)
         if dtype not in DTYPES:
-            raise BadAnswer(f"the server says that {name!r} is of the dtype {dtype!r}: there is none")
+            raise BadAnswer(f"the server sent an unknown dtype {dtype!r} for {name!r}")
         return Tensor(name, DTYPES[dtype], tuple(shape))
 
     def _params(

@@ -1,7 +1,7 @@
-"""JSON from a server, checked before it is used.
+"""Validate JSON from a server before it is used.
 
-What is expected is written as types: a `TypedDict` of what must be there, lists, dicts, unions, literals, `Count` and
-`Number`. Keys beyond that may be of a newer server and are left alone.
+The expected structure is given as types: `TypedDict`, lists, dicts, unions, literals, `Count` and `Number`. Additional
+keys are ignored: they may come from a newer server.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .errors import BadAnswer
 T = TypeVar("T")
 
 MAX_VALUES = 4_000_000
-"""Values in one text: an empty list takes twenty times the memory of its two characters."""
+"""Maximum number of values in a JSON text: an empty list takes twenty times the memory of its two characters."""
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,24 @@ class Range:
     name: str
 
 
-Count = Annotated[int, Range(0, 2**63 - 1, "a whole number, 0 or more")]
-"""Also a place or a size: what an int64 holds."""
+Count = Annotated[int, Range(0, 2**63 - 1, "an integer, 0 or more")]
+"""A count, position or size that fits into an int64."""
 
 Number = Annotated[float, Range(-1.7e308, 1.7e308, "a finite number")]
-"""An int or a float, of which a float64 can be made."""
+"""An int or float that fits into a float64."""
 
-_NAMES = {str: "text", bool: "true or false", NoneType: "null"}
+_NAMES = {str: "a string", bool: "true or false", NoneType: "null"}
 
 
 def read_json(text: bytes) -> Any:
-    """What a JSON text says.
+    """Parse a JSON text.
 
     Raises
     ------
     ValueError
-        It is no JSON, too deep, or of more than `MAX_VALUES` values.
+        The text is not JSON, is nested too deeply, or has more than `MAX_VALUES` values.
     """
-    # Each value has a mark of its own.
+    # Each value needs at least one of these characters.
     if len(text) > MAX_VALUES and text.count(b",") + text.count(b"[") + text.count(b"{") > MAX_VALUES:
         raise ValueError(f"it has more than {MAX_VALUES:,} values")
     try:
@@ -70,24 +70,24 @@ def read_json(text: bytes) -> Any:
 
 
 def checked(value: Any, kind: type[T], what: str) -> T:
-    """The same value, which is of the `kind` that is expected.
+    """Return `value` if it has the type `kind`.
 
     Parameters
     ----------
     what : str
-        What the server was asked for.
+        Name of the requested resource.
 
     Raises
     ------
     BadAnswer
-        Names the place that is wrong, and what is expected there.
+        The message names the wrong item and what was expected.
     """
     try:
         check: _Check = _check_of(cast("Hashable", kind))
         check(value)
     except _Mismatch as wrong:
         raise BadAnswer(
-            f"the server's {what} is not what the API says: {wrong}. Is an h5feed server there, of a version that fits?"
+            f"invalid {what} from the server: {wrong}. Is it an h5feed server of a compatible version?"
         ) from None
     return value  # type: ignore[no-any-return]
 
@@ -104,19 +104,19 @@ class _Mismatch(Exception):
         self._expected = expected
 
     def below(self, place: object) -> _Mismatch:
-        """The same, as seen from the list or dict that the value lies in."""
+        """The same error, seen from the list or dict that contains the value."""
         own = f"[{place}]" if isinstance(place, int) else f".{place}"
         self.path = own + self.path
         return self
 
     def __str__(self) -> str:
         place = self.path.removeprefix(".") or "it"
-        return f"{place} is {reprlib.repr(self._value)}, where {self._expected} is due"
+        return f"{place} is {reprlib.repr(self._value)}, expected {self._expected}"
 
 
 @cache
 def _check_of(kind: Any) -> _Check:
-    """What checks values of a kind; made once, since there may be many values."""
+    """The check for a type, created once because there may be many values."""
     origin, args = get_origin(kind), get_args(kind)
     if kind is Any:
         return lambda value: None
@@ -144,7 +144,7 @@ def _check_of_type(kind: type) -> _Check:
 
 
 def _types_of(base: type) -> set[type]:
-    """The types, as `json` makes them, of numbers that are annotated as `base`; booleans are numbers to isinstance."""
+    """The exact types of JSON numbers annotated as `base`; isinstance would also accept booleans."""
     return {int} if base is int else {int, float}
 
 
@@ -152,7 +152,7 @@ def _check_of_range(base: type, allowed: Range) -> _Check:
     types, least, most = _types_of(base), allowed.least, allowed.most
 
     def check(value: Any) -> None:
-        # NaN is in no range.
+        # The range test is false for NaN.
         if type(value) not in types or not least <= value <= most:
             raise _Mismatch(value, allowed.name)
 
@@ -168,7 +168,7 @@ def _check_of_literal(allowed: tuple[Any, ...]) -> _Check:
 
 
 def _check_of_union(kinds: tuple[Any, ...]) -> _Check:
-    """Each of the kinds is of other types of JSON: the value's own tells which one is meant."""
+    """The kinds have different JSON types, so the type of the value selects the check."""
     by_type: dict[type, _Check] = {}
     for kind in kinds:
         by_type.update(dict.fromkeys(_json_types(kind), _check_of(kind)))
@@ -181,7 +181,7 @@ def _check_of_union(kinds: tuple[Any, ...]) -> _Check:
 
 
 def _json_types(kind: Any) -> set[type]:
-    """The types that `json` makes values of a kind."""
+    """The Python types of parsed JSON values of a kind."""
     origin = get_origin(kind) or kind
     if origin is Annotated:
         return _types_of(get_args(kind)[0])
@@ -204,12 +204,12 @@ def _check_of_items(kind: Any) -> _Check:
 
 
 def _bulk_check_of_range(base: type, allowed: Range) -> Callable[[list[Any]], bool]:
-    """Whether all numbers of a list are surely in a range: histograms are thousands of them."""
+    """A fast check that all numbers of a list are in a range: histograms have thousands of them."""
     types, least, most = _types_of(base), allowed.least, allowed.most
 
     def sound(values: list[Any]) -> bool:
         try:
-            # No number is further from 0 than all together; a sum with NaN in it is not below anything.
+            # No single absolute value exceeds their sum; a sum with NaN fails the comparison.
             return (
                 types.issuperset(map(type, values))
                 and sum(map(abs, values)) <= most

@@ -1,4 +1,4 @@
-"""What the server says of splits, readable: rows, classes and their shares, and weights that even the classes out."""
+"""Information about splits: rows, classes and their shares, and balanced class weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .tables import html_table, text_lines
 logger = logging.getLogger("h5feed")
 
 _told: dict[tuple[str, str, str], None] = {}
-"""Datasets, revisions and options of which it has been told that stored splits are replaced."""
+"""Datasets, revisions and options for which the warning about replaced splits was logged."""
 
 _SHOWN = 30
-"""Classes in a table; more are counted."""
+"""Maximum number of classes in a table."""
 
 
 def tell_replaced(name: str, revision: str, options: Mapping[str, Any], note: str) -> None:
-    """Warn that stored splits are replaced: once for all loops over a dataset, whatever split, fold or thread asks."""
+    """Warn that stored splits are replaced: once per dataset and options, for all splits, folds and threads."""
     asked = ", ".join(f"{key}={options[key]}" for key in sorted(options) if key != "fold" and options[key] is not None)
     key = name, revision, asked
     if key not in _told:
@@ -30,23 +30,22 @@ def tell_replaced(name: str, revision: str, options: Mapping[str, Any], note: st
 
 
 def replaced_told(name: str, revision: str, told: frozenset[str] = frozenset()) -> frozenset[str]:
-    """Options of which it has been told, with those of another process."""
+    """The options for which the warning was logged; adds those of another process."""
     _told.update(dict.fromkeys((name, revision, asked) for asked in told))
     return frozenset(asked for known, of, asked in list(_told) if (known, of) == (name, revision))
 
 
 class Splits(dict[str, Any]):
-    """The splits of a dataset: a dict of what the server answered, and as a table in a terminal or notebook.
+    """The splits of a dataset: a dict of the server's response. Prints as a table in terminals and notebooks.
 
     Attributes
     ----------
     names : list of str
         ``all`` first.
     method : str or None
-        What of scikit-learn gives the same rows.
+        The scikit-learn function or class that gives the same rows.
     note : str or None
-        What one might not expect: why rows are not stratified, which classes are small, which stored splits these take
-        the place of.
+        Anything unexpected: why rows are not stratified, which classes are small, which stored splits are replaced.
     """
 
     @property
@@ -64,22 +63,22 @@ class Splits(dict[str, Any]):
     def class_weight(self, split: str = "train") -> dict[int, float]:
         """Balanced weight of each class, for ``model.fit(class_weight=…)``.
 
-        Keys are labels that are integers, and positions of one-hot labels. Classes that are text or other numbers are
-        numbered in ascending order, over all rows.
+        Keys are integer labels, or positions of one-hot labels. Other classes (text, fractional numbers) are numbered
+        in ascending order, over all rows.
 
         Raises
         ------
         BadParameter
-            There is no such split, or rows have no classes, or several at once.
+            The split does not exist, or rows have no class or more than one.
         """
         if split not in self["splits"]:
-            raise BadParameter(f"there is no split {split!r} here: {did_you_mean(split, self.names)}")
+            raise BadParameter(f"no split {split!r}: {did_you_mean(split, self.names)}")
         if self.get("classes_are") == "multi-label":
-            raise BadParameter(f"rows of {self['classes_of']!r} have several labels at once: weigh rows, not classes")
+            raise BadParameter(f"{self['classes_of']!r} is multi-label and has no class weights: use sample weights")
         if "classes" not in self["splits"][split]:
             many = self["splits"][split].get("classes_total")
-            why = f"{many} are more than the server lists" if many else self.note or "the label field has none"
-            raise BadParameter(f"there are no classes to weigh: {why}")
+            why = f"{many} classes are more than the server lists" if many else self.note or "the label has no classes"
+            raise BadParameter(f"no class weights: {why}")
         known = [entry["value"] for entry in self["splits"]["all"]["classes"]]
         if all(isinstance(value, int | float) and float(value).is_integer() for value in known):
             number = {value: int(value) for value in known}
@@ -111,7 +110,7 @@ class Splits(dict[str, Any]):
         return f"{how}, revision {self['revision']}"
 
     def _tables(self) -> list[list[list[str]]]:
-        """Splits; and classes by splits, where there are any. The first line of each is its head."""
+        """A table of splits, and a table of classes by split if there are any. Each starts with its header."""
         splits: dict[str, dict[str, Any]] = self["splits"]
         has = {key for split in splits.values() for key in split}
         head = ["split", "rows", "share"]

@@ -1,4 +1,4 @@
-"""Statistics of a split, as a server counted them: mappings that print themselves, as text and in notebooks."""
+"""Statistics of a split, computed by the server. They print as tables in terminals and notebooks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .suggestions import no_field
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 32
-"""Characters of a histogram."""
+"""Width of a histogram in characters."""
 
 _CLASSES_SHOWN = 20
 _NAME_LENGTH = 40
@@ -23,14 +23,14 @@ _BAR = '<div style="background:#4477aa;height:.8em;width:{:.2f}em"></div>'
 
 
 class FieldStats(Mapping[str, Any]):
-    """Statistics of one field, a mapping of what the server answered; see ``GET …/stats`` of the HTTP API.
+    """Statistics of one field: a mapping with the server's response, see ``GET …/stats`` in the HTTP API.
 
     Attributes
     ----------
     field, split : str
     rows : int
     mean, std, variance : float, or (channels,) float64
-        Per channel, in stored order, where the field has channels or is a flat vector of features. Made for
+        Per channel, in stored order, if the field has channels or is a vector of features. Suitable for
         ``keras.layers.Normalization(mean=stats.mean, variance=stats.variance)``.
     """
 
@@ -68,47 +68,47 @@ class FieldStats(Mapping[str, Any]):
         Raises
         ------
         BadParameter
-            The field holds no classes that are integers.
+            The field does not hold integer classes.
         """
         classes = self._answer["classes"]
         if not classes or not all(isinstance(entry["value"], int) for entry in classes):
-            raise BadParameter(f"{self.field!r} holds no classes that are integers: its role is {self['role']}")
+            raise BadParameter(f"{self.field!r} does not hold integer classes: its role is {self['role']}")
         return {entry["value"]: entry["weight"] for entry in classes if entry["rows"]}
 
     def _per_channel(self, key: str) -> float | npt.NDArray[np.float64]:
         channels = self._answer["channels"]
         numbers = [channel[key] for channel in channels] if channels else self._answer[key]
         if numbers is None:
-            raise BadParameter(f"{self.field!r} has no {key}: it holds no finite numbers")
+            raise BadParameter(f"{self.field!r} has no {key}: it contains no finite numbers")
         array = np.asarray(numbers, np.float64)
         return array if array.ndim else float(array)
 
     @property
     def title(self) -> str:
-        """The field, what it holds, and of which rows this is."""
+        """The field, its dtype, shape and role, the split and its rows."""
         return f"{self.field}  {self['dtype']}{self['shape']}, {self['role']}, split {self.split}, {self.rows:,} rows"
 
     def numbers(self) -> list[tuple[str, ...]]:
-        """A header, all values together, and each channel, as text; the last column is a histogram. Else empty."""
+        """A header, a row for all values, and a row per channel, as text with a histogram. Empty without numbers."""
         if not self["count"]:
             return []
         header = ("", "mean", "std", "min", "max", "zeros", "NaN", "inf", "histogram")
         return [header, *(self._row(part) for part in self._parts())]
 
     def listed(self) -> list[tuple[str, int, float]]:
-        """Name, rows and share of the first classes, or of the most frequent values if any is there twice."""
+        """Name, rows and share of the first classes, or of the most frequent values if any occurs twice."""
         entries = self["classes"] or self["values"] or []
         if not self["classes"] and len(entries) > 1 and entries[0]["rows"] == 1:
             return []
         return [(_label(entry), entry["rows"], entry["share"]) for entry in entries[:_CLASSES_SHOWN]]
 
     def hidden(self) -> str:
-        """Says so, where there are more classes or values than are listed."""
+        """A line with the total number of classes or values, if not all are listed."""
         entries = self["classes"] or self["values"] or []
         there = len(entries) if self["classes"] else self["distinct"]
         if there == len(self.listed()) or not entries:
             return ""
-        return f"… {'very many' if there is None else f'{there:,}'} in all"
+        return f"… {'very many' if there is None else f'{there:,}'} in total"
 
     def __repr__(self) -> str:
         lines = [self.title, *_aligned(self.numbers())]
@@ -145,7 +145,7 @@ class FieldStats(Mapping[str, Any]):
         return "".join(parts)
 
     def _parts(self) -> list[Mapping[str, Any]]:
-        """All values together, and each channel."""
+        """Statistics of all values, then of each channel."""
         return [{**self._answer, "name": "all"}, *(self["channels"] or ())]
 
     def _row(self, part: Mapping[str, Any]) -> tuple[str, ...]:
@@ -167,7 +167,7 @@ class Stats(Mapping[str, FieldStats]):
         try:
             return self._fields[name]
         except KeyError:
-            raise no_field(name, self._fields, "there are no statistics of") from None
+            raise no_field(name, self._fields, "no statistics of") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)
@@ -176,14 +176,14 @@ class Stats(Mapping[str, FieldStats]):
         return len(self._fields)
 
     def __repr__(self) -> str:
-        return "\n\n".join(map(repr, self._fields.values())) or "no field can be read"
+        return "\n\n".join(map(repr, self._fields.values())) or "no readable fields"
 
     def _repr_html_(self) -> str:
         return "".join(field._repr_html_() for field in self._fields.values())
 
 
 def sparkline(histogram: Mapping[str, Sequence[Any]] | None) -> str:
-    """A histogram in one line of text."""
+    """A histogram as one line of text."""
     bars = _coarse(histogram)
     most = max(bars, default=0)
     return "".join(_BLOCKS[-(-count * len(_BLOCKS) // most) - 1] if count else " " for count in bars)
@@ -223,7 +223,7 @@ def _short(value: float | int | None) -> str:
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Columns side by side, numbers to the right; the first and the last are text."""
+    """Align columns: the first and last are left-aligned, the others are right-aligned."""
     if not rows:
         return []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

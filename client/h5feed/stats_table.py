@@ -1,4 +1,4 @@
-"""Statistics as tables of `rich`: columns that fit the terminal, bars in colour."""
+"""Statistics as `rich` tables: columns fit the terminal, bars are in colour."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rich.text import Text
 from .stats import FieldStats
 
 _BAR = 30
-"""Characters of the longest bar."""
+"""Length of the longest bar in characters."""
 
 _COLOURS = {"R": "red", "G": "green", "B": "blue"}
 
 
 def tables(fields: Sequence[FieldStats]) -> Iterator[RenderableType]:
-    """For each field its numbers, per channel, and its classes or most frequent values."""
+    """For each field, its statistics per channel, and its classes or most frequent values."""
     for field in fields:
         yield Text(field.title, style="bold")
         numbers = field.numbers()
@@ -35,7 +35,7 @@ def _numbers(rows: Sequence[tuple[str, ...]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for place, name in enumerate(rows[0]):
         last = place == len(rows[0]) - 1
-        # Where the terminal is narrow, histograms are cut and numbers are not.
+        # In a narrow terminal, only the histograms are cut off.
         width = None if last else max(len(row[place]) for row in rows)
         side: JustifyMethod = "left" if last or not place else "right"
         table.add_column(name, justify=side, min_width=width, no_wrap=True, overflow="crop")

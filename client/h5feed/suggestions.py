@@ -1,4 +1,4 @@
-"""Names that users type: which there are, and which one was meant."""
+"""Suggestions for misspelt names and options."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from .errors import BadParameter, FieldNotFound
 
 _MAX_CHARS, _MAX_NAMES = 200, 2000
-"""Of what is compared: it takes time by the square of the length, for each name."""
+"""Limits of the comparison, whose time grows with the square of the length and with the number of names."""
 
 
 def did_you_mean(name: str, known: Iterable[str], rest: str | None = None) -> str:
-    """``did you mean 'batch_size'? There are …`` where a known name is like this one, else the rest alone.
+    """``did you mean 'batch_size'? Choose from …`` if a known name is similar, else only `rest`.
 
     Parameters
     ----------
     rest : str, optional
-        Which names there are; default: ``there are`` all that are known.
+        The valid names; default: ``choose from`` and all known names.
     """
     known = list(known)
-    rest = rest or f"there are {', '.join(known) or 'none'}"
+    rest = rest or (f"choose from {', '.join(known)}" if known else "there are none")
     if len(name) > _MAX_CHARS:
         return rest
     alike = {_plain(candidate): candidate for candidate in islice(known, _MAX_NAMES)}
@@ -32,19 +32,19 @@ def did_you_mean(name: str, known: Iterable[str], rest: str | None = None) -> st
 
 
 def no_field(name: object, known: Iterable[str], whose: str) -> FieldNotFound:
-    """The error to raise where a name is that of no field: it says which there are, and which was meant."""
+    """The error for an unknown field, with a suggestion and all known names."""
     return FieldNotFound(f"{whose} {name!r}: {did_you_mean(str(name), known)}")
 
 
 def check_options(given: Iterable[str], takes: Callable[..., Any], *more: Mapping[str, Any] | Iterable[str]) -> None:
-    """Raise `BadParameter` where an option is none: it names the one that was meant, and all there are.
+    """Raise `BadParameter` for an unknown option, with a suggestion and all valid options.
 
     Parameters
     ----------
     takes : callable
-        What the options were given to: those of its parameters that have a default are options too.
+        The function that was called; its parameters with a default are valid options.
     more : iterables of str
-        Options that it takes as ``**options``.
+        Valid options that it takes as ``**options``.
     """
     beyond = {name for names in more for name in names}
     unknown = sorted(set(given) - beyond)

@@ -1,4 +1,4 @@
-"""Tables, as text and in a notebook: a header, and rows that their first column names."""
+"""Tables as text and HTML: a header, and rows whose first column is a name."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Literal
 
 
 def titled_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table with a line above it; whatever is given is text, none of it HTML."""
+    """An HTML table with a title above it. All arguments are escaped."""
     return f"<p>{escape(title)}</p>{html_table(header, rows)}"
 
 
 def html_table(
     header: Sequence[str], rows: Iterable[Sequence[object]], align: Literal["left", "right"] = "left"
 ) -> str:
-    """A table; whatever is given is text, none of it HTML."""
+    """An HTML table. All arguments are escaped."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     body = "".join(
         f'<tr><th scope="row">{escape(str(name))}</th>'
@@ -27,6 +27,6 @@ def html_table(
 
 
 def text_lines(table: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table, its header among them: names on the left, all else on the right of its column."""
+    """The lines of a table including its header. The first column is left-aligned, the others are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  ".join([name.ljust(widths[0]), *map(str.rjust, others, widths[1:])]).rstrip() for name, *others in table]

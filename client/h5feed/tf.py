@@ -12,24 +12,24 @@ from .remote_dataset import RemoteDataset
 
 
 def tf_data(dataset: RemoteDataset, split: str = "all", **options: Any) -> tf.data.Dataset:
-    """Batches of a split for ``model.fit`` and loops over `tf.data`; made by `Dataset.tf_data`.
+    """Batches of a split for ``model.fit`` and `tf.data` loops; made by `Dataset.tf_data`.
 
-    Each iteration over it is one pass, in an order of its own where ``shuffle`` is set; ``repeat()`` begins the next
-    one. It is batched and fetched ahead already. It ends in a generator in this process: replicas on other machines
-    make one each, with ``shard=`` and ``shards=``, instead of having `tf.distribute` divide it.
+    Each iteration is one pass, in a new order if ``shuffle`` is set; ``repeat()`` starts the next one. The dataset is
+    already batched and prefetched. It reads from a generator in this process: with several machines, create one on each
+    with ``shard=`` and ``shards=`` instead of letting `tf.distribute` shard it.
 
     Parameters
     ----------
     dataset : RemoteDataset
     split : str
     **options
-        As of `h5feed.loops.loader.Loader`.
+        See `h5feed.loops.loader.Loader`.
 
     Returns
     -------
     tf.data.Dataset
-        Of ``(x,)``, ``(x, y)`` or ``(x, y, weight)``, with known cardinality, dtypes and shapes; the number of rows is
-        known where every batch is full (``last="drop"`` or ``"pad"``).
+        Of ``(x,)``, ``(x, y)`` or ``(x, y, weight)``, with known cardinality, dtypes and shapes. The batch dimension is
+        known if every batch is full (``last="drop"`` or ``"pad"``).
     """
     loader = Loader(dataset, split, **options)
     plan = loader.plan
@@ -39,7 +39,7 @@ def tf_data(dataset: RemoteDataset, split: str = "all", **options: Any) -> tf.da
     def spec(array: Any) -> tf.TensorSpec:
         return tf.TensorSpec((rows, *array.shape[1:]), tf.as_dtype(array.dtype))
 
-    # Only a batch tells what class modes, statistics and a transform make of the fields.
+    # Class modes, statistics and a transform change dtypes and shapes: look at a batch.
     signature = mapped(spec, loader.example())
     made = tf.data.Dataset.from_generator(lambda: iter(loader), output_signature=signature)
     return made.apply(tf.data.experimental.assert_cardinality(len(loader)))

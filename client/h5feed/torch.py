@@ -1,4 +1,4 @@
-"""A remote dataset for `torch.utils.data.DataLoader`, and for loops without one."""
+"""PyTorch support: datasets for `torch.utils.data.DataLoader`, or for loops without one."""
 
 from __future__ import annotations
 
@@ -40,34 +40,34 @@ from .wire import WEIGHT
 
 
 class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
-    """Batches of a split as tensors, each pass in an order of its own where `shuffle` is set; made by `Dataset.torch`.
+    """Batches of a split as tensors, in a new order each pass if `shuffle` is set; made by `Dataset.torch`.
 
-    It is batched already: give it to ``DataLoader(batches, batch_size=None)``. With ``num_workers=k`` each worker
-    fetches every k-th batch, and the DataLoader delivers them in the same order as without workers. Threads fetch ahead
-    in any case, so workers pay only where `transform` is slow: each of them has to hand its batches over by a copy.
+    The dataset is already batched: use ``DataLoader(batches, batch_size=None)``. With ``num_workers=k``, each worker
+    fetches every k-th batch, and the DataLoader yields them in the same order as without workers. Threads fetch ahead
+    in any case, so workers help only if `transform` is slow, because each batch is copied from the worker.
 
-    Each pass begun has the next number, with and without workers, persistent or not, whatever their seed. `set_epoch`
-    sets it. A pass begins with the first batch that is asked for; workers ask as soon as there is an iterator.
+    Passes are numbered consecutively, with and without workers, persistent or not, whatever their seed. `set_epoch`
+    sets the number. A pass starts when its first batch is requested; workers request it as soon as they are started.
 
-    `load_state_dict` takes up a pass where it was left, with any number of workers. `state_dict` tells where a loop
-    without workers is, and to torchdata's ``StatefulDataLoader`` where each worker is. A DataLoader with workers takes
-    batches ahead of the loop: `state_after` tells where that loop is.
+    `load_state_dict` resumes a pass, with any number of workers. `state_dict` is the position of a loop without
+    workers; torchdata's ``StatefulDataLoader`` also gets the position of each worker from it. A DataLoader with workers
+    takes batches ahead of the loop: there, `state_after` is the position of the loop.
 
     Parameters
     ----------
     dataset : RemoteDataset
     split : str
     batch_size, shuffle, seed, epoch, connections, readahead, cache, **options
-        As of `h5feed.loops.loader.Loader`. `readahead` is that of each worker.
+        See `h5feed.loops.loader.Loader`. `readahead` applies to each worker.
     pin_memory : bool
-        Pin the tensors where CUDA is there. With workers, leave it to the DataLoader's own ``pin_memory``.
+        Pin the tensors if CUDA is available. With workers, use the DataLoader's own ``pin_memory`` instead.
 
     Raises
     ------
     BadParameter
-        Also where a DataLoader would make batches of the batches, and where Accelerate would lose rows.
+        Also if a DataLoader would batch the batches again, or if Accelerate would lose rows.
 
-    Tensors lie in recycled memory, which is not used again as long as any view of it is referred to.
+    The memory of the tensors is recycled once no tensor or view refers to it.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         self._plan = self._planned()
         folder = cache.folder if isinstance(cache, RowCache) else cache
         cache_bytes = cache.max_bytes if isinstance(cache, RowCache) else None
-        # A worker's cache is one of its own: it opens the folder anew.
+        # Each worker opens the cache folder itself.
         self._cache = None if folder is None else (os.fspath(folder), cache_bytes)
         self._fetching: dict[str, Any] = {"connections": connections, "readahead": readahead}
         self._pin = pin_memory
@@ -107,21 +107,21 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
 
     @property
     def plan(self) -> Plan:
-        """Which rows come, in how many batches."""
+        """The rows and batches of one pass."""
         return self._plan
 
     @property
     def epoch(self) -> int:
-        """Number of the pass that is begun next."""
+        """Number of the next pass."""
         return self._passes.following
 
     def set_epoch(self, epoch: int) -> None:
-        """Make `epoch` the number of the pass that is begun next; call it between passes."""
+        """Set the number of the next pass. Call it between passes."""
         check_accelerate(sys._getframe(1), int(self._order.get("shards") or 1))
         super().set_epoch(epoch)
 
     def _here(self) -> _Place | None:
-        """The pass that this process is in the middle of, or was when its loop was left."""
+        """The position in the current pass of this process, or in the pass whose loop was left."""
         return self._at if self._at is not None and self._at.pid == os.getpid() else None
 
     def _where(self) -> tuple[int, int]:
@@ -133,29 +133,29 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         self._passes.go_to(epoch, delivered)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loop is, as plain values that JSON can hold: see `h5feed.loops.passes.state_of`.
+        """The position of the loop, serialisable as JSON: see `h5feed.loops.passes.state_of`.
 
         Raises
         ------
         FeedError
-            Workers of a DataLoader have the batches, and which of them the loop was given is not known here.
+            DataLoader workers deliver the batches, so this process does not know the position of the loop.
         """
         if not self._passes.is_shared:
             if self._passes.is_of_workers:
                 raise FeedError(
-                    "workers of a DataLoader take batches ahead of the loop: state_after(batches) tells where that is, "
-                    "and so does torchdata's StatefulDataLoader"
+                    "DataLoader workers take batches ahead of the loop: use state_after(batches), or torchdata's "
+                    "StatefulDataLoader"
                 )
             return super().state_dict()
         worker, here = get_worker_info(), self._here()
         epoch, first = self._passes.latest if here is None else (here.epoch, here.first)
         following = first if here is None else here.following
         of_worker = {"worker": worker.id, "workers": worker.num_workers, "first": first}
-        # A worker that has no more waits for the others: its pass is not over before theirs are.
+        # A worker without further batches waits for the others: the pass ends for all of them together.
         return {**state_of(self._dataset, self._plan, epoch, 0), "delivered": following, **of_worker}
 
     def state_after(self, batches: int) -> dict[str, Any]:
-        """The state after the loop was given so many batches of the pass that was begun last, with workers or without.
+        """The state after the loop got `batches` batches of the latest pass, with or without workers.
 
         Raises
         ------
@@ -163,44 +163,44 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         """
         epoch, first = self._passes.latest
         if not 0 <= batches <= self._plan.batches - first:
-            raise BadParameter(f"batches={batches}: the pass has {self._plan.batches - first}")
+            raise BadParameter(f"batches={batches} must be from 0 to {self._plan.batches - first}, as the pass has")
         return state_of(self._dataset, self._plan, epoch, first + batches)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state: the next pass delivers exactly what that pass had not delivered yet.
+        """Resume from a state: the next pass delivers exactly what the saved pass had not delivered yet.
 
-        It may be taken up by more or fewer shards, if ``batch_size × shards`` is the same, and by any number of
-        workers. Call it between passes.
+        The number of workers may differ, and the number of shards if ``batch_size × shards`` is the same. Call it
+        between passes.
 
         Raises
         ------
         RevisionChanged
         BadParameter
-            It is the state of another order, or of one worker of several and this is not that one.
+            The state belongs to another order, or to another worker.
         """
         epoch, delivered = position_in(state, self._dataset, self._plan)
         of_worker = tuple(state.get(name) for name in ("worker", "workers"))
         worker = get_worker_info() if self._passes.is_shared else None
         here = (None, None) if worker is None else (worker.id, worker.num_workers)
         if of_worker != here:
-            whose = "of a whole pass" if of_worker == (None, None) else f"of worker {of_worker[0]} of {of_worker[1]}"
-            who = "no worker" if worker is None else f"worker {here[0]} of {here[1]}"
-            raise BadParameter(f"the state is one {whose}, and this is {who}: keep num_workers")
+            whose = "a whole pass" if of_worker == (None, None) else f"worker {of_worker[0]} of {of_worker[1]}"
+            who = "not a worker" if worker is None else f"worker {here[0]} of {here[1]}"
+            raise BadParameter(f"the state belongs to {whose}, but this process is {who}: keep num_workers the same")
         if worker is None:
             self._go_to(epoch, delivered)
         else:
             self._resumed = _Place(os.getpid(), int(state["epoch"]), int(state["first"]), int(state["delivered"]))
 
     def close(self) -> None:
-        """End the read-ahead of this process and its threads; a loop that is under way ends with an error."""
+        """Stop the read-ahead of this process and its threads. A running loop fails with an error."""
         while self._open:
             self._open.pop().close()
 
     def stats(self) -> LoopStats:
-        """How long this process has waited for batches, and what for: a table when printed.
+        """How long this process waited for batches, and why. Prints as a table.
 
-        Without workers of a DataLoader that is the training loop. With them nothing is told here: each of them waits
-        for itself, ahead of the loop.
+        Without DataLoader workers, these are the times of the training loop. With workers, nothing is measured here:
+        each worker waits separately, ahead of the loop.
         """
         return super().stats()
 
@@ -211,7 +211,7 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         return map(Loaded, batches) if is_data_loader(sys._getframe(1)) else batches
 
     def _batches(self, called: Pass | None, worker: int, workers: int) -> Iterator[tuple[Any, ...]]:
-        """Every `workers`-th batch of a pass, `worker` after its first, which begins with the first asked for."""
+        """Every `workers`-th batch of a pass, from batch `worker` on. The pass starts when the first is requested."""
         resumed, self._resumed = self._resumed, None
         epoch, first = self._passes.begin(called, None if resumed is None else (resumed.epoch, resumed.first))
         following = first if resumed is None else resumed.following
@@ -219,7 +219,7 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         pin = self._pin and torch.cuda.is_available()
         cache = None if self._cache is None else self._dataset.cache(*self._cache)
         number = epoch if self._plan.is_drawn else 0
-        # Which batches of the pass are this worker's depends on where the pass began, not on where it goes on.
+        # The batches of this worker depend on where the pass started, not on where it is resumed.
         shares = self._shares((first + worker) % workers, workers, following)
         here = self._at = _Place(os.getpid(), epoch, first, following)
         streams = [
@@ -240,7 +240,7 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
                     batch.index = index
                     tensors = tensors_of(prepare(batch, epoch), pin)
                     self._meter.step(asked, came, trace, len(batch.rows))
-                    # Counted before it is out of hand: a state taken in the loop's body says that it was delivered.
+                    # Counted before the yield, so that a state saved in the loop body includes this batch.
                     here.following = index + 1
                     yield tensors
             here.following = self._plan.batches
@@ -254,14 +254,14 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
                     self._open.remove(stream)
 
     def _shares(self, worker: int, workers: int, following: int) -> list[tuple[Plan, int, int, int]]:
-        """What the batches `worker`, worker + workers … of the whole pass are, from batch `following` on.
+        """The batches `worker`, worker + workers … of the whole pass, from batch `following` on.
 
-        Each is a plan, its batches start … stop-1, and the index in the whole pass of the first of them.
+        Each item is a plan, its batches start … stop-1, and the index of the first of them in the whole pass.
         """
         if workers == 1:
             return [(self._plan, following, self._plan.batches, following)]
-        # Shard s of S is at the same time the shards s, s+S, s+2S … of k·S: the server sends a worker's batches back to
-        # back. Of the last, incomplete step each worker takes one batch at most, from the whole order.
+        # Shard s of S consists of the shards s, s+S, s+2S … of k·S, so the server can send the batches of a worker as
+        # one stream. Of the last, incomplete step, each worker takes at most one batch, from the whole order.
         shard, shards = int(self._order.get("shard") or 0), int(self._order.get("shards") or 1)
         steps = self._plan.rows // (self._plan.batch_size * shards * workers)
         padded = any(tensor.name == WEIGHT for tensor in self._plan.tensors)
@@ -270,7 +270,7 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
             "shards": workers * shards,
             "last": "pad" if padded else "drop",
         }
-        # Of the batches of this worker, the first that is not before `following`.
+        # The first batch of this worker that is not before `following`.
         step = max(0, -(-(following - worker) // workers))
         final = steps * workers + worker
         last = max(final, following)
@@ -283,7 +283,7 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         return self._dataset.plan(self._split, **{**self._options, **of_worker}, fields=self._preparation().fields)
 
     def _preparation(self) -> Preparation:
-        """One for each process: its recycled buffers are those of one process."""
+        """One per process, because its recycled buffers belong to one process."""
         if self._prepared is None or self._prepared[0] != os.getpid():
             made = preparation_of(self._dataset, self._split, self._order, self._preparing, self._seed)
             self._prepared = os.getpid(), made
@@ -291,26 +291,26 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_prepared": None, "_open": [], "_resumed": None, "_at": None}
-        # A worker takes part in the passes of the original; any other copy goes on by itself, from where that is.
+        # A worker takes part in the passes of the original. Any other copy continues on its own from the same place.
         return state if get_spawning_popen() is not None else {**state, "_passes": PassNumbers(*self._where())}
 
 
 @dataclass
 class _Place:
-    """Where a process is in a pass: it has delivered those of its batches that come before batch `following`."""
+    """The position of a process in a pass: it has delivered its batches before batch `following`."""
 
     pid: int
     epoch: int
     first: int
-    """The batch that the pass began with here: 0, or the first that was left of it."""
+    """The batch that the pass started with: 0, or the first of a resumed pass."""
     following: int
 
 
 class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
-    """Single rows of a split by their place in it, for samplers of your own; made by `Dataset.torch_map`.
+    """Single rows of a split by position, for your own samplers; made by `Dataset.torch_map`.
 
-    A DataLoader asks for the rows of a whole batch at once, which is one request (``__getitems__``). With `shuffle`
-    and workers this is far from the speed of `TorchBatches`, since nothing is fetched ahead of the sampler.
+    A DataLoader gets the rows of a batch with one request (``__getitems__``). This is much slower than `TorchBatches`,
+    even with workers, because nothing is fetched ahead of the sampler.
 
     Parameters
     ----------
@@ -318,12 +318,12 @@ class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
     split : str
     **options
         Split options (``val``, ``test`` …), and ``x``, ``y``, ``sample_weight``, ``class_mode``, ``rescale``, ``mean``,
-        ``std`` as of `h5feed.prepare.Preparation`.
+        ``std`` of `h5feed.prepare.Preparation`.
 
     Attributes
     ----------
     row_ids : (rows,) int64
-        Row id in the dataset of each place.
+        The row id in the dataset of each position.
     """
 
     def __init__(self, dataset: RemoteDataset, split: str = "all", **options: Unpack[TorchRowsOptions]) -> None:
@@ -331,10 +331,10 @@ class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
         order, preparing = divided(options)
         of_order = sorted(set(order) & set(OrderOptions.__annotations__) - set(SplitOptions.__annotations__))
         if of_order:
-            raise BadParameter(f"unknown option {of_order[0]!r}: a sampler decides about the order, not the dataset")
+            raise BadParameter(f"unknown option {of_order[0]!r}: the sampler determines the order, not the dataset")
         check_options(options, TorchRows.__init__, SplitOptions.__annotations__, PREPARING)
         if "transform" in preparing:
-            raise BadParameter("transform= has no batch to work on here: transform rows in the collate_fn")
+            raise BadParameter("transform= works on batches, but this dataset yields single rows: use a collate_fn")
         self._make = (split, order, preparing)
         self._prepared: tuple[int, Preparation] | None = None
         self._preparation()
@@ -347,12 +347,12 @@ class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
         return self.__getitems__([place])[0]
 
     def __getitems__(self, places: Sequence[int]) -> list[tuple[Any, ...]]:
-        """Rows at those places, by one request."""
+        """The rows at these positions, with one request."""
         prepare = self._preparation()
         try:
             rows = self.row_ids[np.asarray(places, np.int64)]
         except IndexError:
-            raise IndexError(f"there are {len(self)} rows: places are 0 … {len(self) - 1}") from None
+            raise IndexError(f"index out of range for {len(self)} rows (valid: 0 to {len(self) - 1})") from None
         arrays = tensors_of(prepare(self._dataset.take(rows, fields=prepare.fields)), False)
         return [mapped(itemgetter(place), arrays) for place in range(len(rows))]
 

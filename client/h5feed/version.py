@@ -1,3 +1,3 @@
-"""The version of this package, and of the server's, which are released together."""
+"""The version of this package and of the server, which are released together."""
 
 __version__ = "0.1.0"

@@ -1,9 +1,9 @@
-"""The body of rows and batches: the safetensors layout, written and read without copying.
+"""The wire format of rows and batches: safetensors, read and written without copying.
 
-A body is an 8-byte little-endian length, a JSON header of that length padded with spaces so that the data begins
-64-byte aligned, and the tensors back to back, little-endian, C order, by falling item size. The official
-``safetensors`` package reads it (format: https://github.com/huggingface/safetensors#format). Several batches are such
-bodies back to back.
+A body consists of an 8-byte little-endian length, a JSON header of that length, padded with spaces so that the data is
+64-byte aligned, and the tensors one after another: little-endian, C order, by descending item size. The official
+``safetensors`` package can read it (format: https://github.com/huggingface/safetensors#format). Several batches are
+several concatenated bodies.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ ROWS = "__rows__"
 """Tensor of the int64 row ids, in every body."""
 
 WEIGHT = "__weight__"
-"""Tensor of float32 weights, in every body of a padded order: 1 for a row, 0 for a repeated one."""
+"""Tensor of float32 weights, in every body of a padded order: 1 for a row, 0 for a padding row."""
 
 OFFSETS = ".offsets"
-"""Ending of the tensor (int64, rows + 1) that says where each row begins in a flat tensor of the name before it."""
+"""Suffix of the tensor (int64, rows + 1) with the start of each row in the flat tensor of the same name."""
 
 ALIGNMENT = 64
-"""Bytes: a cache line, and what JAX needs to take an array over without a copy."""
+"""Bytes: a cache line, and the alignment that JAX needs to use an array without a copy."""
 
 MAX_HEADER_BYTES = 16 << 20
-"""Bytes: a hundred thousand tensors. The format allows more, which nobody needs and which takes much memory to read."""
+"""Bytes: enough for a hundred thousand tensors. The format allows more, which would take much memory to parse."""
 
 _KEPT_HEADER_BYTES = 1 << 20
-"""Headers up to this size are kept as they were read, for bodies that differ in their data only."""
+"""Parsed headers up to this size are cached, for bodies that differ only in their data."""
 
 DTYPE_NAMES: Mapping[str, str] = {
     "|b1": "BOOL",
@@ -57,13 +57,13 @@ DTYPE_NAMES: Mapping[str, str] = {
     "<f4": "F32",
     "<f8": "F64",
 }
-"""numpy's name of each little-endian dtype that travels, and the name in the header."""
+"""The dtypes that can be sent: numpy's name, little-endian, and the name in the header."""
 
 _OPENING = b'{"__metadata__":{"index":"'
-"""How every header begins; the digits of the index follow."""
+"""The start of every header; the digits of the index follow."""
 
 _MOST_DIGITS = 18
-"""Of an index that an int64 holds."""
+"""Maximum number of digits of an index: fits into an int64."""
 
 _DTYPES = {name: np.dtype(code) for code, name in DTYPE_NAMES.items()}
 
@@ -71,7 +71,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def dtype_named(name: str) -> np.dtype[Any]:
-    """numpy's dtype of a name in a header; without ``ml_dtypes``, bfloat16 is uint16."""
+    """The numpy dtype for a name in a header. Without ``ml_dtypes``, bfloat16 becomes uint16."""
     if name != "BF16":
         return _DTYPES[name]
     try:
@@ -84,9 +84,9 @@ def dtype_named(name: str) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a body: its name, little-endian numpy dtype and whole shape.
+    """One tensor of a body: its name, little-endian numpy dtype and full shape.
 
-    `is_bfloat16`: the dtype is that of two bytes, because numpy has no bfloat16 of its own.
+    `is_bfloat16`: the dtype is a two-byte stand-in, because numpy has no bfloat16.
     """
 
     name: str
@@ -105,17 +105,17 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Body:
-    """Where everything lies in a body, known before a byte is read.
+    """The layout of a body, known before any data is read.
 
-    All batches of one order whose tensors have equal shapes share one `Body`: only the digits of ``index`` differ, and
-    the header is padded for the longest of them, so every such body has the same length.
+    All batches of an order with the same tensor shapes share one `Body`. Their headers differ only in the digits of
+    ``index`` and are padded for the longest one, so that all bodies have the same length.
 
     Parameters
     ----------
     tensors : sequence of Tensor
         In any order.
     metadata : mapping of str to str
-        ``dataset``, ``revision``, ``epoch`` and ``batches``; ``index`` is added by `header`.
+        ``dataset``, ``revision``, ``epoch`` and ``batches``; `header` adds ``index``.
     """
 
     tensors: Sequence[Tensor]
@@ -123,7 +123,7 @@ class Body:
 
     @cached_property
     def _template(self) -> tuple[bytes, bytes, int]:
-        """Header before and after the digits of the index, and the header's padded length."""
+        """The header before and after the digits of the index, and its padded length."""
         entries: dict[str, Any] = {"__metadata__": dict(self.metadata)}
         for tensor, (start, stop) in self._extents.items():
             entries[tensor.name] = {
@@ -152,7 +152,7 @@ class Body:
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes of the whole body."""
+        """Size of the whole body in bytes."""
         return self.data_start + sum(tensor.nbytes for tensor in self.tensors)
 
     def header(self, index: int) -> bytes:
@@ -161,30 +161,30 @@ class Body:
         return struct.pack("<Q", length) + (b"%b%d%b" % (before, index, after)).ljust(length)
 
     def place(self, buffer: Bytes, index: int) -> dict[str, npt.NDArray[Any]]:
-        """Write the header into `buffer` and return the tensors in it, to be filled.
+        """Write the header into `buffer` and return its tensors, to be filled by the caller.
 
         Parameters
         ----------
         buffer : (nbytes,) uint8
         index : int
-            Number of the batch.
+            Index of the batch.
         """
         return {name: tensors[0] for name, tensors in self.place_many(buffer, index, 1).items()}
 
     def place_many(self, buffer: Bytes, index: int, count: int) -> dict[str, npt.NDArray[Any]]:
-        """Same as `place`, for `count` bodies back to back: each tensor has one more axis in front, of that length.
+        """Same as `place`, for `count` concatenated bodies. Each tensor has an additional first axis of that length.
 
         Parameters
         ----------
         buffer : (count * nbytes,) uint8
         index : int
-            Number of the first batch.
+            Index of the first batch.
         """
         start = self.data_start
         bodies = buffer.reshape(count, self.nbytes)
         done = 0
         while done < count:
-            # Headers whose indices have as many digits differ in these digits only.
+            # Headers whose indices have the same number of digits differ only in these digits.
             first = index + done
             digits = len(str(first))
             alike = min(count - done, 10**digits - first)
@@ -203,8 +203,7 @@ class Body:
 
 @dataclass(frozen=True)
 class _Header:
-    """What a header says: of each tensor the name, dtype, shape and extent in the data; the metadata; and the bytes
-    of all tensors together."""
+    """A parsed header: name, dtype, shape and extent of each tensor, the metadata, and the bytes of all tensors."""
 
     tensors: list[tuple[str, np.dtype[Any], tuple[int, ...], int, int]]
     metadata: dict[str, str]
@@ -218,7 +217,7 @@ class _Entry(TypedDict):
 
 
 def _read_header(text: bytes) -> _Header:
-    """What a header says, if its tensors lie back to back: none over another, and nothing between them.
+    """Parse a header. The tensors must be contiguous, without overlaps or gaps.
 
     Raises
     ------
@@ -226,21 +225,21 @@ def _read_header(text: bytes) -> _Header:
     """
     entries = read_json(text)
     if not isinstance(entries, dict):
-        raise ValueError("its header is no object")
+        raise ValueError("its header is not a JSON object")
     metadata = checked(entries.pop("__metadata__", {}), dict[str, str], "metadata")
     tensors = []
     for name, entry in checked(entries, dict[str, _Entry], "header").items():
         start, stop = entry["data_offsets"]
         if entry["dtype"] != "BF16" and entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{name!r} is of the unknown dtype {entry['dtype']!r}")
+            raise ValueError(f"{name!r} has the unknown dtype {entry['dtype']!r}")
         dtype, shape = dtype_named(entry["dtype"]), tuple(entry["shape"])
         if stop - start != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{name!r} is of shape {list(shape)} and {dtype.name}, but has {stop - start} bytes")
+            raise ValueError(f"{name!r} has shape {list(shape)} and dtype {dtype.name}, but {stop - start} bytes")
         tensors.append((name, dtype, shape, start, stop))
     end = 0
     for name, _, _, start, stop in sorted(tensors, key=lambda tensor: tensor[3:]):
         if start != end:
-            raise ValueError(f"{name!r} begins at {start}, but what lies before it ends at {end}")
+            raise ValueError(f"{name!r} starts at byte {start}, but the previous tensor ends at {end}")
         end = stop
     return _Header(tensors, metadata, end)
 
@@ -249,28 +248,28 @@ _kept_header = lru_cache(maxsize=16)(_read_header)
 
 
 def read_body(buffer: Bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str], int]:
-    """Views of the first body in `buffer`; nothing is copied.
+    """Views of the first body in `buffer`, without copying.
 
     Returns
     -------
     tensors : dict of str to ndarray
     metadata : dict of str to str
     nbytes : int
-        Length of the body: the next one, if any, begins there.
+        Length of the body, where the next one starts.
 
     Raises
     ------
     BadAnswer
-        The buffer does not hold a whole, well-formed body.
+        The buffer does not contain a complete, well-formed body.
     """
     try:
         (length,) = struct.unpack_from("<Q", buffer)
         if length > MAX_HEADER_BYTES:
-            raise ValueError(f"header of {length} bytes")
+            raise ValueError(f"its header has {length} bytes, more than {MAX_HEADER_BYTES}")
         text = buffer[8 : 8 + length].tobytes()
         index = None
         if text.startswith(_OPENING):
-            # Batches of an epoch differ in the index only: without it, their headers are parsed once.
+            # Headers of an epoch differ only in the index: without it, they are parsed once.
             index, quote, rest = text[len(_OPENING) :].partition(b'"')
             text = _OPENING + quote + rest
         header = (_kept_header if length <= _KEPT_HEADER_BYTES else _read_header)(text)
@@ -279,18 +278,18 @@ def read_body(buffer: Bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str
             metadata["index"] = index.decode("ascii")
         data_start, end = 8 + length, 8 + length + header.nbytes
         if end > len(buffer):
-            raise ValueError(f"its header tells of {end} bytes, but it has {len(buffer)}")
+            raise ValueError(f"its header announces {end} bytes, but it has {len(buffer)}")
         tensors = {
             name: buffer[data_start + start : data_start + stop].view(dtype).reshape(shape)
             for name, dtype, shape, start, stop in header.tensors
         }
     except (ValueError, struct.error) as error:
-        raise BadAnswer(f"the answer is not a whole safetensors body: {error}") from None
+        raise BadAnswer(f"the response is not a complete safetensors body: {error}") from None
     return tensors, metadata, end
 
 
 def write_npz(stream: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Same as `numpy.savez`, for any names, and with the same bytes each time; bfloat16 as uint16."""
+    """Same as `numpy.savez`, but with arbitrary names and reproducible output; bfloat16 is saved as uint16."""
     with zipfile.ZipFile(stream, "w") as archive:
         for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
@@ -300,14 +299,14 @@ def write_npz(stream: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> None
 
 @dataclass(frozen=True)
 class Run:
-    """Bodies back to back that differ in their index and in their data only.
+    """Concatenated bodies that differ only in their index and data.
 
     Attributes
     ----------
     tensors : dict of str to ndarray
-        Of all bodies together: one more axis in front, of length ``len(indices)``.
+        Tensors of all bodies, with an additional first axis of length ``len(indices)``.
     metadata : dict of str to str
-        Of the first.
+        Metadata of the first body.
     indices : list of int
     """
 
@@ -317,20 +316,20 @@ class Run:
 
 
 def read_runs(buffer: Bytes) -> Iterator[Run]:
-    """The bodies that lie back to back in `buffer`; nothing is copied.
+    """The concatenated bodies in `buffer`, without copying.
 
     Raises
     ------
     BadAnswer
-        What comes next is no whole body.
+        The next body is incomplete or malformed.
     """
     while len(buffer):
         tensors, metadata, nbytes = read_body(buffer)
         if buffer[8 : 8 + len(_OPENING)].tobytes() != _OPENING:
-            raise BadAnswer("the answer is no batch: its header does not begin with the index")
+            raise BadAnswer("the response is not a batch: its header does not start with the index")
         if not 0 < len(metadata["index"]) <= _MOST_DIGITS:
-            raise BadAnswer("the answer is no batch: its index is no number that there can be")
-        # headers: (bodies that there is room for, bytes of a header)
+            raise BadAnswer("the response is not a batch: its index is not a valid number")
+        # headers: (number of bodies that fit, bytes of a header)
         bodies = buffer[: len(buffer) // nbytes * nbytes].reshape(-1, nbytes)
         headers = bodies[:, : 8 + int(struct.unpack_from("<Q", buffer)[0])]
         digits = slice(8 + len(_OPENING), 8 + len(_OPENING) + len(metadata["index"]))
@@ -339,7 +338,7 @@ def read_runs(buffer: Bytes) -> Iterator[Run]:
         differing = np.flatnonzero(~alike.all(axis=1))
         count = int(differing[0]) if len(differing) else len(bodies)
         if not count:
-            raise BadAnswer(f"the answer is no batch: its index is {metadata['index']!r}")
+            raise BadAnswer(f"the response is not a batch: its index is {metadata['index']!r}")
         powers = 10 ** np.arange(digits.stop - digits.start - 1, -1, -1)
         indices = ((headers[:count, digits] - ord("0")) @ powers).tolist()
         origin = buffer.ctypes.data

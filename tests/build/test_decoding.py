@@ -136,10 +136,10 @@ def test_reduced_decoding_is_exact_enough(resize: Any) -> None:
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"<html>404 not found</html>", "no image of a format"),
+        (b"<html>404 not found</html>", "not an image in a known format"),
         (encoded(PIXELS)[:1500], "truncated"),
         (encoded(PIXELS, "PNG")[:-200], "trunc|broken|incomplete|unrecognized"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "no image of a format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image in a known format"),
     ],
 )
 def test_broken_images_say_why(data: bytes, reason: str) -> None:

@@ -124,7 +124,7 @@ def test_everything_is_measured(server: ServerProcess, tmp_path: Path, capsys: p
     assert said["training"]["step_seconds"] == 0.02 and said["training"]["steps"] >= 1
     assert 0 < said["training"]["utilisation"] <= 1
     assert said["bound"] in ("server", "batches", "round trips", "sockets", "link")
-    assert said["verdict"][0].startswith("Your training is fed as long as a step of 8 rows takes more than")
+    assert said["verdict"][0].startswith("Training does not wait for data as long as a step of 8 rows takes more than")
     assert "MLPerf Storage" in said["verdict"][1]
     assert any((tmp_path / "rows").rglob("*.rows"))
 
@@ -134,8 +134,8 @@ def test_what_is_printed(server: ServerProcess, capsys: pytest.CaptureFixture[st
     assert main(["bench", server.url, "pictures", "--seconds", "2"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"pictures at {server.url}: 600 rows of 3.1 kB (split all), shuffled batches of 64")
-    assert "round trip: " in out and " to read on the server" in out and "█" in out
-    assert "Your training is fed as long as a step of 64 rows takes more than" in out
+    assert "round trip: " in out and " reading on the server" in out and "█" in out
+    assert "Training does not wait for data as long as a step of 64 rows takes more than" in out
     assert max(map(len, out.splitlines())) <= 100
     phases = [each.split("%", 1)[1].strip() for each in err.splitlines()]
     assert phases[:4] == ["round trip", "single requests", "read-ahead", "connections"]
@@ -157,7 +157,7 @@ def test_a_slow_line_is_the_bound(line: Callable[..., Line], capsys: pytest.Capt
     assert said["bound"] == "link"
     assert said["round_trip_seconds"] >= 0.02
     assert said["rates"]["read-ahead"]["bytes_per_second"] < 2.2e6
-    assert "1/4 of its" in options(said)["store 'images' as uint8"]
+    assert "by a factor of 4" in options(said)["store 'images' as uint8"]
     assert "multiples of 1/255" in options(said)["store 'images' as uint8"]
     assert not any("workers" in each or "inspect" in each for each in options(said))
 
@@ -169,7 +169,7 @@ def test_images_had_better_travel_encoded(line: Callable[..., Line], capsys: pyt
     assert said["bound"] == "link"
     here = said["rates"]['decode="client"']
     assert here["rows_per_second"] > 2 * said["rates"]["read-ahead"]["rows_per_second"]
-    assert "travel for each, not 27.7 kB" in options(said)['decode="client"']
+    assert "are sent per row instead of 27.7 kB" in options(said)['decode="client"']
 
 
 def test_reading_is_the_bound(
@@ -179,7 +179,7 @@ def test_reading_is_the_bound(
     slow = serve(folder, H5FEED_CHUNK_CACHE_BYTES="0", H5FEED_CACHE_BYTES="0")
     said = found(capsys, slow.url, "dear", "--seconds", "8")
     assert said["bound"] == "server" and said["server_share"] > 0.5
-    assert "decodes up to 300 bytes for each that is served" in options(said)["h5feed-server inspect FILE"]
+    assert "decodes up to 300 bytes per byte served" in options(said)["h5feed-server inspect FILE"]
     assert 'cache="FOLDER"' not in options(said) or "epoch" in options(said)['cache="FOLDER"']
 
 
@@ -213,11 +213,11 @@ def test_no_more_bytes_than_allowed(line: Callable[..., Line], capsys: pytest.Ca
         (["pictures", "--split", "train"], "Give --test, --val or --folds to divide the rows."),
         (["pictures", "--split", "test", "--test", "0"], ""),
         (["pictures", "--fields", "nix"], "nix"),
-        (["pictures", "--batch-size", "0"], "--batch-size 0 must be more than 0"),
-        (["pictures", "--step-ms", "0"], "--step-ms 0 must be more than 0"),
-        (["pictures", "--seconds", "-1"], "--seconds -1.0 must be more than 0"),
-        (["pictures", "--seconds", "inf"], "--seconds inf must be more than 0, and finite"),
-        (["pictures", "--step-ms", "nan"], "--step-ms nan must be more than 0, and finite"),
+        (["pictures", "--batch-size", "0"], "--batch-size 0 must be positive"),
+        (["pictures", "--step-ms", "0"], "--step-ms 0 must be positive"),
+        (["pictures", "--seconds", "-1"], "--seconds -1.0 must be positive"),
+        (["pictures", "--seconds", "inf"], "--seconds inf must be positive and finite"),
+        (["pictures", "--step-ms", "nan"], "--step-ms nan must be positive and finite"),
     ],
 )
 def test_errors_are_one_line(
@@ -284,7 +284,7 @@ def test_ctrl_c(line: Callable[..., Line]) -> None:
     code, out, err = _disturbed(command, lambda process: process.send_signal(signal.SIGINT), 60)
     assert code == 130, err
     assert "interrupted" in err and "Traceback" not in err
-    assert "read-ahead, found" in out and "Your training is fed as long as" in out
+    assert "read-ahead, chose" in out and "Training does not wait for data as long as" in out
 
 
 def test_a_server_that_dies(serve: Callable[..., ServerProcess], server: ServerProcess) -> None:
@@ -293,8 +293,8 @@ def test_a_server_that_dies(serve: Callable[..., ServerProcess], server: ServerP
     command = [sys.executable, "-m", "h5feed.cli", "bench", mortal.url, "pictures", "--seconds", "8", "--deadline", "1"]
     code, out, err = _disturbed(command, lambda _: mortal.kill(), 120)
     assert code == 1, err
-    assert "no whole answer" in err and "Traceback" not in err
-    assert "read-ahead, found" in out and "Your training is fed as long as" in out
+    assert "no complete response" in err and "Traceback" not in err
+    assert "read-ahead, chose" in out and "Training does not wait for data as long as" in out
 
 
 def test_on_a_terminal(server: ServerProcess) -> None:
@@ -317,7 +317,7 @@ def test_on_a_terminal(server: ServerProcess) -> None:
     text = output.decode()
     assert "\x1b[32m" in text and "━" in text and "rows/s" in text
     report = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text[text.rindex("pictures at") :]).replace("\r", "")
-    assert "█" in report and "Your training is fed as long as" in report
+    assert "█" in report and "Training does not wait for data as long as" in report
     assert "…" not in report and max(map(len, report.splitlines())) <= 80
 
 
@@ -368,7 +368,7 @@ def rate(rows_per_second: int, what: str = "", batch_size: int = 64, **known: An
         ),
         ({"cached": rate(50_000), "cache_folder": "/rows"}, "link", {"cache='/rows'": "50 times"}),
         ({"cached": rate(1100), "cache_folder": "/rows"}, "link", {}),
-        ({"decoded_here": rate(4000), "encoded_bytes": 10_000.0}, "link", {'decode="client"': "10.0 kB travel"}),
+        ({"decoded_here": rate(4000), "encoded_bytes": 10_000.0}, "link", {'decode="client"': "10.0 kB are sent"}),
         ({"decoded_here": rate(1100), "encoded_bytes": 10_000.0}, "link", {}),
         # More connections than the read-ahead has found, and still more rows.
         (
@@ -434,9 +434,9 @@ def test_advice_follows_from_numbers(known: dict[str, Any], bound: str, advised:
 @pytest.mark.parametrize(
     ("step", "measured", "fed", "says"),
     [
-        (0.05, None, False, "would work 78.1% of the time"),
-        (0.1, None, True, "would work 100.0% of the time"),
-        (0.1, 0.6, False, "works 60.0% of the time"),
+        (0.05, None, False, "would be busy 78.1% of the time"),
+        (0.1, None, True, "would be busy 100.0% of the time"),
+        (0.1, 0.6, False, "is busy 60.0% of the time"),
         (0.05, 0.99, True, "there is nothing to change"),
     ],
 )
@@ -479,7 +479,7 @@ def test_answers_that_do_not_tell_their_time(server: ServerProcess) -> None:
     """As behind a proxy that takes Server-Timing away, here by looking at other connections: one error says so."""
     with h5feed.connect(server.url) as feed:
         probe = Probe(feed["tiny"], Observer(), Asked(), 8, 8)
-        with pytest.raises(BadAnswer, match="without Server-Timing"):
+        with pytest.raises(BadAnswer, match="lack Server-Timing"):
             probe.one(1, 0, 0)
 
 
@@ -499,5 +499,5 @@ def test_without_rich(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "rich", None)
     assert main(["bench", server.url, "tiny", "--seconds", "1"]) == 0
-    assert "Your training is fed as long as" in out.getvalue() and "\x1b" not in out.getvalue()
+    assert "Training does not wait for data as long as" in out.getvalue() and "\x1b" not in out.getvalue()
     assert "read-ahead\n" in err.getvalue()

@@ -408,7 +408,7 @@ def test_answers_that_end_too_early(proxy: SpoilingProxy, said: bytes) -> None:
     proxy.spoil = spoil
     with (
         h5feed.connect(proxy.url, deadline=0.5) as feed,
-        pytest.raises(ConnectionFailed, match="no whole answer") as raised,
+        pytest.raises(ConnectionFailed, match="no complete response") as raised,
     ):
         feed.datasets()
     assert type(raised.value) is ConnectionFailed and len(asked) > 1
@@ -441,7 +441,7 @@ def test_answers_that_never_end(head: bytes, drop: bytes) -> None:
         dripping.start()
         client = Client(f"http://127.0.0.1:{listener.getsockname()[1]}", deadline=0.5)
         try:
-            with pytest.raises(ConnectionFailed, match="no whole answer"):
+            with pytest.raises(ConnectionFailed, match="no complete response"):
                 client.json("/v1/datasets")
         finally:
             over.set()

@@ -142,7 +142,7 @@ def test_text_is_fetched_alone(dataset: h5feed.Dataset, asked: Asked, tmp_path: 
 
 def test_a_cache_of_other_data_is_refused(feed: h5feed.Feed, tmp_path: Path) -> None:
     cache = feed["mixed"].cache(tmp_path)
-    with pytest.raises(BadParameter, match="is one of 'mixed'"):
+    with pytest.raises(BadParameter, match="belongs to 'mixed'"):
         feed["tall"].batches(cache=cache)
     with pytest.raises(BadParameter, match="cache_bytes=0"):
         feed["mixed"].cache(tmp_path, cache_bytes=0)
@@ -379,7 +379,7 @@ def test_a_folder_that_is_deleted(feed: h5feed.Feed, tmp_path: Path) -> None:
     with warnings_of_cache() as warned:
         for epoch in range(2):
             assert all_same(dataset, folder, shuffle=True, epoch=epoch, fields=["images"]) == ROWS
-    assert len(warned) == 1 and "takes no more rows" in warned[0]
+    assert len(warned) == 1 and "cannot store more rows" in warned[0]
     assert "500" in repr(dataset.cache(folder))
     other = RowCache(folder, dataset.name, dataset.revision, dataset.rows)
     assert all_same(dataset, other, fields=["images"]) == ROWS and other.cached_rows == ROWS

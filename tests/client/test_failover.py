@@ -178,7 +178,7 @@ def test_who_waits_for_a_server_is_told(dead_url: str, caplog: pytest.LogCapture
     client.close()
     (record,) = caplog.records
     assert record.levelname == "WARNING" and dead_url in record.message
-    assert re.search(r"; trying for \d+ s more$", record.message)
+    assert re.search(r"; retrying for up to \d+ s$", record.message)
 
 
 def test_a_dead_server_is_left_out_longer_each_time(dead_url: str) -> None:
@@ -418,6 +418,6 @@ def test_who_gives_up_tells_what_the_server_told() -> None:
             Client(server.url, deadline=1.5).json("/v1/x")
         held.set()
     gone = (200, {"content-length": "9"}, b"{}")
-    both = "before that it said: 3 files are left"
+    both = "before that it returned: 3 files are left"
     with scripted(lambda n: reason if n == 1 else gone) as server, pytest.raises(ConnectionFailed, match=both):
         Client(server.url, deadline=1.5).json("/v1/x")

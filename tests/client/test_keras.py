@@ -390,11 +390,11 @@ def test_states_of_something_else_are_refused(dataset: Any) -> None:
     """A state of other data or of another order is an error that names the difference."""
     state = dataset.sequence(batch_size=10, shuffle=True, verbose=False).state_dict()
     sequence = dataset.sequence(batch_size=10, shuffle=True, seed=1, verbose=False)
-    with pytest.raises(BadParameter, match="seed=0, and here it is seed=1"):
+    with pytest.raises(BadParameter, match="seed=0, but here seed=1"):
         sequence.load_state_dict(state)
-    with pytest.raises(BadParameter, match="10 rows a step, and here it is 20"):
+    with pytest.raises(BadParameter, match="10 rows per step, but here a step has 20"):
         dataset.sequence(batch_size=20, shuffle=True, verbose=False).load_state_dict(state)
-    with pytest.raises(RevisionChanged, match="begin anew"):
+    with pytest.raises(RevisionChanged, match="restart the pass"):
         dataset.sequence(batch_size=10, shuffle=True, verbose=False).load_state_dict({**state, "revision": "other"})
     with pytest.raises(BadParameter, match="no state"):
         sequence.load_state_dict({"epoch": 3})
@@ -420,9 +420,9 @@ def test_a_loop_resumed(dataset: Any) -> None:
         ({"RANK": "2", "WORLD_SIZE": "4"}, 0, None, (0, 1)),
         ({"RANK": "2", "WORLD_SIZE": "4"}, 1, 2, (1, 2)),
         ({"RANK": "2", "WORLD_SIZE": "4"}, "auto", 3, "found 4 processes"),
-        ({"RANK": "2"}, "auto", None, "must both be numbers"),
-        ({"RANK": "4", "WORLD_SIZE": "4"}, "auto", None, "must be in 0"),
-        ({}, "first", None, "must be a number or 'auto'"),
+        ({"RANK": "2"}, "auto", None, "must both be integers"),
+        ({"RANK": "4", "WORLD_SIZE": "4"}, "auto", None, "must be from 0 to"),
+        ({}, "first", None, "must be an integer or 'auto'"),
     ],
 )
 def test_the_shard_is_found_when_asked(

@@ -122,7 +122,7 @@ def test_renamed(server: ServerProcess, dataset: h5feed.Dataset, names: dict[str
         assert told["trained"] == [row for batches in golden for batch in batches for row in batch]
     else:
         assert "this h5feed cannot train with Keras" in told["refused"] and not told["trained"]
-        assert "pip install 'keras>=" in told["refused"] and "evaluating and predicting work" in told["refused"]
+        assert "pip install 'keras>=" in told["refused"] and "evaluate() and predict() work" in told["refused"]
 
 
 def test_this_keras_is_known() -> None:
@@ -207,7 +207,7 @@ def test_shards_are_not_dealt_again(dataset: h5feed.Dataset, monkeypatch: pytest
     monkeypatch.setattr(data_adapters, "PyDatasetAdapter", dealing(0, 2, False, True))
     train = dataset.sequence(batch_size=BATCH, shuffle=True, shard=0, shards=2, verbose=False)
     model, rows = witnessed()
-    with pytest.raises(FeedError, match=r"shares already, with shards=2: Set auto_shard_dataset=False"):
+    with pytest.raises(FeedError, match=r"sharded twice. Set auto_shard_dataset=False"):
         model.fit(train, epochs=1, verbose=0)
     assert not rows
     train.close()

@@ -122,11 +122,11 @@ def test_states_of_something_else(feed: h5feed.Feed) -> None:
     """The state of another order, revision or version is refused, with what differs."""
     with loader(feed) as train:
         state = train.state_dict()
-        with pytest.raises(BadParameter, match="seed=5, and here it is seed=6"):
+        with pytest.raises(BadParameter, match="seed=5, but here seed=6"):
             loader(feed, seed=6).load_state_dict(state)
-        with pytest.raises(BadParameter, match="64 rows a step, and here it is 32"):
+        with pytest.raises(BadParameter, match="64 rows per step, but here a step has 32"):
             loader(feed, batch_size=32).load_state_dict(state)
-        with pytest.raises(RevisionChanged, match="begin anew"):
+        with pytest.raises(RevisionChanged, match="restart the pass"):
             train.load_state_dict({**state, "revision": "0" * 16})
         with pytest.raises(BadParameter, match="version 99"):
             train.load_state_dict({**state, "version": 99})

@@ -55,7 +55,7 @@ def test_what_is_completed(served: ServerProcess) -> None:
         assert sorted(feed["digits"].batch(0)._ipython_key_completions_()) == ["x", "y"]
         served.stop()
         assert feed._ipython_key_completions_() == []
-        assert "no whole answer" in feed._repr_html_()
+        assert "no complete response" in feed._repr_html_()
 
 
 def test_what_is_shown(served: ServerProcess) -> None:
@@ -88,7 +88,7 @@ def test_what_errors_say(served: ServerProcess) -> None:
         )
         digits = feed["digits"]
         wrong = said(SplitNotFound, lambda: digits.loader("trian", val=0.1))
-        assert "there is no split 'trian' here: did you mean 'train'? There are all, train, val" in wrong
+        assert "no split 'trian': did you mean 'train'? Choose from all, train, val" in wrong
         loader = digits.loader(batch_size=1, readahead=1)
         batches = iter(loader)
         next(batches)

@@ -132,16 +132,16 @@ def test_the_loss_that_fits_what_is_stored(
         ("ints", {"class_mode": "binary"}, "two classes, but 'labels' has 3"),
         ("ints", {"class_mode": "multi"}, "class_mode='multi' must be 'auto', 'int'"),
         ("ids", {"class_mode": "categorical"}, "rows of 1,000,000,000,001 numbers"),
-        ("signs", {"class_mode": "categorical"}, "counts from 0, but 'labels' holds -1"),
+        ("signs", {"class_mode": "categorical"}, "needs classes >= 0, but 'labels' holds -1"),
         ("wide", {"class_mode": "binary"}, "holds none"),
         ("text", {"class_mode": "raw"}, "is text"),
         ("text", {"x": "labels"}, "is text"),
-        ("ints", {"x": "pictures"}, "no field 'pictures': there are images, labels"),
+        ("ints", {"x": "pictures"}, "no field 'pictures': choose from images, labels"),
         ("ints", {"sample_weight": "w"}, "no field 'w'"),
         ("ints", {"rescale": "a lot"}, "rescale='a lot' must be a number"),
-        ("ints", {"mean": [1, 2]}, "does not fit a sample of 'images', \\[8, 6, 3\\]"),
+        ("ints", {"mean": [1, 2]}, "does not broadcast to \\[8, 6, 3\\], a sample of 'images'"),
         ("ints", {"std": float("nan")}, "must be finite"),
-        ("ints", {"transform": 5}, "no function"),
+        ("ints", {"transform": 5}, "must be a function"),
         ("ints", {"transform": keras.layers.MixUp()}, "mixes targets too"),
     ],
 )
@@ -170,7 +170,7 @@ def test_several_fields(feed: h5feed.Feed) -> None:
 def test_numbers_that_do_not_begin_at_0_are_told(feed: h5feed.Feed) -> None:
     """Three classes by the numbers 5, 6 and 7 are eight outputs of a model."""
     for name, given in (
-        ("grades", "as numbers from 5 to 7: a model needs 8 outputs"),
+        ("grades", "as numbers from 5 to 7: the model needs 8 outputs"),
         ("signs", "as numbers from -1 to 1"),
         ("ints", "as numbers"),
         ("text", "as numbers"),

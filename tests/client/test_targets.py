@@ -88,9 +88,9 @@ def test_no_label_is_said(feed: h5feed.Feed, capsys: pytest.CaptureFixture[str])
     dataset = feed["passengers"]
     assert len(dataset.sequence(batch_size=8)[0]) == 1
     said = capsys.readouterr().out
-    assert "Found 24 rows, but no field of 'passengers' says that it is the label" in said
+    assert "Found 24 rows, but 'passengers' has no label field" in said
     assert "y='table.survived'" in said and 'roles = { "table.age" = "label" }' in said
-    assert said.endswith(" none is wanted.\n")
+    assert said.endswith(" if this is intended.\n")
     for wanted in ({"y": []}, {"class_mode": None}, {"class_mode": "input"}, {"y": "table.survived"}):
         dataset.sequence(batch_size=8, **wanted)
         assert "no field" not in capsys.readouterr().out
@@ -109,7 +109,7 @@ def test_fields_that_cannot_be_served_are_said(feed: h5feed.Feed, capsys: pytest
     """Where the label or the input is refused, it is named with the reason, by whatever way it is asked for."""
     feed["odd_label"].sequence("train", batch_size=8)
     said = capsys.readouterr().out
-    assert "the label of 'odd_label' cannot be served ('y': its pieces differ: float64[], int64[]" in said
+    assert "the label field of 'odd_label' cannot be served ('y': its pieces differ: float64[], int64[]" in said
     with pytest.raises(h5feed.errors.BadParameter, match=r"no input field.*'x': its pieces differ"):
         feed["odd_input"].sequence("train", batch_size=8)
     for options in ({"y": "y"}, {"x": "y", "y": []}):

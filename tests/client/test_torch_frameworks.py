@@ -125,8 +125,8 @@ def test_accelerate(server: ServerProcess) -> None:
         rows = [row for rank in ranks for batch in rank["told"]["dispatched"][number] for row in batch]
         assert set(rows) == set(range(ROWS)) and len(rows) < ROWS + 2 * BATCH
     for rank in ranks:
-        assert "has one shard of 2: leave the DataLoader out of accelerator.prepare" in rank["refused"][0]
-        assert all("these are batches: leave the DataLoader out" in said for said in rank["refused"][1:])
+        assert "is only one shard of 2: do not pass the DataLoader to accelerator.prepare" in rank["refused"][0]
+        assert all("this dataset yields batches: do not pass the DataLoader" in said for said in rank["refused"][1:])
 
 
 def test_accelerate_alone(ids: h5feed.Dataset) -> None:

@@ -95,11 +95,11 @@ def test_what_is_refused(feed: h5feed.Feed) -> None:
     head_of(DataLoader(batches, batch_size=None, num_workers=2), 1)
     with pytest.raises(FeedError, match=r"state_after\(batches\)"):
         batches.state_dict()
-    with pytest.raises(BadParameter, match="batches=99: the pass has"):
+    with pytest.raises(BadParameter, match="batches=99 must be from 0 to"):
         batches.state_after(99)
     with pytest.raises(BadParameter, match="seed"):
         batches_of(feed, seed=3).load_state_dict(batches.state_after(1))
-    with pytest.raises(BadParameter, match="worker 1 of 2, and this is no worker"):
+    with pytest.raises(BadParameter, match="worker 1 of 2, but this process is not a worker"):
         batches.load_state_dict({**batches.state_after(1), "worker": 1, "workers": 2, "first": 0})
 
 

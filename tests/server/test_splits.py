@@ -203,7 +203,7 @@ def test_several_labels(labelled: tuple[h5feed.Feed, Path], kinds: h5feed.Datase
     for rows in folds:
         assert len(rows) == ROWS // 5
         assert np.abs(table[rows].sum(axis=0) - table.sum(axis=0) / 5).max() <= 1
-    with pytest.raises(BadParameter, match="several labels"):
+    with pytest.raises(BadParameter, match="multi-label"):
         report.class_weight("train")
 
 
@@ -440,7 +440,7 @@ def test_readable(labelled: tuple[h5feed.Feed, Path], kinds: h5feed.Dataset, fee
     assert sum(report.class_weight("all")[c] * n for c, n in _counts(report, "all").items()) == pytest.approx(1000)
     assert set(kinds.splits(test=0.1, stratify="text").class_weight()) == {0, 1, 2}
     assert "groups" in repr(kinds.splits(test=0.2, group="patient"))
-    with pytest.raises(BadParameter, match="there are all, train, val, test"):
+    with pytest.raises(BadParameter, match="choose from all, train, val, test"):
         report.class_weight("dev")
 
 

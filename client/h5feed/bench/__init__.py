@@ -1,1 +1,1 @@
-"""``h5feed bench``: what a link and a server can feed to a training loop, what bounds it, and what would help."""
+"""``h5feed bench``: how fast a training loop gets its batches, what limits the rate, and what would raise it."""

@@ -1,4 +1,4 @@
-"""What would feed training faster: only what the measurements justify, each with the number that does."""
+"""Advice on faster training input, each item backed by a measurement."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from dataclasses import dataclass
 from .findings import Findings, Rate, expected_utilisation
 
 BETTER = 1.2
-"""How many times as many rows per second are worth another option."""
+"""An option is recommended if it multiplies the rows per second by at least this factor."""
 
 _DEAR = 2.0
-"""Bytes decoded for each served from which another layout pays."""
+"""Another file layout is recommended from this ratio of bytes decoded to bytes served."""
 
 _FED = 0.97
-"""Utilisation from which there is nothing to gain."""
+"""From this utilisation on there is nothing to gain."""
 
 _SLOWER_READS = 2.0
-"""How much longer the server reads a byte under load for its processors, or its disk, to be at their end."""
+"""If reading a byte takes this many times longer under load, the server's CPUs or disk are saturated."""
 
 _COMPRESSED = ("gzip", "lzf", "szip", "zstd", "blosc", "blosc2", "bzip2")
 
 
 @dataclass(frozen=True)
 class Advice:
-    """One thing to do.
+    """One recommendation.
 
     Attributes
     ----------
     option : str
-        What to pass or to run, as it is typed.
+        The option to pass or the command to run.
     because : str
-        The measurement that speaks for it.
+        The measurement that supports it.
     """
 
     option: str
@@ -39,7 +39,7 @@ class Advice:
 
 
 def advice_for(findings: Findings) -> list[Advice]:
-    """What to do, what gains most and is least work first; nothing where training is fed as it is."""
+    """Recommendations, largest gain and least work first; empty if training gets its batches fast enough."""
     if findings.default is None or is_fed(findings):
         return []
     all_advice = [
@@ -52,7 +52,7 @@ def advice_for(findings: Findings) -> list[Advice]:
 
 
 def is_fed(findings: Findings) -> bool:
-    """Whether an accelerator of the step that was asked about is busy nearly all the time."""
+    """Whether an accelerator with the given step time is busy nearly all the time."""
     if findings.training is not None:
         return findings.training.utilisation >= _FED
     if findings.step is None or findings.batch_seconds is None:
@@ -71,7 +71,7 @@ def _gain(findings: Findings, rate: Rate | None) -> float:
 
 
 def _of_streams(findings: Findings) -> Iterator[Advice]:
-    """What was tried, and was faster than what training does by itself."""
+    """Options that were measured and are faster than the defaults."""
     default = findings.default
     assert default is not None
     now = f"{default.rows_per_second:,.0f}"
@@ -79,15 +79,15 @@ def _of_streams(findings: Findings) -> Iterator[Advice]:
     if here is not None and _gain(findings, here) >= BETTER and findings.encoded_bytes:
         yield Advice(
             'decode="client"',
-            f"{times(_gain(findings, here))} the rows ({here.rows_per_second:,.0f} per second, not {now}): "
-            f"{size_of(findings.encoded_bytes)} travel for each, not {size_of(findings.row_bytes)}",
+            f"{times(_gain(findings, here))} the rows ({here.rows_per_second:,.0f} instead of {now} per second): "
+            f"{size_of(findings.encoded_bytes)} are sent per row instead of {size_of(findings.row_bytes)}",
         )
     best = findings.best_fixed
     if best is not None and best.confirmed and _gain(findings, best) >= BETTER:
         yield Advice(
             f"connections={best.connections}",
-            f"{times(_gain(findings, best))} the rows ({best.rows_per_second:,.0f} per second, not the {now} of the "
-            "number that the read-ahead has found)",
+            f"{times(_gain(findings, best))} the rows ({best.rows_per_second:,.0f} per second instead of {now} with "
+            "the number of connections that the read-ahead chose)",
         )
     more = findings.more_readahead
     if more is not None and more.confirmed and _gain(findings, more) >= BETTER:
@@ -96,63 +96,60 @@ def _of_streams(findings: Findings) -> Iterator[Advice]:
         if rate.confirmed and _gain(findings, rate) >= BETTER:
             yield Advice(
                 f"batch_size={rate.batch_size}",
-                f"{times(_gain(findings, rate))} the rows of batches of {findings.batch_size} "
-                f"({rate.rows_per_second:,.0f} per second), if it suits the training",
+                f"{times(_gain(findings, rate))} the rows with batches of {findings.batch_size} "
+                f"({rate.rows_per_second:,.0f} per second), if this batch size suits your training",
             )
 
 
 def _of_bytes(findings: Findings) -> Iterator[Advice]:
-    """Fewer bytes on the way."""
+    """Fewer bytes to send."""
     default, bound = findings.default, findings.bound
     assert default is not None
     for wide in findings.wide if bound in ("link", "sockets", "server") else ():
-        # Of what is decoded, the smaller field makes the decoding no shorter by as much.
+        # A smaller dtype does not shorten the decoding by the same factor.
         if bound == "server" and findings.filters:
             continue
         yield Advice(
             f"store {wide.name!r} as {wide.enough}",
-            f"it is {wide.dtype}, and {wide.why}: a row would be 1/{wide.factor:.2g} of its "
-            f"{size_of(findings.row_bytes)}"
-            + (", and the model multiplies by 1/255 (rescale=1/255)" if "255" in wide.why and "1/" in wide.why else ""),
+            f"it is {wide.dtype}, and {wide.why}: a row would shrink from {size_of(findings.row_bytes)} by a factor of "
+            f"{wide.factor:.2g}" + (" (use rescale=1/255)" if "255" in wide.why and "1/" in wide.why else ""),
         )
     cached = findings.cached
     if cached is not None:
         if _gain(findings, cached) >= BETTER:
             yield Advice(
                 f"cache={findings.cache_folder!r}",
-                f"from the second epoch on {times(_gain(findings, cached))} the rows "
-                f"({cached.rows_per_second:,.0f} per second); all {findings.rows:,} take "
-                f"{size_of(findings.rows * findings.row_bytes)} of the disk",
+                f"{times(_gain(findings, cached))} the rows from the second epoch on "
+                f"({cached.rows_per_second:,.0f} per second); all {findings.rows:,} rows take "
+                f"{size_of(findings.rows * findings.row_bytes)} of disk space",
             )
     elif bound in ("link", "server", "round trips"):
         epoch = findings.rows / default.rows_per_second
         if epoch >= _LONG_EPOCH:
             yield Advice(
                 'cache="FOLDER"',
-                f"an epoch takes {duration(epoch)} as it is; {size_of(findings.rows * findings.row_bytes)} of the "
-                "local disk would hold it for all later ones (--cache FOLDER measures how fast)",
+                f"an epoch takes {duration(epoch)} now; {size_of(findings.rows * findings.row_bytes)} of local disk "
+                "space would hold the rows for all later epochs (measure it with --cache FOLDER)",
             )
 
 
 def _of_server(findings: Findings) -> Iterator[Advice]:
-    """The reading and decoding is what is slow."""
+    """Reading and decoding on the server is slow."""
     share, again = findings.server_share, findings.speed_up_again
-    reading = f"the server read for {share:.0%} of the time that requests were under way" if share else ""
+    reading = f"the server spent {share:.0%} of the request time reading" if share else ""
     if findings.amplification >= _DEAR:
-        dear = f"a shuffled batch decodes up to {findings.amplification:,.0f} bytes for each that is served"
-        yield Advice(
-            "h5feed-server inspect FILE", f"{dear}, {reading}: it prints the command that lays the file out anew"
-        )
+        dear = f"a shuffled batch decodes up to {findings.amplification:,.0f} bytes per byte served"
+        yield Advice("h5feed-server inspect FILE", f"{dear}, {reading}: it prints the command that rewrites the file")
     elif any(name in _COMPRESSED for name in findings.filters):
         yield Advice(
             "h5feed-server build FILE.h5 -o NEW.h5",
-            f"{reading}, and the rows are packed with {', '.join(findings.filters)}: unpacked, or with "
+            f"{reading}, and the rows are compressed with {', '.join(findings.filters)}: uncompressed or with "
             "--compression lz4, they are read faster",
         )
     if again is not None and findings.memory_helps:
         yield Advice(
             "H5FEED_CHUNK_CACHE_BYTES (server)" if _is_decoded(findings) else "more memory, or a faster disk (server)",
-            f"rows that the server has in memory come {times(again)} as fast; all of them are "
+            f"rows in the server's memory arrive {times(again)} as fast; all rows take "
             f"{size_of(findings.rows * findings.row_bytes)}",
         )
     slower = _slower_reads(findings)
@@ -160,8 +157,8 @@ def _of_server(findings: Findings) -> Iterator[Advice]:
         most = max(rate.connections or 0 for rate in findings.fixed)
         yield Advice(
             "h5feed-server serve --workers N",
-            f"with {most} requests at a time the server read each byte {times(slower)} as long as alone: with idle "
-            "cores, more workers share it; without, more cores, or decode and unpack less",
+            f"with {most} requests at a time, the server took {times(slower)} as long to read a byte as with one: add "
+            "workers if it has idle cores, otherwise add cores, or store rows that need less decoding",
         )
 
 
@@ -169,8 +166,8 @@ def _of_sockets(findings: Findings) -> Iterator[Advice]:
     rate = max(each.bytes_per_second for each in (findings.default, *findings.fixed) if each)
     yield Advice(
         "h5feed-server serve --workers N",
-        f"{rate / 1e6:,.0f} MB/s come, about what one worker sends: where the server has one, and idle cores, a second "
-        "one may send more",
+        f"{rate / 1e6:,.0f} MB/s arrive, about what one worker can send: if the server has one worker and idle cores, "
+        "a second worker may send more",
     )
 
 
@@ -179,11 +176,11 @@ def _is_decoded(findings: Findings) -> bool:
 
 
 def _slower_reads(findings: Findings) -> float | None:
-    """How many times as long the server reads a byte with the most requests under way as with one."""
+    """How many times longer the server reads a byte with the most concurrent requests than with one."""
     alone, most = findings.fixed[:1], findings.fixed[1:][-1:]
     if not alone or not most or not alone[0].server_share or most[0].server_share is None:
         return None
-    # Seconds of reading for each byte: the share of all connections' time, over what came in it.
+    # Seconds of reading per byte: the share of the time of all connections, divided by the byte rate.
     each = [
         rate.server_share * (rate.connections or 1) / rate.bytes_per_second
         for rate in (*alone, *most)
@@ -212,4 +209,4 @@ def duration(seconds: float) -> str:
 
 
 _LONG_EPOCH = 10.0
-"""Seconds of an epoch from which a cache is worth a folder."""
+"""A cache is recommended if an epoch takes at least this many seconds."""

@@ -1,4 +1,4 @@
-"""What a bench is asked to measure."""
+"""The settings of a benchmark."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 from ..errors import BadParameter
 
 SECONDS = 20.0
-"""Of a bench in all, about."""
+"""Approximate duration of a benchmark."""
 
 MAX_BYTES = 16 * 10**9
-"""Fetched in all, about: some 20 seconds of 6 Gbit/s."""
+"""Approximate limit on the bytes fetched: about 20 seconds at 6 Gbit/s."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked about.
+    """What to measure, and for how long.
 
     Attributes
     ----------
     split, batch_size, fields, options
-        As `Dataset.plan` has them.
+        See `Dataset.plan`.
     seconds, max_bytes : float
-        Bounds on the whole; a batch is let through in any case.
+        Limits on the whole benchmark; at least one batch is always read.
     step : float, optional
-        Seconds of a training step.
+        Duration of a training step, in seconds.
     cache : str, optional
-        Folder of a row cache to measure too.
+        Folder of a row cache to measure as well.
     """
 
     split: str = "all"
@@ -43,6 +43,6 @@ class Asked:
     def __post_init__(self) -> None:
         for name in ("batch_size", "seconds", "max_bytes"):
             if not 0 < getattr(self, name) < math.inf:
-                raise BadParameter(f"{name}={getattr(self, name)} must be more than 0, and finite")
+                raise BadParameter(f"{name}={getattr(self, name)} must be positive and finite")
         if self.step is not None and not 0 < self.step < math.inf:
-            raise BadParameter(f"step_ms={self.step * 1e3:g} must be more than 0, and finite")
+            raise BadParameter(f"step_ms={self.step * 1e3:g} must be positive and finite")

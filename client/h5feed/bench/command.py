@@ -1,4 +1,4 @@
-"""The command ``h5feed bench``."""
+"""The ``h5feed bench`` command."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ EXAMPLES = """\
   h5feed bench http://gpu-box:8000 photos --json > bench.json
 """
 
-ABOUT = """Reads shuffled batches as training does, for a while, and says what the link and
-the server can feed, what bounds it, and which options would change that.
-Nothing is kept but the rows in the folder of --cache."""
+ABOUT = """Read shuffled batches like a training loop and report how many rows per second
+arrive, what limits the rate, and which options would raise it.
+Nothing is stored except the rows in the folder of --cache."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The options of the command, but for those of splits."""
+    """Add the options of the command, except those for splits."""
     command.add_argument("dataset", metavar="DATASET")
     command.add_argument("--split", default="all", help="all, train, val or test (default all)")
-    command.add_argument("--batch-size", metavar="N", type=int, default=64, help="rows of a batch (default 64)")
-    command.add_argument("--fields", metavar="NAMES", help="comma-separated field names (default inputs and labels)")
-    command.add_argument("--window", metavar="N", type=int, help="shuffle among so many rows, by whole chunks")
-    command.add_argument("--step-ms", metavar="MS", type=float, help="time of a training step: how busy will it be?")
-    command.add_argument("--cache", metavar="FOLDER", help="measure a row cache in this folder too")
-    command.add_argument("--seconds", metavar="S", type=float, default=SECONDS, help="in all, about (default 20)")
+    command.add_argument("--batch-size", metavar="N", type=int, default=64, help="rows per batch (default 64)")
+    command.add_argument("--fields", metavar="NAMES", help="comma-separated field names (default: inputs and labels)")
+    command.add_argument("--window", metavar="N", type=int, help="shuffle chunks, then rows in windows of N")
+    command.add_argument("--step-ms", metavar="MS", type=float, help="time of a training step, to report utilisation")
+    command.add_argument("--cache", metavar="FOLDER", help="also measure a row cache in this folder")
+    command.add_argument("--seconds", metavar="S", type=float, default=SECONDS, help="duration, about (default 20)")
     command.add_argument(
         "--max-bytes",
         metavar="BYTES",
         type=size,
         default=MAX_BYTES,
-        help="to fetch in all, such as 500MB (default 16GB)",
+        help="approximate limit on the bytes fetched, such as 500MB (default 16GB)",
     )
-    command.add_argument("--json", action="store_true", help="as JSON")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def size(text: str) -> int:
-    """Bytes of ``500MB``, ``64MiB`` or ``1000000``."""
+    """Parse a number of bytes such as ``500MB``, ``64MiB`` or ``1000000``."""
     match = re.fullmatch(r"([0-9.]+)\s*([kmg]i?|)b?", text.strip().lower())
     try:
         if match is not None:
@@ -64,7 +64,7 @@ def size(text: str) -> int:
 
 
 def run(feed: Feed, options: argparse.Namespace, split_options: Mapping[str, Any]) -> int:
-    """Measure and print; returns the exit code."""
+    """Measure and print; return the exit code."""
     order = dict(split_options)
     if options.fields is not None:
         order["fields"] = [name for name in options.fields.split(",") if name]
@@ -92,10 +92,10 @@ def run(feed: Feed, options: argparse.Namespace, split_options: Mapping[str, Any
     else:
         _print(findings)
     if bench.failure is not None:
-        print("h5feed: this is what was found until then:", file=sys.stderr)
+        print("h5feed: the benchmark failed; the results above are incomplete:", file=sys.stderr)
         raise bench.failure
     if findings.interrupted:
-        print("h5feed: interrupted: this is what was found until then", file=sys.stderr)
+        print("h5feed: interrupted; the results above are incomplete", file=sys.stderr)
         return 130
     return 0
 
@@ -112,7 +112,7 @@ def _print(findings: Findings) -> None:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Report]:
-    """A bar where somebody looks and `rich` is installed; else a line for each phase."""
+    """A progress bar on a terminal if `rich` is installed, otherwise one line per phase."""
     try:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
     except ModuleNotFoundError:

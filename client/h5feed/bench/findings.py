@@ -1,4 +1,4 @@
-"""What a bench found out, as plain data."""
+"""The results of a benchmark, as plain data."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Bound = Literal["server", "batches", "round trips", "sockets", "link"]
-"""What keeps rows from coming faster: reading and decoding on the server; the work that each batch costs, however
-small; too few requests under way for the distance; what both machines can send and receive; the line between."""
+"""What limits the rate: reading and decoding on the server; the fixed cost of each batch; too few concurrent requests
+for the round trip; how fast both machines can send and receive; the link between them."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast a stream of batches came.
+    """The rate of a stream of batches.
 
     Attributes
     ----------
     what : str
-        The options of the stream, readable.
+        Description of the options of the stream.
     rows, nbytes : int
-        What came, and the bytes of its arrays.
+        Rows received, and the bytes of their arrays.
     seconds : float
-        In which it came; that in which the stream warmed up is not counted, where much came.
+        Time in which they arrived, without the warm-up if enough batches arrived.
     batch_size : int
-        Rows of one batch.
+        Rows per batch.
     connections : int or None
-        Requests under way, where they were fixed.
+        Number of concurrent requests, if it was fixed.
     server_share : float or None
-        Of the time in which requests were under way, the share in which the server planned and read (0 … 1).
+        Share of the request time in which the server planned and read (0 to 1).
     confirmed : bool
-        Whether it was measured more than once, by turns with what it is compared to.
+        Whether it was measured repeatedly, alternating with the stream it is compared to.
     """
 
     what: str
@@ -42,7 +42,7 @@ class Rate:
     confirmed: bool = False
 
     def with_more(self, other: Rate) -> Rate:
-        """Both together, of the same stream."""
+        """The sum of two measurements of the same stream."""
         return replace(
             self,
             rows=self.rows + other.rows,
@@ -53,7 +53,7 @@ class Rate:
 
     @property
     def is_sure(self) -> bool:
-        """Whether enough came that it cannot be by chance alone."""
+        """Whether enough batches arrived to rule out chance."""
         return self.rows >= _SURE * self.batch_size
 
     @property
@@ -67,18 +67,18 @@ class Rate:
 
 @dataclass(frozen=True)
 class Single:
-    """Requests sent one after the other, each alone: medians.
+    """Medians of requests sent one at a time.
 
     Attributes
     ----------
     rows, nbytes : int
-        Of one answer.
+        Of one response.
     seconds : float
-        From sending to the last byte.
+        From sending the request to the last byte.
     reading : float
-        Seconds of it in which the server planned and read, as its ``Server-Timing`` says.
+        Part of it in which the server planned and read, from ``Server-Timing``.
     again : float or None
-        The same when the same rows were asked for once more.
+        `reading` when the same rows were requested again.
     """
 
     rows: int
@@ -89,22 +89,22 @@ class Single:
 
     @property
     def transfer(self) -> float:
-        """Seconds that are not the server's reading."""
+        """Seconds not spent reading on the server."""
         return max(self.seconds - self.reading, 1e-6)
 
 
 @dataclass(frozen=True)
 class Training:
-    """A loop that takes a fixed time for each step and computes nothing.
+    """A simulated training loop, which sleeps for a fixed time in each step.
 
     Attributes
     ----------
     step : float
-        Seconds of one step.
+        Seconds per step.
     steps : int
-        Steps that were counted: all but the first.
+        Number of steps measured: all but the first.
     utilisation : float
-        Time in steps over time in all (0 … 1), which MLPerf Storage calls accelerator utilisation (AU).
+        Time in steps divided by total time (0 to 1): the accelerator utilisation (AU) of MLPerf Storage.
     """
 
     step: float
@@ -114,17 +114,17 @@ class Training:
 
 @dataclass(frozen=True)
 class WideField:
-    """An input that travels in more bytes than its values need.
+    """An input whose dtype is larger than its values need.
 
     Attributes
     ----------
     name, dtype : str
     enough : str
-        dtype that would do.
+        A sufficient dtype.
     why : str
-        What its values are.
+        Why it is sufficient.
     factor : float
-        Bytes of a row now, over those of a row then, the other fields included.
+        Bytes of a whole row now, divided by those with the smaller dtype.
     """
 
     name: str
@@ -136,29 +136,29 @@ class WideField:
 
 @dataclass
 class Findings:
-    """All that was found, filled in phase by phase; what is None was not measured.
+    """All results, filled in phase by phase. None means not measured.
 
     Attributes
     ----------
     url, dataset, split : str
     rows, batch_size : int
-        Of the split, and of one batch of the training that is asked about.
+        Rows of the split, and rows per batch in the user's training.
     row_bytes : float
-        Bytes of one row on the line.
+        Bytes of one row on the wire.
     measured_batch : int
-        Rows of the batches that were read: fewer than `batch_size` where such a batch takes long.
+        Rows per batch in the measurements: fewer than `batch_size` if such a batch takes long.
     readahead : int
-        Bytes fetched ahead at most.
+        Maximum number of bytes fetched ahead.
     round_trip : float
-        Seconds of a request for next to nothing.
+        Seconds of a nearly empty request.
     amplification : float
-        Bytes decoded for each that is served, of the field with the most.
+        Bytes decoded per byte served, of the worst field.
     filters : list of str
         HDF5 filters of the fields.
     encoded_bytes : float
-        Bytes of a row on the line with ``decode="client"``.
+        Bytes of one row on the wire with ``decode="client"``.
     width : int
-        Requests under way at the end of the read-ahead's own search.
+        Number of concurrent requests that the read-ahead chose.
     notes : list of str
         What was not measured, and why.
     interrupted : bool
@@ -197,21 +197,21 @@ class Findings:
     interrupted: bool = False
 
     def rates(self) -> list[Rate]:
-        """All streams, in the order in which they are shown."""
+        """All streams, in display order."""
         all_rates = [self.default, *self.fixed, self.again, *self.batch_sizes]
         all_rates += [self.decoded_here, self.more_readahead, self.cached]
         return [rate for rate in all_rates if rate is not None]
 
     @property
     def batch_seconds(self) -> float | None:
-        """Seconds from one batch to the next, read as training does."""
+        """Seconds per batch, read with the defaults."""
         if self.default is None or not self.default.rows_per_second:
             return None
         return min(self.batch_size, self.rows) / self.default.rows_per_second
 
     @property
     def best_fixed(self) -> Rate | None:
-        """The fewest connections that feed about as much as any number of them."""
+        """The smallest number of connections with about the highest rate."""
         if not self.fixed:
             return None
         most = max(rate.rows_per_second for rate in self.fixed)
@@ -219,7 +219,7 @@ class Findings:
 
     @property
     def server_share(self) -> float | None:
-        """Of the time in which requests were under way, the share in which the server read; under load where known."""
+        """Share of the request time in which the server read, under load if that was measured."""
         best = self.best_fixed
         if best is not None and best.server_share is not None:
             return best.server_share
@@ -227,14 +227,14 @@ class Findings:
 
     @property
     def speed_up_again(self) -> float | None:
-        """How many times as fast rows come that the server has in memory."""
+        """How many times faster rows arrive that are in the server's memory."""
         if self.again is None or self.default is None or not (self.default.is_sure and self.again.is_sure):
             return None
         return self.again.rows_per_second / self.default.rows_per_second
 
     @property
     def memory_helps(self) -> bool:
-        """Whether the server reads rows faster that it has in memory, and they come faster for it."""
+        """Whether rows in the server's memory are read faster and arrive faster."""
         single = self.single
         if single is None or single.again is None or single.again > single.reading / _FASTER:
             return False
@@ -242,19 +242,19 @@ class Findings:
 
     @property
     def bound(self) -> Bound | None:
-        """What bounds the rows per second, as far as the measurements tell."""
+        """What limits the rows per second, according to the measurements."""
         if self.default is None or self.single is None or not self.default.rows_per_second:
             return None
         if self.memory_helps:
             return "server"
         rate = max(each.bytes_per_second for each in (self.default, *self.fixed))
-        # Rows that need no decoding are copied about as fast as they are sent, by the same processors.
+        # Without decoding, reading is a copy, about as fast as sending and on the same CPUs.
         copied = rate >= SOCKETS_RATE and not self.images and not self.filters
         if (self.server_share or 0.0) >= _MOSTLY and not copied:
             return "server"
         many = self.default.batch_size / self.default.rows_per_second < _SHORT_SECONDS
         if many and rate < _FAR_BELOW * self.alone_bytes_per_second:
-            # A single big batch comes faster over one connection than many small ones over several.
+            # One big batch over one connection arrives faster than many small ones over several.
             return "batches"
         if self._still_grows():
             return "round trips"
@@ -262,20 +262,20 @@ class Findings:
 
     @property
     def alone_bytes_per_second(self) -> float:
-        """How fast one big answer comes over one connection, once it is on its way."""
+        """Rate of one big response over one connection, without the round trip."""
         assert self.single is not None
         transfer = self.single.transfer
         return self.single.nbytes / max(transfer - (self.round_trip or 0.0), transfer / 10)
 
     def _still_grows(self) -> bool:
-        """Whether the most connections that were tried, more than the read-ahead has found, are clearly the best."""
+        """Whether the largest number of connections is clearly the best, and larger than the read-ahead's choice."""
         if len(self.fixed) < 2 or self.default is None or (self.fixed[-1].connections or 0) <= (self.width or 0):
             return False
         others = max(rate.rows_per_second for rate in (self.default, *self.fixed[:-1]))
         return self.fixed[-1].rows_per_second >= _GROWS * others
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; seconds, bytes and rows as everywhere."""
+        """The results as JSON-serialisable values, in seconds, bytes and rows."""
         single, training = self.single, self.training
         return {
             "url": self.url,
@@ -323,24 +323,24 @@ def _of_rate(rate: Rate) -> dict[str, Any]:
 
 
 def expected_utilisation(step: float, batch_seconds: float) -> float:
-    """What is left of an accelerator that works `step` seconds on each batch, when one comes every `batch_seconds`."""
+    """Utilisation of an accelerator with steps of `step` seconds if a batch arrives every `batch_seconds`."""
     return step / max(step, batch_seconds)
 
 
 _SURE = 10
-"""Batches: as many as may come at a time over a far link."""
+"""Batches: about as many as arrive together over a distant link."""
 
 _FASTER = 1.4
-"""How many times as fast rows from memory must come for the reading to be the bound."""
+"""Reading is the limit if rows from memory arrive this many times faster."""
 
 _SOME, _MOSTLY = 0.2, 0.5
-"""Shares of the time under way in which the server reads, for that to matter and to be what matters most."""
+"""Shares of the request time from which reading on the server matters, and from which it is the limit."""
 
 _FAR_BELOW, _SHORT_SECONDS = 0.6, 3e-3
-"""Of the rate of one big request, and from batch to batch: where what each batch costs by itself can be what counts."""
+"""The cost per batch can be the limit below this share of the rate of a big request, if batches are this short."""
 
 _GROWS = 1.15
 
 SOCKETS_RATE = 600e6
-"""Bytes per second from which what both machines do for each byte counts rather than the line: one worker sends some
-1.3 GB/s, and lines up to 5 Gbit/s carry less than this."""
+"""Bytes per second from which the machines, not the link, are the limit: one worker sends about 1.3 GB/s, and links of
+up to 5 Gbit/s carry less than this."""

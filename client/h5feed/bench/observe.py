@@ -1,4 +1,4 @@
-"""Requests as they were answered: how long each took, and what of that the server spent on reading."""
+"""Measure each request: how long it took, and how much of that the server spent reading."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..net.http import httpx
 from ..net.servers import Hooks
 
 _READ_FIRST = 4 << 20
-"""Bytes of an answer that the server has read when it sends the first of them, which is when it tells the time."""
+"""Bytes of a response that the server reads before it sends the first one, together with ``Server-Timing``."""
 
 _DURATION = re.compile(r";\s*dur=([0-9.]+)")
 
@@ -24,11 +24,11 @@ class Request:
     Attributes
     ----------
     seconds : float
-        From sending to the last byte.
+        From sending the request to the last byte.
     reading : float
-        Seconds of it in which the server planned and read; of a long answer, as long for each part as for the first.
+        Part of it in which the server planned and read; extrapolated for long responses.
     nbytes : int
-        Of the body.
+        Size of the body.
     """
 
     seconds: float
@@ -37,7 +37,7 @@ class Request:
 
 
 class Observer:
-    """Sees all requests of the `Feed` that is given its `hooks`."""
+    """Observes all requests of a `Feed` that is created with its `hooks`."""
 
     def __init__(self) -> None:
         self._requests: list[Request] = []
@@ -48,7 +48,7 @@ class Observer:
         return {"request": [self._begin], "response": [self._end]}
 
     def taken(self) -> list[Request]:
-        """What was seen since this was last called."""
+        """The requests since the previous call."""
         seen, self._requests = self._requests, []
         return seen
 
@@ -56,7 +56,7 @@ class Observer:
         self._begun.at = time.perf_counter()
 
     def _end(self, response: httpx.Response) -> None:
-        # The transport has read all of the body by now.
+        # The transport has already read the whole body.
         seconds = time.perf_counter() - self._begun.at
         told = response.headers.get("server-timing")
         if told is None:
@@ -67,6 +67,6 @@ class Observer:
 
 
 def server_share(requests: Sequence[Request]) -> float | None:
-    """Of the time in which these requests were under way, the share in which the server read; None for none."""
+    """Share of the time of these requests in which the server read; None without requests."""
     under_way = sum(request.seconds for request in requests)
     return sum(request.reading for request in requests) / under_way if under_way else None

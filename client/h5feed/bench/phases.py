@@ -1,4 +1,4 @@
-"""The phases of a bench: each asks one question, and has a share of the time and of the bytes."""
+"""The phases of a benchmark. Each answers one question and gets a share of the time and of the bytes."""
 
 from __future__ import annotations
 
@@ -21,66 +21,66 @@ from .streams import Tick, drained, fixed_width, nbytes_of, trained, until
 from .values import wide_fields
 
 _BIG_BYTES = 4 << 20
-"""Of a single request, at most: what one request of a read-ahead is about."""
+"""Maximum size of a single request: about that of one read-ahead request."""
 
 _SINGLE_SHARE = 0.03
-"""Of the time, that a single request may take."""
+"""Share of the total time that a single request may take."""
 
 _BATCH_SHARE = 0.0125
-"""Of the time, that a batch may take over one connection; where it takes longer, smaller ones are read. Eight of them
-are under way at a time on a far link, and come together."""
+"""Share of the total time that a batch may take over one connection; otherwise smaller batches are read. On a distant
+link, eight of them arrive together."""
 
 _WIDTHS = (1, 2, 4, 8, 16, 32)
 _FEW_WIDTHS = (1, 4, 16)
 _WIDTH_ROUND_TRIPS = 20
-"""Round trips that each number of connections must be given, or else fewer numbers are tried."""
+"""Minimum time per number of connections, in round trips; with less time, fewer numbers are tried."""
 
 _GROWS = 1.1
 
 _HOT_BYTES = 32 << 20
-"""Of the rows that are read again and again: little enough for every server's memory, and many batches."""
+"""Size of the rows that are read repeatedly: fits into the memory of any server, but is many batches."""
 
 _FACTOR = 4
-"""How much smaller and larger the other batches are."""
+"""The other batch sizes are smaller and larger by this factor."""
 
 _ROOM = 3
-"""Batches that should fit into the read-ahead."""
+"""Number of batches that should fit into the read-ahead."""
 
 _FIRST_SHARE, _FEW_BATCHES = 0.25, 4
-"""Where in the first part of the time of the read-ahead fewer batches come, it is measured with less under way."""
+"""If fewer batches arrive in the first part of this phase, the rest uses a smaller read-ahead."""
 
 _MOST_SHARE = 0.8
-"""Of what is left of the time, for the read-ahead where nothing has come of it yet."""
+"""Share of the remaining time for the read-ahead if nothing has arrived yet."""
 
 _TURNS = 2
-"""Times that what seems faster is measured again."""
+"""How often a stream that seems faster is measured again."""
 
 _MAX_READAHEAD = 4 * DEFAULT_READAHEAD
 
 
 Report = Callable[[str, float, float], None]
-"""Called with the name of a phase, the share of the whole that is done (0 … 1) and the rows per second of now."""
+"""Called with the name of the phase, the overall progress (0 to 1) and the current rows per second."""
 
 
 class Bench:
-    """One bench of one dataset; `run` fills in `findings`.
+    """One benchmark of one dataset; `run` fills in `findings`.
 
     Parameters
     ----------
     dataset : Dataset
-        Read as training reads it.
+        Read like a training loop does.
     observed : Dataset
-        The same over connections of its own, with the hooks of `observer`.
+        The same dataset over separate connections, with the hooks of `observer`.
     """
 
     def __init__(self, dataset: Dataset, observed: Dataset, observer: Observer, asked: Asked, report: Report) -> None:
         self._dataset, self._observed, self._observer, self._asked = dataset, observed, observer, asked
         self._report = report
-        # Others than those of the last bench, of which the server may still have the rows in memory.
+        # Random: the server may still have the rows of the previous benchmark in memory.
         self._epoch = random.SystemRandom().randrange(1 << 20)
         plan = self._plan(asked.batch_size)
         if not plan.rows:
-            raise BadParameter(f"split {asked.split!r} of {dataset.name!r} has no rows: there is nothing to measure")
+            raise BadParameter(f"split {asked.split!r} of {dataset.name!r} has no rows to measure")
         about = [spec for spec in dataset.info["fields"] if spec["name"] in {tensor.name for tensor in plan.tensors}]
         self.findings = Findings(
             url=dataset._client.url,
@@ -112,14 +112,14 @@ class Bench:
             ("once more", 3, self._confirm),
         ]
         self._readahead = DEFAULT_READAHEAD
-        # Seconds that a row is longer under way than none, over one connection.
+        # Seconds per row over one connection, without the round trip.
         self._row_seconds = 0.0
         self._name, self._began, self._whole = "", 0.0, (0.0, 1.0)
         self.failure: FeedError | None = None
-        """What ended it early."""
+        """The error that ended the benchmark early."""
 
     def run(self) -> Findings:
-        """All phases; a KeyboardInterrupt, or an error after the first streams, ends them with what was found."""
+        """Run all phases. A KeyboardInterrupt, or an error after the first streams, stops with the results so far."""
         self._began = time.monotonic()
         left = [weight for _, weight, _ in self._phases]
         try:
@@ -152,7 +152,7 @@ class Bench:
         )
 
     def _next_epoch(self) -> int:
-        # Far enough from the last one for all passes that a stream may have made.
+        # Far from the previous one, because a stream may read many passes.
         self._epoch += 1 << 20
         return self._epoch
 
@@ -188,8 +188,8 @@ class Bench:
         wire: float = 1.0,
         tick: Tick | None = None,
     ) -> Rate | None:
-        """Drain passes of a plan; `wire` is how many bytes travel for each that comes."""
-        # What is under way when it ends has travelled too.
+        """Drain passes of a plan; `wire` is the number of bytes sent per byte received."""
+        # Requests in flight at the end also count towards the bytes.
         readahead = max(1, min(readahead or self._readahead, int(nbytes / wire / 2)))
         dataset, epoch = self._observed if observe else self._dataset, self._next_epoch()
         if connections is None:
@@ -211,19 +211,19 @@ class Bench:
         first = self._stream("", plan, _FIRST_SHARE * seconds, _FIRST_SHARE * nbytes)
         left = 1 - _FIRST_SHARE
         if first is None or first.rows < _FEW_BATCHES * plan.batch_size:
-            # What is under way would take all of the time. With less of it, what follows is seen too.
+            # The full read-ahead would take all the time to fill. A smaller one shows the steady rate.
             comes = single.nbytes / single.transfer * left * seconds
             self._readahead = max(_ROOM * plan.batch_bytes, min(int(comes / 2), DEFAULT_READAHEAD))
         tick = partial(self._tick_within, _FIRST_SHARE, left)
         self.findings.default = self._stream("read-ahead", plan, left * seconds, left * nbytes, tick=tick)
         if self.findings.default is None:
-            # Nothing else is worth as much as this one figure.
+            # This number matters most: give it the remaining time.
             seconds = max(seconds, _MOST_SHARE * (self._asked.seconds - (time.monotonic() - self._began)))
             self.findings.default = self._stream("read-ahead", plan, seconds, nbytes)
         self.findings.width = self._dataset._client.link.width
         if self.findings.default is None:
             self.findings.notes.append(
-                f"no batch came within {seconds:.1f} s: give it more, such as --seconds {4 * self._asked.seconds:.0f}"
+                f"no batch arrived within {seconds:.1f} s: try --seconds {4 * self._asked.seconds:.0f}"
             )
 
     def _train(self, seconds: float, nbytes: float) -> None:
@@ -238,7 +238,7 @@ class Bench:
         )
         training = self.findings.training
         if training is None:
-            self.findings.notes.append("training was not measured: there was time or room for less than two steps")
+            self.findings.notes.append("training was not measured: fewer than two steps fit into the time or bytes")
         else:
             self.findings.nbytes += round((training.steps + 1) * rows * self.findings.row_bytes)
 
@@ -264,7 +264,7 @@ class Bench:
         enough = seconds / len(_WIDTHS) > _WIDTH_ROUND_TRIPS * trip
         left = list(_WIDTHS if enough else _FEW_WIDTHS)
         plan = self._plan(self.findings.measured_batch)
-        # On a full line, so much comes at a time.
+        # Seconds of one block per connection when the link is saturated.
         each = self._row_seconds * max(plan.batch_size, (256 << 10) / max(self.findings.row_bytes, 1))
         flat = 0
         while left and flat < 2:
@@ -291,9 +291,9 @@ class Bench:
         size = self.findings.measured_batch
         rows = max(size, int(_HOT_BYTES / max(self.findings.row_bytes, 1)))
         if rows >= self.findings.rows:
-            # What was read before was in memory already.
+            # All rows were already in memory before.
             return
-        # A part that is not read in full even once tells nothing.
+        # The part must be small enough to be read more than once.
         if self.findings.default is not None:
             affordable = min(seconds * self.findings.default.rows_per_second, nbytes / self.findings.row_bytes)
             rows = min(rows, max(size, int(affordable / 4)))
@@ -315,10 +315,12 @@ class Bench:
             self._tick(0.7 * filled / rows, filled / (time.monotonic() - began))
         self.findings.nbytes += round(filled * self.findings.row_bytes)
         if filled < rows:
-            self.findings.notes.append(f"the row cache was not measured: {filled:,} of {rows:,} rows came in time")
+            self.findings.notes.append(f"the row cache was not measured: {filled:,} of {rows:,} rows arrived in time")
             return
         if cache.cached_rows < rows:
-            self.findings.notes.append(f"the row cache was not measured: {folder} keeps {cache.cached_rows:,} rows")
+            self.findings.notes.append(
+                f"the row cache was not measured: {folder} holds only {cache.cached_rows:,} of {rows:,} rows"
+            )
             return
         reading = self._dataset.read_passes(plan, self._next_epoch(), 0, cache=cache)
         left = max(seconds - (time.monotonic() - began), 0.2 * seconds)
@@ -331,8 +333,8 @@ class Bench:
         size = self.findings.batch_size
         if self.findings.measured_batch < size:
             self.findings.notes.append(
-                f"a batch of {size} rows takes long here: batches of {self.findings.measured_batch} were read, and "
-                "other sizes were not tried"
+                f"a batch of {size} rows takes long on this link: batches of {self.findings.measured_batch} were read "
+                "instead, and other sizes were not tried"
             )
             return
         sizes = [each for each in (size // _FACTOR, size * _FACTOR) if 1 <= each <= self.findings.rows]
@@ -358,7 +360,7 @@ class Bench:
         self.findings.more_readahead = self._stream(what, plan, seconds, nbytes, readahead=readahead)
 
     def _confirm(self, seconds: float, nbytes: float) -> None:
-        """What was clearly faster than the read-ahead by itself, and that, by turns: it may have been the moment."""
+        """Measure the streams that seemed faster again, alternating with the default, to rule out chance."""
         findings = self.findings
         default, best, more = findings.default, findings.best_fixed, findings.more_readahead
         if default is None:
@@ -368,7 +370,7 @@ class Bench:
             for rate in (best, more, *findings.batch_sizes)
             if rate is not None and rate.rows_per_second > BETTER * default.rows_per_second
         ]
-        # As it was measured: what is found out here changes what the read-ahead would need.
+        # Computed before the loop, which changes the measurements it depends on.
         readahead = self._needed_readahead() if more is not None else None
         turns = 2 * _TURNS * len(faster)
         plan, done = self._plan(findings.measured_batch), 0
@@ -388,11 +390,11 @@ class Bench:
         unsure = {rate.what for rate in faster} - {rate.what for rate in findings.rates() if rate.confirmed}
         if unsure:
             findings.notes.append(
-                f"faster, but measured only once: {', '.join(sorted(unsure))}; more --seconds would make sure"
+                f"faster, but measured only once: {', '.join(sorted(unsure))}; use more --seconds to confirm"
             )
 
     def _replace(self, what: str, measured: Rate) -> None:
-        """Add what was measured to what is known of the same stream."""
+        """Add a measurement to the previous one of the same stream."""
         findings = self.findings
 
         def told(rate: Rate) -> Rate:
@@ -404,7 +406,7 @@ class Bench:
         findings.batch_sizes = [*map(told, findings.batch_sizes)]
 
     def _needed_readahead(self) -> int:
-        """Bytes: what the way to the server holds, four times; and room for some batches."""
+        """Bytes: four times what is in flight on the link, and at least a few batches."""
         findings = self.findings
         assert findings.default is not None and findings.round_trip is not None
         on_the_way = 4 * findings.default.bytes_per_second * findings.round_trip

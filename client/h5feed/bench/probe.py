@@ -1,4 +1,4 @@
-"""Requests sent one after the other: what each costs, and what of that is the server's reading."""
+"""Requests sent one at a time: how long each takes, and how much of that the server reads."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .observe import Observer, Request
 from .streams import Tick
 
 _MOST = 12
-"""Requests of a kind."""
+"""Maximum number of requests of one kind."""
 
 _FACTOR = 4
-"""By how much they grow until one takes long."""
+"""Growth factor of the request size, until a request takes long."""
 
 
 class Probe:
@@ -27,16 +27,16 @@ class Probe:
     Parameters
     ----------
     observed : Dataset
-        With the hooks of `observer`.
+        Has the hooks of `observer`.
     rows : int
-        Of the split.
+        Rows of the split.
     at_once : int
-        Rows of one request at most.
+        Maximum number of rows per request.
 
     Attributes
     ----------
     nbytes : int
-        Fetched until now.
+        Bytes fetched so far.
     """
 
     def __init__(self, observed: Dataset, observer: Observer, asked: Asked, rows: int, at_once: int) -> None:
@@ -45,12 +45,12 @@ class Probe:
         self.nbytes = 0
 
     def one(self, batch_size: int, epoch: int, number: int, **options: Any) -> tuple[Batch, Request]:
-        """Batch `number`, counted on from `epoch` over those that follow, and how its request went.
+        """Batch `number`, counted from the start of `epoch` across epochs, and its request.
 
         Raises
         ------
         BadAnswer
-            The server does not tell how long it read.
+            The response has no ``Server-Timing``.
         """
         batches = -(-self._rows // batch_size)
         options = {**self._asked.options, "shuffle": True, "epoch": epoch + number // batches, **options}
@@ -58,14 +58,14 @@ class Probe:
         batch = self._observed.batch(number % batches, split=self._asked.split, batch_size=batch_size, **options)
         seen = self._observer.taken()
         if not seen:
-            raise BadAnswer(f"{self._observed._client.url} answers without Server-Timing: does a proxy take it away?")
+            raise BadAnswer(f"responses of {self._observed._client.url} lack Server-Timing: does a proxy remove it?")
         self.nbytes += seen[-1].nbytes
         return batch, seen[-1]
 
     def round_trip(self, seconds: float, tick: Tick) -> float:
-        """Seconds of a request for a row id, without what the server needs for it."""
+        """Seconds of a request for one row id, minus the time on the server."""
         end = time.monotonic() + seconds
-        # The first one makes a connection, and the server may have rows to divide.
+        # The first request opens a connection, and the server may have to compute splits.
         self.one(1, 0, 0, fields=[])
         took: list[float] = []
         while not took or (time.monotonic() < end and len(took) < 2 * _MOST):
@@ -77,14 +77,14 @@ class Probe:
     def singles(
         self, epoch: int, trip: float, seconds: float, nbytes: float, longest: float, tick: Tick
     ) -> tuple[Single, Batch]:
-        """Requests for as many rows as come within `longest` seconds, and for the same rows again; and one batch.
+        """Time requests for as many rows as arrive within `longest` seconds, then repeat them; also returns one batch.
 
         Parameters
         ----------
         trip : float
-            Seconds of a round trip.
+            Round trip in seconds.
         seconds, nbytes : float
-            Bounds on all of them together.
+            Limits on all requests together.
         """
         end, limit = time.monotonic() + seconds, self.nbytes + nbytes
         # A connection is slow at first.
@@ -98,7 +98,7 @@ class Probe:
         ):
             rows = min(_FACTOR * rows, self._at_once)
             batch, request = self.one(rows, epoch, 0)
-        # Passes whose rows nobody has asked for yet.
+        # Later passes, whose rows have not been requested yet.
         epoch += 1 << 10
         first: list[Request] = []
         middle = time.monotonic() + (end - time.monotonic()) / 2

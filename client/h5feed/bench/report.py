@@ -1,4 +1,4 @@
-"""Findings in words, and as a table with bars."""
+"""The results as text, as a table with bars, and as JSON."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _HEAD = ("read as", "rows/s", "MB/s", "a batch")
 _IN = " " * 6
 _LEAST_BAR = 8
 _LONGEST_BAR = 40
-"""Characters of the bar of the fastest stream, as the width of the output allows."""
+"""Minimum and maximum length of the longest bar, in characters; it depends on the width of the terminal."""
 
 _BOUND = {
-    "server": "the server, which reads and decodes{share}",
-    "batches": "the work for each single batch: one big request comes {big} over one connection, the batches {all}",
-    "round trips": "the distance: more requests under way still bring more rows",
-    "sockets": "what both machines can send and receive, {all}: the server read{share}",
-    "link": "the link, at {all}: the server read{share}",
+    "server": "reading and decoding on the server{share}",
+    "batches": "the cost per batch: one big request arrives {big} over one connection, the batches {all}",
+    "round trips": "the round trip: more concurrent requests still bring more rows",
+    "sockets": "how fast both machines can send and receive, {all}{share}",
+    "link": "the link, at {all}{share}",
 }
 
 
 def as_json(findings: Findings) -> dict[str, Any]:
-    """The findings, the verdict and the advice, as plain values."""
+    """The results, the verdict and the advice, as JSON-serialisable values."""
     return {
         **findings.as_json(),
         "verdict": verdict(findings),
@@ -38,7 +38,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
 
 
 def heading(findings: Findings) -> str:
-    """What was read."""
+    """One sentence: the dataset, its rows, and the batches that were read."""
     size, row_bytes = findings.batch_size, findings.row_bytes
     return (
         f"{findings.dataset} at {findings.url}: {rows_of(findings.rows)} of {size_of(row_bytes)} "
@@ -47,18 +47,18 @@ def heading(findings: Findings) -> str:
 
 
 def requests(findings: Findings) -> list[tuple[str, str]]:
-    """What single requests took: (what, value)."""
+    """Times of single requests, as (what, value)."""
     lines = []
     if findings.round_trip is not None:
         lines.append(("round trip", duration(findings.round_trip)))
     single = findings.single
     if single is not None:
-        again = "" if single.again is None else f" ({duration(single.again)} when asked again)"
+        again = "" if single.again is None else f" ({duration(single.again)} when repeated)"
         lines.append(
             (
-                f"{rows_of(single.rows)} alone",
-                f"{duration(single.seconds)} for {size_of(single.nbytes)}: {duration(single.reading)} to read on the "
-                f"server{again}, {duration(single.transfer)} to come",
+                f"one request of {rows_of(single.rows)}",
+                f"{duration(single.seconds)} for {size_of(single.nbytes)}: {duration(single.reading)} reading on the "
+                f"server{again}, {duration(single.transfer)} transfer",
             )
         )
     return lines
@@ -70,9 +70,9 @@ def rows_of(count: int) -> str:
 
 
 def lines_of(findings: Findings) -> list[tuple[list[str], float]]:
-    """A line for each stream: its cells, and its rows per second over those of the fastest."""
+    """A line per stream: its cells, and its rate as a fraction of the fastest."""
     rates = findings.rates()
-    # Beside a local disk all links would look alike.
+    # Without the cache: next to a local disk, all links would look alike.
     most = max((rate.rows_per_second for rate in rates if rate is not findings.cached), default=0.0) or 1.0
     return [
         (
@@ -89,35 +89,35 @@ def lines_of(findings: Findings) -> list[tuple[list[str], float]]:
 
 
 def verdict(findings: Findings) -> list[str]:
-    """Sentences: from which step on training is fed, how busy the accelerator will be, what bounds it."""
+    """Sentences: the shortest step that gets its batches in time, the utilisation, and what limits the rate."""
     lines = []
     each = findings.batch_seconds
     if each is None or findings.default is None:
-        return ["Nothing was measured that tells how fast training is fed."]
+        return ["The rate at which batches arrive could not be measured."]
     rows = min(findings.batch_size, findings.rows)
     lines.append(
-        f"Your training is fed as long as a step of {rows_of(rows)} takes more than "
+        f"Training does not wait for data as long as a step of {rows_of(rows)} takes more than "
         f"{duration(each)} ({findings.default.rows_per_second:,.{0 if findings.default.rows_per_second >= 10 else 1}f} "
         "rows/s)."
     )
     if findings.training is not None:
         training = findings.training
         lines.append(
-            f"With steps of {duration(training.step)} the accelerator works {training.utilisation:.1%} of the time "
-            f"(MLPerf Storage's utilisation, measured over {training.steps:,} step{'s' * (training.steps != 1)})."
+            f"With steps of {duration(training.step)}, the accelerator is busy {training.utilisation:.1%} of the time "
+            f"(MLPerf Storage utilisation, measured over {training.steps:,} step{'s' * (training.steps != 1)})."
         )
     elif findings.step is not None:
         lines.append(
-            f"With steps of {duration(findings.step)} the accelerator would work "
-            f"{expected_utilisation(findings.step, each):.1%} of the time (MLPerf Storage's utilisation, computed)."
+            f"With steps of {duration(findings.step)}, the accelerator would be busy "
+            f"{expected_utilisation(findings.step, each):.1%} of the time (MLPerf Storage utilisation, computed)."
         )
     if findings.bound is not None:
-        lines.append(f"What bounds it is {_bound(findings)}.")
+        lines.append(f"The limit is {_bound(findings)}.")
     if not findings.interrupted and not advice_for(findings):
         lines.append(
-            "The steps are the bound: there is nothing to change."
+            "Your steps are the limit: there is nothing to change."
             if is_fed(findings)
-            else "None of the other options that were tried is sure to be faster."
+            else "None of the other options tried is clearly faster."
         )
     return lines
 
@@ -127,31 +127,31 @@ def _bound(findings: Findings) -> str:
     assert findings.default is not None and findings.bound is not None
     rate = max(each.bytes_per_second for each in (findings.default, *findings.fixed))
     text = _BOUND[findings.bound].format(
-        share=f" for {share:.0%} of the time that requests are under way" if share is not None else "",
+        share=f" (the server reads for {share:.0%} of the request time)" if share is not None else "",
         big=f"at {findings.alone_bytes_per_second / 1e6:,.0f} MB/s",
         all=f"{rate / 1e6:,.{1 if rate < 1e8 else 0}f} MB/s",
     )
     again = findings.speed_up_again
     if again is not None and findings.memory_helps:
-        text += f"; rows that it has in memory come {again:.1f} times as fast"
+        text += f"; rows in its memory arrive {again:.1f} times as fast"
     return text
 
 
 def _label(findings: Findings, rate: Rate) -> str:
     if rate is findings.default:
         width = findings.width
-        return f"read-ahead, found {width} connection{'s' if width != 1 else ''}"
+        return f"read-ahead, chose {width} connection{'s' if width != 1 else ''}"
     return rate.what
 
 
 def _rows_of_batch(findings: Findings, rate: Rate) -> int:
-    # Where smaller ones were read in their stead, those that training asks for.
+    # If smaller batches were measured instead, show the time of a full one.
     shrunk = rate.batch_size == findings.measured_batch
     return min(findings.batch_size if shrunk else rate.batch_size, findings.rows)
 
 
 def as_text(findings: Findings, width: int = 80) -> str:
-    """The whole report, of plain characters."""
+    """The whole report as plain text."""
     parts = [*textwrap.wrap(heading(findings), width), ""]
     parts += [line for what, value in requests(findings) for line in _hanging(f"{what}: ", value, width)]
     rows = lines_of(findings)
@@ -181,7 +181,7 @@ def _hanging(begin: str, text: str, width: int) -> Iterator[str]:
 
 
 def print_rich(findings: Findings, console: Console) -> None:
-    """The same, in colour and as wide as the terminal."""
+    """Print the report in colour, as wide as the terminal."""
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text

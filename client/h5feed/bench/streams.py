@@ -1,4 +1,4 @@
-"""Streams of batches, read for a bounded time and a bounded number of bytes."""
+"""Read streams of batches for a limited time and a limited number of bytes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..remote_dataset import BLOCK_BYTES
 from .findings import Rate, Training
 
 Tick = Callable[[float, float], None]
-"""Called now and then with the share that is done of a phase (0 … 1) and the rows per second until now."""
+"""Called regularly with the progress of a phase (0 to 1) and the rows per second so far."""
 
 _WARM_SHARE, _WARM_AT_MOST = 0.25, 0.5
 _WARM_ARRIVALS = 24
-"""A stream begins slowly. What comes in the first part of its time does not count, if batches have arrived so many
-times before half of it is over, those that come together being one arrival. Of fewer, which are as many as are under
-way at a time, all count, from the first request on."""
+"""A stream starts slowly. The first part of its time is not counted, provided that there were this many arrivals before
+half of the time is over (batches that arrive together are one arrival). Otherwise everything counts, from the first
+request on."""
 
 _TOGETHER_SECONDS = 1e-3
 
@@ -31,7 +31,7 @@ _TICK_SECONDS = 0.1
 
 
 def fixed_width(dataset: Dataset, plan: Plan, epoch: int, connections: int, readahead: int) -> ReadAhead[Batch]:
-    """Passes of a plan from `epoch` on, with exactly so many requests under way as long as the budget has room."""
+    """Passes of a plan from `epoch` on, with a fixed number of concurrent requests, as far as `readahead` allows."""
     link = Link(width=connections, least=connections, hold=sys.maxsize)
     return ReadAhead(
         dataset._fetch(plan, None),
@@ -52,7 +52,7 @@ def drained(
     tick: Tick,
     connections: int | None = None,
 ) -> Rate | None:
-    """How fast batches come when nobody works on them; None if none came."""
+    """The rate at which batches arrive if nothing is computed; None if none arrived."""
     began = counted_from = last = time.monotonic()
     next_tick = began
     rows = nbytes = arrivals = total = 0
@@ -65,7 +65,7 @@ def drained(
         total += size
         done = max((last - began) / seconds, total / max_bytes)
         if not warm and arrived and _WARM_SHARE <= done < _WARM_AT_MOST and arrivals >= _WARM_ARRIVALS:
-            # Between two arrivals: those that come together with this batch took as long as it did.
+            # Start between two arrivals: batches that arrive together took the same time.
             warm, counted_from = True, before
             rows = nbytes = 0
         rows, nbytes = rows + len(batch.rows), nbytes + size
@@ -80,10 +80,10 @@ def drained(
 def trained(
     reading: ReadAhead[Batch], step: float, step_rows: int, *, seconds: float, max_bytes: float, tick: Tick
 ) -> Training | None:
-    """A loop over `reading` that sleeps `step` seconds for every `step_rows` rows; None if it did not get to two steps.
+    """Loop over `reading`, sleeping `step` seconds for every `step_rows` rows; None if there were fewer than two steps.
 
-    As MLPerf Storage measures it: what a step would compute is replaced by its time, and the first step, for which the
-    pipeline has to fill, is left out of accelerator utilisation = time in steps / time in all.
+    As in MLPerf Storage, a step only takes its time instead of computing, and the first step, in which the pipeline
+    fills, does not count: accelerator utilisation = time in steps / total time.
     """
     began = ended = time.monotonic()
     counted_from: float | None = None
@@ -111,12 +111,12 @@ def trained(
 
 
 def nbytes_of(batch: Batch) -> int:
-    """Bytes of its arrays, the row ids included."""
+    """Bytes of the arrays of a batch, row ids included."""
     return batch.rows.nbytes + sum(array.nbytes for array in batch.values())
 
 
 def until(reading: ReadAhead[Batch], end: float) -> Iterator[Batch]:
-    """The batches of a stream until `end` (`time.monotonic()`), even if the next one would be waited for longer."""
+    """The batches of a stream until `end` (`time.monotonic()`); does not wait longer for the next one."""
     timer = threading.Timer(max(0.0, end - time.monotonic()), reading.close)
     timer.daemon = True
     timer.start()
@@ -127,7 +127,7 @@ def until(reading: ReadAhead[Batch], end: float) -> Iterator[Batch]:
             except StopIteration:
                 return
             except IndexError:
-                # Closed between its arrival and its delivery, a batch is no more there.
+                # The timer closed the stream just before it delivered a batch.
                 if time.monotonic() < end:
                     raise
                 return

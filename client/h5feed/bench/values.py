@@ -1,4 +1,4 @@
-"""Whether inputs travel in more bytes than their values need."""
+"""Find inputs whose dtype is larger than their values need."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ..dataset import Dataset
 from .findings import WideField
 
 _LOOKED_AT = 1 << 20
-"""Values of a field at most."""
+"""Maximum number of values to check per field."""
 
 _FEW = 64
-"""Values of a row below which its dtype does not matter."""
+"""With fewer values per row, the dtype does not matter."""
 
 
 def wide_fields(dataset: Dataset, batch: Batch, row_bytes: float) -> list[WideField]:
-    """Fields of floats whose values in `batch` fewer bytes would hold.
+    """Float fields whose values in `batch` fit into a smaller dtype.
 
     Parameters
     ----------
     row_bytes : float
-        Bytes of a row of all fields on the line.
+        Bytes of a row on the wire, all fields together.
     """
     wide = []
     for name, array in batch.items():
@@ -47,7 +47,7 @@ def wide_fields(dataset: Dataset, batch: Batch, row_bytes: float) -> list[WideFi
 
 
 def _enough(values: npt.NDArray[Any]) -> tuple[str, str] | None:
-    """A smaller dtype, and why it is enough."""
+    """A smaller sufficient dtype, and why it is sufficient."""
     if not np.isfinite(values).all() or values.min() < 0:
         return None
     if values.max() <= 1 and values.max() > 0:

@@ -1,4 +1,4 @@
-"""A local folder in which rows are kept: fetched once, read from there in every later epoch."""
+"""A local cache folder: rows are fetched once and read from disk in later epochs."""
 
 from .folder import RowCache
 

@@ -1,4 +1,4 @@
-"""Locks between processes: which folder is in use, whose turn it is. The system ends those of a killed process."""
+"""Locks between processes. The system releases the locks of a killed process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def hold(folder: Path) -> int:
-    """Make a folder and keep others from deleting it, as long as the descriptor that is returned is open."""
+    """Create a folder and keep other processes from deleting it as long as the returned descriptor is open."""
     path = folder / ".in-use"
     for _ in range(100):
         with contextlib.suppress(OSError):
@@ -19,7 +19,7 @@ def hold(folder: Path) -> int:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        # Where it cannot be locked, or what is locked is no longer there, somebody is deleting it.
+        # If it cannot be locked, or the locked file is gone, another process is deleting the folder.
         if _lock(descriptor, exclusive=False, seconds=0.1):
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(path)):
@@ -30,13 +30,13 @@ def hold(folder: Path) -> int:
 
 @contextlib.contextmanager
 def exclusive(path: Path, seconds: float) -> Iterator[bool]:
-    """Whether this is now the only process, and the only thread, that holds the lock; the system ends it at a crash."""
-    # Opened anew each time: a lock belongs to the opening, which a fork would share.
+    """Try to lock for this thread of this process; yields whether it succeeded. A crash releases the lock."""
+    # Opened each time: a lock belongs to the open file, which a forked child would share.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         yield _lock(descriptor, exclusive=True, seconds=seconds)
     finally:
-        # Not only closed: a child that was forked meanwhile has the same opening, and would keep it locked.
+        # Not only closed: a child forked meanwhile shares the open file and would keep it locked.
         _unlock(descriptor)
         os.close(descriptor)
 
@@ -48,7 +48,7 @@ def _unlock(descriptor: int) -> None:
 
 
 def _lock(descriptor: int, *, exclusive: bool, seconds: float) -> bool:
-    import fcntl  # not on Windows, where there is no cache
+    import fcntl  # missing on Windows, which has no cache
 
     deadline = time.monotonic() + seconds
     while True:

@@ -1,4 +1,4 @@
-"""Which rows the batches of an order have, for those who get the rows themselves from elsewhere."""
+"""The row ids of the batches of an order, for rows that are read from the cache."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from ..blocks import Block, Fetch
 from ..plan import Plan
 
 ROWS_ASKED_TOGETHER = 1 << 17
-"""Row ids of an order that are asked for by one request: a megabyte."""
+"""Row ids per request: one megabyte."""
 
 BATCHES_ASKED_TOGETHER = 1 << 12
-"""Batches of such a request at most: each has a header of its own, which is a third of a kilobyte."""
+"""Maximum number of batches per request: each has its own header of a third of a kilobyte."""
 
 CHUNKS_KEPT = 8
-"""Bound on such answers that are kept, for all orders of one cache together."""
+"""Maximum number of responses kept, for all orders of one cache."""
 
 
 _Key = tuple[frozenset[tuple[str, str]], int, int]
 
 
 class RowIds:
-    """The row ids of orders, asked for many batches at a time and before they are needed.
+    """The row ids of orders, fetched ahead for many batches at a time.
 
-    A later epoch reads its rows from the local disk, but in which order the server alone can tell. One request tells it
-    for a hundred thousand rows, and is sent while those before them are being read: no round trip is waited for but the
-    first.
+    A later epoch reads its rows from disk, but only the server knows their order. One request covers a hundred thousand
+    rows and is sent while the previous ones are read, so only the first round trip is waited for.
     """
 
     def __init__(self) -> None:
@@ -36,12 +35,12 @@ class RowIds:
         self._chunks: dict[_Key, Future[list[Batch]]] = {}
 
     def after_fork(self) -> None:
-        """In the child: what a thread of the parent is asking for never comes here."""
+        """In the child: requests of the parent's threads never finish here."""
         self._lock = threading.Lock()
         self._chunks = {}
 
     def batches(self, plan: Plan, fetch: Fetch[Batch], block: Block, cancelled: threading.Event) -> list[Batch]:
-        """The batches of a block without any field; `fetch` gets such batches from the server."""
+        """The batches of a block without fields; `fetch` gets such batches from the server."""
         together = min(BATCHES_ASKED_TOGETHER, max(1, ROWS_ASKED_TOGETHER // plan.batch_size))
         wanted: list[Batch] = []
         for number in range(block.start // together, (block.stop - 1) // together + 1):
@@ -56,13 +55,13 @@ class RowIds:
         self, plan: Plan, fetch: Fetch[Batch], epoch: int, number: int, together: int, cancelled: threading.Event
     ) -> None:
         if number * together >= plan.batches:
-            # Orders that are not drawn are asked for under the same number again, and are still here then.
+            # Without shuffling, the epoch number stays the same, and the row ids are already here.
             epoch, number = epoch + plan.is_drawn, 0
         with self._lock:
             if _key(plan, epoch, number) in self._chunks:
                 return
-        # It ends by itself: at once when nobody wants batches any more, else within the client's deadline. Where the
-        # system gives no thread, whoever needs the rows asks for them.
+        # The thread ends on cancellation or at the client's deadline. If it cannot be started, the ids are fetched when
+        # they are needed.
         with contextlib.suppress(RuntimeError):
             threading.Thread(
                 target=self._chunk,
@@ -82,13 +81,13 @@ class RowIds:
         *,
         wait: bool = False,
     ) -> list[Batch]:
-        """Chunk `number`; without `wait` it need not be the answer, and nothing is raised."""
+        """Chunk `number`. Without `wait`, the result may be empty and nothing is raised."""
         key = _key(plan, epoch, number)
         while True:
             with self._lock:
                 pending = self._chunks.pop(key, None)
                 mine = pending is None
-                # The most recently used last: the first is dropped first.
+                # Least recently used first: the first is dropped first.
                 future = self._chunks[key] = Future() if pending is None else pending
                 while len(self._chunks) > CHUNKS_KEPT:
                     del self._chunks[next(iter(self._chunks))]
@@ -98,7 +97,7 @@ class RowIds:
                 try:
                     return future.result()
                 except BaseException:
-                    # Whoever asked has failed or was stopped, and said so there: here it is asked for once more.
+                    # The other thread failed or was stopped, and reported it there: try again here.
                     self._forget(key, future)
                     continue
             try:
@@ -118,6 +117,6 @@ class RowIds:
 
 
 def _key(plan: Plan, epoch: int, number: int) -> _Key:
-    # Which fields are asked for does not change the order.
+    # The order does not depend on the fields.
     items = frozenset(item for item in plan.params.items() if item[0] not in ("epoch", "fields", "encoded"))
     return items, epoch, number

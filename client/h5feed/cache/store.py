@@ -1,14 +1,13 @@
-"""Rows of one field in a local file, which several processes fill and read at the same time.
+"""The rows of one field in a local file, which several processes read and write at the same time.
 
-A field of one revision has one content, so whoever writes a row writes the same bytes to the same place: writers need
-not agree on anything, and a row that was written in part is simply written again. Beside the data lies a file of
-checksums, one for each row, zero where there is none. A checksum is written after its row, and a row is handed out only
-if this process has stored it or has found that it matches: what a killed process, a lost write or a power failure has
-left half done is taken for absent, whatever part of it reached the disk in which order. (LevelDB's log and ZFS's block
-pointers tell torn writes in the same way.)
+The content of a field is fixed for a revision, so all writers write the same bytes to the same place. They need no
+coordination, and a partly written row is simply written again. A second file holds a checksum per row, zero for a
+missing row. A checksum is written after its row, and a row is used only if this process has stored it or has verified
+its checksum. So a row that a killed process, a lost write or a power failure left incomplete counts as missing,
+whichever parts of it reached the disk. (LevelDB's log and ZFS's block pointers detect torn writes in the same way.)
 
-Both files are sparse. Writing is by ``pwrite``, which says when the disk is full; reading is from a mapping, because
-one ``np.take`` from it gathers a batch as fast as from memory.
+Both files are sparse. They are written with ``pwrite``, which reports a full disk, and read from a memory map, because
+one ``np.take`` gathers a batch from it as fast as from memory.
 """
 
 from __future__ import annotations
@@ -30,57 +29,56 @@ Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _BLOCK = 4096
-"""Bytes: what a file system gives out at a time."""
+"""Block size of a typical file system, in bytes."""
 
 
 class FieldStore:
-    """The rows of one field that lie on this machine.
+    """The locally stored rows of one field.
 
     Parameters
     ----------
     path : Path
-        The data; the checksums lie beside it, ending in ``.sums``.
+        File of the data. The checksums are in a file next to it with the suffix ``.sums``.
     rows : int
-        Of the dataset: rows are numbered 0 … rows-1.
+        Number of rows of the dataset: rows are numbered 0 … rows-1.
     row_bytes : int
         Bytes of one row, 1 or more.
 
     Raises
     ------
     OSError
-        The files can neither be made nor be read. Where they are not those of so many rows, they are made anew; on a
-        disk that cannot be written, that is an error, too.
+        The files can be neither created nor read. Files of the wrong size are replaced; on a read-only disk they are
+        an error.
     """
 
     def __init__(self, path: Path, rows: int, row_bytes: int) -> None:
         self.row_bytes = row_bytes
         self.writable = True
         self.fresh = True
-        """Nothing has been stored yet, as far as this process knows."""
+        """Whether nothing has been stored yet, as far as this process knows."""
         self._size = rows * row_bytes
         self._descriptors: list[int] = []
-        # No `close`: a thread that is about to write would do so into whatever file has the descriptor by then.
-        # Nor at the interpreter's end, for the same reason: the system closes them.
+        # No `close`, not even at exit: a thread that is still writing could hit another file with the same descriptor.
         weakref.finalize(self, _close_all, self._descriptors).atexit = False
         self._data = self._open(path, self._size).reshape(rows, row_bytes)
         self._sums = self._open(path.with_suffix(".sums"), 8 * rows).view(np.uint64)
         self._known = np.zeros(rows, np.bool_)
-        """Rows that this process has stored itself or has seen to match their checksum."""
+        """Rows that this process has stored or verified by their checksum."""
 
     def _open(self, path: Path, size: int) -> npt.NDArray[np.uint8]:
-        """A file of that size, made where there is none, as a mapped (size,) uint8 array."""
-        # A FIFO of that name would block the open for ever.
+        """A file of the given size, created if missing, as a memory-mapped (size,) uint8 array."""
+        # O_NONBLOCK: opening a FIFO of that name would block for ever.
         flags = os.O_CLOEXEC | os.O_NONBLOCK
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size not in (0, size):
-                # Whoever else has it open goes on with what has no name any more.
+                # Processes that have it open keep using the unlinked file.
                 os.close(descriptor)
                 os.unlink(path)
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
         except OSError:
-            # A folder that others have filled may be on a disk that is read-only here.
+            # A shared folder may be mounted read-only here.
             descriptor = os.open(path, os.O_RDONLY | flags)
             self.writable = False
         self._descriptors.append(descriptor)
@@ -91,39 +89,39 @@ class FieldStore:
             os.ftruncate(descriptor, size)
             held = size
         if held != size:
-            raise OSError(f"{path} has {held} bytes instead of {size}: delete it")
+            raise OSError(f"{path} has {held} bytes, expected {size}: delete it")
         return np.frombuffer(mmap.mmap(descriptor, size, prot=mmap.PROT_READ), np.uint8)
 
     @property
     def most_for_a_row(self) -> int:
-        """Bytes that the files may grow by for one row more."""
+        """Maximum growth of the files per row, in bytes."""
         return -(-self.row_bytes // _BLOCK) * _BLOCK + 2 * _BLOCK
 
     def count(self) -> int:
-        """Rows that are there, whoever stored them; some may turn out to be torn."""
+        """Number of stored rows, by any process; some may turn out to be torn."""
         return int(np.count_nonzero(self._sums))
 
     def take(self, rows: Int64s, out: npt.NDArray[Any]) -> Bools:
-        """Copy rows that are there into `out`.
+        """Copy stored rows into `out`.
 
         Parameters
         ----------
         rows : (k,) int64
-            Any rows, also repeatedly.
+            Any rows, duplicates allowed.
         out : (k, …) array, C order
-            ``out[i]`` is only meant where the answer is true; elsewhere it is overwritten with anything.
+            ``out[i]`` is valid only if ``held[i]``; otherwise its content is undefined.
 
         Returns
         -------
         held : (k,) bool
         """
-        # A mapping of a file that somebody has cut off would end the process with a bus error.
+        # Reading a memory map beyond the end of a truncated file would kill the process with SIGBUS.
         if os.fstat(self._descriptors[0]).st_size != self._size:
             return np.zeros(len(rows), np.bool_)
         raw = out.view(np.uint8).reshape(len(rows), self.row_bytes)
         held = self._known[rows]
         if held.all():
-            # Not mode="raise": that gathers into a buffer of its own first.
+            # Not mode="raise", which gathers into a temporary buffer first.
             np.take(self._data, rows, axis=0, out=raw, mode="clip")
             return held
         if os.fstat(self._descriptors[1]).st_size != self._sums.nbytes:
@@ -140,7 +138,7 @@ class FieldStore:
         return held
 
     def put(self, rows: Int64s, values: npt.NDArray[Any]) -> int:
-        """Store rows that are not there yet.
+        """Store rows that are not stored yet.
 
         Parameters
         ----------
@@ -150,19 +148,19 @@ class FieldStore:
         Returns
         -------
         int
-            How many were stored.
+            Number of rows stored.
 
         Raises
         ------
         OSError
-            The disk is full or broken; what was stored before is whole.
+            The disk is full or broken; rows stored before are intact.
         """
         if not self.writable:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         data, sums = self._descriptors
         raw = np.ascontiguousarray(values).view(np.uint8).reshape(len(rows), self.row_bytes)
         self.fresh = False
-        # Whether there is a sum does not tell: that of a row which was torn is there.
+        # The checksum alone does not show that a row is stored: the row may be torn.
         fresh = np.flatnonzero(~self._known[rows])
         checksums = np.array([_checksum(raw[place]) for place in fresh.tolist()], np.uint64)
         for begin, end in _runs(rows[fresh]):
@@ -178,12 +176,12 @@ class FieldStore:
 
 
 def _checksum(row: npt.NDArray[np.uint8]) -> int:
-    """64 bits of which none is set by chance: two sums of different kinds, and never zero."""
+    """A 64-bit checksum of two different kinds, never zero."""
     return (zlib.crc32(row) << 32 | zlib.adler32(row)) or 1
 
 
 def _runs(rows: Int64s) -> Iterator[tuple[int, int]]:
-    """Begin and end of each stretch in which every row is followed by the next."""
+    """Start and end of each run of consecutive row numbers."""
     ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)] if len(rows) else []
     begin = 0
     for end in ends:

@@ -1,4 +1,4 @@
-"""Fetching through a local cache: which rows a batch has, which of them are here, and the rest from the server."""
+"""Fetch through a local cache: take the rows that are cached, and request the others from the server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..plan import Plan
 from ..wire import ALIGNMENT, OFFSETS, ROWS, WEIGHT, Tensor
 
 Take = Callable[[Int64s, Sequence[str], threading.Event], dict[str, npt.NDArray[Any]]]
-"""Fetches those rows of those fields, in the order asked; no two of them are the same."""
+"""Fetches rows of some fields, in the given order, without duplicates."""
 
 
 def cached_fetch(
@@ -32,21 +32,21 @@ def cached_fetch(
     take: Take,
     pool: BufferPool,
 ) -> Fetch[Batch]:
-    """A function that fetches blocks of `plan` as `fetch` does, but takes the rows that `cache` holds from there.
+    """Wrap `fetch` to take rows from `cache` if they are there.
 
-    The batches are the same, byte for byte. What comes from the server is stored. Fields whose rows differ in length
-    (text) are not kept: they are fetched in every epoch, alone.
+    The batches are the same, byte for byte. Rows from the server are stored. Fields whose rows differ in length (text)
+    are not cached: they are fetched separately in every epoch.
 
     Parameters
     ----------
     fetch : callable
-        Fetches blocks of the plan from the server, as `readahead.ReadAhead` wants it.
+        Fetches blocks of the plan from the server, see `readahead.ReadAhead`.
     fetch_fields : callable
-        ``fetch_fields(names)`` is the same for other fields of the same rows; for none it gets the row ids.
+        ``fetch_fields(names)`` is the same for other fields of the same rows; without names it gets only row ids.
     take : callable
         Fetches single rows.
     pool : BufferPool
-        Where the batches lie.
+        Provides the memory of the batches.
     """
     stores = _stores_of(cache, plan)
     if not stores:
@@ -60,7 +60,7 @@ class _CachedFetch:
     Parameters
     ----------
     stores : dict of str to FieldStore
-        Where the cache keeps each field.
+        The store of each cached field.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class _CachedFetch:
         count = sum(len(batch.rows) for batch in wanted)
         rows, weight, arrays = _lease(self._pool, count, self._kept, wanted[0].weight is not None)
         np.concatenate([batch.rows for batch in wanted], out=rows)
-        # held: (count,), whether all fields of the row are here
+        # held: (count,), whether all fields of the row are cached
         held = np.logical_and.reduce([store.take(rows, arrays[name]) for name, store in self._stores.items()])
         trace.found(int(np.count_nonzero(held)))
         if not held.any():
@@ -127,7 +127,7 @@ class _CachedFetch:
         return batches
 
     def _whole(self, block: Block, cancelled: threading.Event) -> list[Batch]:
-        """The block as it comes from the server, also into the cache."""
+        """Fetch the whole block from the server and store it."""
         batches = self._fetch(block, cancelled)
         self._cache.put(
             [Piece(batch.rows, {store: batch[name] for name, store in self._stores.items()}) for batch in batches]
@@ -137,8 +137,8 @@ class _CachedFetch:
     def _fetch_missing(
         self, rows: Int64s, arrays: dict[str, npt.NDArray[Any]], places: Int64s, cancelled: threading.Event
     ) -> None:
-        """Fetch the rows at those places, also into the cache."""
-        # distinct: (m,) int64, ascending; origin: (places,), which of them each place wants
+        """Fetch the rows at these positions and store them."""
+        # distinct: (m,) int64, ascending; origin: (places,), the index of each position's row in it
         distinct, origin = np.unique(rows[places], return_inverse=True)
         start, count = 0, self._at_once
         while start < len(distinct):
@@ -146,7 +146,7 @@ class _CachedFetch:
             try:
                 came = self._take(asked, list(self._stores), cancelled)
             except TooLarge:
-                # A batch of these fields was not; so many rows may lie in more chunks than are read for one answer.
+                # A batch is never too large, but this many rows may be in more chunks than one response may read.
                 if count <= self._plan.batch_size:
                     raise
                 count = max(self._plan.batch_size, min(count, len(asked)) // 2)
@@ -163,13 +163,13 @@ def _widest_first(plan: Plan) -> list[Tensor]:
 
 
 def _flat_fields(plan: Plan) -> list[str]:
-    """Fields whose rows differ in length, which are not kept."""
+    """Fields whose rows differ in length, which are not cached."""
     names = {tensor.name for tensor in plan.tensors}
     return [tensor.name for tensor in _widest_first(plan) if tensor.name + OFFSETS in names]
 
 
 def _stores_of(cache: RowCache, plan: Plan) -> dict[str, FieldStore]:
-    """Where the cache keeps each field; none where it can be of no use."""
+    """The store of each field that can be cached; empty if the cache is of no use."""
     flat = _flat_fields(plan)
     stores: dict[str, FieldStore] = {}
     for tensor in _widest_first(plan):
@@ -184,7 +184,7 @@ def _stores_of(cache: RowCache, plan: Plan) -> dict[str, FieldStore]:
 def _lease(
     pool: BufferPool, count: int, tensors: Sequence[Tensor], weighted: bool
 ) -> tuple[Int64s, npt.NDArray[np.float32] | None, dict[str, npt.NDArray[Any]]]:
-    """Row ids, weights and fields of so many rows, to be filled, in one recycled buffer."""
+    """Uninitialised row ids, weights and fields of `count` rows, in one recycled buffer."""
     kinds = [("", np.dtype(np.int64), ()), *((t.name, t.dtype, t.shape[1:]) for t in tensors)]
     kinds += [(WEIGHT, np.dtype(np.float32), ())] if weighted else []
     sizes = [count * dtype.itemsize * int(np.prod(shape, dtype=np.int64)) for _, dtype, shape in kinds]

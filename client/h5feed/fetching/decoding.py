@@ -1,4 +1,4 @@
-"""Batches of which images travel as JPEG or PNG and are decoded here: a tenth of the bytes, and the same pixels."""
+"""Decode images on the client: they are sent as JPEG or PNG, a tenth of the bytes, and give the same pixels."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 def specs_for(about: Mapping[str, Mapping[str, Any]]) -> dict[str, ImageSpec]:
-    """What each field is decoded to, if this machine makes the same pixels as the server.
+    """The image format of each field, if this machine decodes to the same pixels as the server.
 
     Parameters
     ----------
     about : mapping of str to mapping
-        What the server says of each field, as ``decode``.
+        The server's ``decode`` entry of each field.
 
     Raises
     ------
     ModuleNotFoundError
-        What decodes is not installed.
+        The image libraries are not installed.
     BadParameter
-        The libraries here make other pixels than those of the server.
+        The image libraries here decode to different pixels than those of the server.
     """
     fingerprint = _decoder().fingerprint() if about else ""
     specs = {}
@@ -45,16 +45,16 @@ def specs_for(about: Mapping[str, Mapping[str, Any]]) -> dict[str, ImageSpec]:
         theirs = known.pop("decoder", None)
         if theirs != fingerprint:
             raise BadParameter(
-                f"decode='client' would give other pixels of {name!r} than the server's: its image libraries differ "
-                f"from those here ({theirs}, not {fingerprint}). Install the versions that the server has of Pillow, "
-                "simplejpeg and opencv-python-headless, or leave it to decode='server'"
+                f"decode='client' would give different pixels for {name!r} than the server, whose image libraries "
+                f"differ from those here ({theirs}, not {fingerprint}): install the server's versions of Pillow, "
+                "simplejpeg and opencv-python-headless, or use decode='server'"
             )
         specs[name] = ImageSpec.of(known)
     return specs
 
 
 def decoded_fetch(fetch: Fetch[Batch], specs: Mapping[str, ImageSpec], pool: BufferPool) -> Fetch[Batch]:
-    """A function that fetches as `fetch` does, and decodes the images that came, in the thread that calls it."""
+    """Wrap `fetch` to decode the images, in the calling thread."""
 
     def fetch_and_decode(block: Block, cancelled: threading.Event) -> list[Batch]:
         return [decoded_batch(batch, specs, pool, cancelled) for batch in fetch(block, cancelled)]
@@ -65,12 +65,12 @@ def decoded_fetch(fetch: Fetch[Batch], specs: Mapping[str, ImageSpec], pool: Buf
 def decoded_batch(
     batch: Batch, specs: Mapping[str, ImageSpec], pool: BufferPool, cancelled: threading.Event | None = None
 ) -> Batch:
-    """The batch with pixels in the place of bytes.
+    """The batch with decoded images.
 
     Raises
     ------
     DatasetCorrupt
-        An image is broken; names its row.
+        An image is broken; the message names its row.
     """
     return Batch(
         decoded(batch, batch.rows, specs, pool, cancelled),
@@ -89,7 +89,7 @@ def decoded(
     pool: BufferPool,
     cancelled: threading.Event | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
-    """Same as `decoded_batch`, of the arrays of rows by field name."""
+    """Same as `decoded_batch`, for arrays by field name."""
     decoder = _decoder()
     decoded_arrays = {name: array for name, array in arrays.items() if name.removesuffix(OFFSETS) not in specs}
     for name, spec in specs.items():
@@ -97,12 +97,13 @@ def decoded(
         nbytes = len(rows) * math.prod(spec.shape)
         if nbytes > MAX_BODY_BYTES:
             raise TooLarge(
-                f"{len(rows)} images of {name!r} have {nbytes} bytes when they are decoded: use smaller batches"
+                f"{len(rows)} decoded images of {name!r} take {nbytes} bytes, more than {MAX_BODY_BYTES}: use smaller "
+                "batches"
             )
         out = pool.lease_or_new(nbytes).reshape(len(rows), *spec.shape)
         for place, (begin, end) in enumerate(pairwise(offsets)):
             if cancelled is not None and cancelled.is_set():
-                raise ConnectionFailed("nobody waits for this batch any more")
+                raise ConnectionFailed("the request was cancelled")
             try:
                 decoder.decode_into(memoryview(flat[begin:end]), spec, out[place])
             except decoder.BrokenImage as error:
@@ -116,8 +117,8 @@ def _decoder() -> ModuleType:
         from .. import decode
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"decode='client' needs the libraries that decode images, but there is no {error.name!r}: "
-            "`pip install 'h5feed[decode]'`, or leave it to decode='server'",
+            f"decode='client' needs image libraries, but {error.name!r} is not installed: "
+            "`pip install 'h5feed[decode]'`, or use decode='server'",
             name=error.name,
         ) from None
     return decode

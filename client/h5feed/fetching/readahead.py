@@ -1,4 +1,4 @@
-"""Read-ahead: fetch blocks of batches over several connections, deliver them in order, bounded in bytes."""
+"""Read-ahead: fetch blocks of batches over several connections and deliver them in order, within a byte limit."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ from ..net.trace import DECODE, Trace, begin_trace
 
 FEW_BLOCKS = 32
 BYTES_PER_BLOCK = 4 << 20
-"""Blocks ahead at most, however small, are so few and one for so many bytes of the bound: passes over a few rows would
-else be fetched by the hundred thousand, each with a request of its own."""
+"""The maximum number of blocks ahead is `FEW_BLOCKS`, plus one per `BYTES_PER_BLOCK` of the byte limit. Otherwise,
+short passes would be fetched ahead by the hundred thousand, each with its own request."""
 
 EXIT_SECONDS = 5.0
-"""How long the interpreter's end waits for threads that are at work: they have been told to stop."""
+"""How long the interpreter waits at exit for threads that have been told to stop."""
 
 T = TypeVar("T")
 
 
 class ReadAhead(Generic[T]):
-    """Iterates over the batches of `blocks`, which are fetched ahead by threads of its own.
+    """Iterates over the batches of `blocks`, which background threads fetch ahead.
 
     Parameters
     ----------
     fetch : callable
-        ``fetch(block, cancelled)`` returns the block's batches; it is called from several threads and must end within
-        `deadline` seconds. A block may be a part of one of `blocks`.
+        ``fetch(block, cancelled)`` returns the batches of the block. It is called from several threads and must return
+        within `deadline` seconds. A block may be a part of one of `blocks`.
     blocks : iterator of Block
-        In the order of delivery; may be endless, is drawn from as room comes free.
+        In the order of delivery. May be endless; it is consumed lazily.
     max_bytes : int
-        Bound on blocks that are in flight or wait for delivery; one block is always let through.
+        Limit on blocks that are in flight or wait for delivery. A single block may exceed it.
     deadline : float
-        Seconds after which waiting for one batch fails.
+        Maximum number of seconds to wait for one batch.
     pace : Pace, optional
-        How many requests are under way at a time, and how much each of them asks for.
+        Determines the number and size of concurrent requests.
 
     Attributes
     ----------
     taken : Trace or None
-        Of the block that the last `next` began with; None where it went on with the one before.
+        Trace of the block that the last `next` started; None if it continued the previous block.
 
-    An error of `fetch` is raised in its place in the order. `close`, also by dropping this object, ends the threads and
-    the requests that are under way.
+    An error of `fetch` is raised at its position in the order. `close`, or dropping this object, ends the threads and
+    cancels the requests in flight.
     """
 
     def __init__(
@@ -79,9 +79,7 @@ class ReadAhead(Generic[T]):
     def __next__(self) -> T:
         if not self._ready:
             if self._window.pid != os.getpid():
-                raise RuntimeError(
-                    "this was begun before a fork, its threads are in the parent: begin anew in the child"
-                )
+                raise RuntimeError("this iterator was created before os.fork(): create a new one in the child process")
             if self._delivered is not None:
                 self._window.release(self._delivered)
                 self._delivered = None
@@ -96,71 +94,71 @@ class ReadAhead(Generic[T]):
         return self._ready.popleft()
 
     def close(self) -> None:
-        """Stop fetching, end requests under way and the threads."""
+        """Stop fetching: cancel requests in flight and end the threads."""
         self._finalizer()
         self._ready.clear()
 
 
 @dataclass(eq=False)
 class _Window(Generic[T]):
-    """What the consumer and the threads share: the blocks between the next to fetch and the next to deliver."""
+    """State shared by the consumer and the threads: the blocks between the next to deliver and the next to fetch."""
 
     fetch: Fetch[T]
     blocks: Iterator[Block]
     max_bytes: int
     pace: Pace
     lock: Any = field(default_factory=threading.RLock)
-    """Reentrant: the collector may drop a `ReadAhead`, and close its window, in a thread that holds the lock."""
+    """Reentrant: garbage collection may close the window in a thread that holds the lock."""
     cancelled: Cancellation = field(default_factory=Cancellation)
     pid: int = field(default_factory=os.getpid)
     threads: int = 0
     upcoming: Block | None = None
     rest: Block | None = None
-    """Of the block that `upcoming` was cut from."""
+    """The rest of the block that `upcoming` was cut from."""
     exhausted: bool = False
     lap: int = 0
-    """Of the block that was delivered last."""
+    """Lap of the last delivered block."""
     asked: int = 0
     under_way: int = 0
     delivered: int = 0
     nbytes: int = 0
-    """Of blocks that are under way, wait for delivery, or are being consumed."""
+    """Bytes of blocks that are in flight, wait for delivery, or are being consumed."""
     results: dict[int, tuple[Block, Trace, list[T] | BaseException]] = field(default_factory=dict)
     past_waits: float = 0.0
     waits_since: float | None = None
 
     def __post_init__(self) -> None:
         self.max_blocks = FEW_BLOCKS + self.max_bytes // BYTES_PER_BLOCK
-        # Two, so that a batch which arrives does not wake the threads that wait for room.
+        # Two conditions, so that an arriving batch does not wake the threads that wait for room.
         self.room = threading.Condition(self.lock)
         self.arrival = threading.Condition(self.lock)
         _WINDOWS.add(self)
 
     @property
     def waited(self) -> float:
-        """Seconds that the consumer has waited, up to now."""
+        """Seconds the consumer has waited so far."""
         since = self.waits_since
         return self.past_waits + (0.0 if since is None else time.monotonic() - since)
 
     def start_thread(self) -> None:
-        """Start one more, if the pace asks for it."""
+        """Start one more thread, if the pace allows it."""
         with self.lock:
             if self.threads >= self.pace.width or self.cancelled.is_set():
                 return
             number = self.threads
             self.threads += 1
-        # Threads know the window only, so that dropping its owner is noticed.
+        # Threads refer only to the window, so that its owner can be garbage collected.
         thread = threading.Thread(target=self.work, name=f"h5feed-readahead-{number}", daemon=True)
         thread.start()
-        # Not before: what has not begun cannot be waited for.
+        # Not before start(): an unstarted thread cannot be joined.
         _THREADS.add(thread)
 
     def work(self) -> None:
-        """Body of a thread: fetch the next block that fits, until there is none."""
+        """Body of a thread: fetch the next block that fits, until none is left."""
         while (claimed := self._claim()) is not None:
             if self.threads < self.pace.width:
-                # Each that has found work starts the next, so that there are no more than there is work for. Where the
-                # system gives no more of them, those that there are go on.
+                # Each thread that finds work starts the next, so that there are only as many as needed. If the system
+                # cannot start more, the existing ones continue.
                 with contextlib.suppress(RuntimeError):
                     self.start_thread()
             number, block = claimed
@@ -197,7 +195,7 @@ class _Window(Generic[T]):
                     fits = (
                         self.nbytes + block.nbytes <= self.max_bytes and self.asked - self.delivered < self.max_blocks
                     )
-                    # More than the next pass looks like a leak where sets are small, and is old where they change.
+                    # At most one pass ahead: for small sets, more would look like a leak and could be outdated.
                     if block.lap <= self.lap + 1 and (self.nbytes == 0 or fits):
                         self.upcoming = None
                         self.nbytes += block.nbytes
@@ -210,13 +208,13 @@ class _Window(Generic[T]):
             return None
 
     def _draw(self) -> None:
-        """Have an upcoming block, or know that there is none."""
+        """Set the upcoming block, or `exhausted` if there is none."""
         whole = self.rest
         if whole is None:
             try:
                 whole = next(self.blocks, None)
             except Exception as error:
-                # In its place too, behind all that was asked for.
+                # Raised at its position too, after all requested blocks.
                 self.results[self.asked] = Block(0, 0, 0, 0), Trace(), error
                 self.asked += 1
         if whole is None:
@@ -236,7 +234,7 @@ class _Window(Generic[T]):
                     if self.waits_since is None:
                         self.waits_since = time.monotonic()
                     if not self.arrival.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
-                        raise ConnectionFailed("no batch came within the deadline")
+                        raise ConnectionFailed("no batch arrived before the deadline")
             finally:
                 self.past_waits, self.waits_since = self.waited, None
             block, trace, result = self.results.pop(self.delivered)
@@ -250,14 +248,14 @@ class _Window(Generic[T]):
         return block, trace, result
 
     def release(self, block: Block) -> None:
-        """The consumer has gone past `block`: there is room for another."""
+        """Release the bytes of `block`, which the consumer has finished."""
         with self.lock:
             self.nbytes -= block.nbytes
             self.room.notify_all()
 
     def close(self) -> None:
         if self.pid != os.getpid():
-            # In the child of a fork: threads and connections are the parent's, and a lock may be held for ever.
+            # In a forked child, threads and connections belong to the parent, and the lock may never be released.
             return
         self.cancelled.set()
         with self.lock:
@@ -272,8 +270,8 @@ _THREADS: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 @atexit.register
 def _end_threads() -> None:
-    """Have no thread at work when the interpreter ends: it would end them wherever they are, and a library in C++ that
-    one of them is in (OpenCV, which decodes) takes the whole process down when that happens."""
+    """Stop all threads before the interpreter exits. It would kill them anywhere, which crashes the process if a thread
+    is inside a C++ library (OpenCV)."""
     for window in list(_WINDOWS):
         window.close()
     deadline = time.monotonic() + EXIT_SECONDS

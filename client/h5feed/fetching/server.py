@@ -1,4 +1,4 @@
-"""Batches and rows from the server: the requests for them, and whether what came is what was asked for."""
+"""Request batches and rows from the server, and check that the response matches the request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .decoding import decoded
 
 
 def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
-    """A function that fetches one block of a plan; it refers to no `Dataset`, so that threads keep none alive."""
+    """The function that fetches a block of a plan. It does not refer to a `Dataset`: threads must not keep it alive."""
 
     def fetch(block: Block, cancelled: threading.Event) -> list[Batch]:
         query = {**plan.params, "epoch": str(block.epoch)}
@@ -33,7 +33,7 @@ def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
         start, alone = block.start, False
         while start < block.stop:
             if alone or block.stop - start == 1:
-                # The first missing batch of a broken stream, asked for alone, answers with the reason.
+                # After a broken stream, the request for the first missing batch returns the reason.
                 most = plan.frame.max_bytes(plan.batch_size, 1, plan.max_bytes)
                 body = client.body(f"{path}/batches/{start}", query, max_bytes=most, cancelled=cancelled)
                 batches += _asked_for([only_batch(body, plan.frame)], start, block.epoch, plan)
@@ -51,9 +51,9 @@ def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
                     retried()
                 came = list(_whole_batches(body, plan.frame, cut=alone))
                 if len(came) > block.stop - start:
-                    raise BadAnswer(f"batches {start} … {block.stop - 1} were asked for, but {len(came)} came")
+                    raise BadAnswer(f"requested batches {start} … {block.stop - 1}, but received {len(came)} batches")
                 batches += _asked_for(came, start, block.epoch, plan)
-                # A stream without a whole batch is not asked for again and again.
+                # Do not repeat a stream that gave no complete batch.
                 alone = alone or start == block.start + len(batches)
             start = block.start + len(batches)
         return batches
@@ -64,7 +64,7 @@ def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
 def taker(
     client: Client, path: str, revision: str, frame: Frame, decoding: Mapping[str, ImageSpec], pool: BufferPool
 ) -> Take:
-    """A function that fetches rows by their ids, of fields of a frame."""
+    """The function that fetches rows by id, for some fields of a frame."""
 
     def take(
         rows: npt.NDArray[np.int64], fields: Sequence[str], cancelled: threading.Event
@@ -87,20 +87,20 @@ def fetch_rows(
     frame: Frame,
     cancelled: threading.Event | None = None,
 ) -> Batch:
-    """The batch of those rows, as `request` asks for them.
+    """Send `request` and return the batch of `rows`.
 
     Raises
     ------
     BadAnswer
-        Others came.
+        The response contains other rows.
     """
     most = frame.max_bytes(len(rows))
     body = client.body(f"{path}/rows", {"revision": revision}, max_bytes=most, json=dict(request), cancelled=cancelled)
     batch = only_batch(body, frame)
     if batch.revision != revision or not np.array_equal(batch.rows, rows):
         raise BadAnswer(
-            f"{len(rows)} rows of revision {revision} were asked for, but {len(batch.rows)} of revision "
-            f"{batch.revision} came, or others: something between here and the server mixes answers up"
+            f"requested {len(rows)} rows of revision {revision}, but received {len(batch.rows)} of revision "
+            f"{batch.revision}, or other rows: a proxy or cache between client and server mixes up responses"
         )
     return batch
 
@@ -108,27 +108,27 @@ def fetch_rows(
 def only_tensor(
     body: npt.NDArray[np.uint8], name: str, dtype: str, revision: str
 ) -> tuple[npt.NDArray[Any], dict[str, str]]:
-    """The tensor of a body that is no batch, and the body's metadata."""
+    """The single tensor of a body that is not a batch, and the metadata of the body."""
     tensors, about, _ = read_body(body)
     tensor = tensors.get(name)
     if tensor is None or tensor.dtype != dtype or about.get("revision") != revision:
         raise BadAnswer(
-            f"{name!r} of revision {revision} was asked for, but {', '.join(map(repr, tensors)) or 'nothing'} of "
-            f"revision {about.get('revision')} came"
+            f"requested {name!r} of revision {revision}, but received {', '.join(map(repr, tensors)) or 'nothing'} of "
+            f"revision {about.get('revision')}"
         )
     return tensor, about
 
 
 def only_batch(body: npt.NDArray[np.uint8], frame: Frame) -> Batch:
-    """The batch in a body of one."""
+    """The batch in a body that contains a single batch."""
     batches = list(_whole_batches(body, frame))
     if len(batches) != 1:
-        raise BadAnswer(f"the answer has {len(batches)} batches where one was asked for")
+        raise BadAnswer(f"requested one batch, but received {len(batches)}")
     return batches[0]
 
 
 def _whole_batches(body: npt.NDArray[np.uint8], frame: Frame, *, cut: bool = False) -> Iterator[Batch]:
-    """The batches in a body; with `cut`, those before its broken end."""
+    """The batches in a body; with `cut`, the complete ones before its broken end."""
     try:
         for run in read_runs(body):
             frame.check(run.tensors)
@@ -137,7 +137,7 @@ def _whole_batches(body: npt.NDArray[np.uint8], frame: Frame, *, cut: bool = Fal
             try:
                 epoch, revision = int(run.metadata["epoch"]), run.metadata["revision"]
             except (KeyError, ValueError) as error:
-                raise BadAnswer(f"the answer is no batch: {error} is missing") from None
+                raise BadAnswer(f"the response is not a batch: {error} is missing") from None
             for number, index in enumerate(run.indices):
                 yield Batch(
                     {name: tensor[number] for name, tensor in stacked.items()},
@@ -153,16 +153,16 @@ def _whole_batches(body: npt.NDArray[np.uint8], frame: Frame, *, cut: bool = Fal
 
 
 def check_asked_for(batch: Batch, index: int, epoch: int, revision: str) -> None:
-    """Raise `BadAnswer` where this is another batch: a proxy or a cache has mixed answers up."""
+    """Raise `BadAnswer` if this is another batch: a proxy or cache has mixed up responses."""
     if (batch.index, batch.epoch, batch.revision) != (index, epoch, revision):
         raise BadAnswer(
-            f"batch {index} of epoch {epoch} was asked for, but batch {batch.index} of epoch {batch.epoch} came "
-            f"(revision {batch.revision}, not {revision}): something between here and the server mixes answers up"
+            f"requested batch {index} of epoch {epoch}, revision {revision}, but received batch {batch.index} of epoch "
+            f"{batch.epoch}, revision {batch.revision}: a proxy or cache between client and server mixes up responses"
         )
 
 
 def _asked_for(batches: list[Batch], first: int, epoch: int, plan: Plan) -> list[Batch]:
-    """These batches, if they are `first` and its followers, of that epoch and revision, with all their rows.
+    """Check that the batches start at `first`, belong to the epoch and revision, and have all their rows.
 
     Raises
     ------
@@ -172,5 +172,5 @@ def _asked_for(batches: list[Batch], first: int, epoch: int, plan: Plan) -> list
     for index, batch in enumerate(batches, first):
         check_asked_for(batch, index, epoch, revision)
         if len(batch.rows) != (plan.batch_size if index < final else plan.last_rows):
-            raise BadAnswer(f"batch {index} came with {len(batch.rows)} rows, which are not those of the plan")
+            raise BadAnswer(f"batch {index} has {len(batch.rows)} rows, which does not match the plan")
     return batches

@@ -1,4 +1,4 @@
-"""A remote dataset for Keras: `Sequence`, a `keras.utils.PyDataset`, and callbacks that belong to it."""
+"""Keras support: `Sequence`, a `keras.utils.PyDataset`, and its callbacks."""
 
 from .sequence import Sequence
 from .state_backup import StateBackup

@@ -1,11 +1,10 @@
-"""What Keras' data adapter is given in the place of a sequence, for one call of ``fit``, ``evaluate`` or ``predict``.
+"""Stands in for a sequence in Keras' data adapter, for one call of ``fit``, ``evaluate`` or ``predict``.
 
-Keras 3 permutes the indices of a shuffled epoch in a way that nobody else can predict. So in ``fit`` the index is only
-a *ticket*: the k-th batch that a run of Keras asks for is the k-th of an order that is our own, and read-ahead is our
-own too. Only where Keras deals the indices of an epoch to several data shards is batch `index` what they must be given.
-Before ``fit`` has reset the adapter it only looks at a batch or two, to build the model or for their shapes. On
-TensorFlow a thread runs ahead of the loop, and runs are left behind that nobody reads any more: each is told from the
-others by the frame that asks.
+Keras 3 permutes the indices of a shuffled epoch in an unpredictable way, which would defeat read-ahead. So in ``fit``
+the index is only a *ticket*: the k-th batch that a run requests is the k-th batch of our own order. The exception is a
+Keras distribution with several data shards, which must get batch `index` itself. Before ``fit`` has reset the adapter,
+Keras only looks at a batch or two, to build the model or to learn shapes. With TensorFlow a thread runs ahead of the
+loop and leaves abandoned runs behind; runs are told apart by the frame that requests the batch.
 """
 
 from __future__ import annotations
@@ -32,21 +31,21 @@ from .internals import ADVICE, DEALT, Method, UnderWay, epoch_iterator, initial_
 from .position import Position
 
 _RUNS_KNOWN = 16
-"""Runs of one call that are told from each other: the one under way, and some that are only left to die."""
+"""Runs of one call that can be told apart: the current one and some abandoned ones."""
 
 _TRIAL_BATCHES = 64
-"""Of an epoch that an adapter is asked to run over for nothing, to see whether it asks for all."""
+"""Length of the trial epoch that shows whether an adapter requests every batch."""
 
 
 @dataclass(eq=False)
 class Run:
-    """One run of Keras over the batches of training; `batches` of them, or only looks at them where that is 0."""
+    """One run of Keras over `batches` training batches; with 0 it only looks at batches."""
 
     batches: int
 
 
 class Fed(Protocol):
-    """What a `Call` needs of the sequence that it stands for: see `h5feed.keras.Sequence`."""
+    """The part of `h5feed.keras.Sequence` that a `Call` uses."""
 
     shards: int
     _lock: threading.RLock
@@ -69,12 +68,12 @@ class Fed(Protocol):
 
 
 class Call(keras.utils.PyDataset):  # type: ignore[misc]
-    """The batches of a sequence, as one data adapter of Keras asks for them."""
+    """The batches of a sequence, for one Keras data adapter."""
 
     def __init__(self, sequence: Fed, adapter: Any) -> None:
         super().__init__()
         self._sequence = sequence
-        # Who holds this.
+        # Weak: the adapter holds this object.
         self._adapter = weakref.ref(adapter)
         self._method: Method | None = None
         self._steps: int | None = None
@@ -98,15 +97,15 @@ class Call(keras.utils.PyDataset):  # type: ignore[misc]
             self._trial.append(index)
             return (np.zeros((1, 1), np.float32),)
         with _asking(_Ticket(self, index, sys._getframe(1))):
-            # A subclass of the sequence may have its own.
+            # Through the sequence: a subclass may override __getitem__.
             found: tuple[Any, ...] = self._sequence[index]
         return found
 
     def batch(self, index: int, caller: FrameType) -> tuple[Any, ...]:
-        """What the function of Keras that runs in `caller` is given for `index`."""
+        """The batch that the Keras function running in `caller` gets for `index`."""
         sequence = self._sequence
         if self._method is None:
-            # To build the model, or for the shapes; what has been read ahead is left for the pass itself.
+            # Keras builds the model or learns shapes: do not use up the read-ahead of the pass.
             self._runs[id(caller)] = Run(0)
             return sequence._look(index, running_method(caller))
         if self._method != "fit":
@@ -116,11 +115,11 @@ class Call(keras.utils.PyDataset):  # type: ignore[misc]
             if not run.batches:
                 return sequence._look(index, "fit")
             if sequence._owner is not run:
-                raise FeedError("another loop over this sequence has begun: make a sequence for each")
+                raise FeedError("another loop over this sequence has started: create one sequence per loop")
             return sequence._dealt(index) if self._is_dealt else sequence._next_of_training()
 
     def _begin_run(self, caller: FrameType) -> Run:
-        """Keras begins to run over the batches of training: those of the run before are no longer for that."""
+        """Start a run over the training batches; the previous run gets no more of them."""
         position = self._sequence._position
         if self._is_dealt and position.batch:
             position.end_pass()
@@ -134,7 +133,7 @@ class Call(keras.utils.PyDataset):  # type: ignore[misc]
         return run
 
     def on_epoch_begin(self) -> None:
-        """Called by Keras when an epoch begins, also when it only looks at a batch to build the model."""
+        """Called by Keras when an epoch starts, also when it only looks at a batch to build the model."""
         caller = sys._getframe(1)
         method = running_method(caller) or "fit"
         self._check(method)
@@ -145,7 +144,7 @@ class Call(keras.utils.PyDataset):  # type: ignore[misc]
             self._sequence.on_epoch_begin()
 
     def on_epoch_end(self) -> None:
-        """Called by Keras when an epoch ends, and before the first."""
+        """Called by Keras when an epoch ends, and before the first one."""
         caller = sys._getframe(1)
         method = running_method(caller)
         self._check(method)
@@ -175,17 +174,17 @@ class Call(keras.utils.PyDataset):  # type: ignore[misc]
             if is_dealt:
                 self._tell_dealt()
         first = internals.batches_ahead(iterator)
-        # With steps_per_epoch a run goes on over several epochs.
+        # With steps_per_epoch, a run continues over several epochs.
         goes_on = bool(self._steps) and internals.is_amid_run(iterator)
         sequence._meter_of(method).begin_pass(first, goes_on=goes_on)
         if method == "fit" and not goes_on:
             sequence._meter.begin_demands()
             if iterator is not None and not self._is_dealt:
-                # Keras is told that a run which begins in the middle of a pass is the rest of it only.
+                # A run that starts in the middle of a pass covers only the rest of it.
                 internals.tell_batches(iterator, sequence._training.batches - sequence._position.batch)
 
     def _asks_for_all(self) -> bool:
-        """Whether the adapter asks for every batch of an epoch; with several data shards it leaves some to others."""
+        """Whether the adapter requests every batch of an epoch. With several data shards it requests only some."""
         run = internals.trial_run(self._adapter())
         if run is None:
             return True
@@ -196,19 +195,19 @@ class Call(keras.utils.PyDataset):  # type: ignore[misc]
             return sorted(self._trial) == list(range(_TRIAL_BATCHES))
         finally:
             self._trial = None
-            # An epoch that is shuffled has drawn from it.
+            # Shuffling the trial epoch has used this generator.
             random.setstate(state)
 
     def _tell_dealt(self) -> None:
         shards = self._sequence.shards
         if shards > 1:
-            raise FeedError(f"{DEALT}. They are shares already, with shards={shards}: {ADVICE}")
-        told = "in an order that cannot be read ahead" if self._method == "fit" else "and row_ids are those of all"
-        warnings.warn(f"{DEALT}, {told}. {ADVICE}", stacklevel=2)
+            raise FeedError(f"{DEALT}. With shards={shards} the batches would be sharded twice. {ADVICE}")
+        told = "The order cannot be read ahead" if self._method == "fit" else "row_ids lists the rows of all processes"
+        warnings.warn(f"{DEALT}. {told}. {ADVICE}", stacklevel=2)
 
 
 class _Ticket:
-    """What a function of Keras has asked for: it is given once, however often a subclass of the sequence asks."""
+    """A batch that Keras has requested. It is taken once, even if a subclass of the sequence asks repeatedly."""
 
     def __init__(self, call: Call, index: int, caller: FrameType) -> None:
         self._call, self.index, self._caller = call, index, caller
@@ -219,7 +218,7 @@ class _Ticket:
 
     def take(self) -> tuple[Any, ...]:
         if self._given is None:
-            # A transform that looks at the sequence asks for itself.
+            # A transform that indexes the sequence must not use this ticket.
             with _asking(None):
                 self._given = self._call.batch(self.index, self._caller)
         return self._given
@@ -231,7 +230,7 @@ class _Asked(threading.local):
 
 
 ASKED = _Asked()
-"""Whether this thread asks a sequence on behalf of Keras' data adapter, and for what."""
+"""Whether this thread calls a sequence on behalf of Keras' data adapter, and for which batch."""
 
 
 @contextmanager

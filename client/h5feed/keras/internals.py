@@ -1,9 +1,9 @@
-"""All that is known here of the inside of Keras, and whether it is still so.
+"""Everything that relies on Keras internals, with a check that they still work as expected.
 
-Keras 3.10 and later hand a dataset to a ``PyDatasetAdapter``, one for each call of ``fit``, ``evaluate`` or
-``predict``, a generator of which runs over the batches; an ``EpochIterator`` cuts these runs into epochs. The adapter
-is given a `h5feed.keras.call.Call` in the place of the sequence, so that what *it* asks for is told from what anybody
-else does. That is all that evaluating and predicting need; training needs what `rehearsed` tries out besides.
+Keras 3.10 and later pass a dataset to a ``PyDatasetAdapter``, one per call of ``fit``, ``evaluate`` or ``predict``. Its
+generator runs over the batches, and an ``EpochIterator`` cuts these runs into epochs. The adapter gets a
+`h5feed.keras.call.Call` instead of the sequence, which distinguishes its requests from those of other callers. This is
+enough to evaluate and predict. Training also needs what `rehearsed` checks.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Method = Literal["fit", "evaluate", "predict"]
 _METHODS = ("fit", "evaluate", "predict")
 
 _TRIED = ("3.10", "3.15")
-"""The first and the last release of Keras of which `rehearsed` is known to find no fault."""
+"""The oldest and newest Keras release in which `rehearsed` is known to find no fault."""
 
 
-DEALT = "Keras deals the batches of each pass to the data shards of its distribution: this process gets some of them"
+DEALT = "Keras distributes the batches of each pass to the data shards, so this process gets only some of them"
 ADVICE = "Set auto_shard_dataset=False on the distribution, and shard='auto' here"
 
 
 def is_of_keras(frame: FrameType | None) -> bool:
-    """Whether a function of Keras runs in it."""
+    """Whether the frame belongs to a Keras function."""
     return frame is not None and str(frame.f_globals.get("__name__", "")).startswith("keras.")
 
 
@@ -48,17 +48,17 @@ def running_method(frame: FrameType | None) -> Method | None:
 
 
 def initial_epoch(frame: FrameType | None) -> int:
-    """The ``initial_epoch`` of the running method, one that `BackupAndRestore` has set included."""
+    """The ``initial_epoch`` of the running method, including one set by `BackupAndRestore`."""
     found = _method_frame(frame)
     return int(found.f_locals.get("initial_epoch") or 0) if found is not None else 0
 
 
 class UnderWay:
-    """The running method of Keras, to be asked later, from any thread, whether it still runs."""
+    """A running Keras method. Tells later, from any thread, whether it still runs."""
 
     def __init__(self, frame: FrameType | None) -> None:
         found = _method_frame(frame)
-        # The frame itself would keep alive all that the method has in hand.
+        # A reference to the frame would keep its local variables alive.
         self._thread, self._frame = threading.get_ident(), id(found)
 
     def __bool__(self) -> bool:
@@ -74,7 +74,7 @@ def _first_argument(frame: FrameType) -> Any:
 
 
 def holder_of(dataset: Any, frame: FrameType | None) -> tuple[Any, str] | None:
-    """Whoever of Keras runs in this frame and keeps `dataset`, and the attribute in which that is kept."""
+    """The Keras object that runs in this frame and holds `dataset`, and the name of the attribute that holds it."""
     if frame is None or not is_of_keras(frame):
         return None
     holder = _first_argument(frame)
@@ -85,12 +85,12 @@ def holder_of(dataset: Any, frame: FrameType | None) -> tuple[Any, str] | None:
 
 
 def is_run(frame: FrameType) -> bool:
-    """Whether it is one of a generator, which runs over batches, and not of who only wants to know how many."""
+    """Whether the frame is a generator, which runs over the batches, and not a caller that only counts them."""
     return bool(frame.f_code.co_flags & inspect.CO_GENERATOR)
 
 
 def epoch_iterator(adapter: Any, frame: FrameType | None) -> Any:
-    """The ``EpochIterator`` that has called the `adapter`; None where there is none."""
+    """The ``EpochIterator`` that called `adapter`; None if there is none."""
     while frame is not None and is_of_keras(frame):
         holder = _first_argument(frame)
         if getattr(holder, "data_adapter", None) is adapter:
@@ -100,34 +100,34 @@ def epoch_iterator(adapter: Any, frame: FrameType | None) -> Any:
 
 
 def steps_per_epoch(iterator: Any) -> int | None:
-    """Where an epoch is so many steps and not all batches."""
+    """The number of steps per epoch; None if an epoch is a whole pass."""
     return getattr(iterator, "steps_per_epoch", None)
 
 
 def batches_ahead(iterator: Any) -> int:
-    """Batches that Keras takes before it waits for the first step: those of one execution, and on JAX one more."""
-    # The first execution is compiled when it has all of its own.
+    """Batches that Keras takes before it waits for the first step: those of one execution, with JAX one more."""
+    # The first execution is compiled once all its batches are there.
     return int(getattr(iterator, "steps_per_execution", 1)) + int(keras.backend.backend() == "jax")
 
 
 def is_amid_run(iterator: Any) -> bool:
-    """Whether the last epoch ended, by its steps, before the run over the batches did."""
+    """Whether the last epoch ended, after its steps, in the middle of a run."""
     return bool(getattr(iterator, "_steps_seen", 0))
 
 
 def tell_batches(iterator: Any, batches: int) -> None:
-    """Tell an ``EpochIterator`` that the run which begins has so many batches."""
+    """Set the number of batches in the run that an ``EpochIterator`` starts."""
     iterator._num_batches = batches
 
 
 def trial_run(adapter: Any) -> Iterator[Any] | None:
-    """A run over the batches as `adapter` asks for them, to be looked at; None where it cannot be had."""
+    """A run over the batches in the order that `adapter` requests them; None if it has none to try."""
     run = getattr(adapter, "get_numpy_iterator", None)
     return None if run is None else iter(run())
 
 
 class _Rehearsal(keras.utils.PyDataset):  # type: ignore[misc]
-    """Three batches of which a run is told to take two; keeps what it is asked, in order."""
+    """Three batches, of which a run is told to take two; records the calls in order."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -166,7 +166,7 @@ class _Rehearsal(keras.utils.PyDataset):  # type: ignore[misc]
 
 
 def rehearsed() -> str:
-    """What of Keras is not as training needs it; empty where all is well."""
+    """How this Keras differs from what training needs; empty if it does not."""
     try:
         from keras.src.trainers.epoch_iterator import EpochIterator
     except ImportError as error:
@@ -180,29 +180,29 @@ def rehearsed() -> str:
         for _ in iterator:
             pass
     except Exception as error:
-        return f"its EpochIterator fails: {error}"
+        return f"its EpochIterator failed: {error}"
     finally:
         keras.distribution.set_distribution(distribution)
     expected = ["an adapter", "its end", "an epoch", "a run", "a batch", "a batch", "its end"]
     if dataset.told != expected:
-        return f"its EpochIterator is told to make {', '.join(expected)} and makes {', '.join(dataset.told)}"
+        return f"its EpochIterator made the calls {', '.join(dataset.told)}, expected {', '.join(expected)}"
     fit = inspect.unwrap(keras.Model.fit)
-    # Whoever has put a function of their own in its place calls it.
+    # A replaced fit() calls the original.
     if str(fit.__module__).startswith("keras.") and "reset" not in fit.__code__.co_names:
-        return "its fit() does not tell any more when it has built the model"
+        return "its fit() no longer signals when the model has been built"
     return ""
 
 
 FAULT = rehearsed()
-"""What of Keras is not as training needs it, found out when this is imported."""
+"""How this Keras differs from what training needs, checked on import."""
 
 
 def refusal() -> str:
-    """Why there is no training."""
+    """The error message if training is not possible."""
     first, last = _TRIED
-    fault = FAULT or "its data adapter does not take what it is given"
+    fault = FAULT or "its data adapter does not accept a replacement for the dataset"
     return (
         f"this h5feed cannot train with Keras {keras.version()}: {fault}. Rows would be seen twice or never. "
-        "Looking at batches, evaluating and predicting work. To train, install a Keras that is known to do, "
-        f"`pip install 'keras>={first},<={last}.*'`, or a later h5feed; or take dataset.loader() and train_on_batch()"
+        "Indexing, evaluate() and predict() work. To train, install a supported Keras, "
+        f"`pip install 'keras>={first},<={last}.*'`, or a newer h5feed; or use dataset.loader() and train_on_batch()"
     )

@@ -1,4 +1,4 @@
-"""The rows of a split as evaluating and predicting take them: their ids, classes and weights."""
+"""The rows of a split in the order of ``evaluate`` and ``predict``: ids, classes and class weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
 
 class OrderedRows:
-    """Each row of a split once, ascending; what is asked of a server is asked once.
+    """The rows of a split in ascending order. Each property is requested from the server once.
 
     Parameters
     ----------
@@ -29,9 +29,9 @@ class OrderedRows:
     options : mapping
         Options of `Dataset.batches`.
     split_options : mapping
-        Those of them that `Dataset.splits` takes.
+        Those that `Dataset.splits` takes.
     prepare : Preparation
-        Tells inputs and label.
+        Determines inputs and labels.
     """
 
     def __init__(
@@ -47,38 +47,38 @@ class OrderedRows:
 
     @cached_property
     def ids(self) -> npt.NDArray[np.int64]:
-        """(rows,) int64; with a padded tail the repeated rows too."""
+        """Row ids, (rows,) int64, including the repeated rows of a padded tail."""
         batches = self._dataset.batches(self._split, **{**self._options, "fields": []})
         return np.concatenate([np.zeros(0, np.int64), *(batch.rows.copy() for batch in batches)])
 
     @cached_property
     def labels(self) -> Labels:
-        """The label field, also where the model is given none.
+        """The label field, even if the model gets no labels.
 
         Raises
         ------
         BadParameter
-            There is none, or several.
+            There is no label field, or more than one.
         """
         if self._prepare.labels is not None:
             return self._prepare.labels
         found = [field.name for field in self._dataset.fields.values() if field.role == "label" and field.readable]
         if len(found) != 1:
-            raise BadParameter(f"{self._dataset.name!r} has {len(found)} label fields: name one with y=")
+            raise BadParameter(f"{self._dataset.name!r} has {len(found)} label fields: choose one with y=")
         return Labels(self._dataset, found[0], "int")
 
     @cached_property
     def classes(self) -> npt.NDArray[Any]:
-        """The class of each row, (rows,) ints; where labels are no classes, what is stored."""
+        """The class of each row, (rows,) ints; the stored values if the labels are not classes."""
         batches = self._dataset.batches(self._split, **{**self._options, "fields": [self.labels.name]})
         parts = [self.labels.ids(batch).copy() for batch in batches]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     @cached_property
     def class_weight(self) -> dict[int, float]:
-        """Balanced weights: rows / (classes · rows of a class). Of all shards together."""
+        """Balanced weights over all shards: rows / (classes · rows of a class)."""
         if not self.labels.are_classes:
-            raise BadParameter(f"{self.labels.name!r} holds no classes to be balanced")
+            raise BadParameter(f"{self.labels.name!r} does not hold classes: there is no class_weight")
         if "limit" in self._options:
             found, counts = np.unique(self.classes, return_counts=True)
             weights = counts.sum() / (len(found) * counts)
@@ -88,8 +88,8 @@ class OrderedRows:
         return {self.labels.index(entry["value"]): entry["weight"] for entry in split["classes"]}
 
     def found(self, plan: Plan) -> str:
-        """What ``flow_from_directory`` prints, "Found 1257 images belonging to 10 classes", how the model is given
-        these, and whether as stored."""
+        """The line that ``flow_from_directory`` prints, "Found 1257 images belonging to 10 classes", with the form of
+        the targets and whether the split is stored in the file."""
         fields = {entry["name"]: entry for entry in self._dataset.info["fields"]}
         inputs = [fields[name] for name in self._prepare.inputs]
         images = len(inputs) == 1 and bool(inputs[0].get("channels"))
@@ -100,7 +100,7 @@ class OrderedRows:
                 found += "" if self._prepare.labels is None else f" ({self.labels.given})"
         if len(self._prepare.targets) > 1:
             names = ", ".join(map(repr, self._prepare.targets))
-            found += f", with {len(self._prepare.targets)} labels ({names}): y=… names one"
+            found += f", with {len(self._prepare.targets)} labels ({names}): choose one with y=…"
         if plan.stored is not None and self._dataset.info["native_splits"]:
             found += f", {'as' if plan.stored else 'not as'} stored"
         if self._prepare.no_targets is not None:

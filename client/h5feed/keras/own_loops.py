@@ -1,7 +1,7 @@
-"""Loops of the user's own over a sequence: ``for x, y in sequence``, and ``next(sequence)``.
+"""The user's own loops over a sequence: ``for x, y in sequence`` and ``next(sequence)``.
 
-The latest of them, where ``fit`` is not under way, is training by hand: its batches are read ahead, and the state of
-the sequence is where it stands. All others go on as looks, so that each has its pass to itself.
+Unless ``fit`` is running, the latest loop counts as training: its batches are read ahead, and its position is the state
+of the sequence. All other loops continue as looks, so that each sees its whole pass.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .position import Position
 
 @dataclass(eq=False)
 class OwnLoop:
-    """A loop of the user's own over one pass: its next batch, and the position as it was before.
+    """The user's own loop over one pass: its next batch, and the position before it started.
 
-    One that is left early has never been: training then goes on as from before.
+    If the loop is left early, training continues from that earlier position.
     """
 
     epoch: int
@@ -32,7 +32,7 @@ class OwnLoop:
 
 
 class OwnLoops:
-    """What a `Sequence` is as an iterable and an iterator."""
+    """The iterable and iterator interface of a `Sequence`."""
 
     _training: Stream
     _lock: threading.RLock
@@ -51,7 +51,7 @@ class OwnLoops:
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """A loop over the pass that `epoch` names, or over what is left of one that was resumed."""
+        """Loop over the pass number `epoch`, or over the rest of a resumed pass."""
         loop = self._begin_own_loop()
         while loop.position < self._training.batches:
             yield self._next_of(loop)
@@ -59,7 +59,7 @@ class OwnLoops:
             self._meter.end_pass()
 
     def __next__(self) -> tuple[Any, ...]:
-        """The next batch of a loop that goes on from pass to pass."""
+        """The next batch of an endless loop over all passes."""
         batches = self._training.batches
         if not batches:
             raise StopIteration
@@ -84,7 +84,7 @@ class OwnLoops:
             before = copy(self._position)
             self._position.begin_loop()
             loop = self._owner = OwnLoop(self._position.epoch, self._position.batch, before)
-            # A fit that was interrupted has not said that nobody takes batches ahead any more.
+            # An interrupted fit did not reset this.
             self._meter.run_ahead(False)
             self._meter.begin_pass()
             return loop
@@ -102,7 +102,7 @@ class OwnLoops:
                 if loop.position == self._training.batches:
                     self._owner, self._has_just_ended = None, True
                 return arrays
-        # Another loop has begun, or fit has: this one goes on all the same, as looks.
+        # Another loop or fit has started: continue this one as looks.
         arrays = self._seen(loop.epoch, loop.position)
         loop.position += 1
         return arrays

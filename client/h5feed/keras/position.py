@@ -1,4 +1,4 @@
-"""Where training is: in which pass, at which of its batches, and where the next loop is to begin."""
+"""The position of training: the pass, the batch, and where the next loop starts."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from copy import copy
 
 
 class Position:
-    """The next batch of training, and what becomes of it when a loop begins, ends or is left.
+    """The next training batch, and how it changes when a loop starts, ends or is left.
 
     Parameters
     ----------
     epoch : int
         Number of the first pass.
     batches : int
-        Of one pass.
+        Number of batches in a pass.
 
     Attributes
     ----------
     epoch, batch : int
-        The pass, and the batch of it, that is delivered next.
+        The next batch to deliver, and its pass.
     begun_at : tuple of int
-        Both, where the last ``fit`` began.
+        Both at the start of the last ``fit``.
 
-    Not safe for threads.
+    Not thread-safe.
     """
 
     def __init__(self, epoch: int, batches: int) -> None:
@@ -30,30 +30,30 @@ class Position:
         self._batches = batches
         self.begun_at = (epoch, 0)
         self._placed = self._resumed = False
-        """Whether the next loop begins where it was told to, and whether that is in the middle of a pass."""
+        """Whether the next loop starts at a set position, and whether that is in the middle of a pass."""
 
     def copy(self) -> Position:
-        """One that goes on from here: the next loop is the rest of the pass."""
+        """A copy whose next loop is the rest of the pass."""
         found = copy(self)
         if self.batch:
             found.go_to(self.epoch, self.batch)
         return found
 
     def go_to(self, epoch: int, batch: int) -> None:
-        """The next loop begins there, and delivers nothing of what lies before."""
+        """Let the next loop start there."""
         self.epoch, self.batch = epoch, batch
         self._placed, self._resumed = True, batch > 0
 
     def begin_loop(self) -> None:
-        """A loop begins: with a new pass, or with the rest of one that was resumed."""
+        """Start a loop: over a new pass, or over the rest of a resumed one."""
         if self.batch and not self._resumed:
             self.end_pass()
         self._placed = self._resumed = False
 
     def begin_fit(self, initial_epoch: int, steps: int | None) -> None:
-        """``fit`` begins, with epochs of so many steps."""
+        """Start ``fit`` with epochs of `steps` steps."""
         if initial_epoch and not self._placed:
-            # Keras ends an epoch where a run over the batches ends, also when steps_per_epoch would go on.
+            # Keras ends an epoch with the run over the batches, even before steps_per_epoch is reached.
             batches = max(1, self._batches)
             steps = min(steps or batches, batches)
             self.epoch, cut = divmod(initial_epoch, -(-batches // steps))
@@ -69,11 +69,11 @@ class Position:
             self.end_pass()
 
     def end_pass(self) -> None:
-        """What is delivered next begins another pass."""
+        """Move to the start of the next pass."""
         self.epoch, self.batch = self.epoch + 1, 0
 
     def after(self, batches: int) -> tuple[int, int]:
-        """Pass and batch after so many batches of the ``fit`` under way."""
+        """Pass and batch after `batches` batches of the current ``fit``."""
         epoch, position = self.begun_at
         passes, position = divmod(position + batches, max(1, self._batches))
         return epoch + passes, position

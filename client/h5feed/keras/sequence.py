@@ -1,7 +1,7 @@
 """A remote dataset as a `keras.utils.PyDataset` (`keras.utils.Sequence`), for fit, evaluate and predict.
 
-Keras' data adapter, whose indices are tickets, is given a `h5feed.keras.call.Call` in the place of the sequence.
-Whoever else asks for a batch by number is given that batch, and takes it from nobody.
+Keras' data adapter gets a `h5feed.keras.call.Call` instead of the sequence, because its indices are only tickets. All
+other callers that index a sequence get the batch with that index, which does not affect training.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .own_loops import OwnLoop, OwnLoops
 from .position import Position
 
 _ONLY_TRAINING = ("shuffle", "window", "balance", "weights", "epoch_rows")
-"""Options of the training order that evaluating and predicting do without: they take each row once, ascending."""
+"""Options that do not apply to ``evaluate`` and ``predict``, which take each row once in ascending order."""
 
 
 _OF_THIS_PROCESS = ("_lock", "_owner", "_endless", "_fitting", "_is_dealt", "_has_just_ended", "_asked_in")
@@ -51,18 +51,17 @@ _OF_THIS_PROCESS = ("_lock", "_owner", "_endless", "_fitting", "_is_dealt", "_ha
 class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
     """Batches of a split for ``model.fit``, ``evaluate`` and ``predict``; made by `Dataset.sequence`.
 
-    Each pass in ``fit`` delivers every row exactly once, in an order of its own when `shuffle` is set. ``evaluate`` and
-    ``predict`` deliver ascending rows whatever `shuffle` says, so that `row_ids` aligns with predictions.
+    Each pass in ``fit`` delivers every row exactly once, in a new order if `shuffle` is set. ``evaluate`` and
+    ``predict`` always deliver rows in ascending order, so that `row_ids` aligns with predictions.
 
-    A pass is one run over all batches, however ``steps_per_epoch`` cuts it. Passes are counted from `epoch` on, over
-    several calls of ``fit``; one that is stopped in the middle is followed by the next. ``fit(initial_epoch=k)`` goes
-    to where epoch k begins, `set_epoch` to a pass, `load_state_dict` to any batch.
+    A pass is one run over all batches, however ``steps_per_epoch`` divides it. Passes are numbered from `epoch` on,
+    across calls of ``fit``; after an interrupted pass, the next one starts. ``fit(initial_epoch=k)`` moves to the start
+    of epoch k, `set_epoch` to a pass, `load_state_dict` to any batch.
 
-    ``sequence[i]`` is batch i of the pass that `epoch` names, from the end where i is negative: a look, which takes
-    nothing from anybody, whoever asks and when. Looks in order are read ahead. ``iter(sequence)`` is a loop of its own
-    over that pass, and ``next(sequence)`` goes on from pass to pass. Where such a loop has come to the end of its pass,
-    or `on_epoch_end` is called, `epoch` is the next one; a loop that is left early has never been. While ``fit`` is
-    under way, none of them moves `epoch`.
+    ``sequence[i]`` is batch i of the pass number `epoch`; a negative i counts from the end. It does not affect
+    training. Consecutive indices are read ahead. ``iter(sequence)`` loops over that pass, and ``next(sequence)`` loops
+    endlessly. At the end of such a loop, or if you call `on_epoch_end`, `epoch` advances by one. A loop that is left
+    early changes nothing. While ``fit`` runs, none of these changes `epoch`.
 
     Parameters
     ----------
@@ -70,39 +69,38 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
     split : str
         ``"all"``, ``"train"``, ``"val"`` or ``"test"``.
     batch_size : int
-        Of each shard.
+        Rows per batch of each shard.
     shuffle : bool
-        Keras' own ``fit(shuffle=…)`` has no effect: this one decides.
+        Replaces Keras' own ``fit(shuffle=…)``, which has no effect.
     seed, epoch : int
-        The order of pass e is that of ``epoch + e`` of this seed.
+        Pass e has the order of epoch ``epoch + e`` for this seed.
     x, y, sample_weight, class_mode, rescale, mean, std, transform
-        What is made of a batch: see `h5feed.prepare.Preparation`. It is made on the thread that asks for the batch: the
-        main thread with JAX and torch, which meanwhile leave the accelerator at work, a thread of tf.data with
-        TensorFlow.
+        How batches are prepared: see `h5feed.prepare.Preparation`. This runs on the thread that requests the batch: the
+        main thread with JAX and torch, while the accelerator keeps working, or a tf.data thread with TensorFlow.
     connections : int, optional
-        Requests in flight at most; default: as many as the link needs.
+        Maximum number of concurrent requests; default: as many as the link needs.
     readahead : int, optional
-        Bytes fetched ahead at most; default 64 MiB.
+        Maximum number of bytes fetched ahead; default 64 MiB.
     cache : path or RowCache, optional
-        A local folder that keeps what was fetched: see `Dataset.cache`.
+        A local folder that keeps fetched rows: see `Dataset.cache`.
     shard : int or ``"auto"``
-        Which share of each step this process takes. ``"auto"``: as JAX (`keras.distribution`), `torch.distributed` or
-        ``RANK`` and ``WORLD_SIZE`` say. Every shard has the same number of batches.
+        The share of each step that this process takes. ``"auto"``: the rank from JAX (`keras.distribution`),
+        `torch.distributed`, or ``RANK`` and ``WORLD_SIZE``. Every shard has the same number of batches.
     shards : int, optional
-        How many share a step.
+        Number of shards.
     last : ``"keep"``, ``"drop"`` or ``"pad"``, optional
-        What becomes of the tail. ``"pad"``, the default of several shards, repeats rows with sample weight 0: use
-        ``weighted_metrics``, and `class_weight` by way of the loss, because Keras takes no ``class_weight`` beside
-        sample weights.
+        What to do with an incomplete last step. ``"pad"``, the default with several shards, repeats rows with sample
+        weight 0: use ``weighted_metrics``, and put class weights into the loss, because Keras does not accept
+        ``class_weight`` together with sample weights.
     verbose : bool
-        Print "Found 1257 images belonging to 10 classes (as numbers).", as ``flow_from_directory`` does: the
-        classes come "as numbers", "as one-hot rows" or "as 0.0 and 1.0". Where the file holds splits, it says too
-        whether these are rows of a split "as stored".
+        Print "Found 1257 images belonging to 10 classes (as numbers).", like ``flow_from_directory``. Targets are "as
+        numbers", "as one-hot rows" or "as 0.0 and 1.0". If the file stores splits, the line also says whether the rows
+        are a split "as stored".
     workers, max_queue_size : int, optional
-        For scripts that pass them. Keras' own threads would mix epochs up, so that none are made: `workers` above 1
-        becomes `connections`, and `max_queue_size`, in batches, becomes `readahead`.
+        Accepted for existing scripts. Keras' own threads would mix up epochs and are not used. `workers` above 1 sets
+        `connections`, and `max_queue_size`, in batches, sets `readahead`.
     use_multiprocessing : bool
-        Without effect: fetching waits for the network, which threads do as well as processes.
+        Ignored: threads wait for the network as well as processes.
     **options
         Split and order options: ``val``, ``test``, ``stratify``, ``split_seed``, ``folds``, ``window``, ``limit``,
         ``balance`` …
@@ -113,11 +111,11 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         Rows of the split.
     shard, shards : int
     epoch : int
-        Number of the pass that the next batch belongs to: what `epoch` must be to go on from here.
+        Number of the pass of the next batch. Pass it as `epoch` to continue from here.
 
-    It pickles, as a `transform` does that is a function of a module or a Keras layer: the copy has connections and
-    threads of its own, the shard of the original, and goes on as from its state, with the rest of a pass of training
-    that was under way. In a forked child it goes on where it was; the parent's goes on too.
+    A sequence can be pickled if its `transform` can (a module-level function or a Keras layer, for example). The copy
+    has its own connections and threads and the same shard, and resumes from the same state, with the rest of the
+    current training pass. In a forked child the sequence continues where it was, independently of the parent's.
     """
 
     def __init__(
@@ -138,7 +136,7 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         max_queue_size: int | None = None,
         **options: Unpack[RowOptions],
     ) -> None:
-        # One worker means none: batches are asked for on the caller's thread and have been fetched ahead by ours.
+        # One worker means no Keras threads: the caller's thread takes batches that our threads have fetched ahead.
         super().__init__(workers=1, use_multiprocessing=False)
         check_loop_options(options, Sequence.__init__)
         self._dataset = dataset
@@ -170,15 +168,15 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
 
     def _begin_anew(self) -> None:
         self._owner: Run | OwnLoop | None = None
-        """Whom the next batch of training is for."""
+        """The run or loop that gets the next training batch."""
         self._endless: OwnLoop | None = None
         self._fitting: UnderWay | None = None
         self._is_dealt = False
-        """Whether Keras deals the batches of a pass, so that its position does not tell which are delivered."""
+        """Whether Keras distributes batches to shards, so that the position does not say which were delivered."""
         self._has_just_ended = False
-        """Whether a loop of the user's own came to its end, and nothing has happened since."""
+        """Whether the last thing that happened is that the user's own loop reached its end."""
         self._asked_in: Method | None = None
-        """What Keras runs, where its adapter has not taken what it was given."""
+        """The running Keras method, if the adapter did not accept the `Call`."""
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
@@ -193,7 +191,7 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         tell_after_fork(self)
 
     def after_fork(self) -> None:
-        """In the child: threads and locks are the parent's."""
+        """In the child: drop the parent's threads and locks."""
         self._lock = threading.RLock()
         self._training.after_fork()
         self._ordered.after_fork()
@@ -201,7 +199,7 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
 
     @keras.utils.PyDataset.workers.getter  # type: ignore[untyped-decorator]
     def workers(self) -> int:
-        """None of Keras' own; its data adapter, which asks for them first of all, is given a call of its own."""
+        """Always 1: no Keras threads. The data adapter reads this first, and gets a `Call` in the sequence's place."""
         found = holder_of(self, sys._getframe(1))
         if found is not None:
             adapter, name = found
@@ -218,7 +216,7 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
 
     @property
     def plan(self) -> Plan:
-        """Which rows training gets, in how many batches."""
+        """The rows and batches of one training pass."""
         return self._training.plan
 
     def _where(self) -> tuple[int, int]:
@@ -229,14 +227,14 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         return self._ordered if method in ("evaluate", "predict") else self._training
 
     def _asked_by_keras(self, caller: FrameType | None) -> Method | None:
-        """What Keras runs, where it asks this and not the call that its adapter was given."""
+        """The running Keras method, if Keras calls the sequence itself and not the `Call`."""
         while caller is not None and caller.f_locals.get("self") is self:
             caller = caller.f_back
         if not is_of_keras(caller):
             return None
         method = running_method(caller)
         if internals.FAULT:
-            # A thread of tf.data has none on its stack.
+            # A tf.data thread has no Keras method on its stack.
             method = self._asked_in = method or self._asked_in
         return method
 
@@ -246,43 +244,42 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
 
     @property
     def row_ids(self) -> npt.NDArray[np.int64]:
-        """Row ids in the order in which ``evaluate`` and ``predict`` deliver them, (predictions,) int64.
+        """Row ids in the order of ``evaluate`` and ``predict``, (predictions,) int64.
 
-        With ``last="pad"`` the repeated rows at the end are in it, as their predictions are.
+        With ``last="pad"``, includes the repeated rows at the end, which have predictions too.
         """
         return self._rows.ids
 
     @property
     def classes(self) -> npt.NDArray[Any]:
-        """The class of each row of `row_ids`, (predictions,) ints; where labels are no classes, what is stored."""
+        """The class of each row in `row_ids`, (predictions,) ints; the stored values if labels are not classes."""
         return self._rows.classes
 
     @property
     def class_indices(self) -> dict[str, int]:
-        """Name of each class, and the number that stands for it."""
+        """The number of each class, by class name."""
         return self._rows.labels.class_indices
 
     @property
     def class_weight(self) -> dict[int, float]:
-        """Balanced weights of this split's classes, for ``fit(class_weight=…)``: rows / (classes · rows of a class)."""
+        """Balanced class weights of this split for ``fit(class_weight=…)``: rows / (classes · rows of a class)."""
         return self._rows.class_weight
 
     def stats(self, of: Literal["fit", "evaluate"] | None = None) -> LoopStats:
-        """How long the loop has waited for data, and what for, since the start and in the last pass; prints a table.
+        """How long the loop waited for data, and why: in total and in the last pass. Prints as a table.
 
         Parameters
         ----------
         of : str, optional
-            ``"fit"``: of training; ``"evaluate"``: of evaluating and predicting. Default: of training, if there was
-            any.
+            ``"fit"``: training; ``"evaluate"``: evaluate and predict. Default: training, if there was any.
 
         Raises
         ------
         BadParameter
             `of` is neither.
 
-        With TensorFlow, whose threads take batches ahead of the loop, this is how long *they* have waited: more than
-        the loop, and with the compilation among the times of computing. A `WaitMonitor` makes it the loop's own.
+        TensorFlow's threads take batches ahead of the loop. With it, these are the times of the *threads*, which wait
+        longer than the loop and count compilation as compute. Use a `WaitMonitor` to measure the loop itself.
         """
         if of not in (None, "fit", "evaluate"):
             raise BadParameter(f"of={of!r} must be 'fit' or 'evaluate'")
@@ -291,60 +288,57 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
 
     @property
     def waited(self) -> float:
-        """Seconds that training, evaluating and predicting have waited for batches: see `stats`."""
+        """Seconds that fit, evaluate and predict have waited for batches: see `stats`."""
         return self.stats("fit").waited + self.stats("evaluate").waited
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training is, as plain values that JSON can hold: see `h5feed.loops.passes.state_of`.
+        """The position of training, serialisable as JSON: see `h5feed.loops.passes.state_of`.
 
-        In the middle of ``fit`` batches may have been handed out that are not trained on yet: `state_after` tells
-        where training is.
+        During ``fit``, batches may have been handed out that are not trained on yet: use `state_after`.
         """
         with self._lock:
             self._check_told()
             return super().state_dict()
 
     def state_after(self, batches: int) -> dict[str, Any]:
-        """The state after so many batches of the ``fit`` that is under way have been trained on."""
+        """The state after training on `batches` batches of the current ``fit``."""
         with self._lock:
             self._check_told()
             return state_of(self._dataset, self.plan, *self._position.after(batches))
 
     def _check_told(self) -> None:
         if self._is_dealt and self._position.batch:
-            raise FeedError(
-                f"{internals.DEALT}, and not where a pass is: it has no state before it ends. {internals.ADVICE}"
-            )
+            raise FeedError(f"{internals.DEALT}. A pass has no state before its end. {internals.ADVICE}")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state: the next ``fit`` or loop delivers exactly what that pass had not delivered yet.
+        """Resume from a state: the next ``fit`` or loop delivers exactly what the saved pass had not delivered yet.
 
-        The first run of that ``fit`` over the batches is as much shorter, so that passes end with epochs as they would
-        have. It may be taken up by more or fewer shards, if ``batch_size × shards`` is the same.
+        The first run of that ``fit`` is shorter accordingly, so that passes and epochs still end together. The number
+        of shards may differ if ``batch_size × shards`` is the same.
 
         Raises
         ------
         RevisionChanged
         BadParameter
-            It is the state of another order.
+            The state belongs to another order.
         """
         super().load_state_dict(state)
 
     def _go_to(self, epoch: int, position: int) -> None:
         with self._lock:
             self._position.go_to(epoch, position)
-            # Runs and loops that are under way would go on somewhere else.
+            # End running loops, which would continue at another position.
             self._owner, self._has_just_ended = None, False
 
     def close(self) -> None:
-        """End the read-ahead and its threads; the next batch asked for begins it anew."""
+        """Stop the read-ahead and its threads. The next batch restarts it."""
         with self._lock:
             self._training.close()
             self._ordered.close()
             self._looks.close()
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        """Batch `index` of the pass that `epoch` names.
+        """Batch `index` of the pass number `epoch`.
 
         Raises
         ------
@@ -359,10 +353,13 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         return self._look(index, method)
 
     def _look(self, index: int, method: Method | None = None) -> tuple[Any, ...]:
-        """That batch, which nobody else misses."""
+        """The batch, without an effect on training."""
         stream, wanted = self._stream_of(method), operator.index(index)
         if not -stream.batches <= wanted < stream.batches:
-            raise IndexError(f"batch {index} does not exist: valid are {-stream.batches} … {stream.batches - 1}")
+            raise IndexError(
+                f"index {index} is out of range for {stream.batches} batches "
+                f"(valid: {-stream.batches} to {stream.batches - 1})"
+            )
         wanted %= stream.batches
         epoch = self._position.epoch
         return self._seen(epoch, wanted) if stream is self._training else self._arrays(stream.look(0, wanted), 0)
@@ -373,11 +370,11 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
             return self._arrays(batch, epoch)
 
     def on_epoch_begin(self) -> None:
-        """Called by Keras when an epoch begins; it does nothing here."""
+        """Called by Keras when an epoch starts; does nothing."""
         self._check_trained(sys._getframe(1))
 
     def on_epoch_end(self) -> None:
-        """Called by Keras when an epoch ends; call it yourself, outside of ``fit``, to go on to the next pass."""
+        """Called by Keras when an epoch ends. Outside ``fit``, call it yourself to advance to the next pass."""
         if ASKED.by_keras or self._check_trained(sys._getframe(1)):
             return
         with self._lock:
@@ -390,7 +387,7 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
                 self._position.end_pass()
 
     def _check_trained(self, caller: FrameType) -> bool:
-        """Whether it is Keras that calls; training is refused where its adapter has not taken what it was given."""
+        """Whether Keras is the caller. Refuses training if the adapter did not accept the `Call`."""
         method = None if ASKED.by_keras else self._asked_by_keras(caller)
         if method == "fit":
             raise FeedError(internals.refusal())
@@ -401,9 +398,7 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         self._position.begin_fit(initial_epoch, steps)
         self._is_dealt = is_dealt
         if is_dealt and self._position.batch:
-            raise FeedError(
-                f"{internals.DEALT}: none can be taken up at batch {self._position.batch}. {internals.ADVICE}"
-            )
+            raise FeedError(f"{internals.DEALT}. It cannot resume at batch {self._position.batch}. {internals.ADVICE}")
 
     def _next_of_training(self) -> tuple[Any, ...]:
         arrays = self._metered(self._meter, self._training, self._position.epoch, self._position.batch)
@@ -411,7 +406,7 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         return arrays
 
     def _dealt(self, index: int) -> tuple[Any, ...]:
-        """Batch `index` of the pass under way, of which other data shards are given the others."""
+        """Batch `index` of the current pass, whose other batches go to other data shards."""
         asked, epoch = clock(), self._position.epoch
         batch, came = self._looks.batch(epoch, index), clock()
         arrays = self._arrays(batch, epoch)
@@ -438,7 +433,7 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         arrays = self._prepare(batch, epoch)
         if keras.backend.backend() != "torch":
             return arrays
-        # Only that backend needs torch.
+        # torch is installed only with this backend.
         import torch
 
         from ..loops.tensors import tensors_of

@@ -1,4 +1,4 @@
-"""A Keras callback that keeps in a file where training is, beside the checkpoint of the model."""
+"""A Keras callback that saves the position of training to a file, next to the model checkpoint."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .sequence import Sequence
 
 
 class StateBackup(keras.callbacks.Callback):  # type: ignore[misc]
-    """Lets a restarted ``fit`` go on with the batch that follows the last one its weights have seen.
+    """Lets a restarted ``fit`` continue with the batch after the last one that the weights were trained on.
 
-    To be used with a callback that keeps the weights, with the same `save_freq` and after it in the list::
+    Use it with a callback that saves the weights, with the same `save_freq` and after it in the list::
 
         model.fit(train, epochs=10, callbacks=[
             keras.callbacks.BackupAndRestore("backup", save_freq=100),
@@ -26,17 +26,17 @@ class StateBackup(keras.callbacks.Callback):  # type: ignore[misc]
     Parameters
     ----------
     sequence : Sequence
-        The one that is trained on.
+        The sequence passed to ``fit``.
     path : path
-        Of the file, which is replaced as a whole: a crash leaves the one before. Of several shards the first writes it,
-        and all read it.
+        The file. It is replaced atomically: a crash leaves the previous one. With several shards, the first shard
+        writes it and all read it.
     save_freq : ``"epoch"`` or int
-        When to save: as epochs end, or every so many batches.
+        When to save: at the end of each epoch, or every `save_freq` batches.
     delete_checkpoint : bool
-        Remove the file when training has ended, as `keras.callbacks.BackupAndRestore` does with its own.
+        Delete the file at the end of training, like `keras.callbacks.BackupAndRestore`.
 
-    When training begins and the file is there, the sequence goes on from it (`Sequence.load_state_dict`). What it holds
-    is what was *trained on*, not what was handed out: backends run ahead of training.
+    If the file exists when training starts, the sequence resumes from it (`Sequence.load_state_dict`). It counts the
+    batches *trained on*, not those handed out, because backends take batches ahead of training.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class StateBackup(keras.callbacks.Callback):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         if save_freq != "epoch" and (not isinstance(save_freq, int) or save_freq < 1):
-            raise BadParameter(f"save_freq={save_freq!r} must be 'epoch' or a number of batches")
+            raise BadParameter(f"save_freq={save_freq!r} must be 'epoch' or a positive integer")
         self._sequence = sequence
         self._path = Path(path)
         self._save_freq = save_freq
@@ -64,11 +64,11 @@ class StateBackup(keras.callbacks.Callback):  # type: ignore[misc]
         try:
             state = json.loads(text)
         except ValueError:
-            raise BadParameter(f"{self._path} is no state of a feed: remove it to begin anew") from None
+            raise BadParameter(f"{self._path} is not a valid state file: delete it to start over") from None
         self._sequence.load_state_dict(state)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        # With steps_per_execution the last number may lie beyond the epoch.
+        # With steps_per_execution, the last batch number may exceed the epoch.
         self._trained = self._trained_before + min(batch + 1, self.params["steps"])
         if self._save_freq != "epoch" and self._trained - self._saved_at >= self._save_freq:
             self._save()

@@ -1,4 +1,4 @@
-"""A Keras callback that tells after each epoch how long the accelerator waited for data, and what for."""
+"""A Keras callback that reports after each epoch how long the accelerator waited for data, and why."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ _LOGGED = ("waited", "waiting", "transfer", "decode")
 
 
 class WaitMonitor(keras.callbacks.Callback):  # type: ignore[misc]
-    """Tells how much of each epoch of ``fit`` was spent waiting for the batches of a sequence. ::
+    """Reports how much of each epoch of ``fit`` was spent waiting for batches. ::
 
         model.fit(train, epochs=10, callbacks=[h5feed.keras.WaitMonitor(train), keras.callbacks.CSVLogger("log.csv")])
 
         GPU waited 3.1 % of the time (waiting 2.0 %, transfer 0.9 %, decode 0.2 %); utilisation 0.97
 
-    Where the utilisation is below 0.95, the line after it says what to do about that. Validation is no part of it.
+    If the utilisation is below 0.95, the next line says what to change. Validation is not included.
 
     Parameters
     ----------
     sequence : Sequence
-        The one that is trained on.
+        The sequence passed to ``fit``.
     log_dir : path, optional
-        Folder in which the same is written for TensorBoard, and the bytes per second and the longest wait in seconds;
-        needs the package ``tensorboard``, not TensorFlow. Of several shards the first writes and prints.
+        Folder for TensorBoard logs, which also contain bytes per second and the longest wait in seconds. Needs the
+        package ``tensorboard``, not TensorFlow. With several shards, only the first writes and prints.
     verbose : bool
         Print the line.
 
     Raises
     ------
     ModuleNotFoundError
-        `log_dir` is given, and there is no ``tensorboard``.
+        `log_dir` is given, but ``tensorboard`` is not installed.
 
-    The shares of the epoch, 0 … 1, are added to its logs as ``feed_waited``, ``feed_waiting``, ``feed_transfer`` and
-    ``feed_decode``, and the utilisation as ``feed_utilisation``: History has them, and callbacks that come after this
-    one. What they mean is told by `h5feed.loops.wait_stats.LoopStats`, whole seconds by `Sequence.stats`.
+    The fractions of the epoch (0 to 1) are added to its logs as ``feed_waited``, ``feed_waiting``, ``feed_transfer``
+    and ``feed_decode``, and the utilisation as ``feed_utilisation``, for History and for callbacks after this one. See
+    `h5feed.loops.wait_stats.LoopStats` for their meaning and `Sequence.stats` for seconds.
 
-    With TensorFlow, whose threads take batches ahead of the loop, waiting is counted from the moment at which the loop
-    wants a batch, which only a callback learns.
+    TensorFlow's threads take batches ahead of the loop. With it, waiting is counted from the moment the loop needs a
+    batch, which only a callback knows.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class WaitMonitor(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         stats = self._meter.ended
         if stats is None or stats is self._told:
-            # It is not this sequence that was trained on, or the epoch was cut short.
+            # Another sequence is trained on, or the epoch was interrupted.
             return
         self._told = stats
         shares = {f"feed_{name}": stats.share(name) for name in _LOGGED}
@@ -81,7 +81,7 @@ class WaitMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         if logs is not None:
             logs.update(shares)
         if self._verbose:
-            # The progress bar of the epoch is not ended yet: the line comes after it.
+            # The progress bar of the epoch is still open: print the line later.
             self._lines.append(f"GPU waited {stats.summary()}; utilisation {stats.utilisation:.2f}")
             self._lines += filter(None, [stats.advice()])
         if self._writer is not None:
@@ -108,8 +108,8 @@ def _writer_class() -> Any:
         from tensorboard.summary import Writer
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"log_dir= needs TensorBoard, but there is no {error.name!r}: `pip install 'h5feed[tensorboard]'`, or "
-            "leave log_dir away",
+            f"log_dir= needs TensorBoard, but {error.name!r} is not installed: `pip install 'h5feed[tensorboard]'`, or "
+            "omit log_dir",
             name=error.name,
         ) from None
     return Writer

@@ -1,1 +1,1 @@
-"""Batches in the order in which training wants them, fetched before it wants them."""
+"""Training loops: batches in training order, fetched ahead."""

@@ -1,4 +1,4 @@
-"""What iterates over a dataset of batches in the place of its user: torch's DataLoader, and that of Accelerate."""
+"""Recognise torch's DataLoader and Accelerate's, and refuse settings under which they would give wrong batches."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from ..errors import BadParameter
 
 
 class Loaded(tuple[Any, ...]):
-    """A batch on its way through a DataLoader, which is not to make batches of it."""
+    """A batch handed to a DataLoader, which must not collate it again."""
 
 
 def is_data_loader(caller: FrameType) -> bool:
-    """Whether it is a DataLoader that asks for an iterator, here or in a worker of it."""
+    """Whether `caller` is a DataLoader, or runs in one of its workers."""
     return get_worker_info() is not None or str(caller.f_globals.get("__name__")).startswith("torch.utils.data.")
 
 
 def _refuse(batches: list[Any], **options: Any) -> Any:
     raise BadParameter(
-        "these are batches already, and this DataLoader would make batches of them: give it batch_size=None, and "
-        "batch_size= to the dataset"
+        "this dataset already yields batches, and the DataLoader would batch them again: pass batch_size=None to the "
+        "DataLoader and batch_size= to the dataset"
     )
 
 
-# How torch has types added to `default_collate`; a collate_fn of the user's own may make of batches what it likes.
+# torch's way to register a type for `default_collate`. A collate_fn of the user's own is not affected.
 getattr(sys.modules[default_collate.__module__], "default_collate_fn_map", {})[Loaded] = _refuse
 
 
 def check_accelerate(caller: FrameType, shards: int) -> None:
-    """Refuse what Accelerate's ``prepare(loader)`` would lose rows with. It calls ``set_epoch`` before each pass.
+    """Refuse settings with which Accelerate's ``prepare(loader)`` would lose rows; called from `set_epoch`.
 
     Raises
     ------
     BadParameter
-        Its first process is to read for all, but reads one shard; or each process is to take rows out of batches.
+        The main process reads for all processes but has only one shard, or each process takes single rows.
     """
     accelerate = sys.modules.get("accelerate.data_loader")
     if accelerate is None:
         return
     owner = caller.f_locals.get("self")
-    instead = "leave the DataLoader out of accelerator.prepare(…), and give the dataset shard='auto'"
+    instead = "do not pass the DataLoader to accelerator.prepare(…), and create the dataset with shard='auto'"
     if isinstance(owner, accelerate.DataLoaderDispatcher) and owner.state.num_processes > 1 and shards > 1:
         raise BadParameter(
-            "Accelerate has its first process read for all of them, and that process has one shard "
+            "Accelerate's main process reads the batches for all processes, but its dataset is only one shard "
             f"of {shards}: {instead} (or prepare it, without shard=)"
         )
     if isinstance(owner, accelerate.IterableDatasetShard):
-        raise BadParameter(f"Accelerate divides single rows among processes, and these are batches: {instead}")
+        raise BadParameter(f"Accelerate distributes single rows, but this dataset yields batches: {instead}")

@@ -1,4 +1,4 @@
-"""Passes over a split for training loops of one's own."""
+"""`Loader`, for training loops of your own."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ from .stream import Stream
 
 
 class Loader(Loop):
-    """Batches of a split, pass after pass, as ``(x,)``, ``(x, y)`` or ``(x, y, weight)``; made by `Dataset.loader`.
+    """Batches of a split as ``(x,)``, ``(x, y)`` or ``(x, y, weight)``; made by `Dataset.loader`.
 
-    Each ``for`` is one pass, which delivers every row of the split once, in an order of its own when `shuffle` is set.
-    A pass that was left early is not taken up by the next ``for``, which is the next pass. What comes next is fetched
-    meanwhile, over the end of a pass too. ::
+    Each ``for`` loop is one pass. It delivers every row of the split once, in a new order if `shuffle` is set. After a
+    ``break``, the next ``for`` starts the next pass. Batches are fetched ahead, across the end of a pass too. ::
 
         for epoch in range(10):
             for x, y in loader:
@@ -39,11 +38,11 @@ class Loader(Loop):
     batch_size : int
     shuffle : bool
     seed, epoch : int
-        The order of pass e is that of ``epoch + e`` of this seed.
+        Pass e has the order of epoch ``epoch + e`` for this seed.
     connections : int, optional
-        Requests in flight at most; default: as many as the link needs.
+        Maximum number of concurrent requests; default: as many as the link needs.
     readahead : int, optional
-        Bytes fetched ahead at most.
+        Maximum number of bytes fetched ahead.
     cache : path or RowCache, optional
         See `Dataset.cache`.
     **options
@@ -54,11 +53,11 @@ class Loader(Loop):
     Attributes
     ----------
     epoch : int
-        Number of the pass that the next batch belongs to, or that the next ``for`` begins.
+        Number of the pass of the next batch, or of the pass that the next ``for`` starts.
 
-    It pickles, as a `transform` does that is a function of a module: the copy has connections and threads of its own,
-    the shard of the original, and goes on as from its state: the first ``for`` over it is the rest of the pass that was
-    under way. In a forked child it goes on where it was; the parent's goes on too.
+    A loader can be pickled if its `transform` can (a module-level function, for example). The copy has its own
+    connections and threads and the same shard, and resumes from the same state: its first ``for`` finishes the current
+    pass. In a forked child the loader continues where it was, independently of the parent's.
     """
 
     def __init__(
@@ -101,13 +100,13 @@ class Loader(Loop):
         tell_after_fork(self)
 
     def after_fork(self) -> None:
-        """In the child: threads and locks are the parent's."""
+        """In the child: drop the parent's threads and locks."""
         self._lock = threading.RLock()
         self._stream.after_fork()
 
     @property
     def plan(self) -> Plan:
-        """Which rows come, in how many batches."""
+        """The rows and batches of one pass."""
         return self._stream.plan
 
     def _where(self) -> tuple[int, int]:
@@ -115,7 +114,7 @@ class Loader(Loop):
             return self._epoch, self._delivered
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        # A pass begins with the first batch that is asked for: an iterator may be made only to see that it can be.
+        # A pass starts with its first batch, not with iter(), which some callers use only to check that it works.
         with self._lock:
             if self._under_way:
                 self._epoch, self._delivered = self._epoch + 1, 0
@@ -130,11 +129,11 @@ class Loader(Loop):
             asked = clock()
             with self._lock:
                 if number != self._passes:
-                    raise RuntimeError("another pass over this loader has begun: make a loader for each loop")
+                    raise RuntimeError("another pass over this loader has started: create one loader per loop")
                 epoch = self._epoch
                 batch = self._stream.batch(epoch, self._delivered)
                 trace, came = self._stream.taken, clock()
-                # Counted before it is out of hand: a state taken in the loop's body says that it was delivered.
+                # Counted before the yield, so that a state saved in the loop body includes this batch.
                 self._delivered += 1
                 last = self._delivered == self.plan.batches
                 if last:
@@ -142,14 +141,14 @@ class Loader(Loop):
             arrays = self._prepare(batch, epoch)
             self._meter.step(asked, came, trace, len(batch.rows))
             yield arrays
-        # A pass that is left early ends with the last batch that it was given: it is not told when that was.
+        # Not reached after a `break`: such a pass ends with its last batch.
         self._meter.end_pass()
 
     def _end(self) -> None:
         self._epoch, self._delivered, self._under_way = self._epoch + 1, 0, False
 
     def example(self) -> tuple[Any, ...]:
-        """The first batch of a pass, past the read-ahead: what shapes and dtypes there will be.
+        """The first batch of a pass, to see shapes and dtypes. The read-ahead is not affected.
 
         Raises
         ------
@@ -158,17 +157,17 @@ class Loader(Loop):
         """
         if not self.plan.batches:
             raise BatchOutOfRange(
-                f"{self.plan.rows} rows make no batch of {self.plan.batch_size}: use a smaller batch_size"
+                f"{self.plan.rows} rows are not enough for a batch of {self.plan.batch_size}: use a smaller batch_size"
             )
         return self._prepare(self._stream.look(0, 0), 0)
 
     def _go_to(self, epoch: int, delivered: int) -> None:
         with self._lock:
             self._epoch, self._delivered, self._under_way = epoch, delivered, False
-            # A loop that is under way would go on somewhere else.
+            # End a running loop, which would continue at another position.
             self._passes += 1
 
     def close(self) -> None:
-        """End the read-ahead and its threads; the next batch asked for begins it anew."""
+        """Stop the read-ahead and its threads. The next batch restarts it."""
         with self._lock:
             self._stream.close()

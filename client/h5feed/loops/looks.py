@@ -1,4 +1,4 @@
-"""Batches of an order for who asks for them by number."""
+"""Access to single batches by number."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .stream import Stream
 
 
 class Looks:
-    """Any batch of any pass, apart from the loops over them. Safe for threads.
+    """Any batch of any pass, independent of running loops. Thread-safe.
 
-    The first is a request of its own; one that follows the one before is read ahead, so that whoever goes through a
-    pass by number waits as little as a loop.
+    The first batch is a single request. Batches that follow one another are read ahead, so that indexing through a pass
+    is as fast as a loop.
 
     Parameters
     ----------
@@ -49,11 +49,11 @@ class Looks:
         self._lock = threading.Lock()
 
     def after_fork(self) -> None:
-        """In the child: threads and locks are the parent's."""
+        """In the child: drop the parent's threads and locks."""
         self._lock = threading.Lock()
         self._stream.after_fork()
 
     def close(self) -> None:
-        """End the read-ahead and its threads."""
+        """Stop the read-ahead and its threads."""
         with self._lock:
             self._stream.close()

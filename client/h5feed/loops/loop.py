@@ -1,4 +1,4 @@
-"""What all loops over a split have in common: where they are, how they go on from there, and what they waited for."""
+"""The base class of all loops over a split: position, state, and statistics of waiting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .wait_stats import LoopStats
 class Loop(ABC):
     """A loop over the batches of a plan, pass after pass.
 
-    Subclasses have `plan`, `_dataset` and `_meter`, and say by `_where` and `_go_to` where they are.
+    Subclasses define `plan`, `_dataset`, `_meter`, `_where` and `_go_to`.
     """
 
     _dataset: RemoteDataset
@@ -27,19 +27,19 @@ class Loop(ABC):
     @property
     @abstractmethod
     def plan(self) -> Plan:
-        """Which rows come, in how many batches."""
+        """The rows and batches of one pass."""
 
     @abstractmethod
     def _where(self) -> tuple[int, int]:
-        """Number of the pass that the next batch belongs to, and how many of its batches were delivered."""
+        """Number of the pass of the next batch, and how many of its batches were delivered."""
 
     @abstractmethod
     def _go_to(self, epoch: int, delivered: int) -> None:
-        """Have the next loop deliver what such a pass has left."""
+        """Let the next loop deliver the rest of pass `epoch`."""
 
     @abstractmethod
     def close(self) -> None:
-        """End the read-ahead and its threads; the next batch asked for begins it anew."""
+        """Stop the read-ahead and its threads. The next batch restarts it."""
 
     def __enter__(self) -> Self:
         return self
@@ -69,37 +69,37 @@ class Loop(ABC):
 
     @property
     def epoch(self) -> int:
-        """Number of the pass that the next batch belongs to, or that the next loop begins."""
+        """Number of the pass of the next batch, or of the pass that the next loop starts."""
         return self._where()[0]
 
     @property
     def waited(self) -> float:
-        """Seconds that the loop has waited for batches: see `stats`."""
+        """Seconds the loop has waited for batches: see `stats`."""
         return self.stats().waited
 
     def stats(self) -> LoopStats:
-        """What the loop has done so far, how long it has waited for data, and what for; a table when printed."""
+        """Steps, rows and times so far: how long the loop waited for data, and why. Prints as a table."""
         return self._meter.stats()
 
     def set_epoch(self, epoch: int) -> None:
-        """Make `epoch` the number of the pass that the next loop begins."""
+        """Set the number of the pass that the next loop starts."""
         if epoch < 0:
             raise BadParameter(f"epoch={epoch} must be 0 or more")
         self._go_to(epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loop is, as plain values that JSON can hold: see `h5feed.loops.passes.state_of`."""
+        """The position of the loop, serialisable as JSON: see `h5feed.loops.passes.state_of`."""
         return state_of(self._dataset, self.plan, *self._where())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state: the next loop delivers exactly what that pass had not delivered yet.
+        """Resume from a state: the next loop delivers exactly what the saved pass had not delivered yet.
 
-        It may be taken up by more or fewer shards, if ``batch_size × shards`` is the same.
+        The number of shards may differ if ``batch_size × shards`` is the same.
 
         Raises
         ------
         RevisionChanged
         BadParameter
-            It is the state of another order.
+            The state belongs to another order.
         """
         self._go_to(*position_in(state, self._dataset, self.plan))

@@ -1,4 +1,4 @@
-"""What loops are given: options of the order, and options of what is made of its batches."""
+"""The options of all loops: order options and preparation options."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PREPARING = tuple(PreparationOptions.__annotations__)
 
 
 def check_loop_options(options: Mapping[str, Any], takes: Callable[..., Any]) -> None:
-    """Raise `BadParameter` where what makes batches was given an option that is none."""
+    """Raise `BadParameter` for an unknown option."""
     if "fields" in options:
-        raise BadParameter("fields= is what batches() takes: here x=, y= and sample_weight= name the fields")
+        raise BadParameter("fields= is an option of batches(): use x=, y= and sample_weight= to name the fields")
     check_options(options, takes, set(OrderOptions.__annotations__) - {"fields"}, PREPARING)
 
 
 def divided(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of the order, and options of what is made of its batches."""
+    """Order options and preparation options."""
     order = {name: value for name, value in options.items() if name not in PREPARING}
     if order.get("shard") is not None or order.get("shards") is not None:
         order["shard"], order["shards"] = shard_of(order.get("shard") or 0, order.get("shards"))
@@ -33,6 +33,6 @@ def divided(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 def preparation_of(
     dataset: RemoteDataset, split: str, order: Mapping[str, Any], preparing: Mapping[str, Any], seed: int
 ) -> Preparation:
-    """What makes arrays of the batches of an order."""
+    """The `Preparation` of the batches of an order."""
     shard = order.get("shard") or 0
     return Preparation(dataset, split, seed=seed, shard=shard, split_options=split_options(order), **preparing)

@@ -1,4 +1,4 @@
-"""Measures a loop over batches: how long it is held up, what its batch is at meanwhile, and how long it computes."""
+"""Measure a loop over batches: how long it waits, for what, and how long it computes."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from ..net.trace import Trace, clock
 from .wait_stats import BINS, LoopStats, bins_of
 
 _STEPS_TOGETHER = 256
-"""Steps that are only noted until they are added up: one by one that would cost more than a small batch does."""
+"""Steps that are recorded before they are added up: adding each one would cost more than a small batch."""
 
 _Step = tuple[float, float, float, int, Trace | None]
-"""When a batch was asked for, when it had come, when it was handed out; its rows, and the trace of its block."""
+"""Times at which a batch was requested, had arrived and was handed out; its rows; the trace of its block."""
 
 
 @dataclass(slots=True)
 class _Pass:
-    """One pass: sums, which do not grow with its length."""
+    """One pass: sums, whose size does not depend on its length."""
 
     first_steps: int
-    """Batches that are asked for before the second step begins."""
+    """Batches requested before the second step starts."""
     began: float | None = None
     until: float = 0.0
     """When the last batch was handed out, or when the pass ended."""
     has_ended: bool = False
     is_early: bool = False
-    """Whether batches of it were handed out before it was said to begin."""
+    """Whether batches of it were handed out before `begin_pass`."""
     demands: int = 0
     steady_from: float = 0.0
     steady_after: float | None = None
-    """When the first step ended, and how long had been waited until then."""
+    """When the first step ended, and the time waited until then."""
     steps: int = 0
     rows: int = 0
     nbytes: int = 0
@@ -54,12 +54,12 @@ class _Pass:
         return self.waiting + self.transfer + self.decode
 
     def steady(self, now: float, waited: float = 0.0) -> None:
-        """The first step ends `now`; of it so much was `waited` that is not added yet."""
+        """The first step ends `now`. `waited` is time that has not been added yet."""
         if self.steady_after is None:
             self.steady_from, self.steady_after = now, self.waited + waited
 
     def add(self, steps: Sequence[_Step], began: float) -> None:
-        """Some more batches, the first of which was asked for when they `began`."""
+        """Add batches, the first of which was requested at `began`."""
         asked, came, ready, rows, traces = zip(*steps, strict=True)
         if self.began is None:
             self.began = began
@@ -111,11 +111,10 @@ class _Pass:
 class Meter:
     """Measures one loop, pass after pass.
 
-    A loop that takes each batch when it needs it has waited from when it asked until it was handed the batch. One that
-    has somebody else take batches ahead of it, as TensorFlow has, says by `demand` when it needs them; then only what
-    is handed out later than that was waited for.
+    By default, waiting is the time from requesting a batch until it is handed out. TensorFlow takes batches ahead of
+    the loop; there, `demand` marks when the loop needs them, and only the time after that counts as waiting.
 
-    Safe for threads. A copy, as for another process, begins anew.
+    Thread-safe. A pickled copy starts from zero.
     """
 
     def __init__(self) -> None:
@@ -125,7 +124,7 @@ class Meter:
         self._pass = _Pass(1)
         self._ended: LoopStats | None = None
         self._handed = 0
-        """Batches that were handed out since the run over them began."""
+        """Batches handed out since the current run started."""
         self._demanded: int | None = None
         self._demanded_at = 0.0
         tell_after_fork(self)
@@ -134,18 +133,18 @@ class Meter:
         return Meter, ()
 
     def after_fork(self) -> None:
-        """In the child: a lock that a thread of the parent holds is never released here."""
+        """In the child: a lock held by a thread of the parent would never be released."""
         self._lock = threading.Lock()
 
     def begin_pass(self, first_steps: int = 1, *, goes_on: bool = False) -> None:
-        """A pass begins.
+        """Start a pass.
 
         Parameters
         ----------
         first_steps : int
-            Batches that are asked for before the second step begins.
+            Batches requested before the second step starts.
         goes_on : bool
-            Its batches are of the same run as those before: some may have been handed out ahead.
+            The pass continues the current run, so some of its batches may already have been handed out.
         """
         with self._lock:
             self._count()
@@ -155,7 +154,7 @@ class Meter:
                 self._begin(first_steps)
 
     def end_pass(self) -> None:
-        """The last step has ended."""
+        """End a pass: its last step is done."""
         now = clock()
         with self._lock:
             self._count()
@@ -164,42 +163,42 @@ class Meter:
                 self._ended = self._pass.stats()
 
     def step(self, asked: float, came: float, trace: Trace | None, rows: int) -> None:
-        """A batch of so many rows is handed out now.
+        """Record that a batch of `rows` rows is handed out now.
 
         Parameters
         ----------
         asked, came : float
-            When it was asked for, and when it was there to be prepared; times of `h5feed.net.trace.clock`.
+            When it was requested, and when it had arrived; times of `h5feed.net.trace.clock`.
         trace : Trace or None
-            Of its block, where it is the first of it.
+            The trace of its block, for the first batch of a block.
         """
-        # Without the lock, which would cost as much again: what is appended meanwhile is left for the next count.
+        # Without the lock, which would double the cost. Steps appended during a count are left for the next one.
         self._steps.append((asked, came, clock(), rows, trace))
         if len(self._steps) >= _STEPS_TOGETHER or self._demanded is not None:
             with self._lock:
                 self._count()
 
     def run_ahead(self, demanding: bool) -> None:
-        """From now on batches are taken ahead, and the loop says when it needs them; or no longer."""
+        """Set whether batches are taken ahead, so that `demand` marks when the loop needs them."""
         with self._lock:
             self._count()
             self._demanded = 0 if demanding else None
             self._handed = 0
 
     def begin_run(self) -> None:
-        """Batches are handed out for another run over them: those of the one before, not used yet, are dropped."""
+        """Start handing out batches of a new run. Unused batches of the previous run are dropped."""
         with self._lock:
             self._count()
             self._handed = 0
 
     def begin_demands(self) -> None:
-        """The loop begins with another run over batches."""
+        """The loop starts to use the batches of a new run."""
         with self._lock:
             if self._demanded is not None:
                 self._demanded = 0
 
     def demand(self, batches: int) -> None:
-        """The loop needs so many batches now, beyond those it was given; ignored where none are taken ahead."""
+        """The loop needs `batches` more batches now. Ignored unless batches are taken ahead."""
         with self._lock:
             if self._demanded is None:
                 return
@@ -210,13 +209,13 @@ class Meter:
             self._pass.demands += 1
 
     def stats(self) -> LoopStats:
-        """What has been measured so far."""
+        """The measurements so far."""
         with self._lock:
             return self._all()
 
     @property
     def ended(self) -> LoopStats | None:
-        """The same of the last pass that has ended."""
+        """The measurements of the last completed pass."""
         with self._lock:
             return self._ended
 
@@ -229,7 +228,7 @@ class Meter:
         self._pass = _Pass(first_steps)
 
     def _count(self) -> None:
-        """Add up the steps that were only noted; call with the lock held."""
+        """Add up the recorded steps; call with the lock held."""
         steps = self._steps[:]
         if not steps:
             return
@@ -238,13 +237,13 @@ class Meter:
             self._begin(self._pass.first_steps)
             self._pass.is_early = True
         began = steps[0][0]
-        # Where none is ever demanded, a loop that would have said so was interrupted, and this is another one.
+        # If nothing was ever demanded, the loop that called `run_ahead` was interrupted, and this is another one.
         if self._demanded:
             steps = [self._demanded_part(*step) for step in steps]
         self._pass.add(steps, began)
 
     def _demanded_part(self, asked: float, came: float, ready: float, rows: int, trace: Trace | None) -> _Step:
-        """The same step, as if its batch had been asked for when the loop needed it."""
+        """The same step, as if the batch had been requested when the loop needed it."""
         self._handed += 1
         since = self._demanded_at if self._handed <= (self._demanded or 0) else ready
         asked = max(asked, min(since, ready))

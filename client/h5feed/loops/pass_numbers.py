@@ -1,4 +1,4 @@
-"""Numbers of passes that several processes take part in: the workers of a torch DataLoader."""
+"""Pass numbers that the worker processes of a torch DataLoader agree on."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from torch.utils.data import get_worker_info
 from ..forks import tell_after_fork
 
 _PASSES_KNOWN = 64
-"""Passes whose numbers workers can look up: those of a DataLoader that was dropped may still be beginning one."""
+"""Recent passes whose numbers workers can look up. Workers of a dropped DataLoader may still be starting one."""
 
 _LOCK_SECONDS = 30.0
 
 Pass = tuple[int, int, int]
-"""What workers know a pass by: the thread that has begun them, which child of it their first was, and which pass of
-these workers it is."""
+"""How workers identify a pass: the thread that started them, the number of their first worker among the children of
+that thread, and the number of the pass among those of these workers."""
 
 
 @dataclass(frozen=True)
 class _Birth:
-    """What a process is told when it begins: it is child `child` of a thread, and the next pass was `following`, from
+    """What a new process inherits: it is child number `child` of a thread, and the next pass was `following`, from
     batch `first` on.
 
-    A DataLoader begins its workers one after the other on one thread. So ``child - worker`` is the same for all workers
-    of one of its iterators and differs between iterators, whatever seeds these have.
+    A DataLoader starts its workers one after another on one thread. So ``child - worker`` is the same for all workers
+    of one iterator and differs between iterators, whatever their seeds.
     """
 
     thread: int
@@ -44,10 +44,10 @@ class _Birth:
 
 
 class PassNumbers:
-    """The numbers of passes of a process and of the workers of its DataLoaders, persistent or not.
+    """Numbers the passes of a process and of its DataLoader workers, persistent or not.
 
-    Whoever is the first to begin a pass gives it the next number; other workers find it under what they know the pass
-    by. A copy in a process that is no such worker counts for itself, from where the original was.
+    The first worker that starts a pass assigns the next number; the others look it up by their `Pass` key. A copy in a
+    process that is not a worker counts on independently.
     """
 
     def __init__(self, epoch: int, first: int = 0) -> None:
@@ -56,10 +56,10 @@ class PassNumbers:
         self._watch_forks()
 
     def _begin_at(self, epoch: int, first: int) -> None:
-        # Of the kind that forked and spawned workers can both be given.
+        # A lock of the spawn context can be passed to forked and to spawned workers.
         self._lock = get_context("spawn").Lock()
-        # The next pass and its first batch; the pass begun last, its first batch, and whether workers began it; then
-        # the passes known: (*Pass, number, first batch).
+        # The next pass and its first batch; the latest pass, its first batch, and whether workers started it; then
+        # the known passes: (*Pass, number, first batch).
         self._shared = torch.zeros(5 + 5 * _PASSES_KNOWN, dtype=torch.int64).share_memory_()
         self._shared[:5] = torch.tensor([epoch, first, epoch, first, 0])
 
@@ -77,36 +77,36 @@ class PassNumbers:
 
     @property
     def first(self) -> int:
-        """The batch that the next pass begins with."""
+        """The batch that the next pass starts with."""
         with self._locked():
             return int(self._shared[1])
 
     @property
     def latest(self) -> tuple[int, int]:
-        """Number and first batch of the pass that was begun last; of the next, where none was."""
+        """Number and first batch of the latest pass, or of the next one if there was none."""
         with self._locked():
             epoch, first = self._shared[2:4].tolist()
             return int(epoch), int(first)
 
     @property
     def is_of_workers(self) -> bool:
-        """Whether the pass that was begun last is one of a DataLoader's workers."""
+        """Whether the latest pass was started by DataLoader workers."""
         with self._locked():
             return bool(self._shared[4])
 
     @property
     def is_shared(self) -> bool:
-        """Whether this process is such a worker, which has a part of each pass."""
+        """Whether this process is a DataLoader worker, which delivers a part of each pass."""
         return self._birth is not None and get_worker_info() is not None
 
     def go_to(self, epoch: int, first: int = 0) -> None:
-        """Let the next pass be that one, from that batch on."""
+        """Let the next pass be `epoch`, from batch `first` on."""
         self._part()
         with self._locked():
             self._shared[:5] = torch.tensor([epoch, first, epoch, first, 0])
 
     def call(self) -> Pass | None:
-        """For an iterator: what the pass that it is to begin is known by; None if nobody else takes part in it."""
+        """The key of the pass that a new iterator will start; None if no other process takes part in it."""
         self._part()
         worker = get_worker_info()
         if self._birth is None or worker is None:
@@ -115,9 +115,9 @@ class PassNumbers:
         return self._birth.thread, self._birth.child - worker.id, self._calls
 
     def begin(self, called: Pass | None, resumed: tuple[int, int] | None = None) -> tuple[int, int]:
-        """The number of a pass that begins, and the first of its batches that all who take part in it have.
+        """Start a pass; returns its number and its first batch, the same for all workers.
 
-        `resumed` is what both were, where whoever begins it has been told: all who take part in it are told the same.
+        `resumed` gives both if the pass is resumed from a state; then it is the same in all workers.
         """
         with self._locked():
             number, first = resumed or self._shared[:2].tolist()
@@ -134,20 +134,20 @@ class PassNumbers:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         if not self._lock.acquire(timeout=_LOCK_SECONDS):
-            raise RuntimeError("a worker has died while it began a pass: make the dataset anew")
+            raise RuntimeError("a DataLoader worker died while starting a pass: create the dataset again")
         try:
             yield
         finally:
             self._lock.release()
 
     def _part(self) -> None:
-        """In a process that is no worker of a DataLoader: have nothing to do with the original any more."""
+        """In a process that is not a DataLoader worker: detach from the original."""
         if self._birth is not None and get_worker_info() is None:
             self._begin_at(self._birth.following, self._birth.first)
             self._birth = None
 
     def before_fork(self) -> _Birth:
-        """On the thread that begins a process: what that is told."""
+        """On the thread that starts a process: what the process inherits."""
         self._part()
         last: _Birth | None = getattr(self._children, "last", None)
         thread, child = (next(_THREADS), 0) if last is None else (last.thread, last.child + 1)
@@ -160,7 +160,7 @@ class PassNumbers:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if get_spawning_popen() is None:
-            # A copy that is no worker's counts for itself.
+            # A copy that is not sent to a worker counts on independently.
             return PassNumbers, (self.following, self.first)
         birth = self.before_fork()
         return _of_child, (self._lock, self._shared, birth)
@@ -174,7 +174,7 @@ def _of_child(lock: Any, shared: torch.Tensor, birth: _Birth) -> PassNumbers:
 
 
 _THREADS = itertools.count()
-"""Threads are numbered by those that begin processes; the system's own numbers are used again."""
+"""Numbers of the threads that start processes. The system reuses its own thread ids."""
 
 _TO_FORK: weakref.WeakSet[PassNumbers] = weakref.WeakSet()
 

@@ -1,4 +1,4 @@
-"""Passes over an order, for people to read, and the state from which one goes on."""
+"""The state from which a pass is resumed, and a readable description of a plan."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..remote_dataset import RemoteDataset
 STATE_VERSION = 1
 
 _NOT_ORDER = ("revision", "epoch", "fields", "encoded", "batch_size", "shard", "shards")
-"""Parameters that may differ between who left a pass and who takes it up; the rows of a step may not."""
+"""Parameters that may change when a pass is resumed. The rows of a step (batch_size × shards) may not."""
 
 
 def described(dataset: RemoteDataset, plan: Plan) -> str:
-    """A plan for people to read: which rows, in how many batches."""
+    """A readable description of a plan: its rows and batches."""
     drawn = ", a new order each pass" if plan.is_drawn else ""
     shards = int(plan.params.get("shards", 1))
     shared = f", shard {plan.params.get('shard', 0)} of {shards}" if shards > 1 else ""
@@ -25,14 +25,14 @@ def described(dataset: RemoteDataset, plan: Plan) -> str:
 
 
 def state_of(dataset: RemoteDataset, plan: Plan, epoch: int, delivered: int) -> dict[str, Any]:
-    """Where a pass is left, as plain values that JSON can hold.
+    """The position in a pass, serialisable as JSON.
 
     Parameters
     ----------
     epoch : int
         Number of the pass.
     delivered : int
-        Its batches that were delivered; of several shards, each has delivered as many.
+        Number of its batches that were delivered, by each shard.
     """
     if delivered >= plan.batches:
         epoch, delivered = epoch + 1, 0
@@ -50,39 +50,40 @@ def state_of(dataset: RemoteDataset, plan: Plan, epoch: int, delivered: int) -> 
 def position_in(state: Mapping[str, Any], dataset: RemoteDataset, plan: Plan) -> tuple[int, int]:
     """Number of the pass, and of its first batch that was not delivered.
 
-    Shards may be more or fewer than they were, if a step has as many rows as before: then they share the rest of the
-    same global order.
+    The number of shards may have changed if a step still has the same number of rows: the shards then divide the rest
+    of the same global order.
 
     Raises
     ------
     RevisionChanged
-        The data are not those of the state.
+        The state was saved with other data.
     BadParameter
-        It is the state of another order, or none at all.
+        `state` is not a state, or belongs to another order.
     """
     try:
         version, revision = state["version"], state["revision"]
         spec, step_rows = dict(state["spec"]), int(state["step_rows"])
         epoch, delivered = int(state["epoch"]), int(state["delivered"])
     except (KeyError, TypeError, ValueError):
-        raise BadParameter("this is no state of a pass: give what state_dict() returned") from None
+        raise BadParameter("not a state of a pass: expected a dict returned by state_dict()") from None
     if version != STATE_VERSION:
-        raise BadParameter(f"the state has version {version!r}, and this h5feed reads version {STATE_VERSION}")
+        raise BadParameter(f"the state has version {version!r}, but this h5feed reads version {STATE_VERSION}")
     if revision != dataset.revision:
         raise RevisionChanged(
-            f"the state is one of {state.get('dataset')!r}, revision {revision}, and this is {dataset.name!r}, "
-            f"revision {dataset.revision}: begin anew, with set_epoch({epoch}), or serve the data that it was made with"
+            f"the state was saved with {state.get('dataset')!r}, revision {revision}, but this is {dataset.name!r}, "
+            f"revision {dataset.revision}: restart the pass with set_epoch({epoch}), or serve the original data"
         )
     here = _spec(plan)
     for name in sorted(spec.keys() | here.keys()):
         if spec.get(name) != here.get(name):
-            raise BadParameter(f"the state is one of {name}={spec.get(name)}, and here it is {name}={here.get(name)}")
+            raise BadParameter(f"the state was saved with {name}={spec.get(name)}, but here {name}={here.get(name)}")
     if step_rows != _step_rows(plan):
         raise BadParameter(
-            f"the state is one of {step_rows} rows a step, and here it is {_step_rows(plan)}: keep batch_size × shards"
+            f"the state was saved with {step_rows} rows per step, but here a step has {_step_rows(plan)}: keep "
+            "batch_size × shards the same"
         )
     if not 0 <= delivered <= plan.batches or epoch < 0:
-        raise BadParameter(f"the state says {delivered} of {plan.batches} batches of epoch {epoch}: it cannot be right")
+        raise BadParameter(f"invalid state: {delivered} of {plan.batches} batches of epoch {epoch} were delivered")
     return (epoch, delivered) if delivered < plan.batches else (epoch + 1, 0)
 
 

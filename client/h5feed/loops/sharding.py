@@ -1,4 +1,4 @@
-"""Which share of each step this process takes in data-parallel training."""
+"""The shard of this process in data-parallel training."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from ..errors import BadParameter
 
 
 def shard_of(shard: int | Literal["auto"], shards: int | None) -> tuple[int, int]:
-    """This process's shard, and how many there are.
+    """The shard of this process, and the number of shards.
 
     Parameters
     ----------
     shard : int or ``"auto"``
-        ``"auto"``: the rank of this process, as JAX (which `keras.distribution` builds on), an initialised
-        `torch.distributed`, or the variables ``RANK`` and ``WORLD_SIZE`` (torchrun) tell, in this order; where none
-        does, there is one process. Processes that share one replica of a model, as the current `keras.distribution`
-        has it, are one shard.
+        ``"auto"``: the rank of this process, from the first of these that is set up: JAX (also used by
+        `keras.distribution`), `torch.distributed`, the variables ``RANK`` and ``WORLD_SIZE`` (torchrun). Without any,
+        there is one process. Processes that share one model replica in the current `keras.distribution` are one shard.
     shards : int, optional
-        With ``"auto"`` it must be what was found.
+        With ``"auto"``, it must equal the number found.
 
     Raises
     ------
@@ -29,15 +28,15 @@ def shard_of(shard: int | Literal["auto"], shards: int | None) -> tuple[int, int
     if shard == "auto":
         rank, found = _data_shard(*_found())
         if shards not in (None, found):
-            raise BadParameter(f"shards={shards}, but shard='auto' found {found} processes: leave shards away")
+            raise BadParameter(f"shards={shards}, but shard='auto' found {found} processes: omit shards")
         return rank, found
     if not isinstance(shard, int):
-        raise BadParameter(f"shard={shard!r} must be a number or 'auto'")
+        raise BadParameter(f"shard={shard!r} must be an integer or 'auto'")
     return shard, 1 if shards is None else shards
 
 
 def _data_shard(rank: int, processes: int) -> tuple[int, int]:
-    """The share of a process: where a replica of a model takes several, they must be given the same rows."""
+    """The shard of a process. Processes that hold one model replica together must get the same rows."""
     distribution = sys.modules["keras"].distribution.distribution() if "keras" in sys.modules else None
     if processes == 1 or distribution is None or distribution.device_mesh is None:
         return rank, processes
@@ -49,7 +48,7 @@ def _data_shard(rank: int, processes: int) -> tuple[int, int]:
 
 
 def _found() -> tuple[int, int]:
-    # Whoever uses them has imported them: they are not imported here.
+    # If JAX or torch is in use, it has already been imported.
     jax = sys.modules.get("jax")
     if jax is not None and jax.process_count() > 1:
         return jax.process_index(), jax.process_count()
@@ -62,7 +61,7 @@ def _found() -> tuple[int, int]:
     try:
         number, count = int(rank or ""), int(size or "")
     except ValueError:
-        raise BadParameter(f"RANK={rank!r} and WORLD_SIZE={size!r} must both be numbers") from None
+        raise BadParameter(f"RANK={rank!r} and WORLD_SIZE={size!r} must both be integers") from None
     if not 0 <= number < count:
-        raise BadParameter(f"RANK={number} must be in 0 … WORLD_SIZE-1 = {count - 1}")
+        raise BadParameter(f"RANK={number} must be from 0 to WORLD_SIZE-1 = {count - 1}")
     return number, count

@@ -1,4 +1,4 @@
-"""An order as a training loop reads it: pass after pass, from wherever it asks."""
+"""The batches of an order for a training loop, from any position on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..remote_dataset import RemoteDataset
 
 
 class Stream:
-    """Batches of an order, fetched ahead from wherever one is asked for. Not safe for threads.
+    """Batches of an order, fetched ahead from the last requested position. Not thread-safe.
 
     Parameters
     ----------
@@ -29,14 +29,14 @@ class Stream:
         self._reading: ReadAhead[Batch] | None = None
         self._at: tuple[int, int] | None = None
         self.taken: Trace | None = None
-        """Of the block that the last batch was the first of; None where it is in the same as the one before."""
+        """Trace of the block that the last batch was the first of; None if the block had been started before."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # Threads, and what they have fetched ahead, stay here: a copy asks for what it needs.
+        # Threads and prefetched batches stay here: a copy fetches its own.
         return {**self.__dict__, "_reading": None, "_at": None}
 
     def after_fork(self) -> None:
-        """In the child: the read-ahead and its threads are the parent's; what is asked for next begins one anew."""
+        """In the child: the read-ahead belongs to the parent. The next batch starts a new one."""
         self._reading = self._at = None
 
     @property
@@ -45,13 +45,13 @@ class Stream:
         return self.plan.batches
 
     def batch(self, epoch: int, position: int) -> Batch:
-        """Batch `position` of pass `epoch`; at once where it follows the one that was asked for before."""
+        """Batch `position` of pass `epoch`. Prefetched if it follows the previous one."""
         drawn = self.plan.is_drawn
         wanted = self._wanted(epoch, position)
         if self._reading is None or self._at != wanted:
             self.close()
             self._reading = self._dataset.read_passes(self.plan, *wanted, **self._fetching)
-        # Where the next line fails, nobody knows what the stream would deliver afterwards.
+        # If the next line fails, the position of the stream is unknown.
         self._at = None
         batch = next(self._reading)
         self.taken = self._reading.taken
@@ -59,15 +59,15 @@ class Stream:
         return batch
 
     def is_at(self, epoch: int, position: int) -> bool:
-        """Whether that batch is the next of the read-ahead."""
+        """Whether this batch is the next one of the read-ahead."""
         return self._at == self._wanted(epoch, position)
 
     def _wanted(self, epoch: int, position: int) -> tuple[int, int]:
-        # Passes that are all alike have one number: what was read ahead for the next is right whatever it is.
+        # Without shuffling, all passes are the same: they share one number, so that read-ahead is always valid.
         return (epoch if self.plan.is_drawn else 0), position
 
     def look(self, epoch: int, position: int) -> Batch:
-        """The same batch past the read-ahead, which is left as it is.
+        """The same batch by a request of its own; the read-ahead is not affected.
 
         Raises
         ------
@@ -75,7 +75,8 @@ class Stream:
         """
         if not position < self.batches:
             raise BatchOutOfRange(
-                f"{self.plan.rows} rows make {self.batches} batches of {self.plan.batch_size}: there is no {position}"
+                f"batch {position} is out of range: {self.plan.rows} rows make {self.batches} batches of "
+                f"{self.plan.batch_size}"
             )
         once = {**self._fetching, "connections": 1}
         reading = self._dataset.read_passes(self.plan, *self._wanted(epoch, position), position + 1, **once)
@@ -85,7 +86,7 @@ class Stream:
             reading.close()
 
     def close(self) -> None:
-        """End the read-ahead and its threads; the next batch asked for begins it anew."""
+        """Stop the read-ahead and its threads. The next batch restarts it."""
         if self._reading is not None:
             self._reading.close()
         self._reading = self._at = None

@@ -1,4 +1,4 @@
-"""Tensors of what a batch was made into, in its own memory where torch can use that."""
+"""Convert the arrays of a batch to tensors, without copying where torch allows it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from .tree import mapped as mapped
 
 
 def tensors_of(arrays: Any, pin: bool) -> Any:
-    """The same dicts, tuples and lists with a tensor for every array of numbers.
+    """The same dicts, tuples and lists, with a tensor in place of every numeric array.
 
     Parameters
     ----------
     arrays : tree
-        Of numpy arrays, and of whatever else a transform returns. Arrays of another library become tensors too. What
-        torch has no dtype for (text, dates) and what is no array stays as it is.
+        Numpy arrays, and anything else that a transform returns. Arrays of other libraries become tensors too. Objects
+        that are not arrays, and dtypes that torch lacks (text, dates), stay as they are.
     pin : bool
-        In pinned memory, which a CUDA device reads directly.
+        Use pinned memory, which a CUDA device reads directly.
 
-    A tensor shares the memory of its array, but for arrays that torch cannot share: read-only ones, those with negative
-    strides (a flip), and those in the other byte order.
+    A tensor shares the memory of its array. Arrays that torch cannot share are copied: read-only ones, those with
+    negative strides (a flip), and those in non-native byte order.
     """
 
     def tensor(value: Any) -> Any:
@@ -44,7 +44,7 @@ def _tensor(value: Any) -> Any:
         array = array.view(f"u{array.itemsize}")
     if array.dtype.kind not in "biufc":
         return value
-    # Of several C types of one size (long, long long) torch knows one.
+    # Of several C types of the same size (long, long long), torch accepts only one.
     native = np.dtype(f"{array.dtype.kind}{array.itemsize}")
     array = array.view(native) if array.dtype.isnative else array.astype(native)
     if not _is_shared(array):
@@ -54,12 +54,12 @@ def _tensor(value: Any) -> Any:
     try:
         return torch.from_numpy(array)
     except TypeError:
-        # long double, and what only later versions of torch have: unsigned integers of several bytes
+        # long double; in older versions of torch also uint16, uint32 and uint64
         return value
 
 
 def _is_shared(array: npt.NDArray[Any]) -> bool:
-    """Whether torch can use the memory of an array: it has no read-only tensors, and counts strides in whole items."""
+    """Whether torch can share the memory of an array: it must be writable, with strides of whole items."""
     return array.flags.writeable and all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides)
 
 
@@ -68,4 +68,4 @@ _ML_DTYPES = {
     for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
     if hasattr(torch, name)
 }
-"""Types that numpy has from ``ml_dtypes``, under the same names as torch."""
+"""Dtypes of ``ml_dtypes`` that torch has under the same name."""

@@ -1,4 +1,4 @@
-"""Trees of arrays: what a batch, or what a transform made of it, is for a training loop."""
+"""Trees of arrays: the structure of a batch, possibly after a transform."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
-    """The same dicts, tuples and lists of what `change` makes of the rest."""
+    """The same dicts, tuples and lists, with `change` applied to every leaf."""
     if isinstance(tree, Mapping):
         return {name: mapped(change, part) for name, part in tree.items()}
     if isinstance(tree, tuple):

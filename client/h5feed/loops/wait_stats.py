@@ -1,4 +1,4 @@
-"""How long a training loop has waited for data, and what for: a mapping that prints itself."""
+"""Statistics of a training loop: how long it waited for data, and why."""
 
 from __future__ import annotations
 
@@ -15,62 +15,62 @@ from ..tables import html_table, text_lines
 
 BINS_PER_OCTAVE = 8
 LEAST_WAIT = 1e-6
-"""Seconds: the first bin of the histogram of waits holds all that are shorter."""
+"""Seconds; shorter waits fall into the first bin of the histogram."""
 
 BINS = 32 * BINS_PER_OCTAVE
-"""The last bin begins at more than an hour; each is 9 % wider than the one before."""
+"""The last bin starts beyond one hour; each bin is 9 % wider than the previous one."""
 
 MUCH = 0.05
-"""Share of the time that an accelerator may idle before anything is to be done about it."""
+"""Share of the time that an accelerator may idle before `advice` suggests a change."""
 
 
 @dataclass(frozen=True, eq=False)
 class LoopStats(Mapping[str, float]):
-    """What one loop over batches has done; made by ``stats()`` of a `Sequence`, a `Loader` or `TorchBatches`.
+    """Statistics of one loop; returned by ``stats()`` of a `Sequence`, a `Loader` or `TorchBatches`.
 
-    A mapping of the names below to numbers; each is an attribute as well. All times are seconds.
+    A mapping of the names below to numbers, which are also attributes. All times are in seconds. Prints as a table.
 
     Attributes
     ----------
     passes : int
-        Passes over the data, or epochs of Keras, with the one under way.
+        Passes over the data, or Keras epochs, including the current one.
     steps, rows : int
-        Batches that were handed out, and their rows.
+        Batches handed out, and their rows.
     bytes : int
-        Of the bodies that came from the server, row ids included. What a local cache held is not among them.
+        Bytes of the response bodies, row ids included. Rows from a local cache are not counted.
     seconds : float
-        From the first batch that was asked for to the end of the last step, of all passes. What lies between passes
-        (validation, saving the model) is not in it, nor is the last step of a pass that was left early.
+        From the request of the first batch to the end of the last step, summed over all passes. Excludes the time
+        between passes (validation, saving the model) and the last step of a pass that was left early.
     waited : float
-        How long the loop was held up by asking for batches: the sum of the next three, exactly.
+        How long the loop waited for batches: exactly the sum of the next three.
     waiting : float
-        Waited for the server: until it was asked, until the first byte of its answer, until a request was tried again.
+        Waited for the server: before the request was sent, for the first byte of the response, before a retry.
     transfer : float
-        Waited while bytes came in. An answer begins before all its rows are read: a slow disk shows here too.
+        Waited while data arrived. A response starts before all its rows are read, so a slow disk shows here too.
     decode : float
         Waited while this process decoded images, read its local cache, or prepared the batch.
     preparing : float
-        Of `decode`, what was spent on the thread that asks for the batch: scaling, one-hot labels, ``transform``.
+        The part of `decode` spent on the thread that requests batches: scaling, one-hot labels, ``transform``.
     compute : float
-        ``seconds - waited``: all that the loop did itself.
+        ``seconds - waited``: everything else the loop did.
     utilisation : float
-        Accelerator utilisation (AU) as MLPerf Storage has it, ``total_compute_time / total_benchmark_running_time``, of
-        1; not a number before there are two steps. As there, the first step of each pass is left out of both, and with
-        it the compilation of the model. There the compute time is given; here it is all the time in which the loop does
-        not wait, so that work of the host between two steps counts as compute.
+        Accelerator utilisation (AU) as defined by MLPerf Storage, ``total_compute_time /
+        total_benchmark_running_time``, from 0 to 1; NaN before the second step. As there, the first step of each pass
+        is excluded, and with it the compilation of the model. Here compute time is all the time the loop does not wait,
+        so work on the host between two steps counts as compute.
     median, p95, longest : float
-        Of the waits of single steps; the first two within 5 %.
+        Wait of a single step; the first two within 5 %.
     bytes_per_second : float
     retries : int
-        Requests that were sent once more.
+        Requests that were retried.
     cached : int
-        Rows that a local cache held.
+        Rows read from a local cache.
 
-    What is measured is the thread that asks for batches. JAX and torch dispatch work and run ahead of the device, which
-    still computes while this thread waits: the device idles at most as long as is told here, and `utilisation` is at
-    least as high. What is left of the device's work when the last step was dispatched is not in `seconds`.
+    These are times of the thread that requests batches. JAX and torch run ahead of the device, which still computes
+    while this thread waits. So the device idles at most as long as shown here, and its utilisation is at least
+    `utilisation`. Work that remains on the device after the last step was dispatched is not part of `seconds`.
 
-    See ``metric.exclude_start_steps`` of the DLIO benchmark, and "Performance Metrics" of the submission guidelines of
+    See ``metric.exclude_start_steps`` of the DLIO benchmark, and "Performance Metrics" in the submission guidelines of
     MLPerf Storage, https://github.com/mlcommons/storage.
     """
 
@@ -88,11 +88,11 @@ class LoopStats(Mapping[str, float]):
     cached: int = 0
     steady_seconds: float = 0.0
     steady_waited: float = 0.0
-    """Both without the first step of each pass."""
+    """Both exclude the first step of each pass."""
     waits: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64), repr=False)
     """Histogram of the waits of single steps, see `bins_of`."""
     last: LoopStats | None = None
-    """The same of the last pass alone."""
+    """Statistics of the last pass only."""
 
     _NAMES: ClassVar = (
         *("passes", "steps", "rows", "bytes", "seconds", "waited", "waiting", "transfer", "decode", "preparing"),
@@ -138,12 +138,12 @@ class LoopStats(Mapping[str, float]):
         return self.bytes / self.seconds if self.seconds else 0.0
 
     def share(self, name: str) -> float:
-        """What part of `seconds` a time is: ``share("waited")``."""
+        """A time as a fraction of `seconds`: ``share("waited")``."""
         seconds: float = getattr(self, name)
         return seconds / self.seconds if self.seconds else 0.0
 
     def then(self, following: LoopStats) -> LoopStats:
-        """Both together; `last` is the second."""
+        """The sum of both; `last` is the second."""
         sums = {
             one.name: getattr(self, one.name) + getattr(following, one.name)
             for one in fields(self)
@@ -152,33 +152,33 @@ class LoopStats(Mapping[str, float]):
         return LoopStats(**sums, longest=max(self.longest, following.longest), last=following)
 
     def advice(self) -> str:
-        """The one thing to do where the accelerator idles much, else nothing.
+        """The change that would help most.
 
         Returns
         -------
         str
-            Empty where `utilisation` is 0.95 or more, or not known yet.
+            Empty if `utilisation` is 0.95 or more, or not known yet.
         """
         if not self.utilisation < 1 - MUCH:
             return ""
         most = max(("waiting", "transfer", "decode"), key=lambda name: float(getattr(self, name)))
         if most == "transfer":
-            return "the link is full: send less, by decode='client' for stored JPEG or PNG or smaller dtypes, or cache="
+            return "the link is saturated: use decode='client' for JPEG or PNG, smaller dtypes, or cache="
         if most == "decode" and 2 * self.preparing > self.decode:
-            return "batches are prepared too slowly: a cheaper transform=, or layers of the model in its place"
+            return "preparing batches is too slow: use a cheaper transform=, or move it into layers of the model"
         if most == "decode":
-            return "batches are decoded too slowly: more connections= or CPU cores, or decode='server'"
+            return "decoding batches is too slow: use more connections= or CPU cores, or decode='server'"
         if self.retries > self.steps // 10:
-            return f"{self.retries:,} requests had to be sent again: see what the server logs, or add another server"
-        return "the server is slow to answer: serve with more --workers, or see what `h5feed-server inspect` says"
+            return f"{self.retries:,} requests were retried: check the server's log, or add another server"
+        return "the server is slow to respond: use more --workers, or check the file with `h5feed-server inspect`"
 
     def summary(self) -> str:
-        """How much was waited, as ``3.1 % of the time (waiting 2.0 %, transfer 0.9 %, decode 0.2 %)``."""
+        """The time waited, as ``3.1 % of the time (waiting 2.0 %, transfer 0.9 %, decode 0.2 %)``."""
         parts = ", ".join(f"{name} {_percent(self.share(name))}" for name in ("waiting", "transfer", "decode"))
         return f"{_percent(self.share('waited'))} of the time ({parts})"
 
     def table(self) -> list[tuple[str, ...]]:
-        """A header, and what there is to tell, as text: of all passes, and of the last where there are several."""
+        """A header and rows of text: for all passes, and for the last one if there are several."""
         columns = [("all", self)]
         if self.last is not None and self.passes > 1:
             columns.append(("last pass", self.last))
@@ -196,7 +196,7 @@ class LoopStats(Mapping[str, float]):
         return html_table(head, lines, "right") + (f"<p>{escape(advice)}</p>" if advice else "")
 
     def _quantile(self, share: float) -> float:
-        """From the histogram: the middle of the bin, but no more than the longest wait."""
+        """The middle of the bin in the histogram, at most the longest wait."""
         if not self.steps:
             return 0.0
         counts = np.cumsum(self.waits)
@@ -205,7 +205,7 @@ class LoopStats(Mapping[str, float]):
 
 
 def bins_of(waits: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """The bin of each wait, (n,) seconds."""
+    """The bin of each wait, (n,) int64; `waits` is (n,) seconds."""
     octaves = np.log2(np.maximum(waits, LEAST_WAIT) / LEAST_WAIT)
     bins: npt.NDArray[np.int64] = np.minimum(BINS - 1, BINS_PER_OCTAVE * octaves).astype(np.int64)
     return bins
@@ -216,7 +216,7 @@ def _percent(share: float) -> str:
 
 
 def _seconds(name: str) -> Callable[[LoopStats], str]:
-    """How a time is told: in seconds, and as a share of all time."""
+    """Format a time in seconds and as a share of the total."""
     return lambda stats: f"{getattr(stats, name):,.2f} s {_percent(stats.share(name)):>7}"
 
 

@@ -1,1 +1,1 @@
-"""Requests and their answers: connections, servers, retries, deadlines. Nothing here knows what a batch is."""
+"""HTTP requests: connections, servers, retries, deadlines. Nothing here knows what a batch is."""

@@ -1,4 +1,4 @@
-"""Giving up on answers that nobody wants any more."""
+"""Cancellation of requests whose responses are no longer needed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterator
 
 
 class Cancellation(threading.Event):
-    """An event which, when it is set, also wakes the threads that read from a socket on its behalf.
+    """An event that, when set, also wakes up threads that are reading from a socket.
 
-    Without it a thread whose owner has gone would wait for a silent server until its timeout.
+    Otherwise a thread whose owner is gone would wait for a silent server until the timeout.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # Reentrant: the collector may drop an owner, and set this, in a thread that holds the lock.
+        # Reentrant: garbage collection may set the event in a thread that holds the lock.
         self._guard = threading.RLock()
         self._sockets: set[socket.socket] = set()
 
@@ -28,7 +28,7 @@ class Cancellation(threading.Event):
 
     @contextlib.contextmanager
     def ends(self, connected: socket.socket) -> Iterator[None]:
-        """Within this context `connected` is shut down when the event is set, or at once where it is set already."""
+        """Within this context, shut `connected` down when the event is set, or immediately if it already is."""
         with self._guard:
             self._sockets.add(connected)
             if self.is_set():
@@ -41,7 +41,7 @@ class Cancellation(threading.Event):
 
 
 def _shut_down(connected: socket.socket) -> None:
-    # Not closed: its descriptor could be another's before the thread that reads from it notices. The plain socket's
-    # own method, since that of a TLS socket would forget its TLS state under the reader.
+    # Not closed: the descriptor could be reused before the reading thread notices. socket.socket's own method, because
+    # that of a TLS socket would also discard the TLS state in use.
     with contextlib.suppress(OSError):
         socket.socket.shutdown(connected, socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""Requests to one server or several: errors as classes, retries, deadlines. Knows URLs and bodies, not datasets."""
+"""Requests to one or more servers: retries, deadlines, and errors as classes. Knows URLs and bodies, not datasets."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ from .transport import MAX_PLAIN_BYTES, Answer, BodyCut
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT: httpx.Timeout = httpx.Timeout(60.0, connect=10.0)
-"""Seconds that one step of an exchange may take: connecting, sending, or waiting for the next bytes."""
+"""Timeout in seconds for one step of a request: connecting, sending, or waiting for more data."""
 
 DEFAULT_DEADLINE = 120.0
-"""Seconds that one request may take in all, with its retries."""
+"""Maximum duration of a request in seconds, including retries."""
 
 POOL_BYTES = 256 << 20
-"""Bytes: bound on the recycled buffers of one client; bodies beyond it get memory of their own."""
+"""Maximum size of the recycled buffers of one client, in bytes. Beyond it, new memory is allocated."""
 
 _FIRST_BACKOFF = 0.1
 _LONGEST_BACKOFF = 5.0
-"""Seconds: the wait before retry n is drawn from 0 … min(longest, first · 2ⁿ) ("full jitter")."""
+"""Seconds. The wait before retry n is drawn from 0 … min(longest, first · 2ⁿ) ("full jitter")."""
 
 _COMPARE_SECONDS = 10.0
-"""How long another server may take to tell whether it has the revision that one does not have."""
+"""Timeout for asking another server whether it has a revision that one server lacks."""
 
 _SILENT_SECONDS, _BETWEEN_WARNINGS = 3.0, 30.0
-"""Who waits longer than the first for an answer is warned, that nothing hangs, and again after the second."""
+"""A warning is logged if a request waits longer than the first, and repeated after the second."""
 
 _BETWEEN_URLS = re.compile(r",\s*(?=[a-z]+://)")
-"""A comma may also be a part of a path."""
+"""A comma may also be part of a path."""
 
 Params = Mapping[str, str]
 
@@ -63,24 +63,24 @@ logger = logging.getLogger("h5feed")
 
 
 class Client:
-    """The addresses of one server or of several with the same data, and the connections to them.
+    """The connections to one or more servers with the same data.
 
     Parameters
     ----------
     url : str, optional
-        ``http://…``, ``https://…`` or ``unix:///path/to.sock``, several with commas between them; default
-        ``$H5FEED_URL``, else the loopback, port 8000.
+        ``http://…``, ``https://…`` or ``unix:///path/to.sock``, or several separated by commas; default
+        ``$H5FEED_URL``, else port 8000 on this machine.
     token : str, optional
         Sent as ``Authorization: Bearer``; default ``$H5FEED_TOKEN``.
     timeout : float or httpx.Timeout
-        Seconds for one step of an exchange.
+        Seconds for one step of a request.
     deadline : float
-        Seconds for one request in all. Broken connections and passing errors (429, 502, 503, 504) are retried until
-        then, with jittered back-off, on another server where there is one.
+        Seconds for a whole request. Broken connections and temporary errors (429, 502, 503, 504) are retried until
+        then, with jittered back-off, on another server if there is one.
     verify : ssl.SSLContext or bool
-        How ``https`` certificates are checked, as in httpx.
+        How to verify ``https`` certificates, as in httpx.
     headers, event_hooks, auth
-        Handed to `httpx.Client`.
+        Passed to `httpx.Client`.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Client:
         event_hooks: Hooks | None = None,
         auth: httpx.Auth | tuple[str, str] | None = None,
     ) -> None:
-        # What another process, started afresh, makes its own of: see `__reduce__`.
+        # The arguments, to create a copy in another process: see `__reduce__`.
         self._made_with: dict[str, Any] = {
             "url": url,
             "token": token,
@@ -109,7 +109,7 @@ class Client:
         self.url = url or os.environ.get("H5FEED_URL") or DEFAULT_URL
         token = (token or os.environ.get("H5FEED_TOKEN") or "").strip()
         if (odd := next((char for char in token if not " " <= char <= "~"), None)) is not None:
-            raise BadParameter(f"token: a token has printable ASCII characters only, and this one has {odd!r}")
+            raise BadParameter(f"token must contain only printable ASCII characters, but contains {odd!r}")
         self.deadline = deadline
         self.pool = BufferPool(POOL_BYTES)
         self._servers = Servers(
@@ -137,18 +137,18 @@ class Client:
         tell_after_fork(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A client pickles as what it was made with, the token included; the copy has connections of its own."""
+        """Pickle the arguments, including the token. The copy opens its own connections."""
         return partial(Client, **self._made_with), ()
 
     def json(
         self, path: str, params: Params | None = None, *, deadline: float | None = None, is_job: bool = False
     ) -> Any:
-        """The JSON answer to a GET; `deadline` is one for this request, in seconds.
+        """GET a JSON response. `deadline` overrides that of the client, in seconds.
 
         Raises
         ------
         InProgress
-            With `is_job`: the server has work to do before it can answer.
+            With `is_job`: the server is still computing the response.
         """
         answer = self._request("GET", path, params, "application/json", within=deadline, is_job=is_job)
         return self._json_of(answer, path)
@@ -164,16 +164,16 @@ class Client:
         raise_cut: bool = False,
         is_job: bool = False,
     ) -> npt.NDArray[np.uint8]:
-        """The binary answer to a GET (with `json`: a POST), as one (bytes,) uint8 array from the recycled buffers.
+        """GET a binary response (with `json`: POST), as one (bytes,) uint8 array from the recycled buffers.
 
-        One of more than `max_bytes` is not taken. `cancelled` ends the retries and, where it is a `Cancellation`, the
-        waiting for an answer. With `raise_cut` a body that ends early is raised as `transport.BodyCut`, which holds
-        what came, and not retried.
+        A body of more than `max_bytes` is refused. `cancelled` stops retries and, if it is a `Cancellation`, aborts the
+        request. With `raise_cut`, a truncated body is not retried but raised as `transport.BodyCut`, which holds the
+        part that arrived.
 
         Raises
         ------
         InProgress
-            With `is_job`: the server has work to do before it can answer.
+            With `is_job`: the server is still computing the response.
         """
         answer = self._request(
             "GET" if json is None else "POST",
@@ -190,16 +190,16 @@ class Client:
         if answer.status == 202:
             self._json_of(answer, path)
         if answer.header("content-type") != MEDIA_TYPE:
-            raise BadAnswer(f"{self.url}{path} did not answer {MEDIA_TYPE}: is an h5feed server there?")
+            raise BadAnswer(f"the response of {self.url}{path} is not {MEDIA_TYPE}: is it an h5feed server?")
         if answer.body is None:
-            # A proxy took the length away: slower, and bounded by `transport.MAX_PLAIN_BYTES`.
+            # A proxy removed the Content-Length: slower, and limited to `transport.MAX_PLAIN_BYTES`.
             received(len(answer.content))
             return np.frombuffer(bytearray(answer.content), np.uint8)
         received(len(answer.body))
         return answer.body
 
     def check_there(self) -> None:
-        """Raise `ConnectionFailed` where nobody listens at any of the addresses."""
+        """Raise `ConnectionFailed` if no server listens at any of the addresses."""
         refused = []
         for server in self._servers:
             try:
@@ -211,37 +211,37 @@ class Client:
                 refused.append(f"{server.url} ({reason_of(error)})")
             except (httpx.TransportError, FeedError):
                 return
-        raise ConnectionFailed(f"nobody answers at {', '.join(refused)}. Is the server running and reachable?")
+        raise ConnectionFailed(f"could not connect to {', '.join(refused)}. Is the server running and reachable?")
 
     @property
     def link(self) -> Link:
-        """What streams have found out about the way to the servers."""
+        """What streams have learnt about the link to the servers."""
         if self._link is None:
             self._link = Link.of(min(server.round_trip for server in self._servers), len(self._servers))
         return self._link
 
     def close(self) -> None:
-        """Close all connections; dropping the client does so too."""
+        """Close all connections. This also happens when the client is garbage collected."""
         self._finalizer()
 
     def after_fork(self) -> None:
-        """In the child of a fork: leave the connections to the parent, and forget what its threads were at."""
+        """In a forked child: leave the connections to the parent, and forget its requests in flight."""
         self._servers.after_fork()
 
     def _json_of(self, answer: Answer, path: str) -> Any:
-        """What an answer says.
+        """Parse a JSON response.
 
         Raises
         ------
         InProgress
-            That the work goes on.
+            The server is still computing the response.
         """
         try:
             content = read_json(answer.content)
         except ValueError as error:
             said = answer.header("content-type") or "nothing"
             raise BadAnswer(
-                f"{self.url}{path} did not answer JSON, but {said[:80]} ({error}): is an h5feed server there?"
+                f"the response of {self.url}{path} is not JSON but {said[:80]} ({error}): is it an h5feed server?"
             ) from None
         if answer.status == 202:
             raise InProgress.of(content)
@@ -262,10 +262,10 @@ class Client:
         within: float | None = None,
         is_job: bool = False,
     ) -> Answer:
-        """One request, retried until it succeeds, fails for good, or the deadline passes."""
+        """Send one request and retry it until it succeeds, fails permanently, or the deadline passes."""
         began = time.monotonic()
         deadline = began + (self.deadline if within is None else within)
-        # Encoded here: httpx would take the address apart and put it together again for every part it is given.
+        # Encoded here, because httpx would parse and rebuild the URL for every part.
         target = f"{path}?{urlencode(params)}" if params else path
         cancelled = cancelled or threading.Event()
         aborts = cancelled if isinstance(cancelled, Cancellation) else None
@@ -285,7 +285,7 @@ class Client:
                         deadline=deadline,
                         cancelled=aborts,
                     )
-                    # 202: an answer too, that the work goes on.
+                    # 202 means that the server is still working.
                     if answer.status == 200 or (answer.status == 202 and is_job):
                         self._servers.answered(server)
                         return answer
@@ -310,12 +310,12 @@ class Client:
             self._wait_to_retry(attempts, server, failure, began, deadline, cancelled)
 
     def _connection_failure(self, error: httpx.TransportError, server: Server) -> ConnectionFailed:
-        """What it means that no whole answer came, where the next attempt may get one.
+        """The error for an incomplete response, if a retry may help.
 
         Raises
         ------
         BadParameter, BadAnswer, ConnectionFailed
-            No attempt will.
+            A retry would not help.
         """
         if isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol)):
             raise BadParameter(f"the request cannot be sent: {error}") from None
@@ -333,16 +333,16 @@ class Client:
         deadline: float,
         cancelled: threading.Event,
     ) -> None:
-        """Wait until the next attempt, of a request that began then.
+        """Wait before the next attempt of a request that was started at `began`.
 
         Raises
         ------
         FeedError
-            There is no time for another attempt, or nobody waits for it any more.
+            There is no time for another attempt, or the request was cancelled.
         """
         wait = jitter.uniform(0, min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(attempts.count - 1, 16)))
         if self._servers.others_awake(server):
-            # Each gets its chance at once; when all have had it, there is something wrong with the request.
+            # Try each server once without waiting. If all fail, the request itself may be the problem.
             wait = 0.0 if attempts.count < len(self._servers) else wait
         else:
             wait = max(wait, failure.retry_after or 0.0)
@@ -353,14 +353,14 @@ class Client:
             raise self._given_up(attempts, wait)
 
     def _warn(self, failure: FeedError, server: Server, deadline: float) -> None:
-        """That an answer is waited for; once for all threads that wait."""
+        """Warn that a request is still waiting, once for all threads."""
         now = time.monotonic()
         if now - self._warned_at > _BETWEEN_WARNINGS:
             self._warned_at = now
-            logger.warning("%s: %s; trying for %d s more", server.url, failure, max(0, deadline - now))
+            logger.warning("%s: %s; retrying for up to %d s", server.url, failure, max(0, deadline - now))
 
     def _given_up(self, attempts: FailedAttempts, wait: float) -> FeedError:
-        """The one error to raise for those of each server."""
+        """The error to raise for the failures of all servers."""
         failures = attempts.failures
         last = list(failures.values())[-1]
         kinds = {type(failure) for failure in failures.values()}
@@ -368,28 +368,30 @@ class Client:
             (url,) = failures
             error = last
             if isinstance(last, ConnectionFailed):
-                error = ConnectionFailed(f"no whole answer from {url}: {last}. Is the server running and reachable?")
+                error = ConnectionFailed(
+                    f"no complete response from {url}: {last}. Is the server running and reachable?"
+                )
         else:
             said = [
-                f"{server.url} ({failures.get(server.url, 'left out since it failed before')})"
+                f"{server.url} ({failures.get(server.url, 'skipped after an earlier failure')})"
                 for server in self._servers
             ]
             kind = kinds.pop() if len(kinds) == 1 else ConnectionFailed
             error = kind(
-                f"no whole answer from any of {len(said)} servers: {'; '.join(said)}. Is one of them running and "
+                f"no complete response from any of {len(said)} servers: {'; '.join(said)}. Is one of them running and "
                 "reachable?",
                 retry_after=last.retry_after,
                 request_id=last.request_id,
             )
         error.add_note(f"Gave up after {attempts.count} attempts within the deadline of {self.deadline:g} s.")
         if wait > self.deadline:
-            error.add_note(f"The server asks to be left alone for {wait:g} s, which is longer.")
+            error.add_note(f"The server asked to wait for {wait:g} s, which is longer.")
         return error
 
     def _differing(
         self, server: Server, method: str, target: str, accept: str, json: Any, max_bytes: int, error: RevisionChanged
     ) -> RevisionChanged:
-        """What to raise when a server does not have a revision: another one may have it still."""
+        """The error to raise if a server lacks a revision: another server may still have it."""
         for other in self._servers:
             if other is server:
                 continue
@@ -400,8 +402,8 @@ class Client:
                 )
                 if answer.status == 200:
                     return RevisionChanged(
-                        f"{server.url} and {other.url} do not serve the same data: what was asked for is there on "
-                        f"{other.url}, but {error.detail} Give both the same files, or connect to one of them.",
+                        f"{server.url} and {other.url} do not serve the same data: {other.url} has the requested "
+                        f"revision, but {error.detail} Give both the same files, or connect to one of them.",
                         request_id=error.request_id,
                     )
         return error

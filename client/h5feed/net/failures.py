@@ -1,4 +1,4 @@
-"""What it means that a request has failed: which error to raise, and whether another attempt may help."""
+"""Failed requests: which error to raise, and whether a retry may help."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from .servers import Server
 from .transport import Answer, BodyCut
 
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
-"""What OpenSSL calls an answer that is none of TLS."""
+"""OpenSSL's reasons for a response that is not TLS."""
 
 
 class FailedAttempts:
-    """What has become of one request so far.
+    """The failed attempts of one request so far.
 
     Attributes
     ----------
     count : int
     failures : dict of str to FeedError
-        The last one of each server, by its URL; that of the last attempt comes last.
+        The last failure of each server, by URL, in the order of the attempts.
     """
 
     def __init__(self) -> None:
@@ -38,50 +38,49 @@ class FailedAttempts:
         self._answered: dict[str, FeedError] = {}
 
     def add(self, url: str, failure: FeedError, deadline: float) -> FeedError:
-        """Note a failure, and return what is to be told of it."""
+        """Record a failure, and return the error to report for it."""
         self.count += 1
         if isinstance(failure, Transient):
             self._answered[url] = failure
         elif url in self._answered:
             if time.monotonic() >= deadline:
-                # Nothing but our own deadline has cut the answer off: what keeps the server from answering is what it
-                # has told.
+                # Our own deadline cut this attempt off: the server's earlier error is the reason.
                 failure = self._answered[url]
             else:
-                failure = ConnectionFailed(f"{failure}; before that it said: {self._answered[url]}")
+                failure = ConnectionFailed(f"{failure}; before that it returned: {self._answered[url]}")
         self.failures.pop(url, None)
         self.failures[url] = failure
         return failure
 
 
 def final_error(error: httpx.TransportError, server: Server) -> FeedError | None:
-    """What to raise at once: what is wrong with the server's address or its answers will be so again."""
+    """The error to raise without a retry, if the URL or the server is wrong; else None."""
     url, cause = server.url, error.__cause__
     bare = url.partition("://")[2]
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return ConnectionFailed(f"{url} is not trusted: {cause}. See `verify=`.")
+        return ConnectionFailed(f"the certificate of {url} is not trusted: {cause}. See `verify=`.")
     if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
         return BadAnswer(f"{url} does not speak TLS: is it http://{bare}?")
     if isinstance(cause, http.client.RemoteDisconnected) and server.failures == 0 and server.wants_tls():
         return BadAnswer(f"{url} speaks TLS: is it https://{bare}?")
     if isinstance(error, httpx.RemoteProtocolError) and not isinstance(error, BodyCut):
-        return BadAnswer(f"{url} does not answer as an h5feed server does: {error}")
+        return BadAnswer(f"invalid response from {url}: {error}. Is it an h5feed server?")
     return None
 
 
 def reason_of(error: httpx.TransportError) -> str:
-    """What the system says: ``Connection refused``."""
+    """The system's error message, such as ``Connection refused``."""
     cause = error.__cause__
     return (cause.strerror if isinstance(cause, OSError) else None) or str(error)
 
 
 def error_of(answer: Answer, server: Server, *, several: bool) -> FeedError:
-    """The error that an answer tells of; the server is named in it where there are several."""
+    """The error for an error response. It names the server if there are several."""
     problem: Any = None
     with contextlib.suppress(ValueError):
         problem = read_json(answer.content)
     if not isinstance(problem, dict):
-        # A proxy, or another service.
+        # Not from h5feed, but from a proxy or another service.
         problem = {"detail": _described(answer, server.url)}
     retry_after = _seconds(answer.header("retry-after") or "")
     error = from_problem(answer.status, problem, retry_after=retry_after)
@@ -91,19 +90,19 @@ def error_of(answer: Answer, server: Server, *, several: bool) -> FeedError:
 
 
 def _described(answer: Answer, url: str) -> str:
-    """What somebody else has answered, in one line."""
+    """A response from something other than h5feed, in one line."""
     there = answer.header("location")
     if 300 <= answer.status < 400 and there:
-        return f"{url} redirects to {there[:200]}: connect to where it leads"
-    # Of a page of HTML its title, or what else stands there first.
+        return f"{url} redirects to {there[:200]}: connect to that URL instead"
+    # The beginning of an HTML page, usually its title.
     page = answer.content[:2000].decode("utf-8", "replace")
     words = " ".join(re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL).split())[:120]
     said = f", {words!r}" if words.isprintable() and words else ""
-    return f"{url} answered with HTTP status {answer.status}{said}: is an h5feed server there?"
+    return f"{url} returned HTTP status {answer.status}{said}: is it an h5feed server?"
 
 
 def _seconds(retry_after: str) -> float | None:
-    """How long a ``Retry-After`` asks to wait: seconds, or a date (RFC 9110, 10.2.3); None where it says neither."""
+    """The seconds to wait from ``Retry-After``, a number or a date (RFC 9110, 10.2.3); None if it is neither."""
     with contextlib.suppress(ValueError):
         seconds = float(retry_after)
         return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -1,7 +1,7 @@
-"""The HTTP library: httpx2 where it is installed, else httpx, of which it is the successor. Nobody else imports either.
+"""The HTTP library: httpx2 if installed, else its predecessor httpx. No other module imports either.
 
-Each knows its own exceptions, `Auth` and `Timeout` alone. What users hand over is checked here, so that a mixture fails
-at once and by name.
+Each accepts only its own `Auth` and `Timeout`. Arguments from users are checked here, so that objects of the wrong
+library fail immediately with a clear message.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ else:
 __all__ = ["auth_of", "httpx", "timeout_of"]
 
 NAME: str = httpx.__name__
-"""Which of them it is."""
+"""Name of the library in use."""
 
 
 def timeout_of(given: Any) -> httpx.Timeout:
-    """Seconds, or a `Timeout` of either library, as a `Timeout` of this one.
+    """Convert seconds, or a `Timeout` of either library, to a `Timeout` of this one.
 
     Raises
     ------
@@ -42,14 +42,14 @@ def timeout_of(given: Any) -> httpx.Timeout:
 
 
 def auth_of(given: Any) -> httpx.Auth | tuple[str, str] | None:
-    """`given`, where this library takes it.
+    """`given`, if this library accepts it.
 
     Raises
     ------
     BadParameter
-        It is made with the other library.
+        `given` belongs to the other library.
     """
     if given is None or callable(given) or isinstance(given, (tuple, httpx.Auth)):
         auth: httpx.Auth | tuple[str, str] | None = given
         return auth
-    raise BadParameter(f"auth={given!r} must be a (user, password) pair or made with {NAME}, which is used here")
+    raise BadParameter(f"auth={given!r} must be a (user, password) pair or an Auth of {NAME}, the HTTP library in use")

@@ -1,4 +1,4 @@
-"""Answers that a server has to work for: it tells how far it is, and is asked again."""
+"""Long-running requests: the server reports its progress and is polled until it is done."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ..schema import checked
 T = TypeVar("T")
 
 TIMEOUT = 3600.0
-"""Seconds that work is waited for: a server may have to read all of a file first."""
+"""Default timeout in seconds: the server may have to read a whole file first."""
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
-"""Seconds between two questions whether the server is done; it waits a while itself before it answers."""
+"""Seconds between two polls; the server also delays its response while it works."""
 
 Progress = Callable[[int, int], None]
-"""Called with how much is done, and of how much; the latter is 0 until it is known."""
+"""Called with the amount done and the total; the total is 0 until it is known."""
 
 
 class InProgress(Exception):
-    """The server is at work on the answer.
+    """The server is still working on the response.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class InProgress(Exception):
 
     @classmethod
     def of(cls, job: Any) -> InProgress:
-        """What a ``202`` says.
+        """The progress in a ``202`` response.
 
         Raises
         ------
@@ -49,21 +49,21 @@ class InProgress(Exception):
 
 
 def wait_for(ask: Callable[[], T], what: str, timeout: float, progress: Progress | None) -> T:
-    """Ask until the server is done.
+    """Poll until the server is done.
 
     Parameters
     ----------
     ask : callable
-        Gets the answer, or raises `InProgress`.
+        Returns the result, or raises `InProgress`.
     what : str
-        The answer's name, in the plural.
+        Name of the result, in the plural.
     timeout : float
-        Seconds to wait in all.
+        Total seconds to wait.
 
     Raises
     ------
     ReadTimeout
-        It takes longer; the server goes on working.
+        The timeout has passed. The server keeps working.
     """
     deadline = time.monotonic() + timeout
     pause = _FIRST_PAUSE
@@ -75,9 +75,9 @@ def wait_for(ask: Callable[[], T], what: str, timeout: float, progress: Progress
         if progress is not None:
             progress(done, total)
         if time.monotonic() + pause > deadline:
-            how_far = f"{done / total:.0%} is done" if total else "it has just begun"
+            how_far = f"{done / total:.0%} done" if total else "just started"
             raise ReadTimeout(
-                f"the {what} are not ready after {timeout:g} s: {how_far}. The server goes on; ask again later."
+                f"the {what} are not ready after {timeout:g} s ({how_far}). The server keeps working; try again later."
             )
         time.sleep(pause)
         pause = min(_LONGEST_PAUSE, 2 * pause)

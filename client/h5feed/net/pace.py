@@ -1,8 +1,8 @@
-"""How many requests to keep under way, and how much to ask for with each.
+"""How many requests to keep in flight, and how much data to request with each.
 
-A link is full when bandwidth × round trip bytes are under way. Neither is known beforehand, and buffers on both ends
-set limits of their own, so the number of requests is found by trying, as TCP finds its window: while training waits
-for data it doubles as long as that pays, and goes back where it has not.
+A link is saturated when bandwidth × round trip bytes are in flight. Neither is known in advance, and buffers on both
+ends impose further limits. So the number of requests is found by trial, as TCP finds its window: while training waits
+for data, the number doubles as long as that helps, and goes back if it does not.
 """
 
 from __future__ import annotations
@@ -10,55 +10,55 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 FIRST_BYTES = 256 << 10
-"""Bytes of the first blocks of a stream: little, so that training can begin. They double with each that arrives, up to
-what the link carries: those under way share it, and the first is not here before most of the others are."""
+"""Bytes of the first blocks of a stream: small, so that training starts early. The size doubles with each block that
+arrives, up to what the link can carry: blocks in flight share the link, so the first arrives only with the others."""
 
 NEAR_WIDTH, FAR_WIDTH = 2, 8
-"""Requests under way in the beginning, to each server near by or to all servers far away."""
+"""Initial number of concurrent requests, per nearby server or for all distant servers together."""
 
 _NEAR_SECONDS = 0.005
-"""Round trip up to which servers count as near by."""
+"""Servers with a round trip up to this long count as nearby."""
 
 MAX_WIDTH = 32
-"""Requests under way at most, where the user sets no bound."""
+"""Maximum number of concurrent requests, unless the user sets a limit."""
 
 _BLOCK_SECONDS = 1.0
-"""A block should not take longer on its connection: what is lost with a connection should be little."""
+"""A block should not take longer than this, so that little is lost if its connection breaks."""
 
 _INTERVAL_SECONDS = 0.2
-"""Rates are measured over at least this long, and over two blocks for each request that is under way: those that were
-asked for together also come together."""
+"""Rates are measured over at least this time and over two blocks per concurrent request, because blocks requested
+together also arrive together."""
 
 _COLLAPSE, _COLLAPSE_SECONDS = 0.5, 0.5
-"""A try ends early when the rate falls to this share, over this long."""
+"""A trial ends early if the rate falls to this fraction for this long."""
 
 _GAIN = 1.15
-"""By how much the rate must grow for twice the requests to have paid."""
+"""Twice the requests are kept if the rate grows at least by this factor."""
 
 _LOSS = 0.95
-"""What must be left of the rate for half the requests to be enough."""
+"""Half the requests are kept if at least this fraction of the rate remains."""
 
 _WAITING = 0.05
-"""Share of the time that training may wait without that anything is tried."""
+"""Nothing is tried while training waits for less than this fraction of the time."""
 
 _FIRST_HOLD, _LONGEST_HOLD = 4, 64
-"""Intervals from a try that has failed to the next; they double each time."""
+"""Intervals between a failed trial and the next one; they double each time."""
 
 
 @dataclass
 class Link:
-    """What was found out about a link by one stream, for the next one.
+    """What one stream has learnt about a link, for the next one.
 
     Attributes
     ----------
     width : int
-        Requests under way at a time that serve it best.
+        Best number of concurrent requests.
     least : int
-        Never fewer: they cost nothing where training does not wait, and little where it does.
+        Minimum number of concurrent requests: fewer would save next to nothing.
     hold, holds : int
-        Intervals until the next try, and after the next failure.
+        Intervals until the next trial, and after the next failed one.
     wider : bool
-        Whether the next try is with more requests, not with fewer.
+        Whether the next trial uses more requests rather than fewer.
     """
 
     width: int = NEAR_WIDTH
@@ -69,7 +69,7 @@ class Link:
 
     @classmethod
     def of(cls, round_trip: float, servers: int) -> Link:
-        """What is known at first: the `round_trip` in seconds, and how many servers share the requests."""
+        """The initial state for a `round_trip` in seconds and a number of servers that share the requests."""
         width = NEAR_WIDTH * servers
         if round_trip > _NEAR_SECONDS:
             width = min(MAX_WIDTH, max(width, FAR_WIDTH))
@@ -77,21 +77,21 @@ class Link:
 
 
 class Pace:
-    """The pace of one stream; its owner tells what arrives and how long training waits.
+    """The pace of one stream. Its owner reports what arrives and how long training waits.
 
     Parameters
     ----------
     max_bytes : int
-        Budget of the stream.
+        Byte budget of the stream.
     connections : int, optional
-        Requests under way at most; default `MAX_WIDTH`.
+        Maximum number of concurrent requests; default `MAX_WIDTH`.
     link : Link, optional
-        Where the stream begins, and what it learns.
+        The initial state, updated with what the stream learns.
 
     Attributes
     ----------
     width : int
-        Requests to keep under way.
+        Number of requests to keep in flight.
     """
 
     def __init__(self, max_bytes: int, connections: int | None = None, link: Link | None = None) -> None:
@@ -99,15 +99,15 @@ class Pace:
         self._bound = MAX_WIDTH if connections is None else connections
         self._link = link or Link()
         if self._bound < self._link.width:
-            # What a stream learns within narrower bounds is of no use to others.
+            # What a stream learns under a tighter limit does not apply to others.
             self._link = replace(self._link, width=self._bound, least=min(self._link.least, self._bound))
         self.width = self._link.width
         self._ramp = FIRST_BYTES
         self._rate = 0.0
-        # Until training waits, and the rate of the link shows: what came so far, since the first was asked for.
+        # Bytes and rate since the first request, until training waits and the rate of the link can be measured.
         self._asked_at: float | None = None
         self._so_far, self._rate_so_far = 0, 0.0
-        # While another width is on trial: the one before, and the rate there.
+        # During a trial: the previous width and its rate.
         self._before: tuple[int, float] | None = None
         self._settling = 0
         self._since: tuple[float, float] | None = None
@@ -115,23 +115,23 @@ class Pace:
         self._full = False
 
     def block_bytes(self, now: float) -> int:
-        """Bytes to ask for with the next request, a power of two; called once for each, in seconds of any clock."""
+        """Bytes for the next request, a power of two. Called once per request; `now` is in seconds of any clock."""
         if self._asked_at is None:
             self._asked_at = now
-        # Half of the budget under way leaves the other half for what waits its turn.
+        # Half of the budget for requests in flight, half for blocks waiting for delivery.
         limit = min(self._ramp, self._max_bytes // (2 * self.width))
         if rate := self._rate or self._rate_so_far:
             limit = min(limit, int(rate / self.width * _BLOCK_SECONDS))
-        # Less would only cost requests; sizes that recur find buffers that were used before.
+        # Smaller blocks would only cost requests. Sizes that recur can reuse buffers.
         least = min(FIRST_BYTES, self._max_bytes // 4)
         return 1 << max(limit, least, 1).bit_length() - 1
 
     def full(self) -> None:
-        """No request could be sent, for want of room in the budget: more of them are not what is missing."""
+        """Report that no request could be sent because the byte budget is full: a larger width would not help."""
         self._full = True
 
     def arrived(self, nbytes: int, now: float, waited: float) -> None:
-        """A block of `nbytes` is here; training has `waited` so many seconds since the stream began."""
+        """Report a block of `nbytes`; training has `waited` this many seconds since the start of the stream."""
         self._ramp = min(2 * self._ramp, 1 << 40)
         self._so_far += nbytes
         if self._asked_at is not None:
@@ -147,7 +147,7 @@ class Pace:
         if self._settling:
             self._settling -= 1
             if self._before is not None and elapsed > _COLLAPSE_SECONDS and rate < _COLLAPSE * self._before[1]:
-                # The link is choked: the sooner that ends, the better.
+                # The link is overloaded: end the trial early.
                 self._refuse(self._before[0])
             if not self._settling:
                 self._begin(now, waited)
@@ -158,7 +158,7 @@ class Pace:
             self._rate = rate
             self._judge(rate)
         elif self._before is not None and self.width > self._before[0]:
-            # Training has all it wants.
+            # Training no longer waits.
             self._accept()
         self._begin(now, waited)
 
@@ -168,7 +168,7 @@ class Pace:
         self._full = False
 
     def _judge(self, rate: float) -> None:
-        """Training waits, at this `rate` in bytes per second: see whether what was tried pays, or try something."""
+        """Training waits at this `rate` in bytes per second: evaluate the current trial, or start one."""
         link = self._link
         if self._before is not None:
             width, before = self._before
@@ -188,11 +188,11 @@ class Pace:
 
     def _set(self, width: int) -> None:
         self.width = width
-        # What is under way was asked for at another pace, and new connections are slow at first.
+        # Requests in flight were sent at the old width, and new connections start slowly.
         self._settling = 2 * width
 
     def _refuse(self, width: int) -> None:
-        """What was tried does not pay: back to `width`."""
+        """The trial did not help: go back to `width`."""
         self._before = None
         self._set(width)
         link = self._link

@@ -1,8 +1,8 @@
-"""Several servers of the same data: which to ask next, and which to leave alone for a while.
+"""Load balancing and failover between several servers with the same data.
 
-Any server answers a request with the same bytes, so each request may go to any of them. It goes to the one with
-the fewest requests under way, which gives a slow server fewer. One that failed is left out, longer each time, and
-looked at before it gets requests again.
+All servers respond to a request with the same bytes, so a request can go to any of them. It goes to the one with the
+fewest requests in flight, so that slow servers get fewer. A server that failed is skipped, longer each time, and gets a
+health check before its next request.
 """
 
 from __future__ import annotations
@@ -35,41 +35,41 @@ from .transport import (
 
 FIRST_REST = 0.25
 LONGEST_REST = 30.0
-"""Seconds: the n-th failure in a row leaves a server out for half to all of min(longest, first · 2ⁿ)."""
+"""Seconds. After its n-th failure in a row, a server is skipped for half to all of min(longest, first · 2ⁿ)."""
 
 jitter = random.Random()
-"""Of our own: a training that is seeded must not draw other numbers because a request was retried."""
+"""Not the global generator: a retry must not change the random numbers of a seeded training run."""
 
 LOOK_SECONDS = 2.0
-"""How long a server that failed may take to say that it is alive."""
+"""Timeout of the health check of a server that failed."""
 
 Hooks = Mapping[str, list[Callable[..., Any]]]
 
 
 class Server:
-    """One server's address, with the connections to it.
+    """The address of one server and the connections to it.
 
     Parameters
     ----------
     url : str
         ``http://…``, ``https://…`` or ``unix:///path/to.sock``.
     headers
-        Of every request.
+        Sent with every request.
     timeout, verify, event_hooks, auth
-        As `httpx.Client` has them.
+        See `httpx.Client`.
 
     Attributes
     ----------
     url : str
-        To be shown: without a password.
+        For display: without user name and password.
     under_way : int
-        Requests sent to it and not answered yet.
+        Number of requests in flight.
     failures : int
-        In a row.
+        Number of consecutive failures.
     has_answered : bool
-        Ever, in HTTP.
+        Whether it has ever sent an HTTP response.
     asked_at, failed_at, rests_until : float
-        `time.monotonic()` when it was last asked, when it last failed, until when it is left out.
+        `time.monotonic()` of the last request, of the last failure, and of the end of the time it is skipped.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Server:
         )
         userinfo = self._http.base_url.userinfo
         self.url = str(self._http.base_url.copy_with(username=None, password=None)).rstrip("/") if userinfo else url
-        # Whether all requests have the same headers and nobody wants to see them pass.
+        # Whether all requests have the same headers and no hook observes them.
         self._plain = auth is None and not event_hooks and not userinfo
         self._prefix = self._http.base_url.raw_path.decode("ascii").rstrip("/")
         self._templates: dict[str, tuple[bytes, Timeouts]] = {}
@@ -115,7 +115,7 @@ class Server:
         deadline: float,
         cancelled: Cancellation | None = None,
     ) -> Answer:
-        """The answer to a request that is sent once; `max_bytes` are those of a body that goes into the `pool`.
+        """Send a request once and return the response. `max_bytes` limits a body that is read into the `pool`.
 
         Raises
         ------
@@ -129,32 +129,32 @@ class Server:
         request = self._http.build_request(method, target, headers={"accept": accept}, json=json, extensions=extensions)
         response = self._http.send(request)
         self.has_answered = True
-        # Taken out of the response, which httpx ties into a cycle: the buffer must come free before the collector runs.
+        # Removed from the response, which is part of a reference cycle: the buffer must not wait for the collector.
         body = response.extensions.pop(BODY, None)
         return Answer(response.status_code, response.headers.multi_items(), body, response.content)
 
     @property
     def round_trip(self) -> float:
-        """Seconds there and back; infinite before the first connection."""
+        """Round trip in seconds; infinite before the first connection."""
         return self._transport.round_trip
 
     def wants_tls(self) -> bool:
-        """Whether it has never answered, since its address should begin with ``https``."""
+        """Whether it has never responded because its URL should start with ``https``."""
         url = self._http.base_url
         return not self.has_answered and url.scheme == "http" and self._transport.speaks_tls(url, LOOK_SECONDS)
 
     def is_alive(self) -> bool:
-        """Whether it answers at all, in a short time."""
+        """Whether it passes a quick health check."""
         with contextlib.suppress(httpx.TransportError):
             answer = self.send("GET", "/healthz", "*/*", deadline=time.monotonic() + LOOK_SECONDS)
             return answer.status < 500
         return False
 
     def after_fork(self) -> None:
-        """In the child: no request is under way here, and the connections are the parent's."""
+        """In the child: no request is in flight, and the connections belong to the parent."""
         self.under_way = 0
         self._transport.after_fork()
-        # The same cookies in a jar of their own: it has a lock too.
+        # Copy the cookies to a new jar, because the jar has a lock too.
         self._http.cookies = self._http.cookies
 
     def close(self) -> None:
@@ -169,7 +169,7 @@ class Server:
         deadline: float,
         cancelled: Cancellation | None,
     ) -> Answer:
-        """Past httpx: the same bytes that it would send, without making them anew for every batch."""
+        """Bypass httpx: send the same bytes, without building them for every batch."""
         template = self._templates.get(accept)
         if template is None:
             request = self._http.build_request("GET", "/", headers={"accept": accept})
@@ -188,7 +188,7 @@ class Server:
             cancelled=cancelled,
         )
         if answer.header("set-cookie") is not None:
-            # A proxy wants to know us again: from now on through httpx, which keeps cookies.
+            # A proxy set a cookie: use httpx from now on, which stores cookies.
             self._plain = False
         return answer
 
@@ -214,7 +214,7 @@ class Servers:
 
     @contextlib.contextmanager
     def one(self) -> Iterator[Server]:
-        """The server to ask next; within this context the request counts as under way."""
+        """The server for the next request, which counts as in flight within this context."""
         server = self._choose()
         try:
             yield server
@@ -223,20 +223,20 @@ class Servers:
                 server.under_way -= 1
 
     def others_awake(self, than: Server) -> bool:
-        """Whether any but this one is not left out."""
+        """Whether any other server is not being skipped."""
         now = time.monotonic()
         return any(server.rests_until <= now for server in self._servers if server is not than)
 
     def answered(self, server: Server) -> None:
-        """It gave an answer that counts."""
+        """Report that `server` sent a valid response."""
         if server.failures:
             with self._lock:
                 server.failures, server.rests_until = 0, 0.0
 
     def failed(self, server: Server, asked_at: float, retry_after: float = 0.0) -> None:
-        """It gave none to a request of `asked_at` (`time.monotonic()`), or wants none for `retry_after` seconds."""
+        """Report that a request of `asked_at` (`time.monotonic()`) failed, or must be retried after `retry_after` s."""
         with self._lock:
-            # Requests that fail together, on one crash, are one failure.
+            # Requests that fail together, because of one crash, count as one failure.
             if asked_at >= server.failed_at:
                 server.failed_at = time.monotonic()
                 self._leave_out(server, retry_after)
@@ -244,7 +244,7 @@ class Servers:
                 server.rests_until = max(server.rests_until, time.monotonic() + retry_after)
 
     def after_fork(self) -> None:
-        """In the child: a lock that a thread of the parent holds is never released here."""
+        """In the child: a lock held by a thread of the parent would never be released."""
         self._lock = threading.Lock()
         for server in self._servers:
             server.after_fork()
@@ -258,8 +258,7 @@ class Servers:
             with self._lock:
                 now = time.monotonic()
                 awake = [server for server in self._servers if server.rests_until <= now]
-                # Of equals the one that was asked longest ago. Where all are left out, a request that must go somewhere
-                # goes to the one whose time is up first.
+                # Among equals, the least recently used. If all are skipped, the one whose time is up first.
                 chosen = (
                     min(awake, key=lambda server: (server.under_way, server.asked_at))
                     if awake
@@ -270,7 +269,7 @@ class Servers:
                 if not doubtful:
                     chosen.under_way += 1
                     return chosen
-                # Until the request on which it is tried has ended, nobody else is to come.
+                # No other request may use it until this trial has ended.
                 chosen.rests_until = now + 2 * LOOK_SECONDS
             alive = chosen.is_alive()
             with self._lock:
@@ -282,7 +281,7 @@ class Servers:
     def _leave_out(self, server: Server, retry_after: float = 0.0) -> None:
         """Call with the lock held."""
         server.failures += 1
-        # The power is bounded, or it would be no float after a thousand failures.
+        # The exponent is limited, or the power would overflow a float after a thousand failures.
         longest = min(LONGEST_REST, FIRST_REST * 2 ** min(server.failures, 16))
         server.rests_until = time.monotonic() + max(retry_after, jitter.uniform(longest / 2, longest))
 
@@ -293,4 +292,4 @@ def _split_url(url: str) -> tuple[str, str | None]:
         return "http://localhost", unquote(parts.path)
     if parts.scheme in ("http", "https") and parts.hostname:
         return url.rstrip("/"), None
-    raise BadParameter(f"{url!r} is no server address: use http://host:8000, https://host or unix:///path/to.sock")
+    raise BadParameter(f"invalid server URL {url!r}: use http://host:8000, https://host or unix:///path/to.sock")

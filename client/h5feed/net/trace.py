@@ -1,7 +1,7 @@
-"""What a block of batches was at, moment by moment, while it was fetched: so that waiting for it can be explained.
+"""Traces: which phase the fetch of a block was in at any time, to explain why training waited for it.
 
-A thread that fetches begins a `Trace`; whoever works for it beneath says when the work passes from one phase to the
-next, without knowing for whom.
+The fetching thread starts a `Trace`. The code it calls reports the transitions between phases, without access to the
+trace itself.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import time
 from contextvars import ContextVar
 
 clock = time.perf_counter
-"""Seconds; of all traces, and of those who wait."""
+"""The clock of all traces and measurements, in seconds."""
 
 WAITING, TRANSFER, DECODE = range(3)
-"""Phases. Waiting for the server: not asked yet, asked and no first byte, or about to be tried again. Transfer: the
-body arrives. Decode: what is done here with what has arrived, or with rows of the local cache."""
+"""Phases. Waiting for the server: before the request, before the first byte, or before a retry. Transfer: the body
+arrives. Decode: work in this process on what has arrived, or on rows of the local cache."""
 
 
 class Trace:
-    """The phases of one block; it waits until it enters another.
+    """The phases of one block, starting with waiting.
 
     Attributes
     ----------
     nbytes : int
-        Of the bodies that arrived.
+        Bytes of the bodies that arrived.
     retries : int
-        Requests that were sent once more.
+        Number of retried requests.
     cached : int
-        Rows that the local cache held.
+        Rows found in the local cache.
     """
 
     __slots__ = ("_entered", "cached", "nbytes", "retries")
@@ -40,7 +40,7 @@ class Trace:
         self._entered.append((clock(), phase))
 
     def split(self, begin: float, end: float) -> tuple[float, float, float]:
-        """Seconds of each phase between two times of `clock`."""
+        """Seconds spent in each phase between two times of `clock`."""
         seconds = [0.0, 0.0, 0.0]
         phase, since = WAITING, begin
         for at, following in self._entered:
@@ -58,21 +58,21 @@ _CURRENT: ContextVar[Trace | None] = ContextVar("h5feed_trace", default=None)
 
 
 def begin_trace() -> Trace:
-    """The trace of what this thread fetches from now on."""
+    """Start a new trace for this thread."""
     trace = Trace()
     _CURRENT.set(trace)
     return trace
 
 
 def enter(phase: int) -> None:
-    """The work of this thread passes into another phase."""
+    """Report that this thread enters another phase."""
     trace = _CURRENT.get()
     if trace is not None:
         trace.enter(phase)
 
 
 def received(nbytes: int) -> None:
-    """A body has arrived, and is worked on now."""
+    """Report that a body has arrived; enters the decode phase."""
     trace = _CURRENT.get()
     if trace is not None:
         trace.nbytes += nbytes
@@ -80,7 +80,7 @@ def received(nbytes: int) -> None:
 
 
 def retried() -> None:
-    """A request has failed and will be sent once more."""
+    """Report that a request failed and will be retried."""
     trace = _CURRENT.get()
     if trace is not None:
         trace.retries += 1
@@ -88,7 +88,7 @@ def retried() -> None:
 
 
 def found(rows: int) -> None:
-    """So many rows were in the local cache."""
+    """Report rows found in the local cache."""
     trace = _CURRENT.get()
     if trace is not None:
         trace.cached += rows

@@ -1,9 +1,9 @@
-"""HTTP/1.1 for httpx over our own sockets, so that big bodies land in recycled buffers.
+"""An HTTP/1.1 transport for httpx that reads large bodies into recycled buffers.
 
-httpx stays the face: auth, timeouts, event hooks, headers. Beneath it this transport keeps plain connections (tcp, TLS
-or a Unix socket) and, for a request that carries a `BufferPool` in ``extensions["h5feed.pool"]``, reads the body of a
-successful answer straight into one leased buffer, found in ``response.extensions["h5feed.body"]``. Stock httpx joins
-network chunks into fresh memory, which is several times slower.
+httpx remains the interface: auth, timeouts, event hooks, headers. This transport manages the connections (TCP, TLS or a
+Unix socket). If a request has a `BufferPool` in ``extensions["h5feed.pool"]``, the body of a successful response is
+read directly into a leased buffer and returned in ``response.extensions["h5feed.body"]``. Stock httpx joins network
+chunks into new memory, which is several times slower.
 """
 
 from __future__ import annotations
@@ -32,46 +32,46 @@ from .http import httpx
 from .trace import TRANSFER, enter
 
 POOL = "h5feed.pool"
-"""Request extension: the `BufferPool` that the body is to be read into."""
+"""Request extension: the `BufferPool` for the body."""
 
 MAX_BYTES = "h5feed.max_bytes"
-"""Request extension: bytes that this body may have at most."""
+"""Request extension: maximum size of this body in bytes."""
 
 BODY = "h5feed.body"
-"""Response extension: the body, a (content-length,) uint8 array from that pool."""
+"""Response extension: the body, a (content-length,) uint8 array from the pool."""
 
 DEADLINE = "h5feed.deadline"
-"""Request extension: `time.monotonic()` by which the whole answer must be there."""
+"""Request extension: `time.monotonic()` by which the whole response must have arrived."""
 
 CANCELLED = "h5feed.cancelled"
-"""Request extension: the `Cancellation` that ends the waiting for the answer."""
+"""Request extension: the `Cancellation` that aborts the request."""
 
 MAX_PLAIN_BYTES = 64 << 20
-"""Bytes: bound on a body that is read without a pool (metadata, row ids, errors)."""
+"""Maximum size of a body that is read without a pool (metadata, row ids, errors), in bytes."""
 
 MAX_HEAD_BYTES = 64 << 10
-"""Bytes: bound on a status line with its headers."""
+"""Maximum size of the status line and headers, in bytes."""
 
 _LENGTH_DIGITS = 18
-"""Of a length that an int64 holds."""
+"""Maximum number of digits of a Content-Length: fits into an int64."""
 
 _HTTP = b"HTTP/"
-"""How every answer begins."""
+"""The first bytes of every HTTP response."""
 
 _TLS = (b"\x15\x03", b"\x16\x03")
-"""How an answer begins that is an alert or a handshake of TLS."""
+"""The first bytes of a TLS alert or handshake."""
 
 _HEAD_READ = 16 << 10
-"""Bytes asked for while the head is not whole; those of the body among them are copied once more."""
+"""Bytes per read until the head is complete. Body bytes read along with it are copied."""
 
 Timeouts = Mapping[str, float | None]
-"""Seconds to ``connect``, ``write`` and ``read``, as httpx has them."""
+"""Timeouts ``connect``, ``write`` and ``read`` in seconds, as in httpx."""
 
 
 class BodyCut(httpx.RemoteProtocolError):
     """The connection ended in the middle of a body that was being read into a buffer.
 
-    ``received`` holds what came before, a (n,) uint8 array: a stream of batches may have whole ones in it.
+    ``received`` is what arrived, a (n,) uint8 array. It may contain complete batches.
     """
 
     def __init__(self, message: str, received: npt.NDArray[np.uint8]) -> None:
@@ -81,14 +81,14 @@ class BodyCut(httpx.RemoteProtocolError):
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, whole and decoded.
+    """A complete response.
 
     Attributes
     ----------
     status : int
     headers : list of (str, str)
     body : (content-length,) uint8 or None
-        A successful answer's body, where a pool was given for it; `content` is empty then.
+        The body of a successful response that was read into a pool; `content` is then empty.
     content : bytes
     """
 
@@ -98,13 +98,13 @@ class Answer:
     content: bytes
 
     def header(self, name: str) -> str | None:
-        """Value of the header with this lower-case name."""
+        """Value of a header; `name` is in lower case."""
         return next((value for known, value in self.headers if known.lower() == name), None)
 
     def as_response(self) -> httpx.Response:
-        """The same for httpx."""
-        # The body is here already: httpx must not look for it again. Nor unpack it: we ask for none that is packed, and
-        # a small one may unpack to any size.
+        """The same as an httpx response."""
+        # The body has already been read. httpx must not decompress it either: we never request compression, and a small
+        # body could expand to any size.
         headers = [
             (name.encode("latin-1"), value.encode("latin-1"))
             for name, value in self.headers
@@ -118,7 +118,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Call:
-    """A request, whole, and what bounds the waiting for its answer."""
+    """A complete request and the limits of its response."""
 
     request: bytes
     method: str
@@ -139,7 +139,7 @@ class FeedTransport(httpx.BaseTransport):
     verify : ssl.SSLContext or bool
         What `httpx.Client(verify=…)` takes; used for ``https`` URLs.
     max_idle : int
-        Connections kept open while idle.
+        Maximum number of idle connections kept open.
     """
 
     def __init__(self, *, uds: str | None = None, verify: ssl.SSLContext | bool = True, max_idle: int = 64) -> None:
@@ -150,7 +150,7 @@ class FeedTransport(httpx.BaseTransport):
         self._lock = threading.Lock()
         self._closed = False
         self.round_trip = math.inf
-        """Seconds: the shortest time that a connection took to be made, which is one round trip."""
+        """The shortest time to open a connection, in seconds: one round trip."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         line = b"%b %b" % (request.method.encode("ascii"), request.url.raw_path)
@@ -178,14 +178,14 @@ class FeedTransport(httpx.BaseTransport):
         deadline: float,
         cancelled: Cancellation | None = None,
     ) -> Answer:
-        """Send a whole request, with its head, to the server of `url`, and read the whole answer.
+        """Send a complete request, including its head, to the server of `url`, and read the whole response.
 
-        `deadline` is a time of `time.monotonic()`; `max_bytes` are those of a body that goes into the `pool`.
+        `deadline` is a time of `time.monotonic()`; `max_bytes` limits a body that is read into the `pool`.
 
         Raises
         ------
         httpx.RemoteProtocolError
-            What answers does not speak HTTP, or says what it must not: it will do so again. `BodyCut` is none of that.
+            The server does not speak HTTP or violates it, so a retry would not help (except for `BodyCut`).
         httpx.TransportError
         """
         call = _Call(request, method, pool, max_bytes, timeouts, deadline, cancelled)
@@ -197,19 +197,19 @@ class FeedTransport(httpx.BaseTransport):
                 try:
                     return self._exchange(connected, call, origin)
                 except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-                    # The server closed an idle connection before it saw this request: no failure, try a new one.
+                    # The server closed the idle connection before it got this request: open a new one.
                     pass
             try:
                 connected = self._connect(origin, min(timeouts.get("connect") or 1e9, deadline - time.monotonic()))
             except TimeoutError as error:
-                raise httpx.ConnectTimeout(f"no connection to {host}: {error}") from error
+                raise httpx.ConnectTimeout(f"could not connect to {host}: {error}") from error
             except OSError as error:
-                raise httpx.ConnectError(f"no connection to {host}: {error}") from error
+                raise httpx.ConnectError(f"could not connect to {host}: {error}") from error
             return self._exchange(connected, call, origin)
         except TimeoutError as error:
-            raise httpx.ReadTimeout(f"{host} did not answer in time: {error}") from error
+            raise httpx.ReadTimeout(f"{host} did not respond in time: {error}") from error
         except http.client.IncompleteRead as error:
-            raise httpx.ReadError(f"{host}: the connection ended in mid-answer") from error
+            raise httpx.ReadError(f"{host}: the connection was closed in the middle of the response") from error
         except http.client.RemoteDisconnected as error:
             raise httpx.ReadError(f"{host}: {error}") from error
         except http.client.HTTPException as error:
@@ -218,9 +218,9 @@ class FeedTransport(httpx.BaseTransport):
             raise httpx.ReadError(f"{host}: {error}") from error
 
     def speaks_tls(self, url: httpx.URL, timeout: float) -> bool:
-        """Whether what listens at an ``http`` address takes TLS: it would close every connection without a word."""
+        """Whether the server at an ``http`` URL expects TLS and therefore closes every connection."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        # Nothing is sent to it.
+        # No verification: no data is sent.
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with contextlib.suppress(OSError):
             connected = self._connect(("http", url.host, url.port or 80), timeout)
@@ -237,7 +237,7 @@ class FeedTransport(httpx.BaseTransport):
             connection.close()
 
     def after_fork(self) -> None:
-        """In the child: the connections are the parent's; on a shared one each would read answers to the other."""
+        """In the child: leave the connections to the parent; on a shared one, responses would get mixed up."""
         self._lock = threading.Lock()
         with contextlib.suppress(OSError):
             for connection in [one for idle in self._idle.values() for one in idle]:
@@ -289,7 +289,7 @@ class FeedTransport(httpx.BaseTransport):
             return self._verify
 
     def _exchange(self, connected: socket.socket, call: _Call, origin: tuple[str, str, int]) -> Answer:
-        """One request and its whole answer; the connection is kept or closed, whatever happens."""
+        """Send one request and read the response, then keep or close the connection."""
         reusable = False
         try:
             with call.cancelled.ends(connected) if call.cancelled is not None else contextlib.nullcontext():
@@ -305,16 +305,16 @@ class FeedTransport(httpx.BaseTransport):
 
 
 def head_after_target(headers: httpx.Headers) -> bytes:
-    """The head of a request after its method and target."""
+    """The head of a request, without its method and target."""
     for name, value in headers.raw:
         if b"\n" in name + value or b"\r" in name + value:
-            raise httpx.LocalProtocolError(f"the header {name.decode('latin-1')!r} has a line break in it")
+            raise httpx.LocalProtocolError(f"the header {name.decode('latin-1')!r} contains a line break")
     lines = [b"%b: %b\r\n" % header for header in headers.raw]
     return b" HTTP/1.1\r\n%b\r\n" % b"".join(lines)
 
 
 def _ask(connected: socket.socket, call: _Call) -> tuple[Answer, bool]:
-    """The answer to one request, and whether the connection can be used again."""
+    """The response to one request, and whether the connection can be reused."""
     patience = _Patience(connected, call.timeouts.get("write"), call.deadline)
     unsent = memoryview(call.request)
     while unsent:
@@ -323,7 +323,7 @@ def _ask(connected: socket.socket, call: _Call) -> tuple[Answer, bool]:
     patience = _Patience(connected, call.timeouts.get("read"), call.deadline)
     received = _receive_head(connected, patience)
     while received[9:10] == b"1" and received[9:12] != b"101":
-        # An interim answer, such as 103 Early Hints: the one that counts comes behind it.
+        # An interim response, such as 103 Early Hints: the final one follows.
         received = _receive_head(connected, patience, received[received.index(b"\r\n\r\n") + 4 :])
     enter(TRANSFER)
     usual = _parse_usual(received)
@@ -332,7 +332,7 @@ def _ask(connected: socket.socket, call: _Call) -> tuple[Answer, bool]:
     status, headers, begin, length, keep = usual
     if call.pool is not None and status == 200:
         _check_length(length, call.max_bytes)
-        # Whoever collects batches in a list keeps every buffer: theirs to do, only slower.
+        # If the caller collects batches in a list, all buffers are in use: new memory works too, only slower.
         body = call.pool.lease_or_new(length)
         _receive_into(connected, body, received[begin:], patience)
         answer = Answer(status, headers, body, b"")
@@ -341,17 +341,17 @@ def _ask(connected: socket.socket, call: _Call) -> tuple[Answer, bool]:
         content = np.empty(length, np.uint8)
         _receive_into(connected, content, received[begin:], patience)
         answer = Answer(status, headers, None, content.tobytes())
-    # Bytes behind the body are nobody's: what comes next on this connection could be anything.
+    # After unexpected bytes behind the body, the connection cannot be trusted.
     return answer, keep and len(received) <= begin + length
 
 
 def _check_length(length: int, most: int) -> None:
     if length > most:
-        raise http.client.HTTPException(f"it announces {length} bytes, where {most} at most were due")
+        raise http.client.HTTPException(f"it announces {length} bytes, expected at most {most}")
 
 
 class _Patience:
-    """How long a socket's next operation may take: a timeout for each, and none beyond the deadline."""
+    """Limits each socket operation to a timeout, and all of them to the deadline."""
 
     def __init__(self, connected: socket.socket, timeout: float | None, deadline: float) -> None:
         self._socket = connected
@@ -359,9 +359,9 @@ class _Patience:
         self._deadline = deadline
 
     def extend(self, *, in_kernel: bool = False) -> float:
-        """Call before every operation; returns until when (`time.monotonic`) it need not be called again.
+        """Call before every operation; returns the `time.monotonic()` until which it need not be called again.
 
-        `in_kernel` leaves the waiting to the kernel, which says `BlockingIOError` when it was too long.
+        With `in_kernel` the kernel enforces the timeout, which then raises `BlockingIOError`.
         """
         now = time.monotonic()
         remaining = self._deadline - now
@@ -370,7 +370,7 @@ class _Patience:
         allowed = min(self._timeout, remaining)
         if in_kernel:
             self._socket.settimeout(None)
-            # struct timeval; zero would mean for ever.
+            # struct timeval; zero would mean no timeout.
             allowed = max(allowed, 1e-3)
             timeval = struct.pack("@ll", int(allowed), int(allowed % 1 * 1e6))
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
@@ -380,30 +380,30 @@ class _Patience:
 
 
 def _receive_head(connected: socket.socket, patience: _Patience, received: bytes = b"") -> bytes:
-    """At least a status line and headers, and what came with them; `received` is what is there already."""
+    """Read until the head is complete; returns it with any body bytes read along. Starts with `received`."""
     while True:
         if received[: len(_HTTP)] != _HTTP[: len(received)]:
             raise http.client.HTTPException(
-                "it speaks TLS, so that its address begins with https://"
+                "it speaks TLS: use a URL that starts with https://"
                 if received[:2] in _TLS
-                else f"it does not speak HTTP, but says {received[:20]!r}"
+                else f"it does not speak HTTP, but sent {received[:20]!r}"
             )
         if b"\r\n\r\n" in received:
             return received
         if len(received) > MAX_HEAD_BYTES:
-            raise http.client.HTTPException(f"headers of more than {MAX_HEAD_BYTES} bytes")
+            raise http.client.HTTPException(f"its headers are longer than {MAX_HEAD_BYTES} bytes")
         patience.extend()
         more = connected.recv(_HEAD_READ)
         if not more:
             if not received:
-                raise http.client.RemoteDisconnected("the connection was closed without an answer")
+                raise http.client.RemoteDisconnected("the connection was closed without a response")
             raise http.client.IncompleteRead(received)
         received += more
 
 
 def _parse_usual(received: bytes) -> tuple[int, list[tuple[str, str]], int, int, bool] | None:
-    """Status, headers, where the body begins, its length, and whether the connection stays; None for an answer whose
-    body has no announced length, which http.client knows to read."""
+    """Status, headers, start of the body, its length, and whether the connection stays open; None for a response
+    without a Content-Length, which is left to http.client."""
     end = received.index(b"\r\n\r\n")
     status_line, *lines = received[:end].decode("latin-1").split("\r\n")
     if not status_line.startswith("HTTP/1.1 ") or not status_line[9:12].isdecimal():
@@ -438,9 +438,8 @@ def _receive_into(connected: socket.socket, buffer: npt.NDArray[np.uint8], begun
     view = memoryview(buffer)
     done = min(len(begun), length)
     view[:done] = begun[:done]
-    # Where the kernel can wait for all of it, it does: every return to Python in mid-body would have to wait for the
-    # interpreter, which a busy training loop holds for milliseconds.
-    # Not in the main thread: signals there begin the kernel's waiting anew each time.
+    # If possible, the kernel waits for the whole body: each return to Python would have to wait for the GIL, which a
+    # busy training loop holds for milliseconds. Not in the main thread, where signals would restart the wait.
     whole = (
         sys.platform == "linux"
         and not isinstance(connected, ssl.SSLSocket)
@@ -457,12 +456,12 @@ def _receive_into(connected: socket.socket, buffer: npt.NDArray[np.uint8], begun
         except ConnectionError:
             received = 0
         if not received:
-            raise BodyCut(f"the connection ended after {done} of {length} bytes", buffer[:done])
+            raise BodyCut(f"the connection was closed after {done} of {length} bytes", buffer[:done])
         done += received
 
 
 class _Rest(io.RawIOBase):
-    """A socket as a file, with bytes put in front that were received already."""
+    """A socket as a file that starts with the bytes already received."""
 
     def __init__(self, connected: socket.socket, received: bytes, patience: _Patience) -> None:
         self._socket = connected
@@ -470,7 +469,7 @@ class _Rest(io.RawIOBase):
         self._patience = patience
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """What http.client asks a socket for."""
+        """The part of the socket interface that http.client uses."""
         return io.BufferedReader(self)
 
     def readable(self) -> bool:
@@ -487,13 +486,13 @@ class _Rest(io.RawIOBase):
 
 
 def _read_unusual(connected: socket.socket, received: bytes, method: str, patience: _Patience) -> tuple[Answer, bool]:
-    """An answer without a length, or without a body; and whether the connection can be used again."""
+    """A response without a length or without a body, and whether the connection can be reused."""
     rest: Any = _Rest(connected, received, patience)
     answer = http.client.HTTPResponse(rest, method=method)
     answer.begin()
     _check_length(answer.length or 0, MAX_PLAIN_BYTES)
     content = b"".join(_chunks(answer))
-    # http.client closes its file, not the socket.
+    # http.client closes the file, not the socket.
     return Answer(answer.status, answer.getheaders(), None, content), not answer.will_close
 
 

@@ -1,4 +1,4 @@
-"""What a model is given of a batch: inputs, targets and weights, scaled and augmented."""
+"""Prepare batches for a model: inputs, targets and sample weights, scaled and augmented."""
 
 from .preparation import Preparation
 

@@ -1,4 +1,4 @@
-"""A label field read as classes: which there are, and how targets are made of them.
+"""Classes of a label field, and the targets made from them.
 
 The class modes are those of ``ImageDataGenerator.flow_from_directory`` and, for ``"raw"``, ``flow_from_dataframe``
 (Keras, https://keras.io/2.15/api/preprocessing/image/).
@@ -21,27 +21,27 @@ from ..remote_dataset import RemoteDataset
 CLASS_MODES = get_args(ClassMode)
 
 MOST_CLASSES = 1 << 20
-"""Numbers in a one-hot row."""
+"""Maximum length of a one-hot row."""
 
 
 class Labels:
-    """How targets are made of one label field.
+    """Makes targets from one label field.
 
     Parameters
     ----------
     dataset : RemoteDataset
     name : str
-        The field.
+        Name of the field.
     class_mode : str
         See `h5feed.prepare.Preparation`.
 
     Raises
     ------
     BadParameter
-        The field cannot be given in that mode; the message says why.
+        The field does not support this mode; the message says why.
 
-    Classes are asked for, once, by those modes only that must know them: ``"auto"``, ``"int"`` and ``"raw"`` take
-    numbers with one value a row as they come.
+    Classes are requested from the server once, and only if the mode needs them: ``"auto"``, ``"int"`` and ``"raw"`` use
+    numeric labels with one value per row as they are.
     """
 
     def __init__(self, dataset: RemoteDataset, name: str, class_mode: ClassMode) -> None:
@@ -54,47 +54,47 @@ class Labels:
         self._is_wide = not self._is_text and len(field.shape) == 1 and not self._is_scalar
         self._is_whole = self._is_scalar and (field.dtype == "bool" or "int" in field.dtype)
         if self._mode == "raw" and self._is_text:
-            raise BadParameter(f"the field {name!r} is text, which no model takes as it is: use class_mode='int'")
+            raise BadParameter(f"the field {name!r} is text, but a model needs numbers: use class_mode='int'")
         if (self._mode == "categorical" and not self._is_wide) or (self._mode in ("auto", "int") and self._is_text):
             self._check_classes()
             if not self._is_text and self.values[0] < 0:
-                raise BadParameter(f"class_mode='categorical' counts from 0, but {name!r} holds {self.values[0]}")
+                raise BadParameter(f"class_mode='categorical' needs classes >= 0, but {name!r} holds {self.values[0]}")
             if self._mode == "categorical" and self.count > MOST_CLASSES:
                 raise BadParameter(
-                    f"class_mode='categorical' would make rows of {self.count:,} numbers of {name!r}: leave it at "
-                    "'auto', which gives the numbers of the classes"
+                    f"class_mode='categorical' would make one-hot rows of {self.count:,} numbers from {name!r}: use "
+                    "'auto', which gives class numbers"
                 )
         if self._mode == "binary":
             self._check_classes()
             if len(self.values) != 2:
                 raise BadParameter(
-                    f"class_mode='binary' is for two classes, but {name!r} has {len(self.values)}: use 'categorical'"
+                    f"class_mode='binary' needs two classes, but {name!r} has {len(self.values)}: use 'categorical'"
                 )
 
     def _check_classes(self) -> None:
         field = self._dataset.fields[self.name]
         if not self.are_classes:
             raise BadParameter(
-                f"class_mode={self._mode!r} needs classes, but {self.name!r} ({field.dtype}{list(field.shape)}) holds "
-                "none: whole numbers, bools, text and one-hot rows do. Use class_mode='raw' to get it as it is."
+                f"class_mode={self._mode!r} needs classes: integers, bools, text or one-hot rows, not {self.name!r} "
+                f"({field.dtype}{list(field.shape)}). Use class_mode='raw' to get the stored values."
             )
         if not self.values:
-            raise BadParameter(f"class_mode={self._mode!r}: {self.name!r} has more classes than the server counts")
+            raise BadParameter(f"class_mode={self._mode!r}: {self.name!r} has too many classes for the server to count")
 
     @cached_property
     def _counted(self) -> Mapping[str, Any]:
-        """What the server says of this field's classes, over all rows."""
+        """The server's answer about the classes of this field, over all rows."""
         answer = self._dataset.splits(classes=self.name)
         return answer if answer.get("classes_of") == self.name else {}
 
     @property
     def are_classes(self) -> bool:
-        """Whether each row has one class: a whole number, a bool, a text, or a one-hot row."""
+        """Whether each row has one class: an integer, a bool, a text, or a one-hot row."""
         return self._is_whole or self._counted.get("classes_are") in ("classes", "one-hot")
 
     @cached_property
     def values(self) -> list[Any]:
-        """What the field says of each class, ascending; of a one-hot field all positions."""
+        """The stored value of each class, ascending; for a one-hot field, all positions."""
         if self._is_wide:
             return list(range(self._dataset.fields[self.name].shape[0]))
         everything = self._counted["splits"]["all"] if self._counted else {}
@@ -102,19 +102,19 @@ class Labels:
 
     @property
     def count(self) -> int:
-        """Classes, counted as `keras.utils.to_categorical` does: up to the highest where labels are numbers."""
+        """Number of classes as in `keras.utils.to_categorical`: for numeric labels, the highest label plus one."""
         return len(self.values) if self._is_text else max(len(self._names), 1 + int(self.values[-1]))
 
     @property
     def class_indices(self) -> dict[str, int]:
-        """Name of each class, and the number that stands for it in targets."""
+        """The number of each class in the targets, by class name."""
         if self._names:
             return {name: index for index, name in enumerate(self._names)}
         return {str(value): self.index(value) for value in self.values}
 
     @property
     def _names(self) -> list[str]:
-        """Names of the classes, by number, where the file says them."""
+        """Class names in order of their numbers, if the file has them."""
         return [] if self._is_text else list(self._dataset.fields[self.name].class_names or ())
 
     @cached_property
@@ -122,11 +122,11 @@ class Labels:
         return {value: index for index, value in enumerate(self.values)}
 
     def index(self, value: Any) -> int:
-        """The number that stands for a class in targets."""
+        """The number of a class in the targets."""
         return self._index_of[value] if self._is_text or self._mode == "binary" else int(value)
 
     def ids(self, batch: Batch) -> npt.NDArray[Any]:
-        """Numbers of the classes, (rows,) ints; what is stored where the field holds no classes."""
+        """Class numbers, (rows,) ints; the stored values if the field does not hold classes."""
         if self._is_text:
             return np.array([self._index_of[text] for text in batch.text(self.name)], np.int64)
         stored = batch[self.name]
@@ -142,19 +142,19 @@ class Labels:
 
     @property
     def given(self) -> str:
-        """What the targets of classes are, in words."""
+        """Description of the targets of classes."""
         if self._mode == "binary":
             return "as 0.0 and 1.0"
         if self._mode == "categorical" or (self._mode in ("auto", "raw") and self._is_wide):
             return "as one-hot rows"
         if not self._is_text and self.values and not 0 <= self.values[0] <= self.values[-1] < len(self.class_indices):
-            # Of 5, 6 and 7, three outputs would make a loss of nothing, or of NaN.
-            outputs = "" if self.values[0] < 0 else f": a model needs {self.count} outputs"
+            # With classes 5, 6 and 7, a model with three outputs would have a loss of 0 or NaN.
+            outputs = "" if self.values[0] < 0 else f": the model needs {self.count} outputs"
             return f"as numbers from {self.values[0]} to {self.values[-1]}{outputs}"
         return "as numbers"
 
     def targets(self, batch: Batch) -> npt.NDArray[Any]:
-        """What the model is to learn of each row, as the class mode says."""
+        """The targets of a batch, according to the class mode."""
         if self._mode == "raw" or (self._mode == "auto" and self._is_wide):
             return batch[self.name]
         if self._mode == "binary":
@@ -170,26 +170,26 @@ class Labels:
 
 
 _SHOWN = 8
-"""Fields that are proposed as labels."""
+"""Maximum number of fields listed in a message."""
 
 
 def no_label(dataset: RemoteDataset, inputs: Sequence[str]) -> str:
-    """What to say where no field is the label: that there are no targets, and how to name some."""
+    """The message for a dataset without a label field: how to choose one."""
     fields = [field for field in dataset.fields.values() if field.readable and not field.ragged]
     others = [field.name for field in fields if field.role not in ("input", "weight")]
-    # What is an input by default may be what is to be learnt.
+    # A default input may be the target.
     others += [name for name in inputs if name not in others and len(inputs) > 1]
     shown = ", ".join(f"y={name!r}" for name in others[:_SHOWN]) + (" …" if len(others) > _SHOWN else "")
-    how = f"name one with {shown}" if others else "there is no other field to name with y="
-    lasting = f', or for good in h5feed.toml: roles = {{ "{others[0]}" = "label" }}' if others else ""
+    how = f"choose one with {shown}" if others else "there is no other field to choose with y="
+    lasting = f', or permanently in h5feed.toml: roles = {{ "{others[0]}" = "label" }}' if others else ""
     refused = unserved(dataset, "label")
-    why = refused or f"no field of {dataset.name!r} says that it is the label"
-    return f"{why}, so that batches are inputs alone: {how}{lasting}. y=[] says that none is wanted"
+    why = refused or f"{dataset.name!r} has no label field"
+    return f"{why}, so batches have no targets: {how}{lasting}. Use y=[] if this is intended"
 
 
 def unserved(dataset: RemoteDataset, role: str) -> str:
-    """Which fields of a role there are that cannot be served, and why; empty where there are none."""
+    """Which fields of a role cannot be served, and why; empty if there are none."""
     unreadable = [field for field in dataset.fields.values() if field.role == role and not field.readable]
     shown = "; ".join(f"{field.name!r}: {field.reason}" for field in unreadable[:_SHOWN])
     more = f"; and {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
-    return f"the {role} of {dataset.name!r} cannot be served ({shown}{more})" if unreadable else ""
+    return f"the {role} field of {dataset.name!r} cannot be served ({shown}{more})" if unreadable else ""

@@ -1,7 +1,7 @@
-"""What a model is given of a batch: inputs, targets and weights, scaled and augmented.
+"""Prepare batches for a model: inputs, targets and sample weights, scaled and augmented.
 
-Everything that users of ``ImageDataGenerator.flow_from_directory`` rely on, for batches that come from a server. It
-runs on the thread that asks for the batch, one batch after the other: a transform need not be safe for threads.
+Covers what ``ImageDataGenerator.flow_from_directory`` offers. It runs on the thread that requests the batch, one batch
+at a time, so a transform need not be thread-safe.
 """
 
 from __future__ import annotations
@@ -24,74 +24,74 @@ from .scale import scale_of
 from .transform import adapted, generator_of
 
 POOL_BYTES = 256 << 20
-"""Bytes: bound on the recycled buffers that scaled inputs lie in; beyond it they get memory of their own."""
+"""Maximum size of the recycled buffers for scaled inputs, in bytes. Beyond it, new memory is allocated."""
 
 
 class Preparation:
-    """Makes ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)`` of a batch.
+    """Makes ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)`` from a batch.
 
     Parameters
     ----------
     dataset : RemoteDataset
     split : str
-        Statistics that are asked of the server are those of the training rows; only ``"all"`` has its own.
+        The split that the batches come from. Server statistics are those of the training rows, except for ``"all"``.
     x, y : str, list, tuple or dict of str, optional
-        Fields. One gives an array; a list a dict by field name, a tuple a tuple, a dict ``{name: field}`` a dict by
-        these names. Default: the input and the label fields, without those that the other options name. ``y=[]``:
-        no targets.
+        Fields. A single name gives an array, a list a dict by field name, a tuple a tuple, and a dict
+        ``{name: field}`` a dict with these names. Default: all input and label fields not named by other options.
+        ``y=[]``: no targets.
     sample_weight : str, optional
-        Field of one weight a row; it is multiplied by the weight 0 of the rows that pad a tail.
+        Field with one weight per row. It is multiplied by the weight 0 of padding rows.
     class_mode : str or None
-        What is made of a label field with one value a row, text, or one-hot rows:
+        How to make targets from a label field:
 
-        - ``"auto"``: as it is stored: one-hot rows stay one-hot, for ``categorical_crossentropy``, and numbers stay
-          numbers, (rows,), for ``sparse_categorical_crossentropy``. Text becomes the number of its class.
-        - ``"int"`` (or ``"sparse"``): the number of the class, (rows,): of one-hot rows the position of the 1, of text
-          its place among all texts, sorted. What holds no classes (floats, masks, several labels a row) stays as it is
+        - ``"auto"``: as stored. One-hot rows stay one-hot, for ``categorical_crossentropy``; numbers stay numbers,
+          (rows,), for ``sparse_categorical_crossentropy``. Text becomes class numbers.
+        - ``"int"`` (or ``"sparse"``): class numbers, (rows,): the position of the 1 in one-hot rows, the rank of a text
+          among all sorted texts. Fields that do not hold classes (floats, masks, several labels per row) stay as
           stored.
-        - ``"categorical"``: one-hot, (rows, classes) float32; rows of several numbers are only made float32.
+        - ``"categorical"``: one-hot, (rows, classes) float32. Rows of several numbers are only cast to float32.
         - ``"binary"``: 0.0 or 1.0, (rows,) float32.
         - ``"input"``: the inputs themselves, for autoencoders.
-        - ``"raw"``: as it is stored.
+        - ``"raw"``: as stored.
         - ``None``: no targets.
     rescale : float or dict of str to float, optional
-        Factor for the inputs; a dict gives one by field name, others stay as they are.
+        Factor for the inputs. A dict has one per field name; other fields stay as they are.
     mean, std : number, array, ``"server"`` or dict by field name, optional
-        Subtracted from, and divided into, the rescaled inputs: ``(x * rescale - mean) / std``. An array is one value a
-        channel, or whatever else broadcasts against a sample. ``"server"``: as the server counted over the training
-        rows, per channel where the field has channels. A spread of 0 counts as 1.
+        Normalise the rescaled inputs: ``(x * rescale - mean) / std``. An array has one value per channel, or any shape
+        that broadcasts against a sample. ``"server"``: the server's statistics of the training rows, per channel if the
+        field has channels. A standard deviation of 0 counts as 1.
     transform : callable, optional
-        Augments what was scaled: ``f(x)``, ``f(x, y)``, ``f(x, y, rng)``, a Keras layer (called on x as in training,
-        its random state set from `rng` before), or an `ImageDataGenerator`, which treats each image as its ``flow``
-        does. A function of y too returns (x, y) or (x, y, sample_weight). `rng` is a `numpy.random.Generator` that
-        depends on (seed, epoch, batch, shard) alone. It may write into what it is given. With ``class_mode="input"``
-        it sees no y, unless it returns one.
+        Augments the scaled batch: ``f(x)``, ``f(x, y)``, ``f(x, y, rng)``, a Keras layer (called on x in training mode,
+        seeded from `rng`), or an `ImageDataGenerator`, applied to each image as in its ``flow``. A function of y
+        returns (x, y) or (x, y, sample_weight). `rng` is a `numpy.random.Generator` that depends only on (seed, epoch,
+        batch, shard). The function may modify its arguments in place. With ``class_mode="input"`` it gets no y, but may
+        return one.
     seed, shard : int
     split_options : mapping, optional
-        Those of `Dataset.splits`.
+        Options of `Dataset.splits`.
 
     Attributes
     ----------
     fields : list of str
-        What to ask the server for.
+        Fields to request from the server.
     inputs : list of str
-        Those among them that make x.
+        Those that make x.
     targets : list of str
-        Those among them that make y.
+        Those that make y.
     labels : Labels or None
-        How the targets are made, where they are one field.
+        Makes the targets, if they are a single field.
     no_targets : str or None
-        Why there are none although some were expected, and how to name them.
+        Why there are no targets although some were expected, and how to choose them.
 
     Raises
     ------
     FieldNotFound
     UnsupportedField
-        One that is named cannot be served; the message says why.
+        A named field cannot be served; the message says why.
     BadParameter
-        An option that cannot be right for this dataset.
+        An option is not valid for this dataset.
 
-    Numbers are made float32 only where `rescale`, `mean` or `std` ask for it. Arrays of the batch are never written to.
+    Numbers become float32 only with `rescale`, `mean` or `std`. Arrays of the batch are never written to.
     """
 
     def __init__(
@@ -112,19 +112,19 @@ class Preparation:
         split_options: Mapping[str, Any] | None = None,
     ) -> None:
         if class_mode is not None and class_mode not in CLASS_MODES:
-            raise BadParameter(f"class_mode={class_mode!r} must be {', '.join(map(repr, CLASS_MODES))} or None")
+            raise BadParameter(f"class_mode={class_mode!r} must be one of {', '.join(map(repr, CLASS_MODES))} or None")
         no_targets = class_mode in (None, "input")
-        # What is named for one purpose is not taken for the other by default: a target among the inputs is no task.
+        # A field named as a target is not a default input, and vice versa: the model could just copy it.
         self._x = _Fields(dataset, "input", x, (*(() if no_targets else _names(y)), *_names(sample_weight)))
         self._y = _Fields(dataset, "label", [] if no_targets else y, (*_names(x), *_names(sample_weight)))
         self._weight = sample_weight
         self.inputs, self.targets = self._x.names, self._y.names
         if not self._x.names:
             why = unserved(dataset, "input")
-            raise BadParameter(f"dataset {dataset.name!r} has no input field{why and ': '}{why}: name one with x=")
+            raise BadParameter(f"dataset {dataset.name!r} has no input field{why and ': '}{why}: choose one with x=")
         for name in self._x.names:
             if dataset.fields[name].dtype == "string":
-                raise BadParameter(f"the field {name!r} is text: a model takes numbers")
+                raise BadParameter(f"the field {name!r} is text, but a model needs numbers")
         wanted = [*self._x.names, *self._y.names, *([sample_weight] if sample_weight else [])]
         self.fields = list(dict.fromkeys(wanted))
         _check_known(dataset, self.fields)
@@ -144,14 +144,14 @@ class Preparation:
         self._seed, self._shard = seed, shard
 
     def __call__(self, batch: Batch, epoch: int | None = None) -> tuple[Any, ...]:
-        """What the model is given.
+        """Prepare a batch for the model.
 
         Parameters
         ----------
         batch : Batch
-            With the `fields`.
+            Must contain the `fields`.
         epoch : int, optional
-            Statistic of the pass, for the augmentation; default: the batch's own, which is 0 in every unshuffled pass.
+            Number of the pass, to seed augmentation; default: the batch's own, which is 0 in all unshuffled passes.
         """
         x = self._x.arranged({name: self._input(batch, name) for name in self._x.names})
         y = self._y.arranged({name: self._target(batch, labels) for name, labels in self._labels.items()})
@@ -173,7 +173,7 @@ class Preparation:
         stored, scale = batch[name], self._scales.get(name)
         if scale is None and not self._writes:
             return stored
-        # Fresh memory would cost as much as the arithmetic. A transform gets an array that nobody else sees.
+        # Allocating memory would cost as much as the arithmetic. A transform gets a private array.
         nbytes = stored.nbytes if scale is None else 4 * stored.size
         own = self._pool.lease_or_new(nbytes).view(stored.dtype if scale is None else np.float32).reshape(stored.shape)
         if scale is None:
@@ -193,13 +193,13 @@ class Preparation:
         if weight.ndim == 2 and weight.shape[1] == 1:
             weight = weight[:, 0]
         if batch.weight is not None:
-            # weight: (rows, …) – of series there may be one for each step
+            # weight: (rows, …), for example one weight per time step
             weight *= batch.weight.reshape(-1, *[1] * (weight.ndim - 1))
         return weight
 
 
 class _Fields:
-    """Some fields, and how their arrays are handed to a model."""
+    """The chosen fields of one role, and the structure in which a model gets them."""
 
     def __init__(self, dataset: RemoteDataset, role: str, chosen: FieldNames | None, others: Names[str]) -> None:
         if chosen is None:
@@ -211,7 +211,7 @@ class _Fields:
         _check_known(dataset, self.names)
 
     def arranged(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Any:
-        """None, an array, a tuple or a dict."""
+        """The arrays as None, an array, a tuple or a dict."""
         if self._keys is not None:
             return {key: arrays[name] for key, name in zip(self._keys, self.names, strict=True)}
         if len(self.names) <= 1:
@@ -228,7 +228,7 @@ def _names(chosen: FieldNames | None) -> list[str]:
 
 
 def _only_text(dataset: RemoteDataset, role: str) -> list[str]:
-    """A label that is text serves where no numbers do; an input that is text needs a model of its own."""
+    """A text field as the label, if there is no numeric one. Text is never a default input."""
     texts = [
         f.name for f in dataset.fields.values() if f.role == role == "label" and f.readable and f.dtype == "string"
     ]

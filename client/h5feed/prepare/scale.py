@@ -1,4 +1,4 @@
-"""Scaling of inputs: a factor, and the mean and spread that are given or that the server counted."""
+"""Scaling of inputs by a factor, a mean and a standard deviation."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..options import Statistic
 from ..remote_dataset import RemoteDataset
 
 _DOUBLE = ("float64", "int32", "uint32", "int64", "uint64")
-"""dtypes that float32 cannot hold: they are scaled as float64 before they become float32."""
+"""Dtypes that float32 cannot represent exactly: they are scaled as float64, then cast to float32."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """``(x * rescale - mean) / std`` as one multiplication and one addition; factor and offset are of float64."""
+    """``(x * rescale - mean) / std`` as one multiplication and one addition, with float64 factor and offset."""
 
     factor: npt.NDArray[np.float64]
     offset: npt.NDArray[np.float64]
@@ -43,12 +43,12 @@ def scale_of(
     std: Statistic | Mapping[str, Statistic] | None,
     split_options: Mapping[str, Any],
 ) -> Scale | None:
-    """The scale of one field, as `h5feed.prepare.Preparation` describes it; None where nothing is to be done.
+    """The scale of one field, see `h5feed.prepare.Preparation`; None if there is nothing to scale.
 
     Raises
     ------
     BadParameter
-        Something is no number, or does not fit a sample's shape; or the server has no such statistics.
+        A value is not a number or does not fit the shape of a sample, or the server lacks the statistics.
     """
     given = {
         option: value.get(name) if isinstance(value, Mapping) else value
@@ -71,13 +71,13 @@ def scale_of(
             fits = False
         if not fits:
             raise BadParameter(
-                f"{option} of shape {list(value.shape)} does not fit a sample of {name!r}, {list(shape)}"
+                f"{option} of shape {list(value.shape)} does not broadcast to {list(shape)}, a sample of {name!r}"
             )
     return Scale(factor / spread, -shift / spread)
 
 
 def _statistics(dataset: RemoteDataset, name: str, split: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    # Validation and test rows are normalised as training rows are: their own would be another scale, and a leak.
+    # Validation and test rows use the statistics of the training rows. Their own would differ, and leak information.
     stats: Mapping[str, Any]
     try:
         stats = dataset.stats("all" if split == "all" else "train", field=name, **options)
@@ -90,7 +90,7 @@ def _counted(statistics: Mapping[str, Any], key: str, name: str, shape: tuple[in
     channels = statistics.get("channels")
     numbers = [channel.get(key) for channel in channels] if channels else [statistics.get(key)]
     if None in numbers:
-        raise BadParameter(f"the server has no {key} of {name!r}: give it as a number")
+        raise BadParameter(f"the server has no {key} of {name!r}: pass a number")
     if channels and len(numbers) not in shape[-1:] and len(numbers) in shape[:1]:
         # Channels come first: (channels, height, width)
         return np.asarray(numbers, np.float64).reshape(-1, *(1 for _ in shape[1:]))
@@ -105,7 +105,7 @@ def _number(option: str, value: Any, default: float) -> npt.NDArray[np.float64]:
     try:
         number = np.asarray(default if value is None else value, np.float64)
     except (TypeError, ValueError):
-        raise BadParameter(f"{option}={value!r} must be a number, numbers by channel, or 'server'") from None
+        raise BadParameter(f"{option}={value!r} must be a number, one number per channel, or 'server'") from None
     if not np.isfinite(number).all():
         raise BadParameter(f"{option}={value!r} must be finite")
     return number

@@ -1,4 +1,4 @@
-"""What may augment a batch: Keras layers, an `ImageDataGenerator`, functions – all become ``f(x, y, rng)``."""
+"""Convert Keras layers, an `ImageDataGenerator` and functions to a transform ``f(x, y, rng)``."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ import numpy as np
 from ..errors import BadParameter
 
 Call = Callable[[Any, Any, np.random.Generator], tuple[Any, ...]]
-"""Takes inputs, targets and a generator of the batch's own; returns (x, y) or (x, y, sample_weight)."""
+"""Takes inputs, targets and the generator of the batch; returns (x, y) or (x, y, sample_weight)."""
 
 
 @dataclass(frozen=True)
 class Transform:
     call: Call
     writes: bool
-    """Whether it may write into the arrays that it is given."""
+    """Whether it may modify its arguments in place."""
     of: Any
-    """What it was made of, which is what it pickles as."""
+    """The original object, which is pickled instead."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return adapted, (self.of,)
 
 
 _SEED_STATE = "seed_generator_state"
-"""Name that Keras gives to the state of every random layer (`keras.random.SeedGenerator`)."""
+"""Keras' name for the state of a random layer (`keras.random.SeedGenerator`)."""
 
 _MIXES_LABELS = ("MixUp", "CutMix")
 
 
 def generator_of(seed: int, epoch: int, index: int, shard: int) -> np.random.Generator:
-    """The generator of one batch: a pure function of its place, so that a resumed run augments alike."""
+    """The generator of one batch. It depends only on the position, so a resumed run augments in the same way."""
     return np.random.default_rng([seed % 2**64, epoch, index, shard])
 
 
@@ -45,7 +45,7 @@ def adapted(transform: Any) -> Transform:
     Raises
     ------
     BadParameter
-        It is nothing that can be called so; the message says what can.
+        `transform` has an unsupported type; the message lists the supported ones.
     """
     if hasattr(transform, "random_transform") and hasattr(transform, "standardize"):
         return Transform(lambda x, y, rng: (_by_generator(transform, x, rng), y), False, transform)
@@ -53,15 +53,15 @@ def adapted(transform: Any) -> Transform:
     if keras is not None and isinstance(transform, keras.Layer):
         return Transform(_by_layer(transform), False, transform)
     if not callable(transform):
-        raise BadParameter(f"transform={transform!r} is no function f(x, y), Keras layer or ImageDataGenerator")
+        raise BadParameter(f"transform={transform!r} must be a function f(x, y), Keras layer or ImageDataGenerator")
     return Transform(_by_function(transform), True, transform)
 
 
 def _by_generator(generator: Any, x: Any, rng: np.random.Generator) -> Any:
-    """What `ImageDataGenerator.flow` does with each image."""
+    """Transform each image as `ImageDataGenerator.flow` does."""
     if not isinstance(x, np.ndarray) or x.ndim != 4:
-        raise BadParameter("an ImageDataGenerator transforms one image field, (rows, height, width, channels)")
-    # It draws from numpy's global generator, which belongs to the user.
+        raise BadParameter("an ImageDataGenerator needs a single image field of shape (rows, height, width, channels)")
+    # It uses numpy's global generator, whose state belongs to the user.
     state = np.random.get_state()
     try:
         images: Any = np.empty(x.shape, np.float32)
@@ -76,7 +76,7 @@ def _by_layer(layer: Any) -> Call:
     for part in layer._flatten_layers():
         if type(part).__name__ in _MIXES_LABELS:
             raise BadParameter(
-                f"{type(part).__name__} mixes targets too: use a function f(x, y, rng) that hands it both as "
+                f"{type(part).__name__} also mixes targets: use a function f(x, y, rng) that passes it both as "
                 '{"images": x, "labels": y}'
             )
     options = {"training": True} if "training" in inspect.signature(layer.call).parameters else {}
@@ -95,7 +95,7 @@ def _by_function(function: Callable[..., Any]) -> Call:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         raise BadParameter(
-            f"what {function!r} takes cannot be told: wrap it, as in transform=lambda x, y: (…, y)"
+            f"cannot inspect the signature of {function!r}: wrap it, as in transform=lambda x, y: (…, y)"
         ) from None
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = sum(p.default is p.empty for p in positional if p.name != "rng")
@@ -112,7 +112,7 @@ def _by_function(function: Callable[..., Any]) -> Call:
             result = function(x, y, **options)
         if not isinstance(result, tuple) or len(result) not in (2, 3):
             raise BadParameter(
-                f"transform must return (x, y) or (x, y, sample_weight), but it returned {type(result).__name__}"
+                f"transform must return (x, y) or (x, y, sample_weight), but returned {type(result).__name__}"
             )
         return result
 
