@@ -41,7 +41,7 @@ _TYPES = frozenset(
 
 
 def is_anndata(attributes: Mapping[str, Any], segments: Mapping[str, Segment]) -> bool:
-    """Whether the file's root is an AnnData object, by what it says or, of old files, by its arrays."""
+    """Whether the file is an AnnData object, by its attributes or, for old files, by its arrays."""
     if attributes.get("encoding-type") == "anndata":
         return True
     tops = {path.split("/")[0] for path in segments}
@@ -51,7 +51,7 @@ def is_anndata(attributes: Mapping[str, Any], segments: Mapping[str, Segment]) -
 def categorical(
     groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment], read: Read
 ) -> dict[str, Segment]:
-    """The arrays of a file, those groups of ``codes`` and ``categories`` that say so as one array."""
+    """The arrays of a file, with groups of ``codes`` and ``categories`` combined into one array."""
     fields = dict(segments)
     for path, about in groups.items():
         if str(about.get("encoding-type")).startswith("nullable-") and f"{path}/mask" in fields:
@@ -70,7 +70,7 @@ def categorical(
 def observations(
     groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment], read: Read
 ) -> dict[str, Segment]:
-    """The arrays of an AnnData file, with their roles; those that are no rows are listed with the reason."""
+    """The arrays of an AnnData file with their roles; arrays that are not rows are listed with the reason."""
     legacy = {path: segment for path, segment in segments.items() if path.startswith("obs/__categories/")}
     index = groups.get("obs", {}).get("_index", "_index")
     fields = {}
@@ -106,7 +106,7 @@ def _rank(name: str, order: Sequence[str]) -> int:
 
 
 def _label(segments: Mapping[str, Segment]) -> str | None:
-    """The categories that are the label: those named after types, or the only ones."""
+    """The categories to use as label: those named after types, or the only ones."""
     named = list(_categories(segments))
     typed = [path for path in named if _TYPES.intersection(words_of(path.partition(".")[2]))]
     return typed[0] if len(typed) == 1 else named[0] if len(named) == 1 else None

@@ -1,4 +1,4 @@
-"""What arrays hold, as far as it is read while a file is looked at: offsets of lists, names, first rows."""
+"""Reads samples of arrays during inspection: list offsets, names, first rows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TRANSIENT_ERRORS = (Overloaded, RevisionChanged, SourceUnavailable)
 
 
 class ArrayProbe:
-    """Reads a little of arrays; one for all threads.
+    """Reads parts of arrays; shared by all threads.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class ArrayProbe:
         self._reader.close()
 
     def pair_offsets(self, segments: dict[str, Segment]) -> None:
-        """Make lists of each flat array that has another beside it which says where its rows begin."""
+        """Combine each flat array with the array beside it that says where its rows begin."""
         for path, segment in list(segments.items()):
             offsets = segments.get(path + OFFSETS)
             if offsets is None or not _is_flat(segment) or not _is_flat(offsets):
@@ -80,7 +80,7 @@ class ArrayProbe:
             del segments[path + OFFSETS]
 
     def values(self, segment: Segment) -> npt.NDArray[Any]:
-        """All values of an array that says what others are called; none where they are too many, or cannot be read."""
+        """All values of an array of names; empty if there are too many or they cannot be read."""
         nothing = np.zeros(0, np.uint8)
         if segment.array.nbytes > MAX_NAMES_BYTES:
             return nothing
@@ -92,7 +92,7 @@ class ArrayProbe:
             return nothing
 
     def holds_classes(self, column: Column) -> bool:
-        """Whether its first rows repeat themselves, as classes do: running numbers, and names of files, do not."""
+        """Whether values repeat among the first rows, as classes do and running numbers or file names do not."""
         rows = min(column.rows, LOOKED_AT)
         if rows < FEW_ROWS:
             return True
@@ -100,7 +100,7 @@ class ArrayProbe:
         return values is None or len(np.unique(values)) < rows
 
     def block(self, column: Column, start: int, stop: int) -> npt.NDArray[Any] | None:
-        """Rows start … stop-1; None where they cannot be read."""
+        """Rows start … stop-1; None if they cannot be read."""
         try:
             return self._reader.read_block(column, start, stop)
         except TRANSIENT_ERRORS:
@@ -109,7 +109,7 @@ class ArrayProbe:
             return None
 
     def problem(self, segment: Segment) -> str | None:
-        """What is wrong with an array that h5py is to read, where its first row tells."""
+        """Why h5py cannot read an array, determined from its first row."""
         files = (segment.source, *segment.source.companions)
         rows = np.zeros(min(1, segment.array.rows), np.int64)
         read = self._hdf5.read_ragged if segment.array.ragged else self._hdf5.read

@@ -1,4 +1,4 @@
-"""Puts datasets together from the arrays in files: by what is declared, and by what guessing makes of the rest."""
+"""Assembles datasets from the arrays in files, from declarations and, for the rest, by guessing."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from .split_record import SplitRecord, read_record
 
 @dataclass(frozen=True)
 class Refused:
-    """What might be a dataset, and why it is none."""
+    """A possible dataset, and why it is not one."""
 
     files: tuple[str, ...]
     reason: str
 
 
 class Assembler:
-    """Puts datasets together.
+    """Assembles datasets.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class Assembler:
         refused: dict[str, Refused],
         declaration: bytes,
     ) -> tuple[Dataset, ...]:
-        """The datasets in the files of a family: one of all, or those of each file.
+        """The datasets in a family of files: one for all files, or one per file.
 
         Parameters
         ----------
@@ -178,7 +178,7 @@ class Assembler:
         return tuple(datasets)
 
     def _dataset(self, table: Table, name: str, origin: _Origin, *, is_main: bool) -> Dataset | list[str]:
-        """The dataset that a table is, or the reasons why it is none.
+        """The dataset made of a table, or the reasons why there is none.
 
         Parameters
         ----------
@@ -233,7 +233,7 @@ class _Origin:
 
 
 def _refuse_weights(family: Family, loaded: Sequence[LoadedFile]) -> None:
-    """Files that hold the weights of a model are no data, unless they are declared to be.
+    """Refuse files with model weights, unless they are declared.
 
     Raises
     ------
@@ -258,7 +258,7 @@ def _apply_fuel(loaded: Sequence[LoadedFile], tables: list[Table]) -> list[str]:
 def _splits_of(
     table: Table, origin: _Origin, *, is_main: bool
 ) -> tuple[dict[str, list[tuple[int, int]]], SplitRecord | None, list[str]]:
-    """The splits that a table has, declared or stored; the record of how they were drawn; and notes on them."""
+    """Declared or stored splits of a table, how they were drawn, and notes on them."""
     declared = origin.family.declared
     if declared is not None and declared.splits:
         native = declared.native(table.rows) if is_main else table.native

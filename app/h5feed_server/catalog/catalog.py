@@ -1,4 +1,4 @@
-"""What is served: finds the HDF5 files below the data folder, has them inspected, and notices when they change."""
+"""The catalogue: finds HDF5 files below the data folder, has them inspected, and notices changes."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Catalog:
             threading.Thread(target=notice, args=watching, name="h5feed-watch", daemon=True).start()
 
     def close(self, *, wait: bool = False) -> None:
-        """End the threads and the inspector, close the files; waiting for what is being looked at only if told to."""
+        """Stop the threads and the inspector and close all files; wait for running inspections only on request."""
         self._closed.set()
         self._indexer.close(wait=wait)
 
@@ -109,13 +109,13 @@ class Catalog:
         return sorted(self._entries.values(), key=lambda entry: entry.name)
 
     def is_known(self) -> bool:
-        """Whether all has been looked at that the last walk through the folder has found."""
+        """Whether everything found by the last scan has been inspected."""
         # Asked again and again while files are looked at, which a walk each time would hold up.
         entries = self._entries.values() if self._scanned > float("-inf") else self.entries()
         return all(entry.outcome.done() for entry in list(entries))
 
     def trouble(self) -> str | None:
-        """Why files that were served cannot be looked at now; None where they can."""
+        """Why files that were served are not available now; None if they are."""
         if time.monotonic() - self._scanned >= RESCAN_SECONDS and (
             self._presence.trouble is not None or not self._presence.is_sound(str(self._root))
         ):
@@ -123,7 +123,7 @@ class Catalog:
         return self._presence.trouble
 
     def listed(self) -> list[Listed]:
-        """All datasets, by name, and what can be none.
+        """All datasets by name, and what cannot be one.
 
         Raises
         ------
@@ -166,14 +166,14 @@ class Catalog:
         return sorted(listed, key=lambda line: line.name)
 
     def names(self) -> list[str]:
-        """Names of what can be read, as far as is known; none where the data folder cannot be looked at."""
+        """Names of readable datasets known so far; empty if the data folder is not available."""
         try:
             return [line.name for line in self.listed() if line.status != "unreadable"]
         except SourceUnavailable:
             return []
 
     def dataset(self, name: str, revision: str | None = None) -> Dataset:
-        """The dataset as it is now.
+        """The dataset in its current state.
 
         Raises
         ------
@@ -195,7 +195,7 @@ class Catalog:
         return dataset
 
     def dataset_within(self, seconds: float, name: str, revision: str | None = None) -> Dataset:
-        """The same, in a thread that may wait so long.
+        """Same, from a thread that may wait this long.
 
         Raises
         ------
@@ -214,7 +214,7 @@ class Catalog:
                 time.sleep(max(late.seconds, _POLL_SECONDS))
 
     def asked_at(self, moment: float, work: Callable[[], T]) -> T:
-        """Do `work` for somebody who asked first at that moment: what was found since then is new enough."""
+        """Run `work` for a request made at this time: scans since then are recent enough."""
         self._asking.since = moment
         try:
             return work()
@@ -238,7 +238,7 @@ class Catalog:
         return time.time() >= self._second_look
 
     def _find(self, name: str) -> tuple[Entry, Dataset, float]:
-        """Look for a dataset among the files that are there now."""
+        """Look for a dataset among the files that exist now."""
         self._found.pop(name, None)
         now = time.monotonic()
         asked: float = getattr(self._asking, "since", now)
@@ -330,7 +330,7 @@ class Catalog:
         )
 
     def _rescan(self, since: float, *, wait: bool = True) -> None:
-        """Walk the folder, unless a walk began after `since`: many who wait for one share it.
+        """Scan the folder, unless a scan began after `since`; concurrent callers share one scan.
 
         Parameters
         ----------

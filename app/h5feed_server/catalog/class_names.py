@@ -1,4 +1,4 @@
-"""Whether names of classes are those of a label: each number that occurs in it must have its own."""
+"""Checks that class names fit a label: each number that occurs must have its own name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Read = Callable[[Column, int, int], npt.NDArray[Any] | None]
 
 
 def with_fitting_names(fields: Sequence[Field], read: Read) -> tuple[Field, ...]:
-    """The fields, those whose names of classes do not fit without them; a note says why.
+    """The fields, without class names that do not fit; a note says why.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def _with_fitting_names(field: Field, read: Read) -> Field:
 
 
 def _judged(field: Field, names: Sequence[str], read: Read) -> tuple[str | None, str | None]:
-    """Why names do not fit, and else what is to be said of them."""
+    """Why the names do not fit, or other remarks on them."""
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         return f"{twice!r} is there twice", None
@@ -83,7 +83,7 @@ def _judged(field: Field, names: Sequence[str], read: Read) -> tuple[str | None,
 
 
 def _occurring(column: Column, read: Read) -> tuple[npt.NDArray[Any], bool]:
-    """Which numbers occur, (n,) ascending, and whether all rows were looked at."""
+    """The numbers that occur, (n,) ascending, and whether all rows were checked."""
     step = column.rows
     if column.stored_nbytes > _MAX_BYTES:
         step = min(_ROWS, max(1, _MAX_BYTES // _PLACES * column.rows // column.stored_nbytes))

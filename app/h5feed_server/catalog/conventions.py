@@ -1,8 +1,7 @@
-"""What other programs mean by the arrays that they write, told by what they write beside them.
+"""Conventions of other programs, recognised by what they write beside their arrays.
 
-It is asked before arrays are grouped by their names and lengths. Each convention takes the arrays of a file by path and
-gives them back by the paths that are to name them, with what it knows of them in `Segment.about`. What it knows to be
-no rows becomes an array that cannot be served, and says why.
+They are applied before arrays are grouped by name and length. Each convention takes the arrays of a file by path and
+returns them under the paths to use as names, with what it knows about them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from .sparse import without_sparse
 
 
 def as_meant(layout: FileLayout, segments: Mapping[str, Segment], read: Read) -> dict[str, Segment]:
-    """The arrays of a file by the paths that are to name them.
+    """The arrays of a file under the paths to use as names.
 
     Parameters
     ----------

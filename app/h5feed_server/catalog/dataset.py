@@ -1,4 +1,4 @@
-"""A dataset: fields that share their first axis, and how to read them."""
+"""A dataset: fields that share their first axis."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .split_record import SplitRecord
 
 @dataclass(frozen=True)
 class Field:
-    """One array of a dataset."""
+    """One field of a dataset."""
 
     name: str
     role: str
@@ -42,7 +42,7 @@ class Field:
 
     @property
     def array(self) -> ArrayLayout:
-        """The first of the arrays that it is made of."""
+        """The first array of the field."""
         return self.column.segments[0].array
 
     @property
@@ -61,32 +61,32 @@ class Field:
 
     @property
     def is_text(self) -> bool:
-        """Whether its items are the bytes of text."""
+        """Whether its items are bytes of text."""
         return self.dtype.kind == "S"
 
     @property
     def is_ragged(self) -> bool:
-        """Whether it travels as flat items with offsets."""
+        """Whether it is sent as flat items with offsets."""
         return self.column.is_ragged
 
     @property
     def type_name(self) -> str:
-        """What its items are, in words that numpy's users know."""
+        """Its item type, in numpy's terms."""
         return "string" if self.is_text else "bfloat16" if self.column.is_bfloat16 else self.dtype.name
 
     @property
     def images(self) -> ImageSpec | None:
-        """What its rows are decoded to, where they are the bytes of image files."""
+        """How its rows are decoded, if they are image files."""
         return self.column.images
 
     @cached_property
     def encoded(self) -> Field:
-        """The same field, of which the bytes of image files are wanted."""
+        """The same field with images left undecoded."""
         return replace(self, column=self.column.encoded)
 
     @property
     def block_rows(self) -> int:
-        """Rows that are decoded together."""
+        """Number of rows that are decoded together."""
         array = self.array
         # A chunk of bytes has no number of rows.
         in_chunks = array.chunk_shape and array.filters and self.column.segments[0].offsets is None
@@ -107,7 +107,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A set of fields that share their rows."""
+    """Fields with the same number of rows."""
 
     name: str
     files: tuple[str, ...]
@@ -127,7 +127,7 @@ class Dataset:
     """How the stored splits were drawn, where the files say so."""
 
     def check_rows(self, rows: Sequence[int]) -> None:
-        """Refuse rows that are not there.
+        """Raise an error for rows that do not exist.
 
         Raises
         ------
@@ -155,7 +155,7 @@ class Dataset:
     def chosen(
         self, names: str | Sequence[str] | None, encoded: str | Sequence[str] | None = None
     ) -> tuple[Field, ...]:
-        """Fields by comma-separated, percent-encoded lists or by names.
+        """Fields from comma-separated, percent-encoded lists, or by name.
 
         Parameters
         ----------
@@ -230,7 +230,7 @@ def describe_fields(
     decode: Mapping[str, ImageSpec] | None = None,
     holds_classes: Callable[[Column], bool] = lambda column: True,
 ) -> tuple[Field, ...]:
-    """The fields of a table, with their roles guessed.
+    """The fields of a table, with guessed roles.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What the API says of a dataset."""
+"""The API's description of a dataset."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _DEAR = 2.0
 
 
 def rows_of(native: Mapping[str, Sequence[tuple[int, int]]]) -> dict[str, int]:
-    """How many rows each split has."""
+    """Number of rows of each split."""
     return {name: sum(end - begin for begin, end in runs) for name, runs in native.items()}
 
 
 def _advice(field: Field) -> str | None:
-    """What to do about a field whose shuffled batches are dear."""
+    """Advice for a field that is expensive to shuffle."""
     if field.read_amplification < _DEAR or field.unreadable:
         return None
     rows = field.array.chunk_shape[0] if field.array.chunk_shape else 1
@@ -40,7 +40,7 @@ def _describe_images(field: Field) -> dict[str, Any] | None:
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """All that the API says of a dataset."""
+    """The full description of a dataset."""
     fields = []
     for field in dataset.fields:
         array = field.array

@@ -1,6 +1,6 @@
-"""What lies in the data folder: which files are looked at, what each is called, and why the others are not served.
+"""Finds files in the data folder and names them.
 
-Nothing in the folder is passed over without a word, but for what is hidden (``.name``), and what builds say of theirs.
+Every file is reported, except hidden ones (``.name``) and files that a build writes beside its output.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LEADS_OUT = (
 
 @dataclass
 class Others:
-    """Files of one ending that is not known to be HDF5's: how many, and the first of them by name."""
+    """Files with an extension that HDF5 files do not have: their number and the first one by name."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Others:
 
 @dataclass
 class Walk:
-    """What one walk through the data folder has found; all paths are relative to it.
+    """The result of one scan of the data folder; all paths are relative to it.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class Walk:
 
 
 def walk(root: str, endings: Collection[str] = (), besides: str | None = None, *, deep: bool = True) -> Walk:
-    """Find the files below a folder; if not `deep`, in it.
+    """Find the files below a folder, or only those directly in it if `deep` is False.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def _check_rights(folder: str) -> None:
 
 
 def leads_out(root: str, path: str) -> bool:
-    """Whether a path that begins with that of a folder without links leads to what lies elsewhere."""
+    """Whether a path leads out of the folder it begins with."""
     return os.path.commonpath((root, os.path.realpath(path))) != root
 
 
@@ -148,25 +148,25 @@ def _sort_in(walked: Walk, path: str, endings: Collection[str]) -> None:
 
 
 def ending_of(file: str) -> str:
-    """The ending of a name in lower case, with its dot; empty where there is none."""
+    """The extension in lower case with its dot; empty if there is none."""
     return os.path.splitext(file)[1].lower()
 
 
 def dotted(path: str) -> str:
-    """A path as the name of a dataset."""
+    """A path as a dataset name."""
     return shown(Path(path).as_posix().replace("/", "."))
 
 
 def shown(path: str) -> str:
-    """A path as it can travel: names that are no UTF-8 fit neither in a URL nor in JSON."""
+    """A path as it can be sent: names that are not valid UTF-8 fit neither in a URL nor in JSON."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def name_files(files: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:
-    """The file of each name: its path without the ending, dots for slashes.
+    """The dataset name of each file: its path without extension, with dots for slashes.
 
-    Those of which two would share a name keep their endings; where that is not enough, as for ``sub.a.h5`` beside
-    ``sub/a.h5`` or for names that differ in what is no UTF-8, a digest of the path follows.
+    If two files would have the same name, they keep their extensions; if that is not enough, as for ``sub.a.h5`` beside
+    ``sub/a.h5`` or names that are not valid UTF-8, a digest of the path is added.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def distinct(path: str) -> str:
 
 
 def why_not_there(path: str, error: OSError) -> str | None:
-    """Why a file that a walk has found cannot be looked at; None where it has vanished since."""
+    """Why a file found by a scan cannot be read; None if it has been deleted since."""
     if error.errno == errno.ELOOP:
         return "it is a link that leads back to itself"
     if error.errno == errno.ENOENT:

@@ -1,4 +1,4 @@
-"""What the catalogue knows of files that belong together, and whether that still holds."""
+"""Catalogue entries: files that belong together, their datasets, and whether both are up to date."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RETRY_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Entry:
-    """Files that belong together, most often one alone, and the datasets that they turned out to be."""
+    """Files that belong together (usually one), and the datasets in them."""
 
     name: str
     files: tuple[str, ...]
@@ -49,42 +49,42 @@ class Entry:
     """Why the files cannot be looked at now, though they may be as they were."""
 
     def reason(self) -> str | None:
-        """Why it cannot be read; None where it can, or is not known yet."""
+        """Why it cannot be read; None if it can, or if that is not known yet."""
         if not self.outcome.done():
             return None
         error = self.outcome.exception()
         return None if error is None else str(error)
 
     def datasets(self) -> tuple[Dataset, ...]:
-        """Those that are known and can be read."""
+        """The readable datasets known so far."""
         if not self.outcome.done() or self.outcome.exception() is not None:
             return ()
         return self.outcome.result()
 
     def has_failed_for_now(self) -> bool:
-        """Whether what is wrong may pass: the operating system refused it, or it changed meanwhile."""
+        """Whether the problem may go away: the system refused access, or the file was changing."""
         error = self.outcome.exception() if self.outcome.done() else None
         return isinstance(error, Transient) or (error is not None and isinstance(error.__cause__, OSError))
 
     def is_outdated(self, paths: tuple[str, ...], identities: tuple[Identity, ...], declared: bytes) -> bool:
-        """Whether it must be looked at anew, being of these files now, of which this is declared."""
+        """Whether it must be inspected again for these files and declarations."""
         if (self.paths, self.identities, self.declared) != (paths, identities, declared) or self.has_changed():
             return True
         return time.monotonic() - self.began >= RETRY_SECONDS and self.has_failed_for_now()
 
     def has_changed(self) -> bool:
-        """Whether its files are others now."""
+        """Whether its files have changed."""
         known = [*zip(self.paths, self.identities, strict=True), *self.dependencies.copy().items()]
         return any(identity_of(path) != identity for path, identity in known)
 
     def is_due(self) -> bool:
-        """Whether a change might have been missed when it was looked at, which shows by now."""
+        """Whether it is time for a second look at a file that was new when it was inspected."""
         if not self.outcome.done() or time.time() < self.looked + YOUNG_SECONDS or not self.was_young():
             return False
         return not self.again or self.again[0].outcome.done()
 
     def was_young(self) -> bool:
-        """Whether a file had only just been written when it was looked at, for the first time."""
+        """Whether a file had just been written when it was inspected."""
         if self.is_second:
             return False
         known = (*self.identities, *self.dependencies.copy().values())
@@ -103,7 +103,7 @@ class Listed:
 
 
 def identity_of(path: str) -> Identity | None:
-    """What is at a path; None where nothing is, or where it cannot be looked at."""
+    """Identity of the file at a path; None if there is none."""
     try:
         return Identity.of(os.stat(path))
     except OSError:

@@ -1,4 +1,4 @@
-"""The family of a file: which files of a folder make datasets together with it."""
+"""The family of a file: files of its folder that form datasets together with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .grouping.families import families
 
 
 def files_of_family(root: Path, name: str) -> list[str]:
-    """The files that the catalogue looks at together with this one, itself among them.
+    """The files that the catalogue inspects together with this one, including itself.
 
     Parameters
     ----------

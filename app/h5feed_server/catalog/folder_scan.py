@@ -1,4 +1,4 @@
-"""Entries of the files that a walk through the data folder has found: one for those that belong together."""
+"""Makes catalogue entries from a scan of the data folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .presence import Presence
 
 
 class FolderScan:
-    """Makes the entries of one walk; those of files that are as they were before stay what they are.
+    """Makes the entries of one scan; unchanged files keep their entry.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
-"""Buffers for bodies in flight, shared out among callers.
+"""Buffers for response bodies, shared among callers.
 
-Who asks first has them, up to all. Where somebody has to wait, who holds the least comes first; and who holds more
-than a share while another waits has its slowest answers ended (see `serving`'s workers, which know the connections).
+The first caller to ask may use all of them. When somebody has to wait, the caller that holds the least comes first,
+and callers that hold more than their share have their slowest responses aborted (see `serve.worker`, which knows the
+connections).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _CALLED: ContextVar[bool] = ContextVar("called", default=False)
 
 @dataclass
 class _Waiting:
-    """A request that waits for room."""
+    """A request that waits for memory."""
 
     nbytes: int
     since: float
@@ -42,12 +43,12 @@ class _Waiting:
 
     @property
     def place(self) -> tuple[bool, float]:
-        """Lower ones come first."""
+        """Position in the queue; lower comes first."""
         return not self.keeps_up, self.since
 
 
 class BodyPool:
-    """The pool of body buffers, and the queue in front of it: a row of requests for each caller."""
+    """The pool of body buffers, with one queue per caller."""
 
     def __init__(self, max_bytes: int) -> None:
         self._pool = BufferPool(max_bytes)
@@ -56,7 +57,7 @@ class BodyPool:
         self._leased = time.monotonic()
 
     def lease(self, nbytes: int) -> npt.NDArray[np.uint8]:
-        """A buffer for `CALLER`; for any thread.
+        """A buffer for `CALLER`; may be called from any thread.
 
         Raises
         ------
@@ -69,15 +70,15 @@ class BodyPool:
         return self._pool.lease(nbytes, owner=CALLER.get())
 
     def idle_seconds(self) -> float:
-        """Since when nobody has asked for a buffer."""
+        """Seconds since the last request for a buffer."""
         return time.monotonic() - self._leased
 
     def drop_idle(self) -> None:
-        """Let go of the buffers that nobody uses."""
+        """Free unused buffers."""
         self._pool.drop_idle()
 
     async def turn(self, nbytes: int, since: float, deadline: float) -> bool:
-        """Wait until there may be room for so many bytes; False: there was none by the deadline.
+        """Wait until there may be room for this many bytes; False if the deadline passes first.
 
         Parameters
         ----------
@@ -105,7 +106,7 @@ class BodyPool:
 
     @staticmethod
     def called(work: Callable[[], T]) -> Callable[[], T]:
-        """The same work, which may pass by those who wait; to be run in a context of its own."""
+        """The same work, allowed to pass the queue; run it in its own context."""
 
         def pass_by() -> T:
             _CALLED.set(True)
@@ -118,7 +119,7 @@ class BodyPool:
         return self._pool.bytes_by_owner()
 
     def wanted(self, since: float) -> dict[str, int]:
-        """Bytes that have been waited for since then or longer, by caller."""
+        """Bytes waited for since this time or longer, by caller."""
         return {
             caller: nbytes
             for caller, row in self._waiting.items()

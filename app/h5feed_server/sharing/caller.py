@@ -1,4 +1,4 @@
-"""For whom work is done. What is short – threads, room for bodies, connections – is shared out among callers."""
+"""The caller that work is done for. Scarce resources (threads, body memory, connections) are shared among callers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads that are shared out among callers: one alone has them all, several take turns."""
+"""A thread pool that is shared fairly: one caller may use all threads, several take turns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Item = tuple["Future[Any]", Callable[[], Any]]
 
 
 class FairThreads(Executor):
-    """Threads that take the work of callers in turn, and each one's in order.
+    """An executor that takes work from its callers in turn, and each caller's work in order.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class FairThreads(Executor):
         self._closed = False
 
     def submit(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Have it done for `CALLER`, in a copy of the context."""
+        """Submit work for `CALLER`; it runs in a copy of the current context."""
         future: Future[T] = Future()
         context = copy_context()
         with self._lock:
@@ -106,7 +106,7 @@ class FairThreads(Executor):
                 self._tickets.put(None)
 
     def _next(self) -> tuple[str, _Item] | None:
-        """The first piece of work of the caller whose turn it is; call with the lock held."""
+        """The next piece of work; call with the lock held."""
         for caller, queue in self._waiting.items():
             running = self._running.get(caller, 0)
             if running >= self._most_of_one:

@@ -1,7 +1,7 @@
-"""Slots for work that few may do at a time – reading by processes, drawing plots – and waiting for one.
+"""Slots for work that only a few may do at a time, such as reading in child processes or drawing plots.
 
-Whoever waits in a thread holds it, and with all threads held so, requests that need no such slot would wait as well.
-So few wait in their threads; the others give theirs back, and come again.
+A thread that waits for a slot is blocked. If all threads were, requests that need no slot would have to wait too. So
+only a few wait in their threads; the others give theirs back and try again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAY_RESTART: ContextVar[bool] = ContextVar("may_restart", default=False)
 
 
 class QueueFull(Exception):
-    """Enough others wait for the slot that this work needs: it is to be begun anew a little later.
+    """Too many are waiting for this slot; try again later.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class QueueFull(Exception):
 
 
 class Slots:
-    """So many slots of one kind: a semaphore with a bound on those who wait for it.
+    """A semaphore with a limit on the number of waiting threads.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Slots:
 
     @contextmanager
     def acquire(self) -> Iterator[None]:
-        """Hold one of them for a while.
+        """Hold a slot.
 
         Raises
         ------

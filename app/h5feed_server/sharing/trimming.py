@@ -44,7 +44,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def _find_trim() -> Callable[[int], int] | None:
-    """``malloc_trim``; None where the C library has none: only glibc keeps so much that is free."""
+    """glibc's ``malloc_trim``; None with other C libraries, which keep less memory."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):
@@ -54,7 +54,7 @@ def _find_trim() -> Callable[[int], int] | None:
 
 
 def settle() -> None:
-    """Have large arrays go back to the system when they are freed; to be called before there are threads."""
+    """Make large arrays return their memory to the system when freed; call before starting threads."""
     try:
         option = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
@@ -64,7 +64,7 @@ def settle() -> None:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that the system holds for it; 0 where it does not tell."""
+    """Resident memory of this process; 0 if unknown."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * _PAGE
@@ -73,7 +73,7 @@ def resident_bytes() -> int:
 
 
 class GivesBack:
-    """A thread that looks every second whether there is memory to give back; ended by `close`.
+    """A thread that returns unused memory to the system; ended by `close`.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ class GivesBack:
                 logger.exception("memory could not be given back")
 
     def look(self) -> None:
-        """Give back what is worth it now."""
+        """Return memory if it is worth it."""
         idle = self._idle_seconds() >= self._patience
         if time.monotonic() - self._given_back < PAUSE_SECONDS:
             return

@@ -41,7 +41,7 @@ Padding = Literal["nullterm", "spacepad"]
 
 @dataclass(frozen=True)
 class Filter:
-    """One step of a chunk's filter pipeline, as HDF5 numbers and names it."""
+    """One step of a chunk's filter pipeline."""
 
     id: int
     name: str
@@ -50,7 +50,7 @@ class Filter:
 
 @dataclass(frozen=True)
 class ChunkTable:
-    """Where the chunks lie that have been written; those that are missing hold the fill value.
+    """Positions of the chunks that were written; missing chunks hold the fill value.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class ChunkTable:
     masks: Int64s
 
     def find(self, numbers: Int64s) -> Int64s:
-        """Index into this table of each chunk number; -1 where the chunk was never written."""
+        """Index of each chunk number in this table; -1 for chunks that were never written."""
         if len(self.numbers) == 0:
             return np.full(len(numbers), -1, np.int64)
         if self._is_complete:
@@ -172,17 +172,17 @@ class ArrayLayout:
 
     @cached_property
     def row_bytes(self) -> int:
-        """Bytes of one row, decoded; of one item where rows are ragged."""
+        """Decoded bytes of one row, or of one item if rows are ragged."""
         return math.prod(self.sample_shape) * np.dtype(self.dtype).itemsize
 
     @cached_property
     def stored_row_bytes(self) -> int:
-        """Bytes that are read, decoded, for one row: of a member, the whole record."""
+        """Decoded bytes to read for one row; for a member, the whole record."""
         return self.record[0] if self.record else self.row_bytes
 
     @cached_property
     def cells(self) -> int:
-        """Chunks that one row is cut into; each is looked up, and decoded or filled, on its own."""
+        """Number of chunks that one row is divided into."""
         if self.chunk_shape is None:
             return 1
         return math.prod(
@@ -209,7 +209,7 @@ class ArrayLayout:
 
 @dataclass(frozen=True)
 class ExternalLink:
-    """A name in this file, and the file and path that it stands for."""
+    """A name in this file that stands for a path in another."""
 
     path: str
     file: str
@@ -218,7 +218,7 @@ class ExternalLink:
 
 @dataclass(frozen=True)
 class FileLayout:
-    """All arrays of a file, with the attributes of its root, and what of it is not listed.
+    """All arrays of a file, the attributes of its root, and what is not listed.
 
     Attributes
     ----------
@@ -234,7 +234,7 @@ class FileLayout:
 
 
 def check_array(array: ArrayLayout) -> None:
-    """Refuse a description that contradicts itself, or that reading would stumble over.
+    """Reject descriptions that contradict themselves or cannot be read.
 
     Raises
     ------
@@ -329,7 +329,7 @@ def _are_counts(values: tuple[Any, ...]) -> bool:
 
 
 def dump_layout(layout: FileLayout) -> bytes:
-    """The layout as `load_layout` reads it."""
+    """Serialise a layout."""
     description: list[dict[str, Any]] = []
     # Members of a record, and names that lead to one array, share one table of chunks.
     tables: dict[int, tuple[int, ChunkTable]] = {}
@@ -351,7 +351,7 @@ def dump_layout(layout: FileLayout) -> bytes:
 
 
 def load_layout(data: bytes) -> FileLayout:
-    """What `dump_layout` wrote; the chunk tables are views of `data`.
+    """Deserialise a layout; chunk tables are views of `data`.
 
     Raises
     ------

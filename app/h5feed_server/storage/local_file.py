@@ -1,4 +1,4 @@
-"""Local files, as the bytes of datasets are read from them: open ones, and whether each is still what it was."""
+"""Local files: open descriptors, reads, and checks that a file has not changed."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ without its identity telling. (Git looks at such files again, too, and calls its
 
 
 class Identity(NamedTuple):
-    """What tells that a file is still the one that was inspected. Keys caches; never leaves this machine.
+    """Identifies the state of a file. Used in cache keys; never leaves this machine.
 
-    Whoever copies a file may set its time of modification to that of another; that of its last change, which the system
-    keeps, tells it all the same. It also changes with a file's names, owner and rights.
+    The modification time can be copied from another file, so the change time, which the system maintains, is part of
+    it. That also changes with names, owner and permissions.
     """
 
     device: int
@@ -53,12 +53,11 @@ class Identity(NamedTuple):
         return "-".join(f"{part:x}" for part in self)
 
     def is_young(self, at: float) -> bool:
-        """Whether, at that time by the clock, it could have changed once more without telling."""
+        """Whether the file could have changed again at this time without a different timestamp."""
         return at - self.ctime_ns / 1e9 < YOUNG_SECONDS
 
     def is_touched(self, before: Identity) -> bool:
-        """Whether it may have the same content as before, and has other names, another owner or rights, or was mounted
-        anew."""
+        """Whether the content may be unchanged although names, owner, permissions or mount differ."""
         return self != before and self[2:4] == before[2:4]
 
 
@@ -78,7 +77,7 @@ class _OpenFile:
 
 
 class OpenFiles:
-    """Descriptors held open, least recently used ones closed.
+    """Open files; the least recently used are closed.
 
     Parameters
     ----------
@@ -92,7 +91,7 @@ class OpenFiles:
         self._lock = threading.Lock()
 
     def get(self, path: str, identity: Identity) -> _OpenFile:
-        """The open file at `path`, re-checked: it must still be `identity`."""
+        """The open file at `path`; it must still be `identity`."""
         with self._lock:
             held = self._files.get(path)
             if held is None or held.identity != identity:
@@ -110,7 +109,7 @@ class OpenFiles:
 
 
 class LocalFile:
-    """A local file, read by `preadv`. Never mmap: a truncated file would be a SIGBUS.
+    """A local file, read by `preadv`. Never mmap: truncating the file would cause SIGBUS.
 
     Parameters
     ----------
@@ -136,15 +135,15 @@ class LocalFile:
 
     @property
     def key(self) -> tuple[tuple[Identity, bytes], ...]:
-        """Stands for the content, in caches."""
+        """Identifies the content, for caches."""
         return tuple((file.identity, file.digest) for file in (self, *self.companions))
 
     def with_companions(self, files: Sequence[LocalFile]) -> LocalFile:
-        """The same file, read together with others."""
+        """The same file with others that are read together with it."""
         return LocalFile(self._files, self.path, self.identity, self.digest, tuple(files))
 
     def read_ranges(self, ranges: Sequence[Range]) -> None:
-        """Fill every range.
+        """Fill all ranges.
 
         Raises
         ------
@@ -162,7 +161,7 @@ class LocalFile:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[int]:
-        """A descriptor for many reads, after which the file must still be the one that was inspected.
+        """A descriptor for several reads; afterwards the file must be unchanged.
 
         Raises
         ------
@@ -201,7 +200,7 @@ class LocalFile:
 
 
 def refused(error: OSError) -> FeedError:
-    """What the operating system's refusal means to those who asked."""
+    """The error to raise for an OSError."""
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         return Overloaded("the server has too many files open; come again in a moment", retry_after=1)
     # A file that is missing was deleted, or its disk is away: who asks again hears which.
@@ -209,12 +208,12 @@ def refused(error: OSError) -> FeedError:
 
 
 def is_away(error: OSError) -> bool:
-    """Whether the disk or the network is at fault, which may pass, and not the file."""
+    """Whether the error is a temporary one of the disk or network."""
     return error.errno in AWAY_ERRNOS
 
 
 def changed(known: Identity | None = None, now: Identity | None = None) -> FeedError:
-    """What it means to those who asked that a file is not what it was."""
+    """The error to raise if a file has changed."""
     if known is not None and now is not None and now.is_touched(known):
         # A link, a move or another mode is no reason to end an epoch. Who asks again gets the same or hears the truth.
         return Overloaded(

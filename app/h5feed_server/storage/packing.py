@@ -1,7 +1,7 @@
-"""Numbers that netCDF's attributes say how to unpack: ``scale_factor``, ``add_offset``, ``_FillValue`` …
+"""Packed numbers of netCDF: ``scale_factor``, ``add_offset``, ``_FillValue`` …
 
-See the CF conventions, https://cfconventions.org/cf-conventions/cf-conventions.html, sections 2.5.1 and 8.1; which
-float they become is xarray's rule.
+See the CF conventions, https://cfconventions.org/cf-conventions/cf-conventions.html, sections 2.5.1 and 8.1. The
+float type follows xarray.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Packing:
     unsigned: bool = False
 
     def unpack(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The numbers that are meant; `stored` is left as it is."""
+        """The unpacked numbers; `stored` is not modified."""
         if self.unsigned:
             stored = stored.view(stored.dtype.str.replace("i", "u"))
         values = stored.astype(self.dtype)
@@ -66,7 +66,7 @@ class Packing:
 
 
 def packing_of(attributes: Mapping[str, npt.NDArray[Any]], dtype: np.dtype[Any]) -> Packing | None:
-    """What attributes say of numbers of a dtype; None where they say nothing.
+    """The packing described by attributes; None if there is none.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Rows of an array, from a byte source into a buffer: `preadv`, codecs in threads, each chunk decoded once."""
+"""Reads rows of arrays into buffers: `preadv`, parallel decoding, and each chunk decoded once."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Reader:
         self._chunks = ChunkReader(self._decoders, self._chunk_rows)
 
     def close(self) -> None:
-        """End the threads and processes."""
+        """Stop threads and processes."""
         self._decoders.close()
         self._chunk_rows.close()
         with self._lock:
@@ -97,22 +97,22 @@ class Reader:
                 self._decode_images.close()
 
     def drop_old(self, seconds: float) -> None:
-        """Let go of what is kept decoded, and was not asked for in so many seconds."""
+        """Free decoded data that was not used for this many seconds."""
         self._cache.drop_old(seconds)
         self._chunk_rows.drop_old(seconds)
         self._images.drop_old(seconds)
 
     @property
     def decoded_bytes(self) -> int:
-        """Bytes of all chunks decoded so far."""
+        """Total bytes of chunks decoded so far."""
         return self._decoders.decoded_bytes
 
     def read_ahead(self, column: Column, rows: Int64s) -> None:
-        """Begin to decode what these rows will be read from, where decoded chunks are kept; nobody waits for it."""
+        """Start decoding the chunks of these rows, if decoded chunks are cached; does not wait."""
         self._chunk_rows.read_ahead(column, rows)
 
     def whole(self, column: Column) -> npt.NDArray[Any] | None:
-        """All rows of a small column, from memory; None where it is not small enough to be kept there."""
+        """All rows of a small column, from memory; None if it is too large to be kept."""
         if not 0 < column.row_bytes <= SMALL_ROW_BYTES or column.pieces > _MAX_PIECES_KEPT:
             return None
         # Of images, one that is broken would take the others with it.
@@ -126,11 +126,11 @@ class Reader:
         return self._cache.get(column.key, lambda: self.read_all(column), lambda value: value.nbytes)
 
     def read_all(self, column: Column) -> npt.NDArray[Any]:
-        """All rows of a column, in memory of their own, read-only; text that has its own lengths, padded."""
+        """All rows of a column, read-only; text of different lengths is padded."""
         return self.read_block(column, 0, column.rows)
 
     def read_block(self, column: Column, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows start … stop-1, as `read_all` gives them, past the cache of small columns."""
+        """Rows start … stop-1 like `read_all`, bypassing the cache of small columns."""
         rows = np.arange(start, stop, dtype=np.int64)
         if column.has_lists:
             return padded(*self.read_ragged(column, rows))
@@ -140,7 +140,7 @@ class Reader:
         return out
 
     def read(self, column: Column, rows: Int64s, out: npt.NDArray[Any]) -> None:
-        """Read rows, in the order given, duplicates kept.
+        """Read rows in the given order; duplicates are kept.
 
         Parameters
         ----------
@@ -160,7 +160,7 @@ class Reader:
             self.read_from_source(column, rows, out)
 
     def read_from_source(self, column: Column, rows: Int64s, out: npt.NDArray[Any]) -> None:
-        """Same as `read`, past the cache of small columns."""
+        """Same as `read`, bypassing the cache of small columns."""
         if out.size == 0:
             return
         if column.images is not None:
@@ -175,7 +175,7 @@ class Reader:
                 self._read_by_pieces(segment, local, places, out)
 
     def typical_items(self, column: Column) -> int:
-        """Items that a ragged row has, the mean of a few."""
+        """Mean number of items of a ragged row, from a sample."""
         if not column.has_lists:
             return column.dtype.itemsize
         if column.segments[0].offsets is not None:
@@ -191,7 +191,7 @@ class Reader:
         return int(self._cache.get(("typical", column.key), measure, lambda value: value.nbytes))
 
     def read_ragged(self, column: Column, rows: Int64s) -> tuple[npt.NDArray[Any], Int64s]:
-        """Lists or text, in the order given, duplicates kept.
+        """Read lists or text in the given order; duplicates are kept.
 
         Returns
         -------
@@ -229,7 +229,7 @@ class Reader:
         return flat, offsets
 
     def list_offsets(self, column: Column, rows: Int64s) -> Int64s | None:
-        """Where the items of each of those rows will begin, (k + 1,) int64; None where only reading them tells."""
+        """Where the items of each row will begin, (k + 1,) int64; None if only reading them tells."""
         if column.segments[0].offsets is None:
             return None
         offsets = np.zeros(len(rows) + 1, np.int64)
@@ -240,7 +240,7 @@ class Reader:
         return np.cumsum(offsets, out=offsets)
 
     def read_lists(self, column: Column, rows: Int64s, offsets: Int64s, out: npt.NDArray[Any]) -> None:
-        """Read lists of which `list_offsets` has told where they go.
+        """Read lists whose positions `list_offsets` has given.
 
         Parameters
         ----------

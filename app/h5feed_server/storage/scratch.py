@@ -1,4 +1,4 @@
-"""Scratch memory: buffers that a thread uses again from chunk to chunk, instead of asking the system for each."""
+"""Scratch memory: buffers that a thread reuses from chunk to chunk instead of allocating them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ HEADROOM = 64
 
 
 class Scratch(threading.local):
-    """A buffer for each use that a thread has of scratch memory."""
+    """One buffer per thread and purpose."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Bytes] = {}
         self._great: dict[str, weakref.ref[Bytes]] = {}
 
     def take(self, use: str, nbytes: int) -> Bytes:
-        """(nbytes,) uint8 that this thread may write to until it takes some for the same use again."""
+        """(nbytes,) uint8 that this thread may use until it takes scratch memory for the same purpose again."""
         buffer = self._buffers.get(use)
         if buffer is None or len(buffer) < HEADROOM + nbytes:
             buffer = np.empty(HEADROOM + nbytes, np.uint8)

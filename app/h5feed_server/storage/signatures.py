@@ -1,4 +1,4 @@
-"""What a file that is no HDF5 is instead, told by how it begins, and what to do about it."""
+"""Recognises what a file is if it is not HDF5, from its first bytes, and what to do about it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def is_hdf5(fd: int) -> bool:
 
 
 def why_no_hdf5(fd: int) -> str | None:
-    """What an open file is instead of HDF5; None where it is HDF5."""
+    """What the file is instead of HDF5; None if it is HDF5."""
     if is_hdf5(fd):
         return None
     head = os.pread(fd, 128, 0)

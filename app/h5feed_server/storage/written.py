@@ -1,4 +1,4 @@
-"""Which rows of a column hold anything that was ever written: of the others the fill value says all."""
+"""Finds the rows of a column that were ever written; all others hold the fill value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Int64s = npt.NDArray[np.int64]
 
 
 class WrittenRows:
-    """Rows of a column that are to be read, in runs.
+    """Runs of rows to read.
 
     Parameters
     ----------
