@@ -127,9 +127,9 @@ def test_a_head_that_comes_slowly(server: ServerProcess) -> None:
 @pytest.mark.parametrize(
     ("sent", "says"),
     [
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01", "no HTTP"),
-        (b"hello\r\n\r\n", "no HTTP"),
-        (b"GET / HTTP/9.9\r\n\r\n", "no HTTP"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01", "not a valid HTTP"),
+        (b"hello\r\n\r\n", "not a valid HTTP"),
+        (b"GET / HTTP/9.9\r\n\r\n", "not a valid HTTP"),
     ],
 )
 def test_what_is_no_request(guarded: ServerProcess, sent: bytes, says: str) -> None:

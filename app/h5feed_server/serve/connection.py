@@ -6,6 +6,7 @@ The limits do not depend on who the client is: they apply before any token is ch
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -22,6 +23,9 @@ from .http1 import Exchange, Host, Http1, status_line
 
 HEAD_BYTES = 32 << 10
 """Of a request line and headers together. More is 431."""
+
+KEEP_ALIVE_SECONDS = 75.0
+"""How long a connection may be idle."""
 
 HEAD_SECONDS = 10.0
 """From the first byte of a head to its last; and of a TLS handshake."""
@@ -84,6 +88,7 @@ class Connection(Http1):
         self.number = next(_NUMBERS)
         self._refusal = _NO_HTTP
         self._refused = self._ended = False
+        self._idle: asyncio.TimerHandle | None = None
 
         # What is being received.
         self._in_head = self._is_first_piece = False
@@ -100,9 +105,11 @@ class Connection(Http1):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.caller = self.client[0] if self.client else UNIX
+        self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._stop_awaiting()
         self._owner.say_closed()
 
     def data_received(self, data: bytes) -> None:
@@ -118,7 +125,7 @@ class Connection(Http1):
             self._bound(len(data))
         if self._in_head or (latest is not None and not latest.complete):
             # There are other deadlines now. What begins no request, such as empty lines, is nothing.
-            self.stop_awaiting()
+            self._stop_awaiting()
 
     def _bound(self, nbytes: int) -> None:
         """Limit everything that could go on forever: heads, trailers, chunk framing, and bodies that nobody reads
@@ -201,12 +208,27 @@ class Connection(Http1):
         number: int = self.transport.get_extra_info("socket").fileno()
         return number
 
-    def nothing_came(self) -> None:
-        """Called when the connection was idle for too long; `look` handles data that is still buffered."""
+    def answered(self) -> None:
+        super().answered()
+        if self.running is None or self.running.complete:
+            self._await_request()
+
+    def _await_request(self) -> None:
+        """Start the keep-alive timer."""
+        self._stop_awaiting()
+        self._idle = self.loop.call_later(KEEP_ALIVE_SECONDS, self._close_idle)
+
+    def _stop_awaiting(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+
+    def _close_idle(self) -> None:
+        """Called when the keep-alive timer expires; `look` handles data that is still buffered."""
         if self.unsent():
-            self.await_request()
-        else:
-            super().nothing_came()
+            self._await_request()
+        elif not self.transport.is_closing():
+            self.transport.close()
 
     # How fast it goes
 

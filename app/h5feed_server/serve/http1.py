@@ -23,9 +23,6 @@ from starlette.types import ASGIApp, Message
 
 logger = logging.getLogger(__name__)
 
-KEEP_ALIVE_SECONDS = 75.0
-"""How long a connection may be idle."""
-
 _BODY_BYTES = 64 << 10
 """Of a request's body, which the application has not taken yet: no more is read meanwhile."""
 
@@ -282,7 +279,6 @@ class Http1(asyncio.Protocol):
         self.is_writable = asyncio.Event()
         self.is_writable.set()
         self._expects_continue = False
-        self._idle: asyncio.TimerHandle | None = None
 
     # From the transport
 
@@ -292,11 +288,9 @@ class Http1(asyncio.Protocol):
         self.host.connections.add(self)
         self.client, self.server = _addresses(transport.get_extra_info("socket"))
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
-        self.await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.host.connections.discard(self)
-        self.stop_awaiting()
         # All of them, not only the one that was received last.
         for exchange in (self.running, self.latest, *self.waiting):
             if exchange is not None:
@@ -407,8 +401,6 @@ class Http1(asyncio.Protocol):
         self.resume_reading()
         if self.waiting:
             self._run(self.waiting.popleft())
-        else:
-            self.await_request()
 
     def shutdown(self) -> None:
         """Close the connection once the current request is answered."""
@@ -416,24 +408,6 @@ class Http1(asyncio.Protocol):
             self.transport.close()
         else:
             self.latest.keep_alive = False
-
-    # An idle connection
-
-    def await_request(self) -> None:
-        """Start the keep-alive timer."""
-        self.stop_awaiting()
-        self._idle = self.loop.call_later(KEEP_ALIVE_SECONDS, self.nothing_came)
-
-    def stop_awaiting(self) -> None:
-        """Stop the keep-alive timer."""
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
-
-    def nothing_came(self) -> None:
-        """Called when the keep-alive timer expires."""
-        if not self.transport.is_closing():
-            self.transport.close()
 
 
 def _addresses(connection: socket.socket | None) -> tuple[tuple[str, int] | None, tuple[str, int | None] | None]:

@@ -30,7 +30,7 @@ from .failures import FailedAttempts, error_of, final_error, reason_of
 from .http import httpx
 from .jobs import InProgress
 from .pace import Link
-from .servers import LOOK_SECONDS, Hooks, Server, Servers, jitter
+from .servers import LOOK_SECONDS, Hooks, Server, Servers
 from .trace import WAITING, enter, received, retried
 from .transport import MAX_PLAIN_BYTES, Answer, BodyCut
 
@@ -43,10 +43,6 @@ DEFAULT_DEADLINE = 120.0
 
 POOL_BYTES = 256 << 20
 """Maximum size of the recycled buffers of one client, in bytes. Beyond it, new memory is allocated."""
-
-_FIRST_BACKOFF = 0.1
-_LONGEST_BACKOFF = 5.0
-"""Seconds. The wait before retry n is drawn from 0 … min(longest, first · 2ⁿ) ("full jitter")."""
 
 _COMPARE_SECONDS = 10.0
 """Timeout for asking another server whether it has a revision that one server lacks."""
@@ -340,7 +336,7 @@ class Client:
         FeedError
             There is no time for another attempt, or the request was cancelled.
         """
-        wait = jitter.uniform(0, min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(attempts.count - 1, 16)))
+        wait = attempts.backoff()
         if self._servers.others_awake(server):
             # Try each server once without waiting. If all fail, the request itself may be the problem.
             wait = 0.0 if attempts.count < len(self._servers) else wait

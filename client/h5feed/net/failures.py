@@ -1,4 +1,4 @@
-"""Failed requests: which error to raise, and whether a retry may help."""
+"""Retries: whether one may help, how long to wait before it, and which error to raise in the end."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from typing import Any
 from ..errors import BadAnswer, ConnectionFailed, FeedError, Transient, from_problem
 from ..schema import read_json
 from .http import httpx
-from .servers import Server
+from .servers import Server, jitter
 from .transport import Answer, BodyCut
 
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
 """OpenSSL's reasons for a response that is not TLS."""
+
+_FIRST_BACKOFF = 0.1
+_LONGEST_BACKOFF = 5.0
+"""Seconds. The wait before retry n is drawn from 0 … min(longest, first · 2ⁿ) ("full jitter")."""
 
 
 class FailedAttempts:
@@ -36,6 +40,10 @@ class FailedAttempts:
         self.count = 0
         self.failures: dict[str, FeedError] = {}
         self._answered: dict[str, FeedError] = {}
+
+    def backoff(self) -> float:
+        """Seconds to wait before the next attempt: random, so that clients do not all return at once."""
+        return jitter.uniform(0, min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(self.count - 1, 16)))
 
     def add(self, url: str, failure: FeedError, deadline: float) -> FeedError:
         """Record a failure, and return the error to report for it."""
