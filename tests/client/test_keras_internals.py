@@ -23,12 +23,13 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ServerProcess
 from h5feed.errors import FeedError
 from h5feed.keras import StateBackup, internals
 from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
-from witness import identity, witnessed
+
+from tests.support.recording_model import identity, witnessed
+from tests.support.server_process import ServerProcess
 
 ROWS, BATCH = 43, 4
 SECONDS = 300
@@ -75,7 +76,7 @@ class Finder(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Finder())
 import h5feed, h5feed.keras, keras
 import numpy as np
-from witness import identity, rows_of, witnessed
+from tests.support.recording_model import identity, rows_of, witnessed
 
 train = h5feed.connect(url, deadline=60)["ids"].sequence(batch_size=4, shuffle=True, verbose=False)
 model = identity()
@@ -111,7 +112,7 @@ PRIVATE = (
 def test_renamed(server: ServerProcess, dataset: h5feed.Dataset, names: dict[str, str], trains: bool) -> None:
     """Predictions are aligned and looks are right whatever has another name; training is right too, or refused."""
     command = [sys.executable, "-c", RENAMING, server.url, json.dumps(names)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])

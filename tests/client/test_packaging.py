@@ -159,7 +159,7 @@ def test_wheels(tmp_path: Path) -> None:
     venv.create(home, with_pip=False)
     python = home / "bin" / "python"
     (wheel,) = tmp_path.glob("h5feed-*.whl")
-    pins = ["-c", ROOT / "requirements" / "server.txt"]
+    pins: list[str | Path] = ["-c", ROOT / "requirements" / "server.txt"]
     subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *pins, wheel], check=True, timeout=120)
     shown = subprocess.run([home / "bin" / "h5feed", "--help"], capture_output=True, text=True, check=True)
     assert "examples" in shown.stdout

@@ -21,12 +21,14 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from conftest import ServerProcess, suspend, wait_until
 from fastapi import FastAPI
 from h5feed.errors import ConnectionFailed, RevisionChanged
 from h5feed_server.serve.supervisor import STILL_SECONDS
 from h5feed_server.serve.worker import CONNECTION, _Worker
 from h5feed_server.settings import Settings
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import suspend, wait_until
 
 URL = "/v1/datasets/mixed/batches/3?split=train&test=0.2&shuffle=true&seed=9&epoch=4&batch_size=16"
 
