@@ -73,6 +73,7 @@ class Stop(keras.callbacks.Callback):  # type: ignore[misc]
             raise KeyboardInterrupt
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("steps", "epochs"), [(None, 2), (2, 6), (4, 4)])
 @pytest.mark.parametrize("interrupted", [False, True])
 @pytest.mark.parametrize("validate", [False, True])

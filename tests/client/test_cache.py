@@ -256,6 +256,7 @@ def damage(path: Path, how: str) -> None:
         os.mkfifo(path)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("how", ["rows lost", "a few bytes", "a bit", "cut off", "empty", "longer", "a FIFO"])
 @pytest.mark.parametrize("ending", [".rows", ".sums"])
 def test_torn_rows_are_never_delivered(server: ServerProcess, tmp_path: Path, how: str, ending: str) -> None:

@@ -52,7 +52,7 @@ print(json.dumps({"weights": weights, "told": told}))
 """
 
 
-@pytest.mark.parametrize("how", ["jax", "keras"])
+@pytest.mark.parametrize("how", ["keras", pytest.param("jax", marks=pytest.mark.slow)])
 def test_ranks_share_each_step(serve: Callable[..., ServerProcess], tmp_path: Path, how: str) -> None:
     """With ``shard="auto"`` every rank has as many batches, of other rows, and ``fit`` under DataParallel ends."""
     folder = tmp_path / "data"

@@ -102,12 +102,16 @@ PRIVATE = (
 @pytest.mark.parametrize(
     ("names", "trains"),
     [
-        ({rf"\b{name}\b": f"another{name}" for name in PRIVATE}, True),
-        ({r"\b_num_batches\b": "_batch_count"}, False),
-        ({r"\bself\.py_dataset\.workers\b": "1", r"\bself\.py_dataset\.use_multiprocessing\b": "False"}, False),
-        ({r"\bEpochIterator\b": "IteratorOfEpochs"}, False),
+        pytest.param({rf"\b{name}\b": f"another{name}" for name in PRIVATE}, True, id="what we do not need"),
+        pytest.param({r"\b_num_batches\b": "_batch_count"}, False, id="what training needs"),
+        pytest.param(
+            {r"\bself\.py_dataset\.workers\b": "1", r"\bself\.py_dataset\.use_multiprocessing\b": "False"},
+            False,
+            id="what the adapter asks",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({r"\bEpochIterator\b": "IteratorOfEpochs"}, False, id="a class", marks=pytest.mark.slow),
     ],
-    ids=["what we do not need", "what training needs", "what the adapter asks", "a class"],
 )
 def test_renamed(server: ServerProcess, dataset: h5feed.Dataset, names: dict[str, str], trains: bool) -> None:
     """Predictions are aligned and looks are right whatever has another name; training is right too, or refused."""
@@ -158,6 +162,7 @@ def dealing(rank: int, ranks: int, in_halves: bool, tells: bool) -> type:
     return Dealing
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("permuted", [True, False])
 @pytest.mark.parametrize(
     ("shuffle", "in_halves", "tells"), [(True, False, True), (False, False, False), (True, True, False)]

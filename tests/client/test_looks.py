@@ -172,6 +172,7 @@ probe = functools.cache(identity)
 golden_passes: dict[int, list[list[int]]] = {}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("thread", [False, True])
 @pytest.mark.parametrize("look", [by_number, in_order, by_loops, by_predicting, by_asking])
 def test_looks_in_the_middle_of_training(

@@ -116,6 +116,7 @@ def test_http_and_https(
         assert url in str(raised.value)
 
 
+@pytest.mark.slow
 def test_type_checkers_refuse_misspelt_options(tmp_path: Path) -> None:
     """Options are typed: an editor completes them, and mypy names the one that was meant."""
     (tmp_path / "training.py").write_text(

@@ -142,6 +142,7 @@ def test_every_code_has_its_class_and_status() -> None:
     assert isinstance(errors.from_problem(418, {"code": "teapot"}), errors.BadAnswer)
 
 
+@pytest.mark.slow
 def test_wheels(tmp_path: Path) -> None:
     """Both wheels build, hold one package each, and the client's runs alone."""
     uv = Path(sys.executable).with_name("uv")

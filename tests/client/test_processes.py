@@ -265,6 +265,7 @@ else:
 """
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("ends", "code"),
     [("SIGINT", -signal.SIGINT), ("SIGTERM", -signal.SIGTERM), ("raise OSError('enough')", 1), ("sys.exit(3)", 3)],

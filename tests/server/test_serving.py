@@ -227,7 +227,10 @@ def test_usage_errors(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("left", [b"", b"\n", b"abc", b"\xff\xfe" * 16, b"\0" * 32])
+REST = [pytest.param(left, marks=pytest.mark.slow) for left in (b"\n", b"\xff\xfe" * 16, b"\0" * 32)]
+
+
+@pytest.mark.parametrize("left", [b"", b"abc", *REST])
 def test_a_damaged_token_file_lets_nobody_in(tmp_path: Path, left: bytes) -> None:
     """What a crash left of the token file is replaced: another address is never served without a token."""
     (tmp_path / "data").mkdir()
