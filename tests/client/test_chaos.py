@@ -175,6 +175,7 @@ print(json.dumps({"nbytes": nbytes, "whole": whole, "busy": busy, "dropped": rep
 """
 
 
+@pytest.mark.slow
 def test_memory_and_what_is_left(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
     """An epoch of 1.2 GB takes at most the read-ahead and 150 MB; no thread, socket or temporary file stays."""
     data, temporary = tmp_path / "data", tmp_path / "temporary"

@@ -10,6 +10,8 @@ import pytest
 from tests.support.ranks import check_passes, free_port, run_ranks, write_ids
 from tests.support.server_process import ServerProcess
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("jax")
 
 ROWS, BATCH = 53, 4

@@ -20,6 +20,8 @@ from h5feed_server.catalog.presence import AWAY_SECONDS, Presence
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 ROWS = 200
 
 

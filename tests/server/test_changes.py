@@ -19,6 +19,8 @@ from h5feed.errors import BadAnswer, DatasetCorrupt, FeedError, RevisionChanged,
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 ROWS, WIDTH = 600, 3000
 
 

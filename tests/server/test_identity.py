@@ -95,6 +95,7 @@ def test_rewritten_with_its_time_kept(serve: Callable[..., ServerProcess], tmp_p
     assert len(set(seen)) == times + 1
 
 
+@pytest.mark.slow
 def test_rewritten_while_no_server_ran(tmp_path: Path) -> None:
     """A cache folder knows a file only as long as it is the same one: the next server serves the new values."""
     folder, cache = tmp_path / "data", tmp_path / "cache"
@@ -137,6 +138,7 @@ def _touched(path: Path, touch: Callable[[Path], None], before: int) -> bool:
     return path.stat().st_ctime_ns != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("touch", [_linked, _other_rights, _away_and_back])
 def test_a_running_epoch_does_not_see_a_touch(
     serve: Callable[..., ServerProcess], tmp_path: Path, touch: Callable[[Path], None]

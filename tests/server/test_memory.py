@@ -63,6 +63,7 @@ def _write_greedy(path: Path) -> None:
         file["labels"] = np.arange(rows) % 30
 
 
+@pytest.mark.slow
 def test_memory_goes_back(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
     """After many large answers to many at once, a worker that nobody asks has little more than when it began."""
     folder = tmp_path / "data"

@@ -14,6 +14,8 @@ from h5feed.errors import Unreadable
 
 from tests.support.server_process import ServerProcess
 
+pytestmark = pytest.mark.slow
+
 Serve = Callable[..., ServerProcess]
 
 

@@ -121,6 +121,7 @@ OTHER, SAME = "127.0.0.2", "127.0.0.1"
 """Addresses: another than the good client's, and its own."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "addresses", "room", "seconds"),
     [

@@ -21,6 +21,8 @@ from sklearn.model_selection import train_test_split
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 ROWS = 12_000_000
 MEDIUM = 2 * QUICK_ROWS
 """Rows of a dataset that is just not divided while the request waits."""
