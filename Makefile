@@ -1,9 +1,10 @@
 # Everything that people and CI call. Needs python3 (3.11 or newer) with pip; the rest is set up in .venv.
 PYTHON ?= python3
 DATA ?= data
-# Test files that run at the same time. Each has servers of its own.
+# Tests that run at the same time. Each worker has servers of its own.
 TESTS_AT_ONCE ?= 2
-PYTEST := -m pytest -n $(TESTS_AT_ONCE) --dist loadfile
+PYTEST := -m pytest -n $(TESTS_AT_ONCE) --dist worksteal
+WHOLE := -m "" --hypothesis-profile=thorough
 UV_VERSION := 0.13.8
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,12 +16,22 @@ DOCS_READY := $(DOCS)/.ready
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs
 BACKEND_TESTS := $(addprefix tests/client/test_,backends.py keras_internals.py looks.py stalls.py)
 LOOP_TESTS := $(wildcard tests/client/test_torch*.py tests/client/test_tf.py)
+FLOORS := .venv-floors
+FLOORS_READY := $(FLOORS)/.ready
+# Tests of what leans on other packages: files, images, HTTP, settings, Keras, splits.
+VERSION_TESTS := $(addprefix tests/server/test_,api.py by_h5py.py doors.py encoded.py filters.py openapi.py plots.py \
+  read.py serving.py splits.py stats.py stream.py) $(addprefix tests/client/test_,cli.py decode.py keras.py \
+  keras_internals.py loader.py looks.py readahead.py wire.py) $(addprefix tests/build/test_,building.py tables.py)
+NEWEST_PYTHON ?= $(or $(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3))),python3)
+NEWEST := .venv-newest
+NEWEST_READY := $(NEWEST)/.ready
 export KERAS_BACKEND ?= jax
 
-.PHONY: help setup demo test test-all test-backends bench lint format docs docs-serve serve requirements wheels clean
+.PHONY: help setup demo test test-all test-whole test-backends test-backends-whole test-floors test-newest bench lint format \
+  docs docs-serve serve requirements wheels clean
 
 help: ## list these targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 21
 
 setup: $(READY) ## make .venv with everything in it
 
@@ -34,24 +45,50 @@ $(READY): requirements/dev.txt pyproject.toml client/pyproject.toml
 demo: setup ## pack real digits into DATA, serve them, train a Keras model over HTTP
 	@$(BIN)/h5feed-server demo --keep $(DATA)
 
-test: setup ## run the tests
+test: setup ## run the tests that each change is held against (5 minutes)
 	$(BIN)/python $(PYTEST)
 
-test-all: test test-backends ## run all tests, those that take minutes too
-	$(BIN)/python $(PYTEST) -m slow
+test-all: test-whole test-backends-whole test-floors test-newest ## run everything there is (an hour)
 
-test-backends: $(BACKENDS_READY) ## run the tests of the training loops on torch and TensorFlow too, in .venv-backends
+test-whole: setup ## run all tests, with every case of what `test` samples
+	$(BIN)/python $(PYTEST) $(WHOLE)
+
+test-backends: $(BACKENDS_READY) ## run tests of training loops on torch and TensorFlow too, in .venv-backends
+	$(call test_backends,)
+
+test-backends-whole: $(BACKENDS_READY)
+	$(call test_backends,$(WHOLE))
+
+define test_backends
 	for backend in torch tensorflow; do \
 	  echo "backend $$backend"; KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 \
-	  $(BACKENDS)/bin/python $(PYTEST) $(BACKEND_TESTS) || exit 1; done
-	$(BACKENDS)/bin/python $(PYTEST) $(LOOP_TESTS)
-	$(BACKENDS)/bin/python -m pytest tests/docs -k "torch or tensorflow"
+	  $(BACKENDS)/bin/python $(PYTEST) $(1) $(BACKEND_TESTS) || exit 1; done
+	$(BACKENDS)/bin/python $(PYTEST) $(1) $(LOOP_TESTS)
+	$(BACKENDS)/bin/python $(PYTEST) $(1) tests/docs -k "torch or tensorflow"
+endef
 
 $(BACKENDS_READY): $(READY) requirements/backends.txt
 	test -x $(BACKENDS)/bin/python || $(PYTHON) -m venv $(BACKENDS)
 	$(BIN)/uv pip install --quiet --python $(BACKENDS)/bin/python -r requirements/dev.txt
 	$(BACKENDS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/backends.txt
 	$(BIN)/uv pip install --quiet --python $(BACKENDS)/bin/python --no-deps -e client -e .
+	@touch $@
+
+test-floors: $(FLOORS_READY) ## run tests on the oldest versions that are allowed, in .venv-floors
+	$(FLOORS)/bin/python $(PYTEST) $(VERSION_TESTS)
+
+$(FLOORS_READY): $(READY) requirements/floors.txt
+	test -x $(FLOORS)/bin/python || $(PYTHON) -m venv $(FLOORS)
+	$(BIN)/uv pip install --quiet --python $(FLOORS)/bin/python -r requirements/floors.txt
+	$(BIN)/uv pip install --quiet --python $(FLOORS)/bin/python --no-deps -e client -e .
+	@touch $@
+
+test-newest: $(NEWEST_READY) ## run tests on the newest Python, the newest versions and httpx2, in .venv-newest
+	$(NEWEST)/bin/python $(PYTEST) $(VERSION_TESTS)
+
+$(NEWEST_READY): $(READY) pyproject.toml client/pyproject.toml
+	$(NEWEST_PYTHON) -m venv --clear $(NEWEST)
+	$(BIN)/uv pip install --quiet --python $(NEWEST)/bin/python -e client -e ".[demo,parquet]" --group dev httpx2
 	@touch $@
 
 bench: setup ## measure; prints a table and RATIO lines (5 minutes)
@@ -88,6 +125,12 @@ requirements: ## pin all dependencies anew
 	  --no-emit-package h5feed pyproject.toml -o requirements/server.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	  --no-emit-package h5feed -c requirements/server.txt --extra demo --group dev pyproject.toml -o requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --upgrade --resolution lowest-direct --python-version 3.11 --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-package h5feed --extra demo --extra parquet --extra decode --extra cli --extra keras \
+	  pyproject.toml client/pyproject.toml -o requirements/floors.txt
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+	  --no-emit-package h5feed -c requirements/floors.txt --extra demo --extra parquet --group dev pyproject.toml \
+	  -o requirements/floors.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	  --group docs -o requirements/docs.txt
 
@@ -96,4 +139,4 @@ wheels: setup ## build both wheels into dist/
 	$(BIN)/uv build --quiet --wheel --out-dir dist .
 
 clean: ## remove the virtual environments and all caches
-	rm -rf $(VENV) $(BACKENDS) $(DOCS) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BACKENDS) $(FLOORS) $(NEWEST) $(DOCS) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

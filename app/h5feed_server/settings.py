@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from functools import cached_property
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -128,7 +127,8 @@ class Settings(BaseSettings):
                 )
         return hosts
 
-    @cached_property
+    # Not cached: a copy with other tokens, such as a generated one, would keep the list of the original.
+    @property
     def token_list(self) -> tuple[str, ...]:
         """The tokens, one by one; none: everybody may read."""
         return _items(self.tokens)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from photographs import encoded, photograph
+
+from tests.support.photographs import encoded, photograph
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import pytest
 from h5feed.errors import Unreadable
 from h5feed_server.builder import BuildOptions, build
 from h5feed_server.builder.naming import read_names
-from photographs import encoded, photograph
+
+from tests.support.photographs import encoded, photograph
 
 RANDOM = np.random.default_rng(16)
 
@@ -171,11 +173,16 @@ def test_encrypted_zips_are_told_so(tmp_path: Path) -> None:
 
 def test_names_of_files_are_looked_at_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """The folders around all of them are counted once, and not once for every name."""
-    calls = []
+    calls: list[int] = []
     from h5feed_server.builder import naming
 
     own = naming._shared
-    monkeypatch.setattr(naming, "_shared", lambda names: calls.append(len(names)) or own(names))
+
+    def counted(names: Sequence[Sequence[str]]) -> int:
+        calls.append(len(names))
+        return own(names)
+
+    monkeypatch.setattr(naming, "_shared", counted)
     names = [f"data/train/{row % 7}/{row}.jpg" for row in range(2000)]
     said = read_names(names, set(), None)
     assert calls == [2000] and said.labels == [str(row % 7) for row in range(2000)]

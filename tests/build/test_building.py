@@ -8,6 +8,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import numpy as np
 import pytest
 from h5feed.errors import BadParameter, Unreadable
 from h5feed_server.builder import BuildOptions, ImageSpec, build, decode_image, preview
-from photographs import encoded, photograph
 from PIL import Image
 from sklearn.model_selection import train_test_split
+
+from tests.support.photographs import encoded, photograph
 
 SMALL = BuildOptions(size=(48, 48))
 SPEC = ImageSpec((48, 48))
@@ -126,14 +128,14 @@ def test_classes_in_the_names_of_files(tmp_path: Path) -> None:
 
 def test_the_same_source_gives_the_same_bytes(pets: Path, tmp_path: Path) -> None:
     """At another time, with other threads, from a copy of the source."""
-    options = {"size": (48, 48), "val": 0.1, "test": 0.1}
-    build(pets, tmp_path / "one" / "pets.h5", BuildOptions(**options, threads=1))
+    options = BuildOptions(size=(48, 48), val=0.1, test=0.1)
+    build(pets, tmp_path / "one" / "pets.h5", replace(options, threads=1))
     copy = tmp_path / "elsewhere" / "pets"
     for file in _images(pets):
         (copy / file.parent.name).mkdir(parents=True, exist_ok=True)
         (copy / file.parent.name / file.name).write_bytes(file.read_bytes())
     time.sleep(1.1)
-    build(copy, tmp_path / "two" / "pets.h5", BuildOptions(**options, threads=3))
+    build(copy, tmp_path / "two" / "pets.h5", replace(options, threads=3))
     assert (tmp_path / "one" / "pets.h5").read_bytes() == (tmp_path / "two" / "pets.h5").read_bytes()
 
 

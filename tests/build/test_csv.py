@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from h5feed.errors import BadParameter, Unreadable
 from h5feed_server.builder import BuildOptions, Report, build, preview
-from photographs import encoded
+
+from tests.support.photographs import encoded
 
 OPTIONS = BuildOptions((16, 16))
 

@@ -18,8 +18,9 @@ from h5feed_server.builder import BuildOptions, ImageSpec, decode_image
 from h5feed_server.builder.image_spec import BrokenImage
 from h5feed_server.storage.images.decoding import Decoding, ImageDecoders
 from h5feed_server.storage.images.plain import is_plain
-from photographs import encoded, photograph
 from PIL import Image
+
+from tests.support.photographs import encoded, photograph
 
 PIXELS = photograph(1, 120, 90)
 AS_IS = ImageSpec(None)

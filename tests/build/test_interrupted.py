@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from h5feed.errors import TooLarge, Unreadable
 from h5feed_server.builder import BuildOptions, Progress, build
-from photographs import encoded, endless_bmp, photograph
+
+from tests.support.photographs import encoded, endless_bmp, photograph
 
 
 def _left_behind(folder: Path) -> list[str]:

@@ -25,7 +25,7 @@ def _augmented(x: Any, y: Any) -> tuple[Any, Any]:
     return x + random.normal(0, 0.05, (len(x), 1, 1, 1)).astype(np.float32), y
 
 
-class _Local(keras.utils.PyDataset):
+class _Local(keras.utils.PyDataset):  # type: ignore[misc]
     """Batches of images that are decoded where the model is trained, in an order that is given."""
 
     def __init__(self, files: list[Path], labels: Any, orders: list[list[Any]]) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from h5feed.errors import BadParameter, Unreadable
 from h5feed_server.builder import BuildOptions, build, preview
-from photographs import encoded, photograph
+
+from tests.support.photographs import encoded, photograph
 
 RANDOM = np.random.default_rng(12)
 IMAGES = RANDOM.integers(0, 256, (40, 3, 8, 12), np.uint8)
@@ -152,7 +153,8 @@ def test_what_is_built_is_served_as_its_source_is(
 ) -> None:
     """Rows, roles, names of classes and of numbers, splits."""
     old, new = tmp_path / "old", tmp_path / "new"
-    old.mkdir(), new.mkdir()
+    old.mkdir()
+    new.mkdir()
     with h5py.File(old / "a.h5", "w") as file:
         writer(file)
     report = build(old / "a.h5", new / "a.h5", BuildOptions(compression=compression))

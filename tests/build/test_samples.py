@@ -16,8 +16,9 @@ import pyarrow.parquet as parquet
 import pytest
 from h5feed.errors import FeedError, Unreadable
 from h5feed_server.builder import BuildOptions, ImageSpec, build, decode_image
-from photographs import encoded, photograph
 from sklearn.datasets import load_digits
+
+from tests.support.photographs import encoded, photograph
 
 IMAGES = [encoded(photograph(number, 60, 80)) for number in range(30)]
 LABELS = [number % 3 for number in range(30)]

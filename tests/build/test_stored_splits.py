@@ -20,10 +20,12 @@ import h5py
 import httpx
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed.errors import BadParameter
 from h5feed_server.builder import BuildOptions, build
 from sklearn.model_selection import StratifiedKFold, train_test_split
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 SIZE = (16, 16)
 AS_BUILT: dict[str, Any] = {"val": 0.1, "test": 0.1}

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from h5feed.errors import BadParameter, FeedError, Unreadable
 from h5feed_server.builder import BuildOptions, build
-from photographs import encoded, photograph
 from sklearn.datasets import load_digits, load_iris
 from sklearn.model_selection import train_test_split
+
+from tests.support.photographs import encoded, photograph
 
 DIGITS = (load_digits().images * (255 / 16)).round().astype(np.uint8)
 LABELS = load_digits().target

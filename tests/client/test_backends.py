@@ -21,9 +21,10 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ServerProcess
 from h5feed.keras import StateBackup
-from witness import witnessed
+
+from tests.support.recording_model import witnessed
+from tests.support.server_process import ServerProcess
 
 BACKEND = keras.backend.backend()
 ROWS = 23
@@ -72,6 +73,7 @@ class Stop(keras.callbacks.Callback):  # type: ignore[misc]
             raise KeyboardInterrupt
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("steps", "epochs"), [(None, 2), (2, 6), (4, 4)])
 @pytest.mark.parametrize("interrupted", [False, True])
 @pytest.mark.parametrize("validate", [False, True])

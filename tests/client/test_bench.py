@@ -25,7 +25,6 @@ import h5feed
 import h5py
 import numpy as np
 import pytest
-from conftest import ServerProcess
 from h5feed.batch import Batch
 from h5feed.bench.advice import advice_for, is_fed
 from h5feed.bench.asked import Asked
@@ -40,8 +39,10 @@ from h5feed.cli import main
 from h5feed.errors import BadAnswer
 from h5feed.fetching.readahead import ReadAhead
 from h5feed.net.pace import Link, Pace
-from photographs import encoded, photograph
-from proxies import Line
+
+from tests.support.photographs import encoded, photograph
+from tests.support.server_process import ServerProcess
+from tests.support.slow_link import Line
 
 ROWS = 600
 SIDE = 32
@@ -58,9 +59,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with h5py.File(path / "floats.h5", "w") as file:
         file["images"], file["labels"] = pixels.astype(np.float32) / 255, np.arange(ROWS) % 4
     with h5py.File(path / "dear.h5", "w") as file:
-        # Every shuffled batch costs the unpacking of all rows.
-        many = np.concatenate([pixels & 15] * 4)
-        file.create_dataset("images", data=many, chunks=(300, SIDE, SIDE, 3), compression="gzip")
+        # Every shuffled batch costs the unpacking of all rows: a tenth of a second, beside which all else is short even
+        # on a machine that is busy with something else.
+        many = np.concatenate([pixels & 15] * 16)
+        file.create_dataset("images", data=many, chunks=(300, SIDE, SIDE, 3), compression="gzip", compression_opts=1)
         file["labels"] = np.arange(len(many)) % 4
     with h5py.File(path / "tiny.h5", "w") as file:
         file["x"], file["y"] = random.random((8, 3)), np.arange(8)

@@ -18,9 +18,10 @@ import h5py
 import httpx
 import numpy as np
 import pytest
-from conftest import ServerProcess
 from h5feed.errors import BadAnswer, ConnectionFailed
 from h5feed.net.client import Client
+
+from tests.support.server_process import ServerProcess
 
 ROWS, BATCH = 100, 16
 

@@ -23,11 +23,14 @@ import h5py
 import httpx
 import numpy as np
 import pytest
-from conftest import ROWS, ServerProcess, wait_until
 from h5feed.batch import Batch
 from h5feed.cache import RowCache
 from h5feed.cache.store import FieldStore
 from h5feed.errors import BadParameter
+
+from tests.support.data_folder import ROWS
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 FIELDS = ["images", "labels", "big_endian", "flags", "half", "waves", "shuffled"]
 
@@ -253,6 +256,7 @@ def damage(path: Path, how: str) -> None:
         os.mkfifo(path)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("how", ["rows lost", "a few bytes", "a bit", "cut off", "empty", "longer", "a FIFO"])
 @pytest.mark.parametrize("ending", [".rows", ".sums"])
 def test_torn_rows_are_never_delivered(server: ServerProcess, tmp_path: Path, how: str, ending: str) -> None:

@@ -14,14 +14,25 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypedDict
 
 import h5feed
 import h5py
 import numpy as np
 import pytest
-from conftest import ServerProcess
 
-RESTARTS = 10
+from tests.support.server_process import ServerProcess
+
+
+class Order(TypedDict):
+    """Options of the batches that are read."""
+
+    batch_size: int
+    shuffle: bool
+    seed: int
+
+
+ORDER: Order = {"batch_size": 8, "shuffle": True, "seed": 5}
 
 
 class CuttingProxy:
@@ -82,26 +93,28 @@ class CuttingProxy:
             pass
 
 
-def test_each_row_once_whatever_breaks(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rows", "kills"), [(600, 3), pytest.param(2000, 10, marks=pytest.mark.slow)])
+def test_each_row_once_whatever_breaks(
+    serve: Callable[..., ServerProcess], tmp_path: Path, rows: int, kills: int
+) -> None:
     """Two shuffled epochs through a proxy that cuts connections in mid-body, from a server that is killed and restarted
-    ten times: each row once, in the order of an undisturbed run, byte by byte."""
+    several times: each row once, in the order of an undisturbed run, byte by byte."""
     data = tmp_path / "data"
     data.mkdir()
-    images = np.random.default_rng(0).integers(0, 256, (2000, 64, 64, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (rows, 64, 64, 3), dtype=np.uint8)
     with h5py.File(data / "images.h5", "w") as file:
-        file["images"], file["labels"] = images, np.arange(2000) % 7
+        file["images"], file["labels"] = images, np.arange(rows) % 7
     process = serve(data, "--workers", "2")
-    order = {"batch_size": 8, "shuffle": True, "seed": 5}
     with h5feed.connect(process.url) as direct:
         calm = [
-            [batch.rows.tolist() for batch in direct["images"].batches(**order, epoch=epoch, fields=[])]
+            [batch.rows.tolist() for batch in direct["images"].batches(**ORDER, epoch=epoch, fields=[])]
             for epoch in range(2)
         ]
     assert calm[0] != calm[1]
     proxy = CuttingProxy(process.port, seed=1)
     total = sum(map(len, calm))
-    kills = iter(range(total // RESTARTS // 2, total, total // RESTARTS))
-    next_kill: int | None = next(kills)
+    at = iter(range(total // kills // 2, total, total // kills))
+    next_kill: int | None = next(at)
     restarting = threading.Thread(target=lambda: None)
     restarting.start()
     restarts = 0
@@ -110,7 +123,7 @@ def test_each_row_once_whatever_breaks(serve: Callable[..., ServerProcess], tmp_
         dataset = feed["images"]
         for epoch in range(2):
             seen = []
-            for batch in dataset.batches(**order, epoch=epoch, readahead=2 << 20):
+            for batch in dataset.batches(**ORDER, epoch=epoch, readahead=2 << 20):
                 np.testing.assert_array_equal(batch["images"], images[batch.rows])
                 np.testing.assert_array_equal(batch["labels"], batch.rows % 7)
                 seen.append(batch.rows.tolist())
@@ -120,12 +133,12 @@ def test_each_row_once_whatever_breaks(serve: Callable[..., ServerProcess], tmp_
                     restarting = threading.Thread(target=process.start)
                     restarting.start()
                     restarts += 1
-                    next_kill = next(kills, None)
+                    next_kill = next(at, None)
             assert seen == calm[epoch]
-            assert sorted(itertools.chain(*seen)) == list(range(2000))
+            assert sorted(itertools.chain(*seen)) == list(range(rows))
     restarting.join()
     proxy.close()
-    assert restarts == RESTARTS and proxy.cuts >= 10
+    assert restarts == kills and proxy.cuts >= kills
 
 
 EPOCH = r"""
@@ -162,6 +175,7 @@ print(json.dumps({"nbytes": nbytes, "whole": whole, "busy": busy, "dropped": rep
 """
 
 
+@pytest.mark.slow
 def test_memory_and_what_is_left(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
     """An epoch of 1.2 GB takes at most the read-ahead and 150 MB; no thread, socket or temporary file stays."""
     data, temporary = tmp_path / "data", tmp_path / "temporary"

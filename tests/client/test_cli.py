@@ -17,14 +17,16 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import h5feed
 import h5feed.stats
 import numpy as np
 import pytest
-from conftest import ServerProcess
 from h5feed.batch import Batch
 from h5feed.cli import _write, main
+
+from tests.support.server_process import ServerProcess
 
 
 def test_ls_and_info(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +154,14 @@ class StillLooking(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         StillLooking.asked += self.path.startswith("/v1/datasets")
         status = "ok" if StillLooking.asked > 3 else "preparing"
-        entry = {"name": "d", "status": status, "reason": None, "revision": None, "rows": None, "fields": []}
+        entry: dict[str, Any] = {
+            "name": "d",
+            "status": status,
+            "reason": None,
+            "revision": None,
+            "rows": None,
+            "fields": [],
+        }
         content = json.dumps({"datasets": [entry], "total": 1}).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(content)))

@@ -7,7 +7,7 @@ import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5feed
 import h5py
@@ -15,13 +15,14 @@ import httpx
 import keras
 import numpy as np
 import pytest
-from conftest import ServerProcess
 from h5feed.decode import MAX_SCANS, BrokenImage, decode_image, decode_into, fingerprint
 from h5feed.errors import BadParameter, DatasetCorrupt
 from h5feed.fetching import decoding
 from h5feed.images import ImageSpec
 from PIL import Image
 from sklearn.datasets import load_sample_images
+
+from tests.support.server_process import ServerProcess
 
 ROWS = 48
 SHAPE = (40, 48, 3)
@@ -106,7 +107,8 @@ def test_pixels_are_kept_in_the_local_cache(feed: h5feed.Feed, tmp_path: Path) -
     photos = feed["photos"]
     options: dict[str, Any] = {"batch_size": 10, "shuffle": True, "cache": tmp_path}
     plain = [list(photos.batches(batch_size=10, shuffle=True, epoch=epoch)) for epoch in range(3)]
-    for epoch, where in enumerate(("client", "server", "client")):
+    places: list[Literal["client", "server"]] = ["client", "server", "client"]
+    for epoch, where in enumerate(places):
         for one, other in zip(photos.batches(decode=where, epoch=epoch, **options), plain[epoch], strict=True):
             _same(one, other)
     photos.take(range(0, ROWS, 2))

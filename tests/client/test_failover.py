@@ -15,19 +15,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TypedDict
 
 import h5feed
 import h5py
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed.errors import BadParameter, ConnectionFailed, DatasetNotFound, Overloaded, Preparing, RevisionChanged
 from h5feed.net.cancellation import Cancellation
 from h5feed.net.client import Client
 from h5feed.net.failures import _seconds
 from h5feed.net.servers import FIRST_REST
 
-ORDER = {"batch_size": 2, "shuffle": True, "seed": 3, "fields": ["x"]}
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
+
+
+class Order(TypedDict):
+    """Options of the batches that these tests read."""
+
+    batch_size: int
+    shuffle: bool
+    seed: int
+    fields: list[str]
+
+
+ORDER: Order = {"batch_size": 2, "shuffle": True, "seed": 3, "fields": ["x"]}
 
 
 def test_one_of_two_killed_in_mid_epoch(serve: Callable[..., ServerProcess], folder: Path) -> None:
@@ -81,7 +94,10 @@ class Scripted(BaseHTTPRequestHandler):
         pass
 
 
-Script = Callable[[int], tuple[int, dict[str, str], bytes]]
+Answer = tuple[int, dict[str, str], bytes]
+"""Status, headers, body."""
+
+Script = Callable[[int], Answer]
 
 
 class ScriptedServer(ThreadingHTTPServer):
@@ -107,11 +123,11 @@ def scripted(script: Script) -> Iterator[ScriptedServer]:
         thread.join()
 
 
-def overloaded(retry_after: str) -> tuple[int, dict[str, str], bytes]:
+def overloaded(retry_after: str) -> Answer:
     return 503, {"retry-after": retry_after}, b'{"code": "overloaded", "detail": "no memory"}'
 
 
-GOOD = (200, {}, b'{"ok": true}')
+GOOD: Answer = (200, {}, b'{"ok": true}')
 
 
 @pytest.fixture
@@ -287,7 +303,7 @@ def test_truncated_bodies_are_tried_again() -> None:
 
 def test_other_errors_are_not_tried_again() -> None:
     """An error that will not pass comes at once, from the server that is named in it."""
-    answer = (404, {}, b'{"code": "dataset_not_found", "detail": "no dataset nix"}')
+    answer: Answer = (404, {}, b'{"code": "dataset_not_found", "detail": "no dataset nix"}')
     with scripted(lambda n: answer) as one, scripted(lambda n: answer) as two:
         client = Client(f"{one.url},{two.url}", deadline=60)
         with pytest.raises(DatasetNotFound, match=f"{one.url}|{two.url}"):

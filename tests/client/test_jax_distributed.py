@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ServerProcess
-from ranks import check_passes, free_port, run_ranks, write_ids
+
+from tests.support.ranks import check_passes, free_port, run_ranks, write_ids
+from tests.support.server_process import ServerProcess
+
+pytestmark = pytest.mark.slow
 
 pytest.importorskip("jax")
 
@@ -51,7 +54,7 @@ print(json.dumps({"weights": weights, "told": told}))
 """
 
 
-@pytest.mark.parametrize("how", ["jax", "keras"])
+@pytest.mark.parametrize("how", ["keras", pytest.param("jax", marks=pytest.mark.slow)])
 def test_ranks_share_each_step(serve: Callable[..., ServerProcess], tmp_path: Path, how: str) -> None:
     """With ``shard="auto"`` every rank has as many batches, of other rows, and ``fit`` under DataParallel ends."""
     folder = tmp_path / "data"

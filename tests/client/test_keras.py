@@ -17,10 +17,12 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed.errors import BadParameter, RevisionChanged
 from h5feed.keras import Sequence as KerasSequence
 from h5feed.loops.sharding import shard_of
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 ROWS = 203
 BATCH = 10
@@ -210,7 +212,7 @@ def test_server_killed_and_restarted_in_mid_training(serve: Callable[..., Server
             rows.append(batch.rows.tolist())
             return taken(batch, epoch)
 
-        train._arrays = record
+        train._arrays = record  # type: ignore[method-assign]
         model = keras.Sequential([keras.Input((300, 300)), keras.layers.Flatten(), keras.layers.Dense(2)])
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         model.fit(train, epochs=2, verbose=0, callbacks=[Kill()])
@@ -345,7 +347,7 @@ def test_a_subclass(dataset: Any) -> None:
     for fitted in (1, 2):
         seen = Recorder(train)
         model_of().fit(train, epochs=1, steps_per_epoch=5, verbose=0, callbacks=[seen])
-        train._arrays = seen._arrays
+        train._arrays = seen._arrays  # type: ignore[method-assign]
         expected = every_row_of(dataset.batches(batch_size=BATCH, shuffle=True, epoch=fitted - 1))
         assert seen.epochs == [expected[: 5 * BATCH]]
     train.close()

@@ -23,12 +23,13 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ServerProcess
 from h5feed.errors import FeedError
 from h5feed.keras import StateBackup, internals
 from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
-from witness import identity, witnessed
+
+from tests.support.recording_model import identity, witnessed
+from tests.support.server_process import ServerProcess
 
 ROWS, BATCH = 43, 4
 SECONDS = 300
@@ -75,7 +76,7 @@ class Finder(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Finder())
 import h5feed, h5feed.keras, keras
 import numpy as np
-from witness import identity, rows_of, witnessed
+from tests.support.recording_model import identity, rows_of, witnessed
 
 train = h5feed.connect(url, deadline=60)["ids"].sequence(batch_size=4, shuffle=True, verbose=False)
 model = identity()
@@ -101,17 +102,21 @@ PRIVATE = (
 @pytest.mark.parametrize(
     ("names", "trains"),
     [
-        ({rf"\b{name}\b": f"another{name}" for name in PRIVATE}, True),
-        ({r"\b_num_batches\b": "_batch_count"}, False),
-        ({r"\bself\.py_dataset\.workers\b": "1", r"\bself\.py_dataset\.use_multiprocessing\b": "False"}, False),
-        ({r"\bEpochIterator\b": "IteratorOfEpochs"}, False),
+        pytest.param({rf"\b{name}\b": f"another{name}" for name in PRIVATE}, True, id="what we do not need"),
+        pytest.param({r"\b_num_batches\b": "_batch_count"}, False, id="what training needs"),
+        pytest.param(
+            {r"\bself\.py_dataset\.workers\b": "1", r"\bself\.py_dataset\.use_multiprocessing\b": "False"},
+            False,
+            id="what the adapter asks",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({r"\bEpochIterator\b": "IteratorOfEpochs"}, False, id="a class", marks=pytest.mark.slow),
     ],
-    ids=["what we do not need", "what training needs", "what the adapter asks", "a class"],
 )
 def test_renamed(server: ServerProcess, dataset: h5feed.Dataset, names: dict[str, str], trains: bool) -> None:
     """Predictions are aligned and looks are right whatever has another name; training is right too, or refused."""
     command = [sys.executable, "-c", RENAMING, server.url, json.dumps(names)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
@@ -157,6 +162,7 @@ def dealing(rank: int, ranks: int, in_halves: bool, tells: bool) -> type:
     return Dealing
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("permuted", [True, False])
 @pytest.mark.parametrize(
     ("shuffle", "in_halves", "tells"), [(True, False, True), (False, False, False), (True, True, False)]

@@ -13,10 +13,13 @@ from typing import Any
 import h5feed
 import numpy as np
 import pytest
-from conftest import ROWS, ServerProcess, wait_until
 from h5feed.errors import BadParameter, RevisionChanged
 from h5feed.jax import to_device
 from h5feed.loops.loader import Loader
+
+from tests.support.data_folder import ROWS
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 ORDER: dict[str, Any] = {"batch_size": 64, "shuffle": True, "seed": 5}
 

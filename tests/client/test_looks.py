@@ -19,9 +19,10 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ServerProcess
 from h5feed.keras import Sequence as KerasSequence
-from witness import identity, rows_of, witnessed
+
+from tests.support.recording_model import identity, rows_of, witnessed
+from tests.support.server_process import ServerProcess
 
 ROWS = 43
 BATCH = 4
@@ -53,7 +54,8 @@ def test_a_batch_by_its_number(dataset: h5feed.Dataset, shuffle: bool) -> None:
     train = dataset.sequence(batch_size=BATCH, shuffle=shuffle, verbose=False)
     expected = golden(dataset, 0, shuffle)
     assert len(train) == BATCHES
-    for index in (3, 3, 0, 10, 4, 5, 6, 2, -1, -BATCHES, np.int64(7)):
+    indices: list[Any] = [3, 3, 0, 10, 4, 5, 6, 2, -1, -BATCHES, np.int64(7)]
+    for index in indices:
         assert rows_of(train[index]) == expected[index]
     assert [rows_of(train[index]) for index in range(BATCHES)] == expected
     for index in (BATCHES, -BATCHES - 1):
@@ -68,7 +70,7 @@ def test_a_batch_by_its_number(dataset: h5feed.Dataset, shuffle: bool) -> None:
     train.close()
 
 
-def test_looks_in_order_are_read_ahead(dataset: h5feed.Dataset) -> None:
+def test_looks_in_order_are_read_ahead(dataset: h5feed.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Going through a pass by number takes a few requests, not one for each batch."""
     train = dataset.sequence(batch_size=BATCH, shuffle=True, verbose=False)
     client = dataset._client
@@ -79,11 +81,8 @@ def test_looks_in_order_are_read_ahead(dataset: h5feed.Dataset) -> None:
         asked.append(args)
         return body(*args, **options)
 
-    client.body = counted
-    try:
-        assert [rows_of(train[index]) for index in range(BATCHES)] == golden(dataset, 0)
-    finally:
-        client.body = body
+    monkeypatch.setattr(client, "body", counted)
+    assert [rows_of(train[index]) for index in range(BATCHES)] == golden(dataset, 0)
     assert len(asked) < BATCHES
     train.close()
 
@@ -173,6 +172,7 @@ probe = functools.cache(identity)
 golden_passes: dict[int, list[list[int]]] = {}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("thread", [False, True])
 @pytest.mark.parametrize("look", [by_number, in_order, by_loops, by_predicting, by_asking])
 def test_looks_in_the_middle_of_training(

@@ -15,8 +15,9 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import h5feed
 import numpy as np
 import pytest
-from conftest import ServerProcess
 from h5feed.errors import BadAnswer, BadParameter, FieldNotFound, RowOutOfRange
+
+from tests.support.server_process import ServerProcess
 
 CALLS: dict[str, Callable[..., Any]] = {
     "batch": lambda ds, **options: ds.batch(0, **options),
@@ -93,7 +94,7 @@ def test_rows_as_of_an_array(feed: h5feed.Feed) -> None:
     with pytest.raises(RowOutOfRange):
         dataset[1000]
     with pytest.raises(BadParameter, match=r"fields=\['images'\]"):
-        dataset["images"]
+        dataset["images"]  # type: ignore[index]
     with pytest.raises(BadParameter, match="mask"):
         dataset[mask[:9]]
     with pytest.raises(TypeError, match="batches"):
@@ -115,6 +116,7 @@ def test_http_and_https(
         assert url in str(raised.value)
 
 
+@pytest.mark.slow
 def test_type_checkers_refuse_misspelt_options(tmp_path: Path) -> None:
     """Options are typed: an editor completes them, and mypy names the one that was meant."""
     (tmp_path / "training.py").write_text(

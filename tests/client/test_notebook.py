@@ -15,8 +15,10 @@ import h5feed
 import h5py
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed.errors import ConnectionFailed, DatasetNotFound, FeedError, RevisionChanged, SplitNotFound
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 ROWS = 30
 

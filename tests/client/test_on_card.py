@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 BACKEND = os.environ.get("KERAS_BACKEND", "jax")
 
@@ -28,6 +30,7 @@ def test_without_a_card() -> None:
     assert "sees no CUDA card" in done.stdout and "--model tiny" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_tiny_model() -> None:
     """All sources train, through real servers too, and each figure is printed with what it was measured on."""
     if BACKEND == "tensorflow":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from h5feed.errors import BadParameter, BatchOutOfRange
 from h5feed.order import BatchGrid, order_key, permute, permute_each, uniform
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 
@@ -20,7 +20,6 @@ def test_every_row_once(n: int) -> None:
     assert (np.bincount(whole(n), minlength=n) == 1).all()
 
 
-@settings(deadline=None)
 @given(n=st.integers(1, 2**61), seed=st.integers(0, 2**63 - 1), positions=st.lists(st.integers(0), max_size=20))
 def test_any_few_positions_of_any_size(n: int, seed: int, positions: list[int]) -> None:
     """A few positions of a huge domain stay in it, differ where they differ, and are what they are when asked alone."""
@@ -75,14 +74,13 @@ def test_well_shuffled() -> None:
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.01
 
 
-@settings(deadline=None)
 @given(rows=st.integers(0, 500), batch=st.integers(1, 40), shards=st.integers(1, 6))
 def test_shards_are_equal_and_disjoint(rows: int, batch: int, shards: int) -> None:
     """Every shard has as many full batches; together they have each row once, but for a dropped or padded tail."""
     for last in ("drop", "pad"):
         positions, weights = [], []
         for shard in range(shards):
-            grid = BatchGrid(rows, batch, shard, shards, last)  # type: ignore[arg-type]
+            grid = BatchGrid(rows, batch, shard, shards, last)
             got, real = grid.positions(0, grid.batches)
             assert len(got) == grid.batches * batch
             positions += got[real].tolist()
@@ -103,7 +101,7 @@ def test_steps_are_runs_of_the_global_order() -> None:
 
 def test_tail() -> None:
     """keep makes a smaller last batch, drop leaves it out, pad fills it with weightless rows from the start."""
-    keep, drop, pad = (BatchGrid(10, 4, last=last) for last in ("keep", "drop", "pad"))  # type: ignore[arg-type]
+    keep, drop, pad = (BatchGrid(10, 4, last=last) for last in ("keep", "drop", "pad"))
     assert [grid.batches for grid in (keep, drop, pad)] == [3, 2, 3]
     assert keep.positions(2, 3)[0].tolist() == [8, 9] and keep.size(2) == 2
     positions, real = pad.positions(2, 3)
@@ -122,7 +120,6 @@ def test_errors_name_the_value() -> None:
         BatchGrid(10, 4).size(3)
 
 
-@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=12),
     seed=st.integers(0, 2**63 - 1),

@@ -142,6 +142,7 @@ def test_every_code_has_its_class_and_status() -> None:
     assert isinstance(errors.from_problem(418, {"code": "teapot"}), errors.BadAnswer)
 
 
+@pytest.mark.slow
 def test_wheels(tmp_path: Path) -> None:
     """Both wheels build, hold one package each, and the client's runs alone."""
     uv = Path(sys.executable).with_name("uv")
@@ -159,7 +160,7 @@ def test_wheels(tmp_path: Path) -> None:
     venv.create(home, with_pip=False)
     python = home / "bin" / "python"
     (wheel,) = tmp_path.glob("h5feed-*.whl")
-    pins = ["-c", ROOT / "requirements" / "server.txt"]
+    pins: list[str | Path] = ["-c", ROOT / "requirements" / "server.txt"]
     subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *pins, wheel], check=True, timeout=120)
     shown = subprocess.run([home / "bin" / "h5feed", "--help"], capture_output=True, text=True, check=True)
     assert "examples" in shown.stdout

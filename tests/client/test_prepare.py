@@ -14,10 +14,11 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ServerProcess
 from h5feed.errors import BadParameter, FieldNotFound
 from h5feed.prepare import Preparation
 from keras.src.legacy.preprocessing.image import ImageDataGenerator
+
+from tests.support.server_process import ServerProcess
 
 ROWS = 60
 BATCH = 16

@@ -25,9 +25,11 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed.cache.locks import exclusive
-from photographs import encoded, photograph
+
+from tests.support.photographs import encoded, photograph
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 ROWS = 50
 BATCH = 4
@@ -212,7 +214,7 @@ def test_locks_held_at_a_fork(photos: h5feed.Dataset, make: Make, tmp_path: Path
     held = [train._lock, train._meter._lock, train._prepare._pool._lock, client.pool._lock, client._servers._lock]
     held += [cache._lock, cache.row_ids._lock]
     for one in client._servers:
-        held += [one._transport._lock, one._http.cookies.jar._cookies_lock]
+        held += [one._transport._lock, one._http.cookies.jar._cookies_lock]  # type: ignore[attr-defined]
     holding, release = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -263,6 +265,7 @@ else:
 """
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("ends", "code"),
     [("SIGINT", -signal.SIGINT), ("SIGTERM", -signal.SIGTERM), ("raise OSError('enough')", 1), ("sys.exit(3)", 3)],

@@ -12,10 +12,11 @@ from collections import deque
 from collections.abc import Iterator
 
 import pytest
-from conftest import wait_until
 from h5feed.blocks import Block, Fetch, blocks_of
 from h5feed.fetching.readahead import BYTES_PER_BLOCK, FEW_BLOCKS, ReadAhead
 from h5feed.net.pace import FIRST_BYTES, MAX_WIDTH, NEAR_WIDTH, Link, Pace
+
+from tests.support.waiting import wait_until
 
 
 def numbers(block: Block, cancelled: threading.Event) -> list[int]:

@@ -24,7 +24,6 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ServerProcess
 from h5feed.errors import BadParameter
 from h5feed.keras import WaitMonitor
 from h5feed.loops.meter import Meter
@@ -32,7 +31,9 @@ from h5feed.loops.wait_stats import BINS, LoopStats
 from h5feed.net.trace import DECODE, TRANSFER, WAITING, Trace, clock
 from hypothesis import given
 from hypothesis import strategies as st
-from proxies import Line
+
+from tests.support.server_process import ServerProcess
+from tests.support.slow_link import Line
 
 BACKEND = keras.backend.backend()
 ROWS = 96

@@ -13,7 +13,8 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import ServerProcess
+
+from tests.support.server_process import ServerProcess
 
 ROWS = 24
 
@@ -91,6 +92,7 @@ def test_no_label_is_said(feed: h5feed.Feed, capsys: pytest.CaptureFixture[str])
     assert "Found 24 rows, but 'passengers' has no label field" in said
     assert "y='table.survived'" in said and 'roles = { "table.age" = "label" }' in said
     assert said.endswith(" if this is intended.\n")
+    wanted: dict[str, Any]
     for wanted in ({"y": []}, {"class_mode": None}, {"class_mode": "input"}, {"y": "table.survived"}):
         dataset.sequence(batch_size=8, **wanted)
         assert "no field" not in capsys.readouterr().out

@@ -58,7 +58,7 @@ def test_what_arrives(feed: h5feed.Feed) -> None:
 def test_a_graph_trains_on_it(feed: h5feed.Feed) -> None:
     """Inside a `tf.function` too."""
 
-    @tf.function
+    @tf.function  # type: ignore[untyped-decorator]
     def total(dataset: Any) -> Any:
         rows = tf.constant(0, tf.int64)
         for _, y in dataset:

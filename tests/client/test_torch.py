@@ -11,9 +11,11 @@ from typing import Any
 import h5feed
 import numpy as np
 import pytest
-from conftest import ROWS
 from h5feed.errors import BadParameter
-from ranks import two_passes
+from h5feed.options import SplitOptions
+
+from tests.support.data_folder import ROWS
+from tests.support.ranks import two_passes
 
 torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader  # noqa: E402
@@ -134,7 +136,7 @@ def test_ranks_count_for_themselves(feed: h5feed.Feed, method: str) -> None:
     """Processes that are no workers, but have workers, begin with the pass that the original was at, each of them."""
     batches = batches_of(feed)
     batches.set_epoch(3)
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     told = context.Queue()
     ranks = [context.Process(target=two_passes, args=(batches, told)) for _ in range(2)]
     for rank in ranks:
@@ -219,7 +221,8 @@ def test_workers_share_a_cache(feed: h5feed.Feed, tmp_path: Path) -> None:
     for epoch in range(3):
         assert delivered(loader) == rows_of(feed, epoch)
     cache = feed["mixed"].cache(tmp_path)
-    assert cache.store("images", np.dtype(np.uint8), (12, 10, 3)).count() == ROWS
+    store = cache.store("images", np.dtype(np.uint8), (12, 10, 3))
+    assert store is not None and store.count() == ROWS
 
 
 def test_trees_and_targets(feed: h5feed.Feed) -> None:
@@ -242,7 +245,7 @@ def test_copies(feed: h5feed.Feed) -> None:
 
 def test_single_rows(feed: h5feed.Feed) -> None:
     """Rows by their place in the split, one by one or a batch at a time, by any sampler."""
-    options = {"val": 0.2, "test": 0.1}
+    options: SplitOptions = {"val": 0.2, "test": 0.1}
     dataset = feed["mixed"].torch_map("val", x="images", y="lzf", **options)
     assert dataset.row_ids.tolist() == feed["mixed"].split_rows("val", **options).tolist()
     x, y = dataset[3]
@@ -253,7 +256,7 @@ def test_single_rows(feed: h5feed.Feed) -> None:
     with pytest.raises(IndexError, match="out of range for 200 rows"):
         dataset[200]
     with pytest.raises(BadParameter, match="sampler determines"):
-        feed["mixed"].torch_map(shuffle=True)
+        feed["mixed"].torch_map(shuffle=True)  # type: ignore[call-arg]
     with pytest.raises(BadParameter, match="collate_fn"):
         feed["mixed"].torch_map(transform=lambda x, y: (x, y))
 

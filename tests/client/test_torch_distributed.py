@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ServerProcess
-from ranks import check_passes, run_ranks, write_ids
+
+from tests.support.ranks import check_passes, run_ranks, write_ids
+from tests.support.server_process import ServerProcess
 
 pytest.importorskip("torch.distributed")
 

@@ -11,11 +11,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5feed
 import pytest
-from conftest import ServerProcess
-from ranks import SECONDS, check_shares, free_port, run_ranks, write_ids
+
+from tests.support.ranks import SECONDS, check_shares, free_port, run_ranks, write_ids
+from tests.support.server_process import ServerProcess
 
 torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader  # noqa: E402
@@ -189,9 +191,7 @@ with open(f"{folder}/{trainer.global_rank}.json", "w") as file:
 """
 
 
-def run_lightning(
-    server: ServerProcess, folder: Path, devices: int, how: str
-) -> list[dict[str, list[list[list[int]]]]]:
+def run_lightning(server: ServerProcess, folder: Path, devices: int, how: str) -> list[dict[str, Any]]:
     """What each rank was given; Lightning begins the second rank itself."""
     script = folder / "train.py"
     script.write_text(LIGHTNING)

@@ -9,8 +9,9 @@ from typing import Any
 
 import h5feed
 import pytest
-from conftest import ROWS
 from h5feed.errors import BadParameter, FeedError
+
+from tests.support.data_folder import ROWS
 
 torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader  # noqa: E402

@@ -16,8 +16,9 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import h5py
 import numpy as np
 import pytest
-from pages import PAGES, ROOT, SECONDS, Reader, blocks, check_printed
-from photographs import encoded, photograph
+
+from tests.support.documentation import PAGES, ROOT, SECONDS, Reader, blocks, check_printed
+from tests.support.photographs import encoded, photograph
 
 Demo = Callable[[], tuple[Path, str]]
 

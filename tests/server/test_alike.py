@@ -11,9 +11,11 @@ import h5feed
 import h5py
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed.errors import FieldNotFound, Unreadable, UnsupportedField
-from seen import inspected, readable_fields, stored_splits
+
+from tests.support.inspected import inspected, readable_fields, stored_splits
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 random = np.random.default_rng(0)
 
@@ -245,7 +247,7 @@ def test_groups_of_samples_of_which_one_is_odd(
         names = _listed(served, "groups")
         assert sorted(served[name].rows for name in names) == [11, 12]
         (tmp_path / "h5feed.toml").write_text(lines[1])
-        wait_until(lambda: sorted(entry.get("rows") for entry in served.datasets()) == [176, 192])
+        wait_until(lambda: sorted(entry["rows"] or 0 for entry in served.datasets()) == [176, 192])
 
 
 def test_few_groups_of_a_split_are_samples_as_those_of_the_others_are(feed: h5feed.Feed) -> None:

@@ -11,7 +11,8 @@ import httpx
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import ServerProcess
+
+from tests.support.server_process import ServerProcess
 
 BATCH = "/v1/datasets/mixed/batches/2"
 IMAGES = {"batch_size": "8", "shuffle": "true", "fields": "images,labels"}

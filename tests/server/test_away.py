@@ -13,10 +13,14 @@ import h5py
 import httpx
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed.errors import DatasetNotFound
 from h5feed_server.catalog.discovery import walk
 from h5feed_server.catalog.presence import AWAY_SECONDS, Presence
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 ROWS = 200
 

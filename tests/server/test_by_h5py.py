@@ -21,10 +21,12 @@ import ml_dtypes
 import numpy as np
 import psutil
 import pytest
-from conftest import ServerProcess, suspend, wait_until
 from h5feed.errors import RevisionChanged, TooLarge, Unreadable
 from h5feed_server.storage.local_file import YOUNG_SECONDS
 from sklearn.model_selection import train_test_split
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import suspend, wait_until
 
 ROWS = 300
 A, B = np.arange(600).reshape(100, 6), np.arange(600).reshape(100, 6) + 1000

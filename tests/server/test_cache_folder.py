@@ -16,10 +16,12 @@ import h5py
 import httpx
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed_server.cache_folder.folder import CacheFolder
 from h5feed_server.cache_folder.sealed import read_sealed, write_sealed
 from h5feed_server.served_version import SERVED_VERSION
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 ROWS = 400
 VALUES = np.arange(ROWS * 50, dtype="<i4").reshape(ROWS, 50)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from h5feed_server.cache_folder.array_file import dump_arrays, load_arrays
 from safetensors.numpy import load
 
-ARRAYS = {
+ARRAYS: dict[str, np.ndarray[Any, Any]] = {
     "narrow": np.arange(5, dtype=np.uint8),
     "__metadata__": np.arange(4, dtype=np.int32),
     "wide": np.arange(6, dtype=np.int64).reshape(2, 3),

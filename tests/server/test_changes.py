@@ -6,14 +6,20 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from operator import contains
 from pathlib import Path
 
 import h5feed
 import h5py
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed.errors import BadAnswer, DatasetCorrupt, FeedError, RevisionChanged, Unreadable
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 ROWS, WIDTH = 600, 3000
 
@@ -103,7 +109,7 @@ def test_replaced_under_load(changing: tuple[Path, Reader]) -> None:
         for version in range(1, 5):
             _write(path.with_suffix(".new"), version)
             os.replace(path.with_suffix(".new"), path)
-            wait_until(lambda version=version: version in reader.versions)
+            wait_until(partial(contains, reader.versions, version))
         with pytest.raises(RevisionChanged):
             old.batch(0)
 
@@ -118,7 +124,7 @@ def test_overwritten_in_place_under_load(changing: tuple[Path, Reader]) -> None:
         with open(path, "r+b") as file:
             file.write(data)
             file.truncate(len(data))
-        wait_until(lambda version=version: version in reader.versions)
+        wait_until(partial(contains, reader.versions, version))
 
 
 @pytest.mark.parametrize("changing", ["plain", "gzip"], indirect=True)

@@ -18,7 +18,6 @@ import h5py
 import httpx
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed.cli import main
 from h5feed.errors import FeedError, HostNotAllowed, Unauthorized
 from h5feed_server.cli import main as server_main
@@ -26,6 +25,9 @@ from h5feed_server.serve.exposure import is_open, kept_token
 from h5feed_server.serve.listening import listen
 from h5feed_server.settings import Settings
 from pydantic import ValidationError
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "h5feed_server.cli", "serve"]

@@ -17,16 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed.decode import decode_image
 from h5feed.errors import BadParameter, DatasetCorrupt, FieldNotFound, TooLarge, UnsupportedField
 from h5feed.images import ImageSpec
 from h5feed.wire import read_body
 from h5feed_server.builder import BuildOptions, build
 from h5feed_server.builder.progress import Progress
-from photographs import encoded, endless_bmp, photograph
 from PIL import Image
 from sklearn.datasets import load_sample_images
+
+from tests.support.photographs import encoded, endless_bmp, photograph
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 ROWS = 60
 SPEC = ImageSpec((48, 40), "aspect", "linear")

@@ -10,8 +10,10 @@ import h5feed
 import h5py
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
-from seen import stored_splits
+
+from tests.support.inspected import stored_splits
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 random = np.random.default_rng(3)
 

@@ -123,6 +123,7 @@ def contents(shape: tuple[int, ...], dtype: str, seed: int = 1) -> Iterator[Arra
     yield np.full(shape, 7, kind)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", PIPELINES)
 def test_pipelines_are_bit_exact(name: str, dtype: str) -> None:
@@ -350,7 +351,7 @@ def test_sizes_that_lie(name: str) -> None:
         chunk._replace(stored=b"").decode()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_corrupt_chunks_decode_or_raise(seed: int) -> None:
     """In a process of its own, whose crash is a failure."""
     done = subprocess.run([sys.executable, __file__, str(seed)], capture_output=True, text=True, timeout=120)

@@ -12,10 +12,12 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed.prepare import Preparation
 from h5feed_server.storage.hdf5.pickled_lists import plain_list
-from seen import stored_splits
+
+from tests.support.inspected import stored_splits
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 Array = npt.NDArray[Any]
 

@@ -12,9 +12,11 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed.errors import Unreadable
-from seen import inspected, readable_fields, stored_splits
+
+from tests.support.inspected import inspected, readable_fields, stored_splits
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 random = np.random.default_rng(11)
 
@@ -100,15 +102,16 @@ def _groups(folder: Path) -> None:
     _write(folder / "runs.h5", {"run1/images": _images(6, 8, 8, 3), "run2/masks": _images(6, 8, 8)})
     sessions = {f"s{subject}/day{day}/x": np.full((3, 2), 10 * subject + day) for subject in (1, 2) for day in (2, 10)}
     _write(folder / "sessions.h5", sessions)
-    samples = {}
+    samples: dict[str, np.ndarray[Any, Any]] = {}
     for number in range(5):
         samples |= {f"{number:05d}/rgb": _images(3, 12, 16), f"{number:05d}/depth": random.random((12, 16))}
     _write(folder / "scenes.h5", samples)
-    clips = {}
+    clips: dict[str, np.ndarray[Any, Any]] = {}
     for video in range(1, 4):
         rows = 10 + video
         clips |= {f"video_{video}/features": random.random((rows, 8)), f"video_{video}/gtscore": random.random(rows)}
-        clips |= {f"video_{video}/user_summary": random.random((5, rows * 15)), f"video_{video}/n_frames": rows * 15}
+        clips |= {f"video_{video}/user_summary": random.random((5, rows * 15))}
+        clips |= {f"video_{video}/n_frames": np.array(rows * 15)}
     _write(folder / "tvsum.h5", clips)
 
 

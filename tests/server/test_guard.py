@@ -12,13 +12,14 @@ import h5feed
 import h5py
 import numpy as np
 import pytest
-from conftest import ServerProcess
 from h5feed.errors import DatasetCorrupt
 from h5feed_server.storage.hdf5.arrays import Arrays
 from h5feed_server.storage.hdf5.guard import Guard
 from h5feed_server.storage.hdf5.libhdf5 import Plugins, unknown_properties
 from h5feed_server.storage.layout import ArrayLayout, Filter
 from h5feed_server.storage.local_file import Identity
+
+from tests.support.server_process import ServerProcess
 
 ROWS = 50
 

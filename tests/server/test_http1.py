@@ -13,9 +13,11 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from conftest import ServerProcess, wait_until
 from h5feed_server.main import create_app
 from h5feed_server.settings import Settings
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 ORDER = "shuffle=true&seed=3&batch_size=50&fields=images,labels"
 PATHS = [f"/v1/datasets/mixed/batches/2?{ORDER}", f"/v1/datasets/mixed/batches?{ORDER}&start=0&stop=4"]

@@ -15,13 +15,15 @@ import h5py
 import httpx
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed.errors import JobWanted, Overloaded
 from h5feed_server.api.response_models import Job
 from h5feed_server.jobs import registry
 from h5feed_server.jobs import turns as turns_module
 from h5feed_server.jobs.registry import MAX_OF_DATASET, MAX_WAITING, Jobs, Progress, Request
 from h5feed_server.jobs.turns import Turns
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 NEVER = 1 << 50
 """Rows that nobody can read one by one."""

@@ -13,11 +13,13 @@ import h5py
 import httpx
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed.cli import main
 from h5feed.errors import Unreadable
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 TOML = """
 [datasets.good]
@@ -276,7 +278,8 @@ def test_a_name_that_is_no_text_does_not_end_the_watch(tmp_path: Path) -> None:
             _ = feed["first"]
         for raw in (b"/b\xff.h5", b"/c.h5"):
             _file(os.fsencode(folder) + raw, 1)
-            wait_until(lambda raw=raw: (folder / os.fsdecode(raw[1:])).stat().st_size != 0)
+            written = folder / os.fsdecode(raw[1:])
+            assert written.stat().st_size != 0
         wait_until(lambda: len(list(cache.glob("served-*/digests/[!.]*"))) >= 3, 150)
     finally:
         server.stop()

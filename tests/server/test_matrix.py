@@ -12,7 +12,8 @@ import hdf5plugin
 import httpx
 import numpy as np
 import pytest
-from conftest import ServerProcess
+
+from tests.support.server_process import ServerProcess
 
 ROWS = 53
 SAMPLE = (6, 5)

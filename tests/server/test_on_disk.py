@@ -10,9 +10,9 @@ import h5py
 import hdf5plugin
 import numpy as np
 import pytest
-from conftest import ServerProcess
 from h5py import h5d, h5p, h5t
-from stored import (
+
+from tests.support.hdf5_arrays import (
     DONT_FILTER_PARTIAL_CHUNKS,
     EARLY,
     by_h5py,
@@ -23,6 +23,7 @@ from stored import (
     set_chunk_options,
     text_type,
 )
+from tests.support.server_process import ServerProcess
 
 ROWS = 30
 RANDOM = np.random.default_rng(3)

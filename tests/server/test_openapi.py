@@ -11,10 +11,12 @@ import h5py
 import httpx
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed_server.api import response_models
 from h5feed_server.api.openapi import GROUPS
 from pydantic import BaseModel
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 DATASET = "/v1/datasets/mixed"

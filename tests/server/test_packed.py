@@ -8,7 +8,8 @@ import h5feed
 import h5py
 import numpy as np
 import pytest
-from conftest import ServerProcess
+
+from tests.support.server_process import ServerProcess
 
 ROWS = 40
 STORED = np.random.default_rng(0).integers(-30000, 30000, (ROWS, 5)).astype("<i2")
@@ -62,8 +63,8 @@ def feed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5feed.Feed]:
                 chunks = (7, 5) if field == "double" else None
                 dataset = file.create_dataset(field, data=values, chunks=chunks, compression=chunks and "gzip")
                 dataset.attrs.update(attributes)
-            for field, attributes in PLAIN.items():
-                file.create_dataset(field, data=STORED.astype("<f4")).attrs.update(attributes)
+            for field, plain in PLAIN.items():
+                file.create_dataset(field, data=STORED.astype("<f4")).attrs.update(plain)
     (folder / "h5feed.toml").write_text('[datasets.unpacked]\nfiles = ["unpacked.h5"]\napply = "scale"\n')
     process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
     with h5feed.connect(process.url, deadline=60) as connected:

@@ -13,9 +13,10 @@ import httpx
 import imagecodecs
 import numpy as np
 import pytest
-from conftest import ServerProcess
 from h5feed_server.stats.pictures import arranged, fit, to_pixels
 from PIL import Image
+
+from tests.support.server_process import ServerProcess
 
 NAMES = ["<script>alert(1)</script>", "a $5 bill", "Größe & 猫"]
 COLOURS = np.array([[200, 20, 30], [10, 180, 60], [5, 40, 220]], np.uint8)

@@ -15,12 +15,14 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from conftest import suspend, wait_until
 from h5feed.errors import DatasetNotFound, Preparing
 from h5feed_server.catalog import catalog as catalogue
+from h5feed_server.catalog import discovery
 from h5feed_server.catalog.inspections import Inspections, NotYet
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
+
+from tests.support.waiting import suspend, wait_until
 
 FILES = 40
 
@@ -75,7 +77,7 @@ def test_nothing_else_holds_up_what_is_asked_for() -> None:
 def test_the_folder_is_walked_through_once_a_second(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many ask for names that are not there; and each hears so only after a walk that began when it asked."""
     walks: list[float] = []
-    real = catalogue.walk
+    real = discovery.walk
 
     def counted(*arguments: object) -> object:
         walks.append(time.monotonic())

@@ -9,11 +9,13 @@ import h5feed
 import h5py
 import numpy as np
 import pytest
-from conftest import ROWS, wait_until
 from h5feed.errors import FieldNotFound, RowOutOfRange, UnsupportedField
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
 from h5feed_server.splits.spec import OrderSpec
+
+from tests.support.data_folder import ROWS
+from tests.support.waiting import wait_until
 
 MIXED = ["images", "labels", "big_endian", "flags", "half", "never_written", "by_row", "shuffled", "swapped"]
 MIXED += ["plain_chunks", "plain_pieces", "sparse", "colour"]

@@ -15,7 +15,6 @@ import h5py
 import numpy as np
 import psutil
 import pytest
-from conftest import suspend, wait_until
 from h5feed.errors import DatasetCorrupt, Overloaded, ReaderCrashed, RevisionChanged, TooLarge, Unreadable
 from h5feed_server.cache_folder.folder import CacheFolder
 from h5feed_server.catalog.loading import FileLoader
@@ -24,6 +23,8 @@ from h5feed_server.storage.hdf5.inspector import Inspector
 from h5feed_server.storage.hdf5.reader_pool import ReaderPool
 from h5feed_server.storage.layout import ArrayLayout, load_layout
 from h5feed_server.storage.local_file import Identity, LocalFile, OpenFiles
+
+from tests.support.waiting import suspend, wait_until
 
 FILES = OpenFiles(4)
 TEXT = ArrayLayout("x", (100,), "|S1", by_h5py=True, ragged=True)

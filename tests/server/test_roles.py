@@ -10,7 +10,9 @@ import h5feed
 import h5py
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 ROWS = 40
 

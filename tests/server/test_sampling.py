@@ -13,14 +13,15 @@ import h5feed
 import h5py
 import numpy as np
 import pytest
-from conftest import ServerProcess
 from h5feed.errors import BadParameter, SplitNotFound, UnsupportedField
 from h5feed.order import BatchGrid
 from h5feed_server.batches.order import Order
 from h5feed_server.splits.resampling import Balanced, Weighted
 from h5feed_server.splits.spec import OrderSpec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.support.server_process import ServerProcess
 
 ROWS = 2000
 CLASSES = np.random.default_rng(1).choice(4, ROWS, p=[0.7, 0.2, 0.07, 0.03]).astype(np.uint8)
@@ -77,7 +78,6 @@ def displacement(rows: np.ndarray[Any, Any]) -> float:
     return float(np.abs(rows - np.arange(len(rows))).mean() / len(rows))
 
 
-@settings(max_examples=80, deadline=None)
 @given(
     classes=st.lists(st.integers(0, 5), min_size=1, max_size=60).map(lambda values: np.array(values, np.uint8)),
     rows=st.integers(1, 300),
@@ -100,7 +100,6 @@ def test_each_class_equally_often(classes: np.ndarray[Any, Any], rows: int, seed
         np.testing.assert_array_equal(order.rows(index, index + 1)[0], drawn[7 * index : 7 * index + 7])
 
 
-@settings(max_examples=80, deadline=None)
 @given(
     weights=st.lists(st.sampled_from([0.0, 0.25, 1.0, 7.5]), min_size=1, max_size=60).filter(any).map(np.array),
     rows=st.integers(1, 300),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import pytest
-from conftest import wait_until
 from h5feed.buffers import PoolExhausted
 from h5feed_server.sharing.body_pool import BodyPool
 from h5feed_server.sharing.caller import CALLER, KEEPS_UP
 from h5feed_server.sharing.fair_threads import SPARE, FairThreads
+
+from tests.support.waiting import wait_until
 
 MIB = 1 << 20
 
@@ -57,7 +61,7 @@ def test_callers_take_turns() -> None:
     """One that comes late does not wait for all that another has waiting."""
     threads = FairThreads(1, "test")
     gate, order = threading.Event(), list[str]()
-    held = []
+    held: list[Future[Any]] = []
     for name in ["x", "y", "z"][: 1 + SPARE]:
         with calling(name):
             held.append(threads.submit(gate.wait, 60))
@@ -99,7 +103,7 @@ def test_an_error_is_the_future_s() -> None:
 def test_room_goes_to_who_has_the_least() -> None:
     """One caller alone has all; when it is let go, another that waits comes first, and then who keeps up."""
 
-    async def ask(pool: BodyPool, name: str, keeps_up: bool = False) -> object:
+    async def ask(pool: BodyPool, name: str, keeps_up: bool) -> np.ndarray[Any, np.dtype[np.uint8]]:
         with calling(name, keeps_up=keeps_up):
             loop = asyncio.get_running_loop()
             assert await pool.turn(3 * MIB, loop.time(), loop.time() + 60)
@@ -114,7 +118,7 @@ def test_room_goes_to_who_has_the_least() -> None:
                 pool.lease(3 * MIB)
         assert refusal.value.nbytes == 3 * MIB
         assert pool.held()["a"] >= 6 * MIB
-        asked = [asyncio.create_task(ask(pool, *one)) for one in [("a",), ("a", True), ("b",)]]
+        asked = [asyncio.create_task(ask(pool, *one)) for one in [("a", False), ("a", True), ("b", False)]]
         await asyncio.sleep(0.1)
         assert pool.wanted(asyncio.get_running_loop().time()) == {"a": 6 * MIB, "b": 3 * MIB}
         with calling("c"), pytest.raises(PoolExhausted):

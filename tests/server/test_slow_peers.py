@@ -9,12 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5feed
 import h5py
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 ROWS, SIDE = 256, 250
 LONGEST_WAIT = 10.0
@@ -94,14 +97,14 @@ class SlowPeers:
     def __enter__(self) -> SlowPeers:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._ended.set()
         self._thread.join()
         for _, connected in self._peers:
             connected.close()
 
 
-def _waits(server: ServerProcess, pixels: np.ndarray, seconds: float, **options: object) -> Iterator[float]:
+def _waits(server: ServerProcess, pixels: np.ndarray, seconds: float, **options: Any) -> Iterator[float]:
     """What a good client waits for each batch, all rows of which are looked at."""
     order = random.Random(0)
     with h5feed.connect(server.url, deadline=60, **options) as feed:
@@ -118,6 +121,7 @@ OTHER, SAME = "127.0.0.2", "127.0.0.1"
 """Addresses: another than the good client's, and its own."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "addresses", "room", "seconds"),
     [

@@ -14,10 +14,14 @@ import h5py
 import httpx
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed.errors import FieldNotFound, ReadTimeout, SplitImpossible, SplitNotFound
 from h5feed_server.splits.on_request import QUICK_ROWS
 from sklearn.model_selection import train_test_split
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 ROWS = 12_000_000
 MEDIUM = 2 * QUICK_ROWS
@@ -44,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def medium_labels(data: Path) -> np.ndarray[Any, Any]:
     with h5py.File(data / "medium.h5") as file:
-        return file["labels"][()]
+        return np.asarray(file["labels"])
 
 
 def test_progress_that_all_share(data: Path, serve: Callable[..., ServerProcess], tmp_path: Path) -> None:

@@ -13,29 +13,32 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5feed
 import h5py
 import httpx
 import numpy as np
 import pytest
-from conftest import ServerProcess, wait_until
 from h5feed.errors import FieldNotFound, ReadTimeout, RevisionChanged, SplitNotFound, UnsupportedField
+from h5feed.options import SplitOptions
 from h5feed_server.stats.accumulators import accumulator_for
 from h5feed_server.stats.histogram import BINS
 from h5feed_server.stats.mean_image import MeanImage
 from h5feed_server.stats.summary import Summary
 from h5feed_server.stats.value_counts import Indicators, Values
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.model_selection import train_test_split
 
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
+
 DTYPES = ["?", "i1", "u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8"]
 
-GREATEST = {2: 60000.0, 4: 2.0**100, 8: 2.0**300}
-"""By bytes of a float: above, squares are beyond float64, for numpy as well."""
+GREATEST: dict[int, tuple[float, Literal[16, 32, 64]]] = {2: (60000.0, 16), 4: (2.0**100, 32), 8: (2.0**300, 64)}
+"""By bytes of a float, with its bits: above, squares are beyond float64, for numpy as well."""
 
 
 @st.composite
@@ -45,13 +48,12 @@ def tables(draw: st.DrawFn) -> np.ndarray:
     shape = (draw(st.integers(1, 40)), draw(st.integers(1, 6)))
     elements = None
     if dtype.kind == "f":
-        limit = GREATEST[dtype.itemsize]
+        limit, width = GREATEST[dtype.itemsize]
         odd = st.sampled_from([0.0, -0.0, math.nan, math.inf, -math.inf])
-        elements = st.one_of(st.floats(-limit, limit, width=8 * dtype.itemsize), odd)
+        elements = st.one_of(st.floats(-limit, limit, width=width), odd)
     return draw(hnp.arrays(dtype, shape, elements=elements))
 
 
-@settings(max_examples=300, deadline=None)
 @given(table=tables(), cuts=st.tuples(st.floats(0, 1), st.floats(0, 1)))
 def test_equal_to_numpy(table: np.ndarray, cuts: tuple[float, float]) -> None:
     """Whatever the dtype, the number of channels and the blocks, all numbers are those of numpy in float64; of
@@ -74,7 +76,7 @@ def check(summary: Summary, values: np.ndarray) -> None:
     assert summary.count == values.size
     assert (summary.nan, summary.inf) == (np.isnan(values).sum(), np.isinf(values).sum())
     if not finite.size:
-        assert summary.mean is summary.std is summary.minimum is summary.histogram is None
+        assert summary.mean is summary.std is summary.minimum is None and summary.histogram is None
         return
     assert summary.zeros == (finite == 0).sum()
     assert (summary.minimum, summary.maximum) == (finite.min(), finite.max())
@@ -97,7 +99,6 @@ def check(summary: Summary, values: np.ndarray) -> None:
     assert histogram.counts == counts
 
 
-@settings(max_examples=50, deadline=None)
 @given(values=hnp.arrays(np.float64, st.integers(1, 200), elements=st.floats(-1e6, 1e6)), seed=st.integers(0, 9))
 def test_histograms_do_not_depend_on_order(values: np.ndarray, seed: int) -> None:
     """Bins grow by doubling: whatever comes first, the edges and counts are the same."""
@@ -195,7 +196,7 @@ def served(stats_server: tuple[ServerProcess, Path]) -> Iterator[h5feed.Feed]:
         yield feed
 
 
-SPLIT = {"test": 0.2, "val": 100, "split_seed": 7}
+SPLIT: SplitOptions = {"test": 0.2, "val": 100, "split_seed": 7}
 
 
 @pytest.mark.parametrize("split", ["all", "train", "val", "test"])
@@ -381,7 +382,7 @@ def test_a_job_that_all_share(big: Path, serve: Callable[..., ServerProcess]) ->
         def over() -> bool:
             seen.extend(client.get(job).json() for client in (one, two))
             assert all(state["status"] in ("queued", "running", "done") for state in seen)
-            return seen[-1]["status"] == "done"
+            return bool(seen[-1]["status"] == "done")
 
         wait_until(over, 150)
     assert any(0 < state["done"] < state["total"] for state in seen), "no progress was told"

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -15,6 +17,7 @@ def _run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
 
 
+@pytest.mark.slow
 def test_nothing_is_wrong_or_lost_beside_malformed_requests() -> None:
     """Clients train on, every row as in the file and once in each epoch; whoever sends rubbish is told so."""
     done = _run("--only", "none,malformed", "--seconds", "1")

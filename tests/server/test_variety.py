@@ -12,16 +12,17 @@ import h5feed
 import h5py
 import numpy as np
 import pytest
-from conftest import ServerProcess
-from stored import same
-from variety import write_variety
+
+from tests.support.hdf5_arrays import same
+from tests.support.random_files import write_variety
+from tests.support.server_process import ServerProcess
 
 TRUE_REASONS = re.compile(r"lists lie along more than one axis|more than one string a row|of >\w+ numbers")
 
 
 def _stored(path: Path) -> dict[str, Any]:
     """All rows of each array, and of each member of records, by the names of their fields."""
-    found = {}
+    found: dict[str, Any] = {}
     with h5py.File(path) as file:
         for name, dataset in file.items():
             if dataset.dtype.names:

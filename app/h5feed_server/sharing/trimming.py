@@ -37,8 +37,9 @@ _OWN_MAPPING_BYTES = 4 << 20
 to 32 MiB. And numpy asks for huge pages for arrays from 4 MiB on: where these lie in a heap, the kernel makes whole
 huge pages of what is in use there and what is free."""
 
-_TOP_BYTES = 32 << 20
-"""Free memory at the end of the heap that is kept; glibc would move it along with the other bound."""
+_TOP_BYTES = 1 << 20
+"""Free memory at the end of a heap that is kept; glibc would move it along with the other bound. Each thread may have a
+heap of its own, and ``malloc_trim`` looks at the end of the main one alone: with 32 MiB a worker kept 100."""
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 

@@ -19,9 +19,10 @@ from typing import Any
 
 import h5feed
 import pytest
-from conftest import ServerProcess
 
-ROOT = Path(__file__).parents[1]
+from tests.support.server_process import ServerProcess
+
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "client" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 SECONDS = 300
@@ -56,14 +57,15 @@ def blocks(page: Path, text: str | None = None) -> Iterator[Block]:
             number += 1
             continue
         end = next(after for after in range(number + 1, len(lines)) if lines[after].strip() == fence[1])
-        mark = re.fullmatch(r" *<!-- (needs|not run):(.*)-->", lines[number - 1]) or [None, None, ""]
+        mark = re.fullmatch(r" *<!-- (needs|not run):(.*)-->", lines[number - 1])
+        kind, words = (mark[1], mark[2].strip()) if mark else ("", "")
         yield Block(
             page=page,
             line=number + 2,
             language=fence[2].strip(),
             text=textwrap.dedent("\n".join(lines[number + 1 : end])) + "\n",
-            needs=frozenset(mark[2].split()) if mark[1] == "needs" else frozenset(),
-            skipped=mark[2].strip() if mark[1] == "not run" else None,
+            needs=frozenset(words.split()) if kind == "needs" else frozenset(),
+            skipped=words if kind == "not run" else None,
         )
         number = end + 1
 

@@ -11,7 +11,8 @@ import h5py
 import hdf5plugin
 import numpy as np
 from h5py import h5d, h5p, h5t
-from stored import DONT_FILTER_PARTIAL_CHUNKS, create, set_bits, set_chunk_options, text_type
+
+from tests.support.hdf5_arrays import DONT_FILTER_PARTIAL_CHUNKS, create, set_bits, set_chunk_options, text_type
 
 NUMBERS = [
     "|u1",

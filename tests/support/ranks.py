@@ -21,8 +21,11 @@ Batches = list[list[int]]
 """The rows of each batch; those that only pad it are left out."""
 
 
-def run_ranks(script: str, *arguments: str, ranks: int = 2, **environment: str) -> list[Any]:
-    """Run `script` in as many processes; returns the JSON that each prints last.
+RANKS = 2
+
+
+def run_ranks(script: str, *arguments: str, **environment: str) -> list[Any]:
+    """Run `script` in two processes; returns the JSON that each prints last.
 
     The rank is the last argument of each, and stands for ``{rank}`` in the variables of its environment.
     """
@@ -34,7 +37,7 @@ def run_ranks(script: str, *arguments: str, ranks: int = 2, **environment: str) 
             text=True,
             env=os.environ | {name: value.replace("{rank}", str(rank)) for name, value in environment.items()},
         )
-        for rank in range(ranks)
+        for rank in range(RANKS)
     ]
     try:
         told = []

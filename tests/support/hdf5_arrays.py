@@ -74,15 +74,15 @@ def same(batch: h5feed.Batch, name: str, expected: Any) -> bool:
         values = expected.tolist()
         if all(isinstance(value, (bytes, str)) for value in values):
             return batch.text(name) == [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
-        found = batch.lists(name)
-        return all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(found, values, strict=True))
+        lists = batch.lists(name)
+        return all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(lists, values, strict=True))
     found = np.asarray(batch[name])
     wanted = expected.astype(expected.dtype.newbyteorder("<"))
     if wanted.dtype.kind == "c":
         wanted = np.stack([wanted.real, wanted.imag], -1)
     if found.dtype != wanted.dtype and "bfloat16" in str(found.dtype):
         found = found.astype("f4")
-    return found.dtype == wanted.dtype and found.shape == wanted.shape and found.tobytes() == wanted.tobytes()
+    return bool(found.dtype == wanted.dtype and found.shape == wanted.shape and found.tobytes() == wanted.tobytes())
 
 
 def by_h5py(path: Path, field: str) -> Any:

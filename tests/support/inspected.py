@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import h5feed
-from conftest import ServerProcess, wait_until
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 
 @contextlib.contextmanager

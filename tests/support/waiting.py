@@ -1,0 +1,24 @@
+"""Waiting for what happens elsewhere, with a deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import psutil
+
+
+def suspend(*processes: psutil.Process) -> None:
+    """SIGSTOP, and return when they stand still: one that is busy starting or stopping takes what comes until then."""
+    for process in processes:
+        process.suspend()
+    for process in processes:
+        wait_until(lambda process=process: process.status() == psutil.STATUS_STOPPED)  # type: ignore[misc]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Fail unless `condition` becomes true in time, which is long, for a machine that is busy with something else."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
