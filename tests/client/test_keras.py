@@ -398,7 +398,7 @@ def test_states_of_something_else_are_refused(dataset: Any) -> None:
         dataset.sequence(batch_size=20, shuffle=True, verbose=False).load_state_dict(state)
     with pytest.raises(RevisionChanged, match="restart the pass"):
         dataset.sequence(batch_size=10, shuffle=True, verbose=False).load_state_dict({**state, "revision": "other"})
-    with pytest.raises(BadParameter, match="no state"):
+    with pytest.raises(BadParameter, match="not a state"):
         sequence.load_state_dict({"epoch": 3})
 
 

@@ -133,7 +133,7 @@ def test_states_of_something_else(feed: h5feed.Feed) -> None:
             train.load_state_dict({**state, "revision": "0" * 16})
         with pytest.raises(BadParameter, match="version 99"):
             train.load_state_dict({**state, "version": 99})
-        with pytest.raises(BadParameter, match="no state"):
+        with pytest.raises(BadParameter, match="not a state"):
             train.load_state_dict({"epoch": 1})
         with pytest.raises(BadParameter, match="17 of 16 batches"):
             train.load_state_dict({**state, "delivered": 17})

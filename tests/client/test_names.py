@@ -62,7 +62,7 @@ def test_a_misspelt_field(feed: h5feed.Feed) -> None:
     """A batch says which field was meant; it is a KeyError, so that a batch is a mapping as any other."""
     dataset = feed["mixed"]
     batch = dataset.batch(0)
-    with pytest.raises(FieldNotFound, match="no field 'imges': did you mean 'images'\\? There are ") as raised:
+    with pytest.raises(FieldNotFound, match="no field 'imges': did you mean 'images'\\? Choose from ") as raised:
         batch["imges"]
     assert isinstance(raised.value, KeyError)
     assert "".join(traceback.format_exception(raised.value)).count("Traceback") == 1

@@ -90,7 +90,7 @@ def test_what_errors_say(served: ServerProcess) -> None:
         )
         digits = feed["digits"]
         wrong = said(SplitNotFound, lambda: digits.loader("trian", val=0.1))
-        assert "no split 'trian': did you mean 'train'? Choose from all, train, val" in wrong
+        assert "did you mean 'train'? Choose from all, train, val" in wrong
         loader = digits.loader(batch_size=1, readahead=1)
         batches = iter(loader)
         next(batches)

@@ -116,7 +116,7 @@ def test_errors_name_the_value() -> None:
         BatchGrid(10, 1, 3, 3, "drop")
     with pytest.raises(BadParameter, match="last=drop or last=pad"):
         BatchGrid(10, 1, 0, 2, "keep")
-    with pytest.raises(BatchOutOfRange, match="0 … 2"):
+    with pytest.raises(BatchOutOfRange, match="valid: 0 to 2"):
         BatchGrid(10, 4).size(3)
 
 

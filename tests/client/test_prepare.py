@@ -131,10 +131,10 @@ def test_the_loss_that_fits_what_is_stored(
     ("name", "options", "message"),
     [
         ("ints", {"class_mode": "binary"}, "two classes, but 'labels' has 3"),
-        ("ints", {"class_mode": "multi"}, "class_mode='multi' must be 'auto', 'int'"),
+        ("ints", {"class_mode": "multi"}, "class_mode='multi' must be one of 'auto', 'int'"),
         ("ids", {"class_mode": "categorical"}, "rows of 1,000,000,000,001 numbers"),
         ("signs", {"class_mode": "categorical"}, "needs classes >= 0, but 'labels' holds -1"),
-        ("wide", {"class_mode": "binary"}, "holds none"),
+        ("wide", {"class_mode": "binary"}, "needs classes: integers, bools, text or one-hot rows"),
         ("text", {"class_mode": "raw"}, "is text"),
         ("text", {"x": "labels"}, "is text"),
         ("ints", {"x": "pictures"}, "no field 'pictures': choose from images, labels"),
@@ -143,7 +143,7 @@ def test_the_loss_that_fits_what_is_stored(
         ("ints", {"mean": [1, 2]}, "does not broadcast to \\[8, 6, 3\\], a sample of 'images'"),
         ("ints", {"std": float("nan")}, "must be finite"),
         ("ints", {"transform": 5}, "must be a function"),
-        ("ints", {"transform": keras.layers.MixUp()}, "mixes targets too"),
+        ("ints", {"transform": keras.layers.MixUp()}, "also mixes targets"),
     ],
 )
 def test_what_cannot_be_is_said(feed: h5feed.Feed, name: str, options: dict[str, Any], message: str) -> None:
