@@ -16,7 +16,7 @@ import hdf5plugin
 import numpy as np
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
-from h5feed_server.splits.spec import OrderSpec
+from h5feed_server.splits.order_spec import OrderSpec
 
 from . import local
 from .data import BATCH, IMAGE, Files

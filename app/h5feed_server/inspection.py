@@ -24,11 +24,11 @@ from .catalog.declared import NAME as DECLARATION
 from .catalog.description import describe_dataset
 from .catalog.discovery import leads_out
 from .catalog.entry import Entry
-from .catalog.file_family import files_of_family
 from .catalog.inspections import NotYet
+from .catalog.single_file import files_of_family
 from .services import Services
 from .settings import Settings
-from .splits.spec import OrderSpec
+from .splits.order_spec import OrderSpec
 
 _BATCH_ROWS = 64
 _BATCHES = 8

@@ -26,7 +26,7 @@ from .frames import DTYPES, MAX_BODY_BYTES, Field, Frame
 from .images import ImageSpec
 from .net import jobs
 from .net.client import Client
-from .net.pace import Pace
+from .net.concurrency import Pace
 from .options import (
     OrderOptions,
     SplitOptions,

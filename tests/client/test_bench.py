@@ -38,7 +38,7 @@ from h5feed.blocks import Block, blocks_of
 from h5feed.cli import main
 from h5feed.errors import BadAnswer
 from h5feed.fetching.readahead import ReadAhead
-from h5feed.net.pace import Link, Pace
+from h5feed.net.concurrency import Link, Pace
 
 from tests.support.photographs import encoded, photograph
 from tests.support.server_process import ServerProcess

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 from h5feed.blocks import Block, Fetch, blocks_of
 from h5feed.fetching.readahead import BYTES_PER_BLOCK, FEW_BLOCKS, ReadAhead
-from h5feed.net.pace import FIRST_BYTES, MAX_WIDTH, NEAR_WIDTH, Link, Pace
+from h5feed.net.concurrency import FIRST_BYTES, MAX_WIDTH, NEAR_WIDTH, Link, Pace
 
 from tests.support.waiting import wait_until
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from h5feed.errors import Unreadable
 from h5feed_server.cache_folder.folder import CacheFolder
-from h5feed_server.catalog.file_family import files_of_family
 from h5feed_server.catalog.loading import FileLoader
+from h5feed_server.catalog.single_file import files_of_family
 from h5feed_server.catalog.watching import notice
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings

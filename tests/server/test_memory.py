@@ -22,7 +22,7 @@ from h5feed_server.settings import Settings
 from h5feed_server.sharing.trimming import PAUSE_SECONDS
 from h5feed_server.stats import pictures, scan
 from h5feed_server.storage.byte_cache import ENTRY_BYTES, ByteCache
-from h5feed_server.storage.decoders import Decoders
+from h5feed_server.storage.decoder_pool import Decoders
 
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import suspend, wait_until

@@ -12,7 +12,7 @@ import pytest
 from h5feed.errors import FieldNotFound, RowOutOfRange, UnsupportedField
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
-from h5feed_server.splits.spec import OrderSpec
+from h5feed_server.splits.order_spec import OrderSpec
 
 from tests.support.data_folder import ROWS
 from tests.support.waiting import wait_until

@@ -16,8 +16,8 @@ import pytest
 from h5feed.errors import BadParameter, SplitNotFound, UnsupportedField
 from h5feed.order import BatchGrid
 from h5feed_server.batches.order import Order
+from h5feed_server.splits.order_spec import OrderSpec
 from h5feed_server.splits.resampling import Balanced, Weighted
-from h5feed_server.splits.spec import OrderSpec
 from hypothesis import given
 from hypothesis import strategies as st
 

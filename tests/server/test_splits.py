@@ -20,7 +20,7 @@ from h5feed_server.splits.compute import Splits, compute_splits, dump_splits, lo
 from h5feed_server.splits.describe import describe_splits
 from h5feed_server.splits.labels import Labels, NoClasses, Strata, dump_strata, encode, load_strata, read_labels
 from h5feed_server.splits.multilabel import stratify
-from h5feed_server.splits.spec import SplitSpec
+from h5feed_server.splits.split_spec import SplitSpec
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

@@ -10,7 +10,7 @@ import pytest
 from h5feed.errors import BadParameter
 from h5feed.order import BatchGrid
 from h5feed_server.batches.order import Order
-from h5feed_server.splits.spec import OrderSpec
+from h5feed_server.splits.order_spec import OrderSpec
 
 
 def order_of(rows: int, window: int | None, block: int, batch_size: int = 16, **options: Any) -> Order:

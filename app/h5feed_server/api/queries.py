@@ -6,7 +6,8 @@ from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..splits.spec import OrderSpec, Share, SplitSpec
+from ..splits.order_spec import OrderSpec
+from ..splits.split_spec import Share, SplitSpec
 from .binary import Format
 
 _REVISION = "Answer 409 instead of other data than this revision's; makes the answer cacheable for ever."

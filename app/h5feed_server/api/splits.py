@@ -11,7 +11,7 @@ from h5feed.errors import TooLarge
 from h5feed.wire import ROWS, Body, Tensor
 
 from ..splits.compute import Rows
-from ..splits.spec import SPLIT_ALIASES
+from ..splits.order_spec import SPLIT_ALIASES
 from .binary import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified
 from .dependencies import NamePath, ServicesDep
 from .jobs import JOB_RESPONSE, Prefer, at_hand

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from ..catalog.dataset import Dataset
 from ..jobs.registry import InProgress
 from ..services import Services
-from ..splits.spec import SPLIT_ALIASES
+from ..splits.order_spec import SPLIT_ALIASES
 from ..stats.field_stats import FieldStats
 from .binary import (
     Format,

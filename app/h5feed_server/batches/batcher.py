@@ -26,7 +26,7 @@ from ..settings import Settings
 from ..sharing.slots import Slots
 from ..splits.compute import Rows
 from ..splits.on_request import SplitJobs
-from ..splits.spec import OrderSpec
+from ..splits.order_spec import OrderSpec
 from ..splits.splitter import Splitter, balanced_by
 from ..storage.byte_cache import ENTRY_BYTES, ByteCache
 from ..storage.reader import Reader

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from h5feed.order import BatchGrid, order_key, permute
 
 from ..splits.compute import Rows
+from ..splits.order_spec import OrderSpec
 from ..splits.resampling import Balanced, Weighted
-from ..splits.spec import OrderSpec
 
 BATCHES_AT_ONCE = 64
 """One vectorised call costs nearly the same for one batch as for so many: neighbours are asked for next."""

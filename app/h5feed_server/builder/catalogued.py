@@ -21,8 +21,8 @@ from h5feed.errors import BadParameter, FeedError, Unreadable
 from ..catalog.dataset import Dataset, Field
 from ..catalog.declared import read_declared
 from ..catalog.discovery import ALL_SUFFIXES
-from ..catalog.file_family import files_of_family
 from ..catalog.grouping.stacking import FEWEST, is_sample
+from ..catalog.single_file import files_of_family
 from ..catalog.split_names import SPLITS
 from ..services import Services
 from ..settings import Settings

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from ..catalog.split_names import SPLITS
 from ..catalog.split_record import SplitRecord
 from ..splits.labels import NoClasses, Strata, read_labels
-from ..splits.spec import SplitSpec
+from ..splits.split_spec import SplitSpec
 from ..splits.stored import divide, has_all
 from .options import BuildOptions
 from .source import Column, Source

@@ -15,7 +15,7 @@ from ..cache_folder.array_file import dump_arrays, load_arrays
 from . import as_sklearn, multilabel
 from .as_sklearn import Codes, TooFew
 from .labels import Labels, Strata
-from .spec import SplitSpec
+from .split_spec import SplitSpec
 
 Rows = npt.NDArray[np.int32]
 

@@ -9,7 +9,7 @@ from ..catalog.dataset import Dataset
 from ..jobs.registry import WAIT_SECONDS, InProgress, Jobs, JobState, Progress, Request
 from .compute import Splits
 from .labels import Strata
-from .spec import SplitSpec
+from .split_spec import SplitSpec
 from .splitter import Splitter, classes_of
 
 _KIND = "splits"

@@ -24,8 +24,9 @@ from ..storage.reader import Reader
 from .compute import Rows, Splits, dump_splits, load_splits, native_splits
 from .describe import describe_splits
 from .labels import MAX_DISTINCT, Labels, NoClasses, Strata, dump_strata, encode, load_strata, read_labels
+from .order_spec import OrderSpec
 from .resampling import Balanced, Weighted
-from .spec import AS_STORED, OrderSpec, SplitSpec
+from .split_spec import AS_STORED, SplitSpec
 from .stored import divide, has_all
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ import numpy as np
 from ..catalog.split_record import SplitRecord
 from .compute import Rows, Splits, compute_splits
 from .labels import Labels, Strata
-from .spec import Share, SplitSpec
+from .split_spec import Share, SplitSpec
 
 
 def has_all(record: SplitRecord | None, spec: SplitSpec, has_label: bool) -> bool:

@@ -18,7 +18,7 @@ from ..catalog.catalog import Catalog
 from ..catalog.dataset import Dataset, Field
 from ..catalog.roles import is_dense
 from ..jobs.registry import WAIT_SECONDS, Jobs, JobState, Progress, Request
-from ..splits.spec import SplitSpec
+from ..splits.split_spec import SplitSpec
 from ..storage.byte_cache import ByteCache
 from ..storage.reader import Reader
 from ..storage.written import WrittenRows

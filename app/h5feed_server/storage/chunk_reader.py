@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .chunk_rows import ChunkRows, grouped, parts_of
-from .decoders import Decoders
+from .decoder_pool import Decoders
 from .layout import ArrayLayout
 from .local_file import LocalFile
 from .scratch import SCRATCH_BYTES, Bytes

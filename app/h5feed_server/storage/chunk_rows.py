@@ -17,7 +17,7 @@ from h5feed.errors import FeedError
 
 from .byte_cache import ByteCache
 from .column import Column
-from .decoders import Decoders
+from .decoder_pool import Decoders
 from .layout import ArrayLayout
 from .local_file import LocalFile
 from .scratch import Bytes

@@ -17,7 +17,7 @@ from .byte_cache import ByteCache
 from .chunk_reader import ChunkReader, fill_row
 from .chunk_rows import ChunkRows
 from .column import Column, Segment
-from .decoders import Decoders
+from .decoder_pool import Decoders
 from .hdf5.reader_pool import ReaderPool
 from .images.kept_rows import KeptRows
 from .layout import ArrayLayout

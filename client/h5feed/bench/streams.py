@@ -11,7 +11,7 @@ from ..batch import Batch
 from ..blocks import blocks_of_passes
 from ..dataset import Dataset
 from ..fetching.readahead import ReadAhead
-from ..net.pace import Link, Pace
+from ..net.concurrency import Link, Pace
 from ..plan import Plan
 from ..remote_dataset import BLOCK_BYTES
 from .findings import Rate, Training

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from ..blocks import Block, Fetch
 from ..errors import ConnectionFailed
 from ..net.cancellation import Cancellation
-from ..net.pace import Pace
+from ..net.concurrency import Pace
 from ..net.trace import DECODE, Trace, begin_trace
 
 FEW_BLOCKS = 32

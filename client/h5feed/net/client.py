@@ -26,10 +26,10 @@ from ..schema import read_json
 from ..version import __version__
 from ..wire import MEDIA_TYPE
 from .cancellation import Cancellation
-from .failures import FailedAttempts, error_of, final_error, reason_of
+from .concurrency import Link
 from .http import httpx
 from .jobs import InProgress
-from .pace import Link
+from .retries import FailedAttempts, error_of, final_error, reason_of
 from .servers import LOOK_SECONDS, Hooks, Server, Servers
 from .trace import WAITING, enter, received, retried
 from .transport import MAX_PLAIN_BYTES, Answer, BodyCut

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..byte_cache import ByteCache
 from ..column import Column, Segment
-from ..decoders import Decoders
+from ..decoder_pool import Decoders
 from ..layout import ArrayLayout
 from ..local_file import Identity, LocalFile, OpenFiles
 from ..reader import Reader

@@ -1,13 +1,10 @@
-"""What callers ask for: which rows, in which order. Checked here, once, for queries and for code alike."""
+"""Split parameters: how rows are divided. Checked here, for queries and for Python callers."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from h5feed.order import Last
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
-
-SPLIT_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 
 def _share(value: Any) -> Any:
@@ -105,101 +102,3 @@ class SplitSpec(BaseModel):
 
 AS_STORED = SplitSpec.model_validate({})
 """Nothing is drawn."""
-
-
-class OrderSpec(SplitSpec):
-    """Which rows, and in which order one epoch visits them."""
-
-    split: str = Field(
-        "all",
-        description="`all`, `train`, `val` (also `valid`, `validation`, `dev`), `test`, or the name of a stored split.",
-    )
-    shuffle: bool = Field(False, description="Shuffle, with a new order each epoch. `false`: ascending rows.")
-    seed: int = Field(0, ge=-(2**63), lt=2**63, description="Seed of the order.")
-    epoch: int = Field(0, ge=0, lt=2**63, description="Epoch number: each epoch has its own order.")
-    window: int | None = Field(
-        None,
-        ge=1,
-        lt=2**62,
-        description="Shuffle in two steps, so that chunks of many rows are decoded once or twice per epoch and not "
-        "once per row: chunks are shuffled, then rows within a window of this many consecutive rows.",
-    )
-    balance: bool = Field(
-        False,
-        description="Draw each class of the label field (or of `stratify`) equally often: each batch has every class "
-        "within one row of its share. Rows of small classes repeat, all equally often; of large classes "
-        "each epoch has other rows.",
-    )
-    weights: str | None = Field(
-        None,
-        description="Field of numbers ≥ 0: rows are drawn with repeats, in proportion to it.",
-    )
-    epoch_rows: int | None = Field(
-        None,
-        ge=1,
-        lt=2**62,
-        description="With `balance` or `weights`: number of rows per epoch. Default: the size of the split.",
-    )
-    limit: int | None = Field(None, ge=1, description="Use only the first rows of the split.")
-    shard: int = Field(0, ge=0, description="Index of this reader among `shards`.")
-    shards: int = Field(1, ge=1, le=1 << 20, description="Number of readers that share each step.")
-    last: Last | None = Field(
-        None,
-        description="How to treat the last, incomplete batch: `keep` it (one shard only; the default there), `drop` "
-        "it, or `pad` it with repeated rows of weight 0 (the default for several shards).",
-    )
-    fields: str | None = Field(
-        None,
-        description="Comma-separated field names. Default: inputs and labels. Empty: row ids only.",
-    )
-    encoded: str | None = Field(
-        None,
-        description="Comma-separated names of fields stored as JPEG or PNG to return undecoded: the bytes of the "
-        "image files, flat, with `NAME.offsets`. How to decode them is in the dataset's metadata, as "
-        "`decode`.",
-    )
-
-    @model_validator(mode="after")
-    def _names_a_split(self) -> Self:
-        if self.split == "all" and self.splits_rows:
-            raise ValueError(
-                "split=all is every row, whatever test, val and folds say: name train, val or test, or leave them out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _windows_are_shuffled(self) -> Self:
-        if self.window is not None and not self.shuffle:
-            raise ValueError("window needs shuffle=true: rows in their own order need none")
-        return self
-
-    @model_validator(mode="after")
-    def _draws_in_one_way(self) -> Self:
-        if self.balance and self.weights is not None:
-            raise ValueError("balance and weights are two ways to draw rows: give one of them")
-        if self.draws and self.window is not None:
-            raise ValueError("window cannot be used with balance or weights: their rows come from all of the split")
-        if self.epoch_rows is not None and not self.draws:
-            raise ValueError("epoch_rows needs balance or weights: other epochs have each row once. Use limit for less")
-        return self
-
-    @field_validator("split")
-    @classmethod
-    def _canonical(cls, value: str) -> str:
-        return SPLIT_ALIASES.get(value, value)
-
-    @property
-    def is_balanced(self) -> bool:
-        return self.balance
-
-    @property
-    def draws(self) -> bool:
-        """Whether an epoch is drawn, with repeats, and not every row once."""
-        return self.balance or self.weights is not None
-
-    @property
-    def split_spec(self) -> SplitSpec:
-        if not self.splits_rows:
-            # What `stratify` says then is of `balance`.
-            return AS_STORED
-        return SplitSpec(**{name: getattr(self, name) for name in SplitSpec.model_fields})
