@@ -225,7 +225,7 @@ def test_weighted_over_http(imbalanced: h5feed.Dataset) -> None:
         ({"balance": True, "stratify": "many"}, BadParameter, "several labels"),
         ({"weights": "negative"}, UnsupportedField, "row 7 has -1.0"),
         ({"weights": "nothing"}, UnsupportedField, "add up to 0"),
-        ({"weights": "vector"}, UnsupportedField, "one number a row"),
+        ({"weights": "vector"}, UnsupportedField, "one number per row"),
         ({"balance": True, "split": "test"}, SplitNotFound, "there is no split 'test'"),
     ],
 )

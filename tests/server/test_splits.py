@@ -288,7 +288,7 @@ def test_groups_stay_together(labelled: tuple[h5feed.Feed, Path], kinds: h5feed.
         for name, rows in {"train": rest, **expected}.items():
             np.testing.assert_array_equal(kinds.split_rows(name, test=0.2, val=1, group=field), np.sort(rows))
             assert report["splits"][name]["groups"] == len(np.unique(groups[rows]))
-    with pytest.raises(UnsupportedField, match="one value a row"):
+    with pytest.raises(UnsupportedField, match="one value per row"):
         kinds.splits(test=0.2, group="box")
     with pytest.raises(SplitImpossible, match=r"takes 80 of 80 groups of 'patient'"):
         kinds.splits(test=80, group="patient")
@@ -404,7 +404,7 @@ def test_a_server_that_starts_anew(labelled: tuple[h5feed.Feed, Path], tmp_path:
         ("group=patient", "group needs test, val or folds"),
         ("group=patient&test=0.2&stratify=label", "together need folds"),
         ("test=0.2&stratify=label&split_shuffle=false", "split_shuffle=true"),
-        ("test=1.0", "between 0 and 1"),
+        ("test=1.0", "greater than 0 and less than 1"),
     ],
 )
 def test_specs_that_cannot_be(labelled: tuple[h5feed.Feed, Path], kinds: h5feed.Dataset, query: str, says: str) -> None:

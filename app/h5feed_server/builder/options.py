@@ -270,4 +270,4 @@ def _types(hint: Any) -> tuple[type, ...]:
 
 def _check(name: str, good: bool, value: Any, valid: tuple[Any, ...]) -> None:
     if not good:
-        raise BadParameter(f"{name}={value!r} is not known: valid are {', '.join(map(str, valid))}")
+        raise BadParameter(f"{name}={value!r} must be one of {', '.join(map(str, valid))}")

@@ -320,7 +320,7 @@ class Catalog:
             raise refused
         names = self.names()
         known = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
-        said = did_you_mean(name, names, f"there are {known or 'none, the data folder is empty'}")
+        said = did_you_mean(name, names, f"choose from {known}" if known else "the data folder is empty")
         raise DatasetNotFound(f"there is no dataset {name!r}: {said}")
 
     def _preparing(self, name: str, entry: Entry) -> Preparing:

@@ -135,7 +135,7 @@ class Dataset:
         """
         for row in rows:
             if not 0 <= row < self.rows:
-                raise RowOutOfRange(f"row {row} does not exist: valid are 0 … {self.rows - 1}")
+                raise RowOutOfRange(f"row {row} is out of range for {self.rows} rows (valid: 0 to {self.rows - 1})")
 
     def field(self, name: str) -> Field:
         """A readable field by name.
