@@ -239,7 +239,7 @@ def test_an_image_that_takes_too_long_costs_nobody_else(serve: Callable[..., Ser
             dataset.take([0, 4])
         np.testing.assert_array_equal(dataset.take(range(4))["images"], pixels(files))
     children = [
-        child for pid in pids for child in psutil.Process(pid).children() if "image_decoders" in str(child.cmdline())
+        child for pid in pids for child in psutil.Process(pid).children() if "images.decoding" in str(child.cmdline())
     ]
     assert children and server.worker_pids() == pids
     assert server.stop() == 0
