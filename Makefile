@@ -45,10 +45,10 @@ $(READY): requirements/dev.txt pyproject.toml client/pyproject.toml
 demo: setup ## pack real digits into DATA, serve them, train a Keras model over HTTP
 	@$(BIN)/h5feed-server demo --keep $(DATA)
 
-test: setup ## run the tests that each change is held against (5 minutes)
+test: setup ## run the tests that each change is held against
 	$(BIN)/python $(PYTEST)
 
-test-all: test-whole test-backends-whole test-floors test-newest ## run everything there is (an hour)
+test-all: test-whole test-backends-whole test-floors test-newest ## run everything there is
 
 test-whole: setup ## run all tests, with every case of what `test` samples
 	$(BIN)/python $(PYTEST) $(WHOLE)
@@ -91,7 +91,7 @@ $(NEWEST_READY): $(READY) pyproject.toml client/pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(NEWEST)/bin/python -e client -e ".[demo,parquet]" --group dev httpx2
 	@touch $@
 
-bench: setup ## measure; prints a table and RATIO lines (5 minutes)
+bench: setup ## measure; prints a table and RATIO lines
 	$(BIN)/python -m benchmarks
 
 lint: setup ## check format, style, types, and who imports whom

@@ -95,7 +95,7 @@ def test_get(server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["info", "nix"], "there are"),
+        (["info", "nix"], "choose from"),
         (["get", "tall", "-o", "out.txt"], ".npz"),
         (["get", "tall", "-o", "a.npy"], "--fields"),
     ],

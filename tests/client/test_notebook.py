@@ -85,7 +85,7 @@ def test_what_is_shown(served: ServerProcess) -> None:
 def test_what_errors_say(served: ServerProcess) -> None:
     """The last line says what is wrong and what to do; nothing is told of errors that led to it."""
     with h5feed.connect(served.url, deadline=20) as feed:
-        assert "there is no dataset 'digit': did you mean 'digits'? There are" in said(
+        assert "there is no dataset 'digit': did you mean 'digits'? Choose from" in said(
             DatasetNotFound, lambda: feed["digit"]
         )
         digits = feed["digits"]

@@ -55,7 +55,7 @@ def _refused(*arguments: str, **environment: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("kind", ["file", "link", "pipe", "folder"])
 def test_nobody_elses_file_makes_room_for_a_socket(tmp_path: Path, kind: str) -> None:
-    """What lies at the path and is no socket stays, and is named."""
+    """What lies at the path and is not a socket stays, and is named."""
     (tmp_path / "notes").write_text("mine")
     path = tmp_path / "notes" if kind == "file" else tmp_path / "there"
     if kind == "link":
@@ -65,7 +65,7 @@ def test_nobody_elses_file_makes_room_for_a_socket(tmp_path: Path, kind: str) ->
     elif kind == "folder":
         path.mkdir()
     before = path.lstat()
-    with pytest.raises(FileExistsError, match="no socket"):
+    with pytest.raises(FileExistsError, match="not a socket"):
         listen(Settings(uds=str(path)))
     assert os.path.samestat(path.lstat(), before)
     assert (tmp_path / "notes").read_text() == "mine"
@@ -88,7 +88,7 @@ def test_the_command_leaves_files_where_they_are(
     path = tmp_path / "weights.bin"
     path.write_text("mine")
     code, said = _refused(str(folder), "--uds", str(path))
-    assert code == 1 and "no socket" in said and str(path) in said and len(said.splitlines()) == 1
+    assert code == 1 and "not a socket" in said and str(path) in said and len(said.splitlines()) == 1
     assert path.read_text() == "mine"
     server = serve(folder, "--uds", str(tmp_path / "feed.sock"))
     path.replace(tmp_path / "feed.sock")
@@ -398,7 +398,7 @@ def test_links_are_followed_where_they_may_be(serve: Callable[..., ServerProcess
         assert httpx.get(f"{server.url}/v1/datasets", headers={"host": name}, timeout=60).status_code == 200
     refused = httpx.get(f"{server.url}/v1/datasets", headers={"host": "x.other"}, timeout=60)
     assert refused.status_code == 421
-    with pytest.raises(HostNotAllowed, match="not to be asked for"):
+    with pytest.raises(HostNotAllowed, match="does not accept the host name"):
         raise h5feed.errors.from_problem(refused.status_code, refused.json())
 
 

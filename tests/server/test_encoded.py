@@ -216,7 +216,7 @@ def test_a_broken_image_is_named_and_spoils_nothing_else(feed: h5feed.Feed) -> N
     """Cut off, a bomb, empty, no image: dataset_corrupt with the row and the reason; other rows are served."""
     hostile = feed["hostile"]
     np.testing.assert_array_equal(hostile.take(range(BROKEN))["images"], pixels(FILES[:BROKEN]))
-    reasons = ("truncated|end", "pixels", "empty", "no image")
+    reasons = ("truncated|end", "pixels", "empty", "not an image")
     for row, reason in zip(range(BROKEN, BROKEN + 4), reasons, strict=True):
         with pytest.raises(DatasetCorrupt, match=rf"row {row} of 'images' is a broken image: .*({reason})"):
             hostile.take([0, row, 2])

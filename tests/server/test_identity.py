@@ -185,6 +185,8 @@ def test_a_touch_is_digested_and_not_inspected_again(serve: Callable[..., Server
         revision = feed["d"].revision
         assert feed["copy"].revision == revision
         wait_until(lambda: feed["d"].revision == revision and feed["copy"].rows > 0 and count("digests") == 2)
+        # Layouts are written behind the answers.
+        wait_until(lambda: count("layouts") > 0)
         assert count("layouts") == 1
         _other_rights(folder / "d.h5")
         wait_until(lambda: time.time() - (folder / "d.h5").stat().st_ctime > 2.5)

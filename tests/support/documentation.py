@@ -21,6 +21,7 @@ import h5feed
 import pytest
 
 from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "client" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -140,6 +141,8 @@ class Reader:
         found = []
         for server in self._servers.values():
             with h5feed.connect(server.url, deadline=SECONDS) as feed:
+                # What the last block has written may be inspected still.
+                wait_until(lambda feed=feed: all(entry["status"] != "preparing" for entry in feed.datasets()))  # type: ignore[misc]
                 found += [entry for entry in feed.datasets() if entry["reason"]]
         return found
 
