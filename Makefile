@@ -91,7 +91,7 @@ $(NEWEST_READY): $(READY) pyproject.toml client/pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(NEWEST)/bin/python -e client -e ".[demo,parquet]" --group dev httpx2
 	@touch $@
 
-bench: setup ## measure; prints a table and RATIO lines
+bench: setup ## measure; prints a table and RATIO lines (5 minutes)
 	$(BIN)/python -m benchmarks
 
 lint: setup ## check format, style, types, and who imports whom

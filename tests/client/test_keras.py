@@ -349,7 +349,9 @@ def test_a_subclass(dataset: Any) -> None:
         model_of().fit(train, epochs=1, steps_per_epoch=5, verbose=0, callbacks=[seen])
         train._arrays = seen._arrays  # type: ignore[method-assign]
         expected = every_row_of(dataset.batches(batch_size=BATCH, shuffle=True, epoch=fitted - 1))
-        assert seen.epochs == [expected[: 5 * BATCH]]
+        (epoch,) = seen.epochs
+        # Before 3.15, Keras on JAX takes one batch ahead of the last step, and drops it when `fit` ends.
+        assert epoch in (expected[: 5 * BATCH], expected[: 6 * BATCH])
     train.close()
 
 
@@ -442,6 +444,9 @@ def test_the_shard_is_found_when_asked(
         assert shard_of(shard, shards) == expected
 
 
+@pytest.mark.skipif(
+    not hasattr(keras.distribution.ModelParallel, "data_shard_id"), reason="Keras tells its data shards from 3.15 on"
+)
 @pytest.mark.parametrize("replicas", [1, 2, 4])
 def test_shards_are_replicas(monkeypatch: pytest.MonkeyPatch, replicas: int) -> None:
     """Processes that share a replica of a model are given the same rows: the shard is Keras' data shard."""
