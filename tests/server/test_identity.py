@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5feed
 import h5py
@@ -240,3 +241,36 @@ def test_a_young_file_is_looked_at_again(tmp_path: Path) -> None:
         finally:
             catalog.close()
             pool.close()
+
+
+def test_a_file_found_while_another_thread_scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that was searched for in the entries before a scan is searched for again, not declared unknown."""
+    from h5feed_server.cache_folder.folder import CacheFolder
+    from h5feed_server.catalog.catalog import Catalog
+    from h5feed_server.settings import Settings
+    from h5feed_server.storage.hdf5.reader_pool import ReaderPool
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    _write(folder / "one.h5", 1)
+    settings = Settings(data_dir=folder, cache_dir=tmp_path / "cache")
+    catalog = Catalog(settings, CacheFolder(tmp_path / "cache", 10, 1 << 30), ReaderPool(1, 60, 1 << 20))
+    search, late = catalog._search, []
+
+    def search_and_be_overtaken(name: str, asked: float) -> Any:
+        try:
+            return search(name, asked)
+        finally:
+            if not late:
+                late.append(name)
+                _write(folder / "two.h5", 2)
+                catalog._walk()
+
+    try:
+        assert catalog.dataset_within(60, "one").rows
+        # Nothing is answered from the last scan alone.
+        catalog._walk_seconds = 0.0
+        monkeypatch.setattr(catalog, "_search", search_and_be_overtaken)
+        assert catalog.dataset_within(60, "two").rows and late == ["two"]
+    finally:
+        catalog.close()

@@ -256,11 +256,13 @@ class Catalog:
             since = now if declared_anew else now - (RESCAN_SECONDS if own is None else self._pause)
             # Who finds another one walking goes on with what is known, and comes again where that is not enough.
             self._rescan(since, wait=declared_anew or self._scanned == float("-inf"))
+        # Before the search: another thread may scan meanwhile, and what was searched is older then.
+        scanned = self._scanned
         try:
             match = self._found[name] = self._search(name, asked)
             return match
         except DatasetNotFound as error:
-            if self._scanned >= asked:
+            if scanned >= asked:
                 raise
             # It may have been put there since.
             raise self._next_walk(f"{error.detail}; it is looked for again", asked, RESCAN_SECONDS) from None
