@@ -255,7 +255,8 @@ def test_a_file_found_while_another_thread_scans(tmp_path: Path, monkeypatch: py
     _write(folder / "one.h5", 1)
     settings = Settings(data_dir=folder, cache_dir=tmp_path / "cache")
     catalog = Catalog(settings, CacheFolder(tmp_path / "cache", 10, 1 << 30), ReaderPool(1, 60, 1 << 20))
-    search, late = catalog._search, []
+    search = catalog._search
+    late: list[str] = []
 
     def search_and_be_overtaken(name: str, asked: float) -> Any:
         try:
