@@ -60,21 +60,7 @@ D = TypeVar("D", bound="RemoteDataset")
 
 
 class RemoteDataset:
-    """The part of `Dataset` that the training loops use.
-
-    Every request names the revision. If the data changes, requests fail with `RevisionChanged`; data of two revisions
-    is never mixed.
-
-    Attributes
-    ----------
-    name, revision : str
-    rows : int
-    fields : dict of str to Field
-    class_names : list of str or None
-        Of the first label field; each field also has its own.
-    info : dict
-        The server's full description of the dataset.
-    """
+    """The part of `h5feed.Dataset` that the training loops use; see there for its attributes."""
 
     def __init__(self, client: Client, info: dict[str, Any]) -> None:
         self._client = client

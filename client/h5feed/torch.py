@@ -29,7 +29,6 @@ from .loops.meter import Meter
 from .loops.pass_numbers import Pass, PassNumbers
 from .loops.passes import position_in, state_of
 from .loops.tensors import mapped, tensors_of
-from .loops.wait_stats import LoopStats
 from .net.trace import clock
 from .options import OrderOptions, RowOptions, SplitOptions, TorchRowsOptions
 from .plan import Plan
@@ -52,6 +51,9 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
     `load_state_dict` resumes a pass, with any number of workers. `state_dict` is the position of a loop without
     workers; torchdata's ``StatefulDataLoader`` also gets the position of each worker from it. A DataLoader with workers
     takes batches ahead of the loop: there, `state_after` is the position of the loop.
+
+    `stats` has the times of the training loop if there are no DataLoader workers. With workers, nothing is measured in
+    this process: each worker waits separately, ahead of the loop.
 
     Parameters
     ----------
@@ -195,14 +197,6 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         """Stop the read-ahead of this process and its threads. A running loop fails with an error."""
         while self._open:
             self._open.pop().close()
-
-    def stats(self) -> LoopStats:
-        """How long this process waited for batches, and why. Prints as a table.
-
-        Without DataLoader workers, these are the times of the training loop. With workers, nothing is measured here:
-        each worker waits separately, ahead of the loop.
-        """
-        return super().stats()
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         info = get_worker_info()

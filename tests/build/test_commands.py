@@ -50,9 +50,9 @@ def test_errors_are_one_line(pets: Path, tmp_path: Path) -> None:
     there.write_bytes(b""), table.write_text("label,size\n1,2\n0,3\n")
     for words, said in (
         (["build", tmp_path / "nothing", "-o", tmp_path / "x.h5"], "does not exist"),
-        (["build", pets, "-o", tmp_path / "x.h5", "--resize", "squash"], "valid are aspect, stretch, pad, none"),
+        (["build", pets, "-o", tmp_path / "x.h5", "--resize", "squash"], "must be one of aspect, stretch, pad, none"),
         (["build", pets, "-o", tmp_path / "x.h5", "--size", "0"], "must be pixels such as 256"),
-        (["build", pets, "-o", tmp_path / "x.h5", "--val", "1.5"], "a fraction must be greater than 0"),
+        (["build", pets, "-o", tmp_path / "x.h5", "--val", "1.5"], "a fraction must be greater than 0 and less than 1"),
         (["inspect", tmp_path], "is a folder"),
         (["build", pets, "-o", there], "give another name, or --overwrite"),
         (["build", pets, "-o", tmp_path / "x.h5", "--no-stratify"], "--no-stratify needs val or test"),
@@ -140,8 +140,8 @@ def test_inspect_says_that_a_file_is_one_of_several(tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"size": "big"}, "must be pixels"),
-        ({"colour": "cmyk"}, "valid are rgb, bgr, grey, rgba"),
-        ({"dtype": "object"}, "valid are uint8"),
+        ({"colour": "cmyk"}, "must be one of rgb, bgr, grey, rgba"),
+        ({"dtype": "object"}, "must be one of uint8"),
         ({"compression": "gzip", "level": 20}, "1 … 9 with gzip"),
         ({"shards": 0}, "must be 1 or more"),
         ({"shards": 2, "split_files": True}, "give one of them"),

@@ -19,7 +19,7 @@ from ..api.identity import UNIX
 from ..api.peer import PEER
 from ..api.problems import problem
 from .direct import DirectWriter
-from .http1 import Exchange, Host, Http1, status_line
+from .http1 import Exchange, Host, Http1, response_head
 
 HEAD_BYTES = 32 << 10
 """Of a request line and headers together. More is 431."""
@@ -87,7 +87,7 @@ class Connection(Http1):
         """Whom it counts for: the peer's address, until a request says more."""
         self.number = next(_NUMBERS)
         self._refusal = _NO_HTTP
-        self._refused = self._ended = False
+        self._refused = self._upgraded = self._ended = False
         self._idle: asyncio.TimerHandle | None = None
 
         # What is being received.
@@ -113,7 +113,7 @@ class Connection(Http1):
         self._owner.say_closed()
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._refused or self._upgraded:
             return
         self._is_first_piece = False
         super().data_received(data)
@@ -170,7 +170,7 @@ class Connection(Http1):
         # To nothing that is spoken here: the request is answered, and what follows is in no language.
         if self.latest is not None:
             self.latest.keep_alive = False
-        self._refused = True
+        self._upgraded = True
 
     def no_request(self) -> None:
         self._refuse(*self._refusal)
@@ -178,6 +178,7 @@ class Connection(Http1):
     # Who is refused, or given up
 
     def _refuse(self, error: FeedError, status: int) -> None:
+        self._refused = True
         running = self.running
         if running is not None and not running.complete:
             # An answer is under way, and maybe a thread is writing it: nothing may come in between.
@@ -186,9 +187,7 @@ class Connection(Http1):
             return
         answer = problem(error, status=status)
         headers = [*self.host.default_headers(), *answer.raw_headers, (b"connection", b"close")]
-        lines = [b"%b: %b\r\n" % header for header in headers]
-        self.transport.write(b"".join([status_line(status), *lines, b"\r\n", bytes(answer.body)]))
-        self._refused = True
+        self.transport.write(response_head(status, headers) + bytes(answer.body))
         # To close with bytes unread would reset the connection, and the peer might never see the answer.
         if self.transport.can_write_eof():
             self.transport.write_eof()

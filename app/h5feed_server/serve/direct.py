@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from .http1 import Exchange, status_line
+from .http1 import Exchange, response_head
 
 PATIENCE_SECONDS = 0.05
 """How long a thread goes on with one block for a peer that takes it slowly."""
@@ -56,8 +56,7 @@ class DirectWriter:
         ConnectionAbortedError
             Nobody waits for this answer any more.
         """
-        lines = [b"%b: %b\r\n" % header for header in (*self._exchange.connection.host.default_headers(), *headers)]
-        self._head = status_line(200) + b"".join(lines) + b"\r\n"
+        self._head = response_head(200, (*self._exchange.connection.host.default_headers(), *headers))
         with self._lock:
             if self._revoked:
                 raise ConnectionAbortedError("the answer came too late")

@@ -14,6 +14,7 @@ import socket
 import time
 import urllib.parse
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Any
@@ -38,9 +39,10 @@ _BODILESS = (204, 304)
 _NO_CHUNKS_BEFORE = "1.1"
 
 
-def status_line(status: int) -> bytes:
-    """The status line of a response."""
-    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+def response_head(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Status line and headers of a response."""
+    line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+    return b"".join([line, *(b"%b: %b\r\n" % header for header in headers), b"\r\n"])
 
 
 @dataclass(eq=False)
@@ -189,7 +191,7 @@ class Exchange:
             raise RuntimeError(f"got {message['type']} after the response was complete")
 
     def _start(self, status: int, headers: Any) -> None:
-        lines = [status_line(status)]
+        sent: list[tuple[bytes, bytes]] = []
         length: int | None = None
         says_close = False
         for name, value in (*self.connection.host.default_headers(), *headers):
@@ -203,23 +205,22 @@ class Exchange:
                 continue
             elif lowered == b"connection" and b"close" in [token.strip() for token in value.lower().split(b",")]:
                 self.keep_alive, says_close = False, True
-            lines.append(b"%b: %b\r\n" % (name, value))
+            sent.append((name, value))
         self._has_no_body = self._has_no_body or status in _BODILESS
         if length is None and not self._has_no_body:
             if self.scope["http_version"] >= _NO_CHUNKS_BEFORE:
                 self._is_chunked = True
-                lines.append(b"transfer-encoding: chunked\r\n")
+                sent.append((b"transfer-encoding", b"chunked"))
             else:
                 # Its end is that of the connection.
                 self.keep_alive = False
         self._is_measured = length is not None and not self._has_no_body
         self.rest = length or 0
         if not self.keep_alive and not says_close:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
+            sent.append((b"connection", b"close"))
         self.started = True
         self.expects_continue = False
-        self.connection.transport.write(b"".join(lines))
+        self.connection.transport.write(response_head(status, sent))
 
     def _send_body(self, body: bytes | memoryview, more_body: bool) -> None:
         transport = self.connection.transport

@@ -26,7 +26,7 @@ from ..settings import Settings
 from ..sharing.body_pool import BodyPool
 from ..sharing.trimming import settle
 from .connection import HEAD_SECONDS, Connection, address_of
-from .http1 import Host
+from .http1 import Host, response_head
 
 logger = logging.getLogger(__name__)
 
@@ -305,8 +305,7 @@ class _Worker(uvicorn.Server):
             if self._tls is None:
                 error = Overloaded(f"{self._most} connections are open; come again in a moment", retry_after=1)
                 answer = problem(error)
-                lines = [b"%b: %b\r\n" % header for header in [*answer.raw_headers, (b"connection", b"close")]]
-                head = b"HTTP/1.1 503 Service Unavailable\r\n" + b"".join(lines) + b"\r\n"
+                head = response_head(503, [*answer.raw_headers, (b"connection", b"close")])
                 connection.send(head + bytes(answer.body), socket.MSG_DONTWAIT)
         self.say_closed()
 

@@ -10,7 +10,6 @@ import operator
 import os
 import sys
 import threading
-from collections.abc import Mapping
 from copy import copy
 from types import FrameType
 from typing import Any, Literal, Unpack
@@ -56,7 +55,8 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
 
     A pass is one run over all batches, however ``steps_per_epoch`` divides it. Passes are numbered from `epoch` on,
     across calls of ``fit``; after an interrupted pass, the next one starts. ``fit(initial_epoch=k)`` moves to the start
-    of epoch k, `set_epoch` to a pass, `load_state_dict` to any batch.
+    of epoch k, `set_epoch` to a pass, `load_state_dict` to any batch: the first run of the next ``fit`` is shorter
+    accordingly, so that passes and epochs still end together.
 
     ``sequence[i]`` is batch i of the pass number `epoch`; a negative i counts from the end. It does not affect
     training. Consecutive indices are read ahead. ``iter(sequence)`` loops over that pass, and ``next(sequence)`` loops
@@ -309,20 +309,6 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
     def _check_told(self) -> None:
         if self._is_dealt and self._position.batch:
             raise FeedError(f"{internals.DEALT}. A pass has no state before its end. {internals.ADVICE}")
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state: the next ``fit`` or loop delivers exactly what the saved pass had not delivered yet.
-
-        The first run of that ``fit`` is shorter accordingly, so that passes and epochs still end together. The number
-        of shards may differ if ``batch_size × shards`` is the same.
-
-        Raises
-        ------
-        RevisionChanged
-        BadParameter
-            The state belongs to another order.
-        """
-        super().load_state_dict(state)
 
     def _go_to(self, epoch: int, position: int) -> None:
         with self._lock:
