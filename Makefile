@@ -21,7 +21,7 @@ FLOORS_READY := $(FLOORS)/.ready
 # Tests of what leans on other packages: files, images, HTTP, settings, Keras, splits.
 VERSION_TESTS := $(addprefix tests/server/test_,api.py by_h5py.py doors.py encoded.py filters.py openapi.py plots.py \
   read.py serving.py splits.py stats.py stream.py) $(addprefix tests/client/test_,cli.py decode.py keras.py \
-  keras_internals.py loader.py looks.py readahead.py wire.py) $(addprefix tests/build/test_,building.py tables.py)
+  keras_internals.py loader.py looks.py readahead.py wire.py) $(addprefix tests/builder/test_,building.py tables.py)
 NEWEST_PYTHON ?= $(or $(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3))),python3)
 NEWEST := .venv-newest
 NEWEST_READY := $(NEWEST)/.ready
