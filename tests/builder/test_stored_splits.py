@@ -212,9 +212,7 @@ def test_a_stored_test_split_stays_where_only_val_differs(served: tuple[h5feed.F
         splits = pets.splits(**options)
         assert [splits["splits"][name]["stored"] for name in ALL] == [False, False, True]
         assert list(splits["replaces"]) == ["val"]
-        assert (splits.note or "").startswith(
-            "test is as stored, val is drawn out of the 108 rows stored for train and"
-        )
+        assert (splits.note or "").startswith("test is as stored, val is drawn from the 108 rows stored for train and")
     assert asked(pets, "train", "test", test=0.1) == {"train": others.tolist(), "test": before["test"]}
     assert "12 of the 12 rows of the stored val split are in train" in (pets.splits(test=0.1).note or "")
     made = StratifiedKFold(4, shuffle=True, random_state=42).split(others, labels[others])
@@ -227,7 +225,7 @@ def test_a_stored_test_split_stays_where_only_val_differs(served: tuple[h5feed.F
     assert tested.split_rows("test", test=0.2, val=0.1).tolist() == stored(folder / "tested.h5")["test"]
     assert len(tested.split_rows("val", test=0.2, val=0.1)) == 12
     note = tested.splits(val=0.125).note
-    assert note == "test is as stored, val is drawn out of the 96 rows stored for train"
+    assert note == "test is as stored, val is drawn from the 96 rows stored for train"
     assert tested.splits(val=0.125)["replaces"] is None
 
 
@@ -269,7 +267,7 @@ def test_it_is_said_once(served: tuple[h5feed.Feed, Path], caplog: pytest.LogCap
                 list(loader)
     pickle.loads(pickle.dumps(feed["pets"])).plan("val", **options)
     (line,) = told(caplog)
-    assert line.startswith("pets with split_seed=1234, test=0.1, val=0.1: all rows are divided anew")
+    assert line.startswith("pets with split_seed=1234, test=0.1, val=0.1: all rows are divided again")
     for fold in range(3):
         feed["pets"].split_rows("train", folds=3, fold=fold)
         feed["pets"].stats("train", field="labels", folds=3, fold=fold)
@@ -359,7 +357,7 @@ def test_a_build_of_a_file_with_splits(served: tuple[h5feed.Feed, Path], tmp_pat
     lost = len({*before["test"]} & {*rows["train"]})
     assert f"{lost} of the 12 rows of the stored test split are in train" in anew.notes[0]
     carved = build(folder / "tested.h5", tmp_path / "carved.h5", BuildOptions(val=0.125))
-    assert carved.notes == ("test is as stored, val is drawn out of the 96 rows stored for train",)
+    assert carved.notes == ("test is as stored, val is drawn from the 96 rows stored for train",)
     with h5py.File(folder / "tested.h5") as old, h5py.File(tmp_path / "carved.h5") as new:
         np.testing.assert_array_equal(old["test/digests"][:], new["test/digests"][:])
         record = json.loads(new.attrs["h5feed_splits"])

@@ -1,10 +1,10 @@
-"""scikit-learn's ways to divide rows, to the row, in a tenth of its memory and without its import.
+"""scikit-learn's splitters, reimplemented: the same rows for the same seed, in a tenth of the memory.
 
-Each function draws from numpy's ``RandomState`` what the class that it is named after draws, in the same order, so that
-the rows are the same for the same seed (tests compare them with scikit-learn itself). scikit-learn collects Python
-lists of all rows (1 GB for 10 million), and loading it takes two seconds and 90 MB.
+Each function makes the same calls to numpy's ``RandomState``, in the same order, as the scikit-learn class named in its
+docstring, so the same seed gives the same rows. Tests compare the two. scikit-learn itself is not used because it
+builds Python lists of all rows (1 GB for 10 million), and because importing it takes two seconds and 90 MB.
 
-Functions take *places*: 0 … n-1 among the rows that are divided, in the order in which they are given.
+All functions work with *places*: positions 0 … n-1 in the sequence of rows to divide, not row ids.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ import numpy.typing as npt
 
 Codes = npt.NDArray[np.unsignedinteger]
 Indices = npt.NDArray[np.int32]
-"""int32: `MAX_SPLIT_ROWS` rows and no more are divided."""
+"""int32 is enough: at most `MAX_SPLIT_ROWS` rows are divided."""
 
 MAX_TABLE_BYTES = 64 << 20
-"""Bytes of the table of groups by classes that `stratified_group_fold` holds."""
+"""Limit on the (groups, classes) table of `stratified_group_fold`, in bytes."""
 
 _BLOCK = 1 << 17
+"""Rows processed at a time, which bounds temporary arrays."""
 
 
 class TooFew(ValueError):
-    """A class, or the groups, are too few for what is asked.
+    """A class has too few rows, or there are too few groups, for the requested split.
 
     Attributes
     ----------
     code : int or None
-        The class.
+        Code of the class; None if the error is not about a single class.
     """
 
     def __init__(self, reason: str, code: int | None = None) -> None:
@@ -37,26 +38,36 @@ class TooFew(ValueError):
 
 
 def shuffle_split(n: int, test: int, seed: int) -> tuple[Indices, Indices]:
-    """``train_test_split`` without classes (`ShuffleSplit`): train and test, in its order."""
+    """``train_test_split`` without classes (`ShuffleSplit`): places of train and test, in scikit-learn's order.
+
+    Parameters
+    ----------
+    n : int
+        Rows to divide.
+    test : int
+        Rows of the test side.
+    """
     places = np.arange(n, dtype=np.int32)
     np.random.RandomState(seed).shuffle(places)
     return places[test:], places[:test]
 
 
 def stratified_split(codes: Codes, test: int, seed: int, *, ordered: bool = True) -> tuple[Indices, Indices]:
-    """``train_test_split`` with `stratify` (`StratifiedShuffleSplit`).
+    """``train_test_split`` with `stratify` (`StratifiedShuffleSplit`): places of train and test.
 
     Parameters
     ----------
     codes : (n,) unsigned int
+        Class of each row.
     test : int
         Rows of the test side.
     ordered : bool
-        Whether train must come in scikit-learn's order, and not only hold its rows: test never does.
+        Return train in scikit-learn's order, not only with the same rows. Test is never in that order.
 
     Raises
     ------
     TooFew
+        A class has a single row, or one side has fewer rows than there are classes.
     """
     train = len(codes) - test
     grouped, starts = group(codes)
@@ -64,7 +75,7 @@ def stratified_split(codes: Codes, test: int, seed: int, *, ordered: bool = True
     present = np.flatnonzero(counts)
     if counts[present].min() < 2:
         code = int(present[counts[present].argmin()])
-        raise TooFew("has only 1 row, and needs 2 to lie on both sides", code)
+        raise TooFew("has only 1 row, and needs at least 2, one for each side", code)
     if min(train, test) < len(present):
         raise TooFew(f"{len(present)} classes do not fit into {min(train, test)} rows")
     random = np.random.RandomState(seed)
@@ -76,7 +87,7 @@ def stratified_split(codes: Codes, test: int, seed: int, *, ordered: bool = True
         own = grouped[start : start + count]
         random.shuffle(own)
         held.append(own[left : left + taken].copy())
-        # Moved together at the front of the same memory, over what has been copied.
+        # Compact the train rows at the front of the same array. The rows overwritten here are already copied.
         grouped[end : end + left] = own[:left]
         end += left
     rest = grouped[:end]
@@ -86,7 +97,7 @@ def stratified_split(codes: Codes, test: int, seed: int, *, ordered: bool = True
 
 
 def fold_of(n: int, folds: int, fold: int, seed: int | None) -> Indices:
-    """`KFold`: places of the test side of a fold; `seed` None means that rows are not shuffled."""
+    """`KFold`: places of the test side of one fold. With `seed` None, rows are not shuffled."""
     places = np.arange(n, dtype=np.int32)
     if seed is not None:
         np.random.RandomState(seed).shuffle(places)
@@ -96,24 +107,27 @@ def fold_of(n: int, folds: int, fold: int, seed: int | None) -> Indices:
 
 
 def stratified_fold(codes: Codes, folds: int, fold: int, seed: int | None) -> Indices:
-    """`StratifiedKFold`: places of the test side of a fold.
+    """`StratifiedKFold`: places of the test side of one fold. With `seed` None, rows are not shuffled.
 
     Raises
     ------
     TooFew
+        Every class has fewer rows than there are folds.
     """
     grouped, starts = group(codes)
     counts = np.diff(starts)
     if counts.max() < folds:
         raise TooFew(f"no class has as many rows as there are folds ({folds})")
-    # In the order in which classes come first; each class's first place leads its run.
+    # Order classes by first appearance, as scikit-learn does. `grouped` is ascending within a class, so the first
+    # place of each class is at its start.
     present = np.flatnonzero(counts)
     present = present[np.argsort(grouped[starts[present]])]
     ends = np.cumsum(counts[present])
     random = np.random.RandomState(seed)
     chosen = []
     for code, end in zip(present, ends, strict=True):
-        # How many of the sorted classes' places begin … end-1 are dealt to each fold in turn.
+        # With rows sorted by class, this class takes positions begin … end-1. Positions are dealt to the folds in
+        # turn; `dealt` counts how many each fold gets.
         begin = end - counts[code]
         numbers = np.arange(folds)
         dealt = (end - numbers + folds - 1) // folds - (begin - numbers + folds - 1) // folds
@@ -125,23 +139,25 @@ def stratified_fold(codes: Codes, folds: int, fold: int, seed: int | None) -> In
 
 
 def group_split(groups: Codes, test: int, seed: int | None) -> tuple[Indices, Indices]:
-    """`GroupShuffleSplit`: train and test, ascending, with whole groups on one side.
+    """`GroupShuffleSplit`: places of train and test, ascending. Each group is on one side only.
 
     Parameters
     ----------
     groups : (n,) unsigned int
+        Group of each row.
     test : int
         Groups of the test side.
     seed : int or None
-        None: the groups that come last, by their first rows.
+        With None, nothing is drawn: test takes the groups whose first rows come last.
 
     Raises
     ------
     TooFew
+        No group would be left for train.
     """
     present, first = _present(groups)
     if test >= len(present):
-        raise TooFew(f"{test} groups of {len(present)} leave none for train")
+        raise TooFew(f"taking {test} of {len(present)} groups leaves none for train")
     if seed is None:
         held = present[np.argsort(first)[len(present) - test :]]
     else:
@@ -150,11 +166,12 @@ def group_split(groups: Codes, test: int, seed: int | None) -> tuple[Indices, In
 
 
 def group_fold(groups: Codes, folds: int, fold: int, seed: int | None) -> Indices:
-    """`GroupKFold`: places of the test side of a fold, with whole groups on one side.
+    """`GroupKFold`: places of the test side of one fold. Each group is on one side only.
 
     Raises
     ------
     TooFew
+        There are fewer groups than folds.
     """
     present, _ = _present(groups)
     _check_groups(len(present), folds)
@@ -173,14 +190,16 @@ def group_fold(groups: Codes, folds: int, fold: int, seed: int | None) -> Indice
 
 
 def stratified_group_fold(codes: Codes, groups: Codes, folds: int, fold: int, seed: int | None) -> Indices:
-    """`StratifiedGroupKFold`: places of the test side of a fold.
+    """`StratifiedGroupKFold`: places of the test side of one fold. Each group is on one side only.
 
-    Groups of the most uneven classes are given out first, each to the fold in which the shares of the classes then
-    differ least.
+    Greedy: groups whose class counts vary most are assigned first, each to the fold that keeps the class shares of
+    all folds most alike.
 
     Raises
     ------
     TooFew
+        There are fewer groups than folds, every class has fewer rows than there are folds, or the table of groups by
+        classes exceeds `MAX_TABLE_BYTES`.
     """
     present, _ = _present(groups)
     _check_groups(len(present), folds)
@@ -189,7 +208,7 @@ def stratified_group_fold(codes: Codes, groups: Codes, folds: int, fold: int, se
     if counts.max() < folds:
         raise TooFew(f"no class has as many rows as there are folds ({folds})")
     if 8 * len(present) * len(classes) > MAX_TABLE_BYTES:
-        raise TooFew(f"{len(present)} groups of {len(classes)} classes are too many to be weighed against each other")
+        raise TooFew(f"{len(present)} groups and {len(classes)} classes are too many to stratify groups")
     rank = np.zeros(len(counts), np.int64)
     rank[classes] = np.arange(len(classes))
     number = np.zeros(int(present[-1]) + 1, np.int64)
@@ -214,13 +233,19 @@ def stratified_group_fold(codes: Codes, groups: Codes, folds: int, fold: int, se
 
 
 def group(codes: Codes) -> tuple[Indices, npt.NDArray[np.int64]]:
-    """Indices by class, ascending within each: a counting sort.
+    """Sort places by class with a counting sort; within a class they ascend.
+
+    Parameters
+    ----------
+    codes : (n,) unsigned int
+        Class of each row.
 
     Returns
     -------
     grouped : (n,) int32
+        Places, class by class.
     starts : (classes + 1,) int64
-        Class c has ``grouped[starts[c]:starts[c + 1]]``.
+        The places of class c are ``grouped[starts[c]:starts[c + 1]]``.
     """
     counts = np.zeros(int(codes.max()) + 1 if len(codes) else 0, np.int64)
     for start in range(0, len(codes), _BLOCK):
@@ -228,12 +253,12 @@ def group(codes: Codes) -> tuple[Indices, npt.NDArray[np.int64]]:
     starts = np.concatenate([[0], np.cumsum(counts)])
     grouped = np.empty(len(codes), np.int32)
     ends = starts[:-1].copy()
-    # In blocks: the order of all at once would be int64.
+    # Sort in blocks: argsort returns int64, which takes twice the memory of `grouped` for all rows at once.
     for start in range(0, len(codes), _BLOCK):
         block = codes[start : start + _BLOCK]
         order = np.argsort(block, kind="stable")
         here = np.bincount(block, minlength=len(counts))
-        # Where each class of this block begins, there and here.
+        # For each class: where its next row goes in `grouped`, minus where it starts in the sorted block.
         shift = ends - (np.cumsum(here) - here)
         grouped[np.arange(len(block)) + shift[block[order]]] = order + start
         ends += here
@@ -241,13 +266,14 @@ def group(codes: Codes) -> tuple[Indices, npt.NDArray[np.int64]]:
 
 
 def _present(groups: Codes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The groups that are there, ascending, and the first place of each."""
+    """Groups that have rows, ascending, and the first place of each."""
     grouped, starts = group(groups)
     present = np.flatnonzero(np.diff(starts))
     return present, grouped[starts[present]].astype(np.int64)
 
 
 def _sides(groups: Codes, held: npt.NDArray[np.int64]) -> tuple[Indices, Indices]:
+    """Places outside and inside the groups `held`, both ascending."""
     is_held = np.zeros(int(groups.max()) + 1, np.bool_)
     is_held[held] = True
     mask = is_held[groups]
@@ -264,7 +290,7 @@ def _best_fold(
     per_fold: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], group_counts: npt.NDArray[np.float64]
 ) -> int:
     folds = len(per_fold)
-    # tried: (candidate fold, fold, class)
+    # tried: (candidate fold, fold, class), the class counts of all folds if the group went to the candidate
     tried = np.repeat(per_fold[None], folds, axis=0)
     tried[np.arange(folds), np.arange(folds)] += group_counts
     uneven = np.mean(np.std(tried / counts.reshape(1, 1, -1), axis=1), axis=1)
@@ -279,7 +305,11 @@ def _best_fold(
 def _approximate_mode(
     counts: npt.NDArray[np.int64], draws: int, random: np.random.RandomState
 ) -> npt.NDArray[np.int64]:
-    """So many of each class that `draws` are drawn in their shares: the rounding, and what is drawn for ties."""
+    """How many of `draws` rows to take from each class, (classes,) int64.
+
+    Each class gets its share, rounded down. The missing rows go to the largest remainders; ties are drawn at random,
+    with the same random calls as scikit-learn's ``_approximate_mode``.
+    """
     exact = counts / counts.sum() * draws
     floored = np.floor(exact)
     missing = int(draws - floored.sum())

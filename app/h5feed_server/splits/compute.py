@@ -1,4 +1,4 @@
-"""Splits: disjoint sets of rows, the same as scikit-learn's."""
+"""Divides rows into disjoint splits, the same as scikit-learn's."""
 
 from __future__ import annotations
 
@@ -20,27 +20,29 @@ from .split_spec import SplitSpec
 Rows = npt.NDArray[np.int32]
 
 _BLOCK = 1 << 17
-"""Rows handled at a time."""
+"""Rows processed at a time, which bounds temporary arrays."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of each split, and how they were found.
+    """The rows of each split, and how they were drawn.
 
     Attributes
     ----------
     rows : mapping of str to (k,) int32
-        Ascending row ids of ``train``, and of ``val`` and ``test`` where asked for; empty where nothing is split.
+        Ascending row ids of each split: the stored splits, or ``train``, and ``val`` and ``test`` if requested. Empty
+        if there are no splits.
     method : str or None
-        What of scikit-learn gives the same rows.
+        The scikit-learn function or class that gives the same rows, or a short description if there is none. None if
+        nothing was drawn.
     stratify, group : str or None
-        Fields.
+        The field that rows are stratified by, and the field whose equal values stay together.
     note : str or None
-        What one might not expect.
+        Anything unexpected, such as why rows are not stratified.
     stored : tuple of str
-        Those of them that are the rows that are stored under this name.
+        Splits whose rows are exactly those stored in the files under the same name.
     replaces : mapping of str to mapping of str to int, or None
-        Stored splits that are not the answer, to how many of their rows are in which split now.
+        For each stored split that is replaced: how many of its rows are now in each split.
     """
 
     rows: Mapping[str, Rows]
@@ -56,21 +58,21 @@ class Splits:
         return sum(rows.nbytes for rows in self.rows.values())
 
     def of(self, split: str) -> Rows:
-        """Rows of a split.
+        """Ascending row ids of a split, (k,) int32.
 
         Raises
         ------
         SplitNotFound
         """
         if split not in self.rows:
-            hint = "" if self.rows else " Give test=, val= or folds= to divide the rows."
+            hint = "" if self.rows else " Set test=, val= or folds= to divide the rows."
             said = did_you_mean(split, ["all", *self.rows])
-            raise SplitNotFound(f"there is no split {split!r} here: {said}.{hint}")
+            raise SplitNotFound(f"there is no split {split!r}: {said}.{hint}")
         return self.rows[split]
 
 
 def native_splits(runs: Mapping[str, Sequence[tuple[int, int]]]) -> Splits:
-    """Splits that are stored as runs of rows, half-open."""
+    """The splits stored in the files, from half-open ranges of rows, (begin, end)."""
     rows = {
         name: np.concatenate([np.arange(begin, end, dtype=np.int32) for begin, end in sorted(own)])
         for name, own in runs.items()
@@ -86,26 +88,26 @@ def compute_splits(
     groups: Labels | None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Splits:
-    """Divide rows.
+    """Divide rows into train, val and test.
 
     Parameters
     ----------
     total : int
         Rows of the dataset.
     pool : (n,) int32 or None
-        The rows to divide, ascending; None: all.
+        The rows to divide, ascending. None: all rows.
     spec : SplitSpec
     strata : Strata or None
-        Of ``spec.stratify``, or of the label field; None where there is none, or nothing is to be stratified.
+        Classes of ``spec.stratify``, or by default of the label field. None: do not stratify.
     groups : Labels or None
-        Of ``spec.group``.
+        Groups of ``spec.group``, by row of the dataset.
     advance : callable
-        Called with the number of rows that have been divided, once for test and once for val or a fold.
+        Called with the number of rows divided: once after test, once after val or the fold.
 
     Raises
     ------
     SplitImpossible
-        A split would be empty, or the stratification that was asked for by name cannot be had.
+        A split would be empty, or rows cannot be stratified by the field that ``spec.stratify`` names.
     """
     if not spec.splits_rows:
         return Splits({})
@@ -116,7 +118,7 @@ def compute_splits(
 
 
 class _Division:
-    """One set of rows that is divided: test comes off, then val or a fold, out of what it leaves."""
+    """Divides one set of rows: takes test first, then val or a fold from the remaining rows."""
 
     def __init__(
         self,
@@ -137,11 +139,11 @@ class _Division:
         self._val = self._count(spec.val, whole, "val")
         if self._test + self._val >= whole:
             raise SplitImpossible(
-                f"test ({self._test} {self._what}) and val ({self._val}) leave no rows of {whole} for train"
+                f"test ({self._test} {self._what}) and val ({self._val}) leave none of the {whole} for train"
             )
         self._notes: list[str] = []
         if self._groups is not None and (self._test or self._val):
-            self._notes.append(f"test and val are counted in groups, of which there are {whole}")
+            self._notes.append(f"test and val count groups, not rows; there are {whole} groups")
 
     def splits(self) -> Splits:
         labels = self._usable_labels()
@@ -156,7 +158,7 @@ class _Division:
             else:
                 if labels.kind == "bins":
                     self._notes.append(
-                        f"{self._strata.field!r} holds numbers on a scale: stratified by {len(labels.values)} "
+                        f"{self._strata.field!r} holds continuous values: stratified by {len(labels.values)} "
                         "quantile bins"
                     )
                 return self._found(rows, labels, self._strata.field)
@@ -175,34 +177,45 @@ class _Division:
         return count
 
     def _usable_labels(self) -> Labels | None:
-        """What to stratify by, where that goes with the rest of the spec."""
+        """The classes to stratify by; None if there are none, or if the rest of the spec rules them out.
+
+        Raises
+        ------
+        SplitImpossible
+            ``spec.stratify`` names the field.
+        """
         if self._strata is None:
             return None
         labels, field = self._strata.labels, self._strata.field
         if labels is None:
             self._not_stratified(f"{field!r}: it {self._strata.reason}")
         elif self._groups is not None and self._spec.folds is None:
-            self._notes.append("not stratified, because groups stay together: folds= does both")
+            self._notes.append("not stratified, because groups stay together: use folds= for both")
             labels = None
         elif self._spec.folds is not None and not self._spec.split_shuffle and self._spec.stratify is None:
             labels = None
         elif not labels.single and self._groups is not None:
-            self._not_stratified(f"rows of {field!r} have several labels at once, and groups stay together")
+            self._not_stratified(f"{field!r}: its rows have several labels each, and groups stay together")
             labels = None
         return labels
 
     def _not_stratified(self, reason: str) -> None:
+        """Note why rows are not stratified.
+
+        Raises
+        ------
+        SplitImpossible
+            ``spec.stratify`` requires it.
+        """
         if self._spec.stratify is not None:
-            raise SplitImpossible(
-                f"it cannot be stratified by {reason}. Use stratify=none for splits that disregard classes."
-            )
+            raise SplitImpossible(f"cannot stratify by {reason}. Use stratify=none for splits that ignore classes.")
         self._notes.append(f"not stratified by {reason}")
 
     def _draw(self, labels: Labels | None) -> dict[str, Rows]:
         spec = self._spec
         if spec.folds is not None and spec.folds > self._rows - self._test:
-            raise SplitImpossible(f"folds={spec.folds} are more than the {self._rows - self._test} rows to divide")
-        # In the order that scikit-learn leaves them in: a second call by hand would begin from there.
+            raise SplitImpossible(f"folds={spec.folds} is more than the {self._rows - self._test} rows to divide")
+        # If rows are divided again, keep scikit-learn's order: its second call starts from the result of the first.
         rest, test = self._carve(self._pool, labels, self._test, ordered=self._val > 0 or spec.folds is not None)
         self._advance(self._rows)
         if spec.folds is not None:
@@ -220,7 +233,7 @@ class _Division:
         return named
 
     def _carve(self, rows: Rows | None, labels: Labels | None, count: int, ordered: bool) -> tuple[Rows, Rows]:
-        """What is left, and `count` rows or groups, in arrays of their own."""
+        """Take `count` rows (or groups) out of `rows`; returns the remaining and the taken rows, as new arrays."""
         length = self._rows if rows is None else len(rows)
         if not count or (self._seed is None and self._groups is None):
             every = np.arange(length, dtype=np.int32) if rows is None else rows.copy()
@@ -240,6 +253,7 @@ class _Division:
         return _translated(left, rows), _translated(held, rows)
 
     def _fold(self, rows: Rows, labels: Labels | None, folds: int, fold: int) -> tuple[Rows, Rows]:
+        """Rows outside and inside one fold, both in the order of `rows`."""
         if labels is not None and not labels.single:
             sizes = np.full(folds, len(rows) // folds)
             sizes[: len(rows) % folds] += 1
@@ -266,11 +280,11 @@ class _Division:
         if len(small):
             word, count = labels.word(int(small[0])), int(counts[small[0]])
             self._notes.append(
-                f"{word} has {count} row{'s' * (count != 1)}, fewer than there are folds: some hold none of it"
+                f"{word} has {count} row{'s' * (count != 1)}, fewer than there are folds: some folds have none"
             )
 
     def _method(self, labels: Labels | None) -> str:
-        """In scikit-learn's words, where it has them."""
+        """The scikit-learn function or class that gives the same rows, or a description if there is none."""
         several = labels is not None and not labels.single
         if self._spec.folds is not None:
             if several:
@@ -288,7 +302,7 @@ def _at(codes: Codes, rows: Rows | None) -> Codes:
 
 
 def _translated(places: Rows, rows: Rows | None) -> Rows:
-    """The rows at these places, in the same memory: lists of all rows are the most of what splitting needs."""
+    """Replace places by row ids, in place: row lists take most of the memory of a split, so copies are avoided."""
     if rows is not None:
         for start in range(0, len(places), _BLOCK):
             places[start : start + _BLOCK] = rows[places[start : start + _BLOCK]]
@@ -296,12 +310,12 @@ def _translated(places: Rows, rows: Rows | None) -> Rows:
 
 
 def dump_splits(splits: Splits) -> bytes:
-    """For the cache folder."""
+    """Serialise splits for the cache folder."""
     about = {item.name: getattr(splits, item.name) for item in fields(splits) if item.name != "rows"}
     return dump_arrays(about, splits.rows)
 
 
 def load_splits(data: bytes) -> Splits:
-    """What `dump_splits` wrote."""
+    """Read what `dump_splits` wrote."""
     about, rows = load_arrays(data)
     return Splits(rows, **{**about, "stored": tuple(about["stored"])})

@@ -1,4 +1,4 @@
-"""What is said of splits: rows, classes, how far the shares are off, and weights that even them out."""
+"""Describes splits for the API: row counts, classes and their shares, deviations from all rows, balanced weights."""
 
 from __future__ import annotations
 
@@ -13,15 +13,28 @@ from .compute import Splits
 from .labels import Labels
 
 MAX_CLASSES = 10_000
-"""Classes that are listed for each split."""
+"""Maximum number of classes listed per split."""
 
 _BLOCK = 1 << 17
+"""Rows hashed at a time."""
 
 
 def describe_splits(
     splits: Splits, rows: int, labels: Labels | None, groups: Labels | None, names: Mapping[int, str]
 ) -> dict[str, Any]:
-    """Per split, ``all`` first: what `describe_split` says, and whether its rows are those that are stored."""
+    """The result of `describe_split` for each split, ``all`` first, and whether the split is as stored in the files.
+
+    Parameters
+    ----------
+    rows : int
+        Rows of the dataset.
+    labels : Labels or None
+        Classes to count; None: no classes are listed.
+    groups : Labels or None
+        Groups to count.
+    names : mapping of int to str
+        Class names by value.
+    """
     described = {"all": describe_split(None, rows, labels, groups, names)}
     for name, own in splits.rows.items():
         described[name] = {**describe_split(own, rows, labels, groups, names), "stored": name in splits.stored}
@@ -35,15 +48,20 @@ def describe_split(
     groups: Labels | None,
     names: Mapping[int, str],
 ) -> dict[str, Any]:
-    """Of one split its rows, and per class its rows, share and balanced weight.
+    """Describe one split: its rows, and for each class its rows, share and balanced weight.
 
-    The weight is scikit-learn's "balanced" one, rows / (classes · rows of the class), King and Zeng (2001); rows of
-    several labels have none. ``max_deviation`` is the largest difference between a class's share here and in all rows.
+    The weight is scikit-learn's ``class_weight="balanced"``, rows / (classes · rows of the class), from King and Zeng
+    (2001). It is None for multi-label fields. ``max_deviation`` is the largest difference between a class's share in
+    this split and in all rows.
 
     Parameters
     ----------
     rows : (k,) int32 or None
-        Ascending; None: all `total` rows.
+        Ascending row ids. None: all rows.
+    total : int
+        Rows of the dataset.
+    labels, groups, names
+        See `describe_splits`.
     """
     length = total if rows is None else len(rows)
     report: dict[str, Any] = {
@@ -77,7 +95,7 @@ def describe_split(
 
 
 def _digest(rows: npt.NDArray[np.int32] | None, total: int) -> str:
-    """Of the row ids as little-endian int64."""
+    """Digest of the row ids as little-endian int64, in hexadecimal."""
     digest = hashlib.blake2b(digest_size=8)
     for start in range(0, total if rows is None else len(rows), _BLOCK):
         block = np.arange(start, min(start + _BLOCK, total)) if rows is None else rows[start : start + _BLOCK]

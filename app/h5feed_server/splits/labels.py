@@ -1,6 +1,6 @@
-"""What a label field says of each row: one class, several labels at once, or a number on a scale.
+"""Reads the classes of a field: one class per row, several labels per row, or quantile bins of continuous values.
 
-A field is read in blocks, so that a column of many millions of rows costs its codes and no more.
+Fields are read in blocks, so a column of many millions of rows takes little more memory than its codes.
 """
 
 from __future__ import annotations
@@ -19,34 +19,36 @@ from ..cache_folder.array_file import dump_arrays, load_arrays
 Kind = Literal["classes", "one-hot", "bins", "multi-label"]
 
 Blocks = Callable[[], Iterator[npt.NDArray[Any]]]
-"""Reads the field anew, from its first row: arrays (k, *sample) that follow each other."""
+"""Each call reads the field from its first row, and yields consecutive arrays of shape (k, *sample)."""
 
 MAX_DISTINCT = 1 << 21
-"""Different values that may be told apart: more of them are no classes, and no groups either."""
+"""Maximum number of distinct values. A field with more is not treated as classes or groups."""
 
 MAX_MULTI_LABEL_BYTES = 64 << 20
-"""Bytes of a table of labels, one a cell, which is held in memory as a whole."""
+"""Limit on the table of a multi-label field, which is held in memory as a whole: one byte per row and label."""
 
 BINS = 10
-"""Quantile bins of a number on a scale; a tenth of the rows where these are few."""
+"""Number of quantile bins for continuous values. Below 100 rows there is one bin per 10 rows, and at least two."""
 
 
 class NoClasses(ValueError):
-    """A field cannot be divided into classes; says why, to follow the field's name."""
+    """A field has no classes. The message is a predicate: callers put the field's name in front of it."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What a field says of each row.
+    """The classes of a field, and the class or labels of each row.
 
     Attributes
     ----------
     kind : str
-        ``classes``: its values; ``one-hot``: positions of the one; ``bins``: quantile bins of numbers; ``multi-label``.
+        ``classes``: distinct values; ``one-hot``: the position of the 1; ``bins``: quantile bins of continuous values;
+        ``multi-label``: several labels per row.
     values : tuple
-        Of each class, ascending: int, float, bool or str. Of bins their edges as text, of labels their numbers.
+        Value of each class, ascending: int, float, bool or str. For ``bins``, the edges as text. For ``one-hot`` and
+        ``multi-label``, the column numbers.
     codes : (n,) unsigned int, or (n, labels) uint8
-        Index into `values`; of several labels 1 for those that a row has.
+        Index of each row's class in `values`. For ``multi-label``, 1 for each label that the row has.
     """
 
     kind: Kind
@@ -59,21 +61,21 @@ class Labels:
 
     @property
     def single(self) -> bool:
-        """Whether a row has one class."""
+        """Whether each row has exactly one class."""
         return self.kind != "multi-label"
 
     @cached_property
     def totals(self) -> npt.NDArray[np.int64]:
-        """Rows of each class, or with each label, (values,) int64."""
+        """Number of rows of each class, or with each label, (values,) int64."""
         return self.count(None)
 
     def count(self, rows: npt.NDArray[Any] | None) -> npt.NDArray[np.int64]:
-        """Of these rows (None: all), those of each class or with each label, (values,) int64."""
+        """Number of the given rows (None: all) of each class, or with each label, (values,) int64."""
         total = np.zeros(len(self.values), np.int64)
         length = len(self.codes) if rows is None else len(rows)
         step = max(1, _BLOCK // max(1, math.prod(self.codes.shape[1:])))
         for start in range(0, length, step):
-            # In blocks: bincount would make the whole of it int64.
+            # Count in blocks, because bincount converts its input to int64.
             block = self.codes[start : start + step] if rows is None else self.codes[rows[start : start + step]]
             if self.single:
                 total += np.bincount(block, minlength=len(self.values))
@@ -82,19 +84,22 @@ class Labels:
         return total
 
     def word(self, code: int) -> str:
-        """A class as messages name it."""
+        """A class, as named in messages."""
         return f"class {self.values[code]!r}"
 
 
 @dataclass(frozen=True)
 class Strata:
-    """A field, and by what classes of it rows are stratified.
+    """The classes of a field by which rows can be stratified.
 
     Attributes
     ----------
+    field : str
+        Name of the field.
     labels : Labels or None
+        None if the field has no classes.
     reason : str or None
-        Why it has no classes, where it has none: to follow the field's name.
+        If it has none, why: the message of `NoClasses`.
     """
 
     field: str
@@ -107,10 +112,10 @@ class Strata:
 
 
 _MANY = 1 << 12
-"""Different values above which those of a block are sorted before they are looked up."""
+"""Number of distinct values above which the values of a block are sorted before they are looked up."""
 
 _BLOCK = 1 << 17
-"""Rows counted at a time."""
+"""Rows processed at a time."""
 
 
 def read_labels(
@@ -121,11 +126,13 @@ def read_labels(
     Parameters
     ----------
     blocks : callable
+        Reads the field; called once or more.
     rows : int
+        Rows of the field.
     dtype, sample_shape
-        Of the field.
+        Dtype and sample shape of the field.
     bins : bool
-        Whether numbers on a scale may be put into quantile bins: ``np.quantile`` of all rows at equal steps.
+        Put continuous values into quantile bins: edges are ``np.quantile`` of all rows at equal steps.
 
     Raises
     ------
@@ -144,21 +151,21 @@ def read_labels(
 
 
 def encode(blocks: Blocks, rows: int) -> tuple[tuple[Any, ...], npt.NDArray[Any]]:
-    """Number the different values of a field of one value a row.
+    """Find the distinct values of a field with one value per row, and the index of each row's value.
 
     Returns
     -------
     values : tuple
-        Ascending.
+        Distinct values, ascending.
     codes : (rows,) uint8, uint16 or uint32
-        Index of each row's value.
+        Index of each row's value in `values`.
 
     Raises
     ------
     NoClasses
-        There are more than `MAX_DISTINCT`.
+        There are more than `MAX_DISTINCT` distinct values.
     """
-    # Values that were seen, ascending, and the number that each was given when it came.
+    # The distinct values so far, ascending, and for each its number in order of appearance.
     seen: npt.NDArray[Any] | None = None
     numbers = np.zeros(0, np.uint32)
     codes = np.empty(rows, np.uint8)
@@ -170,10 +177,10 @@ def encode(blocks: Blocks, rows: int) -> tuple[tuple[Any, ...], npt.NDArray[Any]
         if seen is None:
             seen = flat[:0].copy()
         elif seen.dtype != flat.dtype:
-            # Blocks of text are as wide as their longest.
+            # Each block of text is as wide as its longest value.
             wide = np.promote_types(seen.dtype, flat.dtype)
             seen, flat = seen.astype(wide), flat.astype(wide)
-        # Among many values each look-up misses the processor's caches, unless they are looked up in order.
+        # With many distinct values, random look-ups miss the CPU's caches; look-ups in sorted order do not.
         wanted, back = np.unique(flat, return_inverse=True) if len(seen) > _MANY else (flat, None)
         places = np.searchsorted(seen, wanted)
         known = np.zeros(len(wanted), np.bool_)
@@ -203,7 +210,7 @@ def encode(blocks: Blocks, rows: int) -> tuple[tuple[Any, ...], npt.NDArray[Any]
 
 
 def dump_strata(strata: Strata) -> bytes:
-    """For the cache folder."""
+    """Serialise strata for the cache folder."""
     about = {"field": strata.field, "reason": strata.reason}
     if strata.labels is None:
         return dump_arrays(about, {})
@@ -212,7 +219,7 @@ def dump_strata(strata: Strata) -> bytes:
 
 
 def load_strata(data: bytes) -> Strata:
-    """What `dump_strata` wrote."""
+    """Read what `dump_strata` wrote."""
     about, arrays = load_arrays(data)
     if not arrays:
         return Strata(about["field"], None, about["reason"])
@@ -224,22 +231,27 @@ def _plain(value: Any) -> Any:
 
 
 def _read_numbers(blocks: Blocks, rows: int, bins: bool) -> Labels:
-    """Floats: classes where all are whole numbers, as many write 0.0 and 1.0; else bins."""
+    """Classes of a float field: its values if all are whole numbers (labels are often stored as 0.0, 1.0), else bins.
+
+    Raises
+    ------
+    NoClasses
+    """
     whole = True
     for block in blocks():
         if not np.isfinite(block).all():
-            raise NoClasses("holds NaN or infinite values")
+            raise NoClasses("contains NaN or infinite values")
         whole = whole and bool((block == np.floor(block)).all())
     if whole:
         values, codes = encode(blocks, rows)
         return Labels("classes", values, codes)
     if not bins:
-        raise NoClasses("holds numbers on a scale, which only stratify=FIELD puts into quantile bins")
+        raise NoClasses("holds continuous values, which are put into quantile bins only with stratify=FIELD")
     every = np.concatenate([block.reshape(-1) for block in blocks()])
     steps = np.linspace(0, 1, max(2, min(BINS, rows // BINS)) + 1)
     edges = np.unique(np.quantile(every, steps, overwrite_input=True))
     del every
-    # Numbers at the upper edge belong to the last bin.
+    # Searching the inner edges only puts the greatest value into the last bin.
     codes = np.concatenate([np.searchsorted(edges[1:-1], b.reshape(-1), "right").astype(np.uint8) for b in blocks()])
     last = len(edges) - 2
     texts = [f"[{low:.6g}, {high:.6g}{']' if i == last else ')'}" for i, (low, high) in enumerate(_pairs(edges))]
@@ -251,7 +263,12 @@ def _pairs(edges: npt.NDArray[Any]) -> list[tuple[float, float]]:
 
 
 def _read_vectors(blocks: Blocks, rows: int, size: int) -> Labels:
-    """Rows of zeros and ones: one-hot where each has a single one, else several labels."""
+    """Classes of a field whose rows are vectors of 0 and 1: one-hot if each row has a single 1, else multi-label.
+
+    Raises
+    ------
+    NoClasses
+    """
     codes = np.empty(rows, np.uint32)
     start, single = 0, True
     for block in blocks():
@@ -265,6 +282,6 @@ def _read_vectors(blocks: Blocks, rows: int, size: int) -> Labels:
     if single:
         return Labels("one-hot", tuple(range(size)), codes.astype(np.min_scalar_type(size - 1)))
     if rows * size > MAX_MULTI_LABEL_BYTES:
-        raise NoClasses(f"has {rows} × {size} labels, more than the {MAX_MULTI_LABEL_BYTES} that are held in memory")
+        raise NoClasses(f"has {rows} × {size} labels, more than the limit of {MAX_MULTI_LABEL_BYTES}")
     table = np.concatenate([(block != 0).astype(np.uint8) for block in blocks()])
     return Labels("multi-label", tuple(range(size)), table)

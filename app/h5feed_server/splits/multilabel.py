@@ -1,10 +1,13 @@
-"""Iterative stratification: rows with several labels at once, divided so that every part has its share of each label.
+"""Iterative stratification: divides rows with several labels so that each part has its share of every label.
 
-Sechidis, Tsoumakas and Vlahavas, "On the Stratification of Multi-Label Data", ECML PKDD 2011: the rarest label is dealt
-out first, each of its rows to the part that still lacks it most, then the rarest of what remains. Three things differ
-from the paper, none of them the idea: parts have exactly the sizes that are asked for; all rows of a label are dealt at
-once; and those that have the same labels besides are spread over the parts (as Szymański and Kajdanowicz, 2017, do for
-pairs of labels).
+The algorithm is that of Sechidis, Tsoumakas and Vlahavas, "On the Stratification of Multi-Label Data", ECML PKDD 2011.
+The rows of the rarest label are distributed first, each to the part that lacks that label most; then those of the
+rarest label among the remaining rows, and so on. There are three differences from the paper:
+
+- Parts have exactly the requested sizes.
+- All rows of a label are distributed in one step.
+- Rows with the same set of labels are spread over the parts, as Szymański and Kajdanowicz (2017) do for pairs of
+  labels.
 """
 
 from __future__ import annotations
@@ -17,28 +20,28 @@ Int64s = npt.NDArray[np.int64]
 
 
 def stratify(table: npt.NDArray[np.uint8], sizes: Int64s, seed: int) -> npt.NDArray[np.uint16]:
-    """Deal rows out to parts.
+    """Distribute rows over parts.
 
     Parameters
     ----------
     table : (n, labels) uint8
-        1 for the labels that a row has.
+        1 for each label that a row has.
     sizes : (parts,) int64
-        Rows of each part; n together.
+        Rows of each part; their sum is n.
     seed : int
-        Of numpy's ``RandomState``: which rows of those that are alike, and ties.
+        Seed of numpy's ``RandomState``, which breaks ties and chooses among rows with the same labels.
 
     Returns
     -------
     (n,) uint16
-        The part of each row.
+        Index of each row's part.
     """
     random = np.random.RandomState(seed)
     parts = np.zeros(len(table), np.uint16)
     waiting = np.arange(len(table), dtype=np.int32)
     random.shuffle(waiting)
     room = sizes.astype(np.int64)
-    # wanted: (parts, labels), how many more rows with each label a part should have
+    # wanted: (parts, labels), how many more rows with each label each part needs
     wanted = np.outer(sizes / max(1, len(table)), table.sum(axis=0, dtype=np.int64))
     left = table.sum(axis=0, dtype=np.int64)
     while len(waiting) and left.any():
@@ -56,19 +59,20 @@ def stratify(table: npt.NDArray[np.uint8], sizes: Int64s, seed: int) -> npt.NDAr
             given = own[dealt == part].sum(axis=0, dtype=np.int64)
             wanted[part] -= given
             left -= given
-    # Rows without any label fill what room is left.
+    # Rows without labels fill the remaining room.
     parts[waiting] = np.arange(len(sizes), dtype=np.uint16).repeat(room)
     return parts
 
 
 _MAX_KEYS = 64
-"""Labels by which rows that are alike are told; sorting by more costs more than it brings."""
+"""Rows with the same labels are grouped only up to this many labels; with more, sorting costs more than it gains."""
 
 
 def _dealt(rows: int, wanted: npt.NDArray[np.float64], room: Int64s, random: np.random.RandomState) -> Int64s:
-    """How many of `rows` each part gets: as many as it wants, as far as it has room.
+    """How many of `rows` rows each part gets, (parts,) int64: as many as it wants, within its room.
 
-    Giving row after row to the part that wants most evens out what is wanted beyond some level; this is that level.
+    The result is that of giving one row after another to the part that wants most. Doing so lowers the highest wants
+    to a common level, so the level is computed directly.
     """
     counts = np.zeros(len(wanted), np.int64)
     while (missing := rows - int(counts.sum())) > 0:
@@ -81,7 +85,7 @@ def _dealt(rows: int, wanted: npt.NDArray[np.float64], room: Int64s, random: np.
         share = np.floor(np.maximum(0, want - level[last])).astype(np.int64)
         share = np.minimum(share, room[open_parts] - counts[open_parts])
         if not share.any():
-            # Less than one each: who wants most, then who has most room, then by lot.
+            # Less than one row for each part: the highest wants come first, then the most room, then a random order.
             ties = random.permutation(len(open_parts))
             ranked = np.lexsort((ties, -(room - counts)[open_parts], -want))[:missing]
             share[ranked] = 1
@@ -90,7 +94,7 @@ def _dealt(rows: int, wanted: npt.NDArray[np.float64], room: Int64s, random: np.
 
 
 def _spread(counts: Int64s, random: np.random.RandomState) -> npt.NDArray[np.uint16]:
-    """So many of each part, each part's at equal distances from a start that is drawn."""
+    """Part of each of ``counts.sum()`` rows: those of a part are evenly spaced, from a random start."""
     numbers = np.arange(len(counts), dtype=np.uint16).repeat(counts)
     starts = random.random_sample(len(counts))
     within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)

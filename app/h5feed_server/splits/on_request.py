@@ -1,4 +1,4 @@
-"""Splits for requests: at once where they are at hand or soon computed, else by a job that tells how far it is."""
+"""Splits for requests: within the request if they are cached or quick to compute, else by a job with progress."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .splitter import Splitter, classes_of
 _KIND = "splits"
 
 QUICK_ROWS = 1 << 18
-"""Rows that are divided while the request waits: a tenth of a second, which a job would not make shorter."""
+"""Up to this many rows are divided within the request: it takes a tenth of a second, and a job would not be faster."""
 
 QUICK_BYTES = 32 << 20
-"""Bytes that are read and decoded for labels and groups while the request waits."""
+"""Up to this many stored bytes of a label or group field are read and decoded within the request."""
 
 
 class SplitJobs:
-    """What requests ask of a `Splitter`; one per process.
+    """A `Splitter` for requests; one per process.
 
-    No thread of a request is held while rows are divided, so that other requests are answered meanwhile.
+    Long computations run as jobs and raise `InProgress`, so they do not occupy the threads that serve requests.
     """
 
     def __init__(self, catalog: Catalog, splitter: Splitter, jobs: Jobs) -> None:
@@ -39,6 +39,7 @@ class SplitJobs:
         Raises
         ------
         InProgress
+            A job computes them.
         """
         self._splitter.check_divisible(dataset)
         if not self._splitter.has_splits(dataset, spec) and not _is_quick(dataset, spec):
@@ -51,6 +52,7 @@ class SplitJobs:
         Raises
         ------
         InProgress
+            A job computes it.
         """
         self._splitter.check_divisible(dataset)
         if not self._splitter.has_report(dataset, spec, classes) and not _is_quick(dataset, spec, classes):
@@ -63,6 +65,7 @@ class SplitJobs:
         Raises
         ------
         InProgress
+            A job reads the field.
         """
         self._splitter.check_divisible(dataset)
         if not self._splitter.has_strata(dataset, name, bins=bins) and not _reads_little(dataset, name):
@@ -103,7 +106,7 @@ def _is_quick(dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> 
 
 
 def _reads_little(dataset: Dataset, name: str) -> bool:
-    """Whether a field's classes are soon found out.
+    """Whether the classes of a field can be read quickly.
 
     Raises
     ------

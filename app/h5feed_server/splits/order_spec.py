@@ -1,4 +1,4 @@
-"""Order parameters: which rows an epoch has, and in which order. Checked here, for queries and for Python callers."""
+"""Order parameters: which rows an epoch has, and their order. Validates HTTP queries and calls from Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPLIT_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
 
 class OrderSpec(SplitSpec):
-    """Which rows, and in which order one epoch visits them."""
+    """Which rows an epoch visits, and in which order."""
 
     split: str = Field(
         "all",
@@ -21,23 +21,23 @@ class OrderSpec(SplitSpec):
     )
     shuffle: bool = Field(False, description="Shuffle, with a new order each epoch. `false`: ascending rows.")
     seed: int = Field(0, ge=-(2**63), lt=2**63, description="Seed of the order.")
-    epoch: int = Field(0, ge=0, lt=2**63, description="Epoch number: each epoch has its own order.")
+    epoch: int = Field(0, ge=0, lt=2**63, description="Epoch number. Each epoch has its own order.")
     window: int | None = Field(
         None,
         ge=1,
         lt=2**62,
-        description="Shuffle in two steps, so that chunks of many rows are decoded once or twice per epoch and not "
-        "once per row: chunks are shuffled, then rows within a window of this many consecutive rows.",
+        description="Shuffle in two steps: first the chunks, then the rows within windows of this many consecutive "
+        "rows. Chunks of many rows are then decoded once or twice per epoch, not once per row.",
     )
     balance: bool = Field(
         False,
-        description="Draw each class of the label field (or of `stratify`) equally often: each batch has every class "
-        "within one row of its share. Rows of small classes repeat, all equally often; of large classes "
-        "each epoch has other rows.",
+        description="Draw each class of the label field (or of `stratify`) equally often. In each batch, the number of "
+        "rows of a class is within one of its share. Rows of small classes repeat equally often. For large classes, "
+        "each epoch has different rows.",
     )
     weights: str | None = Field(
         None,
-        description="Field of numbers ≥ 0: rows are drawn with repeats, in proportion to it.",
+        description="Field of numbers ≥ 0. Rows are drawn with repeats, in proportion to this field.",
     )
     epoch_rows: int | None = Field(
         None,
@@ -60,32 +60,31 @@ class OrderSpec(SplitSpec):
     encoded: str | None = Field(
         None,
         description="Comma-separated names of fields stored as JPEG or PNG to return undecoded: the bytes of the "
-        "image files, flat, with `NAME.offsets`. How to decode them is in the dataset's metadata, as "
-        "`decode`.",
+        "image files, flat, with `NAME.offsets`. The dataset's metadata says under `decode` how to decode them.",
     )
 
     @model_validator(mode="after")
     def _names_a_split(self) -> Self:
         if self.split == "all" and self.splits_rows:
             raise ValueError(
-                "split=all is every row, whatever test, val and folds say: name train, val or test, or leave them out"
+                "split=all is every row, so test, val and folds have no effect: name train, val or test, or omit them"
             )
         return self
 
     @model_validator(mode="after")
     def _windows_are_shuffled(self) -> Self:
         if self.window is not None and not self.shuffle:
-            raise ValueError("window needs shuffle=true: rows in their own order need none")
+            raise ValueError("window needs shuffle=true: it has no effect on ascending rows")
         return self
 
     @model_validator(mode="after")
     def _draws_in_one_way(self) -> Self:
         if self.balance and self.weights is not None:
-            raise ValueError("balance and weights are two ways to draw rows: give one of them")
+            raise ValueError("balance and weights are two ways to draw rows: use one of them")
         if self.draws and self.window is not None:
-            raise ValueError("window cannot be used with balance or weights: their rows come from all of the split")
+            raise ValueError("window cannot be used with balance or weights: they draw rows from the whole split")
         if self.epoch_rows is not None and not self.draws:
-            raise ValueError("epoch_rows needs balance or weights: other epochs have each row once. Use limit for less")
+            raise ValueError("epoch_rows needs balance or weights: other epochs have each row once; see limit instead")
         return self
 
     @field_validator("split")
@@ -99,12 +98,12 @@ class OrderSpec(SplitSpec):
 
     @property
     def draws(self) -> bool:
-        """Whether an epoch is drawn, with repeats, and not every row once."""
+        """Whether rows are drawn with repeats, instead of visiting each row once."""
         return self.balance or self.weights is not None
 
     @property
     def split_spec(self) -> SplitSpec:
         if not self.splits_rows:
-            # What `stratify` says then is of `balance`.
+            # Without test, val and folds, `stratify` belongs to `balance` and does not affect the split.
             return AS_STORED
         return SplitSpec(**{name: getattr(self, name) for name in SplitSpec.model_fields})

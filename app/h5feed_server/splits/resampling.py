@@ -1,7 +1,7 @@
-"""Epochs that are drawn with repeats: every class equally often, or every row as often as its weight says.
+"""Epochs drawn with repeats: every class equally often, or every row in proportion to its weight.
 
-What comes at a position is a pure function of it, so that any batch can be asked for alone; there is no state, and
-nothing is kept but the rows by class, or the running sum of the weights.
+The row at a position of the epoch is a pure function of the position, so any batch can be computed alone. There is no
+state. Only the rows sorted by class, or the cumulative sum of the weights, are held in memory.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ Rows = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Balanced:
-    """Each class equally often.
+    """Draws each class equally often.
 
-    Positions go in turns: in each, every class comes once, in an order drawn for that turn. Within a class, rows come
-    in passes: each once before any comes again, in an order drawn for that pass. So batches hold every class within one
-    row of its share, an epoch of E rows each of C classes E/C times, and each row of a class as often as the others,
-    within one.
+    Positions are divided into turns. Each turn has every class once, in a random order of its own. The rows of a class
+    are drawn in passes. Each pass has every row of the class once, in a random order of its own. As a result, to within
+    one row:
+
+    - every batch has equal shares of all classes;
+    - an epoch of E rows has each of C classes E/C times;
+    - all rows of a class are drawn equally often.
 
     Attributes
     ----------
     rows : (n,) int32
-        Row ids, class after class.
+        Row ids, sorted by class.
     starts, sizes : (classes,) int64
-        Of the classes that have rows.
+        Start in `rows` and number of rows of each class that has rows.
     """
 
     rows: Rows
@@ -41,7 +44,15 @@ class Balanced:
 
     @classmethod
     def of(cls, rows: Rows | None, codes: Codes) -> Balanced:
-        """Of these rows (None: all), whose classes are `codes`, (n,)."""
+        """Build the table for these rows.
+
+        Parameters
+        ----------
+        rows : (n,) int32 or None
+            Row ids. None: all rows, 0 … n-1.
+        codes : (n,) unsigned int
+            Class of each of these rows.
+        """
         grouped, bounds = group(codes)
         sizes = np.diff(bounds)
         present = np.flatnonzero(sizes)
@@ -52,7 +63,20 @@ class Balanced:
         return self.rows.nbytes + self.starts.nbytes + self.sizes.nbytes
 
     def draw(self, positions: Int64s, epoch_rows: int, key: bytes | None) -> Int64s:
-        """Row ids at positions of the epoch, (k,) int64; `key` None: classes in turn, and ascending rows."""
+        """Row ids at positions of the epoch.
+
+        Parameters
+        ----------
+        positions : (k,) int64
+        epoch_rows : int
+            Not used; for the same signature as `Weighted.draw`.
+        key : bytes or None
+            Key of the epoch's order. None: do not shuffle; classes alternate, and rows of a class ascend.
+
+        Returns
+        -------
+        (k,) int64
+        """
         classes = len(self.sizes)
         turns, chosen = np.divmod(positions, classes)
         if key is not None:
@@ -60,25 +84,25 @@ class Balanced:
         sizes = self.sizes[chosen]
         passes, places = np.divmod(turns, sizes)
         if key is not None:
-            # No turn is named so: names of turns are not negative.
+            # Negative names select other permutations than the turns, whose names are 0 or more.
             places = permute_each(places, sizes, key, -1 - (passes * classes + chosen))
         return np.asarray(self.rows[self.starts[chosen] + places], np.int64)
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """Each row as often as its weight says.
+    """Draws each row in proportion to its weight.
 
-    The sum of the weights is cut into as many equal pieces as the epoch has rows, and a point is drawn in each
-    (stratified resampling; Kitagawa, 1996): a row comes as often as its share of the epoch, within less than two, where
-    independent draws would be off by its square root.
+    Stratified resampling (Kitagawa, 1996): the sum of the weights is cut into as many equal pieces as the epoch has
+    rows, and one point is drawn in each piece. The number of times that a row is drawn differs from its expected number
+    by less than two. With independent draws, it would differ by about the square root of that number.
 
     Attributes
     ----------
     rows : (n,) int32 or None
-        Row ids; None: all.
+        Row ids. None: all rows.
     ends : (n,) float64
-        Running sum of the weights.
+        Cumulative sum of the weights.
     """
 
     rows: Rows | None
@@ -89,14 +113,27 @@ class Weighted:
         return self.ends.nbytes + (0 if self.rows is None else self.rows.nbytes)
 
     def draw(self, positions: Int64s, epoch_rows: int, key: bytes | None) -> Int64s:
-        """Row ids at positions of the epoch, (k,) int64; `key` None: ascending."""
+        """Row ids at positions of the epoch.
+
+        Parameters
+        ----------
+        positions : (k,) int64
+        epoch_rows : int
+            Rows of the epoch.
+        key : bytes or None
+            Key of the epoch's order. None: do not shuffle; rows ascend, and points are the middles of the pieces.
+
+        Returns
+        -------
+        (k,) int64
+        """
         if key is None:
             points = positions + 0.5
         else:
             pieces = permute(positions, epoch_rows, key)
             points = pieces + uniform(pieces, key[8:])
         drawn = np.searchsorted(self.ends, points / epoch_rows * self.ends[-1], side="right")
-        # Rounding may reach the very end, where only rows of no weight would lie.
+        # Rounding may give a point at the very end, past the last row with a weight above 0.
         last = np.searchsorted(self.ends, self.ends[-1], side="left")
         places = np.minimum(drawn, last)
         return np.asarray(places if self.rows is None else self.rows[places], np.int64)

@@ -1,4 +1,4 @@
-"""Split parameters: how rows are divided. Checked here, for queries and for Python callers."""
+"""Split parameters: how rows are divided. Validates HTTP queries and calls from Python."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 
 def _share(value: Any) -> Any:
-    """With a decimal point a fraction, else a count."""
+    """Parse a share from a query: a number with a decimal point is a fraction, otherwise a count.
+
+    Raises
+    ------
+    ValueError
+    """
     if not isinstance(value, str):
         return value
     try:
@@ -36,69 +41,70 @@ Share = Annotated[int | float, BeforeValidator(lambda value: _check_share(_share
 
 
 class SplitSpec(BaseModel):
-    """Which subsets the rows are divided into."""
+    """How rows are divided into splits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     test: Share | None = Field(
         None,
-        description="Size of the test split, which is taken first: with a decimal point a fraction of all rows "
-        "(rounded up), else a number of rows. With `group`, of groups.",
+        description="Size of the test split, which is taken first. With a decimal point: a fraction of all rows, "
+        "rounded up. Otherwise: a number of rows. With `group`, of groups instead of rows.",
     )
-    val: Share | None = Field(None, description="Size of the validation split, taken from the rows that test leaves.")
+    val: Share | None = Field(None, description="Size of the validation split, taken from the rows not in test.")
     stratify: str | None = Field(
         None,
         description="Field whose classes have the same shares in every split, or `none`. Default: the label field if "
         "its values are classes with enough rows each. Rows with several labels are stratified "
-        "iteratively. Numbers on a scale are stratified by ten quantile bins, if you name the field "
-        "here.",
+        "iteratively. Continuous values are stratified by ten quantile bins, but only if you name the "
+        "field here.",
     )
     split_seed: int = Field(42, ge=0, lt=2**32, description="`random_state` of scikit-learn's splitters.")
-    split_shuffle: bool = Field(True, description="`false`: by position, test and val from the end.")
+    split_shuffle: bool = Field(True, description="`false`: by position, with test and val at the end.")
     group: str | None = Field(
         None,
-        description="Field whose equal values stay in one split, such as a patient or episode: `GroupShuffleSplit` for "
-        "`test` and `val`, `StratifiedGroupKFold` or, without classes, `GroupKFold` for `folds`.",
+        description="Field whose equal values stay in one split, such as a patient or episode. `test` and `val` use "
+        "`GroupShuffleSplit`; `folds` uses `StratifiedGroupKFold` or, without classes, `GroupKFold`.",
     )
     folds: int | None = Field(
         None,
         ge=2,
         le=1000,
-        description="Cross-validation: val is one of this many folds and train is the others, as made by "
-        "`StratifiedKFold` (`KFold` without classes) from the rows that test leaves.",
+        description="Cross-validation: val is one of this many folds, and train is the other folds. Folds are made by "
+        "`StratifiedKFold` (`KFold` without classes) from the rows not in test.",
     )
-    fold: int | None = Field(None, ge=0, description="Index of the fold that is val; 0 by default.")
+    fold: int | None = Field(None, ge=0, description="Index of the fold used as val. Default: 0.")
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         named = self.stratify not in (None, "none")
         if named and not self.split_shuffle and self.folds is None:
-            raise ValueError("stratify needs split_shuffle=true: rows taken by position have the classes they have")
+            raise ValueError("stratify needs split_shuffle=true: rows taken by position cannot be stratified")
         if self.fold is not None and self.folds is None:
-            raise ValueError("fold needs folds: of how many it is one")
+            raise ValueError("fold needs folds, the number of folds")
         if self.folds is not None and self.val is not None:
-            raise ValueError("folds makes val itself, of one fold: leave val out")
+            raise ValueError("folds cannot be used with val, because one of the folds is val: leave val out")
         if self.folds is not None and self.fold is not None and self.fold >= self.folds:
             raise ValueError(f"fold={self.fold} must be in 0 … folds-1 = {self.folds - 1}")
         if self.group is not None and not self.splits_rows:
-            raise ValueError("group needs test, val or folds: there is nothing to keep together otherwise")
+            raise ValueError("group needs test, val or folds: without them, no rows are divided")
         for name in ("stratify", "split_seed", "split_shuffle"):
             has_effect = self.splits_rows or (name == "stratify" and self.is_balanced)
             if getattr(self, name) != SplitSpec.model_fields[name].default and not has_effect:
-                raise ValueError(f"{name} needs test, val or folds: splits that are stored are not drawn")
+                raise ValueError(f"{name} needs test, val or folds: it has no effect on stored splits")
         if self.group is not None and named and self.folds is None:
-            raise ValueError("stratify and group together need folds: test=0.2 is about one fold of folds=5")
+            raise ValueError("stratify and group together need folds: one fold of folds=5 is about test=0.2")
         return self
 
     @property
     def splits_rows(self) -> bool:
+        """Whether rows are to be divided; otherwise the stored splits are used."""
         return self.test is not None or self.val is not None or self.folds is not None
 
     @property
     def is_balanced(self) -> bool:
-        """Whether `stratify` names the classes that an epoch is drawn by."""
+        """Whether the epoch is drawn by class, so that `stratify` has an effect without test, val and folds."""
         return False
 
 
 AS_STORED = SplitSpec.model_validate({})
-"""Nothing is drawn."""
+"""Use the splits stored in the files; draw nothing."""

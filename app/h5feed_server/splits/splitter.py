@@ -1,4 +1,4 @@
-"""Which rows of a dataset belong together: its classes, splits, and rows to draw from, each found once and kept."""
+"""Finds the classes and splits of datasets, and the tables for resampling. Computes each once and caches it."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from .stored import divide, has_all
 T = TypeVar("T")
 
 MAX_SPLIT_ROWS = 1 << 25
-"""Rows of a dataset that may be divided: lists of them are held in memory."""
+"""Maximum number of rows of a dataset that can be divided: lists of all rows are held in memory."""
 
 _MAX_LABEL_BYTES = 1 << 20
-"""Bytes of a row above which nothing is a label."""
+"""A field with larger rows, in bytes, is never treated as a label."""
 
 _BLOCK = 1 << 18
 """Rows of a field read at a time."""
 
 _REPORT_BYTES = 8 << 20
-"""Bound on the reports that are kept in memory."""
+"""Limit on the reports cached in memory, in bytes."""
 
 _PATIENCE = 10
-"""Read timeouts that one thread waits for what another one computes. Only jobs wait so long: requests are answered
-before."""
+"""How long a thread waits for a value that another thread is computing, in read timeouts. Only jobs wait this long:
+requests receive a response earlier."""
 
 
 class Splitter:
     """Finds splits and classes; one per process.
 
-    Everything is kept three ways: in memory within bounds, in the cache folder, where one process computes it for all,
-    and by the revision of the dataset, so that nothing is ever out of date.
+    Results are cached in memory, within limits, and most of them also in the cache folder, where one process computes
+    them for all. Keys contain the revision of the dataset, so results are never out of date.
     """
 
     def __init__(self, settings: Settings, reader: Reader, folder: CacheFolder) -> None:
@@ -66,28 +66,28 @@ class Splitter:
         self._reports: ByteCache[bytes] = ByteCache(_REPORT_BYTES, timeout)
 
     def drop_old(self, seconds: float) -> None:
-        """Let go of what was not asked for in so many seconds; the cache folder has most of it."""
+        """Drop everything from memory that was not used for this many seconds. The cache folder has most of it."""
         for kept in (self._splits, self._strata, self._resampled, self._reports):
             kept.drop_old(seconds)
 
     def has_splits(self, dataset: Dataset, spec: SplitSpec) -> bool:
-        """Whether splits need not be computed any more."""
+        """Whether splits are available without computing them: stored in the files, or cached."""
         spec = drawn_spec(dataset, spec)
         name = _splits_name(dataset, spec)
         return not spec.splits_rows or name in self._splits or name in self._folder
 
     def has_report(self, dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bool:
-        """Whether a report need not be made any more."""
+        """Whether a report is cached."""
         name = _report_name(dataset, spec, classes)
         return name in self._reports or name in self._folder
 
     def has_strata(self, dataset: Dataset, name: str, *, bins: bool = False) -> bool:
-        """Whether a field need not be read for its classes any more."""
+        """Whether the classes of a field are cached."""
         file = _strata_name(dataset, name, bins)
         return file in self._strata or file in self._folder
 
     def prepare(self, dataset: Dataset, spec: SplitSpec, progress: Progress, classes: str | None = None) -> None:
-        """Compute and keep all that `splits` and `report` answer, telling how many rows are read and divided."""
+        """Compute and cache the results of `splits` and `report`, reporting rows read and divided to `progress`."""
         spec = drawn_spec(dataset, spec)
         read = classes_of(dataset, spec, classes)
         progress.expect(dataset.rows * (len(read) + (spec.group is not None) + 2 * spec.splits_rows))
@@ -99,7 +99,7 @@ class Splitter:
         self.report(dataset, spec, classes)
 
     def splits(self, dataset: Dataset, spec: SplitSpec, progress: Progress | None = None) -> Splits:
-        """The splits of a dataset: stored, from memory, from the cache folder, or computed.
+        """The splits of a dataset: those stored in the files, or else from a cache or computed.
 
         Raises
         ------
@@ -108,7 +108,7 @@ class Splitter:
         self.check_divisible(dataset)
         spec = drawn_spec(dataset, spec)
         if not spec.splits_rows:
-            # Where they lie may be declared: the files alone do not tell.
+            # h5feed.toml can declare stored splits. The revision covers that; the identity of the files does not.
             return self._splits.get(
                 (dataset.name, dataset.revision, dataset.identity),
                 lambda: native_splits(dataset.native),
@@ -122,7 +122,13 @@ class Splitter:
         )
 
     def report(self, dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bytes:
-        """What the API says of the splits, as JSON; `classes` is the field whose classes are counted."""
+        """The API's description of the splits, as JSON.
+
+        Parameters
+        ----------
+        classes : str, optional
+            The field whose classes are counted. Default: the field that rows are stratified by, or the label.
+        """
 
         def load(data: bytes) -> bytes:
             return json.dumps(load_arrays(data)[0]).encode()
@@ -135,7 +141,7 @@ class Splitter:
         )
 
     def resampled(self, dataset: Dataset, spec: OrderSpec) -> Balanced | Weighted:
-        """From what epochs with ``balance`` or ``weights`` are drawn.
+        """The table from which epochs with ``balance`` or ``weights`` are drawn.
 
         Raises
         ------
@@ -150,7 +156,7 @@ class Splitter:
         )
 
     def strata(self, dataset: Dataset, name: str, *, bins: bool = False, progress: Progress | None = None) -> Strata:
-        """The classes that a field says; with `bins`, quantile bins of numbers on a scale.
+        """The classes of a field. With `bins`, continuous values are put into quantile bins.
 
         Raises
         ------
@@ -168,20 +174,21 @@ class Splitter:
         return self._strata.get(file, lambda: self._kept(file, load_strata, compute), lambda strata: strata.nbytes)
 
     def check_divisible(self, dataset: Dataset) -> None:
-        """Refuse to list the rows of a dataset of very many.
+        """Refuse a dataset with too many rows for row lists.
 
         Raises
         ------
         TooLarge
+            It has more than `MAX_SPLIT_ROWS`, or the list of its rows exceeds the memory for orders.
         """
         if dataset.rows > MAX_SPLIT_ROWS:
             raise TooLarge(
-                f"dataset {dataset.name!r} has {dataset.rows} rows, more than the {MAX_SPLIT_ROWS} that are split"
+                f"dataset {dataset.name!r} has {dataset.rows} rows, more than the limit of {MAX_SPLIT_ROWS} for splits"
             )
         self._check_fits(4 * dataset.rows, f"lists of the {dataset.rows} rows of {dataset.name!r}")
 
     def _kept(self, name: str, load: Callable[[bytes], T], compute: Callable[[], bytes]) -> T:
-        """What the file `name` of the cache folder holds, computed by one process if it is not there."""
+        """The content of the file `name` in the cache folder; if it is missing, one process computes it."""
         return load(self._folder.get(name, compute))
 
     def _check_fits(self, nbytes: int, what: str) -> None:
@@ -229,7 +236,7 @@ class Splitter:
         }
 
     def _pool(self, dataset: Dataset, spec: OrderSpec) -> Rows | None:
-        """The rows of the split, as far as `limit`; None: all."""
+        """Rows of the split, cut to `limit`. None: all rows of the dataset."""
         if spec.split != "all":
             return self.splits(dataset, spec.split_spec).of(spec.split)[: spec.limit]
         return None if spec.limit is None else np.arange(min(spec.limit, dataset.rows), dtype=np.int32)
@@ -240,7 +247,7 @@ class Splitter:
         if strata.labels is None:
             raise BadParameter(f"balance=true: {by!r} {strata.reason}")
         if not strata.labels.single:
-            raise BadParameter(f"balance=true: rows of {by!r} have several labels at once; use weights=FIELD")
+            raise BadParameter(f"balance=true: rows of {by!r} have several labels each; use weights=FIELD")
         pool = self._pool(dataset, spec)
         codes = strata.labels.codes
         return Balanced.of(pool, codes if pool is None else codes[pool])
@@ -261,7 +268,7 @@ class Splitter:
         pool = self._pool(dataset, spec)
         ends = np.cumsum(weights if pool is None else weights[pool])
         if len(ends) and not 0 < ends[-1] < np.inf:
-            raise UnsupportedField(f"weights={field.name}: those of the split add up to {ends[-1]}, so no row is drawn")
+            raise UnsupportedField(f"weights={field.name}: weights of the split add up to {ends[-1]}; nothing to draw")
         return Weighted(pool, ends)
 
     def _groups(self, dataset: Dataset, name: str, progress: Progress | None = None) -> Labels:
@@ -275,7 +282,7 @@ class Splitter:
                 return dump_strata(Strata(name, Labels("classes", values, codes)))
             except NoClasses:
                 raise UnsupportedField(
-                    f"group={name}: it has more than the {MAX_DISTINCT} different values that can be groups"
+                    f"group={name}: it has more than {MAX_DISTINCT} different values, the limit for groups"
                 ) from None
 
         file = _name("groups/2", dataset, name)
@@ -285,18 +292,18 @@ class Splitter:
 
     def _labels(self, field: Field, bins: bool, progress: Progress | None) -> Labels:
         if field.is_ragged and not field.is_text:
-            raise NoClasses("holds lists of any length, and no classes")
+            raise NoClasses("holds no classes: a row is a list of any length")
         if not field.is_text and is_dense(field.name, field.sample_shape):
-            raise NoClasses("holds no classes: its name says that a row is a mask, boxes or the like")
+            raise NoClasses("holds no classes: by its name, a row is a mask, boxes or similar")
         if field.row_bytes > _MAX_LABEL_BYTES:
             raise NoClasses(f"holds no classes: a row has {field.row_bytes} bytes")
         blocks = self._blocks(field, progress)
         return read_labels(blocks, field.column.rows, field.dtype, field.sample_shape, bins=bins)
 
     def _blocks(self, field: Field, progress: Progress | None = None) -> Callable[[], Iterator[npt.NDArray[Any]]]:
-        """Read a field in pieces, past the cache of small fields: of many rows it would fill it.
+        """Return a function that reads the field in blocks, without the cache of small fields, which it would fill.
 
-        Rows are expected once: `progress` is told of more where they are read again.
+        The caller has told `progress` to expect the rows once. Each further pass over the field adds them again.
         """
         column = field.column
         whole_chunks = max(1, min(_BLOCK, _BLOCK * 64 // max(1, column.row_bytes)) // field.block_rows)
@@ -317,12 +324,12 @@ class Splitter:
 
 
 def drawn_spec(dataset: Dataset, spec: SplitSpec) -> SplitSpec:
-    """What is drawn to answer a request: nothing, where the splits that it asks for are stored."""
+    """The spec to draw by: `AS_STORED` if the requested splits are those stored in the files, else `spec`."""
     return AS_STORED if has_all(dataset.split_record, spec, dataset.label is not None) else spec
 
 
 def classes_of(dataset: Dataset, spec: SplitSpec, counted: str | None = None) -> dict[str, bool]:
-    """The fields whose classes splits are drawn by and described by, and whether their numbers are put into bins.
+    """The fields whose classes are needed to draw and describe splits, each with whether it may be put into bins.
 
     Parameters
     ----------
@@ -335,12 +342,12 @@ def classes_of(dataset: Dataset, spec: SplitSpec, counted: str | None = None) ->
 
 
 def balanced_by(dataset: Dataset, spec: OrderSpec) -> tuple[str, bool]:
-    """The field whose classes ``balance`` draws equally often, and whether numbers are put into bins.
+    """The field whose classes ``balance`` draws equally often, and whether continuous values are put into bins.
 
     Raises
     ------
     BadParameter
-        There is none.
+        No field is named, and the dataset has no label.
     """
     by = spec.stratify if spec.stratify not in (None, "none") else dataset.label.name if dataset.label else None
     if by is None:
@@ -361,10 +368,11 @@ def _strata_name(dataset: Dataset, name: str, bins: bool) -> str:
 
 
 def _name(folder: str, dataset: Dataset, request: str) -> str:
-    """Of a file in the cache folder."""
+    """Name of the file in the cache folder, from the digest of dataset, revision and request."""
     digest = hashlib.blake2b(f"{dataset.name} {dataset.revision} {request}".encode(), digest_size=16)
     return f"{folder}-{digest.hexdigest()}"
 
 
 def _sample(field: Field) -> str:
+    """What a row of the field is, for messages."""
     return "lists" if field.is_ragged else f"{list(field.sample_shape)} of {field.dtype.name}"

@@ -1,7 +1,7 @@
-"""Splits that a file holds, beside those that are asked for: what of them stays, and what is said of the rest.
+"""Compares requested splits with those stored in a file: which stored splits are used, and which rows are drawn.
 
-One rule, for the server and for `build`: test comes first, then val. As long as an option says what the file records,
-the stored split is the answer; from the first that does not, rows are drawn.
+The server and `build` share one rule. Options are compared with the file's record, test first, then val. As long as
+they match, the stored splits are used. From the first option that does not match, rows are drawn.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from .split_spec import Share, SplitSpec
 
 
 def has_all(record: SplitRecord | None, spec: SplitSpec, has_label: bool) -> bool:
-    """Whether nothing else is asked for than what is stored.
+    """Whether all requested splits are stored.
 
     Parameters
     ----------
+    record : SplitRecord or None
+        How the stored splits were drawn, if known.
+    spec : SplitSpec
+        The requested splits.
     has_label : bool
-        Whether there is a field that rows are stratified by unless another one is named.
+        Whether there is a label field, by which rows are stratified by default.
     """
     if record is None:
         return False
@@ -34,16 +38,16 @@ def has_all(record: SplitRecord | None, spec: SplitSpec, has_label: bool) -> boo
 
 
 def _has_test(record: SplitRecord, spec: SplitSpec, has_label: bool) -> bool:
-    """Whether the test split that is asked for is the stored one."""
+    """Whether the requested test split is the stored one."""
     of = sum(record.rows.values())
     return _is_same(spec.test, record.test, of, record.rows.get("test")) and _is_alike(record, spec, has_label)
 
 
 def _has_val(record: SplitRecord, spec: SplitSpec, has_label: bool) -> bool:
-    """The same for val, which comes out of what test leaves."""
+    """Whether the requested val split is the stored one. Val is drawn from the rows not in test."""
     of = sum(record.rows.values())
     if spec.test is None:
-        # Test stays as it is stored: only the others are divided.
+        # Test stays as stored; only the other rows are divided.
         of -= record.rows.get("test", 0)
     elif not _has_test(record, spec, has_label):
         return False
@@ -51,14 +55,14 @@ def _has_val(record: SplitRecord, spec: SplitSpec, has_label: bool) -> bool:
 
 
 def _is_same(asked: Share | None, recorded: Share | None, of: int, rows: int | None) -> bool:
-    """Whether two shares are the same number, or come to the same rows."""
+    """Whether two shares are equal, or give the same number of rows."""
     if asked is None or recorded is None:
         return False
     return asked == recorded or count_of(asked, of) == rows
 
 
 def _is_alike(record: SplitRecord, spec: SplitSpec, has_label: bool) -> bool:
-    """Whether so many rows would be drawn in the same way."""
+    """Whether rows would be drawn in the same way: same seed, shuffling and stratification, and no groups."""
     if spec.group is not None or spec.split_shuffle != record.split_shuffle:
         return False
     if not record.split_shuffle:
@@ -71,7 +75,7 @@ def _is_alike(record: SplitRecord, spec: SplitSpec, has_label: bool) -> bool:
 
 
 def count_of(share: Share, rows: int) -> int:
-    """A share as a number of rows: of a fraction, rounded up, as scikit-learn does."""
+    """A share as a number of rows. Fractions are rounded up, as in scikit-learn."""
     return math.ceil(share * rows) if isinstance(share, float) else share
 
 
@@ -86,18 +90,18 @@ def divide(
     has_label: bool,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Splits:
-    """Divide rows of which some lie in stored splits.
+    """Divide rows, using the stored splits as far as they match the request.
 
     Parameters
     ----------
     total, spec, strata, groups, advance
-        As of `compute_splits`.
+        See `compute_splits`.
     stored : mapping of str to (k,) int32
         Ascending rows of each stored split.
     record : SplitRecord or None
-        How they were drawn, as far as is known.
+        How the stored splits were drawn, if known.
     has_label : bool
-        Whether there is a field that rows are stratified by unless another one is named.
+        Whether there is a label field, by which rows are stratified by default.
 
     Raises
     ------
@@ -117,7 +121,7 @@ def divide(
         return replace(drawn, rows=rows, stored=same)
     moved = _moved(total, {name: own for name, own in stored.items() if name not in same}, rows)
     if start.pool is not None:
-        # A validation split out of train is what was asked for.
+        # The request takes val from the stored train, so a smaller train is expected and not reported as replaced.
         moved.pop("train", None)
     lost = [_whereabouts(name, len(stored[name]), counts) for name, counts in moved.items() if name != "train"]
     note = "; ".join(filter(None, [start.note, *lost, drawn.note])) or None
@@ -126,7 +130,19 @@ def divide(
 
 @dataclass(frozen=True)
 class _Start:
-    """What is drawn out of which rows, and what is kept as it is stored."""
+    """What to draw from which rows, and which stored splits to use.
+
+    Attributes
+    ----------
+    spec : SplitSpec
+        What is still to be drawn.
+    pool : (n,) int32 or None
+        Rows to draw from, ascending. None: all rows, and no stored split is used.
+    kept : mapping of str to (k,) int32
+        Stored splits that are used unchanged.
+    note : str
+        Describes this; empty if nothing is stored.
+    """
 
     spec: SplitSpec
     pool: Rows | None = None
@@ -143,29 +159,29 @@ def _start(
             return _Start(spec)
         how = "how they were drawn is not recorded" if record is None else f"drawn with {record.words()}"
         rows = ", ".join(f"{name} {len(own):,}" for name, own in stored.items())
-        return _Start(spec, note=f"all rows are divided anew, in place of the stored splits ({rows}; {how})")
-    # Out of what is stored for training and validation. Masks of episodes may overlap.
+        return _Start(spec, note=f"all rows are divided again, in place of the stored splits ({rows}; {how})")
+    # Draw from the rows stored for train and val. Episode masks may overlap, hence the union.
     pool = np.union1d(stored["train"], stored["val"]) if "val" in stored else stored["train"]
     kept = {name: rows for name, rows in stored.items() if name not in ("train", "val")}
     if has_test:
-        # Fractions are of all rows, where test is one of what is asked for.
+        # If test is requested too, a fraction for val is of all rows.
         val = None if spec.val is None else count_of(spec.val, total)
         spec = spec.model_copy(update={"test": None, "val": val})
     what = (
-        "val is drawn out" if spec.val is not None else "folds are made" if spec.folds is not None else "train is all"
+        "val is drawn from" if spec.val is not None else "folds are made of" if spec.folds is not None else "train is"
     )
-    note = f"{what} of the {len(pool):,} rows stored for {'train and val' if 'val' in stored else 'train'}"
+    note = f"{what} the {len(pool):,} rows stored for {'train and val' if 'val' in stored else 'train'}"
     if kept:
         note = f"{', '.join(kept)} {'is' if len(kept) == 1 else 'are'} as stored, {note}"
     return _Start(spec, pool, kept, note)
 
 
 def _moved(total: int, stored: Mapping[str, Rows], rows: Mapping[str, Rows]) -> dict[str, dict[str, int]]:
-    """Of each stored split, how many of its rows are in which split now."""
+    """For each stored split, how many of its rows are now in each split."""
     if not stored:
         return {}
     where = np.zeros(total, np.uint16)
-    # Masks of episodes may overlap train and val, which come first.
+    # Episode masks may overlap train and val. Iterating in reverse lets train and val, which come first, win.
     for number, own in reversed([*enumerate(rows.values(), 1)]):
         where[own] = number
     counts = {name: np.bincount(where[own], minlength=len(rows) + 1)[1:] for name, own in stored.items()}
@@ -173,7 +189,10 @@ def _moved(total: int, stored: Mapping[str, Rows], rows: Mapping[str, Rows]) -> 
 
 
 def _whereabouts(name: str, rows: int, counts: Mapping[str, int]) -> str:
-    """``23 of the 30 rows of the stored test split are in train, 3 in val, 4 in test``."""
+    """Where the rows of a stored split are now.
+
+    For example: ``23 of the 30 rows of the stored test split are in train, 3 in val, 4 in test``.
+    """
     first, *others = [(count, split) for split, count in counts.items() if count] or [(0, "any")]
     rest = "".join(f", {count:,} in {split}" for count, split in others)
     return f"{first[0]:,} of the {rows:,} rows of the stored {name} split are in {first[1]}{rest}"
