@@ -1,7 +1,8 @@
-"""Numbers that are added up block by block: count, extremes, mean, standard deviation, histogram.
+"""Accumulates statistics of numbers block by block: count, extremes, mean, standard deviation and histogram.
 
-Integers and float16 are added up exactly, so any order of the blocks gives the same to the last bit; float32 and
-float64 by the pairwise formula of Chan, Golub and LeVeque (1979), in float64 and in the order of the blocks.
+Integers, and float16 with up to `_TABLE_CHANNELS` channels, are accumulated exactly, so the order of the blocks does
+not matter. Other floats use the pairwise formula of Chan, Golub and LeVeque (1979), in float64, and depend in the last
+digits on the order of the blocks.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ from .summary import Summary
 from .wide_numbers import FloatAccumulator, IntAccumulator
 
 _TABLE_CHANNELS = 16
-"""16-bit values of so many channels are counted in tables of 65,536."""
+"""Up to this many channels, 16-bit values are counted in tables with 65,536 entries per channel."""
 
 
 class Accumulator(Protocol):
-    """Adds up the values of one dtype, per channel."""
+    """Accumulates values of one dtype, per channel."""
 
     def add(self, values: npt.NDArray[Any]) -> None:
-        """Add (n, channels) values, C-contiguous."""
+        """Add values, (n, channels), C-contiguous."""
 
     def merge(self, other: Self) -> None:
-        """Add what `other` has added up, as if its values came after those here."""
+        """Add the values of `other`, as if they followed the values here."""
 
     def summaries(self) -> list[Summary]:
-        """One for each channel."""
+        """The summary of each channel."""
 
     def overall(self) -> Summary:
-        """Of all channels together."""
+        """The summary of all channels together."""
 
 
 def accumulator_for(dtype: np.dtype[Any], channels: int) -> Accumulator:
-    """An empty accumulator for values of a numeric dtype, little-endian."""
+    """An empty accumulator for a little-endian numeric dtype."""
     if dtype.itemsize == 1 or (dtype.itemsize == 2 and channels <= _TABLE_CHANNELS):
         return TableAccumulator(dtype, channels)
     if dtype.kind in "iu":

@@ -1,4 +1,4 @@
-"""What was found, as the API says it, and as it lies in the cache folder."""
+"""Statistics of a field: as the API reports them, and as stored in the cache folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .scan import ColumnAccumulator
 from .summary import Summary
 
 MAX_CLASSES = 1 << 14
-"""Classes that are listed."""
+"""Maximum number of classes listed."""
 
 TOP_VALUES = 20
-"""The most frequent values that are listed, of what is no label."""
+"""How many of the most frequent values are listed if the field is not reported as classes."""
 
 _MEAN_IMAGE = "mean_image"
 
@@ -29,20 +29,21 @@ class FieldStats:
     Attributes
     ----------
     report : dict
-        As the API says it.
+        The API's response.
     mean_image : (*sample,) float32 or None
+        None if the field has no mean image.
     """
 
     report: dict[str, Any]
     mean_image: npt.NDArray[np.float32] | None
 
     def dump(self) -> bytes:
-        """For the cache folder."""
+        """Serialise for the cache folder."""
         return dump_arrays(self.report, {} if self.mean_image is None else {_MEAN_IMAGE: self.mean_image})
 
     @classmethod
     def load(cls, data: bytes) -> FieldStats:
-        """What `dump` wrote."""
+        """Read what `dump` wrote."""
         report, arrays = load_arrays(data)
         return cls(report, arrays.get(_MEAN_IMAGE))
 
@@ -53,16 +54,16 @@ def report_of(
     class_names: Sequence[str] | None,
     is_label: bool,
 ) -> dict[str, Any]:
-    """Everything that is said of a field.
+    """The statistics of a field as the API reports them.
 
     Parameters
     ----------
     channel_names : sequence of str or None
-        In stored order; None where there is no channel axis.
+        Names of the channels, in stored order. None if there is no channel axis.
     class_names : sequence of str or None
-        By the label's value.
+        Names of the classes; the label's value is the index.
     is_label : bool
-        Its values are classes: all are listed, with their balanced weights.
+        Whether the values are classes. Up to `MAX_CLASSES` are then listed, with balanced weights.
     """
     channels = None
     if channel_names is not None and accumulated.numbers is not None:
@@ -70,7 +71,7 @@ def report_of(
         channels = [{"name": name, **_numbers(summary)} for name, summary in zip(channel_names, summaries, strict=True)]
     numbers = _numbers(None if accumulated.numbers is None else accumulated.numbers.overall())
     histogram = numbers.pop("histogram")
-    # What people look for comes first, what is long last.
+    # Keys are in reading order: the most wanted first, the longest last.
     report: dict[str, Any] = {"rows": accumulated.rows}
     report |= {f"channel_{key}s": _by_colour(channels, key) for key in ("mean", "std")}
     report |= numbers
@@ -96,7 +97,7 @@ def report_of(
             "classes_kind": accumulated.indicators.kind,
         }
         if accumulated.indicators.kind == "multi_label":
-            # Rows of several classes have no weight that evens them out.
+            # No weight per class can balance rows with several classes.
             report["classes"] = [{**entry, "weight": None} for entry in report["classes"]]
     return report
 
@@ -124,13 +125,17 @@ def _numbers(summary: Summary | None) -> dict[str, Any]:
 
 
 def _by_colour(channels: Sequence[dict[str, Any]] | None, key: str) -> dict[str, Any] | None:
-    """``{"R": …, "G": …, "B": …}``, in this order however they are stored."""
+    """``{"R": …, "G": …, "B": …}``, in this order regardless of the stored order; None without these channels."""
     by_name = {channel["name"]: channel[key] for channel in channels or ()}
     return {name: by_name[name] for name in "RGB"} if set("RGB") <= set(by_name) else None
 
 
 def _classes(pairs: Sequence[tuple[int | bytes, int]], rows: int, names: Sequence[str] | None) -> list[dict[str, Any]]:
-    """Rows, share and balanced weight, rows / (classes · rows of the class), of each class that is there."""
+    """Rows, share and balanced weight of each class.
+
+    The weight is rows / (classes · rows of the class), where only classes with rows count. It is None for a class
+    without rows.
+    """
     there = sum(1 for _, count in pairs if count)
     total = sum(count for _, count in pairs)
     return [

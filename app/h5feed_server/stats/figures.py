@@ -1,4 +1,4 @@
-"""Plots of statistics, as PNG or SVG, each with a text that says the same. Needs matplotlib, which only this loads."""
+"""Plots of statistics, as PNG or SVG, with alternative text. Needs matplotlib, which no other module imports."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 PlotFormat = Literal["png", "svg"]
 
 MAX_BARS = 40
-"""Classes that are drawn, the most frequent ones."""
+"""Maximum number of classes drawn. If there are more, the most frequent are drawn."""
 
 MAX_PANELS = 16
-"""Features of a flat sample that are drawn."""
+"""Maximum number of features of a flat sample drawn."""
 
 _NAMED = 12
-"""Classes or channels that a text names."""
+"""Maximum number of classes or channels listed in the alternative text."""
 
 _DOTS = 110
-"""Per inch."""
+"""Resolution, in dots per inch."""
 
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
-"""Paul Tol's bright scheme, which the colour-blind can tell apart."""
+"""Paul Tol's bright scheme, which is colour-blind safe."""
 
 _CHANNEL_COLOURS = {"R": "#d62f2f", "G": "#2f9e44", "B": "#2f6fd6", "A": "#777777"}
 
@@ -44,32 +44,42 @@ _STYLE: Any = {
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "svg.fonttype": "none",
-    # Names are shown as they are: a "$" begins no formula.
+    # Show names literally: "$" would start a formula.
     "text.parse_math": False,
-    # The same picture is the same bytes.
+    # Makes the bytes of an SVG reproducible.
     "svg.hashsalt": "h5feed",
 }
 
 _PATIENCE_SECONDS = 20.0
+"""How long a request waits for its turn to draw."""
 
-# matplotlib's settings and caches of fonts belong to the process: one draws at a time.
-_drawing = Slots(1, _PATIENCE_SECONDS, "those that draw plots")
+# matplotlib's settings and font caches are global to the process, so only one thread draws at a time.
+_drawing = Slots(1, _PATIENCE_SECONDS, "the threads that draw plots")
 
 
 def draw_classes(dataset: str, splits: Mapping[str, Mapping[str, Any]], form: PlotFormat | None) -> tuple[bytes, str]:
-    """Share of each class in each split.
+    """Draw the share of each class in each split, as horizontal bars.
 
     Parameters
     ----------
+    dataset : str
+        Its name, for the title.
     splits : mapping of str to mapping
-        Of each split its ``rows`` and ``classes``, as the API says them.
+        ``rows`` and ``classes`` of each split, as in the API's responses.
     form : str or None
-        None: only the text.
+        None: only the text, no picture.
 
     Returns
     -------
     picture : bytes
+        Empty if `form` is None.
     alt : str
+        Alternative text with the same content.
+
+    Raises
+    ------
+    Overloaded, QueueFull
+        Other threads are drawing.
     """
     total: dict[str, int] = {}
     for split in splits.values():
@@ -110,12 +120,12 @@ def draw_classes(dataset: str, splits: Mapping[str, Mapping[str, Any]], form: Pl
 
 
 def draw_histogram(dataset: str, report: Mapping[str, Any], form: PlotFormat | None) -> tuple[bytes, str]:
-    """Histogram of a field, per channel; arguments and result as in `draw_classes`.
+    """Draw the histogram of a field, per channel. Other arguments, results and errors are those of `draw_classes`.
 
     Parameters
     ----------
     report : mapping
-        Of the field, as the API says it; with a histogram.
+        The API's response for the field, with a histogram.
     """
     parts: Sequence[Mapping[str, Any]] = report["channels"] or [{**report, "name": "all values"}]
     parts = [part for part in parts if part["histogram"]]
@@ -162,7 +172,19 @@ def draw_histogram(dataset: str, report: Mapping[str, Any], form: PlotFormat | N
 
 
 def draw_picture(title: str, pixels: Pixels, alt: str, form: PlotFormat | None, lines: Sequence[str] = ()) -> bytes:
-    """A picture pixel by pixel below a title, with a name left of each of its `lines` of equal height."""
+    """Draw a picture, pixel by pixel, below a title. Errors are those of `draw_classes`.
+
+    Parameters
+    ----------
+    title : str
+    pixels : (height, width, 1, 3 or 4) uint8
+    alt : str
+        Alternative text.
+    form : str or None
+        None: draw nothing and return empty bytes.
+    lines : sequence of str
+        Names of the picture's lines, which have equal heights. They are written to the left of the lines.
+    """
     height, width = pixels.shape[:2]
 
     def draw(figure: Figure) -> None:
@@ -190,12 +212,23 @@ def _render(
     *,
     constrained: bool = True,
 ) -> bytes:
-    """A figure of so many inches; `alt` is written into it.
+    """Render a figure, with `alt` as alternative text in the file.
+
+    Parameters
+    ----------
+    draw : callable
+        Draws into the empty figure.
+    size : (float, float)
+        Width and height in inches.
+    form : str or None
+        None: draw nothing and return empty bytes.
+    constrained : bool
+        Use matplotlib's constrained layout.
 
     Raises
     ------
     Overloaded, QueueFull
-        Others are drawing.
+        Other threads are drawing.
     """
     if form is None:
         return b""
@@ -204,19 +237,19 @@ def _render(
         from matplotlib.figure import Figure
 
         with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-            # A name in a script that matplotlib has no font for: in an SVG, the reader has one.
+            # A name may be in a script that matplotlib has no font for. Viewers of an SVG use their own fonts.
             warnings.filterwarnings("ignore", message="Glyph .* missing")
             figure = Figure(figsize=size, dpi=_DOTS, layout="constrained" if constrained else None)
             draw(figure)
             stream = io.BytesIO()
-            # A date would make every picture another.
+            # Leave out the date and the version, so that the same figure gives the same bytes.
             metadata: dict[str, Any] = {"Date": None} if form == "svg" else {"Software": None, "Description": alt}
             figure.savefig(stream, format=form, metadata=metadata)
     return _described(stream.getvalue(), alt) if form == "svg" else stream.getvalue()
 
 
 def _described(svg: bytes, alt: str) -> bytes:
-    """An SVG with a text for those who do not see it."""
+    """Add alternative text to an SVG, for screen readers."""
     text = escape(alt, quote=True)
     element = re.search(r"<svg\b[^>]*>", svg.decode())
     assert element is not None
@@ -225,13 +258,13 @@ def _described(svg: bytes, alt: str) -> bytes:
 
 
 def _is_steep(counts: Sequence[int]) -> bool:
-    """Whether one bin is so high that the others would not be seen beside it."""
+    """Whether one bin is so high that the others would be invisible next to it."""
     there = sorted(count for count in counts if count)
     return len(there) > 2 and there[-1] > 20 * there[len(there) // 2]
 
 
 def _smooth(edges: Sequence[float], counts: Sequence[int]) -> tuple[list[float], list[int]]:
-    """Fewer bins where there are few values, or few distinct ones: chance, or thin lines, would be all that is seen."""
+    """Merge bins in pairs if there are few values or few distinct ones, which would show only noise or thin lines."""
     edges, counts = list(map(float, edges)), list(counts)
     while len(counts) > 32 and (sum(counts) < 50 * len(counts) or 2 * np.count_nonzero(counts) < len(counts)):
         if len(counts) % 2:

@@ -1,7 +1,7 @@
-"""A histogram of one pass: bins as wide as a power of two, merged in pairs as the range grows.
+"""A one-pass histogram: the bin width is a power of two, and bins are merged in pairs as the range grows.
 
-Bin i covers i·2ᵏ ≤ value < (i+1)·2ᵏ. Two neighbours are exactly one bin of k+1, so no value is ever put into a wrong
-bin, the range need not be known before, and what comes out depends on the values alone, not on their order.
+Bin i covers i·2ᵏ ≤ value < (i+1)·2ᵏ. Two neighbouring bins are exactly one bin of exponent k+1. So every value is in
+the right bin, the range need not be known in advance, and the result does not depend on the order of the values.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ import numpy as np
 import numpy.typing as npt
 
 BINS = 256
-"""Bins at most. There are more than half as many, unless the values are integers of a small range."""
+"""Maximum number of bins. There are more than half as many, unless the range is too small for the narrowest bins."""
 
 _MANTISSA_BITS = 52
 _SMALLEST_EXPONENT = -1074
 _SAFE_EXPONENT = 1000
-"""Powers of two up to here, and their inverses, are floats themselves."""
+"""Up to this exponent k, both 2**k and 2**-k are normal floats."""
 
 Int64s = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts between ascending edges.
+    """Counts of values in bins.
 
     Attributes
     ----------
     edges : list of int or of float
-        One more than `counts`; a bin includes its left edge and not its right one.
+        Ascending edges, one more than `counts`. A bin includes its left edge but not its right edge.
     counts : list of int
+        Number of values in each bin.
     """
 
     edges: list[int] | list[float]
@@ -41,12 +42,12 @@ class Histogram:
 
 
 class HistogramAccumulator:
-    """Counts finite values.
+    """Accumulates a histogram of finite values.
 
     Parameters
     ----------
     whole : bool
-        They are integers: no bin is narrower than 1.
+        Whether values are integers; then no bin is narrower than 1.
     """
 
     def __init__(self, whole: bool) -> None:
@@ -61,10 +62,10 @@ class HistogramAccumulator:
         Parameters
         ----------
         values : (n,) of any integer dtype, or float64; n ≥ 1
-        low, high : number
-            Their minimum and maximum, as Python numbers.
+        low, high : int or float
+            Minimum and maximum of `values`, as Python numbers.
         counts : (n,) int64, optional
-            How often each is there; default: once.
+            How often each value occurs. Default: once.
         """
         self._widen(low, high)
         assert self._exponent is not None
@@ -76,7 +77,7 @@ class HistogramAccumulator:
         self._add(first, bin_counts)
 
     def merge(self, other: HistogramAccumulator) -> None:
-        """Count what `other` has counted."""
+        """Add the counts of `other`."""
         if other._exponent is None:
             return
         exponent = other._exponent
@@ -93,12 +94,12 @@ class HistogramAccumulator:
         self._add(other._first, other._counts)
 
     def histogram(self) -> Histogram | None:
-        """What was counted; None where nothing was."""
+        """The histogram; None if nothing was counted."""
         if self._exponent is None:
             return None
         exponent, first = self._exponent, self._first
         if len(self._counts) == 1 and not self._whole:
-            # One value: its bin is as wide as others would have been, had there been any.
+            # A single bin is as narrow as one float. Widen it to the bin width of a histogram from 0 to the value.
             value = math.ldexp(first, exponent)
             wide = 0 if value == 0 else max(exponent, math.frexp(value)[1] - 8)
             first >>= wide - exponent
@@ -117,7 +118,7 @@ class HistogramAccumulator:
         return _floor_index(value, self._exponent)
 
     def _scaled(self, values: npt.NDArray[Any], some_below_zero: bool) -> npt.NDArray[Any]:
-        """Index of each value's bin, in the values' own dtype."""
+        """Bin index of each value, in the dtype of `values`."""
         assert self._exponent is not None
         if values.dtype.kind in "iu":
             shifted: npt.NDArray[Any] = values >> values.dtype.type(self._exponent)
@@ -127,12 +128,12 @@ class HistogramAccumulator:
         else:
             places = np.floor(np.ldexp(values, -self._exponent))
         if self._exponent > 0 and some_below_zero:
-            # What is too small to be halved so often became zero, but lies below it.
+            # Tiny negative values underflow to -0.0, whose bin would be 0. They belong to the bin below zero.
             places[(values < 0) & (places == 0)] = -1
         return places
 
     def _widen(self, low: Any, high: Any) -> None:
-        """Make bins so wide that these values fit as well."""
+        """Widen the bins until this range fits too."""
         exponent = 0 if self._whole else _narrowest(low, high)
         if self._exponent is not None:
             exponent = max(exponent, self._exponent)
@@ -144,7 +145,7 @@ class HistogramAccumulator:
         self._coarsen(exponent + _excess(min(begin, self._first >> shift), max(end, self._last >> shift)))
 
     def _coarsen(self, exponent: int) -> None:
-        """Merge bins until their exponent is this one."""
+        """Merge bins until their width is 2**exponent."""
         assert self._exponent is not None
         shift = exponent - self._exponent
         if not shift:
@@ -167,7 +168,7 @@ class HistogramAccumulator:
 
 
 def _excess(begin: int, end: int) -> int:
-    """How many times bins begin … end must be merged in pairs until they are `BINS` at most."""
+    """How many times bins begin … end must be merged in pairs until at most `BINS` remain."""
     shift = 0
     while (end >> shift) - (begin >> shift) >= BINS:
         shift += 1
@@ -175,20 +176,20 @@ def _excess(begin: int, end: int) -> int:
 
 
 def _floor_index(value: Any, exponent: int) -> int:
-    """``floor(value / 2**exponent)``, exactly."""
+    """``floor(value / 2**exponent)``, without rounding."""
     numerator, denominator = value.as_integer_ratio()
     below = denominator << max(0, exponent)
     return int((numerator << max(0, -exponent)) // below)
 
 
 def _narrowest(low: float, high: float) -> int:
-    """Exponent of bins so narrow that each holds one float at the far end of the range, and none is narrower."""
+    """Exponent of the narrowest bins for a range: their width is the spacing of floats at its greatest magnitude."""
     greatest = max(abs(low), abs(high))
     return max(_SMALLEST_EXPONENT, math.frexp(greatest)[1] - 1 - _MANTISSA_BITS) if greatest else _SMALLEST_EXPONENT
 
 
 def _ldexp(index: int, exponent: int) -> float:
-    """``index * 2**exponent``; where that is too great, the greatest float."""
+    """``index * 2**exponent``, or the largest finite float of that sign on overflow."""
     try:
         return math.ldexp(index, exponent)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""The mean of all samples, place by place."""
+"""The elementwise mean of all samples."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_ITEMS = 1 << 22
-"""Numbers of a sample: of greater ones no mean image is made."""
+"""Maximum number of values per sample. Larger samples get no mean image."""
 
 _BYTE_ROWS = 257
-"""Bytes of so many rows add up within 16 bits, which numpy does fastest."""
+"""Sums of this many bytes fit into uint16 (257 · 255 = 65,535), which numpy adds fastest."""
 
 
 class MeanImage:
-    """Adds up samples.
+    """Accumulates the mean of samples.
 
     Parameters
     ----------
     sample_shape : tuple of int
     dtype : numpy dtype
-        Integers are added up exactly, where 64 bits hold that; of floats, NaN and infinities are left out.
+        Dtype of the samples. Integers are added exactly if the sums fit into int64, otherwise in float64. NaN and
+        infinities of floats are left out.
     rows : int
-        Samples at most.
+        Maximum number of samples.
     """
 
     def __init__(self, sample_shape: tuple[int, ...], dtype: np.dtype[Any], rows: int) -> None:
@@ -35,11 +36,11 @@ class MeanImage:
 
     @staticmethod
     def suits(sample_shape: tuple[int, ...]) -> bool:
-        """Whether samples are small enough."""
+        """Whether samples of this shape are small enough for a mean image."""
         return 0 < math.prod(sample_shape) <= MAX_ITEMS
 
     def add(self, block: npt.NDArray[Any]) -> None:
-        """Add (rows, *sample)."""
+        """Add samples, (rows, *sample)."""
         self._rows += len(block)
         if block.dtype.itemsize == 1 and block.dtype.kind == "u":
             for begin in range(0, len(block), _BYTE_ROWS):
@@ -61,7 +62,7 @@ class MeanImage:
             self._missing = other._missing if self._missing is None else self._missing + other._missing
 
     def mean(self) -> npt.NDArray[np.float32]:
-        """(*sample,) float32; NaN where nothing finite is."""
+        """The mean, (*sample,) float32. NaN where no sample is finite."""
         counts = self._rows if self._missing is None else self._rows - self._missing
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             return np.asarray(self._sums / counts, np.float32)

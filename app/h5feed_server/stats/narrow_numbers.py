@@ -1,4 +1,4 @@
-"""Values of 8 or 16 bits: how often each is there says everything, exactly and fastest."""
+"""Statistics of 8-bit and 16-bit values: counting each value is fastest, and gives exact results."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .summary import PIECE, Summary, exact_moments
 Int64s = npt.NDArray[np.int64]
 
 _PAIRED_CHANNELS = 4
-"""Bytes of so many channels are counted in pairs, which is twice as fast; tables of pairs of more would not pay."""
+"""Up to this many channels, bytes are counted in pairs, which is twice as fast. With more, the tables get too large."""
 
 
 class TableAccumulator:
-    """Values of 8 or 16 bits: how often each is there says everything, exactly."""
+    """An `Accumulator` of 8-bit or 16-bit values: counts how often each bit pattern occurs."""
 
     def __init__(self, dtype: np.dtype[Any], channels: int) -> None:
         self._dtype = dtype
         self._channels = channels
         self._bits = 8 * dtype.itemsize
         self._paired = dtype.itemsize == 1 and channels <= _PAIRED_CHANNELS
-        # Pairs of bytes come round after so many, whatever the channels.
+        # Consecutive byte pairs belong to the same channels again after this many pairs.
         self._lanes = channels // 2 if channels % 2 == 0 else channels
         shape = (self._lanes, 1 << 16) if self._paired else (channels, 1 << self._bits)
         self._counts = np.zeros(shape, np.int64)
@@ -47,7 +47,7 @@ class TableAccumulator:
         for begin in range(0, len(lanes), step):
             piece = lanes[begin : begin + step]
             for lane, table in enumerate(self._counts):
-                # numpy's own cast would take new memory each time.
+                # Convert to intp in a reused array: bincount would allocate a new one each time.
                 wide = self._scratch[: len(piece)]
                 np.copyto(wide, piece[:, lane])
                 counts = np.bincount(wide)
@@ -59,12 +59,12 @@ class TableAccumulator:
 
     @property
     def tables(self) -> Int64s:
-        """How often each bit pattern is there, (channels, 256 or 65536)."""
+        """How often each bit pattern occurs, (channels, 256 or 65536) int64."""
         if not self._paired:
             return self._counts
         tables = self._rest.copy()
         for lane, counts in enumerate(self._counts):
-            # The low byte comes first. pairs: (second, first)
+            # The first byte of a pair is the low byte. pairs: (second byte, first byte)
             pairs = counts.reshape(256, 256)
             tables[2 * lane % self._channels] += pairs.sum(axis=0)
             tables[(2 * lane + 1) % self._channels] += pairs.sum(axis=1)
@@ -93,7 +93,7 @@ def _summary_of_table(values: npt.NDArray[Any], counts: Int64s) -> Summary:
     values, counts = values[finite], counts[finite]
     if not len(values):
         return Summary(count, nan, inf, 0, None, None, None, None, None)
-    # Every float16 is a whole number of 2⁻²⁴.
+    # Every finite float16 is a multiple of 2⁻²⁴, so sums of integers are exact.
     scale = 24 if floating else 0
     wide = values.astype(np.float64 if floating else np.int64)
     whole = np.ldexp(wide, scale).astype(np.int64).tolist() if floating else wide.tolist()

@@ -1,4 +1,4 @@
-"""Samples as pictures: 8-bit colours as screens show them, PNG, sheets of many."""
+"""Samples as pictures: conversion to 8-bit colours, scaling, contact sheets, PNG and SVG."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_SIDE = 8192
-"""Pixels: pictures are made smaller than that."""
+"""Maximum length of the longer side of a single picture, in pixels."""
 
 _PAD = 2
-"""Pixels between the pictures of a sheet."""
+"""Gap between the pictures of a sheet, in pixels."""
 
 _WHITE = 255
 
 _PIECE = 1 << 20
-"""Values that are made brightness at once."""
+"""Values converted at a time, which bounds temporary arrays."""
 
 MAX_SHEET_PIXELS = 4 << 20
-"""Pixels of all pictures of a sheet together: of more, each is made smaller."""
+"""Maximum number of pixels of all pictures of a sheet together. Above it, pictures are scaled down."""
 
 Pixels = npt.NDArray[np.uint8]
 
 
 def arranged(samples: npt.NDArray[Any], channels: str) -> npt.NDArray[Any]:
-    """Samples as (n, height, width, 1, 3 or 4), red first.
+    """Move the channel axis of image samples to the end, and bring the channels into the order RGB or RGBA.
 
     Parameters
     ----------
     samples : (n, *sample)
     channels : str
         ``grey``, ``rgb`` or ``bgr``.
+
+    Returns
+    -------
+    (n, height, width, 1, 3 or 4)
     """
     if channels != "grey" and samples.shape[-1] not in (3, 4):
         samples = np.moveaxis(samples, 1, -1)
@@ -48,22 +52,26 @@ def arranged(samples: npt.NDArray[Any], channels: str) -> npt.NDArray[Any]:
 
 
 def to_pixels(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> Pixels:
-    """Numbers as brightness, all on one scale.
+    """Convert values to 8-bit brightness, with one scale for the whole array.
 
-    uint8 is shown as it is, as are floats from 0 to 255; floats from 0 to 1 and bools are scaled; anything else is
-    stretched from its least to its greatest value. NaN and infinities are black.
+    uint8, and floats from 0 to 255, are shown unchanged. Floats from 0 to 1, and bools, are multiplied by 255.
+    Everything else is scaled so that the smallest value is 0 and the largest is 255. NaN and infinities are black.
 
     Parameters
     ----------
     values : array
     dtype : numpy dtype
-        That they had in the file.
+        Dtype in the file. It differs from ``values.dtype`` if the values were averaged.
+
+    Returns
+    -------
+    uint8 array of the same shape
     """
     if values.dtype == np.uint8 and dtype == np.uint8:
         return values
     flat = values.reshape(-1)
     pixels = np.empty(flat.shape, np.uint8)
-    # By pieces: of all values at once, what is made on the way would be several times as long.
+    # Convert in pieces: the temporary arrays for all values at once would be several times as large as the result.
     pieces = [slice(begin, begin + _PIECE) for begin in range(0, flat.size, _PIECE)]
     if dtype == np.uint8:
         for piece in pieces:
@@ -83,7 +91,7 @@ def to_pixels(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> Pixels:
 
 
 def _finite(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """The values as float64; 0 for those that are not finite."""
+    """The values as float64, with 0 for NaN and infinities."""
     return np.where(np.isfinite(values), values, 0).astype(np.float64)
 
 
@@ -93,13 +101,20 @@ def _range(values: npt.NDArray[Any]) -> tuple[float, float]:
 
 
 def fit(values: npt.NDArray[Any], side: int) -> npt.NDArray[Any]:
-    """Pictures scaled by a whole factor, or its inverse, so that their longer side is about `side` and not above it.
+    """Scale pictures up or down by an integer factor, so that their longer side is close to `side` but not above it.
 
-    Enlarged, a pixel becomes a square; reduced, squares become their mean.
+    Enlarging repeats pixels. Reducing takes the mean of blocks of pixels.
 
     Parameters
     ----------
     values : (n, height, width, depth)
+    side : int
+        In pixels.
+
+    Returns
+    -------
+    (n, new height, new width, depth)
+        Of the same dtype if enlarged or unchanged, float32 if reduced.
     """
     longest = max(values.shape[1:3])
     if longest <= side:
@@ -110,28 +125,30 @@ def fit(values: npt.NDArray[Any], side: int) -> npt.NDArray[Any]:
     rows, columns = max(1, height // factor), max(1, width // factor)
     tall, wide = min(factor, height), min(factor, width)
     cut = values[:, : rows * tall, : columns * wide]
-    # squares: (n, rows, tall, columns, wide, depth)
+    # squares: (n, rows, tall, columns, wide, depth), the blocks of pixels to average
     squares = cut.reshape(count, rows, tall, columns, wide, depth)
     means: npt.NDArray[Any] = squares.mean(axis=(2, 4), dtype=np.float32)
     return means
 
 
 def side_in_sheet(side: int, count: int) -> int:
-    """The longer side of each of so many pictures, `side` where all have room."""
+    """The longer side of each of `count` pictures on a sheet: `side`, or less if they would exceed the limit."""
     return max(1, min(side, math.isqrt(MAX_SHEET_PIXELS // max(1, count))))
 
 
 def sheet(lines: Sequence[Pixels], columns: int) -> Pixels:
-    """Lines of pictures, one below the other, on white.
+    """Arrange pictures in lines on a white canvas.
 
     Parameters
     ----------
     lines : sequence of (k, height, width, depth) uint8
-        All of one size; k is `columns` at most.
+        The pictures of each line; all have the same size, and k is at most `columns`.
+    columns : int
+        Pictures per line, which sets the width of the canvas.
 
     Returns
     -------
-    (height, width, 3) uint8
+    (canvas height, canvas width, 3) uint8
     """
     height, width = lines[0].shape[1:3]
     canvas = np.full((len(lines) * (height + _PAD) - _PAD, columns * (width + _PAD) - _PAD, 3), _WHITE, dtype=np.uint8)
@@ -144,13 +161,20 @@ def sheet(lines: Sequence[Pixels], columns: int) -> Pixels:
 
 
 def png(pixels: Pixels) -> bytes:
-    """One picture, (height, width, 1, 3 or 4) uint8."""
+    """Encode a picture, (height, width, 1, 3 or 4) uint8, as PNG."""
     encoded = imagecodecs.png_encode(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
     return bytes(encoded)
 
 
 def svg(pixels: Pixels, alt: str) -> bytes:
-    """One picture as SVG, with a text for those who do not see it."""
+    """Encode a picture as SVG with an embedded PNG, and with alternative text for screen readers.
+
+    Parameters
+    ----------
+    pixels : (height, width, 1, 3 or 4) uint8
+    alt : str
+        Alternative text.
+    """
     height, width = pixels.shape[:2]
     data = base64.b64encode(png(pixels)).decode()
     text = escape(alt, quote=True)

@@ -1,6 +1,6 @@
-"""One pass over the rows of a column: blocks are read and added up by several threads, in bounded memory.
+"""One pass over the rows of a column: several threads read and accumulate blocks, in bounded memory.
 
-Rows in which nothing was ever written are not read: one of them tells what all are.
+Rows that were never written all hold the fill value, so only one of them is read.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ from .mean_image import MeanImage
 from .value_counts import Indicators, Values, strings_of
 
 BLOCK_BYTES = 4 << 20
-"""Bytes read at once by a thread."""
+"""Size of the blocks that a thread reads, in bytes."""
 
 PARTS = 8
-"""Runs of rows that are added up one by one, and their sums in order: so the last digit of a sum of floats depends on
-the rows alone, not on how many threads there are."""
+"""Rows are divided into this many runs, which are accumulated separately and merged in order. The last digits of float
+sums then depend only on the rows, not on the number of threads."""
 
 _DENSE = 4
-"""Of rows that lie closer together than this, the ones between are read as well: fewer, longer reads."""
+"""If rows span at most this many times their number, the rows in between are read too, for fewer and longer reads."""
 
 _SMALL_ROW_BYTES = 64 << 10
-"""Bytes: rows above are read one by one as fast as together."""
+"""Rows in between are not read if rows are larger than this, in bytes: separate reads are then as fast."""
 
 _MAX_ROW_BYTES = 256 << 20
+"""Maximum size of a row, and rough bound on the blocks in memory, in bytes."""
 
 _POLL_SECONDS = 0.5
 
@@ -48,19 +49,20 @@ Int64s = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked at in a column.
+    """A column, and what to compute for it.
 
     Attributes
     ----------
     channels : int
-        Length of the channel axis; 1 where there is none.
+        Length of the channel axis; 1 if there is none.
     channels_first : bool
-        The channel axis is the first of a sample, not the last.
+        Whether the channel axis is the first axis of a sample, not the last.
     mean_image : bool
+        Compute the mean image.
     values : bool
-        Each distinct value is counted.
+        Count each distinct value.
     indicators : bool
-        Samples may be one-hot, or one 0 or 1 for each of several labels.
+        Check whether samples are one-hot or multi-label vectors.
     """
 
     column: Column
@@ -72,17 +74,18 @@ class Subject:
 
 
 class ColumnAccumulator:
-    """What was found in some rows of a subject.
+    """Accumulates statistics of rows of a subject.
 
     Attributes
     ----------
     rows : int
+        Rows added so far.
     numbers : Accumulator or None
-        Of numbers.
+        Statistics of the numbers; None for text.
     lengths : Accumulator or None
-        Of the lengths of lists, and of texts in bytes.
+        Statistics of the lengths of ragged rows: items of lists, bytes of text. None if rows are not ragged.
     values, indicators, mean_image
-        Those that were wanted.
+        None if the subject does not ask for them.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -96,7 +99,7 @@ class ColumnAccumulator:
         self.mean_image = MeanImage(column.sample_shape, column.dtype, column.rows) if subject.mean_image else None
 
     def add(self, subject: Subject, block: npt.NDArray[Any]) -> None:
-        """Add (rows, *sample) numbers."""
+        """Add rows of numbers, (rows, *sample). bfloat16 is passed as its bits."""
         self.rows += len(block)
         if subject.column.is_bfloat16:
             block = (block.astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -112,7 +115,15 @@ class ColumnAccumulator:
             self.numbers.add(block.reshape(-1, subject.channels))
 
     def add_ragged(self, items: npt.NDArray[Any], offsets: Int64s) -> None:
-        """Add lists or texts, which begin at `offsets`."""
+        """Add rows of lists or text.
+
+        Parameters
+        ----------
+        items : (n,) array
+            Items of all rows, back to back.
+        offsets : (rows + 1,) int64
+            Start of each row in `items`, and the end of the last.
+        """
         self.rows += len(offsets) - 1
         if self.lengths is not None:
             self.lengths.add(np.diff(offsets).reshape(-1, 1))
@@ -122,7 +133,7 @@ class ColumnAccumulator:
             self.values.add(strings_of(items, offsets))
 
     def merge(self, other: ColumnAccumulator) -> None:
-        """Add what was found in the rows after these."""
+        """Add the statistics of the rows that follow."""
         self.rows += other.rows
         for name in ("numbers", "lengths", "values", "indicators", "mean_image"):
             mine: Any = getattr(self, name)
@@ -138,14 +149,18 @@ def scan(
     advance: Callable[[int], None],
     cancelled: threading.Event,
 ) -> ColumnAccumulator:
-    """Look at rows of a column.
+    """Accumulate statistics of rows of a column.
 
     Parameters
     ----------
     rows : (n,) integers, or None
-        Ascending; None: all.
+        Ascending row ids. None: all rows.
+    threads : int
+        Maximum number of threads.
     advance : callable
-        Called by any thread with the number of rows that are done.
+        Called with the number of rows done since the last call, from any of the threads.
+    cancelled : Event
+        Stops the work when it is set.
 
     Raises
     ------
@@ -154,7 +169,7 @@ def scan(
     """
     column = subject.column
     if column.row_bytes > _MAX_ROW_BYTES:
-        raise TooLarge(f"rows of {column.row_bytes} bytes are more than the {_MAX_ROW_BYTES} that statistics read")
+        raise TooLarge(f"rows have {column.row_bytes} bytes, more than the limit of {_MAX_ROW_BYTES} for statistics")
     wanted = WrittenRows(column, rows)
     count = wanted.count
     step = _block_rows(reader, column)
@@ -171,7 +186,7 @@ def scan(
             advance(end - begin)
         return accumulator
 
-    # What is in memory at the same time is bounded, however long the rows are.
+    # Use fewer threads for large rows, to bound the blocks in memory.
     threads = max(1, min(threads, PARTS, _MAX_ROW_BYTES // max(1, 2 * step * column.row_bytes)))
     whole = ColumnAccumulator(subject)
     with ThreadPoolExecutor(threads, "h5feed-stats") as executor:
@@ -182,7 +197,7 @@ def scan(
                 wait([future for future in begun if not future.done()], _POLL_SECONDS, FIRST_COMPLETED)
                 if any(future.done() and future.exception() for future in begun):
                     break
-                # In order, and as soon as they are there: sums of eight parts would take eight times the memory.
+                # Merge in order, and as soon as possible: keeping the results of all parts would take more memory.
                 while begun and begun[0].done():
                     whole.merge(begun.popleft().result())
                     begun.extend(executor.submit(add_up, part) for part in islice(following, 1))
@@ -198,10 +213,11 @@ def scan(
 
 
 def _raise_reason(ended: deque[Future[ColumnAccumulator]]) -> NoReturn:
-    """Why they have not all ended well; they are let go."""
+    """Raise the first error of these futures that is not `Cancelled`, or else `Cancelled`. Clears `ended`."""
     failures = [future.exception() for future in ended]
     reason = next((one for one in failures if one is not None and not isinstance(one, Cancelled)), Cancelled())
-    # The error's traceback holds the caller's frame: with what had ended in it, all would stay until it is collected.
+    # The traceback refers to the caller's frame, and so to this deque. Without clearing it, the results in it would
+    # stay in memory until the garbage collector runs.
     ended.clear()
     try:
         raise reason
@@ -217,7 +233,7 @@ def _add_rows(accumulator: ColumnAccumulator, reader: Reader, subject: Subject, 
 
 
 def _repeated(one: ColumnAccumulator, subject: Subject, times: int) -> ColumnAccumulator:
-    """What is found in `times` such rows: they are doubled as often as it takes."""
+    """The statistics of `times` rows, all equal to the row of `one`, by repeated doubling. Modifies `one`."""
     accumulator = ColumnAccumulator(subject)
     while True:
         if times & 1:
@@ -229,7 +245,7 @@ def _repeated(one: ColumnAccumulator, subject: Subject, times: int) -> ColumnAcc
 
 
 def _block_rows(reader: Reader, column: Column) -> int:
-    """Rows of a block: as many as make `BLOCK_BYTES`, by whole chunks where that is possible."""
+    """Rows per block: as many as fit into `BLOCK_BYTES`, in whole chunks if possible."""
     row_bytes = column.row_bytes
     if column.is_ragged:
         row_bytes = max(16, reader.typical_items(column) * column.dtype.itemsize) if column.rows else 1

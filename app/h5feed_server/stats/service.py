@@ -1,4 +1,4 @@
-"""Statistics of fields, per split: from memory, from the cache folder, or by a job that reads the rows once."""
+"""Statistics of fields, per split: from memory, from the cache folder, or from a job that reads the rows once."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from .scan import Subject, scan
 from .value_counts import MAX_INDICATORS
 
 _VERSION = 3
-"""Of what is kept in the cache folder; to be raised when a report changes."""
+"""Version of the files in the cache folder. Raise it if a report changes."""
 
 MAX_FEATURES = 256
-"""Numbers of a flat sample that are looked at one by one."""
+"""Maximum length of a flat sample for which statistics are computed per position."""
 
 _KEPT_BYTES = 24 << 20
-"""Bytes of results kept in memory: where the cache folder cannot be used, even the largest, a mean image of 4 million
-numbers, must have room."""
+"""Limit on results cached in memory, in bytes. The largest result, a mean image of 4 million numbers, must fit, in case
+the cache folder cannot be used."""
 
 _KIND = "stats"
 
@@ -43,14 +43,16 @@ _COLOURS = {"rgb": "RGBA", "bgr": "BGRA"}
 
 
 class Statistics:
-    """Looks at fields; one per process.
+    """Computes and caches statistics of fields; one per process.
 
     Parameters
     ----------
     folder : CacheFolder
-        Keeps what was found.
+        Stores the results.
+    jobs : Jobs
+        Runs the computations.
     max_job_bytes : int
-        Bytes that are read for one request at most.
+        Maximum number of bytes that one job may read.
     """
 
     def __init__(self, catalog: Catalog, batcher: Batcher, folder: CacheFolder, jobs: Jobs, max_job_bytes: int) -> None:
@@ -58,14 +60,14 @@ class Statistics:
         self._batcher = batcher
         self._folder = folder
         self._kept: ByteCache[bytes] = ByteCache(_KEPT_BYTES, WAIT_SECONDS)
-        # Batches come first: they are waited for, statistics are looked at.
+        # Leave half of the CPUs to batches, which training loops wait for.
         self._threads = max(1, len(os.sched_getaffinity(0)) // 2)
         self._jobs = jobs
         self._max_job_bytes = max_job_bytes
         jobs.register(_KIND, "bytes", self._work)
 
     def fields(self, dataset: Dataset, name: str | None) -> tuple[Field, ...]:
-        """The field of that name, or all that can be read.
+        """The field of this name. With None, all fields that can be read.
 
         Raises
         ------
@@ -76,20 +78,20 @@ class Statistics:
         return tuple(field for field in dataset.fields if not field.unreadable)
 
     def rows(self, dataset: Dataset, split: str, spec: SplitSpec) -> npt.NDArray[np.integer[Any]] | None:
-        """Rows of a split, ascending; None: all.
+        """Ascending row ids of a split; None stands for all rows.
 
         Raises
         ------
         SplitNotFound, SplitImpossible, TooLarge
         InProgress
-            A job has yet to find them.
+            A job computes the split.
         """
         return None if split == "all" else self._batcher.split_jobs.splits(dataset, spec).of(split)
 
     def find(
         self, dataset: Dataset, fields: Sequence[Field], split: str, spec: SplitSpec
     ) -> dict[str, FieldStats] | None:
-        """What is known already of each field; None where anything is missing."""
+        """Cached statistics by field name; None if those of any field are missing."""
         by_name = {}
         for field in fields:
             data = self._stored(_key(dataset, field, split, spec))
@@ -99,7 +101,7 @@ class Statistics:
         return by_name
 
     def start(self, dataset: Dataset, fields: Sequence[Field], split: str, spec: SplitSpec, result: str) -> JobState:
-        """Have what is missing looked at; see `Jobs.start`."""
+        """Start a job that computes the missing statistics; see `Jobs.start`."""
         request = {
             "dataset": dataset.name,
             "revision": dataset.revision,
@@ -116,13 +118,13 @@ class Statistics:
         rows = None if split == "all" else self._batcher.splitter.splits(dataset, spec).of(split)
         reader = self._batcher.reader
         row_bytes = {field.name: _row_bytes(reader, field) for field in fields}
-        # Rows in which nothing was ever written cost nothing.
+        # Rows that were never written are not read, so they do not count.
         counts = {field.name: WrittenRows(field.column, rows).count for field in fields}
         total = sum(counts[name] * each for name, each in row_bytes.items())
         if total > self._max_job_bytes:
             raise TooLarge(
                 f"statistics of {', '.join(map(repr, counts))} would read {total:,} bytes, more than the "
-                f"{self._max_job_bytes:,} that one job may read (H5FEED_MAX_JOB_BYTES): ask for fewer fields or rows"
+                f"{self._max_job_bytes:,} that one job may read (H5FEED_MAX_JOB_BYTES): request fewer fields or rows"
             )
         progress.expect(total)
         for field in fields:
@@ -162,7 +164,7 @@ class Statistics:
 
 
 def subject_of(field: Field) -> Subject:
-    """What is worth looking at in a field."""
+    """What to compute for a field, depending on its type, shape and role."""
     shape, kind = field.sample_shape, field.dtype.kind
     single = math.prod(shape) == 1
     names = channel_names(field)
@@ -182,7 +184,7 @@ def subject_of(field: Field) -> Subject:
 
 
 def channel_names(field: Field) -> list[str] | None:
-    """Names of a field's channels in stored order, or the numbers of a flat sample's features."""
+    """Names of a field's channels in stored order: colours, or the positions of a flat sample. None if it has none."""
     shape = field.sample_shape
     if field.is_ragged:
         return None
@@ -200,7 +202,7 @@ def _is_label(field: Field) -> bool:
 
 
 def _row_bytes(reader: Reader, field: Field) -> int:
-    """Bytes that are read for a row, or about so many."""
+    """Bytes read per row; an estimate for ragged fields."""
     if not field.is_ragged:
         return max(1, field.row_bytes)
     return max(1, reader.typical_items(field.column) * field.dtype.itemsize)

@@ -1,4 +1,4 @@
-"""What is known of a set of numbers."""
+"""Summary statistics of a set of numbers."""
 
 from __future__ import annotations
 
@@ -9,23 +9,27 @@ from fractions import Fraction
 from .histogram import Histogram
 
 PIECE = 1 << 16
-"""Values looked at together: what is made of them stays in the processor's cache."""
+"""Values processed at a time, so that temporary arrays stay in the CPU's cache."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What is known of a set of numbers.
+    """Summary statistics of a set of numbers.
+
+    `zeros`, `minimum`, `maximum`, `mean`, `std` and `histogram` describe finite values only.
 
     Attributes
     ----------
     count : int
-        All of them, with NaN and infinities.
+        Number of values, including NaN and infinities.
     nan, inf, zeros : int
+        Number of NaN, of infinities (of either sign), and of zeros.
     minimum, maximum : int or float or None
-        Of the finite ones, as the four that follow; None where there is none.
+        None if no value is finite.
     mean, std : float or None
-        std is that of the population (``ddof=0``). None also where it is beyond float64.
+        `std` is the population standard deviation (``ddof=0``). None if no value is finite, or on overflow of float64.
     histogram : Histogram or None
+        None if no value is finite.
     """
 
     count: int
@@ -40,7 +44,17 @@ class Summary:
 
 
 def exact_moments(count: int, first: int, second: int, scale: int = 0) -> tuple[float, float]:
-    """Mean and standard deviation of whole numbers of 2**-scale, from their sum and that of their squares."""
+    """Mean and standard deviation (``ddof=0``) from integer sums, rounded only at the end.
+
+    Parameters
+    ----------
+    count : int
+        Number of values.
+    first, second : int
+        Sum of the values and of their squares, where values are given in units of 2**-scale.
+    scale : int
+        See `first`.
+    """
     mean = Fraction(first, count << scale)
     variance = Fraction(count * second - first * first, (count * count) << (2 * scale))
     return float(mean), math.sqrt(variance)

@@ -1,4 +1,4 @@
-"""How often each value is there: labels, other integers that are few, and texts."""
+"""Counts distinct values of integers and text, and the ones of one-hot and multi-label vectors."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_DISTINCT = 1 << 16
-"""Distinct values that are kept apart."""
+"""Maximum number of distinct values counted."""
 
 MAX_TEXT_BYTES = 256
-"""Bytes: longer texts are told apart by so many."""
+"""Text is distinguished by its first bytes, up to this many."""
 
 MAX_INDICATORS = 1 << 14
-"""Columns of labels that are 0 or 1."""
+"""Maximum length of one-hot and multi-label vectors."""
 
 
 class Values:
-    """Counts distinct values, ints or bytes.
+    """Counts distinct values.
 
     Attributes
     ----------
-    counts : Counter
+    counts : Counter of int or bytes
+        How often each value occurs.
     complete : bool
-        False where there are more than `MAX_DISTINCT`: the rarest were dropped on the way, and counts are lower bounds.
+        False if there were more than `MAX_DISTINCT` distinct values. The rarest were then dropped along the way, and
+        `counts` are lower bounds.
     """
 
     def __init__(self) -> None:
@@ -34,7 +36,7 @@ class Values:
         self.complete = True
 
     def add(self, values: npt.NDArray[Any] | list[bytes]) -> None:
-        """Add (n,) integers or texts."""
+        """Add integers, (n,), or a list of text in bytes."""
         if isinstance(values, list):
             self.counts.update(values)
         else:
@@ -59,11 +61,17 @@ class Values:
 
 
 class Indicators:
-    """Looks whether samples are one-hot rows, or 0 and 1 for each of several labels, and counts the ones.
+    """Checks whether samples are one-hot or multi-label vectors of 0 and 1, and counts the ones.
+
+    Parameters
+    ----------
+    columns : int
+        Length of a sample.
 
     Attributes
     ----------
     ones : (columns,) int64
+        Number of ones in each column. Meaningless if `kind` is None.
     """
 
     def __init__(self, columns: int) -> None:
@@ -73,11 +81,11 @@ class Indicators:
 
     @property
     def kind(self) -> str | None:
-        """``one_hot``, ``multi_label`` or, where other numbers are there too, None."""
+        """``one_hot`` or ``multi_label``; None if there are numbers other than 0 and 1."""
         return None if not self._only_bits else "one_hot" if self._one_each else "multi_label"
 
     def add(self, block: npt.NDArray[Any]) -> None:
-        """Add (rows, columns)."""
+        """Add samples, (rows, columns)."""
         if not self._only_bits:
             return
         ones = block == 1
@@ -92,6 +100,14 @@ class Indicators:
 
 
 def strings_of(items: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> list[bytes]:
-    """Texts from their bytes, flat, and where each begins."""
+    """Split flat bytes into texts, each cut to `MAX_TEXT_BYTES`.
+
+    Parameters
+    ----------
+    items : (n,) array
+        The bytes of all texts, back to back.
+    offsets : (texts + 1,) int64
+        Start of each text in bytes, and the end of the last.
+    """
     flat = items.tobytes()
     return [flat[begin : min(end, begin + MAX_TEXT_BYTES)] for begin, end in pairwise(offsets.tolist())]

@@ -1,4 +1,4 @@
-"""Values of 32 or 64 bits, and 16-bit ones of many channels: sums of them and of their squares."""
+"""Statistics of 32-bit and 64-bit values, and of 16-bit values with many channels, from sums and sums of squares."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .summary import PIECE, Summary, exact_moments
 
 
 class _Channel(Protocol):
-    """Adds up the values of one channel."""
+    """Accumulates the values of one channel."""
 
     def merge(self, other: Self) -> None: ...
 
@@ -26,7 +26,7 @@ C = TypeVar("C", bound=_Channel)
 
 
 class _ByChannel(Generic[C]):
-    """What accumulators of wide numbers have in common: one of `kind` for each channel."""
+    """Common base of the accumulators of wide numbers: holds one `kind` per channel."""
 
     def __init__(self, kind: Callable[[], C], channels: int) -> None:
         self._kind = kind
@@ -47,12 +47,12 @@ class _ByChannel(Generic[C]):
 
 
 class IntAccumulator(_ByChannel["_IntChannel"]):
-    """Integers of 16 to 64 bits, exactly: by the sums and products of their 16-bit digits, which 64 bits hold."""
+    """An exact `Accumulator` of integers of 16 to 64 bits: sums and products of their 16-bit digits fit into int64."""
 
     def __init__(self, dtype: np.dtype[Any], channels: int) -> None:
         self._dtype = dtype
         self._digits = dtype.itemsize // 2
-        # Signed ones are shifted to 0 … 2ⁿ-1 by turning their highest bit.
+        # Signed values are shifted to 0 … 2ⁿ-1 by flipping their highest bit.
         self._shift = 1 << (8 * dtype.itemsize - 1) if dtype.kind == "i" else 0
         super().__init__(_IntChannel, channels)
 
@@ -62,11 +62,11 @@ class IntAccumulator(_ByChannel["_IntChannel"]):
             for number, channel in enumerate(self._channels):
                 piece = np.ascontiguousarray(values[begin : begin + PIECE, number])
                 stored = piece.view("<u2").reshape(-1, self._digits)
-                # digits: (digits, n), the lowest first
+                # digits: (digits, n), lowest digit first
                 digits = scratch[:, : len(piece)]
                 digits[...] = stored.T
                 if self._shift:
-                    # The highest digit is two's complement: turning its bit adds 2¹⁵ to it.
+                    # In two's complement, flipping the highest bit adds 2¹⁵ to the highest digit, modulo 2¹⁶.
                     digits[-1] ^= 1 << 15
                 low, high = piece.min().item(), piece.max().item()
                 channel.histogram.add(piece, low, high)
@@ -78,7 +78,7 @@ class IntAccumulator(_ByChannel["_IntChannel"]):
         second = 0
         for i, one in enumerate(digits):
             for j, other in enumerate(digits[: i + 1]):
-                # Products below 2³², of 2¹⁶ values: far within 64 bits.
+                # At most 2¹⁶ products below 2³²: their sum fits into int64.
                 second += int(np.dot(one, other)) << (16 * (i + j) + (i != j))
         shift = self._shift
         channel.include(count, first - count * shift, second - 2 * shift * first + count * shift * shift, zeros)
@@ -118,7 +118,7 @@ class _IntChannel:
 
 
 class FloatAccumulator(_ByChannel["_FloatChannel"]):
-    """Floats, in float64."""
+    """An `Accumulator` of floats, in float64."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(_FloatChannel, channels)
@@ -131,11 +131,14 @@ class FloatAccumulator(_ByChannel["_FloatChannel"]):
 
 @dataclass
 class _FloatChannel:
-    """Attributes
+    """Statistics of one channel of floats.
+
+    Attributes
     ----------
     finite : int
+        Number of finite values.
     mean, squares : float
-        Of the finite ones: mean, and sum of the squared deviations from it.
+        Mean of the finite values, and sum of their squared deviations from it.
     """
 
     histogram: HistogramAccumulator = field(default_factory=lambda: HistogramAccumulator(whole=False))
@@ -149,9 +152,9 @@ class _FloatChannel:
     high: float = -math.inf
 
     def add(self, values: npt.NDArray[np.float64]) -> None:
-        """Add (n,) values."""
+        """Add values, (n,)."""
         low, high = values.min().item(), values.max().item()
-        # Either is NaN where any value is.
+        # If any value is NaN, so are the minimum and maximum.
         if not (math.isfinite(low) and math.isfinite(high)):
             nan = int(np.count_nonzero(np.isnan(values)))
             finite = values[np.isfinite(values)]
@@ -167,9 +170,9 @@ class _FloatChannel:
         with np.errstate(over="ignore", invalid="ignore"):
             mean = values.mean()
             deviations = values - mean
-            # What rounding left in the mean is taken out again.
+            # Correct the mean and the squares for the rounding error of the mean.
             rest = deviations.mean()
-            # Not by BLAS, whose threads would wait for each other where others use the processor.
+            # Not with BLAS: its threads wait for each other if other threads use the CPUs.
             squares = np.einsum("i,i->", deviations, deviations) - len(values) * rest * rest
             self._include(len(values), float(mean + rest), float(squares))
 
