@@ -270,7 +270,7 @@ def test_parameters_that_cannot_be(feed: h5feed.Feed) -> None:
 def test_sizes_are_known_before_anything_is_read(server: ServerProcess, feed: h5feed.Feed) -> None:
     """Too many rows are refused by their real lengths: pixels by their shape, bytes by the offsets."""
     photos = feed["photos"]
-    with pytest.raises(TooLarge, match="ask for at most"):
+    with pytest.raises(TooLarge, match="request at most"):
         photos.take([0] * 1000, fields=["images"])
     largest = int(np.argmax([len(file) for file in FILES]))
     count = (1 << 20) // len(FILES[largest]) + 2

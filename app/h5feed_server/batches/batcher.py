@@ -1,6 +1,7 @@
-"""Batches: everything known of an order before a byte is read, and the filling of bodies from it.
+"""Plans batches and fills their bodies.
 
-This is where the way of a batch comes together: split rows → order → rows of every field in a recycled buffer.
+A plan holds everything that is known about an order before any data is read. A body is then filled in three steps: rows
+of the split → their order → rows of every field, in a recycled buffer.
 """
 
 from __future__ import annotations
@@ -36,31 +37,33 @@ Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
 _PLAN_BYTES = 4096
-"""Rough bytes of a plan itself; the rows of its split are counted where they are cached."""
+"""Rough size of a plan, in bytes. The rows of its split are cached, and counted, elsewhere."""
 
 
 MAX_PIECES = 1 << 20
-"""Parts of chunks that one answer may be put together from: each costs more than its bytes."""
+"""Maximum number of parts of chunks per response: each part takes time, however small it is."""
 
 _TINY_ROW_BYTES = 64
-"""Bytes: rows up to this size, such as labels, cost less by one copy more than by one call for each batch."""
+"""Rows up to this size in bytes, such as labels, are taken for several batches by one call. One more copy of them is
+cheaper than a call for each batch."""
 
 
-_SEQUENCES = Slots(1, 60.0, "those that order blocks of rows")
-"""Sequences are made one after the other: each takes twice its own memory meanwhile."""
+_SEQUENCES = Slots(1, 60.0, "the threads that order blocks of rows")
+"""Only one sequence is computed at a time: the computation takes twice the memory of the result."""
 
 
 class _Pace:
-    """Foresees which batch of an order is asked for next, where they are asked for at an even pace.
+    """Predicts which batch of an order is requested next, if batches are requested at a constant step.
 
-    One of several workers sees every other batch, or what its connections happen to bring.
+    The step need not be 1: one of two workers may receive every other batch. There may also be no constant step, as a
+    worker receives only the requests of its own connections.
     """
 
     def __init__(self) -> None:
         self._last, self._step = 0, 0
 
     def after(self, index: int) -> int | None:
-        """The one after `index`; None where nobody knows."""
+        """The predicted batch after `index`; None if the last two steps differ."""
         step, self._last = index - self._last, index
         steady, self._step = step == self._step, step
         return index + step if steady and step > 0 else None
@@ -77,15 +80,15 @@ class BatchPlan:
     orders: ByteCache[tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]]
     reader: Reader
     max_bytes: int
-    """Of one answer."""
+    """Maximum size of a body."""
     is_stored: bool | None = None
-    """Whether its rows are those of the stored split of this name; None for all rows."""
+    """Whether the split is as stored in the files; None for the split ``all``."""
     note: str | None = None
-    """What one might not expect of the split."""
+    """Anything unexpected about the split, see `Splits`."""
     replaces: Mapping[str, Mapping[str, int]] | None = None
     """See `Splits`."""
     key: object = dataclass_field(default_factory=object)
-    """Stands for this plan in the cache of orders: comparing the whole spec for every batch would cost more."""
+    """Identifies this plan in the cache of orders. Comparing the whole spec for every batch would be slower."""
     pace: _Pace = dataclass_field(default_factory=lambda: _Pace())
 
     @property
@@ -94,7 +97,7 @@ class BatchPlan:
 
     @cached_property
     def full(self) -> Body:
-        """Body of every batch but a smaller last one."""
+        """Body of every batch except the last, which may be smaller."""
         return self._body(self.grid.batch_size)
 
     @cached_property
@@ -114,7 +117,12 @@ class BatchPlan:
         return self.tail if index == self.grid.batches - 1 else self.full
 
     def nbytes(self, start: int, stop: int) -> int:
-        """Bytes of batches start … stop-1."""
+        """Total size of batches start … stop-1, in bytes; an estimate if `ragged`.
+
+        Raises
+        ------
+        BatchOutOfRange
+        """
         if stop == start + 1:
             return self.body(start).nbytes
         self.grid.check_range(start, stop)
@@ -122,11 +130,21 @@ class BatchPlan:
 
     @cached_property
     def ragged(self) -> bool:
-        """Whether rows have lengths of their own, and so have bodies: `nbytes` is about what they have."""
+        """Whether a field is ragged. The size of a body then depends on its rows, and `nbytes` is an estimate."""
         return any(field.is_ragged for field in self.fields)
 
     def filled(self, start: int, stop: int, lease: Callable[[int], Bytes]) -> Bytes:
-        """Batches start … stop-1 back to back in a leased buffer."""
+        """Read batches start … stop-1, back to back, into a leased buffer.
+
+        Parameters
+        ----------
+        lease : callable
+            Takes a number of bytes and returns a uint8 buffer of this size.
+
+        Raises
+        ------
+        BatchOutOfRange, TooLarge
+        """
         if not self.ragged:
             buffer = lease(self.nbytes(start, stop))
             self.fill(start, stop, buffer)
@@ -140,11 +158,11 @@ class BatchPlan:
         return _gathered(self.reader, self.dataset, self.fields, wanted, about, self.max_bytes, lease)
 
     def fill(self, start: int, stop: int, buffer: Bytes) -> None:
-        """Write batches start … stop-1 back to back into `buffer`, (nbytes(start, stop),) uint8."""
+        """Read batches start … stop-1, back to back, into `buffer`, (nbytes(start, stop),) uint8. Not if `ragged`."""
         kept = [(field, self.reader.whole(field.column)) for field in self.fields]
         begin = 0
         while start < stop:
-            # A run of equal bodies whose order was computed by one call.
+            # Handle batches together that have equal bodies, and whose rows come from one call of the order.
             together = self.order.batches_at_once
             body = self.body(start)
             after = min(stop, start - start % together + together)
@@ -168,7 +186,7 @@ class BatchPlan:
             start = after
 
     def _read_ahead(self, start: int) -> None:
-        """Have the chunks decoded from which the batch will be read that is asked for next, by the look of it."""
+        """Start decoding the chunks of the batch that will probably be requested next."""
         in_chunks = [field for field in self.fields if field.block_rows > 1]
         upcoming = self.pace.after(start) if in_chunks else None
         if upcoming is not None and upcoming < self.grid.batches:
@@ -177,7 +195,15 @@ class BatchPlan:
                 self.reader.read_ahead(field.column, rows[0])
 
     def _rows(self, index: int, count: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
-        """Row ids of `count` equal batches, (count, rows), all from one call of the order."""
+        """Rows of `count` batches of equal size, all from one call of the order.
+
+        Returns
+        -------
+        rows : (count, size) int64
+            Row ids.
+        real : (count, size) bool
+            False for padding.
+        """
         together = self.order.batches_at_once
         first = index - index % together
         rows, real = self.orders.get(
@@ -191,6 +217,7 @@ class BatchPlan:
         return rows[start:stop].reshape(count, size), real[start:stop].reshape(count, size)
 
     def _sequence(self) -> npt.NDArray[Any] | None:
+        """`Order.sequence`, from the cache or computed; None without a window."""
         if self.order.spec.window is None:
             return None
 
@@ -208,15 +235,15 @@ class BatchPlan:
 
 
 class Batcher:
-    """Makes plans and fills bodies; one per process.
+    """Makes plans and reads bodies; one per process.
 
     Parameters
     ----------
     reader : Reader
     folder : CacheFolder
-        Keeps splits.
+        Stores splits.
     jobs : Jobs
-        Compute those that take long.
+        Runs long computations of splits.
     """
 
     def __init__(self, settings: Settings, catalog: Catalog, reader: Reader, folder: CacheFolder, jobs: Jobs) -> None:
@@ -231,21 +258,21 @@ class Batcher:
         self._plans: ByteCache[BatchPlan] = ByteCache(_PLAN_BYTES * 256, settings.read_timeout)
 
     def drop_old(self, seconds: float) -> None:
-        """Let go of all that can be read or computed again, and was not asked for in so many seconds."""
+        """Drop all cached data that was not used for this many seconds. It can be read or computed again."""
         self._orders.drop_old(seconds)
         self._plans.drop_old(seconds)
         self.splitter.drop_old(seconds)
         self.reader.drop_old(seconds)
 
     def plan(self, name: str, spec: OrderSpec, batch_size: int, revision: str | None) -> BatchPlan:
-        """The plan of an order.
+        """The plan of an order, from the cache or new.
 
         Raises
         ------
         FeedError
-            Whatever is wrong with the request, before anything is read.
+            The request is invalid. This is raised before any batch is read.
         InProgress
-            A job has yet to find the rows of the split.
+            A job computes the rows of the split, or reads the classes to balance.
         """
         dataset = self._catalog.dataset(name, revision)
         key = (dataset.name, dataset.revision, dataset.identity, spec, batch_size)
@@ -271,7 +298,7 @@ class Batcher:
         resampled = None
         if spec.draws:
             resampled = partial(self.splitter.resampled, dataset, spec)
-            # What is wrong with it is said now, and not in the middle of an epoch.
+            # Report errors now, not in the middle of an epoch.
             resampled()
             if spec.epoch_rows is not None and not rows:
                 raise BadParameter(f"epoch_rows={spec.epoch_rows}: the split has no rows to draw from")
@@ -290,7 +317,14 @@ class Batcher:
         return plan
 
     def rows(self, dataset: Dataset, fields: Sequence[Field], rows: Int64s, lease: Callable[[int], Bytes]) -> Bytes:
-        """The body of those rows, in a leased buffer.
+        """Read the given rows into one body, in a leased buffer.
+
+        Parameters
+        ----------
+        rows : (n,) int64
+            Row ids, in any order.
+        lease : callable
+            Takes a number of bytes and returns a uint8 buffer of this size.
 
         Raises
         ------
@@ -303,7 +337,7 @@ class Batcher:
         return _gathered(self.reader, dataset, fields, [_Wanted(0, rows, None)], about, limit, lease)
 
     def check_count(self, rows: int) -> None:
-        """Refuse more rows than one answer may have.
+        """Refuse more rows than one response may have.
 
         Raises
         ------
@@ -311,7 +345,7 @@ class Batcher:
         """
         if rows > self._settings.max_rows:
             raise TooLarge(
-                f"{rows} rows are more than the {self._settings.max_rows} that one answer may have (H5FEED_MAX_ROWS)"
+                f"{rows} rows are more than the limit of {self._settings.max_rows} per response (H5FEED_MAX_ROWS)"
             )
 
     def _check_size(self, rows: int, body: Body, fields: Sequence[Field]) -> None:
@@ -320,20 +354,21 @@ class Batcher:
         if body.nbytes > limit:
             per_row = max(1, body.nbytes // max(1, rows))
             raise TooLarge(
-                f"{rows} rows make {body.nbytes} bytes, more than the {limit} of one answer (H5FEED_MAX_BODY_BYTES): "
-                f"ask for at most {max(1, limit // per_row)} rows at once, or for fewer fields"
+                f"{rows} rows have {body.nbytes} bytes, more than the limit of {limit} per response "
+                f"(H5FEED_MAX_BODY_BYTES): request at most {max(1, limit // per_row)} rows at once, or fewer fields"
             )
         for field in fields:
             for array in (segment.array for segment in field.column.segments):
                 if rows * array.cells > MAX_PIECES:
                     raise TooLarge(
                         f"{rows} rows of {field.name!r} lie in {rows * array.cells} parts of chunks, more than the "
-                        f"{MAX_PIECES} of one answer: ask for at most {max(1, MAX_PIECES // array.cells)} rows at once"
+                        f"limit of {MAX_PIECES} per response: request at most "
+                        f"{max(1, MAX_PIECES // array.cells)} rows at once"
                     )
                 if rows * array.stored_row_bytes > 2 * limit:
                     raise TooLarge(
-                        f"{rows} records with {field.name!r} in them have {rows * array.stored_row_bytes} bytes, more "
-                        f"than the {2 * limit} that are read for one answer (twice H5FEED_MAX_BODY_BYTES): ask for "
+                        f"{rows} records that contain {field.name!r} have {rows * array.stored_row_bytes} bytes, more "
+                        f"than the limit of {2 * limit} read per response (twice H5FEED_MAX_BODY_BYTES): request "
                         "fewer rows at once"
                     )
                 table = array.shape[:1] if array.record else array.shape
@@ -343,24 +378,24 @@ class Batcher:
                 chunk = math.prod(array.chunk_shape) * itemsize
                 if chunk > limit:
                     raise TooLarge(
-                        f"the chunks of {field.name!r} have {chunk} bytes, more than the {limit} allowed "
+                        f"the chunks of {field.name!r} have {chunk} bytes, more than the limit of {limit} "
                         "(H5FEED_MAX_BODY_BYTES)"
                     )
 
 
 def _take(array: npt.NDArray[Any], rows: Int64s, out: npt.NDArray[Any]) -> None:
-    """Rows of an array in memory into a tensor of several bodies: ``out[i] = array[rows[i]]``."""
+    """Copy rows of an array in memory into a tensor of several bodies: ``out[i] = array[rows[i]]``."""
     if array[:1].nbytes <= _TINY_ROW_BYTES:
         out[...] = array[rows]
         return
     take = array.take
     for wanted, place in zip(rows, out, strict=True):
-        # The rows are known to be there: "clip" spares the buffering that "raise" needs to leave `out` intact.
+        # The rows are known to exist. "clip" avoids the buffer that "raise" needs to leave `out` intact on errors.
         take(wanted, 0, place, "clip")
 
 
 class _Wanted(NamedTuple):
-    """A batch to be put together: its number, row ids, and weights."""
+    """A batch to read: its index, its row ids, (n,) int64, and the weights of its rows, (n,) float32."""
 
     number: int
     rows: Int64s
@@ -376,12 +411,15 @@ def _gathered(
     max_bytes: int,
     lease: Callable[[int], Bytes],
 ) -> Bytes:
-    """Bodies of any lengths back to back: where nothing else tells how long they are, ragged rows are read first.
+    """Read bodies with ragged fields, back to back, into a leased buffer.
+
+    The size of a body depends on the lengths of its ragged rows. If the lengths are not known in advance, these rows
+    are read first.
 
     Raises
     ------
     TooLarge
-        One of the bodies has more than `max_bytes`.
+        One of the bodies exceeds `max_bytes`.
     """
     ragged = [field for field in fields if field.is_ragged]
     lists = [{field.name: _lists(reader, field, one.rows) for field in ragged} for one in wanted]
@@ -392,8 +430,8 @@ def _gathered(
         bodies.append(_body(dataset, fields, len(one.rows), about, weight, lengths))
         if bodies[-1].nbytes > max_bytes:
             raise TooLarge(
-                f"these {len(one.rows)} rows make {bodies[-1].nbytes} bytes, more than the {max_bytes} of one answer "
-                "(H5FEED_MAX_BODY_BYTES): ask for fewer rows at once, or for fewer fields"
+                f"these {len(one.rows)} rows have {bodies[-1].nbytes} bytes, more than the limit of {max_bytes} per "
+                "response (H5FEED_MAX_BODY_BYTES): request fewer rows at once, or fewer fields"
             )
     buffer = lease(sum(body.nbytes for body in bodies))
     begin = 0
@@ -417,13 +455,13 @@ def _gathered(
 
 
 def _lists(reader: Reader, field: Field, rows: Int64s) -> tuple[npt.NDArray[Any] | None, Int64s]:
-    """Ragged rows and where each begins; None for the rows where that is known before they are read."""
+    """Items of ragged rows and the offsets of the rows; None for the items if the offsets are known without them."""
     offsets = reader.list_offsets(field.column, rows)
     return reader.read_ragged(field.column, rows) if offsets is None else (None, offsets)
 
 
 def _expected(reader: Reader, fields: Sequence[Field], rows: int) -> dict[str, int]:
-    """Items of each ragged field that so many rows may have."""
+    """Estimated number of items in `rows` rows of each ragged field."""
     return {field.name: rows * reader.typical_items(field.column) for field in fields if field.is_ragged}
 
 
@@ -435,7 +473,24 @@ def _body(
     extra: Sequence[Tensor],
     lengths: Mapping[str, int],
 ) -> Body:
-    """A body of so many rows; `lengths` are the items of its ragged fields."""
+    """The layout of a body.
+
+    Parameters
+    ----------
+    rows : int
+        Number of rows.
+    about : mapping of str to str
+        Additional metadata.
+    extra : sequence of Tensor
+        Additional tensors.
+    lengths : mapping of str to int
+        Number of items of each ragged field.
+
+    Raises
+    ------
+    BadParameter
+        A field has a reserved name.
+    """
     tensors = [Tensor(ROWS, np.dtype("<i8"), (rows,)), *extra]
     for field in fields:
         if field.is_ragged:

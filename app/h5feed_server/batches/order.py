@@ -1,4 +1,4 @@
-"""Row ids of any batches of an order, computed for many batches at once."""
+"""Computes the row ids of any batches of an order, for many batches at once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from ..splits.order_spec import OrderSpec
 from ..splits.resampling import Balanced, Weighted
 
 BATCHES_AT_ONCE = 64
-"""One vectorised call costs nearly the same for one batch as for so many: neighbours are asked for next."""
+"""Number of batches computed together. One vectorised call takes nearly the same time for one batch as for this many,
+and neighbouring batches are usually requested next."""
 
 ROWS_AT_ONCE = 1 << 18
-"""Bound on the rows of such a call, for big batches."""
+"""Limit on the rows computed together, for large batches."""
 
 _PIECE = 1 << 18
-"""Rows of a sequence that are put together at once."""
+"""Rows or blocks of a sequence processed at a time, which bounds temporary arrays."""
 
 Int64s = npt.NDArray[np.int64]
 
@@ -34,10 +35,14 @@ class Order:
     Attributes
     ----------
     split_rows : callable
-        Returns the ascending rows of the split, (n,) int32, or None for all rows, which need no list. Not the rows
-        themselves: they would be held as long as anybody remembers the order.
+        Returns the ascending rows of the split, (n,) int32, or None for all rows, which need no list. It is a function
+        so that the order does not hold a reference to the rows, which a cache may want to drop.
     grid : BatchGrid
-        Over the split's rows, after ``limit``.
+        Divides the rows of the split, after ``limit``, into batches. If `resampled` is set, it divides the drawn rows.
+    block : int
+        Number of rows that are stored and decoded together. With a window, blocks are shuffled as a whole.
+    resampled : callable or None
+        Returns the table from which an epoch is drawn with repeats. None: each row is visited once.
     """
 
     spec: OrderSpec
@@ -45,10 +50,8 @@ class Order:
     grid: BatchGrid
 
     block: int = 1
-    """Rows that are stored, and decoded, together: with a window, their order is drawn as a whole."""
 
     resampled: Callable[[], Balanced | Weighted] | None = None
-    """Where an epoch is drawn with repeats; then `grid` is over the rows of the epoch."""
 
     @cached_property
     def _key(self) -> bytes:
@@ -59,23 +62,29 @@ class Order:
 
     @cached_property
     def batches_at_once(self) -> int:
-        """Batches that are worth computing together."""
+        """Number of batches to compute together."""
         return max(1, min(BATCHES_AT_ONCE, ROWS_AT_ONCE // self.grid.batch_size))
 
     def rows(
         self, start: int, stop: int, sequence: npt.NDArray[Any] | None = None
     ) -> tuple[Int64s, npt.NDArray[np.bool_]]:
-        """Row ids of batches start … stop-1 back to back, and which of them are real (not padding).
+        """Row ids of batches start … stop-1, back to back, and which of them are real (not padding).
 
         Parameters
         ----------
         sequence : (n,) integers, optional
-            From `sequence`, where there is a window and somebody has kept it.
+            The cached result of `sequence`, for orders with a window. Default: compute it.
 
         Returns
         -------
         rows : (k,) int64
+            Row ids.
         real : (k,) bool
+            False for padding.
+
+        Raises
+        ------
+        BatchOutOfRange
         """
         positions, real = self.grid.positions(start, stop)
         if self.resampled is not None:
@@ -97,9 +106,9 @@ class Order:
         return (positions if split_rows is None else split_rows[positions].astype(np.int64)), real
 
     def sequence(self) -> npt.NDArray[Any]:
-        """All rows, block after block in the order drawn for the blocks; windows are cut from it.
+        """All rows in the shuffled order of their blocks, (n,) int32 or int64; windows are consecutive parts of it.
 
-        It is put together by pieces: of millions of rows, what is made on the way would be many times as long.
+        It is computed in pieces: for millions of rows, temporary arrays would otherwise be many times as large.
         """
         count, block = self.grid.rows, self.block
         split_rows = self.split_rows()
@@ -109,7 +118,7 @@ class Order:
         blocks = last // block + 1
         dtype: type[np.integer[Any]] = np.int32 if last < 1 << 31 else np.int64
         key = self._named_key("blocks")
-        # order: (blocks,), the blocks as they follow each other
+        # order: (blocks,), block numbers in shuffled order
         order = np.empty(blocks, dtype)
         for first in range(0, blocks, _PIECE):
             numbers = np.arange(first, min(first + _PIECE, blocks), dtype=np.int64)
@@ -124,7 +133,7 @@ class Order:
                 begins = np.searchsorted(split_rows[:count], begins)
                 ends = np.searchsorted(split_rows[:count], ends)
             lengths = ends - begins
-            # Where each block's rows are to lie, less where they are.
+            # For each block: its position in the output, minus its position in the rows of the split.
             shifts = np.cumsum(lengths) - lengths - begins
             places = np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(shifts, lengths)
             rows[done : done + len(places)] = places if split_rows is None else split_rows[places]

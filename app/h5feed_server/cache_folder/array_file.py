@@ -1,7 +1,7 @@
-"""Arrays, and what is said of them, as one safetensors body: how results lie in the cache folder.
+"""Arrays with JSON metadata as one safetensors body: the format of results in the cache folder.
 
-Written with one copy, read with none. Not by `h5feed.wire.read_body`, which keeps headers in memory, to parse those of
-an epoch's batches once; of these, each is another.
+Writing takes one copy, reading takes none. `h5feed.wire.read_body` is not used because it caches parsed headers for the
+many batches of an epoch. Here, every header is different.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from h5feed.wire import Body, Tensor, dtype_named
 _METADATA = "__metadata__"
 
 _PREFIX = "arrays/"
-"""Before the name of each array: it may have any."""
+"""Prefix of the name of each array, so that any name is valid."""
 
 
 def dump_arrays(about: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """What `load_arrays` reads.
+    """Serialise arrays and metadata; `load_arrays` reads them.
 
     Parameters
     ----------
-    about : anything that is JSON
+    about : any JSON value
+        The metadata.
     arrays : mapping of str to array
-        Little-endian, of the dtypes that safetensors has.
+        Little-endian arrays of the dtypes that safetensors supports.
     """
-    # As a body orders them.
+    # `Body` places tensors in this order.
     widest_first = sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize)
     tensors = [Tensor(_PREFIX + name, array.dtype, array.shape) for name, array in widest_first]
     body = Body(tensors, {"about": json.dumps(about), "batches": "1"})
@@ -40,12 +41,18 @@ def dump_arrays(about: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
 
 
 def load_arrays(data: bytes) -> tuple[Any, dict[str, npt.NDArray[Any]]]:
-    """What `dump_arrays` was given; the arrays are views of `data`.
+    """Read what `dump_arrays` wrote.
+
+    Returns
+    -------
+    about : any JSON value
+    arrays : dict of str to array
+        Views of `data`.
 
     Raises
     ------
     ValueError
-        These bytes are nothing that it wrote.
+        `dump_arrays` did not write these bytes.
     """
     try:
         (length,) = struct.unpack_from("<Q", data)
@@ -53,16 +60,16 @@ def load_arrays(data: bytes) -> tuple[Any, dict[str, npt.NDArray[Any]]]:
         about = json.loads(header.pop(_METADATA)["about"])
         arrays = {name.removeprefix(_PREFIX): _array(entry, data, 8 + length) for name, entry in header.items()}
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, struct.error) as error:
-        raise ValueError(f"these bytes hold no arrays: {error}") from None
+        raise ValueError(f"these bytes are not an array file: {error}") from None
     return about, arrays
 
 
 def _array(entry: Mapping[str, Any], data: bytes, begin: int) -> npt.NDArray[Any]:
     dtype, shape = dtype_named(entry["dtype"]), entry["shape"]
     start, stop = entry["data_offsets"]
-    # JSON's true is an int to Python; a count below zero means all to numpy.
+    # JSON's true would count as an int, and numpy takes a negative count as "everything".
     if not all(type(number) is int and number >= 0 for number in (start, stop, *shape)):
-        raise ValueError("an array lies nowhere")
+        raise ValueError("an array has an invalid shape or position")
     count = math.prod(shape)
     if stop - start != count * dtype.itemsize:
         raise ValueError(f"an array of {count} numbers has {stop - start} bytes")

@@ -20,35 +20,36 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
 
 _WRITERS = 4
-"""Threads that write behind: a disk makes several files lasting in little more time than one."""
+"""Threads that write in the background. Syncing several files to disk takes little longer than syncing one."""
 
 _ATTEMPTS = 5
-"""Times that a folder is made: whoever deletes it may be at it still."""
+"""How often to try to create a folder: another process may still be deleting it."""
 
 _PREFIX = "served-"
 _OURS = re.compile(rf"{_PREFIX}[0-9]+")
 
 _FORGOTTEN_SECONDS = 7 * 24 * 3600.0
-"""What servers of other versions have left is deleted when nobody has used it for so long; one that is still running,
-or is gone back to, finds its own until then."""
+"""Files of other server versions are deleted if they were not used for this long. Until then, such a server finds its
+files, whether it is still running or is installed again."""
 
 
 class CacheFolder:
-    """Files named by a digest of what they were computed from; see `sealed` for how they lie there.
+    """Stores results in files that are named by a digest of their inputs; `sealed` describes the file format.
 
     Parameters
     ----------
     path : Path
-        Made when it is missing. Where it cannot be written, results are computed anew and a warning is logged once.
+        Created if it is missing. If it is not writable, results are computed each time, and one warning is logged.
     timeout : float
-        Seconds to wait for another process that is computing the same.
+        How long to wait for another process that is computing the same result, in seconds.
     max_bytes : int
-        Bound on the files; those not used for longest are deleted when this object is made.
+        Limit on the total size of the files. It is enforced when this object is created, by deleting the least recently
+        used files.
 
     Attributes
     ----------
     path : Path
-        Where the files lie: in a folder for what servers of this version serve, so that those of others are never read.
+        Subfolder for the files of this server version. Files of other versions are never read.
     """
 
     def __init__(self, path: Path, timeout: float, max_bytes: int) -> None:
@@ -60,17 +61,21 @@ class CacheFolder:
             self._prune(path, max_bytes)
 
     def close(self) -> None:
-        """Write what is still to be written."""
+        """Finish pending writes."""
         self._writers.shutdown()
 
     def get(self, name: str, compute: Callable[[], bytes], *, behind: bool = False) -> bytes:
-        """The content of the file `name` (with ``/`` for subfolders), computed by one process if it is not there.
+        """The content of a file. If it is missing, one process computes and stores it, and the others wait.
 
         Parameters
         ----------
+        name : str
+            Name of the file, with ``/`` for subfolders.
+        compute : callable
+            Returns the content.
         behind : bool
-            Answer before the disk has it, which takes longer than computing some of what is kept. Other processes wait
-            for the file as they would for its computation.
+            Return before the file is on disk, because syncing can take longer than the computation. Other processes
+            wait for the file as they do for the computation.
         """
         data = self.find(name)
         if data is not None:
@@ -104,19 +109,19 @@ class CacheFolder:
         return self.find(name) is not None
 
     def find(self, name: str) -> bytes | None:
-        """The content of the file `name`; None where it is not there, or damaged."""
+        """The content of the file `name`; None if it is missing or damaged."""
         return read_sealed(self.path / name, note_use=True)
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
             self._warned = True
-            # Not all of them have the system's words.
+            # Not every OSError has a system message.
             reason = error.strerror or str(error) or type(error).__name__
-            logger.warning("the cache folder cannot be used (%s): nothing is kept across restarts", reason)
+            logger.warning("the cache folder cannot be used (%s): results are lost when the server stops", reason)
 
     @contextlib.contextmanager
     def _locked(self, file: Path) -> Iterator[None]:
-        """Hold the lock of `file` across processes; after `timeout` go on without it, the result is the same."""
+        """Hold the lock of `file` across processes. After the timeout, go on without it: the result is the same."""
         deadline = time.monotonic() + self._timeout
         path = file.parent / f".{file.name}.lock"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
@@ -136,9 +141,9 @@ class CacheFolder:
             os.close(descriptor)
 
     def _prune(self, path: Path, max_bytes: int) -> None:
-        """Delete what servers of other versions have left for long, and what was not used for longest."""
-        # By names that nobody else would give: other files may lie in the folder, as the token does, or it is one of
-        # other things altogether.
+        """Delete old files of other server versions, then the least recently used files above the limit."""
+        # Only touch subfolders with our own names. The folder may contain other files, such as the token, or may not
+        # have been made for h5feed at all.
         ours = [folder for folder in path.glob(f"{_PREFIX}*") if _OURS.fullmatch(folder.name)]
         forgotten = time.time() - _FORGOTTEN_SECONDS
         kept = []
@@ -164,7 +169,7 @@ class CacheFolder:
 
 
 def _in_folder_of(file: Path, work: Callable[[], None]) -> None:
-    """Do what needs a file's folder, which is made when it is not there: it may be deleted at any time.
+    """Run `work`, which needs the folder of `file`. Creates the folder if needed: it may be deleted at any time.
 
     Raises
     ------
@@ -179,7 +184,7 @@ def _in_folder_of(file: Path, work: Callable[[], None]) -> None:
 
 
 def _remove_empty(folder: Path) -> None:
-    """Remove a folder, and those in it, as far as no file is in them."""
+    """Remove a folder and its subfolders, except those that contain files."""
     for inner, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):
             os.rmdir(inner)

@@ -1,4 +1,4 @@
-"""Locks of the operating system, which are free the moment that their holder dies: files that are there while held."""
+"""Operating system locks on files. They are released when their holder dies. The file exists while the lock is held."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from pathlib import Path
 
 
 def hold(path: Path) -> int | None:
-    """A descriptor that holds the lock; None where another process, or somebody in this one, holds it.
+    """Try to acquire a lock.
+
+    Returns
+    -------
+    int or None
+        Descriptor that holds the lock. None if it is held already, by another process or by this one.
 
     Raises
     ------
@@ -19,7 +24,7 @@ def hold(path: Path) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Who held it last may have deleted the file in between: then this lock keeps nobody out.
+            # The previous holder may have deleted the file after the open. Others then lock a new file: try again.
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         except BlockingIOError:
@@ -34,7 +39,7 @@ def hold(path: Path) -> int | None:
 
 
 def release(path: Path, descriptor: int) -> None:
-    """Let others hold it."""
+    """Release a lock acquired by `hold`, and delete its file."""
     with contextlib.suppress(OSError):
         os.unlink(path)
     os.close(descriptor)

@@ -1,7 +1,7 @@
-"""Files that tell whether they are whole: a line with the length and the digest of what follows, then that.
+"""Files whose integrity is checked when they are read: a header line with length and digest, then the content.
 
-A disk that was full, a power failure or a worn cell leaves files that are empty, cut off or changed. What lies in the
-cache folder can be computed again, so such a file is simply taken for absent, and removed.
+After a full disk, a power failure or a defect of the disk, files can be empty, truncated or changed. Everything in the
+cache folder can be computed again, so a damaged file counts as missing, and is removed.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 _HEADER = 64
-"""Bytes before the content, which stays aligned for arrays in it."""
+"""Size of the header in bytes. It keeps arrays in the content aligned."""
 
 _AT_ONCE = 1 << 16
-"""Bytes that are read first: most files are shorter."""
+"""Size of the first read, in bytes. Most files are smaller."""
 
 USE_SECONDS = 3600.0
-"""How exactly it is noted when a file was last used."""
+"""Resolution of the recorded time of last use, in seconds."""
 
 _BUSY = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""What says nothing of the file, only that this process cannot open any now."""
+"""Errors that do not mean that the file is damaged: the process cannot open any file now."""
 
 
 def read_sealed(path: Path, *, note_use: bool = False) -> bytes | None:
@@ -38,15 +38,16 @@ def read_sealed(path: Path, *, note_use: bool = False) -> bytes | None:
     Parameters
     ----------
     note_use : bool
-        Let its time of modification be the last use, to within `USE_SECONDS`.
+        Record the use in the file's modification time, to within `USE_SECONDS`.
 
     Returns
     -------
     bytes or None
-        None where there is none, or where what is there is not whole, not a file or not to be read: it is removed.
+        None if the file does not exist or cannot be opened now. Also None if it is damaged, unreadable or not a regular
+        file; it is then removed.
     """
     try:
-        # A FIFO of that name would block the open for ever.
+        # Without O_NONBLOCK, opening a FIFO would block forever.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(descriptor)
@@ -63,19 +64,19 @@ def read_sealed(path: Path, *, note_use: bool = False) -> bytes | None:
             return None
         data = None
     if data is None:
-        logger.warning("%s of the cache folder is damaged: it is removed, and made anew when it is needed", path.name)
+        logger.warning("%s in the cache folder is damaged: it is removed, and computed again when needed", path.name)
         discard(path)
     return data
 
 
 def write_sealed(path: Path, data: bytes, *, lasting: bool = True) -> None:
-    """Write a file whole or not at all.
+    """Write a file atomically.
 
     Parameters
     ----------
     lasting : bool
-        Have the content on the disk before the name leads to it: otherwise, after a power failure, a file may be there
-        that is damaged, which `read_sealed` notices.
+        Sync the content to disk before renaming the file. Otherwise, the file may be damaged after a power failure,
+        which `read_sealed` detects.
 
     Raises
     ------
@@ -101,7 +102,7 @@ def write_sealed(path: Path, data: bytes, *, lasting: bool = True) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove whatever has this name in the cache folder, as far as that can be done."""
+    """Remove the file or folder `path`. Errors are ignored."""
     try:
         os.unlink(path)
     except IsADirectoryError:
@@ -111,7 +112,7 @@ def discard(path: Path) -> None:
 
 
 def _header(name: str, data: bytes) -> bytes:
-    # The name too: a file that stands under the name of another is not what was computed for it.
+    # The name is part of the digest, so that a file under the name of another file counts as damaged.
     digest = hashlib.blake2b(data, digest_size=16, key=hashlib.blake2b(name.encode()).digest()).hexdigest()
     return f"h5feed {len(data):x} {digest}".encode().ljust(_HEADER - 1) + b"\n"
 
@@ -119,7 +120,7 @@ def _header(name: str, data: bytes) -> bytes:
 def _unsealed(name: str, descriptor: int, status: os.stat_result) -> bytes | None:
     if not stat.S_ISREG(status.st_mode):
         return None
-    # Without a file object, and mostly by one call: thousands of small files are read when a server starts.
+    # No file object, and mostly a single read: a server reads thousands of small files when it starts.
     first = os.read(descriptor, _AT_ONCE)
     header, data = first[:_HEADER], first[_HEADER:]
     try:
