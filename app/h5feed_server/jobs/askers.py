@@ -1,4 +1,4 @@
-"""Records who asked for a job and when, for all workers, as modification times of small files."""
+"""Records which clients requested a job and when, as modification times of small files that all workers share."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import time
 from pathlib import Path
 
 _TOUCH_SECONDS = 1.0
-"""How often it is written down that somebody asks, at most."""
+"""Minimum interval between two writes of the same record, in seconds."""
 
 _MOST_KEPT = 4096
+"""Maximum number of records in memory."""
 
 
 class Askers:
-    """Who asked for which job.
+    """Records of the clients that requested each job.
 
     Parameters
     ----------
     folder : Path
-        Shared by all workers; where it cannot be written, each knows only who has asked itself.
+        Shared by all workers. If it is not writable, each worker knows only the requests that it received itself.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,7 +29,7 @@ class Askers:
         self._touched: dict[str, float] = {}
 
     def note(self, job: str, asker: str) -> None:
-        """Record a request now."""
+        """Record that `asker` requests `job` now."""
         name, now = _name(job, asker), time.time()
         if now - self._touched.get(name, 0.0) < _TOUCH_SECONDS:
             return
@@ -36,7 +37,7 @@ class Askers:
             self._touched.clear()
         self._touched[name] = now
         with contextlib.suppress(OSError):
-            # A FIFO of that name would block the open for ever.
+            # Without O_NONBLOCK, opening a FIFO would block forever.
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
             descriptor = os.open(self._folder / name, flags, 0o600)
             try:
@@ -45,7 +46,13 @@ class Askers:
                 os.close(descriptor)
 
     def asked(self, job: str, but: str | None = None) -> float:
-        """Time of the last request by anybody else; 0.0 if there was none."""
+        """Time of the last request for a job, in seconds since the epoch; 0.0 if there was none.
+
+        Parameters
+        ----------
+        but : str, optional
+            Ignore requests by this client.
+        """
         own = "" if but is None else _name(job, but)
         last = max(
             (when for name, when in self._touched.copy().items() if _is_of(name, job) and name != own), default=0.0
@@ -69,7 +76,7 @@ class Askers:
 
 
 def _name(job: str, asker: str) -> str:
-    # Nobody's address or program lies in the folder.
+    # Hashed, because clients are named by address and program, which should not appear in the folder.
     return f"{job}.{hashlib.blake2b(asker.encode(), digest_size=8).hexdigest()}.asked"
 
 

@@ -1,8 +1,8 @@
 """Long-running work, shared by all callers and workers.
 
-A job has a kind and is named by the digest of its request. The worker that runs it holds an operating system lock on
-a file in the cache folder, which is released when the worker dies. Its request and progress are stored beside it.
-Any worker that is asked about a job that nobody runs takes it over.
+A job has a kind and is named by the digest of its request. The worker that runs it holds an operating system lock on a
+file in the cache folder, which is released when the worker dies. The job's request and progress are stored next to it.
+If no worker runs a job, the first worker that receives a request for it takes it over.
 """
 
 from __future__ import annotations
@@ -31,28 +31,29 @@ from .turns import Turns
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 64
-"""Jobs that one worker has taken on. Where there are no more, those of the dataset that has most give way."""
+"""Maximum number of unfinished jobs per worker. At the limit, a new job replaces the latest job of the dataset that has
+the most. If its own dataset has about as many, it is refused."""
 
 MAX_OF_DATASET = 16
-"""Those of one dataset."""
+"""Maximum number of unfinished jobs per worker and dataset."""
 
 _AT_ONCE = 2
-"""Jobs of each kind that one worker works on at the same time."""
+"""Number of jobs of each kind that a worker runs at the same time."""
 
 WANTED_SECONDS = 30.0
-"""Who has asked within this time keeps others from deleting a job."""
+"""A client cannot delete a job that another client has requested within this time."""
 
 _TICK_SECONDS = 1.0
-"""How often it is looked whether jobs are still wanted."""
+"""Interval between checks whether jobs are still wanted."""
 
 _WRITE_SECONDS = 0.25
-"""How often progress is written down, at most."""
+"""Minimum interval between two writes of a job's progress."""
 
 _KEPT_SECONDS = 24 * 3600.0
-"""How long it can be asked what became of a job."""
+"""How long the files of a job are stored after they last changed."""
 
 WAIT_SECONDS = 60.0
-"""How long a job waits for a dataset that is being looked at, after a restart."""
+"""How long a job waits for a dataset that the catalogue is still inspecting, for example after a restart."""
 
 _ID = re.compile("[0-9a-f]{32}")
 
@@ -61,7 +62,7 @@ Status = Literal["queued", "running", "done", "failed"]
 
 
 class Cancelled(Exception):
-    """The process is stopping, or nobody wants the result any more; unfinished work is dropped."""
+    """The job must stop: its worker is shutting down, or the result is no longer wanted. Unfinished work is lost."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,20 @@ class JobState:
 
     Attributes
     ----------
+    id : str
+        Digest of kind and request, 32 hexadecimal digits.
     kind : str
-        What `Jobs.register` named the work.
+        As passed to `Jobs.register`.
+    request : dict
+        Input of the job; JSON.
     done, total : int
-        In `unit`; total is 0 until it is known.
+        Progress, in `unit`. `total` is 0 until it is known.
     unit : str
         ``bytes`` or ``rows``.
     result : str
-        Path of the URL that has the result.
+        Path of the URL of the result.
     code, detail : str or None
-        Of the error, where it failed.
+        Code and message of the error, if the job failed.
     """
 
     id: str
@@ -142,7 +147,7 @@ class Progress:
         Cancelled
         """
         with self._lock:
-            # The other threads of this work wait as well, for the lock.
+            # The lock is held meanwhile, so the job's other threads wait too.
             self._give_way()
             if self.cancelled.is_set():
                 raise Cancelled
@@ -177,7 +182,7 @@ class Jobs:
     folder : Path
         Shared by all workers.
     patience : float
-        Seconds that a job goes on, or waits, when nobody asks for it any more.
+        A job that nobody has requested for this many seconds is cancelled.
     """
 
     def __init__(self, folder: Path, patience: float) -> None:
@@ -188,14 +193,14 @@ class Jobs:
         self._closed = threading.Event()
         self._watching = False
         self.ticks = 0
-        """How often it was looked whether jobs are still wanted."""
+        """Number of checks whether jobs are still wanted."""
         self._mine: dict[str, _Mine] = {}
         self._lock = threading.Lock()
         with contextlib.suppress(OSError):
             self._forget_old()
 
     def close(self) -> None:
-        """Stop working; the next worker that is asked continues."""
+        """Stop all jobs of this worker. The next worker that receives a request for one of them takes it over."""
         self._closed.set()
         with self._lock:
             for mine in self._mine.values():
@@ -209,39 +214,45 @@ class Jobs:
         Parameters
         ----------
         unit : str
-            In which their progress is told.
+            Unit of the progress: ``bytes`` or ``rows``.
         work : callable
-            Does what a request says; what comes of it is kept elsewhere, by the work itself.
+            Runs a job, given its request and a `Progress`. It stores the result itself.
         """
         self._kinds[kind] = _Kind(unit, work, ThreadPoolExecutor(MAX_WAITING, f"h5feed-{kind}"), Turns(_AT_ONCE))
 
     def start(self, kind: str, request: Request, result: str) -> JobState:
-        """Start a job here, unless it is running already.
+        """Start a job in this worker, unless a worker runs it already.
 
         Parameters
         ----------
+        kind : str
+            See `register`.
+        request : mapping
+            Input of the job; JSON. If it has a ``dataset``, jobs of different datasets take turns.
         result : str
-            Path of the URL under which the result will be.
+            Path of the URL of the result.
 
         Raises
         ------
         Overloaded
+            Too many jobs are waiting, or this job is being stopped.
         """
         text = json.dumps([kind, request], sort_keys=True)
         job = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         return self._take(JobState(job, kind, dict(request), result, unit=self._kinds[kind].unit), anew=True)
 
     def state(self, job: str, asker: str = "") -> JobState | None:
-        """State of a job; None if it is unknown. A job that nobody runs is taken over.
+        """State of a job; None if it is unknown. If no worker runs the job, this one takes it over.
 
         Parameters
         ----------
         asker : str
-            Who wants to know: as long as anybody does, the job goes on.
+            Identifies the client. A job continues as long as clients request its state.
 
         Raises
         ------
         Overloaded
+            Too many jobs are waiting, or this job is being stopped.
         """
         if not _ID.fullmatch(job) or self._deletion(job).exists():
             return None
@@ -256,7 +267,7 @@ class Jobs:
         Raises
         ------
         JobWanted
-            Somebody else has asked for it lately.
+            Another client has requested it within `WANTED_SECONDS`.
         """
         if not _ID.fullmatch(job) or self._deletion(job).exists():
             return False
@@ -268,13 +279,13 @@ class Jobs:
         ago = time.time() - self._askers.asked(job, but=asker)
         if not state.is_over and ago < WANTED_SECONDS:
             raise JobWanted(
-                f"somebody else asked for this job {max(0, ago):.0f} s ago, so it goes on: it can be deleted when "
-                f"nobody else has asked for {WANTED_SECONDS:g} s"
+                f"another client requested this job {max(0, ago):.0f} s ago, so it continues: you can delete it once "
+                f"no other client has requested it for {WANTED_SECONDS:g} s"
             )
         if mine is not None:
             mine.cancelled.set()
         with contextlib.suppress(OSError):
-            # Whoever works on it finds this; where nobody does, this worker may have the lock.
+            # The worker that runs the job notices this file. If no worker does, the lock is free, so clean up here.
             self._deletion(job).touch()
             if (lock := hold(self._lock_of(job))) is not None:
                 self._forget(job)
@@ -295,21 +306,21 @@ class Jobs:
         with self._lock:
             mine = self._mine.get(wanted.id)
             if mine is not None and mine.cancelled.is_set():
-                raise Overloaded("this job is just being stopped; come again in a moment", retry_after=1)
+                raise Overloaded("this job is being stopped; try again in a moment", retry_after=1)
             if mine is not None and not mine.state.is_over:
                 return mine.state
             self._make_room(wanted.dataset)
             lock: int | None = None
             with contextlib.suppress(OSError):
-                # It may be deleted at any time, with the whole cache.
+                # Created each time: the cache folder may be deleted at any time.
                 self._folder.mkdir(parents=True, exist_ok=True)
                 lock = hold(self._lock_of(wanted.id))
                 if lock is None:
-                    # Another worker has it.
+                    # Another worker runs the job.
                     return self._read(wanted.id) or wanted
                 now = self._read(wanted.id)
                 if not anew and now is not None and now.is_over:
-                    # That worker was done between our two looks.
+                    # The job was finished by another worker since its state was read.
                     release(self._lock_of(wanted.id), lock)
                     return now
             fresh = replace(wanted, status="queued", done=0, total=0, code=None, detail=None)
@@ -322,7 +333,7 @@ class Jobs:
             return mine.state
 
     def _make_room(self, dataset: str) -> None:
-        """Call with the lock held.
+        """Check the limits for a new job, and cancel a job of another dataset if necessary. Call with the lock held.
 
         Raises
         ------
@@ -332,14 +343,14 @@ class Jobs:
         each = Counter(mine.state.dataset for mine in unfinished)
         if each[dataset] >= MAX_OF_DATASET:
             raise Overloaded(
-                f"{MAX_OF_DATASET} jobs for {dataset!r} are waiting already; come again in a moment", retry_after=5
+                f"{MAX_OF_DATASET} jobs for {dataset!r} are waiting already; try again in a moment", retry_after=5
             )
         if len(unfinished) < MAX_WAITING:
             return
         most, count = each.most_common(1)[0]
         if count <= each[dataset] + 1:
-            raise Overloaded(f"{MAX_WAITING} jobs are waiting already; come again in a moment", retry_after=5)
-        # Whoever still wants it asks again, and it waits anew.
+            raise Overloaded(f"{MAX_WAITING} jobs are waiting already; try again in a moment", retry_after=5)
+        # If a client still wants the cancelled job, its next request starts it again.
         next(mine for mine in reversed(unfinished) if mine.state.dataset == most).cancelled.set()
 
     def _watch(self) -> None:
@@ -383,7 +394,7 @@ class Jobs:
                     del self._mine[mine.state.id]
                 elif mine.lock is not None:
                     release(self._lock_of(mine.state.id), mine.lock)
-                    # Where it stands lies in the folder now.
+                    # From now on, the state is read from the folder.
                     del self._mine[mine.state.id]
                 elif len(self._mine) > MAX_WAITING:
                     over = [job for job, each in self._mine.items() if each.state.is_over]
@@ -392,13 +403,13 @@ class Jobs:
 
     def _after(self, error: BaseException, mine: _Mine) -> JobState:
         if isinstance(error, Cancelled) or mine.cancelled.is_set():
-            # Stays as it is written down: unfinished, and nobody's. Where the process ends, the threads that read may
-            # have ended before.
+            # The job stays unfinished, so that another worker can take it over. After a cancellation, other errors
+            # count as one too: when the process ends, the threads that read may have ended first.
             return mine.state
         if isinstance(error, FeedError):
             return replace(mine.state, status="failed", code=error.code, detail=error.detail)
         logger.error("job %s failed", mine.state.id, exc_info=error)
-        detail = "the server failed; its log has the reason"
+        detail = "the server failed; see its log for the reason"
         return replace(mine.state, status="failed", code=InternalError.code, detail=detail)
 
     def _forget(self, job: str) -> None:
@@ -427,7 +438,7 @@ class Jobs:
         if mine.lock is None:
             return
         with contextlib.suppress(OSError):
-            # Progress is told often, and is worth nothing after a power failure: it need not be lasting.
+            # Progress is written often and is worthless after a power failure, so it is not synced to disk.
             write_sealed(self._file(mine.state.id), json.dumps(asdict(mine.state)).encode(), lasting=False)
 
     def _forget_old(self) -> None:

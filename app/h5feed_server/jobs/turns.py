@@ -1,4 +1,4 @@
-"""Time slices for long-running work, so that short work and work on other datasets does not wait for it to end."""
+"""Time slices for long-running work, so that short work and work on other datasets need not wait for it to end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 
 SLICE_SECONDS = 0.5
-"""How long work goes on before it lets others have a turn, if any wait."""
+"""How long work runs before it lets work on other datasets have a turn, if any is waiting."""
 
 _POLL_SECONDS = 0.25
 
@@ -19,6 +19,7 @@ class Turns:
     Parameters
     ----------
     at_once : int
+        Maximum number of turns that run at the same time.
     """
 
     def __init__(self, at_once: int) -> None:
@@ -28,10 +29,11 @@ class Turns:
         self._waiting: list[Turn] = []
         self._running: list[Turn] = []
         self._spent: dict[str, float] = {}
-        """Seconds that each dataset's work has had, of those that have any; who comes last begins with the least."""
+        """Seconds that the work of each dataset has run, for datasets with unfinished work. A new dataset starts with
+        the least of the others."""
 
     def of(self, dataset: str, is_cancelled: Callable[[], bool]) -> Turn:
-        """Work on a dataset; it waits until it is entered."""
+        """A turn for work on a dataset. Enter it with a ``with`` statement, which waits until the work may run."""
         with self._changed:
             self._arrived += 1
             return Turn(self, dataset, self._arrived, is_cancelled)
@@ -49,27 +51,31 @@ class Turns:
             self._changed.notify_all()
 
     def give(self, turn: Turn) -> None:
-        """Let others run."""
+        """End the time slice of a turn, so that others can run."""
         with self._changed:
             self._running.remove(turn)
             self._spent[turn.dataset] += time.monotonic() - turn.began
             self._changed.notify_all()
 
     def leave(self, turn: Turn) -> None:
-        """The work is finished."""
+        """End a turn whose work is finished."""
         self.give(turn)
         with self._changed:
             if all(other.dataset != turn.dataset for other in (*self._waiting, *self._running)):
                 del self._spent[turn.dataset]
 
     def is_over(self, turn: Turn) -> bool:
-        """Whether it is time to yield."""
+        """Whether the time slice is used up and work on other datasets is waiting."""
         return time.monotonic() - turn.began >= SLICE_SECONDS and any(
             other.dataset != turn.dataset for other in self._waiting
         )
 
     def _next(self) -> Turn:
-        """The next work of a dataset: first come, first served."""
+        """The waiting turn to run next.
+
+        Datasets with the fewest running turns come first, then those whose work has run least. Within a dataset, it is
+        first come, first served.
+        """
         running = Counter(turn.dataset for turn in self._running)
         return min(self._waiting, key=lambda turn: (running[turn.dataset], self._spent[turn.dataset], turn.arrived))
 

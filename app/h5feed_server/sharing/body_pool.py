@@ -1,8 +1,8 @@
 """Buffers for response bodies, shared among callers.
 
-The first caller to ask may use all of them. When somebody has to wait, the caller that holds the least comes first,
-and callers that hold more than their share have their slowest responses aborted (see `serve.worker`, which knows the
-connections).
+A single caller may use all of them. When requests have to wait, those of the caller that holds the least come first,
+and callers that hold more than their share have their slowest responses aborted. `serve.worker` does the latter, as it
+knows the connections.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from .caller import CALLER, KEEPS_UP
 T = TypeVar("T")
 
 LOOK_SECONDS = 0.02
-"""How often it is looked whether there is room: nothing tells when a buffer is let go."""
+"""Interval between checks for free memory: there is no event when a buffer is released."""
 
 _CALLED: ContextVar[bool] = ContextVar("called", default=False)
-"""Whether it is this request's turn, while others wait."""
+"""Whether this request has its turn, so that it may lease a buffer while others wait."""
 
 
 @dataclass
@@ -62,7 +62,7 @@ class BodyPool:
         Raises
         ------
         PoolExhausted
-            There is no room, or others have waited for it longer: come again after `turn`.
+            There is no room, or other requests are waiting for it. Try again after `turn`.
         """
         if self._waiting and not _CALLED.get():
             raise PoolExhausted(nbytes, self._pool.max_bytes)
@@ -83,12 +83,12 @@ class BodyPool:
         Parameters
         ----------
         since, deadline : float
-            By the loop's clock: when this request came first, and how long it waits.
+            When this request first needed memory, and until when it waits, by the event loop's clock.
         """
         loop = asyncio.get_running_loop()
         caller, waiting = CALLER.get(), _Waiting(nbytes, since)
         row = self._waiting.setdefault(caller, deque())
-        # One that was called, and found that others were quicker, has its place again.
+        # A request that had its turn, but found the memory taken, returns to its old place in the queue.
         bisect.insort(row, waiting, key=lambda one: one.place)
         if self._watching is None:
             self._watching = loop.create_task(self._watch())
@@ -106,7 +106,7 @@ class BodyPool:
 
     @staticmethod
     def called(work: Callable[[], T]) -> Callable[[], T]:
-        """The same work, allowed to pass the queue; run it in its own context."""
+        """Wrap `work` so that it may pass the queue. Run the result in a context of its own."""
 
         def pass_by() -> T:
             _CALLED.set(True)
@@ -119,7 +119,7 @@ class BodyPool:
         return self._pool.bytes_by_owner()
 
     def wanted(self, since: float) -> dict[str, int]:
-        """Bytes waited for since this time or longer, by caller."""
+        """Bytes that requests have been waiting for since at least this time, by caller."""
         return {
             caller: nbytes
             for caller, row in self._waiting.items()
@@ -135,7 +135,7 @@ class BodyPool:
                 caller = min(rows, key=lambda name: held.get(name, 0))
                 row = rows[caller]
                 first = row.popleft()
-                # One above the bound is let through alone.
+                # A request above the limit is let through if nothing is in use.
                 if first.nbytes <= free or not held:
                     free -= first.nbytes
                     held[caller] = held.get(caller, 0) + first.nbytes

@@ -5,10 +5,11 @@ from __future__ import annotations
 from contextvars import ContextVar
 
 CALLER: ContextVar[str] = ContextVar("caller", default="")
-"""Name of whom the request at hand counts for; nothing for the server's own work. See `api.identity`."""
+"""Name of the caller of the current request; empty for the server's own work. See `api.identity`."""
 
 KEEPS_UP: ContextVar[bool] = ContextVar("keeps_up", default=False)
-"""Whether the request comes through a connection whose peer has taken an answer before, all of it.
+"""Whether the current request's connection has already taken a whole response.
 
-Of one caller's requests these come first: who takes next to nothing is cut off, and has a new connection each time.
+Among the requests of one caller, these come first. Peers that take almost nothing are disconnected, so their requests
+always come through new connections, and have to wait.
 """

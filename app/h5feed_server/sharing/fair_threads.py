@@ -1,4 +1,4 @@
-"""A thread pool that is shared fairly: one caller may use all threads, several take turns."""
+"""A thread pool that is shared fairly: one caller may use almost all threads, several take turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SPARE = 2
-"""Threads beyond what one caller may have: there for the others while its work takes long."""
+"""Threads in addition to those that one caller may use. They serve other callers while its work takes long."""
 
 _Item = tuple["Future[Any]", Callable[[], Any]]
 
@@ -27,9 +27,9 @@ class FairThreads(Executor):
     Parameters
     ----------
     threads : int
-        Work of one caller that runs at the same time; in all, `SPARE` more.
+        Maximum number of threads that run work of the same caller. The pool has `SPARE` more.
     name : str
-        Begins the threads' names.
+        Prefix of the threads' names.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -41,7 +41,7 @@ class FairThreads(Executor):
         self._waiting: dict[str, deque[_Item]] = {}
         self._running: dict[str, int] = {}
         self._threads: list[threading.Thread] = []
-        # Threads that wait, less the tickets that are out for them.
+        # Number of waiting threads, minus the tickets on their way to them.
         self._idle = 0
         self._closed = False
 
@@ -81,7 +81,7 @@ class FairThreads(Executor):
 
     def _run(self) -> None:
         while True:
-            # One for each piece of work, and one for each thread at the end.
+            # There is one ticket for each piece of work and, after shutdown, one for each thread.
             self._tickets.get()
             with self._lock:
                 upcoming = self._next()
@@ -112,7 +112,7 @@ class FairThreads(Executor):
             if running >= self._most_of_one:
                 continue
             self._running[caller] = running + 1
-            # To the end of the row.
+            # Move the caller to the end of the queue.
             del self._waiting[caller]
             item = queue.popleft()
             if queue:
@@ -128,7 +128,7 @@ def _do(future: Future[Any], work: Callable[[], Any]) -> None:
         result = work()
     except BaseException as error:
         future.set_exception(error)
-        # The error's traceback holds this frame: neither would be freed.
+        # The traceback refers to this frame, and the frame to the future: break the cycle.
         del future
     else:
         future.set_result(result)

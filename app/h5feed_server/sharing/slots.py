@@ -1,7 +1,7 @@
 """Slots for work that only a few may do at a time, such as reading in child processes or drawing plots.
 
-A thread that waits for a slot is blocked. If all threads were, requests that need no slot would have to wait too. So
-only a few wait in their threads; the others give theirs back and try again.
+A thread that waits for a slot is blocked. If all threads were blocked, requests that need no slot would have to wait
+too. So only a few requests wait in their threads. The others free their threads and try again later.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from contextvars import ContextVar
 from h5feed.errors import Overloaded
 
 MAX_WAITING = 2
-"""Threads that wait for a slot of one kind, at most, of those whose work can begin anew."""
+"""Maximum number of threads that wait for a slot of one kind. Work that cannot be restarted may exceed it."""
 
 MAY_RESTART: ContextVar[bool] = ContextVar("may_restart", default=False)
-"""Whether the work at hand can be dropped and begun anew: nothing of it is worth keeping yet."""
+"""Whether the current work can be dropped and restarted: it has no results yet that would be lost."""
 
 
 class QueueFull(Exception):
@@ -27,7 +27,7 @@ class QueueFull(Exception):
     Attributes
     ----------
     problem : Overloaded
-        What to say when that has taken too long.
+        The error to raise if retrying takes too long.
     """
 
     def __init__(self, problem: Overloaded) -> None:
@@ -41,17 +41,18 @@ class Slots:
     Parameters
     ----------
     slots : int
+        Number of slots.
     timeout : float
-        Seconds to wait for one.
+        Seconds to wait for a slot.
     what : str
-        Is in use, where all are taken: ``all readers``.
+        What is busy when all slots are taken, for the error message: ``all readers``.
     """
 
     def __init__(self, slots: int, timeout: float, what: str) -> None:
         self._free = slots
         self._waiting = 0
         self._timeout = timeout
-        self._problem = f"{what} are busy; come again in a moment"
+        self._problem = f"{what} are busy; try again in a moment"
         self._changed = threading.Condition()
 
     @contextmanager
@@ -61,8 +62,9 @@ class Slots:
         Raises
         ------
         Overloaded
-            None came free in time.
-        Crowded
+            No slot became free in time.
+        QueueFull
+            Too many threads are waiting already, and the current work can be restarted.
         """
         self._take()
         try:
@@ -85,5 +87,5 @@ class Slots:
                 self._free -= 1
             finally:
                 self._waiting -= 1
-        # What it does with it would be lost.
+        # From here on, a restart would lose work.
         MAY_RESTART.set(False)

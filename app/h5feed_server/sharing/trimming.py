@@ -1,8 +1,8 @@
-"""Memory that a worker needs no more goes back to the system.
+"""Returns memory that a worker no longer needs to the system.
 
-What is freed stays with the C library: in pieces between others, in as many arenas as threads have asked at the same
-time. A worker that had 401 MiB after many large answers kept all of it, and had 360 after ``malloc_trim``; with large
-arrays in mappings of their own it had 324, and 200 a second later.
+The C library keeps freed memory: in fragments between used blocks, and in as many arenas as threads have allocated at
+the same time. A worker that had 401 MiB after many large responses kept all of it, and still had 360 MiB after
+``malloc_trim``. With large arrays in mappings of their own, it had 324 MiB, and 200 MiB a second later.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from collections.abc import Callable
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
-"""How often it is looked how much memory the process has."""
+"""Interval between checks of the process's memory."""
 
 GROWTH_BYTES = 64 << 20
-"""Growth since memory was given back last that is worth another time."""
+"""Growth, since memory was last returned, that makes it worth returning memory again."""
 
 PAUSE_SECONDS = 5.0
-"""Between two times while requests are answered."""
+"""Minimum interval between two attempts to return memory."""
 
 IDLE_LOOKS = 10
-"""Times that an idle worker gives memory back, unless it grows anew."""
+"""How often an idle worker returns memory before it stops trying. It starts again when its memory has grown."""
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 """Options of glibc's ``mallopt``."""
 
 _OWN_MAPPING_BYTES = 4 << 20
-"""Memory of this size and more is a mapping of its own, which goes back when it is freed. glibc would raise the bound
-to 32 MiB. And numpy asks for huge pages for arrays from 4 MiB on: where these lie in a heap, the kernel makes whole
-huge pages of what is in use there and what is free."""
+"""Blocks of at least this size get a mapping of their own, which returns to the system when it is freed. By default,
+glibc raises this threshold to up to 32 MiB. In addition, numpy requests huge pages for arrays of 4 MiB or more: within
+a heap, the kernel would make huge pages that contain both used and free memory."""
 
 _TOP_BYTES = 1 << 20
-"""Free memory at the end of a heap that is kept; glibc would move it along with the other bound. Each thread may have a
-heap of its own, and ``malloc_trim`` looks at the end of the main one alone: with 32 MiB a worker kept 100."""
+"""Free memory that is kept at the end of a heap. By default, glibc raises it together with the other threshold. Each
+thread may have its own heap, and ``malloc_trim`` shortens only the main one: with 32 MiB, a worker kept 100 MiB."""
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -79,11 +79,11 @@ class GivesBack:
     Parameters
     ----------
     patience : float
-        Seconds after which a worker that nobody asks for rows lets go of what it can read again.
+        Seconds without requests for rows after which a worker drops cached data that it can read again.
     idle_seconds : callable
-        Since when nobody has.
+        Returns the seconds since the last request for rows.
     let_go : callable
-        Lets go of what was not used for so many seconds, and can be read again.
+        Drops cached data that was not used for the given number of seconds.
     """
 
     def __init__(self, patience: float, idle_seconds: Callable[[], float], let_go: Callable[[float], None]) -> None:
@@ -106,7 +106,7 @@ class GivesBack:
             try:
                 self.look()
             except Exception:
-                logger.exception("memory could not be given back")
+                logger.exception("memory could not be returned to the system")
 
     def look(self) -> None:
         """Return memory if it is worth it."""
@@ -115,11 +115,11 @@ class GivesBack:
             return
         now = resident_bytes()
         self._least = min(self._least, now)
-        # A job may use what nobody asks for any more: it is old some time after.
+        # Several times, because a job may still use cached data, which is then old enough only some time later.
         if idle and self._idle_looks < IDLE_LOOKS:
             self._idle_looks += 1
             self._let_go(self._patience)
-            # What holds itself is found in time only where much is made anew.
+            # An idle process creates few objects, so the collector rarely runs automatically to free cycles.
             gc.collect()
         elif now - self._least < GROWTH_BYTES:
             self._idle_looks = self._idle_looks if idle else 0
@@ -127,6 +127,6 @@ class GivesBack:
         else:
             self._idle_looks = 0
         if self._trim is not None:
-            # Without the interpreter's lock: requests go on meanwhile.
+            # ctypes releases the GIL, so requests continue meanwhile.
             self._trim(0)
             self._least, self._given_back = resident_bytes(), time.monotonic()
