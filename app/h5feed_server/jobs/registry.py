@@ -354,7 +354,7 @@ class Jobs:
         next(mine for mine in reversed(unfinished) if mine.state.dataset == most).cancelled.set()
 
     def _watch(self) -> None:
-        """Stop jobs that were deleted or that nobody has asked for recently."""
+        """Cancel jobs that were deleted or that no client has requested recently."""
         while not self._closed.wait(_TICK_SECONDS):
             self.ticks += 1
             with self._lock:

@@ -22,7 +22,7 @@ MAY_RESTART: ContextVar[bool] = ContextVar("may_restart", default=False)
 
 
 class QueueFull(Exception):
-    """Too many are waiting for this slot; try again later.
+    """Too many threads are waiting for a slot; try again later.
 
     Attributes
     ----------
