@@ -1,11 +1,11 @@
-"""Recognises what a file is if it is not HDF5, from its first bytes, and what to do about it."""
+"""Recognises other file formats by their first bytes, and tells the user how to convert them."""
 
 from __future__ import annotations
 
 import os
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
-"""Where a file's superblock begins: at its start, or after a user block of 512 bytes times a power of two."""
+"""Signature of the superblock, at the start of a file or after a user block of 512 bytes times a power of two."""
 
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (
