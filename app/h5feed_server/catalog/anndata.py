@@ -1,7 +1,7 @@
 """AnnData files (``.h5ad``): rows are the observations, which `X`, `obs`, `obsm` and `layers` describe.
 
-The format is that of https://anndata.readthedocs.io/en/stable/fileformat-prose.html; older files, without
-``encoding-type``, keep the categories of ``obs/NAME`` in ``obs/__categories/NAME``.
+The format is described at https://anndata.readthedocs.io/en/stable/fileformat-prose.html. Older files, without
+``encoding-type``, store the categories of ``obs/NAME`` in ``obs/__categories/NAME``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ROWS = {
     "obsm": "one of obsm, beside X: name it with x=",
     "layers": "one of layers, beside X: name it with x=",
 }
-"""Groups whose first axis is the observations, and what is said of those that are not X."""
+"""Groups whose arrays have one row for each observation, and why their arrays are not inputs."""
 
 _ASIDE = {
     "var": "it describes the columns of X, not its rows",
@@ -32,12 +32,12 @@ _ASIDE = {
     "raw": "it is AnnData's copy of X before its columns were chosen",
     "uns": "it is AnnData's unstructured metadata",
 }
-"""Groups that hold no rows."""
+"""Groups whose arrays do not have one row for each observation, and why their arrays are not served."""
 
 _TYPES = frozenset(
     ("type", "types", "celltype", "celltypes", "annotation", "annotations", "louvain", "leiden", "cluster")
 )
-"""Words in the name of a category that is what cells are told apart by."""
+"""Words in the names of categories that are the cell types, and so the label."""
 
 
 def is_anndata(attributes: Mapping[str, Any], segments: Mapping[str, Segment]) -> bool:

@@ -9,7 +9,7 @@ from .dataset import Dataset, Field
 from .discovery import shown
 
 _DEAR = 2.0
-"""Bytes decoded for each served above which a field gets advice."""
+"""A field gets advice if it decodes more than this many bytes for each byte served."""
 
 
 def rows_of(native: Mapping[str, Sequence[tuple[int, int]]]) -> dict[str, int]:
@@ -30,10 +30,10 @@ def _advice(field: Field) -> str | None:
 
 
 def _describe_images(field: Field) -> dict[str, Any] | None:
-    """What images are decoded to, and the fingerprint of what this server's decoder makes of some."""
+    """What images are decoded to, and the fingerprint of this server's decoder."""
     if field.images is None or field.unreadable:
         return None
-    # Loads OpenCV, which many servers need not.
+    # Imported late, because it loads OpenCV, which many servers do not need.
     from h5feed.decode import fingerprint
 
     return {**field.images.about(), "decoder": fingerprint()}

@@ -1,4 +1,7 @@
-"""Sparse matrices: groups of values, and of the numbers of their rows and columns. None of these arrays is rows."""
+"""Recognises sparse matrices: groups with arrays of values and of their row and column indices.
+
+The arrays do not hold rows, so a sparse matrix is listed as one unreadable field.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,14 @@ _PARTS = (
     frozenset(("data", "ir", "jc")),
     frozenset(("data", "row", "col")),
 )
-"""Members of such a group: compressed rows or columns, MATLAB's, and coordinates."""
+"""Members of such a group: compressed rows or columns, MATLAB's names for them, and coordinates."""
 
 _BESIDE = frozenset(("shape", "format"))
-"""What may lie beside them and belongs to the matrix, too."""
+"""Other members that a sparse matrix may have."""
 
 
 def without_sparse(groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment]) -> dict[str, Segment]:
-    """The arrays of a file, the parts of each sparse matrix as one that says why it is not served."""
+    """The arrays of a file, with the parts of each sparse matrix replaced by one unreadable array."""
     members: dict[str, dict[str, str]] = defaultdict(dict)
     for path in segments:
         group, _, name = path.rpartition("/")
@@ -43,7 +46,7 @@ def without_sparse(groups: Mapping[str, Mapping[str, Any]], segments: Mapping[st
 
 
 def _is_sparse(parts: frozenset[str], segments: Mapping[str, Segment]) -> bool:
-    """Whether lengths are those of a matrix: as many values as places."""
+    """Whether the lengths are those of a sparse matrix: as many values as indices."""
     shapes = {name: segment.array.shape for name, segment in segments.items()}
     if any(segment.array.unreadable is None and len(shapes[name]) != 1 for name, segment in segments.items()):
         return False

@@ -86,8 +86,8 @@ def _blosc2_chunk_bytes(chunk: Source) -> int:
     if flags & 5 == 5:
         extended = struct.unpack_from("<6B9xB", chunk, 16)
         *filters, kind = extended
-        # Filters above 4 are plug-ins. Kinds: 8 is a lazy chunk with parts elsewhere, 128 an instrumented chunk, and 4 in
-        # the three bits between them tells the library to leave the memory uninitialised.
+        # Filters above 4 are plug-ins. Kinds: 8 is a lazy chunk with parts elsewhere, 128 an instrumented chunk, and 4
+        # in the three bits between them tells the library to leave the memory uninitialised.
         if max(filters) > 4 or kind & 0x88 or kind >> 4 & 7 == 4:
             raise ValueError(f"its chunk is of the kind {kind} and needs the filters {filters}")
     return int(nbytes)

@@ -49,7 +49,7 @@ def _zstd(source: Source, out: Bytes, options: Options) -> int:
 def _lz4(source: Source, out: Bytes, options: Options) -> int:
     """Decode the LZ4 filter: decoded bytes, block bytes, then blocks. All lengths are big-endian."""
     (nbytes,) = struct.unpack_from(">Q", source)
-    # The codec takes a block for uncompressed if it is as long as the rest of `out`, so `out` must have the exact length.
+    # The codec takes a block for uncompressed if it is as long as the rest of `out`, which must have the exact length.
     return len(imagecodecs.lz4h5_decode(source, out=memoryview(prefix(out, nbytes))))
 
 

@@ -1,8 +1,8 @@
-"""Plain data that says where the bytes of an HDF5 file's arrays lie, so that no HDF5 library is needed to read them.
+"""Layouts: where the bytes of an HDF5 file's arrays are, so that they can be read without an HDF5 library.
 
-A layout is written by `inspect` in a child process and kept in the cache folder as one safetensors file: the
-description as JSON in its metadata, the chunk tables as tensors. The child has run libhdf5 on a file that may be
-crafted, so what it says is checked before a byte is read by it.
+`inspect` creates a layout in a child process. The cache folder stores it as a safetensors file: the description as JSON
+in the metadata, the chunk tables as tensors. The child may have run libhdf5 on a crafted file, so a layout is checked
+before it is used.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ..cache_folder.array_file import dump_arrays, load_arrays
 from .packing import Packing
 
 LAYOUT_VERSION = 11
-"""Changes when a layout written before cannot be read any more; part of the name under which it is cached."""
+"""Raised when layouts written by earlier versions must not be read any more. Part of the name of cached layouts."""
 
 MAX_RECORD_BYTES = 16 << 20
-"""Bytes of a record at most: a row of one member is read as the whole record."""
+"""Maximum bytes of a record: to read a row of one member, the whole record is read."""
 
 MAX_CELLS = 1 << 16
-"""Chunks that one row may be cut into at most: each is looked up and placed on its own."""
+"""Maximum number of chunks that a row may be divided into: each is looked up and placed separately."""
 
 MAX_CHUNK_BYTES = 1 << 32
-"""Bytes that no chunk reaches which is decoded here."""
+"""Decoded chunks must be smaller than this."""
 
 _MAX_BYTES = 1 << 62
-"""Bytes: no position or size reaches this, so that sums of two fit into an int64."""
+"""Positions and sizes must be smaller than this, so that the sum of two fits into an int64."""
 
 Int64s = npt.NDArray[np.int64]
 Padding = Literal["nullterm", "spacepad"]
@@ -57,7 +57,7 @@ class ChunkTable:
     numbers : (n,) int64
         Number of each chunk in C order over the grid of chunks, ascending.
     offsets, sizes : (n,) int64
-        Its stored bytes in the file.
+        Position and size of its stored bytes in the file.
     masks : (n,) int64
         Bit i set: filter i of the pipeline was skipped for this chunk.
     """
@@ -93,47 +93,53 @@ class ArrayLayout:
     shape : tuple of int
         Whole shape; the first axis is the rows.
     dtype : str
-        numpy's code of the stored dtype, either endianness.
+        NumPy type string of the stored dtype, of either byte order.
+    stored_bytes : int
+        Bytes that the array takes in the file.
     offset : int or None
-        Contiguous arrays: where the data begins; None where nothing was ever written.
+        Contiguous arrays: where the data begins; None if nothing was written.
     chunk_shape : tuple of int or None
-        Chunked arrays.
+        Chunked arrays: shape of a chunk.
     filters : tuple of Filter
         In the order in which they were applied when writing.
     fill : bytes
-        One element, or record, as stored.
+        Fill value: one element, or one record, as stored.
     unreadable : str or None
-        Why this array cannot be served, where it cannot.
-    attributes, enum_names : dict
-        JSON values; names of an enum's integers.
+        Why this array cannot be served; None if it can.
+    attributes : dict
+        Attributes as JSON values.
+    enum_names : dict of str to int, or None
+        Names of an enum's integers.
+    chunks : ChunkTable or None
+        Chunked arrays: positions of the chunks.
     inline : bytes or None
-        All elements, as stored, of a compact array.
+        Compact arrays: all elements, as stored.
     record : (int, int) or None
-        The array is one member of a table of records: bytes of a record, and where the member begins in it. Chunks and
-        offset are those of the table.
+        If the array is one member of a table of records: the bytes of a record, and the offset of the member in it.
+        `chunks` and `offset` are those of the table.
     text : tuple of str or None
         The values of a short list of strings.
     external : str or None
-        The data begins at `offset` of another file, of this name.
+        Name of another file in which the data begins at `offset`.
     by_h5py : bool
-        No layout says where the rows lie: h5py reads them.
+        The positions of the rows are not known: h5py reads them.
     ragged : bool
-        Each row is a list of its own length: `dtype` is that of its items. Only with `by_h5py`.
+        Rows are variable-length lists, and `dtype` is that of the items. Only with `by_h5py`.
     others : tuple of str
-        Names of the other files that h5py reads rows from.
+        Names of the other files that h5py reads rows from. Only with `by_h5py`.
     is_bfloat16 : bool
-        `dtype` is that of two bytes that numpy has no number for.
+        Numbers are bfloat16, which numpy does not have. `dtype` is a 2-byte integer.
     is_bitfield : bool
-        Its numbers are bits: PyTables writes bools so, a byte each.
+        Numbers are HDF5 bit fields. PyTables stores bools like this, one byte each.
     scalar : bytes or None
-        The value, as stored, of a scalar, which is unreadable as an array of rows.
+        The value of a scalar, as stored. As an array, a scalar is unreadable because it has no rows.
     padding : str or None
-        Of text of a fixed length, what does not belong to it: ``nullterm``: the first zero and all behind it;
-        ``spacepad``: blanks at its end; None: zeros at its end, as numpy has it.
+        Padding of fixed-length text. ``nullterm``: the first zero and everything after it; ``spacepad``: trailing
+        blanks; None: trailing zeros, as in numpy.
     member : str or None
         The array is this member of a table of records that h5py reads. Only with `by_h5py`.
     packing : Packing or None
-        How netCDF's attributes say that its numbers are packed.
+        How numbers are packed, according to netCDF's attributes.
     """
 
     path: str
@@ -172,7 +178,7 @@ class ArrayLayout:
 
     @cached_property
     def row_bytes(self) -> int:
-        """Decoded bytes of one row, or of one item if rows are ragged."""
+        """Decoded bytes of a row; of an item if rows are ragged."""
         return math.prod(self.sample_shape) * np.dtype(self.dtype).itemsize
 
     @cached_property
@@ -198,7 +204,7 @@ class ArrayLayout:
 
     @property
     def table(self) -> str:
-        """Path of the array itself, where this is a member of its records that h5py reads."""
+        """Path of the HDF5 dataset: the same as `path`, without `member` if there is one."""
         return self.path if self.member is None else self.path[: -len(self.member) - 1]
 
     @property
@@ -209,7 +215,7 @@ class ArrayLayout:
 
 @dataclass(frozen=True)
 class ExternalLink:
-    """A name in this file that stands for a path in another."""
+    """A link at `path` in this file to `target` in another file."""
 
     path: str
     file: str
@@ -218,12 +224,18 @@ class ExternalLink:
 
 @dataclass(frozen=True)
 class FileLayout:
-    """All arrays of a file, the attributes of its root, and what is not listed.
+    """The layouts of all arrays of a file.
 
     Attributes
     ----------
+    arrays : tuple of ArrayLayout
+    attributes : dict
+        Attributes of the root group.
+    notes : tuple of str
+        What is not listed, and why.
+    links : tuple of ExternalLink
     groups : dict of str to dict
-        Attributes of those groups that say how the arrays below them are to be read, by path.
+        Attributes of groups that say how to interpret the arrays below them, by path.
     """
 
     arrays: tuple[ArrayLayout, ...]
@@ -234,17 +246,17 @@ class FileLayout:
 
 
 def check_array(array: ArrayLayout) -> None:
-    """Reject descriptions that contradict themselves or cannot be read.
+    """Reject layouts that are inconsistent or cannot be read.
 
     Raises
     ------
     ValueError
-        Says why, as the reason for which the array is unreadable.
+        The message can be used as `ArrayLayout.unreadable`.
     """
     dtype = np.dtype(array.dtype)
     _demand(_travels(dtype), f"its type {dtype} is not one that this version serves")
     _demand(_are_counts(array.shape) and len(array.shape) <= 48, "its shape makes no sense")
-    # Axes of no extent must not hide others whose product overflows.
+    # Count an axis of length 0 as 1: it must not hide other axes whose product overflows.
     nbytes = math.prod(max(1, extent) for extent in array.shape) * dtype.itemsize
     _demand(nbytes < _MAX_BYTES, f"its shape {list(array.shape)} makes more bytes than there can be")
     _demand(_is_count(array.stored_bytes), "its stored size makes no sense")
@@ -320,7 +332,7 @@ def _demand(fulfilled: bool, problem: str) -> None:
 
 
 def _is_count(value: Any) -> bool:
-    # JSON's true is an int to Python.
+    # Not isinstance: bool, JSON's true, is a subclass of int.
     return type(value) is int and value >= 0
 
 
@@ -331,7 +343,7 @@ def _are_counts(values: tuple[Any, ...]) -> bool:
 def dump_layout(layout: FileLayout) -> bytes:
     """Serialise a layout."""
     description: list[dict[str, Any]] = []
-    # Members of a record, and names that lead to one array, share one table of chunks.
+    # Members of a record, and several names of one array, share a chunk table.
     tables: dict[int, tuple[int, ChunkTable]] = {}
     for array in layout.arrays:
         entry = {name: getattr(array, name) for name in _PLAIN}
@@ -356,7 +368,7 @@ def load_layout(data: bytes) -> FileLayout:
     Raises
     ------
     ValueError
-        These bytes are no layout, or not one that can be read by.
+        The bytes are not a layout, or the layout is inconsistent.
     """
     try:
         content, columns = load_arrays(data)
