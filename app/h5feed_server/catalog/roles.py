@@ -166,7 +166,7 @@ def _by_itself(field: Traits, names: Sequence[str], scalars: Sequence[str]) -> R
 
 
 def _only_label(fields: Sequence[Traits], roles: Sequence[Role], holds_classes: Callable[[int], bool]) -> int | None:
-    """Index of the label if no name shows it: the only field of single integers or texts besides the inputs; or None."""
+    """Index of the label if no name shows it: the only field of single integers or texts besides inputs; or None."""
     candidates = [
         i
         for i, (field, role) in enumerate(zip(fields, roles, strict=True))

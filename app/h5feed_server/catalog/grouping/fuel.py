@@ -1,4 +1,4 @@
-"""Splits in the attribute ``split`` of a file, as Fuel's H5PYDataset has it: from which row to which, for each field.
+"""Reads splits from the attribute ``split`` in the format of Fuel's H5PYDataset: a range of rows for each field.
 
 See https://fuel.readthedocs.io/en/latest/h5py_dataset.html.
 """
@@ -16,7 +16,7 @@ ATTRIBUTE = "split"
 
 
 def apply(attribute: Any, tables: list[Table]) -> None:
-    """Give the splits that the attribute names to the tables whose fields they are of."""
+    """Set the native splits of tables from the attribute. If it does not fit a table, the table gets a note."""
     if not isinstance(attribute, list) or not all(isinstance(entry, dict) for entry in attribute):
         return
     for table in tables:
