@@ -74,7 +74,7 @@ class ArrayProbe:
                 segments[path] = Segment(segment.source, unreadable_array(path, f"its offsets: {error.detail}"))
                 continue
             if values[0] != 0 or values[-1] != segment.array.rows or (np.diff(values) < 0).any():
-                reason = f"its offsets do not ascend from 0 to {segment.array.rows}, the items that it has"
+                reason = f"its offsets do not ascend from 0 to {segment.array.rows}, its number of items"
                 segments[path] = Segment(segment.source, unreadable_array(path, reason))
                 continue
             segments[path] = replace(segment, offsets=values)

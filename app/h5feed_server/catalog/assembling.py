@@ -258,7 +258,7 @@ def _apply_fuel(loaded: Sequence[LoadedFile], tables: list[Table]) -> list[str]:
     if len(loaded) == 1:
         fuel.apply(loaded[0].layout.attributes.get(fuel.ATTRIBUTE), tables)
     elif any(isinstance(one.layout.attributes.get(fuel.ATTRIBUTE), list) for one in loaded):
-        return [f"the attribute {fuel.ATTRIBUTE!r} of its files is not followed: it is of one file alone"]
+        return [f"the attribute {fuel.ATTRIBUTE!r} of its files is ignored: it describes a single file"]
     return []
 
 
@@ -296,7 +296,7 @@ def _with_class_names(
         if declared and (
             len(declared) != len(classes) or (set(declared) == set(classes) and [*classes] != [*declared])
         ):
-            raise Unreadable(f"{DECLARATION}: class_names={json.dumps(list(declared))} cannot be: {known}")
+            raise Unreadable(f"{DECLARATION}: class_names={json.dumps(list(declared))} does not fit: {known}")
     names = tuple(declared or classes or ())
     if not names:
         return fields
@@ -308,11 +308,11 @@ def _notes_of_declared(
 ) -> list[str]:
     """Notes on declared splits."""
     if not main:
-        return [f"{DECLARATION} declares splits, which are not of this group of arrays but of those in the root"]
+        return [f"{DECLARATION} declares splits, which apply to the arrays in the root and not to this group"]
     if not stored or native == stored:
         return []
     rows = ", ".join(f"{name} {count:,}" for name, count in rows_of(stored).items())
-    return [f"the splits that {DECLARATION} declares are in place of those in the files ({rows})"]
+    return [f"the splits that {DECLARATION} declares replace those in the files ({rows})"]
 
 
 def _inspected(family: Family, loaded: Sequence[LoadedFile]) -> list[InspectedFile]:
@@ -356,11 +356,11 @@ def _in_doubt(reason: str, name: str, files: Sequence[str], key: Literal["stack"
     """Why an ambiguous dataset is not served, with the two lines of ``h5feed.toml`` that resolve it."""
     line = f"datasets.{json.dumps(name)} = {{ files = [{json.dumps(shown(glob_of(files)))}], {key} = "
     ways = {
-        "stack": (f"one row a {'file' if len(files) > 1 else 'group'}", "rows along the first axis"),
+        "stack": (f"one row per {'file' if len(files) > 1 else 'group'}", "rows along the first axis"),
         "classes": ("one class each", "fields"),
     }[key]
     lines = f"{line}true }} ({ways[0]}) or {line}false }} ({ways[1]})"
-    return f"{reason}. One of these lines in {DECLARATION} decides: {lines}"
+    return f"{reason}. Add one of these lines to {DECLARATION}: {lines}"
 
 
 def _images_declared(declared: DeclaredDataset | None, fields: Sequence[str]) -> dict[str, ImageSpec]:
@@ -374,7 +374,7 @@ def _images_declared(declared: DeclaredDataset | None, fields: Sequence[str]) ->
     specs = {}
     for name, images in (declared.decode if declared else {}).items():
         if name not in fields:
-            raise Unreadable(f"{DECLARATION} says what {name!r} is decoded to, which is no field: there are {fields}")
+            raise Unreadable(f"{DECLARATION}: decode.{name}: there is no such field: the fields are {fields}")
         try:
             specs[name] = images.spec
         except BadParameter as error:

@@ -148,7 +148,7 @@ class Catalog:
                 names = [(one.name, one.files) for one in entry.datasets()] or [(entry.name, entry.files)]
                 lines += [(entry, Listed(name, files, "unavailable", entry.away, None)) for name, files in names]
             elif not entry.outcome.done():
-                waits = "it is being inspected and digested"
+                waits = "it is being inspected"
                 lines.append((entry, Listed(entry.name, entry.files, "preparing", waits, None)))
             elif reason is not None:
                 passing = isinstance(entry.outcome.exception(), Transient)
@@ -193,8 +193,8 @@ class Catalog:
         dataset = current[1]
         if revision is not None and revision != dataset.revision:
             raise RevisionChanged(
-                f"dataset {name!r} has revision {dataset.revision} now, not {revision}: its file was changed. Ask for "
-                "the dataset again and begin a new epoch."
+                f"dataset {name!r} has revision {dataset.revision} now, not {revision}: its file was changed. "
+                "Request the dataset again and begin a new epoch."
             )
         return dataset
 
@@ -272,7 +272,7 @@ class Catalog:
             if scanned >= asked:
                 raise
             # The file may have been added since the last scan.
-            raise self._next_walk(f"{error.detail}; it is looked for again", asked, RESCAN_SECONDS) from None
+            raise self._next_walk(f"{error.detail}; looking for it again", asked, RESCAN_SECONDS) from None
 
     @property
     def _pause(self) -> float:
@@ -302,7 +302,7 @@ class Catalog:
                 held = entry.datasets()
                 own_matches = [(entry, dataset) for dataset in held if dataset.name == name]
                 if entry.away is None and (own_matches or candidates is not joined) and entry.has_changed():
-                    detail = f"dataset {name!r} has changed, and is looked at again"
+                    detail = f"dataset {name!r} has changed and is being inspected again"
                     raise self._next_walk(detail, asked, self._pause if entry.name == name else RESCAN_SECONDS)
                 matching += own_matches
                 if entry.away is not None and not held:
@@ -336,7 +336,7 @@ class Catalog:
     def _preparing(self, name: str, entry: Entry) -> Preparing:
         how_far = self._indexer.inspections.describe(entry.outcome)
         return Preparing(
-            f"dataset {name!r} is looked at for the first time ({how_far}): come again in a moment", retry_after=1
+            f"dataset {name!r} is being inspected for the first time ({how_far}): try again in a moment", retry_after=1
         )
 
     def _rescan(self, since: float, *, wait: bool = True) -> None:
@@ -394,16 +394,16 @@ class Catalog:
             # The folder was never readable: it is listed with the reason, like an unreadable file.
             return awaited
         if self._presence.trouble is not None and before is None:
-            logger.warning("%s; 503 is answered until it is back", self._presence.trouble)
+            logger.warning("%s; requests get 503 until it is back", self._presence.trouble)
         elif before is not None and self._presence.trouble is None:
-            logger.warning("nothing is missing from the data folder any more")
+            logger.warning("the data folder is complete again")
         walked.files = sorted([*walked.files, *(file for file in awaited if file.lower().endswith(ALL_SUFFIXES))])
         walked.declarable = sorted({*walked.declarable, *(awaited.keys() - set(walked.files))})
         return awaited
 
 
 def _unavailable(name: str, why: str) -> SourceUnavailable:
-    return SourceUnavailable(f"dataset {name!r} cannot be looked at now: {why}", retry_after=AWAY_RETRY_SECONDS)
+    return SourceUnavailable(f"dataset {name!r} is unavailable at the moment: {why}", retry_after=AWAY_RETRY_SECONDS)
 
 
 def _raise_reason(name: str, entry: Entry) -> None:
@@ -432,6 +432,6 @@ def _told_apart(lines: Sequence[tuple[Entry, Listed]]) -> list[Listed]:
 
 def _of_one_name(name: str, files: Sequence[str]) -> str:
     return (
-        f"what is in {', '.join(map(shown, files))} would all be called {name!r}: rename a file, or declare it under "
-        "another name in h5feed.toml"
+        f"datasets in {', '.join(map(shown, files))} would have the same name {name!r}: rename a file, or declare it "
+        "under another name in h5feed.toml"
     )

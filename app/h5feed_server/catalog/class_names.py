@@ -49,7 +49,7 @@ def _with_fitting_names(field: Field, read: Read) -> Field:
     problem, note = _judged(field, field.class_names, read)
     if problem is not None:
         named = ", ".join(map(repr, field.class_names[:3])) + (" …" if len(field.class_names) > 3 else "")
-        note = f"{named} are not taken for the names of its classes: {problem}"
+        note = f"{named} are not used as class names: {problem}"
     notes = "; ".join(filter(None, (field.note, note)))
     return replace(field, class_names=None if problem is not None else field.class_names, note=notes or None)
 
@@ -58,7 +58,7 @@ def _judged(field: Field, names: Sequence[str], read: Read) -> tuple[str | None,
     """Why the names do not fit, or None; and other remarks on them, or None."""
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        return f"{twice!r} is there twice", None
+        return f"{twice!r} occurs twice", None
     shape, count = field.sample_shape, len(names)
     if field.is_ragged or len(shape) > _MOST_AXES or field.dtype.kind not in "biuf":
         return None, None
@@ -68,18 +68,18 @@ def _judged(field: Field, names: Sequence[str], read: Read) -> tuple[str | None,
     occurring, whole = _occurring(field.column, read)
     values = occurring[occurring >= 0]
     if (values != np.floor(values)).any() or not np.isfinite(values).all():
-        return "its numbers are not whole", None
+        return "its values are not integers", None
     if len(values) and values[-1] >= count:
         here = f"it has labels up to {int(values[-1])}"
         if int(values[0]) > 0 and int(values[-1]) == count:
             here = f"its labels are {int(values[0])} … {count}"
-        way = "class_names in h5feed.toml gives one for each number from 0 on"
-        return f"{here}, and {count} names are those of 0 … {count - 1}: {way}", None
+        way = "declare class_names in h5feed.toml with a name for each number from 0"
+        return f"{here}, but the {count} names are for 0 … {count - 1}: {way}", None
     said = []
     if len(values) < len(occurring):
         said.append("labels that are NaN or below 0 have no name")
     if not whole:
-        said.append("whether each label has a name was looked at in some of its rows only")
+        said.append("only some rows were checked for labels without a name")
     return None, "; ".join(said) or None
 
 

@@ -180,7 +180,7 @@ class Dataset:
             if self.field(name).images is None:
                 raise BadParameter(f"encoded={name}: rows of {name!r} are not stored as the bytes of image files")
             if name not in [field.name for field in fields]:
-                raise BadParameter(f"encoded={name}: this field is not among those that are asked for")
+                raise BadParameter(f"encoded={name}: this field is not among the requested ones")
         return tuple(field.encoded if field.name in stored else field for field in fields)
 
     @cached_property
@@ -258,9 +258,9 @@ def describe_fields(
         if names is None and role.role == "label":
             names = class_names(item.array, table.text)
             if problem is None and not _agree_in_names(item, table):
-                problem = "the same number stands for other classes in some of its pieces"
+                problem = "the same number stands for different classes in some of its pieces"
             if names is None and item.array.enum_names:
-                note = "its enum skips numbers, so that it names no classes"
+                note = "its enum skips numbers, so it does not give class names"
         described.append(
             Field(
                 item.name,
@@ -301,11 +301,11 @@ def _problem(field: TableField) -> str | None:
     problem = field.unreadable or (None if field.array.by_h5py else unsupported(field.array.filters))
     named = {_names_of(segment) for segment in field.column.segments}
     if problem is None and len(named) > 1:
-        problem = "the same number stands for other classes in some of its pieces"
+        problem = "the same number stands for different classes in some of its pieces"
     if problem is None and len({guess_channels(segment.array) for segment in field.column.segments}) > 1:
-        problem = "its pieces say that their channels lie in different orders"
+        problem = "the channels of its pieces are in different orders"
     if problem is None and field.column.dtype.kind == "S" and field.column.sample_shape:
-        problem = "it is text of more than one string a row"
+        problem = "it has more than one string per row"
     return problem
 
 
@@ -314,8 +314,8 @@ def _unaskable(name: str, lists: Collection[str]) -> str | None:
     flat = name.removesuffix(OFFSETS)
     if name not in (ROWS, WEIGHT) and not (flat != name and flat in lists):
         return None
-    meant = f"where the rows of {flat!r} begin" if flat != name else "rows" if name == ROWS else "weights"
-    return f"batches call {meant} so: 'fields' in h5feed.toml gives it another name"
+    meant = f"the offsets of {flat!r}" if flat != name else "row numbers" if name == ROWS else "weights"
+    return f"batches use this name for {meant}: give it another one with 'fields' in h5feed.toml"
 
 
 def _decoded(field: TableField, declared: ImageSpec | None) -> TableField:
@@ -325,7 +325,7 @@ def _decoded(field: TableField, declared: ImageSpec | None) -> TableField:
     column = field.column
     holds_bytes = column.has_lists and column.dtype == np.uint8
     if declared is not None and not holds_bytes:
-        return replace(field, unreadable="h5feed.toml says that it is decoded, but its rows are no lists of bytes")
+        return replace(field, unreadable="h5feed.toml declares that it is decoded, but its rows are not lists of bytes")
     if not holds_bytes:
         return field
     try:
@@ -333,5 +333,5 @@ def _decoded(field: TableField, declared: ImageSpec | None) -> TableField:
     except BadParameter as error:
         return replace(field, unreadable=error.detail)
     if len(specs) > 1:
-        return replace(field, unreadable="its pieces say that they are to be decoded to different images")
+        return replace(field, unreadable="the attributes of its pieces say different things about how to decode images")
     return replace(field, column=replace(column, images=specs.pop()))

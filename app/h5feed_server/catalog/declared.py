@@ -80,18 +80,18 @@ class DeclaredDataset(BaseModel):
         for name, declared in self.splits.items():
             runs = declared if isinstance(declared, list) else [declared]
             if not _SPLIT_NAME.fullmatch(name) or name == "all":
-                raise Unreadable(f"{NAME}: {name!r} is no name for a split: use letters, digits, _ and -, not 'all'")
+                raise Unreadable(f"{NAME}: {name!r} is no valid split name: use letters, digits, _ and -, not 'all'")
             for begin, end in runs:
                 if not 0 <= begin < end <= rows:
                     raise Unreadable(
-                        f"{NAME}: split {name!r}: rows {begin} to {end} are not 0 ≤ begin < end ≤ {rows}, its rows"
+                        f"{NAME}: split {name!r}: rows {begin} to {end} are not 0 ≤ begin < end ≤ {rows} (its rows)"
                     )
                 taken.append((begin, end, name))
             native.setdefault(SPLIT_WORDS.get(name, name), []).extend(runs)
         taken.sort()
         for (_, end, first), (begin, _, second) in pairwise(taken):
             if begin < end:
-                raise Unreadable(f"{NAME}: row {begin} lies in split {first!r} and in split {second!r}")
+                raise Unreadable(f"{NAME}: row {begin} is both in split {first!r} and in split {second!r}")
         return {name: sorted(runs) for name, runs in native.items()}
 
     def matching(self, files: Sequence[str]) -> list[str]:
@@ -165,7 +165,7 @@ def read_declared(root: Path, *, follow_links: bool) -> Declaration:
         # O_NONBLOCK: opening a FIFO would block forever.
         with open(root / NAME, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return Declaration({}, {NAME: Refusal(f"{NAME} is not a regular file: nothing of it is followed")})
+                return Declaration({}, {NAME: Refusal(f"{NAME} is not a regular file: it is ignored")})
             said = tomllib.loads(file.read().decode())
     except FileNotFoundError:
         return Declaration()
@@ -175,7 +175,7 @@ def read_declared(root: Path, *, follow_links: bool) -> Declaration:
             return Declaration()
         return Declaration({}, {NAME: Refusal(f"{NAME} cannot be read: {error.strerror}")})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        return Declaration({}, {NAME: Refusal(f"{NAME}: {error}: nothing of it is followed")})
+        return Declaration({}, {NAME: Refusal(f"{NAME}: {error}: the file is ignored")})
     datasets: dict[str, DeclaredDataset] = {}
     refused: dict[str, Refusal] = {}
     tables = said.pop("datasets", {})
@@ -185,13 +185,13 @@ def read_declared(root: Path, *, follow_links: bool) -> Declaration:
             f"{NAME}: {key}: there is no such key: {did_you_mean(key, ['datasets'], 'there is datasets')}"
         )
     if not isinstance(tables, dict):
-        return Declaration({}, {NAME: Refusal(f"{NAME}: datasets: it is no table: write [datasets.NAME]")})
+        return Declaration({}, {NAME: Refusal(f"{NAME}: datasets must be a table: write [datasets.NAME]")})
     for name, table in tables.items():
         if not name or name in (".", "..") or len(name) > MAX_NAME or _UNNAMEABLE.search(name):
             quoted = json.dumps(name[: MAX_NAME + 1], ensure_ascii=False)
             reason = (
-                f"{NAME}: no URL can carry the name {quoted}: use 1 to {MAX_NAME} characters, no slash and no control "
-                "character among them, and neither '.' nor '..'"
+                f"{NAME}: a URL cannot contain the name {quoted}: use 1 to {MAX_NAME} characters without slashes and "
+                "control characters, and neither '.' nor '..'"
             )
             refused[f"{NAME}: {quoted}"] = Refusal(reason, _patterns(table))
             continue
@@ -244,10 +244,10 @@ def followed(
             declared[name] = dataset
             continue
         # Refuse a dataset with missing files: users could not tell it from the complete one.
-        what = f"no file is called, or matches, {missing[0]!r}" if missing else "files: it names none"
+        what = f"no file matches {missing[0]!r}" if missing else "files is empty"
         reason = (
-            f"{NAME}: datasets.{name}: {what}; paths are relative to the data folder, nothing hidden is served, and a "
-            "pattern that leaves the ending open is for those of HDF5 files"
+            f"{NAME}: datasets.{name}: {what}; paths are relative to the data folder, hidden files are not served, and "
+            "a pattern without an extension only matches files with extensions of HDF5"
         )
         refused[name] = (dataset.matching(files), reason)
     return declared, refused

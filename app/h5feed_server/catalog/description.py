@@ -23,8 +23,8 @@ def _advice(field: Field) -> str | None:
         return None
     rows = field.array.chunk_shape[0] if field.array.chunk_shape else 1
     return (
-        f"a shuffled batch decodes {field.read_amplification:.0f} bytes for each it serves, unless they are in the "
-        f"cache of chunks: shuffle with window={64 * rows}, or lay the file out for it once: h5feed-server build "
+        f"a shuffled batch decodes {field.read_amplification:.0f} bytes for each byte served, unless the chunks are "
+        f"cached: shuffle with window={64 * rows}, or rewrite the file for fast shuffling: h5feed-server build "
         "OLD.h5 -o NEW.h5"
     )
 

@@ -26,11 +26,11 @@ LEFT_OUT = ".left-out.tsv"
 _EXAMPLES = 16
 """Maximum number of files of an unknown extension whose names are stored."""
 
-_UNSERVED_LINKS = "it is a link to a folder, which is not followed: mount that folder here, or link the files in it"
+_UNSERVED_LINKS = "it is a link to a folder, and these are not followed: mount the folder here, or link its files"
 
 LEADS_OUT = (
-    "is a link that leads out of the data folder, which is followed only where the server is started with "
-    "--follow-links (H5FEED_FOLLOW_LINKS=1)"
+    "is a link that leads out of the data folder: start the server with --follow-links (H5FEED_FOLLOW_LINKS=1) to "
+    "follow such links"
 )
 
 
@@ -129,7 +129,7 @@ def _check_rights(folder: str) -> None:
         os.stat(folder)
         user = os.geteuid()
         raise PermissionError(
-            errno.EACCES, f"the server runs as user {user}, who may not read it (chmod a+rX lets all)"
+            errno.EACCES, f"the server runs as user {user}, who may not read it (chmod a+rX allows everyone to)"
         )
 
 
@@ -199,5 +199,5 @@ def why_not_there(path: str, error: OSError) -> str | None:
     if error.errno == errno.ELOOP:
         return "it is a link that leads back to itself"
     if error.errno == errno.ENOENT:
-        return "it is a link to a file that is not there" if os.path.islink(path) else None
-    return f"it cannot be looked at: {error.strerror}"
+        return "it is a link to a missing file" if os.path.islink(path) else None
+    return f"it cannot be accessed: {error.strerror}"

@@ -114,7 +114,7 @@ class FolderScan:
             states = [os.stat(path) for path in paths]
         except OSError as error:
             if is_away(error):
-                self._entries[name] = self._away(name, files, f"a file cannot be looked at: {error.strerror}")
+                self._entries[name] = self._away(name, files, f"a file cannot be accessed: {error.strerror}")
             elif (reason := why_not_there(str(error.filename), error)) is not None:
                 self._refuse(name, files, reason)
             return

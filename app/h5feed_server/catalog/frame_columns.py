@@ -17,8 +17,8 @@ MAX_COLUMNS = 64
 """Each column of a frame with up to this many columns is a field. The blocks of wider frames stay matrices."""
 
 PICKLED = (
-    "pandas has pickled these values, and a pickle is a program: write the frame with to_hdf(format='table'), which "
-    "stores text as text"
+    "pandas has pickled these values, and unpickling can run any code: write the frame with to_hdf(format='table'), "
+    "which stores text as text"
 )
 _NO_EXTENT = re.compile(r"^\((?:[IL]\d+L?\n)*[IL]0L?\n")
 """A pickled tuple of integers that contains 0: the shape of an empty array."""
@@ -115,7 +115,7 @@ def segment_of(column: FrameColumn) -> Segment:
     if layout is None:
         path = f"{array.path}[:, {column.begin}]"
         reason = (
-            f"it is one of {array.shape[1]} columns that can only be read together: name {array.path!r} in h5feed.toml"
+            f"it is one of {array.shape[1]} columns that can only be read together: add {array.path!r} to h5feed.toml"
         )
         layout = replace(refused(array, reason), path=path)
     return replace(column.block, array=layout, about=about)

@@ -133,25 +133,27 @@ class Indexer:
             return datasets
         except TRANSIENT_ERRORS as error:
             kind = SourceUnavailable if isinstance(error, SourceUnavailable) else Overloaded
-            raise kind(f"dataset {name!r} cannot be looked at now: {error.detail}", retry_after=1) from None
+            raise kind(f"dataset {name!r} is unavailable at the moment: {error.detail}", retry_after=1) from None
         except FeedError as error:
             if any(identity_of(path) != identity for path, identity in zip(paths, identities, strict=True)):
                 # The error says nothing about the file in its new state.
-                raise Overloaded(f"dataset {name!r} changed while it was looked at", retry_after=1) from None
+                raise Overloaded(f"dataset {name!r} changed while it was inspected", retry_after=1) from None
             self.tell(files, error.detail)
             raise
         except OSError as error:
             reason = error.strerror or "it cannot be opened"
             if is_away(error):
-                raise SourceUnavailable(f"dataset {name!r} cannot be looked at now: {reason}", retry_after=1) from None
+                raise SourceUnavailable(
+                    f"dataset {name!r} is unavailable at the moment: {reason}", retry_after=1
+                ) from None
             self.tell(files, reason)
             raise Unreadable(reason) from error
         except Exception:
             if self._closed.is_set():
                 # The error is a consequence of closing.
-                raise Overloaded("the server stops") from None
-            logger.exception("%s could not be described", files[0])
-            raise Unreadable("describing it failed; the server's log has the reason") from None
+                raise Overloaded("the server is stopping") from None
+            logger.exception("inspecting %s failed", files[0])
+            raise Unreadable("inspecting it failed: the server's log has the reason") from None
         finally:
             if self.inspections.left <= 1:
                 # This was the last job: end the child processes.
@@ -171,7 +173,7 @@ class Indexer:
 
         def load(path: str, identity: Identity) -> LoadedFile:
             if self._closed.is_set():
-                raise Overloaded("the server stops")
+                raise Overloaded("the server is stopping")
             return self._loader.load(path, identity, dependencies)
 
         if len(paths) == 1:

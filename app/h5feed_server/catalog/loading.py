@@ -145,8 +145,8 @@ class FileLoader:
             return _Loading(self, dependencies).load(path, identity, ())
         except _Overdue:
             raise Unreadable(
-                f"looking at the files that it leads to took more than {PATIENCE * self.probe_seconds:g} s ({PATIENCE} "
-                "times H5FEED_INSPECT_TIMEOUT)"
+                f"inspecting the files that it refers to took more than {PATIENCE * self.probe_seconds:g} s "
+                f"({PATIENCE} times H5FEED_INSPECT_TIMEOUT)"
             ) from None
 
     def layout(
@@ -255,7 +255,7 @@ class FileLoader:
         known = f"the file {_shown(name)!r}"
         # With follow_links, the named file itself may be a link out of the folder, but no folder on the way may.
         if leads_out(str(self._root), os.path.dirname(named) if self._settings.follow_links else target):
-            raise _Astray(f"{known}, which lies outside of the data folder")
+            raise _Astray(f"{known}, which is outside the data folder")
         # Hidden files are not served under another name either, except through symbolic links.
         way = os.path.relpath(named, os.path.dirname(path))
         if any(part.startswith(".") and part != ".." for part in way.split(os.sep)):
@@ -268,7 +268,7 @@ class FileLoader:
         # Record the name as well as the target, because the name may lead to another file later.
         dependencies[target] = dependencies[named] = Identity.of(status)
         if not stat.S_ISREG(status.st_mode):
-            raise _Astray(f"{known}, which is no regular file")
+            raise _Astray(f"{known}, which is not a regular file")
         return target, Identity.of(status)
 
 
@@ -317,7 +317,7 @@ class _Loading:
             try:
                 segment = self._segment(source, array, (*above, path), digests)
             except _Astray as error:
-                segment = Segment(source, unreadable_array(array.path, f"its data lies in {error}"))
+                segment = Segment(source, unreadable_array(array.path, f"its data is in {error}"))
             if (
                 array.by_h5py
                 and segment.array.unreadable is None
@@ -352,7 +352,7 @@ class _Loading:
         if array.external is not None:
             path, identity = self._loader.find(source.path, array.external, self._dependencies)
             if array.offset is not None and array.offset + array.rows * array.stored_row_bytes > identity.size:
-                raise _Astray(f"the file {_shown(array.external)!r}, which ends before it does")
+                raise _Astray(f"the file {_shown(array.external)!r}, which ends before the data does")
             # This file is a companion, and so part of the cache key: the offset depends on the file that has the array.
             stored = self._source(path, identity).with_companions((source,))
             digests[path] = (stored.digest,)
@@ -384,7 +384,7 @@ class _Loading:
         try:
             path, identity = self._loader.find(source.path, link.file, self._dependencies)
             if path in above:
-                raise _Astray(f"the file {_shown(link.file)!r}, which leads back here")
+                raise _Astray(f"the file {_shown(link.file)!r}, which links back to this one")
             loaded = self._nested(path, identity, above)
         except _Astray as error:
             yield link.path, Segment(source, unreadable_array(link.path, f"it is a link into {error}"))
@@ -401,12 +401,12 @@ class _Loading:
             rest = name.removeprefix(target).strip("/")
             yield "/".join(part for part in (link.path, rest) if part), loaded.segments[name]
         if not any_array:
-            reason = f"it is a link to {link.target!r} in the file {_shown(link.file)!r}, where no array is"
+            reason = f"it is a link to {link.target!r} in the file {_shown(link.file)!r}, where there is no array"
             yield link.path, Segment(source, unreadable_array(link.path, reason))
 
     def _nested(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
         if len(above) > MAX_NESTING:
-            raise _Astray(f"files that lead to one another more than {MAX_NESTING} deep")
+            raise _Astray(f"files that refer to one another more than {MAX_NESTING} deep")
         return self.load(path, identity, above)
 
 

@@ -25,7 +25,7 @@ def with_coordinates(segments: Mapping[str, Segment]) -> dict[str, Segment]:
         name = path.rpartition("/")[2]
         problem = None
         if str(segment.array.attributes.get("NAME", "")).startswith(_NO_VARIABLE):
-            problem = "it is the length of an axis, without values"
+            problem = "it is a dimension without values"
         elif lengths and segment.rows not in lengths:
             problem = f"it holds the coordinates of the axis {name!r}, which is not that of the rows"
         if problem is not None:

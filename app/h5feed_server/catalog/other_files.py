@@ -18,7 +18,7 @@ MAX_NAMED = 5
 
 _NO_DATA = (
     "names of HDF5 files end in .h5, .hdf5, .hdf or .he5; h5feed-server build packs images, tables and arrays into "
-    "one, and h5feed.toml may name HDF5 files of any ending"
+    "one, and h5feed.toml can declare HDF5 files with any extension"
 )
 
 
@@ -61,8 +61,8 @@ def other_files(
         first = next((file for file in files if _is_hdf5(os.path.join(root, file), sniffed)), None)
         if first is not None:
             reason = (
-                f"{shown(first)} is HDF5, but its name does not end as that of an HDF5 file does: let it end in .h5, "
-                "or name it in h5feed.toml"
+                f"{shown(first)} is an HDF5 file, but does not have the extension of one: rename it to end in .h5, or "
+                "declare it in h5feed.toml"
             )
         else:
             reason = _NO_DATA
@@ -71,7 +71,7 @@ def other_files(
     if rest:
         number = sum(count for _, count, _ in rest)
         files = tuple(file for _, _, own in rest for file in own[:1])[:MAX_NAMED]
-        yield "*", files, f"{number:,} files of {len(rest)} further endings: {_NO_DATA}"
+        yield "*", files, f"{number:,} files with {len(rest)} other extensions: {_NO_DATA}"
 
 
 def _is_hdf5(path: str, sniffed: dict[str, bool]) -> bool:

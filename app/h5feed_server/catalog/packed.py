@@ -25,14 +25,14 @@ def _with_packing(field: TableField, apply: bool) -> TableField:
         return field
     said = str(next(packing for packing in packings if packing is not None))
     if not apply:
-        note = f'packed as netCDF does it ({said}), and served as stored: apply = "scale" in h5feed.toml unpacks it'
+        note = f'packed as in netCDF ({said}), and served as stored: apply = "scale" in h5feed.toml unpacks it'
         return replace(field, note="; ".join(filter(None, (field.note, note))))
     # Segments may be packed differently, but must be unpacked to the same float type.
     stored = [np.dtype(segment.array.dtype) for segment in segments]
     kinds = [np.dtype(one.dtype) if one else dtype for one, dtype in zip(packings, stored, strict=True)]
     dtype = np.result_type(*kinds, np.float16).newbyteorder("<").str
     unpacked = tuple(replace(segment, served_as=dtype) for segment in segments)
-    note = f"unpacked as netCDF says ({said})"
+    note = f"unpacked as in netCDF ({said})"
     return replace(
         field, column=replace(field.column, segments=unpacked), note="; ".join(filter(None, (field.note, note)))
     )

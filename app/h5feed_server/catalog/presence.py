@@ -51,9 +51,9 @@ class Presence:
         self._unlisted = walked.unlisted
         self.reason = None
         if "" in walked.unlisted:
-            self.reason = f"the data folder cannot be looked at: {walked.unlisted['']}"
+            self.reason = f"the data folder cannot be read: {walked.unlisted['']}"
         elif self._files and not present and not walked.others:
-            self.reason = "the data folder, which held datasets, is empty: is the disk not mounted that belongs there?"
+            self.reason = "the data folder, which contained datasets, is empty: is its disk mounted?"
         for folder, place in walked.places.items():
             if self._places.setdefault(folder, place) == place:
                 self._replaced.pop(folder, None)
@@ -93,9 +93,9 @@ class Presence:
         for folder in _above(file):
             name = f"the folder {shown(folder)!r}" if folder else "the data folder"
             if folder in self._unlisted:
-                return f"{name} cannot be looked at: {self._unlisted[folder]}"
+                return f"{name} cannot be read: {self._unlisted[folder]}"
             if folder in self._replaced:
-                return f"{name} is not the one that it was, and does not hold it: is a disk not mounted?"
+                return f"{name} was replaced by another one that does not contain it: is its disk mounted?"
         return None
 
     def doubt(self, name: str) -> str | None:
@@ -104,7 +104,7 @@ class Presence:
             return self.reason
         for folder, reason in self._unlisted.items():
             if name.startswith(shown(folder).replace("/", ".") + "."):
-                return f"the folder {shown(folder)!r} cannot be looked at: {reason}"
+                return f"the folder {shown(folder)!r} cannot be read: {reason}"
         return None
 
     def _accept(self, folder: str, walked: Walk) -> None:

@@ -91,14 +91,14 @@ def guess_roles(fields: Sequence[Traits], holds_classes: Callable[[int], bool] =
         for i in labels:
             if not fields[i].is_text or fields[i].is_told:
                 continue
-            reason = f"text beside the label {fields[numbers[0]].name!r}, which says the same in numbers"
+            reason = f"text, while the label {fields[numbers[0]].name!r} has numbers"
             roles[i] = Role("other", reason)
     inputs = any(role.role == "input" and field.usable for field, role in zip(fields, roles, strict=True))
     for i, role in enumerate(roles):
         if role.role == _TARGET and not inputs and not labels:
-            roles[i] = Role("input", "nothing else is there to learn from")
+            roles[i] = Role("input", "there is no other field to learn from")
         elif role.role == _TARGET and labels:
-            reason = f"{role.reason}, but {fields[labels[0]].name!r} is the label: name this one with y="
+            reason = f"{role.reason}, but {fields[labels[0]].name!r} is the label: select this one with y="
             roles[i] = Role("other", reason)
         elif role.role == _TARGET:
             roles[i] = Role("label", role.reason)
@@ -106,7 +106,7 @@ def guess_roles(fields: Sequence[Traits], holds_classes: Callable[[int], bool] =
     if "input" in usable and "label" not in usable:
         only = _only_label(fields, roles, holds_classes)
         if only is not None:
-            roles[only] = Role("label", "the only field of classes beside the inputs")
+            roles[only] = Role("label", "the only field of classes besides the inputs")
     return [
         Role("input", "a column of numbers") if _is_feature(field, role) else role
         for field, role in zip(fields, roles, strict=True)
@@ -123,7 +123,7 @@ def _set_helpers_aside(fields: Sequence[Traits], roles: list[Role]) -> None:
     for i, (distance, word) in far.items():
         if distance > far[nearest][0]:
             label = fields[nearest].name
-            reason = f"its name {fields[i].name!r} says {word!r} beside the label {label!r}: name it with y="
+            reason = f"its name {fields[i].name!r} says {word!r}, and {label!r} is the label: select this one with y="
             roles[i] = Role("other", reason)
 
 
@@ -141,7 +141,7 @@ def _by_itself(field: Traits, names: Sequence[str], scalars: Sequence[str]) -> R
         return Role("other", "each row is a list of its own length")
     # In a data frame, weight may be a feature of persons or things.
     if word == "weight" and (not field.is_column or "sample" in name.lower()):
-        return Role("weight", f"its name {name!r} says weight, with one value a row")
+        return Role("weight", f"its name {name!r} says weight, with one value per row")
     if word == "label":
         return Role("label", f"its name {name!r} says label")
     if field.is_text:
@@ -149,9 +149,9 @@ def _by_itself(field: Traits, names: Sequence[str], scalars: Sequence[str]) -> R
     if word == "target":
         return Role(_TARGET, f"its name {name!r} says target")
     if not field.is_single and (source := target_of_pair(name, names)) is not None:
-        return Role(_TARGET, f"its name {name!r} says target, beside {source!r}")
+        return Role(_TARGET, f"its name {name!r} says target, next to {source!r}")
     if word == "index":
-        return Role("other", f"its name {name!r} says a running number, a place, a time or a split")
+        return Role("other", f"its name {name!r} says an index, a position, a time or a split")
     if word == "input":
         return Role("input", f"its name {name!r} says input")
     if len(shape) >= 2:
@@ -159,10 +159,10 @@ def _by_itself(field: Traits, names: Sequence[str], scalars: Sequence[str]) -> R
     if len(shape) == 1 and not field.is_single:
         return Role("input", "a sample is a vector")
     if field.dtype.kind in "biu":
-        return Role("other", "one integer a row, but its name does not say label")
+        return Role("other", "one integer per row, but its name does not say label")
     if field.is_column:
         return Role("input", "a column of numbers")
-    return Role("other", "nothing tells what it is for")
+    return Role("other", "nothing tells its role")
 
 
 def _only_label(fields: Sequence[Traits], roles: Sequence[Role], holds_classes: Callable[[int], bool]) -> int | None:

@@ -41,7 +41,7 @@ def files_of_family(root: Path, name: str) -> list[str]:
     divided = families(sorted({*walked.files, *claimed}), declared)
     together = next((family.files for family in divided if name in family.files), None)
     if together is None:
-        raise Unreadable(f"{name} is not served: names end in {_list(ALL_SUFFIXES)}, and begin with no dot")
+        raise Unreadable(f"{name} is not served: names must end in {_list(ALL_SUFFIXES)}, and not begin with a dot")
     return list(together)
 
 

@@ -39,7 +39,7 @@ def without_sparse(groups: Mapping[str, Mapping[str, Any]], segments: Mapping[st
         first = segments[names["data"]]
         gone = {names[name] for name in (*parts, *(_BESIDE & names.keys()))}
         path = group or "data"
-        reason = f"{_described(groups.get(group, {}))}, which is not read as rows yet: store it dense"
+        reason = f"{_described(groups.get(group, {}))}, which is not supported yet: store it as a dense one"
         fields = {name: segment for name, segment in fields.items() if name not in gone}
         fields[path] = Segment(first.source, ArrayLayout(path, (), "|u1", unreadable=reason))
     return fields

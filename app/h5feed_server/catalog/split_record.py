@@ -70,11 +70,11 @@ def read_record(files: Sequence[Mapping[str, Any]], rows: Mapping[str, int]) -> 
     if first is None and not any(others):
         return None, None
     if not isinstance(first, str) or any(other != first for other in others):
-        return None, f"the files do not agree in what their {ATTRIBUTE} says: it is not heeded"
+        return None, f"the files have different attributes {ATTRIBUTE}: they are ignored"
     try:
         record = SplitRecord.model_validate_json(first)
     except ValidationError:
-        return None, f"the attribute {ATTRIBUTE} is no record of splits that this server knows: it is not heeded"
+        return None, f"the attribute {ATTRIBUTE} is not a record of splits that this server supports: it is ignored"
     if rows != record.rows:
-        return None, f"{ATTRIBUTE} is of splits of {record.rows} rows, and stored are {dict(rows)}: it is not heeded"
+        return None, f"{ATTRIBUTE} is about splits of {record.rows} rows, but they have {dict(rows)}: it is ignored"
     return record, None

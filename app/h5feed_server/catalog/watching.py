@@ -54,7 +54,7 @@ def notice(
             # watchfiles fails on names that are not UTF-8, which may stay there. Do not warn about it each time.
             if type(error).__name__ != "WatchfilesRustInternalError" and root.is_dir() and str(error) != told:
                 told = str(error)
-                logger.warning("the data folder cannot be watched (%s): it is looked through now and then", error)
+                logger.warning("the data folder cannot be watched (%s): it is scanned periodically", error)
             stop.wait(_LOOK_SECONDS)
         if not stop.is_set():
             look()

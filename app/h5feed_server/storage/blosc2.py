@@ -22,13 +22,13 @@ def blosc2(source: Source, out: Bytes, options: Options) -> int:
     """Decode a contiguous Blosc2 frame of one chunk. If its header says so, the chunk has n-dimensional blocks."""
     data: Any = memoryview(source)
     if data[2:10] != b"b2frame\0":
-        raise ValueError("it is no frame")
+        raise ValueError("it is not a Blosc2 frame")
     (header,) = struct.unpack_from(">i", data, 11)
     nbytes: int
     nbytes, stored = struct.unpack_from(">qxq", data, 30)
     (itemsize,) = struct.unpack_from(">i", data, 48)
     if header < 87 or stored < 0 or header + stored > len(data):
-        raise ValueError(f"its frame claims {header} and {stored} bytes of {len(data)}")
+        raise ValueError(f"its frame claims {header} and {stored} bytes, but has {len(data)}")
     grid = _blosc2_grid(data[:header])
     if grid is not None:
         shape, block = grid
@@ -67,7 +67,7 @@ def _blosc2_constant(index: Source, itemsize: int, out: Bytes) -> None:
     elif code[7] == 0x82 and itemsize in (4, 8) and len(out) % itemsize == 0:
         out.view(f"<f{itemsize}")[...] = np.nan
     else:
-        raise ValueError(f"its frame has no chunk, but the code {code.hex()}")
+        raise ValueError(f"its frame has no chunk, but the unknown code {code.hex()}")
 
 
 def _blosc2_chunk_bytes(chunk: Source) -> int:
@@ -80,9 +80,9 @@ def _blosc2_chunk_bytes(chunk: Source) -> int:
     """
     flags, nbytes, _, stored = struct.unpack_from("<2xBx3i", chunk)
     if stored != len(chunk):
-        raise ValueError(f"its chunk claims {stored} bytes of {len(chunk)}")
+        raise ValueError(f"its chunk claims {stored} bytes, but has {len(chunk)}")
     if flags >> 5 > 4:
-        raise ValueError(f"its chunk needs the plugged-in codec {flags >> 5}")
+        raise ValueError(f"its chunk needs the codec plug-in {flags >> 5}")
     if flags & 5 == 5:
         extended = struct.unpack_from("<6B9xB", chunk, 16)
         *filters, kind = extended

@@ -85,7 +85,7 @@ class ByteCache(Generic[V]):
             try:
                 return flight.result(self._timeout)
             except TimeoutError:
-                raise ReadTimeout(f"another request has been computing the same for {self._timeout:g} s") from None
+                raise ReadTimeout(f"another request has been computing the same data for {self._timeout:g} s") from None
         try:
             value = compute()
         except BaseException as error:

@@ -110,7 +110,7 @@ def _blosc(source: Source, out: Bytes, options: Options) -> int:
     nbytes, _, stored = struct.unpack_from("<3I", source, 4)
     # The library does not take the length of its input: it trusts this header.
     if stored > len(source):
-        raise ValueError(f"it claims {stored} stored bytes of {len(source)}")
+        raise ValueError(f"it claims {stored} stored bytes, but has {len(source)}")
     return len(imagecodecs.blosc_decode(source, numthreads=1, out=memoryview(prefix(out, nbytes))))
 
 
@@ -226,7 +226,7 @@ def unsupported(filters: Sequence[Filter]) -> str | None:
                 _OPTIONS[item.id](item.options)
             except (*_FAILURES, TypeError) as error:
                 return (
-                    f"its chunks are compressed with the filter {item.name!r} ({item.id}) in a way which this version "
+                    f"its chunks are compressed with the filter {item.name!r} ({item.id}) in a way that this version "
                     f"does not read: {error}"
                 )
     return None

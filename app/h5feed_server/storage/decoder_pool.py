@@ -172,7 +172,7 @@ class Decoders:
         """
         offset, size, mask = place
         if size > 2 * len(out) + 4096:
-            raise DatasetCorrupt(f"a chunk of {len(out)} bytes claims to be stored as {size}")
+            raise DatasetCorrupt(f"a chunk of {len(out)} bytes claims to be stored as {size} bytes")
         stored = self.scratch("stored", size)
         view = memoryview(stored)
         received = os.preadv(fd, (view,), offset)

@@ -254,69 +254,69 @@ def check_array(array: ArrayLayout) -> None:
         The message can be used as `ArrayLayout.unreadable`.
     """
     dtype = np.dtype(array.dtype)
-    _demand(_travels(dtype), f"its type {dtype} is not one that this version serves")
-    _demand(_are_counts(array.shape) and len(array.shape) <= 48, "its shape makes no sense")
+    _demand(_travels(dtype), f"its type {dtype} is not supported")
+    _demand(_are_counts(array.shape) and len(array.shape) <= 48, "its shape is invalid")
     # Count an axis of length 0 as 1: it must not hide other axes whose product overflows.
     nbytes = math.prod(max(1, extent) for extent in array.shape) * dtype.itemsize
-    _demand(nbytes < _MAX_BYTES, f"its shape {list(array.shape)} makes more bytes than there can be")
-    _demand(_is_count(array.stored_bytes), "its stored size makes no sense")
+    _demand(nbytes < _MAX_BYTES, f"its shape {list(array.shape)} is larger than an array can be")
+    _demand(_is_count(array.stored_bytes), "its stored size is invalid")
     if array.scalar is not None:
-        _demand(array.unreadable is not None and array.shape == (), "it is a scalar of rows")
-        _demand(len(array.scalar) == dtype.itemsize, "its value is not of its type")
+        _demand(array.unreadable is not None and array.shape == (), "it is a scalar with rows")
+        _demand(len(array.scalar) == dtype.itemsize, "its value does not have the size of its type")
     ways = (array.offset, array.chunks, array.inline)
     if array.unreadable is not None:
-        _demand(array.unreadable != "" and ways == (None, None, None) and array.chunk_shape is None, "it is no array")
+        _demand(array.unreadable != "" and ways == (None, None, None) and array.chunk_shape is None, "it has data")
         return
     if array.by_h5py:
-        _demand(ways == (None, None, None) and array.chunk_shape is None, "its data lies in two places")
-        _demand(array.record is None and len(array.shape) > 0, "it is no array of rows")
-        _demand(not array.ragged or len(array.shape) == 1, "its lists lie along more than one axis")
-        _demand(array.padding is None and not array.is_bfloat16, "h5py gives no such elements")
+        _demand(ways == (None, None, None) and array.chunk_shape is None, "its data is in two places")
+        _demand(array.record is None and len(array.shape) > 0, "it has no rows")
+        _demand(not array.ragged or len(array.shape) == 1, "it has lists along more than one axis")
+        _demand(array.padding is None and not array.is_bfloat16, "h5py does not return such elements")
         return
-    _demand(array.member is None, "it is no member that h5py reads")
-    _demand(array.padding is None or dtype.kind == "S", "it is padded, and no text")
-    _demand(not array.ragged and array.others == (), "it is no array that h5py reads")
-    _demand(array.external is None or array.offset is not None, "its data begins nowhere in another file")
-    _demand(sum(way is not None for way in ways) <= 1, "its data lies in two places")
+    _demand(array.member is None, "it is a member for h5py, which does not read it")
+    _demand(array.padding is None or dtype.kind == "S", "it is padded, but not text")
+    _demand(not array.ragged and array.others == (), "it has lists or other files, but h5py does not read it")
+    _demand(array.external is None or array.offset is not None, "its data is in another file at an unknown position")
+    _demand(sum(way is not None for way in ways) <= 1, "its data is in two places")
     _demand(len(array.shape) > 0, "it is a scalar: it has no rows")
     element, rank = dtype.itemsize, len(array.shape)
     if array.record is not None:
         element, begin = array.record
         _demand(_are_counts(array.record) and element <= MAX_RECORD_BYTES, f"its records have {element} bytes")
         _demand(0 < array.row_bytes <= element - begin, "it reaches beyond the record that it is a member of")
-        _demand(array.rows * element < _MAX_BYTES, f"its {array.rows} records make more bytes than there can be")
+        _demand(array.rows * element < _MAX_BYTES, f"its {array.rows} records are larger than an array can be")
         rank = 1
     if array.offset is None and array.inline is None:
-        _demand(len(array.fill) == element, "its fill value is not of its type")
+        _demand(len(array.fill) == element, "its fill value does not have the size of its type")
     if array.offset is not None:
-        _demand(_is_count(array.offset) and array.offset < _MAX_BYTES, "its data begins nowhere")
+        _demand(_is_count(array.offset) and array.offset < _MAX_BYTES, "its data begins at an invalid position")
     if array.inline is not None:
         _demand(
-            len(array.inline) == array.rows * (element if array.record else array.row_bytes), "its data is not whole"
+            len(array.inline) == array.rows * (element if array.record else array.row_bytes), "its data is incomplete"
         )
-    _demand((array.chunks is None) == (array.chunk_shape is None), "it is chunked by half")
+    _demand((array.chunks is None) == (array.chunk_shape is None), "its chunks or chunk shape are missing")
     if array.chunks is not None and array.chunk_shape is not None:
         _check_chunks(array.chunks, array.chunk_shape, array.shape[:rank], element)
     for item in array.filters:
-        _demand(_is_count(item.id) and _are_counts(item.options) and isinstance(item.name, str), "a filter is none")
+        _demand(_is_count(item.id) and _are_counts(item.options) and isinstance(item.name, str), "a filter is invalid")
 
 
 def _check_chunks(chunks: ChunkTable, chunk_shape: tuple[int, ...], shape: tuple[int, ...], element: int) -> None:
-    _demand(_are_counts(chunk_shape) and min(chunk_shape) > 0, f"its chunk shape {list(chunk_shape)} makes no sense")
-    _demand(len(chunk_shape) == len(shape), f"its chunks have {len(chunk_shape)} axes, and it has {len(shape)}")
+    _demand(_are_counts(chunk_shape) and min(chunk_shape) > 0, f"its chunk shape {list(chunk_shape)} is invalid")
+    _demand(len(chunk_shape) == len(shape), f"its chunks have {len(chunk_shape)} axes, but it has {len(shape)}")
     nbytes = math.prod(chunk_shape) * element
     _demand(nbytes < MAX_CHUNK_BYTES, f"its chunks of {nbytes} bytes are larger than any that are decoded")
     grid = [-(-extent // width) for extent, width in zip(shape, chunk_shape, strict=True)]
     cells = math.prod(grid[1:])
     _demand(cells <= MAX_CELLS, f"each row is cut into {cells} chunks, more than the {MAX_CELLS} that are read")
     columns = (chunks.numbers, chunks.offsets, chunks.sizes, chunks.masks)
-    _demand(len({column.shape for column in columns}) == 1 and columns[0].ndim == 1, "its chunk index is not whole")
+    _demand(len({column.shape for column in columns}) == 1 and columns[0].ndim == 1, "its chunk index is incomplete")
     if not len(chunks.numbers):
         return
-    _demand(min(int(column.min()) for column in columns) >= 0, "its chunk index has numbers below zero")
+    _demand(min(int(column.min()) for column in columns) >= 0, "its chunk index has negative numbers")
     _demand(bool((np.diff(chunks.numbers) > 0).all()), "its chunk index names a chunk twice")
     _demand(int(chunks.numbers[-1]) < math.prod(grid), "its chunk index names chunks beyond its shape")
-    _demand(max(int(chunks.offsets.max()), int(chunks.sizes.max())) < _MAX_BYTES, "its chunks lie nowhere")
+    _demand(max(int(chunks.offsets.max()), int(chunks.sizes.max())) < _MAX_BYTES, "its chunks are at invalid positions")
 
 
 def _travels(dtype: np.dtype[Any]) -> bool:
@@ -372,23 +372,23 @@ def load_layout(data: bytes) -> FileLayout:
     """
     try:
         content, columns = load_arrays(data)
-        _demand(all(column.dtype == np.int64 for column in columns.values()), "a table of chunks holds no int64")
+        _demand(all(column.dtype == np.int64 for column in columns.values()), "a chunk table is not int64")
         tables: dict[int, ChunkTable] = {}
         arrays = tuple(_array(entry, columns, tables) for entry in content["arrays"])
         notes = tuple(content["notes"])
         links = tuple(ExternalLink(**link) for link in content["links"])
-        _demand(isinstance(content["attributes"], dict), "its attributes are none")
+        _demand(isinstance(content["attributes"], dict), "its attributes are invalid")
         groups = content["groups"]
-        _demand(isinstance(groups, dict), "its groups are none")
-        _demand(all(isinstance(about, dict) for about in groups.values()), "its groups are none")
-        _demand(all(isinstance(note, str) for note in notes), "its notes are none")
+        _demand(isinstance(groups, dict), "its groups are invalid")
+        _demand(all(isinstance(about, dict) for about in groups.values()), "its groups are invalid")
+        _demand(all(isinstance(note, str) for note in notes), "its notes are invalid")
         words = [word for link in links for word in (link.path, link.file, link.target)]
-        _demand(all(isinstance(word, str) and word != "" for word in words), "its links are none")
-        _demand(len({array.path for array in arrays}) == len(arrays), "a path is there twice")
+        _demand(all(isinstance(word, str) and word != "" for word in words), "its links are invalid")
+        _demand(len({array.path for array in arrays}) == len(arrays), "a path occurs twice")
         for array in arrays:
             check_array(array)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
-        raise ValueError(f"this is no layout: {error}") from None
+        raise ValueError(f"this is not a layout: {error}") from None
     return FileLayout(arrays, content["attributes"], notes, links, groups)
 
 
@@ -414,22 +414,22 @@ def _array(entry: dict[str, Any], columns: Mapping[str, Int64s], tables: dict[in
     )
     names = array.enum_names or {}
     _demand(isinstance(array.path, str) and array.path != "", "an array has no path")
-    _demand(array.unreadable is None or isinstance(array.unreadable, str), "a reason is none")
-    _demand(isinstance(array.attributes, dict), "its attributes are none")
-    _demand(all(isinstance(value, str) for value in array.text or ()), "its text is none")
-    _demand(isinstance(array.external or "", str), "its file is none")
-    _demand(all(isinstance(value, str) for value in array.others), "its files are none")
-    _demand(array.padding in (None, "nullterm", "spacepad"), "its padding is none")
-    _demand(isinstance(array.member or "", str), "its member is none")
-    _demand(all(type(value) is int for value in names.values()), "its names are none")
+    _demand(array.unreadable is None or isinstance(array.unreadable, str), "a reason is invalid")
+    _demand(isinstance(array.attributes, dict), "its attributes are invalid")
+    _demand(all(isinstance(value, str) for value in array.text or ()), "its text is invalid")
+    _demand(isinstance(array.external or "", str), "its file is invalid")
+    _demand(all(isinstance(value, str) for value in array.others), "its files are invalid")
+    _demand(array.padding in (None, "nullterm", "spacepad"), "its padding is invalid")
+    _demand(isinstance(array.member or "", str), "its member is invalid")
+    _demand(all(type(value) is int for value in names.values()), "its names are invalid")
     return array
 
 
 def _packing(entry: dict[str, Any]) -> Packing:
     packing = Packing(**entry | {"missing": tuple(entry["missing"])})
     numbers = (packing.scale or 0.0, packing.offset or 0.0, *packing.missing)
-    _demand(all(type(number) in (int, float) for number in numbers), "its packing has no numbers")
-    _demand(packing.dtype in ("<f2", "<f4", "<f8") and type(packing.unsigned) is bool, "its packing is none")
+    _demand(all(type(number) in (int, float) for number in numbers), "its packing has values that are not numbers")
+    _demand(packing.dtype in ("<f2", "<f4", "<f8") and type(packing.unsigned) is bool, "its packing is invalid")
     return packing
 
 

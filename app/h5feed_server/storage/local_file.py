@@ -69,7 +69,7 @@ class _OpenFile:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         self.identity = Identity.of(os.fstat(self.fd))
         if not stat.S_ISREG(os.fstat(self.fd).st_mode):
-            raise RevisionChanged("a file of this dataset is no regular file any more")
+            raise RevisionChanged("a file of this dataset is not a regular file any more")
 
     def __del__(self) -> None:
         if hasattr(self, "fd"):
@@ -213,7 +213,7 @@ class LocalFile:
                 if (now := Identity.of(os.fstat(fd))) != self.identity:
                     raise changed(self.identity, now)
                 raise DatasetCorrupt(
-                    f"the file ends at byte {os.fstat(fd).st_size}, an array in it at {offset + len(target)}"
+                    f"the file ends at byte {os.fstat(fd).st_size}, but an array in it ends at {offset + len(target)}"
                 )
             done += received
 
@@ -221,7 +221,7 @@ class LocalFile:
 def refused(error: OSError) -> FeedError:
     """The error to raise for an OSError."""
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-        return Overloaded("the server has too many files open; come again in a moment", retry_after=1)
+        return Overloaded("the server has too many files open; try again in a moment", retry_after=1)
     # The file was deleted, or its disk is unavailable. The next request finds out which.
     return SourceUnavailable(f"a file of this dataset cannot be read: {error.strerror}", retry_after=1)
 
@@ -236,7 +236,7 @@ def changed(known: Identity | None = None, now: Identity | None = None) -> FeedE
     if known is not None and now is not None and now.is_touched(known):
         # A new link, name or mode is no reason to end an epoch. A retry gets the same rows or learns of the change.
         return Overloaded(
-            "a file of this dataset was touched while it was read, and is looked at again: come again in a moment",
+            "a file of this dataset was touched while it was read, and is inspected again: try again in a moment",
             retry_after=1,
         )
-    return RevisionChanged("a file of this dataset has changed: ask for the dataset again to get its new revision")
+    return RevisionChanged("a file of this dataset has changed: request the dataset again to get its new revision")

@@ -61,7 +61,7 @@ class Packing:
     def __str__(self) -> str:
         parts = [] if self.scale is None else [f"times {self.scale:g}"]
         parts += [] if self.offset is None else [f"plus {self.offset:g}"]
-        parts += [f"{number:g} stands for none" for number in self.missing[:2]]
+        parts += [f"{number:g} means missing" for number in self.missing[:2]]
         return ", ".join(parts)
 
 

@@ -72,7 +72,7 @@ def padded(items: npt.NDArray[Any], offsets: Int64s) -> npt.NDArray[Any]:
     lengths = np.diff(offsets)
     width = max(1, int(lengths.max(initial=1)))
     if items.dtype != np.uint8 or width * len(lengths) > _MAX_PADDED_BYTES:
-        raise TooLarge(f"lists or texts of up to {width} items are too long to be taken as one value each")
+        raise TooLarge(f"lists or texts of up to {width} items are too long to be used as single values")
     out = np.zeros((len(lengths), width), np.uint8)
     out[np.arange(width) < lengths[:, None]] = items
     return out.reshape(-1).view(f"S{width}")

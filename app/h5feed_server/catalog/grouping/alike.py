@@ -34,8 +34,8 @@ class Verdict:
 APART = Verdict("apart")
 
 _FOLDS = (
-    "each split has files of the same numbers, which are taken for its parts: where each number is a fold, h5feed.toml "
-    "says which files are one dataset"
+    "each split has files with the same numbers, which are taken for its parts: if each number is a fold, declare each "
+    "fold in h5feed.toml"
 )
 
 
@@ -68,7 +68,7 @@ def of_numbers(files: Sequence[InspectedFile], paths: Sequence[str]) -> Verdict:
     if doubtful and (count == len(files) if agree else count >= FEWEST and 2 * count > len(files)):
         raise InDoubt(
             f"the arrays of {count} files have the same shapes, {shapes_of(typical)}: each file may be one sample, "
-            "or its first axis may be that of rows"
+            "or hold rows along its first axis"
         )
     # Names of splits decide, unless each number is a dataset with splits: images of 28 and of 64 pixels, for instance.
     if not agree and (not numbered or _are_several(files)):
@@ -95,7 +95,7 @@ def of_words(files: Sequence[InspectedFile]) -> Verdict:
         return APART
     if len({frozenset((name, one.rows) for name, one in file.segments.items()) for file in files}) > 1:
         return Verdict("classes")
-    return Verdict("apart", "files beside it hold the same arrays: where each is a class, h5feed.toml says so")
+    return Verdict("apart", "other files in its folder hold the same arrays: if each is a class, say so in h5feed.toml")
 
 
 def _arrays(file: InspectedFile) -> dict[str, ArrayLayout]:
@@ -137,4 +137,4 @@ def _gap(paths: Sequence[str]) -> str | None:
     differing = [place for place in places if len({row[place] for row in numbers}) > 1]
     there = sorted({row[differing[0]] for row in numbers}) if len(differing) == 1 else []
     missing = [after - 1 for before, after in pairwise(there) if after == before + 2]
-    return f"between its files, number {missing[0]} is missing" if missing else None
+    return f"file number {missing[0]} is missing" if missing else None

@@ -68,15 +68,15 @@ def problem_of(segments: Sequence[Segment]) -> str | None:
     kinds = {segment.wire for segment in segments}
     if len({(segment.has_lists, segment.offsets is None) for segment in segments}) > 1:
         if all(dtype.kind == "S" for dtype, _ in kinds):
-            return "some of its pieces are text of a fixed length, others of any length"
-        return "some of its pieces are lists, others are not, or have no offsets beside them"
+            return "some of its pieces are text of a fixed length, others of variable length"
+        return "some of its pieces are lists, others are not, or have no offsets"
     if len({segment.array.is_bfloat16 for segment in segments}) > 1:
         return "some of its pieces are bfloat16, others are not"
     if len(kinds) > 1:
         shown = ", ".join(sorted(f"{dtype}{list(shape)}" for dtype, shape in kinds)[:3])
         return f"its pieces differ: {shown}. Write all of them with one type and row shape"
     if any(segment.transposed and segment.array.nbytes > _MAX_TRANSPOSED_BYTES for segment in segments):
-        return "its rows lie along its last axis, so that every row is scattered over the whole file"
+        return "its rows are along its last axis, so every row is scattered over the whole file"
     return None
 
 
@@ -132,7 +132,7 @@ def _add_origins(table: Table, pieces: Sequence[Piece], rows: npt.NDArray[np.int
         numbers = {name: number for number, name in enumerate(names)}
         add(_LABEL, [numbers[piece.kind] for piece in pieces], Role("label", CLASS_REASON))
     if any(piece.episode for piece in pieces):
-        role = Role("other", "the name of the group that the row lies in")
+        role = Role("other", "the name of the group that the row is in")
         add(_EPISODE, ["/".join(piece.episode) for piece in pieces], role)
     if any(piece.file for piece in pieces):
         add(_FILE, [piece.file for piece in pieces], Role("other", "the name of the file that the row is"))

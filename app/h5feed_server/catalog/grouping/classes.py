@@ -40,8 +40,8 @@ def doubt_of(level: Sequence[Series]) -> str:
     names = sorted(series.path[-1] for series in level)
     shown = ", ".join(map(repr, names[:4])) + (" …" if len(names) > 4 else "")
     return (
-        f"its arrays {shown} are alike, each of {level[0].rows} rows: they may be classes, one after the other, or "
-        "fields, side by side"
+        f"its arrays {shown} are alike, each of {level[0].rows} rows: each may be a class, with rows of its own, or a "
+        "field of the same rows"
     )
 
 

@@ -16,7 +16,7 @@ from .stacking import are_samples, as_row, members_of
 UNNAMED = "data"
 """Name of a field whose arrays are named only after splits or classes."""
 
-_NO_SPLIT = "its name has a split's word, but it is about the rows beside it: no split is taken from it"
+_NO_SPLIT = "its name contains the name of a split, but it describes the rows of other arrays: it is no split"
 
 
 @dataclass
@@ -232,7 +232,7 @@ def series_of(leaves: Iterable[Leaf]) -> list[Series]:
             key = (*key[:-1], leaf.half)
         series = by_path.setdefault(key, Series(key))
         if piece in series.pieces:
-            raise ValueError(f"{'/'.join(key)} is there twice")
+            raise ValueError(f"{'/'.join(key)} exists twice")
         series.note = series.note or leaf.note
         series.pieces[piece] = leaf.segment
     return list(by_path.values())

@@ -211,7 +211,7 @@ def _counted_place(file: str) -> _Place | None:
 
 
 def _split_place(file: str) -> _Place | None:
-    """The place of a file in a folder that is named after a split; None without one, or if the file name has a split."""
+    """The place of a file in a folder named after a split; None without one, or if the file name has a split."""
     place = _place(file)
     if place.tags.split is not None:
         return None

@@ -11,7 +11,7 @@ from ...storage.layout import ArrayLayout
 from .names import is_label
 from .pieces import Path
 
-NOTE = "written by MATLAB: axes are in reverse"
+NOTE = "written by MATLAB: its axes are reversed"
 
 
 def turned(segments: Mapping[Path, Segment]) -> dict[Path, Segment]:

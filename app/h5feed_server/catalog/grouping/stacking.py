@@ -75,7 +75,7 @@ def as_row(segment: Segment) -> Segment | str:
     chunk_shape = None if array.chunk_shape is None else (1, *array.chunk_shape)
     row = replace(array, shape=(1, *array.shape), chunk_shape=chunk_shape, text=None)
     if row.cells > MAX_CELLS:
-        return f"one row would be cut into {row.cells} chunks, more than the {MAX_CELLS} that are read"
+        return f"one row would be divided into {row.cells} chunks, more than the limit of {MAX_CELLS}"
     return replace(segment, array=row)
 
 
@@ -127,7 +127,7 @@ def are_samples(samples: Mapping[str, Mapping[str, ArrayLayout]], what: str, bes
         return False
     problem = _misfit(samples)
     if problem is None and max(len(samples), beside) < FEWEST:
-        problem = "they are few"
+        problem = "there are only few of them"
     if problem is not None:
         raise InDoubt(f"{len(samples)} {what}s seem to hold one sample each, but {problem}")
     return True
@@ -145,12 +145,12 @@ def _misfit(samples: Mapping[str, Mapping[str, ArrayLayout]]) -> str | None:
         values = {name: {member[place] for member in members.values()} for name, members in common.items()}
         differing = {f"{name} {_shown(one)}" for name, several in values.items() if len(several) > 1 for one in several}
         if differing:
-            return f"of several {what}, and one dataset has one: {_listed(differing)}"
+            return f"their {what} differ: {_listed(differing)}"
     for name, members in common.items():
         if without := {sample for sample in samples if sample not in members}:
             return f"there is no {name!r} in {_listed(without)}"
     arrays = {name: next(sample[name] for sample in samples.values() if name in sample) for name in common}
-    return None if is_sample(arrays) == "yes" else "what most of them hold may be rows as well"
+    return None if is_sample(arrays) == "yes" else "the arrays in most of them may also hold rows"
 
 
 def _shown(value: str | tuple[int, ...]) -> str:

@@ -138,7 +138,7 @@ class _Arrays:
 
     def _add_mask(self, path: Path, episodes: tuple[str, ...]) -> None:
         if self.masks.setdefault(path[-1], episodes) != episodes:
-            self.notes.append(f"{'/'.join(path)!r} is not followed: there are several of that name")
+            self.notes.append(f"{'/'.join(path)!r} is ignored: the files have different ones")
             self.masks[path[-1]] = ()
 
 
@@ -148,7 +148,7 @@ def _problem_of(path: Path, array: ArrayLayout) -> str | None:
     if array.scalar is not None and about is None:
         return None
     problem = array.unreadable or (None if array.shape else "it has no rows")
-    return problem or (f"its group {about!r} holds data about the data" if about is not None else None)
+    return problem or (f"its group {about!r} holds metadata" if about is not None else None)
 
 
 def _list_unreadable(tables: list[Table], path: Path, segment: Segment, problem: str) -> None:
@@ -167,7 +167,7 @@ def _tell_apart(fields: list[TableField]) -> None:
         if kept is not field:
             there = kept.array.path
             field.unreadable = field.unreadable or (
-                f"{there!r} is called {field.name!r} too: 'fields' in h5feed.toml gives it another name"
+                f"{there!r} also has the name {field.name!r}: give it another one with 'fields' in h5feed.toml"
             )
             field.name = f"{field.name} ({field.array.path})"
             first[field.name] = field
@@ -193,7 +193,7 @@ def _check_together(files: Sequence[InspectedFile], leaves: Iterable[Leaf]) -> N
     for leaf in leaves:
         there[leaf.rest] |= {(leaf.split, leaf.shard), ("", leaf.shard)}
     if not any(where >= places for where in there.values()):
-        raise ValueError("no array is there in all of them")
+        raise ValueError("there is no array that all files have")
 
 
 def _main(clusters: Sequence[list[Series]]) -> list[Series]:
@@ -270,12 +270,12 @@ def _elsewhere(
     """
     if main is not None and all(series.is_text for series in cluster):
         for series in cluster:
-            problem = "it is a short list of text beside the rows, such as names of classes"
+            problem = "it is a short list of text and not a field: class names, for instance"
             main.fields.append(TableField(series.path[-1], Column((series.first,)), problem))
         return []
     if main is not None and all(series.path[-1].lower() in _ABOUT for series in cluster):
         for series in cluster:
-            problem = f"it has {series.rows} rows, where the dataset has {main.rows}: it holds data about the data"
+            problem = f"it has {series.rows} rows, but the dataset has {main.rows}: it holds metadata"
             main.fields.append(TableField(series.path[-1], Column((series.first,)), problem, series.note))
         return []
     name = min(series.path[-1] for series in cluster if not series.is_text or len(cluster) == 1)
@@ -284,9 +284,9 @@ def _elsewhere(
     if main is not None:
         for series in cluster[:_MOST_ELSEWHERE]:
             where = ", ".join(sorted({piece.where for piece in series.pieces}))[:80]
-            problem = f"it has {series.rows} rows, where the dataset has {main.rows}"
+            problem = f"it has {series.rows} rows, but the dataset has {main.rows}"
             if series.rows == main.rows or series.shape < shape:
-                problem = f"it is not there for all rows, only in {where}"
+                problem = f"it does not exist for all rows, only in {where}"
             own = next(field for field in table.fields if field.name == series.path[-1])
             problem = own.unreadable or f"{problem}: it is a dataset of its own"
             main.fields.append(TableField(series.path[-1], own.column, problem, series.note))

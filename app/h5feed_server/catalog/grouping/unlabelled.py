@@ -35,13 +35,13 @@ def set_apart(members: Sequence[Series]) -> tuple[list[Series], dict[Path, str]]
         for series in level:
             made += [rest] if (rest := _with_splits(series, _splits(series) - {*aside})) else []
         names = " and ".join(map(repr, aside))
-        notes[parent] = f"its rows of {names} have no label: they are a dataset of their own, called after the split"
+        notes[parent] = f"its rows of {names} have no label: they are a dataset of their own, named after the split"
         for split in aside:
             for series in level:
                 if own := _with_splits(series, {split}):
                     path = (*parent, split, *series.path[len(parent) :])
                     made.append(replace(own, path=path))
-                    notes[path[:-1]] = f"these are the rows of {split!r}, which have no label where others have one"
+                    notes[path[:-1]] = f"these are the rows of {split!r}, which have no label, although other splits do"
     return left + made, notes
 
 

@@ -84,7 +84,7 @@ class Arrays:
         if kind not in (h5d.CONTIGUOUS, h5d.CHUNKED, h5d.COMPACT):
             return [_unreadable(f"it is of layout class {kind}, which this version does not read")]
         if properties.get_external_count() > 1:
-            return [_unreadable("its data lies in several external files")]
+            return [_unreadable("its data is in several external files")]
         known: dict[str, Any] = {"path": "", "shape": tuple(dataset.shape or ()), "attributes": attributes_of(dataset)}
         if dataset.shape is None:
             return [_refused(known, "it has no shape (a null dataspace)")]
@@ -112,7 +112,7 @@ class Arrays:
                 return own
         problem = self._unknown_filter(known["filters"], properties)
         if properties.get_external_count():
-            problem = "its data lies in an external file in a way that this version does not read"
+            problem = "its data is in an external file in a way that this version does not read"
         return [self._checked(one) for one in _through_h5py(known, parts, problem, self._members)]
 
     def _checked(self, array: ArrayLayout) -> ArrayLayout:
@@ -122,11 +122,11 @@ class Arrays:
             if array.offset is not None and array.external is None:
                 end = array.offset + array.rows * array.stored_row_bytes
                 if end > self._nbytes:
-                    raise ValueError(f"its data would end at byte {end}, the file does at {self._nbytes}")
+                    raise ValueError(f"its data would end at byte {end}, but the file ends at {self._nbytes}")
             if array.chunks is not None and len(array.chunks.numbers):
                 end = int((array.chunks.offsets + array.chunks.sizes).max())
                 if end > self._nbytes:
-                    raise ValueError(f"one of its chunks would end at byte {end}, the file does at {self._nbytes}")
+                    raise ValueError(f"one of its chunks would end at byte {end}, but the file ends at {self._nbytes}")
         except ValueError as error:
             return _unreadable(decoded(str(error)), array.path)
         return array
@@ -234,11 +234,11 @@ class Arrays:
         """Layouts of a virtual array, without calls that would make libhdf5 open its sources."""
         others = virtual_parts(properties)
         if not others:
-            return [_unreadable("it is a virtual array of no parts")]
+            return [_unreadable("it is a virtual array without sources")]
         space = properties.get_virtual_vspace(0)
         shape = space.get_simple_extent_dims()
         if shape != space.get_simple_extent_dims(True):
-            return [_unreadable("it is a virtual array that grows with its parts, which is not read")]
+            return [_unreadable("it is a virtual array that grows with its sources, which is not supported")]
         parts = self._parts(dataset.id.get_type())
         known: dict[str, Any] = {"path": "", "shape": shape, "attributes": attributes_of(dataset)}
         known["packing"] = _packing(dataset, parts)
@@ -290,9 +290,9 @@ def _one_through_h5py(known: dict[str, Any], part: Member, problem: str | None, 
         # One list a row: drop the axes of length 1.
         own["shape"] = own["shape"][:1]
     if own["ragged"] and len(own["shape"]) > 1:
-        problem = problem or "its lists lie along more than one axis"
+        problem = problem or "it has lists along more than one axis"
     if part.name and "\ufffd" in part.name:
-        problem = problem or "its name is no UTF-8"
+        problem = problem or "its name is not UTF-8"
     if not own["shape"]:
         problem = problem or _SCALAR
     if problem is not None:
@@ -336,7 +336,7 @@ def _raw(dataset: h5py.Dataset, stored: h5t.TypeID) -> bytes:
     """All elements as they are stored."""
     nbytes = math.prod(dataset.shape) * stored.get_size()
     if nbytes > MAX_INLINE_BYTES:
-        raise ValueError(f"compact arrays have no {nbytes} bytes")
+        raise ValueError(f"compact arrays cannot have {nbytes} bytes")
     out = np.empty(nbytes, np.uint8)
     dataset.id.read(h5s.ALL, h5s.ALL, out, mtype=stored)
     return out.tobytes()

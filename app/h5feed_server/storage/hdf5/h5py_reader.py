@@ -135,9 +135,9 @@ class _OpenSet:
         try:
             item = self._file(file)[path]
         except KeyError:
-            raise Unreadable(f"its part {path!r} of {os.path.basename(file)!r} is not there") from None
+            raise Unreadable(f"its part {path!r} of {os.path.basename(file)!r} is missing") from None
         if not isinstance(item, h5py.Dataset):
-            raise Unreadable(f"its part {path!r} of {os.path.basename(file)!r} is no array")
+            raise Unreadable(f"its part {path!r} of {os.path.basename(file)!r} is not an array")
         return item
 
     def _file(self, path: str) -> h5py.File:
@@ -172,20 +172,20 @@ class _OpenSet:
         info = h5py.h5o.get_info(dataset.id)
         here = (file, str(info.addr))
         if here in above:
-            raise Unreadable("it is a virtual array that is made of itself")
+            raise Unreadable("it is a virtual array with itself as a source")
         if here in self._checked:
             return
         properties = dataset.id.get_create_plist()
         if properties.get_external_count():
-            raise Unreadable("its data, or that of a part, lies in an external file")
+            raise Unreadable("its data, or that of a source, is in an external file")
         if properties.get_layout() == h5d.VIRTUAL:
             if len(above) >= _MAX_NESTING:
-                raise Unreadable(f"it is made of virtual arrays more than {_MAX_NESTING} deep")
+                raise Unreadable(f"it is made of virtual arrays nested more than {_MAX_NESTING} deep")
             for name, part in virtual_parts(properties):
                 source = file if name == "." else os.path.realpath(os.path.join(os.path.dirname(file), name))
                 if source not in self.files:
                     raise Unreadable(
-                        f"it is made of parts of {os.path.basename(name)!r}, which is no file of the data folder"
+                        f"it has sources in {os.path.basename(name)!r}, which is not a file of the data folder"
                     )
                 self._check(source, part, self._item(source, part), (*above, here))
         if dataset.chunks is not None:
@@ -215,7 +215,7 @@ def virtual_parts(properties: h5py.h5p.PropDCID) -> list[tuple[str, str]]:
     for number in range(count):
         name, part = properties.get_virtual_filename(number), properties.get_virtual_dsetname(number)
         if "%" in name or "%" in part:
-            raise ValueError("it is made of parts that are named by a pattern, which is not read")
+            raise ValueError("its sources are named by a pattern, which is not supported")
         parts[name, part] = None
     return list(parts)
 
@@ -251,12 +251,12 @@ def _read_ragged(dataset: h5py.Dataset, member: str | None, rows: Int64s, stored
             parts.append(items)
             total += len(items)
             if total > limit:
-                raise TooLarge(f"these rows have more than the {limit} bytes of one answer: ask for fewer at once")
+                raise TooLarge(f"these rows have more than the {limit} bytes of one response: request fewer at once")
     chosen = [parts[place] for place in places.tolist()]
     lengths = np.array([len(items) for items in chosen], np.int64) // dtype.itemsize
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     if offsets[-1] * dtype.itemsize > limit:
-        raise TooLarge(f"these rows have more than the {limit} bytes of one answer: ask for fewer at once")
+        raise TooLarge(f"these rows have more than the {limit} bytes of one response: request fewer at once")
     return [memoryview(offsets.view(np.uint8)), *(memoryview(items) for items in chosen)]
 
 
@@ -322,11 +322,11 @@ def _reason(error: Exception, files: Sequence[str]) -> FeedError:
     if isinstance(error, FeedError):
         return error
     if isinstance(error, MemoryError):
-        return TooLarge("these rows take more memory than there is for reading them: ask for fewer at once")
+        return TooLarge("reading these rows takes more memory than a reader may use: request fewer at once")
     text = str(error) or type(error).__name__
     if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and is_away(error)) or says_away(text):
         # The file was deleted, or its disk is unavailable. The next request finds out which.
-        return SourceUnavailable("a file of this dataset cannot be read now; come again in a moment")
+        return SourceUnavailable("a file of this dataset cannot be read now; try again in a moment")
     for folder in {os.path.dirname(path) for path in files}:
         text = text.replace(f"{folder}{os.sep}", "")
     return DatasetCorrupt(f"HDF5 cannot read it: {text[:300]}")

@@ -151,7 +151,7 @@ class _Walk:
     def _visit(self, path: str, group: h5py.Group, name: str | bytes) -> h5py.Group | None:
         """List what `name` links to. Returns it if it is a group to descend into."""
         if isinstance(name, bytes):
-            self._add(_unreadable(path, "its name is no UTF-8"))
+            self._add(_unreadable(path, "its name is not UTF-8"))
             return None
         link = None
         try:
@@ -174,7 +174,7 @@ class _Walk:
         except Exception as error:
             reason = f"it cannot be opened: {self._reason(error)}"
             if isinstance(link, h5py.SoftLink):
-                reason = "it is a link that leads nowhere"
+                reason = "it is a broken link"
             self._add(_unreadable(path, reason))
         return None
 
@@ -186,7 +186,7 @@ class _Walk:
 
     def _add(self, array: ArrayLayout) -> None:
         if array.path in self._arrays:
-            self._notes.append(f"{array.path!r} is there twice")
+            self._notes.append(f"{array.path!r} exists twice")
             self._spend(len(array.path))
             return
         if len(self._arrays) >= MAX_ARRAYS:
@@ -284,11 +284,11 @@ def _answer(path: str, plugins: Plugins, seconds: float) -> bytes:
     try:
         return b"L" + dump_layout(inspect_file(path, plugins, seconds))
     except MemoryError:
-        return b"Edescribing it takes more memory than inspection may use"
+        return b"Einspecting it takes more memory than inspection may use"
     except Exception as error:
         reason = reason_of(error, path)
         if reason == "file signature not found":
-            return b"Eit is no HDF5 file, or an empty one"
+            return b"Eit is not an HDF5 file, or an empty one"
         return b"E" + f"it cannot be opened: {reason}".encode()
 
 
@@ -297,7 +297,7 @@ def _obituary(status: int, timeout: float) -> str:
     if number == -signal.SIGALRM:
         return f"inspecting it took more than {timeout:g} s (H5FEED_INSPECT_TIMEOUT)"
     if number == -signal.SIGKILL:
-        return "the system ended its inspection, most likely for the memory that it took"
+        return "the system killed its inspection, most likely because it took too much memory"
     if number < 0:
         return f"inspecting it crashed libhdf5 ({signal.Signals(-number).name})"
     return "inspecting it failed"

@@ -95,7 +95,7 @@ class Inspector:
         try:
             layout = load_layout(content)
         except ValueError:
-            raise Unreadable("the inspector's answer makes no sense") from None
+            raise Unreadable("the inspector sent an invalid response") from None
         if not layout.arrays and not layout.links:
             raise Unreadable("; ".join(("it holds no arrays", *layout.notes[:5])))
         return content
@@ -104,7 +104,7 @@ class Inspector:
         try:
             return Child(f"{__package__}.inspect", (str(MEMORY_BYTES), str(self._timeout)), MAX_ANSWER_BYTES)
         except OSError as error:
-            raise Overloaded(f"no inspector can be started: {error.strerror}", retry_after=1) from None
+            raise Overloaded(f"cannot start an inspector: {error.strerror}", retry_after=1) from None
 
     def _ask(self, path: str) -> memoryview:
         """Return a child's response. A child that has died is replaced once."""

@@ -77,7 +77,7 @@ def edges_are_whole(properties: h5p.PropDCID) -> bool:
     """
     options = ctypes.c_uint()
     if _lib.H5Pget_chunk_opts(properties.id, options) < 0 or options.value & ~_WHOLE_EDGES:
-        raise ValueError(f"its chunks have the options {options.value}")
+        raise ValueError(f"its chunks have unknown options: {options.value}")
     return bool(options.value)
 
 
@@ -122,7 +122,7 @@ def _value(properties: h5p.PropDCID, name: bytes) -> bytes | None:
 def forget_external_links() -> None:
     """Prevent libhdf5 from following links into other files, in this process."""
     if _lib.H5Lunregister(_EXTERNAL_LINKS) < 0:
-        raise RuntimeError("libhdf5 would follow links into other files")
+        raise RuntimeError("cannot prevent libhdf5 from following links into other files")
 
 
 # Filters -------------------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class Plugins:
                 apply = _Apply(self._undo(number))
                 one = _FilterClass(1, number, 0, 1, b"by h5feed", None, None, apply)
                 if _lib.H5Zregister(ctypes.byref(one)) < 0:
-                    raise RuntimeError(f"libhdf5 does not take the filter {number}")
+                    raise RuntimeError(f"libhdf5 does not accept the filter {number}")
                 self._classes.append(one)
         self.numbers = frozenset(one.id for one in self._classes)
 

@@ -71,7 +71,7 @@ def _follow(data: bytes) -> Any:
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             value = memo[_place(argument)]
             if isinstance(value, list) or value is _MARK:
-                raise ValueError("a list is there twice")
+                raise ValueError("a list is used twice")
             repeated += len(str(value))
             if repeated > _MAX_REPEATED:
                 raise ValueError("it is much longer than its pickle")
@@ -80,8 +80,8 @@ def _follow(data: bytes) -> Any:
             (value,) = _checked(stack)
             return value
         elif name not in _IGNORED:
-            raise ValueError(f"{name} does more than to put a list together")
-    raise ValueError("it does not end")
+            raise ValueError(f"{name} does more than build a list")
+    raise ValueError("it has no end")
 
 
 def _place(argument: Any) -> int:
@@ -98,5 +98,5 @@ def _popped(stack: list[Any]) -> list[Any]:
 
 def _checked(items: list[Any]) -> list[Any]:
     if any(item is _MARK for item in items):
-        raise ValueError("a mark is no value")
+        raise ValueError("a mark is not a value")
     return items

@@ -90,10 +90,10 @@ class ReaderPool:
         DatasetCorrupt, Unreadable, RevisionChanged, TooLarge
         """
         if len(rows) * array.row_bytes > self._answer_bytes - KIND_BYTES:
-            raise TooLarge(f"{len(rows)} rows of {array.row_bytes} bytes are more than one read may answer")
+            raise TooLarge(f"{len(rows)} rows of {array.row_bytes} bytes are more than one read may return")
         content = self._answer(files, array, rows)
         if content.nbytes != len(rows) * array.row_bytes:
-            raise DatasetCorrupt(f"the array {array.path!r} is not what it was when it was inspected")
+            raise DatasetCorrupt(f"the array {array.path!r} has changed since it was inspected")
         return content
 
     def read_ragged(self, files: Sequence[LocalFile], array: ArrayLayout, rows: Int64s) -> tuple[Bytes, Int64s]:
@@ -111,7 +111,7 @@ class ReaderPool:
         items = content[8 * (len(rows) + 1) :]
         itemsize = np.dtype(array.dtype).itemsize
         if offsets[0] or (np.diff(offsets) < 0).any() or offsets[-1] * itemsize != items.nbytes:
-            raise DatasetCorrupt(f"the array {array.path!r} is not what it was when it was inspected")
+            raise DatasetCorrupt(f"the array {array.path!r} has changed since it was inspected")
         return items, offsets
 
     def _answer(self, files: Sequence[LocalFile], array: ArrayLayout, rows: Int64s) -> Bytes:
@@ -150,7 +150,7 @@ class ReaderPool:
                 raise ReadTimeout(f"reading {path!r} took more than {self._timeout:g} s") from None
             with self._lock:
                 if self._closed:
-                    raise Overloaded("the server is being stopped", retry_after=1) from None
+                    raise Overloaded("the server is stopping", retry_after=1) from None
                 self._crashes[name] = self._crashes.pop(name, 0) + 1
                 if len(self._crashes) > _REQUESTS_KEPT:
                     self._crashes.popitem(last=False)
@@ -172,7 +172,7 @@ class ReaderPool:
     def _take(self) -> Child:
         with self._lock:
             if self._closed:
-                raise Overloaded("the server is being stopped", retry_after=1)
+                raise Overloaded("the server is stopping", retry_after=1)
             if self._idle:
                 child = self._idle.pop()
             else:
@@ -180,7 +180,7 @@ class ReaderPool:
                 try:
                     child = Child(f"{__package__}.h5py_reader", arguments, self._answer_bytes)
                 except OSError as error:
-                    raise Overloaded(f"no reader can be started: {error.strerror}", retry_after=1) from None
+                    raise Overloaded(f"cannot start a reader: {error.strerror}", retry_after=1) from None
             self._busy.add(child)
             return child
 

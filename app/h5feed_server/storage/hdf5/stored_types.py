@@ -123,7 +123,7 @@ def item_of(stored: h5t.TypeID) -> Item:
         # libhdf5 converts unusual precisions, bit offsets and byte orders.
         exact = dtype.kind in "iufc" and bool(stored.equal(h5t.py_create(dtype)))
     if dtype.kind not in "biufc" or dtype.itemsize > (16 if dtype.kind == "c" else 8):
-        return Item(problem=f"its type {describe(dtype)} is not one that this version serves")
+        return Item(problem=f"its type {describe(dtype)} is not supported")
     return Item(dtype, enum_names, is_bitfield=kind == h5t.BITFIELD, exact=exact)
 
 
@@ -134,11 +134,11 @@ def list_item_of(stored: h5t.TypeID) -> Item:
     item = item_of(stored.get_super())
     if item.problem is None and (item.dtype.kind == "c" or item.dtype.byteorder == ">" or not item.exact):
         # h5py returns big-endian items without swapping the bytes.
-        return Item(problem=f"its lists are of {item.dtype.str} numbers, which this version does not serve")
+        return Item(problem=f"its lists are of {item.dtype.str} numbers, which are not supported")
     if item.problem is None and item.is_bfloat16:
-        return Item(problem="its lists are of bfloat16, which this version does not serve")
+        return Item(problem="its lists are of bfloat16, which is not supported")
     if item.problem is None and item.dtype.kind == "S" and item.dtype.itemsize > 1:
-        return Item(problem="its lists are of text, which this version does not serve")
+        return Item(problem="its lists are of text, which is not supported")
     return item
 
 
@@ -188,7 +188,7 @@ def members_of(stored: h5t.TypeCompoundID, address_bytes: int) -> list[Member]:
         if kind.get_class() == h5t.ARRAY:
             item = Item(problem="its elements are arrays of arrays")
         elif is_ragged(kind):
-            item = Item(problem="its lists lie along more than one axis") if shape else list_item_of(kind)
+            item = Item(problem="it has lists along more than one axis") if shape else list_item_of(kind)
         elif is_table(kind):
             item = Item(problem="it is a record itself")
         else:

@@ -166,13 +166,13 @@ class ImageDecoders:
         try:
             child = Child(__name__, (str(self._memory_bytes),), self._max_bytes)
         except OSError as error:
-            raise Overloaded(f"no process that decodes images can be started: {error.strerror}") from None
+            raise Overloaded(f"cannot start a process to decode images: {error.strerror}") from None
         try:
             child.ask(LENGTH.pack(0) * 2, _GRACE_SECONDS)
         except (OSError, EOFError) as error:
             child.kill()
             child.end()
-            raise Overloaded(f"no process that decodes images can be started: {error or 'it ended'}") from None
+            raise Overloaded(f"cannot start a process to decode images: {error or 'it ended'}") from None
         return child
 
 
