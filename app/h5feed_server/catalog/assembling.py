@@ -374,7 +374,7 @@ def _images_declared(declared: DeclaredDataset | None, fields: Sequence[str]) ->
     specs = {}
     for name, images in (declared.decode if declared else {}).items():
         if name not in fields:
-            raise Unreadable(f"{DECLARATION}: decode.{name}: there is no such field: the fields are {fields}")
+            raise Unreadable(f"{DECLARATION}: decode: there is no field {name!r}: the fields are {fields}")
         try:
             specs[name] = images.spec
         except BadParameter as error:

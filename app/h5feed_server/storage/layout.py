@@ -265,7 +265,10 @@ def check_array(array: ArrayLayout) -> None:
         _demand(len(array.scalar) == dtype.itemsize, "its value does not have the size of its type")
     ways = (array.offset, array.chunks, array.inline)
     if array.unreadable is not None:
-        _demand(array.unreadable != "" and ways == (None, None, None) and array.chunk_shape is None, "it has data")
+        _demand(
+            array.unreadable != "" and ways == (None, None, None) and array.chunk_shape is None,
+            "it is unreadable, but has data",
+        )
         return
     if array.by_h5py:
         _demand(ways == (None, None, None) and array.chunk_shape is None, "its data is in two places")
