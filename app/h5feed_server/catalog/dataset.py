@@ -333,5 +333,5 @@ def _decoded(field: TableField, declared: ImageSpec | None) -> TableField:
     except BadParameter as error:
         return replace(field, unreadable=error.detail)
     if len(specs) > 1:
-        return replace(field, unreadable="the attributes of its pieces say different things about how to decode images")
+        return replace(field, unreadable="its pieces have different attributes for decoding images")
     return replace(field, column=replace(column, images=specs.pop()))

@@ -80,7 +80,7 @@ class DeclaredDataset(BaseModel):
         for name, declared in self.splits.items():
             runs = declared if isinstance(declared, list) else [declared]
             if not _SPLIT_NAME.fullmatch(name) or name == "all":
-                raise Unreadable(f"{NAME}: {name!r} is no valid split name: use letters, digits, _ and -, not 'all'")
+                raise Unreadable(f"{NAME}: {name!r} is not a valid split name: use letters, digits, _ and -, not 'all'")
             for begin, end in runs:
                 if not 0 <= begin < end <= rows:
                     raise Unreadable(

@@ -137,8 +137,8 @@ def _by_itself(field: Traits, names: Sequence[str], scalars: Sequence[str]) -> R
         word = "nothing"
     if field.has_lists:
         if word == "input":
-            return Role("input", f"its name {name!r} says input; each row is a list of its own length")
-        return Role("other", "each row is a list of its own length")
+            return Role("input", f"its name {name!r} says input; each row is a variable-length list")
+        return Role("other", "each row is a variable-length list")
     # In a data frame, weight may be a feature of persons or things.
     if word == "weight" and (not field.is_column or "sample" in name.lower()):
         return Role("weight", f"its name {name!r} says weight, with one value per row")

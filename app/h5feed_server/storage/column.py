@@ -60,7 +60,7 @@ class Segment:
     Attributes
     ----------
     transposed : bool
-        Its rows lie along its last axis, as MATLAB writes matrices.
+        Rows are along the last axis of the array, as in matrices that MATLAB writes.
     offsets : (rows + 1,) int64 or None
         Rows are lists: where the items of each row begin in `array`, then where those of the last row end.
     about : About or None

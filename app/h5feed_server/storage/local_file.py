@@ -161,7 +161,7 @@ class LocalFile:
         DatasetCorrupt
             The file ends before a range does.
         RevisionChanged, SourceUnavailable, Overloaded
-            As `reading` says.
+            See `reading`.
         """
         with self.reading() as fd:
             # Do nothing else in this loop: it is most of the cost of reading in Python.
