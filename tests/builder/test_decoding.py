@@ -219,7 +219,7 @@ def test_no_image_is_broken_by_what_happens_to_a_decoder() -> None:
         os.close(lowest := os.dup(0))
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
         try:
-            with pytest.raises(Overloaded, match=r"no process .* can be started"):
+            with pytest.raises(Overloaded, match="cannot start a process"):
                 decoders.decode(data, form)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -382,7 +382,7 @@ def test_declared_splits_in_place_of_stored_ones(
         pets = feed["pets"]
         assert pets.info["splits_drawn"] is None
         assert pets.info["notes"] == [
-            "the splits that h5feed.toml declares are in place of those in the files (train 96, val 12, test 12)"
+            "the splits that h5feed.toml declares replace those in the files (train 96, val 12, test 12)"
         ]
         assert asked(pets, "train", "test") == {"train": [*range(100)], "test": [*range(100, 120)]}
         assert "not recorded" in (pets.splits(**AS_BUILT).note or "")

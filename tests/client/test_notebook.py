@@ -97,7 +97,7 @@ def test_what_errors_say(served: ServerProcess) -> None:
         write(served.folder / "digits.h5", 1.0)
         wait_until(lambda: feed["digits"].revision != digits.revision, 30)
         changed = said(RevisionChanged, lambda: list(batches))
-        assert "Ask for the dataset again" in changed
+        assert "Request the dataset again" in changed
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"

@@ -182,7 +182,7 @@ def _lines(feed: h5feed.Feed, name: str) -> tuple[str, list[str]]:
     """The reason, and the lines of TOML that decide."""
     with pytest.raises(Unreadable) as raised:
         feed[name]
-    reason, lines = str(raised.value).split("decides: ")
+    reason, lines = str(raised.value).split("to h5feed.toml: ")
     found = [line.split(" (")[0] for line in lines.split(" or ")]
     assert [tomllib.loads(line)["datasets"][name]["stack"] for line in found] == [True, False]
     return reason, found
@@ -208,8 +208,8 @@ def test_folders_of_samples_of_which_one_is_odd(feed: h5feed.Feed) -> None:
     ("name", "why"),
     [
         ("without.vol", "no 'mask' in vol_2"),
-        ("wide.vol", "several types, and one dataset has one: image float32, image float64"),
-        ("label.vol", "several types, and one dataset has one: label int32, label int64"),
+        ("wide.vol", "their types differ: image float32, image float64"),
+        ("label.vol", "their types differ: label int32, label int64"),
         ("series.case", "arrays of 4 files have the same shapes"),
         ("people", "their names are not alike"),
     ],
@@ -275,14 +275,14 @@ def test_numbers_of_three_splits(feed: h5feed.Feed) -> None:
     """Other counts of files in each split; where they are the same, they might be folds, and that is said."""
     assert stored_splits(feed["counted.three"]) == {"train": 9, "val": 6, "test": 6}
     assert stored_splits(feed["counted.even"]) == {"train": 6, "val": 6}
-    assert "where each number is a fold" in str(feed["counted.even"].info["notes"])
+    assert "if each number is a fold" in str(feed["counted.even"].info["notes"])
     assert feed["counted.three"].info["notes"] == []
 
 
 def test_an_odd_part_does_not_undo_splits(feed: h5feed.Feed) -> None:
     """What one part has besides is listed."""
     assert stored_splits(feed["counted.odd"]) == {"train": 9, "val": 3}
-    assert "not there for all rows" in str(feed["counted.odd"].fields["odd"].reason)
+    assert "does not exist for all rows" in str(feed["counted.odd"].fields["odd"].reason)
 
 
 def test_numbers_that_belong_to_the_name(feed: h5feed.Feed) -> None:
@@ -346,7 +346,7 @@ def test_two_arrays_of_one_name(feed: h5feed.Feed) -> None:
     dataset = feed["dotted"]
     assert dataset.take(range(5), fields=["g.a.b"])["g.a.b"].tolist() == list(range(5))
     (other,) = (field for field in dataset.fields.values() if not field.readable)
-    assert other.name == "g.a.b (g.a/b)" and "'g/a.b' is called 'g.a.b' too" in str(other.reason)
+    assert other.name == "g.a.b (g.a/b)" and "'g/a.b' also has the name 'g.a.b'" in str(other.reason)
     with pytest.raises((FieldNotFound, UnsupportedField)):
         dataset.take([0], fields=[other.name])
 
@@ -355,7 +355,7 @@ def test_two_arrays_of_one_name(feed: h5feed.Feed) -> None:
 def test_names_that_batches_need(feed: h5feed.Feed, name: str) -> None:
     """They are listed with the reason; the fields beside them are served."""
     dataset = feed["reserved"]
-    assert not dataset.fields[name].readable and "batches call" in str(dataset.fields[name].reason)
+    assert not dataset.fields[name].readable and "batches use this name" in str(dataset.fields[name].reason)
     assert dataset.take([4], fields=["x", "v"]).lists("v")[0].tolist() == [0, 1, 2, 3]
 
 

@@ -426,10 +426,10 @@ def greedy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         ("damaged_fill", "fill-value"),
         ("virtual_of_itself", "virtual"),
         ("deep", "more than 32 deep"),
-        ("external_storage", "outside of the data folder"),
-        ("external_links", "outside of the data folder"),
+        ("external_storage", "outside the data folder"),
+        ("external_links", "outside the data folder"),
         ("forged_heap", "cannot be opened|cannot read it|crashed|memory"),
-        ("empty", "no HDF5 file"),
+        ("empty", "not an HDF5 file"),
         ("truncated", "truncated"),
         ("pipe", "not a regular file"),
         ("device", "leads out of the data folder"),
@@ -473,7 +473,7 @@ def test_loops(hostile: Watched) -> None:
     entry = hostile.entry("loops")
     assert sorted(field["name"] for field in entry["fields"] if field["readable"]) in (["x"], ["a.b.x"])
     reasons = [field["reason"] for field in entry["fields"] if not field["readable"]]
-    assert len(reasons) == 3 and all("nowhere" in reason for reason in reasons)
+    assert len(reasons) == 3 and all("broken link" in reason for reason in reasons)
 
 
 def test_gzip_bombs(greedy: Watched) -> None:
@@ -488,8 +488,8 @@ def test_gzip_bombs(greedy: Watched) -> None:
 def test_exabytes(greedy: Watched) -> None:
     """Rows of arrays as large as numbers go are what was never written; what takes them whole is refused."""
     fields = {field["name"]: field for field in greedy.whole("exabytes")["fields"]}
-    assert "more bytes than there can be" in fields["beyond"]["reason"]
-    assert "more bytes than there can be" in fields["hidden"]["reason"]
+    assert "is larger than an array can be" in fields["beyond"]["reason"]
+    assert "is larger than an array can be" in fields["hidden"]["reason"]
     last = (1 << 40) - 1
     answer = greedy.rows("exabytes", "x", "y", "whole", rows=(last, 0))
     assert answer.status_code == 200 and answer.content.count(b"\3" * (1 << 20)) == 2
@@ -558,7 +558,7 @@ def test_names_in_a_file_that_are_no_text(hostile: Watched) -> None:
     assert {'quo"te', "new\nline", "bell\x07\x1f\x7f", "é\u2028", "a,b", "latin\ufffd"} <= set(answers)
     for name, answer in answers.items():
         if "\ufffd" in name:
-            assert answer.status_code == 422 and "no UTF-8" in answer.json()["detail"]
+            assert answer.status_code == 422 and "not UTF-8" in answer.json()["detail"]
         elif name == "__metadata__":
             # What safetensors keeps for itself.
             assert answer.status_code in (400, 422)

@@ -156,21 +156,21 @@ def test_every_file_is_listed(odd: Path, listing: dict[str, dict[str, Any]]) -> 
     [
         ("nothing", "nowhere"),
         ("partly", "missing.h5"),
-        ("text", "no HDF5 file"),
+        ("text", "not an HDF5 file"),
         ("misspelt", "flies"),
-        ('h5feed.toml: "a/b"', "no URL can carry"),
-        ('h5feed.toml: ""', "no URL can carry"),
-        ('h5feed.toml: ".."', "no URL can carry"),
-        ('h5feed.toml: "bell\\u0007"', "no URL can carry"),
-        ("kinds.old", "no HDF5 file"),
+        ('h5feed.toml: "a/b"', "a URL cannot contain"),
+        ('h5feed.toml: ""', "a URL cannot contain"),
+        ('h5feed.toml: ".."', "a URL cannot contain"),
+        ('h5feed.toml: "bell\\u0007"', "a URL cannot contain"),
+        ("kinds.old", "not an HDF5 file"),
         ("kinds.pointer", "git lfs pull"),
         ("kinds.page", "web page"),
         ("kinds.nothing", "empty"),
-        ("kinds.hidden_data.dat", "let it end in .h5"),
+        ("kinds.hidden_data.dat", "rename it to end in .h5"),
         ("*.jpg", "30 files"),
         ("pipe", "not a regular file"),
         ("socket", "not a regular file"),
-        ("dangling", "link to a file that is not there"),
+        ("dangling", "link to a missing file"),
         ("round", "leads back to itself"),
         ("above", "link to a folder"),
         ("tables.b", ""),
@@ -227,7 +227,7 @@ def test_lists_of_builds_are_no_data(listing: dict[str, dict[str, Any]]) -> None
 def test_what_is_asked_for_has_the_reason(served: ServerProcess) -> None:
     """The name of what is not served answers why, and not that there is no such thing."""
     with h5feed.connect(served.url, deadline=60) as feed:
-        for name, words in (("nothing", "nowhere"), ("dangling", "not there"), ("kinds.old.mat", "MATLAB v5")):
+        for name, words in (("nothing", "nowhere"), ("dangling", "missing file"), ("kinds.old.mat", "MATLAB v5")):
             with pytest.raises(Unreadable, match=words):
                 _ = feed[name]
     answer = httpx.get(f"{served.url}/v1/datasets/misspelt", timeout=60)
@@ -238,7 +238,7 @@ def test_the_command_shows_it(served: ServerProcess, capsys: pytest.CaptureFixtu
     """``h5feed ls`` has a line for each, with the reason."""
     assert main(["ls", served.url]) == 0
     out = capsys.readouterr().out
-    for words in ("MATLAB v5", "leads back to itself", "30 files", "no URL can carry", "missing.h5"):
+    for words in ("MATLAB v5", "leads back to itself", "30 files", "a URL cannot contain", "missing.h5"):
         assert words in out
 
 

@@ -224,8 +224,8 @@ FILES = {
 
 REFUSED = {
     "records": {f"{name}.ref": "reference" for name in ("plain", "gzip", "zstd", "chunks", "half", "compact")},
-    "text": {"classes": "names of classes"},
-    "types": {"square": "more than one axis", "pairs.b": "more than one string a row"},
+    "text": {"classes": "class names"},
+    "types": {"square": "more than one axis", "pairs.b": "more than one string per row"},
 }
 """What is not served, and a word of the reason."""
 

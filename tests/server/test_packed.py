@@ -79,7 +79,7 @@ def test_as_stored_with_a_note(feed: h5feed.Feed) -> None:
     for name, (values, _, _) in PACKED.items():
         np.testing.assert_array_equal(dataset.take(range(ROWS), fields=[name])[name], values)
         assert 'apply = "scale"' in notes[name]
-    assert "times 0.01, plus 273.15, -32767 stands for none" in notes["double"]
+    assert "times 0.01, plus 273.15, -32767 means missing" in notes["double"]
     assert all("scale" not in notes[name] for name in PLAIN)
 
 

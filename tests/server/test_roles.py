@@ -198,8 +198,8 @@ def test_names_that_do_not_fit_the_labels(serve: Callable[..., ServerProcess], t
         "unlabelled": (y - 1, ["z", "a"], "below 0"),
         "from_one": (y + 1, ["z", "a", "m"], "its labels are 1 … 3"),
         "too_few": (y, ["z", "a"], "labels up to 2"),
-        "twice": (y, ["z", "z", "m"], "'z' is there twice"),
-        "scores": (random.random(ROWS), ["celsius"], "not whole"),
+        "twice": (y, ["z", "z", "m"], "'z' occurs twice"),
+        "scores": (random.random(ROWS), ["celsius"], "not integers"),
         "rare": (np.r_[np.zeros(5000, int), 3], ["z", "a", "m"], "labels up to 3"),
         "boxes_from_one": (several + 1, ["z", "a", "m"], "its labels are 1 … 3"),
     }

@@ -333,8 +333,8 @@ def test_declared_ranges(labelled: tuple[h5feed.Feed, Path]) -> None:
     ("splits", "reason"),
     [
         ("train = [0, 101]", "0 ≤ begin < end ≤ 100"),
-        ("train = [0, 50]\ntest = [49, 60]", "row 49 lies in split 'train' and in split 'test'"),
-        ("all = [0, 50]", "no name for a split"),
+        ("train = [0, 50]\ntest = [49, 60]", "row 49 is both in split 'train' and in split 'test'"),
+        ("all = [0, 50]", "not a valid split name"),
     ],
 )
 def test_declared_nonsense(serve: Callable[..., ServerProcess], tmp_path: Path, splits: str, reason: str) -> None:

@@ -17,7 +17,7 @@ from tests.support.hdf5_arrays import same
 from tests.support.random_files import write_variety
 from tests.support.server_process import ServerProcess
 
-TRUE_REASONS = re.compile(r"lists lie along more than one axis|more than one string a row|of >\w+ numbers")
+TRUE_REASONS = re.compile(r"lists along more than one axis|more than one string per row|of >\w+ numbers")
 
 
 def _stored(path: Path) -> dict[str, Any]:

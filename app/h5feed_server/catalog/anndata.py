@@ -1,7 +1,7 @@
 """AnnData files (``.h5ad``): rows are the observations, which `X`, `obs`, `obsm` and `layers` describe.
 
-The format is that of https://anndata.readthedocs.io/en/stable/fileformat-prose.html; older files, without
-``encoding-type``, keep the categories of ``obs/NAME`` in ``obs/__categories/NAME``.
+The format is described at https://anndata.readthedocs.io/en/stable/fileformat-prose.html. Older files, without
+``encoding-type``, store the categories of ``obs/NAME`` in ``obs/__categories/NAME``.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from .vocabulary import words_of
 
 _ROWS = {
     "X": "",
-    "obs": "a column of obs, which describes the observations: name it with x= or y=",
-    "obsm": "one of obsm, beside X: name it with x=",
-    "layers": "one of layers, beside X: name it with x=",
+    "obs": "a column of obs, which describes the observations: select it with x= or y=",
+    "obsm": "one of obsm, in addition to X: select it with x=",
+    "layers": "one of layers, in addition to X: select it with x=",
 }
-"""Groups whose first axis is the observations, and what is said of those that are not X."""
+"""Groups whose arrays have one row for each observation, and why their arrays are not inputs."""
 
 _ASIDE = {
     "var": "it describes the columns of X, not its rows",
     "varm": "it describes the columns of X, not its rows",
     "varp": "it describes the columns of X, not its rows",
     "obsp": "it is a table of pairs of observations",
-    "raw": "it is AnnData's copy of X before its columns were chosen",
+    "raw": "it is AnnData's copy of X before columns were selected",
     "uns": "it is AnnData's unstructured metadata",
 }
-"""Groups that hold no rows."""
+"""Groups whose arrays do not have one row for each observation, and why their arrays are not served."""
 
 _TYPES = frozenset(
     ("type", "types", "celltype", "celltypes", "annotation", "annotations", "louvain", "leiden", "cluster")
 )
-"""Words in the name of a category that is what cells are told apart by."""
+"""Words in the names of categories that are the cell types, and so the label."""
 
 
 def is_anndata(attributes: Mapping[str, Any], segments: Mapping[str, Segment]) -> bool:
@@ -57,7 +57,7 @@ def categorical(
         if str(about.get("encoding-type")).startswith("nullable-") and f"{path}/mask" in fields:
             values = fields.get(f"{path}/values")
             if values is not None:
-                note = f"missing where {path.replace('/', '.')}.mask is true: what is stored there is no value"
+                note = f"missing where {path.replace('/', '.')}.mask is true: the numbers stored there have no meaning"
                 fields[f"{path}/values"] = replace(values, about=About(is_column=True, note=note))
         codes, categories = segments.get(f"{path}/codes"), segments.get(f"{path}/categories")
         if about.get("encoding-type") != "categorical" or codes is None or categories is None:
@@ -94,7 +94,7 @@ def observations(
         fields[name] = segment
     label = _label(fields)
     if label is not None:
-        about = replace(fields[label].about or About(), role="label", reason="categories that say what a cell is")
+        about = replace(fields[label].about or About(), role="label", reason="categories that name the types of cells")
         fields[label] = replace(fields[label], about=about)
     order = (*_ROWS, *_ASIDE)
     return dict(sorted(fields.items(), key=lambda one: _rank(one[0], order)))

@@ -17,18 +17,19 @@ from ..storage.layout import ArrayLayout
 from ..storage.reader import Reader
 
 MAX_OFFSETS_BYTES = 256 << 20
-"""Bytes of the offsets of one field: they stay in memory."""
+"""Maximum bytes of the offsets of one field, which stay in memory."""
 
 MAX_NAMES_BYTES = 16 << 20
-"""Bytes of an array of names, of columns or categories, which are read when a file is looked at."""
+"""Maximum bytes of an array of names of columns or categories, which is read during inspection."""
 
 LOOKED_AT = 256
-"""Rows that are looked at to tell classes from running numbers; of fewer than `FEW_ROWS` nothing is told."""
+"""Number of rows that are read to tell classes from running numbers. Columns with fewer than `FEW_ROWS` rows always
+count as classes."""
 
 FEW_ROWS = 16
 
 TRANSIENT_ERRORS = (Overloaded, RevisionChanged, SourceUnavailable)
-"""What says nothing of a file, only of how it went this time."""
+"""Errors that say nothing about the file: a later attempt may succeed."""
 
 
 class ArrayProbe:
@@ -37,14 +38,14 @@ class ArrayProbe:
     Parameters
     ----------
     hdf5 : ReaderPool
-        Reads what h5py is to read.
+        Reads arrays whose layout is not known.
     timeout : float
         Seconds that one read may take.
     """
 
     def __init__(self, hdf5: ReaderPool, timeout: float) -> None:
         self._hdf5 = hdf5
-        # What is read here is read once.
+        # No cache: everything is read only once here.
         self._reader = Reader(1, ByteCache(0, timeout), 0, timeout, hdf5)
 
     def close(self) -> None:
@@ -52,7 +53,7 @@ class ArrayProbe:
         self._reader.close()
 
     def pair_offsets(self, segments: dict[str, Segment]) -> None:
-        """Combine each flat array with the array beside it that says where its rows begin."""
+        """Combine flat arrays of items with their arrays of offsets, in place. Invalid pairs become unreadable."""
         for path, segment in list(segments.items()):
             offsets = segments.get(path + OFFSETS)
             if offsets is None or not _is_flat(segment) or not _is_flat(offsets):
@@ -73,7 +74,7 @@ class ArrayProbe:
                 segments[path] = Segment(segment.source, unreadable_array(path, f"its offsets: {error.detail}"))
                 continue
             if values[0] != 0 or values[-1] != segment.array.rows or (np.diff(values) < 0).any():
-                reason = f"its offsets do not ascend from 0 to {segment.array.rows}, the items that it has"
+                reason = f"its offsets do not ascend from 0 to {segment.array.rows}, its number of items"
                 segments[path] = Segment(segment.source, unreadable_array(path, reason))
                 continue
             segments[path] = replace(segment, offsets=values)
@@ -120,7 +121,7 @@ class ArrayProbe:
             except ReaderCrashed:
                 continue
             except (Overloaded, ReadTimeout):
-                # That says nothing of the array.
+                # This says nothing about the array.
                 return None
             except TRANSIENT_ERRORS:
                 raise
@@ -135,7 +136,7 @@ def unreadable_array(path: str, reason: str) -> ArrayLayout:
 
 
 def _is_flat(segment: Segment) -> bool:
-    """Whether it is one axis of numbers, the bytes of which this process reads itself."""
+    """Whether an array is a one-dimensional array of numbers that this process reads without h5py."""
     array = segment.array
     if array.unreadable is not None or array.by_h5py or array.record is not None or len(array.shape) != 1:
         return False

@@ -1,4 +1,4 @@
-"""Assembles datasets from the arrays in files, from declarations and, for the rest, by guessing."""
+"""Assembles datasets from the arrays in files, following declarations and, where there are none, heuristics."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Assembler:
     digest_limit : int
         Bytes of a file up to which its revision covers all of it.
     holds_classes : callable
-        Looks whether values of a column are classes, where nothing else tells the label.
+        Returns whether the values of a column may be classes. Called if nothing else identifies the label.
     block : callable
-        Reads some rows of a column, for its first row and the one behind the last; None where they cannot be read.
+        ``block(column, start, stop)`` returns rows start … stop-1 of a column, or None if they cannot be read.
     """
 
     def __init__(self, digest_limit: int, holds_classes: Callable[[Column], bool], block: Read) -> None:
@@ -66,21 +66,24 @@ class Assembler:
         refused: dict[str, Refused],
         declaration: bytes,
     ) -> tuple[Dataset, ...]:
-        """The datasets in a family of files: one for all files, or one per file.
+        """Return the datasets in a family of files: joint ones of all files, or separate ones of each file.
 
         Parameters
         ----------
-        loaded, failed : mapping
-            Those that could be read, and why others could not, by name.
-        refused : dict
-            Takes what cannot be served though other of it can, by name.
+        family : Family
+        loaded : mapping of str to LoadedFile
+            The files that could be read, by path.
+        failed : mapping of str to Unreadable
+            Why the others could not be read, by path.
+        refused : dict of str to Refused
+            Updated with what cannot be served although other parts can, by name.
         declaration : bytes
-            What is declared of them: part of the revision.
+            The declaration of the dataset, serialised. It is part of the revision.
 
         Raises
         ------
         Unreadable
-            There is none.
+            There is no dataset that can be served.
         """
         notes: tuple[str, ...] = ()
         together = family.kind != "alone"
@@ -108,7 +111,7 @@ class Assembler:
             except ValueError as error:
                 if family.declared is not None:
                     raise Unreadable(str(error)) from None
-        # Their names look like parts of one dataset, their content does not.
+        # The files look like parts of one dataset by their names, but not by their content.
         datasets: list[Dataset] = []
         for one in [family] if family.kind == "alone" else apart(family):
             try:
@@ -138,12 +141,12 @@ class Assembler:
         declaration: bytes,
         notes: tuple[str, ...],
     ) -> tuple[Dataset, ...]:
-        """The datasets in files that belong together.
+        """The datasets in files that form one unit.
 
         Raises
         ------
         Unreadable
-            There is none.
+            There is no dataset that can be served.
         ValueError
             The files do not fit together.
         """
@@ -182,13 +185,17 @@ class Assembler:
 
         Parameters
         ----------
+        table : Table
+        name : str
+            Name of the dataset.
+        origin : _Origin
         is_main : bool
-            Whether it is what is called like the file, of which splits are declared.
+            Whether the dataset has the name of the file or declaration. Declared splits apply to this one.
 
         Raises
         ------
         Unreadable
-            What is declared cannot be.
+            The declaration does not fit the data.
         """
         family, declared = origin.family, origin.family.declared
         if table.problem is not None:
@@ -220,20 +227,20 @@ class Assembler:
 
 @dataclass(frozen=True)
 class _Origin:
-    """What all datasets in files that belong together have in common."""
+    """What all datasets in the same files have in common."""
 
     family: Family
     revision: str
     identities: tuple[tuple[Identity, bytes], ...]
     digest_in_full: bool
     attributes: Sequence[dict[str, Any]]
-    """Of each file."""
+    """Root attributes of each file."""
     decode: Mapping[str, ImageSpec]
     notes: tuple[str, ...]
 
 
 def _refuse_weights(family: Family, loaded: Sequence[LoadedFile]) -> None:
-    """Refuse files with model weights, unless they are declared.
+    """Raise if a file holds model weights, unless it is declared as a dataset.
 
     Raises
     ------
@@ -247,18 +254,18 @@ def _refuse_weights(family: Family, loaded: Sequence[LoadedFile]) -> None:
 
 
 def _apply_fuel(loaded: Sequence[LoadedFile], tables: list[Table]) -> list[str]:
-    """Apply what Fuel's attribute says of a file to its tables; notes where it is not followed."""
+    """Apply the splits in Fuel's attribute of a file to its tables. Returns notes if it is ignored."""
     if len(loaded) == 1:
         fuel.apply(loaded[0].layout.attributes.get(fuel.ATTRIBUTE), tables)
     elif any(isinstance(one.layout.attributes.get(fuel.ATTRIBUTE), list) for one in loaded):
-        return [f"the attribute {fuel.ATTRIBUTE!r} of its files is not followed: it is of one file alone"]
+        return [f"the attribute {fuel.ATTRIBUTE!r} of its files is ignored: it describes a single file"]
     return []
 
 
 def _splits_of(
     table: Table, origin: _Origin, *, is_main: bool
 ) -> tuple[dict[str, list[tuple[int, int]]], SplitRecord | None, list[str]]:
-    """Declared or stored splits of a table, how they were drawn, and notes on them."""
+    """Declared or stored splits of a table, the record of how they were drawn, and notes on them."""
     declared = origin.family.declared
     if declared is not None and declared.splits:
         native = declared.native(table.rows) if is_main else table.native
@@ -275,12 +282,12 @@ def _with_class_names(
     classes: tuple[str, ...] | None,
     declared: Sequence[str] | None,
 ) -> tuple[Field, ...]:
-    """The fields, with names of classes that are declared, or that are those of arrays, groups or files.
+    """The fields, with class names that are declared or that are the names of arrays, groups or files.
 
     Raises
     ------
     Unreadable
-        What is declared cannot be.
+        The declared names do not fit the classes.
     """
     named = label
     if classes is not None:
@@ -289,7 +296,7 @@ def _with_class_names(
         if declared and (
             len(declared) != len(classes) or (set(declared) == set(classes) and [*classes] != [*declared])
         ):
-            raise Unreadable(f"{DECLARATION}: class_names={json.dumps(list(declared))} cannot be: {known}")
+            raise Unreadable(f"{DECLARATION}: class_names={json.dumps(list(declared))} does not fit: {known}")
     names = tuple(declared or classes or ())
     if not names:
         return fields
@@ -299,43 +306,43 @@ def _with_class_names(
 def _notes_of_declared(
     native: Mapping[str, Sequence[tuple[int, int]]], stored: Mapping[str, Sequence[tuple[int, int]]], main: bool
 ) -> list[str]:
-    """What is to be said of splits that are declared."""
+    """Notes on declared splits."""
     if not main:
-        return [f"{DECLARATION} declares splits, which are not of this group of arrays but of those in the root"]
+        return [f"{DECLARATION} declares splits, which apply to the arrays in the root and not to this group"]
     if not stored or native == stored:
         return []
     rows = ", ".join(f"{name} {count:,}" for name, count in rows_of(stored).items())
-    return [f"the splits that {DECLARATION} declares are in place of those in the files ({rows})"]
+    return [f"the splits that {DECLARATION} declares replace those in the files ({rows})"]
 
 
 def _inspected(family: Family, loaded: Sequence[LoadedFile]) -> list[InspectedFile]:
-    """The arrays of each file, by the names that are declared for them.
+    """The arrays of each file by field name, which is declared or the path in the file.
 
     Raises
     ------
     Unreadable
-        One is declared that is not there.
+        A declared array is missing.
     """
     inspected = []
     alike_shown = Counter(map(shown, family.rows))
     for file, tags, row, one in zip(family.files, family.tags, family.rows, loaded, strict=True):
         segments, names = one.fields, {}
         if family.declared is not None and family.declared.fields is not None:
-            # By their paths in the file, or by what they mean.
+            # Declarations may use the path in the file or the name that a convention gives.
             known = one.segments | one.fields
             missing = [path for path in family.declared.fields.values() if path not in known]
             if missing:
                 raise Unreadable(f"{DECLARATION} names the array {missing[0]!r}, which {shown(file)} does not have")
             segments = {name: known[path] for name, path in family.declared.fields.items()}
             names = {path: s.array.text for path, s in one.segments.items() if s.array.text is not None}
-        # Names that differ in what is no UTF-8 are shown alike.
+        # Names that differ only in bytes that are not UTF-8 look the same when shown.
         own = distinct(file) if alike_shown[shown(row)] > 1 else shown(row)
         inspected.append(InspectedFile(segments, tags, own, names))
     return inspected
 
 
 def _verdict(family: Family, loaded: Mapping[str, LoadedFile]) -> alike.Verdict:
-    """What files are to each other whose names are alike."""
+    """How files with similar names are related."""
     there = [place for place, file in enumerate(family.files) if file in loaded]
     files = [
         InspectedFile(loaded[family.files[place]].segments, family.tags[place], family.rows[place]) for place in there
@@ -346,28 +353,28 @@ def _verdict(family: Family, loaded: Mapping[str, LoadedFile]) -> alike.Verdict:
 
 
 def _in_doubt(reason: str, name: str, files: Sequence[str], key: Literal["stack", "classes"]) -> str:
-    """Why something is not served, and the lines that decide."""
+    """Why an ambiguous dataset is not served, with the two lines of ``h5feed.toml`` that resolve it."""
     line = f"datasets.{json.dumps(name)} = {{ files = [{json.dumps(shown(glob_of(files)))}], {key} = "
     ways = {
-        "stack": (f"one row a {'file' if len(files) > 1 else 'group'}", "rows along the first axis"),
+        "stack": (f"one row per {'file' if len(files) > 1 else 'group'}", "rows along the first axis"),
         "classes": ("one class each", "fields"),
     }[key]
     lines = f"{line}true }} ({ways[0]}) or {line}false }} ({ways[1]})"
-    return f"{reason}. One of these lines in {DECLARATION} decides: {lines}"
+    return f"{reason}. Add one of these lines to {DECLARATION}: {lines}"
 
 
 def _images_declared(declared: DeclaredDataset | None, fields: Sequence[str]) -> dict[str, ImageSpec]:
-    """What fields are declared to be decoded to.
+    """The declared decoding of image fields, by field.
 
     Raises
     ------
     Unreadable
-        There is no such field, or it cannot be decoded to that.
+        There is no such field, or the declaration is invalid.
     """
     specs = {}
     for name, images in (declared.decode if declared else {}).items():
         if name not in fields:
-            raise Unreadable(f"{DECLARATION} says what {name!r} is decoded to, which is no field: there are {fields}")
+            raise Unreadable(f"{DECLARATION}: decode: there is no field {name!r}: the fields are {fields}")
         try:
             specs[name] = images.spec
         except BadParameter as error:
@@ -376,7 +383,7 @@ def _images_declared(declared: DeclaredDataset | None, fields: Sequence[str]) ->
 
 
 def _revision_of(family: Family, loaded: Sequence[LoadedFile], hints: Hints, declaration: bytes) -> str:
-    # What rows and classes are called is served as well.
+    # Names of files are served too, if they are names of rows or classes, so they are part of the revision.
     called = family.rows if hints.stack or hints.classes else ()
     if any(tags.split for tags in family.tags):
         called = (*called, *(tags.split or "" for tags in family.tags))

@@ -1,4 +1,4 @@
-"""The catalogue: finds HDF5 files below the data folder, has them inspected, and notices changes."""
+"""The catalogue: finds HDF5 files in the data folder, inspects them, and notices changes."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 RESCAN_SECONDS = 1.0
-"""The folder is walked through this often at most. A listing may be so old; who asks for an unknown name waits for the
-next walk."""
+"""Minimum interval between scans of the folder. A listing may be this old. A request for an unknown name waits for the
+next scan."""
 
 _WALK_SHARE = 0.05
-"""Of the time: where files that are known have changed, so much may be spent on walks, if that is more."""
+"""After a known file has changed, scans may take this share of the time, if that makes them more frequent."""
 
 MANY_FILES = 4
 MANY_FILES_SECONDS = 0.05
 FILE_SECONDS = 100e-6
-"""The files of a dataset of more files are looked at this often, and not for every request; of very many, after so long
-for each of them."""
+"""Datasets of more than `MANY_FILES` files are not checked for changes at each request, but at this interval: at least
+`MANY_FILES_SECONDS`, and `FILE_SECONDS` for each file."""
 
 _POLL_SECONDS = 0.02
 
 AWAY_RETRY_SECONDS = 2.0
-"""When who asks for what cannot be looked at is to ask again."""
+"""``Retry-After`` of responses about data that is temporarily unavailable."""
 
 
 class Catalog:
@@ -68,8 +68,12 @@ class Catalog:
 
     Parameters
     ----------
+    settings : Settings
+    folder : CacheFolder
+        Caches layouts and digests.
+    hdf5 : ReaderPool
     only : sequence of str, optional
-        Files to look at, relative to the data folder, whatever their names end in. Default: all, and those that appear.
+        Files to inspect, relative to the data folder, with any extension. Default: all files, including new ones.
     """
 
     def __init__(
@@ -86,9 +90,9 @@ class Catalog:
         self._scanned = float("-inf")
         self._walk_seconds = 0.0
         self._declaration: Identity | None = None
-        """Of ``h5feed.toml``, when the folder was walked through."""
+        """Identity of ``h5feed.toml`` at the last scan."""
         self._second_look = float("inf")
-        """When files that had only just been written are to be looked at again."""
+        """When recently written files must be inspected again, in seconds of the system clock."""
         self._endings = frozenset[str]()
         self._others: Mapping[str, Others] = {}
         self._sniffed: dict[str, bool] = {}
@@ -99,18 +103,18 @@ class Catalog:
             threading.Thread(target=notice, args=watching, name="h5feed-watch", daemon=True).start()
 
     def close(self, *, wait: bool = False) -> None:
-        """Stop the threads and the inspector and close all files; wait for running inspections only on request."""
+        """Stop the threads and the inspector, and close all files. Waits for running inspections only if `wait`."""
         self._closed.set()
         self._indexer.close(wait=wait)
 
     def entries(self) -> list[Entry]:
-        """All files, by name."""
+        """All entries, sorted by name."""
         self._rescan(time.monotonic() - RESCAN_SECONDS)
         return sorted(self._entries.values(), key=lambda entry: entry.name)
 
     def is_known(self) -> bool:
         """Whether everything found by the last scan has been inspected."""
-        # Asked again and again while files are looked at, which a walk each time would hold up.
+        # No scan here: this is polled while files are inspected, and scans would slow that down.
         entries = self._entries.values() if self._scanned > float("-inf") else self.entries()
         return all(entry.outcome.done() for entry in list(entries))
 
@@ -123,18 +127,18 @@ class Catalog:
         return self._presence.trouble
 
     def listed(self) -> list[Listed]:
-        """All datasets by name, and what cannot be one.
+        """All datasets, and everything that cannot be served with the reason, sorted by name.
 
         Raises
         ------
         SourceUnavailable
-            The data folder cannot be looked at.
+            The data folder is unavailable.
         """
         lines: list[tuple[Entry, Listed]] = []
         entries = self.entries()
         if self._presence.reason is not None and self._presence.holds_files:
             raise SourceUnavailable(self._presence.reason, retry_after=AWAY_RETRY_SECONDS)
-        # Parts of others that are nothing by themselves.
+        # Files that are only parts of other datasets are not listed themselves.
         parts = {path for entry in entries if entry.datasets() for path in entry.dependencies}
         for entry in entries:
             if entry.paths and not entry.datasets() and parts.issuperset(entry.paths):
@@ -144,7 +148,7 @@ class Catalog:
                 names = [(one.name, one.files) for one in entry.datasets()] or [(entry.name, entry.files)]
                 lines += [(entry, Listed(name, files, "unavailable", entry.away, None)) for name, files in names]
             elif not entry.outcome.done():
-                waits = "it is being inspected and digested"
+                waits = "it is being inspected"
                 lines.append((entry, Listed(entry.name, entry.files, "preparing", waits, None)))
             elif reason is not None:
                 passing = isinstance(entry.outcome.exception(), Transient)
@@ -173,15 +177,15 @@ class Catalog:
             return []
 
     def dataset(self, name: str, revision: str | None = None) -> Dataset:
-        """The dataset in its current state.
+        """Return a dataset in its current state.
 
         Raises
         ------
         DatasetNotFound, Unreadable, SourceUnavailable, Overloaded
         RevisionChanged
-            It is not `revision` any more.
+            The dataset has another revision than `revision`.
         NotYet
-            It is being looked at, before others now.
+            It is being inspected, now with priority, or a scan must find out whether it exists.
         """
         current = self._found.get(name)
         if current is None or not self._is_current(name, *current):
@@ -189,18 +193,18 @@ class Catalog:
         dataset = current[1]
         if revision is not None and revision != dataset.revision:
             raise RevisionChanged(
-                f"dataset {name!r} has revision {dataset.revision} now, not {revision}: its file was changed. Ask for "
-                "the dataset again and begin a new epoch."
+                f"dataset {name!r} has revision {dataset.revision} now, not {revision}: its file was changed. "
+                "Request the dataset again and begin a new epoch."
             )
         return dataset
 
     def dataset_within(self, seconds: float, name: str, revision: str | None = None) -> Dataset:
-        """Same, from a thread that may wait this long.
+        """Same as `dataset`, but waits up to this many seconds.
 
         Raises
         ------
         Preparing
-            It takes longer.
+            It takes longer. The other errors are those of `dataset`.
         """
         deadline = time.monotonic() + seconds
         look = partial(self.dataset, name, revision)
@@ -214,7 +218,10 @@ class Catalog:
                 time.sleep(max(late.seconds, _POLL_SECONDS))
 
     def asked_at(self, moment: float, work: Callable[[], T]) -> T:
-        """Run `work` for a request made at this time: scans since then are recent enough."""
+        """Run `work` for a request that was made at this time, in seconds of the monotonic clock.
+
+        Scans since then are recent enough for it.
+        """
         self._asking.since = moment
         try:
             return work()
@@ -238,25 +245,25 @@ class Catalog:
         return time.time() >= self._second_look
 
     def _find(self, name: str) -> tuple[Entry, Dataset, float]:
-        """Look for a dataset among the files that exist now."""
+        """Find a dataset among the current files, after a scan if necessary."""
         self._found.pop(name, None)
         now = time.monotonic()
         asked: float = getattr(self._asking, "since", now)
         own = self._entries.get(name)
         declared_anew = identity_of(str(self._root / DECLARATION)) != self._declaration
-        # Of thousands of files, a walk for each dataset that is asked for first would be all that is done.
+        # Search before scanning: with thousands of files, a scan for the first request of each dataset takes too long.
         if not declared_anew and now - self._scanned < self._walk_seconds / _WALK_SHARE:
             with contextlib.suppress(NotYet, FeedError):
                 match = self._search(name, asked)
                 if not match[0].has_changed() and not match[0].is_due():
                     self._found[name] = match
                     return match
-        # What is being looked at is known to be there.
+        # A dataset that is being inspected exists: no scan is needed.
         if own is None or own.outcome.done() or own.has_changed():
             since = now if declared_anew else now - (RESCAN_SECONDS if own is None else self._pause)
-            # Who finds another one walking goes on with what is known, and comes again where that is not enough.
+            # If another thread is scanning, go on with what is known. The request is retried if that is not enough.
             self._rescan(since, wait=declared_anew or self._scanned == float("-inf"))
-        # Before the search: another thread may scan meanwhile, and what was searched is older then.
+        # Read this before the search: another thread may finish a scan during it.
         scanned = self._scanned
         try:
             match = self._found[name] = self._search(name, asked)
@@ -264,12 +271,12 @@ class Catalog:
         except DatasetNotFound as error:
             if scanned >= asked:
                 raise
-            # It may have been put there since.
-            raise self._next_walk(f"{error.detail}; it is looked for again", asked, RESCAN_SECONDS) from None
+            # The file may have been added since the last scan.
+            raise self._next_walk(f"{error.detail}; looking for it again", asked, RESCAN_SECONDS) from None
 
     @property
     def _pause(self) -> float:
-        """Seconds between two walks, where files have changed."""
+        """Minimum interval between scans after a known file has changed."""
         return min(RESCAN_SECONDS, self._walk_seconds / _WALK_SHARE)
 
     def _next_walk(self, detail: str, asked: float, pause: float) -> NotYet:
@@ -277,7 +284,7 @@ class Catalog:
         return NotYet(Preparing(detail, retry_after=1), asked, seconds)
 
     def _search(self, name: str, asked: float) -> tuple[Entry, Dataset, float]:
-        # The entry of that name, else those whose files may have several datasets.
+        # First the entry of that name, then those whose files may hold several datasets.
         entries = self._entries
         own = [entries[name]] if name in entries else []
         inner = [entry for entry in entries.values() if name.startswith(f"{entry.name}.")]
@@ -295,7 +302,7 @@ class Catalog:
                 held = entry.datasets()
                 own_matches = [(entry, dataset) for dataset in held if dataset.name == name]
                 if entry.away is None and (own_matches or candidates is not joined) and entry.has_changed():
-                    detail = f"dataset {name!r} has changed, and is looked at again"
+                    detail = f"dataset {name!r} has changed and is being inspected again"
                     raise self._next_walk(detail, asked, self._pause if entry.name == name else RESCAN_SECONDS)
                 matching += own_matches
                 if entry.away is not None and not held:
@@ -307,7 +314,8 @@ class Catalog:
             if len(matching) > 1:
                 files = [dataset.files[0] for _, dataset in matching]
                 raise Unreadable(f"dataset {name!r} cannot be read: {_of_one_name(name, files)}")
-            # What else its file may hold is known before long; those of many files are too many to wait for.
+            # Wait for the remaining inspections: they may find the dataset, or another one of that name. But if it was
+            # found, do not wait for all families of several files.
             if pending is not None and not (matching and candidates is joined):
                 raise NotYet(self._preparing(name, pending), asked, 0.0)
             if matching:
@@ -328,16 +336,18 @@ class Catalog:
     def _preparing(self, name: str, entry: Entry) -> Preparing:
         how_far = self._indexer.inspections.describe(entry.outcome)
         return Preparing(
-            f"dataset {name!r} is looked at for the first time ({how_far}): come again in a moment", retry_after=1
+            f"dataset {name!r} is being inspected for the first time ({how_far}): try again in a moment", retry_after=1
         )
 
     def _rescan(self, since: float, *, wait: bool = True) -> None:
-        """Scan the folder, unless a scan began after `since`; concurrent callers share one scan.
+        """Scan the folder, unless a scan began after `since`. Concurrent callers share a scan.
 
         Parameters
         ----------
+        since : float
+            In seconds of the monotonic clock.
         wait : bool
-            For a walk that another thread is at.
+            Whether to wait if another thread is scanning.
         """
         if not self._lock.acquire(blocking=wait):
             return
@@ -357,7 +367,7 @@ class Catalog:
             walked = walk(str(self._root), endings, str(self._settings.cache_dir.resolve()))
             awaited = self._await(walked, began)
             if self._presence.reason is not None and self._presence.holds_files:
-                # All is as it was, as far as anybody knows.
+                # The folder is unavailable: keep all entries, marked as unavailable.
                 self._found.clear()
                 self._entries = {
                     name: replace(entry, away=self._presence.reason) for name, entry in self._entries.items()
@@ -377,27 +387,27 @@ class Catalog:
         self._walk_seconds = time.monotonic() - began
 
     def _await(self, walked: Walk, began: float) -> dict[str, str]:
-        """Add to what was found the files that are awaited; why they are, for each."""
+        """Add the temporarily unavailable files to the result of a scan. Returns the reason for each of them."""
         before = self._presence.trouble if self._presence.holds_files else None
         awaited = self._presence.awaited(walked, began)
         if not self._presence.holds_files:
-            # What is wrong with a folder that was never read is told as that of files is.
+            # The folder was never readable: it is listed with the reason, like an unreadable file.
             return awaited
         if self._presence.trouble is not None and before is None:
-            logger.warning("%s; 503 is answered until it is back", self._presence.trouble)
+            logger.warning("%s; requests get 503 until it is back", self._presence.trouble)
         elif before is not None and self._presence.trouble is None:
-            logger.warning("nothing is missing from the data folder any more")
+            logger.warning("the data folder is complete again")
         walked.files = sorted([*walked.files, *(file for file in awaited if file.lower().endswith(ALL_SUFFIXES))])
         walked.declarable = sorted({*walked.declarable, *(awaited.keys() - set(walked.files))})
         return awaited
 
 
 def _unavailable(name: str, why: str) -> SourceUnavailable:
-    return SourceUnavailable(f"dataset {name!r} cannot be looked at now: {why}", retry_after=AWAY_RETRY_SECONDS)
+    return SourceUnavailable(f"dataset {name!r} is unavailable at the moment: {why}", retry_after=AWAY_RETRY_SECONDS)
 
 
 def _raise_reason(name: str, entry: Entry) -> None:
-    """Raise what is wrong with a dataset that was looked at."""
+    """Raise the error of an entry whose inspection failed."""
     error = entry.outcome.exception()
     if isinstance(error, Unreadable):
         raise Unreadable(f"dataset {name!r} cannot be read: {error.detail}")
@@ -406,14 +416,14 @@ def _raise_reason(name: str, entry: Entry) -> None:
 
 
 def _told_apart(lines: Sequence[tuple[Entry, Listed]]) -> list[Listed]:
-    """The lines of a listing; of datasets that share a name, only the one that its file is called after is served."""
+    """The lines of a listing. Of datasets with the same name, only the one whose entry has that name is served."""
     counts = Counter(line.name for _, line in lines)
     listed = []
     for entry, line in lines:
         own = entry.name == line.name
         if counts[line.name] > 1 and line.dataset is not None and not own:
             files = [other.files[0] for _, other in lines if other.name == line.name and other.files]
-            # Each line has a name of its own, though nothing can be asked for by this one.
+            # Lines need unique names, although this one cannot be requested.
             name, reason = f"{line.name} ({shown(line.files[0])})", _of_one_name(line.name, files)
             line = replace(line, name=name, status="unreadable", reason=reason, dataset=None)
         listed.append(line)
@@ -422,6 +432,6 @@ def _told_apart(lines: Sequence[tuple[Entry, Listed]]) -> list[Listed]:
 
 def _of_one_name(name: str, files: Sequence[str]) -> str:
     return (
-        f"what is in {', '.join(map(shown, files))} would all be called {name!r}: rename a file, or declare it under "
-        "another name in h5feed.toml"
+        f"datasets in {', '.join(map(shown, files))} would have the same name {name!r}: rename a file, or declare it "
+        "under another name in h5feed.toml"
     )

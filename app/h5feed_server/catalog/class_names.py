@@ -14,10 +14,10 @@ from ..storage.column import Column
 from .dataset import Field
 
 _MOST_AXES = 1
-"""Of samples whose labels are looked at: pictures are no classes, and have codes for what is none."""
+"""Maximum number of axes of labels that are checked. Segmentation masks are not checked: they have special codes."""
 
 _MAX_BYTES = 16 << 20
-"""Bytes of a label, decoded, up to which all of it is looked at; of more, some rows at `_PLACES` places."""
+"""Labels up to this decoded size are checked completely, larger ones at `_PLACES` places of up to `_ROWS` rows."""
 
 _PLACES, _ROWS = 64, 256
 
@@ -25,14 +25,15 @@ Read = Callable[[Column, int, int], npt.NDArray[Any] | None]
 
 
 def with_fitting_names(fields: Sequence[Field], read: Read) -> tuple[Field, ...]:
-    """The fields, without class names that do not fit; a note says why.
+    """Remove class names that do not fit from fields, with a note that says why.
+
+    Names that are stored together with the numbers, such as the categories of pandas and AnnData, always fit.
 
     Parameters
     ----------
+    fields : sequence of Field
     read : callable
-        Some rows of a column, from the first to before the last; None where they cannot be read.
-
-    Names that were stored with the numbers themselves, as pandas' and AnnData's categories are, always fit.
+        ``read(column, start, stop)`` returns rows start … stop-1 of a column, or None if they cannot be read.
     """
     return tuple(_with_fitting_names(field, read) for field in fields)
 
@@ -43,47 +44,47 @@ def _with_fitting_names(field: Field, read: Read) -> Field:
     if not field.class_names or field.unreadable or stored_with_them:
         return field
     if field.is_text:
-        # Text says its classes itself.
+        # The values of text labels are the names.
         return replace(field, class_names=None)
     problem, note = _judged(field, field.class_names, read)
     if problem is not None:
         named = ", ".join(map(repr, field.class_names[:3])) + (" …" if len(field.class_names) > 3 else "")
-        note = f"{named} are not taken for the names of its classes: {problem}"
+        note = f"{named} are not used as class names: {problem}"
     notes = "; ".join(filter(None, (field.note, note)))
     return replace(field, class_names=None if problem is not None else field.class_names, note=notes or None)
 
 
 def _judged(field: Field, names: Sequence[str], read: Read) -> tuple[str | None, str | None]:
-    """Why the names do not fit, or other remarks on them."""
+    """Why the names do not fit, or None; and other remarks on them, or None."""
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        return f"{twice!r} is there twice", None
+        return f"{twice!r} occurs twice", None
     shape, count = field.sample_shape, len(names)
     if field.is_ragged or len(shape) > _MOST_AXES or field.dtype.kind not in "biuf":
         return None, None
     if math.prod(shape) == count > 1:
-        # One-hot, or a yes or no for each.
+        # One-hot or multi-label: one number for each class.
         return None, None
     occurring, whole = _occurring(field.column, read)
     values = occurring[occurring >= 0]
     if (values != np.floor(values)).any() or not np.isfinite(values).all():
-        return "its numbers are not whole", None
+        return "its values are not integers", None
     if len(values) and values[-1] >= count:
         here = f"it has labels up to {int(values[-1])}"
         if int(values[0]) > 0 and int(values[-1]) == count:
             here = f"its labels are {int(values[0])} … {count}"
-        way = "class_names in h5feed.toml gives one for each number from 0 on"
-        return f"{here}, and {count} names are those of 0 … {count - 1}: {way}", None
+        way = "declare class_names in h5feed.toml with a name for each number from 0"
+        return f"{here}, but the {count} names are for 0 … {count - 1}: {way}", None
     said = []
     if len(values) < len(occurring):
         said.append("labels that are NaN or below 0 have no name")
     if not whole:
-        said.append("whether each label has a name was looked at in some of its rows only")
+        said.append("only some rows were checked for labels without a name")
     return None, "; ".join(said) or None
 
 
 def _occurring(column: Column, read: Read) -> tuple[npt.NDArray[Any], bool]:
-    """The numbers that occur, (n,) ascending, and whether all rows were checked."""
+    """The distinct values of the checked rows, (n,) ascending, and whether all rows were checked."""
     step = column.rows
     if column.stored_nbytes > _MAX_BYTES:
         step = min(_ROWS, max(1, _MAX_BYTES // _PLACES * column.rows // column.stored_nbytes))

@@ -1,4 +1,4 @@
-"""Conventions of other programs, recognised by what they write beside their arrays.
+"""Conventions of other programs, recognised by the attributes and names that they write.
 
 They are applied before arrays are grouped by name and length. Each convention takes the arrays of a file by path and
 returns them under the paths to use as names, with what it knows about them.
@@ -21,10 +21,11 @@ def as_meant(layout: FileLayout, segments: Mapping[str, Segment], read: Read) ->
 
     Parameters
     ----------
+    layout : FileLayout
     segments : mapping
-        All of its arrays, by their paths in the file.
+        All arrays of the file, by path.
     read : callable
-        All values of a short array.
+        Returns all values of a short array.
     """
     groups = {"": layout.attributes, **layout.groups}
     fields = without_sparse(groups, segments)

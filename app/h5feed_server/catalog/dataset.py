@@ -33,9 +33,9 @@ class Field:
     role_reason: str
     channels: str | None
     column: Column
-    """Where its rows lie."""
+    """Where its rows are stored."""
     unreadable: str | None
-    """Why it is not served, where it is not."""
+    """Why it cannot be served; None if it can."""
     note: str | None = None
     class_names: tuple[str, ...] | None = None
     """Names of the classes that its numbers stand for."""
@@ -71,7 +71,7 @@ class Field:
 
     @property
     def type_name(self) -> str:
-        """Its item type, in numpy's terms."""
+        """Name of the item type: NumPy's name, ``string`` or ``bfloat16``."""
         return "string" if self.is_text else "bfloat16" if self.column.is_bfloat16 else self.dtype.name
 
     @property
@@ -88,13 +88,13 @@ class Field:
     def block_rows(self) -> int:
         """Number of rows that are decoded together."""
         array = self.array
-        # A chunk of bytes has no number of rows.
+        # A chunk of a list field holds items, not a fixed number of rows.
         in_chunks = array.chunk_shape and array.filters and self.column.segments[0].offsets is None
         return array.chunk_shape[0] if in_chunks and array.chunk_shape else 1
 
     @cached_property
     def read_amplification(self) -> float:
-        """Bytes read and decoded per byte served, in a shuffled batch whose rows share no chunk."""
+        """Bytes read and decoded for each byte served, in a shuffled batch where no two rows share a chunk."""
         array = self.array.records if self.array.record else self.array
         if array.chunk_shape is None or not array.row_bytes:
             return 1.0
@@ -118,13 +118,13 @@ class Dataset:
     fields: tuple[Field, ...]
     attributes: dict[str, Any]
     native: Mapping[str, Sequence[tuple[int, int]]]
-    """Runs of rows of each split that is stored."""
+    """Ranges of rows of each stored split: first row, and the row after the last."""
     class_names: list[str] | None
     identity: Hashable
-    """Of the files; changes with them."""
+    """Identifies the state of the files."""
     notes: tuple[str, ...] = ()
     split_record: SplitRecord | None = None
-    """How the stored splits were drawn, where the files say so."""
+    """How the stored splits were drawn, if the files have a record of it."""
 
     def check_rows(self, rows: Sequence[int]) -> None:
         """Raise an error for rows that do not exist.
@@ -162,13 +162,13 @@ class Dataset:
         names : str or sequence of str, optional
             Default: inputs and labels that are numbers.
         encoded : str or sequence of str, optional
-            Those among them that are wanted as they are stored: the bytes of image files.
+            Those to leave undecoded: their rows are the bytes of image files.
 
         Raises
         ------
         FieldNotFound, UnsupportedField
         BadParameter
-            One that is to be `encoded` is not stored so, or is not among those that are wanted.
+            A field of `encoded` does not hold image files, or is not among the chosen fields.
         """
         if names is None:
             readable = [field for field in self.fields if not field.unreadable and not field.is_ragged]
@@ -180,12 +180,12 @@ class Dataset:
             if self.field(name).images is None:
                 raise BadParameter(f"encoded={name}: rows of {name!r} are not stored as the bytes of image files")
             if name not in [field.name for field in fields]:
-                raise BadParameter(f"encoded={name}: this field is not among those that are asked for")
+                raise BadParameter(f"encoded={name}: this field is not among the requested ones")
         return tuple(field.encoded if field.name in stored else field for field in fields)
 
     @cached_property
     def block_rows(self) -> int:
-        """Rows of the largest field that are decoded together: what a window keeps together, whatever is asked for."""
+        """`Field.block_rows` of the largest field. A window keeps so many rows together, for any choice of fields."""
         readable = [field for field in self.fields if not field.unreadable]
         return max(readable, key=lambda field: field.column.nbytes).block_rows if readable else 1
 
@@ -200,14 +200,14 @@ def _names(names: str | Sequence[str]) -> Sequence[str]:
 
 
 def _names_of(segment: Segment) -> Hashable:
-    """Names that go with the numbers of one piece of a column."""
+    """Class names that are stored with one segment of a column."""
     if segment.about is not None and segment.about.class_names is not None:
         return segment.about.class_names
     return tuple(sorted((segment.array.enum_names or {}).items()))
 
 
 def _agree_in_names(field: TableField, table: Table) -> bool:
-    """Whether names of classes are the same for all pieces of a label; of text, nothing is named."""
+    """Whether all segments of a label have the same class names. Text labels need no names."""
     if field.column.dtype.kind == "S":
         return True
     segments = field.column.segments
@@ -219,7 +219,7 @@ def _agree_in_names(field: TableField, table: Table) -> bool:
 
 
 _MOST_LOOKUPS = 2_000_000
-"""Pieces times lists of text up to which each piece's own names are looked up."""
+"""Maximum of segments × lists of text for which the names of each segment are looked up."""
 
 _COLOURS = {"rgb": "rgb", "rgba": "rgb", "bgr": "bgr", "grey": "grey"}
 
@@ -230,16 +230,17 @@ def describe_fields(
     decode: Mapping[str, ImageSpec] | None = None,
     holds_classes: Callable[[Column], bool] = lambda column: True,
 ) -> tuple[Field, ...]:
-    """The fields of a table, with guessed roles.
+    """Return the fields of a table, with guessed roles.
 
     Parameters
     ----------
+    table : Table
     roles : mapping of str to str, optional
-        Those that are declared.
+        Declared roles, by field.
     decode : mapping of str to ImageSpec, optional
-        What fields are declared to be decoded to.
+        Declared decoding, by field.
     holds_classes : callable, optional
-        Looks whether values of a column are classes, where nothing else tells the label.
+        Returns whether the values of a column may be classes. Called if nothing else identifies the label.
     """
     declared = roles or {}
     fields = [_decoded(field, (decode or {}).get(field.name)) for field in table.fields]
@@ -257,9 +258,9 @@ def describe_fields(
         if names is None and role.role == "label":
             names = class_names(item.array, table.text)
             if problem is None and not _agree_in_names(item, table):
-                problem = "the same number stands for other classes in some of its pieces"
+                problem = "the same number stands for different classes in some of its pieces"
             if names is None and item.array.enum_names:
-                note = "its enum skips numbers, so that it names no classes"
+                note = "its enum skips numbers, so it does not give class names"
         described.append(
             Field(
                 item.name,
@@ -290,41 +291,41 @@ def _traits(field: TableField, problem: str | None, declared: str | None) -> Tra
 
 
 def _said_role(array: ArrayLayout) -> str:
-    """What its attribute ``role`` says, which may be an array of one."""
+    """The value of the attribute ``role``, which may be an array of one element."""
     said = array.attributes.get("role")
     return str(said[0] if isinstance(said, list) and len(said) == 1 else said)
 
 
 def _problem(field: TableField) -> str | None:
-    """Why it is not served, where it is not."""
+    """Why a field cannot be served; None if it can."""
     problem = field.unreadable or (None if field.array.by_h5py else unsupported(field.array.filters))
     named = {_names_of(segment) for segment in field.column.segments}
     if problem is None and len(named) > 1:
-        problem = "the same number stands for other classes in some of its pieces"
+        problem = "the same number stands for different classes in some of its pieces"
     if problem is None and len({guess_channels(segment.array) for segment in field.column.segments}) > 1:
-        problem = "its pieces say that their channels lie in different orders"
+        problem = "the channels of its pieces are in different orders"
     if problem is None and field.column.dtype.kind == "S" and field.column.sample_shape:
-        problem = "it is text of more than one string a row"
+        problem = "it has more than one string per row"
     return problem
 
 
 def _unaskable(name: str, lists: Collection[str]) -> str | None:
-    """Why batches cannot hold a field of this name, where they cannot."""
+    """Why a field of this name cannot be in a batch, whose own arrays have reserved names; None if it can."""
     flat = name.removesuffix(OFFSETS)
     if name not in (ROWS, WEIGHT) and not (flat != name and flat in lists):
         return None
-    meant = f"where the rows of {flat!r} begin" if flat != name else "rows" if name == ROWS else "weights"
-    return f"batches call {meant} so: 'fields' in h5feed.toml gives it another name"
+    meant = f"the offsets of {flat!r}" if flat != name else "row numbers" if name == ROWS else "weights"
+    return f"batches use this name for {meant}: give it another one with 'fields' in h5feed.toml"
 
 
 def _decoded(field: TableField, declared: ImageSpec | None) -> TableField:
-    """The field, as images where it holds the bytes of some."""
+    """The field, decoded to images if it holds image files and their shape is known."""
     if field.unreadable:
         return field
     column = field.column
     holds_bytes = column.has_lists and column.dtype == np.uint8
     if declared is not None and not holds_bytes:
-        return replace(field, unreadable="h5feed.toml says that it is decoded, but its rows are no lists of bytes")
+        return replace(field, unreadable="h5feed.toml declares that it is decoded, but its rows are not lists of bytes")
     if not holds_bytes:
         return field
     try:
@@ -332,5 +333,5 @@ def _decoded(field: TableField, declared: ImageSpec | None) -> TableField:
     except BadParameter as error:
         return replace(field, unreadable=error.detail)
     if len(specs) > 1:
-        return replace(field, unreadable="its pieces say that they are to be decoded to different images")
+        return replace(field, unreadable="its pieces have different attributes for decoding images")
     return replace(field, column=replace(column, images=specs.pop()))

@@ -1,19 +1,19 @@
-"""``h5feed.toml`` in the data folder: what guessing gets wrong, declared. ::
+"""``h5feed.toml`` in the data folder: declares datasets that are not recognised correctly. ::
 
 [datasets.pets]
 files = ["raw/pets_*.h5"]                  # paths or patterns below the data folder
 fields = { image = "photos", kind = "y" }  # name = path in the files; default: all arrays
 roles = { image = "input", kind = "label" }
 class_names = ["cat", "dog"]
-stack = false                              # true: each file is one row; false: its first axis is that of rows
+stack = false                              # true: each file is one row; false: rows are along its first axis
 classes = false                            # true: arrays (or groups, or files) are classes, their names the labels
-episodes = true                            # false: groups of the same members are not joined
-apply = "scale"                            # unpack numbers as netCDF's attributes say
+episodes = true                            # false: groups with the same members are not joined
+apply = "scale"                            # unpack numbers according to netCDF's attributes
 
 [datasets.pets.decode]                     # fields whose rows are the bytes of JPEG or PNG files
 image = { shape = [224, 224, 3], resize = "aspect" }
 
-[datasets.pets.splits]                     # native splits, as rows from … to (not included)
+[datasets.pets.splits]                     # native splits: first row, and the row after the last
 train = [0, 8000]
 test = [[8000, 9000], [9500, 10000]]
 """
@@ -46,13 +46,13 @@ NAME = "h5feed.toml"
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_.\-]+")
 
 MAX_NAME = 200
-"""Characters of a declared name."""
+"""Maximum number of characters of a declared name."""
 
 _UNNAMEABLE = re.compile(r"[/\x00-\x1f\x7f-\x9f]")
 
 
 class DeclaredDataset(BaseModel):
-    """One dataset."""
+    """The declaration of one dataset."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -68,40 +68,40 @@ class DeclaredDataset(BaseModel):
     splits: dict[str, tuple[int, int] | list[tuple[int, int]]] = {}
 
     def native(self, rows: int) -> dict[str, list[tuple[int, int]]]:
-        """Runs of rows of each split that is declared for a dataset of `rows` rows.
+        """Return the ranges of rows of each declared split, for a dataset of `rows` rows.
 
         Raises
         ------
         Unreadable
-            They do not lie in the dataset, or share rows.
+            A split has an invalid name or rows outside the dataset, or splits overlap.
         """
         native: dict[str, list[tuple[int, int]]] = {}
         taken: list[tuple[int, int, str]] = []
         for name, declared in self.splits.items():
             runs = declared if isinstance(declared, list) else [declared]
             if not _SPLIT_NAME.fullmatch(name) or name == "all":
-                raise Unreadable(f"{NAME}: {name!r} is no name for a split: use letters, digits, _ and -, not 'all'")
+                raise Unreadable(f"{NAME}: {name!r} is not a valid split name: use letters, digits, _ and -, not 'all'")
             for begin, end in runs:
                 if not 0 <= begin < end <= rows:
                     raise Unreadable(
-                        f"{NAME}: split {name!r}: rows {begin} to {end} are not 0 ≤ begin < end ≤ {rows}, its rows"
+                        f"{NAME}: split {name!r}: rows {begin} to {end} are not 0 ≤ begin < end ≤ {rows} (its rows)"
                     )
                 taken.append((begin, end, name))
             native.setdefault(SPLIT_WORDS.get(name, name), []).extend(runs)
         taken.sort()
         for (_, end, first), (begin, _, second) in pairwise(taken):
             if begin < end:
-                raise Unreadable(f"{NAME}: row {begin} lies in split {first!r} and in split {second!r}")
+                raise Unreadable(f"{NAME}: row {begin} is both in split {first!r} and in split {second!r}")
         return {name: sorted(runs) for name, runs in native.items()}
 
     def matching(self, files: Sequence[str]) -> list[str]:
-        """Those of `files` that are meant, in the order of the patterns."""
+        """Those of `files` that the declaration names, in the order of its patterns."""
         ordered = sorted(files, key=lambda file: (natural(file), file))
         matches = [file for pattern in self.files for file in ordered if _is_meant(pattern, file)]
         return list(dict.fromkeys(matches))
 
     def unmatched(self, files: Sequence[str]) -> list[str]:
-        """Patterns that none of `files` matches."""
+        """Patterns that match none of `files`."""
         return [pattern for pattern in self.files if not any(_is_meant(pattern, file) for file in files)]
 
 
@@ -110,26 +110,27 @@ def _is_meant(pattern: str, file: str) -> bool:
         return True
     if not fnmatch.fnmatchcase(file, pattern):
         return False
-    # A pattern for names of any ending is none for the notes and tables that lie beside the data.
+    # A pattern without an extension matches only HDF5 files, not notes and tables next to them.
     return file.lower().endswith(ALL_SUFFIXES) or ending_of(file) == ending_of(pattern)
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """What the file says.
+    """The contents of ``h5feed.toml``.
 
     Attributes
     ----------
     datasets : dict of str to DeclaredDataset
+        Valid declarations, by name.
     refused : dict of str to Refusal
-        What of it cannot be followed, by the name under which that is listed.
+        Invalid ones, by the name under which they are listed.
     """
 
     datasets: Mapping[str, DeclaredDataset] = field(default_factory=dict)
     refused: Mapping[str, Refusal] = field(default_factory=dict)
 
     def endings(self) -> frozenset[str]:
-        """Endings of all files that are named, or that patterns with an ending are for."""
+        """Extensions of all file names and patterns in the declarations."""
         patterns = [pattern for dataset in self.datasets.values() for pattern in dataset.files]
         patterns += [pattern for refusal in self.refused.values() for pattern in refusal.files]
         return frozenset(map(ending_of, patterns))
@@ -137,7 +138,7 @@ class Declaration:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a dataset that is declared cannot be, and the patterns of the files that it would have had."""
+    """Why a declaration is invalid, and the files and patterns in it."""
 
     reason: str
     files: tuple[str, ...] = ()
@@ -147,34 +148,34 @@ class Refusal:
 
 
 def read_declared(root: Path, *, follow_links: bool) -> Declaration:
-    """What the file in this folder declares; nothing where there is no such file.
+    """Read ``h5feed.toml`` in a folder. The result is empty if there is no such file.
 
-    What is wrong with one dataset refuses that one; what is wrong with the file as a whole, all that it declares.
+    An error in one dataset makes that declaration invalid; an error of the whole file, all of them.
 
     Parameters
     ----------
     root : Path
         The folder, without links in its path.
     follow_links : bool
-        Whether it is read where it is a link that leads out of the folder.
+        Whether to read the file if it is a link out of the folder.
     """
     if not follow_links and leads_out(str(root), str(root / NAME)):
         return Declaration({}, {NAME: Refusal(f"{NAME} {LEADS_OUT}")})
     try:
-        # A FIFO of that name would block for ever.
+        # O_NONBLOCK: opening a FIFO would block forever.
         with open(root / NAME, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return Declaration({}, {NAME: Refusal(f"{NAME} is not a regular file: nothing of it is followed")})
+                return Declaration({}, {NAME: Refusal(f"{NAME} is not a regular file: it is ignored")})
             said = tomllib.loads(file.read().decode())
     except FileNotFoundError:
         return Declaration()
     except OSError as error:
         if not os.access(root, os.X_OK):
-            # Nobody knows whether there is one; that the folder cannot be read is told of the folder.
+            # The folder is not accessible, so the file may not exist. The scan reports the folder.
             return Declaration()
         return Declaration({}, {NAME: Refusal(f"{NAME} cannot be read: {error.strerror}")})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        return Declaration({}, {NAME: Refusal(f"{NAME}: {error}: nothing of it is followed")})
+        return Declaration({}, {NAME: Refusal(f"{NAME}: {error}: the file is ignored")})
     datasets: dict[str, DeclaredDataset] = {}
     refused: dict[str, Refusal] = {}
     tables = said.pop("datasets", {})
@@ -184,20 +185,20 @@ def read_declared(root: Path, *, follow_links: bool) -> Declaration:
             f"{NAME}: {key}: there is no such key: {did_you_mean(key, ['datasets'], 'there is datasets')}"
         )
     if not isinstance(tables, dict):
-        return Declaration({}, {NAME: Refusal(f"{NAME}: datasets: it is no table: write [datasets.NAME]")})
+        return Declaration({}, {NAME: Refusal(f"{NAME}: datasets must be a table: write [datasets.NAME]")})
     for name, table in tables.items():
         if not name or name in (".", "..") or len(name) > MAX_NAME or _UNNAMEABLE.search(name):
             quoted = json.dumps(name[: MAX_NAME + 1], ensure_ascii=False)
             reason = (
-                f"{NAME}: no URL can carry the name {quoted}: use 1 to {MAX_NAME} characters, no slash and no control "
-                "character among them, and neither '.' nor '..'"
+                f"{NAME}: a URL cannot contain the name {quoted}: use 1 to {MAX_NAME} characters without slashes and "
+                "control characters, and neither '.' nor '..'"
             )
             refused[f"{NAME}: {quoted}"] = Refusal(reason, _patterns(table))
             continue
         try:
             datasets[name] = DeclaredDataset.model_validate(table)
         except ValidationError as error:
-            # A key that does not exist tells more than the one that is missing instead.
+            # Prefer an error about an unknown key: a missing key may be a consequence of it.
             first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
             where = ".".join(str(part) for part in ("datasets", name, *first["loc"]))
             what = _no_key(first["loc"]) if first["type"] == "extra_forbidden" else first["msg"]
@@ -206,7 +207,7 @@ def read_declared(root: Path, *, follow_links: bool) -> Declaration:
 
 
 def _no_key(place: Sequence[int | str]) -> str:
-    """What is right where a key of a dataset's table is none."""
+    """The message for an unknown key in the table of a dataset, with a suggestion."""
     in_images = len(place) > 1 and place[0] == "decode"
     table = DeclaredImages if in_images else DeclaredDataset
     return f"there is no such key: {did_you_mean(str(place[-1]), table.model_fields)}"
@@ -215,18 +216,21 @@ def _no_key(place: Sequence[int | str]) -> str:
 def followed(
     declaration: Declaration, files: Sequence[str], partly: bool = False
 ) -> tuple[dict[str, DeclaredDataset], dict[str, tuple[list[str], str]]]:
-    """What is declared and can be, of the files that are there.
+    """Divide declarations into those that can be followed, given the existing files, and the rest.
 
     Parameters
     ----------
+    declaration : Declaration
+    files : sequence of str
+        The existing files.
     partly : bool
-        These are some of the files only: what is declared of others is passed over.
+        `files` are only some of the files: ignore declarations of others.
 
     Returns
     -------
     declared : dict of str to DeclaredDataset
     refused : dict of str to (list of str, str)
-        The rest: the files that are meant, and why they are not served as that.
+        The rest: the files that are named, and why the declaration cannot be followed.
     """
     declared: dict[str, DeclaredDataset] = {}
     refused = {name: (refusal.matching(files), refusal.reason) for name, refusal in declaration.refused.items()}
@@ -239,17 +243,17 @@ def followed(
         if not missing and dataset.files:
             declared[name] = dataset
             continue
-        # With a part that is missing, it would be another dataset that nobody could tell from the whole one.
-        what = f"no file is called, or matches, {missing[0]!r}" if missing else "files: it names none"
+        # Refuse a dataset with missing files: users could not tell it from the complete one.
+        what = f"no file matches {missing[0]!r}" if missing else "files is empty"
         reason = (
-            f"{NAME}: datasets.{name}: {what}; paths are relative to the data folder, nothing hidden is served, and a "
-            "pattern that leaves the ending open is for those of HDF5 files"
+            f"{NAME}: datasets.{name}: {what}; paths are relative to the data folder, hidden files are not served, and "
+            "a pattern without an extension only matches files with extensions of HDF5"
         )
         refused[name] = (dataset.matching(files), reason)
     return declared, refused
 
 
 def _patterns(table: Any) -> tuple[str, ...]:
-    """The files that a table names, as far as it can be understood."""
+    """The files and patterns that a possibly invalid table names."""
     files = table.get("files") if isinstance(table, dict) else None
     return tuple(item for item in files if isinstance(item, str)) if isinstance(files, list) else ()

@@ -9,7 +9,7 @@ from .dataset import Dataset, Field
 from .discovery import shown
 
 _DEAR = 2.0
-"""Bytes decoded for each served above which a field gets advice."""
+"""A field gets advice if it decodes more than this many bytes for each byte served."""
 
 
 def rows_of(native: Mapping[str, Sequence[tuple[int, int]]]) -> dict[str, int]:
@@ -23,17 +23,17 @@ def _advice(field: Field) -> str | None:
         return None
     rows = field.array.chunk_shape[0] if field.array.chunk_shape else 1
     return (
-        f"a shuffled batch decodes {field.read_amplification:.0f} bytes for each it serves, unless they are in the "
-        f"cache of chunks: shuffle with window={64 * rows}, or lay the file out for it once: h5feed-server build "
+        f"a shuffled batch decodes {field.read_amplification:.0f} bytes for each byte served, unless the chunks are "
+        f"cached: shuffle with window={64 * rows}, or rewrite the file for fast shuffling: h5feed-server build "
         "OLD.h5 -o NEW.h5"
     )
 
 
 def _describe_images(field: Field) -> dict[str, Any] | None:
-    """What images are decoded to, and the fingerprint of what this server's decoder makes of some."""
+    """What images are decoded to, and the fingerprint of this server's decoder."""
     if field.images is None or field.unreadable:
         return None
-    # Loads OpenCV, which many servers need not.
+    # Imported late, because it loads OpenCV, which many servers do not need.
     from h5feed.decode import fingerprint
 
     return {**field.images.about(), "decoder": fingerprint()}

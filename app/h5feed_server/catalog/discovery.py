@@ -1,6 +1,6 @@
 """Finds files in the data folder and names them.
 
-Every file is reported, except hidden ones (``.name``) and files that a build writes beside its output.
+Every file is reported, except hidden ones (``.name``) and the reports that `build` writes next to its output.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
-"""Endings of HDF5 files."""
+"""File name extensions of HDF5 files."""
 
 KINDRED_SUFFIXES = (".mat", ".nc", ".nc4", ".nxs", ".nwb", ".h5ad", ".h5mu", ".loom", ".jld2")
-"""Endings of files that are HDF5 where they are of a late version of their format."""
+"""Extensions of formats that are based on HDF5, at least in their newer versions."""
 
 ALL_SUFFIXES = (*SUFFIXES, *KINDRED_SUFFIXES)
 
 LEFT_OUT = ".left-out.tsv"
-"""How names end of files in which a build lists what of its source is not in the file beside it."""
+"""Ending of the reports in which `build` lists the parts of its source that it left out."""
 
 _EXAMPLES = 16
-"""Files of such an ending that are known by name."""
+"""Maximum number of files of an unknown extension whose names are stored."""
 
-_UNSERVED_LINKS = "it is a link to a folder, which is not followed: mount that folder here, or link the files in it"
+_UNSERVED_LINKS = "it is a link to a folder, and these are not followed: mount the folder here, or link its files"
 
 LEADS_OUT = (
-    "is a link that leads out of the data folder, which is followed only where the server is started with "
-    "--follow-links (H5FEED_FOLLOW_LINKS=1)"
+    "is a link that leads out of the data folder: start the server with --follow-links (H5FEED_FOLLOW_LINKS=1) to "
+    "follow such links"
 )
 
 
 @dataclass
 class Others:
-    """Files with an extension that HDF5 files do not have: their number and the first one by name."""
+    """Files with the same extension, which is not one of HDF5 files: their number, and the names of the first ones."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
@@ -54,19 +54,19 @@ class Walk:
     Attributes
     ----------
     files : list of str
-        Those whose endings are known, in order.
+        Files with extensions of HDF5 files, sorted.
     declarable : list of str
-        Those of other endings that were asked for, in order.
+        Files with the other extensions that were requested, sorted.
     others : dict of str to Others
-        All of other endings, by ending.
+        All files with other extensions, by extension.
     refused : dict of str to str
-        Folders that are not looked into, with the reason.
+        Folders that were not searched, with the reason.
     outside : set of str
-        Those of all files that are links which lead out of the folder.
+        Files that are links out of the data folder.
     unlisted : dict of str to str
-        Folders that cannot be looked into, with the reason; the data folder itself is ``""``.
+        Folders that could not be listed, with the reason; the data folder itself is ``""``.
     places : dict of str to (int, int)
-        Device and inode of each folder that was looked into.
+        Device and inode of each folder that was listed.
     """
 
     files: list[str] = field(default_factory=list)
@@ -83,10 +83,12 @@ def walk(root: str, endings: Collection[str] = (), besides: str | None = None, *
 
     Parameters
     ----------
+    root : str
+        The folder.
     endings : collection of str
-        Further ones, in lower case, of which files may be declared.
+        Other extensions, in lower case, that declarations name.
     besides : str, optional
-        A folder that is the server's own.
+        Path of a folder to skip: the cache folder of the server.
     """
     walked = Walk()
     unseen = [""]
@@ -111,7 +113,8 @@ def walk(root: str, endings: Collection[str] = (), besides: str | None = None, *
                             walked.outside.add(path)
                         _sort_in(walked, path, endings)
         except OSError as error:
-            # The folder itself may be on a disk that comes back; what vanishes while it is looked at is not there.
+            # Ignore folders that were deleted during the walk. But if the data folder itself is missing, its disk may
+            # be unavailable.
             if error.errno not in (errno.ENOENT, errno.ENOTDIR) or not folder:
                 walked.unlisted[folder] = str(error.strerror)
                 walked.refused[folder] = f"the folder cannot be listed: {error.strerror}"
@@ -121,12 +124,12 @@ def walk(root: str, endings: Collection[str] = (), besides: str | None = None, *
 
 
 def _check_rights(folder: str) -> None:
-    """Refuse a folder that can be listed but not entered, too: everything in it would have a reason of its own."""
+    """Raise if a folder cannot be listed or not be entered: otherwise each file in it would be listed with a reason."""
     if not os.access(folder, os.R_OK | os.X_OK):
         os.stat(folder)
         user = os.geteuid()
         raise PermissionError(
-            errno.EACCES, f"the server runs as user {user}, who may not read it (chmod a+rX lets all)"
+            errno.EACCES, f"the server runs as user {user}, who may not read it (chmod a+rX allows everyone to)"
         )
 
 
@@ -158,20 +161,21 @@ def dotted(path: str) -> str:
 
 
 def shown(path: str) -> str:
-    """A path as it can be sent: names that are not valid UTF-8 fit neither in a URL nor in JSON."""
+    """A path as valid Unicode. Names that are not valid UTF-8 can be neither in a URL nor in JSON."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def name_files(files: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:
     """The dataset name of each file: its path without extension, with dots for slashes.
 
-    If two files would have the same name, they keep their extensions; if that is not enough, as for ``sub.a.h5`` beside
-    ``sub/a.h5`` or names that are not valid UTF-8, a digest of the path is added.
+    If two files would have the same name, they keep their extensions. If that is not enough, as for ``sub.a.h5`` and
+    ``sub/a.h5`` or for names that are not valid UTF-8, a digest of the path is added.
 
     Parameters
     ----------
+    files : iterable of str
     taken : collection of str
-        Names that something else has.
+        Names that are in use already.
     """
     named: dict[str, str] = {}
     unnamed = sorted(files)
@@ -186,7 +190,7 @@ def name_files(files: Iterable[str], taken: Collection[str] = ()) -> dict[str, s
 
 
 def distinct(path: str) -> str:
-    """A name that no other path has."""
+    """A dataset name that is unique to a path."""
     return f"{dotted(path)}~{hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()}"
 
 
@@ -195,5 +199,5 @@ def why_not_there(path: str, error: OSError) -> str | None:
     if error.errno == errno.ELOOP:
         return "it is a link that leads back to itself"
     if error.errno == errno.ENOENT:
-        return "it is a link to a file that is not there" if os.path.islink(path) else None
-    return f"it cannot be looked at: {error.strerror}"
+        return "it is a link to a missing file" if os.path.islink(path) else None
+    return f"it cannot be accessed: {error.strerror}"

@@ -1,4 +1,4 @@
-"""What the bytes of image files in a field are decoded to: as the field's attributes say, or ``h5feed.toml``."""
+"""How to decode a field of image files, according to the attributes of the field or to ``h5feed.toml``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from h5feed.images import Colour, ImageSpec, Interpolation, Resize
 from pydantic import BaseModel, ConfigDict
 
 ENCODINGS = ("jpeg", "png", "mixed")
-"""Values of the attribute ``encoding`` that make flat bytes images."""
+"""Values of the attribute ``encoding`` of fields that hold image files."""
 
 _COLOURS: Mapping[int, Colour] = {1: "grey", 3: "rgb", 4: "rgba"}
 
 
 class DeclaredImages(BaseModel):
-    """How ``h5feed.toml`` says it."""
+    """An entry of ``decode`` in ``h5feed.toml``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,24 +27,26 @@ class DeclaredImages(BaseModel):
 
     @property
     def spec(self) -> ImageSpec:
-        """The same, checked.
+        """The checked specification.
 
         Raises
         ------
         BadParameter
+            The shape and the colour do not fit together.
         """
         return _spec([*self.shape, 3] if len(self.shape) == 2 else self.shape, **self.model_dump(exclude={"shape"}))
 
 
 def spec_of(attributes: Mapping[str, Any]) -> ImageSpec | None:
-    """What a field's attributes say: ``encoding``, ``shape``, ``resize``, ``interpolation``, ``channels``.
+    """Return how to decode a field according to its attributes.
 
-    None where nothing says that the field's bytes are images, or which shape these are to get.
+    The attributes are ``encoding``, ``shape``, ``resize``, ``interpolation`` and ``channels``. Returns None if they do
+    not say that the field holds image files, or do not give a shape.
 
     Raises
     ------
     BadParameter
-        They say something that cannot be.
+        The attributes are invalid.
     """
     shape = attributes.get("shape")
     if attributes.get("encoding") not in ENCODINGS or shape is None:

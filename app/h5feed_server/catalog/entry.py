@@ -1,4 +1,4 @@
-"""Catalogue entries: files that belong together, their datasets, and whether both are up to date."""
+"""Catalogue entries: a family of files, its datasets, and whether both are up to date."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .loading import Dependencies
 Status = Literal["ok", "unreadable", "preparing", "unavailable"]
 
 RETRY_SECONDS = 2.0
-"""What failed for a reason that may pass is looked at again after so long, when it is asked for."""
+"""After a temporary error, a requested file is inspected again after this long."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Files that belong together (usually one), and the datasets in them."""
+    """A family of files (usually a single one), and the datasets in it."""
 
     name: str
     files: tuple[str, ...]
@@ -32,24 +32,24 @@ class Entry:
     identities: tuple[Identity, ...]
     outcome: Future[tuple[Dataset, ...]]
     dependencies: Dependencies
-    """Other files that they lead to, as far as is known."""
+    """Other files that the files refer to, as far as they are known."""
     refused: dict[str, Refused] = field(default_factory=dict)
-    """What of them cannot be served though other of it can, by name; as far as is known."""
+    """Parts of the files that cannot be served although others can, by name, as far as they are known."""
     began: float = 0.0
-    """When they were looked at, by the monotonic clock."""
+    """When the scan that found the files began, in seconds of the monotonic clock."""
     declared: bytes = b""
-    """What was declared of them."""
+    """The declaration in ``h5feed.toml``, serialised; empty if there is none."""
     looked: float = 0.0
-    """When they were looked at, by the clock that files' times are of."""
+    """When that scan began, in seconds of the system clock, which file times also use."""
     is_second: bool = False
-    """They were looked at before, and had only just been written then."""
+    """This is the second inspection of files that had just been written at the first one."""
     again: list[Entry] = field(default_factory=list)
-    """The same files, looked at for the second time."""
+    """The entry of the second inspection, if it has begun."""
     away: str | None = None
-    """Why the files cannot be looked at now, though they may be as they were."""
+    """Why the files are temporarily unavailable; None if they are available."""
 
     def reason(self) -> str | None:
-        """Why it cannot be read; None if it can, or if that is not known yet."""
+        """Why the files cannot be read; None if they can, or if that is not known yet."""
         if not self.outcome.done():
             return None
         error = self.outcome.exception()

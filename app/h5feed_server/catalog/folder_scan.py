@@ -25,19 +25,26 @@ from .presence import Presence
 
 
 class FolderScan:
-    """Makes the entries of one scan; unchanged files keep their entry.
+    """Makes the entries of one scan. Unchanged files keep their entries.
 
     Parameters
     ----------
-    before : mapping
-        Entries of the walk before, by name.
+    root : Path
+        The data folder.
+    settings : Settings
+    indexer : Indexer
+        Inspects new and changed files.
+    presence : Presence
+        Knows which files are only temporarily unavailable.
+    before : mapping of str to Entry
+        Entries of the previous scan, by name.
     began, looked : float
-        When the walk began, by the monotonic clock and by the one that files' times are of.
+        When the scan began, in seconds of the monotonic clock and of the system clock.
 
     Attributes
     ----------
     second_look : float
-        When files that had only just been written are to be looked at again; infinite where there are none.
+        When recently written files must be inspected again, in seconds of the system clock; infinite if there are none.
     """
 
     def __init__(
@@ -63,35 +70,39 @@ class FolderScan:
     def entries_of(
         self, walked: Walk, awaited: Mapping[str, str], declaration: Declaration, *, partly: bool
     ) -> dict[str, Entry]:
-        """The entries, by name.
+        """Return the entries, by name.
 
         Parameters
         ----------
+        walked : Walk
+            The files that were found.
         awaited : mapping of str to str
-            Why files are awaited that were there before.
+            Files that are temporarily unavailable, with the reason.
+        declaration : Declaration
+            The contents of ``h5feed.toml``.
         partly : bool
-            Whether only some files of the folder are looked at.
+            Whether only some files of the folder are scanned.
         """
         known = sorted([*walked.files, *walked.declarable])
         declared, unfollowed = followed(declaration, known, partly=partly)
         claimed = {file for dataset in declared.values() for file in dataset.matching(known)}
         for name, (meant, why) in unfollowed.items():
             self._refuse(name, meant or [DECLARATION], why)
-            # What was to be part of something else is not served by guessing.
+            # Files of a dataset that is declared, but cannot be served, are not served in another way either.
             walked.files = [file for file in walked.files if file not in meant]
         for path, why in walked.refused.items():
             self._refuse(dotted(path) or ".", (path or ".",), why)
-        # What is few is known soon: nobody waits for one file behind a thousand.
+        # Small families first, so that a single file does not wait for a thousand others.
         for family in sorted(families(sorted({*walked.files, *claimed}), declared), key=lambda one: len(one.files)):
             self._add(family, walked, awaited)
         return self._entries
 
     def _add(self, family: Family, walked: Walk, awaited: Mapping[str, str]) -> None:
-        """The entry of files that belong together; none where they have been deleted just now."""
+        """Add the entry of a family of files, unless the files were deleted in the meantime."""
         files = family.files
         name = self._free(family.name, files)
         if not self._follow_links and (outside := walked.outside.intersection(files)):
-            # Before it is looked at: nobody is told what else there is on this disk.
+            # Check this before inspecting the file: a reason must not reveal what else is on the disk.
             which = "it" if len(files) == 1 else shown(min(outside))
             self._refuse(name, files, f"{which} {LEADS_OUT}")
             return
@@ -103,7 +114,7 @@ class FolderScan:
             states = [os.stat(path) for path in paths]
         except OSError as error:
             if is_away(error):
-                self._entries[name] = self._away(name, files, f"a file cannot be looked at: {error.strerror}")
+                self._entries[name] = self._away(name, files, f"a file cannot be accessed: {error.strerror}")
             elif (reason := why_not_there(str(error.filename), error)) is not None:
                 self._refuse(name, files, reason)
             return
@@ -115,7 +126,7 @@ class FolderScan:
             self.second_look = self._looked + YOUNG_SECONDS
 
     def _current(self, family: Family, paths: tuple[str, ...], identities: tuple[Identity, ...]) -> Entry:
-        """The entry of files that are there: the one before where it still holds, or one that is begun now."""
+        """The entry of files that exist: the previous one if it is still valid, else a new one."""
         look = partial(self._indexer.begin, family, paths, identities, self._began, self._looked)
         entry = self._before.get(family.name)
         if entry is None:
@@ -134,7 +145,7 @@ class FolderScan:
         return entry
 
     def _free(self, name: str, files: Sequence[str]) -> str:
-        # Nothing vanishes behind another thing of the same name.
+        # An entry must not hide another one with the same name.
         return distinct("/".join(files)) if name in self._entries else name
 
     def _refuse(self, name: str, files: Sequence[str], reason: str) -> None:
@@ -145,7 +156,7 @@ class FolderScan:
         self._indexer.tell(files, reason)
 
     def _away(self, name: str, files: tuple[str, ...], reason: str) -> Entry:
-        """Files that cannot be looked at now."""
+        """The entry of files that are temporarily unavailable: the previous one with the reason, or an empty one."""
         entry = self._before.get(name)
         if entry is not None and entry.files == files:
             return replace(entry, away=reason)
@@ -154,7 +165,7 @@ class FolderScan:
         return Entry(name, files, (), (), nothing, {}, away=reason)
 
     def _lost_dependency(self, entry: Entry) -> str | None:
-        """Why a file that its own lead to is awaited."""
+        """Why a file that the entry's files refer to is temporarily unavailable; None if none is."""
         below = f"{self._root}{os.sep}"
         for path, identity in entry.dependencies.copy().items():
             if identity is None or not path.startswith(below) or identity_of(path) is not None:

@@ -1,4 +1,4 @@
-"""Columns of the blocks of a data frame as fields, or as matrices where they are many."""
+"""Turns the columns of a data frame into fields, or into matrices if there are many."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from ..storage.layout import ArrayLayout
 from .vocabulary import has_meaning
 
 MAX_COLUMNS = 64
-"""Columns of a frame up to which each is a field; the blocks of a wider one stay matrices."""
+"""Each column of a frame with up to this many columns is a field. The blocks of wider frames stay matrices."""
 
 PICKLED = (
-    "pandas has pickled these values, and a pickle is a program: write the frame with to_hdf(format='table'), which "
-    "stores text as text"
+    "pandas has pickled these values, and unpickling can run any code: write the frame with to_hdf(format='table'), "
+    "which stores text as text"
 )
 _NO_EXTENT = re.compile(r"^\((?:[IL]\d+L?\n)*[IL]0L?\n")
-"""A pickled tuple of whole numbers, 0 among them."""
+"""A pickled tuple of integers that contains 0: the shape of an empty array."""
 
 _TIMES = ("datetime64", "timedelta64")
 
 
 @dataclass(frozen=True)
 class FrameColumn:
-    """A column, or several of a block that stay together."""
+    """A column, or several consecutive ones of a block."""
 
     names: tuple[str, ...]
     block: Segment
     begin: int
+    """Number of the first column in the block."""
     dtype: str
-    """As pandas calls it."""
+    """pandas' name of the dtype."""
     categories: tuple[str, ...] | None = None
     pickled: bool = False
     whole: bool = False
-    """What its block's columns are called is not known."""
+    """The whole block, because the names of its columns are not known."""
 
 
 def fields_of(columns: Sequence[FrameColumn]) -> Iterator[tuple[str, Segment]]:
-    """Columns as fields; of a wide frame, those that follow each other in a block, and are no labels, as a matrix."""
+    """Columns as fields, with their names. In a wide frame, consecutive features of a block become a matrix."""
     if len(columns) <= MAX_COLUMNS:
         for column in columns:
             yield column.names[0], segment_of(column)
@@ -70,14 +71,14 @@ def fields_of(columns: Sequence[FrameColumn]) -> Iterator[tuple[str, Segment]]:
 
 
 def _is_alone(column: FrameColumn) -> bool:
-    """Whether it is something else than one of many features."""
+    """Whether a column must stay a field of its own because it is not one of many features."""
     if column.pickled or column.whole or column.categories is not None or time_note(column.dtype) is not None:
         return True
     return any(has_meaning(name) for name in column.names)
 
 
 def _matrix(run: FrameColumn) -> Segment | None:
-    """Columns that follow each other as one array (rows, columns)."""
+    """Consecutive columns as one array (rows, columns); None if they cannot be read as such."""
     array = run.block.array
     attributes = {**array.attributes, "columns": list(run.names)}
     about = About("input", f"{len(run.names)} columns of a frame: its attribute 'columns' has their names", True)
@@ -106,22 +107,22 @@ def segment_of(column: FrameColumn) -> Segment:
         return replace(column.block, array=replace(refused(array, array.unreadable), path=own), about=about)
     if column.whole or len(array.shape) == 1:
         return replace(column.block, array=replace(array, attributes={}), about=about)
-    # Its block's attributes are those of all columns.
+    # Without attributes: those of the block are about all its columns.
     layout = columns_of(array, column.begin, column.begin + 1, {})
     if layout is None and array.shape[1:] == (1,):
-        # h5py reads it, and a row is the same bytes.
+        # h5py reads this array. Dropping an axis of length 1 does not change the bytes of a row.
         layout = replace(array, shape=array.shape[:1], attributes={})
     if layout is None:
         path = f"{array.path}[:, {column.begin}]"
         reason = (
-            f"it is one of {array.shape[1]} columns that can only be read together: name {array.path!r} in h5feed.toml"
+            f"it is one of {array.shape[1]} columns that can only be read together: add {array.path!r} to h5feed.toml"
         )
         layout = replace(refused(array, reason), path=path)
     return replace(column.block, array=layout, about=about)
 
 
 def with_bools(segment: Segment) -> Segment:
-    """The array, as bools where PyTables wrote some: a bitfield of a byte each."""
+    """The array as bools if PyTables wrote bools, which it stores as bit fields of one byte."""
     array = segment.array
     if not array.is_bitfield or array.dtype != "|u1":
         return segment
@@ -129,7 +130,7 @@ def with_bools(segment: Segment) -> Segment:
 
 
 def without_placeholder(segment: Segment) -> Segment:
-    """The array; one of no elements, for which pandas has stored a single one and its shape, as what has no rows."""
+    """The array; unreadable if it is empty. pandas stores an empty array as one element, and its shape as attribute."""
     if not _NO_EXTENT.search(str(segment.array.attributes.get("shape"))):
         return segment
     return replace(segment, array=refused(segment.array, "the frame has no rows"))

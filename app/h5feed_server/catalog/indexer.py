@@ -1,4 +1,4 @@
-"""Files that belong together, looked at: inspected, and put together to datasets, in threads."""
+"""Inspects families of files and assembles their datasets, in threads."""
 
 from __future__ import annotations
 
@@ -30,16 +30,25 @@ from .loading import Dependencies, FileLoader, LoadedFile
 logger = logging.getLogger(__name__)
 
 _AT_ONCE = 2
-"""Entries that are looked at, and files of one, at the same time."""
+"""Number of entries that are inspected at the same time, and of files of one entry."""
 
 
 class Indexer:
-    """Looks at files; one per process.
+    """Inspects families of files; one per process.
+
+    Parameters
+    ----------
+    root : Path
+        The data folder.
+    settings : Settings
+    folder : CacheFolder
+        Caches layouts and digests.
+    hdf5 : ReaderPool
 
     Attributes
     ----------
     inspections : Inspections
-        Says what is looked at next.
+        The jobs and their order.
     """
 
     def __init__(self, root: Path, settings: Settings, folder: CacheFolder, hdf5: ReaderPool) -> None:
@@ -53,7 +62,7 @@ class Indexer:
         self.inspections = Inspections[tuple[Dataset, ...]](_AT_ONCE)
 
     def close(self, *, wait: bool) -> None:
-        """End the threads and the inspector, close the files; waiting for what is being looked at only if told to."""
+        """End the threads and the inspector, and close the files. Waits for running inspections only if `wait`."""
         self._closed.set()
         self.inspections.close(wait=wait)
         self._inspector.rest()
@@ -70,7 +79,18 @@ class Indexer:
         *,
         is_second: bool = False,
     ) -> Entry:
-        """Begin to inspect files that belong together."""
+        """Start inspecting a family of files.
+
+        Parameters
+        ----------
+        family : Family
+        paths, identities : tuple
+            Of its files.
+        began, looked : float
+            See `Entry`.
+        is_second : bool
+            Whether this is the second inspection of files that had just been written at the first one.
+        """
         dependencies: Dependencies = {}
         refused: dict[str, Refused] = {}
         said = said_of(family.declared)
@@ -83,7 +103,7 @@ class Indexer:
         """Log once why something is not served."""
         if (told := (tuple(files), reason)) not in self._told:
             self._told.add(told)
-            # What is wrong with the declaration begins with its name.
+            # Reasons about the declaration begin with its name already.
             names = ", ".join(map(shown, files[:3]))
             where = {DECLARATION: "", ".": "the data folder: "}.get(names, f"{names}: ")
             logger.warning("%s%s", where, reason)
@@ -99,13 +119,13 @@ class Indexer:
     ) -> tuple[Dataset, ...]:
         name, files = family.name, family.files
         try:
-            # It may have waited for long, while a file was being written, for each of its states.
+            # A file that is being written has queued a job for each of its states. Skip those that are out of date.
             if any(identity_of(path) != identity for path, identity in zip(paths, identities, strict=True)):
                 raise changed()
             loaded, failed = self._loaded(family, paths, identities, dependencies)
             datasets = self._assembler.divide(family, loaded, failed, refused, declaration)
             for line, one in list(refused.items()):
-                # Parts of others are nothing by themselves.
+                # Files that a readable file refers to need not be datasets themselves.
                 if dependencies.keys() >= {str(self._root / file) for file in one.files}:
                     del refused[line]
                 else:
@@ -113,38 +133,47 @@ class Indexer:
             return datasets
         except TRANSIENT_ERRORS as error:
             kind = SourceUnavailable if isinstance(error, SourceUnavailable) else Overloaded
-            raise kind(f"dataset {name!r} cannot be looked at now: {error.detail}", retry_after=1) from None
+            raise kind(f"dataset {name!r} is unavailable at the moment: {error.detail}", retry_after=1) from None
         except FeedError as error:
             if any(identity_of(path) != identity for path, identity in zip(paths, identities, strict=True)):
-                # That says nothing of the file that it is now, or will be again.
-                raise Overloaded(f"dataset {name!r} changed while it was looked at", retry_after=1) from None
+                # The error says nothing about the file in its new state.
+                raise Overloaded(f"dataset {name!r} changed while it was inspected", retry_after=1) from None
             self.tell(files, error.detail)
             raise
         except OSError as error:
             reason = error.strerror or "it cannot be opened"
             if is_away(error):
-                raise SourceUnavailable(f"dataset {name!r} cannot be looked at now: {reason}", retry_after=1) from None
+                raise SourceUnavailable(
+                    f"dataset {name!r} is unavailable at the moment: {reason}", retry_after=1
+                ) from None
             self.tell(files, reason)
             raise Unreadable(reason) from error
         except Exception:
             if self._closed.is_set():
-                # What it was at has been closed under it.
-                raise Overloaded("the server stops") from None
-            logger.exception("%s could not be described", files[0])
-            raise Unreadable("describing it failed; the server's log has the reason") from None
+                # The error is a consequence of closing.
+                raise Overloaded("the server is stopping") from None
+            logger.exception("inspecting %s failed", files[0])
+            raise Unreadable("inspecting it failed: the server's log has the reason") from None
         finally:
             if self.inspections.left <= 1:
-                # The children do not outlive their work.
+                # This was the last job: end the child processes.
                 self._inspector.rest()
 
     def _loaded(
         self, family: Family, paths: tuple[str, ...], identities: tuple[Identity, ...], dependencies: Dependencies
     ) -> tuple[dict[str, LoadedFile], dict[str, Unreadable]]:
-        """The files of a family; and why those of them cannot be read that it may be without."""
+        """Load the files of a family.
+
+        Returns
+        -------
+        loaded : dict of str to LoadedFile
+        failed : dict of str to Unreadable
+            Unreadable files, if the family can do without them.
+        """
 
         def load(path: str, identity: Identity) -> LoadedFile:
             if self._closed.is_set():
-                raise Overloaded("the server stops")
+                raise Overloaded("the server is stopping")
             return self._loader.load(path, identity, dependencies)
 
         if len(paths) == 1:
@@ -167,5 +196,5 @@ class Indexer:
 
 
 def said_of(declared: DeclaredDataset | None) -> bytes:
-    """What is declared of a dataset, as part of its revision."""
+    """The declaration of a dataset, serialised for its revision; empty if there is none."""
     return b"" if declared is None else declared.model_dump_json().encode()

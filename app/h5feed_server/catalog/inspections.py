@@ -1,4 +1,4 @@
-"""Which files are looked at next: those that somebody has asked for, then the rest in the order they were found in."""
+"""Threads that inspect files: those that were requested first, then the rest in the order in which they were found."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ T = TypeVar("T")
 
 
 class NotYet(Exception):
-    """What is asked for is not known yet, and will be soon: whoever can wait without holding a thread asks again.
+    """The result is not known yet, but will be soon. Callers that can wait without blocking a thread should retry.
 
     Attributes
     ----------
     problem : Preparing
-        What to say when it has taken too long.
+        The error to raise if waiting takes too long.
     asked : float
-        When it was asked for first, by the monotonic clock: see `Catalog.asked_at`.
+        When the request was made, in seconds of the monotonic clock: see `Catalog.asked_at`.
     seconds : float
-        What there is to wait at least.
+        Minimum time to wait before a retry.
     """
 
     def __init__(self, problem: Preparing, asked: float, seconds: float) -> None:
@@ -34,12 +34,12 @@ class NotYet(Exception):
 
 
 class Inspections(Generic[T]):
-    """Threads that look at files.
+    """Threads that inspect files.
 
     Parameters
     ----------
     threads : int
-        For whatever comes; one more is for what was asked for alone, which does not wait for anything else.
+        Threads for all jobs. One more thread only runs requested jobs, so that these never wait for all the others.
     """
 
     def __init__(self, threads: int) -> None:
@@ -54,7 +54,7 @@ class Inspections(Generic[T]):
         self._started = self._closed = False
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Have it done, after all that came before."""
+        """Queue a job after all others."""
         outcome: Future[T] = Future()
         with self._changed:
             if self._closed:
@@ -69,7 +69,7 @@ class Inspections(Generic[T]):
         return outcome
 
     def prefer(self, outcome: Future[T]) -> None:
-        """Have it done before what nobody has asked for."""
+        """Move a job before all those that were not requested."""
         if outcome.done() or outcome in self._asked:
             return
         with self._changed:
@@ -78,7 +78,7 @@ class Inspections(Generic[T]):
                 self._changed.notify_all()
 
     def describe(self, outcome: Future[T]) -> str:
-        """How far it is, in words."""
+        """The progress of a job, as text."""
         with self._changed:
             began = self._running.get(outcome)
             before = next((place for place, one in enumerate(self._asked) if one is outcome), len(self._asked))
@@ -88,11 +88,11 @@ class Inspections(Generic[T]):
 
     @property
     def left(self) -> int:
-        """How many are not done."""
+        """Number of jobs that are waiting or running."""
         return len(self._found) + len(self._asked) + len(self._running)
 
     def close(self, *, wait: bool) -> None:
-        """Begin nothing more; wait for what has begun only if told to."""
+        """Cancel the waiting jobs. If `wait`, also wait for the running ones."""
         with self._changed:
             self._closed = True
             for outcome in (*self._found, *self._asked):

@@ -1,7 +1,7 @@
-"""From a path to the arrays behind it: inspects a file, follows its links, finds the files that it is read with.
+"""Loads a file: inspects it, follows its links, and finds the other files that its arrays are read from.
 
-A name in a file may lead to any other: it is followed within the data folder only, whatever links lie on the way. Where
-the settings say so, a file in the folder may itself be a link that leads out.
+A file can refer to any other file by name. Such references are followed only within the data folder, after resolving
+symbolic links. With `Settings.follow_links`, files in the folder may themselves be links to files outside it.
 """
 
 from __future__ import annotations
@@ -37,34 +37,37 @@ from .discovery import LEADS_OUT, leads_out
 from .revision import content_digest
 
 MAX_LINKED = 10_000
-"""Arrays that the links of one file may lead to."""
+"""Maximum number of arrays that are added to a file through its links."""
 
 MAX_NESTING = 4
-"""Files that lead to one another."""
+"""Maximum depth of files that refer to other files."""
 
 PATIENCE = 10
-"""Times that one file may take: so long the file and all that it leads to may. Each of those has its own time, and
-there may be thousands of them."""
+"""A file and all files that it refers to may together take this many times the timeout of one file. Each has its own
+timeout, but there may be thousands."""
 
 MAX_PROBED = 64
-"""Arrays of a file that h5py reads are tried by a row; what is wrong with others shows when they are read."""
+"""Maximum number of arrays of a file that are tested by reading a row with h5py. Faults of others show when they are
+read."""
 
 Dependencies = dict[str, Identity | None]
-"""Files that were looked for, by path, and what was there."""
+"""Identities of the files that were looked up, by path; None if there was no file."""
 
 
 @dataclass(frozen=True)
 class LoadedFile:
-    """A file, inspected.
+    """An inspected file.
 
     Attributes
     ----------
+    source : LocalFile
+    layout : FileLayout
     segments : dict of str to Segment
-        Where the rows of each array lie, by its path in the file.
+        The arrays, including those of linked files, by path in the file.
     fields : dict of str to Segment
-        The same, as the program that wrote the file means them, by the paths that are to name them.
+        The arrays after applying the conventions of other programs, by the path to use as the name.
     digests : tuple of bytes
-        Of its content, and of that of all files that it leads to.
+        Digest of the content of the file, then of all files that it refers to.
     """
 
     source: LocalFile
@@ -74,11 +77,11 @@ class LoadedFile:
     digests: tuple[bytes, ...]
 
     def below(self, path: str) -> Iterator[str]:
-        """Paths of the array at `path`, or of those in the group there, in order."""
+        """The paths of the array at `path`, or of all arrays in the group there, sorted."""
         if path in self.segments:
             yield path
         begin = f"{path}/" if path else ""
-        # A file may have many links into this one.
+        # Binary search, because another file may have many links into this one.
         for name in islice(self._ordered, bisect_left(self._ordered, begin), None):
             if not name.startswith(begin):
                 return
@@ -90,14 +93,19 @@ class LoadedFile:
 
 
 class FileLoader:
-    """Loads files; one for all threads.
+    """Loads files; shared by all threads.
 
     Parameters
     ----------
     root : Path
-        The data folder, without links in it.
+        The data folder, without links in its path.
+    settings : Settings
+    folder : CacheFolder
+        Caches layouts and digests.
+    files : OpenFiles
+    inspector : Inspector
     hdf5 : ReaderPool
-        Tries what h5py is to read.
+        Tests whether h5py can read arrays.
     """
 
     def __init__(
@@ -116,33 +124,50 @@ class FileLoader:
         self._inspector = inspector
         self.probe = ArrayProbe(hdf5, settings.inspect_timeout)
         self.probe_seconds = settings.inspect_timeout
-        """How long the arrays of a file are tried; the one at work on is tried to its end."""
+        """No test of an array of a file starts after this many seconds."""
 
     def load(self, path: str, identity: Identity, dependencies: Dependencies) -> LoadedFile:
-        """The file at `path`, and, noted in `dependencies`, all that it leads to.
+        """Load a file and the files that it refers to.
+
+        Parameters
+        ----------
+        path : str
+        identity : Identity
+            Expected identity of the file.
+        dependencies : dict
+            Updated with all files that it refers to.
 
         Raises
         ------
-        Unreadable, RevisionChanged, OSError
+        Unreadable, RevisionChanged, SourceUnavailable, Overloaded, OSError
         """
         try:
             return _Loading(self, dependencies).load(path, identity, ())
         except _Overdue:
             raise Unreadable(
-                f"looking at the files that it leads to took more than {PATIENCE * self.probe_seconds:g} s ({PATIENCE} "
-                "times H5FEED_INSPECT_TIMEOUT)"
+                f"inspecting the files that it refers to took more than {PATIENCE * self.probe_seconds:g} s "
+                f"({PATIENCE} times H5FEED_INSPECT_TIMEOUT)"
             ) from None
 
     def layout(
         self, path: str, identity: Identity, members: Sequence[str] = ()
     ) -> tuple[FileLayout, bytes, bytes | None]:
-        """The layout of a file, inspected once for all processes, as it is and as it is kept; and the digest of the
-        file's content, where the layout is kept by it.
+        """Return the layout of a file, from the cache folder if possible: it is inspected once for all processes.
 
         Parameters
         ----------
+        path : str
+        identity : Identity
         members : sequence of str
-            The other files that HDF5 wrote it into.
+            Paths of the other parts of a split file or file family.
+
+        Returns
+        -------
+        layout : FileLayout
+        data : bytes
+            The layout, serialised.
+        digest : bytes or None
+            Digest of the content of the file, if it was computed as the key of the cache.
         """
         identities = [identity]
         for member in members:
@@ -155,7 +180,7 @@ class FileLoader:
 
         def inspect() -> bytes:
             content = self._inspector.inspect(path)
-            # It would be found again under the name of the file that was there before.
+            # Do not cache the layout of a new file under the key of the previous one.
             if _identity(path) != identity:
                 raise RevisionChanged("the file changed while it was inspected")
             return content
@@ -170,14 +195,17 @@ class FileLoader:
         elif identity.size > self._settings.digest_limit:
             name = identity.key
         else:
-            # By its content, which links, copies and files that are only touched share.
+            # Key by content, so that links, copies and touched files share the layout.
             digest = self.digest(path, identity, b"")
             name = digest[:16].hex()
         data = self._folder.get(f"layouts/{LAYOUT_VERSION}-{name}", inspect, behind=True)
         return load_layout(data), data, digest
 
     def members(self, path: str, dependencies: Dependencies) -> tuple[str, ...]:
-        """The other files that HDF5 wrote this one into, noted in `dependencies` with the one that it may go on in."""
+        """The other parts of a split file or file family.
+
+        Adds them to `dependencies`, and for a family also the next part, which may be added later.
+        """
         driver, members = members_of(path)
         upcoming = (next_member(path, members),) if driver == "family" else ()
         for member in (*members, *upcoming):
@@ -188,7 +216,7 @@ class FileLoader:
         return members
 
     def digest(self, path: str, identity: Identity, layout: bytes) -> bytes:
-        """Of the content of a file, computed once for all processes."""
+        """Digest of the content of a file, computed once for all processes."""
         limit = self._settings.digest_limit
         name = f"digests/{limit:x}-{identity.key}"
 
@@ -208,20 +236,27 @@ class FileLoader:
         self.probe.close()
 
     def find(self, path: str, name: str, dependencies: Dependencies) -> tuple[str, Identity]:
-        """The file that a name in the file at `path` stands for.
+        """Find the file that a name in the file at `path` refers to.
+
+        Returns
+        -------
+        path : str
+            Without symbolic links.
+        identity : Identity
 
         Raises
         ------
         _Astray
+            It must not or cannot be read.
         """
         named = os.path.join(os.path.dirname(path), name)
         target = os.path.realpath(named)
-        # Of an absolute path, no more than the last part: it may be that of a disk of the server's.
+        # Show only the last part of an absolute path, which may be a path of the server.
         known = f"the file {_shown(name)!r}"
-        # Where links are followed, one may lie where the name leads; none on the way there leads out.
+        # With follow_links, the named file itself may be a link out of the folder, but no folder on the way may.
         if leads_out(str(self._root), os.path.dirname(named) if self._settings.follow_links else target):
-            raise _Astray(f"{known}, which lies outside of the data folder")
-        # Nor is what is hidden served by any other name, unless the operating system's links lead there.
+            raise _Astray(f"{known}, which is outside the data folder")
+        # Hidden files are not served under another name either, except through symbolic links.
         way = os.path.relpath(named, os.path.dirname(path))
         if any(part.startswith(".") and part != ".." for part in way.split(os.sep)):
             raise _Astray(f"{known}, which is hidden")
@@ -230,23 +265,23 @@ class FileLoader:
         except (OSError, ValueError):
             dependencies[target] = None
             raise _Astray(f"{known}, which is missing") from None
-        # By its name too, which may lead elsewhere some day.
+        # Record the name as well as the target, because the name may lead to another file later.
         dependencies[target] = dependencies[named] = Identity.of(status)
         if not stat.S_ISREG(status.st_mode):
-            raise _Astray(f"{known}, which is no regular file")
+            raise _Astray(f"{known}, which is not a regular file")
         return target, Identity.of(status)
 
 
 class _Astray(Exception):
-    """A name leads to what cannot be served; the message names it and says why."""
+    """A reference leads to something that cannot be served. The message names it and gives the reason."""
 
 
 class _Overdue(Exception):
-    """The files that one leads to take too long, taken together."""
+    """Loading a file with all files that it refers to takes too long."""
 
 
 class _Loading:
-    """Files that lead to one another, each loaded once."""
+    """Loads files that refer to one another, each once."""
 
     def __init__(self, loader: FileLoader, dependencies: Dependencies) -> None:
         self._loader = loader
@@ -270,7 +305,7 @@ class _Loading:
         return self._loaded[path]
 
     def _load(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
-        # Before it is inspected: it cannot be when one of them is missing.
+        # Find the other parts first: a file cannot be inspected if one of them is missing.
         members = self._loader.members(path, self._dependencies)
         layout, data, digest = self._loader.layout(path, identity, members)
         source = self._source(path, identity, data, digest)
@@ -282,7 +317,7 @@ class _Loading:
             try:
                 segment = self._segment(source, array, (*above, path), digests)
             except _Astray as error:
-                segment = Segment(source, unreadable_array(array.path, f"its data lies in {error}"))
+                segment = Segment(source, unreadable_array(array.path, f"its data is in {error}"))
             if (
                 array.by_h5py
                 and segment.array.unreadable is None
@@ -317,8 +352,8 @@ class _Loading:
         if array.external is not None:
             path, identity = self._loader.find(source.path, array.external, self._dependencies)
             if array.offset is not None and array.offset + array.rows * array.stored_row_bytes > identity.size:
-                raise _Astray(f"the file {_shown(array.external)!r}, which ends before it does")
-            # Where it begins is another thing in every file that names it.
+                raise _Astray(f"the file {_shown(array.external)!r}, which ends before the data does")
+            # This file is a companion, and so part of the cache key: the offset depends on the file that has the array.
             stored = self._source(path, identity).with_companions((source,))
             digests[path] = (stored.digest,)
             return Segment(stored, replace(array, external=None))
@@ -326,7 +361,7 @@ class _Loading:
         for name in array.others:
             path, identity = self._loader.find(source.path, name, self._dependencies)
             if path in above:
-                # It is being loaded itself; that no array is made of itself is for the reader to see.
+                # It is being loaded already. The reader checks that no array is a source of itself.
                 others[path] = self._sources[path]
                 continue
             try:
@@ -336,7 +371,7 @@ class _Loading:
                 for part in loaded.segments.values():
                     others |= {file.path: file for file in part.source.companions}
             except Unreadable:
-                # A part that is no HDF5 file by itself; if it ought to be one, the first row shows.
+                # It may be a part that is not an HDF5 file by itself. If it should be one, reading the first row fails.
                 others[path] = self._source(path, identity)
                 digests[path] = (others[path].digest,)
         others.pop(source.path, None)
@@ -345,11 +380,11 @@ class _Loading:
     def _linked(
         self, source: LocalFile, link: ExternalLink, above: tuple[str, ...], digests: dict[str, tuple[bytes, ...]]
     ) -> Iterator[tuple[str, Segment]]:
-        """The arrays that a link into another file leads to, by the paths that they have through it."""
+        """The arrays that a link into another file leads to, with their paths through the link."""
         try:
             path, identity = self._loader.find(source.path, link.file, self._dependencies)
             if path in above:
-                raise _Astray(f"the file {_shown(link.file)!r}, which leads back here")
+                raise _Astray(f"the file {_shown(link.file)!r}, which links back to this one")
             loaded = self._nested(path, identity, above)
         except _Astray as error:
             yield link.path, Segment(source, unreadable_array(link.path, f"it is a link into {error}"))
@@ -366,17 +401,17 @@ class _Loading:
             rest = name.removeprefix(target).strip("/")
             yield "/".join(part for part in (link.path, rest) if part), loaded.segments[name]
         if not any_array:
-            reason = f"it is a link to {link.target!r} in the file {_shown(link.file)!r}, where no array is"
+            reason = f"it is a link to {link.target!r} in the file {_shown(link.file)!r}, where there is no array"
             yield link.path, Segment(source, unreadable_array(link.path, reason))
 
     def _nested(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
         if len(above) > MAX_NESTING:
-            raise _Astray(f"files that lead to one another more than {MAX_NESTING} deep")
+            raise _Astray(f"files that refer to one another more than {MAX_NESTING} deep")
         return self.load(path, identity, above)
 
 
 def _are_young(identities: Sequence[Identity]) -> bool:
-    """Whether what is found out of files now is not to be kept: they may change without their identities telling."""
+    """Whether files are so new that results must not be cached: they can change again with the same identity."""
     now = time.time()
     return any(identity.is_young(now) for identity in identities)
 

@@ -9,11 +9,11 @@ from ..storage.column import About, Segment
 from .frame_columns import refused
 
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"
-"""How the netCDF library names a scale that stands for a length and has no values."""
+"""The netCDF library gives this name to a scale that has only a length and no values."""
 
 
 def with_coordinates(segments: Mapping[str, Segment]) -> dict[str, Segment]:
-    """The arrays of a file, its dimension scales as what they are."""
+    """The arrays of a file, with dimension scales marked as coordinates, or as unreadable if they have no rows."""
     scales = {path for path, segment in segments.items() if segment.array.attributes.get("CLASS") == "DIMENSION_SCALE"}
     if not scales:
         return dict(segments)
@@ -25,7 +25,7 @@ def with_coordinates(segments: Mapping[str, Segment]) -> dict[str, Segment]:
         name = path.rpartition("/")[2]
         problem = None
         if str(segment.array.attributes.get("NAME", "")).startswith(_NO_VARIABLE):
-            problem = "it is the length of an axis, without values"
+            problem = "it is a dimension without values"
         elif lengths and segment.rows not in lengths:
             problem = f"it holds the coordinates of the axis {name!r}, which is not that of the rows"
         if problem is not None:

@@ -1,4 +1,4 @@
-"""Files in the data folder whose names do not end as those of HDF5 files do: what the catalogue says of them."""
+"""Lists files in the data folder that do not have an extension of HDF5 files, and says why they are not served."""
 
 from __future__ import annotations
 
@@ -11,28 +11,40 @@ from ..storage.signatures import is_hdf5
 from .discovery import Others, dotted, ending_of, shown
 
 MAX_OTHER_ENDINGS = 20
-"""Endings that are listed one by one."""
+"""Maximum number of extensions that are listed separately."""
 
 MAX_NAMED = 5
-"""Files of such an ending that a listing names."""
+"""Maximum number of files that are named for each extension."""
 
 _NO_DATA = (
     "names of HDF5 files end in .h5, .hdf5, .hdf or .he5; h5feed-server build packs images, tables and arrays into "
-    "one, and h5feed.toml may name HDF5 files of any ending"
+    "one, and h5feed.toml can declare HDF5 files with any extension"
 )
 
 
 def other_files(
     others: Mapping[str, Others], known: Iterable[str], root: str, sniffed: dict[str, bool]
 ) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Files of other endings in a few lines: a name, files and the reason for which they are not served.
+    """Summarise files with other extensions in a few lines.
 
     Parameters
     ----------
+    others : mapping of str to Others
+        Files by extension, from a scan.
     known : iterable of str
-        Files that are listed elsewhere, or are parts of such.
+        Files that are listed elsewhere, or that such files refer to.
+    root : str
+        The data folder.
     sniffed : dict of str to bool
-        Whether a file is HDF5 in spite of its name; added to.
+        Caches whether a file is HDF5 in spite of its name. Updated in place.
+
+    Yields
+    ------
+    name : str
+    files : tuple of str
+        Some of the files.
+    reason : str
+        Why they are not served.
     """
     elsewhere: dict[str, set[str]] = {}
     for file in known:
@@ -49,8 +61,8 @@ def other_files(
         first = next((file for file in files if _is_hdf5(os.path.join(root, file), sniffed)), None)
         if first is not None:
             reason = (
-                f"{shown(first)} is HDF5, but its name does not end as that of an HDF5 file does: let it end in .h5, "
-                "or name it in h5feed.toml"
+                f"{shown(first)} is an HDF5 file, but does not have the extension of one: rename it to end in .h5, or "
+                "declare it in h5feed.toml"
             )
         else:
             reason = _NO_DATA
@@ -59,14 +71,14 @@ def other_files(
     if rest:
         number = sum(count for _, count, _ in rest)
         files = tuple(file for _, _, own in rest for file in own[:1])[:MAX_NAMED]
-        yield "*", files, f"{number:,} files of {len(rest)} further endings: {_NO_DATA}"
+        yield "*", files, f"{number:,} files with {len(rest)} other extensions: {_NO_DATA}"
 
 
 def _is_hdf5(path: str, sniffed: dict[str, bool]) -> bool:
     if path not in sniffed:
         sniffed[path] = False
         with contextlib.suppress(OSError):
-            # What a link leads to has an ending of its own, or does not lie in the data folder.
+            # Do not follow links: the target is listed under its own name, or is outside the data folder.
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
             try:
                 sniffed[path] = stat.S_ISREG(os.fstat(descriptor).st_mode) and is_hdf5(descriptor)

@@ -1,11 +1,12 @@
-"""Frames and series that pandas wrote (``DataFrame.to_hdf``, `HDFStore`), as pandas means them.
+"""Interprets frames and series that pandas wrote (``DataFrame.to_hdf``, `HDFStore`).
 
-A frame's columns of one dtype lie in one array, a block, and another array says what they are called. Here they become
-fields by their names; the index becomes one of role ``other``. ``format="fixed"`` writes arrays ``axis0`` (the
-columns), ``axis1`` (the index), ``block0_items`` and ``block0_values``; ``format="table"`` one table of records, with
-names of columns in attributes that are pickles, which are never loaded as such: see `storage.hdf5.pickled_lists`.
+pandas stores all columns of a frame with the same dtype in one array, called a block, and their names in another array.
+This module turns them into fields with these names. The index becomes a field of role ``other``. ``format="fixed"``
+writes arrays ``axis0`` (the columns), ``axis1`` (the index), ``block0_items`` and ``block0_values``. ``format="table"``
+writes one table of records, with the names of columns in pickled attributes. These are parsed, never unpickled: see
+`storage.hdf5.pickled_lists`.
 
-The format is that of ``pandas/io/pytables.py``.
+The format is defined by ``pandas/io/pytables.py``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from .frame_columns import (
 from .split_names import without_split
 
 Read = Callable[[Segment], npt.NDArray[Any]]
-"""All values of an array."""
+"""Returns all values of an array."""
 
 _KINDS = ("frame", "series", "frame_table", "appendable_frame", "series_table")
 
@@ -40,7 +41,9 @@ _KINDS = ("frame", "series", "frame_table", "appendable_frame", "series_table")
 def as_frames(
     groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment], read: Read
 ) -> dict[str, Segment]:
-    """The arrays of a file, those of each frame and series as its columns, by paths that are to name them.
+    """Return the arrays of a file, with frames and series replaced by their columns.
+
+    pandas' internal arrays, such as names of columns and search trees, are left out.
 
     Parameters
     ----------
@@ -48,8 +51,13 @@ def as_frames(
         Attributes of groups, by path.
     segments : mapping
         All arrays, by path.
+    read : callable
+        Returns all values of an array.
 
-    What pandas keeps for itself, names of columns and search trees, is left out.
+    Returns
+    -------
+    dict of str to Segment
+        By the path to use as the name.
     """
     keys = [path for path, about in groups.items() if about.get("pandas_type") in _KINDS and not _is_meta(path)]
     if not keys:
@@ -68,12 +76,12 @@ def as_frames(
 
 
 def _is_meta(path: str) -> bool:
-    """Whether it is a list of categories, which pandas writes as a series below the frame."""
+    """Whether a group is a list of categories, which pandas stores as a series below the frame."""
     return path.endswith("/meta") and "/meta/" in path
 
 
 def _bases(keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The path that names what lies under each key; ``X_train`` is ``X`` of a group ``train``."""
+    """The path to use for the columns under each key. If keys name splits, ``X_train`` becomes ``train/X``."""
     splits = {key: without_split(key.rpartition("/")[2]) for key in keys}
     if "train" not in {split for _, split in splits.values()}:
         return {key: tuple(part for part in key.split("/") if part) for key in keys}
@@ -96,7 +104,7 @@ class _Frame:
         self._kind: str = self._about["pandas_type"]
 
     def parts(self) -> Iterator[str]:
-        """Paths of all arrays that it consists of."""
+        """Paths of all arrays that belong to the frame or series."""
         others = [f"{path}/" for path in self._groups if path.startswith(self._prefix) and not _is_meta(path)]
         others = [path for path in others if path != self._prefix]
         for path in self._segments:
@@ -104,13 +112,13 @@ class _Frame:
                 yield path
 
     def fields(self, base: tuple[str, ...]) -> Iterator[tuple[str, Segment]]:
-        """Its columns and its index, by the paths that are to name them; none where it is not as pandas writes it."""
+        """Columns and index, with the paths to use as names; none if the arrays are not as pandas writes them."""
         is_series = self._kind.startswith("series")
         columns = list(self._in_table() if self._kind.endswith(("_table", "_frame")) else self._fixed())
         if not columns:
             return
         if is_series:
-            # A series is one field, which its key names.
+            # A series is a single field, with the name of its key.
             above, name = (
                 (base[:-1], base[-1]) if base and base[-1] not in ("train", "val", "test") else (base, "values")
             )
@@ -156,7 +164,7 @@ class _Frame:
         return FrameColumn(names, block, place, dtype, pickled=is_pickled(block.array))
 
     def _labels(self, axis: str) -> list[str] | None:
-        """The names that an axis has."""
+        """The labels of an axis; for several levels, joined with dots. None if they cannot be read."""
         if self._about.get(f"{axis}_variety") != "multi":
             segment = self._get(axis)
             return None if segment is None else texts_of(segment, self._read)
@@ -180,7 +188,7 @@ class _Frame:
         attributes = next((segment.array.attributes for segment in members.values() if segment.array.attributes), {})
         axes = self._about.get("non_index_axes")
         order = axes[0][1] if isinstance(axes, list) and axes and isinstance(axes[0], list) and len(axes[0]) > 1 else []
-        # Names may be there twice.
+        # Names may occur more than once.
         by_name: dict[str, list[FrameColumn]] = defaultdict(list)
         for name, block in members.items():
             if name in self._index_members():
@@ -192,7 +200,7 @@ class _Frame:
             if isinstance(names, list) and names and block.array.unreadable is not None:
                 width = len(names)
             if not isinstance(names, list) or len(names) != width:
-                # They are no plain list: the block stays what the table calls it.
+                # The names cannot be read, or do not fit: keep the block as one field with its own name.
                 by_name[name].append(FrameColumn((name,), block, 0, dtype, whole=True))
                 continue
             for place, one in enumerate(names):
@@ -205,17 +213,17 @@ class _Frame:
     def _categories(self, member: str) -> tuple[str, ...] | None:
         values = self._segments.get(f"{self._prefix}meta/{member}/meta/table.values")
         if values is None:
-            # Those of numbers lie in a block of one column.
+            # Numeric categories are stored as a block of one column.
             values = self._segments.get(f"{self._prefix}meta/{member}/meta/table.values_block_0")
         texts = None if values is None else texts_of(values, self._read)
         return None if texts is None else tuple(texts)
 
     def _index_members(self) -> dict[str, str]:
-        """Members of the table that are the index, and how they are called."""
+        """Members of the table that hold the index, with the name of each."""
         levels = self._about.get("levels")
         members = {"index": "index"}
         if isinstance(levels, list):
-            # Of several levels each is a member of its own beside a number for each row.
+            # Each level of a multi-index is a member, in addition to the row number.
             members |= {str(level): str(level) for level in levels if isinstance(level, str)}
         return members
 
@@ -254,7 +262,7 @@ class _Frame:
 
 
 def texts_of(segment: Segment, read: Read) -> list[str] | None:
-    """Values as names; None where they cannot be read."""
+    """The values of an array as text; None if they cannot be read."""
     if segment.array.text is not None:
         return list(segment.array.text)
     if segment.array.unreadable is not None or is_pickled(segment.array):
@@ -270,7 +278,7 @@ def _name(value: Any) -> str:
 
 
 def _named(attributes: Mapping[str, Any], default: str) -> str:
-    """The name of an index; PyTables writes None as the pickle ``N.``."""
+    """The name of an index. PyTables stores None as the pickle ``N.``."""
     name = attributes.get("name")
     return name if isinstance(name, str) and name not in ("", "N.") else default
 

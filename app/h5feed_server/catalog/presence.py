@@ -1,7 +1,7 @@
-"""What is not in the data folder any more though nobody has deleted it: its disk is away, for a moment or for good.
+"""Tells files that were deleted from files that are missing because their disk is unavailable.
 
-A folder on a disk that is away cannot be looked at, or looks sound: it is another one then, that on which the disk was
-mounted, and mostly empty. Files that were there before are awaited, and not taken for deleted.
+If a disk is unavailable, a folder on it cannot be listed, or looks intact: it is then another folder, the mount point,
+and usually empty. Files that were in it before are not taken for deleted, but reported as unavailable ("awaited").
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from collections.abc import Iterator
 from .discovery import Walk, shown
 
 AWAY_SECONDS = 120.0
-"""How long files are awaited in a folder that is another one now. Longer than clients try by themselves: whoever has
-read them hears why they are not there, and whoever puts another folder there on purpose need not restart anything."""
+"""How long files are awaited in a folder that was replaced by another one. This is longer than clients retry, so they
+get the reason; and after it, a folder that was replaced on purpose is accepted without a restart."""
 
 Place = tuple[int, int]
 """Device and inode of a folder."""
 
 
 class Presence:
-    """Remembers which files were found in which folders; not safe for threads.
+    """Remembers which files were found in which folders. Not thread-safe.
 
     Attributes
     ----------
     reason : str or None
-        Why nothing at all can be said of the data folder now.
+        Why the data folder as a whole is unavailable; None if it is available.
     trouble : str or None
-        The same, or why the first of the awaited files is not there.
+        `reason`, or why the first awaited file is unavailable; None if nothing is missing.
     """
 
     def __init__(self) -> None:
@@ -39,20 +39,21 @@ class Presence:
         self._unlisted: dict[str, str] = {}
 
     def awaited(self, walked: Walk, now: float) -> dict[str, str]:
-        """Files that were found before, are not now, and may be there still: why, for each.
+        """Update with the result of a scan. Returns the missing files that may still exist, with the reason for each.
 
         Parameters
         ----------
+        walked : Walk
         now : float
-            By the monotonic clock.
+            Seconds of the monotonic clock.
         """
         present = {*walked.files, *walked.declarable}
         self._unlisted = walked.unlisted
         self.reason = None
         if "" in walked.unlisted:
-            self.reason = f"the data folder cannot be looked at: {walked.unlisted['']}"
+            self.reason = f"the data folder cannot be read: {walked.unlisted['']}"
         elif self._files and not present and not walked.others:
-            self.reason = "the data folder, which held datasets, is empty: is the disk not mounted that belongs there?"
+            self.reason = "the data folder, which contained datasets, is empty: is its disk mounted?"
         for folder, place in walked.places.items():
             if self._places.setdefault(folder, place) == place:
                 self._replaced.pop(folder, None)
@@ -63,7 +64,7 @@ class Presence:
         missing = {file: self.why(file) for file in self._files - present}
         lost = {file: why for file, why in missing.items() if why is not None}
         self._files = present | lost.keys()
-        # Another folder that has all that the one before had is as good.
+        # Accept a replaced folder if it has all files that the previous one had.
         needed = {folder for file in lost for folder in _above(file)}
         for folder in [folder for folder in self._replaced if folder not in needed and self.reason is None]:
             self._accept(folder, walked)
@@ -72,11 +73,11 @@ class Presence:
 
     @property
     def holds_files(self) -> bool:
-        """Whether any were ever found, and not deleted since."""
+        """Whether files were found that were not deleted since."""
         return bool(self._files)
 
     def is_sound(self, root: str) -> bool:
-        """Whether the data folder looks, at a glance, as it did."""
+        """Whether the data folder is still the same folder and not unexpectedly empty. A quick check without a scan."""
         try:
             status = os.stat(root)
             with os.scandir(root) as entries:
@@ -86,35 +87,35 @@ class Presence:
         return self._places.get("") == (status.st_dev, status.st_ino) and not (is_empty and self._files)
 
     def why(self, file: str) -> str | None:
-        """Why a file that is not found may be there still; None where it is not there."""
+        """Why a missing file may still exist; None if it was deleted."""
         if self.reason is not None:
             return self.reason
         for folder in _above(file):
             name = f"the folder {shown(folder)!r}" if folder else "the data folder"
             if folder in self._unlisted:
-                return f"{name} cannot be looked at: {self._unlisted[folder]}"
+                return f"{name} cannot be read: {self._unlisted[folder]}"
             if folder in self._replaced:
-                return f"{name} is not the one that it was, and does not hold it: is a disk not mounted?"
+                return f"{name} was replaced by another one that does not contain it: is its disk mounted?"
         return None
 
     def doubt(self, name: str) -> str | None:
-        """Why a dataset of which nothing is known may be there."""
+        """Why an unknown dataset may exist all the same; None if it does not."""
         if self.reason is not None:
             return self.reason
         for folder, reason in self._unlisted.items():
             if name.startswith(shown(folder).replace("/", ".") + "."):
-                return f"the folder {shown(folder)!r} cannot be looked at: {reason}"
+                return f"the folder {shown(folder)!r} cannot be read: {reason}"
         return None
 
     def _accept(self, folder: str, walked: Walk) -> None:
-        """What is there now is what belongs there."""
+        """Accept the current state of a folder as the intended one."""
         self._replaced.pop(folder, None)
         if folder in walked.places:
             self._places[folder] = walked.places[folder]
 
 
 def _above(file: str) -> Iterator[str]:
-    """The folders that a file lies in, from the inside out."""
+    """The folders that a file is in, innermost first, relative to the data folder."""
     while file:
         file = os.path.dirname(file)
         yield file

@@ -1,4 +1,4 @@
-"""The revision of a file: a digest of its content, equal for copies on other machines."""
+"""Digests of the content of files, which revisions are made of. Copies on other machines have the same digest."""
 
 from __future__ import annotations
 
@@ -13,19 +13,30 @@ from h5feed.errors import RevisionChanged
 from ..storage.local_file import Identity
 
 _BLOCK = 4 << 20
-"""Bytes hashed as one; blocks are hashed in parallel and their digests hashed in order."""
+"""Bytes of a block. Blocks are hashed in parallel, then their digests are hashed in order."""
 
 _SAMPLES = 256
-"""Blocks looked at, evenly spread from first to last, of a file above the limit."""
+"""Number of evenly spaced blocks that are hashed of a file above the limit."""
 
 
 def content_digest(path: str, identity: Identity, limit: int, layout: bytes) -> bytes:
-    """Digest of a file's bytes; above `limit` bytes, of its size, layout and sampled blocks.
+    """Return the digest of a file's bytes; above `limit` bytes, of its size, layout and sampled blocks.
+
+    Parameters
+    ----------
+    path : str
+    identity : Identity
+        Expected identity of the file.
+    limit : int
+    layout : bytes
+        Serialised layout. Used above `limit` only.
 
     Raises
     ------
     RevisionChanged
-        The file changed meanwhile.
+        The file changed while it was read.
+    OSError
+        The file cannot be read.
     """
     blocks = -(-identity.size // _BLOCK)
     in_full = identity.size <= limit
@@ -38,11 +49,11 @@ def content_digest(path: str, identity: Identity, limit: int, layout: bytes) -> 
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         if len(chosen) == 1:
-            # Of a small file: threads would take longer to start.
+            # A small file: starting threads would take longer.
             digest.update(_block_digest(fd, chosen[0]))
             chosen = ()
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1), "h5feed-digest") as threads:
-            # In rounds, so that a file of many blocks does not queue as many tasks.
+            # In rounds, so that a large file does not queue a task for each block at once.
             for first in range(0, len(chosen), 64):
                 for part in threads.map(lambda block: _block_digest(fd, block), chosen[first : first + 64]):
                     digest.update(part)

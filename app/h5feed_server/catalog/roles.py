@@ -1,4 +1,4 @@
-"""Guesses what each array of a file is for, from its name, shape and dtype, and says why."""
+"""Guesses the role of each field from its name, shape and dtype, and gives the reason."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..storage.layout import ArrayLayout
 from .vocabulary import helpers_in, is_coordinate, is_running, says, target_of_pair
 
 ROLES = ("input", "label", "weight", "other")
-"""What a field may be for; also the values of its attribute ``role``."""
+"""Roles of fields; also the valid values of the attribute ``role``."""
 
 
 @dataclass(frozen=True)
 class Role:
-    """``input``, ``label``, ``weight`` or ``other``, and what told so."""
+    """A role, which is one of `ROLES`, and the reason for it."""
 
     role: str
     reason: str
@@ -27,16 +27,19 @@ class Role:
 
 @dataclass(frozen=True)
 class Traits:
-    """What roles are guessed from.
+    """The properties of a field that its role is guessed from.
 
     Attributes
     ----------
+    name : str
+    sample_shape : tuple of int
+    dtype : np.dtype
     has_lists : bool
-        Rows are lists of numbers, each of its own length.
+        Rows are variable-length lists of numbers.
     usable : bool
-        It can be served.
+        The field can be served.
     about : About or None
-        What the program that wrote it says.
+        Metadata by a convention.
     """
 
     name: str
@@ -48,7 +51,7 @@ class Traits:
 
     @property
     def is_single(self) -> bool:
-        """Whether a row is one value."""
+        """Whether a row is a single value."""
         return math.prod(self.sample_shape) == 1 and not self.has_lists
 
     @property
@@ -61,21 +64,22 @@ class Traits:
 
     @property
     def is_told(self) -> bool:
-        """Whether its role is known, and not to be guessed."""
+        """Whether the role is known and need not be guessed."""
         return self.about is not None and self.about.role is not None
 
 
 _TARGET = "target"
-"""Becomes ``label`` where nothing else says so more plainly, else ``other``."""
+"""A preliminary role: becomes ``label`` if no other field is a label, else ``other``."""
 
 
 def guess_roles(fields: Sequence[Traits], holds_classes: Callable[[int], bool] = lambda number: True) -> list[Role]:
-    """The role of each field of a dataset: names before ranks.
+    """Guess the role of each field of a dataset. Names count more than shapes.
 
     Parameters
     ----------
+    fields : sequence of Traits
     holds_classes : callable
-        Looks at the values of a field, by its number: whether some of them are there more than once.
+        Takes the index of a field, and returns whether some of its values occur more than once.
     """
     names = [field.name for field in fields if field.usable]
     scalars = [field.name for field in fields if field.usable and field.is_single]
@@ -87,14 +91,14 @@ def guess_roles(fields: Sequence[Traits], holds_classes: Callable[[int], bool] =
         for i in labels:
             if not fields[i].is_text or fields[i].is_told:
                 continue
-            reason = f"text beside the label {fields[numbers[0]].name!r}, which says the same in numbers"
+            reason = f"text, while the label {fields[numbers[0]].name!r} has numbers"
             roles[i] = Role("other", reason)
     inputs = any(role.role == "input" and field.usable for field, role in zip(fields, roles, strict=True))
     for i, role in enumerate(roles):
         if role.role == _TARGET and not inputs and not labels:
-            roles[i] = Role("input", "nothing else is there to learn from")
+            roles[i] = Role("input", "there is no other field to learn from")
         elif role.role == _TARGET and labels:
-            reason = f"{role.reason}, but {fields[labels[0]].name!r} is the label: name this one with y="
+            reason = f"{role.reason}, but {fields[labels[0]].name!r} is the label: select this one with y="
             roles[i] = Role("other", reason)
         elif role.role == _TARGET:
             roles[i] = Role("label", role.reason)
@@ -102,7 +106,7 @@ def guess_roles(fields: Sequence[Traits], holds_classes: Callable[[int], bool] =
     if "input" in usable and "label" not in usable:
         only = _only_label(fields, roles, holds_classes)
         if only is not None:
-            roles[only] = Role("label", "the only field of classes beside the inputs")
+            roles[only] = Role("label", "the only field of classes besides the inputs")
     return [
         Role("input", "a column of numbers") if _is_feature(field, role) else role
         for field, role in zip(fields, roles, strict=True)
@@ -110,7 +114,7 @@ def guess_roles(fields: Sequence[Traits], holds_classes: Callable[[int], bool] =
 
 
 def _set_helpers_aside(fields: Sequence[Traits], roles: list[Role]) -> None:
-    """Make those ``other`` that say something of a label: its confidence, its size, how many there are."""
+    """Change the role of fields that are about a label to ``other``: its confidence, its size, the number of labels."""
     labels = [i for i, role in enumerate(roles) if role.role == "label"]
     far = {i: (0, "") if fields[i].is_told else helpers_in(fields[i].name) for i in labels}
     if not far:
@@ -119,12 +123,12 @@ def _set_helpers_aside(fields: Sequence[Traits], roles: list[Role]) -> None:
     for i, (distance, word) in far.items():
         if distance > far[nearest][0]:
             label = fields[nearest].name
-            reason = f"its name {fields[i].name!r} says {word!r} beside the label {label!r}: name it with y="
+            reason = f"its name {fields[i].name!r} says {word!r}, and {label!r} is the label: select this one with y="
             roles[i] = Role("other", reason)
 
 
 def _by_itself(field: Traits, names: Sequence[str], scalars: Sequence[str]) -> Role:
-    """The role that a field's own traits tell, and the names beside it."""
+    """The role of a field by its own traits and the names of the other fields."""
     if field.about is not None and field.about.role is not None:
         return Role(field.about.role, field.about.reason or "its file says so")
     name, shape = field.name, field.sample_shape
@@ -133,11 +137,11 @@ def _by_itself(field: Traits, names: Sequence[str], scalars: Sequence[str]) -> R
         word = "nothing"
     if field.has_lists:
         if word == "input":
-            return Role("input", f"its name {name!r} says input; each row is a list of its own length")
-        return Role("other", "each row is a list of its own length")
-    # Of persons and things, weight is a feature.
+            return Role("input", f"its name {name!r} says input; each row is a variable-length list")
+        return Role("other", "each row is a variable-length list")
+    # In a data frame, weight may be a feature of persons or things.
     if word == "weight" and (not field.is_column or "sample" in name.lower()):
-        return Role("weight", f"its name {name!r} says weight, with one value a row")
+        return Role("weight", f"its name {name!r} says weight, with one value per row")
     if word == "label":
         return Role("label", f"its name {name!r} says label")
     if field.is_text:
@@ -145,9 +149,9 @@ def _by_itself(field: Traits, names: Sequence[str], scalars: Sequence[str]) -> R
     if word == "target":
         return Role(_TARGET, f"its name {name!r} says target")
     if not field.is_single and (source := target_of_pair(name, names)) is not None:
-        return Role(_TARGET, f"its name {name!r} says target, beside {source!r}")
+        return Role(_TARGET, f"its name {name!r} says target, next to {source!r}")
     if word == "index":
-        return Role("other", f"its name {name!r} says a running number, a place, a time or a split")
+        return Role("other", f"its name {name!r} says an index, a position, a time or a split")
     if word == "input":
         return Role("input", f"its name {name!r} says input")
     if len(shape) >= 2:
@@ -155,14 +159,14 @@ def _by_itself(field: Traits, names: Sequence[str], scalars: Sequence[str]) -> R
     if len(shape) == 1 and not field.is_single:
         return Role("input", "a sample is a vector")
     if field.dtype.kind in "biu":
-        return Role("other", "one integer a row, but its name does not say label")
+        return Role("other", "one integer per row, but its name does not say label")
     if field.is_column:
         return Role("input", "a column of numbers")
-    return Role("other", "nothing tells what it is for")
+    return Role("other", "nothing tells its role")
 
 
 def _only_label(fields: Sequence[Traits], roles: Sequence[Role], holds_classes: Callable[[int], bool]) -> int | None:
-    """Which field must be the label where no name says so: the only one of integers or text beside inputs."""
+    """Index of the label if no name shows it: the only field of single integers or texts besides inputs; or None."""
     candidates = [
         i
         for i, (field, role) in enumerate(zip(fields, roles, strict=True))
@@ -173,7 +177,7 @@ def _only_label(fields: Sequence[Traits], roles: Sequence[Role], holds_classes: 
 
 
 def _is_feature(field: Traits, role: Role) -> bool:
-    """Whether it is a column of numbers that is nothing else; codes of categories are no numbers to learn from."""
+    """Whether a field is a feature: a column of numbers without another role. Codes of categories are not features."""
     about = field.about
     if role.role != "other" or about is None or not (about.is_column and field.usable and field.is_single):
         return False
@@ -181,12 +185,12 @@ def _is_feature(field: Traits, role: Role) -> bool:
 
 
 def is_dense(name: str, sample_shape: tuple[int, ...]) -> bool:
-    """Whether rows are masks, boxes, maps: several numbers that are no classes, even where all are 0 or 1."""
+    """Whether rows are masks, boxes or maps: several numbers that are not classes, even if all are 0 or 1."""
     return math.prod(sample_shape) > 1 and says(name, single=False) == "target"
 
 
 def guess_channels(array: ArrayLayout) -> str | None:
-    """``grey``, ``rgb`` or ``bgr`` of an image field; None where a sample is no image."""
+    """The channel order of an image field: ``grey``, ``rgb`` or ``bgr``; None if samples are not images."""
     declared = array.attributes.get("channels")
     if isinstance(declared, str) and declared.lower() in ("rgb", "bgr", "grey"):
         return declared.lower()
@@ -201,22 +205,23 @@ def guess_channels(array: ArrayLayout) -> str | None:
 
 _NAMES = ("list_classes", "class_names", "label_names", "labels_names")
 _MAYBE_NAMES = ("classes", "categories", "names")
-"""These may also be a field of a text a row."""
+"""Arrays with these names may also be fields with one text for each row."""
 
 
 def names_classes(name: str) -> bool:
-    """Whether lists of names of classes are called so."""
+    """Whether this is a usual name for a list of class names."""
     return name.lower() in (*_NAMES, *_MAYBE_NAMES)
 
 
 def class_names(label: ArrayLayout, text: Mapping[tuple[str, ...], Sequence[str]]) -> list[str] | None:
-    """Names of the classes; the index is the label.
+    """Return the class names of a label, where the index is the label value; None if there are none.
 
-    From an enum, an attribute of the field, or a list of strings that lies beside it, such as ``list_classes``: in its
-    group, or in one around that.
+    They come from an enum, from an attribute of the field, or from a list of strings such as ``list_classes`` in the
+    same group or one that contains it.
 
     Parameters
     ----------
+    label : ArrayLayout
     text : mapping
         Short lists of strings, by the parts of their paths.
     """

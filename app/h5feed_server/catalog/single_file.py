@@ -1,4 +1,4 @@
-"""The family of a file: files of its folder that form datasets together with it."""
+"""Finds the other files in a file's folder that form datasets together with it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from .grouping.families import families
 
 
 def files_of_family(root: Path, name: str) -> list[str]:
-    """The files that the catalogue inspects together with this one, including itself.
+    """Return the files that the catalogue inspects together with this one, including the file itself.
 
     Parameters
     ----------
     root : Path
-        The file's own folder, without links.
+        The file's folder, without links in its path.
+    name : str
+        Name of the file in the folder.
 
     Raises
     ------
     Unreadable
-        It is not served.
+        The file cannot be served.
     """
     declaration = read_declared(root, follow_links=True)
-    # What lies deeper belongs to a file only where it is declared to: the folder may be somebody's home.
+    # Search subfolders only if a declaration of the file names them: the folder may be a home folder.
     means = (dataset for dataset in declaration.datasets.values() if dataset.matching([name]))
     deep = any("/" in pattern for dataset in means for pattern in dataset.files)
     walked = walk(str(root), declaration.endings(), deep=deep)
@@ -39,7 +41,7 @@ def files_of_family(root: Path, name: str) -> list[str]:
     divided = families(sorted({*walked.files, *claimed}), declared)
     together = next((family.files for family in divided if name in family.files), None)
     if together is None:
-        raise Unreadable(f"{name} is not served: names end in {_list(ALL_SUFFIXES)}, and begin with no dot")
+        raise Unreadable(f"{name} is not served: names must end in {_list(ALL_SUFFIXES)}, and not begin with a dot")
     return list(together)
 
 

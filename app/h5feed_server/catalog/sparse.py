@@ -1,4 +1,7 @@
-"""Sparse matrices: groups of values, and of the numbers of their rows and columns. None of these arrays is rows."""
+"""Recognises sparse matrices: groups with arrays of values and of their row and column indices.
+
+The arrays do not hold rows, so a sparse matrix is listed as one unreadable field.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,14 @@ _PARTS = (
     frozenset(("data", "ir", "jc")),
     frozenset(("data", "row", "col")),
 )
-"""Members of such a group: compressed rows or columns, MATLAB's, and coordinates."""
+"""Members of such a group: compressed rows or columns, MATLAB's names for them, and coordinates."""
 
 _BESIDE = frozenset(("shape", "format"))
-"""What may lie beside them and belongs to the matrix, too."""
+"""Other members that a sparse matrix may have."""
 
 
 def without_sparse(groups: Mapping[str, Mapping[str, Any]], segments: Mapping[str, Segment]) -> dict[str, Segment]:
-    """The arrays of a file, the parts of each sparse matrix as one that says why it is not served."""
+    """The arrays of a file, with the parts of each sparse matrix replaced by one unreadable array."""
     members: dict[str, dict[str, str]] = defaultdict(dict)
     for path in segments:
         group, _, name = path.rpartition("/")
@@ -36,14 +39,14 @@ def without_sparse(groups: Mapping[str, Mapping[str, Any]], segments: Mapping[st
         first = segments[names["data"]]
         gone = {names[name] for name in (*parts, *(_BESIDE & names.keys()))}
         path = group or "data"
-        reason = f"{_described(groups.get(group, {}))}, which is not read as rows yet: store it dense"
+        reason = f"{_described(groups.get(group, {}))}, which is not supported yet: store it as a dense one"
         fields = {name: segment for name, segment in fields.items() if name not in gone}
         fields[path] = Segment(first.source, ArrayLayout(path, (), "|u1", unreadable=reason))
     return fields
 
 
 def _is_sparse(parts: frozenset[str], segments: Mapping[str, Segment]) -> bool:
-    """Whether lengths are those of a matrix: as many values as places."""
+    """Whether the lengths are those of a sparse matrix: as many values as indices."""
     shapes = {name: segment.array.shape for name, segment in segments.items()}
     if any(segment.array.unreadable is None and len(shapes[name]) != 1 for name, segment in segments.items()):
         return False

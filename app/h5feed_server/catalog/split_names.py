@@ -1,4 +1,4 @@
-"""Splits by the names that people give to files, folders and arrays."""
+"""Recognises splits in the names of files, folders and arrays."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ SPLIT_WORDS: Mapping[str, str] = {
     "test": "test",
     "testing": "test",
 }
-"""What people call splits, and what we call them."""
+"""Words for splits, and the split that each means."""
 
 SPLITS = ("train", "val", "test")
 
 _WORD = re.compile(rf"(?:^|[_.\-])({'|'.join(SPLIT_WORDS)})(?:[_.\-]?set)?(?=$|[_.\-])", re.I)
-"""A split's word in a name: ``train_set_x``, ``x_train``, ``level_2_split_train_x``."""
+"""A split word in a name: ``train_set_x``, ``x_train``, ``level_2_split_train_x``."""
 
 _NUMBERED = re.compile(rf"(?:^|[_.\-])({'|'.join(SPLIT_WORDS)})(?:[_.\-]?set)?(\d+)(?=$|[_.\-])", re.I)
-"""The same with a number behind it, as files have: ``ply_data_train0``."""
+"""A split word followed by a number, as in file names: ``ply_data_train0``."""
 
 _COUNTED = re.compile(
     rf"(?:^|[_.\-])({'|'.join(SPLIT_WORDS)})(?:[_.\-]?set)?(?:[_.\-]?(?:part|shard|chunk|piece|file|batch))?[_.\-]?(\d+)$",
     re.I,
 )
 _COUNTED_BEFORE = re.compile(rf"^(\d+)[_.\-]({'|'.join(SPLIT_WORDS)})(?:[_.\-]?set)?$", re.I)
-"""A split's word and a number, whatever is between them: ``img_train_0``, ``train_part0``, ``0_train``."""
+"""A split word and a number that may be separated or come first: ``img_train_0``, ``train_part0``, ``0_train``."""
 
 
 def without_split(name: str) -> tuple[str, str | None]:
-    """``x_train`` → ``x``, ``train``."""
+    """Take the split out of a name: ``x_train`` → ``x``, ``train``. The split is None if there is none."""
     match = _WORD.search(name)
     if match is None:
         return name, None
@@ -42,7 +42,10 @@ def without_split(name: str) -> tuple[str, str | None]:
 
 
 def numbered_split(name: str) -> tuple[str, str | None, int]:
-    """``ply_data_train0`` → ``ply_data``, ``train``, 0; the number is -1 where there is none."""
+    """Take the split and the number directly after it out of a name: ``ply_data_train0`` → ``ply_data``, ``train``, 0.
+
+    The number is -1 if there is none.
+    """
     rest, split = without_split(name)
     if split is not None:
         return rest, split, -1
@@ -54,7 +57,7 @@ def numbered_split(name: str) -> tuple[str, str | None, int]:
 
 
 def counted_split(name: str) -> tuple[str, str | None, int]:
-    """The same where a number may count what is of a split: ``img_train_0`` → ``img``, ``train``, 0."""
+    """Same as `numbered_split`, but the number may be apart or come first: ``img_train_0`` → ``img``, ``train``, 0."""
     if match := _COUNTED.search(name):
         return name[: match.start()].strip("_.-"), SPLIT_WORDS[match[1].lower()], int(match[2])
     if match := _COUNTED_BEFORE.match(name):

@@ -1,4 +1,4 @@
-"""What a file records of how its splits were drawn: `build` writes it, the server compares what is asked for."""
+"""A record of how the splits of a file were drawn. `build` writes it, and the server compares requests with it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 ATTRIBUTE = "h5feed_splits"
-"""Of the root of a file: its `SplitRecord`, as JSON."""
+"""Attribute of the root group with the `SplitRecord` as JSON."""
 
 
 class SplitRecord(BaseModel):
@@ -17,17 +17,17 @@ class SplitRecord(BaseModel):
     Attributes
     ----------
     version : int
-        Of this record.
+        Version of the record's format.
     rows : dict of str to int
-        Of each split, in all files together.
+        Number of rows of each split, in all files together.
     test, val : float, int or None
-        As they were asked for; None where there is no such split, or the source had it.
+        As requested; None if there is no such split, or if it came from the source.
     split_seed, split_shuffle
         As in `SplitSpec`.
     stratify : bool
-        Whether rows were to be stratified by the label.
+        Whether stratification by the label was requested.
     stratified_by : str or None
-        The field that they are stratified by.
+        The field by which rows were stratified.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +42,7 @@ class SplitRecord(BaseModel):
     stratified_by: str | None = None
 
     def words(self) -> str:
-        """As options: ``test=0.1, val=0.1, split_seed=42, stratify=labels``."""
+        """The record as options: ``test=0.1, val=0.1, split_seed=42, stratify=labels``."""
         shares = [f"{name}={share}" for name in ("test", "val") if (share := getattr(self, name)) is not None]
         if not self.split_shuffle:
             return ", ".join([*shares, "split_shuffle=false"])
@@ -50,24 +50,31 @@ class SplitRecord(BaseModel):
 
 
 def read_record(files: Sequence[Mapping[str, Any]], rows: Mapping[str, int]) -> tuple[SplitRecord | None, str | None]:
-    """The record of the splits that are stored in files, and what is wrong where there is one that does not hold.
+    """Read the record of stored splits.
 
     Parameters
     ----------
     files : sequence of mapping
-        Attributes of the root of each.
+        Attributes of the root group of each file.
     rows : mapping of str to int
-        Of each split that is stored.
+        Number of rows of each stored split.
+
+    Returns
+    -------
+    record : SplitRecord or None
+        None if there is no record, or if it is not valid.
+    problem : str or None
+        Why it is not valid.
     """
     first, *others = [attributes.get(ATTRIBUTE) for attributes in files]
     if first is None and not any(others):
         return None, None
     if not isinstance(first, str) or any(other != first for other in others):
-        return None, f"the files do not agree in what their {ATTRIBUTE} says: it is not heeded"
+        return None, f"the files have different attributes {ATTRIBUTE}: they are ignored"
     try:
         record = SplitRecord.model_validate_json(first)
     except ValidationError:
-        return None, f"the attribute {ATTRIBUTE} is no record of splits that this server knows: it is not heeded"
+        return None, f"the attribute {ATTRIBUTE} is not a record of splits that this server supports: it is ignored"
     if rows != record.rows:
-        return None, f"{ATTRIBUTE} is of splits of {record.rows} rows, and stored are {dict(rows)}: it is not heeded"
+        return None, f"{ATTRIBUTE} is about splits of {record.rows} rows, but they have {dict(rows)}: it is ignored"
     return record, None

@@ -1,4 +1,4 @@
-"""What names of arrays say of them: the words that data sets use for targets, inputs, weights and running numbers."""
+"""What the names of arrays say about them: words for labels, targets, inputs, weights and indices."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Literal
 from .split_names import SPLIT_WORDS
 
 Says = Literal["weight", "label", "target", "index", "input", "nothing"]
-"""``label``: what is to be learnt. ``target``: the same, where no other field says ``label``, and a row is several
-numbers: masks, boxes, maps of depth."""
+"""``label``: the field to predict. ``target``: the same, if no other field is a ``label``, and each row is several
+numbers: masks, boxes, depth maps."""
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _BETWEEN = re.compile(r"[^0-9A-Za-z]+")
@@ -41,21 +41,21 @@ _HELPERS = _set(
     "validity missing description descriptions uid uuid file files filename filenames path paths time times date dates "
     "datetime timestamp timestamps"
 )
-"""In the name of a label, they make it something that is said of one."""
+"""In the name of a label, they show that the field is about the label: its confidence, for instance."""
 
 _STANDS_FOR = _set("id ids index idx code codes name names text string")
-"""In the name of a label, they make it another way to say one."""
+"""In the name of a label, they show that the field is another form of the label."""
 
 _SPLITS = _set("split splits fold folds subset partition usage ttv")
 
 _MARKS = _set("mask masks is in flag idx index indices set split")
-"""Beside a split's word, these mark its rows."""
+"""Together with a split word, they show that the field marks the rows of the split."""
 
 _NOT_OF_PICTURES = _set(
     "attention input padding pad valid validity loss key token tokens sequence seq src causal missing nan observed "
     "sample obs observation observations state next action lm"
 )
-"""Beside these words a mask says what counts of an input, and depth is what a robot sees."""
+"""Next to these words, ``mask`` tells which parts of an input count, and ``depth`` is what a robot sees."""
 
 _PAIRS: Mapping[str, frozenset[str]] = {
     "out": frozenset(("in",)),
@@ -67,23 +67,24 @@ _PAIRS: Mapping[str, frozenset[str]] = {
     "tgt": frozenset(("src",)),
     "values": frozenset(("classes",)),
 }
-"""Words that say target where another field has one of these."""
+"""Words that indicate a target if the name of another field has one of these words."""
 
 
 @lru_cache(4096)
 def words_of(name: str) -> tuple[str, ...]:
-    """``trainSet_y`` → ``train``, ``set``, ``y``; numbers behind a word are left out."""
+    """Split a name into words: ``trainSet_y`` → ``train``, ``set``, ``y``. Numbers at the end of words are left out."""
     words = [word.lower() for word in _BETWEEN.split(_CAMEL.sub("_", name)) if word]
     return tuple(match[1] if (match := _NUMBERED.match(word)) else word for word in words)
 
 
 def says(name: str, *, single: bool) -> Says:
-    """What a name alone says of a field.
+    """What the name of a field alone says about it.
 
     Parameters
     ----------
+    name : str
     single : bool
-        Whether a row is one value.
+        Whether a row is a single value.
     """
     words = words_of(name)
     if marks_split(name) and (single or "valid" not in words):
@@ -102,21 +103,21 @@ def says(name: str, *, single: bool) -> Says:
 
 
 def is_running(name: str) -> bool:
-    """Whether it is the name of a running number, a place, a file or a split, which is no class."""
+    """Whether a name is that of an index, a position, a time, a file or a split, and so not of a class."""
     words = words_of(name)
     return marks_split(name) or any(word in _INDEX or word in _SPLITS or _PLACES.match(word) for word in words)
 
 
 def marks_split(name: str) -> bool:
-    """Whether it is the name of what says which rows are of a split: ``train_mask``, ``is_test``."""
+    """Whether a name is that of a field that marks the rows of a split: ``train_mask``, ``is_test``."""
     words = set(words_of(name))
     return bool(words & _MARKS) and bool(words & {*SPLIT_WORDS}) and words <= {*SPLIT_WORDS} | _MARKS
 
 
 def helpers_in(name: str) -> tuple[int, str]:
-    """How far a label's name is from saying no more than that, 0 … 2, and the word that tells.
+    """Rank the name of a label: 0 (a label), 1 (another form of it) or 2 (about it), with the word that tells.
 
-    ``label`` is the label beside ``label_id``, and that is beside ``label_confidence``.
+    The lowest rank among the fields is the label: ``label`` before ``label_id`` before ``label_confidence``.
     """
     for distance, helpers in ((2, _HELPERS), (1, _STANDS_FOR)):
         for word in words_of(name):
@@ -126,24 +127,24 @@ def helpers_in(name: str) -> tuple[int, str]:
 
 
 def has_meaning(name: str) -> bool:
-    """Whether a column of that name, among many, is something else than one more feature."""
+    """Whether the name shows that a column is not just one of many features."""
     return says(name, single=True) in ("weight", "label", "index")
 
 
 def target_of_pair(name: str, others: Iterable[str]) -> str | None:
-    """The field that this one is the target to, as ``hr`` is to ``lr``; None where it is none."""
+    """The field among `others` that this one is the target of, as ``hr`` is of ``lr``; None if there is none."""
     wanted = frozenset[str]().union(*(_PAIRS.get(word, frozenset()) for word in words_of(name)))
     return next((other for other in others if other != name and wanted.intersection(words_of(other))), None)
 
 
 def is_telling(name: str) -> bool:
-    """Whether a name says anything of a field, alone or beside another."""
+    """Whether a name says anything about a field, alone or together with another name."""
     paired = frozenset(_PAIRS).union(*_PAIRS.values())
     return says(name, single=False) != "nothing" or is_running(name) or not paired.isdisjoint(words_of(name))
 
 
 def is_coordinate(name: str, others: Iterable[str]) -> bool:
-    """Whether its ``x`` or ``y`` is that of x, y, z: two of the others differ in nothing but these."""
+    """Whether ``x`` or ``y`` in a name is a coordinate: the names with the other two of x, y, z exist too."""
     words = words_of(name)
     if not {"x", "y"}.intersection(words):
         return False

@@ -1,4 +1,4 @@
-"""Notices what happens in the data folder before anybody asks."""
+"""Watches the data folder, so that new files are inspected before they are requested."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from watchfiles import watch
 logger = logging.getLogger(__name__)
 
 SETTLED_SECONDS = 2.0
-"""A file is looked at, without being asked for, when nothing has happened to it for so long."""
+"""A file that was not requested is inspected after it has not changed for this long."""
 
 _TICK_SECONDS = 0.5
 
 _LOOK_SECONDS = 5.0
-"""How often the folder is looked at where it cannot be watched."""
+"""Interval of scans if the folder cannot be watched."""
 
 
 def notice(
@@ -31,25 +31,30 @@ def notice(
     look: Callable[[], None],
     stop: threading.Event,
 ) -> None:
-    """Call `look` when something has happened to a file and it has settled, or when `is_due` says so, until `stop`.
+    """Call `look` after a file has changed and settled, or if `is_due` returns True, until `stop` is set.
 
-    Where the folder cannot be watched, `look` is called from time to time. Where the system does not tell of changes,
-    as for some network mounts, nothing is noticed.
+    If the folder cannot be watched, `look` is called periodically. If the system does not report changes, as with some
+    network mounts, they are not noticed.
 
     Parameters
     ----------
+    root : Path
+        The data folder.
     is_wanted : callable
-        Whether a path matters.
+        Returns whether changes of a path matter.
+    is_due : callable
+    look : callable
+    stop : threading.Event
     """
     told: str | None = None
     while not stop.is_set():
         try:
             _watch(root, is_wanted, is_due, look, stop)
         except Exception as error:
-            # It ends where a name is no UTF-8, and says so only in words; such a name may stay for ever.
+            # watchfiles fails on names that are not UTF-8, which may stay there. Do not warn about it each time.
             if type(error).__name__ != "WatchfilesRustInternalError" and root.is_dir() and str(error) != told:
                 told = str(error)
-                logger.warning("the data folder cannot be watched (%s): it is looked through now and then", error)
+                logger.warning("the data folder cannot be watched (%s): it is scanned periodically", error)
             stop.wait(_LOOK_SECONDS)
         if not stop.is_set():
             look()
@@ -62,9 +67,9 @@ def _watch(
     look: Callable[[], None],
     stop: threading.Event,
 ) -> None:
-    """Watch the folder that is there now, as long as it is the same."""
+    """Watch the folder until it is replaced by another one, for instance by mounting a disk."""
     if (watched := _place(root)) is None:
-        # Nor would anything say so.
+        # watchfiles would not raise an error.
         raise FileNotFoundError(root)
     ticks = watch(
         root,
@@ -88,7 +93,7 @@ def _watch(
 
 
 def _place(root: Path) -> tuple[int, int] | None:
-    """Device and inode: those of another folder when a disk was mounted there, or is away."""
+    """Device and inode of a folder, which change if a disk is mounted or unmounted there; None if it is missing."""
     try:
         status = os.stat(root)
     except OSError:
@@ -97,7 +102,7 @@ def _place(root: Path) -> tuple[int, int] | None:
 
 
 def _quiet_for(path: str) -> float:
-    """Seconds since anything happened to a file: its modification time may be that of another."""
+    """Seconds since a file's change time, which is more reliable than its modification time; infinite if it is gone."""
     try:
         return time.time() - os.stat(path).st_ctime
     except OSError:

@@ -1,4 +1,4 @@
-"""Blosc2 frames as HDF5 chunks: of one chunk, whole or cut into n-dimensional blocks."""
+"""Decodes the Blosc2 filter of HDF5: a frame with one chunk, which may be divided into n-dimensional blocks."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .codec_interface import Options, Source, prefix, scratch
 from .scratch import Bytes
 
 _MAX_PADDING = 8
-"""Times the chunk that the padded blocks of an n-dimensional Blosc2 frame may take. Each axis is padded to less than
-twice its length, in practice only a few of them."""
+"""Maximum size of the padded blocks of an n-dimensional frame, in multiples of the chunk. Padding less than doubles an
+axis, and in practice only a few axes are padded."""
 
 
 def blosc2(source: Source, out: Bytes, options: Options) -> int:
-    """One contiguous Blosc2 frame of one chunk, of n-dimensional blocks where its header says so."""
+    """Decode a contiguous Blosc2 frame of one chunk. If its header says so, the chunk has n-dimensional blocks."""
     data: Any = memoryview(source)
     if data[2:10] != b"b2frame\0":
-        raise ValueError("it is no frame")
+        raise ValueError("it is not a Blosc2 frame")
     (header,) = struct.unpack_from(">i", data, 11)
     nbytes: int
     nbytes, stored = struct.unpack_from(">qxq", data, 30)
     (itemsize,) = struct.unpack_from(">i", data, 48)
     if header < 87 or stored < 0 or header + stored > len(data):
-        raise ValueError(f"its frame claims {header} and {stored} bytes of {len(data)}")
+        raise ValueError(f"its frame claims {header} and {stored} bytes, but has {len(data)}")
     grid = _blosc2_grid(data[:header])
     if grid is not None:
         shape, block = grid
@@ -39,7 +39,7 @@ def blosc2(source: Source, out: Bytes, options: Options) -> int:
         _blosc2_constant(data[header:], itemsize, target)
         return nbytes
     chunk = data[header : header + stored]
-    # Blocks that span the chunk but for the first axis lie as in the chunk.
+    # Blocks that span the chunk along all axes but the first are in the order of the chunk: no rearranging is needed.
     decoded = target
     if grid is not None and (padded_bytes != nbytes or block[1:] != shape[1:]):
         if padded_bytes > _MAX_PADDING * len(out):
@@ -55,46 +55,46 @@ def blosc2(source: Source, out: Bytes, options: Options) -> int:
 
 
 def _blosc2_constant(index: Source, itemsize: int, out: Bytes) -> None:
-    """Fill `out` as the index of a frame without chunks says: instead of an offset it has a code for a value."""
+    """Fill `out` with a constant. The index of a frame without chunks holds a code for the value, not an offset."""
     (stored,) = struct.unpack_from("<12xi", index)
     index = index[: max(stored, 0)]
     code = bytearray(8)
     if _blosc2_chunk_bytes(index) != 8 or len(imagecodecs.blosc2_decode(index, numthreads=1, out=code)) != 8:
         raise ValueError("its index is not that of one chunk")
     if code[7] in (0x81, 0x84):
-        # Zeros, and what was never written.
+        # Zeros, or never written.
         out[...] = 0
     elif code[7] == 0x82 and itemsize in (4, 8) and len(out) % itemsize == 0:
         out.view(f"<f{itemsize}")[...] = np.nan
     else:
-        raise ValueError(f"its frame has no chunk, but the code {code.hex()}")
+        raise ValueError(f"its frame has no chunk, but the unknown code {code.hex()}")
 
 
 def _blosc2_chunk_bytes(chunk: Source) -> int:
-    """Bytes of a Blosc2 chunk, decoded.
+    """Return the decoded size of a Blosc2 chunk.
 
     Raises
     ------
     ValueError
-        The library must not see this chunk: wrong length, or code of plug-ins.
+        The chunk must not be passed to the library: it has a wrong length, or would run plug-ins.
     """
     flags, nbytes, _, stored = struct.unpack_from("<2xBx3i", chunk)
     if stored != len(chunk):
-        raise ValueError(f"its chunk claims {stored} bytes of {len(chunk)}")
+        raise ValueError(f"its chunk claims {stored} bytes, but has {len(chunk)}")
     if flags >> 5 > 4:
-        raise ValueError(f"its chunk needs the plugged-in codec {flags >> 5}")
+        raise ValueError(f"its chunk needs the codec plug-in {flags >> 5}")
     if flags & 5 == 5:
         extended = struct.unpack_from("<6B9xB", chunk, 16)
         *filters, kind = extended
-        # Past the built-in filters come plug-ins. Of the kinds, "lazy" (8) means parts elsewhere, 128 an instrumented
-        # chunk, and 4 in the bits between that the library shall leave the memory as it finds it.
+        # Filters above 4 are plug-ins. Kinds: 8 is a lazy chunk with parts elsewhere, 128 an instrumented chunk, and 4
+        # in the three bits between them tells the library to leave the memory uninitialised.
         if max(filters) > 4 or kind & 0x88 or kind >> 4 & 7 == 4:
             raise ValueError(f"its chunk is of the kind {kind} and needs the filters {filters}")
     return int(nbytes)
 
 
 def _blosc2_grid(header: Source) -> tuple[Options, Options] | None:
-    """Shape and block shape that a frame's header gives to its chunk, from the metalayer "b2nd"; None without one."""
+    """Shape and block shape of the chunk, from the metalayer "b2nd" or "caterva" of the header; None without one."""
     (layers,) = struct.unpack_from(">H", header, 92)
     position = 94
     for _ in range(layers):
@@ -120,11 +120,11 @@ def _blosc2_grid(header: Source) -> tuple[Options, Options] | None:
 def _unblock(blocks: Bytes, out: Bytes, shape: Options, block: Options, itemsize: int) -> None:
     """Copy blocks, each padded to the block shape, to their places in an array of `shape`."""
     axes = len(shape)
-    # Grid of blocks first, then the axes within a block.
+    # The first axes are the grid of blocks, then come the axes within a block.
     cells = blocks.reshape(*(-(-n // b) for n, b in zip(shape, block, strict=True)), *block, itemsize)
     cells = cells.transpose(*(axis + inner for axis in range(axes) for inner in (0, axes)), 2 * axes)
     array = out.reshape(*shape, itemsize)
-    # Along each axis: whole blocks, then what the last block holds of the array.
+    # Along each axis: the whole blocks, then the part of the last block that is inside the array.
     parts = [((0, n // b, b), (n // b, n // b + 1, n % b)) for n, b in zip(shape, block, strict=True)]
     for corner in product(*parts):
         taken: Any = [cut for first, end, inner in corner for cut in (slice(first, end), slice(inner))]
@@ -135,5 +135,5 @@ def _unblock(blocks: Bytes, out: Bytes, shape: Options, block: Options, itemsize
         region = array[tuple(placed)]
         if region.size:
             split = [count for first, end, inner in corner for count in (end - first, inner)]
-            # Splitting axes never copies: this writes to `out`.
+            # Splitting axes does not copy, so this writes to `out`.
             region.reshape(*split, itemsize)[...] = cells[tuple(taken)]

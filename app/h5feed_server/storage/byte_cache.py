@@ -1,4 +1,4 @@
-"""A cache in memory, bounded in bytes, that computes each value once however many ask for it at the same time."""
+"""A memory cache, bounded in bytes, that computes each value only once, even for concurrent requests."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from h5feed.errors import ReadTimeout
 V = TypeVar("V")
 
 ENTRY_BYTES = 512
-"""What an entry takes beside its value's own bytes: its key, its place, the object around the value. Of values of a few
-bytes it is nearly all, and there may be very many."""
+"""Memory of an entry in addition to the bytes of its value: the key, the entry, the object of the value. For small
+values this is nearly all, and there may be very many."""
 
 FRESH_SECONDS = 60.0
-"""Entries used within this time are not pushed out to admit a new one: two working sets that do not fit together
-would otherwise read everything anew for every batch."""
+"""`admits` does not count on evicting entries used within this time: two working sets that do not fit together would
+otherwise be read again for every batch."""
 
 
 @dataclass
@@ -31,12 +31,12 @@ class _Entry(Generic[V]):
 
 
 class ByteCache(Generic[V]):
-    """Least recently used values go first.
+    """A cache that evicts the least recently used values.
 
     Parameters
     ----------
     max_bytes : int
-        Bound on the values kept. A value that does not fit is computed and handed out, but not kept.
+        Bound on all cached values. A larger value is computed and returned, but not cached.
     timeout : float
         Seconds to wait for a value that another thread is computing.
     """
@@ -54,7 +54,23 @@ class ByteCache(Generic[V]):
             return key in self._entries
 
     def get(self, key: Hashable, compute: Callable[[], V], nbytes: Callable[[V], int]) -> V:
-        """The value of `key`, from the cache, from whoever is computing it, or from `compute`."""
+        """Return the value of `key`. If it is not cached, compute it, or wait for a thread that is computing it.
+
+        Parameters
+        ----------
+        key : hashable
+        compute : callable
+            Returns the value.
+        nbytes : callable
+            Returns the size of a value.
+
+        Raises
+        ------
+        ReadTimeout
+            Another thread took longer than the timeout.
+        Exception
+            What `compute` has raised, here or in the other thread.
+        """
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None:
@@ -69,7 +85,7 @@ class ByteCache(Generic[V]):
             try:
                 return flight.result(self._timeout)
             except TimeoutError:
-                raise ReadTimeout(f"another request has been computing the same for {self._timeout:g} s") from None
+                raise ReadTimeout(f"another request has been computing the same data for {self._timeout:g} s") from None
         try:
             value = compute()
         except BaseException as error:
@@ -84,7 +100,7 @@ class ByteCache(Generic[V]):
         return value
 
     def find(self, key: Hashable) -> V | None:
-        """The value of `key`; None where it is not here."""
+        """The value of `key` if it is cached; else None."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
@@ -94,14 +110,14 @@ class ByteCache(Generic[V]):
             return entry.value
 
     def put(self, key: Hashable, value: V, nbytes: int) -> None:
-        """Keep a value that was computed elsewhere, in place of the one before."""
+        """Cache a value, replacing an earlier one."""
         with self._lock:
             if (before := self._entries.pop(key, None)) is not None:
                 self._nbytes -= before.nbytes
             self._keep(key, value, nbytes)
 
     def admits(self, key: Hashable, nbytes: int) -> bool:
-        """Whether the value is here already, or would fit without pushing out one that is in use."""
+        """Whether the value is cached or being computed, or would fit without evicting one that is in use."""
         with self._lock:
             if key in self._entries or key in self._flights:
                 return True
@@ -110,10 +126,10 @@ class ByteCache(Generic[V]):
             return nbytes + ENTRY_BYTES <= self.max_bytes - self._nbytes + stale
 
     def drop_old(self, seconds: float) -> None:
-        """Let go of what nobody has asked for in so many seconds."""
+        """Evict values that were not used for this many seconds."""
         with self._lock:
             old = time.monotonic() - seconds
-            # The first are those that nobody has asked for longest.
+            # Entries are in order of their last use.
             while self._entries and next(iter(self._entries.values())).used < old:
                 self._drop_first()
 

@@ -1,4 +1,4 @@
-"""Rows of chunked arrays: from chunks that are decoded for them alone, or from those that are kept."""
+"""Reads rows of chunked arrays, from cached chunk rows or from chunks that are decoded for this read only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ChunkReader:
     ----------
     decoders : Decoders
     chunk_rows : ChunkRows
-        Keeps decoded chunks of many rows, where they are worth it.
+        Caches decoded chunks of many rows.
     """
 
     def __init__(self, decoders: Decoders, chunk_rows: ChunkRows) -> None:
@@ -34,10 +34,12 @@ class ChunkReader:
         self._chunk_rows = chunk_rows
 
     def read(self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes) -> None:
-        """Rows as they are stored, to ``target[places]``; None: to all of it, in order.
+        """Read rows as they are stored into ``target[places]``, or into all of `target` in order if `places` is None.
 
         Parameters
         ----------
+        source : LocalFile
+        array : ArrayLayout
         rows, places : (k,) int64
         target : (n, row bytes) uint8
         """
@@ -59,7 +61,7 @@ class ChunkReader:
     def _read_single_rows(
         self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
     ) -> None:
-        """Rows that are a chunk each: decoded straight into their places."""
+        """Read rows that are one chunk each, and decode them directly into their places."""
         assert array.chunks is not None
         table, itemsize = array.chunks, np.dtype(array.dtype).itemsize
         entries = table.find(rows)
@@ -93,7 +95,7 @@ class ChunkReader:
         offset, mask = int(array.chunks.offsets[job.entry]), int(array.chunks.masks[job.entry])
         plain = all(mask >> i & 1 for i in range(len(array.filters)))
         if plain and job.whole_rows:
-            # Rows lie in an undecoded chunk as they do in the batch: no scratch, and only the rows asked for.
+            # An unfiltered chunk holds rows as the batch does: read only the rows requested, without scratch memory.
             source.read_ranges(
                 [
                     (offset + row * array.row_bytes, memoryview(target[place]))
@@ -124,7 +126,7 @@ class ChunkReader:
     def _read_plain_parts(
         self, source: LocalFile, array: ArrayLayout, job: _ChunkJob, offset: int, target: Bytes
     ) -> None:
-        """Parts of rows from a chunk that is not encoded, which lies at `offset`: one by one, for it may be great."""
+        """Read parts of rows from an unfiltered chunk at `offset`, one by one, because the chunk may be large."""
         assert array.chunk_shape is not None
         widths, itemsize = array.chunk_shape[1:], np.dtype(array.dtype).itemsize
         nbytes = math.prod(widths) * itemsize
@@ -137,7 +139,7 @@ class ChunkReader:
 
 
 class _ChunkJob(NamedTuple):
-    """The rows that one chunk holds of a batch.
+    """The rows of a batch that one chunk holds.
 
     Attributes
     ----------
@@ -146,12 +148,13 @@ class _ChunkJob(NamedTuple):
     places : (k,) int64
         Where the rows go in the batch.
     rows_in_chunk : (k,) int64
+        Where the rows are in the chunk.
     inside, inside_chunk : tuple of slice
         The chunk's part of a sample, in the sample and in the chunk.
     whole_rows : bool
         The chunk holds whole rows and nothing else.
     in_place : bool
-        The decoded chunk is, byte by byte, a run of the batch.
+        The decoded chunk is identical to a run of rows of the batch, so it can be decoded directly into it.
     """
 
     entry: int

@@ -1,4 +1,7 @@
-"""Chunk rows – all chunks that hold the same rows of an array – decoded once, and kept for the batches that follow."""
+"""Decodes chunk rows once and caches them for the batches that follow.
+
+A chunk row is all chunks that hold the same rows of an array.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +26,22 @@ from .local_file import LocalFile
 from .scratch import Bytes
 
 _KEPT = 3
-"""Chunk rows that the cache must have room for, where rows are to be read by chunk rows."""
+"""Rows are read by chunk rows only if the cache has room for this many."""
 
 _IDLE_SHARE = 8
-"""Of the cache's bound: bytes of buffers that nobody uses, for the chunk rows to come."""
+"""Idle buffers for future chunk rows may take the cache's bound divided by this."""
 
 _RECYCLED = 64 << 10
-"""Bytes: smaller chunk rows are memory of their own."""
+"""Bytes. The memory of chunk rows of at least this size is reused; smaller ones are allocated."""
 
 _RUNS = 16
-"""Runs of chunks that the decoding of one chunk row is shared out in."""
+"""Number of jobs that the decoding of one chunk row is split into."""
 
 _LONG_ROW = 4096
-"""Bytes of a row from which on rows are copied one by one."""
+"""Bytes. Rows of at least this size are copied one by one."""
 
 _MERGED = {1: np.uint8, 2: np.uint16, 4: np.int32, 8: np.float64}
-"""Numbers by their bytes, as OpenCV interleaves channels of them; it copies bits and computes nothing."""
+"""Dtypes by item size in which OpenCV interleaves channels. It only copies bits, so any dtype of that size will do."""
 
 _MOST_CHANNELS = 4
 
@@ -47,21 +50,21 @@ Part = tuple[tuple[slice, ...], tuple[slice, ...]]
 
 
 class ChunkRows:
-    """The chunk rows of arrays, put together from their chunks.
+    """Decodes and caches chunk rows.
 
     Parameters
     ----------
     decoders : Decoders
     max_bytes : int
-        Bound on the chunk rows that are kept.
+        Bound on the cached chunk rows.
     timeout : float
-        Seconds to wait for a chunk row that another request decodes.
+        Seconds to wait for a chunk row that another request is decoding.
     """
 
     def __init__(self, decoders: Decoders, max_bytes: int, timeout: float) -> None:
         self._decoders = decoders
         self._kept: ByteCache[Bytes] = ByteCache(max_bytes, timeout)
-        # Chunk rows in use by a request are beyond the bound of the cache; idle ones, on top of it, are few.
+        # Chunk rows that requests use are in addition to those in the cache. The idle share of the buffers is small.
         self._buffers = BufferPool(2 * max_bytes, max_bytes // _IDLE_SHARE)
         self._ahead = ThreadPoolExecutor(1, "h5feed-ahead")
         self._reading_ahead: Future[None] | None = None
@@ -71,7 +74,10 @@ class ChunkRows:
         self._ahead.shutdown(wait=False, cancel_futures=True)
 
     def keeps(self, array: ArrayLayout) -> bool:
-        """Whether decoded chunks of many rows are kept for the rows that are asked for later."""
+        """Whether the chunk rows of an array are cached.
+
+        They are if chunks are filtered, are not exactly one row each, and the cache has room for `_KEPT` chunk rows.
+        """
         assert array.chunk_shape is not None
         height, *widths = array.chunk_shape
         if not array.filters or (height == 1 and tuple(widths) == array.sample_shape):
@@ -79,10 +85,12 @@ class ChunkRows:
         return height * array.row_bytes * _KEPT <= self._kept.max_bytes
 
     def read(self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes) -> None:
-        """Rows to ``target[places]``; None: to all of it, in order.
+        """Read rows into ``target[places]``, or into all of `target` in order if `places` is None.
 
         Parameters
         ----------
+        source : LocalFile
+        array : ArrayLayout
         rows, places : (k,) int64
         target : (n, row bytes) uint8
         """
@@ -100,14 +108,14 @@ class ChunkRows:
                 if array.row_bytes < _LONG_ROW:
                     target[where[picked]] = held[within[picked]]
                     continue
-                # numpy would copy them all to a place of its own first.
+                # Indexing with arrays would first copy all rows to a temporary array.
                 for place, row in zip(where[picked].tolist(), within[picked].tolist(), strict=True):
                     target[place] = held[row]
 
         self._decoders.share(zip(numbers.tolist(), pairwise(bounds), strict=True), work)
 
     def read_ahead(self, column: Column, rows: Int64s) -> None:
-        """Begin to decode what these rows will be read from, where it is kept; nobody waits for it."""
+        """Start decoding the chunk rows of these rows in the background, if they are cached. Does not wait."""
         if self._reading_ahead is not None and not self._reading_ahead.done():
             return
         chunk_rows: list[tuple[LocalFile, ArrayLayout, int]] = []
@@ -125,7 +133,7 @@ class ChunkRows:
 
         def work() -> None:
             for chunk_row in chunk_rows:
-                # What is wrong with it will be told to who asks for it.
+                # Ignore errors: a request for these rows will get them.
                 with contextlib.suppress(FeedError):
                     self.chunk_row(*chunk_row)
 
@@ -133,29 +141,40 @@ class ChunkRows:
             self._reading_ahead = self._ahead.submit(work)
 
     def chunk_row(self, source: LocalFile, array: ArrayLayout, number: int) -> Bytes:
-        """Rows ``number * height`` and those that follow, to be read only, (height * row bytes,) uint8."""
+        """Return one chunk row, from the cache if possible.
+
+        Returns
+        -------
+        (height * row bytes,) uint8
+            Rows ``number * height`` to ``(number + 1) * height - 1``. Do not write to it.
+
+        Raises
+        ------
+        DatasetCorrupt, RevisionChanged, SourceUnavailable, Overloaded, ReadTimeout
+        """
         assert array.chunks is not None
         if not self.keeps(array):
             return self._decoded(source, array, number)
-        # Members of one table of records share its chunks; so do columns of a block, which may be of some of them only.
+        # Use the position of the first chunk as the name: members of a table of records share its chunk rows, and so do
+        # columns of a block. Columns may have only some of the chunks.
         name = array.path if len(array.chunks.offsets) == 0 else int(array.chunks.offsets[0])
-        # A file that is one row has other chunk rows than the same file as rows.
+        # The shape is part of the key: a file can be one row in one dataset, and many rows in another.
         key = (*source.key, name, array.chunk_shape, array.row_bytes, number)
         return self._kept.get(key, partial(self._decoded, source, array, number), _held)
 
     def drop_old(self, seconds: float) -> None:
-        """Let go of chunk rows that nobody has asked for in so many seconds, and of all buffers that nobody uses."""
+        """Evict chunk rows that were not used for this many seconds, and free all idle buffers."""
         self._kept.drop_old(seconds)
         self._buffers.drop_idle()
 
     def _decoded(self, source: LocalFile, array: ArrayLayout, number: int) -> Bytes:
-        """All chunks of `height` rows, decoded and put together, (height * row bytes,) uint8."""
+        """Decode all chunks of a chunk row and assemble them, (height * row bytes,) uint8."""
         assert array.chunks is not None and array.chunk_shape is not None
         height, *widths = array.chunk_shape
         itemsize = np.dtype(array.dtype).itemsize
         nbytes = height * array.row_bytes
-        # Used again when the last one who looks at it has gone. Of small ones there would be thousands to look through,
-        # each of which takes some pages.
+        # The buffer is reused when the last view of it is gone. Small buffers are not pooled: there would be thousands,
+        # and each takes whole pages.
         chunk_row = self._buffers.lease_or_new(nbytes) if nbytes >= _RECYCLED else np.empty(nbytes, np.uint8)
         # view: (height, *sample, itemsize)
         view = chunk_row.reshape(height, *array.sample_shape, itemsize)
@@ -163,7 +182,7 @@ class ChunkRows:
         entries = table.find(np.arange(number * len(parts), (number + 1) * len(parts), dtype=np.int64))
         chunk_bytes = math.prod(array.chunk_shape) * itemsize
         channels = _channels(array)
-        # By shape: chunks of 4 × 3 have as many bytes as rows of 3 × 4.
+        # Compare shapes, not sizes: a chunk of 4 × 3 has as many bytes as a row of 3 × 4.
         whole_rows = tuple(widths) == array.sample_shape
 
         def decode(fd: int, part: int, out: Bytes) -> None:
@@ -202,7 +221,7 @@ class ChunkRows:
                         for part in range(first, first + channels):
                             put_part(fd, part)
 
-        # Neighbours by one thread: two that wrote to the same cache lines would hinder each other.
+        # Neighbouring chunks go to the same thread, so that threads do not write to the same cache lines.
         step = -(-len(parts) // (_RUNS * channels)) * channels
         runs = [range(first, min(first + step, len(parts)), channels) for first in range(0, len(parts), step)]
         self._decoders.help(runs, work)
@@ -210,12 +229,26 @@ class ChunkRows:
 
 
 def _held(chunk_row: Bytes) -> int:
-    """Bytes that a chunk row holds: those of its buffer, which may be longer."""
+    """Memory that a chunk row takes: that of its buffer, which may be longer."""
     return chunk_row.nbytes if chunk_row.base is None else int(chunk_row.base.nbytes)
 
 
 def grouped(owners: Int64s) -> tuple[Int64s, Int64s, list[int]]:
-    """An order that puts equal owners together; each owner once; and where each begins in that order, with the end."""
+    """Group equal values.
+
+    Parameters
+    ----------
+    owners : (n,) int64
+
+    Returns
+    -------
+    order : (n,) int64
+        A stable order that sorts `owners`.
+    unique : (m,) int64
+        Each owner once, ascending.
+    bounds : list of int
+        Where each owner begins in `order`, and the end: m + 1 numbers.
+    """
     order = np.argsort(owners, kind="stable")
     sorted_owners = owners[order]
     begins = np.concatenate([[0], np.flatnonzero(np.diff(sorted_owners)) + 1])
@@ -223,7 +256,7 @@ def grouped(owners: Int64s) -> tuple[Int64s, Int64s, list[int]]:
 
 
 def parts_of(array: ArrayLayout) -> list[Part]:
-    """Which part of a sample each chunk of a row holds: in the sample, and in the chunk."""
+    """The part of a sample that each chunk of a row holds, as slices into the sample and into the chunk."""
     assert array.chunk_shape is not None
     widths = array.chunk_shape[1:]
     cells = [-(-extent // width) for extent, width in zip(array.sample_shape, widths, strict=True)]
@@ -243,7 +276,10 @@ def parts_of(array: ArrayLayout) -> list[Part]:
 
 
 def _channels(array: ArrayLayout) -> int:
-    """Chunks that hold one channel each of the same pixels, as h5py lays out images by itself; 1: none do."""
+    """Number of adjacent chunks that hold one channel each of the same pixels; 1 if chunks are not split by channel.
+
+    h5py's automatic chunk shape splits images this way.
+    """
     assert array.chunk_shape is not None
     if len(array.sample_shape) < 2 or array.chunk_shape[-1] != 1 or np.dtype(array.dtype).itemsize not in _MERGED:
         return 1
@@ -251,11 +287,18 @@ def _channels(array: ArrayLayout) -> int:
 
 
 def _merge(planes: Bytes, itemsize: int, out: Bytes) -> None:
-    """Pixels of channels, (channels, n * itemsize) uint8, to (n * channels * itemsize,) uint8.
+    """Interleave channels.
 
-    Three times as fast as to write every third item three times over.
+    Three times as fast as writing the channels one after the other with a stride.
+
+    Parameters
+    ----------
+    planes : (channels, n * itemsize) uint8
+    itemsize : int
+        1, 2, 4 or 8.
+    out : (n * channels * itemsize,) uint8
     """
-    # Here, for most servers never need it.
+    # Imported late, because most servers never need it.
     import cv2
 
     dtype = _MERGED[itemsize]

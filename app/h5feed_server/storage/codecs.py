@@ -1,7 +1,7 @@
-"""Filters of HDF5 chunks, undone outside libhdf5 by codec libraries that release the GIL.
+"""Decodes the filters of HDF5 chunks without libhdf5, with codec libraries that release the GIL.
 
-Stored bytes are hostile: every size that they claim is checked against the memory at hand before a codec sees it, and
-no codec allocates for them more than a small multiple of the chunk.
+Stored bytes may be malicious. Every size in them is checked against the output buffer before a codec uses it, and no
+codec allocates more than a small multiple of the chunk.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .shuffles import bitshuffle, bitshuffle_options, unshuffle
 SHUFFLE, FLETCHER32, NBIT, SCALEOFFSET = 2, 3, 5, 6
 
 _FAILURES = (ArithmeticError, LookupError, RuntimeError, ValueError, struct.error)
-"""What codecs and the checks here raise; imagecodecs' own errors are RuntimeErrors."""
+"""Exceptions of the codecs and of the checks here. The errors of imagecodecs are RuntimeErrors."""
 
 
-# Codecs of one call --------------------------------------------------------------------------------------------------
+# Codecs --------------------------------------------------------------------------------------------------------------
 
 
 def _gzip(source: Source, out: Bytes, options: Options) -> int:
@@ -47,9 +47,9 @@ def _zstd(source: Source, out: Bytes, options: Options) -> int:
 
 
 def _lz4(source: Source, out: Bytes, options: Options) -> int:
-    """Decoded bytes and block bytes, then blocks: all lengths big-endian."""
+    """Decode the LZ4 filter: decoded bytes, block bytes, then blocks. All lengths are big-endian."""
     (nbytes,) = struct.unpack_from(">Q", source)
-    # A block counts as stored raw where its length is what is left of `out`, which must hence not be longer.
+    # The codec takes a block for uncompressed if it is as long as the rest of `out`, which must have the exact length.
     return len(imagecodecs.lz4h5_decode(source, out=memoryview(prefix(out, nbytes))))
 
 
@@ -73,10 +73,10 @@ def _szip_options(options: Options) -> _Szip:
 
 
 def _szip(source: Source, out: Bytes, options: Options) -> int:
-    """Decoded bytes as a little-endian 4-byte number, then one szip stream.
+    """Decode szip: decoded bytes as a little-endian 4-byte number, then one szip stream.
 
-    Szip codes pixels of 32 and 64 bits as shuffled bytes, and pads each scanline to whole blocks. Both are undone here,
-    because where the library does it, it returns memory as it finds it for a stream that ends early.
+    Szip encodes pixels of 32 and 64 bits as shuffled bytes, and pads each scanline to whole blocks. Both are undone
+    here, because the library would return uninitialised memory for a stream that ends early.
     """
     szip = _szip_options(options)
     (nbytes,) = struct.unpack_from("<I", source)
@@ -106,11 +106,11 @@ def _szip(source: Source, out: Bytes, options: Options) -> int:
 
 
 def _blosc(source: Source, out: Bytes, options: Options) -> int:
-    """One Blosc chunk, which begins with decoded bytes, block bytes and stored bytes."""
+    """Decode one Blosc chunk. Its header has the decoded bytes, block bytes and stored bytes."""
     nbytes, _, stored = struct.unpack_from("<3I", source, 4)
-    # The library takes no length of its input: it trusts this header.
+    # The library does not take the length of its input: it trusts this header.
     if stored > len(source):
-        raise ValueError(f"it claims {stored} stored bytes of {len(source)}")
+        raise ValueError(f"it claims {stored} stored bytes, but has {len(source)}")
     return len(imagecodecs.blosc_decode(source, numthreads=1, out=memoryview(prefix(out, nbytes))))
 
 
@@ -133,13 +133,13 @@ _CODECS = (
 
 
 def _checked(source: Source) -> Bytes:
-    """What the last 4 bytes are the Fletcher-32 checksum of."""
+    """Check the Fletcher-32 checksum in the last 4 bytes. Returns the bytes before it."""
     if len(source) <= 4:
         raise ValueError("it is too short")
     data: Bytes = source[:-4]
     stored = source[-4:].tobytes()
     computed = int(imagecodecs.h5checksum_fletcher32(source[:-4])).to_bytes(4, "little")
-    # HDF5 before 1.6.3 exchanged the bytes within both halves.
+    # HDF5 before 1.6.3 swapped the bytes of each half.
     if stored != computed and stored != bytes(computed[i] for i in (1, 0, 3, 2)):
         raise ValueError("its checksum is wrong")
     return data
@@ -159,7 +159,7 @@ DECODERS: dict[int, Decode] = {
     32015: _zstd,
     32026: blosc2,
 }
-"""Decoder of each HDF5 filter number that changes bytes; Fletcher-32 only checks them."""
+"""Decoders by HDF5 filter number. Fletcher-32 is not among them: it only checks the bytes."""
 
 FILTER_NAMES = {
     1: "gzip",
@@ -178,7 +178,7 @@ FILTER_NAMES = {
     32017: "sz",
     32026: "blosc2",
 }
-"""What filters are commonly called. Files may name them otherwise, or not at all."""
+"""Common names of filters. Files may have other names for them, or none."""
 
 _OPTIONS: dict[int, Callable[[Options], Any]] = {
     4: _szip_options,
@@ -186,11 +186,11 @@ _OPTIONS: dict[int, Callable[[Options], Any]] = {
     SCALEOFFSET: scaleoffset_options,
     32008: bitshuffle_options,
 }
-"""What reads a filter's options, raising where they are none that is known here."""
+"""Parsers of filter options. They raise if options are not supported."""
 
 
 def _is_idle(item: Filter, itemsize: int) -> bool:
-    """Whether a filter leaves all bytes as they are; HDF5 writes such filters when asked to."""
+    """Whether a filter does not change any bytes. HDF5 stores such filters if a program adds them."""
     if item.id == SHUFFLE:
         return (item.options or (itemsize,))[0] <= 1
     if item.id == NBIT:
@@ -202,17 +202,20 @@ def _is_idle(item: Filter, itemsize: int) -> bool:
 
 
 def _limits(steps: Sequence[Filter], nbytes: int) -> list[int]:
-    """Bytes that each step's input may have at most where the first step's has `nbytes`."""
+    """Upper bounds on the input size of each step, if the input of the first step has `nbytes`.
+
+    Steps are in the order of encoding.
+    """
     limits = [nbytes]
     for step in steps:
-        # A checksum takes 4 bytes. Codecs make what they cannot compress longer, but not by much.
+        # A checksum adds 4 bytes. Codecs make incompressible data longer, but not by much.
         grown = {SHUFFLE: limits[-1], FLETCHER32: limits[-1] + 4}.get(step.id, 2 * nbytes + (64 << 10))
         limits.append(grown)
     return limits
 
 
 def unsupported(filters: Sequence[Filter]) -> str | None:
-    """Why a pipeline cannot be undone here; None where it can."""
+    """Why a filter pipeline cannot be decoded here; None if it can."""
     for item in filters:
         if item.id not in DECODERS and item.id != FLETCHER32:
             return (
@@ -223,23 +226,30 @@ def unsupported(filters: Sequence[Filter]) -> str | None:
                 _OPTIONS[item.id](item.options)
             except (*_FAILURES, TypeError) as error:
                 return (
-                    f"its chunks are compressed with the filter {item.name!r} ({item.id}) in a way which this version "
+                    f"its chunks are compressed with the filter {item.name!r} ({item.id}) in a way that this version "
                     f"does not read: {error}"
                 )
     return None
 
 
 def undo_filter(item: Filter, stored: Any, limit: int) -> Bytes:
-    """Undo one filter alone.
+    """Decode a single filter.
 
     Parameters
     ----------
+    item : Filter
+    stored : bytes-like
     limit : int
-        Bytes that it may decode to.
+        Maximum number of decoded bytes.
+
+    Returns
+    -------
+    (decoded bytes,) uint8
 
     Raises
     ------
     ValueError
+        The bytes do not decode.
     """
     out = np.empty(limit, np.uint8)
     try:
@@ -249,20 +259,20 @@ def undo_filter(item: Filter, stored: Any, limit: int) -> Bytes:
 
 
 def load_codecs() -> None:
-    """Load what is otherwise loaded by the first chunk that needs it: later, no file may be opened any more."""
+    """Load all codecs now instead of at first use, for processes that cannot open files later."""
     for name in _CODECS:
         getattr(imagecodecs, name)
 
 
 def decode_chunk(stored: Any, filters: Sequence[Filter], mask: int, itemsize: int, out: Bytes) -> None:
-    """Undo a chunk's filter pipeline into `out`.
+    """Decode a chunk's filter pipeline into `out`.
 
     Parameters
     ----------
     stored : bytes-like
-        The chunk as it lies in the file.
+        The chunk as stored in the file.
     filters : sequence of Filter
-        In the order in which they were applied.
+        In the order in which they were applied when writing.
     mask : int
         Bit i set: filter i was skipped for this chunk.
     itemsize : int
@@ -273,7 +283,7 @@ def decode_chunk(stored: Any, filters: Sequence[Filter], mask: int, itemsize: in
     Raises
     ------
     DatasetCorrupt
-        The bytes do not decode to a chunk, or not to the one whose checksum was stored.
+        The bytes do not decode to a whole chunk, or the checksum is wrong.
     """
     steps = [item for i, item in enumerate(filters) if not mask >> i & 1 and not _is_idle(item, itemsize)]
     limits = _limits(steps, len(out))
@@ -285,7 +295,8 @@ def decode_chunk(stored: Any, filters: Sequence[Filter], mask: int, itemsize: in
             if item.id == FLETCHER32:
                 current = _checked(current)
                 continue
-            # The last step writes to `out`; those before take turns, so that none overwrites what it reads.
+            # The last step writes to `out`. The steps before it alternate between two buffers, so that none overwrites
+            # its own input.
             target = out if position == 0 else scratch.take("odd" if position % 2 else "even", limits[position])
             options = item.options or ((itemsize,) if item.id == SHUFFLE else ())
             current = target[: DECODERS[item.id](current, target, options)]

@@ -1,4 +1,4 @@
-"""A column: the rows of a field, from one array or from several that follow each other."""
+"""A column: the rows of a field, from one array or from several concatenated arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .local_file import LocalFile
 Int64s = npt.NDArray[np.int64]
 
 _MANY = 16
-"""Segments of which the key is a digest."""
+"""With more segments than this, the key of a column is a digest."""
 
 
 def wire_array(array: ArrayLayout) -> tuple[np.dtype[Any], tuple[int, ...]]:
@@ -32,17 +32,18 @@ def wire_array(array: ArrayLayout) -> tuple[np.dtype[Any], tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class About:
-    """What the program that wrote an array says of it.
+    """Metadata of an array by the conventions of the program that wrote it.
 
     Attributes
     ----------
     role, reason : str or None
-        Its role, and why; None: its name is to tell.
+        Its role, and why; None: the role depends on its name.
     is_column : bool
-        It is a column of a data frame: its name is no split's, and its numbers are features where nothing says else.
+        It is a column of a data frame. Its name is not the name of a split, and its numbers are features by default.
     class_names : tuple of str or None
         Names of the classes that its numbers stand for.
     note : str or None
+        A remark for the description of the field.
     """
 
     role: str | None = None
@@ -59,14 +60,14 @@ class Segment:
     Attributes
     ----------
     transposed : bool
-        Its rows lie along its last axis, as MATLAB writes matrices.
+        Rows are along the last axis of the array, as in matrices that MATLAB writes.
     offsets : (rows + 1,) int64 or None
-        Rows are lists: where the items of each begin in `array`, and where those of the last one end.
+        Rows are lists: where the items of each row begin in `array`, then where those of the last row end.
     about : About or None
-        What is known of it beside its name, where a convention tells.
+        Metadata by a convention, if there is any.
     served_as : str or None
-        numpy's code of what its values become, where that is another type than theirs: the float that numbers are
-        unpacked to, as its attributes say, or the longest text of all pieces.
+        NumPy type string of the served values, if it differs from the stored type: the float that packed numbers are
+        unpacked to, or the longest text of all segments.
     """
 
     source: LocalFile
@@ -84,7 +85,7 @@ class Segment:
 
     @property
     def has_lists(self) -> bool:
-        """Whether rows are lists of their own lengths."""
+        """Whether rows are variable-length lists."""
         return self.array.ragged or self.offsets is not None
 
     @cached_property
@@ -94,12 +95,12 @@ class Segment:
         if self.served_as is not None:
             dtype = np.dtype(self.served_as)
         shape = self.array.shape[:-1] if self.transposed else sample_shape
-        # Of text, one string a row is one, along however many axes.
+        # Drop axes of length 1 if each row is a single string.
         return dtype, () if dtype.kind == "S" and math.prod(shape) == 1 else shape
 
     @cached_property
     def as_stored(self) -> bool:
-        """Whether rows travel byte by byte as they are stored."""
+        """Whether the served bytes of rows are the stored bytes."""
         array = self.array
         if array.padding is not None or self.served_as is not None:
             return False
@@ -108,12 +109,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Column:
-    """Segments of one dtype and sample shape, one after the other.
+    """Concatenated segments of the same dtype and sample shape.
 
     Attributes
     ----------
+    segments : tuple of Segment
     images : ImageSpec or None
-        Rows are the bytes of image files, which are decoded to this when they are read.
+        If given, rows are stored as the bytes of image files, and decoded to this when they are read.
     """
 
     segments: tuple[Segment, ...]
@@ -121,32 +123,32 @@ class Column:
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
-        """On the wire."""
+        """Dtype on the wire."""
         return self.segments[0].wire[0]
 
     @cached_property
     def sample_shape(self) -> tuple[int, ...]:
-        """On the wire."""
+        """Shape of a sample on the wire."""
         return self.images.shape if self.images else self.segments[0].wire[1]
 
     @cached_property
     def encoded(self) -> Column:
-        """The same rows, as they are stored."""
+        """The same rows without decoding of images."""
         return replace(self, images=None)
 
     @cached_property
     def is_ragged(self) -> bool:
-        """Whether rows are lists, or text, of their own lengths; `dtype` is then that of the items."""
+        """Whether rows are variable-length lists or text; if so, `dtype` is that of the items."""
         return self.dtype.kind == "S" or self.has_lists
 
     @cached_property
     def has_lists(self) -> bool:
-        """Whether rows are read as lists of their own lengths."""
+        """Whether rows are read as variable-length lists."""
         return self.images is None and self.segments[0].has_lists
 
     @cached_property
     def is_bfloat16(self) -> bool:
-        """Whether its two bytes are bfloat16, for which numpy has no number of its own."""
+        """Whether numbers are bfloat16. `dtype` is then a 2-byte integer, because numpy has no bfloat16."""
         return self.segments[0].array.is_bfloat16
 
     @cached_property
@@ -159,12 +161,12 @@ class Column:
 
     @cached_property
     def pieces(self) -> int:
-        """Parts of chunks that all rows are put together from."""
+        """Number of parts of chunks that all rows are assembled from."""
         return sum(segment.rows * segment.array.cells for segment in self.segments)
 
     @cached_property
     def stored_nbytes(self) -> int:
-        """Bytes that are decoded to read all rows: of members of records, the whole records."""
+        """Bytes that are decoded to read all rows; for members of records, the whole records."""
         return sum(segment.array.rows * segment.array.stored_row_bytes for segment in self.segments)
 
     @property
@@ -173,12 +175,12 @@ class Column:
 
     @cached_property
     def key(self) -> Hashable:
-        """Stands for the content, in caches."""
+        """Identifies the content, for caches."""
         parts = tuple(
             (one.source.key, one.array.path, one.array.shape, one.transposed, one.served_as) for one in self.segments
         )
         if len(parts) > _MANY:
-            # A tuple's hash is computed each time that it is asked for.
+            # Tuples do not cache their hash, and hashing a long one for each lookup is slow.
             return self.images, hashlib.blake2b(
                 repr(parts).encode("utf-8", "backslashreplace"), digest_size=16
             ).digest()
@@ -189,7 +191,21 @@ class Column:
         return np.cumsum([0, *(segment.rows for segment in self.segments)], dtype=np.int64)
 
     def divide(self, rows: Int64s) -> Iterator[tuple[Segment, Int64s | None, Int64s]]:
-        """Each segment that holds some of `rows`, their places among `rows` (None: all), and their numbers in it."""
+        """Divide rows by segment.
+
+        Parameters
+        ----------
+        rows : (k,) int64
+
+        Yields
+        ------
+        segment : Segment
+            A segment that holds some of the rows.
+        places : (n,) int64 or None
+            Their positions in `rows`; None: the segment holds all rows, in order.
+        local : (n,) int64
+            Their row numbers in the segment.
+        """
         if len(self.segments) == 1:
             yield self.segments[0], None, rows
             return

@@ -1,4 +1,4 @@
-"""Threads that decode chunks: how work is shared out to them, and the memory that each has to itself."""
+"""Threads that decode chunks, and their scratch memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .local_file import LocalFile
 from .scratch import SCRATCH_BYTES, Bytes, Scratch
 
 SLICE_SECONDS = 0.05
-"""How long a thread goes on with one piece of work while others wait."""
+"""How long a thread works for one call before it yields to others that are waiting."""
 
 J = TypeVar("J")
 
@@ -35,9 +35,9 @@ class _Shared(Generic[J]):
 
 
 class Decoders:
-    """Threads of one process that decode.
+    """Threads that decode chunks, one pool for each process.
 
-    Whose work takes long lets others go on in between: a batch of a million chunks does not hold up one of two.
+    Long calls yield to others: a batch of a million chunks does not block a batch of two.
 
     Parameters
     ----------
@@ -45,14 +45,14 @@ class Decoders:
     timeout : float
         Seconds that the work of one call may take.
     max_chunk_bytes : int
-        Bound on the decoded bytes of a chunk, and of all great ones that are decoded at the same time.
+        Bound on the decoded bytes of one chunk, and of all large chunks that are decoded at the same time.
 
     Attributes
     ----------
     scratch : callable
-        ``scratch(use, nbytes)`` is memory that the calling thread may write to, see `Scratch.take`.
+        ``scratch(use, nbytes)`` returns memory that the calling thread may write to, see `Scratch.take`.
     decoded_bytes : int
-        Bytes of all chunks decoded so far; threads may lose a count, it is for measuring.
+        Bytes of all chunks decoded so far. Updated without a lock, so it may be slightly too low.
     """
 
     def __init__(self, threads: int, timeout: float, max_chunk_bytes: int = 256 << 20) -> None:
@@ -72,7 +72,15 @@ class Decoders:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def share(self, jobs: Iterable[J], work: Callable[[Iterator[J]], None]) -> None:
-        """Let all threads call ``work(remaining)``: who is done takes the next job, nobody waits for the slowest."""
+        """Call ``work(remaining)`` in all threads, each of which takes the next job from the shared iterator.
+
+        Raises
+        ------
+        ReadTimeout
+            The work took more than `timeout` seconds.
+        Exception
+            What `work` has raised.
+        """
         listed = list(jobs)
         remaining = iter(listed)
         if len(listed) < 2 or self._threads == 1:
@@ -82,11 +90,11 @@ class Decoders:
         try:
             self._wait([self._begin(shared) for _ in range(min(self._threads, len(listed)))])
         finally:
-            # Where one has failed, or nobody waits any more, the others need not go on.
+            # If one thread has failed or the caller has given up, the others can stop.
             shared.is_over = True
 
     def _begin(self, shared: _Shared[J]) -> Future[None]:
-        """Have a thread take part in work, which lets others go on whenever it has had its slice."""
+        """Let a thread take part in some work, in slices. The future ends with the thread's last slice."""
         ended: Future[None] = Future()
         self._put(shared, ended)
         return ended
@@ -95,7 +103,7 @@ class Decoders:
         with self._lock:
             self._waiting += 1
         submitted = self._executor.submit(self._run, shared, ended)
-        # At the end of the process.
+        # The executor cancels waiting work at shutdown.
         submitted.add_done_callback(lambda future: future.cancelled() and ended.cancel())
 
     def _run(self, shared: _Shared[J], ended: Future[None]) -> None:
@@ -111,11 +119,14 @@ class Decoders:
         except BaseException as error:
             shared.is_over = True
             ended.set_exception(error)
-            # The error's traceback holds this frame: neither would be freed.
+            # The traceback of the error refers to this frame: break the cycle.
             del ended
 
     def _slice(self, shared: _Shared[J], cut: list[bool]) -> Iterator[J]:
-        """What is left, as long as nobody else waits, or for `SLICE_SECONDS`; tells `cut` that there may be more."""
+        """Yield jobs until none is left, or until `SLICE_SECONDS` have passed and other work waits.
+
+        In the latter case, appends to `cut`: there may be more jobs.
+        """
         end = time.monotonic() + SLICE_SECONDS
         for job in shared.remaining:
             yield job
@@ -126,9 +137,10 @@ class Decoders:
                 return
 
     def help(self, jobs: Iterable[J], work: Callable[[Iterator[J]], None]) -> None:
-        """Call ``work(remaining)`` here, which may be one of the threads, and on those with nothing else to do.
+        """Call ``work(remaining)`` in the calling thread and in idle threads of the pool.
 
-        One that is busy is not waited for: threads that work on parts of each other's jobs never wait in a ring.
+        The calling thread may itself belong to the pool. Busy threads are not waited for, so threads that help each
+        other cannot deadlock.
         """
         listed = list(jobs)
         remaining = iter(listed)
@@ -141,15 +153,26 @@ class Decoders:
     def chunk(
         self, source: LocalFile, fd: int, array: ArrayLayout, place: tuple[int, int, int], itemsize: int, out: Bytes
     ) -> None:
-        """Read and decode one chunk, (offset, stored bytes, mask), into `out`, (chunk bytes,) uint8.
+        """Read and decode one chunk.
+
+        Parameters
+        ----------
+        source : LocalFile
+        fd : int
+            Descriptor of the file.
+        array : ArrayLayout
+        place : (int, int, int)
+            Offset and stored bytes of the chunk in the file, and its filter mask.
+        itemsize : int
+        out : (chunk bytes,) uint8
 
         Raises
         ------
-        DatasetCorrupt
+        DatasetCorrupt, RevisionChanged, Overloaded
         """
         offset, size, mask = place
         if size > 2 * len(out) + 4096:
-            raise DatasetCorrupt(f"a chunk of {len(out)} bytes claims to be stored as {size}")
+            raise DatasetCorrupt(f"a chunk of {len(out)} bytes claims to be stored as {size} bytes")
         stored = self.scratch("stored", size)
         view = memoryview(stored)
         received = os.preadv(fd, (view,), offset)
@@ -160,11 +183,14 @@ class Decoders:
 
     @contextmanager
     def room_for(self, nbytes: int) -> Iterator[None]:
-        """While a chunk is decoded that takes so much scratch memory: great ones wait for each other.
+        """Reserve scratch memory for decoding a chunk. Large chunks wait until others are done.
 
         Raises
         ------
-        ReadTimeout, TooLarge
+        ReadTimeout
+            There was no room within the timeout.
+        TooLarge
+            The chunk is larger than `max_chunk_bytes`.
         """
         if nbytes <= SCRATCH_BYTES:
             yield
@@ -187,7 +213,7 @@ class Decoders:
                 self._changed.notify_all()
 
     def _wait(self, futures: list[Future[Any]]) -> None:
-        """All of them, even when one failed: the buffer must not be given back while a thread still writes to it."""
+        """Wait for all, even if one has failed: the buffer must not be reused while a thread still writes to it."""
         failure: Exception | None = None
         for future in futures:
             try:

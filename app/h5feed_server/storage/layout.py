@@ -1,8 +1,8 @@
-"""Plain data that says where the bytes of an HDF5 file's arrays lie, so that no HDF5 library is needed to read them.
+"""Layouts: where the bytes of an HDF5 file's arrays are, so that they can be read without an HDF5 library.
 
-A layout is written by `inspect` in a child process and kept in the cache folder as one safetensors file: the
-description as JSON in its metadata, the chunk tables as tensors. The child has run libhdf5 on a file that may be
-crafted, so what it says is checked before a byte is read by it.
+`inspect` creates a layout in a child process. The cache folder stores it as a safetensors file: the description as JSON
+in the metadata, the chunk tables as tensors. The child may have run libhdf5 on a crafted file, so a layout is checked
+before it is used.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ..cache_folder.array_file import dump_arrays, load_arrays
 from .packing import Packing
 
 LAYOUT_VERSION = 11
-"""Changes when a layout written before cannot be read any more; part of the name under which it is cached."""
+"""Raised when layouts written by earlier versions must not be read any more. Part of the name of cached layouts."""
 
 MAX_RECORD_BYTES = 16 << 20
-"""Bytes of a record at most: a row of one member is read as the whole record."""
+"""Maximum bytes of a record: to read a row of one member, the whole record is read."""
 
 MAX_CELLS = 1 << 16
-"""Chunks that one row may be cut into at most: each is looked up and placed on its own."""
+"""Maximum number of chunks that a row may be divided into: each is looked up and placed separately."""
 
 MAX_CHUNK_BYTES = 1 << 32
-"""Bytes that no chunk reaches which is decoded here."""
+"""Decoded chunks must be smaller than this."""
 
 _MAX_BYTES = 1 << 62
-"""Bytes: no position or size reaches this, so that sums of two fit into an int64."""
+"""Positions and sizes must be smaller than this, so that the sum of two fits into an int64."""
 
 Int64s = npt.NDArray[np.int64]
 Padding = Literal["nullterm", "spacepad"]
@@ -57,7 +57,7 @@ class ChunkTable:
     numbers : (n,) int64
         Number of each chunk in C order over the grid of chunks, ascending.
     offsets, sizes : (n,) int64
-        Its stored bytes in the file.
+        Position and size of its stored bytes in the file.
     masks : (n,) int64
         Bit i set: filter i of the pipeline was skipped for this chunk.
     """
@@ -93,47 +93,53 @@ class ArrayLayout:
     shape : tuple of int
         Whole shape; the first axis is the rows.
     dtype : str
-        numpy's code of the stored dtype, either endianness.
+        NumPy type string of the stored dtype, of either byte order.
+    stored_bytes : int
+        Bytes that the array takes in the file.
     offset : int or None
-        Contiguous arrays: where the data begins; None where nothing was ever written.
+        Contiguous arrays: where the data begins; None if nothing was written.
     chunk_shape : tuple of int or None
-        Chunked arrays.
+        Chunked arrays: shape of a chunk.
     filters : tuple of Filter
         In the order in which they were applied when writing.
     fill : bytes
-        One element, or record, as stored.
+        Fill value: one element, or one record, as stored.
     unreadable : str or None
-        Why this array cannot be served, where it cannot.
-    attributes, enum_names : dict
-        JSON values; names of an enum's integers.
+        Why this array cannot be served; None if it can.
+    attributes : dict
+        Attributes as JSON values.
+    enum_names : dict of str to int, or None
+        Names of an enum's integers.
+    chunks : ChunkTable or None
+        Chunked arrays: positions of the chunks.
     inline : bytes or None
-        All elements, as stored, of a compact array.
+        Compact arrays: all elements, as stored.
     record : (int, int) or None
-        The array is one member of a table of records: bytes of a record, and where the member begins in it. Chunks and
-        offset are those of the table.
+        If the array is one member of a table of records: the bytes of a record, and the offset of the member in it.
+        `chunks` and `offset` are those of the table.
     text : tuple of str or None
         The values of a short list of strings.
     external : str or None
-        The data begins at `offset` of another file, of this name.
+        Name of another file in which the data begins at `offset`.
     by_h5py : bool
-        No layout says where the rows lie: h5py reads them.
+        The positions of the rows are not known: h5py reads them.
     ragged : bool
-        Each row is a list of its own length: `dtype` is that of its items. Only with `by_h5py`.
+        Rows are variable-length lists, and `dtype` is that of the items. Only with `by_h5py`.
     others : tuple of str
-        Names of the other files that h5py reads rows from.
+        Names of the other files that h5py reads rows from. Only with `by_h5py`.
     is_bfloat16 : bool
-        `dtype` is that of two bytes that numpy has no number for.
+        Numbers are bfloat16, which numpy does not have. `dtype` is a 2-byte integer.
     is_bitfield : bool
-        Its numbers are bits: PyTables writes bools so, a byte each.
+        Numbers are HDF5 bit fields. PyTables stores bools like this, one byte each.
     scalar : bytes or None
-        The value, as stored, of a scalar, which is unreadable as an array of rows.
+        The value of a scalar, as stored. As an array, a scalar is unreadable because it has no rows.
     padding : str or None
-        Of text of a fixed length, what does not belong to it: ``nullterm``: the first zero and all behind it;
-        ``spacepad``: blanks at its end; None: zeros at its end, as numpy has it.
+        Padding of fixed-length text. ``nullterm``: the first zero and everything after it; ``spacepad``: trailing
+        blanks; None: trailing zeros, as in numpy.
     member : str or None
         The array is this member of a table of records that h5py reads. Only with `by_h5py`.
     packing : Packing or None
-        How netCDF's attributes say that its numbers are packed.
+        How numbers are packed, according to netCDF's attributes.
     """
 
     path: str
@@ -172,7 +178,7 @@ class ArrayLayout:
 
     @cached_property
     def row_bytes(self) -> int:
-        """Decoded bytes of one row, or of one item if rows are ragged."""
+        """Decoded bytes of a row; of an item if rows are ragged."""
         return math.prod(self.sample_shape) * np.dtype(self.dtype).itemsize
 
     @cached_property
@@ -198,7 +204,7 @@ class ArrayLayout:
 
     @property
     def table(self) -> str:
-        """Path of the array itself, where this is a member of its records that h5py reads."""
+        """Path of the HDF5 dataset: the same as `path`, without `member` if there is one."""
         return self.path if self.member is None else self.path[: -len(self.member) - 1]
 
     @property
@@ -209,7 +215,7 @@ class ArrayLayout:
 
 @dataclass(frozen=True)
 class ExternalLink:
-    """A name in this file that stands for a path in another."""
+    """A link at `path` in this file to `target` in another file."""
 
     path: str
     file: str
@@ -218,12 +224,18 @@ class ExternalLink:
 
 @dataclass(frozen=True)
 class FileLayout:
-    """All arrays of a file, the attributes of its root, and what is not listed.
+    """The layouts of all arrays of a file.
 
     Attributes
     ----------
+    arrays : tuple of ArrayLayout
+    attributes : dict
+        Attributes of the root group.
+    notes : tuple of str
+        What is not listed, and why.
+    links : tuple of ExternalLink
     groups : dict of str to dict
-        Attributes of those groups that say how the arrays below them are to be read, by path.
+        Attributes of groups that say how to interpret the arrays below them, by path.
     """
 
     arrays: tuple[ArrayLayout, ...]
@@ -234,77 +246,80 @@ class FileLayout:
 
 
 def check_array(array: ArrayLayout) -> None:
-    """Reject descriptions that contradict themselves or cannot be read.
+    """Reject layouts that are inconsistent or cannot be read.
 
     Raises
     ------
     ValueError
-        Says why, as the reason for which the array is unreadable.
+        The message can be used as `ArrayLayout.unreadable`.
     """
     dtype = np.dtype(array.dtype)
-    _demand(_travels(dtype), f"its type {dtype} is not one that this version serves")
-    _demand(_are_counts(array.shape) and len(array.shape) <= 48, "its shape makes no sense")
-    # Axes of no extent must not hide others whose product overflows.
+    _demand(_travels(dtype), f"its type {dtype} is not supported")
+    _demand(_are_counts(array.shape) and len(array.shape) <= 48, "its shape is invalid")
+    # Count an axis of length 0 as 1: it must not hide other axes whose product overflows.
     nbytes = math.prod(max(1, extent) for extent in array.shape) * dtype.itemsize
-    _demand(nbytes < _MAX_BYTES, f"its shape {list(array.shape)} makes more bytes than there can be")
-    _demand(_is_count(array.stored_bytes), "its stored size makes no sense")
+    _demand(nbytes < _MAX_BYTES, f"its shape {list(array.shape)} is larger than an array can be")
+    _demand(_is_count(array.stored_bytes), "its stored size is invalid")
     if array.scalar is not None:
-        _demand(array.unreadable is not None and array.shape == (), "it is a scalar of rows")
-        _demand(len(array.scalar) == dtype.itemsize, "its value is not of its type")
+        _demand(array.unreadable is not None and array.shape == (), "it is a scalar with rows")
+        _demand(len(array.scalar) == dtype.itemsize, "its value does not have the size of its type")
     ways = (array.offset, array.chunks, array.inline)
     if array.unreadable is not None:
-        _demand(array.unreadable != "" and ways == (None, None, None) and array.chunk_shape is None, "it is no array")
+        _demand(
+            array.unreadable != "" and ways == (None, None, None) and array.chunk_shape is None,
+            "it is unreadable, but has data",
+        )
         return
     if array.by_h5py:
-        _demand(ways == (None, None, None) and array.chunk_shape is None, "its data lies in two places")
-        _demand(array.record is None and len(array.shape) > 0, "it is no array of rows")
-        _demand(not array.ragged or len(array.shape) == 1, "its lists lie along more than one axis")
-        _demand(array.padding is None and not array.is_bfloat16, "h5py gives no such elements")
+        _demand(ways == (None, None, None) and array.chunk_shape is None, "its data is in two places")
+        _demand(array.record is None and len(array.shape) > 0, "it has no rows")
+        _demand(not array.ragged or len(array.shape) == 1, "it has lists along more than one axis")
+        _demand(array.padding is None and not array.is_bfloat16, "h5py does not return such elements")
         return
-    _demand(array.member is None, "it is no member that h5py reads")
-    _demand(array.padding is None or dtype.kind == "S", "it is padded, and no text")
-    _demand(not array.ragged and array.others == (), "it is no array that h5py reads")
-    _demand(array.external is None or array.offset is not None, "its data begins nowhere in another file")
-    _demand(sum(way is not None for way in ways) <= 1, "its data lies in two places")
+    _demand(array.member is None, "it is a member for h5py, which does not read it")
+    _demand(array.padding is None or dtype.kind == "S", "it is padded, but not text")
+    _demand(not array.ragged and array.others == (), "it has lists or other files, but h5py does not read it")
+    _demand(array.external is None or array.offset is not None, "its data is in another file at an unknown position")
+    _demand(sum(way is not None for way in ways) <= 1, "its data is in two places")
     _demand(len(array.shape) > 0, "it is a scalar: it has no rows")
     element, rank = dtype.itemsize, len(array.shape)
     if array.record is not None:
         element, begin = array.record
         _demand(_are_counts(array.record) and element <= MAX_RECORD_BYTES, f"its records have {element} bytes")
         _demand(0 < array.row_bytes <= element - begin, "it reaches beyond the record that it is a member of")
-        _demand(array.rows * element < _MAX_BYTES, f"its {array.rows} records make more bytes than there can be")
+        _demand(array.rows * element < _MAX_BYTES, f"its {array.rows} records are larger than an array can be")
         rank = 1
     if array.offset is None and array.inline is None:
-        _demand(len(array.fill) == element, "its fill value is not of its type")
+        _demand(len(array.fill) == element, "its fill value does not have the size of its type")
     if array.offset is not None:
-        _demand(_is_count(array.offset) and array.offset < _MAX_BYTES, "its data begins nowhere")
+        _demand(_is_count(array.offset) and array.offset < _MAX_BYTES, "its data begins at an invalid position")
     if array.inline is not None:
         _demand(
-            len(array.inline) == array.rows * (element if array.record else array.row_bytes), "its data is not whole"
+            len(array.inline) == array.rows * (element if array.record else array.row_bytes), "its data is incomplete"
         )
-    _demand((array.chunks is None) == (array.chunk_shape is None), "it is chunked by half")
+    _demand((array.chunks is None) == (array.chunk_shape is None), "its chunks or chunk shape are missing")
     if array.chunks is not None and array.chunk_shape is not None:
         _check_chunks(array.chunks, array.chunk_shape, array.shape[:rank], element)
     for item in array.filters:
-        _demand(_is_count(item.id) and _are_counts(item.options) and isinstance(item.name, str), "a filter is none")
+        _demand(_is_count(item.id) and _are_counts(item.options) and isinstance(item.name, str), "a filter is invalid")
 
 
 def _check_chunks(chunks: ChunkTable, chunk_shape: tuple[int, ...], shape: tuple[int, ...], element: int) -> None:
-    _demand(_are_counts(chunk_shape) and min(chunk_shape) > 0, f"its chunk shape {list(chunk_shape)} makes no sense")
-    _demand(len(chunk_shape) == len(shape), f"its chunks have {len(chunk_shape)} axes, and it has {len(shape)}")
+    _demand(_are_counts(chunk_shape) and min(chunk_shape) > 0, f"its chunk shape {list(chunk_shape)} is invalid")
+    _demand(len(chunk_shape) == len(shape), f"its chunks have {len(chunk_shape)} axes, but it has {len(shape)}")
     nbytes = math.prod(chunk_shape) * element
     _demand(nbytes < MAX_CHUNK_BYTES, f"its chunks of {nbytes} bytes are larger than any that are decoded")
     grid = [-(-extent // width) for extent, width in zip(shape, chunk_shape, strict=True)]
     cells = math.prod(grid[1:])
     _demand(cells <= MAX_CELLS, f"each row is cut into {cells} chunks, more than the {MAX_CELLS} that are read")
     columns = (chunks.numbers, chunks.offsets, chunks.sizes, chunks.masks)
-    _demand(len({column.shape for column in columns}) == 1 and columns[0].ndim == 1, "its chunk index is not whole")
+    _demand(len({column.shape for column in columns}) == 1 and columns[0].ndim == 1, "its chunk index is incomplete")
     if not len(chunks.numbers):
         return
-    _demand(min(int(column.min()) for column in columns) >= 0, "its chunk index has numbers below zero")
+    _demand(min(int(column.min()) for column in columns) >= 0, "its chunk index has negative numbers")
     _demand(bool((np.diff(chunks.numbers) > 0).all()), "its chunk index names a chunk twice")
     _demand(int(chunks.numbers[-1]) < math.prod(grid), "its chunk index names chunks beyond its shape")
-    _demand(max(int(chunks.offsets.max()), int(chunks.sizes.max())) < _MAX_BYTES, "its chunks lie nowhere")
+    _demand(max(int(chunks.offsets.max()), int(chunks.sizes.max())) < _MAX_BYTES, "its chunks are at invalid positions")
 
 
 def _travels(dtype: np.dtype[Any]) -> bool:
@@ -320,7 +335,7 @@ def _demand(fulfilled: bool, problem: str) -> None:
 
 
 def _is_count(value: Any) -> bool:
-    # JSON's true is an int to Python.
+    # Not isinstance: bool, JSON's true, is a subclass of int.
     return type(value) is int and value >= 0
 
 
@@ -331,7 +346,7 @@ def _are_counts(values: tuple[Any, ...]) -> bool:
 def dump_layout(layout: FileLayout) -> bytes:
     """Serialise a layout."""
     description: list[dict[str, Any]] = []
-    # Members of a record, and names that lead to one array, share one table of chunks.
+    # Members of a record, and several names of one array, share a chunk table.
     tables: dict[int, tuple[int, ChunkTable]] = {}
     for array in layout.arrays:
         entry = {name: getattr(array, name) for name in _PLAIN}
@@ -356,27 +371,27 @@ def load_layout(data: bytes) -> FileLayout:
     Raises
     ------
     ValueError
-        These bytes are no layout, or not one that can be read by.
+        The bytes are not a layout, or the layout is inconsistent.
     """
     try:
         content, columns = load_arrays(data)
-        _demand(all(column.dtype == np.int64 for column in columns.values()), "a table of chunks holds no int64")
+        _demand(all(column.dtype == np.int64 for column in columns.values()), "a chunk table is not int64")
         tables: dict[int, ChunkTable] = {}
         arrays = tuple(_array(entry, columns, tables) for entry in content["arrays"])
         notes = tuple(content["notes"])
         links = tuple(ExternalLink(**link) for link in content["links"])
-        _demand(isinstance(content["attributes"], dict), "its attributes are none")
+        _demand(isinstance(content["attributes"], dict), "its attributes are invalid")
         groups = content["groups"]
-        _demand(isinstance(groups, dict), "its groups are none")
-        _demand(all(isinstance(about, dict) for about in groups.values()), "its groups are none")
-        _demand(all(isinstance(note, str) for note in notes), "its notes are none")
+        _demand(isinstance(groups, dict), "its groups are invalid")
+        _demand(all(isinstance(about, dict) for about in groups.values()), "its groups are invalid")
+        _demand(all(isinstance(note, str) for note in notes), "its notes are invalid")
         words = [word for link in links for word in (link.path, link.file, link.target)]
-        _demand(all(isinstance(word, str) and word != "" for word in words), "its links are none")
-        _demand(len({array.path for array in arrays}) == len(arrays), "a path is there twice")
+        _demand(all(isinstance(word, str) and word != "" for word in words), "its links are invalid")
+        _demand(len({array.path for array in arrays}) == len(arrays), "a path occurs twice")
         for array in arrays:
             check_array(array)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
-        raise ValueError(f"this is no layout: {error}") from None
+        raise ValueError(f"this is not a layout: {error}") from None
     return FileLayout(arrays, content["attributes"], notes, links, groups)
 
 
@@ -402,22 +417,22 @@ def _array(entry: dict[str, Any], columns: Mapping[str, Int64s], tables: dict[in
     )
     names = array.enum_names or {}
     _demand(isinstance(array.path, str) and array.path != "", "an array has no path")
-    _demand(array.unreadable is None or isinstance(array.unreadable, str), "a reason is none")
-    _demand(isinstance(array.attributes, dict), "its attributes are none")
-    _demand(all(isinstance(value, str) for value in array.text or ()), "its text is none")
-    _demand(isinstance(array.external or "", str), "its file is none")
-    _demand(all(isinstance(value, str) for value in array.others), "its files are none")
-    _demand(array.padding in (None, "nullterm", "spacepad"), "its padding is none")
-    _demand(isinstance(array.member or "", str), "its member is none")
-    _demand(all(type(value) is int for value in names.values()), "its names are none")
+    _demand(array.unreadable is None or isinstance(array.unreadable, str), "a reason is invalid")
+    _demand(isinstance(array.attributes, dict), "its attributes are invalid")
+    _demand(all(isinstance(value, str) for value in array.text or ()), "its text is invalid")
+    _demand(isinstance(array.external or "", str), "its file is invalid")
+    _demand(all(isinstance(value, str) for value in array.others), "its files are invalid")
+    _demand(array.padding in (None, "nullterm", "spacepad"), "its padding is invalid")
+    _demand(isinstance(array.member or "", str), "its member is invalid")
+    _demand(all(type(value) is int for value in names.values()), "its names are invalid")
     return array
 
 
 def _packing(entry: dict[str, Any]) -> Packing:
     packing = Packing(**entry | {"missing": tuple(entry["missing"])})
     numbers = (packing.scale or 0.0, packing.offset or 0.0, *packing.missing)
-    _demand(all(type(number) in (int, float) for number in numbers), "its packing has no numbers")
-    _demand(packing.dtype in ("<f2", "<f4", "<f8") and type(packing.unsigned) is bool, "its packing is none")
+    _demand(all(type(number) in (int, float) for number in numbers), "its packing has values that are not numbers")
+    _demand(packing.dtype in ("<f2", "<f4", "<f8") and type(packing.unsigned) is bool, "its packing is invalid")
     return packing
 
 

@@ -20,22 +20,22 @@ AWAY_ERRNOS = frozenset(
         *(errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH),
     )
 )
-"""What the system answers where a disk or a file server is away."""
+"""Errors that the system returns if a disk or file server is unavailable."""
 
 Range = tuple[int, memoryview]
 """Offset in the file, and the writeable bytes to be filled from there."""
 
 
 YOUNG_SECONDS = 2.0
-"""A file system's clock may stand still for so long (FAT's does): a file that has changed within it may do so once more
-without its identity telling. (Git looks at such files again, too, and calls its index of them racy.)"""
+"""Resolution of the coarsest file system clock (FAT). A file that changed within this time can change again without a
+new timestamp, so its identity does not show it. (Git calls such index entries racy, and also checks them again.)"""
 
 
 class Identity(NamedTuple):
     """Identifies the state of a file. Used in cache keys; never leaves this machine.
 
-    The modification time can be copied from another file, so the change time, which the system maintains, is part of
-    it. That also changes with names, owner and permissions.
+    The modification time can be copied from another file, so the identity includes the change time, which the system
+    maintains. The change time also changes with names, owner and permissions.
     """
 
     device: int
@@ -62,14 +62,14 @@ class Identity(NamedTuple):
 
 
 class _OpenFile:
-    """A descriptor that is closed when the last reader has let go of it."""
+    """A descriptor that is closed when the last reader releases it."""
 
     def __init__(self, path: str) -> None:
-        # A FIFO of that name would block the open for ever.
+        # O_NONBLOCK: opening a FIFO would block forever.
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         self.identity = Identity.of(os.fstat(self.fd))
         if not stat.S_ISREG(os.fstat(self.fd).st_mode):
-            raise RevisionChanged("a file of this dataset is no regular file any more")
+            raise RevisionChanged("a file of this dataset is not a regular file any more")
 
     def __del__(self) -> None:
         if hasattr(self, "fd"):
@@ -82,7 +82,7 @@ class OpenFiles:
     Parameters
     ----------
     limit : int
-        Descriptors held at most; one that is being read is closed when that read ends.
+        Maximum number of descriptors held. If one is evicted during a read, it is closed when the read ends.
     """
 
     def __init__(self, limit: int) -> None:
@@ -91,7 +91,15 @@ class OpenFiles:
         self._lock = threading.Lock()
 
     def get(self, path: str, identity: Identity) -> _OpenFile:
-        """The open file at `path`; it must still be `identity`."""
+        """The open file at `path`.
+
+        Raises
+        ------
+        RevisionChanged, Overloaded
+            Its identity is not `identity` any more.
+        OSError
+            It cannot be opened.
+        """
         with self._lock:
             held = self._files.get(path)
             if held is None or held.identity != identity:
@@ -109,14 +117,17 @@ class OpenFiles:
 
 
 class LocalFile:
-    """A local file, read by `preadv`. Never mmap: truncating the file would cause SIGBUS.
+    """A local file, read with `preadv`. Never with mmap: truncating the file would cause SIGBUS.
 
     Parameters
     ----------
+    files : OpenFiles
+    path : str
+    identity : Identity
     digest : bytes
-        Of its content: a file that is young may get another under the same identity.
+        Digest of the content: a recently changed file may get new content under the same identity.
     companions : tuple of LocalFile
-        Other files that an array of this one may be read from by h5py, or that say where in this one it lies.
+        Other files that h5py may read the arrays of this file from, or that hold the layout of its arrays.
     """
 
     def __init__(
@@ -150,10 +161,10 @@ class LocalFile:
         DatasetCorrupt
             The file ends before a range does.
         RevisionChanged, SourceUnavailable, Overloaded
-            As `reading` says.
+            See `reading`.
         """
         with self.reading() as fd:
-            # One call for each range and nothing else between them: this loop is most of what reading costs in Python.
+            # Do nothing else in this loop: it is most of the cost of reading in Python.
             received = [os.preadv(fd, (target,), offset) for offset, target in ranges]
             for (offset, target), count in zip(ranges, received, strict=True):
                 if count != len(target):
@@ -161,24 +172,24 @@ class LocalFile:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[int]:
-        """A descriptor for several reads; afterwards the file must be unchanged.
+        """A descriptor for several reads. At the end of the ``with`` block, the file is checked for changes.
 
         Raises
         ------
         RevisionChanged
             The file was changed since it was inspected.
         SourceUnavailable
-            It cannot be read, its disk or file server being away for instance.
+            It cannot be read, for instance because its disk or file server is unavailable.
         Overloaded
-            It was touched, and may have been changed: that is found out when it is asked for again.
+            It was touched and may have changed, which the next request finds out; or too many files are open.
         """
         try:
             held = self._files.get(self.path, self.identity)
             yield held.fd
-            # Bytes that were overwritten in place while they were read must not be taken for the old ones.
+            # The bytes may have been overwritten in place while they were read.
             status = os.fstat(held.fd)
         except FeedError:
-            # One of them is an OSError too.
+            # A FeedError may also be an OSError, so this clause must come first.
             raise
         except OSError as error:
             raise refused(error) from None
@@ -187,14 +198,22 @@ class LocalFile:
             raise changed(known, Identity.of(status))
 
     def read_rest(self, fd: int, offset: int, target: memoryview, done: int) -> None:
-        """What a read has left of `target`: Linux reads at most 2 GiB at a time, and some file systems less."""
+        """Read the rest of `target` after `done` bytes: Linux reads at most 2 GiB at a time, some file systems less.
+
+        Raises
+        ------
+        DatasetCorrupt
+            The file ends before `target` is filled.
+        RevisionChanged, Overloaded
+            It does, because the file has changed.
+        """
         while done < len(target):
             received = os.preadv(fd, (target[done:],), offset + done)
             if not received:
                 if (now := Identity.of(os.fstat(fd))) != self.identity:
                     raise changed(self.identity, now)
                 raise DatasetCorrupt(
-                    f"the file ends at byte {os.fstat(fd).st_size}, an array in it at {offset + len(target)}"
+                    f"the file ends at byte {os.fstat(fd).st_size}, but an array in it ends at {offset + len(target)}"
                 )
             done += received
 
@@ -202,8 +221,8 @@ class LocalFile:
 def refused(error: OSError) -> FeedError:
     """The error to raise for an OSError."""
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-        return Overloaded("the server has too many files open; come again in a moment", retry_after=1)
-    # A file that is missing was deleted, or its disk is away: who asks again hears which.
+        return Overloaded("the server has too many files open; try again in a moment", retry_after=1)
+    # The file was deleted, or its disk is unavailable. The next request finds out which.
     return SourceUnavailable(f"a file of this dataset cannot be read: {error.strerror}", retry_after=1)
 
 
@@ -215,9 +234,9 @@ def is_away(error: OSError) -> bool:
 def changed(known: Identity | None = None, now: Identity | None = None) -> FeedError:
     """The error to raise if a file has changed."""
     if known is not None and now is not None and now.is_touched(known):
-        # A link, a move or another mode is no reason to end an epoch. Who asks again gets the same or hears the truth.
+        # A new link, name or mode is no reason to end an epoch. A retry gets the same rows or learns of the change.
         return Overloaded(
-            "a file of this dataset was touched while it was read, and is looked at again: come again in a moment",
+            "a file of this dataset was touched while it was read, and is inspected again: try again in a moment",
             retry_after=1,
         )
-    return RevisionChanged("a file of this dataset has changed: ask for the dataset again to get its new revision")
+    return RevisionChanged("a file of this dataset has changed: request the dataset again to get its new revision")

@@ -1,4 +1,4 @@
-"""Numbers of fewer bits than they have in memory: HDF5's n-bit and scale-offset filters, undone."""
+"""Decodes HDF5's n-bit and scale-offset filters, which store numbers with fewer bits than they have in memory."""
 
 from __future__ import annotations
 
@@ -18,12 +18,23 @@ _PIECE = 1 << 14
 
 
 def _unpack(packed: Source, bits: int, count: int) -> npt.NDArray[Any]:
-    """(count,) unsigned integers of `bits` bits each, packed with the most significant bit first.
+    """Unpack integers that are packed with the most significant bit first.
+
+    Parameters
+    ----------
+    packed : (n,) uint8
+    bits : int
+        Bits of each integer, up to 64.
+    count : int
+
+    Returns
+    -------
+    (count,) unsigned integers
 
     Raises
     ------
     ValueError
-        There are not that many.
+        `packed` holds fewer than `count` integers.
     """
     nbytes = -(-count * bits // 8)
     if len(packed) < nbytes:
@@ -33,13 +44,13 @@ def _unpack(packed: Source, bits: int, count: int) -> npt.NDArray[Any]:
         if bits in (3, 5, 6, 7):
             # imagecodecs reads a byte past the end of these.
             packed = np.append(packed, np.uint8(0))[:nbytes]
-        # imagecodecs leaves whole machine words as they are: big-endian.
+        # imagecodecs does not swap the bytes of whole machine words: they stay big-endian.
         dtype = {8: "u1", 16: ">u2", 32: ">u4", 64: ">u8"}.get(
             bits, "u1" if bits < 8 else "=u2" if bits < 16 else "=u4"
         )
         unpacked: npt.NDArray[Any] = imagecodecs.packints_decode(packed, np.dtype(dtype), bits, runlen=count)
         return unpacked
-    # 8 integers take `bits` bytes, and their bits lie alike in each such group.
+    # Groups of 8 integers take `bits` bytes each, and have the same bit positions in every group.
     groups = np.zeros((-(-count // 8), bits), np.uint8)
     groups.reshape(-1)[:nbytes] = packed
     wide = groups.T.astype(np.uint64)
@@ -68,8 +79,8 @@ class _Nbit(NamedTuple):
 
 
 def nbit_options(options: Options) -> _Nbit:
-    # Number of options, "nothing to do", elements; then the type: arrays (2) of bytes and element type, integers and
-    # floats (1) of bytes, byte order, significant bits and the bits below them.
+    # Number of options, "nothing to do" flag, number of elements, then the type. Type 2 (array): bytes, element type.
+    # Type 1 (integer or float): bytes, byte order, number of significant bits, number of bits below them.
     count, kind, size = options[2:5]
     rest = options[5:]
     while kind == 2:
@@ -85,7 +96,7 @@ def nbit_options(options: Options) -> _Nbit:
 
 
 def nbit(source: Source, out: Bytes, options: Options) -> int:
-    """Only the significant bits of each element are stored; the others become 0, also above a negative number."""
+    """Decode the n-bit filter. It stores only the significant bits: the others become 0, without sign extension."""
     count, dtype, precision, offset = nbit_options(options)
     values = prefix(out, count * np.dtype(dtype).itemsize).view(dtype)
     native = values.dtype.newbyteorder("=").type
@@ -102,7 +113,8 @@ class _Scaleoffset(NamedTuple):
 
 
 def scaleoffset_options(options: Options) -> _Scaleoffset:
-    # How to scale, by what, elements; class, bytes, sign and byte order of the type; whether a fill value follows.
+    # Scale type, scale factor, number of elements; class, bytes, sign and byte order of the type; whether a fill value
+    # follows.
     scale, factor, count, kind, size, _, order, filled = options[:8]
     if (scale, kind) not in ((2, 0), (0, 1)) or size not in ((1, 2, 4, 8), (4, 8))[kind] or order > 1:
         raise ValueError(f"its options are {options}")
@@ -111,10 +123,11 @@ def scaleoffset_options(options: Options) -> _Scaleoffset:
 
 
 def scaleoffset(source: Source, out: Bytes, options: Options) -> int:
-    """Differences to the chunk's minimum, in as few bits as they need; floats as multiples of a power of 10.
+    """Decode the scale-offset filter.
 
-    The chunk begins with the bits of a difference (4), the bytes of the minimum (1), and the minimum (16), all
-    little-endian. A difference of only ones stands for the fill value.
+    It stores differences from the chunk's minimum, in as few bits as they need; of floats, as multiples of a power of
+    10. The chunk begins with the number of bits of a difference (4 bytes), the size of the minimum (1 byte) and the
+    minimum (16 bytes), all little-endian. A difference with all bits set stands for the fill value.
     """
     count, dtype, decimals, fill = scaleoffset_options(options)
     values = prefix(out, count * np.dtype(dtype).itemsize).view(dtype)
@@ -126,7 +139,7 @@ def scaleoffset(source: Source, out: Bytes, options: Options) -> int:
     if bits > 8 * size or len(source) < 21:
         raise ValueError(f"it claims {bits} bits for elements of {size} bytes")
     if bits == 8 * size:
-        # Stored as they are, but in the byte order of the machine that wrote them; all that matter are little-endian.
+        # Stored unpacked, in the byte order of the machine that wrote them. Assume little-endian, as nearly all are.
         values[...] = prefix(differences, values.nbytes).view(values.dtype.newbyteorder("<"))
         return values.nbytes
     ones = (1 << bits) - 1

@@ -1,4 +1,4 @@
-"""Packed numbers of netCDF: ``scale_factor``, ``add_offset``, ``_FillValue`` …
+"""Unpacks packed numbers of netCDF: ``scale_factor``, ``add_offset``, ``_FillValue`` …
 
 See the CF conventions, https://cfconventions.org/cf-conventions/cf-conventions.html, sections 2.5.1 and 8.1. The
 float type follows xarray.
@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 PACKING = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
-"""The attributes."""
+"""The attributes that describe packing."""
 
 _MOST_MISSING = 16
-"""Values that may stand for none."""
+"""Maximum number of values of an attribute that stand for missing values."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Packing:
     Attributes
     ----------
     dtype : str
-        numpy's code of what they are unpacked to.
+        NumPy type string of the unpacked numbers: a float.
     scale, offset : float or None
-        What they are multiplied by; what is added then.
+        Unpacked numbers are ``stored * scale + offset``.
     missing : tuple of int or float
-        Stored numbers that stand for none: they become NaN.
+        Stored numbers that stand for missing values: they become NaN.
     unsigned : bool
-        Signed integers that are meant as unsigned ones.
+        The stored integers are signed, but to be interpreted as unsigned.
     """
 
     dtype: str
@@ -48,7 +48,7 @@ class Packing:
             stored = stored.view(stored.dtype.str.replace("i", "u"))
         values = stored.astype(self.dtype)
         one = np.dtype(self.dtype).type
-        # Numbers that are none may overflow.
+        # Numbers that stand for missing values may overflow.
         with np.errstate(all="ignore"):
             if self.scale is not None:
                 values *= one(self.scale)
@@ -61,7 +61,7 @@ class Packing:
     def __str__(self) -> str:
         parts = [] if self.scale is None else [f"times {self.scale:g}"]
         parts += [] if self.offset is None else [f"plus {self.offset:g}"]
-        parts += [f"{number:g} stands for none" for number in self.missing[:2]]
+        parts += [f"{number:g} means missing" for number in self.missing[:2]]
         return ", ".join(parts)
 
 
@@ -71,7 +71,9 @@ def packing_of(attributes: Mapping[str, npt.NDArray[Any]], dtype: np.dtype[Any])
     Parameters
     ----------
     attributes : mapping of str to ndarray
-        ``scale_factor``, ``add_offset``, ``_FillValue``, ``missing_value``, ``_Unsigned``, those that there are.
+        Those of `PACKING` that the array has.
+    dtype : np.dtype
+        Stored dtype of the array.
     """
     if dtype.kind not in "iuf":
         return None
@@ -97,18 +99,18 @@ def packing_of(attributes: Mapping[str, npt.NDArray[Any]], dtype: np.dtype[Any])
 
 
 def _number(attributes: Mapping[str, npt.NDArray[Any]], name: str) -> Any:
-    """A number that is there, and is one."""
+    """The attribute if it is a single finite number; else None."""
     values = np.asarray(attributes.get(name, ())).reshape(-1)
     return values[0] if len(values) == 1 and values.dtype.kind in "iuf" and np.isfinite(values[0]) else None
 
 
 def _unpacked(dtype: np.dtype[Any], scale: Any, offset: Any) -> np.dtype[Any]:
-    """As ``xarray.coding.variables._choose_float_dtype`` has it."""
+    """The float type of the unpacked numbers, chosen like ``xarray.coding.variables._choose_float_dtype``."""
     floats: list[np.dtype[Any]] = [np.dtype(np.float32), np.dtype(np.float64)]
     if scale is not None or offset is not None:
         numbers = [number for number in (scale, offset) if number is not None]
         given: list[np.dtype[Any]] = [number.dtype.newbyteorder("=") for number in numbers]
-        # An offset that is large beside the numbers loses digits, unless who wrote them has thought of it.
+        # Adding a large offset loses digits in float32. If scale and offset have the same float type, trust the writer.
         if given[0] not in floats or len({*given}) > 1 or (scale is None):
             return floats[1]
         if offset is not None and dtype.kind in "iu" and dtype.itemsize == 4:

@@ -1,4 +1,4 @@
-"""Text of a fixed length: without what only fills it up, and filled up."""
+"""Removes the padding of fixed-length text, and pads variable-length text."""
 
 from __future__ import annotations
 
@@ -11,22 +11,29 @@ from h5feed.errors import TooLarge
 from .layout import Int64s, Padding
 
 _BLOCK_BYTES = 1 << 20
-"""Bytes looked at by one call: what is found out about each of them is as large as they are."""
+"""Bytes processed at a time, because the temporary arrays are as large as the text."""
 
 _MAX_PADDED_BYTES = 256 << 20
-"""Bytes of text that is padded to one length."""
+"""Maximum bytes of text after padding."""
 
 
 def cut_padding(values: npt.NDArray[Any], padding: Padding | None) -> npt.NDArray[Any]:
-    """Text padded with zeros, as numpy has it, from text as HDF5 stores it.
+    """Convert HDF5's padding of text to numpy's, which is zeros.
 
-    What libhdf5's own conversion does: of ``nullterm``, as C writes it, the first zero ends the text, whatever lies
-    behind it; of ``spacepad``, as Fortran does, blanks at its end are none of it.
+    The result is the same as that of libhdf5's conversion. With ``nullterm`` (C), text ends at its first zero, whatever
+    follows. With ``spacepad`` (Fortran), trailing blanks are padding.
 
     Parameters
     ----------
     values : (...) of S
-        C-contiguous; changed in place.
+        C-contiguous; modified in place.
+    padding : "nullterm", "spacepad" or None
+        None: `values` are padded with zeros already.
+
+    Returns
+    -------
+    (...) of S
+        `values`.
     """
     if padding is None or not values.size:
         return values
@@ -44,16 +51,28 @@ def cut_padding(values: npt.NDArray[Any], padding: Padding | None) -> npt.NDArra
 
 
 def padded(items: npt.NDArray[Any], offsets: Int64s) -> npt.NDArray[Any]:
-    """Text as strings of one length, (rows,) of S.
+    """Pad variable-length text to the length of the longest.
+
+    Parameters
+    ----------
+    items : (n,) uint8
+        The bytes of all rows, one row after the other.
+    offsets : (rows + 1,) int64
+        Where each row begins in `items`.
+
+    Returns
+    -------
+    (rows,) of S
 
     Raises
     ------
     TooLarge
+        The result would be too large, or rows are lists and not text.
     """
     lengths = np.diff(offsets)
     width = max(1, int(lengths.max(initial=1)))
     if items.dtype != np.uint8 or width * len(lengths) > _MAX_PADDED_BYTES:
-        raise TooLarge(f"lists or texts of up to {width} items are too long to be taken as one value each")
+        raise TooLarge(f"lists or texts of up to {width} items are too long to be used as single values")
     out = np.zeros((len(lengths), width), np.uint8)
     out[np.arange(width) < lengths[:, None]] = items
     return out.reshape(-1).view(f"S{width}")

@@ -1,4 +1,4 @@
-"""Reads rows of arrays into buffers: `preadv`, parallel decoding, and each chunk decoded once."""
+"""Reads rows of arrays into buffers, with `preadv` and parallel decoding. Each chunk of a batch is decoded once."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     from .images.decoding import ImageDecoders
 
 SMALL_ROW_BYTES = 64 << 10
-"""Bytes: arrays of rows up to this size are kept decoded in memory where they fit; for bigger rows the saving of a
-system call per row is nothing beside the copy."""
+"""Bytes. Arrays with rows up to this size are cached decoded if they fit. For larger rows, a system call for each row
+costs little compared with the copy."""
 
 _MAX_PIECES_KEPT = 1 << 20
-"""Columns in more parts than this take too long to be put together as a whole."""
+"""Columns with more parts of chunks than this take too long to read as a whole."""
 
 _SAMPLES = (32, 8, 2)
-"""How many rows tell how long the others may be; fewer where they are too long to be read at once."""
+"""Sample sizes for the mean length of rows. Smaller ones are tried if the rows are too long to read at once."""
 
 _PIECE_BYTES = 16 << 20
-"""Bytes, as they are stored, of rows that are converted at once."""
+"""Stored bytes that are converted at a time."""
 
 _H5PY_BYTES = 32 << 20
-"""Bytes that h5py is asked for at once: they are held twice on their way."""
+"""Bytes that h5py reads at a time. Two copies of them exist during the transfer."""
 
 MAX_IMAGE_BYTES = 64 << 20
-"""Bytes that one image may be stored as."""
+"""Maximum stored bytes of one image."""
 
 Int64s = npt.NDArray[np.int64]
 
@@ -58,15 +58,15 @@ class Reader:
     threads : int
         Threads that decode chunks.
     cache : ByteCache
-        Keeps small columns decoded.
+        Caches small columns as a whole.
     chunk_bytes : int
-        Bound on decoded chunks that are kept, because they hold more rows than were asked for; and on decoded images.
+        Size of the cache of decoded chunks, and of the cache of decoded images.
     timeout : float
         Seconds that decoding the chunks of one batch may take.
     hdf5 : ReaderPool
-        Reads what no layout describes.
+        Reads arrays whose layout is not known.
     max_chunk_bytes : int
-        Decoded bytes of a chunk, of which only some rows are wanted, at most.
+        Maximum decoded bytes of a chunk that is read only in part.
     """
 
     def __init__(
@@ -112,13 +112,13 @@ class Reader:
         self._chunk_rows.read_ahead(column, rows)
 
     def whole(self, column: Column) -> npt.NDArray[Any] | None:
-        """All rows of a small column, from memory; None if it is too large to be kept."""
+        """All rows of a small column, cached; None if it is too large to cache."""
         if not 0 < column.row_bytes <= SMALL_ROW_BYTES or column.pieces > _MAX_PIECES_KEPT:
             return None
-        # Of images, one that is broken would take the others with it.
+        # Not images: a single broken one would make all rows fail.
         if column.has_lists or column.images is not None:
             return None
-        # Of wide records, a narrow column would be kept, but all of them read for it.
+        # A narrow column of wide records would fit, but all the records would have to be read for it.
         if column.stored_nbytes > 2 * self._cache.max_bytes:
             return None
         if not self._cache.admits(column.key, column.nbytes):
@@ -130,7 +130,7 @@ class Reader:
         return self.read_block(column, 0, column.rows)
 
     def read_block(self, column: Column, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows start … stop-1 like `read_all`, bypassing the cache of small columns."""
+        """Rows start … stop-1, like `read_all`. Bypasses the cache of small columns."""
         rows = np.arange(start, stop, dtype=np.int64)
         if column.has_lists:
             return padded(*self.read_ragged(column, rows))
@@ -140,10 +140,11 @@ class Reader:
         return out
 
     def read(self, column: Column, rows: Int64s, out: npt.NDArray[Any]) -> None:
-        """Read rows in the given order; duplicates are kept.
+        """Read rows in the given order, which may contain duplicates.
 
         Parameters
         ----------
+        column : Column
         rows : (k,) int64
             Each below ``column.rows``.
         out : (k, *sample) of the column's dtype, C-contiguous
@@ -154,7 +155,7 @@ class Reader:
         """
         kept = self.whole(column)
         if kept is not None:
-            # The rows were checked: "clip" spares the buffering that "raise" needs to leave `out` intact.
+            # The rows were checked. mode="raise" would copy through a buffer, "clip" does not.
             np.take(kept, rows, axis=0, out=out, mode="clip")
         else:
             self.read_from_source(column, rows, out)
@@ -191,13 +192,13 @@ class Reader:
         return int(self._cache.get(("typical", column.key), measure, lambda value: value.nbytes))
 
     def read_ragged(self, column: Column, rows: Int64s) -> tuple[npt.NDArray[Any], Int64s]:
-        """Read lists or text in the given order; duplicates are kept.
+        """Read lists or text in the given order, which may contain duplicates.
 
         Returns
         -------
         items : (n,) of the column's dtype; text as uint8
         offsets : (k + 1,) int64
-            Where the items of each row begin.
+            Where the items of each row begin in `items`.
 
         Raises
         ------
@@ -229,7 +230,7 @@ class Reader:
         return flat, offsets
 
     def list_offsets(self, column: Column, rows: Int64s) -> Int64s | None:
-        """Where the items of each row will begin, (k + 1,) int64; None if only reading them tells."""
+        """Where the items of each row will begin, (k + 1,) int64; None if that is known only after reading."""
         if column.segments[0].offsets is None:
             return None
         offsets = np.zeros(len(rows) + 1, np.int64)
@@ -240,11 +241,14 @@ class Reader:
         return np.cumsum(offsets, out=offsets)
 
     def read_lists(self, column: Column, rows: Int64s, offsets: Int64s, out: npt.NDArray[Any]) -> None:
-        """Read lists whose positions `list_offsets` has given.
+        """Read lists at the positions that `list_offsets` returned.
 
         Parameters
         ----------
+        column : Column
+        rows : (k,) int64
         offsets : (k + 1,) int64
+            From `list_offsets`, for the same rows.
         out : (offsets[k],) of the column's dtype
         """
         for segment, places, local in column.divide(rows):
@@ -262,7 +266,7 @@ class Reader:
                     out[first:last] = cut_padding(stored, segment.array.padding)
 
     def _read_items(self, segment: Segment, fd: int, begin: int, end: int, out: Bytes) -> None:
-        """Items begin … end-1 of a flat array, as they are stored, into their bytes."""
+        """Read items begin … end-1 of a flat array into `out`, as they are stored."""
         source, array = segment.source, segment.array
         itemsize = array.row_bytes
         if array.inline is not None:
@@ -283,7 +287,7 @@ class Reader:
                 source.read_rest(fd, offset, view, received)
 
     def _read_images(self, column: Column, rows: Int64s, out: npt.NDArray[Any]) -> None:
-        """Decode images into their places, (k, height, width, channels) uint8."""
+        """Read images and decode them into `out`, (k, height, width, channels) of the column's dtype."""
         for segment, places, local in column.divide(rows):
             where = np.arange(len(rows)) if places is None else places
             if segment.offsets is not None:
@@ -300,7 +304,7 @@ class Reader:
                 self._decoders.share(jobs, self._decoding(column, segment, rows, out, encoded))
 
     def _image_decoders(self) -> ImageDecoders:
-        # Loads OpenCV, which many servers need not.
+        # Imported late, because it loads OpenCV, which many servers do not need.
         from h5feed.decode import MAX_SERVED_PIXELS
 
         from .images.decoding import SERVED_MEMORY_BYTES, ImageDecoders
@@ -318,7 +322,11 @@ class Reader:
         out: npt.NDArray[Any],
         encoded: Sequence[Bytes] | None = None,
     ) -> Callable[[Iterator[tuple[int, int]]], None]:
-        """Work that takes pairs of an image's number, in `encoded` or else in the segment, and its place."""
+        """Return work for `Decoders.share` that decodes images.
+
+        Each job is a pair: the number of the image, in `encoded` if given and else in the segment, and its place in
+        `out`.
+        """
         from h5feed.decode import BrokenImage, put_pixels
 
         from .images.decoding import served
@@ -358,7 +366,7 @@ class Reader:
         return work
 
     def _read_text(self, column: Column, rows: Int64s) -> tuple[Bytes, Int64s]:
-        """Text of a fixed length, the padding of which is left out."""
+        """Read text of a fixed length without its padding."""
         strings = np.empty(len(rows), column.dtype)
         self.read(column, rows, strings)
         # padded: (rows, fixed length)
@@ -368,22 +376,23 @@ class Reader:
         return flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
     def _read_by_pieces(self, segment: Segment, rows: Int64s, places: Int64s | None, out: npt.NDArray[Any]) -> None:
-        """`_read_converted` to ``out[places]``; None: to all of it, in order.
+        """Same as `_read_converted`, into ``out[places]``, or into all of `out` in order if `places` is None.
 
-        What is stored may be many times what is answered, as wide records are of which one member is wanted.
+        Reads a piece at a time, because the stored bytes may be many times those of the result: one member of wide
+        records, for instance.
         """
         step = max(1, _PIECE_BYTES // max(1, segment.array.stored_row_bytes))
         if len(rows) <= step or segment.transposed:
             out[slice(None) if places is None else places] = self._read_converted(segment, rows)
             return
-        # Ascending: no chunk is decoded for more than two pieces.
+        # In ascending order, so that no chunk is decoded for more than two pieces.
         order = np.argsort(rows, kind="stable")
         for first in range(0, len(rows), step):
             piece = order[first : first + step]
             out[piece if places is None else places[piece]] = self._read_converted(segment, rows[piece])
 
     def _read_converted(self, segment: Segment, rows: Int64s) -> npt.NDArray[Any]:
-        """Rows that do not travel as they are stored: members of records, big-endian numbers, columns of a matrix."""
+        """Rows that are not served as they are stored: members of records, big-endian numbers, columns of a matrix."""
         source, array = segment.source, segment.array
         stored = array.records if array.record else array
         wanted = np.arange(stored.rows, dtype=np.int64) if segment.transposed else rows
@@ -407,10 +416,12 @@ class Reader:
     def _read_stored(
         self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
     ) -> None:
-        """Rows as they are stored, to ``target[places]``; None: to all of it, in order.
+        """Read rows as they are stored into ``target[places]``, or into all of `target` in order if `places` is None.
 
         Parameters
         ----------
+        source : LocalFile
+        array : ArrayLayout
         rows, places : (k,) int64
         target : (n, row bytes) uint8
         """
@@ -434,7 +445,7 @@ class Reader:
 
 
 def _row_ranges(offset: int, row_bytes: int, rows: Int64s, places: Int64s | None, target: Bytes) -> list[Range]:
-    """One range for each row, or, where rows follow each other, for all of them together."""
+    """The ranges to read: one for each row. If `places` is None, consecutive rows share one."""
     view = memoryview(target.reshape(-1))
     offsets = rows * row_bytes + offset
     if places is not None:
@@ -443,7 +454,7 @@ def _row_ranges(offset: int, row_bytes: int, rows: Int64s, places: Int64s | None
     if len(rows) > 1 and rows[1] == rows[0] + 1:
         starts = np.concatenate([[0], np.flatnonzero(np.diff(rows) != 1) + 1])
     else:
-        # A shuffled order: looking for neighbours would cost more than the few that there are.
+        # Assume a shuffled order: finding the few consecutive rows would cost more than it saves.
         starts = np.arange(len(rows))
     bounds = [*(starts * row_bytes).tolist(), len(view)]
     return [

@@ -11,10 +11,10 @@ import numpy.typing as npt
 Bytes = npt.NDArray[np.uint8]
 
 SCRATCH_BYTES = 16 << 20
-"""Bytes: each buffer that a thread keeps for the next chunk at most. Greater ones live as long as they are in use."""
+"""Maximum bytes of a buffer that a thread keeps for later. Larger buffers are freed when they are no longer in use."""
 
 HEADROOM = 64
-"""Bytes that each buffer has before what is asked for, for a header; as many as keep it aligned as it was."""
+"""Free bytes in front of each buffer, for a header. A multiple of the alignment, so that the buffer stays aligned."""
 
 
 class Scratch(threading.local):
@@ -36,9 +36,9 @@ class Scratch(threading.local):
         return buffer[HEADROOM : HEADROOM + nbytes]
 
     def with_headroom(self, view: Bytes, nbytes: int) -> Bytes | None:
-        """The same bytes and the `nbytes` before them, where `view` begins as `take` gave it; else None.
+        """Extend `view` by the `nbytes` before it, if it begins where a buffer of `take` begins; else return None.
 
-        Holds where nobody slices scratch that is handed on other than at the end.
+        `view` may be shorter than the buffer, but must not begin later: that is not checked.
         """
         base = view.base
         if base is None:

@@ -1,4 +1,4 @@
-"""Byte and bit shuffles of HDF5 chunks, undone."""
+"""Decodes the byte shuffle and bit shuffle filters of HDF5 chunks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .codec_interface import Options, Source, prefix, scratch
 from .scratch import Bytes
 
 _BLOSC_HEADER = struct.Struct("<4B5i")
-"""Version, version of the codec's format, flags, itemsize; bytes decoded, of a block, and stored; offset of the only
-block, bytes of its only stream."""
+"""Version, codec version, flags, itemsize; decoded bytes, block bytes, stored bytes; offset of the only block, and the
+bytes of its only stream."""
 
 _BLOSC_BYTES = _BLOSC_HEADER.size
 
@@ -24,8 +24,8 @@ def unshuffle(source: Source, out: Bytes, options: Options) -> int:
     target = prefix(out, nbytes)
     framed: Any = scratch.with_headroom(source, _BLOSC_BYTES) if itemsize < 256 and nbytes < 1 << 29 else None
     if framed is not None:
-        # With a header before it that declares one raw, shuffled block, this is a Blosc chunk: its unshuffle is
-        # vectorised and several times as fast as numpy's copies.
+        # With a header in front that declares one uncompressed, shuffled block, this is a Blosc chunk. Blosc's
+        # unshuffle is vectorised and several times as fast as copying with numpy.
         _BLOSC_HEADER.pack_into(
             framed.data, 0, 2, 1, 0x11, itemsize, nbytes, nbytes, _BLOSC_BYTES + nbytes, _BLOSC_BYTES - 4, nbytes
         )
@@ -50,7 +50,7 @@ class _Bitshuffle(NamedTuple):
 
 
 def bitshuffle_options(options: Options) -> _Bitshuffle:
-    # Three numbers are always there; older files lack the block's elements (0: the default) and the codec.
+    # Older files have three options, and lack the elements of a block (0: the default) and the codec.
     result = _Bitshuffle(options[2], *(*options[3:5], 0, 0)[:2])
     if not 0 < result.itemsize < 1 << 16 or result.block % 8 or result.codec not in (0, 2, 3):
         raise ValueError(f"its options are {options}")
@@ -58,14 +58,14 @@ def bitshuffle_options(options: Options) -> _Bitshuffle:
 
 
 def bitshuffle(source: Source, out: Bytes, options: Options) -> int:
-    """Undo the bit shuffle and its codec: none, LZ4 (2) or Zstandard (3)."""
+    """Decode the bit shuffle and its codec: none (0), LZ4 (2) or Zstandard (3)."""
     itemsize, block, codec = bitshuffle_options(options)
     if codec:
         source, block = _bitshuffle_blocks(source, len(out), itemsize, codec)
-    # Blocks that do not fit the chunk are as good as one block.
+    # A block size larger than the chunk is the same as a single block.
     block = min(block, -(-len(source) // itemsize) + 7 & ~7)
     target = memoryview(prefix(out, len(source)))
-    # Bytes, not an array: of an array it would take the item size.
+    # A memoryview, because the codec would use the item size of an array.
     data: Any = memoryview(source)
     return len(imagecodecs.bitshuffle_decode(data, itemsize=itemsize, blocksize=block, out=target))
 
@@ -73,13 +73,14 @@ def bitshuffle(source: Source, out: Bytes, options: Options) -> int:
 def _bitshuffle_blocks(source: Source, limit: int, itemsize: int, codec: int) -> tuple[Bytes, int]:
     """Decode the blocks of a bit-shuffled chunk.
 
-    The chunk holds decoded bytes (8), block bytes (4), then each block after its length (4), all big-endian; the last
-    block holds what is left of whole groups of 8 elements; what is left then follows as it is.
+    The chunk begins with the decoded bytes (8 bytes) and the block bytes (4 bytes). Then each block follows its length
+    (4 bytes). All numbers are big-endian. The last block may be shorter, but holds whole groups of 8 elements. The
+    remaining elements follow uncompressed.
 
     Returns
     -------
     shuffled : (decoded bytes,) uint8
-        Scratch.
+        Scratch memory.
     block : int
         Elements of a block.
     """
@@ -110,7 +111,7 @@ _BLOCK_LENGTH = struct.Struct(">I")
 
 
 def _zstd_blocks(source: Source, spans: list[tuple[int, int]], out: Bytes, packed: int, block_bytes: int) -> int:
-    """Decode frames into the first `packed` bytes of `out`: one after another they are one stream."""
+    """Decode Zstandard frames into the first `packed` bytes of `out`. Concatenated frames are a valid stream."""
     view: Any = memoryview(source)
     frames = [view[begin:end] for begin, end in spans]
     data = frames[0] if len(frames) == 1 else b"".join(frames)
@@ -118,10 +119,10 @@ def _zstd_blocks(source: Source, spans: list[tuple[int, int]], out: Bytes, packe
 
 
 def _lz4_blocks(source: Source, spans: list[tuple[int, int]], out: Bytes, packed: int, block_bytes: int) -> int:
-    """Decode blocks into the first `packed` bytes of `out`.
+    """Decode LZ4 blocks into the first `packed` bytes of `out`.
 
-    The LZ4 filter's framing is the same, so that its codec decodes all blocks in one call. But it takes a block for raw
-    that is as long as its room in `out`; chunks with such a block are decoded one block at a time.
+    The LZ4 filter has the same framing, so its codec can decode all blocks in one call. But it takes a block for
+    uncompressed if it is as long as its room in `out`: chunks with such a block are decoded one block at a time.
     """
     room = [block_bytes] * (len(spans) - 1)
     room.append(min(block_bytes, len(out) - len(room) * block_bytes))

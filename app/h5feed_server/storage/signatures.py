@@ -1,11 +1,11 @@
-"""Recognises what a file is if it is not HDF5, from its first bytes, and what to do about it."""
+"""Recognises other file formats by their first bytes, and tells the user how to convert them."""
 
 from __future__ import annotations
 
 import os
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
-"""Where a file's superblock begins: at its start, or after a user block of 512 bytes times a power of two."""
+"""Signature of the superblock, at the start of a file or after a user block of 512 bytes times a power of two."""
 
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (
@@ -22,11 +22,11 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it with unzstd"),
     (b"BZh", "compressed with bzip2: unpack it with bunzip2"),
     (b"\xfd7zXZ\0", "compressed with xz: unpack it with unxz"),
-    (b"\x93NUMPY", "NumPy's: pack it with h5feed-server build"),
-    (b"PAR1", "Parquet: pack it with h5feed-server build"),
-    (b"version https://git-lfs", "a pointer of Git LFS: fetch what it stands for with git lfs pull"),
-    (b"<!doctype html", "a web page: what was downloaded is not the file"),
-    (b"<html", "a web page: what was downloaded is not the file"),
+    (b"\x93NUMPY", "a NumPy file: pack it with h5feed-server build"),
+    (b"PAR1", "a Parquet file: pack it with h5feed-server build"),
+    (b"version https://git-lfs", "a Git LFS pointer: fetch the file with git lfs pull"),
+    (b"<!doctype html", "a web page: the download did not return the file"),
+    (b"<html", "a web page: the download did not return the file"),
 )
 
 
@@ -47,8 +47,8 @@ def why_no_hdf5(fd: int) -> str | None:
         return None
     head = os.pread(fd, 128, 0)
     if not head:
-        return "it is no HDF5 file, but empty"
+        return "it is not an HDF5 file: it is empty"
     for begin, what in _OTHERS:
         if head[: len(begin)].lower() == begin.lower():
-            return f"it is no HDF5 file, but {what}"
-    return "it is no HDF5 file: nothing in it begins as one does"
+            return f"it is not an HDF5 file, but {what}"
+    return "it is not an HDF5 file: it has no HDF5 signature"

@@ -1,4 +1,4 @@
-"""Finds the rows of a column that were ever written; all others hold the fill value."""
+"""Finds the rows of a column that were written to the file; all others hold the fill value."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ Int64s = npt.NDArray[np.int64]
 
 
 class WrittenRows:
-    """Runs of rows to read.
+    """The written rows among some rows of a column.
 
     Parameters
     ----------
     column : Column
     rows : (n,) integers, or None
-        Those of interest, ascending; None: all.
+        The rows of interest, ascending; None: all.
 
     Attributes
     ----------
     count : int
-        Of those that are to be read.
+        Number of written rows.
     unwritten : int
-        Of the others.
+        Number of rows that were never written.
     example : int or None
-        One of the others.
+        One of those.
     """
 
     def __init__(self, column: Column, rows: npt.NDArray[np.integer[Any]] | None) -> None:
         runs = np.array([*_runs(column)], np.int64).reshape(-1, 2)
-        # Runs that touch are one.
+        # Merge adjacent runs.
         touching = np.flatnonzero(runs[1:, 0] == runs[:-1, 1])
         starts, stops = np.delete(runs[:, 0], touching + 1), np.delete(runs[:, 1], touching)
         self.example: int | None = None
@@ -54,7 +54,7 @@ class WrittenRows:
         self.unwritten = total - self.count
 
     def between(self, begin: int, end: int) -> Int64s:
-        """The rows that are to be read, from the `begin`-th to before the `end`-th."""
+        """The written rows number `begin` to ``end - 1``, ascending, (end - begin,) int64."""
         if self._rows is not None:
             return self._rows[begin:end].astype(np.int64)
         first, last = np.searchsorted(self._ends, [begin, end - 1], side="right").tolist()

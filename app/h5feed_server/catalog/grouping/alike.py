@@ -1,4 +1,4 @@
-"""What files whose names are alike are to each other, by what is in them."""
+"""Decides how files with similar names are related, by their contents."""
 
 from __future__ import annotations
 
@@ -17,8 +17,15 @@ from .stacking import FEWEST, are_samples, is_sample, members_of, seem_samples, 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``parts`` follow each other, of ``samples`` each is a row, of ``classes`` each is one; those ``apart`` are
-    datasets each."""
+    """How files are related.
+
+    Attributes
+    ----------
+    kind : str
+        ``parts``: they hold consecutive rows of one dataset; ``samples``: each is a row; ``classes``: each is a class;
+        ``apart``: each is a dataset.
+    note : str or None
+    """
 
     kind: Literal["parts", "samples", "classes", "apart"]
     note: str | None = None
@@ -27,21 +34,27 @@ class Verdict:
 APART = Verdict("apart")
 
 _FOLDS = (
-    "each split has files of the same numbers, which are taken for its parts: where each number is a fold, h5feed.toml "
-    "says which files are one dataset"
+    "each split has files with the same numbers, which are taken for its parts: if each number is a fold, declare each "
+    "fold in h5feed.toml"
 )
 
 
 def of_numbers(files: Sequence[InspectedFile], paths: Sequence[str]) -> Verdict:
-    """Of files whose names differ in numbers.
+    """Judge files whose names differ in numbers.
+
+    Parameters
+    ----------
+    files : sequence of InspectedFile
+    paths : sequence of str
+        Paths of the files of the family.
 
     Raises
     ------
     InDoubt
-        They can be read in two ways.
+        The files are ambiguous.
     """
     samples = {file.name: _arrays(file) for file in files}
-    # A number that tells no files of a split apart belongs to all of them: ``train36``, ``val36``.
+    # If no split has several numbers, the number is part of the name: ``train36``, ``val36``.
     splits = [file.tags.split for file in files if file.tags.number >= 0]
     numbered = len(set(splits)) < len(splits)
     if (numbered or not splits) and are_samples(samples, "file"):
@@ -51,25 +64,25 @@ def of_numbers(files: Sequence[InspectedFile], paths: Sequence[str]) -> Verdict:
     typical = samples[files[members.index(most)].name]
     doubtful = not splits and is_sample(typical) == "maybe"
     agree = _kinds_agree(files)
-    # One that is odd settles nothing for the others.
+    # If most files agree, a single different one does not resolve the ambiguity.
     if doubtful and (count == len(files) if agree else count >= FEWEST and 2 * count > len(files)):
         raise InDoubt(
             f"the arrays of {count} files have the same shapes, {shapes_of(typical)}: each file may be one sample, "
-            "or its first axis may be that of rows"
+            "or hold rows along its first axis"
         )
-    # Splits' names win, unless each number is a dataset with splits: images of 28 and of 64 pixels.
+    # Names of splits decide, unless each number is a dataset with splits: images of 28 and of 64 pixels, for instance.
     if not agree and (not numbered or _are_several(files)):
         return APART
     return Verdict("parts", _gap(paths) or (_FOLDS if numbered and _share_numbers(files) else None))
 
 
 def of_words(files: Sequence[InspectedFile]) -> Verdict:
-    """Of the files of a folder that are called by words.
+    """Judge files of a folder whose names are words.
 
     Raises
     ------
     InDoubt
-        They seem to be samples.
+        The files seem to be samples.
     """
     if seem_samples([_arrays(file) for file in files]):
         raise InDoubt(f"{len(files)} files seem to hold one sample each, but their names are not alike")
@@ -77,12 +90,12 @@ def of_words(files: Sequence[InspectedFile]) -> Verdict:
     if not _kinds_agree(files) or any(segment.array.unreadable for segment in segments):
         return APART
     names = {name.rpartition("/")[2] for file in files for name in file.segments}
-    # A label, or any column of single values, says that the class is told otherwise.
+    # A label, or any column of single values, shows that the file is not the class.
     if any(is_label(name) for name in names) or any(not segment.wire[1] for segment in segments):
         return APART
     if len({frozenset((name, one.rows) for name, one in file.segments.items()) for file in files}) > 1:
         return Verdict("classes")
-    return Verdict("apart", "files beside it hold the same arrays: where each is a class, h5feed.toml says so")
+    return Verdict("apart", "other files in its folder hold the same arrays: if each is a class, say so in h5feed.toml")
 
 
 def _arrays(file: InspectedFile) -> dict[str, ArrayLayout]:
@@ -91,18 +104,18 @@ def _arrays(file: InspectedFile) -> dict[str, ArrayLayout]:
 
 
 def _kinds(file: InspectedFile) -> frozenset[tuple[object, ...]]:
-    """Members, dtypes and row shapes of a file."""
+    """The names, dtypes and row shapes of the arrays in a file."""
     return frozenset((name, *kind_of(segment)) for name, segment in file.segments.items() if segment.array.shape)
 
 
 def _kinds_agree(files: Sequence[InspectedFile]) -> bool:
-    """Whether files hold the same, and anything."""
+    """Whether all files hold the same arrays, and at least one."""
     kinds = {_kinds(file) for file in files}
     return len(kinds) == 1 and bool(next(iter(kinds)))
 
 
 def _share_numbers(files: Sequence[InspectedFile]) -> bool:
-    """Whether each split has files of the same numbers."""
+    """Whether all splits have files with the same numbers."""
     numbers: dict[str | None, set[int]] = {}
     for file in files:
         numbers.setdefault(file.tags.split, set()).add(file.tags.number)
@@ -110,7 +123,7 @@ def _share_numbers(files: Sequence[InspectedFile]) -> bool:
 
 
 def _are_several(files: Sequence[InspectedFile]) -> bool:
-    """Whether each number is a dataset: files of one hold the same, those of others do not."""
+    """Whether each number is a dataset: files with the same number hold the same arrays."""
     kinds: dict[int, set[object]] = {}
     for file in files:
         kinds.setdefault(file.tags.number, set()).add(_kinds(file))
@@ -118,10 +131,10 @@ def _are_several(files: Sequence[InspectedFile]) -> bool:
 
 
 def _gap(paths: Sequence[str]) -> str | None:
-    """What is missing between parts that one number tells apart."""
+    """A note about a missing number, if file names differ in a single number; else None."""
     numbers = [numbers_in(os.path.splitext(os.path.basename(path))[0]) for path in paths]
     places = range(len(numbers[0])) if len({*map(len, numbers)}) == 1 else ()
     differing = [place for place in places if len({row[place] for row in numbers}) > 1]
     there = sorted({row[differing[0]] for row in numbers}) if len(differing) == 1 else []
     missing = [after - 1 for before, after in pairwise(there) if after == before + 2]
-    return f"between its files, number {missing[0]} is missing" if missing else None
+    return f"file number {missing[0]} is missing" if missing else None

@@ -1,4 +1,4 @@
-"""Puts series that share their rows together: a table of fields, with those that say where each row comes from."""
+"""Assembles series with the same rows into a table, and adds fields that tell where each row comes from."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ from .names import natural
 from .pieces import Path, Piece, Series, Table, TableField
 
 _MAX_TRANSPOSED_BYTES = 64 << 20
-"""Arrays whose rows are columns are read as a whole."""
+"""Maximum bytes of a transposed array, which is always read as a whole."""
 
 _MAX_INLINE_BYTES = 1 << 20
-"""A field that says where rows come from is kept in memory up to this size, and described by pieces beyond."""
+"""Fields that tell where rows come from are stored in memory up to this size. Larger ones are segments that consist of
+the fill value only."""
 
 CLASS_REASON = "the array, group or file is the class"
-"""Why a field is the label whose values are the names of pieces."""
+"""Reason for the role of a label whose classes are the names of pieces."""
 
 _LABEL, _EPISODE, _FILE = "label", "episode", "file"
 
 
 def assemble(path: Path, members: Sequence[Series], name: str | None = None) -> Table:
-    """The table of series of one shape.
+    """Return the table of series with the same shape.
 
     Parameters
     ----------
     path : tuple of str
-        Of the group that they lie in.
+        Path of their group.
+    members : sequence of Series
     name : str, optional
-        What it is called in there, where it is not the group's own.
+        Name of the table in the group; default: it has the path of the group.
     """
     counts = sorted(members[0].shape, key=lambda item: item[0].order)
     pieces, rows = [piece for piece, _ in counts], np.array([count for _, count in counts], np.int64)
@@ -62,24 +64,24 @@ def assemble(path: Path, members: Sequence[Series], name: str | None = None) -> 
 
 
 def problem_of(segments: Sequence[Segment]) -> str | None:
-    """Why segments make no column, where they do not."""
+    """Why segments cannot form a column; None if they can."""
     kinds = {segment.wire for segment in segments}
     if len({(segment.has_lists, segment.offsets is None) for segment in segments}) > 1:
         if all(dtype.kind == "S" for dtype, _ in kinds):
-            return "some of its pieces are text of a fixed length, others of any length"
-        return "some of its pieces are lists, others are not, or have no offsets beside them"
+            return "some of its pieces are text of a fixed length, others of variable length"
+        return "some of its pieces are lists, others are not, or have no offsets"
     if len({segment.array.is_bfloat16 for segment in segments}) > 1:
         return "some of its pieces are bfloat16, others are not"
     if len(kinds) > 1:
         shown = ", ".join(sorted(f"{dtype}{list(shape)}" for dtype, shape in kinds)[:3])
         return f"its pieces differ: {shown}. Write all of them with one type and row shape"
     if any(segment.transposed and segment.array.nbytes > _MAX_TRANSPOSED_BYTES for segment in segments):
-        return "its rows lie along its last axis, so that every row is scattered over the whole file"
+        return "its rows are along its last axis, so every row is scattered over the whole file"
     return None
 
 
 def _of_one_length(segments: list[Segment]) -> list[Segment]:
-    """The segments; those of text of other lengths are served as the longest, the zeros behind which are none of it."""
+    """The segments. If text has several lengths, all are served with the longest one, padded with zeros."""
     lengths = {dtype.itemsize for segment in segments for dtype, _ in [segment.wire] if dtype.kind == "S"}
     if len(lengths) < 2 or any(segment.has_lists or segment.wire[0].kind != "S" for segment in segments):
         return segments
@@ -88,7 +90,7 @@ def _of_one_length(segments: list[Segment]) -> list[Segment]:
 
 
 def _can_be_joined(segments: Sequence[Segment]) -> bool:
-    """Whether these are single values that lie in the layout already, and mean the same."""
+    """Whether segments are single values that are stored in the layout, with the same meaning."""
     arrays = [segment.array for segment in segments]
     if any(array.inline is None or array.record or array.shape != (1,) for array in arrays):
         return False
@@ -99,12 +101,12 @@ def _can_be_joined(segments: Sequence[Segment]) -> bool:
         == (first.padding, first.packing, first.enum_names, first.is_bfloat16)
         for one in arrays
     )
-    # Text of another width is filled up with zeros, which are no part of it.
+    # Text of different widths can be joined, because it is padded with zeros.
     return alike and all(one.dtype == first.dtype or (text and one.dtype[1] == "S") for one in arrays)
 
 
 def _joined(segments: Sequence[Segment]) -> Sequence[Segment]:
-    """One segment for many whose few bytes are in the layout already."""
+    """A single segment instead of many whose values are stored in the layout; else the same segments."""
     if len(segments) == 1 or not _can_be_joined(segments):
         return segments
     arrays = [segment.array for segment in segments]
@@ -113,7 +115,7 @@ def _joined(segments: Sequence[Segment]) -> Sequence[Segment]:
 
 
 def _add_origins(table: Table, pieces: Sequence[Piece], rows: npt.NDArray[np.int64], source: LocalFile) -> None:
-    """Fields that say of which class, episode or file each row is."""
+    """Add fields with the class, episode or file of each row, if there are any."""
     taken = {field.name for field in table.fields}
 
     def add(name: str, values: Sequence[str | int], role: Role) -> None:
@@ -130,7 +132,7 @@ def _add_origins(table: Table, pieces: Sequence[Piece], rows: npt.NDArray[np.int
         numbers = {name: number for number, name in enumerate(names)}
         add(_LABEL, [numbers[piece.kind] for piece in pieces], Role("label", CLASS_REASON))
     if any(piece.episode for piece in pieces):
-        role = Role("other", "the name of the group that the row lies in")
+        role = Role("other", "the name of the group that the row is in")
         add(_EPISODE, ["/".join(piece.episode) for piece in pieces], role)
     if any(piece.file for piece in pieces):
         add(_FILE, [piece.file for piece in pieces], Role("other", "the name of the file that the row is"))
@@ -141,7 +143,7 @@ def _repeated(
 ) -> tuple[Segment, ...]:
     if int(rows.sum()) * values.itemsize <= _MAX_INLINE_BYTES or rows.max(initial=0) <= 1:
         return (_constant(source, name, np.repeat(values, rows)),)
-    # What was never written holds the fill value.
+    # Arrays that were never written: all their rows are the fill value.
     arrays = (
         ArrayLayout(f"{name}={value!r}", (int(count),), values.dtype.str, fill=value.tobytes())
         for value, count in zip(values, rows, strict=True)
@@ -152,7 +154,7 @@ def _repeated(
 def _constant(
     source: LocalFile, name: str, values: npt.NDArray[np.generic], like: ArrayLayout | None = None
 ) -> Segment:
-    """Values that are in memory, `like` those of an array. Their path keys caches, so that it stands for them."""
+    """A segment of values in memory, otherwise `like` an array. Its path includes a digest, because it keys caches."""
     data = values.tobytes()
     path = f"{name}#{hashlib.blake2b(data, digest_size=16).hexdigest()}"
     like = like or ArrayLayout(path, (), values.dtype.str)

@@ -1,4 +1,4 @@
-"""Arrays that are alike in all but their lengths and names: one for each class."""
+"""Merges arrays that hold one class each: they are alike except for their lengths and names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .pieces import Hints, Path, Series, kind_of
 
 
 def merge_classes(all_series: Sequence[Series], hints: Hints) -> list[Series]:
-    """The same series, those that are classes made one, those that may be marked."""
+    """Merge series that are classes into one. Ambiguous ones are marked, see `Series.doubtful` and `Series.apart`."""
     if hints.classes is False:
         return list(all_series)
     levels: dict[Path, list[Series]] = defaultdict(list)
@@ -24,7 +24,7 @@ def merge_classes(all_series: Sequence[Series], hints: Hints) -> list[Series]:
     answers = {
         path: "classes" if hints.classes and _are_alike(level) else _judge(level) for path, level in levels.items()
     }
-    # Among other arrays, a few that are alike are no classes.
+    # If there are other arrays too, arrays that are alike are not classes.
     are_classes = hints.classes or set(answers.values()) == {"classes"}
     for path, level in levels.items():
         if answers[path] == "classes" and are_classes:
@@ -36,12 +36,12 @@ def merge_classes(all_series: Sequence[Series], hints: Hints) -> list[Series]:
 
 
 def doubt_of(level: Sequence[Series]) -> str:
-    """What arrays may be."""
+    """The message about arrays that may be classes or fields."""
     names = sorted(series.path[-1] for series in level)
     shown = ", ".join(map(repr, names[:4])) + (" …" if len(names) > 4 else "")
     return (
-        f"its arrays {shown} are alike, each of {level[0].rows} rows: they may be classes, one after the other, or "
-        "fields, side by side"
+        f"its arrays {shown} are alike, each of {level[0].rows} rows: each may be a class, with rows of its own, or a "
+        "field of the same rows"
     )
 
 
@@ -50,16 +50,16 @@ def _are_alike(level: Sequence[Series]) -> bool:
 
 
 def _judge(level: Sequence[Series]) -> Literal["classes", "apart", "doubt", "fields"]:
-    """What arrays of one level are to each other, by their names, shapes and lengths."""
+    """How the arrays of one level are related, judged by their names, shapes and lengths."""
     names = [series.path[-1] for series in level]
-    # Columns of numbers are columns; and one name of a field makes the others fields too.
+    # Arrays of single values are columns. If one name is that of a field, the other arrays are fields too.
     if not _are_alike(level) or not level[0].first.wire[1] or any(map(is_field, names)):
         return "fields"
     if any(piece.kind or piece.episode for series in level for piece in series.pieces):
         return "fields"
     agree = len({series.shape for series in level}) == 1
     if are_numbered(names):
-        # Numbers are no names of classes: each is a series of its own, unless all have the same rows.
+        # Numbers are not class names. The arrays are fields if all have the same number of rows, else separate series.
         return "fields" if agree else "apart"
     return "doubt" if agree else "classes"
 

@@ -1,4 +1,4 @@
-"""Takes off the paths of arrays what says to which split, and to which episode, their rows belong."""
+"""Removes the parts of paths that name splits and episodes, and records them with the arrays."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from .pieces import Hints, Leaf, Series, kind_of
 from .stacking import are_samples, as_row, members_of
 
 UNNAMED = "data"
-"""What a field is called whose array has no other name than that of a split or a class."""
+"""Name of a field whose arrays are named only after splits or classes."""
 
-_NO_SPLIT = "its name has a split's word, but it is about the rows beside it: no split is taken from it"
+_NO_SPLIT = "its name contains the name of a split, but it describes the rows of other arrays: it is no split"
 
 
 @dataclass
 class Group:
-    """A group, as it is in all the files of a dataset taken together."""
+    """A group, merged from all files of a dataset."""
 
     arrays: dict[str, list[Leaf]] = field(default_factory=dict)
     groups: dict[str, Group] = field(default_factory=dict)
 
     @property
     def rows(self) -> set[int]:
-        """Lengths of the arrays in it."""
+        """Lengths of all arrays below the group."""
         own = {leaf.segment.rows for leaves in self.arrays.values() for leaf in leaves if leaf.segment.array.shape}
         return own.union(*(below.rows for below in self.groups.values()))
 
     def add(self, leaf: Leaf) -> None:
-        """Put an array where its path says."""
+        """Add an array at its path."""
         group = self
         for part in leaf.rest[:-1]:
             group = group.groups.setdefault(part, Group())
@@ -42,19 +42,21 @@ class Group:
 
 
 def collapse(group: Group, hints: Hints, split: str = "", beside: int = 0) -> list[Leaf]:
-    """The arrays in a group, by what is left of their paths below it.
+    """Return the arrays below a group. Their remaining paths, `Leaf.rest`, are relative to the group.
 
     Parameters
     ----------
+    group : Group
+    hints : Hints
     split : str
-        That of the groups around it.
+        The split of the groups above; empty if there is none.
     beside : int
-        Groups in it and in those of the other splits.
+        Number of groups in this group and in those of the other splits.
 
     Raises
     ------
     InDoubt
-        They can be read in two ways.
+        The groups are ambiguous.
     """
     direct = _split_arrays(group.arrays, split)
     words = _split_words(group.groups)
@@ -62,7 +64,7 @@ def collapse(group: Group, hints: Hints, split: str = "", beside: int = 0) -> li
     lengths: dict[str, set[int]] = {}
     for name, (rest, _, _) in words.items():
         lengths.setdefault(rest, set()).update(group.groups[name].rows)
-    # What says something of the rows beside it is no split.
+    # A group whose arrays have the same rows as the arrays next to it is not a split.
     words = {name: said for name, said in words.items() if not said[0] or not lengths[said[0]] <= rows}
     plain: dict[str, list[Leaf]] = {}
     counted: dict[str, list[Leaf]] = {}
@@ -101,7 +103,7 @@ def collapse(group: Group, hints: Hints, split: str = "", beside: int = 0) -> li
 
 
 def _split_words(names: Iterable[str]) -> dict[str, tuple[str, str, int]]:
-    """What groups that are named after splits are called otherwise, their splits, and their numbers in these, or -1."""
+    """The groups that are named after splits: the rest of the name, the split, and the number in the split or -1."""
     counted: dict[str, dict[str, tuple[str, str, int]]] = {}
     alike: dict[str, dict[str, tuple[str, str, int]]] = {}
     for name in names:
@@ -123,7 +125,7 @@ def _split_words(names: Iterable[str]) -> dict[str, tuple[str, str, int]]:
 
 
 def _are_splits(splits: set[str]) -> bool:
-    """One word alone may mean something else; that of the training rows does not."""
+    """Whether these split words mean splits: a single word other than ``train`` may mean something else."""
     return "train" in splits or len(splits) > 1
 
 
@@ -137,7 +139,7 @@ def _split_arrays(arrays: dict[str, list[Leaf]], split: str) -> list[Leaf]:
         for leaf in arrays[name]:
             leaf.note = leaf.note or _NO_SPLIT
     there = {word for rest, word in words.values() if word is not None and rest}
-    # Arrays that have no other name are splits of one field where they are alike in all but their rows.
+    # Arrays whose whole name is a split word are splits of one field if they are alike except for their length.
     kinds: dict[object, set[str]] = {}
     for name, (rest, word) in words.items():
         if word is not None and not rest:
@@ -158,7 +160,7 @@ def _split_arrays(arrays: dict[str, list[Leaf]], split: str) -> list[Leaf]:
 
 
 def _about_rows(arrays: Mapping[str, list[Leaf]], words: Mapping[str, tuple[str, str | None]], split: str) -> list[str]:
-    """Names of arrays that have a split's word, but are about the rows beside them: masks, and numbers of rows."""
+    """Names of arrays that contain a split word but are about the rows of the other arrays: masks, and row numbers."""
     if not _are_splits({word for rest, word in words.values() if word is not None and rest}):
         return []
     rows: dict[tuple[str, int], set[int]] = {}
@@ -182,19 +184,19 @@ def _about_rows(arrays: Mapping[str, list[Leaf]], words: Mapping[str, tuple[str,
             numbers.append(names)
         else:
             others.append(names)
-    # Beside splits, these have as many rows as others by chance, or number those of their split.
+    # If there are real splits, arrays have matching lengths by chance, and row numbers count the rows of their split.
     if any(len(names) > 1 for names in others):
         return [name for names in aligned if len(names) > 1 for name in names]
     return [name for names in aligned + numbers for name in names]
 
 
 def _samples_among(groups: Mapping[str, list[Leaf]], episodes: Collection[str], beside: int) -> set[str]:
-    """Names of the groups that hold one sample each: episodes, and those that hold something of theirs.
+    """Names of the groups that hold one sample each: episodes, and groups that share members with them.
 
     Raises
     ------
     InDoubt
-        They seem to.
+        They seem to hold one sample each, but do not fit together or are few.
     """
     if not episodes:
         return set()
@@ -206,7 +208,7 @@ def _samples_among(groups: Mapping[str, list[Leaf]], episodes: Collection[str], 
 
 
 def _stack(groups: Iterable[list[Leaf]]) -> None:
-    """Make a row of each group."""
+    """Turn the arrays of each group into single rows."""
     for leaf in (leaf for leaves in groups for leaf in leaves):
         row = as_row(leaf.segment)
         if not isinstance(row, str):
@@ -214,23 +216,23 @@ def _stack(groups: Iterable[list[Leaf]]) -> None:
 
 
 def series_of(leaves: Iterable[Leaf]) -> list[Series]:
-    """The arrays that are to become fields.
+    """Combine arrays into the series that become fields.
 
     Raises
     ------
     ValueError
-        Two lay claim to the same rows of the same field.
+        Two arrays are the same piece of the same field.
     """
     by_path: dict[tuple[str, ...], Series] = {}
     for leaf in leaves:
         key = leaf.rest or (UNNAMED,)
         piece = leaf.piece
         if key in by_path and piece in by_path[key].pieces and leaf.half is not None:
-            # Both halves call their array the same: the file's name tells them apart.
+            # Both halves have an array of this name: name the field after the half of the file name.
             key = (*key[:-1], leaf.half)
         series = by_path.setdefault(key, Series(key))
         if piece in series.pieces:
-            raise ValueError(f"{'/'.join(key)} is there twice")
+            raise ValueError(f"{'/'.join(key)} exists twice")
         series.note = series.note or leaf.note
         series.pieces[piece] = leaf.segment
     return list(by_path.values())

@@ -1,4 +1,4 @@
-"""Groups that hold the same: episodes, subjects, clients of one dataset, whatever their names."""
+"""Finds groups with the same members: episodes, subjects or clients of one dataset, with any names."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ Signature = frozenset[tuple[Path, Kind]]
 
 
 def signature(leaves: Sequence[Leaf]) -> Signature:
-    """Members, dtypes and row shapes of a group."""
+    """The names, dtypes and row shapes of the arrays in a group."""
     return frozenset((leaf.rest, kind_of(leaf.segment)) for leaf in leaves if leaf.segment.array.shape)
 
 
 def episodes_among(groups: Mapping[str, Sequence[Leaf]], direct: Sequence[Leaf]) -> list[str]:
-    """Names of the groups that are episodes of one dataset, in their order; none where they are not.
+    """Return the names of the groups that are episodes of one dataset, in natural order; empty if there are none.
 
     Parameters
     ----------
     groups : mapping of str to sequence of Leaf
-        What is in each.
+        The arrays in each group.
     direct : sequence of Leaf
-        The arrays beside them.
+        The arrays next to the groups.
     """
     groups = {name: leaves for name, leaves in groups.items() if any(leaf.segment.array.shape for leaf in leaves)}
     if len(groups) < 2:
         return []
     rows = {leaf.segment.rows for leaves in groups.values() for leaf in leaves if leaf.segment.array.shape}
-    # Fields of the rows that lie beside them, such as ``obs`` and ``next_obs``; or fields by their names.
+    # Groups with the rows of the arrays next to them are fields, as ``obs`` and ``next_obs``, and so are groups with
+    # names of fields.
     if len(rows) == 1 and (rows <= {leaf.segment.rows for leaf in direct} or all(map(is_field, groups))):
         return []
     signatures = {name: signature(leaves) for name, leaves in groups.items()}
@@ -38,7 +39,7 @@ def episodes_among(groups: Mapping[str, Sequence[Leaf]], direct: Sequence[Leaf])
     for name, members in signatures.items():
         same[members].append(name)
     best = max(same.values(), key=len)
-    # Names that differ in a number: what all of them have is enough, the rest is not there for all rows.
+    # For names that differ in a number, some common members are enough. The others do not exist for all rows.
     numbered: dict[str, list[str]] = defaultdict(list)
     for name in groups:
         if "#" in pattern(name):

@@ -1,4 +1,4 @@
-"""Which files may belong together: by what is declared, by their names, and by the folders that they lie in."""
+"""Finds files that may form one dataset, by declarations, names and folders."""
 
 from __future__ import annotations
 
@@ -18,24 +18,29 @@ from .names import Tags, are_counted, natural, pattern, tags_of, without_numbers
 _SPLIT_ORDER = (None, "train", "val", "test")
 
 _MOST_CLASSES = 200
-"""Files of a folder, called by words, that are looked at together."""
+"""Maximum number of files in a folder that are considered as classes."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Files that may belong together, and the name of what they are then.
+    """Files that may form one dataset.
 
     Attributes
     ----------
+    name : str
+        Name of the dataset.
     files : tuple of str
         Relative to the data folder, in the order of their rows.
     tags : tuple of Tags
-        Their places in the dataset.
+        The place of each file in the dataset.
     rows : tuple of str
-        What the row, or class, is called that each file may be.
+        Name of the row or class, if each file is one.
     kind : str
-        Why they may: they are ``declared`` to, their names say that they are parts of one dataset (``named``), their
-        names differ in ``numbers``, they are called by ``words`` and lie in one folder; or the file is ``alone``.
+        The reason: the files are ``declared`` as one dataset; their names say that they are parts of one (``named``);
+        their names differ in ``numbers``; their names are ``words`` and they are in the same folder; or there is only
+        one file (``alone``).
+    declared : DeclaredDataset or None
+        The declaration, if there is one.
     """
 
     name: str
@@ -48,7 +53,7 @@ class Family:
 
 @dataclass(frozen=True)
 class _Place:
-    """A file, the folder that its dataset is named after, and what lies between."""
+    """A file, the folder that its dataset is named after, and the path from there to the file."""
 
     file: str
     folder: str
@@ -61,19 +66,23 @@ class _Place:
 
 
 def families(files: Sequence[str], declared: Mapping[str, DeclaredDataset], *, counted: bool = True) -> list[Family]:
-    """Divide files, each into one family.
+    """Divide files into families. Each file is in exactly one family, or in several declared ones.
 
     Parameters
     ----------
+    files : sequence of str
+        Relative to the data folder.
+    declared : mapping of str to DeclaredDataset
+        Declared datasets, by name.
     counted : bool
-        Numbers may count the files of a split.
+        Whether numbers next to a split word may count the files of the split.
     """
     grouped: list[Family] = []
     taken: set[str] = set()
     for name, dataset in declared.items():
         matching = dataset.matching(files)
         if matching:
-            # In the order declared, one after the other, but for those that are splits or halves.
+            # Files follow in the declared order, except for splits and halves.
             grouped.append(
                 _family(name, [_split_place(file) or _place(file) for file in matching], "declared", dataset)
             )
@@ -104,7 +113,7 @@ def families(files: Sequence[str], declared: Mapping[str, DeclaredDataset], *, c
     numbers = [place for file in left() if counted and (place := _counted_place(file)) is not None]
     for (folder, _), places in _by(numbers, lambda place: (place.folder, place.tags.stem.lower())).items():
         counted_ones = [place for place in places if place.tags.number >= 0]
-        # Beside the whole, ``train`` and ``val``, its parts are another dataset.
+        # If the whole splits (``train``, ``val``) exist next to numbered parts, the parts are another dataset.
         for some, end in ((places, ""), (counted_ones, "_parts")):
             if are_counted([(place.tags.split, place.tags.number) for place in some]):
                 add(folder, f"{places[0].tags.stem}{end}".strip("_"), some, "numbers")
@@ -114,13 +123,13 @@ def families(files: Sequence[str], declared: Mapping[str, DeclaredDataset], *, c
     for (folder, _), places in _by(tagged, lambda place: (place.folder, place.tags.stem.lower())).items():
         if _are_splits(places) or {place.tags.split for place in places} == {None}:
             add(folder, places[0].tags.stem, places, "named")
-    # Names that differ in numbers. A split's word that does not hold is part of the name.
+    # Names that differ in numbers. Split words that were not used so far are part of the name.
     for (folder, stem), places in _by(
         map(_untagged, left()), lambda place: (place.folder, pattern(place.stem))
     ).items():
         if "#" in stem:
             add(folder, without_numbers([place.stem for place in places]), places, "numbers")
-    # A folder of files that are called by words.
+    # Folders of files whose names are words.
     words = [place for place in map(_untagged, left()) if place.folder and "#" not in pattern(place.stem)]
     for (folder, _), places in _by(words, lambda place: (place.folder, "")).items():
         if len(places) <= _MOST_CLASSES and all(place.stem.isalpha() for place in places):
@@ -129,19 +138,19 @@ def families(files: Sequence[str], declared: Mapping[str, DeclaredDataset], *, c
 
 
 def apart(family: Family) -> list[Family]:
-    """What the files of a family are that is no dataset: one for each number in their names, or each alone."""
+    """Divide a family whose files do not form one dataset: by the number in the names, or into single files."""
     if any(tags.number >= 0 for tags in family.tags):
         return families(family.files, {}, counted=False)
     return alone(family.files)
 
 
 def alone(files: Sequence[str], taken: Collection[str] = ()) -> list[Family]:
-    """Each file by itself, under a name that no other has, nor anything of those `taken`."""
+    """A family for each file, with a name that is unique and not among `taken`."""
     return [_family(name, [_untagged(file)], "alone") for name, file in name_files(files, taken).items()]
 
 
 def glob_of(files: Sequence[str]) -> str:
-    """A pattern that these files match."""
+    """A pattern that matches these files."""
     if len(files) == 1:
         return files[0]
     first, last = min(files), max(files)
@@ -168,7 +177,7 @@ def _family(
         own = place.tags
         if kind == "declared":
             own = own if whole or place.below == "" else _place(place.file).tags
-            # A file alone that is called like a half is none.
+            # A half needs another one: ignore the tag if there is only one kind of half.
             own = replace(own, shards=1, half=own.half if len(halves - {None}) > 1 else None)
         if own.shards == 1:
             own = replace(own, shard=alike[own.split, own.half])
@@ -178,7 +187,7 @@ def _family(
     stems = [os.path.splitext(file)[0] for file in files]
     rows = [stem.removeprefix(base) if len(files) > 1 else os.path.basename(stem) for stem in stems]
     if whole and any(place.below for place in places):
-        # The split's folder is said by the split.
+        # Leave out the folder of the split, which the split already tells.
         below = [place.below for place in places]
         rows = below if len(set(below)) == len(below) else rows
     return Family(name, files, tuple(tags), tuple(rows), kind, declared)
@@ -195,14 +204,14 @@ def _untagged(file: str) -> _Place:
 
 
 def _counted_place(file: str) -> _Place | None:
-    """Where the name of a file says a split, and maybe a number among those of that split."""
+    """The place of a file whose name contains a split, and possibly a number in the split; else None."""
     place = _place(file)
     tags = tags_of(place.stem, counted=True)
     return None if tags.split is None or tags.shards > 1 or tags.half is not None else replace(place, tags=tags)
 
 
 def _split_place(file: str) -> _Place | None:
-    """Where the folders of a file name a split, and the file itself none."""
+    """The place of a file in a folder named after a split; None without one, or if the file name has a split."""
     place = _place(file)
     if place.tags.split is not None:
         return None

@@ -1,4 +1,4 @@
-"""Splits in the attribute ``split`` of a file, as Fuel's H5PYDataset has it: from which row to which, for each field.
+"""Reads splits from the attribute ``split`` in the format of Fuel's H5PYDataset: a range of rows for each field.
 
 See https://fuel.readthedocs.io/en/latest/h5py_dataset.html.
 """
@@ -16,7 +16,7 @@ ATTRIBUTE = "split"
 
 
 def apply(attribute: Any, tables: list[Table]) -> None:
-    """Give the splits that the attribute names to the tables whose fields they are of."""
+    """Set the native splits of tables from the attribute. If it does not fit a table, the table gets a note."""
     if not isinstance(attribute, list) or not all(isinstance(entry, dict) for entry in attribute):
         return
     for table in tables:
@@ -31,16 +31,16 @@ def apply(attribute: Any, tables: list[Table]) -> None:
         if any(entry["indices"] for entry in mine):
             problem = "it refers to lists of rows"
         elif any(len(ranges) > 1 for ranges in runs.values()):
-            problem = "fields have other rows in it than others"
+            problem = "its fields have different rows"
         elif not all(0 <= begin < end <= table.rows for ranges in runs.values() for begin, end in ranges):
-            problem = f"it names rows beyond the {table.rows} that there are"
+            problem = f"it names rows beyond the {table.rows} of the dataset"
         ends = sorted(next(iter(ranges)) for ranges in runs.values())
         if problem is None and any(begin < end for (_, end), (begin, _) in pairwise(ends)):
-            problem = "its splits share rows"
+            problem = "its splits overlap"
         if problem is None:
             table.native = {split: sorted(ranges) for split, ranges in runs.items()}
         else:
             table.notes = (
                 *table.notes,
-                f"its attribute 'split' is not followed: {problem}; [datasets.NAME.splits] in h5feed.toml says them",
+                f"its attribute 'split' is ignored: {problem}; declare [datasets.NAME.splits] in h5feed.toml",
             )

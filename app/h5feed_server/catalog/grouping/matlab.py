@@ -1,4 +1,4 @@
-"""Rows of what MATLAB wrote: axes are in reverse there, so they may be the first or the last one."""
+"""Finds the rows of arrays that MATLAB wrote: it reverses axes, so rows may be along the first or the last one."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ...storage.layout import ArrayLayout
 from .names import is_label
 from .pieces import Path
 
-NOTE = "written by MATLAB: axes are in reverse"
+NOTE = "written by MATLAB: its axes are reversed"
 
 
 def turned(segments: Mapping[Path, Segment]) -> dict[Path, Segment]:
-    """The arrays that MATLAB wrote, with their rows along the axis that they share."""
+    """The arrays that MATLAB wrote, transposed if the number of rows that they share is that of the last axis."""
     written = {
         path: segment.array
         for path, segment in segments.items()
         if "MATLAB_class" in segment.array.attributes and len(segment.array.shape) > 1
     }
     shared = _shared(written)
-    # A square matrix lies as those do that it shares its rows with.
+    # The rows of a square matrix are along the same axis as in the other arrays with the same rows.
     last = any(array.shape[-1] == shared != array.shape[0] for array in written.values())
     first = any(array.shape[0] == shared != array.shape[-1] for array in written.values())
     turned = {path for path, array in written.items() if array.shape[-1] == shared != array.shape[0]}
@@ -32,7 +32,7 @@ def turned(segments: Mapping[Path, Segment]) -> dict[Path, Segment]:
 
 
 def _shared(written: Mapping[Path, ArrayLayout]) -> int | None:
-    """How many rows there are: a length of the label's where there is one, and that which most arrays have."""
+    """The number of rows: the most common length of a first or last axis; if there are labels, one of theirs."""
 
     def ends(array: ArrayLayout) -> set[int]:
         return {array.shape[0], array.shape[-1]}

@@ -1,4 +1,4 @@
-"""What names say: splits, shards and halves of files, running numbers, and which names are those of fields."""
+"""Interprets names: splits, shards and halves of files, numbers, and names of fields."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..vocabulary import is_telling, says
 
 _SHARD = re.compile(r"[_.\-](\d{3,6})-of-(\d{3,6})$")
 _HALF = re.compile(r"(?:^|[_.\-])(x|y|images?|labels?|data|targets?|inputs?|mask)$", re.I)
-"""A file's ending that says which fields of the dataset it holds."""
+"""The end of a file name that tells which fields of the dataset the file holds."""
 
 _NUMBER = re.compile(r"(\d+)")
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 _PART_WORD = re.compile(r"[_.\- ]*(part|shard|chunk|piece|file)s?$", re.I)
-"""What a name ends in when its number is gone, and says no more."""
+"""A word that has no meaning at the end of a name after its number was removed."""
 
 _FIELD_WORDS = frozenset(
     re.findall(
@@ -33,20 +33,20 @@ _FIELD_WORDS = frozenset(
         """,
     )
 )
-"""Words of fields, beside those that tell their roles."""
+"""Words in names of fields, in addition to those that tell roles."""
 
 _FIELD_LETTERS = frozenset("abcdefhiklmnoprstuvwxyz")
-"""A letter alone is how a formula calls a field."""
+"""Single letters that are names of fields, as in formulas."""
 
 _IMAGE_WORDS = frozenset(
     re.findall(r"\w+", "bgr depth frame gray grey image img mask mri photo picture rgb scan seg segmentation slice")
 )
-"""What one picture is called, and what belongs to it."""
+"""Words in names of images and masks."""
 
 
 @dataclass(frozen=True)
 class Tags:
-    """What a file's name says of its place in a dataset."""
+    """What a file name tells about the place of the file in a dataset."""
 
     stem: str
     split: str | None = None
@@ -54,7 +54,7 @@ class Tags:
     shards: int = 1
     half: str | None = None
     number: int = -1
-    """Beside the split's word: ``train0``."""
+    """The number next to the split word, as in ``train0``; -1 if there is none."""
 
     @property
     def is_part(self) -> bool:
@@ -62,12 +62,14 @@ class Tags:
 
 
 def tags_of(stem: str, *, counted: bool = False) -> Tags:
-    """Take a file name without its ending apart.
+    """Interpret a file name without its extension.
 
     Parameters
     ----------
+    stem : str
     counted : bool
-        A number beside the split's word counts the files of that split: ``train_0``. Else it belongs to the name.
+        Whether a number that is separated from the split word counts the files of the split, as in ``train_0``. Else
+        it is part of the name.
     """
     shard, shards, half = 0, 1, None
     if match := _SHARD.search(stem):
@@ -79,30 +81,30 @@ def tags_of(stem: str, *, counted: bool = False) -> Tags:
 
 
 def are_counted(numbered: Collection[tuple[str | None, int]]) -> bool:
-    """Whether numbers count what lies beside each other: the parts of several splits.
+    """Whether numbers count the parts of several splits.
 
     Parameters
     ----------
     numbered : collection of (str or None, int)
-        Split and number of each; the number is -1 where there is none.
+        Split and number of each part; the number is -1 if there is none.
     """
     numbers: dict[str | None, list[int]] = {}
     for split, number in numbered:
         numbers.setdefault(split, []).append(number)
     if None in numbers or "train" not in numbers or len(numbers) < 2 or max(map(len, numbers.values())) < 2:
         return False
-    # Beside ``train``, ``train_2`` is the second part; ``train_64`` is something else.
+    # Next to ``train``, ``train_2`` is the second part, but ``train_64`` is something else.
     firsts = [sorted(several)[1] for several in numbers.values() if min(several) < 0 and len(several) > 1]
     return all(first in (1, 2) for first in firsts) and all(len({*n}) == len(n) for n in numbers.values())
 
 
 def natural(name: str) -> tuple[str | int, ...]:
-    """Orders names as people do: ``demo_2`` before ``demo_10``."""
+    """Sort key for natural order: ``demo_2`` before ``demo_10``."""
     return tuple(int(part) if number % 2 else part for number, part in enumerate(_NUMBER.split(name)))
 
 
 def pattern(name: str) -> str:
-    """What is the same in names that differ in numbers."""
+    """The name with numbers replaced by ``#``, in lower case: equal for names that differ only in numbers."""
     return _NUMBER.sub("#", name).lower()
 
 
@@ -112,13 +114,13 @@ def numbers_in(name: str) -> list[int]:
 
 
 def are_numbered(names: Collection[str]) -> bool:
-    """Whether names differ in nothing but numbers."""
+    """Whether names contain numbers and differ only in these."""
     patterns = {pattern(name) for name in names}
     return len(patterns) == 1 and "#" in next(iter(patterns))
 
 
 def without_numbers(names: Collection[str]) -> str:
-    """What names of one pattern have in common, numbers that are the same in all of them included."""
+    """The common name of names that differ only in numbers, without the numbers that differ."""
     parts = [_NUMBER.split(name) for name in names]
     kept = ""
     for place in range(len(parts[0])):
@@ -135,16 +137,16 @@ def _words(name: str) -> set[str]:
 
 
 def is_field(name: str) -> bool:
-    """Whether fields are called so, rather than classes, people or places."""
+    """Whether a name is more likely that of a field than of a class, person or place."""
     name = without_split(name)[0]
     return name.lower() in _FIELD_LETTERS or not _FIELD_WORDS.isdisjoint(_words(name)) or is_telling(name)
 
 
 def is_label(name: str) -> bool:
-    """Whether labels are called so."""
+    """Whether a name is usual for labels."""
     return says(name, single=True) == "label"
 
 
 def is_image(name: str) -> bool:
-    """Whether one picture, or what is drawn over one, is called so."""
+    """Whether a name is usual for an image or a mask of one."""
     return not _IMAGE_WORDS.isdisjoint(_words(name))

@@ -1,4 +1,4 @@
-"""Rows that follow each other: what the rules hand to one another."""
+"""Pieces of datasets (runs of rows), and the other types that the grouping rules pass to each other."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from ..split_names import SPLITS
 from .names import Tags, natural
 
 Path = tuple[str, ...]
-"""Names of groups, and of the array."""
+"""Names of the groups, then of the array."""
 
 
 class InDoubt(ValueError):
-    """What is there can be read in two ways; the message says how."""
+    """Files or arrays can be interpreted in two ways. The message names both."""
 
 
 @dataclass(frozen=True)
 class Hints:
-    """What ``h5feed.toml`` decides; None where it says nothing.
+    """What ``h5feed.toml`` declares about the arrays; None if it does not.
 
     Attributes
     ----------
     stack : bool or None
-        Whether a file, or a group, is one row.
+        Whether each file or group is one row.
     classes : bool or None
-        Whether arrays, groups or files are classes, whose names are the labels.
+        Whether arrays, groups or files are classes, and their names the labels.
     episodes : bool or None
-        Whether groups of the same members follow each other.
+        Whether groups with the same members are joined.
     """
 
     stack: bool | None = None
@@ -44,50 +44,52 @@ class Hints:
 
 @dataclass(frozen=True)
 class InspectedFile:
-    """A file's arrays by the paths that are to name them, and its place in the dataset."""
+    """The arrays of a file, by the path to use as the name, and the place of the file in the dataset."""
 
     segments: Mapping[str, Segment]
     tags: Tags
     name: str = ""
-    """Of its row, or class, where it is one."""
+    """Name of the row or class, if the file is one."""
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Lists of text beside the arrays that are declared, by path: they may be names of classes."""
+    """Lists of text in addition to the declared arrays, by path. They may be class names."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows that follow each other: those of one split, class, shard and episode."""
+    """Identifies a run of rows: those of one split, class, shard and episode."""
 
     split: str = ""
     kind: str = ""
     """Name of the class."""
     shard: int = 0
     episode: Path = ()
-    """Names of the groups that the episode lies in, or is."""
+    """Names of the groups that lead to the episode, ending with its own."""
     file: str = ""
-    """Name of the file that is one row."""
+    """Name of the file, if it is one row."""
 
     @cached_property
     def order(self) -> tuple[Any, ...]:
-        """Pieces follow each other by this."""
+        """Sort key of pieces."""
         rank = SPLITS.index(self.split) if self.split in SPLITS else (len(SPLITS) if self.split else -1)
         names = (natural(self.kind), self.shard, natural(self.file), tuple(map(natural, self.episode)))
-        # Some differ in nothing but how a number is written: s_1, s_01.
+        # Names may be equal in natural order: s_1, s_01.
         return rank, self.split, *names, self.kind, self.file, self.episode
 
     @property
     def where(self) -> str:
-        """For people."""
+        """Name of the piece, for messages."""
         return self.file or self.split or "/".join(self.episode) or self.kind or "one part"
 
 
 @dataclass
 class Leaf:
-    """An array of one file, on its way to become a piece of a series: groups that say where it belongs are taken off
-    its path, one after the other."""
+    """An array of one file that will be a piece of a series.
+
+    The grouping rules move the parts of its path that tell the place of the piece to the other attributes.
+    """
 
     rest: Path
-    """What is left of its path, below the group that is looked at."""
+    """The remaining path, below the current group."""
     segment: Segment
     shard: int
     split: str = ""
@@ -95,12 +97,12 @@ class Leaf:
     file: str = ""
     episode: Path = ()
     half: str | None = None
-    """Which half of the dataset its file says that it holds."""
+    """The half of the dataset that its file holds, by the file name."""
     note: str | None = None
 
     @property
     def is_column(self) -> bool:
-        """Whether it is a column of a data frame: what it is called says nothing of rows."""
+        """Whether it is a column of a data frame, whose name does not tell a split."""
         return self.segment.about is not None and self.segment.about.is_column
 
     @property
@@ -110,19 +112,19 @@ class Leaf:
 
 @dataclass
 class Series:
-    """An array that is to become a field, piece by piece."""
+    """The pieces of a future field."""
 
     path: Path
     pieces: dict[Piece, Segment] = field(default_factory=dict)
     note: str | None = None
     apart: bool = False
-    """It shares its rows with no other, whatever their number."""
+    """It does not share its rows with other series, even if their number is the same."""
     doubtful: bool = False
-    """It may be a class as well as a field of its level."""
+    """It may be either a class or a field."""
 
     @cached_property
     def shape(self) -> frozenset[tuple[Piece, int]]:
-        """Pieces and their rows: fields of one table agree in it."""
+        """The pieces with their numbers of rows. The fields of a table have the same shape."""
         return frozenset((piece, segment.rows) for piece, segment in self.pieces.items())
 
     @property
@@ -147,47 +149,50 @@ Kind = tuple[np.dtype[Any], Path | tuple[int, ...], bool, bool]
 
 
 def kind_of(segment: Segment) -> Kind:
-    """What rows are: those of one field are the same in it."""
+    """The kind of rows, which is the same for all pieces of a field: dtype, sample shape, lists, bfloat16."""
     dtype, shape = segment.wire
-    # Text of another width is text.
+    # The width of text does not matter.
     return (np.dtype("S") if dtype.kind == "S" else dtype), shape, segment.has_lists, segment.array.is_bfloat16
 
 
 @dataclass
 class TableField:
-    """One field: where its rows lie; or why it has none."""
+    """One field of a table: its column, or why it cannot be served."""
 
     name: str
     column: Column
     unreadable: str | None = None
     note: str | None = None
     role: Role | None = None
-    """Where it is not to be guessed."""
+    """The role, if it is known and need not be guessed."""
 
     @property
     def array(self) -> ArrayLayout:
-        """The first of the arrays that it is made of."""
+        """The first array of the field."""
         return self.column.segments[0].array
 
 
 @dataclass
 class Table:
-    """Fields that share their rows.
+    """Fields with the same rows.
 
     Attributes
     ----------
     path : str
-        Of its group in the file, without splits and episodes, or of the array that it is; empty for the root.
+        Path of the group without splits and episodes, or of the array if it has only one; empty for the root.
+    rows : int
+    fields : list of TableField
     native : dict of str to list of (int, int)
-        Runs of rows of each native split.
+        Ranges of rows of each native split.
     text : dict of tuple of str to tuple of str
-        Lists of strings found beside the fields, by the parts of their paths.
+        Short lists of strings in the files, by the parts of their paths.
     episodes : list of (str, int)
-        Name and rows of each piece.
+        Name and number of rows of each piece.
     class_names : tuple of str or None
-        Where its pieces are classes.
+        Names of the classes, if the pieces are classes.
+    notes : tuple of str
     problem : str or None
-        Why it is not served.
+        Why the table cannot be served; None if it can.
     """
 
     path: str
@@ -198,6 +203,6 @@ class Table:
     episodes: list[tuple[str, int]] = field(default_factory=list)
     class_names: tuple[str, ...] | None = None
     names_differ: bool = False
-    """Its files do not agree in what classes are called."""
+    """Whether its files have different class names."""
     notes: tuple[str, ...] = ()
     problem: str | None = None

@@ -1,4 +1,4 @@
-"""Makes tables of the arrays in files: which of them are fields of one dataset, in which order their rows follow."""
+"""Groups the arrays of files into tables: which are fields of the same dataset, and in which order their rows are."""
 
 from __future__ import annotations
 
@@ -18,28 +18,37 @@ from .pieces import Hints, InspectedFile, Leaf, Path, Piece, Series, Table, Tabl
 from .stacking import as_row
 
 _ABOUT = ("metadata", "meta")
-"""Groups whose arrays are listed, but make no dataset; so are arrays of that name beside the rows."""
+"""Arrays in groups with these names are listed, but do not form datasets. The same holds for arrays with these names
+next to the rows of a dataset."""
 
 _NOT_DATA = ("_i_", "#refs#", "#subsystem#")
-"""How groups begin that PyTables and MATLAB keep for themselves."""
+"""Prefixes of the internal groups of PyTables and MATLAB."""
 
 _MOST_ELSEWHERE = 100
-"""Arrays that a dataset says of that they are datasets of their own."""
+"""Maximum number of arrays that a dataset lists as datasets of their own."""
 
 
 class PartMissing(ValueError):
-    """Files belong together, but one that they need is not there."""
+    """A file that a dataset needs is missing."""
 
 
 def tables_of(files: Sequence[InspectedFile], hints: Hints = Hints()) -> list[Table]:  # noqa: B008
-    """The tables in files that belong together; most are one file alone.
+    """Return the tables in files that form one unit, usually a single file.
+
+    Parameters
+    ----------
+    files : sequence of InspectedFile
+    hints : Hints
+        What is declared about them.
 
     Raises
     ------
     PartMissing
-        A shard is not there.
+        A shard is missing.
+    InDoubt
+        The arrays are ambiguous.
     ValueError
-        Their arrays do not fit together.
+        The arrays do not fit together.
     """
     arrays = _Arrays()
     for file in files:
@@ -68,18 +77,19 @@ def tables_of(files: Sequence[InspectedFile], hints: Hints = Hints()) -> list[Ta
 
 
 class _Arrays:
-    """The arrays of all files: those that may be fields, and what else there is.
+    """The arrays of all files.
 
     Attributes
     ----------
     root : Group
-        Those that may be fields, in their groups.
+        Arrays that may be fields, in their groups.
     unreadable : dict
-        Others, by path, and why they are no fields.
+        Other arrays by path, with the reason why they are not fields.
     text : dict
-        Lists of text by their paths; None where files do not agree in one.
+        Short lists of text by path; None if files have different lists at the same path.
     masks : dict of str to tuple of str
-        Names of the episodes of each split, as robomimic writes them.
+        Names of the episodes of each split, in robomimic's format.
+    notes : list of str
     """
 
     def __init__(self) -> None:
@@ -90,7 +100,7 @@ class _Arrays:
         self.notes: list[str] = []
 
     def add(self, file: InspectedFile, hints: Hints, *, several: bool) -> None:
-        """Sort in the arrays of a file, which may be one of several."""
+        """Add the arrays of a file. `several`: there are other files too."""
         usable: dict[Path, Segment] = {}
         for name, values in file.names.items():
             self._add_text(name, values)
@@ -128,21 +138,21 @@ class _Arrays:
 
     def _add_mask(self, path: Path, episodes: tuple[str, ...]) -> None:
         if self.masks.setdefault(path[-1], episodes) != episodes:
-            self.notes.append(f"{'/'.join(path)!r} is not followed: there are several of that name")
+            self.notes.append(f"{'/'.join(path)!r} is ignored: the files have different ones")
             self.masks[path[-1]] = ()
 
 
 def _problem_of(path: Path, array: ArrayLayout) -> str | None:
-    """Why an array is no field, whatever else is there; None where it may be one."""
+    """Why an array cannot be a field, regardless of other arrays; None if it may be one."""
     about = next((part for part in path[:-1] if part.lower() in _ABOUT), None)
     if array.scalar is not None and about is None:
         return None
     problem = array.unreadable or (None if array.shape else "it has no rows")
-    return problem or (f"its group {about!r} holds data about the data" if about is not None else None)
+    return problem or (f"its group {about!r} holds metadata" if about is not None else None)
 
 
 def _list_unreadable(tables: list[Table], path: Path, segment: Segment, problem: str) -> None:
-    """List an array that is no field, and why, with the table of the nearest group."""
+    """List an array that is not a field, with the reason, in the table of the nearest group."""
     owner = _owner(tables, path)
     prefix = tuple(owner.path.split("/")) if owner.path else ()
     name = ".".join(path[len(prefix) :] if path[: len(prefix)] == prefix else path)
@@ -150,40 +160,46 @@ def _list_unreadable(tables: list[Table], path: Path, segment: Segment, problem:
 
 
 def _tell_apart(fields: list[TableField]) -> None:
-    """Give each field a name of its own; of several that share one, the first that can be read is served."""
+    """Make names of fields unique. Of several fields with the same name, only the first readable one is served."""
     first: dict[str, TableField] = {}
     for field in sorted(fields, key=lambda field: field.unreadable is not None):
         kept = first.setdefault(field.name, field)
         if kept is not field:
             there = kept.array.path
             field.unreadable = field.unreadable or (
-                f"{there!r} is called {field.name!r} too: 'fields' in h5feed.toml gives it another name"
+                f"{there!r} also has the name {field.name!r}: give it another one with 'fields' in h5feed.toml"
             )
             field.name = f"{field.name} ({field.array.path})"
             first[field.name] = field
 
 
 def _check_together(files: Sequence[InspectedFile], leaves: Iterable[Leaf]) -> None:
-    """Every shard must be there, and one field at least must run through all splits and shards."""
+    """Raise unless all shards exist and at least one field is in all splits and shards.
+
+    Raises
+    ------
+    PartMissing
+    ValueError
+    """
     for split in {file.tags.split for file in files}:
         alike = [file.tags for file in files if file.tags.split == split]
         shards = max(tags.shards for tags in alike)
         missing = sorted(set(range(shards)) - {tags.shard for tags in alike})
         if missing:
             raise PartMissing(f"shard {missing[0]:05d} of {shards:05d} is missing")
-    # Files that are named after no split may have groups of them, shards for instance.
+    # Files without a split in their names may have groups for splits, as shards do.
     places = {(file.tags.split or "", file.tags.shard) for file in files}
     there: dict[Path, set[tuple[str, int]]] = defaultdict(set)
     for leaf in leaves:
         there[leaf.rest] |= {(leaf.split, leaf.shard), ("", leaf.shard)}
     if not any(where >= places for where in there.values()):
-        raise ValueError("no array is there in all of them")
+        raise ValueError("there is no array that all files have")
 
 
 def _main(clusters: Sequence[list[Series]]) -> list[Series]:
-    """The arrays of a level that are called like the level itself; the others have names of their own.
+    """Select the arrays of a level that form its main table, which has the name of the level.
 
-    Which ones these are decides about no more than that: those with splits, with a label, the most.
+    The choice only affects names. It prefers arrays with splits, then with a label, then the most arrays.
     """
 
     def weight(cluster: list[Series]) -> tuple[bool, bool, int, int, int]:
@@ -200,7 +216,7 @@ def _main(clusters: Sequence[list[Series]]) -> list[Series]:
 
 
 def _build(members: Sequence[Series], depth: int = 0) -> list[Table]:
-    """Tables from series whose first `depth` path parts are the same."""
+    """Build tables from series whose paths have the same first `depth` parts."""
     direct = [series for series in members if len(series.path) == depth + 1]
     below: dict[str, list[Series]] = defaultdict(list)
     for series in members:
@@ -213,7 +229,7 @@ def _build(members: Sequence[Series], depth: int = 0) -> list[Table]:
             clusters[series.shape].append(series)
     main = _main(list(clusters.values()))
     shape = main[0].shape if main else None
-    # Groups of the same rows belong to one table; others, and one that agrees with nobody, are tables of their own.
+    # Groups with the same rows are part of one table. All other groups are separate tables.
     if not direct and below:
         shapes = [{series.shape for series in group} for group in below.values()]
         candidates = [next(iter(only)) for only in shapes if len(only) == 1]
@@ -238,15 +254,28 @@ def _build(members: Sequence[Series], depth: int = 0) -> list[Table]:
 def _elsewhere(
     path: Path, cluster: list[Series], main: Table | None, shape: frozenset[tuple[Piece, int]]
 ) -> list[Table]:
-    """A dataset of what shares no rows with the `main` one, of that `shape`, which says so."""
+    """Build a separate table of arrays that do not share the rows of the `main` one, which lists them with the reason.
+
+    Short lists of text and metadata are only listed.
+
+    Parameters
+    ----------
+    path : tuple of str
+        The group of the arrays.
+    cluster : list of Series
+        The arrays, of the same rows.
+    main : Table or None
+    shape : frozenset
+        `Series.shape` of the fields of `main`.
+    """
     if main is not None and all(series.is_text for series in cluster):
         for series in cluster:
-            problem = "it is a short list of text beside the rows, such as names of classes"
+            problem = "it is a short list of text and not a field: class names, for instance"
             main.fields.append(TableField(series.path[-1], Column((series.first,)), problem))
         return []
     if main is not None and all(series.path[-1].lower() in _ABOUT for series in cluster):
         for series in cluster:
-            problem = f"it has {series.rows} rows, where the dataset has {main.rows}: it holds data about the data"
+            problem = f"it has {series.rows} rows, but the dataset has {main.rows}: it holds metadata"
             main.fields.append(TableField(series.path[-1], Column((series.first,)), problem, series.note))
         return []
     name = min(series.path[-1] for series in cluster if not series.is_text or len(cluster) == 1)
@@ -255,9 +284,9 @@ def _elsewhere(
     if main is not None:
         for series in cluster[:_MOST_ELSEWHERE]:
             where = ", ".join(sorted({piece.where for piece in series.pieces}))[:80]
-            problem = f"it has {series.rows} rows, where the dataset has {main.rows}"
+            problem = f"it has {series.rows} rows, but the dataset has {main.rows}"
             if series.rows == main.rows or series.shape < shape:
-                problem = f"it is not there for all rows, only in {where}"
+                problem = f"it does not exist for all rows, only in {where}"
             own = next(field for field in table.fields if field.name == series.path[-1])
             problem = own.unreadable or f"{problem}: it is a dataset of its own"
             main.fields.append(TableField(series.path[-1], own.column, problem, series.note))
@@ -265,7 +294,7 @@ def _elsewhere(
 
 
 def _name_splits(tables: Iterable[Table], masks: Mapping[str, tuple[str, ...]]) -> None:
-    """Native splits that are lists of episodes, as robomimic writes them."""
+    """Add native splits that are lists of episodes, in robomimic's format."""
     for table in tables:
         if table.native or not masks:
             continue
@@ -278,12 +307,12 @@ def _name_splits(tables: Iterable[Table], masks: Mapping[str, tuple[str, ...]]) 
                     runs.append((begin, begin + count))
                 begin += count
             if runs:
-                # Two words may mean one split.
+                # Several words can mean the same split.
                 table.native[split] = sorted({*table.native.get(split, ()), *runs})
 
 
 def _owner(tables: list[Table], path: Path) -> Table:
-    """The table that an array which is no field is listed with: that of the nearest group."""
+    """The table of the nearest group, which lists an array that is not a field."""
     if not tables:
         tables.append(Table("", 0, []))
     inside = [t for t in tables if not t.path or path[: len(t.path.split("/"))] == tuple(t.path.split("/"))]

@@ -1,7 +1,7 @@
-"""Splits without labels beside others that have some: their rows are datasets of their own.
+"""Turns splits without labels into separate datasets, if other splits have labels.
 
-A field has all rows of its dataset. Of train with ``x`` and ``y`` and test with ``x`` alone, one dataset would have no
-``y``, or no ``x``.
+A field must have all rows of its dataset. If train has ``x`` and ``y`` but test has only ``x``, a single dataset could
+not have both fields.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from .pieces import Path, Series, Table
 
 
 def set_apart(members: Sequence[Series]) -> tuple[list[Series], dict[Path, str]]:
-    """The series, rows of splits without a label in groups that are called like these.
+    """Move the rows of splits without a label to series in groups that are named after the splits.
 
     Returns
     -------
     series : list of Series
     notes : dict of tuple of str to str
-        What is to be said of the tables of which rows were taken, and of those that they make, by path.
+        Notes for the tables that rows were moved from and to, by path.
     """
     left, made = list(members), list[Series]()
     notes: dict[Path, str] = {}
@@ -35,18 +35,18 @@ def set_apart(members: Sequence[Series]) -> tuple[list[Series], dict[Path, str]]
         for series in level:
             made += [rest] if (rest := _with_splits(series, _splits(series) - {*aside})) else []
         names = " and ".join(map(repr, aside))
-        notes[parent] = f"its rows of {names} have no label: they are a dataset of their own, called after the split"
+        notes[parent] = f"its rows of {names} have no label: they are a dataset of their own, named after the split"
         for split in aside:
             for series in level:
                 if own := _with_splits(series, {split}):
                     path = (*parent, split, *series.path[len(parent) :])
                     made.append(replace(own, path=path))
-                    notes[path[:-1]] = f"these are the rows of {split!r}, which have no label where others have one"
+                    notes[path[:-1]] = f"these are the rows of {split!r}, which have no label, although other splits do"
     return left + made, notes
 
 
 def note(tables: Sequence[Table], notes: dict[Path, str]) -> None:
-    """Put notes with the tables that they are about."""
+    """Add notes to the tables that they are about."""
     for table in tables:
         path = tuple(table.path.split("/")) if table.path else ()
         if path in notes:
@@ -58,7 +58,7 @@ def _splits(series: Series) -> set[str]:
 
 
 def _without_label(level: Sequence[Series], labels: Sequence[Series]) -> list[str]:
-    """Splits that fields run through and labels do not."""
+    """Splits that fields have but labels do not, sorted."""
     labelled = set[str]().union(*map(_splits, labels))
     rows = frozenset[object]().union(*(label.shape for label in labels))
     others = [series for series in level if series not in labels]
@@ -69,6 +69,6 @@ def _without_label(level: Sequence[Series], labels: Sequence[Series]) -> list[st
 
 
 def _with_splits(series: Series, splits: set[str]) -> Series | None:
-    """The rows of a series that are of these splits, where there are some."""
+    """The part of a series that is in these splits; None if it is empty."""
     pieces = {piece: segment for piece, segment in series.pieces.items() if piece.split in splits}
     return replace(series, pieces=pieces) if pieces else None

@@ -1,4 +1,4 @@
-"""Files that hold the weights of a model, as Keras writes them: they are no data to train on."""
+"""Recognises files with the weights of a Keras model, which are not data to train on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _VARIABLE = re.compile(r"(?:^|/)vars/\d+$")
 
 
 def reason_for(attributes: Mapping[str, Any], paths: Collection[str]) -> str | None:
-    """Why a file is not served, where it is one; None where it is not.
+    """Return the reason for not serving a file if it holds model weights; else None.
 
     Parameters
     ----------
     attributes : mapping
-        Of the root.
+        Attributes of the root group.
     paths : collection of str
-        Of the arrays.
+        Paths of the arrays.
     """
     if "keras_version" in attributes and ("layer_names" in attributes or "model_config" in attributes):
         return "it holds the weights of a Keras model (keras_version in its attributes), not data"

@@ -1,7 +1,7 @@
-"""Layouts of the arrays of an HDF5 file, as libhdf5 describes them; in a child process only, see `inspect`.
+"""Layouts of the arrays of an HDF5 file, as libhdf5 describes them. Runs only in a child process, see `inspect`.
 
-What a layout says is what the bytes are read by. So all that an array may have is asked for, and where something is not
-known for certain – the size of a type on disk, a property, a kind of chunk index – its rows are left to h5py.
+A wrong layout would serve wrong bytes. So every property that an array can have is checked, and if anything is
+uncertain (the size of a type on disk, an unknown property, an unknown kind of chunk index), h5py reads its rows.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from .stored_types import (
 from .text import decoded
 
 MAX_CHUNKS = 8 << 20
-"""Chunks of all arrays of a file: 32 bytes each, in the memory of every worker."""
+"""Bound on the chunks of all arrays of a file. Each takes 32 bytes in the memory of every worker."""
 
 MAX_INLINE_BYTES = 1 << 16
-"""Compact arrays, and text that may be names of classes, are kept in the layout up to this size."""
+"""Compact arrays, and text that may be class names, are stored in the layout up to this size."""
 
 _SCALAR = "it is a scalar: it has no rows"
 
 _CHUNK_INDICES = range(6)
-"""Kinds of chunk indices that are known."""
+"""Kinds of chunk indices that HDF5 2.0 has."""
 
 
 class Arrays:
@@ -54,11 +54,13 @@ class Arrays:
     ----------
     file : h5py.File
     nbytes : int
-        Where the file ends.
+        Size of the file.
     members : tuple of str
-        Names of further files that this one goes on in.
+        Names of the other files, if the file is a split file or a file family.
     plugins : Plugins
+        Filters for libhdf5.
     guard : Guard
+        Compares layouts with libhdf5.
     """
 
     def __init__(self, file: h5py.File, nbytes: int, members: tuple[str, ...], plugins: Plugins, guard: Guard) -> None:
@@ -70,16 +72,19 @@ class Arrays:
         self._chunks_left = MAX_CHUNKS
 
     def describe(self, dataset: h5py.Dataset) -> list[ArrayLayout]:
-        """The array; of a table of records, one for each member. Paths begin where the array's own ends."""
+        """Return the layout of a dataset; for a table of records, one for each member.
+
+        Paths are relative to the dataset: empty, or ``.member``.
+        """
         properties = dataset.id.get_create_plist()
         kind = properties.get_layout()
-        # Before anything else is asked: the shape of a virtual array is that of others, which may be itself.
+        # Check this first: the shape of a virtual array depends on its sources, which may include the array itself.
         if kind == h5d.VIRTUAL:
             return self._virtual(dataset, properties)
         if kind not in (h5d.CONTIGUOUS, h5d.CHUNKED, h5d.COMPACT):
             return [_unreadable(f"it is of layout class {kind}, which this version does not read")]
         if properties.get_external_count() > 1:
-            return [_unreadable("its data lies in several external files")]
+            return [_unreadable("its data is in several external files")]
         known: dict[str, Any] = {"path": "", "shape": tuple(dataset.shape or ()), "attributes": attributes_of(dataset)}
         if dataset.shape is None:
             return [_refused(known, "it has no shape (a null dataspace)")]
@@ -101,27 +106,27 @@ class Arrays:
         own = self._own(dataset, properties, stored, parts, known)
         if own is not None:
             own = [self._checked(one) for one in own]
-            # Names that are no UTF-8 are none that h5py could be asked for.
+            # h5py cannot look up names that are not UTF-8.
             pairs = [(part.name, one) for part, one in zip(parts, own, strict=True) if "\ufffd" not in part.name]
             if self._guard.agrees(dataset, [(n, one) for n, one in pairs if not one.unreadable and not one.by_h5py]):
                 return own
         problem = self._unknown_filter(known["filters"], properties)
         if properties.get_external_count():
-            problem = "its data lies in an external file in a way that this version does not read"
+            problem = "its data is in an external file in a way that this version does not read"
         return [self._checked(one) for one in _through_h5py(known, parts, problem, self._members)]
 
     def _checked(self, array: ArrayLayout) -> ArrayLayout:
-        """The layout where nothing is wrong with it; else why it cannot be read by."""
+        """The layout if it is valid, else an unreadable one with the reason."""
         try:
             check_array(array)
             if array.offset is not None and array.external is None:
                 end = array.offset + array.rows * array.stored_row_bytes
                 if end > self._nbytes:
-                    raise ValueError(f"its data would end at byte {end}, the file does at {self._nbytes}")
+                    raise ValueError(f"its data would end at byte {end}, but the file ends at {self._nbytes}")
             if array.chunks is not None and len(array.chunks.numbers):
                 end = int((array.chunks.offsets + array.chunks.sizes).max())
                 if end > self._nbytes:
-                    raise ValueError(f"one of its chunks would end at byte {end}, the file does at {self._nbytes}")
+                    raise ValueError(f"one of its chunks would end at byte {end}, but the file ends at {self._nbytes}")
         except ValueError as error:
             return _unreadable(decoded(str(error)), array.path)
         return array
@@ -132,7 +137,7 @@ class Arrays:
                 Member("", stored, Item(problem="its records have no members"), (), 0)
             ]
         if stored.get_class() == h5t.ARRAY:
-            # Elements that are arrays themselves are records of one nameless member.
+            # Treat elements that are arrays as records of one member without a name.
             kind = stored.get_super()
             item = Item(problem="its elements are lists, or arrays, of lists") if is_ragged(kind) else item_of(kind)
             if is_table(kind):
@@ -148,7 +153,7 @@ class Arrays:
         parts: list[Member],
         known: dict[str, Any],
     ) -> list[ArrayLayout] | None:
-        """Layouts to read the bytes by; None where none is certain."""
+        """Layouts to read the bytes without libhdf5; None if they are not certain."""
         kind, shape = properties.get_layout(), known["shape"]
         record = disk_bytes(stored, self._address_bytes)
         nested = any(part.name or part.shape for part in parts)
@@ -163,7 +168,7 @@ class Arrays:
                 return None
             where |= {"external": decoded(name), "offset": int(begin)}
         elif kind == h5d.CONTIGUOUS:
-            # Without storage the offset means nothing: every element is the fill value.
+            # Without storage the offset has no meaning: every element is the fill value.
             where["offset"] = dataset.id.get_offset() if where["stored_bytes"] else None
             if where["stored_bytes"] not in (0, math.prod(shape) * record):
                 return None
@@ -176,7 +181,7 @@ class Arrays:
             return None
         else:
             where["inline"] = _raw(dataset, stored)
-        # Types that are not served, in part or as a whole, are those of damaged files too: libhdf5 crashes on some.
+        # Do not read fill values of types that are not served: damaged files have them, and libhdf5 crashes on some.
         defined = properties.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED
         intact = all(_is_plain(part) for part in parts) and stored.get_class() != h5t.ARRAY
         if defined and not intact and not _is_written(dataset):
@@ -200,12 +205,12 @@ class Arrays:
         return ArrayLayout(**own)
 
     def _placed(self, dataset: h5py.Dataset, properties: h5py.h5p.PropDCID, record: int) -> ChunkTable | None:
-        """Where the chunks lie; None where that is not certain."""
+        """Positions of the chunks; None if they are not certain."""
         index, nbytes = chunk_index(dataset.id), math.prod(dataset.chunks) * record
         if nbytes >= MAX_CHUNK_BYTES or index not in _CHUNK_INDICES:
             return None
-        # Of arrays that grow along another axis than the first, libhdf5 mistakes the places of the chunks that it
-        # lists: it keeps them in the order of the axis that grows, and names them as if that were the first.
+        # For arrays that grow along an axis other than the first, libhdf5 reports wrong chunk coordinates: it stores
+        # the chunks in the order of the axis that grows, but numbers them as if that were the first.
         if index == EXTENSIBLE_ARRAY and dataset.maxshape[0] is not None:
             return None
         whole_edges = edges_are_whole(properties)
@@ -218,7 +223,7 @@ class Arrays:
         return table if (table.sizes[plain] == nbytes).all() else None
 
     def _unknown_filter(self, filters: tuple[Filter, ...], properties: h5py.h5p.PropDCID) -> str | None:
-        """Why h5py cannot undo the filters; None where it can."""
+        """Why h5py cannot undo the filters; None if it can."""
         for number, one in zip(range(properties.get_nfilters()), filters, strict=False):
             ours = one.id in self._plugins.numbers
             if (ours or not h5z.filter_avail(properties.get_filter(number)[0])) and (why := unsupported([one])):
@@ -226,14 +231,14 @@ class Arrays:
         return None
 
     def _virtual(self, dataset: h5py.Dataset, properties: h5py.h5p.PropDCID) -> list[ArrayLayout]:
-        """An array that is made of others; nothing is asked of it that would make libhdf5 look for them."""
+        """Layouts of a virtual array, without calls that would make libhdf5 open its sources."""
         others = virtual_parts(properties)
         if not others:
-            return [_unreadable("it is a virtual array of no parts")]
+            return [_unreadable("it is a virtual array without sources")]
         space = properties.get_virtual_vspace(0)
         shape = space.get_simple_extent_dims()
         if shape != space.get_simple_extent_dims(True):
-            return [_unreadable("it is a virtual array that grows with its parts, which is not read")]
+            return [_unreadable("it is a virtual array that grows with its sources, which is not supported")]
         parts = self._parts(dataset.id.get_type())
         known: dict[str, Any] = {"path": "", "shape": shape, "attributes": attributes_of(dataset)}
         known["packing"] = _packing(dataset, parts)
@@ -255,7 +260,7 @@ def _refused(known: dict[str, Any], reason: str) -> ArrayLayout:
 
 
 def _scalar(known: dict[str, Any], dataset: h5py.Dataset, stored: h5t.TypeID, part: Member) -> ArrayLayout:
-    """A scalar: no array of rows, but its value may be that of one row among many files."""
+    """A scalar: it has no rows and is unreadable as an array, but many files with one value each may form a column."""
     value: bytes | None = None
     given: dict[str, Any] = {"dtype": "|u1"} | {
         name: known[name] for name in ("path", "shape", "attributes", "text") if name in known
@@ -273,7 +278,7 @@ def _scalar(known: dict[str, Any], dataset: h5py.Dataset, stored: h5t.TypeID, pa
 def _through_h5py(
     known: dict[str, Any], parts: list[Member], problem: str | None, others: tuple[str, ...]
 ) -> list[ArrayLayout]:
-    """An array the rows of which h5py is to read; of a table, one for each member."""
+    """Layouts of a dataset whose rows h5py reads; for a table, one for each member."""
     return [_one_through_h5py(known, part, problem, others) for part in parts]
 
 
@@ -282,12 +287,12 @@ def _one_through_h5py(known: dict[str, Any], part: Member, problem: str | None, 
     problem = part.item.problem or problem
     own["ragged"] = is_ragged(part.kind)
     if own["ragged"] and math.prod(own["shape"][1:]) == 1:
-        # One a row, along however many axes.
+        # One list a row: drop the axes of length 1.
         own["shape"] = own["shape"][:1]
     if own["ragged"] and len(own["shape"]) > 1:
-        problem = problem or "its lists lie along more than one axis"
+        problem = problem or "it has lists along more than one axis"
     if part.name and "\ufffd" in part.name:
-        problem = problem or "its name is no UTF-8"
+        problem = problem or "its name is not UTF-8"
     if not own["shape"]:
         problem = problem or _SCALAR
     if problem is not None:
@@ -298,12 +303,12 @@ def _one_through_h5py(known: dict[str, Any], part: Member, problem: str | None, 
 def _packing(dataset: h5py.Dataset, parts: list[Member]) -> Packing | None:
     if len(parts) != 1 or parts[0].name or parts[0].item.problem or is_ragged(parts[0].kind):
         return None
-    # Of bfloat16, `dtype` is no number.
+    # The dtype of bfloat16 is an integer, which holds only its bits.
     return None if parts[0].item.is_bfloat16 else packing_of(packing_attributes(dataset), parts[0].item.dtype)
 
 
 def _is_plain(part: Member) -> bool:
-    """Whether numpy holds a member as it lies on disk, so that h5py can say a record of it."""
+    """Whether a member is the same in numpy as on disk, so that h5py can return records with it."""
     return part.item.problem is None and part.item.exact and not part.item.is_bfloat16 and not is_ragged(part.kind)
 
 
@@ -312,7 +317,7 @@ def _chunk_bytes(dataset: h5py.Dataset, stored: h5t.TypeID, address_bytes: int) 
 
 
 def _fill(properties: h5py.h5p.PropDCID, stored: h5t.TypeID, dtype: np.dtype[Any]) -> bytes:
-    """One element, or one record, as stored, for what was never written."""
+    """The fill value: one element, or one record, as stored."""
     value = np.zeros((), stored.dtype if is_table(stored) else dtype)
     if stored.get_size() == value.itemsize:
         properties.get_fill_value(value)
@@ -320,7 +325,7 @@ def _fill(properties: h5py.h5p.PropDCID, stored: h5t.TypeID, dtype: np.dtype[Any
 
 
 def _is_written(dataset: h5py.Dataset) -> bool:
-    """Whether every element has a place in the file."""
+    """Whether every element is allocated in the file."""
     if dataset.chunks is None:
         return bool(dataset.id.get_storage_size())
     cells = (-(-extent // width) for extent, width in zip(dataset.shape, dataset.chunks, strict=True))
@@ -331,24 +336,25 @@ def _raw(dataset: h5py.Dataset, stored: h5t.TypeID) -> bytes:
     """All elements as they are stored."""
     nbytes = math.prod(dataset.shape) * stored.get_size()
     if nbytes > MAX_INLINE_BYTES:
-        raise ValueError(f"compact arrays have no {nbytes} bytes")
+        raise ValueError(f"compact arrays cannot have {nbytes} bytes")
     out = np.empty(nbytes, np.uint8)
     dataset.id.read(h5s.ALL, h5s.ALL, out, mtype=stored)
     return out.tobytes()
 
 
 def _text(dataset: h5py.Dataset, stored: h5t.TypeID) -> tuple[str, ...] | None:
-    """The values of a short list of strings, which may be names of classes or of groups."""
+    """The values of a short one-dimensional array of strings, which may be names of classes or groups; else None."""
     if stored.get_class() != h5t.STRING or len(dataset.shape) != 1:
         return None
-    # What little is stored may decode to much: strings of variable length count by what they turn out to be.
+    # A small compressed array may decode to a large one, so count the decoded size. The length of variable-length
+    # strings is known only after reading; it is checked below.
     claimed = max(dataset.id.get_storage_size(), dataset.shape[0] * max(16, stored.get_size()))
     if claimed > MAX_INLINE_BYTES:
         return None
     try:
         values = [bytes(value) for value in dataset[()].tolist()]
     except Exception:
-        # Who asks for its rows is told why.
+        # Not an error here: a request for its rows gets the reason.
         return None
     if sum(map(len, values)) > MAX_INLINE_BYTES:
         return None
@@ -361,32 +367,37 @@ def _filters(properties: h5py.h5p.PropDCID) -> tuple[Filter, ...]:
 
 def _filter(description: tuple[int, int, tuple[int, ...], bytes]) -> Filter:
     number, _, options, name = description
-    # Without a name in the file, libhdf5 gives the one that the filter's code is registered by.
+    # If the file has no name for the filter, libhdf5 gives the name of the registered filter.
     return Filter(number, FILTER_NAMES.get(number) or name.decode("utf-8", "replace") or str(number), tuple(options))
 
 
 def _chunks(dataset: h5py.Dataset, limit: int, unfiltered: int) -> ChunkTable | None:
-    """Where the chunks lie; None where the index names some that lie beyond the array.
+    """Positions of the chunks; None if the index has invalid ones, such as chunks outside the array.
 
     Parameters
     ----------
+    dataset : h5py.Dataset
+    limit : int
+        Maximum number of chunks.
     unfiltered : int
-        Filters that are skipped for each chunk that reaches beyond the array.
+        Number of filters that are skipped for chunks that extend beyond the array.
 
     Raises
     ------
-    ValueError, OverflowError
-        There are more than `limit`.
+    ValueError
+        There are more than `limit` chunks.
+    OverflowError
+        A number of the index does not fit into an int64.
     """
     width = len(dataset.chunks) + 3
     entries = array("q")
 
     def note(info: h5d.StoreInfo) -> bool | None:
         entries.extend((*info.chunk_offset, info.byte_offset, info.size, info.filter_mask))
-        # Anything but None ends the pass.
+        # Any return value except None stops the iteration.
         return True if len(entries) > limit * width else None
 
-    # One pass over the index; asking for chunk i by number is quadratic.
+    # One pass over the index. Looking up the chunks by number would take quadratic time.
     dataset.id.chunk_iter(note)
     if len(entries) > limit * width:
         raise ValueError(f"the file has more than {MAX_CHUNKS} chunks")

@@ -1,4 +1,4 @@
-"""Attributes of HDF5 objects, as the catalogue has them: JSON, and no more of it than is worth its memory."""
+"""Attributes of HDF5 objects as JSON values for the catalogue, bounded in size."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from .text import decoded, json_bytes, reason_of
 
 MAX_ATTRIBUTES = 100
 MAX_ATTRIBUTE_BYTES = 1 << 16
-"""Bounds on what of an object's attributes goes into the catalogue."""
+"""Bounds on the attributes of one object that go into the catalogue."""
 
 MAX_NAME_BYTES = 1 << 10
-"""Bytes of the name of a group, an array or an attribute."""
+"""Maximum length of the name of a group, an array or an attribute."""
 
 _SHORT = 64
-"""Bytes of one of them."""
+"""Maximum size in bytes of an element of a packing attribute."""
 
 _FUEL = ("split", "source", "start", "stop", "indices", "available")
 
 _ATTRIBUTE_CLASSES = (h5t.INTEGER, h5t.FLOAT, h5t.STRING, h5t.ENUM)
-"""Attribute types that are read. Others are named only: libhdf5 crashes on some damaged ones."""
+"""Attribute types that are read. Of others only the name is listed: libhdf5 crashes on some damaged ones."""
 
 
 def attributes_of(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
-    """What fits into the catalogue of an object's attributes; what does not is named."""
+    """Attributes of an object as JSON values. Those that are too large or cannot be read become a short description."""
     try:
-        # Most of many arrays have none, and asking for their names takes as long as opening them.
+        # Most arrays have none, and listing their names takes as long as opening the array.
         if not h5a.get_num_attrs(item.id):
             return {}
         names = list(item.attrs)
@@ -54,7 +54,7 @@ def attributes_of(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
 
 
 def packing_attributes(item: h5py.Dataset) -> dict[str, npt.NDArray[Any]]:
-    """Those that say how numbers are packed, with the types that they have."""
+    """Attributes that say how numbers are packed, with their dtypes. Unreadable ones are left out."""
     values = {}
     for name in PACKING:
         with contextlib.suppress(Exception):
@@ -66,7 +66,7 @@ def packing_attributes(item: h5py.Dataset) -> dict[str, npt.NDArray[Any]]:
 
 
 def fuel_splits(file: h5py.File) -> list[dict[str, Any]] | None:
-    """The attribute ``split`` of the root as Fuel writes it: for each split and field, from which row to which."""
+    """The root attribute ``split`` as Fuel writes it: the range of rows of each split and field; None without it."""
     try:
         if "split" not in file.attrs:
             return None
@@ -85,7 +85,7 @@ def fuel_splits(file: h5py.File) -> list[dict[str, Any]] | None:
             for row in file.attrs["split"].reshape(-1)
         ]
     except Exception:
-        # It stays what it is to those who show it.
+        # It is then listed like any other attribute.
         return None
 
 
@@ -94,7 +94,7 @@ def _attribute(item: h5py.Group | h5py.Dataset, name: str | bytes) -> Any:
     kind = attribute.get_type()
     shape = attribute.shape or ()
     readable = kind.get_class() in _ATTRIBUTE_CLASSES and math.prod(shape) * kind.get_size() <= MAX_ATTRIBUTE_BYTES
-    # Axes of no extent hide others of any.
+    # Skip empty arrays: an axis of length 0 makes the product 0, however long the other axes are.
     if readable and attribute.shape is not None and 0 not in shape:
         value = item.attrs[name]
         shown = _json_value(value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value)

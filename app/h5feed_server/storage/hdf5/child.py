@@ -1,4 +1,4 @@
-"""Child processes that run libhdf5, seen from the parent: frames over pipes, a deadline for each, an end for all."""
+"""Child processes for code that may crash or hang: frames over pipes, with a deadline for each request."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ import time
 from collections.abc import Sequence
 
 LENGTH = struct.Struct("<Q")
-"""What goes before the content of a frame."""
+"""Header of a frame: the length of its content in bytes."""
 
 _START_SECONDS = 60.0
-"""How long a child may take to import its libraries, on whatever machine."""
+"""How long a child may take to import its libraries, even on a slow machine."""
 
 KIND_BYTES = 8
-"""What answers with rows begin with: as many bytes as leave the numbers that follow aligned."""
+"""Length of the prefix of responses with rows. It keeps the numbers that follow aligned."""
 
 
 class Child:
-    """A process that answers one frame for each request. It must be ended by `end`.
+    """A process that sends one frame for each request. Call `end` when you no longer need it.
 
     Parameters
     ----------
     module : str
-        What it runs, by ``python -m``; it answers an empty frame when it has started.
+        Module to run with ``python -m``. It sends an empty frame when it has started.
+    arguments : sequence of str
+        Its command line arguments.
     max_answer_bytes : int
-        Bound on an answer.
+        Upper bound on the length of a response.
     """
 
     def __init__(self, module: str, arguments: Sequence[str], max_answer_bytes: int) -> None:
@@ -40,26 +42,32 @@ class Child:
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # libhdf5 prints its error stack; what matters of it is in the answer.
+            # libhdf5 prints its error stack, but the response holds all that matters.
             stderr=subprocess.DEVNULL,
             bufsize=0,
             env=_environment(),
-            # It is ended together with what it has forked.
+            # A process group of its own: `end` kills the child together with its forks.
             start_new_session=True,
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._in, self._out = self._process.stdin, self._process.stdout
-        # A child that hangs does not read: the deadline must hold for writing too.
+        # A child that hangs does not read, so writing needs the deadline too.
         os.set_blocking(self._in.fileno(), False)
         self._started = False
 
     def ask(self, request: bytes, seconds: float) -> memoryview:
-        """The answer to a request.
+        """Send a request and return the content of the response.
+
+        Parameters
+        ----------
+        request : bytes
+        seconds : float
+            Timeout. The first call waits for the start of the child in addition.
 
         Raises
         ------
         TimeoutError, EOFError, OSError
-            The child is of no use any more.
+            The child cannot be used any more: call `end`.
         """
         if not self._started:
             self._receive(time.monotonic() + _START_SECONDS)
@@ -89,13 +97,13 @@ class Child:
         return view
 
     def kill(self) -> None:
-        """Have what waits for its answer fail; whoever asked ends it."""
+        """Kill the child, from any thread. A pending `ask` fails, and its caller must call `end`."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def end(self, patience: float = 1.0) -> None:
-        """End it and what it has forked; it has `patience` seconds to end by itself when its input ends."""
+        """Close the input, wait up to `patience` seconds for the child to exit, then kill it with its forks."""
         self._in.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(patience)
@@ -106,7 +114,7 @@ class Child:
 
 
 def _wait(fd: int, event: int, deadline: float) -> None:
-    # Not by select, which knows no descriptors above 1,023.
+    # Not select, which does not support descriptors above 1,023.
     poll = select.poll()
     poll.register(fd, event)
     if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
@@ -114,7 +122,7 @@ def _wait(fd: int, event: int, deadline: float) -> None:
 
 
 def _environment() -> dict[str, str]:
-    # No plug-ins: a file names the filters that it wants. No prefixes: they would say where its other files lie.
+    # Disable plug-ins, because a file can name any filter, and prefixes, which change where external files are found.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HDF5_")}
     return {**kept, "OPENBLAS_NUM_THREADS": "1", "HDF5_PLUGIN_PRELOAD": "::"}
 
@@ -123,22 +131,33 @@ def _environment() -> dict[str, str]:
 
 
 def confine(memory_bytes: int) -> int:
-    """Limit this process, and say that it has started; returns the descriptor that answers go to."""
+    """Limit the resources of this process and report that it has started.
+
+    Parameters
+    ----------
+    memory_bytes : int
+        Bound on its address space.
+
+    Returns
+    -------
+    int
+        The descriptor to write responses to.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    # Where memory runs out, the kernel shall end this process and not the one that serves.
+    # If memory runs out, the kernel should kill this process rather than the server.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
     answers = os.dup(1)
-    # Whatever a library prints must not fall between the frames.
+    # Redirect standard output: what libraries print must not end up between the frames.
     os.dup2(2, 1)
     write_frame(answers, b"")
     return answers
 
 
 def write_frame(fd: int, *parts: bytes | memoryview) -> None:
-    """Answer these bytes, one after the other."""
+    """Write one frame whose content is these parts."""
     for part in (LENGTH.pack(sum(len(part) for part in parts)), *parts):
         rest = memoryview(part)
         while rest:

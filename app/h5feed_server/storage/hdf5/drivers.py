@@ -1,4 +1,7 @@
-"""Files that HDF5 wrote one file into: which they are, told by the first one's name and superblock."""
+"""Finds the parts of HDF5 files that were written as several files (split and family driver).
+
+They are recognised by the name and superblock of the first part.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,31 @@ from collections.abc import Sequence
 _FAMILY = re.compile(r"^(.*?)(\d+)(\.[^./]*)$")
 
 SPLIT_ENDINGS = ("-m.h5", "-r.h5")
-"""Of the metadata and of the raw data, by HDF5's split driver."""
+"""File names of HDF5's split driver end so: the metadata, and the raw data."""
 
 
 def members_of(path: str) -> tuple[str | None, tuple[str, ...]]:
-    """HDF5's driver for a file that it wrote in parts, and the paths of the other parts."""
+    """Return HDF5's driver for a file in several parts, and the paths of the other parts.
+
+    Returns
+    -------
+    driver : str or None
+        ``"split"``, ``"family"``, or None for an ordinary file.
+    others : tuple of str
+        Those that exist for a family; the raw data file of a split file, whether it exists or not.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    """
     family = _FAMILY.match(path)
-    # HDF5 counts from 0, whatever file it is given. Files of other names need not be opened to tell.
+    # The members of a family are numbered from 0. Files with other names need not be opened.
     is_first = family is not None and int(family[2]) == 0
     if not is_first and not path.endswith(SPLIT_ENDINGS[0]):
         return None, ()
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        # Where the superblock names the driver, in a file without a user block.
+        # Enough to hold the driver information in the superblock, in a file without a user block.
         head = file.read(1024)
     if not head.startswith(b"\x89HDF\r\n\x1a\n"):
         return None, ()
@@ -36,12 +52,12 @@ def members_of(path: str) -> tuple[str | None, tuple[str, ...]]:
 
 
 def next_member(path: str, others: Sequence[str]) -> str:
-    """The path of the part that a family would go on in, were it there, after its first and all others."""
+    """The path that the next member of a family would have, given its first member and the `others`."""
     return family_template(path) % (len(others) + 1)
 
 
 def family_template(path: str) -> str:
-    """The pattern of the names of a family, from that of its first member."""
+    """The printf-style pattern of the paths of a family, from the path of its first member."""
     match = _FAMILY.match(path)
     assert match is not None
     stem, digits, ending = match.groups()

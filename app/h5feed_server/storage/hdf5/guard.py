@@ -1,7 +1,7 @@
-"""The last look at a layout before bytes are read by it: a few rows by it, and the same rows by libhdf5, bit for bit.
+"""Checks layouts against libhdf5 before they are used: reads a few rows both ways and compares them bit for bit.
 
-Runs in the child process that inspects files, where libhdf5 is confined. What it costs is bounded: of many arrays that
-are stored alike, each is compared as long as there is time, and one of a kind thereafter.
+Runs in the child process that inspects files, where libhdf5 is confined. The time is bounded: at first every array is
+compared, then only the first of each kind of storage, then none.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from ..reader import Reader
 from .reader_pool import ReaderPool
 
 _MOST_BYTES = 32 << 20
-"""Bytes that are decoded of one array at most, each way."""
+"""Upper bound on the bytes of one array that are decoded, each way."""
 
 _ALL = 1 / 15
-"""Of the time that an inspection may take: for so long, by the processor's clock, every array is compared."""
+"""Share of the inspection timeout, in CPU time, during which every array is compared."""
 
 _KINDS = 1 / 5
-"""The same: for so long, the first of each kind is."""
+"""Share of the inspection timeout, in CPU time, during which the first array of each kind is compared."""
 
 _END = 1 / 2
-"""The same, by the clock on the wall: then nothing more is."""
+"""Share of the inspection timeout, in wall time, after which nothing more is compared."""
 
 _TIMEOUT = 1e9
-"""Seconds that nothing here waits for: there is one thread."""
+"""Seconds. Practically no timeout: there is only one thread, so nothing ever waits."""
 
 Compared = tuple[str, ArrayLayout]
-"""Name of a member of a record, or nothing, and its layout."""
+"""Name of a record member (empty if the array has no records), and its layout."""
 
 
 class Guard:
@@ -49,14 +49,16 @@ class Guard:
     Parameters
     ----------
     file : h5py.File
-        The same descriptor serves both ways: what is read is one file, and no other is opened.
+        Its descriptor is used for both ways of reading, so that both read the same file and none is opened.
+    identity : Identity
+        Of that file.
     seconds : float
-        Time that the whole inspection may take.
+        Timeout of the whole inspection.
     """
 
     def __init__(self, file: h5py.File, identity: Identity, seconds: float) -> None:
         self._source: LocalFile | None = None
-        # Of a file in parts, there is no one descriptor; h5py reads all of it.
+        # A file in several parts has no single descriptor. h5py reads all of it, so there is nothing to compare.
         with contextlib.suppress(ValueError, TypeError, RuntimeError, NotImplementedError):
             self._source = _Held(file.id.get_vfd_handle(), identity)
         self._decoders = Decoders(1, _TIMEOUT)
@@ -66,9 +68,15 @@ class Guard:
         self._seen: set[Hashable] = set()
 
     def agrees(self, dataset: h5py.Dataset, arrays: Sequence[Compared]) -> bool:
-        """Whether these layouts, of one array or of members of its records, give what libhdf5 gives.
+        """Whether these layouts give the same bytes as libhdf5.
 
-        Rows that neither can read are alike.
+        Rows that neither can read count as equal. Returns True without reading anything when the time is used up.
+
+        Parameters
+        ----------
+        dataset : h5py.Dataset
+        arrays : sequence of (str, ArrayLayout)
+            The layout of the dataset, or those of the members of its records.
         """
         arrays = [(name, one) for name, one in arrays if one.rows and one.row_bytes and one.external is None]
         if not arrays or self._source is None:
@@ -78,14 +86,14 @@ class Guard:
         if time.process_time() > until or time.monotonic() > self._end:
             return True
         self._seen.add(kind)
-        # Chunks that are kept are told apart by paths, which layouts do not have yet.
+        # No cache: its keys contain paths, which these layouts do not have yet.
         self._reader = Reader(1, ByteCache(0, _TIMEOUT), 3 * _MOST_BYTES, _TIMEOUT, ReaderPool(0, 0, 0))
         rows = _rows(arrays[0][1])
         if not len(rows):
             return all(self._chunk_agrees(dataset, entry, arrays) for entry in _entries(arrays[0][1]))
         if self._rows_agree(dataset, rows, arrays):
             return True
-        # One broken chunk fails all rows that are read with it: each by itself.
+        # One broken chunk fails all rows that are read together with it, so compare the rows one by one.
         return all(self._rows_agree(dataset, rows[i : i + 1], arrays, both_fail=True) for i in range(len(rows)))
 
     def _rows_agree(
@@ -94,7 +102,7 @@ class Guard:
         names = [name for name, _ in arrays if name]
         try:
             source = dataset.fields(names) if names else dataset
-            # One by one: of a list of rows, h5py's selection takes as long as the array is long.
+            # Row by row: selecting a list of rows takes h5py time in proportion to the length of the array.
             theirs = np.concatenate([source[row : row + 1] for row in rows.tolist()])
         except Exception:
             theirs = None
@@ -118,7 +126,7 @@ class Guard:
         return out
 
     def _chunk_agrees(self, dataset: h5py.Dataset, entry: int, arrays: Sequence[Compared]) -> bool:
-        """One chunk of an array whose rows are too long to be compared."""
+        """Whether the chunk at index `entry` is equal; for arrays whose rows are too large to compare."""
         _, array = arrays[0]
         assert self._source is not None and array.chunks is not None and array.chunk_shape is not None
         itemsize = np.dtype(array.dtype).itemsize
@@ -142,7 +150,7 @@ class Guard:
 
 
 class _Held(LocalFile):
-    """A file that libhdf5 has open: no other can be opened any more."""
+    """A file that libhdf5 has open; this process can open no further files."""
 
     def __init__(self, fd: int, identity: Identity) -> None:
         super().__init__(OpenFiles(0), "", identity)
@@ -154,7 +162,7 @@ class _Held(LocalFile):
 
 
 def _kind(array: ArrayLayout) -> Hashable:
-    """What arrays have in common that are stored alike."""
+    """A key that is equal for arrays that are stored in the same way."""
     chunks = array.chunks is None or len(array.chunks.numbers) > 0
     shape = array.chunk_shape and (array.chunk_shape[1:] == array.sample_shape, array.rows % array.chunk_shape[0] == 0)
     where = (array.offset is None, array.inline is None, chunks, len(array.shape), shape)
@@ -162,7 +170,7 @@ def _kind(array: ArrayLayout) -> Hashable:
 
 
 def _rows(array: ArrayLayout) -> npt.NDArray[np.int64]:
-    """The last row, the first and a middle one, as many as there is room for."""
+    """The last, first and middle row, or as many of them, in this order, as fit into `_MOST_BYTES`."""
     stored = array.records if array.record else array
     nbytes = stored.row_bytes
     if stored.chunk_shape is not None and stored.filters:
@@ -172,7 +180,7 @@ def _rows(array: ArrayLayout) -> npt.NDArray[np.int64]:
 
 
 def _entries(array: ArrayLayout) -> list[int]:
-    """Index of the first chunk that was written, and of the last; none where they are too large."""
+    """Indices of the first and last chunk in the table; empty if chunks are too large or cannot be compared."""
     if array.record or array.chunks is None or array.chunk_shape is None or np.dtype(array.dtype).kind in "Sc":
         return []
     if math.prod(array.chunk_shape) * np.dtype(array.dtype).itemsize > _MOST_BYTES or array.is_bfloat16:
@@ -183,7 +191,7 @@ def _entries(array: ArrayLayout) -> list[int]:
 def _same(mine: npt.NDArray[Any], theirs: Any, array: ArrayLayout) -> bool:
     values = np.asarray(theirs)
     if array.is_bfloat16:
-        # h5py makes them float32, and one NaN of all that there are.
+        # h5py converts them to float32, and all NaNs to the same one.
         wide = (mine.astype(np.uint32) << 16).view(np.float32)
         return np.array_equal(wide, values.astype(np.float32), equal_nan=True)
     if values.dtype.kind == "c":

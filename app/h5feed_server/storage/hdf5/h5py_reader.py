@@ -1,14 +1,15 @@
-"""Reads rows with h5py where no layout says where they lie: lists of any length, virtual arrays, files in parts.
+"""Reads rows with h5py if their layout is not known: variable-length lists, virtual arrays, split files and families.
 
-Runs as a child process only, and long: it holds files open. `reader_pool` is the other end.
+Runs only as a long-lived child process that holds files open. `reader_pool` is the other end.
 
-Protocol: a request is a frame of an 8-byte little-endian length and JSON, followed by its ``rows`` as int64. An answer
-is a frame of `KIND_BYTES` for its kind (``D`` data, ``E`` an error as JSON) and the content. Data of fixed rows are
-their bytes, as stored, in the order asked; data of ragged rows are ``rows + 1`` offsets (int64, in items) and items.
+Protocol: a request is a frame of an 8-byte little-endian length and JSON, followed by its ``rows`` as int64. A response
+is a frame of `KIND_BYTES` for its kind (``D`` data, ``E`` an error as JSON) and the content. For rows of a fixed size,
+the data are their bytes, as stored, in the order requested. For ragged rows, the data are ``rows + 1`` offsets (int64,
+in items) and the items.
 
-The arrays may be crafted. libhdf5 would follow whatever names they hold to any file of this machine, so external links
-are switched off, and the parts of a virtual array are looked at before libhdf5 is let to them: each must lie in one of
-the files that the request names, and none may be made of itself, which libhdf5 does not survive.
+Files may be crafted, and libhdf5 would follow the names in them to any file on the machine. So external links are
+disabled, and the sources of a virtual array are checked before libhdf5 opens them: each must be in one of the files
+that the request names, and no array may be a source of itself, which would crash libhdf5.
 """
 
 from __future__ import annotations
@@ -37,42 +38,43 @@ from .stored_types import disk_bytes
 from .text import says_away
 
 MAX_OPEN = 16
-"""Files held open, with those that belong to them."""
+"""Sets of files held open: a file with the sources of its virtual arrays."""
 
 _MAX_FILES = 1024
-"""The same, counted one by one, unless one needs more: libhdf5 takes half a megabyte of memory for each."""
+"""Files held open in all sets, unless one set needs more. libhdf5 takes half a megabyte of memory for each file."""
 
 _MAX_DATASETS = 32
 """Arrays held open."""
 
 _CHUNK_CACHE_BYTES = 32 << 20
-"""Decoded chunks that libhdf5 keeps of one array: of a virtual one, of all its parts together."""
+"""Size of libhdf5's chunk cache for one array; for a virtual array, for all its sources together."""
 
 MAX_PARTS = 4096
-"""Parts of a virtual array."""
+"""Maximum number of mappings of a virtual array."""
 
 _MAX_NESTING = 8
-"""Virtual arrays that are made of others that are virtual."""
+"""Levels of virtual arrays whose sources are virtual arrays."""
 
 _ROWS_AT_ONCE = 64
-"""Ragged rows read by one call: it is known only afterwards how many bytes they have."""
+"""Ragged rows that are read by one call. Their size is known only after reading."""
 
 Int64s = npt.NDArray[np.int64]
 Known = tuple[int | str, ...]
-"""What is known of a file: its identity, and a digest of its content, by which it may be another one all the same."""
+"""Identity of a file, then a digest of its content, because content can change while the identity stays the same."""
 
 
 def open_file(path: str, cache_bytes: int | None = None) -> h5py.File:
-    """Open a file, or all that HDF5 wrote one file into, beginning with `path`.
+    """Open a file. If it is the first of a split file or a file family, open the others too.
 
     Parameters
     ----------
+    path : str
     cache_bytes : int, optional
-        Decoded chunks that libhdf5 keeps of each array; default: its own.
+        Size of libhdf5's chunk cache for each array; default: libhdf5's own default.
     """
     driver, _ = members_of(path)
     keep: dict[str, Any] = {"mode": "r", "locking": False, "rdcc_nbytes": cache_bytes}
-    # No lock is taken: the file may lie on a read-only or network mount, and is only read.
+    # Do not lock: the file is only read, and may be on a read-only or network mount.
     if driver == "split":
         endings = [ending.encode() for ending in SPLIT_ENDINGS]
         stem = path.removesuffix(SPLIT_ENDINGS[0])
@@ -83,7 +85,7 @@ def open_file(path: str, cache_bytes: int | None = None) -> h5py.File:
 
 
 class _OpenSet:
-    """A file, open, with those that its virtual arrays are made of."""
+    """An open file, with the files that the sources of its virtual arrays are in."""
 
     def __init__(self, files: Mapping[str, Known], plugins: Plugins) -> None:
         self.files = files
@@ -94,10 +96,10 @@ class _OpenSet:
         self._main = next(iter(files))
         self._checked: set[tuple[str, str]] = set()
         self.datasets: OrderedDict[str, h5py.Dataset] = OrderedDict()
-        """Arrays held open, the one used last at the end."""
+        """Arrays held open, the most recently used last."""
 
     def dataset(self, path: str) -> h5py.Dataset:
-        """The array at `path` of the first file, when it is known to be safe."""
+        """The array at `path` of the first file, after checking that libhdf5 can read it safely."""
         if path not in self.datasets:
             dataset = self._item(self._main, path)
             self._check(self._main, path, dataset, ())
@@ -107,7 +109,9 @@ class _OpenSet:
         return self.datasets[path]
 
     def check_unchanged(self) -> None:
-        """What was read is of these files: by path, as libhdf5 opens parts, and late.
+        """Raise if one of the files was replaced or changed. Call it after reading.
+
+        Checks by path, because libhdf5 opens the sources of virtual arrays by path, and only when it reads them.
 
         Raises
         ------
@@ -117,9 +121,9 @@ class _OpenSet:
             self._check_identity(path, os.stat(path))
 
     def disagrees(self, files: Mapping[str, Known]) -> bool:
-        """Whether it shares files with these, under whatever names, and one of them may be another now."""
+        """Whether the sets share a file, under any name, but may not agree on its state."""
         shared = {known[:2] for known in self.files.values()} & {known[:2] for known in files.values()}
-        # Where one set holds the other, all that is shared has the same parts.
+        # If one set contains the other, all shared files have the same name, identity and digest in both.
         return bool(shared) and not (self.files.items() <= files.items() or self.files.items() >= files.items())
 
     def close(self) -> None:
@@ -131,15 +135,15 @@ class _OpenSet:
         try:
             item = self._file(file)[path]
         except KeyError:
-            raise Unreadable(f"its part {path!r} of {os.path.basename(file)!r} is not there") from None
+            raise Unreadable(f"its part {path!r} of {os.path.basename(file)!r} is missing") from None
         if not isinstance(item, h5py.Dataset):
-            raise Unreadable(f"its part {path!r} of {os.path.basename(file)!r} is no array")
+            raise Unreadable(f"its part {path!r} of {os.path.basename(file)!r} is not an array")
         return item
 
     def _file(self, path: str) -> h5py.File:
         if path not in self._open:
             opened = self._open[path] = open_file(path, self._cache_bytes)
-            # Of a file in parts, there is no one descriptor.
+            # Split files and families have no single descriptor.
             if not members_of(path)[0]:
                 self._check_identity(path, os.fstat(opened.id.get_vfd_handle()))
         return self._open[path]
@@ -150,41 +154,59 @@ class _OpenSet:
             raise changed(known, now)
 
     def _check(self, file: str, path: str, dataset: h5py.Dataset, above: tuple[tuple[str, str], ...]) -> None:
-        """Refuse what would lead libhdf5 to other files than those named, or round in circles."""
-        # By address: an array has as many names as there are links to it.
+        """Reject arrays that would lead libhdf5 to files that the request does not name, or into a cycle.
+
+        Parameters
+        ----------
+        file, path : str
+            Where the array is.
+        dataset : h5py.Dataset
+        above : tuple of (str, str)
+            The virtual arrays that it is a source of: file and address.
+
+        Raises
+        ------
+        Unreadable
+        """
+        # Compare addresses, because an array can have several names.
         info = h5py.h5o.get_info(dataset.id)
         here = (file, str(info.addr))
         if here in above:
-            raise Unreadable("it is a virtual array that is made of itself")
+            raise Unreadable("it is a virtual array with itself as a source")
         if here in self._checked:
             return
         properties = dataset.id.get_create_plist()
         if properties.get_external_count():
-            raise Unreadable("its data, or that of a part, lies in an external file")
+            raise Unreadable("its data, or that of a source, is in an external file")
         if properties.get_layout() == h5d.VIRTUAL:
             if len(above) >= _MAX_NESTING:
-                raise Unreadable(f"it is made of virtual arrays more than {_MAX_NESTING} deep")
+                raise Unreadable(f"it is made of virtual arrays nested more than {_MAX_NESTING} deep")
             for name, part in virtual_parts(properties):
                 source = file if name == "." else os.path.realpath(os.path.join(os.path.dirname(file), name))
                 if source not in self.files:
                     raise Unreadable(
-                        f"it is made of parts of {os.path.basename(name)!r}, which is no file of the data folder"
+                        f"it has sources in {os.path.basename(name)!r}, which is not a file of the data folder"
                     )
                 self._check(source, part, self._item(source, part), (*above, here))
         if dataset.chunks is not None:
-            # The longest that an address can be.
+            # 32 bytes: the longest possible address.
             nbytes = disk_bytes(dataset.id.get_type(), 32) or dataset.id.get_type().get_size()
             self._chunk_bytes = max(self._chunk_bytes, math.prod(dataset.chunks) * nbytes)
         self._checked.add(here)
 
 
 def virtual_parts(properties: h5py.h5p.PropDCID) -> list[tuple[str, str]]:
-    """File (``"."``: the same one) and path of each part of a virtual array, each once.
+    """Return the sources of a virtual array, without duplicates.
+
+    Returns
+    -------
+    list of (str, str)
+        File (``"."``: the same file) and path of each source.
 
     Raises
     ------
     ValueError
-        There are too many, or as many as there happen to be files.
+        There are more than `MAX_PARTS` mappings, or sources are given by a pattern.
     """
     count = properties.get_virtual_count()
     if count > MAX_PARTS:
@@ -193,7 +215,7 @@ def virtual_parts(properties: h5py.h5p.PropDCID) -> list[tuple[str, str]]:
     for number in range(count):
         name, part = properties.get_virtual_filename(number), properties.get_virtual_dsetname(number)
         if "%" in name or "%" in part:
-            raise ValueError("it is made of parts that are named by a pattern, which is not read")
+            raise ValueError("its sources are named by a pattern, which is not supported")
         parts[name, part] = None
     return list(parts)
 
@@ -229,12 +251,12 @@ def _read_ragged(dataset: h5py.Dataset, member: str | None, rows: Int64s, stored
             parts.append(items)
             total += len(items)
             if total > limit:
-                raise TooLarge(f"these rows have more than the {limit} bytes of one answer: ask for fewer at once")
+                raise TooLarge(f"these rows have more than the {limit} bytes of one response: request fewer at once")
     chosen = [parts[place] for place in places.tolist()]
     lengths = np.array([len(items) for items in chosen], np.int64) // dtype.itemsize
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     if offsets[-1] * dtype.itemsize > limit:
-        raise TooLarge(f"these rows have more than the {limit} bytes of one answer: ask for fewer at once")
+        raise TooLarge(f"these rows have more than the {limit} bytes of one response: request fewer at once")
     return [memoryview(offsets.view(np.uint8)), *(memoryview(items) for items in chosen)]
 
 
@@ -250,7 +272,7 @@ def _runs(rows: Int64s, longest: int) -> Iterator[tuple[int, int]]:
 
 
 class _Reader:
-    """Answers requests, with files held open between them."""
+    """Handles requests, and holds files open between them."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, _OpenSet] = OrderedDict()
@@ -264,7 +286,7 @@ class _Reader:
             opened.check_unchanged()
             return content
         except BaseException:
-            # What is wrong with it may be what was opened.
+            # The error may be due to the state of the open files.
             self._open.pop(key).close()
             raise
 
@@ -281,7 +303,7 @@ class _Reader:
 
     def _opened(self, key: str, files: Mapping[str, Known]) -> _OpenSet:
         if key not in self._open:
-            # libhdf5 shares what it knows of a file between all who have it open: nobody may know it as it was.
+            # libhdf5 shares the state of a file between all its open handles, so close those that may be outdated.
             for old in [old for old, held in self._open.items() if held.disagrees(files)]:
                 self._open.pop(old).close()
             while self._open and (len(self._open) >= MAX_OPEN or self._held + len(files) > _MAX_FILES):
@@ -292,7 +314,7 @@ class _Reader:
 
     @property
     def _held(self) -> int:
-        """Files held open at most."""
+        """Upper bound on the number of open files."""
         return sum(len(held.files) for held in self._open.values())
 
 
@@ -300,11 +322,11 @@ def _reason(error: Exception, files: Sequence[str]) -> FeedError:
     if isinstance(error, FeedError):
         return error
     if isinstance(error, MemoryError):
-        return TooLarge("these rows take more memory than there is for reading them: ask for fewer at once")
+        return TooLarge("reading these rows takes more memory than a reader may use: request fewer at once")
     text = str(error) or type(error).__name__
     if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and is_away(error)) or says_away(text):
-        # A file that is missing was deleted, or its disk is away: who asks again hears which.
-        return SourceUnavailable("a file of this dataset cannot be read now; come again in a moment")
+        # The file was deleted, or its disk is unavailable. The next request finds out which.
+        return SourceUnavailable("a file of this dataset cannot be read now; try again in a moment")
     for folder in {os.path.dirname(path) for path in files}:
         text = text.replace(f"{folder}{os.sep}", "")
     return DatasetCorrupt(f"HDF5 cannot read it: {text[:300]}")
@@ -319,15 +341,23 @@ def _receive(stream: BinaryIO) -> tuple[dict[str, Any], Int64s] | None:
 
 
 def main(memory_bytes: int, timeout: float) -> None:
-    """Answer requests until standard input ends."""
+    """Handle requests until standard input ends.
+
+    Parameters
+    ----------
+    memory_bytes : int
+        Bound on the address space of this process.
+    timeout : float
+        Seconds for each request.
+    """
     forget_external_links()
-    # A virtual array may have thousands of parts.
+    # A virtual array may have sources in thousands of files.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     answers = confine(memory_bytes)
     reader = _Reader()
     while (asked := _receive(sys.stdin.buffer)) is not None:
-        # The signal's default is to kill: it ends libhdf5 wherever it is.
+        # SIGALRM kills by default, whatever libhdf5 is doing.
         signal.setitimer(signal.ITIMER_REAL, timeout)
         try:
             content = [memoryview(b"D".ljust(KIND_BYTES)), *reader.answer(*asked)]

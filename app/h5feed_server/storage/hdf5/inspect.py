@@ -1,11 +1,13 @@
-"""Walks HDF5 files with h5py and writes down their layouts. Runs as a child process only: a crafted file can crash,
-hang or bloat libhdf5, and must take nothing else with it.
+"""Walks HDF5 files with h5py and describes their layouts.
 
-Protocol: each line on standard input is a path as JSON; each answer on standard output is a frame of an 8-byte
+Runs only as a child process: a crafted file can crash libhdf5, hang it or exhaust its memory, and must not affect the
+server.
+
+Protocol: each line on standard input is a path as JSON. Each response on standard output is a frame of an 8-byte
 little-endian length, a kind byte (``L`` layout, ``E`` error text) and the content. `inspector` is the other end.
 
-Each file is inspected in a fork of its own: libhdf5 may damage its own memory in reading one file and crash, or say
-what is wrong, only in reading the next.
+Each file is inspected in its own fork: libhdf5 may corrupt its memory while it reads one file, and crash or fail only
+when it reads the next.
 """
 
 from __future__ import annotations
@@ -44,45 +46,47 @@ from .text import decoded, json_bytes, reason_of
 MAX_ARRAYS = 20_000
 MAX_OBJECTS = 200_000
 MAX_DEPTH = 32
-"""Bounds on the walk through one file; what lies beyond them is not listed, and the layout says so."""
+"""Bounds on the walk through one file. The rest is not listed, and a note in the layout says so."""
 
 MAX_TEXT_TOTAL = 16 << 20
-"""Bytes of names, attributes and reasons that go into one layout: it is kept in the memory of every worker."""
+"""Bound on the bytes of names, attributes and reasons in one layout, which every worker holds in memory."""
 
 _TELLING = ("pandas_type", "encoding-type", "MATLAB_sparse")
-"""Attributes of groups that say how what lies below is to be read."""
+"""Attributes of groups that say how to interpret the arrays below them."""
 
 _USED_LATE = (cv2, encodings.ascii, encodings.latin_1, encodings.raw_unicode_escape, encodings.utf_8, numpy.ma)
-"""Modules that Python would import when they are needed, which is when no file can be opened any more."""
+"""Modules that would otherwise be imported on first use, after `_seal`, when no file can be opened any more."""
 
 
 def inspect_file(path: str, plugins: Plugins, seconds: float) -> FileLayout:
-    """The layout of the arrays in the file at `path`.
+    """Return the layout of the file at `path`.
 
     Parameters
     ----------
+    path : str
+    plugins : Plugins
     seconds : float
-        Time that it may take.
+        Timeout of the inspection, which the caller enforces. Here it bounds the comparison with libhdf5.
     """
     _, members = members_of(path)
     status = os.stat(path)
     with open_file(path) as file:
         _seal()
         guard = Guard(file, Identity.of(status), seconds)
-        # Names of further files that this one goes on in.
+        # Names of the other files of a split file or file family.
         names = tuple(map(os.path.basename, members))
         return _Walk(file, path, Arrays(file, status.st_size, names, plugins, guard)).layout()
 
 
 def _seal() -> None:
-    """From here on this process opens no file: links, external storage and virtual arrays may name any."""
+    """Prevent this process from opening further files: links, external storage and virtual arrays may name any file."""
     free = os.dup(0)
     os.close(free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
 
 
 class _Walk:
-    """One pass through a file: all arrays by path, level after level; each group once, whatever links lead to it."""
+    """Lists all arrays of a file by path, breadth first. Each group is visited once, however many links lead to it."""
 
     def __init__(self, file: h5py.File, path: str, described: Arrays) -> None:
         self._file = file
@@ -93,7 +97,7 @@ class _Walk:
         self._groups: dict[str, dict[str, Any]] = {}
         self._notes: list[str] = []
         self._text_left = MAX_TEXT_TOTAL
-        # Arrays by address: further names of one cost nothing but the name.
+        # Layouts by the address of the array: an array with several names is described once.
         self._known: dict[tuple[int, int], list[ArrayLayout]] = {}
 
     def layout(self) -> FileLayout:
@@ -137,7 +141,7 @@ class _Walk:
             self._notes.append(f"{where} cannot be listed: {self._reason(error)}")
             return
         for name in names:
-            # libhdf5 takes these for paths, and they would lead elsewhere.
+            # libhdf5 would interpret these names as paths to other objects.
             if len(name) > MAX_NAME_BYTES or decoded(name) in ("", ".") or "/" in decoded(name):
                 self._notes.append(f"{where} has a link {decoded(name)[:40]!r}, which cannot be followed")
                 self._spend(len(self._notes[-1]))
@@ -145,9 +149,9 @@ class _Walk:
                 yield name
 
     def _visit(self, path: str, group: h5py.Group, name: str | bytes) -> h5py.Group | None:
-        """List what `name` links to; returns it where it is a group."""
+        """List what `name` links to. Returns it if it is a group to descend into."""
         if isinstance(name, bytes):
-            self._add(_unreadable(path, "its name is no UTF-8"))
+            self._add(_unreadable(path, "its name is not UTF-8"))
             return None
         link = None
         try:
@@ -160,7 +164,7 @@ class _Walk:
             if isinstance(item, h5py.Dataset):
                 for array in self._arrays_at(path, item):
                     self._add(array)
-            # Groups are reached by hard links: soft ones lead to what is listed elsewhere.
+            # Groups are followed through hard links only. Soft links lead to groups that are listed elsewhere.
             elif isinstance(item, h5py.Group) and isinstance(link, h5py.HardLink):
                 _address(item)
                 self._note(path, item)
@@ -170,19 +174,19 @@ class _Walk:
         except Exception as error:
             reason = f"it cannot be opened: {self._reason(error)}"
             if isinstance(link, h5py.SoftLink):
-                reason = "it is a link that leads nowhere"
+                reason = "it is a broken link"
             self._add(_unreadable(path, reason))
         return None
 
     def _note(self, path: str, group: h5py.Group) -> None:
-        """Keep what a group says of its arrays."""
+        """Record the attributes of a group if they say how to interpret its arrays."""
         if any(name in group.attrs for name in _TELLING):
             self._groups[path] = attributes_of(group)
             self._spend(512 + json_bytes((path, self._groups[path])))
 
     def _add(self, array: ArrayLayout) -> None:
         if array.path in self._arrays:
-            self._notes.append(f"{array.path!r} is there twice")
+            self._notes.append(f"{array.path!r} exists twice")
             self._spend(len(array.path))
             return
         if len(self._arrays) >= MAX_ARRAYS:
@@ -197,14 +201,13 @@ class _Walk:
             raise _Full
 
     def _reason(self, error: Exception) -> str:
-        """The reason that an exception gives, without the path of the file, which is the server's own business."""
+        """The reason that an exception gives, without the path of the file, which clients must not see."""
         if isinstance(error, MemoryError):
             return "it takes more memory than inspection may use"
         return reason_of(error, self._path)
 
     def _arrays_at(self, path: str, dataset: h5py.Dataset) -> list[ArrayLayout]:
-        """The array of `dataset`; of a table of records, one for each member. Those that nothing is wrong with can be
-        read."""
+        """The layout of `dataset`; for a table of records, one for each member."""
         address = _address(dataset)
         if address not in self._known:
             self._known[address] = self._described.describe(dataset)
@@ -212,7 +215,7 @@ class _Walk:
 
 
 class _Full(Exception):
-    """As much is listed of a file as may be."""
+    """A bound on the size of a layout is reached."""
 
 
 def _unreadable(path: str, reason: str) -> ArrayLayout:
@@ -228,7 +231,15 @@ def _address(item: h5py.Group | h5py.Dataset) -> tuple[int, int]:
 
 
 def main(memory_bytes: int, timeout: float) -> None:
-    """Answer paths until standard input ends."""
+    """Inspect files until standard input ends.
+
+    Parameters
+    ----------
+    memory_bytes : int
+        Bound on the address space of this process and its forks.
+    timeout : float
+        Seconds for each file.
+    """
     answers = confine(memory_bytes)
     load_codecs()
     plugins = Plugins()
@@ -238,14 +249,14 @@ def main(memory_bytes: int, timeout: float) -> None:
 
 
 def _attend(path: str, plugins: Plugins, timeout: float, answers: int) -> bool:
-    """Have one file inspected and answer; returns whether anybody still waits for answers."""
+    """Inspect one file in a fork and send the response. Returns False if the server is gone."""
     ended, alive = os.pipe()
     process = os.fork()
     if process == 0:
         code = 1
         try:
             os.close(ended)
-            # The signal's default is to kill: it ends libhdf5 wherever it is.
+            # SIGALRM kills by default, whatever libhdf5 is doing.
             signal.setitimer(signal.ITIMER_REAL, timeout)
             answer = _answer(path, plugins, timeout)
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -254,8 +265,8 @@ def _attend(path: str, plugins: Plugins, timeout: float, answers: int) -> bool:
         finally:
             os._exit(code)
     os.close(alive)
-    # Both hang up: the fork's pipe when it has ended, the input when the server has. That the next path is there says
-    # nothing.
+    # Wait for a hang-up: of the fork's pipe when the fork ends, of the input when the server does. The event mask is 0
+    # because input, the next path, must not wake us.
     poll = select.poll()
     poll.register(ended, 0)
     poll.register(0, 0)
@@ -273,11 +284,11 @@ def _answer(path: str, plugins: Plugins, seconds: float) -> bytes:
     try:
         return b"L" + dump_layout(inspect_file(path, plugins, seconds))
     except MemoryError:
-        return b"Edescribing it takes more memory than inspection may use"
+        return b"Einspecting it takes more memory than inspection may use"
     except Exception as error:
         reason = reason_of(error, path)
         if reason == "file signature not found":
-            return b"Eit is no HDF5 file, or an empty one"
+            return b"Eit is not an HDF5 file, or an empty one"
         return b"E" + f"it cannot be opened: {reason}".encode()
 
 
@@ -286,7 +297,7 @@ def _obituary(status: int, timeout: float) -> str:
     if number == -signal.SIGALRM:
         return f"inspecting it took more than {timeout:g} s (H5FEED_INSPECT_TIMEOUT)"
     if number == -signal.SIGKILL:
-        return "the system ended its inspection, most likely for the memory that it took"
+        return "the system killed its inspection, most likely because it took too much memory"
     if number < 0:
         return f"inspecting it crashed libhdf5 ({signal.Signals(-number).name})"
     return "inspecting it failed"

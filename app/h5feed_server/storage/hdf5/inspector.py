@@ -1,4 +1,4 @@
-"""The parent's end of file inspection: hands paths to child processes, bounds their time, replaces those that die."""
+"""The server's side of file inspection: sends paths to child processes, enforces timeouts, replaces dead children."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .child import Child
 from .text import says_away
 
 MEMORY_BYTES = 2 << 30
-"""Address space of a child. Some of it is libraries that are mapped, not used."""
+"""Address space of a child, including mapped libraries."""
 
 MAX_ANSWER_BYTES = 512 << 20
-"""Bound on a layout: 32 bytes a chunk, and the text, which is written down up to six bytes a character, twice."""
+"""Bound on a layout: 32 bytes for each chunk, and the text, which takes up to six bytes a character, twice."""
 
 GRACE_SECONDS = 10.0
-"""What is added to the timeout, which the child keeps itself, before it is taken for hung."""
+"""Added to the timeout, which the child enforces itself, before the child counts as hung."""
 
 
 class Inspector:
-    """Inspects files in child processes, one for each thread that asks, which end with the ``with`` block.
+    """Inspects files in child processes: one for each calling thread, ended at the end of the ``with`` block.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class Inspector:
         self.rest()
 
     def rest(self) -> None:
-        """End the children, those that are at work when they have answered; the next file starts another."""
+        """End all children; busy ones end after their current file. The next call of `inspect` starts a new one."""
         with self._lock:
             self._rests += 1
             children, self._idle = self._idle, []
@@ -58,20 +58,22 @@ class Inspector:
             child.end()
 
     def inspect(self, path: str) -> bytes:
-        """The layout of the file at `path`, as `load_layout` reads it.
+        """Return the layout of the file at `path`, serialised for `load_layout`.
 
         Raises
         ------
         Unreadable
-            It is no HDF5 file, or it crashed, outlasted or outgrew the child; or the operating system refuses it, and
-            the cause says so.
-        Overloaded, SourceUnavailable
-            No child can be started, or no file opened or read, now.
+            The file is not HDF5 or holds no arrays; its inspection crashed, timed out or needed too much memory; or the
+            operating system does not let us open it (then the cause is an OSError).
+        Overloaded
+            No child can be started or no file opened at the moment.
+        SourceUnavailable
+            The disk or file server is not available at the moment.
         """
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise Unreadable("it is not a regular file")
-            # The child's refusal would not tell what the system has refused from what is wrong with the file.
+            # Open it here first: the child cannot tell an error of the system from a fault of the file.
             with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
                 problem = why_no_hdf5(file.fileno())
         except OSError as error:
@@ -93,7 +95,7 @@ class Inspector:
         try:
             layout = load_layout(content)
         except ValueError:
-            raise Unreadable("the inspector's answer makes no sense") from None
+            raise Unreadable("the inspector sent an invalid response") from None
         if not layout.arrays and not layout.links:
             raise Unreadable("; ".join(("it holds no arrays", *layout.notes[:5])))
         return content
@@ -102,10 +104,10 @@ class Inspector:
         try:
             return Child(f"{__package__}.inspect", (str(MEMORY_BYTES), str(self._timeout)), MAX_ANSWER_BYTES)
         except OSError as error:
-            raise Overloaded(f"no inspector can be started: {error.strerror}", retry_after=1) from None
+            raise Overloaded(f"cannot start an inspector: {error.strerror}", retry_after=1) from None
 
     def _ask(self, path: str) -> memoryview:
-        """A child's answer; a child that is found dead is replaced once."""
+        """Return a child's response. A child that has died is replaced once."""
         for attempt in (1, 2):
             with self._lock:
                 child, rests = (self._idle.pop() if self._idle else None), self._rests
@@ -115,7 +117,7 @@ class Inspector:
             except (OSError, EOFError) as error:
                 if child is not None:
                     child.end()
-                # It is the file that outlasts a child; but it may have been something else that killed it.
+                # A timeout is due to the file. A dead child may have been killed for another reason, so try once more.
                 if isinstance(error, TimeoutError) or attempt == 2:
                     raise
                 continue

@@ -1,6 +1,6 @@
-"""What h5py has no words for, asked of its libhdf5 by ctypes: options of chunks, kinds of chunk indices, filters.
+"""Calls h5py's libhdf5 through ctypes for what h5py has no API for: chunk options, chunk index types, filters.
 
-Runs in child processes only, like everything that has libhdf5 look at a file.
+Runs only in child processes, like everything that uses libhdf5.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..codecs import DECODERS, undo_filter
 from ..layout import Filter
 
 EXTENSIBLE_ARRAY = 4
-"""HDF5's number of the chunk index that it uses where one axis may grow."""
+"""H5D_CHUNK_IDX_EARRAY: the chunk index of arrays with one unlimited axis."""
 
 _KNOWN_PROPERTIES = {
     b"layout",
@@ -29,16 +29,16 @@ _KNOWN_PROPERTIES = {
     b"max compact attr",
     b"object header flags",
 }
-"""Creation properties of arrays that HDF5 2.0 has. The first five say where and how data lie and are asked for."""
+"""Dataset creation properties of HDF5 2.0. The first five describe where and how data is stored."""
 
 _WHOLE_EDGES = 2
-"""Bit of the chunk options: chunks that reach beyond the array are stored without filters."""
+"""Chunk option H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS: chunks that extend beyond the array are stored unfiltered."""
 
 _EXTERNAL_LINKS = 64
-"""HDF5's number of the class of links into other files."""
+"""H5L_TYPE_EXTERNAL: the class of links into other files."""
 
 _REVERSE = 0x0100
-"""Flag of a filter's call: undo it."""
+"""H5Z_FLAG_REVERSE: the filter is called for decoding."""
 
 _id, _size = ctypes.c_int64, ctypes.c_size_t
 _lib = ctypes.CDLL(h5py.h5.__file__)
@@ -68,34 +68,34 @@ for _name, _arguments, _result in (
 
 
 def edges_are_whole(properties: h5p.PropDCID) -> bool:
-    """Whether chunks that reach beyond the array are stored without filters.
+    """Whether chunks that extend beyond the array are stored without filters.
 
     Raises
     ------
     ValueError
-        The chunks have options that nobody knows here.
+        The chunks have unknown options.
     """
     options = ctypes.c_uint()
     if _lib.H5Pget_chunk_opts(properties.id, options) < 0 or options.value & ~_WHOLE_EDGES:
-        raise ValueError(f"its chunks have the options {options.value}")
+        raise ValueError(f"its chunks have unknown options: {options.value}")
     return bool(options.value)
 
 
 def chunk_index(dataset: h5d.DatasetID) -> int:
-    """HDF5's number of the kind of an array's chunk index; -1 where it says none."""
+    """HDF5's number of the type of an array's chunk index; -1 if it is not available."""
     kind = ctypes.c_int(-1)
     return kind.value if _lib.H5Dget_chunk_index_type(dataset.id, kind) >= 0 else -1
 
 
 def unknown_properties(properties: h5p.PropDCID) -> list[str]:
-    """Names of creation properties that this version knows nothing of, and that are not as HDF5 sets them."""
+    """Names of creation properties that are unknown to this version and do not have HDF5's default value."""
     usual = h5p.create(h5p.DATASET_CREATE)
     names = {*_names(properties.id)} - _KNOWN_PROPERTIES
     return sorted(name.decode("utf-8", "replace") for name in names if _value(properties, name) != _value(usual, name))
 
 
 def has_unknown_properties(properties: h5p.PropDCID) -> bool:
-    """Whether `unknown_properties` has any, at no cost where this HDF5 has none that could be."""
+    """Whether `unknown_properties` has any. Returns at once if this libhdf5 has only known properties."""
     return _has_later_properties() and bool(unknown_properties(properties))
 
 
@@ -120,9 +120,9 @@ def _value(properties: h5p.PropDCID, name: bytes) -> bytes | None:
 
 
 def forget_external_links() -> None:
-    """From here on libhdf5 follows no link into another file."""
+    """Prevent libhdf5 from following links into other files, in this process."""
     if _lib.H5Lunregister(_EXTERNAL_LINKS) < 0:
-        raise RuntimeError("libhdf5 would follow links into other files")
+        raise RuntimeError("cannot prevent libhdf5 from following links into other files")
 
 
 # Filters -------------------------------------------------------------------------------------------------------------
@@ -142,12 +142,15 @@ class _FilterClass(ctypes.Structure):
 
 
 class Plugins:
-    """Filters that libhdf5 has only as plug-ins, undone by the codecs here: no plug-in is ever loaded.
+    """Registers our decoders with libhdf5 for filters that it has only as plug-ins. No plug-in is ever loaded.
 
     Attributes
     ----------
     chunk_bytes : int
-        Bytes of the largest chunk that is to be decoded next: a filter is not told how many its chunk has.
+        Set this before reading to the size of the largest chunk that will be decoded: libhdf5 does not tell a filter
+        the size of its chunk.
+    numbers : frozenset of int
+        The filters that were registered.
     """
 
     def __init__(self) -> None:
@@ -158,7 +161,7 @@ class Plugins:
                 apply = _Apply(self._undo(number))
                 one = _FilterClass(1, number, 0, 1, b"by h5feed", None, None, apply)
                 if _lib.H5Zregister(ctypes.byref(one)) < 0:
-                    raise RuntimeError(f"libhdf5 does not take the filter {number}")
+                    raise RuntimeError(f"libhdf5 does not accept the filter {number}")
                 self._classes.append(one)
         self.numbers = frozenset(one.id for one in self._classes)
 
@@ -168,10 +171,10 @@ class Plugins:
                 if not flags & _REVERSE:
                     return 0
                 stored = ctypes.string_at(buffer[0], nbytes)
-                # As much as `decode_chunk` allows a step before the last.
+                # The same limit as `decode_chunk` has for intermediate steps.
                 limit = 2 * self.chunk_bytes + (64 << 10)
                 decoded = undo_filter(Filter(number, "", tuple(options[:count])), stored, limit)
-                # libhdf5 takes for granted that a whole chunk is there.
+                # libhdf5 reads a whole chunk from the buffer, even if the filter returns fewer bytes.
                 size = max(len(decoded), self.chunk_bytes)
                 target = _lib.H5allocate_memory(size, True)
                 if not target:
@@ -181,7 +184,7 @@ class Plugins:
                 buffer[0], capacity[0] = target, size
                 return len(decoded)
             except Exception:
-                # Anything that left here would be printed, and 0 taken for it: this is how filters say that they fail.
+                # 0 is how a filter reports failure. ctypes would print an exception and return 0.
                 return 0
 
         return apply

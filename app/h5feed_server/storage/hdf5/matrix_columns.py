@@ -1,4 +1,4 @@
-"""Columns of a matrix as arrays of their own: members of records that are the rows of the matrix, or of its chunks."""
+"""Layouts for columns of a matrix: they are members of records, and the records are the rows of the matrix or chunk."""
 
 from __future__ import annotations
 
@@ -11,9 +11,21 @@ from ..layout import MAX_RECORD_BYTES, ArrayLayout, ChunkTable
 
 
 def columns_of(array: ArrayLayout, begin: int, stop: int, attributes: dict[str, Any]) -> ArrayLayout | None:
-    """Columns ``begin … stop-1`` of a matrix (rows, columns); one alone is (rows,).
+    """Return the layout of columns ``begin … stop-1`` of a matrix.
 
-    None where no layout says where they lie: they are cut into several chunks, or h5py reads them.
+    Parameters
+    ----------
+    array : ArrayLayout
+        Of shape (rows, columns).
+    begin, stop : int
+    attributes : dict
+        Attributes of the new layout.
+
+    Returns
+    -------
+    ArrayLayout or None
+        Of shape (rows, stop - begin), or (rows,) for a single column. None if the columns are in several columns of
+        chunks, if their records would be too large, or if h5py reads the matrix.
     """
     if array.unreadable is not None or array.by_h5py or len(array.shape) != 2:
         return None
@@ -43,7 +55,7 @@ def columns_of(array: ArrayLayout, begin: int, stop: int, attributes: dict[str, 
 
 
 def _chunks_of(table: ChunkTable, column: int, across: int) -> ChunkTable:
-    """Those of one column of the grid of chunks, numbered by its rows."""
+    """The chunks of one column of the grid of chunks, numbered by their row in it."""
     if across == 1:
         return table
     mine = table.numbers % across == column

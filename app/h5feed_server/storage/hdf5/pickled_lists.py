@@ -1,7 +1,7 @@
-"""Lists of names that PyTables wrote as pickles, read without running what a pickle can run.
+"""Reads lists of names that PyTables wrote as pickles, without unpickling them.
 
-PyTables pickles each attribute that is no number and no text, so that pandas' names of columns are pickles. To load one
-is to run whatever its author wrote; here only the opcodes that put numbers, text and lists together are followed.
+PyTables pickles attributes that are neither numbers nor text, so the column names that pandas writes are pickles.
+Loading a pickle can run arbitrary code. This module interprets only the opcodes that build numbers, text and lists.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _IGNORED = ("PROTO", "FRAME")
 
 _MAX_REPEATED = 1 << 20
-"""Characters of texts that are named again: a few bytes could stand for many."""
+"""Bound on the characters of values that are repeated from the memo: a short pickle could expand to a long list."""
 
 
 def plain_list(data: bytes) -> list[Any] | None:
-    """The list of numbers, texts, None and lists of them that `data` is the pickle of; tuples become lists.
+    """Return the list in a pickle: of numbers, bools, text, None and nested lists. Tuples become lists.
 
-    None where it is something else, or more than that.
+    Returns None if `data` is not a pickle, or is a pickle of anything else.
     """
-    # (lp0 and the like: protocol 0, which PyTables asks for; ]: protocols above.
+    # "(l": a list in protocol 0, which PyTables uses; "]": an empty list, "\x80": any pickle, in later protocols.
     if not data.startswith((b"(l", b"]", b"\x80")):
         return None
     try:
         unpickled = _follow(data)
     except Exception:
-        # pickletools raises whatever its readers stumble over.
+        # pickletools raises various exceptions for malformed data.
         return None
     return unpickled if isinstance(unpickled, list) else None
 
@@ -62,7 +62,7 @@ def _follow(data: bytes) -> Any:
             stack[-count:] = [_checked(stack[-count:])]
         elif name in ("APPEND", "APPENDS"):
             items = _popped(stack) if name == "APPENDS" else _checked([stack.pop()])
-            # The list itself may not be among them, nor be put into two places.
+            # GET does not return lists, so no list can contain itself or be in two places.
             stack[-1].extend(items)
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
             memo[_place(argument)] = stack[-1]
@@ -71,7 +71,7 @@ def _follow(data: bytes) -> Any:
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             value = memo[_place(argument)]
             if isinstance(value, list) or value is _MARK:
-                raise ValueError("a list is there twice")
+                raise ValueError("a list is used twice")
             repeated += len(str(value))
             if repeated > _MAX_REPEATED:
                 raise ValueError("it is much longer than its pickle")
@@ -80,8 +80,8 @@ def _follow(data: bytes) -> Any:
             (value,) = _checked(stack)
             return value
         elif name not in _IGNORED:
-            raise ValueError(f"{name} does more than to put a list together")
-    raise ValueError("it does not end")
+            raise ValueError(f"{name} does more than build a list")
+    raise ValueError("it has no end")
 
 
 def _place(argument: Any) -> int:
@@ -89,7 +89,7 @@ def _place(argument: Any) -> int:
 
 
 def _popped(stack: list[Any]) -> list[Any]:
-    """What lies above the last mark."""
+    """Pop the items above the last mark, and the mark."""
     items: list[Any] = []
     while (item := stack.pop()) is not _MARK:
         items.append(item)
@@ -98,5 +98,5 @@ def _popped(stack: list[Any]) -> list[Any]:
 
 def _checked(items: list[Any]) -> list[Any]:
     if any(item is _MARK for item in items):
-        raise ValueError("a mark is no value")
+        raise ValueError("a mark is not a value")
     return items

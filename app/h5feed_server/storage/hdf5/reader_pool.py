@@ -1,4 +1,4 @@
-"""The parent's end of reading with h5py: a few child processes, started when needed, replaced when they die."""
+"""The server's side of reading with h5py: a few child processes, started when needed and replaced when they die."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from ..local_file import Identity, LocalFile, changed, refused
 from .child import KIND_BYTES, LENGTH, Child
 
 MEMORY_BYTES = 2 << 30
-"""Address space of a reader, without what it answers; some of it is libraries that are mapped, not used."""
+"""Address space of a reader, including mapped libraries, in addition to its responses."""
 
 CRASHES = 2
-"""A request that has crashed so many readers is not tried again."""
+"""A request that has crashed this many readers is not tried again."""
 
 _GRACE_SECONDS = 5.0
-"""What is added to the timeout, which a reader keeps itself, before it is taken for hung."""
+"""Added to the timeout, which a reader enforces itself, before the reader counts as hung."""
 
 _REQUESTS_KEPT = 1024
-"""Requests of which it is known that they crash readers."""
+"""Upper bound on the number of crashing requests that are remembered."""
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
 
 class ReaderPool:
-    """Reads rows of arrays that no layout describes; shared by all requests of a process.
+    """Reads rows of arrays whose layout is not known; shared by all requests of a process.
 
     Parameters
     ----------
     readers : int
-        Processes at most.
+        Maximum number of processes.
     timeout : float
         Seconds that one read may take, and that a request waits for a reader.
     max_bytes : int
-        Bound on what one read answers.
+        Upper bound on the bytes that one read returns.
     """
 
     def __init__(self, readers: int, timeout: float, max_bytes: int) -> None:
@@ -59,7 +59,7 @@ class ReaderPool:
         self._crashes: OrderedDict[bytes, int] = OrderedDict()
 
     def close(self) -> None:
-        """End all readers, those that are at work too."""
+        """End all readers, including busy ones, whose reads fail."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -69,37 +69,49 @@ class ReaderPool:
             child.end(patience=0.2)
 
     def read(self, files: Sequence[LocalFile], array: ArrayLayout, rows: Int64s) -> Bytes:
-        """Rows as they are stored, in the order asked, (bytes,) uint8.
+        """Read rows as they are stored, in the given order.
 
         Parameters
         ----------
         files : sequence of LocalFile
-            The file of the array, and all others that it may be read from.
+            The file of the array, then all others that it may be read from.
         array : ArrayLayout
-            One with `by_h5py`.
+            With `by_h5py` set.
         rows : (k,) int64
+
+        Returns
+        -------
+        (k * array.row_bytes,) uint8
 
         Raises
         ------
-        ReaderCrashed, ReadTimeout, Overloaded
-            It may go well the next time.
+        ReaderCrashed, ReadTimeout, Overloaded, SourceUnavailable
+            A later attempt may succeed.
         DatasetCorrupt, Unreadable, RevisionChanged, TooLarge
         """
         if len(rows) * array.row_bytes > self._answer_bytes - KIND_BYTES:
-            raise TooLarge(f"{len(rows)} rows of {array.row_bytes} bytes are more than one read may answer")
+            raise TooLarge(f"{len(rows)} rows of {array.row_bytes} bytes are more than one read may return")
         content = self._answer(files, array, rows)
         if content.nbytes != len(rows) * array.row_bytes:
-            raise DatasetCorrupt(f"the array {array.path!r} is not what it was when it was inspected")
+            raise DatasetCorrupt(f"the array {array.path!r} has changed since it was inspected")
         return content
 
     def read_ragged(self, files: Sequence[LocalFile], array: ArrayLayout, rows: Int64s) -> tuple[Bytes, Int64s]:
-        """Same as `read`, of ragged rows: the items of all, and where those of each row begin, (k + 1,) int64."""
+        """Same as `read`, for ragged rows.
+
+        Returns
+        -------
+        items : (n bytes,) uint8
+            The items of all rows, one row after the other.
+        offsets : (k + 1,) int64
+            Where the items of each row begin, in items.
+        """
         content = self._answer(files, array, rows)
         offsets = content[: 8 * (len(rows) + 1)].view(np.int64)
         items = content[8 * (len(rows) + 1) :]
         itemsize = np.dtype(array.dtype).itemsize
         if offsets[0] or (np.diff(offsets) < 0).any() or offsets[-1] * itemsize != items.nbytes:
-            raise DatasetCorrupt(f"the array {array.path!r} is not what it was when it was inspected")
+            raise DatasetCorrupt(f"the array {array.path!r} has changed since it was inspected")
         return items, offsets
 
     def _answer(self, files: Sequence[LocalFile], array: ArrayLayout, rows: Int64s) -> Bytes:
@@ -138,7 +150,7 @@ class ReaderPool:
                 raise ReadTimeout(f"reading {path!r} took more than {self._timeout:g} s") from None
             with self._lock:
                 if self._closed:
-                    raise Overloaded("the server is being stopped", retry_after=1) from None
+                    raise Overloaded("the server is stopping", retry_after=1) from None
                 self._crashes[name] = self._crashes.pop(name, 0) + 1
                 if len(self._crashes) > _REQUESTS_KEPT:
                     self._crashes.popitem(last=False)
@@ -151,7 +163,7 @@ class ReaderPool:
             self._give_back(child)
             return answer
         if isinstance(error, DatasetCorrupt):
-            # libhdf5 may have damaged its own memory before it noticed.
+            # libhdf5 may have corrupted its memory before it reported the error.
             self._drop(child)
         else:
             self._give_back(child)
@@ -160,7 +172,7 @@ class ReaderPool:
     def _take(self) -> Child:
         with self._lock:
             if self._closed:
-                raise Overloaded("the server is being stopped", retry_after=1)
+                raise Overloaded("the server is stopping", retry_after=1)
             if self._idle:
                 child = self._idle.pop()
             else:
@@ -168,13 +180,13 @@ class ReaderPool:
                 try:
                     child = Child(f"{__package__}.h5py_reader", arguments, self._answer_bytes)
                 except OSError as error:
-                    raise Overloaded(f"no reader can be started: {error.strerror}", retry_after=1) from None
+                    raise Overloaded(f"cannot start a reader: {error.strerror}", retry_after=1) from None
             self._busy.add(child)
             return child
 
     @property
     def _answer_bytes(self) -> int:
-        # Offsets come beside the items.
+        # Offsets are sent in addition to the items.
         return 2 * self._max_bytes + (64 << 20)
 
     def _give_back(self, child: Child) -> None:
@@ -200,7 +212,7 @@ def _refusal(answer: memoryview, path: str) -> FeedError | None:
 
 
 def _check_unchanged(files: Sequence[LocalFile]) -> None:
-    """By path: a reader opens files itself. It looks again when it has read them."""
+    """Raise if a file has changed. By path, because the reader opens files itself; it checks again after reading."""
     for file in files:
         try:
             now = Identity.of(os.stat(file.path))

@@ -1,4 +1,4 @@
-"""What an array's elements are on disk: which of them travel as they lie, and which only libhdf5 can convert."""
+"""Types of elements on disk: which can be served as they are stored, and which only libhdf5 can convert."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MAX_TEXT_BYTES = 1 << 12
 _MAX_MEMBERS = 10_000
 
 _MAX_DEPTH = 16
-"""Types within types that are looked into."""
+"""Maximum depth of nested types."""
 
 _PADDINGS: dict[int, Padding] = {h5t.STR_NULLTERM: "nullterm", h5t.STR_SPACEPAD: "spacepad"}
-"""Of text that numpy does not take as it lies: it pads with zeros, and takes what lies behind one for text."""
+"""Padding that numpy does not use. It pads text with zeros, and takes bytes after a zero for text."""
 
 
 _WHOLE_BITFIELDS = tuple(getattr(h5t, f"STD_B{bits}{order}") for bits in (8, 16, 32, 64) for order in ("LE", "BE"))
@@ -28,16 +28,22 @@ _WHOLE_BITFIELDS = tuple(getattr(h5t, f"STD_B{bits}{order}") for bits in (8, 16,
 
 @dataclass(frozen=True)
 class Item:
-    """What an element is; or why it does not travel.
+    """The type of an element, or why it cannot be served.
 
     Attributes
     ----------
     dtype : np.dtype
-        As numpy has it.
-    exact : bool
-        It lies on disk, byte by byte, as numpy has it: no number is converted by libhdf5.
+    enum_names : dict of str to int, or None
+        Names of an enum's numbers.
+    is_bfloat16 : bool
+        `dtype` is a 2-byte integer that holds the bits.
+    is_bitfield : bool
     padding : str or None
-        Of text of a fixed length, what does not belong to it.
+        How text of a fixed length is padded, if not with zeros.
+    exact : bool
+        The bytes on disk are those of `dtype`: libhdf5 need not convert them.
+    problem : str or None
+        Why elements of this type cannot be served.
     """
 
     dtype: np.dtype[Any] = np.dtype("|u1")  # noqa: RUF009
@@ -49,7 +55,7 @@ class Item:
     problem: str | None = None
 
     def known(self) -> dict[str, Any]:
-        """As the layout of an array that we read ourselves has it."""
+        """Arguments of `ArrayLayout` for arrays that are read without libhdf5."""
         return {
             "dtype": self.dtype.str,
             "enum_names": self.enum_names,
@@ -59,19 +65,25 @@ class Item:
         }
 
     def converted(self) -> dict[str, Any]:
-        """As the layout of an array that h5py reads has it."""
-        # h5py makes these float32, and cuts what does not belong to text.
+        """Arguments of `ArrayLayout` for arrays that h5py reads."""
+        # h5py converts bfloat16 to float32, and removes the padding of text.
         dtype = np.dtype("<f4") if self.is_bfloat16 else self.dtype
         return {"dtype": dtype.str, "enum_names": self.enum_names, "is_bitfield": self.is_bitfield}
 
 
 class Member(NamedTuple):
-    """One member of a record; an array of plain elements has one without a name.
+    """One member of a record. Elements that are not records count as records of one member without a name.
 
     Attributes
     ----------
+    name : str
+    kind : h5t.TypeID
+        The type of one element of the member.
+    item : Item
+    shape : tuple of int
+        Shape of a member that is an array; else empty.
     offset : int or None
-        Where it begins in a record on disk; None where that is not known for certain.
+        Where the member begins in a record on disk; None if that is not certain.
     """
 
     name: str
@@ -82,7 +94,7 @@ class Member(NamedTuple):
 
 
 def item_of(stored: h5t.TypeID) -> Item:
-    """What elements of this type are. Those that are lists, or text of any length, are none."""
+    """The item of a type of fixed size. Lists and variable-length text give a problem; see `list_item_of`."""
     if is_ragged(stored):
         return Item(problem="its lists hold lists")
     try:
@@ -105,39 +117,39 @@ def item_of(stored: h5t.TypeID) -> Item:
         base = stored.get_super()
         exact = base.get_size() == dtype.itemsize and bool(base.equal(h5t.py_create(np.dtype(base.dtype.str))))
     elif kind == h5t.BITFIELD:
-        # h5py has no word for asking how many of their bits count; those that are equal to these use all of them.
+        # h5py cannot tell the precision of bitfields, but those that are equal to one of these use all their bits.
         exact = any(stored.equal(whole) for whole in _WHOLE_BITFIELDS)
     else:
-        # Odd precisions, offsets and byte orders are converted by libhdf5.
+        # libhdf5 converts unusual precisions, bit offsets and byte orders.
         exact = dtype.kind in "iufc" and bool(stored.equal(h5t.py_create(dtype)))
     if dtype.kind not in "biufc" or dtype.itemsize > (16 if dtype.kind == "c" else 8):
-        return Item(problem=f"its type {describe(dtype)} is not one that this version serves")
+        return Item(problem=f"its type {describe(dtype)} is not supported")
     return Item(dtype, enum_names, is_bitfield=kind == h5t.BITFIELD, exact=exact)
 
 
 def list_item_of(stored: h5t.TypeID) -> Item:
-    """What the items of lists, or the bytes of text, of any length are, as h5py gives them."""
+    """The item of variable-length lists as h5py returns them; for variable-length text, single bytes."""
     if stored.get_class() == h5t.STRING:
         return Item(np.dtype("|S1"))
     item = item_of(stored.get_super())
     if item.problem is None and (item.dtype.kind == "c" or item.dtype.byteorder == ">" or not item.exact):
-        # Of big-endian ones, h5py gives the bytes as if they were not.
-        return Item(problem=f"its lists are of {item.dtype.str} numbers, which this version does not serve")
+        # h5py returns big-endian items without swapping the bytes.
+        return Item(problem=f"its lists are of {item.dtype.str} numbers, which are not supported")
     if item.problem is None and item.is_bfloat16:
-        return Item(problem="its lists are of bfloat16, which this version does not serve")
+        return Item(problem="its lists are of bfloat16, which is not supported")
     if item.problem is None and item.dtype.kind == "S" and item.dtype.itemsize > 1:
-        return Item(problem="its lists are of text, which this version does not serve")
+        return Item(problem="its lists are of text, which is not supported")
     return item
 
 
 def is_ragged(stored: h5t.TypeID) -> bool:
-    """Whether each element is a list, or text, of its own length."""
+    """Whether elements are variable-length lists or text."""
     kind = stored.get_class()
     return bool(kind == h5t.VLEN or (kind == h5t.STRING and stored.is_variable_str()))
 
 
 def is_table(stored: h5t.TypeID) -> bool:
-    """Whether elements are records; complex numbers look like records of two to HDF5."""
+    """Whether elements are records. Complex numbers are not, although HDF5 may store them as records of two numbers."""
     return bool(stored.get_class() == h5t.COMPOUND and stored.dtype.kind != "c")
 
 
@@ -149,17 +161,18 @@ def _is_bfloat16(stored: h5t.TypeID) -> bool:
 
 
 def members_of(stored: h5t.TypeCompoundID, address_bytes: int) -> list[Member]:
-    """The members of a record, in their order.
+    """Return the members of a record, in the order of the file.
 
     Parameters
     ----------
+    stored : h5t.TypeCompoundID
     address_bytes : int
-        Bytes of a position in the file.
+        Size of an address in the file.
     """
     count = min(stored.get_nmembers(), _MAX_MEMBERS)
     members: list[Member] = []
-    # libhdf5 says where members lie in memory. Each that is longer there, or shorter, than on disk has moved those that
-    # lie behind it.
+    # libhdf5 reports the offsets of members in memory. A member whose size differs between memory and disk shifts all
+    # members after it.
     in_order = sorted(range(count), key=stored.get_member_offset)
     moved: int | None = 0
     offsets: dict[int, int | None] = {}
@@ -175,7 +188,7 @@ def members_of(stored: h5t.TypeCompoundID, address_bytes: int) -> list[Member]:
         if kind.get_class() == h5t.ARRAY:
             item = Item(problem="its elements are arrays of arrays")
         elif is_ragged(kind):
-            item = Item(problem="its lists lie along more than one axis") if shape else list_item_of(kind)
+            item = Item(problem="it has lists along more than one axis") if shape else list_item_of(kind)
         elif is_table(kind):
             item = Item(problem="it is a record itself")
         else:
@@ -185,16 +198,24 @@ def members_of(stored: h5t.TypeCompoundID, address_bytes: int) -> list[Member]:
 
 
 def disk_bytes(stored: h5t.TypeID, address_bytes: int, depth: int = 0) -> int | None:
-    """Bytes of an element on disk, which libhdf5 does not say; None where they are not known for certain.
+    """Return the size of an element on disk, which libhdf5 does not report; None if it is not certain.
 
-    Lists, and text, of any length are a length (4), the address of a heap, and a number in it (4). See the HDF5 file
-    format, https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html, section VIII.
+    Variable-length lists and text are stored as a length (4 bytes), the address of a heap, and an index in it (4
+    bytes). See the HDF5 file format, https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html, section VIII.
+
+    Parameters
+    ----------
+    stored : h5t.TypeID
+    address_bytes : int
+        Size of an address in the file.
+    depth : int
+        Number of types that this one is nested in.
     """
     kind = stored.get_class()
     if is_ragged(stored):
         return 8 + address_bytes
     if kind == h5t.REFERENCE:
-        # Those that HDF5 1.12 has brought are of another size in memory, too.
+        # The reference types of HDF5 1.12 and later (H5R_ref_t) are neither of these.
         if stored.equal(h5t.STD_REF_OBJ):
             return address_bytes
         return 4 + address_bytes if stored.equal(h5t.STD_REF_DSETREG) else None
@@ -218,7 +239,7 @@ def disk_bytes(stored: h5t.TypeID, address_bytes: int, depth: int = 0) -> int | 
 
 
 def holds_lists(stored: h5t.TypeID, depth: int = 0) -> bool:
-    """Whether there are lists, or text, of any length in an element: read raw, they are addresses in memory."""
+    """Whether an element contains variable-length lists or text, which libhdf5 returns as pointers."""
     kind = stored.get_class()
     if is_ragged(stored) or depth > _MAX_DEPTH:
         return True
@@ -231,7 +252,7 @@ def holds_lists(stored: h5t.TypeID, depth: int = 0) -> bool:
 
 
 def describe(dtype: np.dtype[Any]) -> str:
-    """A type, in a reason."""
+    """A short name of a dtype, for messages."""
     if h5py.check_string_dtype(dtype):
         return "string"
     if h5py.check_vlen_dtype(dtype):

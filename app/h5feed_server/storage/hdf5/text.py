@@ -1,4 +1,4 @@
-"""Names and reasons that libhdf5 gives, as text that can be shown and sent."""
+"""Names and error messages from libhdf5 as valid Unicode that can be shown to clients."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 from ..local_file import AWAY_ERRNOS
 
 MAX_REASON = 300
-"""Characters of a reason."""
+"""Maximum number of characters of a reason."""
 
 _H5PY_TEXT = re.compile(r"(?:Unable to|Can't) .*? \((.*)\)", re.S)
-"""What h5py puts around libhdf5's own words."""
+"""h5py's wrapper around libhdf5's own message."""
 
 _ERRNO = re.compile(r"errno = (\d+)")
-"""How libhdf5 tells what the operating system has answered."""
+"""How libhdf5 reports an error of the operating system."""
 
 
 def says_away(text: str) -> bool:
-    """Whether it is by these words that the disk or the network is at fault, which may pass, and not the file."""
+    """Whether an error message shows that the disk or network is unavailable, rather than the file damaged."""
     return any(int(number) in AWAY_ERRNOS for number in _ERRNO.findall(text))
 
 
 def decoded(name: str | bytes) -> str:
-    """A name as Unicode that can be encoded; h5py gives bytes or lone surrogates where the file has no UTF-8."""
+    """A name as valid Unicode. For names that are not UTF-8, h5py gives bytes or lone surrogates."""
     raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
     return raw.decode("utf-8", "replace")
 
 
 def reason_of(error: Exception, path: str) -> str:
-    """The reason that an exception gives, without the path of the file, which is the server's own business."""
-    # str() of a KeyError is a literal.
+    """The message of an exception, at most `MAX_REASON` characters, without `path`, which clients must not see."""
+    # str() of a KeyError adds quotes.
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error) or type(error).__name__
     text = text.replace(path, "the file").encode("utf-8", "replace").decode()
     if match := _H5PY_TEXT.fullmatch(text):
@@ -40,5 +40,5 @@ def reason_of(error: Exception, path: str) -> str:
 
 
 def json_bytes(value: Any) -> int:
-    """Bytes that a value takes as JSON."""
+    """Size of a value as JSON."""
     return len(json.dumps(value))

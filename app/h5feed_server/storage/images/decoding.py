@@ -1,8 +1,8 @@
-"""Decodes images: plain ones right here, all others in processes of their own.
+"""Decodes images: plain ones in the calling thread, all others in child processes.
 
-A crafted file of some kilobytes can keep its decoder busy for minutes, take all memory or crash it. There it costs a
-process, and is a broken row; builds and servers go on. A process would cost a JPEG of usual size a fifth of its rate,
-so that those are spared it which cannot take long.
+A crafted file of a few kilobytes can keep a decoder busy for minutes, exhaust the memory or crash the process. In a
+child process, it costs only that process: the row counts as broken, and the server or build continues. For JPEGs of
+usual size, a child process would reduce the rate by a fifth, so images that cannot take long are decoded directly.
 """
 
 from __future__ import annotations
@@ -29,33 +29,35 @@ from ..hdf5.child import LENGTH, Child, confine, write_frame
 from .plain import is_plain
 
 MEMORY_BYTES = 8 << 30
-"""Address space of a process that decodes: the largest image that is let through needs half of it."""
+"""Address space of a decoder process. The largest image that is accepted needs half of it."""
 
 SERVED_MEMORY_BYTES = 4 << 30
-"""The same for images that are served, which are a quarter as large; libraries that are mapped count too."""
+"""The same for served images, which are at most a quarter as large. It includes mapped libraries."""
 
 SERVED_SECONDS = 10.0
-"""That decoding one image may take while somebody waits for a batch of them."""
+"""Seconds that decoding one image may take while a client waits for the batch."""
 
 _GRACE_SECONDS = 10.0
-"""A process whose parent did not end it in time, as it is gone, ends itself so much later."""
+"""A decoder process whose parent is gone ends itself this long after its timeout; also the timeout of its start."""
 
 _PIPE_BYTES = 1 << 20
 
 _ANSWER = struct.Struct("<?7xqqqqq")
-"""Whether it is whole; height and width of the file; height, width and channels of the pixels that follow."""
+"""Whether it was decoded; height and width of the stored image; height, width, channels of the pixels that follow."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """What a process decodes, and how.
+    """How to decode images.
 
     Attributes
     ----------
+    spec : ImageSpec
+        What to decode to.
     formats, max_pixels
         See `h5feed.decode.decode_image`.
     seconds : float
-        That one image may take.
+        Timeout for one image.
     """
 
     spec: ImageSpec
@@ -65,7 +67,7 @@ class Decoding:
 
     @property
     def max_bytes(self) -> int:
-        """Of the pixels of one image."""
+        """Upper bound on the bytes of one decoded image."""
         pixels = math.prod(self.spec.size) if self.spec.size is not None else self.max_pixels
         return pixels * self.spec.channels * np.dtype(self.spec.dtype).itemsize
 
@@ -82,17 +84,17 @@ class Decoding:
 
 
 def served(spec: ImageSpec, timeout: float) -> Decoding:
-    """What a server decodes, whose requests take `timeout` seconds at most."""
+    """The decoding that a server uses for requests with a timeout of `timeout` seconds."""
     return Decoding(spec, SERVED_FORMATS, MAX_SERVED_PIXELS, min(SERVED_SECONDS, timeout / 2))
 
 
 class ImageDecoders:
-    """Decodes images, with processes that are started when needed, one for each thread that asks; ended by `close`.
+    """Decodes images. Starts processes when needed, one for each calling thread; `close` ends them.
 
     Parameters
     ----------
     max_bytes : int
-        Bound on the pixels of one image.
+        Upper bound on the bytes of one decoded image.
     memory_bytes : int
         Address space of each process.
     """
@@ -134,12 +136,12 @@ class ImageDecoders:
             child.end()
 
     def _ask(self, data: bytes, wanted: Decoding) -> memoryview:
-        """A process's answer; where one is found dead, a new one's: it may not have been this image that ended it."""
+        """Send an image to a process. If the process has died, try a new one: the image may not have been the cause."""
         about = wanted.as_text()
         request = LENGTH.pack(len(about)) + LENGTH.pack(len(data)) + about + data
         for attempt in (1, 2):
             with self._lock:
-                # Whatever ended one may have ended all that were idle.
+                # What killed one process may have killed all idle ones, so start a new one.
                 child = self._idle.pop() if self._idle and attempt == 1 else None
             child = child or self._start()
             try:
@@ -160,17 +162,17 @@ class ImageDecoders:
         raise EOFError
 
     def _start(self) -> Child:
-        # Nothing is wrong with an image where it is the process that does not start.
+        # A process that does not start is not a fault of the image, so do not raise BrokenImage.
         try:
             child = Child(__name__, (str(self._memory_bytes),), self._max_bytes)
         except OSError as error:
-            raise Overloaded(f"no process that decodes images can be started: {error.strerror}") from None
+            raise Overloaded(f"cannot start a process to decode images: {error.strerror}") from None
         try:
             child.ask(LENGTH.pack(0) * 2, _GRACE_SECONDS)
         except (OSError, EOFError) as error:
             child.kill()
             child.end()
-            raise Overloaded(f"no process that decodes images can be started: {error or 'it ended'}") from None
+            raise Overloaded(f"cannot start a process to decode images: {error or 'it ended'}") from None
         return child
 
 
@@ -178,16 +180,16 @@ class ImageDecoders:
 
 
 def main() -> None:
-    """Answer each image with its pixels, or with what is wrong with it, until there are no more."""
-    # Ctrl-C is for the parent, which tells what becomes of this process by closing its input.
+    """Read images from standard input until it ends, and respond with the pixels or an error for each."""
+    # Ignore Ctrl-C: the parent handles it, and ends this process by closing its input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     import cv2
 
-    # All cores have a process.
+    # One thread each, because several processes decode at the same time.
     cv2.setNumThreads(1)
     for descriptor in (0, 1):
-        # An image at once, not in sixteenths.
+        # Larger than the default of 64 KiB, so that most images need a single write.
         with contextlib.suppress(OSError):
             fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     answers = confine(int(sys.argv[1]))
@@ -198,7 +200,7 @@ def main() -> None:
                 write_frame(answers, b"")
                 continue
             decoding = Decoding.of(about)
-            # The kernel ends the process at once, whichever library it is in.
+            # SIGALRM kills by default, whatever library code is running.
             signal.setitimer(signal.ITIMER_REAL, decoding.seconds + _GRACE_SECONDS)
             try:
                 decoded = decode_image(data, decoding.spec, formats=decoding.formats, max_pixels=decoding.max_pixels)

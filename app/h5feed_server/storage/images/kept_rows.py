@@ -1,8 +1,7 @@
-"""Decoded rows that stay in memory, because decoding them again costs far more than keeping them.
+"""A cache of decoded images that does not evict single rows.
 
-An epoch needs every row once, none of them sooner than the others. To make room for one by dropping another would only
-cost both their turn, so that of data which do not fit, a cache of the least recently used would hold the wrong rows
-always. Here what is kept stays, and serves its share of each epoch, until nobody has asked for that column for a while.
+An epoch needs every row exactly once. If the data does not fit, an LRU cache evicts each row before it is needed again,
+and never hits. Here cached rows stay, and hit once in every epoch, until the column has not been used for a while.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ import numpy.typing as npt
 from ..byte_cache import ENTRY_BYTES
 
 IDLE_SECONDS = 60.0
-"""After this, rows of a column that nobody asks for make room for others."""
+"""Rows of a column that was not used for this long may be evicted to make room for others."""
 
 
 class KeptRows:
-    """Rows of all columns.
+    """Cached rows of all columns.
 
     Parameters
     ----------
@@ -37,7 +36,7 @@ class KeptRows:
         self._lock = threading.Lock()
 
     def of(self, key: Hashable) -> KeptColumn:
-        """The rows of one column, which is in use from now on."""
+        """The cached rows of one column. Marks the column as used."""
         with self._lock:
             column = self._columns.get(key)
             if column is None:
@@ -46,7 +45,7 @@ class KeptRows:
             return column
 
     def admit(self, nbytes: int) -> bool:
-        """Whether there is room for so many bytes more, which are then counted."""
+        """Whether there is room for `nbytes` more; if so, they are counted as used."""
         with self._lock:
             if self._nbytes + nbytes > self._max_bytes:
                 self._drop_old(IDLE_SECONDS)
@@ -56,7 +55,7 @@ class KeptRows:
             return True
 
     def drop_old(self, seconds: float) -> None:
-        """Let go of the rows of columns that nobody has asked for in so many seconds."""
+        """Evict the rows of columns that were not used for this many seconds."""
         with self._lock:
             self._drop_old(seconds)
 
@@ -66,12 +65,12 @@ class KeptRows:
             if now - column.used > seconds:
                 del self._columns[key]
                 self._nbytes -= column.nbytes
-                # A request that still has it must not put rows there which nobody counts.
+                # A request may still hold it. Rows that it adds now would not be counted.
                 column.closed = True
 
 
 class KeptColumn:
-    """Rows of one column, (*sample) each, read-only."""
+    """Cached rows of one column, each an array of the sample shape. Do not write to them."""
 
     def __init__(self, kept: KeptRows) -> None:
         self._kept = kept
@@ -84,7 +83,7 @@ class KeptColumn:
         return self._rows.get(row)
 
     def put(self, row: int, value: npt.NDArray[Any]) -> None:
-        """Keep a copy of a row, if there is room for it."""
+        """Cache a copy of a row if there is room for it."""
         if self.closed or row in self._rows or not self._kept.admit(value.nbytes + ENTRY_BYTES):
             return
         self.nbytes += value.nbytes + ENTRY_BYTES

@@ -1,9 +1,11 @@
-"""Which image files cannot take long, by their structure alone: nearly all that cameras and programs write.
+"""Recognises image files that cannot take long to decode, by their structure.
 
-Neither bytes nor pixels bound what a decoder does: one that is written in Python takes a microsecond for each run of
-equal pixels, others read metadata again and again, or take two hundred passes. A JPEG or PNG that is plain has few
-passes, little metadata, and nothing between what its format has: the worst that passes, of 33 million pixels, takes two
-seconds.
+Nearly all files that cameras and programs write are of this kind.
+
+The size of a file or image does not bound the decoding time: decoders in Python need a microsecond for each run of
+equal pixels, and others read metadata repeatedly or make two hundred passes. A plain JPEG or PNG has few passes, little
+metadata, and no bytes between the segments or chunks of its format. The slowest accepted, with 33 million pixels, takes
+two seconds.
 """
 
 from __future__ import annotations
@@ -13,22 +15,22 @@ import struct
 MAX_BYTES = 16 << 20
 MAX_PIXELS = 1 << 25
 MAX_SCANS = 16
-"""Passes over the pixels: progressive JPEGs have ten."""
+"""Passes over the pixels. Progressive JPEGs usually have ten."""
 
 _MAX_SEGMENTS = 256
 _MAX_CHUNKS = 1 << 14
 _MAX_ABOUT_BYTES = 64 << 10
-"""Of a PNG's chunks that are no pixels: they may unpack to a thousand times as much."""
+"""Bound on a PNG's chunks other than pixel data, which may decompress to a thousand times their size."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF = b"Exif\0\0"
 _APP1, _SCAN = 0xE1, 0xDA
 _NO_FRAMES = (0xC4, 0xC8, 0xCC)
-"""Markers among those of frames that begin none."""
+"""Markers in the range of the frame markers (0xC0 to 0xCF) that do not begin a frame."""
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether this is a JPEG or PNG that is decoded in seconds, whoever has made it."""
+    """Whether this is a JPEG or PNG that decodes within seconds, even if it was crafted to be slow."""
     if len(data) > MAX_BYTES:
         return False
     try:
@@ -40,7 +42,7 @@ def is_plain(data: bytes) -> bool:
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """By its segments up to the first scan, see ITU-T T.81, annex B."""
+    """Check the segments up to the first scan, see ITU-T T.81, annex B."""
     if data.count(b"\xff\xda") > MAX_SCANS:
         return False
     at, pixels, exifs = 2, 0, 0
@@ -53,14 +55,14 @@ def _is_plain_jpeg(data: bytes) -> bool:
         if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
             height, width = struct.unpack_from(">HH", data, at + 5)
             pixels += height * width
-        # Several are put together, and read for each of their entries.
+        # Decoders join several Exif segments, and read them again for each entry.
         exifs += marker == _APP1 and data.startswith(_EXIF, at + 4)
         at += 2 + length
     return False
 
 
 def _is_plain_png(data: bytes) -> bool:
-    """By its chunks, see https://www.w3.org/TR/png-3/#5Chunk-layout."""
+    """Check the chunks, see https://www.w3.org/TR/png-3/#5Chunk-layout."""
     width, height = struct.unpack_from(">II", data, 16)
     if width * height > MAX_PIXELS:
         return False
