@@ -73,7 +73,7 @@ async def in_thread(services: Services, work: Callable[[], T], patience: float |
             state = await job_result(services, progress.state, job_deadline - loop.time())
             if not state.is_over or loop.time() >= job_deadline:
                 raise Overloaded(
-                    f"{_how_far(state)}; the server goes on, come again in a moment", retry_after=1
+                    f"{_how_far(state)}; the server goes on, try again in a moment", retry_after=1
                 ) from None
 
 
@@ -98,7 +98,7 @@ async def attempted(services: Services, work: Callable[[], T], patience: float |
             seconds = services.settings.read_timeout
             raise ReadTimeout(f"reading took more than {seconds:g} s (H5FEED_READ_TIMEOUT)") from None
         except MemoryError:
-            raise Overloaded("there is no memory for this now; come again in a moment", retry_after=5) from None
+            raise Overloaded("there is no memory for this now; try again in a moment", retry_after=5) from None
         except QueueFull as full:
             pause = min(longest, 2 * pause)
             if loop.time() + pause > deadline:
@@ -115,7 +115,7 @@ async def attempted(services: Services, work: Callable[[], T], patience: float |
             await asyncio.sleep(max(late.seconds, pause))
             continue
         if not await services.pool.turn(nbytes, since, deadline):
-            raise Overloaded(f"{why}; come again in a moment", retry_after=1)
+            raise Overloaded(f"{why}; try again in a moment", retry_after=1)
         begin = services.pool.called(attempt)
 
 
@@ -149,7 +149,7 @@ async def wait_for(services: Services, state: JobState, seconds: float) -> JobSt
         # No thread is held between two looks: many may wait for one job.
         latest: JobState | None = await attempted(services, look)
         if latest is None:
-            raise Overloaded("this work was stopped before it was done; come again in a moment", retry_after=1)
+            raise Overloaded("this work was stopped before it was done; try again in a moment", retry_after=1)
         state = latest
         if state.is_over or loop.time() >= deadline:
             break

@@ -49,7 +49,7 @@ MAX_LINES = 32
 _READ_BYTES = 8 << 20
 """Bytes of samples of a contact sheet that are read at once."""
 
-_SLOTS = Slots(2, 20.0, "those that make pictures")
+_SLOTS = Slots(2, 20.0, "the threads that draw images")
 
 
 class ImageQuery(BaseModel):

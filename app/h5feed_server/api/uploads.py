@@ -57,7 +57,7 @@ class Uploads:
         # Alone up to all of it; beyond, who holds more than a share has to wait.
         if nbytes > 0 and sum(self._held.values()) + nbytes > self._max_bytes < held * (others + 1):
             raise TooManyRequests(
-                f"{self._max_bytes} bytes of posted lists are under way already; come again in a moment", retry_after=1
+                f"{self._max_bytes} bytes of posted lists are under way already; try again in a moment", retry_after=1
             )
         if held:
             self._held[caller] = held
@@ -107,7 +107,7 @@ def _parsed(body: bytearray, max_rows: int) -> RowsRequest:
     if body.count(b'"') > 2 * _MAX_NAMES:
         raise TooLarge(f"the body holds more than {_MAX_NAMES} names")
     if body.count(b",") > max_rows + _MAX_NAMES:
-        raise TooLarge(f"the body lists more than the {max_rows} rows of one answer")
+        raise TooLarge(f"the body lists more rows than the limit of {max_rows} per response")
     try:
         return RowsRequest.model_validate_json(bytes(body))
     except ValidationError as error:

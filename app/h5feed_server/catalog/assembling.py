@@ -16,7 +16,7 @@ from h5feed.order import ORDER_VERSION
 from ..served_version import SERVED_VERSION
 from ..storage.column import Column
 from ..storage.local_file import Identity
-from .class_names import Read, with_fitting_names
+from .class_name_check import Read, with_fitting_names
 from .dataset import Dataset, Field, describe_fields
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset

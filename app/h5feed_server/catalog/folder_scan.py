@@ -20,7 +20,7 @@ from .declared import Declaration, followed
 from .discovery import LEADS_OUT, Walk, distinct, dotted, shown, why_not_there
 from .entry import Entry, identity_of
 from .grouping.families import Family, families
-from .indexer import Indexer, said_of
+from .indexer import Indexer, declared_text
 from .presence import Presence
 
 
@@ -135,7 +135,7 @@ class FolderScan:
             entry = replace(entry, away=None)
         if (lost := self._lost_dependency(entry)) is not None:
             return replace(entry, away=lost)
-        if entry.is_outdated(paths, identities, said_of(family.declared)):
+        if entry.is_outdated(paths, identities, declared_text(family.declared)):
             return look()
         if entry.is_due():
             second = entry.again.pop() if entry.again else None

@@ -93,7 +93,7 @@ class Indexer:
         """
         dependencies: Dependencies = {}
         refused: dict[str, Refused] = {}
-        said = said_of(family.declared)
+        said = declared_text(family.declared)
         outcome = self.inspections.submit(partial(self._load, family, paths, identities, dependencies, refused, said))
         return Entry(
             family.name, family.files, paths, identities, outcome, dependencies, refused, began, said, looked, is_second
@@ -195,6 +195,6 @@ class Indexer:
         return loaded, failed
 
 
-def said_of(declared: DeclaredDataset | None) -> bytes:
+def declared_text(declared: DeclaredDataset | None) -> bytes:
     """The declaration of a dataset, serialised for its revision; empty if there is none."""
     return b"" if declared is None else declared.model_dump_json().encode()

@@ -246,7 +246,7 @@ class FileLoader:
 
         Raises
         ------
-        _Astray
+        _BadExternalFile
             It must not or cannot be read.
         """
         named = os.path.join(os.path.dirname(path), name)
@@ -255,24 +255,24 @@ class FileLoader:
         known = f"the file {_shown(name)!r}"
         # With follow_links, the named file itself may be a link out of the folder, but no folder on the way may.
         if leads_out(str(self._root), os.path.dirname(named) if self._settings.follow_links else target):
-            raise _Astray(f"{known}, which is outside the data folder")
+            raise _BadExternalFile(f"{known}, which is outside the data folder")
         # Hidden files are not served under another name either, except through symbolic links.
         way = os.path.relpath(named, os.path.dirname(path))
         if any(part.startswith(".") and part != ".." for part in way.split(os.sep)):
-            raise _Astray(f"{known}, which is hidden")
+            raise _BadExternalFile(f"{known}, which is hidden")
         try:
             status = os.stat(target)
         except (OSError, ValueError):
             dependencies[target] = None
-            raise _Astray(f"{known}, which is missing") from None
+            raise _BadExternalFile(f"{known}, which is missing") from None
         # Record the name as well as the target, because the name may lead to another file later.
         dependencies[target] = dependencies[named] = Identity.of(status)
         if not stat.S_ISREG(status.st_mode):
-            raise _Astray(f"{known}, which is not a regular file")
+            raise _BadExternalFile(f"{known}, which is not a regular file")
         return target, Identity.of(status)
 
 
-class _Astray(Exception):
+class _BadExternalFile(Exception):
     """A reference leads to something that cannot be served. The message names it and gives the reason."""
 
 
@@ -316,7 +316,7 @@ class _Loading:
         for array in layout.arrays:
             try:
                 segment = self._segment(source, array, (*above, path), digests)
-            except _Astray as error:
+            except _BadExternalFile as error:
                 segment = Segment(source, unreadable_array(array.path, f"its data is in {error}"))
             if (
                 array.by_h5py
@@ -352,7 +352,7 @@ class _Loading:
         if array.external is not None:
             path, identity = self._loader.find(source.path, array.external, self._dependencies)
             if array.offset is not None and array.offset + array.rows * array.stored_row_bytes > identity.size:
-                raise _Astray(f"the file {_shown(array.external)!r}, which ends before the data does")
+                raise _BadExternalFile(f"the file {_shown(array.external)!r}, which ends before the data does")
             # This file is a companion, and so part of the cache key: the offset depends on the file that has the array.
             stored = self._source(path, identity).with_companions((source,))
             digests[path] = (stored.digest,)
@@ -384,9 +384,9 @@ class _Loading:
         try:
             path, identity = self._loader.find(source.path, link.file, self._dependencies)
             if path in above:
-                raise _Astray(f"the file {_shown(link.file)!r}, which links back to this one")
+                raise _BadExternalFile(f"the file {_shown(link.file)!r}, which links back to this one")
             loaded = self._nested(path, identity, above)
-        except _Astray as error:
+        except _BadExternalFile as error:
             yield link.path, Segment(source, unreadable_array(link.path, f"it is a link into {error}"))
             return
         except Unreadable as error:
@@ -406,7 +406,7 @@ class _Loading:
 
     def _nested(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
         if len(above) > MAX_NESTING:
-            raise _Astray(f"files that refer to one another more than {MAX_NESTING} deep")
+            raise _BadExternalFile(f"files that refer to one another more than {MAX_NESTING} deep")
         return self.load(path, identity, above)
 
 

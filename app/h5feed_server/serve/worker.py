@@ -303,7 +303,7 @@ class _Worker(uvicorn.Server):
     def _turn_away(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             if self._tls is None:
-                error = Overloaded(f"{self._most} connections are open; come again in a moment", retry_after=1)
+                error = Overloaded(f"{self._most} connections are open; try again in a moment", retry_after=1)
                 answer = problem(error)
                 head = response_head(503, [*answer.raw_headers, (b"connection", b"close")])
                 connection.send(head + bytes(answer.body), socket.MSG_DONTWAIT)

@@ -19,7 +19,7 @@ from .chunk_rows import ChunkRows
 from .column import Column, Segment
 from .decoder_pool import Decoders
 from .hdf5.reader_pool import ReaderPool
-from .images.kept_rows import KeptRows
+from .images.row_cache import RowCache
 from .layout import ArrayLayout
 from .local_file import LocalFile, Range
 from .padding import cut_padding, padded
@@ -80,7 +80,7 @@ class Reader:
     ) -> None:
         self._hdf5 = hdf5
         self._cache = cache
-        self._images = KeptRows(chunk_bytes)
+        self._images = RowCache(chunk_bytes)
         self._timeout = timeout
         self._decoders = Decoders(threads, timeout, max_chunk_bytes)
         self._decode_images: ImageDecoders | None = None

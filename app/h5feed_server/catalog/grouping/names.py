@@ -10,7 +10,7 @@ from ..split_names import counted_split, numbered_split, without_split
 from ..vocabulary import is_telling, says
 
 _SHARD = re.compile(r"[_.\-](\d{3,6})-of-(\d{3,6})$")
-_HALF = re.compile(r"(?:^|[_.\-])(x|y|images?|labels?|data|targets?|inputs?|mask)$", re.I)
+_ROLE_SUFFIX = re.compile(r"(?:^|[_.\-])(x|y|images?|labels?|data|targets?|inputs?|mask)$", re.I)
 """The end of a file name that tells which fields of the dataset the file holds."""
 
 _NUMBER = re.compile(r"(\d+)")
@@ -74,7 +74,7 @@ def tags_of(stem: str, *, counted: bool = False) -> Tags:
     shard, shards, half = 0, 1, None
     if match := _SHARD.search(stem):
         shard, shards, stem = int(match[1]), int(match[2]), stem[: match.start()]
-    if match := _HALF.search(stem):
+    if match := _ROLE_SUFFIX.search(stem):
         half, stem = match[1].lower(), stem[: match.start()]
     stem, split, number = counted_split(stem) if counted else numbered_split(stem)
     return Tags(stem, split, shard, shards, half, number)

@@ -276,7 +276,7 @@ def _attend(path: str, plugins: Plugins, timeout: float, answers: int) -> bool:
     os.close(ended)
     _, status = os.waitpid(process, 0)
     if is_wanted and status:
-        write_frame(answers, b"E" + _obituary(status, timeout).encode())
+        write_frame(answers, b"E" + _cause_of_death(status, timeout).encode())
     return is_wanted
 
 
@@ -292,7 +292,7 @@ def _answer(path: str, plugins: Plugins, seconds: float) -> bytes:
         return b"E" + f"it cannot be opened: {reason}".encode()
 
 
-def _obituary(status: int, timeout: float) -> str:
+def _cause_of_death(status: int, timeout: float) -> str:
     number = os.waitstatus_to_exitcode(status)
     if number == -signal.SIGALRM:
         return f"inspecting it took more than {timeout:g} s (H5FEED_INSPECT_TIMEOUT)"

@@ -20,7 +20,7 @@ IDLE_SECONDS = 60.0
 """Rows of a column that was not used for this long may be evicted to make room for others."""
 
 
-class KeptRows:
+class RowCache:
     """Cached rows of all columns.
 
     Parameters
@@ -31,16 +31,16 @@ class KeptRows:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._columns: dict[Hashable, KeptColumn] = {}
+        self._columns: dict[Hashable, CachedColumn] = {}
         self._nbytes = 0
         self._lock = threading.Lock()
 
-    def of(self, key: Hashable) -> KeptColumn:
+    def of(self, key: Hashable) -> CachedColumn:
         """The cached rows of one column. Marks the column as used."""
         with self._lock:
             column = self._columns.get(key)
             if column is None:
-                column = self._columns[key] = KeptColumn(self)
+                column = self._columns[key] = CachedColumn(self)
             column.used = time.monotonic()
             return column
 
@@ -69,11 +69,11 @@ class KeptRows:
                 column.closed = True
 
 
-class KeptColumn:
+class CachedColumn:
     """Cached rows of one column, each an array of the sample shape. Do not write to them."""
 
-    def __init__(self, kept: KeptRows) -> None:
-        self._kept = kept
+    def __init__(self, cache: RowCache) -> None:
+        self._cache = cache
         self._rows: dict[int, npt.NDArray[Any]] = {}
         self.used = 0.0
         self.nbytes = 0
@@ -84,7 +84,7 @@ class KeptColumn:
 
     def put(self, row: int, value: npt.NDArray[Any]) -> None:
         """Cache a copy of a row if there is room for it."""
-        if self.closed or row in self._rows or not self._kept.admit(value.nbytes + ENTRY_BYTES):
+        if self.closed or row in self._rows or not self._cache.admit(value.nbytes + ENTRY_BYTES):
             return
         self.nbytes += value.nbytes + ENTRY_BYTES
         self._rows[row] = np.array(value)
