@@ -80,13 +80,13 @@ def test_inspect_names_the_build_that_mends_a_file(tmp_path: Path) -> None:
         file["labels"].attrs["class_names"] = ["cat", "dog", "emu"]
     ran = _run("inspect", tmp_path / "old.h5")
     assert ran.returncode == 0, ran.stderr
-    for said in ("256 rows", "chunks of", "64", "cat, dog, emu", "rows/s", "dear to shuffle: images"):
+    for said in ("256 rows", "chunks of", "64", "cat, dog, emu", "rows/s", "slow to shuffle: images"):
         assert said in ran.stdout
     (command,) = [line.split() for line in ran.stdout.splitlines() if line.startswith("  h5feed-server build")]
     built = _run(*command[1:])
     assert built.returncode == 0, built.stderr
     new = Path(command[command.index("-o") + 1])
-    assert "it is laid out well" in _run("inspect", new).stdout
+    assert "the layout is good" in _run("inspect", new).stdout
     with h5py.File(new) as file:
         np.testing.assert_array_equal(file["images"][:], images)
 
