@@ -182,8 +182,8 @@ def _costs(services: Services, dataset: Dataset, path: Path, chosen: str) -> Ite
     # The first one finds nothing in memory; those after it what it has left there.
     first, usual = seconds[0], float(np.median(seconds))
     yield (
-        f"a shuffled batch of {rows} rows: {nbytes:,} bytes, {usual * 1e3:.1f} ms to read ({rows / usual:,.0f} rows/s), "
-        f"{first * 1e3:.1f} ms the first time"
+        f"a shuffled batch of {rows} rows: {nbytes:,} bytes, {usual * 1e3:.1f} ms to read ({rows / usual:,.0f} rows/s)"
+        f", {first * 1e3:.1f} ms the first time"
     )
     dear = [field for field in dataset.fields if not field.unreadable and _is_dear(field)]
     if not dear:
