@@ -52,7 +52,7 @@ def test_errors_are_one_line(pets: Path, tmp_path: Path) -> None:
         (["build", tmp_path / "nothing", "-o", tmp_path / "x.h5"], "does not exist"),
         (["build", pets, "-o", tmp_path / "x.h5", "--resize", "squash"], "must be one of aspect, stretch, pad, none"),
         (["build", pets, "-o", tmp_path / "x.h5", "--size", "0"], "must be pixels such as 256"),
-        (["build", pets, "-o", tmp_path / "x.h5", "--val", "1.5"], "a fraction must be greater than 0 and less than 1"),
+        (["build", pets, "-o", tmp_path / "x.h5", "--val", "1.5"], "--val=1.5: a fraction must be greater than 0"),
         (["inspect", tmp_path], "is a folder"),
         (["build", pets, "-o", there], "choose another name, or pass --overwrite"),
         (["build", pets, "-o", tmp_path / "x.h5", "--no-stratify"], "--no-stratify needs val or test"),
