@@ -53,8 +53,9 @@ class BuildOptions:
     split_shuffle : bool
         False: by position, test and val from the end.
     store : {"pixels", "encoded"}
-        ``encoded``: JPEG, PNG, BMP, GIF and WebP files are kept byte by byte, some ten times smaller than pixels, and
-        decoded when they are served, by the same decoder: `size`, `resize`, `interpolation` and `colour` are recorded.
+        ``encoded``: JPEG, PNG, BMP, GIF and WebP files are stored byte for byte, which takes less space than pixels.
+        The server decodes them with the same decoder as a build; `size`, `resize`, `interpolation` and `colour` are
+        recorded for it.
     compression : {"none", "lz4", "zstd", "gzip"}
     level : int or None
         Of zstd (1 … 19) and gzip (1 … 9).
