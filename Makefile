@@ -30,10 +30,10 @@ export KERAS_BACKEND ?= jax
 .PHONY: help setup demo test test-all test-whole test-backends test-backends-whole test-floors test-newest bench lint format \
   docs docs-serve serve requirements wheels clean
 
-help: ## list these targets
+help: ## list all targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 21
 
-setup: $(READY) ## make .venv with everything in it
+setup: $(READY) ## create .venv with both packages and all development tools
 
 $(READY): requirements/dev.txt pyproject.toml client/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -45,15 +45,15 @@ $(READY): requirements/dev.txt pyproject.toml client/pyproject.toml
 demo: setup ## pack real digits into DATA, serve them, train a Keras model over HTTP
 	@$(BIN)/h5feed-server demo --keep $(DATA)
 
-test: setup ## run the tests that each change is held against
+test: setup ## run the tests that every change must pass
 	$(BIN)/python $(PYTEST)
 
-test-all: test-whole test-backends-whole test-floors test-newest ## run everything there is
+test-all: test-whole test-backends-whole test-floors test-newest ## run all tests, on both backends and on the oldest and newest versions
 
-test-whole: setup ## run all tests, with every case of what `test` samples
+test-whole: setup ## run all tests, with all cases of which `test` runs a sample
 	$(BIN)/python $(PYTEST) $(WHOLE)
 
-test-backends: $(BACKENDS_READY) ## run tests of training loops on torch and TensorFlow too, in .venv-backends
+test-backends: $(BACKENDS_READY) ## test the training loops on torch and TensorFlow, in .venv-backends
 	$(call test_backends,)
 
 test-backends-whole: $(BACKENDS_READY)
@@ -74,7 +74,7 @@ $(BACKENDS_READY): $(READY) requirements/backends.txt
 	$(BIN)/uv pip install --quiet --python $(BACKENDS)/bin/python --no-deps -e client -e .
 	@touch $@
 
-test-floors: $(FLOORS_READY) ## run tests on the oldest versions that are allowed, in .venv-floors
+test-floors: $(FLOORS_READY) ## run tests with the oldest supported versions, in .venv-floors
 	$(FLOORS)/bin/python $(PYTEST) $(VERSION_TESTS)
 
 $(FLOORS_READY): $(READY) requirements/floors.txt
@@ -83,7 +83,7 @@ $(FLOORS_READY): $(READY) requirements/floors.txt
 	$(BIN)/uv pip install --quiet --python $(FLOORS)/bin/python --no-deps -e client -e .
 	@touch $@
 
-test-newest: $(NEWEST_READY) ## run tests on the newest Python, the newest versions and httpx2, in .venv-newest
+test-newest: $(NEWEST_READY) ## run tests with the newest Python, the newest versions and httpx2, in .venv-newest
 	$(NEWEST)/bin/python $(PYTEST) $(VERSION_TESTS)
 
 $(NEWEST_READY): $(READY) pyproject.toml client/pyproject.toml
@@ -91,10 +91,10 @@ $(NEWEST_READY): $(READY) pyproject.toml client/pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(NEWEST)/bin/python -e client -e ".[demo,parquet]" --group dev httpx2
 	@touch $@
 
-bench: setup ## measure; prints a table and RATIO lines (5 minutes)
+bench: setup ## run the benchmarks; prints a table and RATIO lines (5 minutes)
 	$(BIN)/python -m benchmarks
 
-lint: setup ## check format, style, types, and who imports whom
+lint: setup ## check format, style, types and import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -104,11 +104,11 @@ format: setup ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(DOCS_READY) ## build the documentation into site/; broken links and files of other hosts are errors
+docs: $(DOCS_READY) ## build the documentation into site/; fails on broken links and on files from other hosts
 	$(MKDOCS) build --strict --quiet
 	@! grep -rnoE '<(script|link|img|iframe)[^>]+(src|href)="?(https?:)?//[^">]+' site --include='*.html'
 
-docs-serve: $(DOCS_READY) ## show the documentation at http://127.0.0.1:8001, rebuilt when a page changes
+docs-serve: $(DOCS_READY) ## serve the documentation at http://127.0.0.1:8001, and rebuild it when a page changes
 	$(MKDOCS) serve --dev-addr 127.0.0.1:8001
 
 $(DOCS_READY): $(READY) requirements/docs.txt
@@ -119,7 +119,7 @@ $(DOCS_READY): $(READY) requirements/docs.txt
 serve: setup ## serve the HDF5 files below DATA (default: data)
 	$(BIN)/h5feed-server serve $(DATA)
 
-requirements: ## pin all dependencies anew
+requirements: ## pin the newest versions of all dependencies
 	test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv==$(UV_VERSION); }
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	  --no-emit-package h5feed pyproject.toml -o requirements/server.txt

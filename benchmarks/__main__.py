@@ -53,20 +53,20 @@ GROUPS: dict[str, ModuleType] = {
 _KEPT = Path(__file__).parent / "data"
 
 _EXAMPLES = """groups:
-  a  shuffled batches of big images, contiguous     c  shuffled batches of small images
-  b  the same, gzipped, one chunk an image          d  our transport and stock httpx
-  e  other filters, and chunks that fit badly       f  a cold start over a thousand files
-  g  a training loop fed over 0, 30 and 100 ms      h  later epochs from the local cache
-  p  3,000 JPEGs packed (needs 6 GB of disk)        j  images stored as JPEG, and Keras' own loader
-  s  splits of ten million labels                   t  statistics of 1.26 GB of images
+  a  shuffled batches of large images, contiguous     c  shuffled batches of small images
+  b  the same, gzipped, one chunk per image           d  h5feed's transport and stock httpx
+  e  other filters, and chunks of many rows           f  a cold start with a thousand files
+  g  a training loop at round trips of 0, 30, 100 ms  h  later epochs from the local cache
+  p  building from 3,000 JPEGs (needs 6 GB of disk)   j  images stored as JPEG, and Keras' own loader
+  s  splits of ten million labels                     t  statistics of 1.26 GB of images
 
 examples:
   python -m benchmarks                       everything, in less than five minutes
-  python -m benchmarks --only a,d            these groups
-  python -m benchmarks --only a --rounds 15  more rounds, steadier medians
-  python -m benchmarks --keep                keep the files in benchmarks/data and use them the next time
-  python -m benchmarks.on_card               another one: how busy a CUDA card is kept
-  python -m benchmarks.trouble               another one: what those who train notice of trouble
+  python -m benchmarks --only a,d            only these groups
+  python -m benchmarks --only a --rounds 15  more rounds, for steadier medians
+  python -m benchmarks --keep                keep the files in benchmarks/data, and reuse them next time
+  python -m benchmarks.on_card               another benchmark: how busy a CUDA GPU is
+  python -m benchmarks.trouble               another benchmark: how training is affected when things go wrong
 """
 
 
@@ -74,15 +74,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Prints ratios that are measured in one run: how many times as fast as others h5feed is.",
+        description="Measures how many times as fast h5feed is as the alternatives, and prints the ratios.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--only", type=_groups, default=list(GROUPS), metavar="GROUPS", help="such as a,b (default: all)"
+        "--only",
+        type=_groups,
+        default=list(GROUPS),
+        metavar="GROUPS",
+        help="comma-separated groups, such as a,b (default: all)",
     )
-    parser.add_argument("--rounds", type=count, default=7, help="rounds of each group (default 7); the median counts")
-    parser.add_argument("--keep", action="store_true", help="keep the files (1.7 GB) in benchmarks/data")
+    parser.add_argument(
+        "--rounds", type=count, default=7, help="rounds of each group (default 7); the results are medians"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the files (1.7 GB) in benchmarks/data, and reuse them"
+    )
     options = parser.parse_args(argv)
     began = time.monotonic()
 
@@ -134,7 +142,7 @@ def _groups(text: str) -> list[str]:
     letters = [letter.strip() for letter in text.split(",") if letter.strip()]
     for letter in letters:
         if letter not in GROUPS:
-            raise argparse.ArgumentTypeError(f"{letter!r} is no group: known are {', '.join(GROUPS)}")
+            raise argparse.ArgumentTypeError(f"{letter!r} is not a group: choose from {', '.join(GROUPS)}")
     return letters
 
 

@@ -52,7 +52,7 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
     with TemporaryDirectory(prefix="h5feed-bench-", dir=files.folder) as name:
         source = Path(name) / "pets"
         mean = _make_images(source)
-        print(f"           {IMAGES} JPEGs of {mean:,.0f} bytes in the mean", flush=True)
+        print(f"           {IMAGES} JPEGs of {mean:,.0f} bytes on average", flush=True)
         for _ in range(min(rounds, _ROUNDS)):
             recipe, ours = Path(name) / "recipe", Path(name) / "ours"
             # What is still to be written back would be written while we measure.

@@ -124,8 +124,8 @@ def _print_cost(folder: Path, name: str) -> None:
             if window is not None:
                 decoded = services.batcher.reader.decoded_bytes - before
         print(
-            f"{name}, window of {_WINDOW} rows: {decoded / served:.2f} bytes decoded for each served; batches of rows "
-            f"sorted by 64 classes hold {mixed[_WINDOW]:.1f} of them, {mixed[None]:.1f} when all rows are shuffled",
+            f"{name}, window of {_WINDOW} rows: {decoded / served:.2f} bytes decoded per byte served; if rows are "
+            f"sorted by 64 classes, a batch holds {mixed[_WINDOW]:.1f} of them ({mixed[None]:.1f} without a window)",
             flush=True,
         )
     finally:

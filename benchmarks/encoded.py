@@ -50,7 +50,7 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="h5feed-bench-", dir=files.folder)))
         mean = _make_images(folder / "jpegs")
-        print(f"           {IMAGES} JPEGs of {mean:,.0f} bytes in the mean", flush=True)
+        print(f"           {IMAGES} JPEGs of {mean:,.0f} bytes on average", flush=True)
         served = folder / "served"
         build(folder / "jpegs", served / "jpegs.h5", BuildOptions((SIDE, SIDE), store="encoded"))
         contestants: dict[str, Turn] = {}
@@ -61,7 +61,10 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
         contestants["nothing kept"] = _turn(stack.enter_context(h5feed.connect(bare.url))["jpegs"])
         python = next((python for python in _PYTHONS if _has_tensorflow(python)), None)
         if python is None:
-            print("           no TensorFlow for Keras' loader: `make test-backends` installs one", flush=True)
+            print(
+                "           Keras' loader is skipped: it needs TensorFlow, which `make test-backends` installs",
+                flush=True,
+            )
         else:
             contestants["keras"] = stack.enter_context(_keras(python, folder / "jpegs"))
         rates = dict(take_turns(contestants, rounds))

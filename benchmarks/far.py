@@ -65,7 +65,7 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
         command = [sys.executable, "-m", "benchmarks.far", str(files.contiguous), str(round_trip), str(rounds)]
         if round_trip:
             if not _links_are_possible():
-                print(f"no link of {name} can be made here: it takes unshare, ip and /dev/net/tun", file=sys.stderr)
+                print(f"cannot simulate a link of {name} here: it needs unshare, ip and /dev/net/tun", file=sys.stderr)
                 continue
             command = [*_NAMESPACE, *command]
         # In a process of its own: the network namespace is the process's.
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure one round trip, within the namespace of this process; prints the rates as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.far")
     parser.add_argument("file", type=Path)
-    parser.add_argument("round_trip", type=float, help="seconds; 0 is the loopback")
+    parser.add_argument("round_trip", type=float, help="in seconds; 0 means the plain loopback")
     parser.add_argument("rounds", type=int)
     options = parser.parse_args(argv)
     # Keras computes nothing here, but wants to know with what it would.

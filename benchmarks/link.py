@@ -66,13 +66,13 @@ class _Direction:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command behind the link until it ends or this process is told to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.link")
-    parser.add_argument("--round-trip", type=float, required=True, help="seconds")
+    parser.add_argument("--round-trip", type=float, required=True, help="round trip in seconds")
     parser.add_argument("--rate", type=float, required=True, help="bytes per second in each direction")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(argv)
     near = _device("near", HERE)
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "no network namespace can be made")
+        raise OSError(ctypes.get_errno(), "cannot create a network namespace")
     far = _device("far", THERE)
     child = subprocess.Popen(options.command)
     signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM))

@@ -58,12 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     backend = os.environ.setdefault("KERAS_BACKEND", _installed())
     if backend not in _BACKENDS:
-        print(f"backend {backend!r} keeps no batch on the card for Keras: set KERAS_BACKEND to torch or jax")
+        print(f"Keras cannot keep a batch on the GPU with the backend {backend!r}: set KERAS_BACKEND to torch or jax")
         return 1
     card = _card(backend)
     if card is None and options.model != "tiny":
         again = "python -m benchmarks.on_card --model tiny --batch-size 32 --rows 1024 --steps 32"
-        print(f"{backend} {version(backend)} sees no CUDA card; on the CPU: `{again}`")
+        print(f"{backend} {version(backend)} finds no CUDA GPU. To run on the CPU: `{again}`")
         return 1
     # Only now: it reads the variable above.
     import keras
@@ -98,11 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         rates = take_turns(turns, options.rounds)
         measured = [one for figure in FIGURES for one in compare(figure, rates)]
         for variant in WORKERS:
-            say(f"{variant}: {sources[variant].waited:.2f} s of waiting for batches, the warm-up included")
+            say(f"{variant}: {sources[variant].waited:.2f} s spent waiting for batches, including the warm-up")
             sources[variant].close()
     print()
-    print(f"{card or 'no CUDA card, CPU'}; Keras {version('keras')} on {backend} {version(backend)}")
-    print(f"{options.model}, {options.precision}, batch size {batch}, {passes * rows // batch} steps a turn")
+    print(f"{card or 'CPU, no CUDA GPU'}; Keras {version('keras')} on {backend} {version(backend)}")
+    print(f"{options.model}, {options.precision}, batch size {batch}, {passes * rows // batch} steps per round")
     report.print_table(measured, {}, options.rounds)
     return 0
 
@@ -110,13 +110,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.on_card",
-        description="Prints how much of its time a CUDA card computes while h5feed feeds it.",
+        description="Measures the share of time that a CUDA GPU computes while h5feed feeds it.",
     )
     parser.add_argument("--model", choices=SIDES, default="resnet50")
     parser.add_argument("--batch-size", type=count, default=256)
-    parser.add_argument("--rows", type=count, default=8192, help="images, cut to whole batches (default 8192: 1.2 GB)")
-    parser.add_argument("--steps", type=count, default=64, help="of a turn, made up to whole passes (default 64)")
-    parser.add_argument("--rounds", type=count, default=5, help="turns of each source; the median counts (default 5)")
+    parser.add_argument(
+        "--rows",
+        type=count,
+        default=8192,
+        help="number of images, rounded down to whole batches (default 8192: 1.2 GB)",
+    )
+    parser.add_argument(
+        "--steps", type=count, default=64, help="training steps per round, rounded up to whole passes (default 64)"
+    )
+    parser.add_argument(
+        "--rounds", type=count, default=5, help="rounds of each source (default 5); the results are medians"
+    )
     parser.add_argument("--precision", choices=["mixed_bfloat16", "mixed_float16", "float32"], default="mixed_bfloat16")
     return parser
 

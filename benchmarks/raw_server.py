@@ -27,11 +27,11 @@ Buffer = npt.NDArray[np.uint8]
 def main() -> None:
     """Serve until killed; prints the port."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch-bytes", type=int, required=True, help="bytes of one batch")
-    parser.add_argument("--file", help="read rows from here, instead of sending the same bytes again and again")
-    parser.add_argument("--offset", type=int, default=0, help="byte of the file where the first row begins")
-    parser.add_argument("--rows", type=int, default=0, help="rows in the file")
-    parser.add_argument("--row-bytes", type=int, default=1, help="bytes of one row")
+    parser.add_argument("--batch-bytes", type=int, required=True, help="size of a batch")
+    parser.add_argument("--file", help="file to read rows from; without it, the same bytes are sent repeatedly")
+    parser.add_argument("--offset", type=int, default=0, help="position of the first row in the file, in bytes")
+    parser.add_argument("--rows", type=int, default=0, help="number of rows in the file")
+    parser.add_argument("--row-bytes", type=int, default=1, help="size of a row")
     options = parser.parse_args()
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)

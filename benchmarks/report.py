@@ -25,7 +25,9 @@ def print_table(measured: Sequence[Measured], peaks: Mapping[str, Sequence[int]]
         Variant of the server to the peak memory of each worker, in bytes.
     """
     print_machine()
-    print(f"medians of {rounds} rounds; ours and theirs in rows/s, transport in MB/s; * reaches the target\n")
+    print(
+        f"medians of {rounds} rounds; ours and theirs are rows/s (transport: MB/s); * marks targets that are reached\n"
+    )
     print(_COLUMNS.format("figure", "server", "ratio", "target", "range", "ours", "theirs"))
     for one in measured:
         scale = 1e-6 if one.figure.name.startswith("transport") else 1
@@ -43,7 +45,7 @@ def print_table(measured: Sequence[Measured], peaks: Mapping[str, Sequence[int]]
     for variant, workers in peaks.items():
         if workers:
             each = ", ".join(f"{peak / 2**20:.0f} MiB" for peak in workers)
-            print(f"peak memory of each worker after the contiguous batches, {variant}: {each}")
+            print(f"peak memory of each worker while serving contiguous batches, {variant}: {each}")
     print()
     for name, ones in groupby(measured, lambda one: one.figure.name):
         print(f"RATIO {name} {best(list(ones)).ratio:.3f}")

@@ -74,7 +74,7 @@ def h5feed_server(
         with _running(command, environment) as process:
             announced = re.search(r"at (\S+)", _first_line(process))
             if announced is None:
-                raise ServerFailed("the h5feed server did not say where it serves")
+                raise ServerFailed("the h5feed server did not print its address")
             yield H5feedServer(announced[1], process.pid)
 
 
@@ -112,7 +112,7 @@ def receive(connection: socket.socket, epoch: int, first: int, step: int, batche
         while done < len(buffer):
             received = connection.recv_into(buffer[done:])
             if not received:
-                raise ConnectionError("a raw server ended")
+                raise ConnectionError("a raw server exited")
             done += received
     return batches * len(buffer)
 

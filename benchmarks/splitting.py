@@ -68,7 +68,9 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
             train, val = train_test_split(rest, test_size=_HELD, stratify=labels[rest], random_state=number)
             rates["scikit-learn"].append(1 / (time.perf_counter() - began))
             for split, rows in (("train", train), ("val", val), ("test", test)):
-                assert answer["splits"][split]["digest"] == _digest(rows), f"{split} is not scikit-learn's"
+                assert answer["splits"][split]["digest"] == _digest(rows), (
+                    f"the {split} split differs from scikit-learn's"
+                )
     return rates
 
 

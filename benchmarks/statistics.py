@@ -58,7 +58,7 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
         rates["numpy"].append(len(images) / (time.perf_counter() - began))
         for channel, (mean, std, counts) in zip(first_quarter["channels"], found, strict=True):
             assert np.isclose(channel["mean"], mean, rtol=1e-12) and np.isclose(channel["std"], std, rtol=1e-9)
-            assert channel["histogram"]["counts"] == counts.tolist(), "the histogram is not numpy's"
+            assert channel["histogram"]["counts"] == counts.tolist(), "the histogram differs from numpy's"
     return rates
 
 

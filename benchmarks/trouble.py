@@ -101,7 +101,7 @@ class _Trainer(threading.Thread):
         if self.is_alive():
             self._note_wait()
             self.seen.lost += self._rows
-            self.seen.failure = "it waits still"
+            self.seen.failure = "it is still waiting"
         return self.seen
 
     def _read(self, dataset: h5feed.Dataset, epoch: int) -> None:
@@ -192,9 +192,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     stage.train(dataset, CLIENTS)
                 did = troubles.ALL[name](stage)
                 found[name] = stage.finish()
-            say(f"{name}: {did or 'no trouble'}")
+            say(f"{name}: {did or 'nothing went wrong'}")
             for failure in sorted({seen.failure for seen in found[name] if seen.failure}):
-                say(f"{name}: a client ended: {failure}")
+                say(f"{name}: a client failed: {failure}")
     print()
     report.print_machine()
     return _print_table(found)
@@ -203,15 +203,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.trouble",
-        description="Prints what clients that train notice of trouble. Ends with 1 where a row is wrong or lost, "
-        f"or one of them waits for longer than {LONGEST_WAIT:g} s.",
+        description="Measures how training clients are affected when things go wrong. Exits with 1 if a row is wrong "
+        f"or lost, or if a client waits for longer than {LONGEST_WAIT:g} s.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--only", type=_names, default=list(troubles.ALL), metavar="NAMES", help="such as crowd,away (default: all)"
+        "--only",
+        type=_names,
+        default=list(troubles.ALL),
+        metavar="NAMES",
+        help="comma-separated troubles, such as crowd,away (default: all)",
     )
-    parser.add_argument("--seconds", type=seconds, default=20.0, help="that each trouble lasts (default 20)")
+    parser.add_argument("--seconds", type=seconds, default=20.0, help="duration of each trouble (default 20)")
     return parser
 
 
@@ -220,8 +224,8 @@ _EPILOG = """troubles:
 
 examples:
   python -m benchmarks.trouble                           all, in less than four minutes
-  python -m benchmarks.trouble --only crowd,slow         these
-  python -m benchmarks.trouble --only away --seconds 60  for longer
+  python -m benchmarks.trouble --only crowd,slow         only these
+  python -m benchmarks.trouble --only away --seconds 60  only this one, for longer
 """.format("\n".join(f"  {name:<10} {trouble.__doc__}" for name, trouble in troubles.ALL.items()))
 
 
@@ -229,7 +233,7 @@ def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in troubles.ALL:
-            raise argparse.ArgumentTypeError(f"{name!r} is no trouble: known are {', '.join(troubles.ALL)}")
+            raise argparse.ArgumentTypeError(f"{name!r} is not a trouble: choose from {', '.join(troubles.ALL)}")
     return names
 
 

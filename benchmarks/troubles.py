@@ -41,13 +41,13 @@ _ADDRESSES = ("127.0.0.1", "127.0.0.2")
 
 
 def none(stage: Stage) -> str:
-    """nobody makes any: what there is to compare with"""
+    """nothing goes wrong, for comparison"""
     stage.wait()
     return ""
 
 
 def crowd(stage: Stage) -> str:
-    """200 more clients train, on small rows"""
+    """200 more clients train on small rows"""
     for _ in range(PROCESSES):
         stage.train(SMALL, CROWD // PROCESSES)
     stage.wait()
@@ -89,7 +89,7 @@ class _SlowPeer:
 
 
 def slow(stage: Stage) -> str:
-    """760 peers take next to nothing, or send next to nothing"""
+    """760 peers receive or send very slowly"""
     kinds, addresses = itertools.cycle(("reader", "reader", "head", "body")), itertools.cycle(_ADDRESSES)
     peers = [_SlowPeer(_port(stage), next(kinds), next(addresses)) for _ in range(PEERS)]
     while stage.lasts():
@@ -99,7 +99,7 @@ def slow(stage: Stage) -> str:
     for peer in peers:
         peer.connection.close()
     cut_off, refused = sum(peer.cut_off for peer in peers), sum(peer.refused for peer in peers)
-    return f"{PEERS} slow peers, cut off {cut_off} times, refused {refused} times"
+    return f"{PEERS} slow peers, disconnected {cut_off} times, got 503 {refused} times"
 
 
 def _posted(body: str, *lines: str) -> str:
@@ -138,7 +138,7 @@ _MALFORMED = (
 
 
 def malformed(stage: Stage) -> str:
-    """eight peers send what is no request, or asks for what cannot be"""
+    """eight peers send malformed or impossible requests"""
 
     def send(number: int) -> Counter[str]:
         answers: Counter[str] = Counter()
@@ -150,7 +150,7 @@ def malformed(stage: Stage) -> str:
 
     with ThreadPoolExecutor(8) as threads:
         answers = sum(threads.map(send, range(8)), Counter[str]())
-    return "answers to malformed requests: " + _counted(answers)
+    return "responses to malformed requests: " + _counted(answers)
 
 
 def _answers(port: int, request: bytes) -> list[str]:
@@ -167,12 +167,12 @@ def _answers(port: int, request: bytes) -> list[str]:
 
 
 def stopped(stage: Stage) -> str:
-    """one of the two workers is stopped (SIGSTOP), again and again"""
+    """one of the two workers is stopped (SIGSTOP) repeatedly"""
     return _signal(stage, signal.SIGSTOP, 8.0)
 
 
 def killed(stage: Stage) -> str:
-    """one of the two workers is killed, again and again"""
+    """one of the two workers is killed repeatedly"""
     return _signal(stage, signal.SIGKILL, 3.0)
 
 
@@ -188,7 +188,7 @@ def _signal(stage: Stage, number: signal.Signals, every: float) -> str:
 
 
 def away(stage: Stage) -> str:
-    """the data folder is away for five seconds, again and again"""
+    """the data folder disappears repeatedly, for five seconds each time"""
     elsewhere = stage.folder.with_name("elsewhere")
     times = 0
     while stage.lasts():
@@ -199,14 +199,14 @@ def away(stage: Stage) -> str:
         finally:
             elsewhere.rename(stage.folder)
         stage.wait(AWAY_SECONDS)
-    return f"the folder was away {times} times"
+    return f"the folder disappeared {times} times"
 
 
 _FIELDS = 8
 
 
 def endless(stage: Stage) -> str:
-    """sixteen peers ask for statistics that nobody could live to see"""
+    """sixteen peers request statistics that would take years"""
 
     def ask(number: int) -> Counter[str]:
         answers: Counter[str] = Counter()
@@ -224,7 +224,7 @@ def endless(stage: Stage) -> str:
         return answers
 
     with ThreadPoolExecutor(16) as threads:
-        return "answers to who wants statistics: " + _counted(sum(threads.map(ask, range(16)), Counter[str]()))
+        return "responses to requests for statistics: " + _counted(sum(threads.map(ask, range(16)), Counter[str]()))
 
 
 def make_endless(folder: Path) -> None:

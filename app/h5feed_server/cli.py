@@ -23,18 +23,18 @@ from .serve.exposure import is_every_address, is_open, kept_token, local_address
 from .settings import Settings
 
 _EXAMPLES = """examples:
-  h5feed-server demo                              train on real digits through a real server, in a minute
-  h5feed-server build pets/ -o data/pets.h5       make an HDF5 file of a folder of images
-  h5feed-server inspect data/pets.h5              what is in it, how it will be served, what would make it faster
-  h5feed-server serve ./data                      serve the HDF5 files below ./data on http://127.0.0.1:8000
-  h5feed-server COMMAND --help                    options and examples of a command
+  h5feed-server demo                              serve real digits and train on them, in a minute
+  h5feed-server build pets/ -o data/pets.h5       build an HDF5 file from a folder of images
+  h5feed-server inspect data/pets.h5              show what is in it, how it will be served, how to make it faster
+  h5feed-server serve ./data                      serve the HDF5 files below ./data at http://127.0.0.1:8000
+  h5feed-server COMMAND --help                    show the options and examples of a command
 """
 
 _SERVE_EXAMPLES = """examples:
-  h5feed-server serve ./data                      on http://127.0.0.1:8000, for this machine alone
-  h5feed-server serve ./data --workers 2          with two processes
+  h5feed-server serve ./data                      at http://127.0.0.1:8000, for this machine only
+  h5feed-server serve ./data --workers 2          with two worker processes
   h5feed-server serve ./data --uds /run/h5feed.sock
-  h5feed-server serve ./data --host 0.0.0.0       to other machines; a token is made and printed
+  h5feed-server serve ./data --host 0.0.0.0       for other machines; creates a token and prints it
   H5FEED_TOKENS=$TOKEN h5feed-server serve ./data --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
 """
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_build(commands)
     inspect = commands.add_parser(
         "inspect",
-        help="say what is in an HDF5 file, how it will be served, and what would make it faster",
+        help="show what is in an HDF5 file, how it will be served, and how to make it faster",
         epilog=_INSPECT_EXAMPLES,
     )
     inspect.add_argument("file", metavar="FILE", type=Path)
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     demo.add_argument("--epochs", type=int, default=8, help="passes over the training split (default 8)")
     demo.add_argument("--workers", type=int, default=1, help="server processes (default 1)")
-    demo.add_argument("--keep", metavar="DIR", type=Path, help="folder in which digits.h5 stays (default: none)")
+    demo.add_argument("--keep", metavar="DIR", type=Path, help="keep digits.h5 in this folder (default: delete it)")
     options = parser.parse_args(argv)
     # What is wrong with its file `inspect` says itself; the others of its dataset are not what it was asked about.
     level = logging.ERROR if options.command == "inspect" else logging.WARNING
@@ -107,37 +107,37 @@ def _add_serve(commands: Any) -> None:
     serve = commands.add_parser(
         "serve",
         help="serve a folder of HDF5 files",
-        description="Serves the HDF5 files below a folder. Every option but those of TLS can also be set as\n"
-        "H5FEED_NAME in the environment, with more beside: see docs/reference/settings.md.",
+        description="Serves the HDF5 files below a folder. All options except those of TLS can also be set as\n"
+        "environment variables, H5FEED_NAME. docs/reference/settings.md lists these and further settings.",
         epilog=_SERVE_EXAMPLES,
     )
-    serve.add_argument("data_dir", metavar="DIR", type=Path, help="folder of HDF5 files; it is only read")
+    serve.add_argument("data_dir", metavar="DIR", type=Path, help="folder of HDF5 files; never written to")
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
-    serve.add_argument("--port", type=int, help="port (default 8000; 0 takes a free one)")
-    serve.add_argument("--uds", metavar="PATH", help="listen on this Unix socket instead")
-    serve.add_argument("--workers", type=int, help="processes (default 1)")
+    serve.add_argument("--port", type=int, help="port to listen on (default 8000; 0 picks a free one)")
+    serve.add_argument("--uds", metavar="PATH", help="Unix socket to listen on instead of a port")
+    serve.add_argument("--workers", type=int, help="number of worker processes (default 1)")
     serve.add_argument(
         "--cache-dir", type=Path, help="folder for layouts, digests and splits (default ~/.cache/h5feed)"
     )
     serve.add_argument(
-        "--public", action="store_true", default=None, help="serve other addresses than the loopback's without tokens"
+        "--public", action="store_true", default=None, help="require no token, also on addresses of the network"
     )
     serve.add_argument(
         "--allowed-host",
         metavar="NAME",
         action="append",
         dest="allowed_hosts",
-        help="name by which a server without tokens may be asked for, beside this machine's own; may be repeated",
+        help="host name that a server without tokens accepts in addition to this machine's own; can be repeated",
     )
     serve.add_argument(
         "--follow-links",
         action="store_true",
         default=None,
-        help="serve files to which symbolic links lead out of DIR too",
+        help="follow symbolic links that lead out of DIR",
     )
-    serve.add_argument("--access-log", action="store_true", default=None, help="write a line for each request")
-    serve.add_argument("--tls-cert", metavar="PEM", help="certificate: serve https")
-    serve.add_argument("--tls-key", metavar="PEM", help="its key")
+    serve.add_argument("--access-log", action="store_true", default=None, help="print a line for each request")
+    serve.add_argument("--tls-cert", metavar="PEM", help="file with the certificate, to serve HTTPS")
+    serve.add_argument("--tls-key", metavar="PEM", help="file with the key of the certificate")
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -186,7 +186,7 @@ def _serve(options: argparse.Namespace) -> int:
         if generated:
             print(f"token: {settings.tokens}   (for token=, --token or H5FEED_TOKEN of clients)", flush=True)
             print(
-                "it is stored in the cache folder; set H5FEED_TOKENS to use your own, or H5FEED_PUBLIC=1 for none",
+                "it is stored in the cache folder; to use your own, set H5FEED_TOKENS; to use none, H5FEED_PUBLIC=1",
                 flush=True,
             )
 
@@ -202,7 +202,7 @@ def _is_no_certificate(certificate: str, key: str) -> str | None:
         # A password is asked for by no worker.
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password=str)
     except ssl.SSLError as error:
-        return f"they are no certificate and its key, without a password, as PEM ({error.reason or error})"
+        return f"not a certificate and its key, as PEM files without a password ({error.reason or error})"
     except OSError as error:
         return error.strerror or str(error)
     return None
@@ -211,7 +211,7 @@ def _is_no_certificate(certificate: str, key: str) -> str | None:
 def _is_no_folder(path: Path) -> str | None:
     """Why there is nothing to serve, and will not be; what cannot be looked at now is for the catalogue to tell."""
     try:
-        return None if stat.S_ISDIR(os.stat(path).st_mode) else "is a file: give the folder it lies in"
+        return None if stat.S_ISDIR(os.stat(path).st_mode) else "is a file: pass the folder that contains it"
     except OSError as error:
         return "does not exist" if error.errno in (errno.ENOENT, errno.ENOTDIR) else None
 

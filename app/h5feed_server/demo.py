@@ -118,14 +118,14 @@ def keep_file(packed: Path, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
             if not filecmp.cmp(path, packed, shallow=False):
-                print(f"{path} is not the demo's, and stays", file=sys.stderr)
+                print(f"{path} exists, but is not from this demo: it is not replaced", file=sys.stderr)
             return path
         # Whole or not there, for a server may be looking at that folder.
         whole = folder / f".{packed.name}.{os.getpid()}"
         shutil.copyfile(packed, whole)
         whole.replace(path)
     except OSError as error:
-        raise h5feed.FeedError(f"cannot keep {path}: {error.strerror or error}") from None
+        raise h5feed.FeedError(f"cannot write {path}: {error.strerror or error}") from None
     return path
 
 

@@ -57,7 +57,7 @@ def inspect_file(path: Path, console: Console) -> int:
     Unreadable, FeedError
     """
     if not path.is_file():
-        raise Unreadable(f"{path} {'is a folder: give a file in it' if path.is_dir() else 'does not exist'}")
+        raise Unreadable(f"{path} {'is a folder: pass a file in it' if path.is_dir() else 'does not exist'}")
     root = path.parent.resolve()
     files = files_of_family(root, path.name)
     with contextlib.ExitStack() as opened:
@@ -71,7 +71,7 @@ def inspect_file(path: Path, console: Console) -> int:
         entry = _entry(services, path.name, settings)
         if leads_out(str(root), str(root / path.name)):
             note = (
-                "it is a link out of its folder: where that is the data folder, it is served with --follow-links only"
+                "it is a link that leads out of its folder: if that is the data folder, serving it needs --follow-links"
             )
             console.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
         _print_entry(entry, services, path, console)
@@ -82,7 +82,7 @@ def _entry(services: Services, name: str, settings: Settings) -> Entry:
     """What the catalogue makes of the file, when it has looked at it."""
     entry = next((entry for entry in services.catalog.entries() if name in entry.files), None)
     if entry is None:
-        raise Unreadable(f"{name} vanished")
+        raise Unreadable(f"{name} no longer exists")
     try:
         entry.outcome.result(4 * settings.inspect_timeout)
     except FuturesTimeout:
@@ -119,7 +119,7 @@ def _print_dataset(dataset: Dataset, console: Console) -> None:
     table = Table("field", "role", "sample", "stored as", "bytes", "decoded/served")
     for said, field in zip(about["fields"], dataset.fields, strict=True):
         kind = "a list of" if said["ragged"] else "×".join(map(str, said["shape"])) or "one"
-        sample = "a text" if field.is_text else f"{kind} {said['dtype']}"
+        sample = "text" if field.is_text else f"{kind} {said['dtype']}"
         if not said["readable"]:
             table.add_row(escape(field.name), "not served", escape(said["reason"] or ""), "", "", "")
             continue
@@ -141,7 +141,7 @@ def _print_dataset(dataset: Dataset, console: Console) -> None:
         how = "" if record is None else f" (drawn with {record.words()})"
         console.print(f"stored splits: {splits}{how}", soft_wrap=True)
     else:
-        console.print("stored splits: none; ask for test=0.1, val=0.1, and they are drawn as scikit-learn draws them")
+        console.print("stored splits: none; clients that pass test=0.1, val=0.1 get the same splits as scikit-learn")
     if dataset.class_names:
         names = ", ".join(dataset.class_names[:_SHOWN])
         more = len(dataset.class_names) - _SHOWN
@@ -182,15 +182,15 @@ def _costs(services: Services, dataset: Dataset, path: Path, chosen: str) -> Ite
     # The first one finds nothing in memory; those after it what it has left there.
     first, usual = seconds[0], float(np.median(seconds))
     yield (
-        f"a shuffled batch of {rows} rows: {nbytes:,} bytes, {usual * 1e3:.1f} ms to read ({rows / usual:,.0f} rows/s; "
-        f"the first {first * 1e3:.1f} ms)"
+        f"a shuffled batch of {rows} rows: {nbytes:,} bytes, {usual * 1e3:.1f} ms to read ({rows / usual:,.0f} rows/s)"
+        f", {first * 1e3:.1f} ms the first time"
     )
     dear = [field for field in dataset.fields if not field.unreadable and _is_dear(field)]
     if not dear:
-        yield "it is laid out well for shuffled batches"
+        yield "the layout is good for shuffled batches"
         return
     names = ", ".join(field.name for field in dear)
-    yield f"dear to shuffle: {names}. Lay the file out for it once:"
+    yield f"slow to shuffle: {names}. This command writes a file with a faster layout:"
     yield f"  {_repack(path, dear)}{chosen}"
 
 

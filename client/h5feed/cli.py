@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--val", type=_share, help="size of the validation split: a fraction or a number of rows")
         command.add_argument("--test", type=_share, help="size of the test split: a fraction or a number of rows")
         command.add_argument("--folds", metavar="K", type=int, help="cross-validation: val is one of K folds")
-        command.add_argument("--fold", metavar="N", type=int, help="the fold that is val, from 0 (default 0)")
+        command.add_argument("--fold", metavar="N", type=int, help="index of the fold that is val (default 0)")
         command.add_argument("--group", metavar="FIELD", help="keep rows with equal values of this field together")
         command.add_argument("--split-seed", type=int, help="random seed of the splits (default 42)")
         command.add_argument("--stratify", metavar="FIELD", help="field to stratify by, or none")

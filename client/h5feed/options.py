@@ -53,7 +53,7 @@ class EpochOptions(SplitOptions, total=False):
     """Fields stored as JPEG or PNG to receive as encoded bytes: see `Batch.lists`."""
     decode: Literal["server", "client"] | None
     """Where to decode images stored as JPEG or PNG. ``client``: the read-ahead threads decode them, to the same pixels,
-    and only a tenth of the bytes is sent; needs ``h5feed[decode]``."""
+    and the files are sent instead of the pixels, which are several times larger; needs ``h5feed[decode]``."""
 
 
 class OrderOptions(EpochOptions, total=False):

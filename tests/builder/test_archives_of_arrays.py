@@ -75,7 +75,7 @@ def test_arrays_in_fortran_order_and_of_other_kinds(tmp_path: Path, ending: str)
         assert found["record"]["a"].tolist() == list(range(3000))
         np.testing.assert_array_equal(found["ok"], x[:, 0] > 0)
         np.testing.assert_array_equal(found["half"], x.astype("f2"))
-        assert report.left_out == {"one": "it is one value, and no rows"}
+        assert report.left_out == {"one": "it is a single value, not rows"}
 
 
 def _batches(folder: Path, protocol: int) -> tuple[Any, Any]:
@@ -148,7 +148,7 @@ def test_pickles_run_no_code(tmp_path: Path, what: str) -> None:
         "damaged": pickle.dumps({b"data": 3})[:-3],
     }[what]
     (tmp_path / "c" / "data_batch_3").write_bytes(evil)
-    with pytest.raises(Unreadable, match="data_batch_3 is no pickle of CIFAR's"):
+    with pytest.raises(Unreadable, match="data_batch_3 is not a pickle file of CIFAR"):
         build(tmp_path / "c", tmp_path / "out.h5")
     assert not mark.exists() and not (tmp_path / "out.h5").exists()
 
@@ -202,7 +202,7 @@ def test_what_is_left_out_is_said_and_ends_with_3(tmp_path: Path) -> None:
     for words, code in ((["--dry-run"], 3), ([], 3), (["--allow-missing", "--overwrite"], 0)):
         ran = subprocess.run([*command, *words], capture_output=True, text=True, timeout=180)
         assert ran.returncode == code, ran.stderr
-        assert "left out: 2" in ran.stdout and "c0/photo.heic: it is of a kind that is not decoded" in ran.stdout
+        assert "left out: 2" in ran.stdout and "c0/photo.heic: its format is not supported" in ran.stdout
         assert "c0/cut.jpg: it is empty" in ran.stdout and "notes.txt" in ran.stdout
         assert ("--allow-missing" in ran.stderr) == (code == 3)
         assert out.exists() == ("--dry-run" not in words)

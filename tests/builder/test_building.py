@@ -177,14 +177,14 @@ def test_images_that_are_there_twice_are_told(pets: Path, tmp_path: Path) -> Non
             where.parent.mkdir(parents=True, exist_ok=True)
             where.write_bytes(file.read_bytes())
     report = build(source, tmp_path / "out.h5", BuildOptions((48, 48), test=0.5))
-    (note,) = [note for note in report.notes if "second time" in note]
-    assert note.startswith("12 images are there a second time") and "in another split too" in note
+    (note,) = [note for note in report.notes if "identical" in note]
+    assert note.startswith("12 images are identical to another image") and "in another split" in note
 
 
 def test_a_file_that_is_there_is_replaced_only_when_asked(pets: Path, tmp_path: Path) -> None:
     build(pets, tmp_path / "pets.h5", SMALL)
     before = (tmp_path / "pets.h5").read_bytes()
-    with pytest.raises(BadParameter, match="is there already"):
+    with pytest.raises(BadParameter, match="already exists"):
         build(pets, tmp_path / "pets.h5", BuildOptions((32, 32)))
     assert (tmp_path / "pets.h5").read_bytes() == before
     build(pets, tmp_path / "pets.h5", BuildOptions((32, 32), overwrite=True))
@@ -219,7 +219,7 @@ def test_hostile_archives(tmp_path: Path) -> None:
         "../../evil.jpg": "its name leads out of the archive",
         "/etc/evil.jpg": "its name leads out of the archive",
         "cat/bomb.jpg": report.left_out["cat/bomb.jpg"].split(":")[0],
-        "cat/1.jpg (the first)": "its name is there twice",
+        "cat/1.jpg (the first)": "its name occurs twice",
     }
     assert "decompression bomb" in report.left_out["cat/bomb.jpg"]
     assert any("class 'fox' has no images" in note for note in report.notes)
@@ -246,7 +246,7 @@ def test_a_tar_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
 
 
 def test_images_of_other_shapes_need_a_size(pets: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadParameter, match="rows have one shape, so give a size"):
+    with pytest.raises(BadParameter, match="rows need one shape, so pass a size"):
         build(pets, tmp_path / "out.h5", BuildOptions(resize="none"))
     assert not list(tmp_path.iterdir())
 

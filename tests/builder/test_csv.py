@@ -196,7 +196,7 @@ def test_images_beside_a_table_are_found(tmp_path: Path, files: list[str], value
 def test_where_images_are_is_asked_for_if_it_is_not_certain(tmp_path: Path) -> None:
     pixels = _images(tmp_path, "left/1.png", "right/1.png")
     source = _table(tmp_path / "eyes.csv", "image,label", "1.png,0")
-    with pytest.raises(BadParameter, match="may lie in 'left/', 'right/': say which with image_dir"):
+    with pytest.raises(BadParameter, match="could be in 'left/', 'right/': choose one with image_dir"):
         _built(source)
     _, fields = _built(source, BuildOptions((16, 16), image_dir=tmp_path / "right"))
     np.testing.assert_array_equal(fields["images"], [pixels["right/1.png"]])

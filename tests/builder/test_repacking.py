@@ -256,7 +256,7 @@ def test_other_files_of_the_folder_are_not_looked_at(tmp_path: Path) -> None:
             file["labels"] = np.arange(40)[rows] % 3
     (tmp_path / "broken.h5").write_bytes(b"no HDF5")
     assert build(tmp_path / "test.h5", tmp_path / "out.h5").rows == {"": 10}
-    with pytest.raises(Unreadable, match="is none of these"):
+    with pytest.raises(Unreadable, match="is not supported"):
         build(tmp_path / "broken.h5", tmp_path / "out2.h5")
 
 
@@ -286,7 +286,7 @@ def test_a_folder_of_one_sample_a_file_is_stacked(tmp_path: Path) -> None:
     for row in range(12):
         with h5py.File(folder / f"volume_1_slice_{row}.h5", "w") as file:
             file["image"], file["mask"] = images[row], masks[row]
-    with pytest.raises(BadParameter, match="one of 12 samples, a file each: build their folder"):
+    with pytest.raises(BadParameter, match="one of 12 files with one sample each: build their folder"):
         build(folder / "volume_1_slice_3.h5", tmp_path / "out.h5")
     assert build(folder, tmp_path / "out.h5").rows == {"": 12}
     with h5py.File(tmp_path / "out.h5") as file:

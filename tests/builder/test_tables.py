@@ -149,10 +149,10 @@ def test_lines_that_are_ragged_or_no_numbers_are_left_out_by_their_number(tmp_pa
     source.write_text("a,b,label\n1,2,0\n3,4\n5,six,1\n7,8,9,1\n,10,0\n11,12,1\n")
     report = build(source, tmp_path / "out.h5", BuildOptions(dtype="int32"))
     assert report.left_out == {
-        "line 3": "it has 2 values, where the first line has 3",
-        "line 5": "it has 4 values, where the first line has 3",
-        "line 4": "'six' is no number",
-        "line 6": "a value is missing, and int32 has none for that",
+        "line 3": "it has 2 values, but the first line has 3",
+        "line 5": "it has 4 values, but the first line has 3",
+        "line 4": "'six' is not a number",
+        "line 6": "a value is missing, which int32 cannot represent",
     }
     features, labels = _read(tmp_path / "out.h5", "features", "labels")
     assert features.tolist() == [[1, 2], [11, 12]] and labels.tolist() == [0, 1]
@@ -203,15 +203,15 @@ def test_dtypes_that_values_do_not_fit_are_refused(tmp_path: Path) -> None:
     ("name", "content", "reason"),
     [
         ("x.npz", b"PK\x03\x04 no zip", "no npz"),
-        ("x.npy", b"\x93NUMPY\x01\x00", "no array of NumPy's"),
-        ("train-images-idx3-ubyte", b"\x00\x00\x08\x03\x00", "no IDX file"),
+        ("x.npy", b"\x93NUMPY\x01\x00", "not a NumPy array"),
+        ("train-images-idx3-ubyte", b"\x00\x00\x08\x03\x00", "not an IDX file"),
         ("x.csv", b"", "empty"),
         ("x.csv.gz", b"\x1f\x8b\x08\x00broken", "x.csv.gz"),
         ("x.h5", b"\x89HDF\r\n\x1a\n" + bytes(100), "cannot be opened"),
         ("x.jpg", b"", "is one image"),
-        ("x.bin", b"?", "is none of these"),
-        ("x.zip", b"PK", "damaged or no archive"),
-        ("x.tar.gz", gzip.compress(b"no tar at all" * 100, mtime=0), "damaged or no archive"),
+        ("x.bin", b"?", "is not supported"),
+        ("x.zip", b"PK", "damaged or not an archive"),
+        ("x.tar.gz", gzip.compress(b"no tar at all" * 100, mtime=0), "damaged or not an archive"),
     ],
 )
 def test_what_is_no_source_is_told_so(tmp_path: Path, name: str, content: bytes, reason: str) -> None:

@@ -27,7 +27,7 @@ def test_without_a_card() -> None:
         assert done.returncode == 1 and "set KERAS_BACKEND to torch or jax" in done.stdout
         return
     assert done.returncode == 1 and len(done.stdout.splitlines()) == 1, done.stderr
-    assert "sees no CUDA card" in done.stdout and "--model tiny" in done.stdout
+    assert "finds no CUDA GPU" in done.stdout and "--model tiny" in done.stdout
 
 
 @pytest.mark.slow

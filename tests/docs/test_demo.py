@@ -20,7 +20,7 @@ def test_a_file_that_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixtur
     (folder / "digits.h5").write_bytes(b"of somebody")
     keep_file(packed, folder)
     assert (folder / "digits.h5").read_bytes() == b"of somebody"
-    assert "is not the demo's, and stays" in capsys.readouterr().err
+    assert "is not from this demo: it is not replaced" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["digits.h5"]
 
 
@@ -29,5 +29,5 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     packed = tmp_path / "digits.h5"
     packed.write_bytes(b"digits")
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(FeedError, match=r"cannot keep .*file/digits.h5: File exists"):
+    with pytest.raises(FeedError, match=r"cannot write .*file/digits.h5: File exists"):
         keep_file(packed, tmp_path / "file")

@@ -124,14 +124,14 @@ class ArraySource:
         for array in arrays:
             if array.split in fields[array.name]:
                 raise BadParameter(
-                    f"{array.path} and {fields[array.name][array.split].path} are one field's rows twice"
+                    f"{array.path} and {fields[array.name][array.split].path} are arrays of the same field and split"
                 )
             fields[array.name][array.split] = array
         self._lengths = self._agreed(fields)
         fields = {name: own for name, own in fields.items() if self._fits(name, own)}
         self.rows = sum(self._lengths.values())
         if not fields or not self.rows:
-            raise Unreadable("there are no arrays of rows in it")
+            raise Unreadable("it contains no arrays with rows")
         self._parts = [split for split in _ORDER if split in self._lengths]
         codes = [np.full(self._lengths[split], max(0, _ORDER.index(split) - 1), np.uint8) for split in self._parts]
         self.splits = None if self._parts == [""] else np.concatenate(codes)
@@ -139,7 +139,7 @@ class ArraySource:
         names = options.rename or {}
         unknown = next((name for name in names if name not in fields), None)
         if unknown is not None:
-            raise BadParameter(f"rename: there is no field {unknown!r}: there are {', '.join(fields)}")
+            raise BadParameter(f"rename: there is no field {unknown!r}: choose from {', '.join(fields)}")
         self.columns: dict[str, Column] = {}
         self.label: str | None = None
         for name in [name for name in fields if len(fields) > 1 and self._is_label(name, fields)]:
@@ -149,9 +149,9 @@ class ArraySource:
         if classes is not None and self.label is not None:
             self._name_classes(classes)
         elif classes is not None:
-            self.left_out["names of classes"] = f"there is no label that {', '.join(classes[:5])} may be the classes of"
+            self.left_out["names of classes"] = f"there is no label for the classes {', '.join(classes[:5])}"
         if self.label is None and options.label_column is None and len(fields) > 1:
-            self.notes.append(f"no field is a label by its name: name one of {', '.join(fields)} with label_column")
+            self.notes.append(f"no field has the name of a label: choose one of {', '.join(fields)} with label_column")
         ordered = sorted(fields, key=lambda name: -self._row_bytes(fields[name]))
         self._sources = [fields[name] for name in ordered]
         self.fields: tuple[FieldSpec, ...] = tuple(
@@ -219,14 +219,14 @@ class ArraySource:
         lengths = {split: array.shape[0] for split, array in own.items() if array.shape}
         first = next(iter(own.values()))
         if not lengths:
-            self.left_out[first.path] = "it is one value, and no rows"
+            self.left_out[first.path] = "it is a single value, not rows"
         elif lengths != self._lengths:
             said = ", ".join(f"{count}{f' {split}' if split else ''}" for split, count in lengths.items())
-            self.left_out[first.path] = f"its rows ({said or 'none'}) are not those of the others"
+            self.left_out[first.path] = f"its numbers of rows ({said or 'none'}) differ from those of the other arrays"
         elif any((a.shape[1:], a.dtype) != (first.shape[1:], first.dtype) for a in own.values()):
-            self.left_out[first.path] = "its arrays differ from split to split"
+            self.left_out[first.path] = "its type or row shape differs between splits"
         elif first.dtype.kind not in "biufcSV" or first.dtype.hasobject:
-            self.left_out[first.path] = f"it holds {first.dtype}, and no numbers"
+            self.left_out[first.path] = f"it holds {first.dtype}, not numbers"
         elif first.dtype.kind in "fc" and first.dtype.itemsize > _MOST_BYTES[first.dtype.kind]:
             self.left_out[first.path] = f"it holds {first.dtype}, which is not served: save it as float64 or complex128"
         else:
@@ -237,7 +237,7 @@ class ArraySource:
         array = next(iter(fields[name].values()))
         wanted = self._options.label_column
         if wanted is not None and wanted not in fields:
-            raise BadParameter(f"label_column={wanted!r}: there are {', '.join(fields)}")
+            raise BadParameter(f"label_column={wanted!r} is not a field: choose from {', '.join(fields)}")
         if wanted is not None and wanted == name:
             return True
         small = self._row_bytes(fields[name]) <= _MAX_LABEL_BYTES and array.dtype.kind in "biufS"

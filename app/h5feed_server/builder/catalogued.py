@@ -108,12 +108,11 @@ def _chosen(services: Services, path: Path, wanted: str | None) -> tuple[Dataset
     if wanted is not None:
         named = [dataset for dataset in datasets if dataset.name == wanted or dataset.name.endswith(f".{wanted}")]
         if len(named) != 1:
-            raise BadParameter(f"dataset={wanted!r} is not in {path}: there are {known}")
+            raise BadParameter(f"dataset={wanted!r} is not in {path}: choose from {known}")
         return named[0], unread
     if len(datasets) > 1:
         raise BadParameter(
-            f"{path} holds {len(datasets)} datasets, and one is built at a time: name it with dataset=NAME; there are "
-            f"{known}"
+            f"{path} holds {len(datasets)} datasets, but a build takes only one: choose with dataset=NAME from {known}"
         )
     return datasets[0], unread
 
@@ -126,8 +125,8 @@ def _check_alone(path: Path, dataset: Dataset) -> None:
     is_declared = any(one.stack is not None for one in declared if one.matching([path.name]))
     if not is_declared and (alike := len(files_of_family(path.parent, path.name))) >= FEWEST:
         raise BadParameter(
-            f"{path.name} seems to be one of {alike} samples, a file each: build their folder, {path.parent}, or "
-            "say stack = false of it in h5feed.toml"
+            f"{path.name} seems to be one of {alike} files with one sample each: build their folder, {path.parent}, or "
+            "set stack = false in h5feed.toml"
         )
 
 
@@ -159,10 +158,10 @@ class CataloguedSource:
         names = options.rename or {}
         unknown = next((name for name in names if name not in [stored.field.name for stored in usable]), None)
         if unknown is not None:
-            raise BadParameter(f"rename: there is no field {unknown!r}: there are {known}")
+            raise BadParameter(f"rename: there is no field {unknown!r}: choose from {known}")
         label = options.label_column or (dataset.label.name if dataset.label else None)
         if label is not None and label not in [stored.field.name for stored in usable]:
-            raise BadParameter(f"label_column={label!r}: {dataset.name} has {known}")
+            raise BadParameter(f"label_column={label!r} is not a field of {dataset.name}: choose from {known}")
         self.label: str | None = None
         self.columns: dict[str, Column] = {}
         chosen_fields: list[tuple[StoredField, FieldSpec]] = []
@@ -235,7 +234,7 @@ class CataloguedSource:
             if texts.longest * self.rows <= _MAX_TEXT_BYTES:
                 return texts
             self.left_out[f"field {field.name}"] = (
-                f"its texts have up to {texts.longest:,} bytes: too many for all rows"
+                f"its texts have up to {texts.longest:,} bytes, which is too much for so many rows"
             )
             return None
         if field.column.encoded.has_lists:
@@ -247,7 +246,7 @@ class CataloguedSource:
         if self._options.dtype is None:
             return spec
         if spec.lengths is not None or spec.dtype.kind not in "biuf" or spec.is_bfloat16:
-            raise BadParameter(f"dtype={self._options.dtype}: {spec.name!r} does not hold numbers that can become that")
+            raise BadParameter(f"dtype={self._options.dtype}: {spec.name!r} cannot be converted to it")
         return replace(spec, dtype=np.dtype(self._options.dtype), enum_names=None)
 
     def _divided(self, dataset: Dataset) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8] | None]:
@@ -263,14 +262,14 @@ class CataloguedSource:
             own = np.concatenate([rows[begin:end] for begin, end in runs])
             if split not in SPLITS and not (inside.any() and not inside[own].all()):
                 self.notes.append(
-                    f"the split {split!r} is not stored, its {len(own):,} rows are: splits of a build are "
-                    f"{', '.join(SPLITS)}"
+                    f"the {len(own):,} rows of the split {split!r} are written, but not as a split: a build "
+                    f"writes only {', '.join(SPLITS)}"
                 )
         if not inside.any():
             return rows, None
         if not inside.all():
             names = ", ".join(dataset.native)
-            self.left_out[f"rows beside the splits of {dataset.name}"] = (
+            self.left_out[f"rows outside the splits of {dataset.name}"] = (
                 f"{int((~inside).sum()):,} rows are in none of {', '.join(SPLITS)}: its splits are {names}"
             )
         return rows[inside], codes[inside]

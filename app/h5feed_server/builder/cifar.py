@@ -115,7 +115,7 @@ def _binary(name: str, content: bytes, hundred: bool) -> dict[str, npt.NDArray[A
     """Each row is a label, or a coarse and a fine one, and the pixels."""
     ahead = 2 if hundred else 1
     if not content or len(content) % (ahead + _PIXELS):
-        raise Unreadable(f"{name} has {len(content)} bytes, which are no rows of {ahead + _PIXELS}")
+        raise Unreadable(f"{name} has {len(content)} bytes, not a multiple of the {ahead + _PIXELS} of a row")
     rows = np.frombuffer(content, np.uint8).reshape(-1, ahead + _PIXELS)
     arrays: dict[str, npt.NDArray[Any]] = {"images": _images(rows[:, ahead:]), "labels": rows[:, ahead - 1].astype(int)}
     if hundred:
@@ -132,7 +132,7 @@ def _pickled(name: str, content: bytes) -> dict[str, npt.NDArray[Any]]:
         or data.values.shape[1] != _PIXELS
         or data.values.dtype != "u1"
     ):
-        raise Unreadable(f"{name} holds no rows of {_PIXELS} pixels, as CIFAR's batches do")
+        raise Unreadable(f"{name} does not hold rows of {_PIXELS} pixels, as CIFAR's batches do")
     arrays: dict[str, npt.NDArray[Any]] = {"images": _images(data.values)}
     for key, field in (("labels", "labels"), ("fine_labels", "labels"), ("coarse_labels", "coarse_labels")):
         if isinstance(about.get(key), list):
@@ -142,7 +142,7 @@ def _pickled(name: str, content: bytes) -> dict[str, npt.NDArray[Any]]:
             [item if isinstance(item, bytes) else str(item).encode() for item in about["filenames"]]
         )
     if "labels" not in arrays or any(len(array) != len(data.values) for array in arrays.values()):
-        raise Unreadable(f"{name} has not one label for each of its images")
+        raise Unreadable(f"{name} does not have one label for each image")
     return arrays
 
 
@@ -157,7 +157,7 @@ class _Type:
     def __init__(self, code: Any, *_: Any) -> None:
         text = code.decode("latin-1") if isinstance(code, bytes) else str(code)
         if not _PLAIN.fullmatch(text):
-            raise pickle.UnpicklingError(f"arrays of {text!r}")
+            raise pickle.UnpicklingError(f"it contains arrays of {text!r}")
         self.dtype = np.dtype(text)
 
     def __setstate__(self, state: Any) -> None:
@@ -178,7 +178,7 @@ class _Array:
 
 def _shaped(raw: Any, kind: Any, shape: Any, order: Any) -> npt.NDArray[Any]:
     if not isinstance(kind, _Type):
-        raise pickle.UnpicklingError("an array of no type")
+        raise pickle.UnpicklingError("it contains an array without a type")
     return np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if order in ("F", b"F") else "C")
 
 
@@ -211,7 +211,7 @@ _KNOWN: Mapping[tuple[str, str], Callable[..., Any]] = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR's do not")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which CIFAR's files do not")
         return _KNOWN[module, name]
 
 
@@ -220,7 +220,7 @@ def _unpickled(name: str, content: bytes) -> dict[str, Any]:
         unpickled = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:
         # A damaged pickle may fail in any way.
-        raise Unreadable(f"{name} is no pickle of CIFAR's: {error}") from None
+        raise Unreadable(f"{name} is not a pickle file of CIFAR: {error}") from None
     if not isinstance(unpickled, dict):
-        raise Unreadable(f"{name} is no pickle of CIFAR's: it holds no dictionary")
+        raise Unreadable(f"{name} is not a pickle file of CIFAR: it holds no dictionary")
     return {key.decode("latin-1") if isinstance(key, bytes) else str(key): value for key, value in unpickled.items()}

@@ -77,7 +77,7 @@ def _run(arguments: argparse.Namespace, options: BuildOptions) -> int:
         with _Shown(console) as shown:
             report = build(arguments.source, arguments.output, options, on_progress=shown)
     except KeyboardInterrupt:
-        console.print("interrupted: run the same command again, and it goes on where it ended", style="bold")
+        console.print("interrupted: to resume, run the same command again", style="bold")
         return 130
     _print_report(report, Console(markup=False, highlight=False))
     return _code(report.left_out, options, console)
@@ -87,7 +87,7 @@ def _code(left_out: Mapping[str, str], options: BuildOptions, console: Console) 
     if not left_out or options.allow_missing:
         return 0
     console.print(
-        f"left out: {len(left_out):,}, so this ends with {LEFT_OUT}; --allow-missing, where that is meant",
+        f"left out: {len(left_out):,}, so the exit code is {LEFT_OUT}; to accept this, pass --allow-missing",
         soft_wrap=True,
     )
     return LEFT_OUT
@@ -101,7 +101,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
         pairs = [pair.partition("=") for pair in given["rename"]]
         bad = next((old for old, _, new in pairs if not new), None)
         if bad is not None:
-            raise BadParameter(f"--rename {bad}: give it as OLD=NEW")
+            raise BadParameter(f"--rename {bad} must be OLD=NEW")
         given["rename"] = {old: new for old, _, new in pairs}
     return {**(read_options(arguments.config) if arguments.config else {}), **given}
 
@@ -146,7 +146,7 @@ class _Shown:
             self._bar.stop()
 
     def __call__(self, progress: Progress) -> None:
-        what = "reading rows" if progress.phase == "rows" else "laying them out"
+        what = "reading rows" if progress.phase == "rows" else "writing the final layout"
         size = f"{progress.written / 1e6:,.0f} MB"
         if self._bar is not None:
             if progress.phase != self._phase:
@@ -170,7 +170,7 @@ class _Shown:
 def print_preview(previewed: Preview, console: Console) -> None:
     """Print what a build would produce."""
     for spec in previewed.fields:
-        shape = "×".join(map(str, spec.shape)) or "one value"
+        shape = "×".join(map(str, spec.shape)) or "one"
         console.print(f"{spec.name}: {sum(previewed.rows.values()):,} rows of {shape} {spec.dtype}")
     console.print(
         f"files: {', '.join(str(path) for path in previewed.files[:3])}{' …' if len(previewed.files) > 3 else ''}"
@@ -178,8 +178,8 @@ def print_preview(previewed: Preview, console: Console) -> None:
     console.print(f"size: {_size(previewed.nbytes)}; time: about {_duration(previewed.seconds)}")
     _print_splits(previewed.rows, previewed.classes, console)
     if previewed.method:
-        console.print(f"splits are those of scikit-learn's {previewed.method}")
-    table = Table("compression", "size", "decoding a row", title="measured on a sample of your rows")
+        console.print(f"splits: the same as those of scikit-learn's {previewed.method}")
+    table = Table("compression", "size", "decoding per row", title="measured on a sample of your rows")
     for one in previewed.tried:
         table.add_row(one.compression, f"{one.share:.0%}", f"{one.decode_seconds * 1e3:.2f} ms")
     console.print(table)
@@ -206,7 +206,7 @@ def _print_report(report: Report, console: Console) -> None:
     _print_notes(report.left_out, report.notes, console)
     splits = ", ".join(f"{count:,} {split}" for split, count in report.rows.items() if split)
     where = str(report.files[0]) + (f" and {len(report.files) - 1} more" if len(report.files) > 1 else "")
-    resumed = f", {report.resumed:,} of them by a run before" if report.resumed else ""
+    resumed = f", {report.resumed:,} of them by an earlier run" if report.resumed else ""
     console.print(
         f"built {where}: {rows:,} rows{f' ({splits})' if splits else ''}{resumed}, {_size(report.nbytes)}, "
         f"in {_duration(report.seconds)}",

@@ -47,7 +47,7 @@ def delimited(path: Path, options: BuildOptions) -> ImageSource | DelimitedSourc
     table = Table(path)
     sample = [values for _, values in islice(table.rows(), _PROBED_ROWS) if len(values) == len(table.columns)]
     if not sample:
-        raise Unreadable(f"{path.name} has no row of as many values as its first line, {len(table.columns)}")
+        raise Unreadable(f"{path.name} has no row with {len(table.columns)} values, like its first line")
     said = Roles(table, sample, options)
     read = read_table(table, said.kept, said.problem)
     if not len(read.lines):
@@ -94,7 +94,7 @@ class DelimitedSource:
             ]
             texts = texts or [own for own in self.columns if own != self.label]
             if not texts:
-                raise Unreadable(f"{table.path.name} has no column beside the label")
+                raise Unreadable(f"{table.path.name} has no column besides the label")
             name = max(texts, key=lambda own: self.columns[own].values.dtype.itemsize)
             self._texts = self.columns.pop(name).values
             shape, attributes, dtype = (), {}, self._texts.dtype
@@ -149,17 +149,17 @@ class DelimitedSource:
             numbers = np.zeros((len(chosen), spec.values))
             for index, values in enumerate(chosen):
                 if len(values) != spec.values:
-                    broken[int(rows[index])] = f"it has {len(values)} pixels, where the first one has {spec.values}"
+                    broken[int(rows[index])] = f"it has {len(values)} pixels, but the first image has {spec.values}"
                     continue
                 own = [as_number(value, self._comma) for value in values]
                 if None in own:
-                    broken[int(rows[index])] = f"{values[own.index(None)][:40]!r} is no number"
+                    broken[int(rows[index])] = f"{values[own.index(None)][:40]!r} is not a number"
                 else:
                     numbers[index] = own
         if spec.dtype.kind in "iu":
             missing = np.isnan(numbers).any(axis=1)
             for index in np.flatnonzero(missing).tolist():
-                broken.setdefault(int(rows[index]), f"a value is missing, and {spec.dtype} has none for that")
+                broken.setdefault(int(rows[index]), f"a value is missing, which {spec.dtype} cannot represent")
             numbers[missing] = 0
         shaped = converted(numbers, spec.dtype, self._options.rescale, spec.name).reshape(-1, *spec.shape)
         block = Block.of(0, {spec.name: shaped}, spec.name)
@@ -179,7 +179,7 @@ class DelimitedSource:
         side = math.isqrt(count)
         if side * side == count:
             return (side, side), {"channels": "grey"}
-        self.notes.append(f"{count} pixels are no square: they are written as features")
+        self.notes.append(f"{count} pixels do not form a square: they are written as features")
         return (count,), {}
 
     def _dtype(self, pixels: bool, names: Sequence[str], kinds: Sequence[Kind]) -> np.dtype[Any]:
@@ -190,10 +190,10 @@ class DelimitedSource:
         wide = [name for name, kind in zip(names, kinds, strict=True) if kind.needs_float64]
         if wide:
             named = first_of([repr(name) for name in wide])
-            self.notes.append(f"features are float64: float32 would not keep the values of {named} apart")
+            self.notes.append(f"features are float64, because float32 would make different values of {named} equal")
         missing = sum(kind.missing for kind in kinds)
         if missing:
-            self.notes.append(f"{missing:,} values are missing: they are NaN, and count in no mean or std")
+            self.notes.append(f"{missing:,} values are missing: they are written as NaN, which mean and std ignore")
         return np.dtype("float64" if wide else "float32")
 
 
@@ -206,7 +206,7 @@ def _listed_images(table: Table, said: Roles, read: Read, options: BuildOptions)
     if not existing:
         raise Unreadable(
             f"none of the {len(values):,} images that column {name!r} of {table.path.name} names, such as "
-            f"{values[0]!r}, is below {place.root}: say where they are with image_dir"
+            f"{values[0]!r}, is below {place.root}: pass their folder as image_dir"
         )
     names = [path if path is not None else value for path, value in zip(place.paths, values, strict=True)]
     splits = said.splits(read)

@@ -81,9 +81,9 @@ class Preview:
             most = "" if best is None else f" ({best.compression} saves {1 - best.share:.0%} of a sample of your rows)"
             return f"store it uncompressed{most}: contiguous rows are the fastest to serve"
         return (
-            f"--compression {fast.compression} saves {1 - fast.share:.0%} of the space; a row then costs "
-            f"{fast.decode_seconds * 1e3:.2f} ms more to read. Uncompressed is the fastest to serve while the file "
-            "fits into memory"
+            f"--compression {fast.compression} saves {1 - fast.share:.0%} of the space; reading a row then takes "
+            f"{fast.decode_seconds * 1e3:.2f} ms longer. Uncompressed files are the fastest to serve if they fit into "
+            "memory"
         )
 
 
@@ -111,7 +111,7 @@ def preview(source: str | Path, output: str | Path, options: BuildOptions | None
         sampled = sum(len(block.rows) for block in blocks)
         notes = [*opened.notes, *plan.notes, *lost_classes(opened, plan)]
         if opened.may_break and sampled < int(wanted.sum()) + len(broken_rows):
-            notes.append(f"{sampled:,} rows were tried: of the others some may be broken, and be left out")
+            notes.append(f"{sampled:,} rows were tried: some of the others may be broken, and would be left out")
         classes = {}
         if opened.label is not None and opened.columns[opened.label].values.ndim == 1:
             column = opened.columns[opened.label]
@@ -152,7 +152,7 @@ def _try_compressions(fields: Sequence[FieldSpec], blocks: Sequence[Block], opti
     whole = [np.asarray(block.arrays[main.name])[block.details["broken"] == 0] for block in blocks]
     rows = np.concatenate(whole) if whole else np.zeros((0, *main.shape), main.dtype)
     if not len(rows):
-        raise Unreadable("none of a sample of the rows can be read")
+        raise Unreadable("no row of the sample can be read")
     tried = []
     for compression in ("lz4", "zstd", "gzip"):
         level = options.level if compression == options.compression else None

@@ -54,7 +54,7 @@ class ImageFolder:
         if options.image_dir is not None:
             beside = [folder for folder in (options.image_dir, table.parent / options.image_dir) if folder.is_dir()]
             if not beside:
-                raise Unreadable(f"image_dir={str(options.image_dir)!r} is no folder")
+                raise Unreadable(f"image_dir={str(options.image_dir)!r} is not a folder")
             self.root = beside[0]
         suffix = options.image_suffix
         self._suffix = None if suffix is None else suffix if suffix.startswith(".") or not suffix else f".{suffix}"
@@ -133,8 +133,8 @@ class ImageFolder:
                     known[f"{os.path.splitext(file)[0]}/"].append(path)
             if count > _MAX_LISTED:
                 raise Unreadable(
-                    f"there are more than {_MAX_LISTED:,} files below {self.root}: name the folder of the "
-                    "images with image_dir"
+                    f"there are more than {_MAX_LISTED:,} files below {self.root}: pass the folder of the "
+                    "images as image_dir"
                 )
         return dict(known)
 
@@ -150,7 +150,7 @@ class ImageFolder:
                 if len(near) == 1:
                     return near[0]
             shown = ", ".join(repr(prefix or ".") for prefix in sorted(rivals)[:10])
-            raise BadParameter(f"the images of {self._table.name} may lie in {shown}: say which with image_dir")
+            raise BadParameter(f"the images of {self._table.name} could be in {shown}: choose one with image_dir")
         return rivals[0]
 
     def _said(self, paths: Sequence[str | None], tails: Sequence[str], votes: Counter[str]) -> str:
@@ -183,7 +183,7 @@ class ListedFiles(Everywhere):
         if member.stamp == "missing":
             raise BrokenMember("there is no such file")
         if member.size > MAX_MEMBER_BYTES:
-            raise BrokenMember(f"it has {member.size} bytes, more than the {MAX_MEMBER_BYTES} that are read")
+            raise BrokenMember(f"it has {member.size} bytes, more than the limit of {MAX_MEMBER_BYTES}")
         try:
             return (self._root / member.name).read_bytes()
         except OSError as error:

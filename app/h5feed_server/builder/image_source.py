@@ -61,7 +61,7 @@ class ImageSource:
         self.spec = image_spec(options)
         self.rows = len(chosen)
         if not self.rows:
-            raise Unreadable("there are no images: files that end in " + ", ".join(SUFFIXES[:-1]))
+            raise Unreadable("there are no images with the extensions " + ", ".join(SUFFIXES[:-1]))
         encoded = options.store == "encoded"
         formats, pixels = (SERVED_FORMATS, MAX_SERVED_PIXELS) if encoded else (FORMATS, MAX_PIXELS)
         self._wanted = Decoding(self.spec, formats, pixels, options.image_seconds)
@@ -152,7 +152,7 @@ class ImageSource:
             try:
                 data = _whole(content)
                 if self._lengths is not None and len(data) != self._lengths[row]:
-                    raise BrokenMember(f"it has {len(data)} bytes, and had {self._lengths[row]} when it was listed")
+                    raise BrokenMember(f"it has {len(data)} bytes, but had {self._lengths[row]} when it was listed")
                 decoded = self._decoders.decode(data, self._wanted)
                 if self._lengths is not None:
                     files[index] = data
@@ -163,8 +163,8 @@ class ImageSource:
                 continue
             if decoded.pixels.shape != self._shape:
                 raise BadParameter(
-                    f"{self.name(row)} has {decoded.height}×{decoded.width} pixels, the first image "
-                    f"{self._shape[0]}×{self._shape[1]}: rows have one shape, so give a size and resize=aspect, "
+                    f"{self.name(row)} has {decoded.height}×{decoded.width} pixels, but the first image has "
+                    f"{self._shape[0]}×{self._shape[1]}: rows need one shape, so pass a size and resize=aspect, "
                     "stretch or pad"
                 )
             pixels[index] = decoded.pixels
@@ -197,20 +197,20 @@ def listed_images(members: Members, options: BuildOptions) -> ImageSource:
     chosen = [index for index, member in enumerate(known) if member.name.lower().endswith(SUFFIXES)]
     other = [member.name for member in known if not member.name.lower().endswith(SUFFIXES)]
     unread = [name for name in other if name.lower().endswith(UNREAD_SUFFIXES)]
-    members.listing.left_out |= dict.fromkeys(unread, "it is of a kind that is not decoded: make a JPEG or PNG of it")
+    members.listing.left_out |= dict.fromkeys(unread, "its format is not supported: convert it to JPEG or PNG")
     other = sorted(set(other) - set(unread))
     tables = [name for name in other if name.lower().endswith((".csv", ".tsv"))]
     if not chosen:
-        hint = f"; there are {', '.join(other[:5])}: give one of them" if other else ""
-        raise Unreadable(f"there are no images: files that end in {', '.join(SUFFIXES)}{hint}")
+        hint = f"; to build another source, pass one of these files: {', '.join(other[:5])}" if other else ""
+        raise Unreadable(f"there are no images with the extensions {', '.join(SUFFIXES)}{hint}")
     names = [known[index].name for index in chosen]
     said = read_names(names, members.listing.folders, options.label_pattern)
     notes = list(said.notes)
     if other:
-        counted = "1 file is no image and is" if len(other) == 1 else f"{len(other):,} files are no images and are"
-        notes.append(f"{counted} not looked at: {', '.join(other[:5])}{' …' if len(other) > 5 else ''}")
+        counted = "1 file is not an image and is" if len(other) == 1 else f"{len(other):,} files are not images and are"
+        notes.append(f"{counted} ignored: {', '.join(other[:5])}{' …' if len(other) > 5 else ''}")
     if said.labels is None and tables:
-        notes.append(f"labels may be in {tables[0]}: give that file as the source, and its images are found beside it")
+        notes.append(f"labels may be in {tables[0]}: to use them, pass that file as the source")
     columns: dict[str, Column] = {}
     if said.labels is not None:
         columns["labels"] = label_column(said.labels, said.classes)

@@ -102,7 +102,7 @@ def open_members(source: Path) -> Members:
             return TarMembers(source)
         return ZipMembers(source)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
-        raise Unreadable(f"{source} is damaged or no archive: {error}") from None
+        raise Unreadable(f"{source} is damaged or not an archive: {error}") from None
     except OSError as error:
         raise Unreadable(f"{source} cannot be read: {error.strerror or error}") from None
 
@@ -121,7 +121,7 @@ def _is_hidden(name: str) -> bool:
 
 def _too_large(size: int, packed: int | None = None) -> str | None:
     if size > MAX_MEMBER_BYTES:
-        return f"it unpacks to {size} bytes, more than the {MAX_MEMBER_BYTES} that are read"
+        return f"it unpacks to {size} bytes, more than the limit of {MAX_MEMBER_BYTES}"
     if packed is not None and size > RATIO_FREE_BYTES and size > MAX_RATIO * max(1, packed):
         return f"it unpacks from {packed} to {size} bytes: a decompression bomb"
     return None
@@ -168,7 +168,7 @@ class FolderMembers(Everywhere):
             self.listing.left_out[name] = f"it cannot be read: {error.strerror}"
             return
         if not stat.S_ISREG(status.st_mode):
-            self.listing.left_out[name] = "it is no regular file"
+            self.listing.left_out[name] = "it is not a regular file"
         elif problem := _too_large(status.st_size):
             self.listing.left_out[name] = problem
         else:
@@ -193,7 +193,7 @@ class ZipMembers(Everywhere):
         self._archive = zipfile.ZipFile(path)
         if any(info.flag_bits & 1 for info in self._archive.infolist()):
             self._archive.close()
-            raise Unreadable(f"{path} is encrypted: unpack it first, and give the folder")
+            raise Unreadable(f"{path} is encrypted: unpack it first, and pass the folder")
         self.listing = Listing()
         infos: dict[str, zipfile.ZipInfo] = {}
         for info in self._archive.infolist():
@@ -208,7 +208,7 @@ class ZipMembers(Everywhere):
                 self.listing.left_out[name] = problem
             else:
                 if name in infos:
-                    self.listing.left_out[f"{name} (the first)"] = "its name is there twice: the later one counts"
+                    self.listing.left_out[f"{name} (the first)"] = "its name occurs twice: the later file is used"
                 infos[name] = info
         self._infos = [infos[name] for name in sorted(infos)]
         self.listing.members = [
@@ -242,12 +242,12 @@ def _list_tar(archive: tarfile.TarFile, listing: Listing) -> list[tuple[str, tar
         elif info.isdir():
             listing.folders.add(name)
         elif not info.isreg():
-            listing.left_out[name] = "it is a link or a device, and no file"
+            listing.left_out[name] = "it is a link or a device, not a file"
         elif problem := _too_large(info.size):
             listing.left_out[name] = problem
         else:
             if infos.pop(name, None) is not None:
-                listing.left_out[f"{name} (the first)"] = "its name is there twice: the later one counts"
+                listing.left_out[f"{name} (the first)"] = "its name occurs twice: the later file is used"
             infos[name] = info
     return list(infos.items())
 
@@ -268,7 +268,7 @@ class TarMembers(Everywhere):
         offset, size = self._places[index]
         data = os.pread(self._descriptor, size, offset)
         if len(data) != size:
-            raise BrokenMember("the archive ends before it does")
+            raise BrokenMember("the archive ends in the middle of it")
         return data
 
     def close(self) -> None:
@@ -318,7 +318,7 @@ class PackedTarMembers:
                 if not left:
                     return
         for index in sorted(left):
-            yield index, BrokenMember("it is not in the archive any more")
+            yield index, BrokenMember("it is no longer in the archive")
 
     def close(self) -> None:
         """Nothing to close."""

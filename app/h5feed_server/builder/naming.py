@@ -66,18 +66,18 @@ def read_names(names: Sequence[str], folders: set[str], pattern: str | None) -> 
     if tops and tops <= SPLIT_WORDS.keys() and "train" in {SPLIT_WORDS[top] for top in tops}:
         loose = next(("/".join(path) for path in parts if len(path) == 1), None)
         if loose is not None:
-            raise BadParameter(f"{loose!r} lies beside the folders of the splits: put it into one of them")
+            raise BadParameter(f"{loose!r} is next to the folders of the splits: move it into one of them")
         splits = [SPLIT_WORDS[path[0].lower()] for path in parts]
         parts = [path[1:] for path in parts]
         inner = [path[1:] for path in inner if len(path) > 1]
     if pattern is None and any(len(path) > 1 for path in parts):
         loose = next((name for name, path in zip(names, parts, strict=True) if len(path) == 1), None)
         if loose is not None:
-            raise BadParameter(f"{loose!r} lies beside the folders of the classes: put it into one of them")
+            raise BadParameter(f"{loose!r} is next to the folders of the classes: move it into one of them")
         labels = [path[0] for path in parts]
         classes = sorted({*labels, *(path[0] for path in inner)})
         empty = sorted(set(classes) - set(labels))
-        notes = [f"class {name!r} has no images: it keeps its number, and no row has it" for name in empty]
+        notes = [f"class {name!r} has no images: it has a number, but no rows" for name in empty]
         return Names(labels, splits, classes, notes)
     return _from_files(names, [path[-1] for path in parts], splits, pattern)
 
@@ -102,10 +102,10 @@ def _from_files(names: Sequence[str], files: Sequence[str], splits: list[str] | 
         if match is None:
             if pattern is not None:
                 raise BadParameter(f"label_pattern={pattern!r} does not match {name!r}")
-            return Names(None, splits, [], ["names of files say no class: no labels are written"])
+            return Names(None, splits, [], ["the file names contain no classes: no labels are written"])
         labels.append(next((group for group in match.groups() if group), ""))
     counts = Counter(labels)
     if pattern is None and (len(counts) < 2 or len(labels) < _MANY_CLASSES * len(counts)):
-        return Names(None, splits, [], ["names of files say no class: no labels are written"])
-    notes = [] if pattern else [f"classes are read from names such as {files[0]!r}: {labels[0]!r}"]
+        return Names(None, splits, [], ["the file names contain no classes: no labels are written"])
+    notes = [] if pattern else [f"classes are taken from the file names: {files[0]!r} has the class {labels[0]!r}"]
     return Names(labels, splits, sorted(counts), notes)

@@ -48,7 +48,7 @@ class StreamArray:
         wanted = (stop - start) * self._row_bytes
         data = self._read(wanted)
         if len(data) < wanted:
-            raise Unreadable(f"{self._name} ends before row {stop}, where its header says {self.shape[0]} rows")
+            raise Unreadable(f"{self._name} ends before row {stop}, but its header says {self.shape[0]} rows")
         self._at = stop
         return np.frombuffer(data, self.dtype).reshape(stop - start, *self.shape[1:])
 
@@ -96,7 +96,7 @@ def numpy_arrays(path: Path, options: BuildOptions) -> ArraySource:
         try:
             archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
-            raise Unreadable(f"{path} is no npz: {error}") from None
+            raise Unreadable(f"{path} is not an npz file: {error}") from None
         if any(info.flag_bits & 1 for info in archive.infolist()):
             raise Unreadable(f"{path} is encrypted: unpack it first")
         for member in archive.namelist():
@@ -147,7 +147,7 @@ def idx_arrays(path: Path, options: BuildOptions) -> ArraySource:
         where = "test" if match[1].lower().startswith("t10k") else match[1]
         name = f"{where}/{match[2].lower()}"
         if name in openers:
-            raise Unreadable(f"{file.name} and another file are both {name}: leave one of them out")
+            raise Unreadable(f"{file.name} and another file are both called {name}: remove one of them")
         openers[name] = partial(_open_idx, file)
         array = openers[name]()
         array.close()
@@ -184,10 +184,10 @@ def _open_npy(stream: IO[bytes], name: str) -> StreamArray | None:
         shape, fortran, dtype = read(stream)
     except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         stream.close()
-        raise Unreadable(f"{name} is no array of NumPy's: {error}") from None
+        raise Unreadable(f"{name} is not a NumPy array: {error}") from None
     if dtype.hasobject:
         stream.close()
-        raise Unreadable(f"{name} holds pickled Python objects, which are not read: save it as numbers or texts")
+        raise Unreadable(f"{name} holds pickled Python objects, which are not read: save it as numbers or text")
     if fortran and len(shape) > 1:
         stream.close()
         return None
@@ -201,10 +201,10 @@ def _open_idx(path: Path) -> StreamArray:
         zero, kind, axes = struct.unpack(">HBB", stream.read(4))
         shape = struct.unpack(f">{axes}I", stream.read(4 * axes))
         if zero or kind not in _IDX_TYPES or not axes:
-            raise ValueError("its first bytes are not an IDX file's")
+            raise ValueError("it does not begin like one")
     except (struct.error, ValueError, OSError, EOFError, zlib.error) as error:
         stream.close()
-        raise Unreadable(f"{path.name} is no IDX file: {error}") from None
+        raise Unreadable(f"{path.name} is not an IDX file: {error}") from None
     return StreamArray(stream, shape, np.dtype(_IDX_TYPES[kind]), path.name)
 
 

@@ -21,8 +21,8 @@ from .table_file import TABLE_SUFFIXES
 from .webdataset import is_webdataset, webdataset
 
 _KNOWN = (
-    "a folder or a .zip, .tar or .tar.gz of images, .csv, .tsv, .npz, .npy, IDX files (train-images-idx3-ubyte), "
-    ".parquet, .arrow and HDF5 files are understood"
+    "use a folder, .zip, .tar or .tar.gz of images, or a .csv, .tsv, .npz, .npy, IDX (train-images-idx3-ubyte), "
+    ".parquet, .arrow or HDF5 file"
 )
 
 
@@ -60,8 +60,8 @@ def open_source(path: Path, options: BuildOptions) -> Source:
     if name.removesuffix(".gz").endswith((".pkl", ".pickle")):
         raise Unreadable(f"{path} is a pickle, which runs code when it is read: save its arrays with numpy.savez")
     if name.endswith(".mat"):
-        raise Unreadable(f"{path} is a file of MATLAB's before 7.3: save it with save(…, '-v7.3')")
-    what = "is one image: give the folder that it lies in" if name.endswith(SUFFIXES) else f"is none of these: {_KNOWN}"
+        raise Unreadable(f"{path} is in MATLAB's format before 7.3: save it with save(…, '-v7.3')")
+    what = "is a single image: pass its folder" if name.endswith(SUFFIXES) else f"is not supported: {_KNOWN}"
     raise Unreadable(f"{path} {what}")
 
 

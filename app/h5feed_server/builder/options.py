@@ -53,8 +53,9 @@ class BuildOptions:
     split_shuffle : bool
         False: by position, test and val from the end.
     store : {"pixels", "encoded"}
-        ``encoded``: JPEG, PNG, BMP, GIF and WebP files are kept byte by byte, some ten times smaller than pixels, and
-        decoded when they are served, by the same decoder: `size`, `resize`, `interpolation` and `colour` are recorded.
+        ``encoded``: JPEG, PNG, BMP, GIF and WebP files are stored byte for byte, which takes less space than pixels.
+        The server decodes them with the same decoder as a build; `size`, `resize`, `interpolation` and `colour` are
+        recorded for it.
     compression : {"none", "lz4", "zstd", "gzip"}
     level : int or None
         Of zstd (1 … 19) and gzip (1 … 9).
@@ -132,7 +133,7 @@ class BuildOptions:
         self._check_level()
         self._check_store()
         if self.split_files and self.shards > 1:
-            raise BadParameter("split_files and shards are two ways to spread rows over files: give one of them")
+            raise BadParameter("split_files and shards cannot be combined: both divide the rows into files")
         self._check_label_pattern()
 
     def _check_choices(self) -> None:
@@ -151,7 +152,7 @@ class BuildOptions:
             if value is not None and value < 1:
                 raise BadParameter(f"{name}={value} must be 1 or more")
         if not 0 < self.image_seconds < float("inf"):
-            raise BadParameter(f"image_seconds={self.image_seconds:g} must be more than 0")
+            raise BadParameter(f"image_seconds={self.image_seconds:g} must be greater than 0")
         if self.shards > 99_999:
             raise BadParameter(f"shards={self.shards} must be less than 100,000")
         if not 0 <= self.split_seed < 2**32:
@@ -161,22 +162,24 @@ class BuildOptions:
         if self.val is None and self.test is None:
             for name, default in (("stratify", True), ("split_seed", 42), ("split_shuffle", True)):
                 if getattr(self, name) != default:
-                    raise BadParameter(f"{name}={getattr(self, name)} needs val or test: nothing is drawn otherwise")
+                    raise BadParameter(f"{name}={getattr(self, name)} needs val or test: otherwise no splits are drawn")
 
     def _check_level(self) -> None:
         levels = {"zstd": 19, "gzip": 9}
         if self.level is not None and not 1 <= self.level <= levels.get(self.compression, 0):
             known = ", ".join(f"1 … {most} with {name}" for name, most in levels.items())
-            raise BadParameter(f"level={self.level} with compression {self.compression}: valid are {known}")
+            raise BadParameter(f"level={self.level} must be in {known}; compression is {self.compression}")
 
     def _check_store(self) -> None:
         if self.store != "encoded":
             return
         for name, usual in (("dtype", None), ("rescale", 1.0), ("compression", "none")):
             if getattr(self, name) != usual:
-                raise BadParameter(f"{name}={getattr(self, name)} is of pixels: store=encoded keeps bytes as they are")
+                raise BadParameter(
+                    f"{name}={getattr(self, name)} cannot be combined with store=encoded: it needs pixels"
+                )
         if self.resize == "none":
-            raise BadParameter("resize=none with store=encoded: images are served in one shape, so give another")
+            raise BadParameter("resize=none cannot be combined with store=encoded: all images are served in one shape")
 
     def _check_label_pattern(self) -> None:
         if self.label_pattern is None:
@@ -184,9 +187,9 @@ class BuildOptions:
         try:
             groups = re.compile(self.label_pattern).groups
         except re.error as error:
-            raise BadParameter(f"label_pattern={self.label_pattern!r} is no regular expression: {error}") from None
+            raise BadParameter(f"label_pattern={self.label_pattern!r} is not a regular expression: {error}") from None
         if groups < 1:
-            raise BadParameter(f"label_pattern={self.label_pattern!r} needs a group: the part that names the class")
+            raise BadParameter(f"label_pattern={self.label_pattern!r} needs a group for the part that is the class")
 
     @property
     def resampling(self) -> Interpolation:
@@ -239,9 +242,9 @@ def read_options(path: Path) -> dict[str, Any]:
         with open(path, "rb") as stream:
             table = tomllib.load(stream)
     except OSError as error:
-        raise BadParameter(f"the options {path} cannot be read: {error.strerror}") from None
+        raise BadParameter(f"the options file {path} cannot be read: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:
-        raise BadParameter(f"the options {path} are no TOML: {error}") from None
+        raise BadParameter(f"the options file {path} is not valid TOML: {error}") from None
     hints = get_type_hints(BuildOptions)
     options: dict[str, Any] = {}
     for key, value in table.items():
@@ -254,7 +257,7 @@ def read_options(path: Path) -> dict[str, Any]:
             continue
         wanted = (int, float) if hints[name] is float else _types(hints[name])
         if name != "size" and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
-            raise BadParameter(f"{path}: {key} = {value!r} is of the wrong kind")
+            raise BadParameter(f"{path}: {key} = {value!r} has the wrong type")
         options[name] = Path(value) if name in ("mean_json", "image_dir") else value
     return options
 

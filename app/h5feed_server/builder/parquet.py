@@ -49,7 +49,7 @@ class _Tables:
             raise Unreadable(f"{paths[0].name} cannot be read as {paths[0].suffix[1:]}: {error}") from None
         for path, dataset in zip(paths, self._datasets, strict=True):
             if not dataset.schema.equals(self.schema):
-                raise Unreadable(f"{path.name} has other columns than {paths[0].name}")
+                raise Unreadable(f"{path.name} does not have the same columns as {paths[0].name}")
 
     def batches(self, names: Sequence[str], number: int | None = None) -> Iterator[Any]:
         """Record batches of these columns, of one file or all files."""
@@ -110,7 +110,7 @@ def parquet_rows(path: Path, options: BuildOptions) -> ImageSource | ArraySource
     label = options.label_column or next((name for name in _LABEL_NAMES if name in names), None)
     for wanted, option in ((options.image_column, "image_column"), (options.label_column, "label_column")):
         if wanted is not None and wanted not in names:
-            raise Unreadable(f"{option}={wanted!r}: {path.name} has the columns {', '.join(names)}")
+            raise Unreadable(f"{option}={wanted!r} is not a column of {path.name}: choose from {', '.join(names)}")
     words = [without_split(item.stem)[1] for item in tables.paths]
     splits = None
     if all(words) and "train" in words:
@@ -170,9 +170,9 @@ class _ImageColumn:
 
 def _checked(data: bytes | None) -> bytes | BrokenMember:
     if data is None:
-        return BrokenMember("it has no bytes, but a path alone: images must lie in the file")
+        return BrokenMember("it has a path, but no bytes: images must be stored in the file")
     if len(data) > MAX_MEMBER_BYTES:
-        return BrokenMember(f"it has {len(data)} bytes, more than the {MAX_MEMBER_BYTES} that are read")
+        return BrokenMember(f"it has {len(data)} bytes, more than the limit of {MAX_MEMBER_BYTES}")
     return data
 
 
@@ -181,7 +181,7 @@ def _images(
 ) -> ImageSource:
     if options.store == "encoded":
         raise BadParameter(
-            "store=encoded needs images whose sizes are known before they are read: unpack the table's into a folder"
+            "store=encoded needs images whose sizes are known before they are read: unpack the images into a folder"
         )
     rows = sum(tables.counts)
     columns: dict[str, Column] = {}
@@ -189,7 +189,7 @@ def _images(
         values = tables.column(label)
         missing = next((row for row, value in enumerate(values) if value is None), None)
         if missing is not None:
-            raise Unreadable(f"row {missing} has no {label!r}: name another column with label_column")
+            raise Unreadable(f"row {missing} has no {label!r}: choose another column with label_column")
         columns["labels"] = label_column(values)
         names = tables.class_names(label)
         if names is not None:
@@ -204,7 +204,7 @@ def _images(
                 columns[name if name not in ("images", "labels", "filenames") else f"{name}_"] = column
     notes: list[str] = []
     if not label:
-        notes.append("no column is a label by its name, and no labels are written: name it with label_column")
+        notes.append("no column has the name of a label, so no labels are written: choose one with label_column")
     texts = [f"{number}" for number in range(rows)]
     return ImageSource(members, range(rows), texts, columns, "labels" if columns else None, splits, options, notes)
 
@@ -217,7 +217,7 @@ def _small_column(tables: _Tables, name: str) -> Column | str:
     if _is_text(kind):
         return text_column([value or "" for value in tables.column(name)])
     if not (arrow.types.is_boolean(kind) or arrow.types.is_integer(kind) or arrow.types.is_floating(kind)):
-        return f"it holds {kind}, and no numbers of one shape"
+        return f"it holds {kind}, not numbers of one shape"
     values = tables.column(name)
     if any(value is None for value in values):
         return Column(np.array([np.nan if value is None else value for value in values], np.float64))
@@ -293,7 +293,7 @@ class _ColumnArray:
         flat = column.dictionary_decode() if hasattr(column, "dictionary_decode") else column
         for _ in self.shape[1:]:
             if flat.null_count:
-                raise Unreadable(f"column {self._name!r} has no list in some row: fill it")
+                raise Unreadable(f"column {self._name!r} has rows without a list: fill them")
             flat = flat.flatten()
         if flat.null_count:
             flat = flat.cast("float64")
@@ -325,10 +325,10 @@ def _arrays(tables: _Tables, label: str | None, words: Sequence[str | None], opt
             if missing:
                 # As pandas has it.
                 dtype = dtype if dtype.kind == "f" else np.dtype("float64")
-                notes.append(f"column {field.name!r} has {missing:,} rows without a value: they are NaN")
+                notes.append(f"column {field.name!r} has {missing:,} rows without a value: they are written as NaN")
             kinds[field.name] = (sample, dtype)
         else:
-            left_out[f"column {field.name}"] = f"it holds {field.type}, and no numbers of one shape"
+            left_out[f"column {field.name}"] = f"it holds {field.type}, not numbers of one shape"
     arrays: list[NamedArray] = []
     for split in dict.fromkeys(words):
         numbers = [number for number, word in enumerate(words) if word == split]
@@ -343,5 +343,5 @@ def _arrays(tables: _Tables, label: str | None, words: Sequence[str | None], opt
     source.left_out.update(left_out)
     source.notes += notes
     if label is not None and source.label is None and label in kinds and kinds[label][1].kind == "S":
-        source.notes.append(f"{label!r} holds texts, and is written as such")
+        source.notes.append(f"{label!r} holds text, and is written as text")
     return source

@@ -79,7 +79,7 @@ class PlacedRows:
             while len(view):
                 count = os.preadv(descriptor, [view], offset)
                 if not count:
-                    raise FeedError("the unfinished file is shorter than it was made: delete it and begin anew")
+                    raise FeedError("the unfinished file has become shorter: delete it and start again")
                 view, offset = view[count:], offset + count
         return values
 
@@ -90,7 +90,7 @@ class PlacedRows:
         nbytes = int(spec.lengths[row]) * spec.dtype.itemsize
         data = os.pread(self._descriptors[self._file[row]], nbytes, int(self._offset[name][row]))
         if len(data) != nbytes:
-            raise FeedError("the unfinished file is shorter than it was made: delete it and begin anew")
+            raise FeedError("the unfinished file has become shorter: delete it and start again")
         return np.frombuffer(data, np.uint8)
 
     def _runs(self, name: str, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, int, int]]:

@@ -113,7 +113,7 @@ def make_plan(source: Source, options: BuildOptions, output: Path, usable: npt.N
     """
     rows = np.flatnonzero(usable)
     if not len(rows):
-        raise BadParameter("no row is left: all of the source's are broken")
+        raise BadParameter("there are no rows to write: all rows of the source are broken")
     division = _divide(source, options, rows)
     divided = division.rows
     files: dict[Path, tuple[Part, ...]]
@@ -123,7 +123,7 @@ def make_plan(source: Source, options: BuildOptions, output: Path, usable: npt.N
         }
     elif options.shards > 1:
         if options.shards > min(map(len, divided.values())):
-            raise BadParameter(f"shards={options.shards} is more than the rows of a split")
+            raise BadParameter(f"shards={options.shards} is more than the number of rows in a split")
         files = {
             shard_path(output, number, options.shards): tuple(
                 Part(split, split, np.array_split(own, options.shards)[number]) for split, own in divided.items()
@@ -147,7 +147,7 @@ def check_output(output: Path, options: BuildOptions) -> Path:
             raise BadParameter(f"split_files needs a folder: {output} is a file")
         return output
     if output.is_dir():
-        raise BadParameter(f"{output} is a folder: give a file such as {output / 'images.h5'}")
+        raise BadParameter(f"{output} is a folder: pass a file such as {output / 'images.h5'}")
     return output if output.suffix.lower() in _FILE_SUFFIXES else output.with_name(f"{output.name}.h5")
 
 
@@ -183,7 +183,8 @@ def _divide(source: Source, options: BuildOptions, rows: Rows) -> _Divided:
         spec = SplitSpec.model_validate(asked | {"stratify": None if options.stratify else "none"})
     except ValidationError as error:
         item = error.errors()[0]
-        raise BadParameter(f"{'.'.join(map(str, item['loc'][:1]))}={item['input']}: {item['msg']}") from None
+        reason = item["msg"].removeprefix("Value error, ")
+        raise BadParameter(f"{'.'.join(map(str, item['loc'][:1]))}={item['input']}: {reason}") from None
     has_label = source.label is not None
     if not spec.splits_rows or has_all(record, spec, has_label):
         return _Divided(stored or {"": rows}, record)

@@ -68,9 +68,9 @@ def twins(plan: Plan, digests: npt.NDArray[np.void], of_files: bool) -> list[str
         return []
     # Pairs of a file and a split that has it: more pairs than files, where one is in several.
     shared = len(np.unique(numbers * len(plan.splits) + splits)) - len(counts)
-    where = f", {shared:,} of them in another split too" if shared else ""
+    where = f", {shared:,} of them in another split" if shared else ""
     counted = "1 image is" if again == 1 else f"{again:,} images are"
-    return [f"{counted} there a second time, byte by byte{where}: see the field digests"]
+    return [f"{counted} identical to another image{where}: compare the field digests"]
 
 
 def lost_classes(source: Source, plan: Plan) -> list[str]:
@@ -82,7 +82,7 @@ def lost_classes(source: Source, plan: Plan) -> list[str]:
     rows = np.concatenate([part.rows for part in plan.parts()])
     after = counts_per_class(column, rows)
     lost = [name for name, count in before.items() if count and not after.get(name)]
-    return [f"class {name!r} has no row: none of its images could be used" for name in lost]
+    return [f"class {name!r} has no rows: none of its images could be used" for name in lost]
 
 
 def write_left_out(output: Path, left_out: Mapping[str, str]) -> None:

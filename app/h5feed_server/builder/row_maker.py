@@ -102,7 +102,7 @@ class RowMaker:
                 self._keep(self._finished)
         missing = np.flatnonzero(self._wanted & ~self._journal.done)
         if len(missing):
-            raise Unreadable(f"{self._source.name(int(missing[0]))}: it is not in the source any more")
+            raise Unreadable(f"{self._source.name(int(missing[0]))}: it is no longer in the source")
 
     def _make(self, work: Callable[[], Block]) -> Block:
         block = work()

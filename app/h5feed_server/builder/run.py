@@ -82,7 +82,7 @@ def build(
             return made.run()
         except (OSError, RuntimeError) as error:
             if _number(error) in _NO_SPACE:
-                raise TooLarge(f"{made.space()}: make room and run the same command again; it goes on") from None
+                raise TooLarge(f"{made.space()}: free some space; to resume, run the same command again") from None
             if not isinstance(error, OSError):
                 raise
             raise FeedError(f"{error.filename or where}: {error.strerror or error}") from None
@@ -132,7 +132,7 @@ class _Build:
     def _check_free_names(self, plan: Plan) -> None:
         taken = [path for path in plan.files if path.exists()]
         if taken and not self._options.overwrite:
-            raise BadParameter(f"{taken[0]} is there already: give another name, or overwrite=True")
+            raise BadParameter(f"{taken[0]} already exists: choose another name, or pass overwrite=True")
 
     def _discard(self, journal: Journal) -> None:
         for path in self._plan.files:
@@ -296,7 +296,7 @@ class _Build:
     def _check_space(self) -> None:
         needed, free, _ = self._needed_and_free()
         if needed > free:
-            raise TooLarge(f"{self.space()}: make room, give a smaller size or a limit")
+            raise TooLarge(f"{self.space()}: free some space, or choose a smaller size or a limit")
 
     def _needed_and_free(self) -> tuple[int, int, Path]:
         raw = self._plan.rows * sum(spec.row_bytes for spec in self._source.fields)
@@ -318,7 +318,7 @@ def _number(error: Exception) -> int | None:
 def wanted_rows(source: Source, options: BuildOptions) -> npt.NDArray[np.bool_]:
     """Which rows of a source are to be built."""
     if source.rows >= MAX_ROWS:
-        raise TooLarge(f"the source has {source.rows} rows, more than the {MAX_ROWS - 1} that are built")
+        raise TooLarge(f"the source has {source.rows} rows, more than the limit of {MAX_ROWS - 1}")
     labels = source.columns.get(source.label) if source.label else None
     wanted = np.zeros(source.rows, np.bool_)
     wanted[limited(options.limit, source.rows, labels, source.splits)] = True

@@ -210,6 +210,6 @@ def label_column(values: list[Any], classes: list[str] | None = None) -> Column:
     texts = [str(value) for value in values]
     known = classes if classes is not None else sorted(set(texts))
     if len(known) > 1 << 16:
-        raise BadParameter(f"the labels have {len(known)} different values: these are no classes")
+        raise BadParameter(f"the labels have {len(known)} different values: they are not classes")
     number = {name: index for index, name in enumerate(known)}
     return Column(np.array([number[text] for text in texts], np.int64), {"class_names": known})

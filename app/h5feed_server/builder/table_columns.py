@@ -231,7 +231,7 @@ def read_table(table: Table, kept: set[int], problem: Callable[[Sequence[str]], 
 
     for line, values in table.rows():
         if len(values) != width:
-            left_out[f"line {line}"] = f"it has {len(values)} values, where the first line has {width}"
+            left_out[f"line {line}"] = f"it has {len(values)} values, but the first line has {width}"
         elif (reason := problem(values)) is not None:
             left_out[f"line {line}"] = reason
         else:

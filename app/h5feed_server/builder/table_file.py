@@ -84,7 +84,8 @@ class Table:
         BadParameter
         """
         if name not in self.columns:
-            raise BadParameter(f"{option}={name!r}: {self.path.name} has {', '.join(self.columns[:20])}")
+            known = ", ".join(self.columns[:20])
+            raise BadParameter(f"{option}={name!r} is not a column of {self.path.name}: choose from {known}")
         return self.columns.index(name)
 
     def named(self, pattern: re.Pattern[str]) -> list[int]:
@@ -114,7 +115,7 @@ class Table:
                     begin = stream.read(_BLOCK)
                 decoder.decode(b"", final=True)
             except UnicodeDecodeError:
-                self.notes.append(f"{self.path.name} is not UTF-8: it is read as latin-1")
+                self.notes.append(f"{self.path.name} is not UTF-8, so it is read as latin-1")
                 return "latin-1"
         return "utf-8-sig"
 
@@ -141,7 +142,7 @@ class Table:
                 number += 1
                 own = f"{name}.{number}"
             if number:
-                self.notes.append(f"there are several columns {name!r}: one of them is called {own!r}")
+                self.notes.append(f"several columns are called {name!r}: one of them is renamed to {own!r}")
             taken.add(own)
             unique_names.append(own)
         return unique_names

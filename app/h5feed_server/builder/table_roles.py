@@ -76,7 +76,7 @@ class Roles:
             rest = [n for n in numbers if n not in (self.image, self.split) and not ID_NAMES.search(table.columns[n])]
             if len(rest) == 1:
                 self.label = rest[0]
-                self.notes.append(f"labels are column {table.columns[rest[0]]!r}, the only one beside the images")
+                self.notes.append(f"labels are column {table.columns[rest[0]]!r}, the only one besides the images")
         self.ids = [
             n
             for n in (table.named(ID_NAMES) if table.has_header else ())
@@ -89,11 +89,11 @@ class Roles:
     def problem(self, values: Sequence[str]) -> str | None:
         """Why these values are not a valid row."""
         if self.split is not None and values[self.split].strip().lower() not in _SPLIT_WORDS:
-            return f"{values[self.split].strip()!r} is no split: train, val and test are"
+            return f"{values[self.split].strip()!r} is not a split: use train, val or test"
         if self.label is not None and is_missing(values[self.label]):
             return "it has no label"
         if self.image is not None and not values[self.image].strip():
-            return "it names no image"
+            return "it has no image"
         return None
 
     def settle(self, read: Read) -> None:
@@ -109,21 +109,21 @@ class Roles:
             if number in self.ids or beside or kind.is_long or not kind.is_number:
                 self.other.append(number)
                 if kind.is_long and kind.is_number and number not in self.ids and not beside:
-                    self.notes.append(f"column {name!r} holds whole numbers beyond 2⁵³: it is a field of its own")
+                    self.notes.append(f"column {name!r} holds integers beyond 2⁵³: it becomes a separate field")
                 if not kind.is_number and not beside and number not in self.ids:
                     texts.append(f"{name!r} ({kind.text[:20]!r}, line {kind.line})")
             else:
                 self.features.append(number)
         own = [repr(table.columns[n] or "index") for n in self.ids]
         if own and self.image is None:
-            self.notes.append(f"running numbers are no features, but fields of their own: {', '.join(own)}")
+            self.notes.append(f"serial numbers become separate fields, not features: {', '.join(own)}")
         if texts:
-            self.notes.append(f"columns of texts are no features, but fields of their own: {first_of(texts)}")
+            self.notes.append(f"text columns become separate fields, not features: {first_of(texts)}")
         if self.label is None and self._options.label_column is None and not self._one_hot(read):
             last = table.columns[-1]
             self.notes.append(
-                f"no column is a label by its name, and no labels are written: name it with label_column, as the last "
-                f"column, {last!r}, may be"
+                "no column has the name of a label, so no labels are written: choose one with label_column, perhaps "
+                f"the last column, {last!r}"
             )
         commas = [repr(table.columns[n]) for n in self.features if read.kinds[n].commas]
         if commas:
@@ -182,7 +182,9 @@ class Roles:
             return table.number(wanted, "label_column")
         named = [number for number in table.named(_LABEL_NAMES) if number not in (self.split, self.pixels)]
         if named:
-            self.notes.append(f"labels are column {table.columns[named[0]]!r}, by its name; label_column names another")
+            self.notes.append(
+                f"labels are column {table.columns[named[0]]!r} because of its name; for another, pass label_column"
+            )
             return named[0]
         count = len(table.columns)
         if table.has_header or count < 2:
@@ -192,7 +194,7 @@ class Roles:
         side = math.isqrt(count - 1)
         is_square = side * side == count - 1 >= 64
         place = 0 if is_square and not any(map(is_path, first)) and not _are_texts(last) else count - 1
-        self.notes.append(f"there is no header: labels are column {place}; label_column names another")
+        self.notes.append(f"there is no header: labels are column {place}; for another, pass label_column")
         return place
 
     def _find_image(self, columns: dict[int, list[str]]) -> int | None:
@@ -215,7 +217,7 @@ class Roles:
                 return number
         if options.image_dir is not None:
             raise Unreadable(
-                f"{table.path.name} has no column that names images in {options.image_dir}: say image_column"
+                f"{table.path.name} has no column with the names of images in {options.image_dir}: pass image_column"
             )
         return None
 

@@ -68,14 +68,10 @@ def webdataset(members: Members, options: BuildOptions) -> ImageSource:
         columns["labels"] = label_column(values)
     used = {ending for own in samples.values() for ending in own if not f".{ending}".endswith(SUFFIXES)}
     other = sorted(used - {ending_of_label})
-    notes = (
-        [f"files of samples that are not looked at: {', '.join(f'.{ending}' for ending in other[:10])}"]
-        if other
-        else []
-    )
+    notes = [f"files of samples that are ignored: {', '.join(f'.{ending}' for ending in other[:10])}"] if other else []
     twice = sum(1 for own in samples.values() if sum(f".{ending}".endswith(SUFFIXES) for ending in own) > 1)
     if twice:
-        notes.append(f"{twice:,} samples have several images: the first of each is taken")
+        notes.append(f"{twice:,} samples have several images: only the first of each is used")
     chosen, names = [image for image, _, _ in rows], [known[image].name for image, _, _ in rows]
     return ImageSource(members, chosen, names, columns, "labels" if columns else None, None, options, notes)
 
@@ -99,6 +95,6 @@ def _label(content: bytes | BrokenMember, key: str, wanted: str | None) -> Any:
             value = next(about[name] for name in names if name in about)
         return int(value) if str(value).lstrip("-").isdigit() else str(value)
     except StopIteration:
-        raise BadParameter(f"{key}.json has no {wanted or 'label'}: name its key with label_column") from None
+        raise BadParameter(f"{key}.json has no {wanted or 'label'}: choose its key with label_column") from None
     except (ValueError, UnicodeDecodeError) as error:
         raise BadParameter(f"the label of {key} cannot be read: {error}") from None

@@ -39,9 +39,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch-size", metavar="N", type=int, default=64, help="rows per batch (default 64)")
     command.add_argument("--fields", metavar="NAMES", help="comma-separated field names (default: inputs and labels)")
     command.add_argument("--window", metavar="N", type=int, help="shuffle chunks, then rows in windows of N")
-    command.add_argument("--step-ms", metavar="MS", type=float, help="time of a training step, to report utilisation")
+    command.add_argument(
+        "--step-ms", metavar="MS", type=float, help="duration of a training step in milliseconds, to report utilisation"
+    )
     command.add_argument("--cache", metavar="FOLDER", help="also measure a row cache in this folder")
-    command.add_argument("--seconds", metavar="S", type=float, default=SECONDS, help="duration, about (default 20)")
+    command.add_argument(
+        "--seconds", metavar="S", type=float, default=SECONDS, help="approximate duration in seconds (default 20)"
+    )
     command.add_argument(
         "--max-bytes",
         metavar="BYTES",

@@ -1,4 +1,4 @@
-"""Decode images on the client: they are sent as JPEG or PNG, a tenth of the bytes, and give the same pixels."""
+"""Decode images on the client: they are sent as JPEG or PNG, and decoded to the same pixels as on the server."""
 
 from __future__ import annotations
 
