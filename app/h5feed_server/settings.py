@@ -112,8 +112,8 @@ class Settings(BaseSettings):
                 raise ValueError(f"{which} has {len(token)} characters: use at most {_MAX_TOKEN}")
             if re.sub(r"[\W_]", "", token.lower()) in _PLACEHOLDERS:
                 raise ValueError(
-                    f"{which} is the placeholder {token!r}, which everybody knows: use one of your own, as "
-                    "`openssl rand -hex 16` makes them"
+                    f"{which} is the placeholder {token!r} from an example: use a secret token, such as the output of "
+                    "`openssl rand -hex 16`"
                 )
         return tokens
 

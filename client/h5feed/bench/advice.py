@@ -139,12 +139,13 @@ def _of_server(findings: Findings) -> Iterator[Advice]:
     reading = f"the server spent {share:.0%} of the request time reading" if share else ""
     if findings.amplification >= _DEAR:
         dear = f"a shuffled batch decodes up to {findings.amplification:,.0f} bytes per byte served"
-        yield Advice("h5feed-server inspect FILE", f"{dear}, {reading}: it prints the command that rewrites the file")
+        reasons = ", ".join(filter(None, (dear, reading)))
+        yield Advice("h5feed-server inspect FILE", f"{reasons}: it prints the command that rewrites the file")
     elif any(name in _COMPRESSED for name in findings.filters):
         yield Advice(
             "h5feed-server build FILE.h5 -o NEW.h5",
-            f"{reading}, and the rows are compressed with {', '.join(findings.filters)}: uncompressed or with "
-            "--compression lz4, they are read faster",
+            f"{reading + ', and ' if reading else ''}the rows are compressed with {', '.join(findings.filters)}: "
+            "uncompressed or with --compression lz4, they are read faster",
         )
     if again is not None and findings.memory_helps:
         yield Advice(
