@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,11 @@ from h5feed.errors import BadParameter
 from h5feed_server.builder import BuildOptions, build
 from h5feed_server.builder.options import parse_size, read_options
 
+from tests.support.fork_server import COMMANDS
+
 
 def _run(*words: object, width: int = 80) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "h5feed_server.cli", *map(str, words)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=180, env={**os.environ, "COLUMNS": str(width)}
-    )
+    return COMMANDS.run([*map(str, words)], COLUMNS=str(width))
 
 
 def test_a_dry_run_writes_nothing(pets: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from h5feed.errors import BadParameter
 from h5feed_server.builder import BuildOptions, build
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
+from tests.support.fork_server import COMMANDS
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -339,8 +340,8 @@ def test_the_commands_say_it(served: tuple[h5feed.Feed, Path]) -> None:
     for words in (["stats", *options, "--field", "labels"], ["get", *options, "-o", str(folder.parent / "batch.npz")]):
         made = run(*words)
         assert made.returncode == 0 and made.stderr.count("in place of the stored splits") == 1
-    inspect = [sys.executable, "-m", "h5feed_server.cli", "inspect", str(folder / "pets.h5")]
-    assert "drawn with test=0.1, val=0.1" in subprocess.run(inspect, capture_output=True, text=True).stdout
+    inspected = COMMANDS.run(["inspect", str(folder / "pets.h5")])
+    assert "drawn with test=0.1, val=0.1" in inspected.stdout
 
 
 def test_a_build_of_a_file_with_splits(served: tuple[h5feed.Feed, Path], tmp_path: Path) -> None:
@@ -400,7 +401,7 @@ def test_readme_from_build_to_train(
     (tmp_path / "pets").symlink_to(pets)
     command = next(line for line in readme.splitlines() if line.startswith("h5feed-server build pets/ -o"))
     words = command.partition("#")[0].split()[1:]
-    subprocess.run([sys.executable, "-m", "h5feed_server.cli", *words], check=True, capture_output=True)
+    COMMANDS.run(words).check_returncode()
     url = serve(tmp_path / "data").url
     code = readme.partition("```python\n")[2].partition("```")[0]
     lines = [line for line in code.splitlines() if "pets" in line and "sequence(" in line]

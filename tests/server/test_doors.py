@@ -26,6 +26,7 @@ from h5feed_server.serve.listening import listen
 from h5feed_server.settings import Settings
 from pydantic import ValidationError
 
+from tests.support.fork_server import COMMANDS
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -43,9 +44,7 @@ def _file(path: Path, value: float = 0.0) -> None:
 
 def _refused(*arguments: str, **environment: str) -> tuple[int, str]:
     """The exit code of a server that does not start, and what it says."""
-    done = subprocess.run(
-        [*COMMAND, *arguments], env={**os.environ, **environment}, capture_output=True, text=True, timeout=180
-    )
+    done = COMMANDS.run(["serve", *arguments], **environment)
     assert "Traceback" not in done.stderr and done.stdout == ""
     return done.returncode, done.stderr
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,8 @@ from h5feed_server.services import Services
 from h5feed_server.settings import Settings
 from h5feed_server.storage.local_file import Identity
 
+from tests.support.fork_server import COMMANDS
+
 
 def _write(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,8 +30,7 @@ def _write(path: Path) -> None:
 
 
 def _inspect(path: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "h5feed_server.cli", "inspect", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return COMMANDS.run(["inspect", str(path)])
 
 
 def test_inspect_looks_at_no_other_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from h5feed_server.serve.supervisor import STILL_SECONDS
 from h5feed_server.serve.worker import CONNECTION, _Worker
 from h5feed_server.settings import Settings
 
+from tests.support.fork_server import COMMANDS
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import suspend, wait_until
 
@@ -220,9 +221,7 @@ def test_libhdf5_is_not_in_the_serving_process(server: ServerProcess) -> None:
 def test_usage_errors(tmp_path: Path) -> None:
     """A folder that is not there, a bad port, a taken address: one line each, no traceback."""
     for arguments in (["serve", str(tmp_path / "nix")], ["serve", str(tmp_path), "--port", "99999"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "h5feed_server.cli", *arguments], capture_output=True, text=True, timeout=180
-        )
+        done = COMMANDS.run(arguments)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
 

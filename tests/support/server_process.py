@@ -7,8 +7,9 @@ import os
 import select
 import signal
 import subprocess
-import sys
 from pathlib import Path
+
+from .fork_server import SERVERS
 
 
 class ServerProcess:
@@ -27,13 +28,10 @@ class ServerProcess:
 
     def start(self) -> None:
         """Start it, on the port that it had before."""
-        command = [sys.executable, "-m", "h5feed_server.cli", "serve", str(self.folder), "--port", str(self.port)]
-        command += ["--cache-dir", str(self.cache_dir), *self._options]
-        environment = {**os.environ, **self._environment}
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, env=environment, text=True, start_new_session=self.new_session
+        arguments = ["serve", str(self.folder), "--port", str(self.port), "--cache-dir", str(self.cache_dir)]
+        self.process = SERVERS.start(
+            [*arguments, *self._options], {**os.environ, **self._environment}, new_session=self.new_session
         )
-        assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], 60)
         line = self.process.stdout.readline() if ready else ""
         assert " at " in line, f"the server did not start: {line!r}"
