@@ -156,7 +156,7 @@ def test_without_a_name_that_says_label_it_is_asked_for(tmp_path: Path) -> None:
     assert any("label_column" in note and "'worth'" in note for note in report.notes)
     _, fields = _built(source, BuildOptions(label_column="worth"))
     assert fields["labels"].tolist() == [row % 3 for row in range(12)] and fields["features"].shape == (12, 2)
-    with pytest.raises(BadParameter, match=r"label_column='c': a\.csv has a, b, worth"):
+    with pytest.raises(BadParameter, match=r"label_column='c' is not a column of a\.csv: choose from a, b, worth"):
         _built(source, BuildOptions(label_column="c"))
 
 

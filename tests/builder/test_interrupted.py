@@ -216,7 +216,7 @@ def test_a_disk_that_fills_up_stops_the_build_and_room_lets_it_go_on(
         # The second time it is full from the beginning.
         with pytest.raises(TooLarge, match=r"pets\.h5.* needs [\d,]+ bytes.* has [\d,]+ left") as caught:
             build(pets, out, options, on_progress=fill)
-        assert "make room" in str(caught.value)
+        assert "free some space" in str(caught.value)
         assert not out.exists() and all(name.startswith(".") for name in os.listdir(small_disk) if name != "ballast")
     ballast.unlink()
     report = build(pets, out, options)

@@ -202,13 +202,13 @@ def test_dtypes_that_values_do_not_fit_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("x.npz", b"PK\x03\x04 no zip", "no npz"),
+        ("x.npz", b"PK\x03\x04 no zip", "not an npz file"),
         ("x.npy", b"\x93NUMPY\x01\x00", "not a NumPy array"),
         ("train-images-idx3-ubyte", b"\x00\x00\x08\x03\x00", "not an IDX file"),
         ("x.csv", b"", "empty"),
         ("x.csv.gz", b"\x1f\x8b\x08\x00broken", "x.csv.gz"),
         ("x.h5", b"\x89HDF\r\n\x1a\n" + bytes(100), "cannot be opened"),
-        ("x.jpg", b"", "is one image"),
+        ("x.jpg", b"", "is a single image"),
         ("x.bin", b"?", "is not supported"),
         ("x.zip", b"PK", "damaged or not an archive"),
         ("x.tar.gz", gzip.compress(b"no tar at all" * 100, mtime=0), "damaged or not an archive"),

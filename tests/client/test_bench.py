@@ -212,7 +212,7 @@ def test_no_more_bytes_than_allowed(line: Callable[..., Line], capsys: pytest.Ca
     ("arguments", "says"),
     [
         (["nix"], "there is no dataset 'nix'"),
-        (["pictures", "--split", "train"], "Give --test, --val or --folds to divide the rows."),
+        (["pictures", "--split", "train"], "Set --test, --val or --folds to divide the rows."),
         (["pictures", "--split", "test", "--test", "0"], ""),
         (["pictures", "--fields", "nix"], "nix"),
         (["pictures", "--batch-size", "0"], "--batch-size 0 must be positive"),
@@ -252,7 +252,7 @@ def test_other_errors(
 def test_other_commands_name_options(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
     """What Python calls test=, the command line calls --test."""
     assert main(["stats", server.url, "pictures", "--split", "train"]) == 1
-    assert "Give --test, --val or --folds to divide the rows." in capsys.readouterr().err
+    assert "Set --test, --val or --folds to divide the rows." in capsys.readouterr().err
 
 
 def _disturbed(
@@ -292,6 +292,9 @@ def test_ctrl_c(line: Callable[..., Line]) -> None:
 def test_a_server_that_dies(serve: Callable[..., ServerProcess], server: ServerProcess) -> None:
     """What was found until then is printed, and the error is that of all commands."""
     mortal = serve(server.folder)
+    with h5feed.connect(mortal.url, deadline=60) as feed:
+        # The deadline below is too short for the inspection.
+        feed["pictures"].batch(0)
     command = [sys.executable, "-m", "h5feed.cli", "bench", mortal.url, "pictures", "--seconds", "8", "--deadline", "1"]
     code, out, err = _disturbed(command, lambda _: mortal.kill(), 120)
     assert code == 1, err

@@ -277,7 +277,7 @@ def test_sizes_are_known_before_anything_is_read(server: ServerProcess, feed: h5
     request = {"rows": [largest] * count, "fields": ["images"], "encoded": ["images"]}
     answer = httpx.post(f"{server.url}/v1/datasets/photos/rows", json=request, timeout=60)
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
-    assert "more than the 1048576" in answer.json()["detail"]
+    assert "more than the limit of 1048576" in answer.json()["detail"]
 
 
 def test_one_revision_and_one_tag_for_each_way(server: ServerProcess, feed: h5feed.Feed) -> None:
