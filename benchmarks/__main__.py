@@ -24,6 +24,7 @@ from . import (
     contiguous,
     encoded,
     far,
+    filtering,
     report,
     small,
     splitting,
@@ -48,6 +49,7 @@ GROUPS: dict[str, ModuleType] = {
     "p": building,
     "s": splitting,
     "t": statistics,
+    "w": filtering,
 }
 
 _KEPT = Path(__file__).parent / "data"
@@ -59,6 +61,7 @@ _EXAMPLES = """groups:
   g  a training loop at round trips of 0, 30, 100 ms  h  later epochs from the local cache
   p  building from 3,000 JPEGs (needs 6 GB of disk)   j  images stored as JPEG, and Keras' own loader
   s  splits of ten million labels                     t  statistics of 1.26 GB of images
+  w  filtered rows of ten million
 
 examples:
   python -m benchmarks                       everything, in less than five minutes
