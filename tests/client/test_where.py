@@ -110,7 +110,9 @@ def test_single_rows(named: h5feed.Dataset) -> None:
 
 def test_splits_and_statistics(named: h5feed.Dataset) -> None:
     splits = named.splits(test=0.25, where=WHERE)
-    assert splits["splits"]["all"]["rows"] == len(KEPT) and "where labels in cat, dog, fox and width >= 30" in repr(splits)
+    assert splits["splits"]["all"]["rows"] == len(KEPT) and "where labels in cat, dog, fox and width >= 30" in repr(
+        splits
+    )
     assert set(splits.class_weight("train")) == {1, 2, 3}
     train = named.split_rows("train", test=0.25, where=WHERE)
     assert named.stats("train", field="width", test=0.25, where=WHERE).mean == pytest.approx(WIDTH[train].mean())

@@ -8,8 +8,9 @@
     field     = word | string
     value     = word | string
 
-A word has letters, digits and ``_ . - /``; that of a value also ``+`` and ``:``, as numbers and times have. A string is
-one of JSON. Text is only taken apart here, never evaluated; what a value means depends on the field (see `predicates`).
+A word consists of letters, digits and ``_ . - /``; words of values also of ``+`` and ``:``, which occur in numbers and
+times. A string is a JSON string. Text is only parsed here, never evaluated. The meaning of a value depends on the
+field: see `predicates`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from typing import Literal, cast
 MAX_CONDITIONS = 16
 
 MAX_CHARS = 4096
-"""Characters of one condition."""
+"""Maximum characters of one condition."""
 
 MAX_ITEMS = 1000
-"""Values and ranges of one condition."""
+"""Maximum number of values and ranges in one condition."""
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">=", "in", "not in", "startswith"]
 
@@ -49,11 +50,11 @@ _NAMED = {"true": True, "false": False}
 _NAMED_FLOATS = {sign + name for sign in ("", "+", "-") for name in ("inf", "infinity", "nan")}
 
 _SHOWN = 200
-"""Characters of a condition that a message repeats."""
+"""Maximum characters of a condition in a message."""
 
 
 class InvalidCondition(ValueError):
-    """A condition is not of the grammar; says which and why."""
+    """A condition does not follow the grammar; the message contains the condition and the reason."""
 
     def __init__(self, condition: str, why: str) -> None:
         shown = condition if len(condition) <= _SHOWN else f"{condition[:_SHOWN]}…"
@@ -62,13 +63,13 @@ class InvalidCondition(ValueError):
 
 @dataclass(frozen=True)
 class Value:
-    """A value as it was written.
+    """A value as written.
 
     Attributes
     ----------
     text : str
     quoted : bool
-        Whether it was a JSON string, and so is text even if it looks like a number.
+        Whether it was a JSON string. It is then text, even if it looks like a number.
     """
 
     text: str
@@ -76,7 +77,7 @@ class Value:
 
     @property
     def number(self) -> int | float | bool | None:
-        """The number that an unquoted value is, or true or false; None: a word."""
+        """The value as a number or bool; None if it is quoted or another word."""
         if self.quoted:
             return None
         word = self.text.lower()
@@ -93,7 +94,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Range:
-    """Values from `low` to `high`, both included; None: no bound."""
+    """Values from `low` to `high`, inclusive. None: no bound."""
 
     low: Value | None
     high: Value | None
@@ -112,13 +113,13 @@ class Condition:
     items: tuple[Value | Range, ...]
 
     def __str__(self) -> str:
-        """The condition as it is always written: single spaces, no needless quotes, each item once and in order."""
+        """The canonical text: single spaces, no needless quotes, sorted items without duplicates."""
         field = self.field if _FIELD.fullmatch(self.field) else json.dumps(self.field, ensure_ascii=False)
         return f"{field} {self.operator} {', '.join(sorted(set(map(str, self.items))))}"
 
 
 def canonical(where: Iterable[str]) -> tuple[str, ...]:
-    """The same conditions in one spelling and order, each once: they all must hold, whichever comes first.
+    """The canonical texts of conditions, sorted and without duplicates, because the order does not matter.
 
     Raises
     ------
@@ -133,7 +134,7 @@ def canonical(where: Iterable[str]) -> tuple[str, ...]:
 
 
 def parse(text: str) -> Condition:
-    """The condition that `text` says.
+    """Parse a condition.
 
     Raises
     ------
@@ -201,7 +202,9 @@ class _Parser:
         if token.kind == "word" and word == "not" and self._token.text.lower() == "in":
             self._advance()
             return "not in"
-        raise self._invalid(f"expected =, !=, <, <=, >, >=, 'in', 'not in' or 'startswith' after the field, not {token}")
+        raise self._invalid(
+            f"expected =, !=, <, <=, >, >=, 'in', 'not in' or 'startswith' after the field, not {token}"
+        )
 
     def _item(self) -> Value | Range:
         low = None if self._token.kind == "range" else self._value()

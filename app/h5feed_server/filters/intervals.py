@@ -1,7 +1,7 @@
-"""Sets of numbers of one dtype, as intervals: what conditions on a field of numbers come down to.
+"""Sets of numbers of one dtype, as sorted intervals. Every condition on a field of numbers is such a set.
 
-A bound is moved to a value of the field's dtype before anything is compared, so that no comparison is of two types:
-``x < 2.5`` of integers is ``x <= 2``, and ``x < 3.0`` of float32 is ``x <=`` the float32 below 3.
+Bounds are first converted to values of the field's dtype, so that comparisons never mix types: ``x < 2.5`` for integers
+becomes ``x <= 2``, and ``x < 3.0`` for float32 becomes ``x <=`` the largest float32 below 3.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 Number = int | float
 
 Interval = tuple[Number, Number]
-"""Lowest and highest value, both included."""
+"""Lowest and highest value, inclusive."""
 
 
 class Integers:
@@ -30,28 +30,28 @@ class Integers:
         self.least, self.most = map(int, bounds)
 
     def up(self, value: Number) -> int:
-        """The lowest of them that is not below `value`; if there is none, the number after the last."""
+        """The smallest integer of the dtype >= `value`; `most` + 1 if there is none."""
         if not self.least <= value <= self.most:
             return self.least if value < self.least else self.most + 1
         return math.ceil(value)
 
     def down(self, value: Number) -> int:
-        """The highest of them that is not above `value`; if there is none, the number before the first."""
+        """The largest integer of the dtype <= `value`; `least` - 1 if there is none."""
         if not self.least <= value <= self.most:
             return self.least - 1 if value < self.least else self.most
         return math.floor(value)
 
     def above(self, value: Number) -> int:
-        """The integer after one of them."""
+        """The next integer."""
         return int(value) + 1
 
     def below(self, value: Number) -> int:
-        """The integer before one of them."""
+        """The previous integer."""
         return int(value) - 1
 
 
 class Floats:
-    """The floats of a dtype, or the float32 that bfloat16 are read as."""
+    """The floats of a dtype; bfloat16 is compared as float32."""
 
     has_nan = True
     least, most = -math.inf, math.inf
@@ -70,24 +70,24 @@ class Floats:
             rounded = self._type(number)
         if self._is_bfloat16 and np.isfinite(rounded):
             bits = int(rounded.view(np.uint32))
-            # To the nearest, and to the even one of two; what is too large becomes infinite.
+            # Round half to even. Numbers that are too large become infinite.
             rounded = np.uint32((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
-        # The two zeros are equal.
+        # -0.0 and 0.0 are equal, so they get the same text.
         return float(rounded) + 0.0
 
     down = up
 
     def above(self, value: Number) -> float:
-        """The float after one of them; NaN, which no value reaches, after infinity."""
+        """The next float of the dtype; NaN after infinity."""
         return math.nan if value == math.inf else float(np.nextafter(self._type(value), self._type(math.inf))) + 0.0
 
     def below(self, value: Number) -> float:
-        """The float before one of them; NaN, which no value reaches, before minus infinity."""
+        """The previous float of the dtype; NaN before minus infinity."""
         return math.nan if value == -math.inf else float(np.nextafter(self._type(value), -self._type(math.inf))) + 0.0
 
 
 Scale = Integers | Floats
-"""The values that the dtype of a field has."""
+"""The values of a dtype."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class Numbers:
     Attributes
     ----------
     intervals : tuple of Interval
-        Ascending, and apart.
+        Sorted, with gaps in between.
     nan : bool
-        Whether NaN is one of them.
+        Whether NaN belongs to the set.
     """
 
     intervals: tuple[Interval, ...]
@@ -107,9 +107,9 @@ class Numbers:
 
     @classmethod
     def of(cls, scale: Scale, intervals: Iterable[Interval], nan: bool = False) -> Numbers:
-        """Of any intervals, in any order; those of which the bounds are the wrong way round are empty."""
+        """The union of intervals, in any order. Intervals with a low bound above the high bound are empty."""
         merged: list[Interval] = []
-        # NaN is a bound that nothing reaches.
+        # An interval with a NaN bound is empty, too: the comparison is false.
         for low, high in sorted(one for one in intervals if one[0] <= one[1]):
             if merged and (low <= merged[-1][1] or low == scale.above(merged[-1][1])):
                 merged[-1] = merged[-1][0], max(high, merged[-1][1])
@@ -118,17 +118,17 @@ class Numbers:
         return cls(tuple(merged), nan and scale.has_nan)
 
     def inverted(self, scale: Scale) -> Numbers:
-        """All other numbers."""
+        """The complement."""
         return Numbers.of(scale, _gaps(self.intervals, scale), not self.nan)
 
     def common(self, other: Numbers, scale: Scale) -> Numbers:
-        """The numbers that are in both."""
+        """The intersection."""
         gaps = [*_gaps(self.intervals, scale), *_gaps(other.intervals, scale)]
         apart = Numbers.of(scale, gaps)
         return Numbers.of(scale, _gaps(apart.intervals, scale), self.nan and other.nan)
 
     def holds(self, values: npt.NDArray[Any], scale: Scale) -> npt.NDArray[np.bool_]:
-        """Whether each value is one of them, (n,) bool.
+        """Whether each value belongs to the set, (n,) bool.
 
         Parameters
         ----------
@@ -139,7 +139,7 @@ class Numbers:
             for low, high in self.intervals:
                 found |= _between(values, low, high, scale)
         elif values.dtype.kind in "iu" and values.itemsize <= 2:
-            # Every value that there is, looked up: the negative ones last, where Python's indices find them.
+            # A table of all values. Negative values are its last entries, as negative indices expect.
             every = np.arange(1 << 8 * values.itemsize).astype(values.dtype)
             found = self._searched(every)[values]
         else:
@@ -151,13 +151,13 @@ class Numbers:
     def _searched(self, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         lows, highs = (np.array(bounds, values.dtype) for bounds in zip(*self.intervals, strict=True))
         places = np.searchsorted(lows, values, side="right") - 1
-        # Values below the first interval look at the last one, which is above them: hence both bounds are checked.
+        # Values below the first interval get place -1, the last interval. Checking its low bound, too, excludes them.
         found: npt.NDArray[np.bool_] = (lows[places] <= values) & (values <= highs[places])
         return found
 
 
 _FEW = 4
-"""Intervals that are compared one by one, which is faster than to look up the interval of each value."""
+"""Maximum number of intervals to compare one by one, which is then faster than a binary search."""
 
 
 def _between(values: npt.NDArray[Any], low: Number, high: Number, scale: Scale) -> npt.NDArray[np.bool_]:
@@ -173,7 +173,7 @@ def _between(values: npt.NDArray[Any], low: Number, high: Number, scale: Scale) 
 
 
 def _gaps(intervals: Sequence[Interval], scale: Scale) -> Iterator[Interval]:
-    """What lies between the intervals, and before and after them."""
+    """The intervals before, between and after the given ones; some may be empty."""
     low: Number = scale.least
     for first, last in intervals:
         yield low, scale.below(first)

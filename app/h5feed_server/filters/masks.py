@@ -1,4 +1,4 @@
-"""Which rows of a dataset pass a filter: a field is read once for each condition, and a bit per row is kept."""
+"""Finds the rows that meet conditions: reads a field once for each condition, and caches one bit per row."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ Bools = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int32]
 
 QUICK_BYTES = 128 << 20
-"""Bytes that are read and decoded while the request waits: a tenth of a second, which a job would not make shorter."""
+"""Maximum bytes to read and decode while the request waits: about 0.1 s, too short for a job."""
 
-QUICK_SLOW_BYTES = 16 << 20
-"""The same for what only h5py can read."""
+QUICK_H5PY_BYTES = 16 << 20
+"""The same for fields that only h5py can read."""
 
 _KEPT_BYTES = 32 << 20
-"""Bound on the bits that are kept in memory."""
+"""Maximum bytes of masks in memory."""
 
 _BLOCK = 1 << 18
-"""Rows of a field that are read at once, at most."""
+"""Maximum rows of a field to read at once."""
 
 _BLOCK_BYTES = 8 << 20
-"""Bytes that are read at once, and of text that is cut to one length, about."""
+"""Approximate bytes to read at once."""
 
 
 class Masks:
-    """Finds the rows that pass filters; one per process.
+    """Finds the rows that meet conditions; one per process.
 
-    What is found is kept in memory within bounds, and in the cache folder, where one process computes it for all, by the
-    revision of the dataset.
+    Results are cached in memory, within bounds, and in the cache folder, by the revision of the dataset. Only one
+    process computes each of them.
 
     Parameters
     ----------
     timeout : float
-        Seconds to wait for what another thread is computing.
+        Seconds to wait for another thread that computes the same.
     """
 
     def __init__(self, reader: Reader, folder: CacheFolder, timeout: float) -> None:
@@ -56,16 +56,16 @@ class Masks:
         self._masks: ByteCache[Bits] = ByteCache(_KEPT_BYTES, timeout)
 
     def drop_old(self, seconds: float) -> None:
-        """Let go of what was not asked for in so many seconds; the cache folder has it."""
+        """Drop everything from memory that was not used for this many seconds. The cache folder keeps it."""
         self._masks.drop_old(seconds)
 
     def missing(self, dataset: Dataset, predicates: Sequence[Predicate]) -> list[Predicate]:
-        """Those for which a field has yet to be read."""
+        """The predicates whose result is not cached."""
         named = [(one, _name(dataset, one)) for one in predicates]
         return [one for one, name in named if name not in self._masks and name not in self._folder]
 
     def mask(self, dataset: Dataset, predicates: Sequence[Predicate], progress: Progress | None = None) -> Bools:
-        """Whether each row passes all of them, (rows,) bool.
+        """Whether each row meets all predicates, of which there is at least one; (rows,) bool.
 
         Raises
         ------
@@ -77,7 +77,7 @@ class Masks:
         return np.unpackbits(passes, count=dataset.rows).view(np.bool_)
 
     def _bits(self, dataset: Dataset, predicate: Predicate, progress: Progress | None) -> Bits:
-        """A bit per row, (⌈rows / 8⌉,) uint8, the first in the highest."""
+        """One bit per row, as `numpy.packbits` packs them, (⌈rows / 8⌉,) uint8."""
         name = _name(dataset, predicate)
 
         def find() -> Bits:
@@ -97,7 +97,7 @@ class Masks:
         return self._masks.get(name, find, lambda bits: bits.nbytes)
 
     def _blocks(self, field: Field, width: int) -> Iterator[npt.NDArray[Any]]:
-        """All values of a field of one value per row, in pieces; text of any length is cut to `width` bytes."""
+        """The values of a field with one value per row, in blocks. Variable-length text is cut to `width` bytes."""
         column = field.column
         row_bytes = max(1, column.row_bytes)
         if column.has_lists:
@@ -112,7 +112,7 @@ class Masks:
                 try:
                     items, offsets = self._reader.read_ragged(column, np.arange(start, stop, dtype=np.int64))
                 except TooLarge:
-                    # Here texts are longer than they are elsewhere.
+                    # Texts are much longer here than elsewhere in the field: read fewer at once.
                     if step == 1:
                         raise
                     step = max(1, step // 8)
@@ -122,17 +122,17 @@ class Masks:
 
 
 def is_quick(predicates: Sequence[Predicate]) -> bool:
-    """Whether the fields are soon read."""
+    """Whether all fields can be read while the request waits."""
     columns = {one.field.name: one.field.column for one in predicates}.values()
     slow = [one for one in columns if any(segment.array.by_h5py for segment in one.segments)]
     return (
         sum(one.stored_nbytes for one in columns) <= QUICK_BYTES
-        and sum(max(one.stored_nbytes, 64 * one.rows) for one in slow) <= QUICK_SLOW_BYTES
+        and sum(max(one.stored_nbytes, 64 * one.rows) for one in slow) <= QUICK_H5PY_BYTES
     )
 
 
 def cut_text(items: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], width: int) -> npt.NDArray[Any]:
-    """Text as strings of at most `width` bytes, (rows,) of S.
+    """Cut texts to at most `width` bytes each, (rows,) of S.
 
     Parameters
     ----------
@@ -146,18 +146,18 @@ def cut_text(items: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], width
     step = max(1, _BLOCK_BYTES // (8 * width))
     for first in range(0, len(lengths), step):
         wanted = within < lengths[first : first + step, None]
-        # By pieces: the places of the bytes take eight times as much as they do.
+        # In blocks, because the indices need eight times the memory of the text.
         places = offsets[first : first + step, None][: len(wanted)] + within
         out[first : first + step][wanted] = items[places[wanted]]
     return out.reshape(-1).view(f"S{width}")
 
 
 def rows_where(mask: Bools) -> Rows:
-    """The rows that pass, ascending, (k,) int32."""
+    """Ascending row ids, (k,) int32, from a mask, (rows,) bool."""
     rows = np.empty(int(np.count_nonzero(mask)), np.int32)
     done = 0
     for start in range(0, len(mask), _BLOCK):
-        # By pieces: those of all rows at once would be int64.
+        # In blocks, because numpy returns int64.
         found = np.flatnonzero(mask[start : start + _BLOCK])
         rows[done : done + len(found)] = found + start
         done += len(found)
@@ -165,6 +165,6 @@ def rows_where(mask: Bools) -> Rows:
 
 
 def _name(dataset: Dataset, predicate: Predicate) -> str:
-    """Of a file in the cache folder."""
+    """Name of the file in the cache folder."""
     text = f"{dataset.name} {dataset.revision} {predicate.text}"
     return f"filters/1-{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"

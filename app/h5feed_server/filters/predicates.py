@@ -1,4 +1,4 @@
-"""What conditions mean for the fields of a dataset: sets of numbers, or comparisons of text, one for each field."""
+"""Applies conditions to the fields of a dataset: sets of numbers, or comparisons of text."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ _SHOWN_CLASSES = 20
 
 @dataclass(frozen=True)
 class Predicate:
-    """What the values of one field must be.
+    """A condition on the values of one field.
 
     Attributes
     ----------
     field : Field
     text : str
-        A condition of the grammar that means the same, and is the same for all conditions that mean it.
+        Canonical text: equal for conditions with the same meaning. A condition of the grammar, but possibly longer than
+        allowed.
     holds : callable
-        For (n,) values as they are read, or text cut to `width` bytes: (n,) bool.
+        Takes (n,) values as read, or text cut to `width` bytes; returns (n,) bool.
     width : int
-        Bytes of text that decide.
+        Number of leading bytes of a text that are compared; 0 for numbers.
     """
 
     field: Field
@@ -43,13 +44,13 @@ class Predicate:
 
 
 def bind(dataset: Dataset, where: Sequence[str]) -> tuple[Predicate, ...]:
-    """Predicates for all conditions, which must all hold; by their text, each once.
+    """The predicates that all must hold, without duplicates, sorted by their text.
 
     Raises
     ------
     BadParameter
-        A condition is not of the grammar, its field is not there or has no single value per row, or a value does not
-        fit the field.
+        A condition does not follow the grammar, its field does not exist or does not have one value per row, or a value
+        does not fit the field.
     """
     numbers: dict[str, tuple[Field, Scale, Numbers]] = {}
     found: dict[str, Predicate] = {}
@@ -61,7 +62,7 @@ def bind(dataset: Dataset, where: Sequence[str]) -> tuple[Predicate, ...]:
         scale = _scale(field)
         wanted = _numbers(field, condition, scale)
         if field.name in numbers:
-            # One reading of the field for all of its conditions.
+            # So that the field is read once for all of its conditions.
             wanted = wanted.common(numbers[field.name][2], scale)
         numbers[field.name] = field, scale, wanted
     for field, scale, wanted in numbers.values():
@@ -82,7 +83,9 @@ def _bound(dataset: Dataset, where: Sequence[str]) -> Iterator[tuple[Condition, 
             raise _refusal(condition, error.detail) from None
         if (field.is_ragged and not field.is_text) or field.images is not None or math.prod(field.sample_shape) != 1:
             shape = "a list" if field.is_ragged else f"{list(field.sample_shape)} of {field.type_name}"
-            raise _refusal(condition, f"a row of {field.name!r} is {shape}, and only one number or text can be compared")
+            raise _refusal(
+                condition, f"a row of {field.name!r} is {shape}, and only one number or text can be compared"
+            )
         if not field.is_text and field.dtype.kind not in "biuf":
             raise _refusal(condition, f"{field.name!r} holds {field.type_name}, which cannot be compared")
         yield condition, field
@@ -127,7 +130,7 @@ def _bound_of(value: Number, end: Number) -> Value | None:
 
 
 def _numbers(field: Field, condition: Condition, scale: Scale) -> Numbers:
-    """The numbers of which a condition holds."""
+    """The numbers that meet a condition."""
     if condition.operator == "startswith":
         raise _refusal(condition, f"{field.name!r} holds {field.type_name}: 'startswith' is for text")
 
@@ -141,7 +144,7 @@ def _numbers(field: Field, condition: Condition, scale: Scale) -> Numbers:
     (item,) = condition.items
     assert isinstance(item, Value)
     bound = number(item)
-    if math.isnan(bound):
+    if _is_nan(bound):
         raise _refusal(condition, "nothing is less or greater than NaN: use = nan or != nan")
     interval: Interval = {
         "<": (scale.least, scale.below(scale.up(bound))),
@@ -155,12 +158,12 @@ def _numbers(field: Field, condition: Condition, scale: Scale) -> Numbers:
 def _interval(
     condition: Condition, item: Value | Range, number: Callable[[Value], Number], scale: Scale
 ) -> Interval | None:
-    """The values from and to which an item goes; None: it is NaN."""
+    """The lowest and highest value of an item; None for NaN."""
     if isinstance(item, Value):
         value = number(item)
-        return None if math.isnan(value) else (scale.up(value), scale.down(value))
+        return None if _is_nan(value) else (scale.up(value), scale.down(value))
     low, high = (None if bound is None else number(bound) for bound in (item.low, item.high))
-    if any(bound is not None and math.isnan(bound) for bound in (low, high)):
+    if any(bound is not None and _is_nan(bound) for bound in (low, high)):
         raise _refusal(condition, "NaN is no bound of a range")
     if low is not None and high is not None and low > high:
         raise _refusal(condition, f"{item} is empty: {item.low} is greater than {item.high}")
@@ -168,7 +171,7 @@ def _interval(
 
 
 def _number(field: Field, condition: Condition, value: Value, scale: Scale) -> Number:
-    """The number that a value stands for, as it is or as the name of a class."""
+    """The number given by a value, directly or as a class name."""
     number = value.number
     if number is None:
         names = field.class_names
@@ -179,35 +182,40 @@ def _number(field: Field, condition: Condition, value: Value, scale: Scale) -> N
             said = did_you_mean(value.text, names, rest)
             raise _refusal(condition, f"{field.name!r} has no class {value.text[:_MAX_NAME]!r}: {said}")
         return names.index(value.text)
-    if isinstance(number, float) and math.isnan(number) and not scale.has_nan:
+    if _is_nan(number) and not scale.has_nan:
         raise _refusal(condition, f"{field.name!r} holds {field.type_name}, which is never NaN")
     return number
 
 
+def _is_nan(number: Number) -> bool:
+    # math.isnan refuses integers that are too large for a float.
+    return number != number
+
+
 _MAX_NAME = 100
-"""Characters of a name that a message repeats."""
+"""Maximum characters of a name in a message."""
 
 
 def _of_text(field: Field, condition: Condition) -> Predicate:
-    """A comparison of text by its UTF-8 bytes, which are in the order of the characters' numbers."""
+    """A comparison of the UTF-8 bytes of text, whose order is that of the code points."""
     given: Mapping[Value, bytes] = {value: _encoded(condition, value) for value in _values(condition)}
     ranges = [item for item in condition.items if isinstance(item, Range)]
     for item in ranges:
         if item.low is not None and item.high is not None and given[item.low] > given[item.high]:
             raise _refusal(condition, f"{item} is empty: {item.low} comes after {item.high}")
-    # Written as text whatever it looks like, in order: 1 and "1" are the same here.
+    # For text, 1 and "1" are the same value.
     items = sorted(map(_as_text, condition.items), key=str)
     operator = {"=": "in", "!=": "not in"}.get(condition.operator, condition.operator)
     text = str(Condition(field.name, operator, tuple(items)))  # type: ignore[arg-type]
     singles = np.unique(np.array([given[item] for item in condition.items if isinstance(item, Value)], "S"))
     bounds = [tuple(None if one is None else given[one] for one in (item.low, item.high)) for item in ranges]
-    # A byte more than the longest value tells what is longer, and so comes after it, from what is equal.
+    # One more byte than the longest value: enough to tell longer texts from equal ones.
     width = 1 + max(map(len, given.values()), default=0)
 
     def holds(values: npt.NDArray[Any]) -> Bools:
         if condition.operator == "startswith":
             prefix = singles[0]
-            # numpy has no empty text.
+            # numpy has no dtype for empty text.
             return np.asarray(values.astype(f"S{len(prefix)}") == prefix) if prefix else np.ones(len(values), np.bool_)
         if condition.operator in _COMPARISONS:
             return np.asarray(_COMPARISONS[condition.operator](values, singles[0]))
@@ -221,7 +229,7 @@ def _of_text(field: Field, condition: Condition) -> Predicate:
 
 
 def _is_one_of(values: npt.NDArray[Any], singles: npt.NDArray[Any]) -> Bools:
-    """Whether each text is one of some, which ascend."""
+    """Whether each text is one of `singles`, which are sorted."""
     if len(singles) <= _FEW:
         found = np.zeros(len(values), np.bool_)
         for text in singles:
@@ -232,7 +240,7 @@ def _is_one_of(values: npt.NDArray[Any], singles: npt.NDArray[Any]) -> Bools:
 
 
 _FEW = 4
-"""Texts that are compared one by one, which is faster than to look each up."""
+"""Maximum number of texts to compare one by one, which is then faster than a binary search."""
 
 _COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = {
     "<": np.less,
@@ -254,7 +262,7 @@ def _encoded(condition: Condition, value: Value) -> bytes:
 
 
 def _as_text(item: Value | Range) -> Value | Range:
-    """The same item, marked as text."""
+    """The same item with quoted values."""
     if isinstance(item, Value):
         return Value(item.text, quoted=True)
     low, high = (None if bound is None else Value(bound.text, quoted=True) for bound in (item.low, item.high))

@@ -45,7 +45,9 @@ class OrderSpec(FilteredSpec):
         lt=2**62,
         description="With `balance` or `weights`: number of rows per epoch. Default: the size of the split.",
     )
-    limit: int | None = Field(None, ge=1, description="Use only the first rows of the split, or of those that meet `where`.")
+    limit: int | None = Field(
+        None, ge=1, description="Use only the first rows of the split, or of those that meet `where`."
+    )
     shard: int = Field(0, ge=0, description="Index of this reader among `shards`.")
     shards: int = Field(1, ge=1, le=1 << 20, description="Number of readers that share each step.")
     last: Last | None = Field(

@@ -261,9 +261,7 @@ class Splitter:
             "note": splits.note,
             "replaces": splits.replaces,
             "where": filtered.where,
-            "splits": describe_splits(
-                splits, dataset.rows, labels, groups, names, self.rows(dataset, "all", filtered)
-            ),
+            "splits": describe_splits(splits, dataset.rows, labels, groups, names, self.rows(dataset, "all", filtered)),
         }
 
     def _pool(self, dataset: Dataset, spec: OrderSpec) -> Rows | None:

@@ -17,8 +17,8 @@ from ..cache_folder.folder import CacheFolder
 from ..catalog.catalog import Catalog
 from ..catalog.dataset import Dataset, Field
 from ..catalog.roles import is_dense
-from ..jobs.registry import WAIT_SECONDS, Jobs, JobState, Progress, Request
 from ..filters.predicates import bind
+from ..jobs.registry import WAIT_SECONDS, Jobs, JobState, Progress, Request
 from ..splits.split_spec import FilteredSpec
 from ..storage.byte_cache import ByteCache
 from ..storage.reader import Reader
@@ -101,9 +101,7 @@ class Statistics:
             by_name[field.name] = FieldStats.load(data)
         return by_name
 
-    def start(
-        self, dataset: Dataset, fields: Sequence[Field], split: str, spec: FilteredSpec, result: str
-    ) -> JobState:
+    def start(self, dataset: Dataset, fields: Sequence[Field], split: str, spec: FilteredSpec, result: str) -> JobState:
         """Start a job that computes the missing statistics; see `Jobs.start`."""
         request = {
             "dataset": dataset.name,

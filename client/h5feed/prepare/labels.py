@@ -182,7 +182,11 @@ class Labels:
             return "as 0.0 and 1.0"
         if self._mode == "categorical" or (self._mode in ("auto", "raw") and self._is_wide):
             return "as one-hot rows"
-        if not self._is_renumbered and self.values and not 0 <= self.values[0] <= self.values[-1] < len(self.class_indices):
+        if (
+            not self._is_renumbered
+            and self.values
+            and not 0 <= self.values[0] <= self.values[-1] < len(self.class_indices)
+        ):
             # With classes 5, 6 and 7, a model with three outputs would have a loss of 0 or NaN.
             outputs = "" if self.values[0] < 0 else f": the model needs {self.count} outputs"
             return f"as numbers from {self.values[0]} to {self.values[-1]}{outputs}"
