@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from . import __version__
-from .api import batches, datasets, docs, health, images, jobs, plots, problems, rows, splits, stats
+from .api import batches, datasets, docs, health, images, jobs, plots, problems, rows, simple_index, splits, stats
 from .api.access_log import AccessLog
 from .api.auth import BearerAuth
+from .api.client_wheel import ClientWheel
 from .api.hosts import HostCheck
 from .api.identity import Callers, TrustedProxies
 from .api.openapi import PROBLEM_RESPONSE, operation_id
@@ -54,8 +55,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.queries = KnownQueries()
     app.state.ready = health.ReadyState()
     app.state.uploads = Uploads()
+    app.state.client_wheel = ClientWheel.of_installed()
     problems.install(app)
-    for module in (datasets, splits, batches, rows, stats, images, plots, jobs, health, docs):
+    for module in (datasets, splits, batches, rows, stats, images, plots, jobs, health, docs, simple_index):
         app.include_router(module.router)
     docs.mount_static(app)
     app.add_middleware(BatchShortcut, state=app.state)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Unpack
 
-from .options import LoaderOptions, SequenceOptions, TorchOptions, TorchRowsOptions
-from .remote_dataset import RemoteDataset
+import numpy.typing as npt
+
+from .errors import UnsupportedField
+from .options import LoaderOptions, SequenceOptions, SplitOptions, TorchOptions, TorchRowsOptions
+from .pictures import PNG, Picture
+from .remote_dataset import RemoteDataset, row_ids
+from .row_table import RowTable, row_table
 
 if TYPE_CHECKING:
     from .keras import Sequence
@@ -29,6 +34,52 @@ class Dataset(RemoteDataset):
     info : dict
         The server's full description of the dataset.
     """
+
+    def show(
+        self,
+        split: str = "all",
+        *,
+        field: str | None = None,
+        rows: npt.ArrayLike | None = None,
+        per_class: int | None = None,
+        side: int | None = None,
+        **options: Unpack[SplitOptions],
+    ) -> Picture | RowTable:
+        """Look at rows: a contact sheet of images, or a table if there are none. Notebooks display both.
+
+        Parameters
+        ----------
+        split : str
+            A contact sheet has a line of images for each class, spread evenly over the split. A table has ten rows.
+        field : str, optional
+            Default: the first input that holds images; else all fields.
+        rows : sequence of int, optional
+            These rows, in this order, instead of some of a split: ``batch.rows``, for example. A contact sheet shows
+            1,024, a table 100.
+        per_class, side : int, optional
+            Of a contact sheet: images of a line (8), and pixels of an image's longer side (96).
+
+        Raises
+        ------
+        FieldNotFound, SplitNotFound, RowOutOfRange, TooLarge
+        """
+        wanted = None if rows is None else row_ids(rows)
+        besides = {
+            "field": field,
+            "rows": None if wanted is None else ",".join(map(str, wanted.tolist())),
+            "per_class": per_class,
+            "side": side,
+        }
+        params = self._params(
+            None if wanted is not None and split == "all" else split, options, SplitOptions, self.show
+        )
+        params |= {name: str(value) for name, value in besides.items() if value is not None}
+        try:
+            return Picture(self._client.content(f"{self._path}/preview", params, PNG))
+        except UnsupportedField:
+            if per_class is not None or side is not None:
+                raise
+        return row_table(self, split, field, wanted, options)
 
     def sequence(self, split: str = "all", **options: Unpack[SequenceOptions]) -> Sequence:
         """A `keras.utils.PyDataset` of this dataset; see `h5feed.keras.Sequence` for the options."""

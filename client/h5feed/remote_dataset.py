@@ -33,6 +33,7 @@ from .options import (
     split_options,
 )
 from .order import BatchGrid
+from .pictures import PNG, Picture, PlotKind
 from .plan import Plan, conditions, names_of, parameter, tail_of
 from .schema import checked
 from .splits import Splits, replaced_told, tell_replaced
@@ -206,9 +207,7 @@ class RemoteDataset:
 
     def take(self, rows: Sequence[int] | npt.NDArray[Any], *, fields: Sequence[str] | None = None) -> Batch:
         """Rows by id, in the given order. Duplicates are allowed."""
-        wanted = np.asarray(rows)
-        if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
-            raise BadParameter(f"rows must be a flat list of integers, got {wanted.dtype} of shape {wanted.shape}")
+        wanted = row_ids(rows)
         request: dict[str, Any] = {"rows": wanted.tolist()}
         if fields is not None:
             request["fields"] = [fields] if isinstance(fields, str) else list(fields)
@@ -296,10 +295,11 @@ class RemoteDataset:
         ------
         ReadTimeout
         """
-        params = self._params(split, options, SplitOptions, self.stats) | ({} if field is None else {"field": field})
+        of_split = self._params(split, options, SplitOptions, self.stats)
+        params = of_split | ({} if field is None else {"field": field})
         ask = partial(self._client.json, f"{self._path}/stats", params, is_job=True)
         answer = checked(jobs.wait_for(ask, "statistics", timeout, progress), StatsInfo, "statistics")
-        found = Stats(self._of_this_revision(answer))
+        found = Stats(self._of_this_revision(answer), partial(self._plot, of_split, timeout))
         if answer["replaces"]:
             tell_replaced(self.name, self.revision, split_options(options), answer["note"] or "")
         if field is None:
@@ -307,6 +307,15 @@ class RemoteDataset:
         if field not in found:
             raise BadAnswer(f"requested statistics of {field!r}, but received those of {', '.join(found)}")
         return found[field]
+
+    def _plot(self, of_split: Mapping[str, Any], timeout: float, field: str | None, kind: PlotKind | None) -> Picture:
+        """A plot of statistics of a split; see `Stats.plot`."""
+        params = {
+            **of_split,
+            **{name: value for name, value in (("field", field), ("kind", kind)) if value is not None},
+        }
+        ask = partial(self._client.content, f"{self._path}/stats/plot", params, PNG, is_job=True)
+        return Picture(jobs.wait_for(ask, "statistics", timeout, None))
 
     def mean_image(self, field: str, split: str = "all", **options: Unpack[SplitOptions]) -> npt.NDArray[np.float32]:
         """The mean image of a field over the rows of one split only, (*sample,) float32."""
@@ -537,6 +546,19 @@ class RemoteDataset:
         if where := conditions(options.get("where")):
             params["where"] = where
         return ({} if split is None else {"split": split}) | params | {"revision": self.revision}
+
+
+def row_ids(rows: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Row ids as an array of integers.
+
+    Raises
+    ------
+    BadParameter
+    """
+    wanted = np.asarray(rows)
+    if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
+        raise BadParameter(f"rows must be a flat list of integers, got {wanted.dtype} of shape {wanted.shape}")
+    return wanted
 
 
 def _unpickled(kind: type[D], client: Client, info: dict[str, Any], told: frozenset[str]) -> D:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -10,7 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BadParameter
+from .pictures import Picture, PlotKind
 from .suggestions import no_field
+
+Plot = Callable[[str | None, PlotKind | None], Picture]
+"""Draws a plot of a field, or of the one that suits; of a kind, or of the one that suits."""
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 32
@@ -34,8 +38,9 @@ class FieldStats(Mapping[str, Any]):
         ``keras.layers.Normalization(mean=stats.mean, variance=stats.variance)``.
     """
 
-    def __init__(self, answer: Mapping[str, Any]) -> None:
+    def __init__(self, answer: Mapping[str, Any], plot: Plot) -> None:
         self._answer = answer
+        self._plot = plot
         self.field: str = answer["field"]
         self.split: str = answer["split"]
         self.rows: int = answer["rows"]
@@ -74,6 +79,21 @@ class FieldStats(Mapping[str, Any]):
         if not classes or not all(isinstance(entry["value"], int) for entry in classes):
             raise BadParameter(f"{self.field!r} does not hold integer classes: its role is {self['role']}")
         return {entry["value"]: entry["weight"] for entry in classes if entry["rows"]}
+
+    def plot(self, kind: PlotKind | None = None) -> Picture:
+        """A plot of this field, drawn by the server; by default a histogram. Notebooks display it.
+
+        Parameters
+        ----------
+        kind : {"histogram", "classes", "mean_image"}, optional
+            ``classes``: the share of each class, if the field is the label.
+
+        Raises
+        ------
+        UnsupportedField, BadParameter
+            The field has no such plot.
+        """
+        return self._plot(self.field, kind)
 
     def _per_channel(self, key: str) -> float | npt.NDArray[np.float64]:
         channels = self._answer["channels"]
@@ -157,11 +177,12 @@ class FieldStats(Mapping[str, Any]):
 class Stats(Mapping[str, FieldStats]):
     """Statistics of the fields of a dataset in one split, by field name."""
 
-    def __init__(self, answer: Any) -> None:
+    def __init__(self, answer: Any, plot: Plot) -> None:
         self.split: str = answer["split"]
         self.rows: int = answer["rows"]
         self.revision: str = answer["revision"]
-        self._fields = {name: FieldStats(found) for name, found in answer["fields"].items()}
+        self._plot = plot
+        self._fields = {name: FieldStats(found, plot) for name, found in answer["fields"].items()}
 
     def __getitem__(self, name: str) -> FieldStats:
         try:
@@ -174,6 +195,24 @@ class Stats(Mapping[str, FieldStats]):
 
     def __len__(self) -> int:
         return len(self._fields)
+
+    def plot(self, field: str | None = None, kind: PlotKind | None = None) -> Picture:
+        """A plot, drawn by the server. Notebooks display it.
+
+        Parameters
+        ----------
+        field : str, optional
+            Default: the label for ``classes``, else the first input that suits.
+        kind : {"classes", "histogram", "mean_image"}, optional
+            ``classes``: the share of each class, in each split if these are the statistics of all rows. Default:
+            ``classes`` if no field is named and the label has some, else ``histogram``.
+
+        Raises
+        ------
+        FieldNotFound, UnsupportedField, BadParameter
+            There is no such plot.
+        """
+        return self._plot(field, kind)
 
     def __repr__(self) -> str:
         return "\n\n".join(map(repr, self._fields.values())) or "no readable fields"

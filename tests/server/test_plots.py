@@ -87,6 +87,7 @@ KINDS = [
     ("/toys/stats/plot", {"kind": "histogram", "field": "depth", "split": "train", "test": "10"}, "split train, 290"),
     ("/toys/stats/plot", {"kind": "mean_image", "field": "images"}, "Mean of the 300 images of toys"),
     ("/toys/preview", {"per_class": "4"}, "Contact sheet"),
+    ("/toys/preview", {"rows": "7,3,7"}, "Contact sheet of bgr of toys, 3 images, rows 7, 3, 7."),
     ("/toys/rows/3/image", {}, "Row 3"),
     ("/numbers/stats/plot", {}, "Histogram of x of numbers"),
 ]
@@ -146,6 +147,11 @@ def test_contact_sheet(http: httpx.Client) -> None:
         ("/toys/stats/plot", {"split": "test"}, "split_not_found"),
         ("/toys/preview", {"split": "nix"}, "split_not_found"),
         ("/toys/preview", {"revision": "old"}, "revision_changed"),
+        ("/toys/preview", {"rows": "0,300"}, "row_out_of_range"),
+        ("/toys/preview", {"rows": "0,x"}, "bad_parameter"),
+        ("/toys/preview", {"rows": ""}, "bad_parameter"),
+        ("/toys/preview", {"rows": "1", "split": "train"}, "bad_parameter"),
+        ("/toys/preview", {"rows": ",".join(["0"] * 1025)}, "too_large"),
         ("/nix/preview", {}, "dataset_not_found"),
     ],
 )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import h5feed
+import httpx
 import pytest
 
 from tests.support.server_process import ServerProcess
@@ -172,7 +173,13 @@ class Reader:
         return self._bash(shlex.join([*words, "--seconds", "2"]))
 
     def installed(self, words: list[str]) -> None:
-        for word in words[2:]:
+        names = words[2:]
+        while "-r" in names:
+            at = names.index("-r")
+            requirements = httpx.get(names[at + 1], timeout=SECONDS).raise_for_status().text
+            assert f"/h5feed-{importlib.metadata.version('h5feed')}-py3-none-any.whl#sha256=" in requirements
+            del names[at : at + 2]
+        for word in names:
             wheel = re.fullmatch(r"\./(\w+)-([\d.]+)-py3-none-any\.whl", word)
             version = importlib.metadata.version(wheel[1] if wheel else word)
             assert wheel is None or wheel[2] == version
@@ -206,7 +213,7 @@ class Reader:
         return done.stdout
 
     def _python(self, text: str, block: Block) -> None:
-        text = re.sub(r"^!(.*)$", lambda line: f"_shell({line[1]!r})", text, flags=re.MULTILINE)
+        text = re.sub(r"^(?:!|%(?=pip ))(.*)$", lambda line: f"_shell({line[1]!r})", text, flags=re.MULTILINE)
         text = re.sub(r"^%env (\S+).*$", lambda line: f"_variable({line[1]!r})", text, flags=re.MULTILINE)
         # With the page's own line numbers in tracebacks.
         exec(compile("\n" * (block.line - 1) + text, block.page, "exec"), self.names)
@@ -240,7 +247,7 @@ INSTEAD: dict[str, Callable[[Reader, list[str]], str | None]] = {
     "make demo": Reader.demo,  # once for all pages, which are given what it leaves
     "h5feed-server demo --keep data": Reader.demo,  # is what make demo runs
     "make test": Reader.nothing,  # is what runs this
-    "pip install": Reader.installed,  # is there: a wheel of this version, and whatever else is named
+    "pip install": Reader.installed,  # is there: a client of this version, and whatever else is named
     "docker compose up": Reader.compose,  # no container, but the file is one that compose understands
 }
 """What is done in place of commands that begin so. All else, addresses and ports apart, is run as it stands."""

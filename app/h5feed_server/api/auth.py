@@ -1,7 +1,7 @@
 """Bearer token authentication; runs before everything else.
 
 The OpenAPI page is served without a token, because that is where users enter it. Without one it does not reveal what
-is served.
+is served. The client can be installed without one, before there is anything to send it with.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from .problems import problem
 WATCHED_PATHS = frozenset({"/healthz", "/readyz"})
 """Those who watch the server have no token."""
 
-_OPEN_PATHS = WATCHED_PATHS | {"/", "/docs", "/openapi.json"}
-_OPEN_FOLDER = "/static/"
+CLIENT_FOLDER = "/simple/"
+"""The package index with the client: pip has no token, and may know the server by any name."""
+
+_OPEN_PATHS = WATCHED_PATHS | {"/", "/docs", "/openapi.json", CLIENT_FOLDER.rstrip("/")}
+_OPEN_FOLDERS = ("/static/", CLIENT_FOLDER)
 
 
 def is_stranger(request: Request) -> bool:
@@ -37,7 +40,7 @@ class BearerAuth:
         if scope["type"] != "http" or self._allows(scope):
             await self._app(scope, receive, send)
             return
-        if scope["path"] in _OPEN_PATHS or scope["path"].startswith(_OPEN_FOLDER):
+        if scope["path"] in _OPEN_PATHS or scope["path"].startswith(_OPEN_FOLDERS):
             scope.setdefault("state", {})["is_stranger"] = True
             await self._app(scope, receive, send)
             return

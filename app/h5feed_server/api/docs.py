@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from fastapi.staticfiles import StaticFiles
 
 from .auth import WATCHED_PATHS, is_stranger
+from .client_wheel import install_line
 from .dependencies import ServicesDep, in_thread
 from .openapi import describe
 
@@ -19,6 +20,7 @@ router = APIRouter(include_in_schema=False)
 MAX_NAMES = 500
 """Datasets in the drop-down of the page; more are typed in."""
 
+_CLIENT = "\nThe Python client that fits this server:\n\n```sh\n{}\n```\n"
 _SCHEME = "token"
 _GUARDED = "\nThis server has tokens: the names come when you have given one of them to **Authorize**.\n"
 _BEARER = {"type": "http", "scheme": "bearer", "description": "One of the server's tokens (`H5FEED_TOKENS`)."}
@@ -45,6 +47,9 @@ async def openapi(request: Request, services: ServicesDep) -> Response:
             for parameter in operation.get("parameters", []):
                 if parameter["in"] == "path" and parameter["name"] == "name" and names:
                     parameter["examples"] = {name: {"value": name} for name in names[:MAX_NAMES]}
+    line = install_line(request)
+    if line is not None:
+        schema["info"]["description"] += _CLIENT.format(line)
     if services.settings.token_list:
         schema["components"]["securitySchemes"] = {_SCHEME: _BEARER}
         schema["security"] = [{_SCHEME: []}]

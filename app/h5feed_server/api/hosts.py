@@ -14,7 +14,7 @@ from h5feed.errors import HostNotAllowed
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..settings import ANY_HOST, Settings
-from .auth import WATCHED_PATHS
+from .auth import CLIENT_FOLDER, WATCHED_PATHS
 from .problems import problem
 
 _HOST = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::[0-9]{0,5})?")
@@ -44,7 +44,8 @@ class HostCheck:
         if scope["type"] == "http":
             for name, value in scope["headers"]:
                 if name == b"host" and value not in self._good and not self._allows(value):
-                    if scope["path"] in WATCHED_PATHS:
+                    # Nothing there is about the data.
+                    if scope["path"] in WATCHED_PATHS or scope["path"].startswith(CLIENT_FOLDER):
                         break
                     await problem(_not_allowed(value))(scope, receive, send)
                     return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -10,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
-from h5feed.errors import RowOutOfRange, TooLarge, UnsupportedField
-from pydantic import BaseModel, ConfigDict
+from h5feed.errors import BadParameter, RowOutOfRange, TooLarge, UnsupportedField
+from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic import Field as Param
 
 from ..catalog.dataset import Dataset, Field
@@ -21,11 +23,14 @@ from ..splits.labels import Labels
 from ..stats import figures, pictures
 from .binary import is_known, not_modified
 from .dependencies import NamePath, ServicesDep, in_thread
+from .queries import SplitsQuery
 from .stats import StatsQuery, stats_headers
 
 router = APIRouter(prefix="/v1/datasets/{name}", tags=["pictures"])
 
 Form = Literal["png", "svg", "txt"]
+Line = tuple[str | None, npt.NDArray[np.int64]]
+"""Name of a line of a contact sheet, if it has one, and its rows."""
 
 MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml", "txt": "text/plain; charset=utf-8"}
 
@@ -44,6 +49,17 @@ MAX_SAMPLE_BYTES = 64 << 20
 
 MAX_LINES = 32
 """Classes of a contact sheet."""
+
+MAX_ROWS = 1024
+"""Rows of a contact sheet that are named one by one."""
+
+_ROW_IDS = re.compile(r"[0-9]{1,18}(?:,[0-9]{1,18})*", re.ASCII)
+
+_COLUMNS = 8
+"""Pictures of a line where rows are named, or as many as make the sheet square."""
+
+_ROWS_TOLD = 32
+"""Row ids that the text about a contact sheet lists."""
 
 
 _READ_BYTES = 8 << 20
@@ -64,12 +80,41 @@ class ImageQuery(BaseModel):
 
 
 class PreviewQuery(StatsQuery):
+    rows: str | None = Param(
+        None,
+        description=f"Row ids, separated by commas, at most {MAX_ROWS}: these rows are shown, in this order. Default: "
+        "some rows of each class.",
+    )
     field: str | None = Param(None, description=_FIELD)
     format: Form = Param("png", description=FORMAT)
     per_class: int = Param(8, ge=1, le=32, description="Images of a line.")
     side: int = Param(
         96, ge=8, le=512, description="Pixels of an image's longer side at most; fewer where there are many images."
     )
+
+    @model_validator(mode="after")
+    def _rows_or_split(self) -> PreviewQuery:
+        besides = sorted(self.model_fields_set & {"split", "per_class", *SplitsQuery.model_fields} - {"revision"})
+        if self.rows is not None and besides:
+            raise ValueError(f"rows= names the rows themselves: leave out {', '.join(besides)}")
+        return self
+
+    @property
+    def row_ids(self) -> npt.NDArray[np.int64] | None:
+        """The row ids, if they are named.
+
+        Raises
+        ------
+        BadParameter, TooLarge
+        """
+        if self.rows is None:
+            return None
+        if not _ROW_IDS.fullmatch(self.rows):
+            raise BadParameter(f"rows={self.rows:.80}: list row ids, separated by commas, such as 0,5,9")
+        ids = [int(item) for item in self.rows.split(",")]
+        if len(ids) > MAX_ROWS:
+            raise TooLarge(f"{len(ids)} rows are more than a contact sheet shows (limit {MAX_ROWS})")
+        return np.array(ids, np.int64)
 
 
 @router.get("/rows/{row}/image", summary="One sample as a picture", responses=PICTURE_RESPONSE, response_class=Response)
@@ -108,7 +153,9 @@ async def get_image(
 async def get_preview(
     request: Request, services: ServicesDep, name: NamePath, query: Annotated[PreviewQuery, Query()]
 ) -> Response:
-    """A contact sheet of a split: one line per class, with images spread evenly over its rows."""
+    """A contact sheet of a split: one line per class, with images spread evenly over its rows. With `rows`, a contact
+    sheet of these rows.
+    """
 
     def work() -> Response:
         dataset = services.catalog.dataset(name, query.revision)
@@ -116,24 +163,15 @@ async def get_preview(
         if is_known(request, headers):
             return not_modified(headers)
         field = image_field(dataset, query.field)
-        rows = services.statistics.rows(dataset, query.split, query.spec)
-        count = dataset.rows if rows is None else len(rows)
-        lines, note = _lines(services, dataset, rows, count, query.per_class)
-        if not lines:
-            raise RowOutOfRange(f"split {query.split!r} of {dataset.name!r} has no rows to show")
+        lines, which, described = _chosen(services, dataset, query)
         side = pictures.side_in_sheet(query.side, sum(len(wanted) for _, wanted in lines))
         values = [_thumbnails(services, field, wanted, side) for _, wanted in lines]
         pixels = pictures.to_pixels(np.concatenate(values), field.dtype)
         bounds = np.cumsum([len(line) for line in values])[:-1]
         canvas = pictures.sheet(np.split(pixels, bounds), max(map(len, values)))
         names = [label for label, _ in lines if label is not None]
-        what = (
-            f"a line for each of {len(names)} classes: {', '.join(names)}" if names else "evenly spread over the rows"
-        )
-        title = f"{dataset.name}: {field.name}, split {query.split}{note}"
-        alt = (
-            f"Contact sheet of {field.name} of {dataset.name}, split {query.split}, {len(pixels)} images, {what}{note}."
-        )
+        title = f"{dataset.name}: {field.name}, {which}"
+        alt = f"Contact sheet of {field.name} of {dataset.name}, {described}."
         form = None if query.format == "txt" else query.format
         return picture(figures.draw_picture(title, canvas, alt, form, names), query.format, alt, headers)
 
@@ -195,9 +233,35 @@ def _in_slot(work: Callable[[], Response]) -> Response:
         return work()
 
 
+def _chosen(services: Services, dataset: Dataset, query: PreviewQuery) -> tuple[list[Line], str, str]:
+    """Name and rows of each line of a contact sheet, and what they are, in short and in full.
+
+    Raises
+    ------
+    RowOutOfRange
+    """
+    named = query.row_ids
+    if named is not None:
+        dataset.check_rows(named.tolist())
+        columns = max(_COLUMNS, math.isqrt(len(named) - 1) + 1)
+        lines: list[Line] = [(None, part) for part in np.split(named, range(columns, len(named), columns))]
+        more = f" and {len(named) - _ROWS_TOLD} more" if len(named) > _ROWS_TOLD else ""
+        told = ", ".join(map(str, named[:_ROWS_TOLD].tolist()))
+        return lines, f"{len(named)} rows", f"{len(named)} images, rows {told}{more}"
+    rows = services.statistics.rows(dataset, query.split, query.spec)
+    count = dataset.rows if rows is None else len(rows)
+    lines, note = _lines(services, dataset, rows, count, query.per_class)
+    if not lines:
+        raise RowOutOfRange(f"split {query.split!r} of {dataset.name!r} has no rows to show")
+    names = [name for name, _ in lines if name is not None]
+    what = f"a line for each of {len(names)} classes: {', '.join(names)}" if names else "evenly spread over the rows"
+    images = sum(len(wanted) for _, wanted in lines)
+    return lines, f"split {query.split}{note}", f"split {query.split}, {images} images, {what}{note}"
+
+
 def _lines(
     services: Services, dataset: Dataset, rows: npt.NDArray[Any] | None, count: int, per_class: int
-) -> tuple[list[tuple[str | None, npt.NDArray[np.int64]]], str]:
+) -> tuple[list[Line], str]:
     """Name and rows of each line of a contact sheet, and what is left out."""
     labels: Labels | None = None
     if dataset.label is not None:
@@ -207,7 +271,7 @@ def _lines(
         parts = np.split(wanted, range(per_class, len(wanted), per_class))
         return [(None, _ids(rows, part)) for part in parts if len(part)], ""
     codes = labels.codes if rows is None else labels.codes[rows]
-    lines: list[tuple[str | None, npt.NDArray[np.int64]]] = []
+    lines: list[Line] = []
     left = 0
     for code, value in enumerate(labels.values):
         places = np.flatnonzero(codes == code if labels.single else codes[:, code])

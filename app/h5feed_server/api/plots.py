@@ -49,12 +49,20 @@ async def get_plot(
 
     def choose() -> tuple[Dataset, Plot, Field, Response | None]:
         dataset = services.catalog.dataset(name, query.revision)
-        kind = query.kind or ("classes" if query.field is None and dataset.label is not None else "histogram")
+        kind: Plot = query.kind or ("classes" if query.field is None and dataset.label is not None else "histogram")
         field = _plotted(dataset, kind, query.field)
         headers = stats_headers(request, dataset)
         if is_known(request, headers):
             return dataset, kind, field, not_modified(headers)
-        return dataset, kind, field, _balance(services, dataset, field, query, headers) if kind == "classes" else None
+        if kind == "classes":
+            try:
+                return dataset, kind, field, _balance(services, dataset, field, query, headers)
+            except UnsupportedField:
+                if query.kind is not None:
+                    raise
+                # The label is a number, such as a temperature.
+                kind, field = "histogram", _plotted(dataset, "histogram", None)
+        return dataset, kind, field, None
 
     dataset, kind, field, answer = await in_thread(services, choose)
     if answer is not None:

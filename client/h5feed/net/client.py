@@ -195,6 +195,22 @@ class Client:
         received(len(answer.body))
         return answer.body
 
+    def content(self, path: str, params: Params, media_type: str, *, is_job: bool = False) -> bytes:
+        """GET a response of another media type, up to `transport.MAX_PLAIN_BYTES`.
+
+        Raises
+        ------
+        InProgress
+            With `is_job`: the server is still computing the response.
+        """
+        answer = self._request("GET", path, params, media_type, is_job=is_job)
+        if answer.status == 202:
+            self._json_of(answer, path)
+        if answer.header("content-type") != media_type:
+            raise BadAnswer(f"the response of {self.url}{path} is not {media_type}: is it an h5feed server?")
+        received(len(answer.content))
+        return answer.content
+
     def check_there(self) -> None:
         """Raise `ConnectionFailed` if no server listens at any of the addresses."""
         refused = []
