@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from . import __version__
-from .api import batches, datasets, docs, health, images, jobs, plots, problems, rows, splits, stats
+from .api import batches, datasets, docs, h5grove, health, images, jobs, plots, problems, rows, splits, stats, tree
 from .api.access_log import AccessLog
 from .api.auth import BearerAuth
 from .api.hosts import HostCheck
@@ -55,7 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.ready = health.ReadyState()
     app.state.uploads = Uploads()
     problems.install(app)
-    for module in (datasets, splits, batches, rows, stats, images, plots, jobs, health, docs):
+    for module in (datasets, tree, splits, batches, rows, stats, images, plots, jobs, health, h5grove, docs):
         app.include_router(module.router)
     docs.mount_static(app)
     app.add_middleware(BatchShortcut, state=app.state)
