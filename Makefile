@@ -25,10 +25,12 @@ VERSION_TESTS := $(addprefix tests/server/test_,api.py by_h5py.py doors.py encod
 NEWEST_PYTHON ?= $(or $(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3))),python3)
 NEWEST := .venv-newest
 NEWEST_READY := $(NEWEST)/.ready
+SYSTEM := tests/system
+SYSTEM_READY := $(SYSTEM)/build/.ready
 export KERAS_BACKEND ?= jax
 
-.PHONY: help setup demo test test-all test-whole test-backends test-backends-whole test-floors test-newest bench lint format \
-  docs docs-serve serve requirements wheels clean
+.PHONY: help setup demo test test-all test-whole test-backends test-backends-whole test-floors test-newest setup-system \
+  test-system bench lint format docs docs-serve serve requirements wheels clean
 
 help: ## list all targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 21
@@ -91,6 +93,17 @@ $(NEWEST_READY): $(READY) pyproject.toml client/pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(NEWEST)/bin/python -e client -e ".[demo,parquet]" --group dev httpx2
 	@touch $@
 
+setup-system: $(SYSTEM_READY) ## install what the browser tests need: Chromium, and npm packages in tests/system
+
+$(SYSTEM_READY): $(READY) $(addprefix $(SYSTEM)/,package.json package-lock.json h5web.jsx)
+	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -qqy --no-install-recommends chromium npm; }
+	npm ci --prefix $(SYSTEM) --ignore-scripts --no-audit --no-fund --silent
+	npm run --prefix $(SYSTEM) --silent build
+	@touch $@
+
+test-system: setup-system ## run the tests of pages in headless Chromium
+	$(BIN)/python -m pytest -m "" $(SYSTEM)
+
 bench: setup ## run the benchmarks; prints a table and RATIO lines (5 minutes)
 	$(BIN)/python -m benchmarks
 
@@ -139,4 +152,5 @@ wheels: setup ## build both wheels into dist/
 	$(BIN)/uv build --quiet --wheel --out-dir dist .
 
 clean: ## remove the virtual environments and all caches
-	rm -rf $(VENV) $(BACKENDS) $(FLOORS) $(NEWEST) $(DOCS) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BACKENDS) $(FLOORS) $(NEWEST) $(DOCS) dist site $(SYSTEM)/build \
+	  $(SYSTEM)/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,7 +8,22 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from . import __version__
-from .api import batches, datasets, docs, health, images, jobs, plots, problems, rows, simple_index, splits, stats
+from .api import (
+    batches,
+    datasets,
+    docs,
+    h5grove,
+    health,
+    images,
+    jobs,
+    plots,
+    problems,
+    rows,
+    simple_index,
+    splits,
+    stats,
+    tree,
+)
 from .api.access_log import AccessLog
 from .api.auth import BearerAuth
 from .api.client_wheel import ClientWheel
@@ -57,7 +72,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.uploads = Uploads()
     app.state.client_wheel = ClientWheel.of_installed()
     problems.install(app)
-    for module in (datasets, splits, batches, rows, stats, images, plots, jobs, health, docs, simple_index):
+    for module in (
+        *(datasets, tree, splits, batches, rows, stats, images, plots, jobs),
+        *(health, h5grove, docs, simple_index),
+    ):
         app.include_router(module.router)
     docs.mount_static(app)
     app.add_middleware(BatchShortcut, state=app.state)

@@ -16,6 +16,7 @@ from .sharing.fair_threads import FairThreads
 from .sharing.trimming import GivesBack
 from .stats.service import Statistics
 from .storage.byte_cache import ByteCache
+from .storage.hdf5.browser import Browser
 from .storage.hdf5.reader_pool import ReaderPool
 from .storage.reader import Reader
 
@@ -32,6 +33,7 @@ class Services:
     pool: BodyPool
     threads: FairThreads
     hdf5: ReaderPool
+    browser: Browser
     folder: CacheFolder
     memory: GivesBack
 
@@ -43,6 +45,7 @@ class Services:
             settings.cache_dir, timeout=10 * settings.read_timeout, max_bytes=settings.disk_cache_bytes
         )
         hdf5 = ReaderPool(settings.readers, settings.read_timeout, settings.max_body_bytes)
+        browser = Browser(settings.readers, settings.read_timeout, settings.max_body_bytes)
         catalog = Catalog(settings, folder, hdf5, only)
         reader = Reader(
             len(os.sched_getaffinity(0)),
@@ -62,9 +65,10 @@ class Services:
         def let_go(seconds: float) -> None:
             batcher.drop_old(seconds)
             pool.drop_idle()
+            browser.rest()
 
         memory = GivesBack(settings.idle_seconds, pool.idle_seconds, let_go)
-        return cls(settings, catalog, batcher, statistics, jobs, pool, threads, hdf5, folder, memory)
+        return cls(settings, catalog, batcher, statistics, jobs, pool, threads, hdf5, browser, folder, memory)
 
     def close(self, *, wait: bool = False) -> None:
         """End all threads, files and child processes.
@@ -80,4 +84,5 @@ class Services:
         self.batcher.reader.close()
         self.catalog.close(wait=wait)
         self.hdf5.close()
+        self.browser.close()
         self.folder.close()

@@ -74,7 +74,11 @@ class Settings(BaseSettings):
     open_files: int = Field(128, ge=1, description="HDF5 files kept open, per worker.")
     request_threads: int = Field(16, ge=1, description="Requests processed at the same time, per worker.")
     readers: int = Field(
-        2, ge=1, le=64, description="Processes for data that only h5py can read, per worker; started when needed."
+        2,
+        ge=1,
+        le=64,
+        description="Processes for data that only h5py can read, and as many for listing what is in files, per "
+        "worker; started when needed.",
     )
     inspect_timeout: float = Field(30.0, gt=0, description="Time limit for inspecting one file, in seconds.")
     read_timeout: float = Field(60.0, gt=0, description="Time limit for one request, in seconds.")

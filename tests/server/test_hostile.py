@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -603,6 +603,52 @@ def test_no_inspector_is_left(hostile: Watched) -> None:
     hostile.listing()
     workers = [psutil.Process(pid) for pid in hostile.process.worker_pids()]
     wait_until(lambda: not any(worker.children(recursive=True) for worker in workers), 120)
+
+
+LOOKS = {
+    "tree": ("/v1/datasets/{name}/tree", {"file": "{name}.h5", "depth": "16", "limit": "1000"}),
+    "meta": ("/h5grove/meta", {"file": "{name}.h5", "path": "{path}"}),
+    "attr": ("/h5grove/attr", {"file": "{name}.h5", "path": "{path}"}),
+    "paths": ("/h5grove/paths", {"file": "{name}.h5"}),
+    "data": ("/h5grove/data", {"file": "{name}.h5", "path": "{path}", "format": "bin", "selection": "0"}),
+    "stats": ("/h5grove/stats", {"file": "{name}.h5", "path": "{path}"}),
+}
+"""Requests that list the objects of a file or read their values."""
+
+
+def _look_into(watched: Watched, names: Sequence[str]) -> None:
+    """Send all requests for each file. A damaged file gives an error with a reason, and affects no other request."""
+    watched.listing()
+    for name in names:
+        for path in ("/", "/x", "/v", "/records", "/list_classes", "/out", "/virtual", "/whole"):
+            for url, query in LOOKS.values():
+                if "{path}" not in str(query) and path != "/":
+                    continue
+                filled = {key: value.format(name=name, path=path) for key, value in query.items()}
+                answer = watched.http.get(url.format(name=name), params=filled)
+                assert answer.status_code in (200, 404, 413, 422, 504), (filled, answer.text)
+                assert b"root:x:" not in answer.content and np.full(2, SECRET).tobytes() not in answer.content
+                if answer.status_code != 200:
+                    assert answer.json()["detail"] and answer.json()["code"] != "internal_error", answer.text
+                    assert "/tmp" not in answer.text and "Traceback" not in answer.text
+    watched.check()
+
+
+def test_looking_into_files_that_choke_libhdf5(hostile: Watched) -> None:
+    """Crafted and damaged files."""
+    names = ("damaged_type", "damaged_fill", "virtual_of_itself", "loops", "deep", "external_storage", "external_links")
+    _look_into(hostile, (*names, "region_references_a", "names_in_file", "empty", "truncated", "pipe", "device"))
+
+
+def test_looking_into_files_that_lie(hostile: Watched) -> None:
+    """Forged heaps and lengths."""
+    _look_into(hostile, ("same_heap_object", "forged_lengths", "forged_heap"))
+
+
+def test_looking_into_files_that_would_take_all(greedy: Watched) -> None:
+    """Arrays as large as numbers go, and chunks that decode to gigabytes."""
+    names = ("exabytes", "huge_row", "huge_plain_chunk", "tiny_chunks", "dust", "big_records", "packed_records")
+    _look_into(greedy, (*names, "no_width", "bomb_claimed", "bomb_hidden"))
 
 
 def _slow_one(watched: Watched) -> psutil.Process:

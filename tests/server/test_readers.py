@@ -106,7 +106,7 @@ def test_a_member_that_is_another_for_a_moment(pool: ReaderPool, tmp_path: Path)
 
     thread = threading.Thread(target=read)
     thread.start()
-    wait_until(lambda: not pool._idle)
+    wait_until(lambda: not pool._children._idle)
     os.rename(member, away)
     os.rename(tmp_path / "other", member)
     reader.resume()
@@ -276,7 +276,7 @@ def test_closed_while_at_work(tmp_path: Path) -> None:
     threads = [threading.Thread(target=read) for _ in range(4)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: not pool._idle)
+    wait_until(lambda: not pool._children._idle)
     pool.close()
     for thread in threads:
         thread.join(60)

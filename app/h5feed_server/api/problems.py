@@ -63,9 +63,21 @@ _logged: dict[str, float] = {}
 
 
 def problem(
-    error: errors.FeedError, *, status: int | None = None, headers: Mapping[str, str] | None = None
+    error: errors.FeedError,
+    *,
+    status: int | None = None,
+    headers: Mapping[str, str] | None = None,
+    more: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    """The response for `error`; `status` overrides the status from the table."""
+    """The response for `error`.
+
+    Parameters
+    ----------
+    status : int, optional
+        Instead of the one from the table.
+    more : mapping of str to str, optional
+        Additional members of the problem.
+    """
     status = status or STATUS[type(error)]
     request_id = uuid.uuid4().hex[:12]
     if status >= 500 and _is_news(error):
@@ -80,6 +92,7 @@ def problem(
         "detail": error.detail.encode("utf-8", "replace").decode(),
         "code": error.code,
         "request_id": request_id,
+        **(more or {}),
     }
     headers = {"cache-control": "no-store", **(headers or {})}
     if error.retry_after is not None:
@@ -111,8 +124,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _validation_error(request: Request, error: RequestValidationError) -> Response:
-        names = _parameters(request)
-        return problem(errors.BadParameter("; ".join(_sentence(item, names) for item in error.errors()[:5])))
+        return problem(bad_parameters(error, _parameters(request)))
 
     @app.exception_handler(HTTPException)
     async def _http_error(request: Request, error: HTTPException) -> Response:
@@ -146,6 +158,11 @@ def _parameters(request: Request) -> Mapping[str, Sequence[str]]:
     query = [parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"]
     content = operation.get("requestBody", {}).get("content", {}).values()
     return {"query": query, "body": [name for kind in content for name in kind["schema"].get("properties", ())]}
+
+
+def bad_parameters(error: RequestValidationError, names: Mapping[str, Sequence[str]]) -> errors.BadParameter:
+    """Convert a validation error; `names` are the valid parameters, by place (``query``, ``body``)."""
+    return errors.BadParameter("; ".join(_sentence(item, names) for item in error.errors()[:5]))
 
 
 def _sentence(item: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> str:

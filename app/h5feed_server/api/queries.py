@@ -93,3 +93,14 @@ class CatalogQuery(BaseModel):
     limit: int = Field(100, ge=1, le=1000, description="Entries per page.")
     offset: int = Field(0, ge=0, description="Entries to skip.")
     q: str | None = Field(None, description="Only names containing this text (case-insensitive).")
+
+
+class TreeQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str | None = Field(None, description="One of the dataset's files. Default: the first.")
+    path: str = Field("/", description="Path in the file, from its root.", examples=["/"])
+    depth: int = Field(1, ge=0, le=16, description="Levels below the object at `path`.")
+    limit: int = Field(100, ge=1, le=1000, description="Members of a group per page.")
+    offset: int = Field(0, ge=0, le=2**62, description="Members of the group at `path` to skip.")
+    revision: str | None = Field(None, description="Answer 409 instead of other data than this revision's.")

@@ -280,3 +280,85 @@ class Preview(_Answer):
 
     metadata: dict[str, str]
     tensors: dict[str, TensorPreview]
+
+
+class TreeLink(_Answer):
+    """The link by which an object was found."""
+
+    kind: Literal["hard", "soft", "external", "user-defined"]
+    path: str | None = Field(description="Target path of a soft or external link.")
+    file: str | None = Field(description="File of an external link, without its folder if that is absolute.")
+
+
+class TreeMember(_Answer):
+    name: str
+    dtype: str
+
+
+class TreeType(_Answer):
+    dtype: str = Field(description="numpy's name, or `record`, `string`, `variable-length array`, `reference`.")
+    bytes: int | None
+    members: list[TreeMember] | None = Field(description="Members of a record, the first 100.")
+    enum: dict[str, int] | None = Field(description="Names of an enum's integers, the first 100.")
+
+
+class TreeFilter(_Answer):
+    id: int = Field(description="Registered number of the filter.")
+    name: str | None
+    options: list[int]
+
+
+class TreeArray(_Answer):
+    shape: list[int] | None = Field(description="`[]` is one value, null is no value.")
+    max_shape: list[int | None] | None = Field(description="null is unlimited.")
+    layout: str = Field(description="`contiguous`, `chunked`, `compact`, `virtual` or `external`.")
+    chunks: list[int] | None
+    filters: list[TreeFilter]
+    logical_bytes: int | None
+    stored_bytes: int | None = Field(description="null if there are too many chunks to count.")
+
+
+class TreeAttribute(_Answer):
+    name: str
+    dtype: str | None
+    shape: list[int] | None
+    value: Any = Field(description="null if `note` says why it is not shown.")
+    note: str | None
+
+
+class TreeField(_Answer):
+    name: str
+    role: str
+    reason: str | None = Field(description="Why the field cannot be read.")
+
+
+class TreeNode(_Answer):
+    """An object in a file."""
+
+    name: str
+    path: str | None = Field(description="null if the object cannot be requested by its name.")
+    kind: Literal["group", "array", "type", "unresolved"] = Field(
+        description="`unresolved`: it cannot be opened, see `note`."
+    )
+    link: TreeLink
+    hard_links: int | None = Field(description="Number of hard links to the object.")
+    same_as: str | None = Field(description="Path under which the object is already listed.")
+    note: str | None
+    type: TreeType | None = Field(description="Type of the elements of an array, or a stored type.")
+    array: TreeArray | None
+    fields: list[TreeField] = Field(description="Fields of the dataset that are read from this array.")
+    attributes: list[TreeAttribute]
+    attributes_total: int | None
+    members: int | None = Field(description="Number of all members of a group.")
+    children: list[TreeNode] | None = Field(description="Members of a group. null if they are not listed here.")
+
+
+class Tree(_Answer):
+    dataset: str
+    revision: str | None = Field(description="null if the dataset cannot be read.")
+    file: str
+    files: int = Field(description="Number of the dataset's files.")
+    depth: int
+    limit: int
+    offset: int
+    node: TreeNode = Field(description="The object at `path`.")

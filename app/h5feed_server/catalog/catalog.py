@@ -7,7 +7,6 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,6 +15,7 @@ from typing import TypeVar
 from h5feed.errors import (
     DatasetNotFound,
     FeedError,
+    PageNotFound,
     Preparing,
     RevisionChanged,
     SourceUnavailable,
@@ -32,7 +32,7 @@ from .dataset import Dataset
 from .declared import NAME as DECLARATION
 from .declared import read_declared
 from .discovery import ALL_SUFFIXES, Others, Walk, ending_of, shown, walk
-from .entry import Entry, Listed, Status, identity_of
+from .entry import Entry, Listed, Status, identity_of, of_one_name, told_apart
 from .folder_scan import FolderScan
 from .indexer import Indexer
 from .inspections import NotYet
@@ -160,7 +160,7 @@ class Catalog:
                     (entry, Listed(name, one.files, "unreadable", one.reason, None))
                     for name, one in entry.refused.items()
                 ]
-        listed = _told_apart(lines)
+        listed = told_apart(lines)
         below = f"{self._root}{os.sep}"
         known = {path.removeprefix(below) for path in parts} | {file for entry in entries for file in entry.files}
         known.add(DECLARATION)
@@ -197,6 +197,45 @@ class Catalog:
                 "Request the dataset again and begin a new epoch."
             )
         return dataset
+
+    def entry_of(self, file: str) -> Entry:
+        """Return the entry of a file, which has not changed since it was inspected.
+
+        Parameters
+        ----------
+        file : str
+            Relative to the data folder.
+
+        Raises
+        ------
+        PageNotFound
+            The catalogue lists no such file.
+        Unreadable, SourceUnavailable
+        NotYet
+            It is being looked at, before others now.
+        """
+        asked: float = getattr(self._asking, "since", time.monotonic())
+        for attempt in (1, 2):
+            entries = list(self._entries.values())
+            entry = next((entry for entry in entries if file in entry.files), None)
+            if entry is not None and entry.away is None and not entry.has_changed():
+                break
+            if attempt == 1:
+                self._rescan(time.monotonic() - RESCAN_SECONDS)
+        if entry is None:
+            known = [shown(name) for entry in entries if entry.paths for name in entry.files]
+            said = did_you_mean(file, known, "GET /v1/datasets lists the files of each dataset")
+            raise PageNotFound(f"File not found: no file {file!r} is served: {said}")
+        if entry.away is not None:
+            raise _unavailable(entry.name, entry.away)
+        if not entry.outcome.done():
+            self._indexer.inspections.prefer(entry.outcome)
+            raise NotYet(self._preparing(entry.name, entry), asked, 0.0)
+        if not entry.paths:
+            _raise_reason(entry.name, entry)
+        if entry.has_changed():
+            raise self._next_walk(f"file {file!r} has changed and is being inspected again", asked, RESCAN_SECONDS)
+        return entry
 
     def dataset_within(self, seconds: float, name: str, revision: str | None = None) -> Dataset:
         """Same as `dataset`, but waits up to this many seconds.
@@ -313,7 +352,7 @@ class Catalog:
                     refused = Unreadable(f"dataset {name!r} cannot be read: {entry.refused[name].reason}")
             if len(matching) > 1:
                 files = [dataset.files[0] for _, dataset in matching]
-                raise Unreadable(f"dataset {name!r} cannot be read: {_of_one_name(name, files)}")
+                raise Unreadable(f"dataset {name!r} cannot be read: {of_one_name(name, files)}")
             # Wait for the remaining inspections: they may find the dataset, or another one of that name. But if it was
             # found, do not wait for all families of several files.
             if pending is not None and not (matching and candidates is joined):
@@ -413,25 +452,3 @@ def _raise_reason(name: str, entry: Entry) -> None:
         raise Unreadable(f"dataset {name!r} cannot be read: {error.detail}")
     if error is not None:
         raise error
-
-
-def _told_apart(lines: Sequence[tuple[Entry, Listed]]) -> list[Listed]:
-    """The lines of a listing. Of datasets with the same name, only the one whose entry has that name is served."""
-    counts = Counter(line.name for _, line in lines)
-    listed = []
-    for entry, line in lines:
-        own = entry.name == line.name
-        if counts[line.name] > 1 and line.dataset is not None and not own:
-            files = [other.files[0] for _, other in lines if other.name == line.name and other.files]
-            # Lines need unique names, although this one cannot be requested.
-            name, reason = f"{line.name} ({shown(line.files[0])})", _of_one_name(line.name, files)
-            line = replace(line, name=name, status="unreadable", reason=reason, dataset=None)
-        listed.append(line)
-    return listed
-
-
-def _of_one_name(name: str, files: Sequence[str]) -> str:
-    return (
-        f"datasets in {', '.join(map(shown, files))} would have the same name {name!r}: rename a file, or declare it "
-        "under another name in h5feed.toml"
-    )

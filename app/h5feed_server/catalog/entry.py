@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from h5feed.errors import Transient
@@ -13,6 +15,7 @@ from h5feed.errors import Transient
 from ..storage.local_file import YOUNG_SECONDS, Identity
 from .assembling import Refused
 from .dataset import Dataset
+from .discovery import shown
 from .loading import Dependencies
 
 Status = Literal["ok", "unreadable", "preparing", "unavailable"]
@@ -108,3 +111,26 @@ def identity_of(path: str) -> Identity | None:
         return Identity.of(os.stat(path))
     except OSError:
         return None
+
+
+def told_apart(lines: Sequence[tuple[Entry, Listed]]) -> list[Listed]:
+    """The lines of a listing. Of datasets with the same name, only the one whose entry has that name is served."""
+    counts = Counter(line.name for _, line in lines)
+    listed = []
+    for entry, line in lines:
+        own = entry.name == line.name
+        if counts[line.name] > 1 and line.dataset is not None and not own:
+            files = [other.files[0] for _, other in lines if other.name == line.name and other.files]
+            # Lines need unique names, although this one cannot be requested.
+            name, reason = f"{line.name} ({shown(line.files[0])})", of_one_name(line.name, files)
+            line = replace(line, name=name, status="unreadable", reason=reason, dataset=None)
+        listed.append(line)
+    return listed
+
+
+def of_one_name(name: str, files: Sequence[str]) -> str:
+    """Return the reason why datasets in these files are not served."""
+    return (
+        f"datasets in {', '.join(map(shown, files))} would have the same name {name!r}: rename a file, or declare it "
+        "under another name in h5feed.toml"
+    )

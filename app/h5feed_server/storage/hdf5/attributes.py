@@ -44,7 +44,7 @@ def attributes_of(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
     attributes: dict[str, Any] = {}
     for name in names[:MAX_ATTRIBUTES]:
         try:
-            value = _attribute(item, name)
+            _, value = attribute_value(item, name)
         except Exception:
             value = "(it cannot be read)"
         attributes[decoded(name)[:MAX_NAME_BYTES]] = value
@@ -89,7 +89,8 @@ def fuel_splits(file: h5py.File) -> list[dict[str, Any]] | None:
         return None
 
 
-def _attribute(item: h5py.Group | h5py.Dataset, name: str | bytes) -> Any:
+def attribute_value(item: h5py.Group | h5py.Dataset | h5py.Datatype, name: str | bytes) -> tuple[bool, Any]:
+    """Return whether the value of an attribute can be shown, and the value as JSON or a description of it."""
     attribute = item.attrs.get_id(name)
     kind = attribute.get_type()
     shape = attribute.shape or ()
@@ -99,8 +100,8 @@ def _attribute(item: h5py.Group | h5py.Dataset, name: str | bytes) -> Any:
         value = item.attrs[name]
         shown = _json_value(value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value)
         if json_bytes(shown) <= 4 * MAX_ATTRIBUTE_BYTES:
-            return shown
-    return f"({describe(attribute.dtype)}, shape {list(shape)}, not shown)"
+            return True, shown
+    return False, f"({describe(attribute.dtype)}, shape {list(shape)}, not shown)"
 
 
 def _json_value(value: Any) -> Any:

@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 LENGTH = struct.Struct("<Q")
 """Header of a frame: the length of its content in bytes."""
@@ -55,7 +55,7 @@ class Child:
         os.set_blocking(self._in.fileno(), False)
         self._started = False
 
-    def ask(self, request: bytes, seconds: float) -> memoryview:
+    def ask(self, request: bytes, seconds: float, allocate: Callable[[int], memoryview] | None = None) -> memoryview:
         """Send a request and return the content of the response.
 
         Parameters
@@ -63,6 +63,9 @@ class Child:
         request : bytes
         seconds : float
             Timeout. The first call waits for the start of the child in addition.
+        allocate : callable, optional
+            Returns a writeable memoryview of the given number of bytes for the response. If it raises an exception, the
+            child cannot be used any more.
 
         Raises
         ------
@@ -70,25 +73,24 @@ class Child:
             The child cannot be used any more: call `end`.
         """
         if not self._started:
-            self._receive(time.monotonic() + _START_SECONDS)
+            self._receive(time.monotonic() + _START_SECONDS, _new)
             self._started = True
         deadline = time.monotonic() + seconds
         rest = memoryview(request)
         while rest:
             _wait(self._in.fileno(), select.POLLOUT, deadline)
             rest = rest[os.write(self._in.fileno(), rest) :]
-        return self._receive(deadline)
+        return self._receive(deadline, allocate or _new)
 
-    def _receive(self, deadline: float) -> memoryview:
-        (length,) = LENGTH.unpack(self._read_exactly(LENGTH.size, deadline))
+    def _receive(self, deadline: float, allocate: Callable[[int], memoryview]) -> memoryview:
+        (length,) = LENGTH.unpack(self._read_into(_new(LENGTH.size), deadline))
         if length > self._max_answer_bytes:
             raise EOFError
-        return self._read_exactly(length, deadline)
+        return self._read_into(allocate(length), deadline)
 
-    def _read_exactly(self, nbytes: int, deadline: float) -> memoryview:
-        view = memoryview(bytearray(nbytes))
+    def _read_into(self, view: memoryview, deadline: float) -> memoryview:
         done = 0
-        while done < nbytes:
+        while done < len(view):
             _wait(self._out.fileno(), select.POLLIN, deadline)
             received = os.readv(self._out.fileno(), [view[done:]])
             if not received:
@@ -113,6 +115,10 @@ class Child:
         self._out.close()
 
 
+def _new(nbytes: int) -> memoryview:
+    return memoryview(bytearray(nbytes))
+
+
 def _wait(fd: int, event: int, deadline: float) -> None:
     # Not select, which does not support descriptors above 1,023.
     poll = select.poll()
@@ -122,9 +128,11 @@ def _wait(fd: int, event: int, deadline: float) -> None:
 
 
 def _environment() -> dict[str, str]:
-    # Disable plug-ins, because a file can name any filter, and prefixes, which change where external files are found.
+    # Disable plug-ins, because a file can name any filter, and the user's prefixes, which change where external files
+    # are found: next to the file that refers to them, as the layouts have it.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HDF5_")}
-    return {**kept, "OPENBLAS_NUM_THREADS": "1", "HDF5_PLUGIN_PRELOAD": "::"}
+    own = {"HDF5_PLUGIN_PRELOAD": "::", "HDF5_EXTFILE_PREFIX": "${ORIGIN}"}
+    return {**kept, **own, "OPENBLAS_NUM_THREADS": "1"}
 
 
 # In the child itself ------------------------------------------------------------------------------------------------
@@ -154,6 +162,60 @@ def confine(memory_bytes: int) -> int:
     os.dup2(2, 1)
     write_frame(answers, b"")
     return answers
+
+
+def answer_in_fork(
+    answer: Callable[[], Sequence[bytes | memoryview]], obituary: Callable[[int], bytes], seconds: float, answers: int
+) -> bool:
+    """Handle one request in a fork of this process, and send the response.
+
+    libhdf5 may corrupt its memory while it reads one file, and crash or fail only when it reads the next. A fork ends
+    that with the request.
+
+    Parameters
+    ----------
+    answer : callable
+        Called in the fork. Returns the parts of the response.
+    obituary : callable
+        Returns the response if the fork died, from the number of the signal that killed it, or 0 if it just failed.
+    seconds : float
+        Time limit for the request.
+    answers : int
+        File descriptor that responses are written to.
+
+    Returns
+    -------
+    bool
+        False if the server is gone.
+    """
+    ended, alive = os.pipe()
+    process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            os.close(ended)
+            # SIGALRM kills by default, whatever libhdf5 is doing.
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            parts = answer()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            write_frame(answers, *parts)
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(alive)
+    # Wait for a hang-up: of the fork's pipe when the fork ends, of the input when the server does. The event mask is 0
+    # because input, the next request, must not wake us.
+    poll = select.poll()
+    poll.register(ended, 0)
+    poll.register(0, 0)
+    is_wanted = ended in dict(poll.poll())
+    if not is_wanted:
+        os.kill(process, signal.SIGKILL)
+    os.close(ended)
+    _, status = os.waitpid(process, 0)
+    if is_wanted and status:
+        write_frame(answers, obituary(max(0, -os.waitstatus_to_exitcode(status))))
+    return is_wanted
 
 
 def write_frame(fd: int, *parts: bytes | memoryview) -> None:

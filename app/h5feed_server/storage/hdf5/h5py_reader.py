@@ -33,7 +33,7 @@ from h5py import h5d
 from ..local_file import Identity, changed, is_away
 from .child import KIND_BYTES, LENGTH, confine, write_frame
 from .drivers import SPLIT_ENDINGS, family_template, members_of
-from .libhdf5 import Plugins, forget_external_links
+from .libhdf5 import Plugins, refuse_external_links
 from .stored_types import disk_bytes
 from .text import says_away
 
@@ -84,13 +84,13 @@ def open_file(path: str, cache_bytes: int | None = None) -> h5py.File:
     return h5py.File(path, **keep)
 
 
-class _OpenSet:
+class OpenSet:
     """An open file, with the files that the sources of its virtual arrays are in."""
 
     def __init__(self, files: Mapping[str, Known], plugins: Plugins) -> None:
         self.files = files
         self._plugins = plugins
-        self._chunk_bytes = 0
+        self.chunk_bytes = 0
         self._cache_bytes = min(_CHUNK_CACHE_BYTES // 4, _CHUNK_CACHE_BYTES // len(files))
         self._open: dict[str, h5py.File] = {}
         self._main = next(iter(files))
@@ -101,11 +101,11 @@ class _OpenSet:
     def dataset(self, path: str) -> h5py.Dataset:
         """The array at `path` of the first file, after checking that libhdf5 can read it safely."""
         if path not in self.datasets:
-            dataset = self._item(self._main, path)
-            self._check(self._main, path, dataset, ())
+            dataset = self.item(self._main, path)
+            self.check(self._main, path, dataset, ())
             self.datasets[path] = dataset
         self.datasets.move_to_end(path)
-        self._plugins.chunk_bytes = self._chunk_bytes
+        self._plugins.chunk_bytes = self.chunk_bytes
         return self.datasets[path]
 
     def check_unchanged(self) -> None:
@@ -131,16 +131,16 @@ class _OpenSet:
         for file in self._open.values():
             file.close()
 
-    def _item(self, file: str, path: str) -> h5py.Dataset:
+    def item(self, file: str, path: str) -> h5py.Dataset:
         try:
-            item = self._file(file)[path]
+            item = self.file(file)[path]
         except KeyError:
             raise Unreadable(f"its part {path!r} of {os.path.basename(file)!r} is missing") from None
         if not isinstance(item, h5py.Dataset):
             raise Unreadable(f"its part {path!r} of {os.path.basename(file)!r} is not an array")
         return item
 
-    def _file(self, path: str) -> h5py.File:
+    def file(self, path: str) -> h5py.File:
         if path not in self._open:
             opened = self._open[path] = open_file(path, self._cache_bytes)
             # Split files and families have no single descriptor.
@@ -153,7 +153,7 @@ class _OpenSet:
         if now != known:
             raise changed(known, now)
 
-    def _check(self, file: str, path: str, dataset: h5py.Dataset, above: tuple[tuple[str, str], ...]) -> None:
+    def check(self, file: str, path: str, dataset: h5py.Dataset, above: tuple[tuple[str, str], ...]) -> None:
         """Reject arrays that would lead libhdf5 to files that the request does not name, or into a cycle.
 
         Parameters
@@ -187,11 +187,11 @@ class _OpenSet:
                     raise Unreadable(
                         f"it has sources in {os.path.basename(name)!r}, which is not a file of the data folder"
                     )
-                self._check(source, part, self._item(source, part), (*above, here))
+                self.check(source, part, self.item(source, part), (*above, here))
         if dataset.chunks is not None:
             # 32 bytes: the longest possible address.
             nbytes = disk_bytes(dataset.id.get_type(), 32) or dataset.id.get_type().get_size()
-            self._chunk_bytes = max(self._chunk_bytes, math.prod(dataset.chunks) * nbytes)
+            self.chunk_bytes = max(self.chunk_bytes, math.prod(dataset.chunks) * nbytes)
         self._checked.add(here)
 
 
@@ -275,7 +275,7 @@ class _Reader:
     """Handles requests, and holds files open between them."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[str, _OpenSet] = OrderedDict()
+        self._open: OrderedDict[str, OpenSet] = OrderedDict()
         self._plugins = Plugins()
 
     def answer(self, request: dict[str, Any], rows: Int64s) -> list[memoryview]:
@@ -290,7 +290,7 @@ class _Reader:
             self._open.pop(key).close()
             raise
 
-    def _read(self, opened: _OpenSet, request: dict[str, Any], rows: Int64s) -> list[memoryview]:
+    def _read(self, opened: OpenSet, request: dict[str, Any], rows: Int64s) -> list[memoryview]:
         dataset = opened.dataset(request["path"])
         while sum(len(held.datasets) for held in self._open.values()) > _MAX_DATASETS:
             next(held for held in self._open.values() if held.datasets).datasets.popitem(last=False)
@@ -301,14 +301,14 @@ class _Reader:
             return _read_ragged(dataset, member, rows, request["dtype"], request["limit"])
         return _read_fixed(dataset, member, rows, request["dtype"])
 
-    def _opened(self, key: str, files: Mapping[str, Known]) -> _OpenSet:
+    def _opened(self, key: str, files: Mapping[str, Known]) -> OpenSet:
         if key not in self._open:
             # libhdf5 shares the state of a file between all its open handles, so close those that may be outdated.
             for old in [old for old, held in self._open.items() if held.disagrees(files)]:
                 self._open.pop(old).close()
             while self._open and (len(self._open) >= MAX_OPEN or self._held + len(files) > _MAX_FILES):
                 self._open.popitem(last=False)[1].close()
-            self._open[key] = _OpenSet(files, self._plugins)
+            self._open[key] = OpenSet(files, self._plugins)
         self._open.move_to_end(key)
         return self._open[key]
 
@@ -350,7 +350,7 @@ def main(memory_bytes: int, timeout: float) -> None:
     timeout : float
         Seconds for each request.
     """
-    forget_external_links()
+    refuse_external_links()
     # A virtual array may have sources in thousands of files.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -6,8 +6,7 @@ server.
 Protocol: each line on standard input is a path as JSON. Each response on standard output is a frame of an 8-byte
 little-endian length, a kind byte (``L`` layout, ``E`` error text) and the content. `inspector` is the other end.
 
-Each file is inspected in its own fork: libhdf5 may corrupt its memory while it reads one file, and crash or fail only
-when it reads the next.
+Each file is inspected in its own fork, see `answer_in_fork`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import encodings.utf_8
 import json
 import os
 import resource
-import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -36,7 +34,7 @@ from ..layout import ArrayLayout, ExternalLink, FileLayout, dump_layout
 from ..local_file import Identity
 from .arrays import Arrays
 from .attributes import MAX_NAME_BYTES, attributes_of, fuel_splits
-from .child import confine, write_frame
+from .child import answer_in_fork, confine
 from .drivers import members_of
 from .guard import Guard
 from .h5py_reader import open_file
@@ -244,40 +242,14 @@ def main(memory_bytes: int, timeout: float) -> None:
     load_codecs()
     plugins = Plugins()
     while line := sys.stdin.buffer.readline():
-        if not _attend(json.loads(line), plugins, timeout, answers):
+        path = json.loads(line)
+        if not answer_in_fork(
+            lambda path=path: (_answer(path, plugins, timeout),),  # type: ignore[misc]
+            lambda number: b"E" + _cause_of_death(number, timeout).encode(),
+            timeout,
+            answers,
+        ):
             return
-
-
-def _attend(path: str, plugins: Plugins, timeout: float, answers: int) -> bool:
-    """Inspect one file in a fork and send the response. Returns False if the server is gone."""
-    ended, alive = os.pipe()
-    process = os.fork()
-    if process == 0:
-        code = 1
-        try:
-            os.close(ended)
-            # SIGALRM kills by default, whatever libhdf5 is doing.
-            signal.setitimer(signal.ITIMER_REAL, timeout)
-            answer = _answer(path, plugins, timeout)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            write_frame(answers, answer)
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(alive)
-    # Wait for a hang-up: of the fork's pipe when the fork ends, of the input when the server does. The event mask is 0
-    # because input, the next path, must not wake us.
-    poll = select.poll()
-    poll.register(ended, 0)
-    poll.register(0, 0)
-    is_wanted = ended in dict(poll.poll())
-    if not is_wanted:
-        os.kill(process, signal.SIGKILL)
-    os.close(ended)
-    _, status = os.waitpid(process, 0)
-    if is_wanted and status:
-        write_frame(answers, b"E" + _cause_of_death(status, timeout).encode())
-    return is_wanted
 
 
 def _answer(path: str, plugins: Plugins, seconds: float) -> bytes:
@@ -292,14 +264,13 @@ def _answer(path: str, plugins: Plugins, seconds: float) -> bytes:
         return b"E" + f"it cannot be opened: {reason}".encode()
 
 
-def _cause_of_death(status: int, timeout: float) -> str:
-    number = os.waitstatus_to_exitcode(status)
-    if number == -signal.SIGALRM:
+def _cause_of_death(number: int, timeout: float) -> str:
+    if number == signal.SIGALRM:
         return f"inspecting it took more than {timeout:g} s (H5FEED_INSPECT_TIMEOUT)"
-    if number == -signal.SIGKILL:
+    if number == signal.SIGKILL:
         return "the system killed its inspection, most likely because it took too much memory"
-    if number < 0:
-        return f"inspecting it crashed libhdf5 ({signal.Signals(-number).name})"
+    if number:
+        return f"inspecting it crashed libhdf5 ({signal.Signals(number).name})"
     return "inspecting it failed"
 
 

@@ -59,7 +59,7 @@ for _name, _arguments, _result in (
     ("H5Pget_size", (_id, ctypes.c_char_p, ctypes.POINTER(_size)), ctypes.c_int),
     ("H5Pget", (_id, ctypes.c_char_p, ctypes.c_void_p), ctypes.c_int),
     ("H5Zregister", (ctypes.c_void_p,), ctypes.c_int),
-    ("H5Lunregister", (ctypes.c_int,), ctypes.c_int),
+    ("H5Lregister", (ctypes.c_void_p,), ctypes.c_int),
     ("H5allocate_memory", (_size, ctypes.c_bool), ctypes.c_void_p),
     ("H5free_memory", (ctypes.c_void_p,), ctypes.c_int),
 ):
@@ -119,10 +119,40 @@ def _value(properties: h5p.PropDCID, name: bytes) -> bytes | None:
     return value.raw if _lib.H5Pget(properties.id, name, value) >= 0 else None
 
 
-def forget_external_links() -> None:
-    """Prevent libhdf5 from following links into other files, in this process."""
-    if _lib.H5Lunregister(_EXTERNAL_LINKS) < 0:
+_Traverse = ctypes.CFUNCTYPE(_id, ctypes.c_char_p, _id, ctypes.c_void_p, _size, _id, _id)
+_Query = ctypes.CFUNCTYPE(ctypes.c_ssize_t, ctypes.c_char_p, ctypes.c_void_p, _size, ctypes.c_void_p, _size)
+
+
+class _LinkClass(ctypes.Structure):
+    _fields_ = (
+        ("version", ctypes.c_int),
+        ("id", ctypes.c_int),
+        ("comment", ctypes.c_char_p),
+        ("create", ctypes.c_void_p),
+        ("move", ctypes.c_void_p),
+        ("copy", ctypes.c_void_p),
+        ("traverse", _Traverse),
+        ("delete", ctypes.c_void_p),
+        ("query", _Query),
+    )
+
+
+def refuse_external_links() -> None:
+    """Prevent libhdf5 from following links into other files, in this process. Their targets can still be read."""
+    if _lib.H5Lregister(ctypes.byref(_REFUSED)) < 0:
         raise RuntimeError("cannot prevent libhdf5 from following links into other files")
+
+
+def _copy_value(_: bytes, value: int, nbytes: int, buffer: int | None, capacity: int) -> int:
+    if buffer:
+        ctypes.memmove(buffer, value, min(nbytes, capacity))
+    return nbytes
+
+
+_REFUSED = _LinkClass(
+    1, _EXTERNAL_LINKS, b"by h5feed", None, None, None, _Traverse(lambda *_: -1), None, _Query(_copy_value)
+)
+"""Replaces libhdf5's own class of external links. Global, because libhdf5 may call it at any time."""
 
 
 # Filters -------------------------------------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, Overloaded, ReaderCrashed, ReadTimeout, TooLarge
 
-from ...sharing.slots import Slots
 from ..layout import ArrayLayout
 from ..local_file import Identity, LocalFile, changed, refused
-from .child import KIND_BYTES, LENGTH, Child
+from .child import KIND_BYTES, LENGTH
+from .children import Children
 
 MEMORY_BYTES = 2 << 30
 """Address space of a reader, including mapped libraries, in addition to its responses."""
@@ -49,24 +49,19 @@ class ReaderPool:
     """
 
     def __init__(self, readers: int, timeout: float, max_bytes: int) -> None:
-        self._slots = Slots(readers, timeout, "all readers")
         self._timeout = timeout
         self._max_bytes = max_bytes
-        self._idle: list[Child] = []
-        self._busy: set[Child] = set()
-        self._closed = False
+        # Offsets are sent in addition to the items.
+        self._answer_bytes = 2 * max_bytes + (64 << 20)
+        arguments = str(MEMORY_BYTES + 4 * max_bytes), str(timeout)
+        module = f"{__package__}.h5py_reader"
+        self._children = Children(module, arguments, readers, timeout, "readers", self._answer_bytes)
         self._lock = threading.Lock()
         self._crashes: OrderedDict[bytes, int] = OrderedDict()
 
     def close(self) -> None:
         """End all readers, including busy ones, whose reads fail."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-            for child in self._busy:
-                child.kill()
-        for child in idle:
-            child.end(patience=0.2)
+        self._children.close()
 
     def read(self, files: Sequence[LocalFile], array: ArrayLayout, rows: Int64s) -> Bytes:
         """Read rows as they are stored, in the given order.
@@ -136,72 +131,28 @@ class ReaderPool:
         return content[KIND_BYTES:]
 
     def _ask(self, request: bytes, name: bytes, path: str) -> memoryview:
-        with self._slots.acquire():
-            return self._ask_child(request, name, path)
-
-    def _ask_child(self, request: bytes, name: bytes, path: str) -> memoryview:
-        child = self._take()
         began = time.monotonic()
         try:
-            answer = child.ask(request, self._timeout + _GRACE_SECONDS)
+            with self._children.lent() as child:
+                began = time.monotonic()
+                answer = child.ask(request, self._timeout + _GRACE_SECONDS)
+                error = _refusal(answer, path)
+                if isinstance(error, DatasetCorrupt):
+                    # End the reader: libhdf5 may have corrupted its memory before it reported the error.
+                    raise error
         except (OSError, EOFError) as failure:
-            self._drop(child)
             if isinstance(failure, TimeoutError) or time.monotonic() - began >= self._timeout:
                 raise ReadTimeout(f"reading {path!r} took more than {self._timeout:g} s") from None
+            if self._children.are_closed:
+                raise Overloaded("the server is stopping", retry_after=1) from None
             with self._lock:
-                if self._closed:
-                    raise Overloaded("the server is stopping", retry_after=1) from None
                 self._crashes[name] = self._crashes.pop(name, 0) + 1
                 if len(self._crashes) > _REQUESTS_KEPT:
                     self._crashes.popitem(last=False)
             raise ReaderCrashed(f"reading {path!r} crashed HDF5; another reader takes over", retry_after=1) from None
-        except BaseException:
-            self._drop(child)
-            raise
-        error = _refusal(answer, path)
-        if error is None:
-            self._give_back(child)
-            return answer
-        if isinstance(error, DatasetCorrupt):
-            # libhdf5 may have corrupted its memory before it reported the error.
-            self._drop(child)
-        else:
-            self._give_back(child)
-        raise error
-
-    def _take(self) -> Child:
-        with self._lock:
-            if self._closed:
-                raise Overloaded("the server is stopping", retry_after=1)
-            if self._idle:
-                child = self._idle.pop()
-            else:
-                arguments = str(MEMORY_BYTES + 4 * self._max_bytes), str(self._timeout)
-                try:
-                    child = Child(f"{__package__}.h5py_reader", arguments, self._answer_bytes)
-                except OSError as error:
-                    raise Overloaded(f"cannot start a reader: {error.strerror}", retry_after=1) from None
-            self._busy.add(child)
-            return child
-
-    @property
-    def _answer_bytes(self) -> int:
-        # Offsets are sent in addition to the items.
-        return 2 * self._max_bytes + (64 << 20)
-
-    def _give_back(self, child: Child) -> None:
-        with self._lock:
-            self._busy.discard(child)
-            keep = not self._closed
-            if keep:
-                self._idle.append(child)
-        if not keep:
-            child.end(patience=0.0)
-
-    def _drop(self, child: Child) -> None:
-        child.end(patience=0.0)
-        with self._lock:
-            self._busy.discard(child)
+        if error is not None:
+            raise error
+        return answer
 
 
 def _refusal(answer: memoryview, path: str) -> FeedError | None:
