@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 
@@ -13,7 +14,7 @@ from .api.access_log import AccessLog
 from .api.auth import BearerAuth
 from .api.hosts import HostCheck
 from .api.identity import Callers, TrustedProxies
-from .api.openapi import PROBLEM_RESPONSE, operation_id
+from .api.openapi import describe, operation_id
 from .api.shortcut import BatchShortcut, KnownQueries
 from .api.uploads import Uploads, longest_body
 from .services import Services
@@ -22,8 +23,9 @@ from .settings import Settings
 _DESCRIPTION = """
 Training batches from HDF5 files.
 
-A batch is a pure function of its URL: the dataset, the split, the order and the index. Try **One batch** below: the
-datasets in the drop-down are those that this server serves now.
+A batch depends on nothing but its URL, which names the dataset, the split, the order and the number of the batch, and
+on the revision of the data. Open an endpoint below and press **Execute**: the values that are filled in are of data
+that this server has now, and datasets, splits and fields are chosen from lists.
 """
 
 
@@ -47,15 +49,15 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
-        responses={"default": PROBLEM_RESPONSE},
         generate_unique_id_function=operation_id,
         max_body_size=longest_body(settings.max_rows),
     )
     app.state.queries = KnownQueries()
     app.state.ready = health.ReadyState()
     app.state.uploads = Uploads()
+    app.openapi = partial(describe, app)  # type: ignore[method-assign]
     problems.install(app)
-    for module in (datasets, splits, batches, rows, stats, images, plots, jobs, health, docs):
+    for module in (datasets, rows, images, splits, stats, plots, batches, jobs, health, docs):
         app.include_router(module.router)
     docs.mount_static(app)
     app.add_middleware(BatchShortcut, state=app.state)

@@ -17,7 +17,7 @@ from .problems import problem
 WATCHED_PATHS = frozenset({"/healthz", "/readyz"})
 """Those who watch the server have no token."""
 
-_OPEN_PATHS = WATCHED_PATHS | {"/", "/docs", "/openapi.json"}
+_OPEN_PATHS = WATCHED_PATHS | {"/", "/docs", "/redoc", "/openapi.json"}
 _OPEN_FOLDER = "/static/"
 
 

@@ -7,11 +7,13 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from h5feed.errors import SourceUnavailable
 
 from ..catalog.description import describe_dataset
 from ..catalog.discovery import shown
 from ..catalog.entry import Listed
 from .dependencies import NamePath, ServicesDep, in_thread
+from .problem_responses import DATASET, problems
 from .queries import CatalogQuery
 from .response_models import Catalogue, DatasetDescription, answers
 
@@ -26,7 +28,7 @@ _IN_LIST = ("name", "status", "reason", "revision", "rows", "native_splits", "fi
 _FIELD_IN_LIST = ("name", "role", "shape", "dtype", "readable", "reason")
 
 
-@router.get("", summary="What is served", **answers(Catalogue))
+@router.get("", summary="All datasets", **answers(Catalogue, problems(SourceUnavailable)))
 async def list_datasets(services: ServicesDep, query: Annotated[CatalogQuery, Query()]) -> dict[str, Any]:
     """The catalogue, one page at a time.
 
@@ -51,7 +53,7 @@ async def list_datasets(services: ServicesDep, query: Annotated[CatalogQuery, Qu
     return await in_thread(services, work)
 
 
-@router.get("/{name}", summary="One dataset, whole", **answers(DatasetDescription))
+@router.get("/{name}", summary="One dataset and its fields", **answers(DatasetDescription, problems(*DATASET)))
 async def get_dataset(services: ServicesDep, name: NamePath) -> dict[str, Any]:
     """Fields with shape, dtype, role (and why), chunks, filters and sizes; attributes; the cost of a shuffled batch."""
     return await in_thread(services, lambda: describe_dataset(services.catalog.dataset(name)))

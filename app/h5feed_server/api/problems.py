@@ -18,8 +18,6 @@ from h5feed.suggestions import did_you_mean
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from .openapi import describe
-
 logger = logging.getLogger(__name__)
 
 STATUS: Mapping[type[errors.FeedError], int] = {
@@ -142,7 +140,7 @@ def _allowed(request: Request) -> list[str]:
 
 def _parameters(request: Request) -> Mapping[str, Sequence[str]]:
     """What the endpoint that was asked takes, as its description says: names in the query, and in the body."""
-    operation = describe(request.app)["paths"][request.scope["route"].path_format][request.method.lower()]
+    operation = request.app.openapi()["paths"][request.scope["route"].path_format][request.method.lower()]
     query = [parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"]
     content = operation.get("requestBody", {}).get("content", {}).values()
     return {"query": query, "body": [name for kind in content for name in kind["schema"].get("properties", ())]}

@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from h5feed.errors import BadParameter, RowOutOfRange
+from h5feed.errors import BadParameter, NotAcceptable, RowOutOfRange, TooManyRequests
 
 from ..catalog.dataset import Dataset
 from ..services import Services
 from .binary import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified
 from .dependencies import NamePath, ServicesDep, in_thread
+from .problem_responses import DATASET, FIELDS, problems
 from .queries import RowsPostQuery, RowsQuery, RowsRequest
 from .uploads import JSON_BODY, RowsPosted
 
@@ -21,8 +22,15 @@ router = APIRouter(prefix="/v1/datasets/{name}/rows", tags=["rows"])
 
 _FORMATS: tuple[Format, ...] = ("safetensors", "npz", "npy", "json")
 
+_PROBLEMS = (*DATASET, *FIELDS, RowOutOfRange, NotAcceptable)
 
-@router.get("", summary="A range of rows", responses=binary_response(*_FORMATS), response_class=Response)
+
+@router.get(
+    "",
+    summary="A range of rows",
+    responses={**binary_response(*_FORMATS), **problems(*_PROBLEMS)},
+    response_class=Response,
+)
 async def get_rows(
     request: Request, services: ServicesDep, name: NamePath, query: Annotated[RowsQuery, Query()]
 ) -> Response:
@@ -41,15 +49,15 @@ async def get_rows(
             )
         wanted = range(query.start, stop, query.step)
         services.batcher.check_count(len(wanted))
-        return _answer(services, dataset, np.arange(query.start, stop, query.step), query, form, headers)
+        return _answer(request, services, dataset, np.arange(query.start, stop, query.step), query, form, headers)
 
     return await in_thread(services, work)
 
 
 @router.post(
     "",
-    summary="Rows by a list of ids",
-    responses=binary_response(*_FORMATS),
+    summary="Rows from a list of ids",
+    responses={200: binary_response(*_FORMATS)[200], **problems(*_PROBLEMS, TooManyRequests)},
     response_class=Response,
     openapi_extra=JSON_BODY,
 )
@@ -68,12 +76,13 @@ async def post_rows(
         services.batcher.check_count(len(wanted.rows))
         dataset.check_rows(wanted.rows)
         rows = np.array(wanted.rows, np.int64)
-        return _answer(services, dataset, rows, wanted, form, {"cache-control": "no-store"})
+        return _answer(request, services, dataset, rows, wanted, form, {"cache-control": "no-store"})
 
     return await in_thread(services, work)
 
 
 def _answer(
+    request: Request,
     services: Services,
     dataset: Dataset,
     rows: npt.NDArray[np.int64],
@@ -85,4 +94,4 @@ def _answer(
     if form == "npy" and len(chosen) != 1:
         raise BadParameter(f"format=npy holds one array, but {len(chosen)} fields are asked for: name one with fields=")
     texts = {field.name for field in chosen if field.is_text}
-    return binary(services.batcher.rows(dataset, chosen, rows, services.pool.lease), form, headers, texts)
+    return binary(request, services.batcher.rows(dataset, chosen, rows, services.pool.lease), form, headers, texts)
