@@ -40,7 +40,8 @@ function choices(parameter, path, dataset, names) {
   if (suits === undefined) return null
   const wanted = parameter === "field" && OF_IMAGES.test(path) ? isImage : suits
   const fields = dataset.fields.filter((field) => field.readable && wanted(field)).map((field) => field.name)
-  return parameter === "stratify" ? ["none", ...fields] : fields
+  if (parameter === "stratify") fields.unshift("none")
+  return fields.length > 0 ? fields : null
 }
 
 function fileName(url, contentType) {
