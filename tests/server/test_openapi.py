@@ -34,6 +34,8 @@ def http(server: ServerProcess) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def schema(http: httpx.Client) -> dict[str, Any]:
+    # Examples are of what has been inspected.
+    wait_until(lambda: all(line["status"] != "preparing" for line in http.get("/v1/datasets").json()["datasets"]))
     found: dict[str, Any] = http.get("/openapi.json").json()
     return found
 
@@ -115,7 +117,7 @@ def test_errors_are_described(schema: dict[str, Any]) -> None:
         assert STATUS[h5feed.errors.CLASS_BY_CODE[example["code"]]] == example["status"]
 
 
-_NEEDS = {
+_NEEDS: dict[str, dict[str, Any]] = {
     "fold": {"folds": 5, "split": "val"},
     "epoch_rows": {"balance": True},
     "window": {"shuffle": True},
@@ -138,7 +140,7 @@ def test_examples_run(http: httpx.Client, schema: dict[str, Any]) -> None:
         if operation is None or path == "/v1/jobs/{job}":
             continue
         parameters = operation.get("parameters", [])
-        filled = {}
+        filled: dict[str, Any] = {}
         for each in parameters:
             known = [value["value"] for value in each.get("examples", {}).values()] or [each.get("example")]
             filled |= {each["name"]: known[0]} if known[0] is not None else {}
@@ -151,14 +153,17 @@ def test_examples_run(http: httpx.Client, schema: dict[str, Any]) -> None:
                 assert each["name"] in filled | place or each["name"] in ("prefer", "encoded"), each
                 continue
             needs = {name: value for name, value in _NEEDS.get(each["name"], {}).items() if name in names - set(place)}
-            drawn = {} if "folds" in {each["name"], *needs} else filled
+            # Folds make val themselves.
+            drawn = {
+                name: value for name, value in filled.items() if name != "val" or "folds" not in {each["name"], *needs}
+            }
             query = drawn | needs | {each["name"]: each["schema"]["examples"][0]}
             answer = http.get(url, params=query, headers={"prefer": "wait=30"})
             assert answer.status_code == 200, (path, query, answer.text)
 
 
 def test_a_post_runs(http: httpx.Client, schema: dict[str, Any]) -> None:
-    body = schema["paths"]["/v1/datasets/{name}/rows"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    body = schema["components"]["schemas"]["RowsRequest"]
     example = {name: each["examples"][0] for name, each in body["properties"].items()}
     assert http.post(f"{DATASET}/rows", json=example).status_code == 200
 
@@ -173,7 +178,8 @@ def test_examples_are_of_the_data(serve: Callable[..., ServerProcess], tmp_path:
     with h5py.File(tmp_path / "data" / "b.h5", "w") as file:
         file["train/some, of"], file["train/y"] = np.zeros((30, 8, 8, 3), np.uint8), np.arange(30) % 2
         file["test/some, of"], file["test/y"] = np.zeros((10, 8, 8, 3), np.uint8), np.arange(10) % 2
-    wait_until(lambda: len(_parameters_of(server, "/v1/datasets/{name}", "name").get("examples", {})) == 2)
+    with h5feed.connect(server.url, deadline=60) as feed:
+        assert (feed["a"].rows, feed["b"].rows) == (3, 40)
     for path, name, value in [
         ("stats/mean-image", "field", "some, of"),
         ("plan", "fields", "some%2C%20of,y"),

@@ -50,7 +50,8 @@ expected-statuses = ["2xx", 400, 404, 406, 409, 413, 422]
 def _finds_nothing(server: ServerProcess, folder: Path, examples: int, *options: str) -> None:
     config = folder / "schemathesis.toml"
     config.write_text(_CONFIG.format(examples=examples))
-    command = [Path(sys.executable).with_name("schemathesis"), "--config-file", config, "--no-color", "run"]
+    program = str(Path(sys.executable).with_name("schemathesis"))
+    command = [program, "--config-file", str(config), "--no-color", "run"]
     done = subprocess.run(
         [*command, *options, f"{server.url}/openapi.json"],
         cwd=ROOT,

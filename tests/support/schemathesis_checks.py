@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import schemathesis
 
 
 @schemathesis.check
 def problem_has_a_documented_code(
-    ctx: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case
+    ctx: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any, Any]
 ) -> None:
     if response.status_code < 400:
         return

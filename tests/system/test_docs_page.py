@@ -97,8 +97,8 @@ def test_a_batch_is_kept(visit: Visitor, server: ServerProcess, folder: Path, fo
         with np.load(kept) as tensors, h5py.File(folder / "mixed.h5") as file:
             np.testing.assert_array_equal(tensors["labels"], file["labels"][tensors["__rows__"]])
     else:
-        query = {"batch_size": 32, "fields": "labels", "format": form}
-        wanted = httpx.get(f"{server.url}/v1/datasets/mixed/batches/0", params=query, timeout=60)
+        url = f"{server.url}/v1/datasets/mixed/batches/0?batch_size=32&fields=labels&format={form}"
+        wanted = httpx.get(url, timeout=60)
         assert kept.read_bytes() == wanted.content
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -12,17 +10,12 @@ from h5feed.errors import SourceUnavailable
 from ..catalog.description import describe_dataset
 from ..catalog.discovery import shown
 from ..catalog.entry import Listed
-from .dependencies import NamePath, ServicesDep, in_thread
+from .dependencies import NamePath, ServicesDep, all_known, in_thread
 from .problem_responses import DATASET, problems
 from .queries import CatalogQuery
 from .response_models import Catalogue, DatasetDescription, answers
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
-
-LIST_PATIENCE_SECONDS = 2.0
-"""How long a listing waits for files that are still being inspected before it shows them as `preparing`."""
-
-_POLL_SECONDS = 0.05
 
 _IN_LIST = ("name", "status", "reason", "revision", "rows", "native_splits", "files")
 _FIELD_IN_LIST = ("name", "role", "shape", "dtype", "readable", "reason")
@@ -35,10 +28,7 @@ async def list_datasets(services: ServicesDep, query: Annotated[CatalogQuery, Qu
     `status` is `ok`, `preparing`, `unreadable` (`reason` says why) or `unavailable` (for example, because its disk
     is not mounted).
     """
-    # A folder that has just been mounted is mostly described in a moment: worth a short wait, which holds no thread.
-    deadline = time.monotonic() + LIST_PATIENCE_SECONDS
-    while not await in_thread(services, services.catalog.is_known) and time.monotonic() < deadline:
-        await asyncio.sleep(_POLL_SECONDS)
+    await all_known(services)
 
     def work() -> dict[str, Any]:
         needle = (query.q or "").lower()

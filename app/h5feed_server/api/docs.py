@@ -14,7 +14,7 @@ from h5feed.errors import SourceUnavailable
 from ..catalog.dataset import Dataset
 from ..services import Services
 from .auth import WATCHED_PATHS, is_stranger
-from .dependencies import ServicesDep, in_thread
+from .dependencies import ServicesDep, all_known, in_thread
 from .examples import illustrate
 
 router = APIRouter(include_in_schema=False)
@@ -48,6 +48,7 @@ async def openapi(request: Request, services: ServicesDep) -> Response:
     """
     schema = copy.deepcopy(request.app.openapi())
     if not is_stranger(request):
+        await all_known(services)
         datasets, names = await in_thread(services, lambda: _mounted(services))
         illustrate(schema, datasets, names)
     if services.settings.token_list:

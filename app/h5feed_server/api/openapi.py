@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from .problem_responses import problem_examples
+from .queries import RowsRequest
 from .response_models import Problem
 
 TAGS = {
@@ -89,7 +90,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
         schemas = components.setdefault("schemas", {})
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        schemas["Problem"] = Problem.model_json_schema()
+        for model in (Problem, RowsRequest):
+            schemas[model.__name__] = model.model_json_schema()
         components["examples"] = problem_examples()
         app.openapi_schema = whole
     return app.openapi_schema
