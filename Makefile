@@ -145,6 +145,9 @@ assets: ## unpack Swagger UI and Redoc anew, as pinned in requirements/assets.sh
 	cd $(TMP)/swagger-ui-dist-*/package && cp LICENSE NOTICE favicon-32x32.png swagger-ui.css swagger-ui-bundle.js \
 	  swagger-ui-bundle.js.LICENSE.txt $(ASSETS)/swagger-ui
 	cd $(TMP)/redoc-*/package && cp LICENSE bundles/redoc.standalone.js $(ASSETS)/redoc
+	# Its logo comes from another host.
+	sed -i 's#https://cdn.redoc.ly/redoc/logo-mini[a-z-]*.svg#/static/redoc-name.svg#g' $(ASSETS)/redoc/redoc.standalone.js
+	! grep -o 'src:[^,]*https://[^`]*' $(ASSETS)/redoc/redoc.standalone.js
 	rm -r $(TMP)
 
 wheels: setup ## build both wheels into dist/

@@ -24,8 +24,8 @@ _DESCRIPTION = """
 Training batches from HDF5 files.
 
 A batch depends on nothing but its URL, which names the dataset, the split, the order and the number of the batch, and
-on the revision of the data. Open an endpoint below and press **Execute**: the values that are filled in are of data
-that this server has now, and datasets, splits and fields are chosen from lists.
+on the revision of the data. All of it can be tried at [/docs](/docs), with datasets, splits and fields chosen from what
+this server has now; [/redoc](/redoc) has the same to read.
 """
 
 

@@ -31,8 +31,10 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# Redoc makes its style sheets itself, and searches in a worker of its own.
-_REDOC_POLICY = _POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'; worker-src blob:")
+# Redoc makes its style sheets itself, brings a font in them, and searches in a worker of its own.
+_REDOC_POLICY = _POLICY.replace(
+    "style-src 'self'", "style-src 'self' 'unsafe-inline'; font-src 'self' data:; worker-src blob:"
+)
 
 
 @router.get("/")

@@ -80,6 +80,19 @@ function fetchWith(tokenOf) {
   }
 }
 
+// Opens the endpoint that a link names: Swagger UI itself takes the `_` of its name for a blank, and complains.
+function openLinked(original, { layoutActions }) {
+  return (hash) => {
+    const [tag, operation] = hash.replace(/^#!?\/?/, "").split("/")
+    if (!operation) return original(hash)
+    layoutActions.show(["operations-tag", tag], true)
+    const shown = ["operations", tag, operation]
+    layoutActions.show(shown, true)
+    layoutActions.scrollTo(shown)
+    layoutActions.scrollToVirtualizedOperation(shown)
+  }
+}
+
 function dataPlugin({ React }) {
   const { createContext, createElement, useContext, useEffect, useMemo, useState } = React
   const Choices = createContext(null)
@@ -168,6 +181,7 @@ function dataPlugin({ React }) {
     wrapComponents: { parameterRow: withChoices, JsonSchema_string: withList, responseBody: withFiles },
     statePlugins: {
       spec: { wrapActions: { updateJsonSpec: (original) => (description) => original(arranged(description)) } },
+      layout: { wrapActions: { parseDeepLinkHash: openLinked } },
       auth: {
         wrapActions: {
           authorize: fetchWith((payload) => Object.values(payload)[0].value),
