@@ -12,6 +12,9 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.support.server_process import ServerProcess
+from tests.system.visits import TIMEOUT_MS
+
+expect.set_options(timeout=TIMEOUT_MS)
 
 Visitor = Callable[..., Page]
 
