@@ -9,7 +9,7 @@ import schemathesis
 
 @schemathesis.check
 def problem_has_a_documented_code(
-    ctx: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any, Any]
+    ctx: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any]
 ) -> None:
     if response.status_code < 400:
         return

@@ -205,6 +205,8 @@ SwaggerUIBundle({
   plugins: [dataPlugin],
   requestInterceptor: (request) => {
     if (request.loadSpec && token !== null) request.headers.Authorization = `Bearer ${token}`
+    // Until somebody picks a type, what can be read is preferred, as the list of types says.
+    if (request.headers.accept === "*/*") request.headers.accept = "application/json, */*;q=0.5"
     return request
   },
 })
