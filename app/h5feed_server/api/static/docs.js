@@ -33,7 +33,7 @@ function describe(name) {
 
 // Values to choose from for a parameter; null: it is typed in.
 function choices(parameter, path, dataset, names) {
-  if (parameter === "name") return names.length < NAMES_LISTED ? names : null
+  if (parameter === "name") return names.length > 0 && names.length < NAMES_LISTED ? names : null
   if (dataset === null) return null
   if (parameter === "split") return [...new Set([...SPLITS, ...dataset.native_splits.map((split) => split.name)])]
   const suits = OFFERED[parameter]
