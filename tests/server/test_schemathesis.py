@@ -54,7 +54,7 @@ def _finds_nothing(server: ServerProcess, folder: Path, examples: int, *options:
     command = [program, "--config-file", str(config), "--no-color", "run"]
     done = subprocess.run(
         [*command, *options, f"{server.url}/openapi.json"],
-        cwd=ROOT,
+        cwd=folder,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
