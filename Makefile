@@ -13,6 +13,7 @@ BACKENDS := .venv-backends
 BACKENDS_READY := $(BACKENDS)/.ready
 DOCS := .venv-docs
 DOCS_READY := $(DOCS)/.ready
+ASSETS := $(CURDIR)/app/h5feed_server/api/static
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs
 BACKEND_TESTS := $(addprefix tests/client/test_,backends.py keras_internals.py looks.py stalls.py)
 LOOP_TESTS := $(wildcard tests/client/test_torch*.py tests/client/test_tf.py)
@@ -30,7 +31,7 @@ SYSTEM_READY := $(SYSTEM)/build/.ready
 export KERAS_BACKEND ?= jax
 
 .PHONY: help setup demo test test-all test-whole test-backends test-backends-whole test-floors test-newest setup-system \
-  test-system bench lint format docs docs-serve serve requirements wheels clean
+  test-system bench lint format docs docs-serve serve requirements assets wheels clean
 
 help: ## list all targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 21
@@ -146,6 +147,21 @@ requirements: ## pin the newest versions of all dependencies
 	  -o requirements/floors.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	  --group docs -o requirements/docs.txt
+
+assets: ## unpack Swagger UI and Redoc anew, as pinned in requirements/assets.sha256
+	$(eval TMP := $(shell mktemp -d))
+	sed -E 's/.*  (.*)-([0-9.]+)\.tgz/\1@\2/' requirements/assets.sha256 | xargs npm pack --silent --pack-destination $(TMP)
+	cd $(TMP) && sha256sum --check --quiet $(CURDIR)/requirements/assets.sha256
+	for archive in $(TMP)/*.tgz; do tar -xzf $$archive -C $(TMP) --one-top-level; done
+	rm -rf $(ASSETS)/swagger-ui $(ASSETS)/redoc
+	mkdir $(ASSETS)/swagger-ui $(ASSETS)/redoc
+	cd $(TMP)/swagger-ui-dist-*/package && cp LICENSE NOTICE favicon-32x32.png swagger-ui.css swagger-ui-bundle.js \
+	  swagger-ui-bundle.js.LICENSE.txt $(ASSETS)/swagger-ui
+	cd $(TMP)/redoc-*/package && cp LICENSE bundles/redoc.standalone.js $(ASSETS)/redoc
+	# Its logo comes from another host.
+	sed -i 's#https://cdn.redoc.ly/redoc/logo-mini[a-z-]*.svg#/static/redoc-name.svg#g' $(ASSETS)/redoc/redoc.standalone.js
+	! grep -o 'src:[^,]*https://[^`]*' $(ASSETS)/redoc/redoc.standalone.js
+	rm -r $(TMP)
 
 wheels: setup ## build both wheels into dist/
 	$(BIN)/uv build --quiet --wheel --out-dir dist client

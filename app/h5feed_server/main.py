@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 
@@ -29,7 +30,7 @@ from .api.auth import BearerAuth
 from .api.client_wheel import ClientWheel
 from .api.hosts import HostCheck
 from .api.identity import Callers, TrustedProxies
-from .api.openapi import PROBLEM_RESPONSE, operation_id
+from .api.openapi import describe, operation_id
 from .api.shortcut import BatchShortcut, KnownQueries
 from .api.uploads import Uploads, longest_body
 from .services import Services
@@ -38,8 +39,9 @@ from .settings import Settings
 _DESCRIPTION = """
 Training batches from HDF5 files.
 
-A batch is a pure function of its URL: the dataset, the split, the order and the index. Try **One batch** below: the
-datasets in the drop-down are those that this server serves now.
+A batch depends on nothing but its URL, which names the dataset, the split, the order and the number of the batch, and
+on the revision of the data. All of it can be tried at [/docs](/docs), with datasets, splits and fields chosen from what
+this server has now; [/redoc](/redoc) has the same to read.
 """
 
 
@@ -63,7 +65,6 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
-        responses={"default": PROBLEM_RESPONSE},
         generate_unique_id_function=operation_id,
         max_body_size=longest_body(settings.max_rows),
     )
@@ -71,9 +72,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.ready = health.ReadyState()
     app.state.uploads = Uploads()
     app.state.client_wheel = ClientWheel.of_installed()
+    app.openapi = partial(describe, app)  # type: ignore[method-assign]
     problems.install(app)
     for module in (
-        *(datasets, tree, splits, batches, rows, stats, images, plots, jobs),
+        *(datasets, tree, rows, images, splits, stats, plots, batches, jobs),
         *(health, h5grove, docs, simple_index),
     ):
         app.include_router(module.router)

@@ -156,6 +156,10 @@ def test_wheels(tmp_path: Path) -> None:
         "h5feed": {"h5feed", "h5feed-0.1.0.dist-info"},
         "h5feed_server": {"h5feed_server", "h5feed_server-0.1.0.dist-info"},
     }
+    (server,) = tmp_path.glob("h5feed_server-*.whl")
+    held = zipfile.ZipFile(server).namelist()
+    for file in ("docs.html", "static/docs.js", "static/swagger-ui/swagger-ui-bundle.js", "static/swagger-ui/LICENSE"):
+        assert f"h5feed_server/api/{file}" in held
     home = tmp_path / "venv"
     venv.create(home, with_pip=False)
     python = home / "bin" / "python"

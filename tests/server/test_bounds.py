@@ -228,8 +228,9 @@ def test_posted_bodies(server: ServerProcess) -> None:
     answer = httpx.post(server.url + ROWS, json={"rows": rows.tolist(), "fields": ["lzf"]}, timeout=60)
     tensors, _, _ = read_body(np.frombuffer(answer.content, np.uint8))
     assert np.array_equal(tensors["lzf"], rows) and np.array_equal(tensors["__rows__"], rows)
-    schema = httpx.get(server.url + "/openapi.json", timeout=60).json()["paths"]["/v1/datasets/{name}/rows"]["post"]
-    assert "rows" in schema["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    schema = httpx.get(server.url + "/openapi.json", timeout=60).json()
+    body = schema["paths"]["/v1/datasets/{name}/rows"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "rows" in schema["components"]["schemas"][body["$ref"].rpartition("/")[2]]["properties"]
 
 
 def test_a_body_without_a_token_is_not_read(guarded: ServerProcess) -> None:

@@ -12,7 +12,11 @@ import httpx
 import numpy as np
 import pytest
 from h5feed_server.api import response_models
-from h5feed_server.api.openapi import GROUPS
+from h5feed_server.api.binary import file_name
+from h5feed_server.api.openapi import GROUPS, TAGS
+from h5feed_server.api.problem_responses import MEANINGS
+from h5feed_server.api.problems import STATUS
+from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import BaseModel
 
 from tests.support.server_process import ServerProcess
@@ -30,12 +34,29 @@ def http(server: ServerProcess) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def schema(http: httpx.Client) -> dict[str, Any]:
+    # Examples are of what has been inspected.
+    wait_until(lambda: all(line["status"] != "preparing" for line in http.get("/v1/datasets").json()["datasets"]))
     found: dict[str, Any] = http.get("/openapi.json").json()
     return found
 
 
 def _operations(schema: dict[str, Any]) -> list[dict[str, Any]]:
     return [operation for path in schema["paths"].values() for operation in path.values()]
+
+
+def test_it_is_valid(schema: dict[str, Any]) -> None:
+    """OpenAPI 3.1, by the standard's own schema."""
+    assert schema["openapi"].startswith("3.1.")
+    OpenAPIV31SpecValidator(schema).validate()
+
+
+def test_groups_are_in_order(schema: dict[str, Any]) -> None:
+    """Each endpoint is in one, and each has a word to it: first what is there, last what watches it."""
+    assert [(tag["name"], tag["description"]) for tag in schema["tags"]] == list(TAGS.items())
+    found = [tag for operation in _operations(schema) for tag in operation["tags"]]
+    assert len(found) == len(_operations(schema)) and list(dict.fromkeys(found)) == list(TAGS)
+    for operation in _operations(schema):
+        assert operation["summary"] and operation["description"]
 
 
 @pytest.mark.parametrize(
@@ -74,10 +95,109 @@ def test_operations_have_names_for_people(schema: dict[str, Any]) -> None:
     assert {"get_batch", "list_datasets", "get_stats", "delete_job"} <= set(names)
 
 
-def test_the_problem_is_described_once(schema: dict[str, Any]) -> None:
+def test_errors_are_described(schema: dict[str, Any]) -> None:
+    """Each endpoint names the codes of each status, with an example of each that says the same."""
+    examples = {code: each["value"] for code, each in schema["components"]["examples"].items()}
+    named = set()
     for operation in _operations(schema):
-        assert operation["responses"]["default"]["$ref"] == "#/components/responses/Problem"
-    assert list(schema["components"]["responses"]) == ["Problem"]
+        responses = {status: each for status, each in operation["responses"].items() if status >= "400"}
+        assert {"400", "500"} <= set(responses) and "default" not in operation["responses"]
+        for status, response in responses.items():
+            (content,) = response["content"].items()
+            assert content[0] == "application/problem+json"
+            assert content[1]["schema"] == {"$ref": "#/components/schemas/Problem"}
+            for code, example in content[1]["examples"].items():
+                assert example == {"$ref": f"#/components/examples/{code}"}
+                assert examples[code]["status"] == int(status) and f"`{code}`" in response["description"]
+                named.add(code)
+    assert named == set(examples) == {cls.code for cls in MEANINGS}
+    assert "HTTPValidationError" not in schema["components"]["schemas"]
+    for example in examples.values():
+        response_models.Problem.model_validate(example, strict=True)
+        assert STATUS[h5feed.errors.CLASS_BY_CODE[example["code"]]] == example["status"]
+
+
+_NEEDS: dict[str, dict[str, Any]] = {
+    "fold": {"folds": 5, "split": "val"},
+    "epoch_rows": {"balance": True},
+    "window": {"shuffle": True},
+    "shard": {"shards": 2},
+    "split_seed": {"test": 0.1, "split": "train"},
+    "split_shuffle": {"test": 0.1, "split": "train"},
+    "group": {"test": 0.5, "split": "train"},
+    "stratify": {"test": 0.1, "split": "train"},
+    "test": {"split": "train"},
+    "val": {"split": "train"},
+    "folds": {"split": "train"},
+}
+"""What parameters need beside them to have an effect."""
+
+
+def test_examples_run(http: httpx.Client, schema: dict[str, Any]) -> None:
+    """What pages fill in is answered as it is, and so is each other parameter's example beside it."""
+    for path, operations in schema["paths"].items():
+        operation = operations.get("get")
+        if operation is None or path == "/v1/jobs/{job}":
+            continue
+        parameters = operation.get("parameters", [])
+        filled: dict[str, Any] = {}
+        for each in parameters:
+            known = [value["value"] for value in each.get("examples", {}).values()] or [each.get("example")]
+            filled |= {each["name"]: known[0]} if known[0] is not None else {}
+        place = {each["name"]: filled.pop(each["name"]) for each in parameters if each["in"] == "path"}
+        url = path.format(**place)
+        assert http.get(url, params=filled, headers={"prefer": "wait=30"}).status_code == 200, path
+        names = {each["name"] for each in parameters}
+        for each in parameters:
+            if "examples" not in each["schema"] or each["in"] == "header":
+                assert each["name"] in filled | place or each["name"] in ("prefer", "encoded"), each
+                continue
+            needs = {name: value for name, value in _NEEDS.get(each["name"], {}).items() if name in names - set(place)}
+            # Folds make val themselves, and rows that are named are not drawn.
+            without = (
+                {"test", "val"} if each["name"] == "rows" else {"val"} if "folds" in {each["name"], *needs} else set()
+            )
+            drawn = {name: value for name, value in filled.items() if name not in without}
+            query = drawn | needs | {each["name"]: each["schema"]["examples"][0]}
+            answer = http.get(url, params=query, headers={"prefer": "wait=30"})
+            assert answer.status_code == 200, (path, query, answer.text)
+
+
+def test_a_post_runs(http: httpx.Client, schema: dict[str, Any]) -> None:
+    body = schema["components"]["schemas"]["RowsRequest"]
+    example = {name: each["examples"][0] for name, each in body["properties"].items()}
+    assert http.post(f"{DATASET}/rows", json=example).status_code == 200
+
+
+def test_examples_are_of_the_data(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Of the dataset that most can be tried with; where there is none, none are given."""
+    (tmp_path / "data").mkdir()
+    server = serve(tmp_path / "data")
+    assert "examples" not in str(_parameters_of(server, "/v1/datasets/{name}/stats/mean-image", "name"))
+    with h5py.File(tmp_path / "data" / "a.h5", "w") as file:
+        file["v"] = np.arange(3.0)
+    with h5py.File(tmp_path / "data" / "b.h5", "w") as file:
+        file["train/some, of"], file["train/y"] = np.zeros((30, 8, 8, 3), np.uint8), np.arange(30) % 2
+        file["test/some, of"], file["test/y"] = np.zeros((10, 8, 8, 3), np.uint8), np.arange(10) % 2
+    with h5feed.connect(server.url, deadline=60) as feed:
+        assert (feed["a"].rows, feed["b"].rows) == (3, 40)
+    for path, name, value in [
+        ("stats/mean-image", "field", "some, of"),
+        ("plan", "fields", "some%2C%20of,y"),
+        ("plan", "split", "train"),
+        ("rows", "stop", 8),
+        ("splits", "classes", "y"),
+    ]:
+        found = _parameters_of(server, f"/v1/datasets/{{name}}/{path}", name)
+        assert found.get("example", found["schema"].get("examples")) in (value, [value]), name
+        assert list(_parameters_of(server, f"/v1/datasets/{{name}}/{path}", "name")["examples"]) == ["b", "a"]
+
+
+def _parameters_of(server: ServerProcess, path: str, name: str) -> dict[str, Any]:
+    schema = httpx.get(f"{server.url}/openapi.json", timeout=60).json()
+    found: dict[str, Any]
+    (found,) = [each for each in schema["paths"][path]["get"]["parameters"] if each["name"] == name]
+    return found
 
 
 def test_answers_have_types(schema: dict[str, Any]) -> None:
@@ -138,12 +258,41 @@ def test_browsers_get_what_people_can_read(http: httpx.Client, path: str) -> Non
         assert images["first"] == truth["images"][0].reshape(-1)[:32].tolist()
 
 
-@pytest.mark.parametrize("form", ["safetensors", "npz"])
-def test_what_browsers_cannot_show_they_keep(http: httpx.Client, form: str) -> None:
-    """Whichever way a body takes: asked for once, and again."""
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("batches/3?format=safetensors", "tensors.safetensors"),
+        ("batches/3?format=npz", "mixed-batches-3.npz"),
+        ("rows?stop=3&format=npz", "mixed-rows.npz"),
+        ("rows?stop=3&fields=labels&format=npy", "mixed-rows.npy"),
+        ("splits/train/rows?test=0.5", "mixed-splits-train-rows.safetensors"),
+        ("stats/mean-image?field=images&format=npy", "mixed-stats-mean-image.npy"),
+        ("rows/5/image?format=svg", "mixed-rows-5-image.svg"),
+        ("stats/plot?kind=histogram", "mixed-stats-plot.png"),
+    ],
+)
+def test_files_have_names(http: httpx.Client, path: str, name: str) -> None:
+    """What browsers cannot show they keep, and pictures under a name too; asked for once, and again."""
+    kind = "inline" if name.endswith((".png", ".svg")) else "attachment"
     for _ in range(2):
-        answer = http.get(f"{DATASET}/batches/0?batch_size=2&format={form}")
-        assert answer.headers["content-disposition"] == f'attachment; filename="tensors.{form}"'
+        answer = http.get(f"{DATASET}/{path}", headers={"prefer": "wait=30"})
+        assert answer.headers["content-disposition"] == f'{kind}; filename="{name}"'
+
+
+def test_names_of_files_are_harmless(http: httpx.Client) -> None:
+    """Whatever a path holds."""
+    assert file_name('/v1/datasets/a b/../"c\r\n\u00e9/batches/0', "npz") == "a_b-..-_c_-batches-0.npz"
+
+
+def test_any_bytes(http: httpx.Client) -> None:
+    """Programs that know no type of ours ask for bytes; they get the safetensors that others get, under that name."""
+    headers = {"accept": "application/octet-stream"}
+    for path in (f"{DATASET}/batches/0?batch_size=2", f"{DATASET}/rows?stop=2"):
+        answer, usual = http.get(path, headers=headers), http.get(path)
+        assert answer.headers["content-type"] == "application/octet-stream"
+        assert usual.headers["content-type"] == "application/x-safetensors"
+        assert answer.content == usual.content
+    assert http.get(f"{DATASET}/rows/0/image", headers=headers).headers["content-type"] == "image/png"
 
 
 def test_text_numbers_and_lists_are_readable(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:

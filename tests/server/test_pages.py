@@ -1,4 +1,4 @@
-"""Pages as a browser shows them: headless Chromium, where there is one."""
+"""The page of the OpenAPI description as a browser shows it: headless Chromium, where there is one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from tests.support.server_process import ServerProcess
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
 _FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
 _FLAGS += "--disable-component-update --disable-sync --virtual-time-budget=20000 --window-size=1280,2400"
 
@@ -27,30 +25,34 @@ def _rendered(url: str, profile: Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
-def test_docs_page_offers_the_datasets(server: ServerProcess, tmp_path: Path) -> None:
-    """The page of one endpoint, opened by its link: its parameters are described, the datasets are there to choose."""
-    schema = httpx.get(f"{server.url}/openapi.json", timeout=60).json()
-    operation = schema["paths"]["/v1/datasets/{name}/batches/{index}"]["get"]
-    page = _rendered(f"{server.url}/docs#/batches/{operation['operationId']}", tmp_path)
-    assert "One batch" in page
-    for name in ("mixed", "sub.small", "tall"):
-        assert name in page
-    for parameter in ("split_seed", "shuffle", "batch_size"):
-        assert parameter in page
-    assert "Failed to load" not in page
-
-
-def test_docs_page_groups_and_offers(server: ServerProcess, tmp_path: Path) -> None:
-    """Parameters stand below headings; fields and splits are offered as the dataset that is chosen has them."""
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_docs_page(server: ServerProcess, tmp_path: Path) -> None:
+    """One endpoint, opened by its link: parameters stand below headings, and what is there can be chosen."""
     page = _rendered(f"{server.url}/docs#/batches/get_batch", tmp_path)
+    assert "One batch" in page and "Failed to load" not in page
     found = re.findall(r'<tr class="heading"><th colspan="2">([^<]*)</th>|<tr data-param-name="(\w+)"', page)
     order = [heading or name for heading, name in found]
-    assert order.index("Order") < order.index("shuffle") < order.index("Splits that are drawn") or (
-        order.index("Splits that are drawn") < order.index("test") < order.index("Order") < order.index("shuffle")
-    )
-    fields = re.search(r'<datalist id="fields-of-mixed">(.*?)</datalist>', page)
-    assert fields and 'value="images"' in fields[1] and 'value="labels"' in fields[1]
+    assert order.index("Order") < order.index("shuffle") < order.index("Rows by class or weight")
+    assert order.index("Splits that are drawn") < order.index("test") < order.index("Order")
+    offered = {
+        name: re.findall(r'value="([^"]*)"', options)
+        for name, options in re.findall(r'<select [^>]*aria-label="(\w+)"[^>]*>(.*?)</select>', page)
+    }
+    assert offered["name"] == ["mixed", "sub.small", "tall"]
+    assert {"all", "train", "val", "test"} <= set(offered["split"])
     for name in ("fields", "stratify", "weights"):
-        assert re.search(rf'<tr data-param-name="{name}".*?<input[^>]*list="fields-of-mixed"', page), name
-    assert re.search(r'<tr data-param-name="split".*?<input[^>]*list="splits-of-mixed"', page)
-    assert 'value="train"' in page
+        assert "labels" in offered[name]
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_pages_hold_no_script(server: ServerProcess, path: str) -> None:
+    """Scripts come from this server alone, and none stands in the page; the policy says so to the browser."""
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        answer = http.get(path)
+        directives = dict(item.split(maxsplit=1) for item in answer.headers["content-security-policy"].split("; "))
+        assert (directives["default-src"], directives["script-src"]) == ("'none'", "'self'")
+        assert directives["frame-ancestors"] == directives["form-action"] == directives["base-uri"] == "'none'"
+        assert re.findall(r"<script[^>]*>(.*?)</script>", answer.text, re.DOTALL) == [""] * answer.text.count("<script")
+        assert "<style" not in answer.text and not re.search(r"\son\w+=|\sstyle=|https?://", answer.text)
+        for asset in re.findall(r'<(?:script|link)[^>]* (?:src|href)="([^"]+)"', answer.text):
+            assert http.get(asset).status_code == 200, asset

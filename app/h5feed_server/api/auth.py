@@ -20,7 +20,7 @@ WATCHED_PATHS = frozenset({"/healthz", "/readyz"})
 CLIENT_FOLDER = "/simple/"
 """The package index with the client: pip has no token, and may know the server by any name."""
 
-_OPEN_PATHS = WATCHED_PATHS | {"/", "/docs", "/openapi.json", CLIENT_FOLDER.rstrip("/")}
+_OPEN_PATHS = WATCHED_PATHS | {"/", "/docs", "/redoc", "/openapi.json", CLIENT_FOLDER.rstrip("/")}
 _OPEN_FOLDERS = ("/static/", CLIENT_FOLDER)
 
 

@@ -19,7 +19,7 @@ from ..batches.batcher import BatchPlan
 from ..catalog.inspections import NotYet
 from ..jobs.registry import InProgress
 from ..services import Services
-from .binary import DOWNLOAD, Bytes, is_tagged, not_modified, url_headers
+from .binary import KEPT, Bytes, is_tagged, not_modified, url_headers
 from .dependencies import in_thread
 from .peer import Peer, Writer, peer_of
 from .queries import PlanQuery
@@ -32,7 +32,8 @@ BLOCK_BYTES = 4 << 20
 MAX_BLOCKS = 4096
 """Bound on what one request may ask for."""
 
-_DOWNLOAD = DOWNLOAD.format("safetensors")
+_KEPT = KEPT.format("tensors.safetensors")
+"""The same for all: a name of its own would cost each batch time."""
 
 _DIRECT_SECONDS = 1.0
 """After this, an answer that a thread sends itself goes on through the event loop: others want the thread."""
@@ -86,6 +87,8 @@ class BatchStream(Response):
         Of the URL, for the ETag; see `url_headers`.
     if_none_match : str
         Header of that name.
+    media_type : str
+        To send it as.
     """
 
     def __init__(
@@ -98,9 +101,11 @@ class BatchStream(Response):
         path: str,
         items: Sequence[str],
         if_none_match: str = "",
+        media_type: str = MEDIA_TYPE,
     ) -> None:
         # Nothing is known of headers and body before the plan is: the base class is given none.
         self.background = None
+        self.media_type = media_type
         self._services = services
         self._plan = plan
         self._window = start, stop
@@ -127,7 +132,7 @@ class BatchStream(Response):
             if head:
                 await send({"type": "http.response.body", "body": head, "more_body": True})
         else:
-            answer = Response(headers=begun.headers, media_type=MEDIA_TYPE)
+            answer = Response(headers=begun.headers, media_type=self.media_type)
             await send({"type": "http.response.start", "status": 200, "headers": answer.raw_headers})
         await self._send_rest(begun, peer, send)
 
@@ -183,7 +188,7 @@ class BatchStream(Response):
         headers = url_headers(*self._url, plan.dataset.revision, "safetensors", private=private)
         if is_tagged(self._if_none_match, headers):
             return not_modified(headers)
-        headers["content-disposition"] = _DOWNLOAD
+        headers["content-disposition"] = _KEPT
         planned = time.perf_counter()
         if plan.ragged:
             # The length of text is known when it is read: of several blocks, not before the last.
@@ -210,7 +215,7 @@ class BatchStream(Response):
                 if nbytes is not None:
                     headers["content-length"] = str(nbytes)
                 if writer is not None and nbytes is not None:
-                    writer.start(Response(headers=headers, media_type=MEDIA_TYPE).raw_headers, nbytes)
+                    writer.start(Response(headers=headers, media_type=self.media_type).raw_headers, nbytes)
             begun.unsent = block[writer.write(block) :] if writer is not None else block
             if writer is None or writer.stalled or time.perf_counter() - began > _DIRECT_SECONDS:
                 break

@@ -7,19 +7,34 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
+from h5feed.errors import BatchOutOfRange, NotAcceptable
 from h5feed.wire import Tensor
 
 from ..services import Services
 from .batch_stream import BatchStream, filled, plan_of
-from .binary import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified, query_items
+from .binary import (
+    Format,
+    binary,
+    binary_response,
+    cache_headers,
+    is_known,
+    media_type,
+    negotiate,
+    not_modified,
+    query_items,
+)
 from .dependencies import NamePath, ServicesDep, in_thread
+from .problem_responses import DATASET, FIELDS, SPLITS, problems
 from .queries import BatchQuery, PlanQuery, StreamQuery
 from .response_models import Plan, answers
 
 router = APIRouter(prefix="/v1/datasets/{name}", tags=["batches"])
 
+_PLAN_PROBLEMS = (*DATASET, *FIELDS, *SPLITS)
+_PROBLEMS = problems(*_PLAN_PROBLEMS, BatchOutOfRange, NotAcceptable)
 
-@router.get("/plan", summary="What an epoch of an order will be", **answers(Plan))
+
+@router.get("/plan", summary="Size of an epoch", **answers(Plan, problems(*_PLAN_PROBLEMS)))
 async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQuery, Query()]) -> dict[str, Any]:
     """Number of rows and batches, rows of the last batch and bytes per batch: what a client needs before its first
     request.
@@ -55,7 +70,12 @@ async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQ
 _FORMATS: tuple[Format, ...] = ("safetensors", "npz", "npy", "json")
 
 
-@router.get("/batches/{index}", summary="One batch", responses=binary_response(*_FORMATS), response_class=Response)
+@router.get(
+    "/batches/{index}",
+    summary="One batch",
+    responses={**binary_response(*_FORMATS), **_PROBLEMS},
+    response_class=Response,
+)
 async def get_batch(
     request: Request,
     services: ServicesDep,
@@ -74,15 +94,15 @@ async def get_batch(
         if is_known(request, headers):
             return not_modified(headers)
         texts = {field.name for field in plan.fields if field.is_text}
-        return binary(filled(services, plan, index, index + 1), form, headers, texts)
+        return binary(request, filled(services, plan, index, index + 1), form, headers, texts)
 
     return await in_thread(services, work)
 
 
 @router.get(
     "/batches",
-    summary="Many batches in one answer",
-    responses=binary_response("safetensors"),
+    summary="Many batches in one response",
+    responses={**binary_response("safetensors"), **_PROBLEMS},
     response_class=Response,
 )
 async def stream_batches(
@@ -105,6 +125,7 @@ def _stream(request: Request, services: Services, name: str, query: BatchQuery, 
         path=request.scope["path"],
         items=query_items(request),
         if_none_match=request.headers.get("if-none-match", ""),
+        media_type=media_type(request, "safetensors"),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
@@ -27,29 +28,39 @@ MEDIA_TYPES: dict[Format, str] = {
     "json": "application/json",
 }
 
-DOWNLOAD = 'attachment; filename="tensors.{}"'
-"""Value of the header by which browsers keep what they cannot show."""
+_ANY_BYTES = "application/octet-stream"
+"""What programs ask for that know no media type of ours, generated clients among them; they get safetensors."""
 
-_BROWSERS = "text/html"
-"""What browsers want most: they are given JSON, which people can read."""
+KEPT = 'attachment; filename="{}"'
+"""Value of the header by which browsers keep what they cannot show, under this name."""
+
+_ODD = re.compile(r"[^A-Za-z0-9_.-]+")
+"""What a file name had better not contain."""
+
+_OTHER_NAMES = {("text/html", "json"), (_ANY_BYTES, "safetensors")}
+"""Formats by what is asked for. Browsers want HTML most: they are given JSON, which people can read."""
+
+
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "The caller has it already"}}
+"""OpenAPI response of endpoints that know ``If-None-Match``."""
 
 
 def binary_response(*forms: Format) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI responses of endpoints that return these formats; the readable one comes first, because pages show
-    that.
-    """
-    kinds: dict[str, Any] = {MEDIA_TYPES["json"]: {}} if "json" in forms else {}
-    readable = {"model": Preview} if kinds else {}
+    """OpenAPI responses of endpoints that return these formats, the default first: generated clients take that."""
+    tensors = {"schema": {"type": "string", "format": "binary"}}
+    kinds: dict[str, Any] = {}
     for form in forms:
-        if form != "json":
-            kinds[MEDIA_TYPES[form]] = {"schema": {"type": "string", "format": "binary"}}
+        kinds[MEDIA_TYPES[form]] = {} if form == "json" else tensors
+        if form == "safetensors":
+            kinds[_ANY_BYTES] = tensors
+    readable = {"model": Preview} if "json" in forms else {}
     return {
         200: {
             "description": "Tensors: the fields and `__rows__` (int64 row ids). As JSON: their first values",
             "content": kinds,
             **readable,
         },
-        304: {"description": "The caller has it already"},
+        **NOT_MODIFIED,
     }
 
 
@@ -75,12 +86,24 @@ def negotiate(request: Request, wanted: Format | None, allowed: Sequence[Format]
             continue
     for quality_below_zero, media in sorted(ranges, key=lambda pair: pair[0]):
         for name in allowed:
-            names_it = media in ("*/*", "application/*", MEDIA_TYPES[name])
-            if quality_below_zero < 0 and (names_it or (media == _BROWSERS and name == "json")):
+            names_it = media in ("*/*", "application/*", MEDIA_TYPES[name]) or (media, name) in _OTHER_NAMES
+            if quality_below_zero < 0 and names_it:
                 return name
     raise NotAcceptable(
         f"Accept: {accepted[:200]} is not supported here: use {', '.join(MEDIA_TYPES[name] for name in allowed)}"
     )
+
+
+def media_type(request: Request, form: Format) -> str:
+    """The media type to send `form` as: what the caller has asked for, where that is another name of it."""
+    accepted = request.headers.get("accept", "").strip().lower()
+    return _ANY_BYTES if form == "safetensors" and accepted == _ANY_BYTES else MEDIA_TYPES[form]
+
+
+def file_name(path: str, form: str) -> str:
+    """Name under which browsers keep an answer: ``digits-batches-0.npz``."""
+    place = path.removeprefix("/v1/datasets/").replace("/", "-")
+    return f"{_ODD.sub('_', place)}.{form}"
 
 
 def query_items(request: Request) -> list[str]:
@@ -121,7 +144,9 @@ def not_modified(headers: dict[str, str]) -> Response:
     return Response(status_code=304, headers=headers)
 
 
-def binary(buffer: Bytes, form: Format, headers: dict[str, str], texts: Collection[str] = ()) -> Response:
+def binary(
+    request: Request, buffer: Bytes, form: Format, headers: dict[str, str], texts: Collection[str] = ()
+) -> Response:
     """The body in the requested format; safetensors is sent from `buffer` itself.
 
     Parameters
@@ -132,10 +157,10 @@ def binary(buffer: Bytes, form: Format, headers: dict[str, str], texts: Collecti
     if form == "json":
         tensors, metadata, _ = read_body(buffer)
         return JSONResponse(preview(tensors, metadata, texts), headers=headers)
-    headers = {**headers, "content-disposition": DOWNLOAD.format(form)}
+    headers = {**headers, "content-disposition": KEPT.format(file_name(request.scope["path"], form))}
     if form == "safetensors":
         # The memoryview keeps the buffer from being recycled until the last byte is sent.
-        return Response(memoryview(buffer), headers=headers, media_type=MEDIA_TYPE)
+        return Response(memoryview(buffer), headers=headers, media_type=media_type(request, form))
     tensors, _, _ = read_body(buffer)
     stream = io.BytesIO()
     if form == "npz":

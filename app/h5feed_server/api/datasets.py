@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from h5feed.errors import SourceUnavailable
 
 from ..catalog.description import describe_dataset
 from ..catalog.discovery import shown
 from ..catalog.entry import Listed
-from .dependencies import NamePath, ServicesDep, in_thread
+from .dependencies import NamePath, ServicesDep, all_known, in_thread
+from .problem_responses import DATASET, problems
 from .queries import CatalogQuery
 from .response_models import Catalogue, DatasetDescription, answers
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
-LIST_PATIENCE_SECONDS = 2.0
-"""How long a listing waits for files that are still being inspected before it shows them as `preparing`."""
-
-_POLL_SECONDS = 0.05
-
 _IN_LIST = ("name", "status", "reason", "revision", "rows", "native_splits", "files")
 _FIELD_IN_LIST = ("name", "role", "shape", "dtype", "readable", "reason")
 
 
-@router.get("", summary="What is served", **answers(Catalogue))
+@router.get("", summary="All datasets", **answers(Catalogue, problems(SourceUnavailable)))
 async def list_datasets(services: ServicesDep, query: Annotated[CatalogQuery, Query()]) -> dict[str, Any]:
     """The catalogue, one page at a time.
 
     `status` is `ok`, `preparing`, `unreadable` (`reason` says why) or `unavailable` (for example, because its disk
     is not mounted).
     """
-    # A folder that has just been mounted is mostly described in a moment: worth a short wait, which holds no thread.
-    deadline = time.monotonic() + LIST_PATIENCE_SECONDS
-    while not await in_thread(services, services.catalog.is_known) and time.monotonic() < deadline:
-        await asyncio.sleep(_POLL_SECONDS)
+    await all_known(services)
 
     def work() -> dict[str, Any]:
         needle = (query.q or "").lower()
@@ -51,7 +43,7 @@ async def list_datasets(services: ServicesDep, query: Annotated[CatalogQuery, Qu
     return await in_thread(services, work)
 
 
-@router.get("/{name}", summary="One dataset, whole", **answers(DatasetDescription))
+@router.get("/{name}", summary="One dataset and its fields", **answers(DatasetDescription, problems(*DATASET)))
 async def get_dataset(services: ServicesDep, name: NamePath) -> dict[str, Any]:
     """Fields with shape, dtype, role (and why), chunks, filters and sizes; attributes; the cost of a shuffled batch."""
     return await in_thread(services, lambda: describe_dataset(services.catalog.dataset(name)))

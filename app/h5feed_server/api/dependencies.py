@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
@@ -45,6 +46,20 @@ async def _services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(_services)]
 
 NamePath = Annotated[str, Path(description="Name of a dataset, as the catalogue lists it.")]
+
+
+_LIST_SECONDS = 2.0
+"""How long a listing waits for files that are still being inspected before it shows them as `preparing`."""
+
+_LIST_POLL_SECONDS = 0.05
+
+
+async def all_known(services: Services) -> None:
+    """Wait until all files are inspected, for a moment: in a folder that was just mounted, most are soon."""
+    # Holds no thread meanwhile.
+    deadline = time.monotonic() + _LIST_SECONDS
+    while not await in_thread(services, services.catalog.is_known) and time.monotonic() < deadline:
+        await asyncio.sleep(_LIST_POLL_SECONDS)
 
 
 async def in_thread(services: Services, work: Callable[[], T], patience: float | None = None) -> T:

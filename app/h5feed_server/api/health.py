@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
-from h5feed.errors import FeedError, Overloaded, Preparing, SourceUnavailable
+from h5feed.errors import FeedError, Overloaded, Preparing, ReadTimeout, SourceUnavailable
 
 from ..catalog.catalog import AWAY_RETRY_SECONDS
 from ..catalog.inspections import NotYet
 from ..services import Services
 from .dependencies import ServicesDep, in_thread
+from .problem_responses import ANYWHERE, problems
 
 router = APIRouter(tags=["health"])
 
@@ -28,13 +29,23 @@ class ReadyState:
     worked: float = float("-inf")
 
 
-@router.get("/healthz", summary="Alive", response_class=PlainTextResponse)
+@router.get(
+    "/healthz",
+    summary="Whether the server runs",
+    responses=problems(base=ANYWHERE),
+    response_class=PlainTextResponse,
+)
 async def healthz() -> Response:
     """Responds as long as the process is running."""
     return PlainTextResponse("ok")
 
 
-@router.get("/readyz", summary="Ready", response_class=PlainTextResponse)
+@router.get(
+    "/readyz",
+    summary="Whether the server can read its data",
+    responses=problems(SourceUnavailable, Preparing, Overloaded, ReadTimeout, base=ANYWHERE),
+    response_class=PlainTextResponse,
+)
 async def readyz(request: Request, services: ServicesDep) -> Response:
     """Responds with 200 if a read of a sample dataset succeeded recently and everything that was served is still
     available. Unreadable files are ignored.

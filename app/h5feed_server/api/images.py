@@ -21,8 +21,9 @@ from ..services import Services
 from ..sharing.slots import Slots
 from ..splits.labels import Labels
 from ..stats import figures, pictures
-from .binary import is_known, not_modified
+from .binary import NOT_MODIFIED, file_name, is_known, not_modified
 from .dependencies import NamePath, ServicesDep, in_thread
+from .problem_responses import DATASET, FIELDS, SPLITS, problems
 from .queries import SplitsQuery
 from .stats import StatsQuery, stats_headers
 
@@ -37,9 +38,16 @@ MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml", "txt": "text/plain; c
 PICTURE_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A picture, or the text that says what is on it",
-        "content": {media.partition(";")[0]: {} for media in MEDIA_TYPES.values()},
-    }
+        "content": {
+            "image/png": {"schema": {"type": "string", "format": "binary"}},
+            "image/svg+xml": {"schema": {"type": "string"}},
+            "text/plain": {"schema": {"type": "string"}},
+        },
+    },
+    **NOT_MODIFIED,
 }
+
+_PROBLEMS = (*DATASET, *FIELDS, RowOutOfRange)
 
 FORMAT = "`png`, `svg`, or `txt`: the text for those who do not see the picture, which is in the other two as well."
 _FIELD = "Field of images; default: the first input that holds some."
@@ -117,7 +125,12 @@ class PreviewQuery(StatsQuery):
         return np.array(ids, np.int64)
 
 
-@router.get("/rows/{row}/image", summary="One sample as a picture", responses=PICTURE_RESPONSE, response_class=Response)
+@router.get(
+    "/rows/{row}/image",
+    summary="One row as a picture",
+    responses={**PICTURE_RESPONSE, **problems(*_PROBLEMS)},
+    response_class=Response,
+)
 async def get_image(
     request: Request,
     services: ServicesDep,
@@ -131,7 +144,7 @@ async def get_image(
 
     def work() -> Response:
         dataset = services.catalog.dataset(name, query.revision)
-        headers = stats_headers(request, dataset)
+        headers = picture_headers(request, dataset, query.format)
         if is_known(request, headers):
             return not_modified(headers)
         dataset.check_rows([row])
@@ -149,7 +162,12 @@ async def get_image(
     return await in_thread(services, partial(_in_slot, work))
 
 
-@router.get("/preview", summary="Contact sheet", responses=PICTURE_RESPONSE, response_class=Response)
+@router.get(
+    "/preview",
+    summary="Contact sheet: some rows of each class",
+    responses={**PICTURE_RESPONSE, **problems(*_PROBLEMS, *SPLITS)},
+    response_class=Response,
+)
 async def get_preview(
     request: Request, services: ServicesDep, name: NamePath, query: Annotated[PreviewQuery, Query()]
 ) -> Response:
@@ -159,7 +177,7 @@ async def get_preview(
 
     def work() -> Response:
         dataset = services.catalog.dataset(name, query.revision)
-        headers = stats_headers(request, dataset)
+        headers = picture_headers(request, dataset, query.format)
         if is_known(request, headers):
             return not_modified(headers)
         field = image_field(dataset, query.field)
@@ -186,14 +204,14 @@ def image_field(dataset: Dataset, name: str | None) -> Field:
     FieldNotFound, UnsupportedField, TooLarge
     """
     if name is None:
-        suitable = [field for field in dataset.fields if not field.unreadable and _is_image(field)]
+        suitable = [field for field in dataset.fields if not field.unreadable and is_image(field)]
         suitable.sort(key=lambda field: field.role != "input")
         if not suitable:
             raise UnsupportedField(f"dataset {dataset.name!r} has no image field")
         field = suitable[0]
     else:
         field = dataset.field(name)
-    if not _is_image(field):
+    if not is_image(field):
         raise UnsupportedField(
             f"field {field.name!r} holds no images: a sample is {field.type_name}{list(field.sample_shape)}; images "
             "are height × width, with 1, 3 or 4 channels last"
@@ -203,7 +221,8 @@ def image_field(dataset: Dataset, name: str | None) -> Field:
     return field
 
 
-def _is_image(field: Field) -> bool:
+def is_image(field: Field) -> bool:
+    """Whether its rows can be shown as pictures."""
     shape = field.sample_shape
     if field.channels is None or field.is_ragged or field.dtype.kind not in "biuf" or min(shape, default=0) < 1:
         return False
@@ -298,6 +317,12 @@ def _spread(places: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
 
 def _ids(rows: npt.NDArray[Any] | None, places: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return np.asarray(places if rows is None else rows[places], np.int64)
+
+
+def picture_headers(request: Request, dataset: Dataset, form: Form) -> dict[str, str]:
+    """As `stats_headers`, with the name under which browsers keep the picture."""
+    name = file_name(request.scope["path"], form)
+    return {**stats_headers(request, dataset), "content-disposition": f'inline; filename="{name}"'}
 
 
 def picture(content: bytes, form: Form, alt: str, headers: dict[str, str]) -> Response:

@@ -9,11 +9,12 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Header, Path, Response
 from fastapi.responses import JSONResponse
-from h5feed.errors import Overloaded, PageNotFound
+from h5feed.errors import JobWanted, Overloaded, PageNotFound
 
 from ..jobs.registry import InProgress, JobState
 from ..services import Services
 from .dependencies import ASKER, ServicesDep, attempted, in_thread, job_result, wait_for
+from .problem_responses import problems
 from .response_models import Job, answers
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ JOB_RESPONSE: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/{job}", summary="How far a job is", **answers(Job))
+@router.get("/{job}", summary="Progress of a job", **answers(Job, problems(PageNotFound)))
 async def get_job(
     services: ServicesDep,
     job: Annotated[str, Path(description="As `Location` named it.")],
@@ -53,7 +54,13 @@ async def get_job(
     return JSONResponse(describe(state), headers={"cache-control": "no-store"})
 
 
-@router.delete("/{job}", summary="Stop a job", status_code=204, response_class=Response)
+@router.delete(
+    "/{job}",
+    summary="Stop a job",
+    status_code=204,
+    responses=problems(PageNotFound, JobWanted),
+    response_class=Response,
+)
 async def delete_job(
     services: ServicesDep, job: Annotated[str, Path(description="As `Location` named it.")]
 ) -> Response:

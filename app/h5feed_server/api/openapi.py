@@ -8,7 +8,21 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
+from .problem_responses import problem_examples
+from .queries import RowsRequest
 from .response_models import Problem
+
+TAGS = {
+    "datasets": "What the server has: every dataset, with its fields, types, sizes and stored splits. Begin here.",
+    "rows": "Rows by number: a few to look at, or a list of them.",
+    "pictures": "Rows of image fields as pictures.",
+    "splits": "Train, validation and test: how many rows of each class, and which rows.",
+    "statistics": "Numbers about fields, over all rows or one split: ranges, means, histograms, class balance.",
+    "batches": "What a training loop requests. A batch depends on nothing but its URL and the revision of the data.",
+    "jobs": "Long work that the server does in the background.",
+    "health": "For those who watch the server.",
+}
+"""Groups of endpoints, in the order in which a person needs them."""
 
 GROUPS = {
     "What": (
@@ -24,8 +38,34 @@ GROUPS = {
 }
 """Headings of the page, and the parameters below each."""
 
-PROBLEM_RESPONSE = {"$ref": "#/components/responses/Problem", "description": "What is wrong"}
-"""For all endpoints: the answer to what cannot be, or failed."""
+EXAMPLES: dict[str, Any] = {
+    "limit": 100,
+    "offset": 0,
+    "depth": 2,
+    "rows": "0",
+    "kind": "histogram",
+    "batch_size": 32,
+    "start": 0,
+    "step": 2,
+    "test": 0.2,
+    "val": 0.1,
+    "split_seed": 7,
+    "split_shuffle": False,
+    "folds": 5,
+    "fold": 1,
+    "shuffle": True,
+    "seed": 7,
+    "epoch": 1,
+    "window": 1024,
+    "balance": True,
+    "epoch_rows": 1000,
+    "shard": 1,
+    "shards": 2,
+    "side": 128,
+    "per_class": 4,
+    "prefer": "wait=5",
+}
+"""Values to try, of parameters that are about no data; those of the data are in `api.examples`."""
 
 
 def operation_id(route: APIRoute) -> str:
@@ -37,28 +77,45 @@ def describe(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI description, without anything that depends on the data."""
     if app.openapi_schema is None:
         whole = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            tags=[{"name": name, "description": text} for name, text in TAGS.items()],
+            license_info={"name": "MIT", "identifier": "MIT"},
         )
         for path in whole["paths"].values():
             for operation in path.values():
+                operation["responses"] = _by_status(operation["responses"])
                 for parameter in operation.get("parameters", ()):
-                    schema = parameter["schema"] = _without_null(parameter["schema"])
-                    if "examples" in schema:
-                        # Where pages look for what they fill in.
-                        parameter["example"] = schema.pop("examples")[0]
+                    _illustrate(parameter)
                 if "parameters" in operation:
                     operation["parameters"] = _grouped(operation["parameters"])
         components = whole.setdefault("components", {})
-        problem = Problem.model_json_schema()
-        components.setdefault("schemas", {})["Problem"] = problem
-        components["responses"] = {
-            "Problem": {
-                "description": problem["description"],
-                "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-            }
-        }
+        schemas = components.setdefault("schemas", {})
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        for model in (Problem, RowsRequest):
+            schemas[model.__name__] = model.model_json_schema()
+        components["examples"] = problem_examples()
         app.openapi_schema = whole
     return app.openapi_schema
+
+
+def _by_status(responses: dict[str, Any]) -> dict[str, Any]:
+    """Without what the framework says of invalid values; here they are problems with status 400."""
+    return {status: each for status, each in sorted(responses.items()) if "HTTPValidationError" not in str(each)}
+
+
+def _illustrate(parameter: dict[str, Any]) -> None:
+    """What a page fills in is the parameter's own ``example``; what else may be tried, an example of its schema."""
+    schema = parameter["schema"] = _without_null(parameter["schema"])
+    if "examples" in schema:
+        parameter["example"] = schema.pop("examples")[0]
+    elif parameter["name"] in EXAMPLES:
+        schema["examples"] = [EXAMPLES[parameter["name"]]]
+    elif "enum" in schema:
+        schema["examples"] = schema["enum"][:1]
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from ..stats import figures, pictures
 from ..stats.field_stats import FieldStats
 from .binary import is_known, not_modified
 from .dependencies import NamePath, ServicesDep, in_thread
-from .images import FORMAT, PICTURE_RESPONSE, Form, image_field, picture
-from .jobs import JOB_RESPONSE, Prefer
-from .stats import StatsQuery, found_stats, stats_headers
+from .images import FORMAT, PICTURE_RESPONSE, Form, image_field, picture, picture_headers
+from .jobs import Prefer
+from .stats import STATS_RESPONSES, StatsQuery, found_stats
 
-router = APIRouter(prefix="/v1/datasets/{name}", tags=["pictures"])
+router = APIRouter(prefix="/v1/datasets/{name}", tags=["statistics"])
 
 Plot = Literal["classes", "histogram", "mean_image"]
 
@@ -36,7 +36,10 @@ class PlotQuery(StatsQuery):
 
 
 @router.get(
-    "/stats/plot", summary="Plot of statistics", responses={**PICTURE_RESPONSE, **JOB_RESPONSE}, response_class=Response
+    "/stats/plot",
+    summary="Plot of a class balance, a histogram or a mean image",
+    responses={**PICTURE_RESPONSE, **STATS_RESPONSES},
+    response_class=Response,
 )
 async def get_plot(
     request: Request,
@@ -51,7 +54,7 @@ async def get_plot(
         dataset = services.catalog.dataset(name, query.revision)
         kind: Plot = query.kind or ("classes" if query.field is None and dataset.label is not None else "histogram")
         field = _plotted(dataset, kind, query.field)
-        headers = stats_headers(request, dataset)
+        headers = picture_headers(request, dataset, query.format)
         if is_known(request, headers):
             return dataset, kind, field, not_modified(headers)
         if kind == "classes":
@@ -72,7 +75,7 @@ async def get_plot(
     if isinstance(result, Response):
         return result
     stats = result[1][field.name]
-    headers = stats_headers(request, result[0])
+    headers = picture_headers(request, result[0], query.format)
     draw = _histogram if kind == "histogram" else _mean_image
     return await in_thread(services, lambda: draw(dataset, field, stats, query, headers))
 

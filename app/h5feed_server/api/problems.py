@@ -18,8 +18,6 @@ from h5feed.suggestions import did_you_mean
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from .openapi import describe
-
 logger = logging.getLogger(__name__)
 
 STATUS: Mapping[type[errors.FeedError], int] = {
@@ -154,10 +152,12 @@ def _allowed(request: Request) -> list[str]:
 
 def _parameters(request: Request) -> Mapping[str, Sequence[str]]:
     """What the endpoint that was asked takes, as its description says: names in the query, and in the body."""
-    operation = describe(request.app)["paths"][request.scope["route"].path_format][request.method.lower()]
+    description = request.app.openapi()
+    operation = description["paths"][request.scope["route"].path_format][request.method.lower()]
     query = [parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"]
     content = operation.get("requestBody", {}).get("content", {}).values()
-    return {"query": query, "body": [name for kind in content for name in kind["schema"].get("properties", ())]}
+    schemas = [description["components"]["schemas"][kind["schema"]["$ref"].rpartition("/")[2]] for kind in content]
+    return {"query": query, "body": [name for schema in schemas for name in schema["properties"]]}
 
 
 def bad_parameters(error: RequestValidationError, names: Mapping[str, Sequence[str]]) -> errors.BadParameter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from ..splits.order_spec import OrderSpec
 from ..splits.split_spec import FilteredSpec, Share, SplitSpec, Where
@@ -78,7 +78,7 @@ class RowsRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # Of a million ids that are none, the first is named.
-    rows: list[int] = Field(fail_fast=True, description="Row ids.", examples=[[0, 1, 2]])
+    rows: list[StrictInt] = Field(fail_fast=True, description="Row ids.", examples=[[0, 1, 2]])
     fields: list[str] | None = Field(None, description="Field names; default: inputs and labels.", examples=[None])
     encoded: list[str] | None = Field(
         None,

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from h5feed.errors import BadParameter, RowOutOfRange
+from h5feed.errors import BadParameter, NotAcceptable, RowOutOfRange, TooManyRequests
 
 from ..catalog.dataset import Dataset
 from ..services import Services
@@ -16,6 +16,7 @@ from ..splits.split_spec import FilteredSpec
 from .binary import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified
 from .dependencies import NamePath, ServicesDep, in_thread
 from .jobs import JOB_RESPONSE, Prefer, at_hand
+from .problem_responses import DATASET, FIELDS, problems
 from .queries import RowsPostQuery, RowsQuery, RowsRequest
 from .uploads import JSON_BODY, RowsPosted
 
@@ -23,11 +24,12 @@ router = APIRouter(prefix="/v1/datasets/{name}/rows", tags=["rows"])
 
 _FORMATS: tuple[Format, ...] = ("safetensors", "npz", "npy", "json")
 
+_PROBLEMS = (*DATASET, *FIELDS, RowOutOfRange, NotAcceptable)
 
 @router.get(
     "",
     summary="A range of rows",
-    responses={**binary_response(*_FORMATS), **JOB_RESPONSE},
+    responses={**binary_response(*_FORMATS), **JOB_RESPONSE, **problems(*_PROBLEMS)},
     response_class=Response,
 )
 async def get_rows(
@@ -58,7 +60,7 @@ async def get_rows(
             wanted = np.arange(query.start, stop, query.step)
         else:
             wanted = kept[query.start : stop : query.step].astype(np.int64)
-        return _answer(services, dataset, wanted, query, form, headers)
+        return _answer(request, services, dataset, wanted, query, form, headers)
 
     # Only a filter takes long.
     return await (at_hand(services, work, prefer) if query.where else in_thread(services, work))
@@ -66,8 +68,8 @@ async def get_rows(
 
 @router.post(
     "",
-    summary="Rows by a list of ids",
-    responses=binary_response(*_FORMATS),
+    summary="Rows from a list of ids",
+    responses={200: binary_response(*_FORMATS)[200], **problems(*_PROBLEMS, TooManyRequests)},
     response_class=Response,
     openapi_extra=JSON_BODY,
 )
@@ -86,12 +88,13 @@ async def post_rows(
         services.batcher.check_count(len(wanted.rows))
         dataset.check_rows(wanted.rows)
         rows = np.array(wanted.rows, np.int64)
-        return _answer(services, dataset, rows, wanted, form, {"cache-control": "no-store"})
+        return _answer(request, services, dataset, rows, wanted, form, {"cache-control": "no-store"})
 
     return await in_thread(services, work)
 
 
 def _answer(
+    request: Request,
     services: Services,
     dataset: Dataset,
     rows: npt.NDArray[np.int64],
@@ -103,4 +106,4 @@ def _answer(
     if form == "npy" and len(chosen) != 1:
         raise BadParameter(f"format=npy holds one array, but {len(chosen)} fields are asked for: name one with fields=")
     texts = {field.name for field in chosen if field.is_text}
-    return binary(services.batcher.rows(dataset, chosen, rows, services.pool.lease), form, headers, texts)
+    return binary(request, services.batcher.rows(dataset, chosen, rows, services.pool.lease), form, headers, texts)

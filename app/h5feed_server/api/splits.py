@@ -7,13 +7,14 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
-from h5feed.errors import TooLarge
+from h5feed.errors import NotAcceptable, TooLarge
 from h5feed.wire import ROWS, Body, Tensor
 
 from ..splits.order_spec import SPLIT_ALIASES
 from .binary import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified
 from .dependencies import NamePath, ServicesDep
 from .jobs import JOB_RESPONSE, Prefer, at_hand
+from .problem_responses import DATASET, FIELDS, SPLITS, problems
 from .queries import SplitReportQuery, SplitRowsQuery
 from .response_models import Splits, answers
 
@@ -22,7 +23,10 @@ router = APIRouter(prefix="/v1/datasets/{name}/splits", tags=["splits"])
 _FORMATS: tuple[Format, ...] = ("safetensors", "npz", "json")
 
 
-@router.get("", summary="Rows and classes of each split", **answers(Splits, JOB_RESPONSE))
+_PROBLEMS = (*DATASET, *FIELDS, *SPLITS)
+
+
+@router.get("", summary="Rows and classes of each split", **answers(Splits, JOB_RESPONSE | problems(*_PROBLEMS)))
 async def get_splits(
     services: ServicesDep, name: NamePath, query: Annotated[SplitReportQuery, Query()], prefer: Prefer = None
 ) -> Response:
@@ -47,14 +51,16 @@ async def get_splits(
 @router.get(
     "/{split}/rows",
     summary="Row ids of a split",
-    responses={**binary_response(*_FORMATS), **JOB_RESPONSE},
+    responses={**binary_response(*_FORMATS), **JOB_RESPONSE, **problems(*_PROBLEMS, NotAcceptable)},
     response_class=Response,
 )
 async def get_split_rows(
     request: Request,
     services: ServicesDep,
     name: NamePath,
-    split: Annotated[str, Path(description="`train`, `val` or `test`; `all`.", examples=["train"])],
+    split: Annotated[
+        str, Path(description="`train`, `val`, `test`, `all`, or the name of a stored split.", examples=["train"])
+    ],
     query: Annotated[SplitRowsQuery, Query()],
     prefer: Prefer = None,
 ) -> Response:
@@ -85,6 +91,6 @@ async def get_split_rows(
             raise TooLarge(f"{len(rows)} row ids are more than {limit} bytes (H5FEED_MAX_BODY_BYTES)")
         buffer = services.pool.lease(body.nbytes)
         body.place(buffer, 0)[ROWS][...] = rows
-        return binary(buffer, form, headers)
+        return binary(request, buffer, form, headers)
 
     return await at_hand(services, work, prefer)

@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
-from h5feed.errors import UnsupportedField
+from h5feed.errors import NotAcceptable, UnsupportedField
 from h5feed.wire import Body, Tensor
 from pydantic import Field, field_validator
 
@@ -19,6 +19,7 @@ from ..services import Services
 from ..splits.order_spec import SPLIT_ALIASES
 from ..stats.field_stats import FieldStats
 from .binary import (
+    NOT_MODIFIED,
     Format,
     binary,
     binary_response,
@@ -31,12 +32,16 @@ from .binary import (
 )
 from .dependencies import NamePath, ServicesDep, in_thread
 from .jobs import JOB_RESPONSE, Prefer, at_hand
+from .problem_responses import DATASET, FIELDS, SPLITS, problems
 from .queries import SplitsQuery
 from .response_models import Statistics, answers
 
 router = APIRouter(prefix="/v1/datasets/{name}/stats", tags=["statistics"])
 
 _FORMATS: tuple[Format, ...] = ("safetensors", "npz", "npy", "json")
+
+STATS_PROBLEMS = (*DATASET, *FIELDS, *SPLITS)
+STATS_RESPONSES = {**NOT_MODIFIED, **JOB_RESPONSE, **problems(*STATS_PROBLEMS)}
 
 
 class StatsQuery(SplitsQuery):
@@ -54,7 +59,7 @@ class MeanImageQuery(StatsQuery):
     format: Format | None = Field(None, description="Overrides the Accept header.")
 
 
-@router.get("", summary="Statistics of fields", **answers(Statistics, JOB_RESPONSE))
+@router.get("", summary="Statistics of fields", **answers(Statistics, STATS_RESPONSES))
 async def get_stats(
     request: Request,
     services: ServicesDep,
@@ -91,8 +96,8 @@ async def get_stats(
 
 @router.get(
     "/mean-image",
-    summary="Mean of all images",
-    responses={**binary_response(*_FORMATS), **JOB_RESPONSE},
+    summary="Mean image",
+    responses={**binary_response(*_FORMATS), **JOB_RESPONSE, **problems(*STATS_PROBLEMS, NotAcceptable)},
     response_class=Response,
 )
 async def get_mean_image(
@@ -121,7 +126,7 @@ async def get_mean_image(
         body = Body([Tensor("mean_image", np.dtype("<f4"), image.shape)], about)
         buffer = services.pool.lease(body.nbytes)
         body.place(buffer, 0)["mean_image"][...] = image
-        return binary(buffer, form, cache_headers(request, dataset.revision, form))
+        return binary(request, buffer, form, cache_headers(request, dataset.revision, form))
 
     return await in_thread(services, work)
 

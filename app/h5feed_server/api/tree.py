@@ -7,17 +7,19 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Query
 from fastapi.responses import Response
+from h5feed.errors import PageNotFound, TooLarge
 
 from ..catalog.discovery import shown
 from ..catalog.served_files import fields_by_array, file_of, served_file
 from .dependencies import NamePath, ServicesDep, in_thread
+from .problem_responses import DATASET, problems
 from .queries import TreeQuery
 from .response_models import Tree, answers
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 
-@router.get("/{name}/tree", summary="A file as it is", **answers(Tree))
+@router.get("/{name}/tree", summary="A file as it is", **answers(Tree, problems(*DATASET, PageNotFound, TooLarge)))
 async def get_tree(services: ServicesDep, name: NamePath, query: Annotated[TreeQuery, Query()]) -> Response:
     """All groups, arrays, types and links of a file, with attributes, chunks and filters, not only the fields.
 

@@ -29,7 +29,7 @@ _MAX_DIGITS = 24
 JSON_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": RowsRequest.model_json_schema()}},
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/RowsRequest"}}},
     }
 }
 """For the description of endpoints that read their body by `RowsPosted`."""
