@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from . import __version__
-from .api import batches, datasets, docs, health, images, jobs, plots, problems, rows, splits, stats
+from .api import batches, datasets, docs, explorer, health, images, jobs, plots, problems, rows, splits, stats
 from .api.access_log import AccessLog
 from .api.auth import BearerAuth
+from .api.counting import Counting
 from .api.hosts import HostCheck
 from .api.identity import Callers, TrustedProxies
 from .api.openapi import PROBLEM_RESPONSE, operation_id
@@ -34,6 +35,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         services = Services.start(settings)
         app.state.services = services
+        services.traffic.begin()
         try:
             yield
         finally:
@@ -58,6 +60,8 @@ def create_app(settings: Settings) -> FastAPI:
     for module in (datasets, splits, batches, rows, stats, images, plots, jobs, health, docs):
         app.include_router(module.router)
     docs.mount_static(app)
+    explorer.install(app)
+    app.add_middleware(Counting, state=app.state)
     app.add_middleware(BatchShortcut, state=app.state)
     proxies = TrustedProxies(settings.proxy_list)
     app.add_middleware(Callers, tokens=settings.token_list, address=proxies.address)

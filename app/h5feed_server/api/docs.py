@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from .auth import WATCHED_PATHS, is_stranger
@@ -24,11 +24,6 @@ _GUARDED = "\nThis server has tokens: the names come when you have given one of 
 _BEARER = {"type": "http", "scheme": "bearer", "description": "One of the server's tokens (`H5FEED_TOKENS`)."}
 
 _PAGE = files(__package__).joinpath("docs.html").read_text("utf-8")
-
-
-@router.get("/")
-async def root() -> Response:
-    return RedirectResponse("/docs")
 
 
 @router.get("/openapi.json")

@@ -101,7 +101,7 @@ async def get_image(
             return picture(pictures.png(pixels), query.format, alt, headers)
         return picture(pictures.svg(pixels, alt) if query.format == "svg" else b"", query.format, alt, headers)
 
-    return await in_thread(services, partial(_in_slot, work))
+    return await in_thread(services, partial(in_slot, work))
 
 
 @router.get("/preview", summary="Contact sheet", responses=PICTURE_RESPONSE, response_class=Response)
@@ -137,7 +137,7 @@ async def get_preview(
         form = None if query.format == "txt" else query.format
         return picture(figures.draw_picture(title, canvas, alt, form, names), query.format, alt, headers)
 
-    return await in_thread(services, partial(_in_slot, work))
+    return await in_thread(services, partial(in_slot, work))
 
 
 def image_field(dataset: Dataset, name: str | None) -> Field:
@@ -148,14 +148,14 @@ def image_field(dataset: Dataset, name: str | None) -> Field:
     FieldNotFound, UnsupportedField, TooLarge
     """
     if name is None:
-        suitable = [field for field in dataset.fields if not field.unreadable and _is_image(field)]
+        suitable = [field for field in dataset.fields if not field.unreadable and is_image(field)]
         suitable.sort(key=lambda field: field.role != "input")
         if not suitable:
             raise UnsupportedField(f"dataset {dataset.name!r} has no image field")
         field = suitable[0]
     else:
         field = dataset.field(name)
-    if not _is_image(field):
+    if not is_image(field):
         raise UnsupportedField(
             f"field {field.name!r} holds no images: a sample is {field.type_name}{list(field.sample_shape)}; images "
             "are height × width, with 1, 3 or 4 channels last"
@@ -165,7 +165,7 @@ def image_field(dataset: Dataset, name: str | None) -> Field:
     return field
 
 
-def _is_image(field: Field) -> bool:
+def is_image(field: Field) -> bool:
     shape = field.sample_shape
     if field.channels is None or field.is_ragged or field.dtype.kind not in "biuf" or min(shape, default=0) < 1:
         return False
@@ -189,7 +189,7 @@ def _thumbnails(services: Services, field: Field, rows: npt.NDArray[np.int64], s
     return np.concatenate([pictures.fit(_read(services, field, part), side) for part in parts])
 
 
-def _in_slot(work: Callable[[], Response]) -> Response:
+def in_slot(work: Callable[[], Response]) -> Response:
     """Do what takes several times the memory of its pictures, which few may at a time."""
     with _SLOTS.acquire():
         return work()

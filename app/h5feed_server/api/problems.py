@@ -57,6 +57,8 @@ _LEVELS: Mapping[type[errors.FeedError], int] = {
 }
 """How loud the log is about an error of the server's: ``ERROR`` where it is not here."""
 
+_NO_NAMES: Mapping[str, Sequence[str]] = {}
+
 _QUIET_SECONDS, _MOST_LOGGED = 10.0, 256
 _logged: dict[str, float] = {}
 """What has been logged of errors that pass, and when, by the monotonic clock."""
@@ -112,7 +114,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _validation_error(request: Request, error: RequestValidationError) -> Response:
         names = _parameters(request)
-        return problem(errors.BadParameter("; ".join(_sentence(item, names) for item in error.errors()[:5])))
+        return problem(errors.BadParameter("; ".join(validation_sentence(item, names) for item in error.errors()[:5])))
 
     @app.exception_handler(HTTPException)
     async def _http_error(request: Request, error: HTTPException) -> Response:
@@ -148,7 +150,7 @@ def _parameters(request: Request) -> Mapping[str, Sequence[str]]:
     return {"query": query, "body": [name for kind in content for name in kind["schema"].get("properties", ())]}
 
 
-def _sentence(item: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> str:
+def validation_sentence(item: Mapping[str, Any], names: Mapping[str, Sequence[str]] = _NO_NAMES) -> str:
     """One validation error as a sentence: the parameter, its value, and what would be valid."""
     where = [str(part) for part in item["loc"] if part not in ("query", "path", "body")]
     name = ".".join(where) or "the request"
