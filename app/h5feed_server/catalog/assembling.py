@@ -18,6 +18,7 @@ from ..storage.column import Column
 from ..storage.local_file import Identity
 from .class_name_check import Read, with_fitting_names
 from .dataset import Dataset, Field, describe_fields
+from .card import Card, card_of
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset
 from .description import rows_of
@@ -222,6 +223,7 @@ class Assembler:
             identity=origin.identities,
             notes=(*origin.notes, *table.notes, *notes),
             split_record=record,
+            card=card_of(declared.card if declared is not None else Card(), origin.attributes[0]),
         )
 
 

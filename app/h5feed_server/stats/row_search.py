@@ -33,6 +33,9 @@ _BLOCK = 1 << 18
 
 _BLOCK_BYTES = 16 << 20
 
+SORTED_BYTES = 64
+"""Bytes of a text that rows are sorted by."""
+
 MAX_TEXT = 200
 """Characters that can be searched for."""
 
@@ -55,7 +58,7 @@ class RowSearch:
     def by_value(self, dataset: Dataset, name: str, *, descending: bool) -> Rows:
         """All rows, (rows,) int32, by the value of a field of one number or text a row; equal ones by position.
 
-        NaN comes last either way.
+        NaN comes last either way. Of text, the first `SORTED_BYTES` count.
 
         Raises
         ------
@@ -121,7 +124,11 @@ class RowSearch:
         blocks = []
         for begin in range(0, column.rows, step):
             end = min(begin + step, column.rows)
-            blocks.append(self._reader.read_block(column, begin, end).reshape(-1))
+            if field.is_text:
+                items, offsets = self._reader.read_ragged(column, np.arange(begin, end, dtype=np.int64))
+                blocks.append(_beginnings(items, offsets))
+            else:
+                blocks.append(self._reader.read_block(column, begin, end).reshape(-1))
             advance(end - begin)
         values = np.concatenate(blocks) if blocks else np.zeros(0)
         if column.is_bfloat16:
@@ -150,6 +157,15 @@ class RowSearch:
             found.append(begin + own[places + length <= offsets[own + 1]])
             advance(len(rows))
         return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
+
+def _beginnings(items: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bytes_]:
+    """The first bytes of each text, (n,)."""
+    places = offsets[:-1, None] + np.arange(SORTED_BYTES)
+    inside = places < offsets[1:, None]
+    cut = np.zeros(places.shape, np.uint8)
+    cut[inside] = items[places[inside]]
+    return cut.view(f"S{SORTED_BYTES}").reshape(-1)
 
 
 def text_fields(dataset: Dataset) -> list[Field]:

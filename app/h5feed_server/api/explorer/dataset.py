@@ -40,15 +40,6 @@ _WAIT_SECONDS = 0.4
 _MOST_FIELDS = 200
 _MOST_SPLITS = 12
 
-_CARD = {
-    "title": ("title", "name"),
-    "description": ("description", "summary", "comment"),
-    "licence": ("licence", "license", "rights"),
-    "source": ("source", "url", "homepage", "doi", "references", "citation"),
-}
-"""What a card says, and the attributes of a file that say it."""
-
-
 class DatasetQuery(BaseModel):
     """What is computed for the page, of what is not computed unasked."""
 
@@ -70,9 +61,10 @@ async def dataset_page(request: Request, services: ServicesDep, name: NamePath) 
 
     found = await attempted(services, look)
     for job in list(running.values()):
-        if (await wait_for(services, job, _WAIT_SECONDS / len(running))).is_over:
-            found = await attempted(services, look)
-            break
+        with contextlib.suppress(Overloaded):
+            if (await wait_for(services, job, _WAIT_SECONDS / len(running))).is_over:
+                found = await attempted(services, look)
+                break
 
     def work() -> Page:
         return _page(request, services, *found, running)
@@ -122,11 +114,10 @@ def _page(
         across = checks.across(dict(services.batcher.splitter.splits(dataset, AS_STORED).rows), dataset.rows)
     found = findings(dataset, reports, splits, checks, across)
     whole = describe_dataset(dataset)
-    card = _card(dataset)
     data = {
         **about(dataset),
         "summary": summary(dataset),
-        "card": card,
+        "card": whole["card"],
         "files": whole["files"],
         "bytes": sum(field["stored_bytes"] for field in whole["fields"]),
         "native_splits": whole["native_splits"],
@@ -196,17 +187,6 @@ def summary(dataset: Dataset) -> str:
 
 def _stored_or_drawn(dataset: Dataset) -> str:
     return "" if dataset.native else "test=0.1, val=0.1"
-
-
-def _card(dataset: Dataset) -> dict[str, str]:
-    """Title, description, licence and source, as the file's attributes say them."""
-    by_name = {key.lower(): value for key, value in dataset.attributes.items()}
-    card = {}
-    for name, keys in _CARD.items():
-        said = next((by_name[key] for key in keys if isinstance(by_name.get(key), str) and by_name[key].strip()), None)
-        if said is not None:
-            card[name] = said[:2000]
-    return card
 
 
 def _attributes(attributes: dict[str, Any]) -> list[tuple[str, str]]:

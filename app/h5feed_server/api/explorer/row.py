@@ -13,14 +13,14 @@ from pydantic import Field as Param
 
 from ...catalog.dataset import Dataset, Field
 from ...services import Services
-from ..dependencies import NamePath, ServicesDep, in_thread
+from ..dependencies import NamePath, ServicesDep
 from .cells import single
 from .kinds import DRAWN, SINGLE, Kind, kind_of
 from .rows import type_of
 from .samples import sample, signal_of, strip_field, text_at
 from .selection import Selection, place_of, selected
 from .snippets import curl, python
-from .web import Page, about, answer, link, number, pages, parsed
+from .web import Page, about, answer, link, number, pages, parsed, soon
 
 router = pages()
 
@@ -101,7 +101,7 @@ async def row_page(
             snippets=[python(request, dataset.name, f"batch = ds.take([{row}])"), curl(request, path)],
         )
 
-    return answer(request, await in_thread(services, work))
+    return answer(request, await soon(services, work))
 
 
 def _around(

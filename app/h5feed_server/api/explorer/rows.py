@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from fastapi import Request
 from fastapi.responses import Response
-from h5feed.errors import RowOutOfRange
+from h5feed.errors import Overloaded, RowOutOfRange
 from pydantic import Field as Param
 
 from ...catalog.dataset import Dataset, Field
-from ...jobs.registry import InProgress
 from ...services import Services
 from ...splits.split_spec import AS_STORED
 from ...stats.row_search import text_fields
@@ -23,7 +23,7 @@ from .kinds import DRAWN, SINGLE, Kind, kind_of
 from .samples import strip_field
 from .selection import HAS_FILTERS, Selection, page_of, selected
 from .snippets import arguments, curl, given, python
-from .web import Page, about, answer, link, pages, parsed
+from .web import Page, about, answer, link, pages, parsed, soon
 
 router = pages()
 
@@ -106,10 +106,9 @@ async def rows_page(request: Request, services: ServicesDep, name: NamePath) -> 
             dataset=dataset.name,
             tab="Rows",
             snippets=_snippets(request, dataset, query, ids.tolist(), charts),
-            reload=None,
         )
 
-    return answer(request, await in_thread(services, work))
+    return answer(request, await soon(services, work))
 
 
 def split_names(dataset: Dataset, query: Selection) -> list[str]:
@@ -137,12 +136,15 @@ async def _charts(services: Services, dataset: Dataset, query: RowsPageQuery) ->
             else:
                 found[field.name] = known[field.name].report
         if missing and sum(field.column.stored_nbytes for field in missing) <= CHART_BYTES:
-            started.append(services.statistics.start(dataset, missing, "all", AS_STORED, ""))
+            with contextlib.suppress(Overloaded):
+                started.append(services.statistics.start(dataset, missing, "all", AS_STORED, ""))
         return found
 
     started: list[Any] = []
     found = await attempted(services, look)
-    if started and not (await wait_for(services, started.pop(), CHART_SECONDS)).status == "failed":
+    if started:
+        with contextlib.suppress(Overloaded):
+            await wait_for(services, started[0], CHART_SECONDS)
         found = await attempted(services, look)
     return found
 

@@ -18,7 +18,7 @@ from ..dependencies import NamePath, ServicesDep, in_thread
 from .charts import class_lines
 from .kinds import kind_of
 from .snippets import arguments, curl, python
-from .web import Page, about, answer, link, pages, parsed
+from .web import Page, about, answer, link, pages, parsed, soon
 
 router = pages()
 
@@ -31,7 +31,7 @@ async def splits_page(request: Request, services: ServicesDep, name: NamePath) -
     dataset = await in_thread(services, lambda: services.catalog.dataset(name))
     try:
         spec = parsed(SplitSpec, request)
-        page, status = await in_thread(services, lambda: _page(request, services, dataset, spec)), 200
+        page, status = await soon(services, lambda: _page(request, services, dataset, spec)), 200
     except (BadParameter, FieldNotFound, UnsupportedField, SplitImpossible) as error:
         # The form stays, to be put right.
         page, status = _refused(request, dataset, error), 400

@@ -11,9 +11,10 @@ from urllib.parse import quote, urlencode
 
 import numpy as np
 from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.routing import APIRoute
-from h5feed.errors import BadParameter, FeedError
+from h5feed.errors import BadParameter, FeedError, Overloaded
 from h5feed.suggestions import did_you_mean
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, ValidationError
@@ -22,12 +23,18 @@ from ... import __version__
 from ...catalog.dataset import Dataset
 from ...catalog.inspections import NotYet
 from ...jobs.registry import InProgress, JobState
+from ...services import Services
 from ..auth import session_cookies_of
+from ..dependencies import attempted, job_result
 from ..jobs import accepted
 from ..problems import STATUS, problem, validation_sentence
 from .snippets import Snippet
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+JOB_SECONDS = 1.0
+"""How long a page waits for a job before it shows how far that is."""
 
 REFRESH_SECONDS = 2
 """How often a page that waits for a job is loaded again."""
@@ -203,6 +210,8 @@ class PageRoute(APIRoute):
                 return await handle(request)
             except InProgress as progress:
                 return waiting(request, progress.state)
+            except RequestValidationError as error:
+                return failure(request, BadParameter("; ".join(map(validation_sentence, error.errors()[:5]))))
             except NotYet as late:
                 return failure(request, late.problem)
             except FeedError as error:
@@ -266,6 +275,24 @@ def parsed(model: type[M], request: Request, **more: str) -> M:
         return model.model_validate(given)
     except ValidationError as error:
         raise BadParameter("; ".join(validation_sentence(item) for item in error.errors()[:5])) from None
+
+
+async def soon(services: Services, work: Callable[[], T]) -> T:
+    """What `work` finds, where the job that it needs is over in a moment.
+
+    Raises
+    ------
+    InProgress
+        It takes longer: the page says how far it is.
+    """
+    for _ in range(2):
+        try:
+            return await attempted(services, work)
+        except InProgress as progress:
+            state = await job_result(services, progress.state, JOB_SECONDS)
+            if not state.is_over:
+                raise InProgress(state) from None
+    raise Overloaded("the result was computed but could not be stored; try again in a moment", retry_after=1)
 
 
 def about(dataset: Dataset) -> dict[str, Any]:
