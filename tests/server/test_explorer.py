@@ -373,7 +373,9 @@ def test_every_link_leads_somewhere(http: httpx.Client) -> None:
         page = Seen(answer.text)
         links = [urljoin(path, link).partition("#")[0] for link in page.links()]
         links += [str(one["href"]) for one in page.all("link")] + [str(one["src"]) for one in page.all("script")]
-        waiting += [link for link in dict.fromkeys(links) if link not in known and link not in waiting and "/rows" not in link]
+        waiting += [
+            link for link in dict.fromkeys(links) if link not in known and link not in waiting and "/rows" not in link
+        ]
 
 
 def test_errors_are_pages_for_people_and_problems_for_programs(http: httpx.Client) -> None:

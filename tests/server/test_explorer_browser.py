@@ -1,4 +1,4 @@
-"""The explorer in a real browser: what scripts add, no errors, no requests to other hosts, nothing wider than a phone."""
+"""The explorer in a real browser: what scripts add, no errors, no requests to other hosts, pages that fit."""
 
 from __future__ import annotations
 

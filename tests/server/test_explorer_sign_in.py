@@ -83,7 +83,9 @@ def test_wrong_tokens(browser: httpx.Client, token: str) -> None:
     assert browser.get("/").status_code == 303
 
 
-@pytest.mark.parametrize("following", ["//evil.example/", "https://evil.example", "/\\evil.example", "\\\\e", "x", "/\n/e"])
+@pytest.mark.parametrize(
+    "following", ["//evil.example/", "https://evil.example", "/\\evil.example", "\\\\e", "x", "/\n/e"]
+)
 def test_the_form_leads_to_this_server_alone(browser: httpx.Client, following: str) -> None:
     """Whatever the link to the form says."""
     assert sign_in(browser, following=following).headers["location"] == "/"

@@ -16,9 +16,9 @@ from h5feed.order import ORDER_VERSION
 from ..served_version import SERVED_VERSION
 from ..storage.column import Column
 from ..storage.local_file import Identity
+from .card import Card, card_of
 from .class_name_check import Read, with_fitting_names
 from .dataset import Dataset, Field, describe_fields
-from .card import Card, card_of
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset
 from .description import rows_of

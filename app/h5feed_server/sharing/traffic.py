@@ -188,7 +188,9 @@ class Traffic:
         said = {
             "totals": {**self._totals, "decoded": self._decoded()},
             "seconds": [
-                (one.second, one.requests, one.batches, one.nbytes, one.errors) for one in list(self._ring) if one.second
+                (one.second, one.requests, one.batches, one.nbytes, one.errors)
+                for one in list(self._ring)
+                if one.second
             ],
             "slow": self._slow,
             "callers": self._callers.copy(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ class Checker:
                     items, offsets = self._reader.read_ragged(field.column, rows)
                     flat = memoryview(np.ascontiguousarray(items).view(np.uint8))
                     ends = (offsets * items.dtype.itemsize).tolist()
-                    parts = [flat[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+                    parts = [flat[a:b] for a, b in pairwise(ends)]
                 else:
                     block = np.empty((len(rows), *field.sample_shape), field.dtype)
                     self._reader.read_from_source(field.column, rows, block)

@@ -139,7 +139,7 @@ def by_class(mask: npt.NDArray[Any]) -> Pixels:
 
 
 def overlaid(image: Pixels, mask: npt.NDArray[Any]) -> Pixels:
-    """A mask over an image, (height, width, 1, 3 or 4), of the same size: (height, width, 3). 0 lets the image through."""
+    """A mask over an image, (height, width, 1, 3 or 4), of the same size, as (height, width, 3). 0 is clear."""
     base = np.broadcast_to(image[..., :1], (*image.shape[:2], 3)) if image.shape[-1] == 1 else image[..., :3]
     covered = (mask.astype(np.int64) != 0)[..., None]
     mixed = base.astype(np.float64) * (1 - _OPACITY) + by_class(mask).astype(np.float64) * _OPACITY
@@ -148,7 +148,9 @@ def overlaid(image: Pixels, mask: npt.NDArray[Any]) -> Pixels:
 
 def slices(volume: npt.NDArray[Any], at: Sequence[int | None] = (None, None, None)) -> list[npt.NDArray[Any]]:
     """Three slices of a volume, across its first, second and third axis; through the middle where `at` is None."""
-    places = [length // 2 if place is None else min(place, length - 1) for place, length in zip(at, volume.shape)]
+    places = [
+        length // 2 if place is None else min(place, length - 1) for place, length in zip(at, volume.shape, strict=True)
+    ]
     return [volume[places[0]], volume[:, places[1]], volume[:, :, places[2]]]
 
 
@@ -181,7 +183,8 @@ def _dot(x: float, y: float, colour: str, radius: float = 1.5) -> str:
 
 
 def _frame(left: float, top: float, width: float, height: float) -> str:
-    return f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="{_INK}" stroke-opacity=".4"/>'
+    place = f'x="{left}" y="{top}" width="{width}" height="{height}"'
+    return f'<rect {place} fill="none" stroke="{_INK}" stroke-opacity=".4"/>'
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from fastapi import Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field as Param
+from pydantic import BaseModel, ConfigDict
+from pydantic import Field as Param
 
 from ...catalog.dataset import Dataset
 from ...catalog.description import rows_of

@@ -53,7 +53,10 @@ class ClassLine:
 
 
 def histogram(
-    name: str, report: Mapping[str, Any], bars: int = MAX_BARS, url: Callable[[float, float, bool], str | None] | None = None
+    name: str,
+    report: Mapping[str, Any],
+    bars: int = MAX_BARS,
+    url: Callable[[float, float, bool], str | None] | None = None,
 ) -> Chart | None:
     """The distribution of a field's numbers; None where it has none.
 
@@ -81,16 +84,18 @@ def histogram(
     return Chart(drawn, said, number(report["min"]), number(report["max"]))
 
 
-def class_lines(classes: Sequence[Mapping[str, Any]], url: Callable[[Any], str | None] | None = None) -> list[ClassLine]:
+def class_lines(
+    classes: Sequence[Mapping[str, Any]], url: Callable[[Any], str | None] | None = None
+) -> list[ClassLine]:
     """Classes as the API says them, the most frequent first where they are many."""
     if len(classes) > MAX_CLASSES:
         classes = sorted(classes, key=lambda one: -one["rows"])[:MAX_CLASSES]
-    return [
-        ClassLine(label_of(one), one["rows"], one["share"], url(one["value"]) if url else None) for one in classes
-    ]
+    return [ClassLine(label_of(one), one["rows"], one["share"], url(one["value"]) if url else None) for one in classes]
 
 
-def class_chart(name: str, classes: Sequence[Mapping[str, Any]], url: Callable[[Any], str | None] | None = None) -> Chart:
+def class_chart(
+    name: str, classes: Sequence[Mapping[str, Any]], url: Callable[[Any], str | None] | None = None
+) -> Chart:
     """Classes as the bars of a small chart; of many, the most frequent ones."""
     shown = classes if len(classes) <= MAX_BARS else sorted(classes, key=lambda one: -one["rows"])[:MAX_BARS]
     highest = max((one["rows"] for one in shown), default=1)

@@ -40,6 +40,7 @@ _WAIT_SECONDS = 0.4
 _MOST_FIELDS = 200
 _MOST_SPLITS = 12
 
+
 class DatasetQuery(BaseModel):
     """What is computed for the page, of what is not computed unasked."""
 
@@ -191,7 +192,10 @@ def _stored_or_drawn(dataset: Dataset) -> str:
 
 def _attributes(attributes: dict[str, Any]) -> list[tuple[str, str]]:
     """Names and values of attributes, cut to what a page has room for."""
-    shown = [(name, value if isinstance(value, str) else json.dumps(value, default=str)) for name, value in attributes.items()]
+    shown = [
+        (name, value if isinstance(value, str) else json.dumps(value, default=str))
+        for name, value in attributes.items()
+    ]
     return [(name, value if len(value) <= 300 else f"{value[:300]}…") for name, value in shown[:50]]
 
 
@@ -217,7 +221,9 @@ def _field(dataset: Dataset, field: Field, described: dict[str, Any], report: di
         "report": report,
         "charts": charts,
         "lengths": lengths,
-        "mean": link("datasets", dataset.name, "mean", field=field.name, revision=dataset.revision) if has_mean else None,
+        "mean": link("datasets", dataset.name, "mean", field=field.name, revision=dataset.revision)
+        if has_mean
+        else None,
         "values": [] if report is None or report["classes"] or not field.is_text else report["values"] or [],
     }
 
@@ -226,9 +232,7 @@ def _are_colours(channels: Sequence[dict[str, Any]] | None) -> bool:
     return bool(channels) and len(channels or ()) <= 4 and {one["name"] for one in channels or ()} >= set("RGB")
 
 
-def _balance(
-    dataset: Dataset, reports: dict[str, Any], splits: dict[str, Any] | None
-) -> list[dict[str, Any]]:
+def _balance(dataset: Dataset, reports: dict[str, Any], splits: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Classes of each split, or of all rows."""
     label = dataset.label
     if label is None:

@@ -71,16 +71,22 @@ def findings(
 def _of_values(field: Field, report: Mapping[str, Any]) -> list[Finding]:
     found = []
     if report["nan"]:
-        found.append(Finding("problem", f"{number(report['nan'])} values are NaN ({share(report['nan_share'])})", field.name))
+        found.append(
+            Finding("problem", f"{number(report['nan'])} values are NaN ({share(report['nan_share'])})", field.name)
+        )
     if report["inf"]:
         found.append(Finding("problem", f"{number(report['inf'])} values are infinite", field.name))
     least, greatest = report["min"], report["max"]
     if report["rows"] > 1 and least is not None and least == greatest and not report["nan"]:
-        found.append(Finding("problem", f"every value is {number(least)}: there is nothing to learn from it", field.name))
+        found.append(
+            Finding("problem", f"every value is {number(least)}: there is nothing to learn from it", field.name)
+        )
     elif report["rows"] > 1 and field.is_text and report["distinct"] == 1:
         found.append(Finding("problem", "every row has the same text", field.name))
     elif field.channels is not None and field.dtype == "u1" and greatest is not None and 0 < greatest <= 1:
-        found.append(Finding("note", "images of bytes with no value above 1: scaling by 1/255 makes them black", field.name))
+        found.append(
+            Finding("note", "images of bytes with no value above 1: scaling by 1/255 makes them black", field.name)
+        )
     return found
 
 
@@ -92,7 +98,9 @@ def _of_label(field: Field, report: Mapping[str, Any]) -> list[Finding]:
             known = f"{len(names)} class names, for 0 to {len(names) - 1}"
             found.append(Finding("problem", f"labels go up to {number(greatest)}, but there are {known}", field.name))
         if least < 0:
-            found.append(Finding("problem", f"labels go down to {number(least)}: losses want them from 0 on", field.name))
+            found.append(
+                Finding("problem", f"labels go down to {number(least)}: losses want them from 0 on", field.name)
+            )
     classes = [one for one in report["classes"] or () if one["rows"]]
     if len(classes) > 1:
         ordered = sorted(classes, key=lambda one: one["rows"])
@@ -125,7 +133,9 @@ def _of_rows(checks: RowChecks, across: int | None) -> list[Finding]:
         text = f"{report['repeated']:,} rows have the inputs of an earlier row"
         found.append(Finding("note", text, rows=list(dict.fromkeys(examples))))
     if across:
-        found.append(Finding("problem", f"{across:,} rows have the inputs of a row in another split: scores are too good"))
+        found.append(
+            Finding("problem", f"{across:,} rows have the inputs of a row in another split: scores are too good")
+        )
     for name, uniform in report["uniform"].items():
         text = f"{uniform['rows']:,} images are all one colour"
         found.append(Finding("problem" if uniform["rows"] > 1 else "note", text, name, uniform["examples"][:_NAMED]))

@@ -28,7 +28,9 @@ _LONG = 8
 _COLOURS = (1, 3, 4)
 """Sizes of an axis of channels."""
 
-_POINTS = re.compile(r"point|landmark|key_?pts|pose|joint|cloud|xyz|coord|vert(ex|ices)|traj|corner|pos(ition)?s?$", re.I)
+_POINTS = re.compile(
+    r"point|landmark|key_?pts|pose|joint|cloud|xyz|coord|vert(ex|ices)|traj|corner|pos(ition)?s?$", re.I
+)
 _FRAMES = re.compile(r"frame|video|clip|movie|seq|rgb|obs|camera|agentview|cam$", re.I)
 _MASKS = re.compile(r"mask|seg|annot|label|ground", re.I)
 _MAPS = re.compile(r"spec|mel|stft|mfcc|depth|heat|attention|radar|velocity", re.I)

@@ -75,15 +75,25 @@ async def row_page(
             "fields": shown,
             "row_url": lambda other: link("datasets", dataset.name, "rows", other, **selection),
             "all_url": link(
-                "datasets", dataset.name, "rows", **selection, offset=None if place is None else place // 50 * 50 or None
+                "datasets",
+                dataset.name,
+                "rows",
+                **selection,
+                offset=None if place is None else place // 50 * 50 or None,
             ),
             "before": around[0],
             "after": around[1],
             "thumbnail": None
             if picture is None
             else lambda other: link(
-                "datasets", dataset.name, "rows", other, "view",
-                field=picture.name, side=64, revision=dataset.revision,
+                "datasets",
+                dataset.name,
+                "rows",
+                other,
+                "view",
+                field=picture.name,
+                side=64,
+                revision=dataset.revision,
             ),  # fmt: skip
             "downloads": [
                 (form, link("v1", "datasets", dataset.name, "rows", start=row, stop=row + 1, format=form))
@@ -104,9 +114,7 @@ async def row_page(
     return answer(request, await soon(services, work))
 
 
-def _around(
-    rows: npt.NDArray[Any] | None, total: int, row: int, place: int | None
-) -> tuple[list[int], list[int]]:
+def _around(rows: npt.NDArray[Any] | None, total: int, row: int, place: int | None) -> tuple[list[int], list[int]]:
     """Rows before and after this one among the selected ones; in the file, where it is none of them."""
     if rows is None or place is None:
         return list(range(max(0, row - NEIGHBOURS), row)), list(range(row + 1, min(total, row + 1 + NEIGHBOURS)))
@@ -141,9 +149,7 @@ def _shown(services: Services, dataset: Dataset, field: Field, row: int, query: 
     return shown
 
 
-def _value(
-    services: Services, dataset: Dataset, field: Field, row: int, kind: Kind, query: RowQuery
-) -> dict[str, Any]:
+def _value(services: Services, dataset: Dataset, field: Field, row: int, kind: Kind, query: RowQuery) -> dict[str, Any]:
     if kind == "none":
         return {"problem": field.unreadable}
     if kind in DRAWN:
@@ -164,9 +170,7 @@ def _value(
     return {"numbers": numbers, "count": len(values), "value": values[:MAX_VALUES].tolist()}
 
 
-def _drawn(
-    services: Services, dataset: Dataset, field: Field, row: int, kind: Kind, query: RowQuery
-) -> dict[str, Any]:
+def _drawn(services: Services, dataset: Dataset, field: Field, row: int, kind: Kind, query: RowQuery) -> dict[str, Any]:
     own = query if query.field == field.name else RowQuery()
     url = link(
         "datasets", dataset.name, "rows", row, "view",

@@ -149,9 +149,7 @@ async def _charts(services: Services, dataset: Dataset, query: RowsPageQuery) ->
     return found
 
 
-def _column(
-    dataset: Dataset, field: Field, query: RowsPageQuery, charts: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
+def _column(dataset: Dataset, field: Field, query: RowsPageQuery, charts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     kind = kind_of(dataset, field)
     report = charts.get(field.name)
     sortable = (kind in SINGLE or field.is_text) and not field.unreadable
@@ -174,9 +172,7 @@ def _column(
     }
 
 
-def _chart(
-    dataset: Dataset, field: Field, kind: Kind, query: RowsPageQuery, report: dict[str, Any]
-) -> Chart | None:
+def _chart(dataset: Dataset, field: Field, kind: Kind, query: RowsPageQuery, report: dict[str, Any]) -> Chart | None:
     def to(*conditions: str) -> str | None:
         if not HAS_FILTERS:
             return None

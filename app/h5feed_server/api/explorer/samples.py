@@ -11,7 +11,8 @@ import numpy.typing as npt
 from fastapi import Path, Query, Request
 from fastapi.responses import Response
 from h5feed.errors import TooLarge, UnsupportedField
-from pydantic import BaseModel, ConfigDict, Field as Param
+from pydantic import BaseModel, ConfigDict
+from pydantic import Field as Param
 
 from ...catalog.dataset import Dataset, Field
 from ...services import Services
@@ -195,9 +196,7 @@ def _slotted(draw: Any) -> bytes:
     return content
 
 
-def _drawn(
-    services: Services, dataset: Dataset, field: Field, row: int, query: ViewQuery, alt: str
-) -> bytes:
+def _drawn(services: Services, dataset: Dataset, field: Field, row: int, query: ViewQuery, alt: str) -> bytes:
     """PNG or SVG."""
     kind = kind_of(dataset, field)
     if kind not in DRAWN:

@@ -61,9 +61,7 @@ def _page(request: Request, services: Services, dataset: Dataset, spec: SplitSpe
     view = {
         **_form(dataset, request),
         "names": names,
-        "lines": {
-            name: class_lines(one["classes"]) for name, one in report["splits"].items() if one.get("classes")
-        },
+        "lines": {name: class_lines(one["classes"]) for name, one in report["splits"].items() if one.get("classes")},
         "rows_url": lambda split: link("datasets", dataset.name, "rows", split=split, **query),
         "python": _python(names, said),
     }
