@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ def _as_cells(dataset: Dataset, field: Field, tensors: Any) -> list[Cell]:
     values = widened(field, values)
     if field.is_ragged:
         offsets = tensors[field.name + OFFSETS]
-        return [_listed(values[begin:end]) for begin, end in zip(offsets[:-1], offsets[1:], strict=True)]
+        return [_listed(values[begin:end]) for begin, end in pairwise(offsets)]
     flat = values.reshape(len(values), -1)
     if kind in SINGLE:
         return [single(field, value, kind) for value in flat[:, 0].tolist()]

@@ -1,4 +1,4 @@
-"""What statistics say that matters for training: values that spoil a loss, classes that are missing, rows that repeat."""
+"""What matters for training: values that spoil a loss, classes that are missing, rows that repeat."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ async def row_page(
                 field=picture.name,
                 side=64,
                 revision=dataset.revision,
-            ),  # fmt: skip
+            ),
             "downloads": [
                 (form, link("v1", "datasets", dataset.name, "rows", start=row, stop=row + 1, format=form))
                 for form in ("npz", "safetensors")
