@@ -193,7 +193,7 @@ def test_a_dataset(http: httpx.Client) -> None:
     """Fields, classes, and what would spoil a training, each as it is in the file."""
     whole = complete(http, "/datasets/zoo")
     said = {(one["field"], one["level"]): one["text"] for one in whole["findings"]}
-    assert "1 values are NaN" in said["price", "problem"]
+    assert "1 value is NaN" in said["price", "problem"]
     assert "one colour" in said["image", "note"]
     assert whole["card"] == {"title": "A zoo", "licence": "CC0"}
     page = seen(http, "/datasets/zoo")
@@ -310,7 +310,7 @@ def test_splits(http: httpx.Client) -> None:
     assert "ds.sequence('train', batch_size=32, shuffle=True, seed=1, **options)" in page.text
     page = seen(http, "/datasets/zoo/splits?test=2.5", 400)
     assert "a fraction must be" in page.text and page.all("form")
-    assert "folds makes val itself" in seen(http, "/datasets/zoo/splits?folds=5&val=0.1", 400).text
+    assert "leave val out" in seen(http, "/datasets/zoo/splits?folds=5&val=0.1", 400).text
     assert complete(http, "/datasets/split/splits")["overlap"] == {"in_several": 0, "in_none": 0}
 
 
@@ -355,7 +355,9 @@ def test_hostile_names_on_every_page(http: httpx.Client, data: Path) -> None:
         for path in (f"{here}/rows?sort={quote(HOSTILE[1])}", f"{here}/rows?split={quote(HOSTILE[0])}"):
             assert http.get(path).status_code in (200, 404)
     for path in (f"/datasets/{quote(HOSTILE[0], safe='')}", f"/?q={quote(HOSTILE[1])}", "/?sort=%3Cb%3E"):
-        assert "<img src=x" not in http.get(path).text and "<script>alert" not in http.get(path).text
+        answer = http.get(path)
+        is_page = answer.headers["content-type"].startswith("text/html")
+        assert not is_page or ("<img src=x" not in answer.text and "<script>alert" not in answer.text)
 
 
 def test_every_link_leads_somewhere(http: httpx.Client) -> None:
@@ -368,7 +370,7 @@ def test_every_link_leads_somewhere(http: httpx.Client) -> None:
         known.add(path)
         answer = http.get(path)
         assert answer.status_code in (200, 202), (path, answer.text[:500])
-        if "format=json" in path or not answer.headers["content-type"].startswith("text/html"):
+        if "format=json" in path or path == "/docs" or not answer.headers["content-type"].startswith("text/html"):
             continue
         page = Seen(answer.text)
         links = [urljoin(path, link).partition("#")[0] for link in page.links()]

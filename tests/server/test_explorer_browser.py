@@ -62,7 +62,12 @@ def page(browser: Any, url: str) -> Iterator[Any]:
     wrong: list[str] = []
     opened.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
     opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+
+    def refuse(dialog: Any) -> None:
+        wrong.append(dialog.message)
+        dialog.dismiss()
+
+    opened.on("dialog", refuse)
     opened.on("request", lambda one: wrong.append(one.url) if not one.url.startswith((url, "data:")) else None)
     yield opened
     context.close()

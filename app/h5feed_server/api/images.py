@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ from ..stats import figures, pictures
 from .binary import is_known, not_modified
 from .dependencies import NamePath, ServicesDep, in_thread
 from .stats import StatsQuery, stats_headers
+
+T = TypeVar("T")
 
 router = APIRouter(prefix="/v1/datasets/{name}", tags=["pictures"])
 
@@ -189,7 +191,7 @@ def _thumbnails(services: Services, field: Field, rows: npt.NDArray[np.int64], s
     return np.concatenate([pictures.fit(_read(services, field, part), side) for part in parts])
 
 
-def in_slot(work: Callable[[], Response]) -> Response:
+def in_slot(work: Callable[[], T]) -> T:
     """Do what takes several times the memory of its pictures, which few may at a time."""
     with _SLOTS.acquire():
         return work()

@@ -152,7 +152,8 @@ def _repeats(digests: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
     begins = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.zeros(0, int)
     first = np.repeat(order[begins], np.diff(np.append(begins, len(values))))
     pairs = np.stack([order, first], axis=1)[order != first]
-    return pairs[np.argsort(pairs[:, 0])].astype(np.int32)
+    repeats: npt.NDArray[np.int32] = pairs[np.argsort(pairs[:, 0])].astype(np.int32)
+    return repeats
 
 
 def _inputs(dataset: Dataset) -> list[Field]:

@@ -5,6 +5,7 @@ What is drawn has no background of its own, and suits a light page as well as a 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -126,7 +127,8 @@ def coloured(values: npt.NDArray[Any]) -> Pixels:
     within = (place - step)[..., None]
     mixed = _VIRIDIS[step] * (1 - within) + _VIRIDIS[step + 1] * within
     mixed[~finite] = 128
-    return np.rint(mixed).astype(np.uint8)
+    pixels: Pixels = np.rint(mixed).astype(np.uint8)
+    return pixels
 
 
 def by_class(mask: npt.NDArray[Any]) -> Pixels:
@@ -166,6 +168,17 @@ def side_by_side(pictures: Sequence[Pixels], gap: int = 4) -> Pixels:
         canvas[:tall, left : left + wide, 3] = picture[..., 3] if picture.shape[-1] == 4 else 255
         left += wide + gap
     return canvas
+
+
+def in_a_line(drawings: Sequence[bytes], gap: int = 4) -> bytes:
+    """Drawings of `lines` or `scatter`, of one size, side by side."""
+    sizes = [re.search(rb'width="(\d+)" height="(\d+)"', drawing) for drawing in drawings]
+    width, height = (int(part) for part in sizes[0].groups()) if sizes and sizes[0] else (1, 1)
+    parts = [
+        drawing.decode().replace("<svg ", f'<svg x="{number * (width + gap)}" ', 1)
+        for number, drawing in enumerate(drawings)
+    ]
+    return _svg(len(drawings) * (width + gap) - gap, height, "", parts)
 
 
 def _extremes(values: npt.NDArray[np.float64], width: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:

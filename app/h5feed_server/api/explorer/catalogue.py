@@ -53,9 +53,9 @@ async def catalogue_page(request: Request, services: ServicesDep) -> Response:
         needle = (query.q or "").lower()
         everything = services.catalog.listed()
         lines = [line for line in everything if needle in line.name.lower()]
-        if query.sort != "name":
-            measure = _rows if query.sort == "rows" else _bytes
-            lines.sort(key=lambda line: -measure(line))
+        # What can be looked at comes first.
+        measure = {"name": _is_served, "rows": _rows, "bytes": _bytes}[query.sort]
+        lines.sort(key=lambda line: -measure(line))
         shown_lines = lines[query.offset : query.offset + query.limit]
         data = {
             "datasets": [_described(line) for line in shown_lines],
@@ -82,6 +82,10 @@ async def catalogue_page(request: Request, services: ServicesDep) -> Response:
 
 def _changed(sort: str) -> str | None:
     return None if sort == "name" else sort
+
+
+def _is_served(line: Listed) -> int:
+    return int(line.dataset is not None)
 
 
 def _rows(line: Listed) -> int:

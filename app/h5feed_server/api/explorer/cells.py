@@ -21,7 +21,7 @@ from .web import link, number
 CELL_CHARS = 240
 """Characters of a text in a table."""
 
-CELL_NUMBERS = 6
+CELL_NUMBERS = 4
 """Numbers of a vector in a table."""
 
 _CELL_ROW_BYTES = 4096
@@ -109,7 +109,8 @@ def _as_cells(dataset: Dataset, field: Field, tensors: Any) -> list[Cell]:
 def single(field: Field, value: Any, kind: Kind) -> Cell:
     """One number, or the class that it stands for."""
     name = class_name(field, value) if kind == "class" else None
-    return Cell(number(value) if name is None else f"{name} ({value})", value=value)
+    text = number(value) if name is None else name if name == str(value) else f"{name} ({value})"
+    return Cell(text, value=value)
 
 
 def class_name(field: Field, value: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from .web import number, share
 
 MAX_BARS = 24
 """Bars of a small chart."""
+
+_FEWEST_BARS = 8
 
 MAX_CLASSES = 40
 """Classes that are listed; of more, the most frequent ones."""
@@ -117,9 +120,11 @@ def label_of(entry: Mapping[str, Any]) -> str:
 
 
 def _merged(edges: Sequence[float], counts: Sequence[int], most: int) -> tuple[list[float], list[int]]:
-    """At most so many bins, of equal numbers of bins, the last with what is left."""
-    step = -(-len(counts) // most)
+    """At most so many bins, each of as many of the given ones; fewer where few values make them uneven by chance."""
+    most = min(most, max(_FEWEST_BARS, math.isqrt(sum(counts))))
+    least = -(-len(counts) // most)
+    # One that leaves no rest, or else little: the last bar would be lower for nothing.
+    step = min(range(least, 2 * least), key=lambda step: -len(counts) % step / step) if least > 1 else 1
     starts = range(0, len(counts), step)
-    return [*(float(edges[start]) for start in starts), float(edges[-1])], [
-        sum(counts[start : start + step]) for start in starts
-    ]
+    merged = [sum(counts[start : start + step]) for start in starts]
+    return [*(float(edges[start]) for start in starts), float(edges[-1])], merged

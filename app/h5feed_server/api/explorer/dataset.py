@@ -22,7 +22,7 @@ from ..dependencies import NamePath, ServicesDep, attempted, in_thread, wait_for
 from .charts import class_lines, histogram
 from .filters import is_value
 from .findings import findings
-from .kinds import kind_of
+from .kinds import by_role, kind_of
 from .rows import type_of
 from .samples import STRIP_SAMPLES, strip_field
 from .selection import HAS_FILTERS
@@ -135,11 +135,12 @@ def _page(
         "checks": None if checks is None else checks.report,
         "running": {kind: {"done": job.done, "total": job.total, "unit": job.unit} for kind, job in running.items()},
     }
+    described_fields = {field["name"]: field for field in whole["fields"]}
+    fields = [(field, described_fields[field.name]) for field in by_role(dataset.fields)]
     failed = {kind: job.detail for kind, job in running.items() if job.status == "failed"}
     view = {
         "fields": [
-            _field(dataset, field, described, reports.get(field.name))
-            for field, described in zip(dataset.fields[:_MOST_FIELDS], whole["fields"], strict=False)
+            _field(dataset, field, described, reports.get(field.name)) for field, described in fields[:_MOST_FIELDS]
         ],
         "more_fields": max(0, len(dataset.fields) - _MOST_FIELDS),
         "attributes": _attributes(whole["attributes"]),
@@ -224,8 +225,15 @@ def _field(dataset: Dataset, field: Field, described: dict[str, Any], report: di
         "mean": link("datasets", dataset.name, "mean", field=field.name, revision=dataset.revision)
         if has_mean
         else None,
-        "values": [] if report is None or report["classes"] or not field.is_text else report["values"] or [],
+        "frequent": _frequent(field, report),
     }
+
+
+def _frequent(field: Field, report: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The most frequent texts, where some are more frequent than others."""
+    if report is None or report["classes"] or not field.is_text:
+        return []
+    return [one for one in report["values"] or () if one["rows"] > 1]
 
 
 def _are_colours(channels: Sequence[dict[str, Any]] | None) -> bool:

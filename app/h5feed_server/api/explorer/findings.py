@@ -72,10 +72,10 @@ def _of_values(field: Field, report: Mapping[str, Any]) -> list[Finding]:
     found = []
     if report["nan"]:
         found.append(
-            Finding("problem", f"{number(report['nan'])} values are NaN ({share(report['nan_share'])})", field.name)
+            Finding("problem", f"{_counted(report['nan'], 'value')} NaN ({share(report['nan_share'])})", field.name)
         )
     if report["inf"]:
-        found.append(Finding("problem", f"{number(report['inf'])} values are infinite", field.name))
+        found.append(Finding("problem", f"{_counted(report['inf'], 'value')} infinite", field.name))
     least, greatest = report["min"], report["max"]
     if report["rows"] > 1 and least is not None and least == greatest and not report["nan"]:
         found.append(
@@ -130,13 +130,20 @@ def _of_rows(checks: RowChecks, across: int | None) -> list[Finding]:
     report = checks.report
     if report["repeated"]:
         examples = [row for pair in report["examples"][:_NAMED] for row in pair[::-1]]
-        text = f"{report['repeated']:,} rows have the inputs of an earlier row"
+        text = f"{_counted(report['repeated'], 'row', ' has', ' have')} the inputs of an earlier row"
         found.append(Finding("note", text, rows=list(dict.fromkeys(examples))))
     if across:
         found.append(
-            Finding("problem", f"{across:,} rows have the inputs of a row in another split: scores are too good")
+            Finding(
+                "problem",
+                f"{_counted(across, 'row', ' has', ' have')} the inputs of a row in another split: scores will be too good",
+            )
         )
     for name, uniform in report["uniform"].items():
-        text = f"{uniform['rows']:,} images are all one colour"
+        text = f"{_counted(uniform['rows'], 'image')} all one colour"
         found.append(Finding("problem" if uniform["rows"] > 1 else "note", text, name, uniform["examples"][:_NAMED]))
     return found
+
+
+def _counted(count: int, what: str, one: str = " is", several: str = " are") -> str:
+    return f"1 {what}{one}" if count == 1 else f"{count:,} {what}s{several}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 from ...catalog.dataset import Dataset, Field
@@ -34,6 +35,14 @@ _POINTS = re.compile(
 _FRAMES = re.compile(r"frame|video|clip|movie|seq|rgb|obs|camera|agentview|cam$", re.I)
 _MASKS = re.compile(r"mask|seg|annot|label|ground", re.I)
 _MAPS = re.compile(r"spec|mel|stft|mfcc|depth|heat|attention|radar|velocity", re.I)
+
+
+_ROLES = ("input", "label", "weight", "other")
+
+
+def by_role(fields: Sequence[Field]) -> list[Field]:
+    """Fields in the order in which people look at them: inputs, labels, the rest."""
+    return sorted(fields, key=lambda field: _ROLES.index(field.role) if field.role in _ROLES else len(_ROLES))
 
 
 def kind_of(dataset: Dataset, field: Field) -> Kind:

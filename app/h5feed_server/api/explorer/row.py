@@ -15,7 +15,7 @@ from ...catalog.dataset import Dataset, Field
 from ...services import Services
 from ..dependencies import NamePath, ServicesDep
 from .cells import single
-from .kinds import DRAWN, SINGLE, Kind, kind_of
+from .kinds import DRAWN, SINGLE, Kind, by_role, kind_of
 from .rows import type_of
 from .samples import sample, signal_of, strip_field, text_at
 from .selection import Selection, place_of, selected
@@ -33,7 +33,7 @@ MAX_VALUES = 256
 NEIGHBOURS = 3
 """Rows before and after that are shown."""
 
-_LARGE = 448
+_LARGE, _NARROW = 448, 180
 _ZOOM = 2
 
 
@@ -59,7 +59,7 @@ async def row_page(
         found = selected(services, dataset, query)
         place = place_of(found, row)
         total = dataset.rows if found is None else len(found)
-        shown = [_shown(services, dataset, field, row, query) for field in dataset.fields]
+        shown = [_shown(services, dataset, field, row, query) for field in by_role(dataset.fields)]
         around = _around(found, dataset.rows, row, place)
         data = {
             **about(dataset),
@@ -132,6 +132,7 @@ def _shown(services: Services, dataset: Dataset, field: Field, row: int, query: 
         "value": None,
         "text": None,
         "picture": None,
+        "narrow": None,
         "problem": None,
         "zoom": [],
         "numbers": None,
@@ -177,6 +178,9 @@ def _drawn(services: Services, dataset: Dataset, field: Field, row: int, kind: K
         field=field.name, side=_LARGE, begin=own.begin or None, end=own.end, at=own.at, revision=dataset.revision,
     )  # fmt: skip
     drawn: dict[str, Any] = {"picture": url, "value": {"picture": url}}
+    if kind == "signal":
+        # On a phone, the words of the large one would be too small.
+        drawn["narrow"] = url.replace(f"side={_LARGE}", f"side={_NARROW}")
 
     number_of_field = [one.name for one in dataset.fields].index(field.name)
 

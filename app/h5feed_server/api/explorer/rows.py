@@ -19,7 +19,7 @@ from ..dependencies import NamePath, ServicesDep, attempted, in_thread, wait_for
 from .cells import Cell, cells
 from .charts import Chart, class_chart, histogram
 from .filters import is_value, is_within
-from .kinds import DRAWN, SINGLE, Kind, kind_of
+from .kinds import DRAWN, SINGLE, Kind, by_role, kind_of
 from .samples import strip_field
 from .selection import HAS_FILTERS, Selection, page_of, selected
 from .snippets import arguments, curl, given, python
@@ -64,7 +64,7 @@ async def rows_page(request: Request, services: ServicesDep, name: NamePath) -> 
         if query.offset and query.offset >= total:
             raise RowOutOfRange(f"offset={query.offset}: these are {total:,} rows, valid is 0 to {max(0, total - 1)}")
         ids = page_of(found, total, query.offset, limit)
-        fields = dataset.fields[:_MOST_FIELDS] if query.view == "table" else _tile_fields(dataset)
+        fields = by_role(dataset.fields)[:_MOST_FIELDS] if query.view == "table" else _tile_fields(dataset)
         columns = cells(services, dataset, fields, ids, _THUMBNAIL if query.view == "table" else _TILE)
         lines = [(row, [columns[field.name][place] for field in fields]) for place, row in enumerate(ids.tolist())]
         data = {
@@ -122,8 +122,8 @@ async def _charts(services: Services, dataset: Dataset, query: RowsPageQuery) ->
     """Statistics of the columns of single values and text, by field, as far as they are known in a moment."""
     fields = [
         field
-        for field in dataset.fields[:_MOST_FIELDS]
-        if not field.unreadable and (kind_of(dataset, field) in SINGLE or (field.is_text and not field.is_ragged))
+        for field in by_role(dataset.fields)[:_MOST_FIELDS]
+        if not field.unreadable and (kind_of(dataset, field) in SINGLE or field.is_text)
     ]
 
     def look() -> dict[str, dict[str, Any]]:
@@ -184,7 +184,9 @@ def _chart(dataset: Dataset, field: Field, kind: Kind, query: RowsPageQuery, rep
         return class_chart(field.name, report["classes"], lambda value: to(is_value(field.name, value, names)))
     if kind == "class" and report["values"]:
         return class_chart(field.name, report["values"], lambda value: to(is_value(field.name, value, None)))
-    if field.is_text or not report["histogram"]:
+    if field.is_text:
+        return histogram(f"lengths of {field.name}", report["lengths"]) if report["lengths"] else None
+    if not report["histogram"]:
         return None
     return histogram(
         field.name, report, url=lambda low, high, is_last: to(*is_within(field.name, low, high, closed=is_last))
@@ -197,11 +199,11 @@ def type_of(field: Field) -> str:
     return f"{field.type_name} list" if field.is_ragged and not field.is_text else f"{field.type_name} {shape}".strip()
 
 
-def _tile_fields(dataset: Dataset) -> tuple[Field, ...]:
+def _tile_fields(dataset: Dataset) -> list[Field]:
     """What a tile shows: a picture, and the label below it."""
     picture = strip_field(dataset) or next((f for f in dataset.fields if kind_of(dataset, f) in DRAWN), None)
     fields = [field for field in (picture, dataset.label) if field is not None]
-    return tuple(dict.fromkeys(fields)) or dataset.fields[:3]
+    return list({field.name: field for field in fields}.values()) or by_role(dataset.fields)[:3]
 
 
 def _said(cell: Cell) -> Any:

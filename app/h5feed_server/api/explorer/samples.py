@@ -34,6 +34,9 @@ STRIP_SAMPLES = 8
 MAX_FRAMES = 12
 """Frames of a sequence that are shown."""
 
+_STANDS: tuple[Kind, ...] = ("image", "frames", "map", "volume", "points", "signal")
+"""Kinds that stand for a dataset, the best first."""
+
 THUMBNAIL = 128
 """Pixels of the longer side up to which one slice, or one frame, stands for all."""
 
@@ -86,9 +89,8 @@ async def get_view(
         field = dataset.field(query.field)
         alt = f"{field.name} of row {row}"
         draw = partial(_drawn, services, dataset, field, row, query, alt)
-        content = draw() if field.row_bytes <= _SMALL_BYTES else _slotted(draw)
-        form = "svg" if content.startswith(b"<svg") else "png"
-        return picture(content, form, alt, headers)
+        content = draw() if field.row_bytes <= _SMALL_BYTES else in_slot(draw)
+        return picture(content, "svg" if content.startswith(b"<svg") else "png", alt, headers)
 
     return await in_thread(services, work)
 
@@ -113,11 +115,13 @@ async def get_strip(
         wanted = ViewQuery(field=field.name, side=query.side)
 
         def draw() -> bytes:
-            parts = [_pixels(services, dataset, field, kind, int(row), wanted) for row in rows]
+            if kind in ("signal", "points"):
+                return sketches.in_a_line([_drawn(services, dataset, field, row, wanted, "") for row in rows.tolist()])
+            parts = [_pixels(services, dataset, field, kind, row, wanted) for row in rows.tolist()]
             return pictures.png(sketches.side_by_side(parts))
 
-        content = draw() if field.row_bytes <= _SMALL_BYTES else _slotted(draw)
-        return picture(content, "png", "", headers)
+        content = draw() if field.row_bytes <= _SMALL_BYTES else in_slot(draw)
+        return picture(content, "svg" if kind in ("signal", "points") else "png", "", headers)
 
     return await in_thread(services, work)
 
@@ -146,15 +150,15 @@ async def get_mean(
 
 
 def strip_field(dataset: Dataset) -> Field | None:
-    """The field that stands for a dataset in the catalogue; None where nothing of it is a picture of pixels."""
+    """The field that stands for a dataset in the catalogue; None where nothing of it is a picture."""
     if not dataset.rows:
         return None
     suitable = [
-        field
-        for field in dataset.fields
-        if field.row_bytes <= MAX_SAMPLE_BYTES and kind_of(dataset, field) in ("image", "frames", "volume", "map")
+        field for field in dataset.fields if field.row_bytes <= MAX_SAMPLE_BYTES and kind_of(dataset, field) in _STANDS
     ]
-    return min(suitable, key=lambda field: (field.role != "input", not is_image(field)), default=None)
+    return min(
+        suitable, key=lambda field: (field.role != "input", _STANDS.index(kind_of(dataset, field))), default=None
+    )
 
 
 def sample(services: Services, field: Field, row: int) -> npt.NDArray[Any]:
@@ -191,11 +195,6 @@ def signal_of(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values.T if values.shape[0] < values.shape[1] else values
 
 
-def _slotted(draw: Any) -> bytes:
-    content: bytes = in_slot(draw)
-    return content
-
-
 def _drawn(services: Services, dataset: Dataset, field: Field, row: int, query: ViewQuery, alt: str) -> bytes:
     """PNG or SVG."""
     kind = kind_of(dataset, field)
@@ -218,7 +217,8 @@ def _pixels(services: Services, dataset: Dataset, field: Field, kind: Kind, row:
     values, side = sample(services, field, row), query.side
     small = side <= THUMBNAIL
     if kind == "image":
-        return _as_image(field, pictures.arranged(values[None], field.channels or "rgb"), side)[0]
+        pixels: Pixels = _as_image(field, pictures.arranged(values[None], field.channels or "rgb"), side)[0]
+        return pixels
     if kind == "mask":
         return _masked(services, dataset, values.reshape(values.shape[:2]), row, side)
     if kind == "map":
@@ -258,7 +258,8 @@ def _masked(services: Services, dataset: Dataset, mask: npt.NDArray[Any], row: i
         image = pictures.arranged(sample(services, beside, row)[None], beside.channels or "rgb")[:, ::step, ::step]
         pixels = sketches.overlaid(pictures.to_pixels(image, beside.dtype)[0], thinned)
     factor = max(1, side // max(pixels.shape[:2]))
-    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    enlarged: Pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    return enlarged
 
 
 def _one_channel(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -284,7 +285,8 @@ def _range(values: npt.NDArray[Any]) -> tuple[float, float]:
 def _grey(cut: npt.NDArray[Any], low: float, high: float, side: int) -> Pixels:
     fitted = pictures.fit(cut[None, ..., None].astype(np.float32), side)[0]
     scaled = (np.nan_to_num(fitted, nan=low, posinf=high, neginf=low) - low) * (255 / ((high - low) or 1))
-    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+    pixels: Pixels = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+    return pixels
 
 
 def text_at(data: npt.NDArray[Any], offsets: npt.NDArray[np.int64], most: int) -> list[str]:

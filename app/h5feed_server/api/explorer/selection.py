@@ -94,7 +94,8 @@ def place_of(rows: npt.NDArray[Any] | None, row: int) -> int | None:
 
 
 def _both(first: npt.NDArray[Any], second: npt.NDArray[Any], total: int) -> npt.NDArray[Any]:
-    return first[_mask(second, total)[first]]
+    both: npt.NDArray[Any] = first[_mask(second, total)[first]]
+    return both
 
 
 def _mask(rows: npt.NDArray[Any], total: int) -> npt.NDArray[np.bool_]:

@@ -4,7 +4,9 @@
 const THEMES = ["system", "light", "dark"]
 
 function showTheme(button, theme) {
-  button.textContent = `Theme: ${theme}`
+  button.textContent = { system: "◐", light: "☀", dark: "☾" }[theme]
+  button.title = `Theme: ${theme}`
+  button.setAttribute("aria-label", button.title)
   if (theme === "system") delete document.documentElement.dataset.theme
   else document.documentElement.dataset.theme = theme
 }
