@@ -19,7 +19,7 @@ from ...services import Services
 from ...splits.split_spec import AS_STORED
 from ...stats.row_checks import MAX_ROWS, RowChecks
 from ..dependencies import NamePath, ServicesDep, attempted, in_thread, wait_for
-from .charts import class_lines, histogram
+from .charts import class_chart, class_lines, histogram
 from .filters import is_value
 from .findings import findings
 from .kinds import by_role, kind_of
@@ -208,8 +208,10 @@ def _field(dataset: Dataset, field: Field, described: dict[str, Any], report: di
         parts: Sequence[dict[str, Any]] = report["channels"] if _are_colours(report["channels"]) else [report]
         for part in parts:
             chart = histogram(part.get("name", field.name), part, 48)
-            if chart is not None and not (kind == "class" and report["classes"]):
+            if chart is not None and not report["classes"]:
                 charts.append((part.get("name"), chart))
+        if report["classes"]:
+            charts.append((None, class_chart(field.name, report["classes"])))
         if report["lengths"]:
             lengths = histogram(f"lengths of {field.name}", report["lengths"], 32)
     has_mean = report is not None and bool(report["mean_image"]) and field.channels is not None

@@ -133,12 +133,8 @@ def _of_rows(checks: RowChecks, across: int | None) -> list[Finding]:
         text = f"{_counted(report['repeated'], 'row', ' has', ' have')} the inputs of an earlier row"
         found.append(Finding("note", text, rows=list(dict.fromkeys(examples))))
     if across:
-        found.append(
-            Finding(
-                "problem",
-                f"{_counted(across, 'row', ' has', ' have')} the inputs of a row in another split: scores will be too good",
-            )
-        )
+        text = f"{_counted(across, 'row', ' has', ' have')} the inputs of a row in another split: it spoils the scores"
+        found.append(Finding("problem", text))
     for name, uniform in report["uniform"].items():
         text = f"{_counted(uniform['rows'], 'image')} all one colour"
         found.append(Finding("problem" if uniform["rows"] > 1 else "note", text, name, uniform["examples"][:_NAMED]))

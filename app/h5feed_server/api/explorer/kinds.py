@@ -91,6 +91,8 @@ def _of_table(dataset: Dataset, field: Field, shape: tuple[int, int]) -> Kind:
         return "points"
     if _MAPS.search(field.name) and short > 3:
         return "map"
+    if field.dtype.kind == "b":
+        return "map"
     if short <= 3 or (field.dtype != "u1" and short <= 2 * SHORT and long >= _LONG * short):
         return "signal"
     return "image" if is_image(field) and not (field.dtype.kind == "f" and field.role == "label") else "map"

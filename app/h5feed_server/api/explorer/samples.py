@@ -110,7 +110,8 @@ async def get_strip(
         if field is None:
             raise UnsupportedField(f"dataset {dataset.name!r} has nothing that is shown as a picture")
         kind = kind_of(dataset, field)
-        count = STRIP_SAMPLES if field.row_bytes <= _SMALL_BYTES else STRIP_SAMPLES // 2
+        is_short = field.row_bytes > _SMALL_BYTES or kind == "signal"
+        count = STRIP_SAMPLES // 2 if is_short else STRIP_SAMPLES
         rows = np.unique(np.linspace(0, dataset.rows - 1, min(count, dataset.rows)).astype(np.int64))
         wanted = ViewQuery(field=field.name, side=query.side)
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -232,7 +233,7 @@ def failure(request: Request, error: FeedError) -> Response:
     status = STATUS[type(error)]
     data = {"status": status, "code": error.code, "detail": error.detail}
     reload = REFRESH_SECONDS if error.retry_after is not None else None
-    return answer(request, Page("error.html", f"{status}", data, reload=reload), status)
+    return answer(request, Page("error.html", HTTPStatus(status).phrase.capitalize(), data, reload=reload), status)
 
 
 def waiting(request: Request, state: JobState, dataset: str | None = None) -> Response:
