@@ -84,10 +84,10 @@ def _known(
         if stats is not None:
             reports[field.name] = stats[field.name].report
     is_small = sum(field.column.stored_nbytes for field in fields) <= UNASKED_BYTES
-    missing = [field for field in fields if field.name not in reports]
-    if missing and (is_small or query.compute == "statistics"):
+    if len(reports) < len(fields) and (is_small or query.compute == "statistics"):
+        # One job for all, also when it has done some: of other fields, it would be another job.
         with contextlib.suppress(Overloaded):
-            running["statistics"] = services.statistics.start(dataset, missing, "all", AS_STORED, "")
+            running["statistics"] = services.statistics.start(dataset, fields, "all", AS_STORED, "")
     splits = None
     if dataset.native and dataset.label is not None:
         try:

@@ -128,16 +128,14 @@ async def _charts(services: Services, dataset: Dataset, query: RowsPageQuery) ->
 
     def look() -> dict[str, dict[str, Any]]:
         found = {}
-        missing = []
         for field in fields:
             known = services.statistics.find(dataset, [field], "all", AS_STORED)
-            if known is None:
-                missing.append(field)
-            else:
+            if known is not None:
                 found[field.name] = known[field.name].report
-        if missing and sum(field.column.stored_nbytes for field in missing) <= CHART_BYTES:
+        if len(found) < len(fields) and sum(field.column.stored_nbytes for field in fields) <= CHART_BYTES:
+            # One job for all, also when it has done some: of other fields, it would be another job.
             with contextlib.suppress(Overloaded):
-                started.append(services.statistics.start(dataset, missing, "all", AS_STORED, ""))
+                started.append(services.statistics.start(dataset, fields, "all", AS_STORED, ""))
         return found
 
     started: list[Any] = []
