@@ -27,6 +27,9 @@ CELL_NUMBERS = 4
 _CELL_ROW_BYTES = 4096
 """Bytes of a row that are read for a table: of longer ones, a picture or the row's page shows more."""
 
+_CELL_LIST_BYTES = 64 << 10
+"""The same of lists and texts, on average."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -68,6 +71,8 @@ def cells(
             found[field.name] = [_pictured(dataset, field, row, side) for row in rows.tolist()]
         elif kind == "none":
             found[field.name] = [Cell(str(field.unreadable), problem=True)] * len(rows)
+        elif field.is_ragged and _list_bytes(services, field) > _CELL_LIST_BYTES:
+            found[field.name] = [Cell("long: see the row's page")] * len(rows)
         elif field.is_ragged or field.row_bytes <= _CELL_ROW_BYTES:
             read.append(field)
         else:
@@ -76,6 +81,10 @@ def cells(
     if read:
         found |= _read(services, dataset, read, rows)
     return {field.name: found[field.name] for field in fields}
+
+
+def _list_bytes(services: Services, field: Field) -> int:
+    return services.batcher.reader.typical_items(field.column) * field.dtype.itemsize if field.column.rows else 0
 
 
 def _read(
