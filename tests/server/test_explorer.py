@@ -417,3 +417,25 @@ def test_a_picture_reads_one_row(tmp_path: Path, serve: Callable[..., ServerProc
         for picture in pictures:
             assert http.get(picture).status_code == 200
         assert decoded() - before <= 20 * 16 * 16 * 3
+
+
+def test_the_card_is_no_part_of_the_revision(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
+    """What h5feed.toml says to people comes before what the file says, and can be edited while somebody trains."""
+    with h5py.File(tmp_path / "toys.h5", "w") as file:
+        file["x"], file.attrs["license"], file.attrs["Title"] = np.zeros((5, 3)), "CC0", "of the file"
+    declared = '[datasets.toys]\nfiles = ["toys.h5"]\n[datasets.toys.card]\ntitle = "{}"\n'
+    (tmp_path / "h5feed.toml").write_text(declared.format("first"))
+    server = serve(tmp_path)
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+
+        def whole() -> dict[str, Any]:
+            answer = http.get("/v1/datasets/toys")
+            return answer.json() if answer.status_code == 200 else {}
+
+        wait_until(lambda: bool(whole()))
+        before = whole()
+        assert before["card"] == {"title": "first", "licence": "CC0"}
+        (tmp_path / "h5feed.toml").write_text(declared.format("second"))
+        wait_until(lambda: whole().get("card", {}).get("title") == "second")
+        assert whole()["revision"] == before["revision"]
+        assert "second" in http.get("/datasets/toys").text

@@ -82,6 +82,8 @@ class Traffic:
         self._totals = {"requests": 0, "batches": 0, "bytes": 0, "errors": 0}
         self._callers: dict[str, list[float]] = {}
         self._slow: list[tuple[float, float, str]] = []
+        self._slow_from = 0.0
+        """Seconds above which a request is among the slowest."""
         self._written = -1
         self._closed = threading.Event()
         self._server = os.getppid()
@@ -100,10 +102,11 @@ class Traffic:
 
     def note_batches(self, caller: str, batches: int, nbytes: int, seconds: float, what: str) -> None:
         """Count an answer of so many batches. From the event loop alone."""
-        now = self._now()
-        now.requests += 1
-        now.batches += batches
-        now.nbytes += nbytes
+        now = time.time()
+        second = self._second(int(now))
+        second.requests += 1
+        second.batches += batches
+        second.nbytes += nbytes
         totals = self._totals
         totals["requests"] += 1
         totals["batches"] += batches
@@ -113,22 +116,25 @@ class Traffic:
             if len(self._callers) >= _MOST_CALLERS:
                 del self._callers[min(self._callers, key=lambda name: self._callers[name][0])]
             known = self._callers[caller] = [0.0, 0, 0]
-        elif time.time() - known[0] > SECONDS:
+        elif now - known[0] > SECONDS:
             known[1:] = [0, 0]
-        known[0] = time.time()
+        known[0] = now
         known[1] += batches
         known[2] += nbytes
-        self._note_slow(seconds, what)
+        if seconds > self._slow_from:
+            self._note_slow(seconds, now, what)
 
     def note_request(self, status: int, seconds: float, what: str) -> None:
         """Count any other answer. From the event loop alone."""
-        now = self._now()
-        now.requests += 1
+        now = time.time()
+        second = self._second(int(now))
+        second.requests += 1
         self._totals["requests"] += 1
         if status >= 500:
-            now.errors += 1
+            second.errors += 1
             self._totals["errors"] += 1
-        self._note_slow(seconds, what)
+        if seconds > self._slow_from:
+            self._note_slow(seconds, now, what)
 
     def activity(self) -> Activity:
         """What all workers of this server have done, as far as they have written it down."""
@@ -157,20 +163,20 @@ class Traffic:
         found.callers = sorted(callers.values(), key=lambda one: -one["bytes"])
         return found
 
-    def _now(self) -> _Second:
-        second = int(time.time())
+    def _second(self, second: int) -> _Second:
         place = self._ring[second % len(self._ring)]
         if place.second != second:
             place.second, place.requests, place.batches, place.nbytes, place.errors = second, 0, 0, 0, 0
         return place
 
-    def _note_slow(self, seconds: float, what: str) -> None:
-        slow = self._slow
-        if len(slow) >= _MOST_SLOW and seconds <= slow[-1][0]:
-            return
-        now = time.time()
-        kept = [one for one in slow if now - one[1] < _SLOW_SECONDS]
-        self._slow = sorted([*kept, (seconds, now, what[:_MOST_CHARS])], reverse=True)[:_MOST_SLOW]
+    def _note_slow(self, seconds: float, now: float, what: str) -> None:
+        self._keep_slow(now, [(seconds, now, what[:_MOST_CHARS])])
+
+    def _keep_slow(self, now: float, more: list[tuple[float, float, str]]) -> None:
+        """Keep the slowest of those that are not long ago."""
+        kept = [one for one in self._slow if now - one[1] < _SLOW_SECONDS]
+        self._slow = sorted([*kept, *more], reverse=True)[:_MOST_SLOW]
+        self._slow_from = self._slow[-1][0] if len(self._slow) == _MOST_SLOW else 0.0
 
     @property
     def _file(self) -> Path:
@@ -185,6 +191,8 @@ class Traffic:
         if requests == self._written:
             return
         self._written = requests
+        # What was slow ten minutes ago makes room for what is slow now.
+        self._keep_slow(time.time(), [])
         said = {
             "totals": {**self._totals, "decoded": self._decoded()},
             "seconds": [
