@@ -25,6 +25,7 @@ from . import (
     contiguous,
     encoded,
     far,
+    filtering,
     report,
     small,
     splitting,
@@ -50,6 +51,7 @@ GROUPS: dict[str, ModuleType] = {
     "p": building,
     "s": splitting,
     "t": statistics,
+    "w": filtering,
 }
 
 _KEPT = Path(__file__).parent / "data"
@@ -61,7 +63,7 @@ _EXAMPLES = """groups:
   g  a training loop at round trips of 0, 30, 100 ms  h  later epochs from the local cache
   p  building from 3,000 JPEGs (needs 6 GB of disk)   j  images stored as JPEG, and Keras' own loader
   s  splits of ten million labels                     t  statistics of 1.26 GB of images
-  k  pages of the explorer
+  k  pages of the explorer                            w  filtered rows of ten million
 
 examples:
   python -m benchmarks                       everything, in less than five minutes

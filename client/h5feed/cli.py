@@ -38,6 +38,7 @@ _EXAMPLES = {
 """,
     "stats": """\
   h5feed stats http://gpu-box:8000 digits --split train --val 0.1 --test 0.1
+  h5feed stats http://gpu-box:8000 digits --where "labels in 3, 5"
   h5feed stats http://gpu-box:8000 digits --field images --means > means.json
 """,
     "get": """\
@@ -59,7 +60,7 @@ WAIT_SECONDS = 600.0
 _LOOK_SECONDS = 0.5
 """Time between two polls; the server also holds the request while it scans."""
 
-_SPLIT_OPTIONS = ("val", "test", "folds", "fold", "group", "stratify", "split_seed")
+_SPLIT_OPTIONS = ("val", "test", "folds", "fold", "group", "stratify", "split_seed", "where")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -147,6 +148,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--group", metavar="FIELD", help="keep rows with equal values of this field together")
         command.add_argument("--split-seed", type=int, help="random seed of the splits (default 42)")
         command.add_argument("--stratify", metavar="FIELD", help="field to stratify by, or none")
+        command.add_argument(
+            "--where",
+            metavar="CONDITION",
+            action="append",
+            help="only rows that meet it, such as 'label in cat, dog' or 'width >= 200'; may be repeated",
+        )
     return parser
 
 

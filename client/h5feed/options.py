@@ -35,6 +35,9 @@ class SplitOptions(TypedDict, total=False):
     folds: int | None
     """Number of folds for cross-validation: ``val`` is fold `fold`, ``train`` the others."""
     fold: int | None
+    where: str | Sequence[str] | None
+    """Conditions that rows must meet, such as ``"label in cat, dog"``: see "Filters" in the reference. All must hold.
+    Splits are those of all rows, filtered."""
 
 
 class EpochOptions(SplitOptions, total=False):
@@ -84,6 +87,8 @@ class PreparationOptions(TypedDict, total=False):
     y: FieldNames | None
     sample_weight: str | None
     class_mode: ClassMode | None
+    classes: Sequence[str | float] | None
+    """Only rows of these classes, numbered from 0 in this order."""
     rescale: float | Mapping[str, float] | None
     mean: Statistic | Mapping[str, Statistic] | None
     std: Statistic | Mapping[str, Statistic] | None

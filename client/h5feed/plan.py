@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
+from .errors import BadParameter
 from .frames import Frame
 from .images import ImageSpec
 from .wire import Tensor
@@ -23,8 +24,8 @@ class Plan:
     batches: int
     batch_bytes: int
     """Bytes of one full batch on the wire."""
-    params: Mapping[str, str]
-    """The parameters of the order, including the revision."""
+    params: Mapping[str, Any]
+    """The parameters of the order, including the revision: strings, but of ``where`` a tuple of them."""
     batch_size: int
     tensors: tuple[Tensor, ...]
     """The tensors of a full batch when it is handed out, including row ids and weights."""
@@ -66,6 +67,20 @@ def names_of(given: str | Sequence[str] | None) -> list[str]:
     if isinstance(given, str):
         return [unquote(name) for name in given.split(",") if name]
     return list(given or ())
+
+
+def conditions(where: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The conditions of ``where``, given as one or as several.
+
+    Raises
+    ------
+    BadParameter
+    """
+    found = (where,) if isinstance(where, str) else tuple(where or ())
+    for condition in found:
+        if not isinstance(condition, str):
+            raise BadParameter(f"where={where!r} must be a condition such as 'label in cat, dog', or a list of them")
+    return found
 
 
 def parameter(value: object) -> str:

@@ -33,7 +33,7 @@ from .options import (
     split_options,
 )
 from .order import BatchGrid
-from .plan import Plan, names_of, parameter, tail_of
+from .plan import Plan, conditions, names_of, parameter, tail_of
 from .schema import checked
 from .splits import Splits, replaced_told, tell_replaced
 from .stats import FieldStats, Stats
@@ -83,7 +83,7 @@ class RemoteDataset:
             for field in info["fields"]
         }
         self._caches: dict[tuple[str, int | None, int], RowCache] = {}
-        self._plans: dict[frozenset[tuple[str, str]], dict[str, Any]] = {}
+        self._plans: dict[frozenset[tuple[str, Any]], dict[str, Any]] = {}
         self._path = f"/v1/datasets/{quote(self.name, safe='')}"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -529,9 +529,13 @@ class RemoteDataset:
 
     def _params(
         self, split: str | None, options: Mapping[str, Any], known: type, takes: Callable[..., Any]
-    ) -> dict[str, str]:
+    ) -> dict[str, Any]:
         check_options(options, takes, known.__annotations__)
-        params = {name: parameter(value) for name, value in options.items() if value is not None}
+        params: dict[str, Any] = {
+            name: parameter(value) for name, value in options.items() if value is not None and name != "where"
+        }
+        if where := conditions(options.get("where")):
+            params["where"] = where
         return ({} if split is None else {"split": split}) | params | {"revision": self.revision}
 
 

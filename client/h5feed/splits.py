@@ -22,7 +22,9 @@ _SHOWN = 30
 
 def tell_replaced(name: str, revision: str, options: Mapping[str, Any], note: str) -> None:
     """Warn that stored splits are replaced: once per dataset and options, for all splits, folds and threads."""
-    asked = ", ".join(f"{key}={options[key]}" for key in sorted(options) if key != "fold" and options[key] is not None)
+    asked = ", ".join(
+        f"{key}={options[key]}" for key in sorted(options) if key not in ("fold", "where") and options[key] is not None
+    )
     key = name, revision, asked
     if key not in _told:
         _told[key] = None
@@ -107,6 +109,8 @@ class Splits(dict[str, Any]):
             how += f", stratified by {self['stratify']!r}"
         if self["group"]:
             how += f", groups of {self['group']!r} together"
+        if self.get("where"):
+            how += f", where {' and '.join(self['where'])}"
         return f"{how}, revision {self['revision']}"
 
     def _tables(self) -> list[list[list[str]]]:

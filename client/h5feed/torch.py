@@ -91,7 +91,7 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         self._split = split
         self._seed = seed
         check_loop_options(options, TorchBatches.__init__)
-        self._order, self._preparing = divided(options)
+        self._order, self._preparing = divided(dataset, options)
         self._prepared: tuple[int, Preparation] | None = None
         self._options = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, **self._order}
         self._plan = self._planned()
@@ -322,7 +322,7 @@ class TorchRows(MapDataset[tuple[Any, ...]]):  # type: ignore[misc]
 
     def __init__(self, dataset: RemoteDataset, split: str = "all", **options: Unpack[TorchRowsOptions]) -> None:
         self._dataset = dataset
-        order, preparing = divided(options)
+        order, preparing = divided(dataset, options)
         of_order = sorted(set(order) & set(OrderOptions.__annotations__) - set(SplitOptions.__annotations__))
         if of_order:
             raise BadParameter(f"unknown option {of_order[0]!r}: the sampler determines the order, not the dataset")

@@ -36,6 +36,7 @@ async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQ
         "stored": plan.is_stored,
         "note": plan.note,
         "replaces": plan.replaces,
+        "where": query.where,
         "rows": grid.rows,
         "batch_size": grid.batch_size,
         "batches": grid.batches,

@@ -72,7 +72,8 @@ def _no_job(job: str) -> PageNotFound:
 
 async def at_hand(services: Services, look: Callable[[], T], prefer: str | None) -> T | Response:
     """What `look` finds, when the job that it needs is over; 202 where that takes longer than ``Prefer: wait=``."""
-    for _ in range(2):
+    # Rows may need two jobs, one after the other: for the filter, and for the split.
+    for _ in range(3):
         try:
             return await attempted(services, look)
         except InProgress as progress:

@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from .response_models import Problem
 
 GROUPS = {
-    "What": ("q", "split", "field", "fields", "encoded", "classes", "kind", "limit", "offset"),
+    "What": ("q", "split", "where", "field", "fields", "encoded", "classes", "kind", "limit", "offset"),
     "Batches": ("batch_size", "start", "stop", "step", "last"),
     "Splits that are drawn": ("test", "val", "stratify", "split_seed", "split_shuffle", "group", "folds", "fold"),
     "Order": ("shuffle", "seed", "epoch", "window"),

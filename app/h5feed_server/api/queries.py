@@ -7,21 +7,21 @@ from functools import cached_property
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..splits.order_spec import OrderSpec
-from ..splits.split_spec import Share, SplitSpec
+from ..splits.split_spec import FilteredSpec, Share, SplitSpec, Where
 from .binary import Format
 
 _REVISION = "Answer 409 instead of other data than this revision's; makes the answer cacheable for ever."
 _FORMAT = "Instead of an Accept header."
 
 
-class SplitsQuery(SplitSpec):
+class SplitsQuery(FilteredSpec):
     test: Share | None = Field(None, description=SplitSpec.model_fields["test"].description, examples=[0.1])
     val: Share | None = Field(None, description=SplitSpec.model_fields["val"].description, examples=[0.1])
     revision: str | None = Field(None, description=_REVISION)
 
     @property
-    def spec(self) -> SplitSpec:
-        return SplitSpec(**{name: getattr(self, name) for name in SplitSpec.model_fields})
+    def spec(self) -> FilteredSpec:
+        return FilteredSpec(**{name: getattr(self, name) for name in FilteredSpec.model_fields})
 
 
 class SplitReportQuery(SplitsQuery):
@@ -55,9 +55,10 @@ class StreamQuery(BatchQuery):
 class RowsQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    start: int = Field(0, ge=0, le=2**62, description="First row.")
+    start: int = Field(0, ge=0, le=2**62, description="First row; with `where`, counted among the rows that meet it.")
     stop: int | None = Field(None, ge=0, le=2**62, description="One past the last row; default: all.", examples=[8])
     step: int = Field(1, ge=1, le=2**62, description="Step between rows.")
+    where: Where = ()
     fields: str | None = Field(None, description=OrderSpec.model_fields["fields"].description)
     encoded: str | None = Field(None, description=OrderSpec.model_fields["encoded"].description)
     revision: str | None = Field(None, description=_REVISION)

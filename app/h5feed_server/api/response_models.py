@@ -152,6 +152,7 @@ class Splits(_Answer):
     classes_are: str | None
     note: str | None = Field(description="Remarks.")
     replaces: _Replaced = Field(description="Stored splits that were replaced: where their rows are now.")
+    where: list[str] = Field(description="Conditions that the rows meet, in canonical form.")
     splits: dict[str, Split]
 
 
@@ -173,6 +174,7 @@ class Plan(_Answer):
     stored: bool | None = Field(description="Whether this is a split as stored in the files.")
     note: str | None
     replaces: _Replaced
+    where: list[str] = Field(description="Conditions that the rows meet, in canonical form.")
     rows: int = Field(description="Rows of one epoch.")
     batch_size: int
     batches: int
@@ -245,6 +247,7 @@ class Statistics(_Answer):
     stored: bool | None
     note: str | None
     replaces: _Replaced
+    where: list[str] = Field(description="Conditions that the rows meet, in canonical form.")
     rows: int
     fields: dict[str, FieldStatistics]
 

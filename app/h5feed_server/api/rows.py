@@ -12,8 +12,10 @@ from h5feed.errors import BadParameter, RowOutOfRange
 
 from ..catalog.dataset import Dataset
 from ..services import Services
+from ..splits.split_spec import FilteredSpec
 from .binary import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified
 from .dependencies import NamePath, ServicesDep, in_thread
+from .jobs import JOB_RESPONSE, Prefer, at_hand
 from .queries import RowsPostQuery, RowsQuery, RowsRequest
 from .uploads import JSON_BODY, RowsPosted
 
@@ -22,11 +24,20 @@ router = APIRouter(prefix="/v1/datasets/{name}/rows", tags=["rows"])
 _FORMATS: tuple[Format, ...] = ("safetensors", "npz", "npy", "json")
 
 
-@router.get("", summary="A range of rows", responses=binary_response(*_FORMATS), response_class=Response)
+@router.get(
+    "",
+    summary="A range of rows",
+    responses={**binary_response(*_FORMATS), **JOB_RESPONSE},
+    response_class=Response,
+)
 async def get_rows(
-    request: Request, services: ServicesDep, name: NamePath, query: Annotated[RowsQuery, Query()]
+    request: Request,
+    services: ServicesDep,
+    name: NamePath,
+    query: Annotated[RowsQuery, Query()],
+    prefer: Prefer = None,
 ) -> Response:
-    """Rows `start`, `start`+`step` … below `stop`."""
+    """Rows `start`, `start`+`step` … below `stop`: of all rows, or of those that meet `where`."""
     form = negotiate(request, query.format, _FORMATS)
 
     def work() -> Response:
@@ -34,16 +45,23 @@ async def get_rows(
         headers = cache_headers(request, dataset.revision, form)
         if is_known(request, headers):
             return not_modified(headers)
-        stop = dataset.rows if query.stop is None else query.stop
-        if stop > dataset.rows or query.start > stop:
+        kept = services.batcher.split_jobs.rows(dataset, "all", FilteredSpec(where=query.where))
+        count = dataset.rows if kept is None else len(kept)
+        stop = count if query.stop is None else query.stop
+        if stop > count or query.start > stop:
+            meet = "" if kept is None else f", the rows that meet where={', '.join(query.where)}"
             raise RowOutOfRange(
-                f"rows {query.start} … {stop - 1} are not all there: valid is 0 ≤ start ≤ stop ≤ {dataset.rows}"
+                f"rows {query.start} … {stop - 1} are not all there: valid is 0 ≤ start ≤ stop ≤ {count}{meet}"
             )
-        wanted = range(query.start, stop, query.step)
-        services.batcher.check_count(len(wanted))
-        return _answer(services, dataset, np.arange(query.start, stop, query.step), query, form, headers)
+        services.batcher.check_count(len(range(query.start, stop, query.step)))
+        if kept is None:
+            wanted = np.arange(query.start, stop, query.step)
+        else:
+            wanted = kept[query.start : stop : query.step].astype(np.int64)
+        return _answer(services, dataset, wanted, query, form, headers)
 
-    return await in_thread(services, work)
+    # Only a filter takes long.
+    return await (at_hand(services, work, prefer) if query.where else in_thread(services, work))
 
 
 @router.post(

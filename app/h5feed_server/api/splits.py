@@ -10,7 +10,6 @@ from fastapi.responses import Response
 from h5feed.errors import TooLarge
 from h5feed.wire import ROWS, Body, Tensor
 
-from ..splits.compute import Rows
 from ..splits.order_spec import SPLIT_ALIASES
 from .binary import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified
 from .dependencies import NamePath, ServicesDep
@@ -29,6 +28,8 @@ async def get_splits(
 ) -> Response:
     """For each split: rows, rows and share per class, balanced class weights, the largest deviation of a share from
     that in all rows (`max_deviation`), groups, and a digest of the row ids.
+
+    With `where`, each split has those of its rows that meet it, and shares are of all rows that do.
 
     `method` names the scikit-learn call that gives the same rows; `note` has remarks. `stored`: whether the rows are
     those stored in the file. `replaces`: stored splits that were replaced, and which split now has how many of their
@@ -57,7 +58,8 @@ async def get_split_rows(
     query: Annotated[SplitRowsQuery, Query()],
     prefer: Prefer = None,
 ) -> Response:
-    """Row ids of a split, ascending, as the int64 tensor `__rows__`; 202 while they are being computed.
+    """Row ids of a split that meet `where`, ascending, as the int64 tensor `__rows__`; 202 while they are being
+    computed.
 
     If stored splits were replaced, the metadata entry `replaced` has the note of the splits.
     """
@@ -70,14 +72,13 @@ async def get_split_rows(
             return not_modified(headers)
         wanted = SPLIT_ALIASES.get(split, split)
         services.batcher.splitter.check_divisible(dataset)
-        rows: Rows
         about = {"dataset": dataset.name, "revision": dataset.revision, "epoch": "0", "batches": "1"}
-        if wanted == "all":
-            rows = np.arange(dataset.rows, dtype=np.int32)
-        else:
-            splits = services.batcher.split_jobs.splits(dataset, query.spec)
-            rows = splits.of(wanted)
+        rows = services.batcher.split_jobs.rows(dataset, wanted, query.spec)
+        if wanted != "all":
+            splits = services.batcher.split_jobs.splits(dataset, query.spec.split_spec)
             about |= {"replaced": splits.note} if splits.replaces and splits.note else {}
+        if rows is None:
+            rows = np.arange(dataset.rows, dtype=np.int32)
         body = Body([Tensor(ROWS, np.dtype("<i8"), rows.shape)], about)
         if body.nbytes > services.settings.max_body_bytes:
             limit = services.settings.max_body_bytes

@@ -74,7 +74,7 @@ async def get_stats(
     dataset, fields = answer
     splits = None
     if query.split != "all":
-        splits = await in_thread(services, partial(services.batcher.splitter.splits, dataset, query.spec))
+        splits = await in_thread(services, partial(services.batcher.splitter.splits, dataset, query.spec.split_spec))
     content = {
         "dataset": dataset.name,
         "revision": dataset.revision,
@@ -82,6 +82,7 @@ async def get_stats(
         "stored": None if splits is None else query.split in splits.stored,
         "note": None if splits is None else splits.note,
         "replaces": None if splits is None else splits.replaces,
+        "where": query.where,
         "rows": next(iter(fields.values())).report["rows"] if fields else dataset.rows,
         "fields": {name: stats.report for name, stats in fields.items()},
     }

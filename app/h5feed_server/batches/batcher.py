@@ -282,7 +282,7 @@ class Batcher:
         fields = dataset.chosen(spec.fields, spec.encoded)
 
         def split_rows() -> Rows | None:
-            return None if spec.split == "all" else self.splitter.splits(dataset, spec.split_spec).of(spec.split)
+            return self.splitter.rows(dataset, spec.split, spec)
 
         about: dict[str, Any] = {}
         if spec.split != "all":
@@ -291,7 +291,7 @@ class Batcher:
         if spec.balance:
             by, bins = balanced_by(dataset, spec)
             self.split_jobs.strata(dataset, by, bins=bins)
-        listed = split_rows()
+        listed = self.split_jobs.rows(dataset, spec.split, spec)
         rows = dataset.rows if listed is None else len(listed)
         if spec.limit is not None:
             rows = min(rows, spec.limit)

@@ -20,7 +20,12 @@ _BLOCK = 1 << 17
 
 
 def describe_splits(
-    splits: Splits, rows: int, labels: Labels | None, groups: Labels | None, names: Mapping[int, str]
+    splits: Splits,
+    rows: int,
+    labels: Labels | None,
+    groups: Labels | None,
+    names: Mapping[int, str],
+    kept: npt.NDArray[np.int32] | None = None,
 ) -> dict[str, Any]:
     """The result of `describe_split` for each split, ``all`` first, and whether the split is as stored in the files.
 
@@ -34,10 +39,17 @@ def describe_splits(
         Groups to count.
     names : mapping of int to str
         Class names by value.
+    kept : (k,) int32, optional
+        Ascending ids of the rows that meet a filter; the other rows are left out of all splits. Default: all rows.
     """
-    described = {"all": describe_split(None, rows, labels, groups, names)}
+    described = {"all": describe_split(kept, rows, labels, groups, names, kept)}
+    passes = None
+    if kept is not None:
+        passes = np.zeros(rows, np.bool_)
+        passes[kept] = True
     for name, own in splits.rows.items():
-        described[name] = {**describe_split(own, rows, labels, groups, names), "stored": name in splits.stored}
+        left = own if passes is None else own[passes[own]]
+        described[name] = {**describe_split(left, rows, labels, groups, names, kept), "stored": name in splits.stored}
     return described
 
 
@@ -47,6 +59,7 @@ def describe_split(
     labels: Labels | None,
     groups: Labels | None,
     names: Mapping[int, str],
+    kept: npt.NDArray[np.int32] | None = None,
 ) -> dict[str, Any]:
     """Describe one split: its rows, and for each class its rows, share and balanced weight.
 
@@ -60,13 +73,14 @@ def describe_split(
         Ascending row ids. None: all rows.
     total : int
         Rows of the dataset.
-    labels, groups, names
+    labels, groups, names, kept
         See `describe_splits`.
     """
     length = total if rows is None else len(rows)
+    everything = total if kept is None else len(kept)
     report: dict[str, Any] = {
         "rows": length,
-        "share": length / total if total else 0.0,
+        "share": length / everything if everything else 0.0,
         "digest": _digest(rows, total),
     }
     if groups is not None:
@@ -90,7 +104,8 @@ def describe_split(
         ]
     else:
         report["classes_total"] = len(counts)
-    report["max_deviation"] = float(np.abs(shares - labels.totals / max(1, total)).max(initial=0.0))
+    expected = (labels.totals if kept is None else labels.count(kept)) / max(1, everything)
+    report["max_deviation"] = float(np.abs(shares - expected).max(initial=0.0))
     return report
 
 

@@ -6,13 +6,15 @@ from urllib.parse import quote, urlencode
 
 from ..catalog.catalog import Catalog
 from ..catalog.dataset import Dataset
+from ..filters.masks import is_quick
+from ..filters.predicates import bind
 from ..jobs.registry import WAIT_SECONDS, InProgress, Jobs, JobState, Progress, Request
-from .compute import Splits
+from .compute import Rows, Splits
 from .labels import Strata
-from .split_spec import SplitSpec
+from .split_spec import FilteredSpec, SplitSpec
 from .splitter import Splitter, classes_of
 
-_KIND = "splits"
+_KIND, _FILTER_KIND = "splits", "filters"
 
 QUICK_ROWS = 1 << 18
 """Up to this many rows are divided within the request: it takes a tenth of a second, and a job would not be faster."""
@@ -32,6 +34,7 @@ class SplitJobs:
         self._splitter = splitter
         self._jobs = jobs
         jobs.register(_KIND, "rows", self._work)
+        jobs.register(_FILTER_KIND, "rows", self._filter)
 
     def splits(self, dataset: Dataset, spec: SplitSpec) -> Splits:
         """See `Splitter.splits`.
@@ -46,7 +49,19 @@ class SplitJobs:
             raise InProgress(self._start(dataset, spec))
         return self._splitter.splits(dataset, spec)
 
-    def report(self, dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bytes:
+    def rows(self, dataset: Dataset, split: str, spec: FilteredSpec) -> Rows | None:
+        """See `Splitter.rows`.
+
+        Raises
+        ------
+        InProgress
+        """
+        self._check_filtered(dataset, spec)
+        if split != "all":
+            self.splits(dataset, spec.split_spec).of(split)
+        return self._splitter.rows(dataset, split, spec)
+
+    def report(self, dataset: Dataset, spec: FilteredSpec, classes: str | None = None) -> bytes:
         """See `Splitter.report`.
 
         Raises
@@ -55,6 +70,7 @@ class SplitJobs:
             A job computes it.
         """
         self._splitter.check_divisible(dataset)
+        self._check_filtered(dataset, spec)
         if not self._splitter.has_report(dataset, spec, classes) and not _is_quick(dataset, spec, classes):
             raise InProgress(self._start(dataset, spec, counted=classes))
         return self._splitter.report(dataset, spec, classes)
@@ -72,6 +88,25 @@ class SplitJobs:
             raise InProgress(self._start(dataset, None, (name, bins)))
         return self._splitter.strata(dataset, name, bins=bins)
 
+    def _check_filtered(self, dataset: Dataset, spec: FilteredSpec) -> None:
+        """Have it found out which rows meet ``where``, if it takes long.
+
+        Raises
+        ------
+        BadParameter, TooLarge
+        InProgress
+        """
+        predicates = bind(dataset, spec.where)
+        if not predicates:
+            return
+        self._splitter.check_divisible(dataset)
+        missing = self._splitter.masks.missing(dataset, predicates)
+        if missing and not is_quick(missing):
+            request = {"dataset": dataset.name, "revision": dataset.revision, "where": spec.where}
+            query = urlencode({"where": spec.where, "revision": dataset.revision}, doseq=True)
+            result = f"/v1/datasets/{quote(dataset.name, safe='')}/splits/all/rows?{query}"
+            raise InProgress(self._jobs.start(_FILTER_KIND, request, result))
+
     def _start(
         self,
         dataset: Dataset,
@@ -87,7 +122,9 @@ class SplitJobs:
             "classes": classes,
             "counted": counted,
         }
-        query = urlencode({**chosen, **({"classes": counted} if counted else {}), "revision": dataset.revision})
+        query = urlencode(
+            {**chosen, **({"classes": counted} if counted else {}), "revision": dataset.revision}, doseq=True
+        )
         return self._jobs.start(_KIND, request, f"/v1/datasets/{quote(dataset.name, safe='')}/splits?{query}")
 
     def _work(self, request: Request, progress: Progress) -> None:
@@ -97,7 +134,13 @@ class SplitJobs:
             progress.expect(dataset.rows)
             self._splitter.strata(dataset, name, bins=bins, progress=progress)
         else:
-            self._splitter.prepare(dataset, SplitSpec(**request["spec"]), progress, request["counted"])
+            self._splitter.prepare(dataset, FilteredSpec(**request["spec"]), progress, request["counted"])
+
+    def _filter(self, request: Request, progress: Progress) -> None:
+        dataset = self._catalog.dataset_within(WAIT_SECONDS, request["dataset"], request["revision"])
+        masks, predicates = self._splitter.masks, bind(dataset, request["where"])
+        progress.expect(dataset.rows * len(masks.missing(dataset, predicates)))
+        masks.mask(dataset, predicates, progress)
 
 
 def _is_quick(dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bool:

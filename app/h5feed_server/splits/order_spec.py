@@ -7,12 +7,12 @@ from typing import Self
 from h5feed.order import Last
 from pydantic import Field, field_validator, model_validator
 
-from .split_spec import AS_STORED, SplitSpec
+from .split_spec import AS_STORED, FilteredSpec, SplitSpec
 
 SPLIT_ALIASES = {"valid": "val", "validation": "val", "dev": "val"}
 
 
-class OrderSpec(SplitSpec):
+class OrderSpec(FilteredSpec):
     """Which rows an epoch visits, and in which order."""
 
     split: str = Field(
@@ -45,7 +45,9 @@ class OrderSpec(SplitSpec):
         lt=2**62,
         description="With `balance` or `weights`: number of rows per epoch. Default: the size of the split.",
     )
-    limit: int | None = Field(None, ge=1, description="Use only the first rows of the split.")
+    limit: int | None = Field(
+        None, ge=1, description="Use only the first rows of the split, or of those that meet `where`."
+    )
     shard: int = Field(0, ge=0, description="Index of this reader among `shards`.")
     shards: int = Field(1, ge=1, le=1 << 20, description="Number of readers that share each step.")
     last: Last | None = Field(
@@ -106,4 +108,4 @@ class OrderSpec(SplitSpec):
         if not self.splits_rows:
             # Without test, val and folds, `stratify` belongs to `balance` and does not affect the split.
             return AS_STORED
-        return SplitSpec(**{name: getattr(self, name) for name in SplitSpec.model_fields})
+        return super().split_spec

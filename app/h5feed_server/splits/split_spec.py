@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from ..filters.grammar import MAX_CHARS, MAX_CONDITIONS, canonical
 
 
 def _share(value: Any) -> Any:
@@ -38,6 +40,18 @@ _SHARES = {
 }
 
 Share = Annotated[int | float, BeforeValidator(lambda value: _check_share(_share(value))), WithJsonSchema(_SHARES)]
+
+
+Where = Annotated[
+    tuple[str, ...],
+    AfterValidator(canonical),
+    Field(
+        description="Condition that rows must meet: `label in cat, dog`, `width >= 200`, `score != nan`, "
+        '`title startswith "The "`. Repeat the parameter for several conditions: all must hold. Splits are those '
+        "of all rows, filtered.",
+        json_schema_extra={"items": {"type": "string", "maxLength": MAX_CHARS}, "maxItems": MAX_CONDITIONS},
+    ),
+]
 
 
 class SplitSpec(BaseModel):
@@ -108,3 +122,14 @@ class SplitSpec(BaseModel):
 
 AS_STORED = SplitSpec.model_validate({})
 """Use the splits stored in the files; draw nothing."""
+
+
+class FilteredSpec(SplitSpec):
+    """How rows are divided into splits, and which of them are kept."""
+
+    where: Where = ()
+
+    @property
+    def split_spec(self) -> SplitSpec:
+        """How all rows are divided."""
+        return SplitSpec(**{name: getattr(self, name) for name in SplitSpec.model_fields})

@@ -17,6 +17,8 @@ from ..cache_folder.array_file import dump_arrays, load_arrays
 from ..cache_folder.folder import CacheFolder
 from ..catalog.dataset import Dataset, Field
 from ..catalog.roles import is_dense
+from ..filters.masks import Masks, rows_where
+from ..filters.predicates import bind
 from ..jobs.registry import Progress
 from ..settings import Settings
 from ..storage.byte_cache import ByteCache
@@ -26,7 +28,7 @@ from .describe import describe_splits
 from .labels import MAX_DISTINCT, Labels, NoClasses, Strata, dump_strata, encode, load_strata, read_labels
 from .order_spec import OrderSpec
 from .resampling import Balanced, Weighted
-from .split_spec import AS_STORED, SplitSpec
+from .split_spec import AS_STORED, FilteredSpec, SplitSpec
 from .stored import divide, has_all
 
 T = TypeVar("T")
@@ -60,6 +62,7 @@ class Splitter:
         self._folder = folder
         self._max_bytes = settings.order_cache_bytes
         timeout = _PATIENCE * settings.read_timeout
+        self.masks = Masks(reader, folder, timeout)
         self._splits: ByteCache[Splits] = ByteCache(self._max_bytes, timeout)
         self._strata: ByteCache[Strata] = ByteCache(self._max_bytes, timeout)
         self._resampled: ByteCache[Balanced | Weighted] = ByteCache(self._max_bytes, timeout)
@@ -67,7 +70,7 @@ class Splitter:
 
     def drop_old(self, seconds: float) -> None:
         """Drop everything from memory that was not used for this many seconds. The cache folder has most of it."""
-        for kept in (self._splits, self._strata, self._resampled, self._reports):
+        for kept in (self.masks, self._splits, self._strata, self._resampled, self._reports):
             kept.drop_old(seconds)
 
     def has_splits(self, dataset: Dataset, spec: SplitSpec) -> bool:
@@ -76,7 +79,7 @@ class Splitter:
         name = _splits_name(dataset, spec)
         return not spec.splits_rows or name in self._splits or name in self._folder
 
-    def has_report(self, dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bool:
+    def has_report(self, dataset: Dataset, spec: FilteredSpec, classes: str | None = None) -> bool:
         """Whether a report is cached."""
         name = _report_name(dataset, spec, classes)
         return name in self._reports or name in self._folder
@@ -86,16 +89,16 @@ class Splitter:
         file = _strata_name(dataset, name, bins)
         return file in self._strata or file in self._folder
 
-    def prepare(self, dataset: Dataset, spec: SplitSpec, progress: Progress, classes: str | None = None) -> None:
+    def prepare(self, dataset: Dataset, spec: FilteredSpec, progress: Progress, classes: str | None = None) -> None:
         """Compute and cache the results of `splits` and `report`, reporting rows read and divided to `progress`."""
-        spec = drawn_spec(dataset, spec)
-        read = classes_of(dataset, spec, classes)
-        progress.expect(dataset.rows * (len(read) + (spec.group is not None) + 2 * spec.splits_rows))
+        drawn = drawn_spec(dataset, spec.split_spec)
+        read = classes_of(dataset, drawn, classes)
+        progress.expect(dataset.rows * (len(read) + (drawn.group is not None) + 2 * drawn.splits_rows))
         for name, bins in read.items():
             self.strata(dataset, name, bins=bins, progress=progress)
-        if spec.group is not None:
-            self._groups(dataset, spec.group, progress)
-        self.splits(dataset, spec, progress)
+        if drawn.group is not None:
+            self._groups(dataset, drawn.group, progress)
+        self.splits(dataset, drawn, progress)
         self.report(dataset, spec, classes)
 
     def splits(self, dataset: Dataset, spec: SplitSpec, progress: Progress | None = None) -> Splits:
@@ -121,7 +124,32 @@ class Splitter:
             lambda splits: splits.nbytes,
         )
 
-    def report(self, dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bytes:
+    def rows(self, dataset: Dataset, split: str, spec: FilteredSpec) -> Rows | None:
+        """Ascending row ids of a split that meet ``where``. None: all rows of the dataset.
+
+        Raises
+        ------
+        SplitNotFound, BadParameter
+        FieldNotFound, UnsupportedField, SplitImpossible, TooLarge
+        """
+        predicates = bind(dataset, spec.where)
+        if not predicates:
+            return None if split == "all" else self.splits(dataset, spec.split_spec).of(split)
+        self.check_divisible(dataset)
+        drawn = AS_STORED if split == "all" else drawn_spec(dataset, spec.split_spec)
+
+        def compute() -> Splits:
+            mask = self.masks.mask(dataset, predicates)
+            if split == "all":
+                return Splits({split: rows_where(mask)})
+            # All rows are divided, then filtered: a row is in the same split with every filter.
+            rows = self.splits(dataset, drawn).of(split)
+            return Splits({split: rows[mask[rows]]})
+
+        key = (dataset.name, dataset.revision, dataset.identity, split, drawn, *(one.text for one in predicates))
+        return self._splits.get(key, compute, lambda splits: splits.nbytes).rows[split]
+
+    def report(self, dataset: Dataset, spec: FilteredSpec, classes: str | None = None) -> bytes:
         """The API's description of the splits, as JSON.
 
         Parameters
@@ -148,7 +176,7 @@ class Splitter:
         FieldNotFound, UnsupportedField, BadParameter, SplitImpossible, TooLarge
         """
         self.check_divisible(dataset)
-        way = (spec.split_spec, spec.split, spec.limit, spec.weights, spec.stratify)
+        way = (spec.split_spec, spec.split, spec.where, spec.limit, spec.weights, spec.stratify)
         return self._resampled.get(
             (dataset.name, dataset.revision, dataset.identity, way),
             lambda: self._weighted(dataset, spec) if spec.weights is not None else self._balanced(dataset, spec),
@@ -214,8 +242,8 @@ class Splitter:
             advance=(lambda rows: None) if progress is None else progress.advance,
         )
 
-    def _describe(self, dataset: Dataset, spec: SplitSpec, classes: str | None) -> dict[str, Any]:
-        spec = drawn_spec(dataset, spec)
+    def _describe(self, dataset: Dataset, filtered: FilteredSpec, classes: str | None) -> dict[str, Any]:
+        spec = drawn_spec(dataset, filtered.split_spec)
         splits = self.splits(dataset, spec)
         label = dataset.label.name if dataset.label else None
         by = classes or splits.stratify or label
@@ -232,13 +260,15 @@ class Splitter:
             "classes_are": labels.kind if labels is not None else None,
             "note": splits.note,
             "replaces": splits.replaces,
-            "splits": describe_splits(splits, dataset.rows, labels, groups, names),
+            "where": filtered.where,
+            "splits": describe_splits(splits, dataset.rows, labels, groups, names, self.rows(dataset, "all", filtered)),
         }
 
     def _pool(self, dataset: Dataset, spec: OrderSpec) -> Rows | None:
-        """Rows of the split, cut to `limit`. None: all rows of the dataset."""
-        if spec.split != "all":
-            return self.splits(dataset, spec.split_spec).of(spec.split)[: spec.limit]
+        """Rows of the split that meet ``where``, cut to `limit`. None: all rows of the dataset."""
+        rows = self.rows(dataset, spec.split, spec)
+        if rows is not None:
+            return rows[: spec.limit]
         return None if spec.limit is None else np.arange(min(spec.limit, dataset.rows), dtype=np.int32)
 
     def _balanced(self, dataset: Dataset, spec: OrderSpec) -> Balanced:
@@ -260,12 +290,15 @@ class Splitter:
             raise UnsupportedField(f"weights={field.name}: it must have one number per row, not {_sample(field)}")
         blocks = [block.reshape(-1).astype(np.float64) for block in self._blocks(field)()]
         weights = np.concatenate(blocks) if blocks else np.zeros(0)
+        pool = self._pool(dataset, spec)
+        # A filter may leave out the rows that have no weight.
+        checked = None if not spec.where else pool
         bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+        bad = bad if checked is None else np.intersect1d(bad, checked)
         if len(bad):
             raise UnsupportedField(
                 f"weights={field.name}: row {bad[0]} has {weights[bad[0]]}, but weights must be numbers ≥ 0"
             )
-        pool = self._pool(dataset, spec)
         ends = np.cumsum(weights if pool is None else weights[pool])
         if len(ends) and not 0 < ends[-1] < np.inf:
             raise UnsupportedField(f"weights={field.name}: weights of the split add up to {ends[-1]}; nothing to draw")
@@ -359,8 +392,8 @@ def _splits_name(dataset: Dataset, spec: SplitSpec) -> str:
     return _name("splits/5", dataset, spec.model_dump_json())
 
 
-def _report_name(dataset: Dataset, spec: SplitSpec, classes: str | None) -> str:
-    return _name("reports/3", dataset, f"{spec.model_dump_json()} {classes}")
+def _report_name(dataset: Dataset, spec: FilteredSpec, classes: str | None) -> str:
+    return _name("reports/4", dataset, f"{spec.model_dump_json()} {classes}")
 
 
 def _strata_name(dataset: Dataset, name: str, bins: bool) -> str:

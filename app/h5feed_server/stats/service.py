@@ -17,8 +17,9 @@ from ..cache_folder.folder import CacheFolder
 from ..catalog.catalog import Catalog
 from ..catalog.dataset import Dataset, Field
 from ..catalog.roles import is_dense
+from ..filters.predicates import bind
 from ..jobs.registry import WAIT_SECONDS, Jobs, JobState, Progress, Request
-from ..splits.split_spec import SplitSpec
+from ..splits.split_spec import FilteredSpec
 from ..storage.byte_cache import ByteCache
 from ..storage.reader import Reader
 from ..storage.written import WrittenRows
@@ -77,19 +78,19 @@ class Statistics:
             return (dataset.field(name),)
         return tuple(field for field in dataset.fields if not field.unreadable)
 
-    def rows(self, dataset: Dataset, split: str, spec: SplitSpec) -> npt.NDArray[np.integer[Any]] | None:
-        """Ascending row ids of a split; None stands for all rows.
+    def rows(self, dataset: Dataset, split: str, spec: FilteredSpec) -> npt.NDArray[np.integer[Any]] | None:
+        """Ascending row ids of a split that meet ``where``; None stands for all rows.
 
         Raises
         ------
-        SplitNotFound, SplitImpossible, TooLarge
+        SplitNotFound, SplitImpossible, BadParameter, TooLarge
         InProgress
             A job computes the split.
         """
-        return None if split == "all" else self._batcher.split_jobs.splits(dataset, spec).of(split)
+        return self._batcher.split_jobs.rows(dataset, split, spec)
 
     def find(
-        self, dataset: Dataset, fields: Sequence[Field], split: str, spec: SplitSpec
+        self, dataset: Dataset, fields: Sequence[Field], split: str, spec: FilteredSpec
     ) -> dict[str, FieldStats] | None:
         """Cached statistics by field name; None if those of any field are missing."""
         by_name = {}
@@ -100,22 +101,22 @@ class Statistics:
             by_name[field.name] = FieldStats.load(data)
         return by_name
 
-    def start(self, dataset: Dataset, fields: Sequence[Field], split: str, spec: SplitSpec, result: str) -> JobState:
+    def start(self, dataset: Dataset, fields: Sequence[Field], split: str, spec: FilteredSpec, result: str) -> JobState:
         """Start a job that computes the missing statistics; see `Jobs.start`."""
         request = {
             "dataset": dataset.name,
             "revision": dataset.revision,
             "fields": [field.name for field in fields],
             "split": split,
-            "spec": {} if split == "all" else spec.model_dump(mode="json", exclude_defaults=True),
+            "spec": _of_split(split, spec).model_dump(mode="json", exclude_defaults=True),
         }
         return self._jobs.start(_KIND, request, result)
 
     def _work(self, request: Request, progress: Progress) -> None:
         dataset = self._catalog.dataset_within(WAIT_SECONDS, request["dataset"], request["revision"])
-        split, spec = request["split"], SplitSpec(**request["spec"])
+        split, spec = request["split"], FilteredSpec(**request["spec"])
         fields = [dataset.field(name) for name in request["fields"]]
-        rows = None if split == "all" else self._batcher.splitter.splits(dataset, spec).of(split)
+        rows = self._batcher.splitter.rows(dataset, split, spec)
         reader = self._batcher.reader
         row_bytes = {field.name: _row_bytes(reader, field) for field in fields}
         # Rows that were never written are not read, so they do not count.
@@ -208,7 +209,14 @@ def _row_bytes(reader: Reader, field: Field) -> int:
     return max(1, reader.typical_items(field.column) * field.dtype.itemsize)
 
 
-def _key(dataset: Dataset, field: Field, split: str, spec: SplitSpec) -> str:
-    drawn = "" if split == "all" else spec.model_dump_json()
-    text = f"{dataset.name} {dataset.revision} {field.name} {split} {drawn}"
+def _of_split(split: str, spec: FilteredSpec) -> FilteredSpec:
+    """The part of `spec` that decides which rows a split has."""
+    return FilteredSpec(where=spec.where) if split == "all" else spec
+
+
+def _key(dataset: Dataset, field: Field, split: str, spec: FilteredSpec) -> str:
+    drawn = "" if split == "all" else spec.split_spec.model_dump_json()
+    # As the fields understand the filter: one way to write it finds what another one has computed.
+    kept = "".join(f" {one.text}" for one in bind(dataset, spec.where))
+    text = f"{dataset.name} {dataset.revision} {field.name} {split} {drawn}{kept}"
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

@@ -96,6 +96,11 @@ class ChunkReader:
         plain = all(mask >> i & 1 for i in range(len(array.filters)))
         if plain and job.whole_rows:
             # An unfiltered chunk holds rows as the batch does: read only the rows requested, without scratch memory.
+            if _follow_each_other(job.rows_in_chunk) and _follow_each_other(job.places):
+                first = int(job.places[0])
+                run = target[first : first + len(job.places)].reshape(-1)
+                source.read_ranges([(offset + int(job.rows_in_chunk[0]) * array.row_bytes, memoryview(run))])
+                return
             source.read_ranges(
                 [
                     (offset + row * array.row_bytes, memoryview(target[place]))
@@ -191,6 +196,11 @@ def _chunk_jobs(array: ArrayLayout, rows: Int64s, places_of: Int64s | None) -> I
             in_place = bool((np.diff(places) == 1).all() and (np.diff(within) == 1).all())
         for part, (inside, inside_chunk) in enumerate(parts):
             yield _ChunkJob(entries[group][part], places, within, inside, inside_chunk, whole_rows, in_place)
+
+
+def _follow_each_other(numbers: Int64s) -> bool:
+    # The rows of a shuffled batch already differ in the first comparison.
+    return len(numbers) > 1 and bool(numbers[-1] - numbers[0] == len(numbers) - 1 and (np.diff(numbers) == 1).all())
 
 
 def _view(array: ArrayLayout, target: Bytes) -> Bytes:

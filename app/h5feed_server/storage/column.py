@@ -99,6 +99,13 @@ class Segment:
         return dtype, () if dtype.kind == "S" and math.prod(shape) == 1 else shape
 
     @cached_property
+    def begin(self) -> int | None:
+        """Position in the file of the first row, if all rows are stored there one after the other, as they are sent."""
+        array = self.array
+        indirect = array.by_h5py or array.inline is not None or array.chunk_shape is not None or self.has_lists
+        return None if indirect or not self.as_stored else array.offset
+
+    @cached_property
     def as_stored(self) -> bool:
         """Whether the served bytes of rows are the stored bytes."""
         array = self.array

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from concurrent.futures import Future
+from typing import Any
 
 from ..batch import Batch
 from ..blocks import Block, Fetch
@@ -20,7 +21,7 @@ CHUNKS_KEPT = 8
 """Maximum number of responses kept, for all orders of one cache."""
 
 
-_Key = tuple[frozenset[tuple[str, str]], int, int]
+_Key = tuple[frozenset[tuple[str, Any]], int, int]
 
 
 class RowIds:

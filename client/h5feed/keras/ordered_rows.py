@@ -65,7 +65,7 @@ class OrderedRows:
         found = [field.name for field in self._dataset.fields.values() if field.role == "label" and field.readable]
         if len(found) != 1:
             raise BadParameter(f"{self._dataset.name!r} has {len(found)} label fields: choose one with y=")
-        return Labels(self._dataset, found[0], "int")
+        return Labels(self._dataset, found[0], "int", self._prepare.classes)
 
     @cached_property
     def classes(self) -> npt.NDArray[Any]:

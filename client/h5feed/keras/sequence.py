@@ -74,7 +74,7 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         Replaces Keras' own ``fit(shuffle=…)``, which has no effect.
     seed, epoch : int
         Pass e has the order of epoch ``epoch + e`` for this seed.
-    x, y, sample_weight, class_mode, rescale, mean, std, transform
+    x, y, sample_weight, class_mode, classes, rescale, mean, std, transform
         How batches are prepared: see `h5feed.prepare.Preparation`. This runs on the thread that requests the batch: the
         main thread with JAX and torch, while the accelerator keeps working, or a tf.data thread with TensorFlow.
     connections : int, optional
@@ -102,8 +102,8 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
     use_multiprocessing : bool
         Ignored: threads wait for the network as well as processes.
     **options
-        Split and order options: ``val``, ``test``, ``stratify``, ``split_seed``, ``folds``, ``window``, ``limit``,
-        ``balance`` …
+        Split and order options: ``val``, ``test``, ``stratify``, ``split_seed``, ``folds``, ``where``, ``window``,
+        ``limit``, ``balance`` …
 
     Attributes
     ----------
@@ -140,7 +140,7 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         super().__init__(workers=1, use_multiprocessing=False)
         check_loop_options(options, Sequence.__init__)
         self._dataset = dataset
-        order, preparing = divided(options)
+        order, preparing = divided(dataset, options)
         self.shard, self.shards = int(order.get("shard") or 0), int(order.get("shards") or 1)
         self._prepare = preparation_of(dataset, split, order, preparing, seed)
         of_split = split_options(order)

@@ -46,9 +46,10 @@ class Loader(Loop):
     cache : path or RowCache, optional
         See `Dataset.cache`.
     **options
-        Split and order options (``val``, ``test``, ``stratify``, ``window``, ``shard``, ``shards``, ``last`` …), and
-        those of `h5feed.prepare.Preparation`: ``x``, ``y``, ``sample_weight``, ``class_mode``, ``rescale``, ``mean``,
-        ``std``, ``transform``. ``shard="auto"`` is this process's rank: see `h5feed.loops.sharding.shard_of`.
+        Split and order options (``val``, ``test``, ``stratify``, ``where``, ``window``, ``shard``, ``shards``,
+        ``last`` …), and those of `h5feed.prepare.Preparation`: ``x``, ``y``, ``sample_weight``, ``class_mode``,
+        ``classes``, ``rescale``, ``mean``, ``std``, ``transform``. ``shard="auto"`` is this process's rank: see
+        `h5feed.loops.sharding.shard_of`.
 
     Attributes
     ----------
@@ -76,7 +77,7 @@ class Loader(Loop):
     ) -> None:
         self._dataset = dataset
         check_loop_options(options, Loader.__init__)
-        order, preparing = divided(options)
+        order, preparing = divided(dataset, options)
         self._prepare = preparation_of(dataset, split, order, preparing, seed)
         plan = dataset.plan(
             split, batch_size=batch_size, shuffle=shuffle, seed=seed, fields=self._prepare.fields, **order

@@ -7,7 +7,10 @@ from typing import Any
 
 from ..errors import BadParameter
 from ..options import OrderOptions, PreparationOptions, split_options
+from ..plan import conditions
 from ..prepare import Preparation
+from ..prepare.labels import class_condition
+from ..prepare.preparation import label_of
 from ..remote_dataset import RemoteDataset
 from ..suggestions import check_options
 from .sharding import shard_of
@@ -22,12 +25,16 @@ def check_loop_options(options: Mapping[str, Any], takes: Callable[..., Any]) ->
     check_options(options, takes, set(OrderOptions.__annotations__) - {"fields"}, PREPARING)
 
 
-def divided(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Order options and preparation options."""
+def divided(dataset: RemoteDataset, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Order options and preparation options. `classes` is both: a condition on the rows, and the numbers of targets."""
     order = {name: value for name, value in options.items() if name not in PREPARING}
     if order.get("shard") is not None or order.get("shards") is not None:
         order["shard"], order["shards"] = shard_of(order.get("shard") or 0, order.get("shards"))
-    return order, {name: value for name, value in options.items() if name in PREPARING}
+    preparing = {name: value for name, value in options.items() if name in PREPARING}
+    if preparing.get("classes") is not None:
+        condition = class_condition(dataset, label_of(dataset, preparing), preparing["classes"])
+        order["where"] = [*conditions(order.get("where")), condition]
+    return order, preparing
 
 
 def preparation_of(

@@ -21,7 +21,8 @@ def described(dataset: RemoteDataset, plan: Plan) -> str:
     shards = int(plan.params.get("shards", 1))
     shared = f", shard {plan.params.get('shard', 0)} of {shards}" if shards > 1 else ""
     batches = f"{plan.batches:,} batches of {plan.batch_size}{shared}{drawn}"
-    return f"{plan.params['split']!r} of {dataset.name!r}: {plan.rows:,} rows, {batches}"
+    where = f" where {' and '.join(plan.params['where'])}" if "where" in plan.params else ""
+    return f"{plan.params['split']!r} of {dataset.name!r}{where}: {plan.rows:,} rows, {batches}"
 
 
 def state_of(dataset: RemoteDataset, plan: Plan, epoch: int, delivered: int) -> dict[str, Any]:
@@ -87,8 +88,10 @@ def position_in(state: Mapping[str, Any], dataset: RemoteDataset, plan: Plan) ->
     return (epoch, delivered) if delivered < plan.batches else (epoch + 1, 0)
 
 
-def _spec(plan: Plan) -> dict[str, str]:
-    return {name: value for name, value in sorted(plan.params.items()) if name not in _NOT_ORDER}
+def _spec(plan: Plan) -> dict[str, Any]:
+    spec = {name: value for name, value in sorted(plan.params.items()) if name not in _NOT_ORDER}
+    # In any order, the same rows; and JSON has no tuples.
+    return spec | ({"where": sorted(spec["where"])} if "where" in spec else {})
 
 
 def _step_rows(plan: Plan) -> int:

@@ -53,7 +53,8 @@ _SILENT_SECONDS, _BETWEEN_WARNINGS = 3.0, 30.0
 _BETWEEN_URLS = re.compile(r",\s*(?=[a-z]+://)")
 """A comma may also be part of a path."""
 
-Params = Mapping[str, str]
+Params = Mapping[str, str | tuple[str, ...]]
+"""Of a query; a tuple is a parameter that is given several times."""
 
 logger = logging.getLogger("h5feed")
 
@@ -262,7 +263,7 @@ class Client:
         began = time.monotonic()
         deadline = began + (self.deadline if within is None else within)
         # Encoded here, because httpx would parse and rebuild the URL for every part.
-        target = f"{path}?{urlencode(params)}" if params else path
+        target = f"{path}?{urlencode(params, doseq=True)}" if params else path
         cancelled = cancelled or threading.Event()
         aborts = cancelled if isinstance(cancelled, Cancellation) else None
         attempts: FailedAttempts | None = None

@@ -6,6 +6,7 @@ The class modes are those of ``ImageDataGenerator.flow_from_directory`` and, for
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, get_args
@@ -14,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..batch import Batch
-from ..errors import BadParameter
+from ..errors import BadAnswer, BadParameter
 from ..options import ClassMode
 from ..remote_dataset import RemoteDataset
+from ..suggestions import did_you_mean
 
 CLASS_MODES = get_args(ClassMode)
 
@@ -33,6 +35,7 @@ class Labels:
     name : str
         Name of the field.
     class_mode : str
+    classes : sequence of str or number, optional
         See `h5feed.prepare.Preparation`.
 
     Raises
@@ -44,7 +47,13 @@ class Labels:
     numeric labels with one value per row as they are.
     """
 
-    def __init__(self, dataset: RemoteDataset, name: str, class_mode: ClassMode) -> None:
+    def __init__(
+        self,
+        dataset: RemoteDataset,
+        name: str,
+        class_mode: ClassMode,
+        classes: Sequence[str | float] | None = None,
+    ) -> None:
         field = dataset.fields[name]
         self.name = name
         self._dataset = dataset
@@ -53,11 +62,15 @@ class Labels:
         self._is_scalar = not self._is_text and np.prod(field.shape, dtype=int) == 1
         self._is_wide = not self._is_text and len(field.shape) == 1 and not self._is_scalar
         self._is_whole = self._is_scalar and (field.dtype == "bool" or "int" in field.dtype)
+        self._chosen = None if classes is None else chosen_classes(dataset, name, classes)
+        self._is_renumbered = self._is_text or self._chosen is not None
+        if self._mode == "raw" and self._chosen is not None:
+            raise BadParameter("class_mode='raw' gives stored values, but classes= numbers them: use one of the two")
         if self._mode == "raw" and self._is_text:
             raise BadParameter(f"the field {name!r} is text, but a model needs numbers: use class_mode='int'")
         if (self._mode == "categorical" and not self._is_wide) or (self._mode in ("auto", "int") and self._is_text):
             self._check_classes()
-            if not self._is_text and self.values[0] < 0:
+            if not self._is_renumbered and self.values[0] < 0:
                 raise BadParameter(f"class_mode='categorical' needs classes >= 0, but {name!r} holds {self.values[0]}")
             if self._mode == "categorical" and self.count > MOST_CLASSES:
                 raise BadParameter(
@@ -90,11 +103,13 @@ class Labels:
     @property
     def are_classes(self) -> bool:
         """Whether each row has one class: an integer, a bool, a text, or a one-hot row."""
-        return self._is_whole or self._counted.get("classes_are") in ("classes", "one-hot")
+        return self._chosen is not None or self._is_whole or self._counted.get("classes_are") in ("classes", "one-hot")
 
     @cached_property
     def values(self) -> list[Any]:
-        """The stored value of each class, ascending; for a one-hot field, all positions."""
+        """The stored value of each class, ascending or as chosen; for a one-hot field, all positions."""
+        if self._chosen is not None:
+            return list(self._chosen.values())
         if self._is_wide:
             return list(range(self._dataset.fields[self.name].shape[0]))
         everything = self._counted["splits"]["all"] if self._counted else {}
@@ -103,11 +118,13 @@ class Labels:
     @property
     def count(self) -> int:
         """Number of classes as in `keras.utils.to_categorical`: for numeric labels, the highest label plus one."""
-        return len(self.values) if self._is_text else max(len(self._names), 1 + int(self.values[-1]))
+        return len(self.values) if self._is_renumbered else max(len(self._names), 1 + int(self.values[-1]))
 
     @property
     def class_indices(self) -> dict[str, int]:
         """The number of each class in the targets, by class name."""
+        if self._chosen is not None:
+            return {name: index for index, name in enumerate(self._chosen)}
         if self._names:
             return {name: index for index, name in enumerate(self._names)}
         return {str(value): self.index(value) for value in self.values}
@@ -123,13 +140,15 @@ class Labels:
 
     def index(self, value: Any) -> int:
         """The number of a class in the targets."""
-        return self._index_of[value] if self._is_text or self._mode == "binary" else int(value)
+        return self._index_of[value] if self._is_renumbered or self._mode == "binary" else int(value)
 
     def ids(self, batch: Batch) -> npt.NDArray[Any]:
         """Class numbers, (rows,) ints; the stored values if the field does not hold classes."""
         if self._is_text:
             return np.array([self._index_of[text] for text in batch.text(self.name)], np.int64)
         stored = batch[self.name]
+        if self._chosen is not None:
+            return self._renumbered(stored.reshape(-1))
         if self._is_scalar and self._mode == "binary":
             is_second: npt.NDArray[Any] = stored.reshape(-1) == self.values[1]
             return is_second.astype(np.int64)
@@ -140,6 +159,22 @@ class Labels:
             return positions
         return stored
 
+    def _renumbered(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """The numbers of the chosen classes, (rows,) int64, from stored values, (rows,)."""
+        values, numbers = self._sorted
+        places = np.minimum(np.searchsorted(values, stored), len(values) - 1)
+        others = np.flatnonzero(values[places] != stored)
+        if len(others):
+            raise BadAnswer(f"received a row of class {stored[others[0]]}, which is not one of classes=")
+        return numbers[places]
+
+    @cached_property
+    def _sorted(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """Stored values of the chosen classes, ascending, and their numbers."""
+        values = np.array(self.values)
+        order = np.argsort(values).astype(np.int64)
+        return values[order], order
+
     @property
     def given(self) -> str:
         """Description of the targets of classes."""
@@ -147,7 +182,11 @@ class Labels:
             return "as 0.0 and 1.0"
         if self._mode == "categorical" or (self._mode in ("auto", "raw") and self._is_wide):
             return "as one-hot rows"
-        if not self._is_text and self.values and not 0 <= self.values[0] <= self.values[-1] < len(self.class_indices):
+        if (
+            not self._is_renumbered
+            and self.values
+            and not 0 <= self.values[0] <= self.values[-1] < len(self.class_indices)
+        ):
             # With classes 5, 6 and 7, a model with three outputs would have a loss of 0 or NaN.
             outputs = "" if self.values[0] < 0 else f": the model needs {self.count} outputs"
             return f"as numbers from {self.values[0]} to {self.values[-1]}{outputs}"
@@ -171,6 +210,61 @@ class Labels:
 
 _SHOWN = 8
 """Maximum number of fields listed in a message."""
+
+_CLASSES_SHOWN = 20
+"""Maximum number of classes listed in a message."""
+
+
+def chosen_classes(dataset: RemoteDataset, name: str, classes: Sequence[str | float]) -> dict[str, Any]:
+    """The stored value of each class that is chosen, by class name, in the order given.
+
+    Raises
+    ------
+    BadParameter
+        Rows of the field do not have one class each, or a class is not there or is given twice.
+    """
+    field = dataset.fields[name]
+    if isinstance(classes, str) or not len(classes):
+        raise BadParameter(f"classes={classes!r} must be a list of classes, such as ['cat', 'dog']")
+    if field.dtype != "string" and np.prod(field.shape, dtype=int) != 1:
+        raise BadParameter(
+            f"classes= needs a label with one number or text per row, but {name!r} is {field.dtype}{list(field.shape)}"
+        )
+    names = field.class_names or ()
+    chosen: dict[str, Any] = {}
+    for given in classes:
+        if field.dtype == "string":
+            value: Any = str(given)
+            key = value
+        elif isinstance(given, str):
+            if given not in names:
+                rest = f"the classes are {', '.join(names[:_CLASSES_SHOWN])}{' …' * (len(names) > _CLASSES_SHOWN)}"
+                said = did_you_mean(given, names, rest) if names else f"{name!r} holds numbers without names"
+                raise BadParameter(f"{name!r} has no class {given!r}: {said}")
+            key, value = given, names.index(given)
+        else:
+            value = given.item() if isinstance(given, np.generic) else given
+            if not isinstance(value, (int, float)):
+                raise BadParameter(f"classes={list(classes)!r}: {given!r} is neither the name of a class nor a number")
+            named = 0 <= value < len(names) and int(value) == value
+            key = names[int(value)] if named else str(value)
+        if key in chosen or value in chosen.values():
+            raise BadParameter(f"classes={list(classes)!r} has {key!r} twice")
+        chosen[key] = value
+    return chosen
+
+
+def class_condition(dataset: RemoteDataset, name: str, classes: Sequence[str | float]) -> str:
+    """The condition that a row is of one of these classes, for ``where``.
+
+    Raises
+    ------
+    BadParameter
+    """
+    values = chosen_classes(dataset, name, classes).values()
+    # JSON writes numbers, true and false as conditions do.
+    items = ", ".join(json.dumps(value, ensure_ascii=False) for value in values)
+    return f"{json.dumps(name, ensure_ascii=False)} in {items}"
 
 
 def no_label(dataset: RemoteDataset, inputs: Sequence[str]) -> str:

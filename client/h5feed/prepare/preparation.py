@@ -54,6 +54,9 @@ class Preparation:
         - ``"input"``: the inputs themselves, for autoencoders.
         - ``"raw"``: as stored.
         - ``None``: no targets.
+    classes : sequence of str or number, optional
+        Classes of the label field, by name or stored value: they are numbered from 0 in this order, as
+        ``flow_from_directory`` does. Other rows are an error here; loops select those of the classes with ``where``.
     rescale : float or dict of str to float, optional
         Factor for the inputs. A dict has one per field name; other fields stay as they are.
     mean, std : number, array, ``"server"`` or dict by field name, optional
@@ -78,6 +81,7 @@ class Preparation:
         Those that make x.
     targets : list of str
         Those that make y.
+    classes : sequence of str or number, or None
     labels : Labels or None
         Makes the targets, if they are a single field.
     no_targets : str or None
@@ -103,6 +107,7 @@ class Preparation:
         y: FieldNames | None = None,
         sample_weight: str | None = None,
         class_mode: ClassMode | None = "auto",
+        classes: Names[str | float] | None = None,
         rescale: float | Mapping[str, float] | None = None,
         mean: Statistic | Mapping[str, Statistic] | None = None,
         std: Statistic | Mapping[str, Statistic] | None = None,
@@ -129,7 +134,10 @@ class Preparation:
         self.fields = list(dict.fromkeys(wanted))
         _check_known(dataset, self.fields)
         self._is_autoencoder = class_mode == "input"
-        self._labels = {name: Labels(dataset, name, class_mode or "auto") for name in self._y.names}
+        self.classes = classes
+        if classes is not None and self._y.names:
+            label_of(dataset, {"x": x, "y": y, "sample_weight": sample_weight})
+        self._labels = {name: Labels(dataset, name, class_mode or "auto", classes) for name in self._y.names}
         self.labels = next(iter(self._labels.values())) if len(self._labels) == 1 else None
         expected = y is None and not no_targets and not self._y.names
         self.no_targets = no_label(dataset, self._x.names) if expected else None
@@ -196,6 +204,22 @@ class Preparation:
             # weight: (rows, …), for example one weight per time step
             weight *= batch.weight.reshape(-1, *[1] * (weight.ndim - 1))
         return weight
+
+
+def label_of(dataset: RemoteDataset, preparing: Mapping[str, Any]) -> str:
+    """The label field whose classes `classes` names, for these options of a `Preparation`.
+
+    Raises
+    ------
+    BadParameter
+        There is none, or more than one.
+    """
+    others = (*_names(preparing.get("x")), *_names(preparing.get("sample_weight")))
+    names = _Fields(dataset, "label", preparing.get("y"), others).names
+    if len(names) != 1:
+        found = ", ".join(map(repr, names)) or "none"
+        raise BadParameter(f"classes= needs one label field, but {dataset.name!r} has {found}: choose one with y=")
+    return names[0]
 
 
 class _Fields:
