@@ -247,6 +247,33 @@ def test_rows_are_sorted_and_searched(http: httpx.Client, data: Path) -> None:
     assert "did you mean 'sort'" in html.unescape(http.get("/datasets/zoo/rows?sorted=price").text)
 
 
+def test_bars_and_classes_filter(http: httpx.Client, data: Path) -> None:
+    """A bar leads to the rows that it counts, and a class to its own; each filter can be taken away."""
+    with h5py.File(data / "zoo.h5") as file:
+        price, labels = file["price"][:], file["labels"][:]
+    complete(http, "/datasets/zoo")
+    page = seen(http, "/datasets/zoo/rows?split=test&test=0.5")
+    bars = [link for link in page.links() if "where=price" in link]
+    split = {one["row"] for one in complete(http, "/datasets/zoo/rows?split=test&test=0.5&limit=200")["items"]}
+    assert len(bars) > 4
+    rows: list[int] = []
+    for link in bars:
+        rows += [one["row"] for one in complete(http, f"{link}&limit=200")["items"]]
+    # Every row but the one without a price lies in one bar.
+    assert sorted(rows) == sorted(split - {5}) and np.isnan(price[5])
+    (dogs,) = [link for link in page.links() if "where=labels+%3D+dog" in link]
+    found = complete(http, f"{dogs}&limit=200")
+    assert {one["row"] for one in found["items"]} == split & set(np.flatnonzero(labels == 1).tolist())
+    filtered = seen(http, dogs)
+    assert "labels = dog" in filtered.text and "/datasets/zoo/rows?test=0.5&split=test" in filtered.links()
+    code = html.unescape(http.get(dogs).text)
+    assert "where=['labels = dog']" in code
+    both = complete(http, "/datasets/zoo/rows?where=labels+%3D+dog&where=price+>+0&q=red&sort=price&limit=200")["items"]
+    wanted = [row for row in np.argsort(price) if labels[row] == 1 and price[row] > 0 and row % 3]
+    assert [one["row"] for one in both] == wanted
+    assert "did you mean 'labels'" in seen(http, "/datasets/zoo/rows?where=lables+%3D+dog", 400).text
+
+
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_rows_of_a_split_are_the_apis(http: httpx.Client, split: str) -> None:
     """What a page shows of a split is what the API says are its rows."""

@@ -16,7 +16,6 @@ from ...catalog.dataset import Dataset, Field
 from ...catalog.description import describe_dataset
 from ...jobs.registry import InProgress, JobState
 from ...services import Services
-from ...splits.split_spec import AS_STORED
 from ...stats.row_checks import MAX_ROWS, RowChecks
 from ..dependencies import NamePath, ServicesDep, attempted, in_thread, wait_for
 from .charts import class_chart, class_lines, histogram
@@ -25,7 +24,7 @@ from .findings import findings
 from .kinds import by_role, kind_of
 from .rows import type_of
 from .samples import STRIP_SAMPLES, strip_field
-from .selection import HAS_FILTERS
+from .selection import EVERYTHING
 from .snippets import curl, python
 from .web import REFRESH_SECONDS, Page, about, answer, link, pages, parsed
 
@@ -80,18 +79,18 @@ def _known(
     fields = [field for field in dataset.fields if not field.unreadable]
     reports = {}
     for field in fields:
-        stats = services.statistics.find(dataset, [field], "all", AS_STORED)
+        stats = services.statistics.find(dataset, [field], "all", EVERYTHING)
         if stats is not None:
             reports[field.name] = stats[field.name].report
     is_small = sum(field.column.stored_nbytes for field in fields) <= UNASKED_BYTES
     if len(reports) < len(fields) and (is_small or query.compute == "statistics"):
         # One job for all, also when it has done some: of other fields, it would be another job.
         with contextlib.suppress(Overloaded):
-            running["statistics"] = services.statistics.start(dataset, fields, "all", AS_STORED, "")
+            running["statistics"] = services.statistics.start(dataset, fields, "all", EVERYTHING, "")
     splits = None
     if dataset.native and dataset.label is not None:
         try:
-            splits = json.loads(services.batcher.split_jobs.report(dataset, AS_STORED))
+            splits = json.loads(services.batcher.split_jobs.report(dataset, EVERYTHING))
         except InProgress as progress:
             running["splits"] = progress.state
     checks = services.checks.find(dataset)
@@ -112,7 +111,7 @@ def _page(
 ) -> Page:
     across = None
     if checks is not None and dataset.native:
-        across = checks.across(dict(services.batcher.splitter.splits(dataset, AS_STORED).rows), dataset.rows)
+        across = checks.across(dict(services.batcher.splitter.splits(dataset, EVERYTHING).rows), dataset.rows)
     found = findings(dataset, reports, splits, checks, across)
     whole = describe_dataset(dataset)
     data = {
@@ -249,7 +248,7 @@ def _balance(dataset: Dataset, reports: dict[str, Any], splits: dict[str, Any] |
         return []
 
     def url(split: str, value: Any) -> str:
-        condition = is_value(label.name, value, label.class_names) if HAS_FILTERS else None
+        condition = is_value(label.name, value, label.class_names)
         chosen = None if split == "all" else split
         return link("datasets", dataset.name, "rows", split=chosen, where=condition)
 

@@ -13,7 +13,6 @@ from pydantic import Field as Param
 
 from ...catalog.dataset import Dataset, Field
 from ...services import Services
-from ...splits.split_spec import AS_STORED
 from ...stats.row_search import text_fields
 from ..dependencies import NamePath, ServicesDep, attempted, in_thread, wait_for
 from .cells import Cell, cells
@@ -21,7 +20,7 @@ from .charts import Chart, class_chart, histogram
 from .filters import is_value, is_within
 from .kinds import DRAWN, SINGLE, Kind, by_role, kind_of
 from .samples import strip_field
-from .selection import HAS_FILTERS, Selection, page_of, selected
+from .selection import EVERYTHING, Selection, page_of, selected
 from .snippets import arguments, curl, given, python
 from .web import Page, about, answer, link, pages, parsed, soon
 
@@ -91,10 +90,8 @@ async def rows_page(request: Request, services: ServicesDep, name: NamePath) -> 
             "splits": split_names(dataset, query),
             "can_search": bool(text_fields(dataset)),
             "filters": [
-                (one, _url(dataset, query, where=_without(query.conditions, one), offset=None))
-                for one in query.conditions
+                (one, _url(dataset, query, where=_without(query.where, one), offset=None)) for one in query.where
             ],
-            "has_filters": HAS_FILTERS,
             "everything_url": None if query.is_everything else link("datasets", dataset.name, "rows"),
             "keep": {key: value for key, value in query.query().items() if key not in ("split", "q", "where")},
         }
@@ -129,13 +126,13 @@ async def _charts(services: Services, dataset: Dataset, query: RowsPageQuery) ->
     def look() -> dict[str, dict[str, Any]]:
         found = {}
         for field in fields:
-            known = services.statistics.find(dataset, [field], "all", AS_STORED)
+            known = services.statistics.find(dataset, [field], "all", EVERYTHING)
             if known is not None:
                 found[field.name] = known[field.name].report
         if len(found) < len(fields) and sum(field.column.stored_nbytes for field in fields) <= CHART_BYTES:
             # One job for all, also when it has done some: of other fields, it would be another job.
             with contextlib.suppress(Overloaded):
-                started.append(services.statistics.start(dataset, fields, "all", AS_STORED, ""))
+                started.append(services.statistics.start(dataset, fields, "all", EVERYTHING, ""))
         return found
 
     started: list[Any] = []
@@ -171,10 +168,8 @@ def _column(dataset: Dataset, field: Field, query: RowsPageQuery, charts: dict[s
 
 
 def _chart(dataset: Dataset, field: Field, kind: Kind, query: RowsPageQuery, report: dict[str, Any]) -> Chart | None:
-    def to(*conditions: str) -> str | None:
-        if not HAS_FILTERS:
-            return None
-        others = tuple(one for one in query.conditions if one not in conditions)
+    def to(*conditions: str) -> str:
+        others = tuple(one for one in query.where if one not in conditions)
         return _url(dataset, query, where=(*others, *conditions), offset=None)
 
     if report["classes"]:
@@ -220,9 +215,9 @@ def _without(conditions: Sequence[str], one: str) -> tuple[str, ...]:
 def _snippets(
     request: Request, dataset: Dataset, query: RowsPageQuery, ids: list[int], charts: dict[str, dict[str, Any]]
 ) -> list[Any]:
-    options = given({**query.spec.model_dump(), "where": list(query.conditions) or None}, AS_STORED.model_dump())
+    options = given({**query.spec.model_dump(), "where": list(query.where)}, {**EVERYTHING.model_dump(), "where": []})
     lines = []
-    if query.canonical_split != "all" or query.conditions:
+    if query.canonical_split != "all" or query.where:
         split = arguments(query.canonical_split, **options)
         lines.append(f"rows = ds.split_rows({split})")
     if query.sort is None and query.q is None and lines:

@@ -16,7 +16,6 @@ from pydantic import Field as Param
 
 from ...catalog.dataset import Dataset, Field
 from ...services import Services
-from ...splits.split_spec import AS_STORED
 from ...stats import pictures, sketches
 from ...stats.pictures import Pixels
 from ..binary import is_known, not_modified
@@ -24,6 +23,7 @@ from ..dependencies import NamePath, ServicesDep, in_thread
 from ..images import MAX_SAMPLE_BYTES, in_slot, is_image, picture
 from ..stats import stats_headers
 from .kinds import DRAWN, Kind, kind_of
+from .selection import EVERYTHING
 from .web import pages
 
 router = pages()
@@ -139,7 +139,7 @@ async def get_mean(
         if is_known(request, headers):
             return not_modified(headers)
         field = dataset.field(query.field)
-        found = services.statistics.find(dataset, [field], "all", AS_STORED)
+        found = services.statistics.find(dataset, [field], "all", EVERYTHING)
         mean = None if found is None else found[field.name].mean_image
         if mean is None or field.channels is None:
             raise UnsupportedField(f"field {field.name!r} has no mean image, or none yet")

@@ -1,4 +1,4 @@
-"""Which rows a page shows, and in which order: a split, what is searched for, and a field to sort by."""
+"""Which rows a page shows, and in which order: a split, conditions, what is searched for, and a field to sort by."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pydantic import Field
 from ...catalog.dataset import Dataset
 from ...services import Services
 from ...splits.order_spec import SPLIT_ALIASES
-from ...splits.split_spec import SplitSpec
+from ...splits.split_spec import FilteredSpec
 from ...stats.row_search import MAX_TEXT
 
-HAS_FILTERS = "where" in SplitSpec.model_fields
-"""Whether splits can be filtered by conditions."""
+EVERYTHING = FilteredSpec.model_validate({})
+"""Splits as they are stored, and all of their rows."""
 
 
-class Selection(SplitSpec):
+class Selection(FilteredSpec):
     """What is selected, as the query of a page says it."""
 
     split: str = Field("all", description="Rows of this split only.")
@@ -27,13 +27,8 @@ class Selection(SplitSpec):
     order: Literal["asc", "desc"] = Field("asc", description="Of the sorted rows.")
 
     @property
-    def spec(self) -> SplitSpec:
-        return SplitSpec(**{name: getattr(self, name) for name in SplitSpec.model_fields})
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        """Those that all rows meet."""
-        return tuple(getattr(self, "where", None) or ())
+    def spec(self) -> FilteredSpec:
+        return FilteredSpec(**{name: getattr(self, name) for name in FilteredSpec.model_fields})
 
     @property
     def canonical_split(self) -> str:
@@ -41,7 +36,7 @@ class Selection(SplitSpec):
 
     @property
     def is_everything(self) -> bool:
-        return self.canonical_split == "all" and not self.conditions and self.q is None and self.sort is None
+        return self.canonical_split == "all" and not self.where and self.q is None and self.sort is None
 
     def query(self, **changes: Any) -> dict[str, Any]:
         """The parameters of a link to the same selection, those left out that are as they are by default."""

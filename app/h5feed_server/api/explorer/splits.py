@@ -13,7 +13,7 @@ from h5feed.errors import BadParameter, FeedError, FieldNotFound, SplitImpossibl
 from ...catalog.dataset import Dataset
 from ...services import Services
 from ...splits.compute import Splits
-from ...splits.split_spec import SplitSpec
+from ...splits.split_spec import FilteredSpec, SplitSpec
 from ..dependencies import NamePath, ServicesDep, in_thread
 from .charts import class_lines
 from .kinds import kind_of
@@ -30,7 +30,7 @@ async def splits_page(request: Request, services: ServicesDep, name: NamePath) -
     """The splits that the query describes; those that are stored where it describes none."""
     dataset = await in_thread(services, lambda: services.catalog.dataset(name))
     try:
-        spec = parsed(SplitSpec, request)
+        spec = parsed(FilteredSpec, request)
         page, status = await soon(services, lambda: _page(request, services, dataset, spec)), 200
     except (BadParameter, FieldNotFound, UnsupportedField, SplitImpossible) as error:
         # The form stays, to be put right.
@@ -38,11 +38,13 @@ async def splits_page(request: Request, services: ServicesDep, name: NamePath) -
     return answer(request, page, status)
 
 
-def _page(request: Request, services: Services, dataset: Dataset, spec: SplitSpec) -> Page:
+def _page(request: Request, services: Services, dataset: Dataset, spec: FilteredSpec) -> Page:
     report = json.loads(services.batcher.split_jobs.report(dataset, spec))
-    splits = services.batcher.split_jobs.splits(dataset, spec)
+    splits = services.batcher.split_jobs.splits(dataset, spec.split_spec)
     checks = services.checks.find(dataset)
     said = spec.model_dump(exclude_defaults=True)
+    if spec.where:
+        said["where"] = list(spec.where)
     names = [name for name in report["splits"] if name != "all"]
     data = {
         **about(dataset),
@@ -87,7 +89,8 @@ def _refused(request: Request, dataset: Dataset, error: FeedError) -> Page:
 
 def _form(dataset: Dataset, request: Request) -> dict[str, Any]:
     """What stands in the form, and what can be chosen."""
-    chosen = {name: request.query_params.get(name, "") for name in _PARAMETERS}
+    chosen: dict[str, Any] = {name: request.query_params.get(name, "") for name in _PARAMETERS}
+    chosen["where"] = [one for one in request.query_params.getlist("where") if one.strip()]
     readable = [field for field in dataset.fields if not field.unreadable]
     single = [field.name for field in readable if kind_of(dataset, field) in ("class", "number", "text")]
     return {
