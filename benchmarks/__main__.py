@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from . import (
+    browsing,
     building,
     cached,
     chunked,
@@ -46,6 +47,7 @@ GROUPS: dict[str, ModuleType] = {
     "g": far,
     "h": cached,
     "j": encoded,
+    "k": browsing,
     "p": building,
     "s": splitting,
     "t": statistics,
@@ -61,7 +63,7 @@ _EXAMPLES = """groups:
   g  a training loop at round trips of 0, 30, 100 ms  h  later epochs from the local cache
   p  building from 3,000 JPEGs (needs 6 GB of disk)   j  images stored as JPEG, and Keras' own loader
   s  splits of ten million labels                     t  statistics of 1.26 GB of images
-  w  filtered rows of ten million
+  k  pages of the explorer                            w  filtered rows of ten million
 
 examples:
   python -m benchmarks                       everything, in less than five minutes

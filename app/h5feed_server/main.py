@@ -13,6 +13,7 @@ from .api import (
     batches,
     datasets,
     docs,
+    explorer,
     h5grove,
     health,
     images,
@@ -28,6 +29,7 @@ from .api import (
 from .api.access_log import AccessLog
 from .api.auth import BearerAuth
 from .api.client_wheel import ClientWheel
+from .api.counting import Counting
 from .api.hosts import HostCheck
 from .api.identity import Callers, TrustedProxies
 from .api.openapi import describe, operation_id
@@ -52,6 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         services = Services.start(settings)
         app.state.services = services
+        services.traffic.begin()
         try:
             yield
         finally:
@@ -80,6 +83,8 @@ def create_app(settings: Settings) -> FastAPI:
     ):
         app.include_router(module.router)
     docs.mount_static(app)
+    explorer.install(app)
+    app.add_middleware(Counting, state=app.state)
     app.add_middleware(BatchShortcut, state=app.state)
     proxies = TrustedProxies(settings.proxy_list)
     app.add_middleware(Callers, tokens=settings.token_list, address=proxies.address)

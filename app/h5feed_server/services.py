@@ -13,7 +13,10 @@ from .jobs.registry import Jobs
 from .settings import Settings
 from .sharing.body_pool import BodyPool
 from .sharing.fair_threads import FairThreads
+from .sharing.traffic import Traffic
 from .sharing.trimming import GivesBack
+from .stats.row_checks import Checker
+from .stats.row_search import RowSearch
 from .stats.service import Statistics
 from .storage.byte_cache import ByteCache
 from .storage.hdf5.browser import Browser
@@ -29,6 +32,8 @@ class Services:
     catalog: Catalog
     batcher: Batcher
     statistics: Statistics
+    search: RowSearch
+    checks: Checker
     jobs: Jobs
     pool: BodyPool
     threads: FairThreads
@@ -36,6 +41,7 @@ class Services:
     browser: Browser
     folder: CacheFolder
     memory: GivesBack
+    traffic: Traffic
 
     @classmethod
     def start(cls, settings: Settings, only: Sequence[str] | None = None) -> Services:
@@ -60,15 +66,34 @@ class Services:
         jobs = Jobs(folder.path / "jobs", settings.job_patience)
         batcher = Batcher(settings, catalog, reader, folder, jobs)
         statistics = Statistics(catalog, batcher, folder, jobs, settings.max_job_bytes)
+        search = RowSearch(catalog, reader, folder, jobs, settings.read_timeout)
+        checks = Checker(catalog, reader, folder, jobs, settings.read_timeout, settings.max_job_bytes)
+        traffic = Traffic(folder.path / "traffic", lambda: reader.decoded_bytes)
         pool = BodyPool(settings.inflight_bytes)
 
         def let_go(seconds: float) -> None:
             batcher.drop_old(seconds)
+            search.drop_old(seconds)
             pool.drop_idle()
             browser.rest()
 
         memory = GivesBack(settings.idle_seconds, pool.idle_seconds, let_go)
-        return cls(settings, catalog, batcher, statistics, jobs, pool, threads, hdf5, browser, folder, memory)
+        return cls(
+            settings,
+            catalog,
+            batcher,
+            statistics,
+            search,
+            checks,
+            jobs,
+            pool,
+            threads,
+            hdf5,
+            browser,
+            folder,
+            memory,
+            traffic,
+        )
 
     def close(self, *, wait: bool = False) -> None:
         """End all threads, files and child processes.
@@ -79,6 +104,7 @@ class Services:
             Return only when nothing looks at a file, or writes to the cache folder, any more.
         """
         self.memory.close()
+        self.traffic.close()
         self.threads.shutdown(wait=wait, cancel_futures=True)
         self.jobs.close()
         self.batcher.reader.close()

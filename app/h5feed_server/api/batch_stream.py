@@ -19,6 +19,7 @@ from ..batches.batcher import BatchPlan
 from ..catalog.inspections import NotYet
 from ..jobs.registry import InProgress
 from ..services import Services
+from ..sharing.caller import CALLER
 from .binary import KEPT, Bytes, is_tagged, not_modified, url_headers
 from .dependencies import in_thread
 from .peer import Peer, Writer, peer_of
@@ -65,12 +66,15 @@ class _Begun:
         What is read and not sent.
     following : list of (int, int)
         Batches of the blocks that are not read yet.
+    nbytes : int
+        Of the whole body, as far as that is known.
     """
 
     plan: BatchPlan
     headers: dict[str, str]
     unsent: memoryview
     following: list[tuple[int, int]]
+    nbytes: int = 0
 
 
 class BatchStream(Response):
@@ -115,6 +119,7 @@ class BatchStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         peer = peer_of(scope)
         writer = peer.direct() if peer else None
+        since = time.perf_counter()
         try:
             begun = await in_thread(self._services, partial(self._begin, writer))
         except BaseException as error:
@@ -127,6 +132,9 @@ class BatchStream(Response):
         if isinstance(begun, Response):
             await begun(scope, receive, send)
             return
+        start, stop = self._window
+        seconds = time.perf_counter() - since
+        self._services.traffic.note_batches(CALLER.get(), stop - start, begun.nbytes, seconds, self._url[0])
         if writer is not None and writer.started:
             head = writer.take_back()
             if head:
@@ -212,6 +220,7 @@ class BatchStream(Response):
                 headers["server-timing"] = f"plan;dur={(planned - began) * 1e3:.2f}, read;dur={read * 1e3:.2f}"
                 if nbytes is None and not blocks:
                     nbytes = len(block)
+                begun.nbytes = nbytes or len(block)
                 if nbytes is not None:
                     headers["content-length"] = str(nbytes)
                 if writer is not None and nbytes is not None:

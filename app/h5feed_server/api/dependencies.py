@@ -54,10 +54,10 @@ _LIST_SECONDS = 2.0
 _LIST_POLL_SECONDS = 0.05
 
 
-async def all_known(services: Services) -> None:
+async def all_known(services: Services, seconds: float = _LIST_SECONDS) -> None:
     """Wait until all files are inspected, for a moment: in a folder that was just mounted, most are soon."""
     # Holds no thread meanwhile.
-    deadline = time.monotonic() + _LIST_SECONDS
+    deadline = time.monotonic() + seconds
     while not await in_thread(services, services.catalog.is_known) and time.monotonic() < deadline:
         await asyncio.sleep(_LIST_POLL_SECONDS)
 

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from h5feed.errors import SourceUnavailable
 
@@ -37,11 +37,6 @@ _POLICY = (
 _REDOC_POLICY = _POLICY.replace(
     "style-src 'self'", "style-src 'self' 'unsafe-inline'; font-src 'self' data:; worker-src blob:"
 )
-
-
-@router.get("/")
-async def root() -> Response:
-    return RedirectResponse("/docs")
 
 
 @router.get("/openapi.json")

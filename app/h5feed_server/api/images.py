@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from .dependencies import NamePath, ServicesDep, in_thread
 from .problem_responses import DATASET, FIELDS, SPLITS, problems
 from .queries import SplitsQuery
 from .stats import StatsQuery, stats_headers
+
+T = TypeVar("T")
 
 router = APIRouter(prefix="/v1/datasets/{name}", tags=["pictures"])
 
@@ -159,7 +161,7 @@ async def get_image(
             return picture(pictures.png(pixels), query.format, alt, headers)
         return picture(pictures.svg(pixels, alt) if query.format == "svg" else b"", query.format, alt, headers)
 
-    return await in_thread(services, partial(_in_slot, work))
+    return await in_thread(services, partial(in_slot, work))
 
 
 @router.get(
@@ -193,7 +195,7 @@ async def get_preview(
         form = None if query.format == "txt" else query.format
         return picture(figures.draw_picture(title, canvas, alt, form, names), query.format, alt, headers)
 
-    return await in_thread(services, partial(_in_slot, work))
+    return await in_thread(services, partial(in_slot, work))
 
 
 def image_field(dataset: Dataset, name: str | None) -> Field:
@@ -246,7 +248,7 @@ def _thumbnails(services: Services, field: Field, rows: npt.NDArray[np.int64], s
     return np.concatenate([pictures.fit(_read(services, field, part), side) for part in parts])
 
 
-def _in_slot(work: Callable[[], Response]) -> Response:
+def in_slot(work: Callable[[], T]) -> T:
     """Do what takes several times the memory of its pictures, which few may at a time."""
     with _SLOTS.acquire():
         return work()

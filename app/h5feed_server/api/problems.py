@@ -55,6 +55,8 @@ _LEVELS: Mapping[type[errors.FeedError], int] = {
 }
 """How loud the log is about an error of the server's: ``ERROR`` where it is not here."""
 
+_NO_NAMES: Mapping[str, Sequence[str]] = {}
+
 _QUIET_SECONDS, _MOST_LOGGED = 10.0, 256
 _logged: dict[str, float] = {}
 """What has been logged of errors that pass, and when, by the monotonic clock."""
@@ -162,10 +164,10 @@ def _parameters(request: Request) -> Mapping[str, Sequence[str]]:
 
 def bad_parameters(error: RequestValidationError, names: Mapping[str, Sequence[str]]) -> errors.BadParameter:
     """Convert a validation error; `names` are the valid parameters, by place (``query``, ``body``)."""
-    return errors.BadParameter("; ".join(_sentence(item, names) for item in error.errors()[:5]))
+    return errors.BadParameter("; ".join(validation_sentence(item, names) for item in error.errors()[:5]))
 
 
-def _sentence(item: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> str:
+def validation_sentence(item: Mapping[str, Any], names: Mapping[str, Sequence[str]] = _NO_NAMES) -> str:
     """One validation error as a sentence: the parameter, its value, and what would be valid."""
     where = [str(part) for part in item["loc"] if part not in ("query", "path", "body")]
     name = ".".join(where) or "the request"

@@ -115,6 +115,7 @@ class DatasetDescription(_Answer):
     files: list[str]
     notes: list[str]
     attributes: dict[str, Any]
+    card: dict[str, str] = Field(description="What people say of it: `title`, `description`, `licence`, `source`.")
 
 
 class ClassShare(_Answer):

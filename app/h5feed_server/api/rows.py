@@ -26,6 +26,7 @@ _FORMATS: tuple[Format, ...] = ("safetensors", "npz", "npy", "json")
 
 _PROBLEMS = (*DATASET, *FIELDS, RowOutOfRange, NotAcceptable)
 
+
 @router.get(
     "",
     summary="A range of rows",

@@ -16,6 +16,7 @@ from h5feed.order import ORDER_VERSION
 from ..served_version import SERVED_VERSION
 from ..storage.column import Column
 from ..storage.local_file import Identity
+from .card import Card, card_of
 from .class_name_check import Read, with_fitting_names
 from .dataset import Dataset, Field, describe_fields
 from .declared import NAME as DECLARATION
@@ -222,6 +223,7 @@ class Assembler:
             identity=origin.identities,
             notes=(*origin.notes, *table.notes, *notes),
             split_record=record,
+            card=card_of(declared.card if declared is not None else Card(), origin.attributes[0]),
         )
 
 

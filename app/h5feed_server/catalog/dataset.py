@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
@@ -125,6 +126,8 @@ class Dataset:
     notes: tuple[str, ...] = ()
     split_record: SplitRecord | None = None
     """How the stored splits were drawn, if the files have a record of it."""
+    card: Mapping[str, str] = dataclass_field(default_factory=dict)
+    """Title, description, licence and source, as far as they are known."""
 
     def check_rows(self, rows: Sequence[int]) -> None:
         """Raise an error for rows that do not exist.

@@ -16,6 +16,10 @@ image = { shape = [224, 224, 3], resize = "aspect" }
 [datasets.pets.splits]                     # native splits: first row, and the row after the last
 train = [0, 8000]
 test = [[8000, 9000], [9500, 10000]]
+
+[datasets.pets.card]                       # for people; no part of the revision
+title = "Cats and dogs"
+licence = "CC BY 4.0"
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from h5feed.errors import Unreadable
 from h5feed.suggestions import did_you_mean
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from .card import Card
 from .discovery import ALL_SUFFIXES, LEADS_OUT, ending_of, leads_out
 from .encoded import DeclaredImages
 from .grouping.names import natural
@@ -66,6 +71,7 @@ class DeclaredDataset(BaseModel):
     decode: dict[str, DeclaredImages] = {}
     apply: Literal["scale"] | None = None
     splits: dict[str, tuple[int, int] | list[tuple[int, int]]] = {}
+    card: Card = Card()
 
     def native(self, rows: int) -> dict[str, list[tuple[int, int]]]:
         """Return the ranges of rows of each declared split, for a dataset of `rows` rows.

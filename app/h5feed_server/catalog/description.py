@@ -85,4 +85,5 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "files": [shown(file) for file in dataset.files],
         "notes": list(dataset.notes),
         "attributes": dataset.attributes,
+        "card": dict(dataset.card),
     }

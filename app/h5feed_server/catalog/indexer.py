@@ -93,8 +93,8 @@ class Indexer:
         """
         dependencies: Dependencies = {}
         refused: dict[str, Refused] = {}
-        said = declared_text(family.declared)
-        outcome = self.inspections.submit(partial(self._load, family, paths, identities, dependencies, refused, said))
+        said, served = declared_text(family.declared), declared_text(family.declared, with_card=False)
+        outcome = self.inspections.submit(partial(self._load, family, paths, identities, dependencies, refused, served))
         return Entry(
             family.name, family.files, paths, identities, outcome, dependencies, refused, began, said, looked, is_second
         )
@@ -195,6 +195,6 @@ class Indexer:
         return loaded, failed
 
 
-def declared_text(declared: DeclaredDataset | None) -> bytes:
-    """The declaration of a dataset, serialised for its revision; empty if there is none."""
-    return b"" if declared is None else declared.model_dump_json().encode()
+def declared_text(declared: DeclaredDataset | None, *, with_card: bool = True) -> bytes:
+    """The declaration of a dataset, serialised; for its revision without the card. Empty if there is none."""
+    return b"" if declared is None else declared.model_dump_json(exclude=None if with_card else {"card"}).encode()

@@ -1,0 +1,19 @@
+"""The explorer: pages to look at datasets with, rendered by the server and usable without JavaScript."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from . import activity, catalogue, dataset, row, rows, samples, signing_in, splits
+
+
+def install(app: FastAPI) -> None:
+    """Serve the pages, their script and their stylesheet."""
+    for module in (catalogue, dataset, rows, row, samples, splits, activity, signing_in):
+        app.include_router(module.router)
+    folder: Any = files(__package__) / "assets"
+    app.mount("/explorer", StaticFiles(directory=str(folder)), name="explorer")

@@ -1,0 +1,82 @@
+"""What the server does now: rates, callers, slow requests, and how much was found in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from ...sharing.traffic import Activity
+from ..dependencies import ServicesDep, in_thread
+from .charts import Bar, Chart
+from .snippets import python
+from .web import Page, answer, pages, size
+
+router = pages()
+
+RATE_SECONDS = 10
+"""Over how many seconds rates are taken."""
+
+_RELOAD_SECONDS = 2
+
+
+@router.get("/feed")
+async def feed_page(request: Request, services: ServicesDep) -> Response:
+    """What the server does now."""
+
+    def work() -> Page:
+        activity = services.traffic.activity()
+        held = services.pool.held()
+        settings = services.settings
+        data = {
+            "now": rates(activity),
+            "workers": settings.workers,
+            "workers_heard_of": activity.workers,
+            "totals": activity.totals,
+            "found_in_memory": _found_in_memory(activity),
+            "readers": settings.readers,
+            "in_flight_bytes": sum(held.values()),
+            "in_flight_limit": settings.inflight_bytes,
+            "callers": activity.callers,
+            "slowest": activity.slowest,
+            "seconds": activity.seconds,
+        }
+        view = {
+            "charts": [
+                ("Batches per second", _chart("batches per second", activity, "batches")),
+                ("Bytes per second", _chart("bytes per second", activity, "bytes")),
+                ("Requests per second", _chart("requests per second", activity, "requests")),
+            ]
+        }
+        return Page("feed.html", "Feed", data, view, snippets=[python(request, None)], reload=_RELOAD_SECONDS)
+
+    return answer(request, await in_thread(services, work))
+
+
+def rates(activity: Activity) -> dict[str, Any]:
+    """Batches, bytes and requests per second, and how many callers fetch batches."""
+    lately = activity.seconds[-RATE_SECONDS:]
+    return {
+        "batches_per_second": sum(one["batches"] for one in lately) / RATE_SECONDS,
+        "bytes_per_second": sum(one["bytes"] for one in lately) / RATE_SECONDS,
+        "requests_per_second": sum(one["requests"] for one in lately) / RATE_SECONDS,
+        "callers": len(activity.callers),
+    }
+
+
+def _found_in_memory(activity: Activity) -> float | None:
+    """Share of the bytes of batches that no chunk was decoded for; None where nothing was sent."""
+    sent = activity.totals["bytes"]
+    return max(0.0, 1 - activity.totals["decoded"] / sent) if sent else None
+
+
+def _chart(name: str, activity: Activity, what: str) -> Chart:
+    counts = [one[what] for one in activity.seconds]
+    highest = max(counts, default=0)
+    said = size(highest) if what == "bytes" else f"{highest:,}"
+    bars = [
+        Bar(count / max(1, highest), f"{len(counts) - place} s ago: {size(count) if what == 'bytes' else count}")
+        for place, count in enumerate(counts)
+    ]
+    return Chart(bars, f"{name} over the last {len(counts)} seconds, at most {said}", f"{len(counts)} s ago", "now")

@@ -1,0 +1,231 @@
+"""Rows as a table with a small chart above each column, or as a contact sheet."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from fastapi import Request
+from fastapi.responses import Response
+from h5feed.errors import Overloaded, RowOutOfRange
+from pydantic import Field as Param
+
+from ...catalog.dataset import Dataset, Field
+from ...services import Services
+from ...stats.row_search import text_fields
+from ..dependencies import NamePath, ServicesDep, attempted, in_thread, wait_for
+from .cells import Cell, cells
+from .charts import Chart, class_chart, histogram
+from .filters import is_value, is_within
+from .kinds import DRAWN, SINGLE, Kind, by_role, kind_of
+from .samples import strip_field
+from .selection import EVERYTHING, Selection, page_of, selected
+from .snippets import arguments, curl, given, python
+from .web import Page, about, answer, link, pages, parsed, soon
+
+router = pages()
+
+ROWS_PER_PAGE, TILES_PER_PAGE = 50, 100
+MAX_PER_PAGE = 200
+
+CHART_SECONDS = 0.5
+"""How long a page waits for the charts above its columns; without them it is shown anyhow."""
+
+CHART_BYTES = 1 << 30
+"""Bytes of the columns of single values up to which charts are made unasked."""
+
+_THUMBNAIL, _TILE = 64, 112
+
+_MOST_FIELDS = 100
+"""Columns of the table; of more, the first ones."""
+
+
+class RowsPageQuery(Selection):
+    """What a page of rows shows."""
+
+    view: Literal["table", "grid"] = "table"
+    offset: int = Param(0, ge=0, le=2**62)
+    limit: int | None = Param(None, ge=1, le=MAX_PER_PAGE)
+
+
+@router.get("/datasets/{name}/rows")
+async def rows_page(request: Request, services: ServicesDep, name: NamePath) -> Response:
+    """Rows of a dataset, as many as a page has."""
+    query = parsed(RowsPageQuery, request)
+    limit = query.limit or (TILES_PER_PAGE if query.view == "grid" else ROWS_PER_PAGE)
+    dataset = await in_thread(services, lambda: services.catalog.dataset(name))
+    charts = await _charts(services, dataset, query) if query.view == "table" else {}
+
+    def work() -> Page:
+        found = selected(services, dataset, query)
+        total = dataset.rows if found is None else len(found)
+        if query.offset and query.offset >= total:
+            raise RowOutOfRange(f"offset={query.offset}: these are {total:,} rows, valid is 0 to {max(0, total - 1)}")
+        ids = page_of(found, total, query.offset, limit)
+        fields = by_role(dataset.fields)[:_MOST_FIELDS] if query.view == "table" else _tile_fields(dataset)
+        columns = cells(services, dataset, fields, ids, _THUMBNAIL if query.view == "table" else _TILE)
+        lines = [(row, [columns[field.name][place] for field in fields]) for place, row in enumerate(ids.tolist())]
+        data = {
+            **about(dataset),
+            "selected": total,
+            "offset": query.offset,
+            "limit": limit,
+            "selection": query.query(),
+            "fields": [field.name for field in fields],
+            "more_fields": len(dataset.fields) - len(fields) if query.view == "table" else 0,
+            "items": [
+                {"row": row, "values": {f.name: _said(cell) for f, cell in zip(fields, line, strict=True)}}
+                for row, line in lines
+            ],
+        }
+        view = {
+            "query": query,
+            "lines": lines,
+            "columns": [_column(dataset, field, query, charts) for field in fields],
+            "row_url": lambda row: link("datasets", dataset.name, "rows", row, **query.query()),
+            "page_url": lambda offset: _url(dataset, query, offset=offset or None),
+            "last_offset": max(0, total - 1) // limit * limit,
+            "views": [(one, _url(dataset, query, view=one, offset=None)) for one in ("table", "grid")],
+            "splits": split_names(dataset, query),
+            "can_search": bool(text_fields(dataset)),
+            "filters": [
+                (one, _url(dataset, query, where=_without(query.where, one), offset=None)) for one in query.where
+            ],
+            "everything_url": None if query.is_everything else link("datasets", dataset.name, "rows"),
+            "keep": {key: value for key, value in query.query().items() if key not in ("split", "q", "where")},
+        }
+        return Page(
+            "grid.html" if query.view == "grid" else "rows.html",
+            f"{dataset.name}: rows",
+            data,
+            view,
+            dataset=dataset.name,
+            tab="Rows",
+            snippets=_snippets(request, dataset, query, ids.tolist(), charts),
+        )
+
+    return answer(request, await soon(services, work))
+
+
+def split_names(dataset: Dataset, query: Selection) -> list[str]:
+    """Splits that a page can show."""
+    drawn = ["train"] if query.splits_rows else []
+    drawn += [name for name, share in (("val", query.val or query.folds), ("test", query.test)) if share]
+    return list(dict.fromkeys(["all", *dataset.native, *drawn, query.canonical_split]))
+
+
+async def _charts(services: Services, dataset: Dataset, query: RowsPageQuery) -> dict[str, dict[str, Any]]:
+    """Statistics of the columns of single values and text, by field, as far as they are known in a moment."""
+    fields = [
+        field
+        for field in by_role(dataset.fields)[:_MOST_FIELDS]
+        if not field.unreadable and (kind_of(dataset, field) in SINGLE or field.is_text)
+    ]
+
+    def look() -> dict[str, dict[str, Any]]:
+        found = {}
+        for field in fields:
+            known = services.statistics.find(dataset, [field], "all", EVERYTHING)
+            if known is not None:
+                found[field.name] = known[field.name].report
+        if len(found) < len(fields) and sum(field.column.stored_nbytes for field in fields) <= CHART_BYTES:
+            # One job for all, also when it has done some: of other fields, it would be another job.
+            with contextlib.suppress(Overloaded):
+                started.append(services.statistics.start(dataset, fields, "all", EVERYTHING, ""))
+        return found
+
+    started: list[Any] = []
+    found = await attempted(services, look)
+    if started:
+        with contextlib.suppress(Overloaded):
+            await wait_for(services, started[0], CHART_SECONDS)
+        found = await attempted(services, look)
+    return found
+
+
+def _column(dataset: Dataset, field: Field, query: RowsPageQuery, charts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    kind = kind_of(dataset, field)
+    report = charts.get(field.name)
+    sortable = (kind in SINGLE or field.is_text) and not field.unreadable
+    return {
+        "name": field.name,
+        "kind": kind,
+        "role": field.role,
+        "type": type_of(field),
+        "chart": None if report is None else _chart(dataset, field, kind, query, report),
+        "distinct": None if report is None else report["distinct"],
+        "sorted": query.order if query.sort == field.name else None,
+        "sort_urls": {
+            order: _url(dataset, query, sort=field.name, order=None if order == "asc" else order, offset=None)
+            for order in ("asc", "desc")
+        }
+        if sortable
+        else None,
+        "is_numeric": kind == "number",
+        "is_picture": kind in DRAWN,
+    }
+
+
+def _chart(dataset: Dataset, field: Field, kind: Kind, query: RowsPageQuery, report: dict[str, Any]) -> Chart | None:
+    def to(*conditions: str) -> str:
+        others = tuple(one for one in query.where if one not in conditions)
+        return _url(dataset, query, where=(*others, *conditions), offset=None)
+
+    if report["classes"]:
+        names = field.class_names
+        return class_chart(field.name, report["classes"], lambda value: to(is_value(field.name, value, names)))
+    if kind == "class" and report["values"]:
+        return class_chart(field.name, report["values"], lambda value: to(is_value(field.name, value, None)))
+    if field.is_text:
+        return histogram(f"lengths of {field.name}", report["lengths"]) if report["lengths"] else None
+    if not report["histogram"]:
+        return None
+    return histogram(
+        field.name, report, url=lambda low, high, is_last: to(*is_within(field.name, low, high, closed=is_last))
+    )
+
+
+def type_of(field: Field) -> str:
+    """Item type and shape of a row, as numpy writes them."""
+    shape = " × ".join(map(str, field.sample_shape))
+    return f"{field.type_name} list" if field.is_ragged and not field.is_text else f"{field.type_name} {shape}".strip()
+
+
+def _tile_fields(dataset: Dataset) -> list[Field]:
+    """What a tile shows: a picture, and the label below it."""
+    picture = strip_field(dataset) or next((f for f in dataset.fields if kind_of(dataset, f) in DRAWN), None)
+    fields = [field for field in (picture, dataset.label) if field is not None]
+    return list({field.name: field for field in fields}.values()) or by_role(dataset.fields)[:3]
+
+
+def _said(cell: Cell) -> Any:
+    return {"picture": cell.picture} if cell.picture else {"problem": cell.text} if cell.problem else cell.value
+
+
+def _url(dataset: Dataset, query: RowsPageQuery, **changes: Any) -> str:
+    own = {"view": None if query.view == "table" else query.view, "offset": query.offset or None, "limit": query.limit}
+    return link("datasets", dataset.name, "rows", **query.query(**(own | changes)))
+
+
+def _without(conditions: Sequence[str], one: str) -> tuple[str, ...]:
+    return tuple(condition for condition in conditions if condition != one)
+
+
+def _snippets(
+    request: Request, dataset: Dataset, query: RowsPageQuery, ids: list[int], charts: dict[str, dict[str, Any]]
+) -> list[Any]:
+    options = given({**query.spec.model_dump(), "where": list(query.where)}, {**EVERYTHING.model_dump(), "where": []})
+    lines = []
+    if query.canonical_split != "all" or query.where:
+        split = arguments(query.canonical_split, **options)
+        lines.append(f"rows = ds.split_rows({split})")
+    if query.sort is None and query.q is None and lines:
+        stop = query.offset + len(ids)
+        lines.append(f"batch = ds.take(rows[{query.offset}:{stop}])")
+    else:
+        lines = [f"batch = ds.take({ids!r})"]
+    consecutive = ids == list(range(query.offset, query.offset + len(ids)))
+    path = f"{link('v1', 'datasets', dataset.name, 'rows')}?start={query.offset}&stop={query.offset + len(ids)}"
+    shell = [curl(request, f"{path}&format=json")] if consecutive and query.is_everything else []
+    return [python(request, dataset.name, *lines), *shell]

@@ -1,0 +1,83 @@
+"""Signing in: a form takes one of the server's tokens, and a cookie that no script can read stands for it.
+
+The cookie is no token: it is derived from one, opens only what GET and HEAD ask for, and is sent by pages of this
+server alone (SameSite=Strict).
+"""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs, urlsplit
+
+from fastapi import Request
+from fastapi.responses import RedirectResponse, Response
+from h5feed.errors import TooLarge, Unauthorized
+
+from ..auth import SIGN_IN, SIGN_OUT, session_cookie, session_cookies_of
+from .web import Page, answer, pages
+
+router = pages()
+
+_MAX_FORM_BYTES = 8192
+
+
+@router.get(SIGN_IN)
+async def sign_in_form(request: Request) -> Response:
+    """The form."""
+    return answer(request, Page("sign_in.html", "Sign in", {"next": _local(request.query_params.get("next", "/"))}))
+
+
+@router.post(SIGN_IN)
+async def sign_in(request: Request) -> Response:
+    """Check the token, and set the cookie."""
+    form = parse_qs(await _body(request), keep_blank_values=True)
+    token, following = form.get("token", [""])[0].strip(), _local(form.get("next", ["/"])[0])
+    cookie = session_cookie(token, request.app.state.services.settings.token_list)
+    if cookie is None or not _is_own(request):
+        detail = "this is none of the server's tokens" if token else "no token was sent"
+        return answer(request, Page("sign_in.html", "Sign in", {"next": following, "detail": detail}), 401)
+    name, value = cookie
+    redirect = RedirectResponse(following, 303, {"cache-control": "no-store"})
+    redirect.set_cookie(name, value, httponly=True, samesite="strict", secure=_is_secure(request))
+    return redirect
+
+
+@router.post(SIGN_OUT)
+async def sign_out(request: Request) -> Response:
+    """Forget the cookie."""
+    if not _is_own(request):
+        raise Unauthorized("the request comes from a page of another server: sign out on a page of this one")
+    redirect = RedirectResponse(SIGN_IN, 303, {"cache-control": "no-store"})
+    for name in session_cookies_of(request.scope):
+        redirect.delete_cookie(name, httponly=True, samesite="strict", secure=_is_secure(request))
+    return redirect
+
+
+async def _body(request: Request) -> str:
+    data = b""
+    async for piece in request.stream():
+        data += piece
+        if len(data) > _MAX_FORM_BYTES:
+            raise TooLarge(f"the form has more than {_MAX_FORM_BYTES} bytes")
+    return data.decode("utf-8", "replace")
+
+
+def _is_own(request: Request) -> bool:
+    """Whether a page of this server sent the form, as far as the browser tells."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site in ("same-origin", "none")
+    # Browsers send it by TLS and from this machine only.
+    origin = request.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
+
+
+def _is_secure(request: Request) -> bool:
+    """Whether the browser speaks TLS, with this server or with a proxy before it."""
+    return request.url.scheme == "https" or request.headers.get("x-forwarded-proto", "").lower() == "https"
+
+
+def _local(path: str) -> str:
+    """A path on this server; ``/`` where it leads elsewhere."""
+    parts = urlsplit(path.replace("\\", "/"))
+    is_ours = path.startswith("/") and not path.replace("\\", "/").startswith("//")
+    return path if is_ours and not parts.netloc and path.isprintable() else "/"

@@ -1,0 +1,48 @@
+"""The same from a program: what a page shows, in Python and on the command line."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+
+from ..client_wheel import install_line, server_url
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """Code to copy."""
+
+    language: str
+    code: str
+
+
+def curl(request: Request, path: str) -> Snippet:
+    """A request to the API."""
+    guarded = bool(request.app.state.services.settings.token_list)
+    token = ' -H "Authorization: Bearer $H5FEED_TOKEN"' if guarded else ""
+    return Snippet("Shell", f"curl -f{token} {shlex.quote(server_url(request) + path)}")
+
+
+def python(request: Request, dataset: str | None, *lines: str) -> Snippet:
+    """Python that connects, takes the dataset as ``ds``, and goes on with `lines`."""
+    install = install_line(request)
+    begin = [] if install is None else [f"# {install}"]
+    begin += ["import h5feed", "", f"feed = h5feed.connect({server_url(request)!r})"]
+    if dataset is not None:
+        begin.append(f"ds = feed[{dataset!r}]")
+    return Snippet("Python", "\n".join([*begin, *lines]))
+
+
+def arguments(*positional: object, **options: object) -> str:
+    """Arguments of a call; options that are None are left out."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return ", ".join([*(repr(one) for one in positional), *(f"{name}={value!r}" for name, value in given.items())])
+
+
+def given(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options that are not as they are by default."""
+    return {name: value for name, value in options.items() if value != defaults.get(name)}

@@ -1,0 +1,237 @@
+"""What a server's workers have answered lately: small counters, written down once a second while they change.
+
+Counting costs a request a microsecond, and a batch nothing: a stream of many batches is one request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SECONDS = 60
+"""Seconds that rates are told of."""
+
+_WRITE_SECONDS = 1.0
+_MOST_CALLERS = 64
+_MOST_SLOW = 10
+_SLOW_SECONDS = 600.0
+"""How long a slow request is remembered."""
+
+_MOST_CHARS = 200
+"""Of what was asked for."""
+
+_KEPT_SECONDS = 24 * 3600.0
+
+
+@dataclass
+class _Second:
+    """What was answered in one second."""
+
+    second: int = 0
+    requests: int = 0
+    batches: int = 0
+    nbytes: int = 0
+    errors: int = 0
+
+
+@dataclass
+class Activity:
+    """What the workers of a server have done.
+
+    Attributes
+    ----------
+    seconds : list of dict
+        Requests, batches, bytes and errors of each of the last `SECONDS` whole seconds, the oldest first.
+    slowest : list of dict
+        The slowest requests of the last ten minutes: ``seconds``, ``ago``, ``what``.
+    callers : list of dict
+        Who has asked for batches in the last minute: ``name``, ``batches``, ``bytes``.
+    totals : dict
+        Since the workers started; with ``decoded``, the bytes of chunks that were decoded, and not found in memory.
+    """
+
+    workers: int = 0
+    seconds: list[dict[str, int]] = field(default_factory=list)
+    slowest: list[dict[str, Any]] = field(default_factory=list)
+    callers: list[dict[str, Any]] = field(default_factory=list)
+    totals: dict[str, int] = field(default_factory=dict)
+
+
+class Traffic:
+    """Counts what this worker answers, and reads what the others have counted.
+
+    Parameters
+    ----------
+    folder : Path
+        Shared by the workers of this server.
+    decoded : callable
+        Tells how many bytes of chunks were decoded so far.
+    """
+
+    def __init__(self, folder: Path, decoded: Callable[[], int]) -> None:
+        self._folder = folder
+        self._decoded = decoded
+        self._ring = [_Second() for _ in range(SECONDS + 1)]
+        self._totals = {"requests": 0, "batches": 0, "bytes": 0, "errors": 0}
+        self._callers: dict[str, list[float]] = {}
+        self._slow: list[tuple[float, float, str]] = []
+        self._slow_from = 0.0
+        """Seconds above which a request is among the slowest."""
+        self._written = -1
+        self._closed = threading.Event()
+        self._server = os.getppid()
+
+    def begin(self) -> None:
+        """Write down once a second what has changed."""
+        with contextlib.suppress(OSError):
+            self._forget_old()
+        threading.Thread(target=self._run, name="h5feed-traffic", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop writing."""
+        self._closed.set()
+        with contextlib.suppress(OSError):
+            self._file.unlink()
+
+    def note_batches(self, caller: str, batches: int, nbytes: int, seconds: float, what: str) -> None:
+        """Count an answer of so many batches. From the event loop alone."""
+        now = time.time()
+        second = self._second(int(now))
+        second.requests += 1
+        second.batches += batches
+        second.nbytes += nbytes
+        totals = self._totals
+        totals["requests"] += 1
+        totals["batches"] += batches
+        totals["bytes"] += nbytes
+        known = self._callers.get(caller)
+        if known is None:
+            if len(self._callers) >= _MOST_CALLERS:
+                del self._callers[min(self._callers, key=lambda name: self._callers[name][0])]
+            known = self._callers[caller] = [0.0, 0, 0]
+        elif now - known[0] > SECONDS:
+            known[1:] = [0, 0]
+        known[0] = now
+        known[1] += batches
+        known[2] += nbytes
+        if seconds > self._slow_from:
+            self._note_slow(seconds, now, what)
+
+    def note_request(self, status: int, seconds: float, what: str) -> None:
+        """Count any other answer. From the event loop alone."""
+        now = time.time()
+        second = self._second(int(now))
+        second.requests += 1
+        self._totals["requests"] += 1
+        if status >= 500:
+            second.errors += 1
+            self._totals["errors"] += 1
+        if seconds > self._slow_from:
+            self._note_slow(seconds, now, what)
+
+    def activity(self) -> Activity:
+        """What all workers of this server have done, as far as they have written it down."""
+        self._write()
+        now = int(time.time())
+        found = Activity(totals={**dict.fromkeys(self._totals, 0), "decoded": 0})
+        by_second = {second: dict.fromkeys(("requests", "batches", "bytes", "errors"), 0)
+                     for second in range(now - SECONDS, now)}  # fmt: skip
+        callers: dict[str, dict[str, Any]] = {}
+        for said in self._said():
+            found.workers += 1
+            for name in found.totals:
+                found.totals[name] += said["totals"].get(name, 0)
+            for second, *counts in said["seconds"]:
+                if second in by_second:
+                    for name, count in zip(by_second[second], counts, strict=True):
+                        by_second[second][name] += count
+            found.slowest += [{"seconds": seconds, "ago": now - at, "what": what} for seconds, at, what in said["slow"]]
+            for name, (seen, batches, nbytes) in said["callers"].items():
+                if now - seen <= SECONDS:
+                    line = callers.setdefault(name, {"name": name, "batches": 0, "bytes": 0})
+                    line["batches"] += batches
+                    line["bytes"] += nbytes
+        found.seconds = [{"second": second, **counts} for second, counts in by_second.items()]
+        found.slowest = sorted(found.slowest, key=lambda one: -one["seconds"])[:_MOST_SLOW]
+        found.callers = sorted(callers.values(), key=lambda one: -one["bytes"])
+        return found
+
+    def _second(self, second: int) -> _Second:
+        place = self._ring[second % len(self._ring)]
+        if place.second != second:
+            place.second, place.requests, place.batches, place.nbytes, place.errors = second, 0, 0, 0, 0
+        return place
+
+    def _note_slow(self, seconds: float, now: float, what: str) -> None:
+        self._keep_slow(now, [(seconds, now, what[:_MOST_CHARS])])
+
+    def _keep_slow(self, now: float, more: list[tuple[float, float, str]]) -> None:
+        """Keep the slowest of those that are not long ago."""
+        kept = [one for one in self._slow if now - one[1] < _SLOW_SECONDS]
+        self._slow = sorted([*kept, *more], reverse=True)[:_MOST_SLOW]
+        self._slow_from = self._slow[-1][0] if len(self._slow) == _MOST_SLOW else 0.0
+
+    @property
+    def _file(self) -> Path:
+        return self._folder / f"{self._server}-{os.getpid()}.json"
+
+    def _run(self) -> None:
+        while not self._closed.wait(_WRITE_SECONDS):
+            self._write()
+
+    def _write(self) -> None:
+        requests = self._totals["requests"]
+        if requests == self._written:
+            return
+        self._written = requests
+        # What was slow ten minutes ago makes room for what is slow now.
+        self._keep_slow(time.time(), [])
+        said = {
+            "totals": {**self._totals, "decoded": self._decoded()},
+            "seconds": [
+                (one.second, one.requests, one.batches, one.nbytes, one.errors)
+                for one in list(self._ring)
+                if one.second
+            ],
+            "slow": self._slow,
+            "callers": self._callers.copy(),
+        }
+        file = self._file
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".part")
+            part.write_text(json.dumps(said))
+            part.replace(file)
+
+    def _said(self) -> list[dict[str, Any]]:
+        """What each worker has written."""
+        found = []
+        with contextlib.suppress(OSError):
+            for file in self._folder.glob(f"{self._server}-*.json"):
+                with contextlib.suppress(OSError, ValueError):
+                    if _is_alive(int(file.stem.partition("-")[2])):
+                        found.append(json.loads(file.read_text()))
+        return found
+
+    def _forget_old(self) -> None:
+        for file in self._folder.iterdir():
+            with contextlib.suppress(OSError):
+                if time.time() - file.stat().st_mtime > _KEPT_SECONDS:
+                    file.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
