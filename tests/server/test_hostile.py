@@ -27,7 +27,7 @@ from h5feed_server.serve.supervisor import STOP_SECONDS
 from h5feed_server.storage.layout import ArrayLayout, ChunkTable, FileLayout, dump_layout, load_layout
 
 from tests.support.server_process import ServerProcess
-from tests.support.waiting import wait_until
+from tests.support.waiting import PatientTransport, wait_until
 
 GOOD = np.arange(600, dtype=np.int32).reshape(100, 6)
 SECRET = 7_777_777
@@ -38,6 +38,10 @@ WORKER_BYTES = 5 << 30
 
 TOO_MUCH_BYTES = 900 << 20
 """What a worker must not grow to: body buffers of 256 MiB, and a chunk and its scratch beside them."""
+
+
+_FIRST_ASKS = 8
+"""Requests until all workers have answered."""
 
 
 def write_good(path: Path) -> None:
@@ -51,7 +55,7 @@ class Watched:
 
     def __init__(self, folder: Path, cache: Path, *options: str, good: str, **environment: str) -> None:
         self.process = ServerProcess(folder, cache, *options, **environment)
-        self.http = httpx.Client(base_url=self.process.url, timeout=60)
+        self.http = httpx.Client(base_url=self.process.url, timeout=60, transport=PatientTransport())
         self._good = good
         self._pids = self.process.worker_pids()
         for pid in self._pids:
@@ -66,8 +70,9 @@ class Watched:
         """Each row is to be what it is, whoever else is served."""
         while not self._ended.wait(0.05):
             try:
-                # A connection each, so that all workers are asked.
-                with httpx.Client(base_url=self.process.url, timeout=60) as client:
+                # A connection each, so that all workers are asked. Each has to look at the good one once, too.
+                transport = PatientTransport() if self.asked < _FIRST_ASKS else None
+                with httpx.Client(base_url=self.process.url, timeout=60, transport=transport) as client:
                     answer = client.get(
                         f"/v1/datasets/{self._good}/rows",
                         params={"start": self.asked % 90, "stop": self.asked % 90 + 9},

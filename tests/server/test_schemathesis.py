@@ -43,7 +43,10 @@ values = ["all", "train", "val", "test"]
 
 # Values can be valid one by one and contradict each other or the data, which no schema can say.
 [checks.positive_data_acceptance]
-expected-statuses = ["2xx", 400, 404, 406, 409, 413, 422]
+expected-statuses = ["2xx", 400, 404, 406, 409, 413, 422, 431]
+
+[checks.negative_data_rejection]
+expected-statuses = ["4xx", 503]
 """
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 
+import httpx
 import psutil
 
 
@@ -22,3 +24,18 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
+
+
+class PatientTransport(httpx.HTTPTransport):
+    """Repeats a request while the server says that the files are being inspected, for at most a minute."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        deadline = time.monotonic() + 60
+        while True:
+            answer = super().handle_request(request)
+            if answer.status_code != 503 or time.monotonic() > deadline:
+                return answer
+            if json.loads(answer.read())["code"] != "preparing":
+                return answer
+            answer.close()
+            time.sleep(0.1)

@@ -72,7 +72,7 @@ def problems(
     for cls, status in STATUS.items():
         if cls in wanted:
             codes.setdefault(status, []).append(cls)
-    return {status: _response(found) for status, found in codes.items()}
+    return {**{status: _response(found) for status, found in codes.items()}, **_LONG_HEAD}
 
 
 def problem_examples() -> dict[str, Any]:
@@ -103,3 +103,12 @@ def _example(cls: type[errors.FeedError]) -> dict[str, Any]:
         "code": cls.code,
         "request_id": "4f1c2a9d0b7e",
     }
+
+
+_LONG_HEAD: dict[int | str, dict[str, Any]] = {
+    431: {
+        **_response([errors.TooLarge]),
+        "description": f"`{errors.TooLarge.code}`: the URL and headers together are longer than 32 KiB",
+    }
+}
+"""Of every endpoint: the server refuses such a request before it knows which one is meant."""
