@@ -180,7 +180,7 @@ def _serve(options: argparse.Namespace) -> int:
         host, port = published_on(settings) or listener.getsockname()[:2]
         address = f"{'https' if tls else 'http'}://{local_address(host, port)}"
         print(f"h5feed serves {settings.data_dir} at {address}", flush=True)
-        print(f"browse it at {address}/docs", flush=True)
+        print(f"browse it at {address}/", flush=True)
         if is_every_address(host):
             print(f"from other machines, use this machine's name or address and port {port}", flush=True)
         if generated:

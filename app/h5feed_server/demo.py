@@ -98,7 +98,7 @@ def run_demo(epochs: int, workers: int, keep: Path | None = None) -> int:
             print(f"serving it at {url}")
             accuracy = _train(url, epochs)
     print(f"done in {time.monotonic() - began:.0f} s")
-    print(f"next: h5feed-server serve {keep or 'FOLDER'}, then browse http://127.0.0.1:8000/docs")
+    print(f"next: h5feed-server serve {keep or 'FOLDER'}, then browse http://127.0.0.1:8000/")
     if accuracy < TARGET_ACCURACY:
         print(f"test accuracy is below {TARGET_ACCURACY}: something is wrong", file=sys.stderr)
         return 1

@@ -470,7 +470,7 @@ def test_a_container_makes_a_token(folder: Path, tmp_path: Path) -> None:
         assert httpx.get(f"{server.url}/v1/datasets", timeout=60).status_code == 401
         assert server.process.stdout is not None
         said = [server.process.stdout.readline() for _ in range(3)]
-        assert said[0] == f"browse it at {server.url}/docs\n" and f"port {port}" in said[1]
+        assert said[0] == f"browse it at {server.url}/\n" and f"port {port}" in said[1]
         token = said[2].split()[1]
         headers = {"authorization": f"Bearer {token}"}
         assert httpx.get(f"{server.url}/v1/datasets", headers=headers, timeout=60).status_code == 200
