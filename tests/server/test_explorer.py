@@ -6,10 +6,9 @@ import html
 import io
 import re
 from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urljoin
 
 import h5py
 import httpx
@@ -17,20 +16,11 @@ import imagecodecs
 import numpy as np
 import pytest
 
+from tests.support.seen import Seen, seen
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
+from tests.support.zoo import HOSTILE, ROWS, complete, write_hostile, write_zoo
 
-ROWS = 240
-HOSTILE = [
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "' onmouseover='alert(1)",
-    "{{ 7*7 }}{% raw %}",
-    "javascript:alert(1)",
-    "a&b;c=d?e#f%2e",
-    "\u202egnp.exe",
-    "x" * 300,
-]
 KINDS = {
     "image": "image",
     "mask": "mask",
@@ -45,47 +35,6 @@ KINDS = {
     "embedding": "vector",
     "tokens": "list",
 }
-
-
-def write_zoo(path: Path) -> None:
-    """A dataset with a field of each kind, and some rows that training would suffer from."""
-    random = np.random.default_rng(0)
-    with h5py.File(path, "w") as file:
-        images = random.integers(0, 256, (ROWS, 12, 10, 3), dtype=np.uint8)
-        images[7] = 99
-        images[20:23] = images[10]
-        file["image"] = images
-        file["mask"] = random.integers(0, 3, (ROWS, 12, 10)).astype("i1")
-        file["clip_frames"] = random.integers(0, 256, (ROWS, 5, 8, 8, 3), dtype=np.uint8)
-        file["volume"] = random.normal(size=(ROWS, 9, 8, 7)).astype("f4")
-        file["spectrogram"] = random.random((ROWS, 20, 30)).astype("f4")
-        file["ecg"] = np.sin(np.arange(500) / 9 + np.arange(ROWS)[:, None]).astype("f4")
-        file["cloud_points"] = random.normal(size=(ROWS, 64, 3)).astype("f4")
-        file["caption"] = [f"a {'Red' if row % 3 else 'blue'} thing number {row}" for row in range(ROWS)]
-        labels = file.create_dataset("labels", data=np.arange(ROWS) % 3)
-        labels.attrs["class_names"] = ["cat", "dog", "bird"]
-        price = random.normal(size=ROWS)
-        price[5] = np.nan
-        file["price"] = price
-        file["embedding"] = random.normal(size=(ROWS, 12))
-        tokens = file.create_dataset("tokens", ROWS, h5py.vlen_dtype("i4"))
-        for row in range(ROWS):
-            tokens[row] = np.arange(row % 9)
-        file.attrs["title"], file.attrs["license"] = "A zoo", "CC0"
-
-
-def write_hostile(path: Path) -> None:
-    """Names and contents that are markup wherever they are not escaped."""
-    with h5py.File(path, "w") as file:
-        for number, name in enumerate(HOSTILE):
-            field = name.replace("/", "\u2215")
-            file[field] = np.arange(30.0) + number
-            file[field].attrs[name] = name
-        file["text"] = [HOSTILE[row % len(HOSTILE)] for row in range(30)]
-        labels = file.create_dataset("labels", data=np.arange(30) % len(HOSTILE))
-        labels.attrs["class_names"] = HOSTILE
-        for key in ("title", "description", "license", *HOSTILE):
-            file.attrs[key] = HOSTILE[0]
 
 
 @pytest.fixture(scope="module")
@@ -113,63 +62,6 @@ def server(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 def http(server: ServerProcess) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=60, headers={"accept": "text/html"}) as client:
         yield client
-
-
-class Seen(HTMLParser):
-    """What a page has: elements, links, pictures, and text."""
-
-    def __init__(self, content: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(content)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def links(self) -> list[str]:
-        return [str(one["href"]) for one in self.all("a") if one.get("href")]
-
-
-def seen(http: httpx.Client, path: str, status: int = 200) -> Seen:
-    """A page, checked for what holds of all pages."""
-    answer = http.get(path)
-    assert answer.status_code == status, (path, answer.text[:2000])
-    policy = answer.headers["content-security-policy"]
-    assert "script-src 'self';" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
-    assert "access-control-allow-origin" not in answer.headers
-    page = Seen(answer.text)
-    assert len(page.all("main")) == 1 and len(page.all("h1")) == 1 and page.all("html")[0]["lang"] == "en"
-    for tag, attributes in page.elements:
-        assert not [name for name in attributes if name.startswith("on")], (path, tag, attributes)
-        assert "style" not in attributes and tag not in ("style", "iframe", "object", "embed", "base")
-        assert tag != "script" or str(attributes["src"]).startswith("/explorer/")
-        assert tag != "img" or (attributes["alt"] and str(attributes["src"]).startswith(("/datasets/", "/v1/")))
-        for name in ("href", "src", "action"):
-            target = urlsplit(str(attributes.get(name) or "/"))
-            assert not target.scheme and not target.netloc, (path, tag, attributes)
-    return page
-
-
-def complete(http: httpx.Client, path: str) -> dict[str, Any]:
-    """The JSON of a page, when all that it waits for is computed."""
-    found: dict[str, Any] = {}
-
-    def is_there() -> bool:
-        answer = http.get(f"{path}{'&' if '?' in path else '?'}format=json")
-        assert answer.status_code in (200, 202), answer.text
-        found.clear()
-        found.update(answer.json())
-        return answer.status_code == 200 and not found.get("running") and not found.get("preparing")
-
-    wait_until(is_there)
-    return found
 
 
 def test_the_catalogue(http: httpx.Client, data: Path) -> None:
@@ -371,6 +263,8 @@ def test_hostile_names_on_every_page(http: httpx.Client, data: Path) -> None:
             f"{here}/rows?view=grid",
             f"{here}/rows?q={quote(HOSTILE[0])}",
             f"{here}/rows/3",
+            f"{here}/tree",
+            f"{here}/tree?path=%2Flabels",
             f"{here}/splits?test=0.2",
             f"{here}/splits?test=5&stratify=none&group=labels",
         ):
@@ -391,7 +285,7 @@ def test_every_link_leads_somewhere(http: httpx.Client) -> None:
     """Each page that another one leads to is there."""
     complete(http, "/datasets/zoo")
     known: set[str] = set()
-    waiting = ["/", "/datasets/zoo", "/datasets/zoo/rows", "/datasets/zoo/rows/3", "/datasets/zoo/splits?test=0.2"]
+    waiting = ["/", *(f"/datasets/zoo{page}" for page in ("", "/rows", "/rows/3", "/splits?test=0.2", "/tree"))]
     while waiting and len(known) < 120:
         path = waiting.pop()
         known.add(path)

@@ -16,7 +16,8 @@ from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
 
-def _write(path: Path) -> None:
+def write_everything(path: Path) -> None:
+    """A file with all kinds of objects and links."""
     with h5py.File(path, "w") as file:
         file.attrs["title"] = "all there is"
         images = file.create_dataset(
@@ -43,7 +44,7 @@ def _write(path: Path) -> None:
 @pytest.fixture(scope="module")
 def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("tree")
-    _write(folder / "all.h5")
+    write_everything(folder / "all.h5")
     with h5py.File(folder / "nothing.h5", "w") as file:
         file["scalar"] = 1
     process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))

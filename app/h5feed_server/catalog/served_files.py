@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,9 @@ def served_file(catalog: Catalog, name: str) -> ServedFile:
     return ServedFile(name, files)
 
 
-def file_of(catalog: Catalog, name: str, file: str | None, revision: str | None) -> tuple[Dataset | None, str, int]:
+def file_of(
+    catalog: Catalog, name: str, file: str | None, revision: str | None
+) -> tuple[Dataset | None, str, Sequence[str]]:
     """Find a dataset and one of its files.
 
     Parameters
@@ -73,8 +75,8 @@ def file_of(catalog: Catalog, name: str, file: str | None, revision: str | None)
         None if the dataset is listed but cannot be read.
     file : str
         Relative to the data folder.
-    files : int
-        Number of the dataset's files.
+    files : sequence of str
+        All files of the dataset.
 
     Raises
     ------
@@ -92,7 +94,7 @@ def file_of(catalog: Catalog, name: str, file: str | None, revision: str | None)
     if file is not None and file not in files:
         said = did_you_mean(file, map(shown, files), f"its first one is {shown(files[0])!r}")
         raise BadParameter(f"file={file}: dataset {name!r} has no such file: {said}")
-    return dataset, file or files[0], len(files)
+    return dataset, file or files[0], files
 
 
 def fields_by_array(dataset: Dataset, path: str) -> dict[str, list[dict[str, Any]]]:

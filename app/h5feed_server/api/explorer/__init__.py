@@ -8,12 +8,12 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
-from . import activity, catalogue, dataset, row, rows, samples, signing_in, splits
+from . import activity, catalogue, dataset, row, rows, samples, signing_in, splits, tree
 
 
 def install(app: FastAPI) -> None:
     """Serve the pages, their script and their stylesheet."""
-    for module in (catalogue, dataset, rows, row, samples, splits, activity, signing_in):
+    for module in (catalogue, dataset, rows, row, samples, splits, tree, activity, signing_in):
         app.include_router(module.router)
     folder: Any = files(__package__) / "assets"
     app.mount("/explorer", StaticFiles(directory=str(folder)), name="explorer")

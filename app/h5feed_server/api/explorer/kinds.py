@@ -45,6 +45,13 @@ def by_role(fields: Sequence[Field]) -> list[Field]:
     return sorted(fields, key=lambda field: _ROLES.index(field.role) if field.role in _ROLES else len(_ROLES))
 
 
+def in_table(dataset: Dataset) -> list[Field]:
+    """Fields as columns: labels right after the first image, before inputs that may be wide or many."""
+    fields = by_role(dataset.fields)
+    first = [field for field in fields[:1] if kind_of(dataset, field) in ("image", "mask")]
+    return sorted(fields, key=lambda field: 0 if field in first else 1 if field.role == "label" else 2)
+
+
 def kind_of(dataset: Dataset, field: Field) -> Kind:
     """How a field is shown."""
     if field.unreadable:

@@ -18,7 +18,7 @@ from ..dependencies import NamePath, ServicesDep, attempted, in_thread, wait_for
 from .cells import Cell, cells
 from .charts import Chart, class_chart, histogram
 from .filters import is_value, is_within
-from .kinds import DRAWN, SINGLE, Kind, by_role, kind_of
+from .kinds import DRAWN, SINGLE, Kind, by_role, in_table, kind_of
 from .samples import strip_field
 from .selection import EVERYTHING, Selection, page_of, selected
 from .snippets import arguments, curl, given, python
@@ -63,7 +63,7 @@ async def rows_page(request: Request, services: ServicesDep, name: NamePath) -> 
         if query.offset and query.offset >= total:
             raise RowOutOfRange(f"offset={query.offset}: these are {total:,} rows, valid is 0 to {max(0, total - 1)}")
         ids = page_of(found, total, query.offset, limit)
-        fields = by_role(dataset.fields)[:_MOST_FIELDS] if query.view == "table" else _tile_fields(dataset)
+        fields = in_table(dataset)[:_MOST_FIELDS] if query.view == "table" else _tile_fields(dataset)
         columns = cells(services, dataset, fields, ids, _THUMBNAIL if query.view == "table" else _TILE)
         lines = [(row, [columns[field.name][place] for field in fields]) for place, row in enumerate(ids.tolist())]
         data = {
@@ -119,7 +119,7 @@ async def _charts(services: Services, dataset: Dataset, query: RowsPageQuery) ->
     """Statistics of the columns of single values and text, by field, as far as they are known in a moment."""
     fields = [
         field
-        for field in by_role(dataset.fields)[:_MOST_FIELDS]
+        for field in in_table(dataset)[:_MOST_FIELDS]
         if not field.unreadable and (kind_of(dataset, field) in SINGLE or field.is_text)
     ]
 

@@ -37,6 +37,17 @@ def python(request: Request, dataset: str | None, *lines: str) -> Snippet:
     return Snippet("Python", "\n".join([*begin, *lines]))
 
 
+def python_json(request: Request, path: str, name: str) -> Snippet:
+    """Python that fetches the JSON of the API at `path` as `name`. It needs the standard library only."""
+    begin, asked = ["import json", "import urllib.request", ""], repr(server_url(request) + path)
+    if request.app.state.services.settings.token_list:
+        header = "{'Authorization': f'Bearer {os.environ[\"H5FEED_TOKEN\"]}'}"
+        begin = [begin[0], "import os", *begin[1:], f"request = urllib.request.Request({asked}, headers={header})"]
+        asked = "request"
+    lines = [f"with urllib.request.urlopen({asked}) as response:", f"    {name} = json.load(response)"]
+    return Snippet("Python", "\n".join([*begin, *lines]))
+
+
 def arguments(*positional: object, **options: object) -> str:
     """Arguments of a call; options that are None are left out."""
     given = {name: value for name, value in options.items() if value is not None}

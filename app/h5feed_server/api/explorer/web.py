@@ -126,6 +126,7 @@ def tabs_of(dataset: str) -> list[Tab]:
         Tab("Overview", link("datasets", dataset)),
         Tab("Rows", link("datasets", dataset, "rows")),
         Tab("Splits", link("datasets", dataset, "splits")),
+        Tab("Tree", link("datasets", dataset, "tree")),
     ]
 
 
@@ -261,7 +262,7 @@ def parsed(model: type[M], request: Request, **more: str) -> M:
     ------
     BadParameter
     """
-    many = {"where"} & model.model_fields.keys()
+    many = {"where", "open"} & model.model_fields.keys()
     given: dict[str, Any] = dict(more)
     for name, value in request.query_params.multi_items():
         if name == "format" or not value.strip():
