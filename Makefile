@@ -31,7 +31,7 @@ SYSTEM_READY := $(SYSTEM)/build/.ready
 export KERAS_BACKEND ?= jax
 
 .PHONY: help setup demo test test-all test-whole test-backends test-backends-whole test-floors test-newest setup-system \
-  test-system bench lint format docs docs-serve serve requirements assets wheels clean
+  test-system screens bench lint format docs docs-serve serve requirements assets wheels clean
 
 help: ## list all targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 21
@@ -105,6 +105,9 @@ $(SYSTEM_READY): $(READY) $(addprefix $(SYSTEM)/,package.json package-lock.json 
 test-system: setup-system ## run the tests of pages in headless Chromium
 	$(BIN)/python -m pytest -m "" $(SYSTEM)
 
+screens: setup-system ## keep screenshots of every page in screens/, and take those of the README anew
+	$(BIN)/python -m tests.system.screens screens
+
 bench: setup ## run the benchmarks; prints a table and RATIO lines (5 minutes)
 	$(BIN)/python -m benchmarks
 
@@ -168,5 +171,5 @@ wheels: setup ## build both wheels into dist/
 	$(BIN)/uv build --quiet --wheel --out-dir dist .
 
 clean: ## remove the virtual environments and all caches
-	rm -rf $(VENV) $(BACKENDS) $(FLOORS) $(NEWEST) $(DOCS) dist site $(SYSTEM)/build \
+	rm -rf $(VENV) $(BACKENDS) $(FLOORS) $(NEWEST) $(DOCS) dist site screens $(SYSTEM)/build \
 	  $(SYSTEM)/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis

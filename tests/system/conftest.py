@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 
 from tests.system.visits import TIMEOUT_MS, Visit
 
@@ -25,13 +25,18 @@ _FLAGS = (
 )
 
 
+def launched(playwright: Playwright) -> Browser:
+    """Start Debian's Chromium."""
+    path = shutil.which("chromium")
+    assert path is not None, "Chromium is not installed: run `make setup-system`"
+    return playwright.chromium.launch(executable_path=path, args=list(_FLAGS))
+
+
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     """The browser, started once per session."""
-    path = shutil.which("chromium")
-    assert path is not None, "Chromium is not installed: run `make setup-system`"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(_FLAGS))
+        browser = launched(playwright)
         yield browser
         browser.close()
 

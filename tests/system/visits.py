@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Request, Route
 
 FOLDER = Path(__file__).parent
 
@@ -64,6 +64,7 @@ class Visit:
         context.set_default_timeout(TIMEOUT_MS)
         context.on("request", self._note_request)
         context.on("console", self._note_console)
+        context.on("dialog", self._note_dialog)
         context.on("weberror", lambda error: self._errors.append(str(error.error)))
         for path, file in (pages or {}).items():
             context.route(self._is_at(path), _fulfilled_by(file))
@@ -83,6 +84,11 @@ class Visit:
         address = urlsplit(request.url)
         if address.scheme not in _LOCAL_SCHEMES and address.netloc != self._host:
             self._foreign.append(request.url)
+
+    def _note_dialog(self, dialog: Dialog) -> None:
+        """No page opens one: it would be a script from a file."""
+        self._errors.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
     def _note_console(self, message: ConsoleMessage) -> None:
         if message.type == "error":
