@@ -164,6 +164,8 @@ def test_bars_and_classes_filter(http: httpx.Client, data: Path) -> None:
     wanted = [row for row in np.argsort(price) if labels[row] == 1 and price[row] > 0 and row % 3]
     assert [one["row"] for one in both] == wanted
     assert "did you mean 'labels'" in seen(http, "/datasets/zoo/rows?where=lables+%3D+dog", 400).text
+    for view in ("table", "grid"):
+        assert "No row is selected" in seen(http, f"/datasets/zoo/rows?where=price+>+1000&view={view}").text
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])

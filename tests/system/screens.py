@@ -1,4 +1,4 @@
-"""Keeps screenshots of every page, for people to look at: ``python -m tests.system.screens FOLDER``.
+"""Keeps screenshots of every page, for people to look at: ``python -m tests.system.screens FOLDER [PAGE …]``.
 
 Pages are shown in light and dark, on a phone and on a wide screen. The pictures of the README are taken as well.
 """
@@ -56,8 +56,8 @@ README = {
 IMAGES = Path(__file__).parents[2] / "docs/images"
 
 
-def main(folder: Path) -> None:
-    """Take all pictures anew."""
+def main(folder: Path, *names: str) -> None:
+    """Take pictures of these pages anew, or of all, and those of the README."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         data = Path(name) / "data"
@@ -76,16 +76,16 @@ def main(folder: Path) -> None:
                     http.get(f"/v1/datasets/shapes/batches/{index % 8}?batch_size=60").raise_for_status()
             with sync_playwright() as playwright:
                 browser = launched(playwright)
-                _take_all(browser, server.url, folder)
+                _take_all(browser, server.url, folder, {name: PAGES[name] for name in names or PAGES})
                 browser.close()
         finally:
             server.stop()
 
 
-def _take_all(browser: Browser, url: str, folder: Path) -> None:
+def _take_all(browser: Browser, url: str, folder: Path, pages: dict[str, str]) -> None:
     for width in (390, 1400):
         for dark in (False, True):
-            for name, path in PAGES.items():
+            for name, path in pages.items():
                 target = folder / f"{name}-{width}-{'dark' if dark else 'light'}.png"
                 _take(browser, f"{url}{path}", target, width, 900, dark=dark, whole=True)
     for file, (path, width, height) in README.items():
@@ -102,4 +102,4 @@ def _take(
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -18,7 +18,6 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.support.server_process import ServerProcess
-from tests.support.waiting import wait_until
 from tests.support.zoo import HOSTILE, complete, write_hostile, write_zoo
 from tests.system.visits import serious_findings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -109,7 +110,7 @@ def _as_cells(dataset: Dataset, field: Field, tensors: Any) -> list[Cell]:
     if field.is_ragged:
         offsets = tensors[field.name + OFFSETS]
         return [_listed(values[begin:end]) for begin, end in pairwise(offsets)]
-    flat = values.reshape(len(values), -1)
+    flat = values.reshape(len(values), math.prod(values.shape[1:]))
     if kind in SINGLE:
         return [single(field, value, kind) for value in flat[:, 0].tolist()]
     return [_listed(row) for row in flat]

@@ -48,8 +48,8 @@ def by_role(fields: Sequence[Field]) -> list[Field]:
 def in_table(dataset: Dataset) -> list[Field]:
     """Fields as columns: labels right after the first image, before inputs that may be wide or many."""
     fields = by_role(dataset.fields)
-    first = [field for field in fields[:1] if kind_of(dataset, field) in ("image", "mask")]
-    return sorted(fields, key=lambda field: 0 if field in first else 1 if field.role == "label" else 2)
+    images = [field for field in fields if field.role == "input" and kind_of(dataset, field) == "image"]
+    return sorted(fields, key=lambda field: 0 if field in images[:1] else 1 if field.role == "label" else 2)
 
 
 def kind_of(dataset: Dataset, field: Field) -> Kind:

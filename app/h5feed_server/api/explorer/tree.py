@@ -209,7 +209,9 @@ def _details(node: dict[str, Any]) -> list[tuple[str, str]]:
             said.append(("Size", size(array["logical_bytes"])))
             said.append(("Stored", "not counted: too many chunks" if stored is None else size(stored)))
     if type_ is not None:
-        said.append(("Type", type_["dtype"] if type_["bytes"] is None else f"{type_['dtype']}, {type_['bytes']:,} bytes"))
+        said.append(
+            ("Type", type_["dtype"] if type_["bytes"] is None else f"{type_['dtype']}, {type_['bytes']:,} bytes")
+        )
         if type_["members"]:
             said.append(("Members", ", ".join(f"{one['name']} {one['dtype']}" for one in type_["members"])))
         if type_["enum"]:
