@@ -63,7 +63,7 @@ def _write_deep(path: Path) -> None:
     """Groups in groups, and much that is no field."""
     with h5py.File(path, "w") as file:
         file["entry/data"], file["entry/instrument/detector/gain"] = np.zeros((20, 3)), 2.5
-        file["entry/instrument/name"], file["again"] = "camera", file["entry"]
+        file["entry/instrument/name"], file["same"] = "camera", file["entry"]
         file["soft"], file["lost"] = h5py.SoftLink("/entry/data"), h5py.SoftLink("/nowhere")
 
 
@@ -137,10 +137,10 @@ def test_from_the_catalogue_to_code(visit: Visitor, url: str, data: Path) -> Non
     bar.click()
     expect(page.locator(".filters .chip")).to_have_count(2)
     conditions = [text.removesuffix(" ×") for text in page.locator(".filters .chip").all_inner_texts()]
-    low, high = (float(condition.split()[2]) for condition in conditions)
+    bounds = {condition.split()[1]: float(condition.split()[2]) for condition in conditions}
     with h5py.File(data / "zoo.h5") as file:
         price = file["price"][:]
-    wanted = np.flatnonzero((price >= low) & (price < high)).tolist()
+    wanted = np.flatnonzero((price >= bounds[">="]) & (price < bounds["<"])).tolist()
     assert counted is not None and int(counted[1]) == len(wanted)
     assert _row_ids(page) == wanted
     assert _run(_copied(page), "print(json.dumps(batch.rows.tolist()))") == wanted
