@@ -293,7 +293,7 @@ def test_every_link_leads_somewhere(http: httpx.Client) -> None:
         known.add(path)
         answer = http.get(path)
         # The tree of a file that is no HDF5 is a page that says so.
-        is_broken = path.endswith("broken/tree") and answer.status_code == 422
+        is_broken = "broken/tree" in path and answer.status_code == 422
         assert is_broken or answer.status_code in (200, 202), (path, answer.text[:500])
         if "format=json" in path or path == "/docs" or not answer.headers["content-type"].startswith("text/html"):
             continue

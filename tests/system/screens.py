@@ -50,8 +50,8 @@ PAGES = {
 }
 
 README = {
-    "explorer-rows.png": ("/datasets/shapes/rows", 1000, 640),
-    "explorer-dataset.png": ("/datasets/digits", 1000, 700),
+    "explorer-rows.png": ("/datasets/shapes/rows", 1240, 620),
+    "explorer-dataset.png": ("/datasets/digits", 1000, 980),
 }
 IMAGES = Path(__file__).parents[2] / "docs/images"
 
