@@ -107,8 +107,11 @@ def test_errors_are_described(schema: dict[str, Any]) -> None:
             assert content[0] == "application/problem+json"
             assert content[1]["schema"] == {"$ref": "#/components/schemas/Problem"}
             for code, example in content[1]["examples"].items():
-                assert example == {"$ref": f"#/components/examples/{code}"}
-                assert examples[code]["status"] == int(status) and f"`{code}`" in response["description"]
+                # The same code has another status where the request itself is too large.
+                assert "value" in example if status == "431" else example == {"$ref": f"#/components/examples/{code}"}
+                shown = example.get("value", examples[code])
+                assert shown["status"] == int(status) and shown["code"] == code
+                assert f"`{code}`" in response["description"]
                 named.add(code)
     assert named == set(examples) == {cls.code for cls in MEANINGS}
     assert "HTTPValidationError" not in schema["components"]["schemas"]

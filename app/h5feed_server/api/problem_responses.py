@@ -105,10 +105,26 @@ def _example(cls: type[errors.FeedError]) -> dict[str, Any]:
     }
 
 
+_LONG_HEAD_MEANS = "the URL and headers together are longer than 32 KiB"
+
 _LONG_HEAD: dict[int | str, dict[str, Any]] = {
     431: {
-        **_response([errors.TooLarge]),
-        "description": f"`{errors.TooLarge.code}`: the URL and headers together are longer than 32 KiB",
+        "description": f"`{errors.TooLarge.code}`: {_LONG_HEAD_MEANS}",
+        "content": {
+            MEDIA_TYPE: {
+                "schema": {"$ref": "#/components/schemas/Problem"},
+                "examples": {
+                    errors.TooLarge.code: {
+                        "value": {
+                            **_example(errors.TooLarge),
+                            "title": HTTPStatus(431).phrase,
+                            "status": 431,
+                            "detail": _LONG_HEAD_MEANS,
+                        }
+                    }
+                },
+            }
+        },
     }
 }
 """Of every endpoint: the server refuses such a request before it knows which one is meant."""
