@@ -6,7 +6,6 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -131,9 +130,7 @@ class RowSearch:
             else:
                 blocks.append(self._reader.read_block(column, begin, end).reshape(-1))
             advance(end - begin)
-        values: npt.NDArray[Any] = np.concatenate(blocks) if blocks else np.zeros(0)
-        if column.is_bfloat16:
-            values = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        values = column.widened(np.concatenate(blocks) if blocks else np.zeros(0))
         nan = np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), bool)
         there = np.flatnonzero(~nan)
         known = values[there]

@@ -101,8 +101,7 @@ class ColumnAccumulator:
     def add(self, subject: Subject, block: npt.NDArray[Any]) -> None:
         """Add rows of numbers, (rows, *sample). bfloat16 is passed as its bits."""
         self.rows += len(block)
-        if subject.column.is_bfloat16:
-            block = (block.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        block = subject.column.widened(block)
         if self.mean_image is not None:
             self.mean_image.add(block)
         if self.values is not None:

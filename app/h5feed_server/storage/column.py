@@ -158,6 +158,12 @@ class Column:
         """Whether numbers are bfloat16. `dtype` is then a 2-byte integer, because numpy has no bfloat16."""
         return self.segments[0].array.is_bfloat16
 
+    def widened(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Values of the column, with bfloat16 converted to float32. All other types are returned as they are."""
+        if not self.is_bfloat16:
+            return values
+        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
     @cached_property
     def row_bytes(self) -> int:
         return math.prod(self.sample_shape) * self.dtype.itemsize

@@ -16,7 +16,7 @@ from h5feed.wire import OFFSETS, read_body
 from ...catalog.dataset import Dataset, Field
 from ...services import Services
 from .kinds import DRAWN, SINGLE, Kind, kind_of
-from .samples import text_at, widened
+from .samples import text_at
 from .web import link, number
 
 CELL_CHARS = 240
@@ -106,7 +106,7 @@ def _as_cells(dataset: Dataset, field: Field, tensors: Any) -> list[Cell]:
     values, kind = tensors[field.name], kind_of(dataset, field)
     if field.is_text:
         return [Cell(text, value=text) for text in text_at(values, tensors[field.name + OFFSETS], CELL_CHARS)]
-    values = widened(field, values)
+    values = field.column.widened(values)
     if field.is_ragged:
         offsets = tensors[field.name + OFFSETS]
         return [_listed(values[begin:end]) for begin, end in pairwise(offsets)]

@@ -179,14 +179,7 @@ def sample(services: Services, field: Field, row: int) -> npt.NDArray[Any]:
         values = np.empty((1, *field.sample_shape), field.dtype)
         reader.read(field.column, rows, values)
         values = values[0]
-    return widened(field, values)
-
-
-def widened(field: Field, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """bfloat16 as float32, which numpy knows; all else as it is."""
-    if not field.column.is_bfloat16:
-        return values
-    return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return field.column.widened(values)
 
 
 def signal_of(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
