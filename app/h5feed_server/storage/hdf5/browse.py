@@ -10,7 +10,6 @@ JSON) and the content.
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -29,7 +28,7 @@ from h5feed.errors import (
 from ..codecs import load_codecs
 from ..local_file import is_away
 from . import h5grove_objects, h5grove_values
-from .child import KIND_BYTES, answer_in_fork, confine
+from .child import KIND_BYTES, allow_many_files, answer_in_fork, confine
 from .contents import Contents
 from .h5grove_values import json_bytes
 from .libhdf5 import Plugins, refuse_external_links
@@ -111,7 +110,7 @@ def _reason(error: Exception, contents: Contents) -> FeedError:
     return Unreadable(f"HDF5 cannot read it: {contents.reason(error)}")
 
 
-def _obituary(number: int, timeout: float) -> FeedError:
+def _cause_of_death(number: int, timeout: float) -> FeedError:
     if number == signal.SIGALRM:
         return ReadTimeout(f"reading took more than {timeout:g} s (H5FEED_READ_TIMEOUT)")
     if number == signal.SIGKILL:
@@ -134,9 +133,7 @@ def main(memory_bytes: int, timeout: float) -> None:
         Seconds for each request.
     """
     refuse_external_links()
-    # A virtual array may have sources in thousands of files.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allow_many_files()
     answers = confine(memory_bytes)
     load_codecs()
     plugins = Plugins()
@@ -144,7 +141,7 @@ def main(memory_bytes: int, timeout: float) -> None:
         request = json.loads(line)
         if not answer_in_fork(
             lambda request=request: _answer(request, plugins),  # type: ignore[misc]
-            lambda number: b"".join(_problem(_obituary(number, timeout))),
+            lambda number: b"".join(_problem(_cause_of_death(number, timeout))),
             timeout,
             answers,
         ):

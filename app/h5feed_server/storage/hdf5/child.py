@@ -138,6 +138,12 @@ def _environment() -> dict[str, str]:
 # In the child itself ------------------------------------------------------------------------------------------------
 
 
+def allow_many_files() -> None:
+    """Raise the limit on open files: a virtual array may have sources in thousands of files."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def confine(memory_bytes: int) -> int:
     """Limit the resources of this process and report that it has started.
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import signal
 import sys
 from collections import OrderedDict
@@ -31,7 +30,7 @@ from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, SourceUnavai
 from h5py import h5d
 
 from ..local_file import Identity, changed, is_away
-from .child import KIND_BYTES, LENGTH, confine, write_frame
+from .child import KIND_BYTES, LENGTH, allow_many_files, confine, write_frame
 from .drivers import SPLIT_ENDINGS, family_template, members_of
 from .libhdf5 import Plugins, refuse_external_links
 from .stored_types import disk_bytes
@@ -351,9 +350,7 @@ def main(memory_bytes: int, timeout: float) -> None:
         Seconds for each request.
     """
     refuse_external_links()
-    # A virtual array may have sources in thousands of files.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allow_many_files()
     answers = confine(memory_bytes)
     reader = _Reader()
     while (asked := _receive(sys.stdin.buffer)) is not None:
