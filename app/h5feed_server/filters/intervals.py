@@ -134,9 +134,11 @@ class Numbers:
         ----------
         values : (n,) of the scale's dtype
         """
-        if len(self.intervals) <= _FEW:
+        if not self.intervals:
             found = np.zeros(len(values), np.bool_)
-            for low, high in self.intervals:
+        elif len(self.intervals) <= _FEW:
+            found = _between(values, *self.intervals[0], scale)
+            for low, high in self.intervals[1:]:
                 found |= _between(values, low, high, scale)
         elif values.dtype.kind in "iu" and values.itemsize <= 2:
             # A table of all values. Negative values are its last entries, as negative indices expect.

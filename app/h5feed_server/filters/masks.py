@@ -71,10 +71,32 @@ class Masks:
         ------
         DatasetCorrupt, RevisionChanged, ReadTimeout, ReaderCrashed, TooLarge
         """
+        return np.unpackbits(self._all(dataset, predicates, progress), count=dataset.rows).view(np.bool_)
+
+    def rows(self, dataset: Dataset, predicates: Sequence[Predicate]) -> Rows:
+        """Ascending ids of the rows that meet all predicates, of which there is at least one; (k,) int32.
+
+        Raises
+        ------
+        DatasetCorrupt, RevisionChanged, ReadTimeout, ReaderCrashed, TooLarge
+        """
+        bits = self._all(dataset, predicates)
+        rows = np.empty(int(np.bitwise_count(bits).sum(dtype=np.int64)), np.int32)
+        done = 0
+        for start in range(0, len(bits), _BLOCK // 8):
+            # In blocks, because numpy returns int64. The bits after the last row are 0.
+            found = np.flatnonzero(np.unpackbits(bits[start : start + _BLOCK // 8]).view(np.bool_))
+            block = rows[done : done + len(found)]
+            block[:] = found
+            block += np.int32(8 * start)
+            done += len(found)
+        return rows
+
+    def _all(self, dataset: Dataset, predicates: Sequence[Predicate], progress: Progress | None = None) -> Bits:
         passes = self._bits(dataset, predicates[0], progress)
         for other in predicates[1:]:
             passes = passes & self._bits(dataset, other, progress)
-        return np.unpackbits(passes, count=dataset.rows).view(np.bool_)
+        return passes
 
     def _bits(self, dataset: Dataset, predicate: Predicate, progress: Progress | None) -> Bits:
         """One bit per row, as `numpy.packbits` packs them, (⌈rows / 8⌉,) uint8."""
@@ -150,18 +172,6 @@ def cut_text(items: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], width
         places = offsets[first : first + step, None][: len(wanted)] + within
         out[first : first + step][wanted] = items[places[wanted]]
     return out.reshape(-1).view(f"S{width}")
-
-
-def rows_where(mask: Bools) -> Rows:
-    """Ascending row ids, (k,) int32, from a mask, (rows,) bool."""
-    rows = np.empty(int(np.count_nonzero(mask)), np.int32)
-    done = 0
-    for start in range(0, len(mask), _BLOCK):
-        # In blocks, because numpy returns int64.
-        found = np.flatnonzero(mask[start : start + _BLOCK])
-        rows[done : done + len(found)] = found + start
-        done += len(found)
-    return rows
 
 
 def _name(dataset: Dataset, predicate: Predicate) -> str:

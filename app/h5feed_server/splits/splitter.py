@@ -17,7 +17,7 @@ from ..cache_folder.array_file import dump_arrays, load_arrays
 from ..cache_folder.folder import CacheFolder
 from ..catalog.dataset import Dataset, Field
 from ..catalog.roles import is_dense
-from ..filters.masks import Masks, rows_where
+from ..filters.masks import Masks
 from ..filters.predicates import bind
 from ..jobs.registry import Progress
 from ..settings import Settings
@@ -139,11 +139,10 @@ class Splitter:
         drawn = AS_STORED if split == "all" else drawn_spec(dataset, spec.split_spec)
 
         def compute() -> Splits:
-            mask = self.masks.mask(dataset, predicates)
             if split == "all":
-                return Splits({split: rows_where(mask)})
+                return Splits({split: self.masks.rows(dataset, predicates)})
             # All rows are divided, then filtered: a row is in the same split with every filter.
-            rows = self.splits(dataset, drawn).of(split)
+            mask, rows = self.masks.mask(dataset, predicates), self.splits(dataset, drawn).of(split)
             return Splits({split: rows[mask[rows]]})
 
         key = (dataset.name, dataset.revision, dataset.identity, split, drawn, *(one.text for one in predicates))
