@@ -104,7 +104,13 @@ class PreviewQuery(StatsQuery):
 
     @model_validator(mode="after")
     def _rows_or_split(self) -> PreviewQuery:
-        besides = sorted(self.model_fields_set & {"split", "per_class", *SplitsQuery.model_fields} - {"revision"})
+        fields = type(self).model_fields
+        # Older versions of FastAPI count defaults as given, too.
+        besides = sorted(
+            name
+            for name in {"split", "per_class", *SplitsQuery.model_fields} - {"revision"}
+            if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        )
         if self.rows is not None and besides:
             raise ValueError(f"rows= names the rows themselves: leave out {', '.join(besides)}")
         return self

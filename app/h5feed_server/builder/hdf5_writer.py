@@ -24,7 +24,7 @@ import numpy.typing as npt
 from .options import Compression
 from .source import Column, FieldSpec
 
-_VERSIONS = ("v110", "v110")
+_VERSION = h5py.h5f.LIBVER_V110
 """Of the file format: read by every HDF5 since 2016, and attributes may be as long as lists of many class names."""
 
 _ALIGNED = 4096
@@ -85,7 +85,7 @@ def create_file(
         Group and field, to the offset of its first row in the file.
     """
     offsets = {}
-    with _open(path, "w") as file:
+    with _create_file(path) as file:
         for group, rows in groups.items():
             for spec in fields:
                 offsets[group, spec.name] = _create_contiguous(file, group, spec, rows)
@@ -128,7 +128,7 @@ def create_chunked(
         Group and field of lists, to the offset of its first item in the file.
     """
     offsets = {}
-    with _open(path, "w") as file:
+    with _create_file(path) as file:
         for group, chosen in groups.items():
             rows = len(chosen)
             for number, spec in enumerate(fields):
@@ -199,7 +199,7 @@ def finish_file(
     marks : mapping
         Of the first field of every group, such as its mean.
     """
-    with _open(path, "r+") as file:
+    with _open_file(path) as file:
         for group, own in columns.items():
             for name, column in own.items():
                 values = column.values
@@ -218,16 +218,40 @@ def finish_file(
         os.close(descriptor)
 
 
-def _open(path: Path, mode: str) -> h5py.File:
-    return h5py.File(path, mode, libver=_VERSIONS, alignment_threshold=_ALIGNED, alignment_interval=_ALIGNED)
+def _create_file(path: Path) -> h5py.File:
+    made = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    # h5py.File has no option for this: before HDF5 2.0, the root group tells when it was created.
+    made.set_obj_track_times(False)
+    return h5py.File(h5py.h5f.create(os.fsencode(path), fcpl=made, fapl=_access()))
+
+
+def _open_file(path: Path) -> h5py.File:
+    return h5py.File(h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDWR, fapl=_access()))
+
+
+def _access() -> Any:
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(_VERSION, _VERSION)
+    access.set_alignment(_ALIGNED, _ALIGNED)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    return access
+
+
+def _group(parent: h5py.Group, path: str) -> h5py.Group:
+    """The group at `path` below `parent`, created if it is missing."""
+    made = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+    made.set_obj_track_times(False)
+    for name in filter(None, path.split("/")):
+        if name not in parent:
+            h5py.h5g.create(parent.id, name.encode(), gcpl=made)
+        parent = parent[name]
+    return parent
 
 
 def _create(file: h5py.File, group: str, spec: FieldSpec, shape: tuple[int, ...], made: Any) -> h5py.Dataset:
     made.set_obj_track_times(False)
-    parent = file.require_group(group) if group else file
-    *folders, name = spec.name.split("/")
-    for folder in folders:
-        parent = parent.require_group(folder)
+    folders, _, name = spec.name.rpartition("/")
+    parent = _group(_group(file, group), folders)
     space = h5py.h5s.create_simple(shape)
     dataset = h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), _stored_type(spec), space, made))
     _set_attributes(dataset, spec.attributes)

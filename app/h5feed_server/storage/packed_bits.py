@@ -40,6 +40,11 @@ def _unpack(packed: Source, bits: int, count: int) -> npt.NDArray[Any]:
     if len(packed) < nbytes:
         raise ValueError(f"it has {len(packed)} bytes instead of {nbytes}")
     packed = packed[:nbytes]
+    if bits == 24:
+        # imagecodecs decodes these wrongly in its older versions.
+        words = np.zeros((count, 4), np.uint8)
+        words[:, 1:] = packed.reshape(count, 3)
+        return words.reshape(-1).view(">u4")
     if bits <= 32 or bits == 64:
         if bits in (3, 5, 6, 7):
             # imagecodecs reads a byte past the end of these.
