@@ -395,8 +395,12 @@ class RemoteDataset:
         connections: int | None,
         readahead: int,
         cache: str | os.PathLike[str] | RowCache | None = None,
+        waits: Callable[[], str | None] = lambda: None,
     ) -> ReadAhead[Batch]:
-        """Iterate over `blocks` of a plan, fetched ahead, through a local cache if one is given."""
+        """Iterate over `blocks` of a plan, fetched ahead, through a local cache if one is given.
+
+        `waits` is that of `ReadAhead`.
+        """
         if (connections is not None and connections < 1) or readahead < 1:
             raise BadParameter(f"connections={connections} and readahead={readahead} must be 1 or more")
         return ReadAhead(
@@ -407,6 +411,7 @@ class RemoteDataset:
             # A fetch may send two requests: the stream, and the batch at which it broke. With a cache, also requests
             # for row ids, for missing rows and for fields that are not cached.
             deadline=(2 if cache is None else 5) * self._client.deadline + 10,
+            waits=waits,
         )
 
     def read_passes(
@@ -419,13 +424,15 @@ class RemoteDataset:
         connections: int | None = None,
         readahead: int | None = None,
         cache: str | os.PathLike[str] | RowCache | None = None,
+        waits: Callable[[], str | None] = lambda: None,
     ) -> ReadAhead[Batch]:
         """Iterate over pass `epoch` of a plan from batch `start` to `stop`, or endlessly into the following passes."""
         if stop is None:
             blocks = blocks_of_passes(plan, epoch, start, BLOCK_BYTES)
         else:
             blocks = blocks_of(epoch, stop, plan.batch_bytes, BLOCK_BYTES, start)
-        return self.read_ahead(plan, blocks, connections, DEFAULT_READAHEAD if readahead is None else readahead, cache)
+        ahead = DEFAULT_READAHEAD if readahead is None else readahead
+        return self.read_ahead(plan, blocks, connections, ahead, cache, waits)
 
     def cache(self, folder: str | os.PathLike[str], cache_bytes: int | None = None) -> RowCache:
         """A local cache folder for this dataset, to pass as ``cache=`` or to inspect.

@@ -216,8 +216,12 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         # The batches of this worker depend on where the pass started, not on where it is resumed.
         shares = self._shares((first + worker) % workers, workers, following)
         here = self._at = _Place(os.getpid(), epoch, first, following)
+        fetching = {**self._fetching, "cache": cache}
+        if get_worker_info() is None:
+            # What a worker waits, the training loop does not wait: the worker works ahead of it.
+            fetching["waits"] = self._meter.waits
         streams = [
-            (index, self._dataset.read_passes(plan, number, start, stop, cache=cache, **self._fetching))
+            (index, self._dataset.read_passes(plan, number, start, stop, **fetching))
             for plan, start, stop, index in shares
             if start < stop
         ]

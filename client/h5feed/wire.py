@@ -25,6 +25,10 @@ from .schema import Count, checked, read_json
 
 MEDIA_TYPE = "application/x-safetensors"
 
+WAIT_HEADER = "h5feed-wait"
+"""Request header: ``waited=0.812, of=2.104`` are the seconds that a loop waited for batches, and the seconds since its
+last report; a dictionary of RFC 9651. The server's page shows them."""
+
 ROWS = "__rows__"
 """Tensor of the int64 row ids, in every body."""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import html
 import io
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin
 
+import h5feed
 import h5py
 import httpx
 import imagecodecs
@@ -248,6 +250,53 @@ def test_the_feed(http: httpx.Client) -> None:
     assert after["totals"]["bytes"] - before["bytes"] > 9 * 8 * 12 * 10 * 3
     assert after["callers"][0]["name"] == "127.0.0.1" and after["slowest"]
     assert "127.0.0.1" in seen(http, "/feed").text
+
+
+@pytest.fixture
+def waiting_page(
+    data: Path, serve: Callable[..., ServerProcess]
+) -> Iterator[tuple[httpx.Client, Callable[[], float | None]]]:
+    """A server of its own, and what its page says of how long its only client waits."""
+    with httpx.Client(base_url=serve(data).url, timeout=60) as http:
+
+        def waited() -> float | None:
+            (caller,) = http.get("/feed?format=json").json()["callers"]
+            share: float | None = caller["waited"]
+            return share
+
+        yield http, waited
+
+
+def test_the_feed_shows_what_loops_wait(waiting_page: tuple[httpx.Client, Callable[[], float | None]]) -> None:
+    """As they report it; what is no report is ignored."""
+    http, waited = waiting_page
+
+    def tell(*reports: str) -> None:
+        for report in reports:
+            answer = http.get("/v1/datasets/zoo/batches/0?fields=image", headers={"h5feed-wait": report})
+            assert answer.status_code == 200
+
+    tell("", "waited=1, of=2", "waited=-1.000, of=2.000", "waited=nan, of=2.000", "waited=1.000", "9" * 999)
+    assert waited() is None
+    tell("waited=25.000, of=100.000", "waited=75.000, of=300.000")
+    assert waited() == pytest.approx(0.25)
+    assert re.search(r"25(\.0)?\s%", Seen(http.get("/feed", headers={"accept": "text/html"}).text).text)
+    # Nobody waits longer than the time there was.
+    tell("waited=900000.000, of=300000.000")
+    assert waited() == pytest.approx(1.0)
+
+
+def test_a_loop_tells_what_it_waits(waiting_page: tuple[httpx.Client, Callable[[], float | None]]) -> None:
+    """A loader that takes its time, until it has told."""
+    http, waited = waiting_page
+    with h5feed.connect(str(http.base_url)) as feed:
+        loader = feed["zoo"].loader(batch_size=8, x="image", y="labels")
+        for turn in range(1000):
+            for _ in loader:
+                time.sleep(0.02)
+            if (told := waited()) is not None:
+                break
+        assert turn > 0 and told is not None and 0 <= told < 1
 
 
 def test_hostile_names_on_every_page(http: httpx.Client, data: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from functools import partial
 from fastapi.responses import Response
 from h5feed.buffers import PoolExhausted
 from h5feed.errors import FeedError, TooLarge
-from h5feed.wire import MEDIA_TYPE
+from h5feed.wire import MEDIA_TYPE, WAIT_HEADER
 from starlette.types import Receive, Scope, Send
 
 from ..batches.batcher import BatchPlan
@@ -133,8 +134,8 @@ class BatchStream(Response):
             await begun(scope, receive, send)
             return
         start, stop = self._window
-        seconds = time.perf_counter() - since
-        self._services.traffic.note_batches(CALLER.get(), stop - start, begun.nbytes, seconds, self._url[0])
+        seconds, waits = time.perf_counter() - since, _waits(scope)
+        self._services.traffic.note_batches(CALLER.get(), stop - start, begun.nbytes, seconds, self._url[0], waits)
         if writer is not None and writer.started:
             head = writer.take_back()
             if head:
@@ -251,3 +252,16 @@ def _report(error: Exception) -> None:
         logger.error("response aborted: %s: %s", error.code, error.detail)
     else:
         logger.error("response aborted", exc_info=error)
+
+
+def _waits(scope: Scope) -> tuple[float, float] | None:
+    """The seconds that the caller's loop waited, and of how many, if it tells them."""
+    for name, value in scope["headers"]:
+        if name == _WAIT_HEADER:
+            match = _WAITS.fullmatch(value)
+            return (min(float(match[1]), float(match[2])), float(match[2])) if match else None
+    return None
+
+
+_WAIT_HEADER = WAIT_HEADER.encode()
+_WAITS = re.compile(rb"waited=([0-9]{1,7}\.[0-9]{1,3}), of=([0-9]{1,7}\.[0-9]{1,3})")

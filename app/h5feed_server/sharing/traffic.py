@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import threading
 import time
@@ -52,7 +53,8 @@ class Activity:
     slowest : list of dict
         The slowest requests of the last ten minutes: ``seconds``, ``ago``, ``what``.
     callers : list of dict
-        Who has asked for batches in the last minute: ``name``, ``batches``, ``bytes``.
+        Who has asked for batches in the last minute: ``name``, ``batches``, ``bytes``, and ``waited``, the share of the
+        last minute or so that its training loops waited for batches, None if they did not tell.
     totals : dict
         Since the workers started; with ``decoded``, the bytes of chunks that were decoded, and not found in memory.
     """
@@ -100,8 +102,19 @@ class Traffic:
         with contextlib.suppress(OSError):
             self._file.unlink()
 
-    def note_batches(self, caller: str, batches: int, nbytes: int, seconds: float, what: str) -> None:
-        """Count an answer of so many batches. From the event loop alone."""
+    def note_batches(
+        self,
+        caller: str,
+        batches: int,
+        nbytes: int,
+        seconds: float,
+        what: str,
+        waits: tuple[float, float] | None = None,
+    ) -> None:
+        """Count an answer of so many batches. From the event loop alone.
+
+        `waits` are the seconds that a loop of the caller waited, and of how many.
+        """
         now = time.time()
         second = self._second(int(now))
         second.requests += 1
@@ -115,12 +128,16 @@ class Traffic:
         if known is None:
             if len(self._callers) >= _MOST_CALLERS:
                 del self._callers[min(self._callers, key=lambda name: self._callers[name][0])]
-            known = self._callers[caller] = [0.0, 0, 0]
+            known = self._callers[caller] = [0.0, 0, 0, 0.0, 0.0]
         elif now - known[0] > SECONDS:
-            known[1:] = [0, 0]
+            known[1:] = [0, 0, 0.0, 0.0]
         known[0] = now
         known[1] += batches
         known[2] += nbytes
+        if waits is not None:
+            # What was told a minute ago counts a third.
+            fading = math.exp(-waits[1] / SECONDS)
+            known[3:] = [known[3] * fading + waits[0], known[4] * fading + waits[1]]
         if seconds > self._slow_from:
             self._note_slow(seconds, now, what)
 
@@ -153,11 +170,16 @@ class Traffic:
                     for name, count in zip(by_second[second], counts, strict=True):
                         by_second[second][name] += count
             found.slowest += [{"seconds": seconds, "ago": now - at, "what": what} for seconds, at, what in said["slow"]]
-            for name, (seen, batches, nbytes) in said["callers"].items():
+            for name, (seen, batches, nbytes, waited, told) in said["callers"].items():
                 if now - seen <= SECONDS:
-                    line = callers.setdefault(name, {"name": name, "batches": 0, "bytes": 0})
-                    line["batches"] += batches
-                    line["bytes"] += nbytes
+                    line = callers.setdefault(
+                        name, {"name": name, "batches": 0, "bytes": 0, "waited": 0.0, "told": 0.0}
+                    )
+                    for key, value in (("batches", batches), ("bytes", nbytes), ("waited", waited), ("told", told)):
+                        line[key] += value
+        for line in callers.values():
+            told = line.pop("told")
+            line["waited"] = line["waited"] / told if told else None
         found.seconds = [{"second": second, **counts} for second, counts in by_second.items()]
         found.slowest = sorted(found.slowest, key=lambda one: -one["seconds"])[:_MOST_SLOW]
         found.callers = sorted(callers.values(), key=lambda one: -one["bytes"])

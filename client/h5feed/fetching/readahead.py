@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -46,6 +46,9 @@ class ReadAhead(Generic[T]):
         Maximum number of seconds to wait for one batch.
     pace : Pace, optional
         Determines the number and size of concurrent requests.
+    waits : callable, optional
+        Returns what to tell the server of the loop's waiting: see `h5feed.wire.WAIT_HEADER`. Called from several
+        threads.
 
     Attributes
     ----------
@@ -64,8 +67,9 @@ class ReadAhead(Generic[T]):
         max_bytes: int,
         deadline: float,
         pace: Pace | None = None,
+        waits: Callable[[], str | None] = lambda: None,
     ) -> None:
-        self._window = _Window[T](fetch, blocks, max_bytes, pace or Pace(max_bytes))
+        self._window = _Window[T](fetch, blocks, max_bytes, pace or Pace(max_bytes), waits)
         self._deadline = deadline
         self._ready: deque[T] = deque()
         self._delivered: Block | None = None
@@ -107,6 +111,7 @@ class _Window(Generic[T]):
     blocks: Iterator[Block]
     max_bytes: int
     pace: Pace
+    waits: Callable[[], str | None]
     lock: Any = field(default_factory=threading.RLock)
     """Reentrant: garbage collection may close the window in a thread that holds the lock."""
     cancelled: Cancellation = field(default_factory=Cancellation)
@@ -162,7 +167,7 @@ class _Window(Generic[T]):
                 with contextlib.suppress(RuntimeError):
                     self.start_thread()
             number, block = claimed
-            trace = begin_trace()
+            trace = begin_trace(self.waits())
             result: list[T] | BaseException
             try:
                 result = self.fetch(block, self.cancelled)

@@ -154,14 +154,15 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
             readahead = max(1, max_queue_size) * max(1, plan.batch_bytes)
         ahead = readahead or DEFAULT_READAHEAD
         fetching = {"connections": connections, "readahead": ahead, "cache": cache}
-        self._training, self._ordered = Stream(dataset, plan, fetching), Stream(dataset, plan_in_order, fetching)
+        self._meter, self._ordered_meter = Meter(), Meter()
+        self._training = Stream(dataset, plan, {**fetching, "waits": self._meter.waits})
+        self._ordered = Stream(dataset, plan_in_order, {**fetching, "waits": self._ordered_meter.waits})
         few = {"readahead": max(1, min(ahead, max(ahead // 4, 4 * plan.batch_bytes)))}
         self._looks = Looks(dataset, plan, {**fetching, **few})
         self._rows = OrderedRows(dataset, split, in_order, of_split, self._prepare)
         self._lock = threading.RLock()
         self._position = Position(epoch, plan.batches)
         self._begin_anew()
-        self._meter, self._ordered_meter = Meter(), Meter()
         tell_after_fork(self)
         if verbose and self.shard == 0:
             print(self._rows.found(plan_in_order), flush=True)

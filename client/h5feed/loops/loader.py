@@ -82,8 +82,9 @@ class Loader(Loop):
         plan = dataset.plan(
             split, batch_size=batch_size, shuffle=shuffle, seed=seed, fields=self._prepare.fields, **order
         )
-        self._stream = Stream(dataset, plan, {"connections": connections, "readahead": readahead, "cache": cache})
         self._meter = Meter()
+        fetching = {"connections": connections, "readahead": readahead, "cache": cache, "waits": self._meter.waits}
+        self._stream = Stream(dataset, plan, fetching)
         self._lock = threading.RLock()
         self._epoch, self._delivered = epoch, 0
         self._passes = 0

@@ -17,6 +17,9 @@ from .wait_stats import BINS, LoopStats, bins_of
 _STEPS_TOGETHER = 256
 """Steps that are recorded before they are added up: adding each one would cost more than a small batch."""
 
+_TELL_SECONDS = 1.0
+"""Seconds between two reports to the server."""
+
 _Step = tuple[float, float, float, int, Trace | None]
 """Times at which a batch was requested, had arrived and was handed out; its rows; the trace of its block."""
 
@@ -127,6 +130,8 @@ class Meter:
         """Batches handed out since the current run started."""
         self._demanded: int | None = None
         self._demanded_at = 0.0
+        self._told = 0.0, 0.0
+        self._told_at = clock()
         tell_after_fork(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -212,6 +217,20 @@ class Meter:
         """The measurements so far."""
         with self._lock:
             return self._all()
+
+    def waits(self) -> str | None:
+        """Seconds waited since the last report: see `h5feed.wire.WAIT_HEADER`. None if that was a moment ago.
+
+        The first step of each pass is excluded.
+        """
+        if clock() - self._told_at < _TELL_SECONDS:
+            return None
+        with self._lock:
+            stats = self._all()
+            now = stats.steady_waited, stats.steady_seconds
+            waited, seconds = (new - old for new, old in zip(now, self._told, strict=True))
+            self._told, self._told_at = now, clock()
+        return f"waited={min(max(0.0, waited), seconds):.3f}, of={seconds:.3f}" if seconds > 0 else None
 
     @property
     def ended(self) -> LoopStats | None:

@@ -31,7 +31,7 @@ from .http import httpx
 from .jobs import InProgress
 from .retries import FailedAttempts, error_of, final_error, reason_of
 from .servers import LOOK_SECONDS, Hooks, Server, Servers
-from .trace import WAITING, enter, received, retried
+from .trace import WAITING, enter, received, retried, waits_to_tell
 from .transport import MAX_PLAIN_BYTES, Answer, BodyCut
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -282,6 +282,7 @@ class Client:
         target = f"{path}?{urlencode(params, doseq=True)}" if params else path
         cancelled = cancelled or threading.Event()
         aborts = cancelled if isinstance(cancelled, Cancellation) else None
+        waits = waits_to_tell()
         attempts: FailedAttempts | None = None
         enter(WAITING)
         while True:
@@ -297,6 +298,7 @@ class Client:
                         max_bytes=max_bytes,
                         deadline=deadline,
                         cancelled=aborts,
+                        waits=waits,
                     )
                     # 202 means that the server is still working.
                     if answer.status == 200 or (answer.status == 202 and is_job):

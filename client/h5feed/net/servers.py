@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..buffers import BufferPool
 from ..errors import BadParameter
+from ..wire import WAIT_HEADER
 from .cancellation import Cancellation
 from .http import auth_of, httpx, timeout_of
 from .transport import (
@@ -114,19 +115,23 @@ class Server:
         max_bytes: int = MAX_PLAIN_BYTES,
         deadline: float,
         cancelled: Cancellation | None = None,
+        waits: str | None = None,
     ) -> Answer:
-        """Send a request once and return the response. `max_bytes` limits a body that is read into the `pool`.
+        """Send a request once and return the response.
+
+        `max_bytes` limits a body that is read into the `pool`. `waits` is the value of `h5feed.wire.WAIT_HEADER`.
 
         Raises
         ------
         httpx.TransportError
         """
         if json is None and pool is not None and self._plain:
-            answer = self._send_plain(target, accept, pool, max_bytes, deadline, cancelled)
+            answer = self._send_plain(target, accept, pool, max_bytes, deadline, cancelled, waits)
             self.has_answered = True
             return answer
         extensions = {DEADLINE: deadline, POOL: pool, MAX_BYTES: max_bytes, CANCELLED: cancelled}
-        request = self._http.build_request(method, target, headers={"accept": accept}, json=json, extensions=extensions)
+        headers = {"accept": accept, **({WAIT_HEADER: waits} if waits else {})}
+        request = self._http.build_request(method, target, headers=headers, json=json, extensions=extensions)
         response = self._http.send(request)
         self.has_answered = True
         # Removed from the response, which is part of a reference cycle: the buffer must not wait for the collector.
@@ -168,6 +173,7 @@ class Server:
         max_bytes: int,
         deadline: float,
         cancelled: Cancellation | None,
+        waits: str | None,
     ) -> Answer:
         """Bypass httpx: send the same bytes, without building them for every batch."""
         template = self._templates.get(accept)
@@ -176,6 +182,9 @@ class Server:
             template = head_after_target(request.headers), request.extensions["timeout"]
             self._templates[accept] = template
         head, timeouts = template
+        if waits:
+            # Before the empty line.
+            head = b"%b%b: %b\r\n\r\n" % (head[:-2], WAIT_HEADER.encode(), waits.encode("ascii"))
         line = f"GET {self._prefix}{target}".encode("ascii")
         answer = self._transport.exchange(
             self._http.base_url,

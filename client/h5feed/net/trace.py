@@ -28,12 +28,15 @@ class Trace:
         Number of retried requests.
     cached : int
         Rows found in the local cache.
+    waits : str or None
+        What the request of this block tells the server of the loop's waiting: the value of `h5feed.wire.WAIT_HEADER`.
     """
 
-    __slots__ = ("_entered", "cached", "nbytes", "retries")
+    __slots__ = ("_entered", "cached", "nbytes", "retries", "waits")
 
-    def __init__(self) -> None:
+    def __init__(self, waits: str | None = None) -> None:
         self._entered: list[tuple[float, int]] = []
+        self.waits = waits
         self.nbytes = self.retries = self.cached = 0
 
     def enter(self, phase: int) -> None:
@@ -57,9 +60,9 @@ class Trace:
 _CURRENT: ContextVar[Trace | None] = ContextVar("h5feed_trace", default=None)
 
 
-def begin_trace() -> Trace:
+def begin_trace(waits: str | None = None) -> Trace:
     """Start a new trace for this thread."""
-    trace = Trace()
+    trace = Trace(waits)
     _CURRENT.set(trace)
     return trace
 
@@ -85,6 +88,15 @@ def retried() -> None:
     if trace is not None:
         trace.retries += 1
         trace.enter(WAITING)
+
+
+def waits_to_tell() -> str | None:
+    """The value of `h5feed.wire.WAIT_HEADER` for the next request of this thread. It is told only once."""
+    trace = _CURRENT.get()
+    if trace is None:
+        return None
+    waits, trace.waits = trace.waits, None
+    return waits
 
 
 def found(rows: int) -> None:
