@@ -6,7 +6,6 @@ import ssl
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote
 
 from .answers import CataloguePage, DatasetInfo
 from .dataset import Dataset
@@ -14,6 +13,7 @@ from .errors import BadAnswer, FeedError
 from .net.client import DEFAULT_DEADLINE, DEFAULT_TIMEOUT, Client
 from .net.http import httpx
 from .net.servers import Hooks
+from .plan import quoted
 from .schema import checked
 from .tables import titled_table
 
@@ -55,7 +55,7 @@ class Feed:
         return (entry["name"] for entry in self.datasets())
 
     def __getitem__(self, name: str) -> Dataset:
-        info = self._client.json(f"/v1/datasets/{quote(name, safe='')}")
+        info = self._client.json(f"/v1/datasets/{quoted(name)}")
         checked(info, DatasetInfo, "dataset")
         return Dataset(self._client, info)
 

@@ -83,6 +83,11 @@ def conditions(where: str | Sequence[str] | None) -> tuple[str, ...]:
     return found
 
 
+def conditions_text(where: Sequence[str]) -> str:
+    """Conditions as part of a description, such as " where width >= 200"; empty without conditions."""
+    return f" where {' and '.join(where)}" if where else ""
+
+
 def parameter(value: object) -> str:
     """Format a parameter for the HTTP API: fractions with a decimal point, lists with commas."""
     if isinstance(value, (bool, np.bool_)):
@@ -90,5 +95,18 @@ def parameter(value: object) -> str:
     if isinstance(value, (float, np.floating)):
         return np.format_float_positional(float(value), trim="0")
     if isinstance(value, (list, tuple)):
-        return ",".join(quote(str(item), safe="") for item in value)
+        return ",".join(quoted(str(item)) for item in value)
     return str(value)
+
+
+def quoted(name: str) -> str:
+    """A name as a part of a URL.
+
+    Raises
+    ------
+    BadParameter
+    """
+    try:
+        return quote(name, safe="")
+    except UnicodeEncodeError:
+        raise BadParameter(f"{name!r} is not text: it contains half of a surrogate pair") from None

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeVar, Unpack, overload
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +33,7 @@ from .options import (
 )
 from .order import BatchGrid
 from .pictures import PNG, Picture, PlotKind
-from .plan import Plan, conditions, names_of, parameter, tail_of
+from .plan import Plan, conditions, names_of, parameter, quoted, tail_of
 from .schema import checked
 from .splits import Splits, replaced_told, tell_replaced
 from .stats import FieldStats, Stats
@@ -85,7 +84,7 @@ class RemoteDataset:
         }
         self._caches: dict[tuple[str, int | None, int], RowCache] = {}
         self._plans: dict[frozenset[tuple[str, Any]], dict[str, Any]] = {}
-        self._path = f"/v1/datasets/{quote(self.name, safe='')}"
+        self._path = f"/v1/datasets/{quoted(self.name)}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Caches and plans stay in this process. Warnings given here are not repeated by the copy.
@@ -340,7 +339,7 @@ class RemoteDataset:
         """Row ids of a split, ascending, (rows,) int64. `timeout` and `progress` are those of `splits`."""
         params = self._params(None, options, SplitOptions, self.split_rows)
         most = min(_BODY_HEAD_BYTES + 8 * self.rows, MAX_BODY_BYTES)
-        path = f"{self._path}/splits/{quote(split, safe='')}/rows"
+        path = f"{self._path}/splits/{quoted(split)}/rows"
         ask = partial(self._client.body, path, params, max_bytes=most, is_job=True)
         body = jobs.wait_for(ask, "rows of the split", timeout, progress)
         rows, about = only_tensor(body, ROWS, "int64", self.revision)

@@ -13,6 +13,7 @@ from .batch import Batch
 from .errors import RowOutOfRange
 from .frames import DTYPES, Field
 from .options import SplitOptions
+from .plan import conditions, conditions_text
 from .remote_dataset import RemoteDataset
 from .tables import text_lines, titled_table
 
@@ -74,11 +75,12 @@ def row_table(
         title = f"{count} chosen rows of {dataset.name!r}"
         order: Sequence[int] = range(len(batch.rows))
     else:
+        where = conditions_text(conditions(options.get("where")))
         there = dataset.plan(split, batch_size=ROWS, shuffle=True, seed=_SEED, fields=names, **options).rows
         if not there:
-            raise RowOutOfRange(f"split {split!r} of {dataset.name!r} has no rows to show")
+            raise RowOutOfRange(f"split {split!r} of {dataset.name!r} has no rows to show{where}")
         batch = dataset.batch(0, split=split, batch_size=ROWS, shuffle=True, seed=_SEED, fields=names, **options)
-        title = f"{len(batch.rows):,} of {there:,} rows of {split!r} of {dataset.name!r}, drawn at random"
+        title = f"{len(batch.rows):,} of {there:,} rows of {split!r} of {dataset.name!r}{where}, drawn at random"
         order = np.argsort(batch.rows, kind="stable").tolist()
     columns = {one.name: _cells(one, batch if one.name in names else None, order) for one in chosen}
     return RowTable(title, [int(batch.rows[place]) for place in order], columns)

@@ -99,6 +99,24 @@ def test_what_a_notebook_gets(toys: h5feed.Feed) -> None:
     assert shown["image/png"] == data["image/png"] and about["image/png"]["alt"] == picture.text
 
 
+def test_rows_that_meet_conditions(toys: h5feed.Feed) -> None:
+    """Pictures and tables show no other rows, and say why."""
+    picture = toys["toys"].show("train", val=0.2, where="labels = dog", per_class=3, side=16)
+    assert isinstance(picture, Picture) and "3 images" in picture.text and "labels = dog" in picture.text
+    colours = {tuple(colour) for colour in _pixels(picture).reshape(-1, 3).tolist()}
+    assert tuple(COLOURS[1].tolist()) in colours
+    assert colours.isdisjoint(tuple(colour) for colour in COLOURS[[0, 2]].tolist())
+    table = toys["table"].show("train", val=0.2, where=["label = dog"])
+    assert isinstance(table, RowTable) and len(table.rows) == 10 and all(row % 3 == 1 for row in table.rows)
+    kept = toys["table"].split_rows("train", val=0.2, where="label = dog")
+    assert set(table.rows) <= set(kept.tolist())
+    assert f"10 of {len(kept)} rows of 'train' of 'table' where label = dog, drawn at random" in repr(table)
+    with pytest.raises(RowOutOfRange, match="no rows to show where label = dog and label = fox"):
+        toys["table"].show(where=["label = dog", "label = fox"])
+    with pytest.raises(BadParameter, match="did you mean 'dog'"):
+        toys["table"].show(where="label = dogg")
+
+
 def test_rows_that_are_named(toys: h5feed.Feed) -> None:
     """A batch is shown row by row, in its order."""
     dataset = toys["toys"]

@@ -75,6 +75,24 @@ def _seen(loop: Any) -> list[int]:
     return [row for x, *_ in loop for row in _rows_of(x)]
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda feed, odd: feed[odd],
+        lambda feed, odd: feed["named"].batch(0, where=f"label = {odd}"),
+        lambda feed, odd: feed["named"].batch(0, split=odd),
+        lambda feed, odd: feed["named"].splits(stratify=odd),
+        lambda feed, odd: feed["named"].stats(odd),
+        lambda feed, odd: feed["named"].take([0], fields=[odd]),
+        lambda feed, odd: feed["named"].show(field=odd),
+    ],
+)
+def test_what_is_no_text(feed: h5feed.Feed, call: Any) -> None:
+    """Python strings may hold half of a surrogate pair, which no URL and no JSON can."""
+    with pytest.raises(BadParameter, match=r"\\ud800' is not text"):
+        call(feed, "\ud800")
+
+
 def test_one_or_several_conditions(named: h5feed.Dataset) -> None:
     """A string is one, a list several."""
     np.testing.assert_array_equal(named.split_rows("all", where=WHERE), KEPT)

@@ -278,12 +278,15 @@ def _chosen(services: Services, dataset: Dataset, query: PreviewQuery) -> tuple[
     rows = services.statistics.rows(dataset, query.split, query.spec)
     count = dataset.rows if rows is None else len(rows)
     lines, note = _lines(services, dataset, rows, count, query.per_class)
+    where = query.spec.where_text
     if not lines:
-        raise RowOutOfRange(f"split {query.split!r} of {dataset.name!r} has no rows to show")
+        raise RowOutOfRange(f"split {query.split!r} of {dataset.name!r} has no rows to show{where}")
     names = [name for name, _ in lines if name is not None]
-    what = f"a line for each of {len(names)} classes: {', '.join(names)}" if names else "evenly spread over the rows"
+    which = f"a line for each of {len(names)} classes: {', '.join(names)}" if len(names) > 1 else f"of {''.join(names)}"
+    what = which if names else "evenly spread over the rows"
     images = sum(len(wanted) for _, wanted in lines)
-    return lines, f"split {query.split}{note}", f"split {query.split}, {images} images, {what}{note}"
+    split = f"split {query.split}"
+    return lines, f"{split}{figures.cut(where, 60)}{note}", f"{split}{where}, {images} images, {what}{note}"
 
 
 def _lines(

@@ -108,7 +108,9 @@ def _balance(services: Services, dataset: Dataset, field: Field, query: PlotQuer
     shown = {split: splits[split] for split in wanted if splits[split].get("classes")}
     if not shown:
         raise UnsupportedField(f"field {field.name!r} holds no classes")
-    drawn, alt = figures.draw_classes(dataset.name, shown, None if query.format == "txt" else query.format)
+    drawn, alt = figures.draw_classes(
+        dataset.name, shown, query.spec.where_text, None if query.format == "txt" else query.format
+    )
     return picture(drawn, query.format, alt, headers)
 
 
@@ -120,9 +122,11 @@ def _histogram(
     dataset: Dataset, field: Field, stats: FieldStats, query: PlotQuery, headers: dict[str, str]
 ) -> Response:
     if not stats.report["histogram"]:
-        raise UnsupportedField(f"field {field.name!r} has no finite numbers in split {query.split!r}")
+        raise UnsupportedField(
+            f"field {field.name!r} has no finite numbers in split {query.split!r}{query.spec.where_text}"
+        )
     form = None if query.format == "txt" else query.format
-    drawn, alt = figures.draw_histogram(dataset.name, stats.report, form)
+    drawn, alt = figures.draw_histogram(dataset.name, stats.report, query.spec.where_text, form)
     return picture(drawn, query.format, alt, headers)
 
 
@@ -136,7 +140,8 @@ def _mean_image(
     means = stats.report["channel_means"] or {"grey": stats.report["mean"]}
     colours = ", ".join(f"{name} {value:.4g}" for name, value in means.items() if value is not None)
     rows = stats.report["rows"]
-    alt = f"Mean of the {rows:,} {field.name} of {dataset.name} in split {query.split}; mean colour: {colours}."
-    title = f"{dataset.name}: mean of {rows:,} {field.name}, split {query.split}"
+    where = query.spec.where_text
+    alt = f"Mean of the {rows:,} {field.name} of {dataset.name} in split {query.split}{where}; mean colour: {colours}."
+    title = f"{dataset.name}: mean of {rows:,} {field.name}, split {query.split}{figures.cut(where, 60)}"
     form = None if query.format == "txt" else query.format
     return picture(figures.draw_picture(title, pixels, alt, form), query.format, alt, headers)

@@ -133,3 +133,8 @@ class FilteredSpec(SplitSpec):
     def split_spec(self) -> SplitSpec:
         """How all rows are divided."""
         return SplitSpec(**{name: getattr(self, name) for name in SplitSpec.model_fields})
+
+    @property
+    def where_text(self) -> str:
+        """The conditions, to go after the name of a split: " where width >= 200"; empty without conditions."""
+        return f" where {' and '.join(self.where)}" if self.where else ""

@@ -57,7 +57,9 @@ _PATIENCE_SECONDS = 20.0
 _drawing = Slots(1, _PATIENCE_SECONDS, "the threads that draw plots")
 
 
-def draw_classes(dataset: str, splits: Mapping[str, Mapping[str, Any]], form: PlotFormat | None) -> tuple[bytes, str]:
+def draw_classes(
+    dataset: str, splits: Mapping[str, Mapping[str, Any]], where: str, form: PlotFormat | None
+) -> tuple[bytes, str]:
     """Draw the share of each class in each split, as horizontal bars.
 
     Parameters
@@ -66,6 +68,8 @@ def draw_classes(dataset: str, splits: Mapping[str, Mapping[str, Any]], form: Pl
         Its name, for the title.
     splits : mapping of str to mapping
         ``rows`` and ``classes`` of each split, as in the API's responses.
+    where : str
+        The filter, as `FilteredSpec.where_text` has it.
     form : str or None
         None: only the text, no picture.
 
@@ -94,7 +98,7 @@ def draw_classes(dataset: str, splits: Mapping[str, Mapping[str, Any]], form: Pl
         for split, report in splits.items()
     ]
     shown = f", {len(names)} of {len(total)} classes" if len(names) < len(total) else ""
-    alt = f"Class balance of {dataset}{shown}. {'; '.join(said)}."
+    alt = f"Class balance of {dataset}{where}{shown}. {'; '.join(said)}."
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -108,18 +112,18 @@ def draw_classes(dataset: str, splits: Mapping[str, Mapping[str, Any]], form: Pl
                 color=_COLOURS[number % len(_COLOURS)],
                 label=f"{split} ({report['rows']:,} rows)",
             )
-        axes.set_yticks(places, [_cut(name) for name in names])
+        axes.set_yticks(places, [cut(name) for name in names])
         axes.invert_yaxis()
         axes.margins(y=0.02)
         axes.set_xlabel("share of the split's rows, %")
-        axes.set_title(f"{dataset}: class balance{shown}")
+        axes.set_title(f"{dataset}: class balance{cut(where, 60)}{shown}")
         figure.legend(loc="outside lower left", ncols=4, frameon=False)
 
     height = 1.3 + len(names) * max(0.26, 0.13 * len(splits))
     return _render(draw, (6.4, height), alt, form), alt
 
 
-def draw_histogram(dataset: str, report: Mapping[str, Any], form: PlotFormat | None) -> tuple[bytes, str]:
+def draw_histogram(dataset: str, report: Mapping[str, Any], where: str, form: PlotFormat | None) -> tuple[bytes, str]:
     """Draw the histogram of a field, per channel. Other arguments, results and errors are those of `draw_classes`.
 
     Parameters
@@ -137,8 +141,9 @@ def draw_histogram(dataset: str, report: Mapping[str, Any], form: PlotFormat | N
         ],
         "; ",
     )
-    title = f"{dataset}: {report['field']}, split {report['split']}"
-    alt = f"Histogram of {report['field']} of {dataset}, split {report['split']}, {report['rows']:,} rows. {said}."
+    split = f"split {report['split']}"
+    title = f"{dataset}: {report['field']}, {split}{cut(where, 60)}"
+    alt = f"Histogram of {report['field']} of {dataset}, {split}{where}, {report['rows']:,} rows. {said}."
     coloured = all(part["name"] in _CHANNEL_COLOURS for part in parts)
     panels = parts[:MAX_PANELS]
     columns = 1 if coloured else min(4, len(panels))
@@ -196,9 +201,9 @@ def draw_picture(title: str, pixels: Pixels, alt: str, form: PlotFormat | None, 
         figure.text(0.08 / total[0], 1 - 0.08 / total[1], title, va="top", fontsize=10)
         for number, name in enumerate(lines):
             middle = (0.08 + (1 - (number + 0.5) / len(lines)) * height / _DOTS) / total[1]
-            figure.text((left - 0.08) / total[0], middle, _cut(name), ha="right", va="center")
+            figure.text((left - 0.08) / total[0], middle, cut(name), ha="right", va="center")
 
-    longest = max((len(_cut(name)) for name in lines), default=0)
+    longest = max((len(cut(name)) for name in lines), default=0)
     margins = (0.16 + 0.075 * longest if lines else 0.08, 0.34)
     total = (max(margins[0] + width / _DOTS + 0.08, 0.2 + 0.085 * len(title)), margins[1] + height / _DOTS + 0.08)
     return _render(draw, total, alt, form, constrained=False)
@@ -278,8 +283,9 @@ def _name(entry: Mapping[str, Any]) -> str:
     return str(entry["value"]) if entry.get("name") is None else str(entry["name"])
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= 24 else f"{text[:23]}…"
+def cut(text: str, chars: int = 24) -> str:
+    """The text, or its beginning if it is longer than that."""
+    return text if len(text) <= chars else f"{text[: chars - 1]}…"
 
 
 def _number(value: float | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import BadParameter, RevisionChanged
-from ..plan import Plan
+from ..plan import Plan, conditions_text
 from ..remote_dataset import RemoteDataset
 
 STATE_VERSION = 1
@@ -21,7 +21,7 @@ def described(dataset: RemoteDataset, plan: Plan) -> str:
     shards = int(plan.params.get("shards", 1))
     shared = f", shard {plan.params.get('shard', 0)} of {shards}" if shards > 1 else ""
     batches = f"{plan.batches:,} batches of {plan.batch_size}{shared}{drawn}"
-    where = f" where {' and '.join(plan.params['where'])}" if "where" in plan.params else ""
+    where = conditions_text(plan.params.get("where", ()))
     return f"{plan.params['split']!r} of {dataset.name!r}{where}: {plan.rows:,} rows, {batches}"
 
 

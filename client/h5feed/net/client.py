@@ -279,7 +279,10 @@ class Client:
         began = time.monotonic()
         deadline = began + (self.deadline if within is None else within)
         # Encoded here, because httpx would parse and rebuild the URL for every part.
-        target = f"{path}?{urlencode(params, doseq=True)}" if params else path
+        try:
+            target = f"{path}?{urlencode(params, doseq=True)}" if params else path
+        except UnicodeEncodeError as error:
+            raise _not_text(error) from None
         cancelled = cancelled or threading.Event()
         aborts = cancelled if isinstance(cancelled, Cancellation) else None
         waits = waits_to_tell()
@@ -305,6 +308,8 @@ class Client:
                         self._servers.answered(server)
                         return answer
                     raise error_of(answer, server, several=len(self._servers) > 1)
+                except UnicodeEncodeError as error:
+                    raise _not_text(error) from None
                 except Transient as error:
                     failure: FeedError = error
                 except RevisionChanged as error:
@@ -422,3 +427,8 @@ class Client:
                         request_id=error.request_id,
                     )
         return error
+
+
+def _not_text(error: UnicodeEncodeError) -> BadParameter:
+    begin = max(0, error.start - 40)
+    return BadParameter(f"{error.object[begin : error.end]!r} is not text: it contains half of a surrogate pair")

@@ -97,6 +97,16 @@ function countLive(form) {
   })
 }
 
+// The column that rows are sorted by may lie beyond the edge of a wide table.
+function showSorted(table) {
+  const column = table.querySelector("th[aria-sort]")
+  if (!column) return
+  const box = table.parentElement.getBoundingClientRect()
+  const ids = table.querySelector("th.id").getBoundingClientRect()
+  const there = column.getBoundingClientRect()
+  if (there.right > box.right) table.parentElement.scrollLeft += there.left - ids.right
+}
+
 function begin(root) {
   for (const form of root.querySelectorAll("form[data-live]")) countLive(form)
   for (const select of root.querySelectorAll("select[data-submit]")) {
@@ -123,6 +133,7 @@ function followArrows(event) {
 
 offerThemes()
 offerCopies(document)
+document.querySelectorAll("table.rows").forEach(showSorted)
 begin(document)
 reloadSoon(document.querySelector("main"))
 document.addEventListener("keydown", followArrows)
