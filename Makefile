@@ -97,7 +97,8 @@ $(NEWEST_READY): $(READY) pyproject.toml client/pyproject.toml
 setup-system: $(SYSTEM_READY) ## install what the browser tests need: Chromium, and npm packages in tests/system
 
 $(SYSTEM_READY): $(READY) $(addprefix $(SYSTEM)/,package.json package-lock.json h5web.jsx)
-	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -qqy --no-install-recommends chromium npm; }
+	missing=; for program in chromium npm; do command -v $$program > /dev/null || missing="$$missing $$program"; done; \
+	  test -z "$$missing" || { apt-get update -qq && apt-get install -qqy --no-install-recommends $$missing; }
 	npm ci --prefix $(SYSTEM) --ignore-scripts --no-audit --no-fund --silent
 	npm run --prefix $(SYSTEM) --silent build
 	@touch $@
