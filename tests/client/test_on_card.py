@@ -37,7 +37,7 @@ def test_the_tiny_model() -> None:
         return
     done = on_cpu("--model", "tiny", "--batch-size", "8", "--rows", "70", "--steps", "10", "--rounds", "1")
     assert done.returncode == 0, done.stderr
-    assert f"on {BACKEND}" in done.stdout and "batch size 8, 16 steps a turn" in done.stdout
+    assert f"on {BACKEND}" in done.stdout and "batch size 8, 16 steps per round" in done.stdout
     ratios = dict(re.findall(r"^RATIO (\S+) ([\d.]+)$", done.stdout, re.MULTILINE))
     assert set(ratios) == {"on_card_utilisation", "on_card_vs_memory", "on_card_memory_utilisation"}
     assert all(float(ratio) > 0 for ratio in ratios.values())

@@ -102,7 +102,13 @@ def test_long_jobs_hold_up_no_others(server: ServerProcess) -> None:
 
 def test_every_worker_knows_a_job_when_the_cache_was_deleted(server: ServerProcess) -> None:
     """The cache folder may go at any time: what is started then is known to whoever is asked for it."""
-    shutil.rmtree(server.cache_dir)
+
+    def is_gone() -> bool:
+        # Workers may be writing into it.
+        shutil.rmtree(server.cache_dir, ignore_errors=True)
+        return not server.cache_dir.exists()
+
+    wait_until(is_gone)
     owner = {"user-agent": "owner"}
     job = _stats(server, "another", 0, **owner)
     assert job.status_code == 202
