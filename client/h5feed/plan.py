@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -76,7 +76,9 @@ def conditions(where: str | Sequence[str] | None) -> tuple[str, ...]:
     ------
     BadParameter
     """
-    found = (where,) if isinstance(where, str) else tuple(where or ())
+    if where is None:
+        return ()
+    found = (where,) if isinstance(where, str) else tuple(where) if isinstance(where, Iterable) else (where,)
     for condition in found:
         if not isinstance(condition, str):
             raise BadParameter(f"where={where!r} must be a condition such as 'label in cat, dog', or a list of them")

@@ -255,6 +255,11 @@ def test_classes_without_targets(named: h5feed.Dataset) -> None:
         ("named", {"classes": ["cat"], "y": ["labels", "width"]}, "needs one label field"),
         ("grades", {"classes": ["five"]}, "holds numbers without names"),
         ("onehot", {"classes": [1]}, "one number or text per row"),
+        ("named", {"classes": [-1]}, "'labels' has no class '-1': did you mean '1'"),
+        ("grades", {"classes": [5, 2**70]}, "has no class '1180591620717411303424': the classes are 5, 6, 7, 8"),
+        ("text", {"classes": ["dgo"]}, "'labels' has no class 'dgo': did you mean 'dog'?"),
+        ("named", {"where": 5}, "where=5 must be a condition"),
+        ("named", {"where": [5]}, r"where=\[5\] must be a condition"),
     ],
 )
 def test_what_is_no_choice(feed: h5feed.Feed, name: str, options: dict[str, Any], said: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from h5feed.errors import BadParameter, UnsupportedField
+from h5feed.errors import BadParameter, RowOutOfRange, UnsupportedField
 from pydantic import Field as Param
 
 from ..catalog.dataset import Dataset, Field
@@ -135,6 +135,8 @@ def _mean_image(
 ) -> Response:
     if stats.mean_image is None or field.channels is None:
         raise UnsupportedField(f"field {field.name!r} has no mean image: its samples are not images, or are too large")
+    if not stats.report["rows"]:
+        raise RowOutOfRange(f"split {query.split!r} of {dataset.name!r} has no rows{query.spec.where_text}")
     values = pictures.fit(pictures.arranged(stats.mean_image[None], field.channels), 320)
     pixels = pictures.sheet([pictures.to_pixels(values, field.dtype)], 1)
     means = stats.report["channel_means"] or {"grey": stats.report["mean"]}

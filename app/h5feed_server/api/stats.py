@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
-from h5feed.errors import NotAcceptable, UnsupportedField
+from h5feed.errors import NotAcceptable, RowOutOfRange, UnsupportedField
 from h5feed.wire import Body, Tensor
 from pydantic import Field, field_validator
 
@@ -97,7 +97,7 @@ async def get_stats(
 @router.get(
     "/mean-image",
     summary="Mean image",
-    responses={**binary_response(*_FORMATS), **JOB_RESPONSE, **problems(*STATS_PROBLEMS, NotAcceptable)},
+    responses={**binary_response(*_FORMATS), **JOB_RESPONSE, **problems(*STATS_PROBLEMS, NotAcceptable, RowOutOfRange)},
     response_class=Response,
 )
 async def get_mean_image(
@@ -120,6 +120,8 @@ async def get_mean_image(
     image = stats.mean_image
     if image is None:
         raise UnsupportedField(f"field {field!r} has no mean image: its samples are not images, or are too large")
+    if not stats.report["rows"]:
+        raise RowOutOfRange(f"split {query.split!r} of {dataset.name!r} has no rows{query.spec.where_text}")
 
     def work() -> Response:
         about = {"dataset": dataset.name, "revision": dataset.revision, "epoch": "0", "batches": "1"}

@@ -49,6 +49,12 @@ _WHOLE = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _NAMED = {"true": True, "false": False}
 _NAMED_FLOATS = {sign + name for sign in ("", "+", "-") for name in ("inf", "infinity", "nan")}
 
+_AROUND = 2
+"""Spaces around the operator of a canonical text."""
+
+_MAX_CANONICAL_CHARS = MAX_CHARS + MAX_ITEMS + _AROUND
+"""Canonical texts, which are parsed again, have these spaces and one after each comma, even if the text did not."""
+
 _SHOWN = 200
 """Maximum characters of a condition in a message."""
 
@@ -140,7 +146,14 @@ def parse(text: str) -> Condition:
     ------
     InvalidCondition
     """
-    return _Parser(text).condition()
+    condition = _Parser(text).condition()
+    if len(text) > MAX_CHARS and (str(condition) != text or len(text.replace(", ", ",")) > MAX_CHARS + _AROUND):
+        raise _too_long(text)
+    return condition
+
+
+def _too_long(text: str) -> InvalidCondition:
+    return InvalidCondition(text, f"it has {len(text)} characters, more than the {MAX_CHARS} of one condition")
 
 
 @dataclass(frozen=True)
@@ -155,8 +168,8 @@ class _Token:
 class _Parser:
     def __init__(self, text: str) -> None:
         self._text = text
-        if len(text) > MAX_CHARS:
-            raise self._invalid(f"it has {len(text)} characters, more than the {MAX_CHARS} of one condition")
+        if len(text) > _MAX_CANONICAL_CHARS:
+            raise _too_long(text)
         self._place = 0
         self._token = self._next()
 

@@ -51,7 +51,7 @@ class Integers:
 
 
 class Floats:
-    """The floats of a dtype; bfloat16 is compared as float32."""
+    """The floats of a dtype; bfloat16 is compared as float32, and bounds are numbers of bfloat16."""
 
     has_nan = True
     least, most = -math.inf, math.inf
@@ -79,11 +79,18 @@ class Floats:
 
     def above(self, value: Number) -> float:
         """The next float of the dtype; NaN after infinity."""
-        return math.nan if value == math.inf else float(np.nextafter(self._type(value), self._type(math.inf))) + 0.0
+        if value == math.inf:
+            return math.nan
+        following = np.nextafter(self._type(value), self._type(math.inf))
+        if self._is_bfloat16:
+            # Cut off the lower half of the float32: towards zero, so below zero that is up.
+            bits = int(following.view(np.uint32)) + (0xFFFF if following > 0 else 0)
+            following = np.uint32(bits & 0xFFFF0000).view(np.float32)
+        return float(following) + 0.0
 
     def below(self, value: Number) -> float:
         """The previous float of the dtype; NaN before minus infinity."""
-        return math.nan if value == -math.inf else float(np.nextafter(self._type(value), -self._type(math.inf))) + 0.0
+        return -self.above(-value) + 0.0
 
 
 Scale = Integers | Floats

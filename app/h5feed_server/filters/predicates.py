@@ -59,7 +59,7 @@ def bind(dataset: Dataset, where: Sequence[str]) -> tuple[Predicate, ...]:
             texts = _of_text(field, condition)
             found[texts.text] = texts
             continue
-        scale = _scale(field)
+        scale = scale_of(field)
         wanted = _numbers(field, condition, scale)
         if field.name in numbers:
             # So that the field is read once for all of its conditions.
@@ -95,7 +95,8 @@ def _refusal(condition: Condition, why: str) -> BadParameter:
     return BadParameter(f"where: {InvalidCondition(str(condition), why)}")
 
 
-def _scale(field: Field) -> Scale:
+def scale_of(field: Field) -> Scale:
+    """The values that a field of numbers can have."""
     if field.column.is_bfloat16:
         return Floats(np.dtype(np.float32), is_bfloat16=True)
     return Floats(field.dtype) if field.dtype.kind == "f" else Integers(field.dtype)

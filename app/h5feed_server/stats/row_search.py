@@ -6,6 +6,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +34,11 @@ _BLOCK = 1 << 18
 
 _BLOCK_BYTES = 16 << 20
 
-SORTED_BYTES = 64
-"""Bytes of a text that rows are sorted by."""
+_PIECE_BYTES = 32
+"""Bytes of each text that are compared at a time."""
+
+_MAX_SORTED_BYTES = 4096
+"""Bytes of a text after which rows count as equal."""
 
 MAX_TEXT = 200
 """Characters that can be searched for."""
@@ -58,7 +62,7 @@ class RowSearch:
     def by_value(self, dataset: Dataset, name: str, *, descending: bool) -> Rows:
         """All rows, (rows,) int32, by the value of a field of one number or text a row; equal ones by position.
 
-        NaN comes last either way. Of text, the first `SORTED_BYTES` count.
+        NaN comes last either way. Text is sorted by its first `_MAX_SORTED_BYTES`, in UTF-8.
 
         Raises
         ------
@@ -121,16 +125,14 @@ class RowSearch:
     def _sorted(self, field: Field, descending: bool, advance: Callable[[int], None]) -> npt.NDArray[np.int64]:
         column = field.column
         step = _block_rows(self._reader, field)
-        blocks = []
-        for begin in range(0, column.rows, step):
-            end = min(begin + step, column.rows)
-            if field.is_text:
-                items, offsets = self._reader.read_ragged(column, np.arange(begin, end, dtype=np.int64))
-                blocks.append(_beginnings(items, offsets))
-            else:
-                blocks.append(self._reader.read_block(column, begin, end).reshape(-1))
-            advance(end - begin)
-        values = column.widened(np.concatenate(blocks) if blocks else np.zeros(0))
+        if field.is_text:
+            values: npt.NDArray[Any] = self._ranks(field, advance)
+        else:
+            blocks = []
+            for begin in range(0, column.rows, step):
+                blocks.append(self._reader.read_block(column, begin, min(begin + step, column.rows)).reshape(-1))
+                advance(len(blocks[-1]))
+            values = column.widened(np.concatenate(blocks) if blocks else np.zeros(0))
         nan = np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), bool)
         there = np.flatnonzero(~nan)
         known = values[there]
@@ -139,6 +141,45 @@ class RowSearch:
         else:
             order = np.argsort(known, kind="stable")
         return np.concatenate([there[order], np.flatnonzero(nan)])
+
+    def _ranks(self, field: Field, advance: Callable[[int], None]) -> npt.NDArray[np.int64]:
+        """Numbers in the order of the texts, equal for equal texts, (rows,).
+
+        Compares a piece of each text, then the next pieces of those that are equal so far: paths of files may differ
+        in their last characters alone.
+        """
+        ranks = np.zeros(field.column.rows, np.int64)
+        equal, begin = np.arange(len(ranks)), 0
+        while len(equal) and begin < _MAX_SORTED_BYTES:
+            pieces, are_longer = self._pieces(field, equal, begin, (lambda rows: None) if begin else advance)
+            own = np.lexsort((pieces, ranks[equal]))
+            before, piece, count = ranks[equal[own]], pieces[own], np.arange(len(own))
+            is_first = np.concatenate([[True], before[1:] != before[:-1]])
+            is_other = is_first | np.concatenate([[True], piece[1:] != piece[:-1]])
+            # A text's rank is how many texts come before it: those before the equal ones so far, and of these the less.
+            starts, starts_of_other = (np.maximum.accumulate(np.where(one, count, 0)) for one in (is_first, is_other))
+            ranks[equal[own]] = before + starts_of_other - starts
+            run = np.cumsum(is_other) - 1
+            goes_on = (np.bincount(run) > 1) & (np.bincount(run, are_longer[own]) > 0)
+            equal = np.sort(equal[own[goes_on[run]]])
+            begin += _PIECE_BYTES
+        return ranks
+
+    def _pieces(
+        self, field: Field, rows: npt.NDArray[np.int64], begin: int, advance: Callable[[int], None]
+    ) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.bool_]]:
+        """`_PIECE_BYTES` of each text from byte `begin` on, and whether more follow; both (k,)."""
+        pieces, are_longer = np.zeros((len(rows), _PIECE_BYTES), np.uint8), np.zeros(len(rows), np.bool_)
+        step = _block_rows(self._reader, field)
+        for first in range(0, len(rows), step):
+            own = slice(first, first + step)
+            items, offsets = self._reader.read_ragged(field.column, rows[own])
+            places = offsets[:-1, None] + np.arange(begin, begin + _PIECE_BYTES)
+            inside = places < offsets[1:, None]
+            pieces[own][inside] = items[places[inside]]
+            are_longer[own] = np.diff(offsets) > begin + _PIECE_BYTES
+            advance(len(offsets) - 1)
+        return pieces.view(f"S{_PIECE_BYTES}").reshape(-1), are_longer
 
     def _holding(self, field: Field, text: str, advance: Callable[[int], None]) -> npt.NDArray[np.int64]:
         column = field.column
@@ -157,15 +198,6 @@ class RowSearch:
         return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
 
-def _beginnings(items: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bytes_]:
-    """The first bytes of each text, (n,)."""
-    places = offsets[:-1, None] + np.arange(SORTED_BYTES)
-    inside = places < offsets[1:, None]
-    cut = np.zeros(places.shape, np.uint8)
-    cut[inside] = items[places[inside]]
-    return cut.view(f"S{SORTED_BYTES}").reshape(-1)
-
-
 def text_fields(dataset: Dataset) -> list[Field]:
     """The fields that a search looks through."""
     return [field for field in dataset.fields if field.is_text and not field.unreadable]
@@ -180,7 +212,7 @@ def _block_rows(reader: Reader, field: Field) -> int:
 
 def _file(dataset: Dataset, wanted: Request) -> str:
     text = f"{dataset.name} {dataset.revision} {sorted(wanted.items())}"
-    return f"row-search/1-{hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=16).hexdigest()}"
+    return f"row-search/2-{hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=16).hexdigest()}"
 
 
 def _load(data: bytes) -> Rows:

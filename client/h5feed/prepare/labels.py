@@ -221,7 +221,8 @@ def chosen_classes(dataset: RemoteDataset, name: str, classes: Sequence[str | fl
     Raises
     ------
     BadParameter
-        Rows of the field do not have one class each, or a class is not there or is given twice.
+        Rows of the field do not have one class each, or a class is given twice, or is not one of those that the server
+        lists. It lists none of fractions, and of more than 10,000 classes.
     """
     field = dataset.fields[name]
     if isinstance(classes, str) or not len(classes):
@@ -251,7 +252,25 @@ def chosen_classes(dataset: RemoteDataset, name: str, classes: Sequence[str | fl
         if key in chosen or value in chosen.values():
             raise BadParameter(f"classes={list(classes)!r} has {key!r} twice")
         chosen[key] = value
+    if any(key not in names for key in chosen):
+        _check_there(dataset, name, chosen)
     return chosen
+
+
+def _check_there(dataset: RemoteDataset, name: str, chosen: Mapping[str, Any]) -> None:
+    """Raise `BadParameter` if no row of the dataset has one of these classes, which have no names in the file."""
+    counted = dataset.splits(classes=name)
+    listed = counted["splits"]["all"].get("classes") if counted.get("classes_of") == name else None
+    if listed is None:
+        # Too many classes to list, or values such as prices.
+        return
+    there = [entry["value"] for entry in listed]
+    for key, value in chosen.items():
+        if value not in there and key not in (dataset.fields[name].class_names or ()):
+            rest = (
+                f"the classes are {', '.join(map(str, there[:_CLASSES_SHOWN]))}{' …' * (len(there) > _CLASSES_SHOWN)}"
+            )
+            raise BadParameter(f"{name!r} has no class {key!r}: {did_you_mean(key, list(map(str, there)), rest)}")
 
 
 def class_condition(dataset: RemoteDataset, name: str, classes: Sequence[str | float]) -> str:

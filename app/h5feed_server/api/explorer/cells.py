@@ -106,7 +106,8 @@ def _as_cells(dataset: Dataset, field: Field, tensors: Any) -> list[Cell]:
     values, kind = tensors[field.name], kind_of(dataset, field)
     if field.is_text:
         return [Cell(text, value=text) for text in text_at(values, tensors[field.name + OFFSETS], CELL_CHARS)]
-    values = field.column.widened(values)
+    # Of bfloat16, `read_body` makes ml_dtypes' type where that is installed.
+    values = field.column.widened(values.view(field.dtype))
     if field.is_ragged:
         offsets = tensors[field.name + OFFSETS]
         return [_listed(values[begin:end]) for begin, end in pairwise(offsets)]

@@ -248,7 +248,7 @@ def _balance(dataset: Dataset, reports: dict[str, Any], splits: dict[str, Any] |
         return []
 
     def url(split: str, value: Any) -> str:
-        condition = is_value(label.name, value, label.class_names)
+        condition = is_value(label, value)
         chosen = None if split == "all" else split
         return link("datasets", dataset.name, "rows", split=chosen, where=condition)
 

@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Sequence
 from typing import Any
 
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+from ...catalog.dataset import Field
+from ...filters.grammar import Condition, Operator, Value
+from ...filters.intervals import Number, Scale
+from ...filters.predicates import scale_of
 
 
-def is_value(field: str, value: Any, names: Sequence[str] | None) -> str:
+def is_value(field: Field, value: Any) -> str:
     """The field has this value; its class's name says it where it has one."""
-    named = names is not None and isinstance(value, int) and 0 <= value < len(names)
-    return f"{quoted(field)} = {quoted(names[value]) if named and names else quoted(value)}"
+    names = field.class_names
+    if names and isinstance(value, int) and 0 <= value < len(names):
+        # Of two classes of the same name, the condition would mean the first.
+        name = names[value]
+        return _condition(field, "=", Value(name, quoted=True) if names.index(name) == value else _number(value))
+    return _condition(field, "=", Value(value, quoted=True) if isinstance(value, str) else _number(value))
 
 
-def is_within(field: str, low: float, high: float, *, closed: bool) -> tuple[str, str]:
-    """The field's number is from `low` to `high`, which belongs to it where that is `closed`."""
-    return f"{quoted(field)} >= {low!r}", f"{quoted(field)} {'<=' if closed else '<'} {high!r}"
+def is_within(field: Field, low: float, high: float, *, closed: bool) -> tuple[str, str]:
+    """The field's number is from `low` to `high`, which belongs to it where that is `closed`.
+
+    The bounds are written as numbers that the field can hold: of others, a condition would round them, perhaps past a
+    value of the field, or to infinity.
+    """
+    scale = scale_of(field)
+    first = _first_from(scale, low)
+    if closed:
+        last = scale.down(high)
+        last = scale.below(last) if last > high else last
+        return _condition(field, ">=", _number(first)), _condition(field, "<=", _number(last))
+    return _condition(field, ">=", _number(first)), _condition(field, "<", _number(_first_from(scale, high)))
 
 
-def quoted(value: Any) -> str:
-    """A name or a value: as it is where nothing in it can be mistaken, else as JSON."""
-    if isinstance(value, str):
-        return value if _PLAIN.fullmatch(value) and value.lower() not in _WORDS else json.dumps(value)
-    return json.dumps(value)
+def _first_from(scale: Scale, bound: float) -> Number:
+    """The least number of the field from `bound` on."""
+    first = scale.up(bound)
+    return scale.above(first) if first < bound else first
 
 
-_WORDS = frozenset({"in", "not", "and", "or", "nan", "true", "false", "null", "starts", "is", "between"})
+def _condition(field: Field, operator: Operator, value: Value) -> str:
+    return str(Condition(field.name, operator, (value,)))
+
+
+def _number(value: Any) -> Value:
+    return Value(str(value).lower() if isinstance(value, bool) else repr(value))

@@ -173,16 +173,15 @@ def _chart(dataset: Dataset, field: Field, kind: Kind, query: RowsPageQuery, rep
         return _url(dataset, query, where=(*others, *conditions), offset=None)
 
     if report["classes"]:
-        names = field.class_names
-        return class_chart(field.name, report["classes"], lambda value: to(is_value(field.name, value, names)))
+        return class_chart(field.name, report["classes"], lambda value: to(is_value(field, value)))
     if kind == "class" and report["values"]:
-        return class_chart(field.name, report["values"], lambda value: to(is_value(field.name, value, None)))
+        return class_chart(field.name, report["values"], lambda value: to(is_value(field, value)))
     if field.is_text:
         return histogram(f"lengths of {field.name}", report["lengths"]) if report["lengths"] else None
     if not report["histogram"]:
         return None
     return histogram(
-        field.name, report, url=lambda low, high, is_last: to(*is_within(field.name, low, high, closed=is_last))
+        field.name, report, url=lambda low, high, is_last: to(*is_within(field, low, high, closed=is_last))
     )
 
 
