@@ -74,6 +74,8 @@ def test_the_catalogue(http: httpx.Client, data: Path) -> None:
     assert by_name["<b>broken"]["status"] == "unreadable" and "HDF5" in by_name["<b>broken"]["reason"]
     page = seen(http, "/")
     assert "/datasets/zoo" in page.links() and "batches/s" in page.text and str(data) not in page.text
+    found = html.unescape(http.get("/?q=oo").text)
+    assert "feed.datasets('oo')" in found and "/v1/datasets?q=oo" in found
     strip = next(str(one["src"]) for one in page.all("img") if "/zoo/strip" in str(one["src"]))
     assert imagecodecs.png_decode(http.get(strip).content).shape[0] == 48
     assert [one["name"] for one in http.get("/?q=ZO&format=json").json()["datasets"]] == ["zoo"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -109,6 +111,17 @@ def test_only_so_many_groups_are_open(http: httpx.Client) -> None:
     assert _opens(page) == [f"/datasets/wide/tree?path=%2Fgroup{number}" for number in range(16, 20)]
     too_many = "&".join(f"open=%2Fgroup{number:02}" for number in range(17))
     assert "at most 16" in seen(http, f"/datasets/wide/tree?{too_many}", 400).text
+
+
+def test_the_request_pages_as_the_page_does(http: httpx.Client) -> None:
+    """What a program gets are the members that the page shows."""
+    page = "/datasets/all/tree?path=%2Fmany&offset=7&limit=3"
+    code = html.unescape(http.get(page).text)
+    request = re.search(r"curl -f '[^/]*//[^/]*(/v1[^']*)'", code)
+    assert request is not None
+    asked = http.get(request[1], headers={"accept": "application/json"}).json()["node"]["children"]
+    shown = http.get(f"{page}&format=json").json()["node"]["children"]
+    assert [one["name"] for one in asked] == [one["name"] for one in shown] == ["g007", "g008", "g009"]
 
 
 def test_a_file_is_chosen(http: httpx.Client) -> None:

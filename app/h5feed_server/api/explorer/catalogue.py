@@ -69,7 +69,8 @@ async def catalogue_page(request: Request, services: ServicesDep) -> Response:
             "sort_url": lambda sort: link(q=query.q, sort=_changed(sort)),
             "last_offset": max(0, len(lines) - 1) // query.limit * query.limit,
         }
-        snippets = [python(request, None, "print(feed.datasets())"), curl(request, link("v1", "datasets", q=query.q))]
+        listing = f"print(feed.datasets({repr(query.q) if query.q else ''}))"
+        snippets = [python(request, None, listing), curl(request, link("v1", "datasets", q=query.q or None))]
         reload = REFRESH_SECONDS if data["preparing"] else None
         return Page("catalogue.html", "Datasets", data, view, snippets=snippets, reload=reload)
 

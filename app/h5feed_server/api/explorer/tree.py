@@ -79,6 +79,7 @@ async def tree_page(request: Request, services: ServicesDep, name: NamePath) -> 
     path = link(
         "v1", "datasets", name, "tree",
         file=query.file, path=None if query.path == "/" else query.path, offset=query.offset or None,
+        limit=None if query.limit == MEMBERS_PER_PAGE else query.limit,
     )  # fmt: skip
     snippets = [python_json(request, path, "tree"), curl(request, path)]
     page = Page("tree.html", f"{name}: tree", data, view, dataset=name, tab="Tree", snippets=snippets)
