@@ -7,7 +7,29 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ...catalog.dataset import Dataset
+from .kinds import Kind, kind_of
+
+_EXAMPLE_CHARS = 40
+
+_EXAMPLES: dict[Kind, str] = {"class": "= 1", "number": ">= 0", "text": 'startswith "A"'}
+
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+
+
+def examples(dataset: Dataset) -> list[str]:
+    """At most two conditions on fields of the dataset, which show how one is written: on a class, a number, a text."""
+    found: dict[str, str] = {}
+    # Names that need no quotes come first.
+    for field in sorted(dataset.fields, key=lambda field: quoted(field.name) != field.name):
+        kind = kind_of(dataset, field)
+        condition = f"{quoted(field.name)} {_EXAMPLES.get(kind, '')}"
+        if kind == "class" and field.class_names:
+            first = field.class_names[:2]
+            condition = f"{quoted(field.name)} {'in' if first[1:] else '='} {', '.join(map(quoted, first))}"
+        if kind in _EXAMPLES and len(condition) <= _EXAMPLE_CHARS:
+            found.setdefault(kind, condition)
+    return [found[kind] for kind in _EXAMPLES if kind in found][:2]
 
 
 def is_value(field: str, value: Any, names: Sequence[str] | None) -> str:
