@@ -423,7 +423,7 @@ def test_parts_add_up(entered: list[tuple[float, int]], one: float, other: float
 
 
 def test_percentiles_of_waits() -> None:
-    """The histogram's median and 95th percentile are those of the waits, within 5 %."""
+    """The histogram's median and 95th percentile are those of the waits, within 5%."""
     meter = Meter()
     waits = np.random.default_rng(0).lognormal(-6, 2, 10_000)
     for wait in waits:
