@@ -291,7 +291,7 @@ def test_the_callback_tells_why(
     assert stats.last is not None
     lines = capsys.readouterr().out.splitlines()
     assert lines[2:] == [f"GPU waited {stats.last.summary()}; utilisation {stats.last.utilisation:.2f}", lines[1]]
-    assert re.fullmatch(r"GPU waited [\d.]+ % of the time \(waiting .* %, transfer .* %, decode .* %\); .*", lines[0])
+    assert re.fullmatch(r"GPU waited [\d.]+% of the time \(waiting [\d.]+%, transfer [\d.]+%, decode [\d.]+%\); .*", lines[0])
     assert advice in lines[1]
     train.close()
 
