@@ -25,6 +25,8 @@ START_SECONDS = 60.0
 """How long the server may take to start."""
 
 TARGET_ACCURACY = 0.95
+TARGET_EPOCHS = 8
+"""After so many epochs, the default, the test accuracy is at least `TARGET_ACCURACY`. After fewer, it may be lower."""
 
 SPLITS: dict[str, Any] = {"val": 0.1, "test": 0.1}
 _BATCH = 64
@@ -83,7 +85,7 @@ def _missing(error: ModuleNotFoundError) -> h5feed.FeedError:
 
 
 def run_demo(epochs: int, workers: int, keep: Path | None = None) -> int:
-    """Pack, serve, train, report; returns the exit code: 0 where the test accuracy reached the target.
+    """Pack, serve, train, report; returns the exit code: 1 where the test accuracy should have reached the target.
 
     The packed file stays in the folder `keep`, if there is one.
     """
@@ -99,10 +101,15 @@ def run_demo(epochs: int, workers: int, keep: Path | None = None) -> int:
             accuracy = _train(url, epochs)
     print(f"done in {time.monotonic() - began:.0f} s")
     print(f"next: h5feed-server serve {keep or 'FOLDER'}, then browse http://127.0.0.1:8000/")
-    if accuracy < TARGET_ACCURACY:
+    if is_too_low(accuracy, epochs):
         print(f"test accuracy is below {TARGET_ACCURACY}: something is wrong", file=sys.stderr)
         return 1
     return 0
+
+
+def is_too_low(accuracy: float, epochs: int) -> bool:
+    """Whether something is wrong if the test accuracy is this after so many epochs."""
+    return epochs >= TARGET_EPOCHS and accuracy < TARGET_ACCURACY
 
 
 def keep_file(packed: Path, folder: Path) -> Path:

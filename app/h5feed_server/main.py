@@ -42,8 +42,8 @@ _DESCRIPTION = """
 Training batches from HDF5 files.
 
 A batch depends on nothing but its URL, which names the dataset, the split, the order and the number of the batch, and
-on the revision of the data. All of it can be tried at [/docs](/docs), with datasets, splits and fields chosen from what
-this server has now; [/redoc](/redoc) has the same to read.
+on the revision of the data. Try every endpoint at [/docs](/docs), where you choose datasets, splits and fields from
+lists; [/redoc](/redoc) shows the same documentation without forms.
 """
 
 

@@ -60,8 +60,8 @@ class Picture:
         target.write_bytes(self.png)
 
     def __repr__(self) -> str:
-        about = f": {self.text}" if self.text else ""
-        return f"<Picture of {self.width} × {self.height} pixels, which save('NAME.png') writes{about}>"
+        about = f": {self.text.rstrip('.')}" if self.text else ""
+        return f"<Picture, {self.width} × {self.height} pixels{about}; save it with .save('NAME.png')>"
 
     def _repr_png_(self) -> bytes:
         return self.png

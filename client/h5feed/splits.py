@@ -118,7 +118,7 @@ class Splits(dict[str, Any]):
         splits: dict[str, dict[str, Any]] = self["splits"]
         has = {key for split in splits.values() for key in split}
         head = ["split", "rows", "share"]
-        head += [word for word, key in (("groups", "groups"), ("off by", "max_deviation")) if key in has]
+        head += [word for word, key in (("groups", "groups"), ("max. deviation", "max_deviation")) if key in has]
         table = [[*head, "digest"]]
         for name, split in splits.items():
             line = [name, f"{split['rows']:,}", _percent(split["share"])]
@@ -146,4 +146,4 @@ class Splits(dict[str, Any]):
 
 
 def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f} %"
+    return f"{100 * share:.{digits}f}%"

@@ -76,10 +76,11 @@ def test_a_contact_sheet(served: ServerProcess, toys: h5feed.Feed, tmp_path: Pat
     path = f"{served.url}/v1/datasets/toys/preview"
     assert picture.png == picture._repr_png_() == httpx.get(path, params=params, timeout=60).content
     assert picture.text == httpx.get(path, params={**params, "format": "txt"}, timeout=60).text
-    assert "9 images, a line for each of 3 classes: <b>cat, dog, fox" in picture.text
+    assert "9 images, one line per class: <b>cat, dog, fox" in picture.text
     assert (picture.width, picture.height) == Image.open(io.BytesIO(picture.png)).size
     assert repr(picture) == (
-        f"<Picture of {picture.width} × {picture.height} pixels, which save('NAME.png') writes: {picture.text}>"
+        f"<Picture, {picture.width} × {picture.height} pixels: {picture.text.removesuffix('.')}; "
+        "save it with .save('NAME.png')>"
     )
     picture.save(tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").read_bytes() == picture.png

@@ -291,7 +291,9 @@ def test_the_callback_tells_why(
     assert stats.last is not None
     lines = capsys.readouterr().out.splitlines()
     assert lines[2:] == [f"GPU waited {stats.last.summary()}; utilisation {stats.last.utilisation:.2f}", lines[1]]
-    assert re.fullmatch(r"GPU waited [\d.]+ % of the time \(waiting .* %, transfer .* %, decode .* %\); .*", lines[0])
+    assert re.fullmatch(
+        r"GPU waited [\d.]+% of the time \(waiting [\d.]+%, transfer [\d.]+%, decode [\d.]+%\); .*", lines[0]
+    )
     assert advice in lines[1]
     train.close()
 
@@ -423,7 +425,7 @@ def test_parts_add_up(entered: list[tuple[float, int]], one: float, other: float
 
 
 def test_percentiles_of_waits() -> None:
-    """The histogram's median and 95th percentile are those of the waits, within 5 %."""
+    """The histogram's median and 95th percentile are those of the waits, within 5%."""
     meter = Meter()
     waits = np.random.default_rng(0).lognormal(-6, 2, 10_000)
     for wait in waits:

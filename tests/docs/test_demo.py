@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from h5feed.errors import FeedError
-from h5feed_server.demo import keep_file, pack_digits
+from h5feed_server.demo import TARGET_ACCURACY, TARGET_EPOCHS, is_too_low, keep_file, pack_digits
 
 
 def test_a_file_that_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,3 +31,10 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(FeedError, match=r"cannot write .*file/digits.h5: File exists"):
         keep_file(packed, tmp_path / "file")
+
+
+@pytest.mark.parametrize(("epochs", "below"), [(1, False), (TARGET_EPOCHS - 1, False), (TARGET_EPOCHS, True)])
+def test_the_accuracy_is_checked_after_a_whole_training(epochs: int, below: bool) -> None:
+    """A short training may end below the target."""
+    assert is_too_low(TARGET_ACCURACY - 0.01, epochs) == below
+    assert not is_too_low(TARGET_ACCURACY, epochs)

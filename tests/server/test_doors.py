@@ -218,7 +218,7 @@ def test_nothing_else_is_open(guarded: ServerProcess, capsys: pytest.CaptureFixt
             assert connection.makefile("rb").readline().split()[1] == b"404", target
     with (
         h5feed.connect(guarded.url, deadline=60) as feed,
-        pytest.raises(Unauthorized, match="token= or in H5FEED_TOKEN"),
+        pytest.raises(Unauthorized, match="pass token= or set H5FEED_TOKEN"),
     ):
         feed.datasets()
     assert main(["ls", guarded.url]) == 1

@@ -41,7 +41,12 @@ def test_strangers_are_led_to_the_form(browser: httpx.Client) -> None:
         answer = browser.get(path)
         assert answer.status_code == 303 and answer.headers["location"].startswith("/sign-in?next=%2F")
         assert "secret" not in answer.text
-    assert browser.get("/v1/datasets").status_code == 401
+    refused = browser.get("/v1/datasets")
+    assert refused.status_code == 401 and "requires a token, and none was sent: pass token=" in refused.json()["detail"]
+    refused = browser.get("/v1/datasets", headers={"authorization": "Bearer wrong"})
+    assert "requires a token, and the one that was sent is wrong: " in refused.json()["detail"]
+    viewer = browser.get("/h5grove/meta?file=secret_data.h5", headers={"accept": "application/json"})
+    assert viewer.status_code == 401
     form = browser.get("/sign-in?next=/feed")
     assert form.status_code == 200 and 'value="/feed"' in form.text and "secret" not in form.text
     for asset in ("/explorer/explorer.css", "/explorer/explorer.js", "/explorer/theme.js", "/explorer/icon.svg"):
@@ -57,6 +62,7 @@ def test_a_token_opens_pages_and_pictures(browser: httpx.Client) -> None:
     assert "HttpOnly" in cookie and "SameSite=strict" in cookie and "Secure" not in cookie and TOKEN not in cookie
     assert "secret_data" in browser.get("/datasets/secret_data").text
     assert browser.get("/v1/datasets/secret_data/rows/0/image").status_code == 200
+    assert browser.get("/h5grove/meta?file=secret_data.h5", headers={"accept": "application/json"}).status_code == 200
     assert browser.post("/v1/datasets/secret_data/rows", json={"rows": [0]}).status_code == 401
     assert browser.delete("/v1/jobs/0").status_code == 401
     value = cookie.partition(";")[0].partition("=")[2]
@@ -85,6 +91,7 @@ def test_wrong_tokens(browser: httpx.Client, token: str) -> None:
     """They are refused, and the form says so."""
     answer = sign_in(browser, token)
     assert answer.status_code == 401 and "set-cookie" not in answer.headers and 'role="alert"' in answer.text
+    assert (">Wrong token.<" if token else ">Enter a token.<") in answer.text
     assert browser.get("/").status_code == 303
 
 

@@ -82,7 +82,7 @@ def test_a_sample(http: httpx.Client, field: str) -> None:
 
 KINDS = [
     ("/toys/stats/plot", {"val": "0.2", "test": "0.2"}, "Class balance of toys"),
-    ("/toys/stats/plot", {"kind": "histogram", "field": "images"}, "R mean"),
+    ("/toys/stats/plot", {"kind": "histogram", "field": "images"}, "R: mean"),
     ("/toys/stats/plot", {"kind": "histogram", "field": "features"}, "and 8 more"),
     ("/toys/stats/plot", {"kind": "histogram", "field": "depth", "split": "train", "test": "10"}, "split train, 290"),
     ("/toys/stats/plot", {"kind": "mean_image", "field": "images"}, "Mean of the 300 images of toys"),

@@ -436,7 +436,8 @@ def test_readable(labelled: tuple[h5feed.Feed, Path], kinds: h5feed.Dataset, fee
         "train_test_split",
         "stratified by 'labels'",
         "train",
-        "80.0 %",
+        "80.0%",
+        "max. deviation",
         "cat",
         report["splits"]["val"]["digest"],
     ):

@@ -297,7 +297,12 @@ def test_one_spelling(condition: str, short: str) -> None:
     ("condition", "why"),
     [
         ("", "expected a field"),
-        ("label", "expected =, !="),
+        ("width", r"the condition ends after the field: add a comparison .*'width >= 200'"),
+        ("label not 3", r"expected =, !=, .* not 'not'$"),
+        ("my field = 3", """not 'field': put a field name with spaces in double quotes, as in "my field"$"""),
+        ("label = red fox", """unexpected 'fox': put text with spaces in double quotes, as in "red fox"$"""),
+        ("label in cat, red fox", """unexpected 'fox': put text with spaces in double quotes"""),
+        ("title = 'cat'", r"""unexpected "'": use double quotes for text, as in "cat"$"""),
         ("label =", "expected a value, not the end"),
         ("label ~ 3", "unexpected '~'"),
         ("label = 1 and width = 2", "give 'where' once for each condition"),
@@ -391,6 +396,7 @@ def server(things: dict[str, Column], tmp_path_factory: pytest.TempPathFactory) 
     with h5py.File(folder / "things.h5", "w") as file:
         for name, values in things.items():
             file[name] = values
+        file.create_dataset("lists", len(things["width"]), h5py.vlen_dtype("i4"))
         file["label"].attrs["class_names"] = ["cat", "dog", "red fox"]
         titles = [f"{'The ' * (row % 3 == 0)}title {row}" for row in range(600)]
         file.create_dataset("title", data=titles, dtype=h5py.string_dtype())
@@ -573,7 +579,8 @@ def test_nothing_is_left(http: httpx.Client, dataset: h5feed.Dataset) -> None:
         ("lable = cat", "did you mean 'label'"),
         ("label = catt", "did you mean 'cat'"),
         ("label = cow", "the classes are cat, dog, red fox"),
-        ("width = wide", "'width' holds int64, and wide is no number"),
+        ("width = wide", "'width' holds numbers (int64), but 'wide' is not a number"),
+        ('width = "5"', "'width' holds numbers (int64), but '5' is in quotes, which make it text"),
         ("width = nan", "'width' holds int64, which is never NaN"),
         ("width startswith 1", "'startswith' is for text"),
         ("score < nan", "nothing is less or greater than NaN"),
@@ -581,7 +588,8 @@ def test_nothing_is_left(http: httpx.Client, dataset: h5feed.Dataset) -> None:
         ("width in 5..3", "5..3 is empty"),
         ("title in b..a", "b..a is empty"),
         ('title = "\\u0000"', "no character"),
-        ("images > 3", "a row of 'images' is [6, 6] of uint8"),
+        ("images > 3", "conditions need one number or text per row, but a row of 'images' has shape 6 × 6"),
+        ("lists > 3", "but a row of 'lists' is a list"),
         ("width ~ 3", "unexpected '~'"),
     ],
 )

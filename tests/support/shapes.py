@@ -12,7 +12,10 @@ import numpy.typing as npt
 ROWS = 480
 SIDE = 40
 CLASSES = ("circle", "triangle", "square", "star")
-COLOURS = ("red", "yellow", "green", "blue", "violet")
+COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "violet", "pink", "red")
+_HUES = (0.03, 0.11, 0.19, 0.44, 0.54, 0.71, 0.82, 0.95)
+"""Where one colour ends and the next begins, on the way from red to red."""
+
 FRAMES = 6
 
 _CORNERS = ((0, 1), (3, 1), (4, 1), (5, 3))
@@ -80,7 +83,7 @@ def write_shapes(path: Path) -> None:
         images[row] = frames[row, 0]
         contours[row] = sizes[row] * _normal(kind, angles - turns[row])
         points[row] = centres[row] + contours[row][:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
-        colour = COLOURS[int(hues[row] * len(COLOURS))]
+        colour = COLOURS[int(np.searchsorted(_HUES, hues[row], "right"))]
         extent = "small" if sizes[row] < 10 else "large" if sizes[row] > 14 else "medium"
         captions.append(f"a {extent} {colour} {CLASSES[kind]}")
     with h5py.File(path, "w") as file:

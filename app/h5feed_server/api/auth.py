@@ -68,11 +68,11 @@ class BearerAuth:
             form = RedirectResponse(f"{SIGN_IN}?{urlencode({'next': here})}", 303, {"cache-control": "no-store"})
             await form(scope, receive, send)
             return
-        sent = "the one that was sent is none of them" if token_of(scope) else "none was sent"
+        sent = "the one that was sent is wrong" if token_of(scope) else "none was sent"
         answer = problem(
             Unauthorized(
-                f"this server wants one of its tokens, and {sent}: give it as token= or in H5FEED_TOKEN, and without "
-                "h5feed as the header 'Authorization: Bearer …'"
+                f"this server requires a token, and {sent}: pass token= or set H5FEED_TOKEN; other programs send the "
+                "header 'Authorization: Bearer TOKEN'"
             )
         )
         await answer(scope, receive, send)

@@ -282,7 +282,7 @@ def _chosen(services: Services, dataset: Dataset, query: PreviewQuery) -> tuple[
     if not lines:
         raise RowOutOfRange(f"split {query.split!r} of {dataset.name!r} has no rows to show{where}")
     names = [name for name, _ in lines if name is not None]
-    which = f"a line for each of {len(names)} classes: {', '.join(names)}" if len(names) > 1 else f"of {''.join(names)}"
+    which = f"one line per class: {', '.join(names)}" if len(names) > 1 else f"of {''.join(names)}"
     what = which if names else "evenly spread over the rows"
     images = sum(len(wanted) for _, wanted in lines)
     split = f"split {query.split}"

@@ -20,7 +20,7 @@ TAGS = {
     "statistics": "Numbers about fields, over all rows or one split: ranges, means, histograms, class balance.",
     "batches": "What a training loop requests. A batch depends on nothing but its URL and the revision of the data.",
     "jobs": "Long work that the server does in the background.",
-    "health": "For those who watch the server.",
+    "health": "Health checks for monitoring.",
 }
 """Groups of endpoints, in the order in which a person needs them."""
 

@@ -123,7 +123,9 @@ def _set_helpers_aside(fields: Sequence[Traits], roles: list[Role]) -> None:
     for i, (distance, word) in far.items():
         if distance > far[nearest][0]:
             label = fields[nearest].name
-            reason = f"its name {fields[i].name!r} says {word!r}, and {label!r} is the label: select this one with y="
+            reason = (
+                f"its name {fields[i].name!r} suggests {word!r}, and {label!r} is the label: select this one with y="
+            )
             roles[i] = Role("other", reason)
 
 
@@ -137,32 +139,32 @@ def _by_itself(field: Traits, names: Sequence[str], scalars: Sequence[str]) -> R
         word = "nothing"
     if field.has_lists:
         if word == "input":
-            return Role("input", f"its name {name!r} says input; each row is a variable-length list")
+            return Role("input", f"its name {name!r} suggests an input; each row is a variable-length list")
         return Role("other", "each row is a variable-length list")
     # In a data frame, weight may be a feature of persons or things.
     if word == "weight" and (not field.is_column or "sample" in name.lower()):
-        return Role("weight", f"its name {name!r} says weight, with one value per row")
+        return Role("weight", f"its name {name!r} suggests a weight, and it has one value per row")
     if word == "label":
-        return Role("label", f"its name {name!r} says label")
+        return Role("label", f"its name {name!r} suggests a label")
     if field.is_text:
         return Role("other", "text")
     if word == "target":
-        return Role(_TARGET, f"its name {name!r} says target")
+        return Role(_TARGET, f"its name {name!r} suggests a target")
     if not field.is_single and (source := target_of_pair(name, names)) is not None:
-        return Role(_TARGET, f"its name {name!r} says target, next to {source!r}")
+        return Role(_TARGET, f"its name {name!r} suggests a target, next to {source!r}")
     if word == "index":
-        return Role("other", f"its name {name!r} says an index, a position, a time or a split")
+        return Role("other", f"its name {name!r} suggests an index, a position, a time or a split")
     if word == "input":
-        return Role("input", f"its name {name!r} says input")
+        return Role("input", f"its name {name!r} suggests an input")
     if len(shape) >= 2:
         return Role("input", f"a sample of {len(shape)} axes is an image, a series or the like")
     if len(shape) == 1 and not field.is_single:
         return Role("input", "a sample is a vector")
     if field.dtype.kind in "biu":
-        return Role("other", "one integer per row, but its name does not say label")
+        return Role("other", "one integer per row, but its name does not suggest a label")
     if field.is_column:
         return Role("input", "a column of numbers")
-    return Role("other", "nothing tells its role")
+    return Role("other", "neither its name nor its shape suggests a role")
 
 
 def _only_label(fields: Sequence[Traits], roles: Sequence[Role], holds_classes: Callable[[int], bool]) -> int | None:

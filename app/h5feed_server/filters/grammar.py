@@ -93,8 +93,13 @@ class Value:
             return float(word)
         return _NAMED.get(word)
 
+    @property
+    def is_quoted_number(self) -> bool:
+        """Whether it would be a number without its quotes."""
+        return self.quoted and Value(self.text).number is not None
+
     def __str__(self) -> str:
-        is_word = _VALUE.fullmatch(self.text) and (not self.quoted or Value(self.text).number is None)
+        is_word = _VALUE.fullmatch(self.text) and not self.is_quoted_number
         return self.text if is_word else json.dumps(self.text, ensure_ascii=False)
 
 
@@ -192,6 +197,8 @@ class _Parser:
             hint = ""
             if self._token.text.lower() in ("and", "or"):
                 hint = "; give 'where' once for each condition: all must hold. 'in' takes several values"
+            elif self._token.kind == "word":
+                hint = ': put text with spaces in double quotes, as in "red fox"'
             raise self._invalid(f"unexpected {self._token}{hint}")
         return Condition(field, operator, tuple(items))
 
@@ -215,8 +222,14 @@ class _Parser:
         if token.kind == "word" and word == "not" and self._token.text.lower() == "in":
             self._advance()
             return "not in"
+        if token.kind == "end":
+            raise self._invalid(
+                "the condition ends after the field: add a comparison and a value, as in 'width >= 200'"
+            )
+        is_name = token.kind == "word" and word != "not"
+        hint = ': put a field name with spaces in double quotes, as in "my field"' if is_name else ""
         raise self._invalid(
-            f"expected =, !=, <, <=, >, >=, 'in', 'not in' or 'startswith' after the field, not {token}"
+            f"expected =, !=, <, <=, >, >=, 'in', 'not in' or 'startswith' after the field, not {token}{hint}"
         )
 
     def _item(self) -> Value | Range:
@@ -253,6 +266,8 @@ class _Parser:
             rest = self._text[self._place :].lstrip(" \t\r\n")
             if rest.startswith('"'):
                 raise self._invalid("a string is not closed, or has characters that JSON writes as \\n, \\t or \\u…")
+            if rest.startswith("'"):
+                raise self._invalid(f'unexpected {rest[0]!r}: use double quotes for text, as in "cat"')
             raise self._invalid(f'unexpected {rest[0]!r}: text with such characters is quoted, as in "{rest[0]}"')
         self._place = match.end()
         assert match.lastgroup is not None

@@ -82,10 +82,8 @@ def _bound(dataset: Dataset, where: Sequence[str]) -> Iterator[tuple[Condition, 
         except (FieldNotFound, UnsupportedField) as error:
             raise _refusal(condition, error.detail) from None
         if (field.is_ragged and not field.is_text) or field.images is not None or math.prod(field.sample_shape) != 1:
-            shape = "a list" if field.is_ragged else f"{list(field.sample_shape)} of {field.type_name}"
-            raise _refusal(
-                condition, f"a row of {field.name!r} is {shape}, and only one number or text can be compared"
-            )
+            what = "is a list" if field.is_ragged else f"has shape {' × '.join(map(str, field.sample_shape))}"
+            raise _refusal(condition, f"conditions need one number or text per row, but a row of {field.name!r} {what}")
         if not field.is_text and field.dtype.kind not in "biuf":
             raise _refusal(condition, f"{field.name!r} holds {field.type_name}, which cannot be compared")
         yield condition, field
@@ -177,7 +175,9 @@ def _number(field: Field, condition: Condition, value: Value, scale: Scale) -> N
     if number is None:
         names = field.class_names
         if names is None:
-            raise _refusal(condition, f"{field.name!r} holds {field.type_name}, and {value} is no number")
+            what = "is in quotes, which make it text" if value.is_quoted_number else "is not a number"
+            shown = repr(value.text[:_MAX_NAME])
+            raise _refusal(condition, f"{field.name!r} holds numbers ({field.type_name}), but {shown} {what}")
         if value.text not in names:
             rest = f"the classes are {', '.join(names[:_SHOWN_CLASSES])}{' …' if len(names) > _SHOWN_CLASSES else ''}"
             said = did_you_mean(value.text, names, rest)

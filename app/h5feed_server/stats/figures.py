@@ -135,8 +135,8 @@ def draw_histogram(dataset: str, report: Mapping[str, Any], where: str, form: Pl
     parts = [part for part in parts if part["histogram"]]
     said = _listed(
         [
-            f"{part['name']} mean {_number(part['mean'])}, standard deviation {_number(part['std'])}, "
-            f"from {_number(part['min'])} to {_number(part['max'])}"
+            f"{part['name']}: mean {_number(part['mean'])}, standard deviation {_number(part['std'])}, "
+            f"range {_number(part['min'])} to {_number(part['max'])}"
             for part in parts
         ],
         "; ",

@@ -72,7 +72,7 @@ class RowSearch:
         """
         field = dataset.field(name)
         if math.prod(field.sample_shape) != 1 or (field.is_ragged and not field.is_text):
-            raise UnsupportedField(f"sort={name}: rows can be sorted by a field of one value a row, which it is not")
+            raise UnsupportedField(f"sort={name}: rows can be sorted only by a field with one value per row")
         return self._found(dataset, {"sort": name, "descending": descending}, [field])
 
     def with_text(self, dataset: Dataset, text: str) -> Rows:

@@ -7,6 +7,9 @@ import os
 HDF5 = b"\x89HDF\r\n\x1a\n"
 """Signature of the superblock, at the start of a file or after a user block of 512 bytes times a power of two."""
 
+NOT_HDF5 = "it is not an HDF5 file"
+"""How every reason of `why_no_hdf5` begins."""
+
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (
         b"MATLAB 5.0 MAT-file",
@@ -47,8 +50,8 @@ def why_no_hdf5(fd: int) -> str | None:
         return None
     head = os.pread(fd, 128, 0)
     if not head:
-        return "it is not an HDF5 file: it is empty"
+        return f"{NOT_HDF5}: it is empty"
     for begin, what in _OTHERS:
         if head[: len(begin)].lower() == begin.lower():
-            return f"it is not an HDF5 file, but {what}"
-    return "it is not an HDF5 file: it has no HDF5 signature"
+            return f"{NOT_HDF5}, but {what}"
+    return f"{NOT_HDF5} (no HDF5 signature)"

@@ -81,7 +81,7 @@ class RowCache:
     BadParameter
         `max_bytes` is below 1.
 
-    The repr shows how many rows are cached. The logger ``h5feed.cache`` logs the progress at INFO for every 10 %.
+    The repr shows how many rows are cached. The logger ``h5feed.cache`` logs the progress at INFO for every 10%.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ class WaitMonitor(keras.callbacks.Callback):  # type: ignore[misc]
 
         model.fit(train, epochs=10, callbacks=[h5feed.keras.WaitMonitor(train), keras.callbacks.CSVLogger("log.csv")])
 
-        GPU waited 3.1 % of the time (waiting 2.0 %, transfer 0.9 %, decode 0.2 %); utilisation 0.97
+        GPU waited 3.1% of the time (waiting 2.0%, transfer 0.9%, decode 0.2%); utilisation 0.97
 
     If the utilisation is below 0.95, the next line says what to change. Validation is not included.
 

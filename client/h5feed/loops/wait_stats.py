@@ -18,7 +18,7 @@ LEAST_WAIT = 1e-6
 """Seconds; shorter waits fall into the first bin of the histogram."""
 
 BINS = 32 * BINS_PER_OCTAVE
-"""The last bin starts beyond one hour; each bin is 9 % wider than the previous one."""
+"""The last bin starts beyond one hour; each bin is 9% wider than the previous one."""
 
 MUCH = 0.05
 """Share of the time that an accelerator may idle before `advice` suggests a change."""
@@ -59,7 +59,7 @@ class LoopStats(Mapping[str, float]):
         is excluded, and with it the compilation of the model. Here compute time is all the time the loop does not wait,
         so work on the host between two steps counts as compute.
     median, p95, longest : float
-        Wait of a single step; the first two within 5 %.
+        Wait of a single step; the first two within 5%.
     bytes_per_second : float
     retries : int
         Requests that were retried.
@@ -173,7 +173,7 @@ class LoopStats(Mapping[str, float]):
         return "the server is slow to respond: use more --workers, or check the file with `h5feed-server inspect`"
 
     def summary(self) -> str:
-        """The time waited, as ``3.1 % of the time (waiting 2.0 %, transfer 0.9 %, decode 0.2 %)``."""
+        """The time waited, as ``3.1% of the time (waiting 2.0%, transfer 0.9%, decode 0.2%)``."""
         parts = ", ".join(f"{name} {_percent(self.share(name))}" for name in ("waiting", "transfer", "decode"))
         return f"{_percent(self.share('waited'))} of the time ({parts})"
 
@@ -212,12 +212,12 @@ def bins_of(waits: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}%"
 
 
 def _seconds(name: str) -> Callable[[LoopStats], str]:
     """Format a time in seconds and as a share of the total."""
-    return lambda stats: f"{getattr(stats, name):,.2f} s {_percent(stats.share(name)):>7}"
+    return lambda stats: f"{getattr(stats, name):,.2f} s {_percent(stats.share(name)):>6}"
 
 
 def _milliseconds(name: str) -> Callable[[LoopStats], str]:

@@ -49,7 +49,7 @@ async def feed_page(request: Request, services: ServicesDep) -> Response:
                 ("Requests per second", _chart("requests per second", activity, "requests")),
             ]
         }
-        return Page("feed.html", "Feed", data, view, snippets=[python(request, None)], reload=_RELOAD_SECONDS)
+        return Page("feed.html", "Activity", data, view, snippets=[python(request, None)], reload=_RELOAD_SECONDS)
 
     return answer(request, await in_thread(services, work))
 

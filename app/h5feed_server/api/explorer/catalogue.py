@@ -13,6 +13,7 @@ from ...catalog.dataset import Dataset
 from ...catalog.description import rows_of
 from ...catalog.discovery import shown
 from ...catalog.entry import Listed
+from ...storage.signatures import NOT_HDF5
 from ..dependencies import ServicesDep, all_known, in_thread
 from .activity import rates
 from .dataset import summary
@@ -65,6 +66,7 @@ async def catalogue_page(request: Request, services: ServicesDep) -> Response:
         view = {
             "query": query,
             "strips": [_strip(line) for line in shown_lines],
+            "trees": [_tree(line) for line in shown_lines],
             "page_url": lambda offset: link(q=query.q, sort=_changed(query.sort), offset=offset or None),
             "sort_url": lambda sort: link(q=query.q, sort=_changed(sort)),
             "last_offset": max(0, len(lines) - 1) // query.limit * query.limit,
@@ -124,6 +126,13 @@ def _described(line: Listed) -> dict[str, Any]:
             "splits": rows_of(dataset.native),
         }
     return described
+
+
+def _tree(line: Listed) -> str | None:
+    """Where the contents of files are shown that cannot be served; None where they are not HDF5."""
+    if line.status != "unreadable" or not line.files or NOT_HDF5 in (line.reason or ""):
+        return None
+    return link("datasets", line.name, "tree")
 
 
 def _strip(line: Listed) -> str | None:

@@ -73,7 +73,7 @@ def cells(
         elif kind == "none":
             found[field.name] = [Cell(str(field.unreadable), problem=True)] * len(rows)
         elif field.is_ragged and _list_bytes(services, field) > _CELL_LIST_BYTES:
-            found[field.name] = [Cell("long: see the row's page")] * len(rows)
+            found[field.name] = [Cell("too long to show here: open the row")] * len(rows)
         elif field.is_ragged or field.row_bytes <= _CELL_ROW_BYTES:
             read.append(field)
         else:

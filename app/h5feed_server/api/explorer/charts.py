@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .web import number, share
+from .web import counted, number, share
 
 MAX_BARS = 24
 """Bars of a small chart."""
@@ -111,7 +111,8 @@ def class_chart(
         for one in shown
     ]
     said = ", ".join(f"{label_of(one)} {share(one['share'])}" for one in shown[:12])
-    return Chart(bars, f"{len(classes)} classes of {name}: {said}", f"{len(classes)} classes")
+    total = counted(len(classes), "class", "classes")
+    return Chart(bars, f"{total} of {name}: {said}", total)
 
 
 def label_of(entry: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 from fastapi import Request
 from fastapi.responses import Response
 from h5feed.errors import Overloaded
@@ -26,7 +27,7 @@ from .rows import type_of
 from .samples import STRIP_SAMPLES, strip_field
 from .selection import EVERYTHING
 from .snippets import curl, python
-from .web import REFRESH_SECONDS, Page, about, answer, link, pages, parsed
+from .web import REFRESH_SECONDS, Page, about, answer, counted, link, pages, parsed
 
 router = pages()
 
@@ -116,7 +117,7 @@ def _page(
     whole = describe_dataset(dataset)
     data = {
         **about(dataset),
-        "summary": summary(dataset),
+        "summary": summary(dataset, _classes_found(dataset, reports)),
         "card": whole["card"],
         "files": whole["files"],
         "bytes": sum(field["stored_bytes"] for field in whole["fields"]),
@@ -175,15 +176,43 @@ def _page(
     )
 
 
-def summary(dataset: Dataset) -> str:
-    """What a dataset is, in one line."""
-    inputs = [field for field in dataset.fields if field.role == "input"][:3]
-    said = ", ".join(f"{field.name} {type_of(field)}" for field in inputs) or f"{len(dataset.fields)} fields"
+def summary(dataset: Dataset, classes: int | None = None) -> str:
+    """What a dataset is, in one line: the fields that are served, and how many classes the label has.
+
+    Parameters
+    ----------
+    classes : int, optional
+        Classes that rows have, where they are counted; else the names are.
+    """
+    served = [field for field in dataset.fields if not field.unreadable]
+    inputs = [field for field in served if field.role == "input"][:3]
+    said = ", ".join(f"{field.name} {type_of(field)}" for field in inputs) or counted(len(served), "field")
     label = dataset.label
     if label is None:
         return said
-    classes = f", {len(label.class_names)} classes" if label.class_names else ""
-    return f"{said} → {label.name}{classes}"
+    if classes is not None:
+        said_of_label = f", {counted(classes, 'class', 'classes')}"
+    else:
+        said_of_label = f", {counted(len(label.class_names), 'class name')}" if label.class_names else ""
+    return f"{said} → {label.name}{said_of_label}"
+
+
+def _classes_found(dataset: Dataset, reports: dict[str, Any]) -> int | None:
+    """How many classes rows have; None where that is not known, or the label has none."""
+    report = None if dataset.label is None else reports.get(dataset.label.name)
+    return sum(one["rows"] > 0 for one in report["classes"]) if report and report["classes"] else None
+
+
+def stored_as(field: Field) -> str | None:
+    """The type of a field in the file, in words; None of an array whose type may be one that numpy does not have."""
+    array = field.array
+    if array.unreadable:
+        return None
+    dtype = np.dtype(array.dtype)
+    if dtype.kind == "S":
+        return "variable-length text" if array.ragged else f"text of {counted(dtype.itemsize, 'byte')}"
+    name = "bfloat16" if array.is_bfloat16 else f"{dtype.name}{', big-endian' if dtype.str[0] == '>' else ''}"
+    return f"lists of {name}" if array.ragged else name
 
 
 def _stored_or_drawn(dataset: Dataset) -> str:
@@ -218,6 +247,7 @@ def _field(dataset: Dataset, field: Field, described: dict[str, Any], report: di
         "name": field.name,
         "kind": kind,
         "type": type_of(field),
+        "stored_as": stored_as(field),
         "described": described,
         "attributes": _attributes(described["attributes"]),
         "report": report,

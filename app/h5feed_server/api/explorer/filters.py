@@ -4,10 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...catalog.dataset import Field
+from ...catalog.dataset import Dataset, Field
 from ...filters.grammar import Condition, Operator, Value
 from ...filters.intervals import Number, Scale
 from ...filters.predicates import scale_of
+from .kinds import Kind, kind_of
+
+_EXAMPLE_CHARS = 40
+
+_EXAMPLES: dict[Kind, tuple[Operator, Value]] = {
+    "class": ("=", Value("1")),
+    "number": (">=", Value("0")),
+    "text": ("startswith", Value("A")),
+}
+
+
+def examples(dataset: Dataset) -> list[str]:
+    """At most two conditions on fields of the dataset, which show how one is written: on a class, a number, a text."""
+    found: dict[str, str] = {}
+    # Names that need no quotes come first.
+    for field in sorted(dataset.fields, key=lambda field: str(Condition(field.name, "=", ())).startswith('"')):
+        kind = kind_of(dataset, field)
+        if kind not in _EXAMPLES:
+            continue
+        operator, value = _EXAMPLES[kind]
+        condition = _condition(field, operator, value)
+        if kind == "class" and field.class_names:
+            names = [Value(name, quoted=True) for name in field.class_names[:2]]
+            condition = _condition(field, "in" if names[1:] else "=", *names)
+        if len(condition) <= _EXAMPLE_CHARS:
+            found.setdefault(kind, condition)
+    return [found[kind] for kind in _EXAMPLES if kind in found][:2]
 
 
 def is_value(field: Field, value: Any) -> str:
@@ -41,8 +68,8 @@ def _first_from(scale: Scale, bound: float) -> Number:
     return scale.above(first) if first < bound else first
 
 
-def _condition(field: Field, operator: Operator, value: Value) -> str:
-    return str(Condition(field.name, operator, (value,)))
+def _condition(field: Field, operator: Operator, *values: Value) -> str:
+    return str(Condition(field.name, operator, values))
 
 
 def _number(value: Any) -> Value:

@@ -85,7 +85,7 @@ def _of_values(field: Field, report: Mapping[str, Any]) -> list[Finding]:
         found.append(Finding("problem", "every row has the same text", field.name))
     elif field.channels is not None and field.dtype == "u1" and greatest is not None and 0 < greatest <= 1:
         found.append(
-            Finding("note", "images of bytes with no value above 1: scaling by 1/255 makes them black", field.name)
+            Finding("note", "uint8 images with no value above 1: scaling by 1/255 makes them black", field.name)
         )
     return found
 
@@ -98,15 +98,14 @@ def _of_label(field: Field, report: Mapping[str, Any]) -> list[Finding]:
             known = f"{len(names)} class names, for 0 to {len(names) - 1}"
             found.append(Finding("problem", f"labels go up to {number(greatest)}, but there are {known}", field.name))
         if least < 0:
-            found.append(
-                Finding("problem", f"labels go down to {number(least)}: losses want them from 0 on", field.name)
-            )
+            text = f"the smallest label is {number(least)}, but losses expect labels from 0"
+            found.append(Finding("problem", text, field.name))
     classes = [one for one in report["classes"] or () if one["rows"]]
     if len(classes) > 1:
         ordered = sorted(classes, key=lambda one: one["rows"])
         small, large = ordered[0], ordered[-1]
         if large["rows"] >= _SKEWED * small["rows"]:
-            said = f"{label_of(large)} has {large['rows']:,} rows and {label_of(small)} {small['rows']:,}"
+            said = f"{label_of(large)} has {large['rows']:,} rows, but {label_of(small)} has only {small['rows']:,}"
             found.append(Finding("note", f"classes are far from balanced: {said}", field.name))
     return found
 
@@ -130,13 +129,14 @@ def _of_rows(checks: RowChecks, across: int | None) -> list[Finding]:
     report = checks.report
     if report["repeated"]:
         examples = [row for pair in report["examples"][:_NAMED] for row in pair[::-1]]
-        text = f"{_counted(report['repeated'], 'row', ' has', ' have')} the inputs of an earlier row"
+        text = f"{_counted(report['repeated'], 'row', ' has', ' have')} the same inputs as an earlier row"
         found.append(Finding("note", text, rows=list(dict.fromkeys(examples))))
     if across:
-        text = f"{_counted(across, 'row', ' has', ' have')} the inputs of a row in another split: it spoils the scores"
+        those = _counted(across, "row", " has", " have")
+        text = f"{those} the same inputs as a row in another split, which inflates test scores"
         found.append(Finding("problem", text))
     for name, uniform in report["uniform"].items():
-        text = f"{_counted(uniform['rows'], 'image')} all one colour"
+        text = f"{_counted(uniform['rows'], 'image', ' has', ' have')} a single colour"
         found.append(Finding("problem" if uniform["rows"] > 1 else "note", text, name, uniform["examples"][:_NAMED]))
     return found
 

@@ -19,7 +19,7 @@ from .kinds import DRAWN, SINGLE, Kind, by_role, kind_of
 from .rows import type_of
 from .samples import sample, signal_of, strip_field, text_at
 from .selection import Selection, place_of, selected
-from .snippets import curl, python
+from .snippets import Snippet, in_list, named_fields, python, short_curl
 from .web import Page, about, answer, link, number, pages, parsed, soon
 
 router = pages()
@@ -100,7 +100,6 @@ async def row_page(
                 for form in ("npz", "safetensors")
             ],
         }
-        path = link("v1", "datasets", dataset.name, "rows", start=row, stop=row + 1, format="json")
         return Page(
             "row.html",
             f"{dataset.name}: row {row:,}",
@@ -108,10 +107,19 @@ async def row_page(
             view,
             dataset=dataset.name,
             tab="Rows",
-            snippets=[python(request, dataset.name, f"batch = ds.take([{row}])"), curl(request, path)],
+            snippets=_snippets(request, dataset, row),
         )
 
     return answer(request, await soon(services, work))
+
+
+def _snippets(request: Request, dataset: Dataset, row: int) -> list[Snippet]:
+    names = named_fields(dataset, dataset.fields)
+    which = "" if names is None else f", fields={names!r}"
+    path = link(
+        "v1", "datasets", dataset.name, "rows", start=row, stop=row + 1, fields=in_list(names), format="json"
+    )  # fmt: skip
+    return [python(request, dataset.name, f"batch = ds.take([{row}]{which})"), *short_curl(request, path)]
 
 
 def _around(rows: npt.NDArray[Any] | None, total: int, row: int, place: int | None) -> tuple[list[int], list[int]]:
@@ -140,7 +148,7 @@ def _shown(services: Services, dataset: Dataset, field: Field, row: int, query: 
         if field.unreadable
         else link(
             "v1", "datasets", dataset.name, "rows",
-            start=row, stop=row + 1, fields=_in_list(field.name), format="npz" if field.is_ragged else "npy",
+            start=row, stop=row + 1, fields=in_list([field.name]), format="npz" if field.is_ragged else "npy",
         ),
     }  # fmt: skip
     try:
@@ -196,9 +204,9 @@ def _drawn(services: Services, dataset: Dataset, field: Field, row: int, kind: K
     if kind == "volume" and len(field.sample_shape) == 3:
         depth = field.sample_shape[0]
         at = min(depth // 2 if own.at is None else own.at, depth - 1)
-        steps = [("first", 0), ("back", at - 1), ("on", at + 1), ("last", depth - 1)]
+        steps = [("first", 0), ("previous", at - 1), ("next", at + 1), ("last", depth - 1)]
         drawn["zoom"] = [(f"{name} slice", to(at=str(to_))) for name, to_ in steps if 0 <= to_ < depth and to_ != at]
-        drawn["caption"] = f"slice {at} of {depth}, and two across it"
+        drawn["caption"] = f"slice {at} (of 0–{depth - 1}), and two perpendicular slices"
     return drawn
 
 
@@ -218,8 +226,3 @@ def _zooms(begin: int, end: int, length: int, to: Any) -> list[tuple[str, str]]:
             links.append(("right", to(begin=min(end, length - width), end=min(end + width, length))))
         links.append(("all", to()))
     return links
-
-
-def _in_list(name: str) -> str:
-    """A name within the comma-separated list of a query."""
-    return name.replace("%", "%25").replace(",", "%2C")

@@ -17,12 +17,12 @@ from ...stats.row_search import text_fields
 from ..dependencies import NamePath, ServicesDep, attempted, in_thread, wait_for
 from .cells import Cell, cells
 from .charts import Chart, class_chart, histogram
-from .filters import is_value, is_within
+from .filters import examples, is_value, is_within
 from .kinds import DRAWN, SINGLE, Kind, by_role, in_table, kind_of
 from .samples import strip_field
 from .selection import EVERYTHING, Selection, page_of, selected
-from .snippets import arguments, curl, given, python
-from .web import Page, about, answer, link, pages, parsed, soon
+from .snippets import Snippet, arguments, given, in_list, named_fields, python, short_curl
+from .web import Page, about, answer, counted, link, pages, parsed, soon
 
 router = pages()
 
@@ -61,7 +61,7 @@ async def rows_page(request: Request, services: ServicesDep, name: NamePath) -> 
         found = selected(services, dataset, query)
         total = dataset.rows if found is None else len(found)
         if query.offset and query.offset >= total:
-            raise RowOutOfRange(f"offset={query.offset}: these are {total:,} rows, valid is 0 to {max(0, total - 1)}")
+            raise RowOutOfRange(_out_of_range(query.offset, total))
         ids = page_of(found, total, query.offset, limit)
         fields = in_table(dataset)[:_MOST_FIELDS] if query.view == "table" else _tile_fields(dataset)
         columns = cells(services, dataset, fields, ids, _THUMBNAIL if query.view == "table" else _TILE)
@@ -79,10 +79,13 @@ async def rows_page(request: Request, services: ServicesDep, name: NamePath) -> 
                 for row, line in lines
             ],
         }
+        drawn = [_column(dataset, field, query, charts) for field in fields]
         view = {
             "query": query,
             "lines": lines,
-            "columns": [_column(dataset, field, query, charts) for field in fields],
+            "columns": drawn,
+            "charts_of_all": query.selects and any(column["chart"] for column in drawn),
+            "example": ": ".join(filter(None, ["Filter", " · ".join(examples(dataset))])),
             "row_url": lambda row: link("datasets", dataset.name, "rows", row, **query.query()),
             "page_url": lambda offset: _url(dataset, query, offset=offset or None),
             "last_offset": max(0, total - 1) // limit * limit,
@@ -102,10 +105,15 @@ async def rows_page(request: Request, services: ServicesDep, name: NamePath) -> 
             view,
             dataset=dataset.name,
             tab="Rows",
-            snippets=_snippets(request, dataset, query, ids.tolist(), charts),
+            snippets=_snippets(request, dataset, query, ids.tolist(), fields),
         )
 
     return answer(request, await soon(services, work))
+
+
+def _out_of_range(offset: int, total: int) -> str:
+    valid = f"valid: 0 to {total - 1}" if total else "valid: 0"
+    return f"offset={offset} is out of range: {counted(total, 'row is', 'rows are')} selected ({valid})"
 
 
 def split_names(dataset: Dataset, query: Selection) -> list[str]:
@@ -212,8 +220,10 @@ def _without(conditions: Sequence[str], one: str) -> tuple[str, ...]:
 
 
 def _snippets(
-    request: Request, dataset: Dataset, query: RowsPageQuery, ids: list[int], charts: dict[str, dict[str, Any]]
-) -> list[Any]:
+    request: Request, dataset: Dataset, query: RowsPageQuery, ids: list[int], fields: Sequence[Field]
+) -> list[Snippet]:
+    names = named_fields(dataset, fields)
+    which = "" if names is None else f", fields={names!r}"
     options = given({**query.spec.model_dump(), "where": list(query.where)}, {**EVERYTHING.model_dump(), "where": []})
     lines = []
     if query.canonical_split != "all" or query.where:
@@ -221,10 +231,16 @@ def _snippets(
         lines.append(f"rows = ds.split_rows({split})")
     if query.sort is None and query.q is None and lines:
         stop = query.offset + len(ids)
-        lines.append(f"batch = ds.take(rows[{query.offset}:{stop}])")
+        lines.append(f"batch = ds.take(rows[{query.offset}:{stop}]{which})")
     else:
-        lines = [f"batch = ds.take({ids!r})"]
-    consecutive = ids == list(range(query.offset, query.offset + len(ids)))
-    path = f"{link('v1', 'datasets', dataset.name, 'rows')}?start={query.offset}&stop={query.offset + len(ids)}"
-    shell = [curl(request, f"{path}&format=json")] if consecutive and query.is_everything else []
+        rows = range(ids[0], ids[-1] + 1) if ids[1:] else range(0)
+        lines = [f"batch = ds.take({rows if ids == [*rows] else ids!r}{which})"]
+    shell = []
+    # The API counts rows that meet conditions, but neither those of a split nor in another order.
+    if ids and query.canonical_split == "all" and query.q is None and query.sort is None:
+        path = link(
+            "v1", "datasets", dataset.name, "rows",
+            start=query.offset, stop=query.offset + len(ids), where=query.where, fields=in_list(names), format="json",
+        )  # fmt: skip
+        shell = short_curl(request, path)
     return [python(request, dataset.name, *lines), *shell]

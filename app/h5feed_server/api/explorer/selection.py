@@ -36,7 +36,12 @@ class Selection(FilteredSpec):
 
     @property
     def is_everything(self) -> bool:
-        return self.canonical_split == "all" and not self.where and self.q is None and self.sort is None
+        return not self.selects and self.sort is None
+
+    @property
+    def selects(self) -> bool:
+        """Whether rows may be left out."""
+        return self.canonical_split != "all" or bool(self.where) or self.q is not None
 
     def query(self, **changes: Any) -> dict[str, Any]:
         """The parameters of a link to the same selection, those left out that are as they are by default."""

@@ -33,7 +33,7 @@ async def sign_in(request: Request) -> Response:
     token, following = form.get("token", [""])[0].strip(), _local(form.get("next", ["/"])[0])
     cookie = session_cookie(token, request.app.state.services.settings.token_list)
     if cookie is None or not _is_own(request):
-        detail = "this is none of the server's tokens" if token else "no token was sent"
+        detail = "wrong token" if token else "enter a token"
         return answer(request, Page("sign_in.html", "Sign in", {"next": following, "detail": detail}), 401)
     name, value = cookie
     redirect = RedirectResponse(following, 303, {"cache-control": "no-store"})

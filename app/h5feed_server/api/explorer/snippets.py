@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 
+from ...catalog.dataset import Dataset, Field
 from ..client_wheel import install_line, server_url
+
+_MOST_CHARS = 8000
+"""Characters of a URL that proxies take."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,22 @@ def curl(request: Request, path: str) -> Snippet:
     guarded = bool(request.app.state.services.settings.token_list)
     token = ' -H "Authorization: Bearer $H5FEED_TOKEN"' if guarded else ""
     return Snippet("Shell", f"curl -f{token} {shlex.quote(server_url(request) + path)}")
+
+
+def short_curl(request: Request, path: str) -> list[Snippet]:
+    """`curl`; none where the names of many fields make the URL longer than servers and proxies take."""
+    return [curl(request, path)] if len(path) <= _MOST_CHARS else []
+
+
+def named_fields(dataset: Dataset, fields: Sequence[Field]) -> list[str] | None:
+    """Names for the option ``fields`` to fetch these fields, those that can be; None: they are fetched by default."""
+    names = [field.name for field in fields if not field.unreadable]
+    return None if {*names} == {field.name for field in dataset.chosen(None)} else names
+
+
+def in_list(names: Sequence[str] | None) -> str | None:
+    """Names as the comma-separated list of a query."""
+    return None if names is None else ",".join(name.replace("%", "%25").replace(",", "%2C") for name in names)
 
 
 def python(request: Request, dataset: str | None, *lines: str) -> Snippet:

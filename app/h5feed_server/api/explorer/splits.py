@@ -16,6 +16,7 @@ from ...splits.compute import Splits
 from ...splits.split_spec import FilteredSpec, SplitSpec
 from ..dependencies import NamePath, ServicesDep, in_thread
 from .charts import class_lines
+from .filters import examples
 from .kinds import kind_of
 from .snippets import arguments, curl, python
 from .web import Page, about, answer, link, pages, parsed, soon
@@ -98,6 +99,8 @@ def _form(dataset: Dataset, request: Request) -> dict[str, Any]:
         "default_seed": SplitSpec.model_fields["split_seed"].default,
         "stratify": single + [f.name for f in readable if f.role == "label" and f.name not in single],
         "groups": single,
+        "has_label": dataset.label is not None,
+        "example": next(iter(examples(dataset)), ""),
         "presets": [
             (said, link("datasets", dataset.name, "splits", **query))
             for said, query in (
@@ -111,7 +114,7 @@ def _form(dataset: Dataset, request: Request) -> dict[str, Any]:
 
 
 def overlap(splits: Splits, rows: int) -> dict[str, int]:
-    """How many rows lie in more than one split, and in none."""
+    """How many rows are in more than one split, and in none."""
     times = np.zeros(rows, np.uint8)
     for own in splits.rows.values():
         times[own] += 1

@@ -18,7 +18,7 @@ from ..dependencies import NamePath, ServicesDep, in_thread
 from ..queries import TreeQuery
 from ..tree import tree_of
 from .snippets import curl, python_json
-from .web import Page, answer, link, number, pages, parsed, size
+from .web import Page, answer, counted, link, number, pages, parsed, size
 
 router = pages()
 
@@ -173,7 +173,7 @@ def _facts(node: dict[str, Any]) -> list[str]:
     array, type_ = node["array"], node["type"]
     if node["kind"] == "group":
         members = node["members"]
-        return [f"{number(members)} member{'' if members == 1 else 's'}"]
+        return ["– members" if members is None else counted(members, "member")]
     said = [] if type_ is None else [type_["dtype"]]
     if array is not None:
         said.append(_shape(array["shape"]))
@@ -199,7 +199,7 @@ def _details(node: dict[str, Any]) -> list[tuple[str, str]]:
     if array is not None:
         said.append(("Shape", _shape(array["shape"])))
         if array["max_shape"] != array["shape"]:
-            said.append(("Largest shape", _shape(array["max_shape"])))
+            said.append(("Maximum shape", _shape(array["max_shape"])))
         said.append(("Layout", array["layout"]))
         if array["chunks"]:
             said.append(("Chunks", _shape(array["chunks"])))
@@ -210,9 +210,8 @@ def _details(node: dict[str, Any]) -> list[tuple[str, str]]:
             said.append(("Size", size(array["logical_bytes"])))
             said.append(("Stored", "not counted: too many chunks" if stored is None else size(stored)))
     if type_ is not None:
-        said.append(
-            ("Type", type_["dtype"] if type_["bytes"] is None else f"{type_['dtype']}, {type_['bytes']:,} bytes")
-        )
+        nbytes = "" if type_["bytes"] is None else f", {counted(type_['bytes'], 'byte')}"
+        said.append(("Type", f"{type_['dtype']}{nbytes}"))
         if type_["members"]:
             said.append(("Members", ", ".join(f"{one['name']} {one['dtype']}" for one in type_["members"])))
         if type_["enum"]:

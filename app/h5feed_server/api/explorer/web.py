@@ -83,9 +83,20 @@ def number(value: object) -> str:
     return str(value)
 
 
+def counted(count: int, what: str, several: str | None = None) -> str:
+    """A number of things: ``1 row``, ``1,797 rows``; `several` is a plural that is not formed with an s."""
+    return f"{count:,} {what if count == 1 else several or what + 's'}"
+
+
+def ordinal(value: int) -> str:
+    """``1st``, ``2nd``, ``11th`` …"""
+    ending = "th" if value % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(value % 10, "th")
+    return f"{value:,}{ending}"
+
+
 def share(value: float) -> str:
     """A share as per cent."""
-    return "0 %" if not value else f"{100 * value:.1f} %" if value >= 0.001 else "< 0.1 %"
+    return "0%" if not value else f"{100 * value:.1f}%" if value >= 0.001 else "< 0.1%"
 
 
 def size(nbytes: float) -> str:
@@ -108,7 +119,7 @@ _templates = Environment(
     lstrip_blocks=True,
     finalize=printable,
 )
-_templates.filters |= {"number": number, "share": share, "size": size}
+_templates.filters |= {"number": number, "counted": counted, "ordinal": ordinal, "share": share, "size": size}
 _templates.globals |= {"link": link, "version": __version__}
 
 
@@ -234,7 +245,8 @@ def failure(request: Request, error: FeedError) -> Response:
     status = STATUS[type(error)]
     data = {"status": status, "code": error.code, "detail": error.detail}
     reload = REFRESH_SECONDS if error.retry_after is not None else None
-    return answer(request, Page("error.html", HTTPStatus(status).phrase.capitalize(), data, reload=reload), status)
+    title = "Not found" if status == HTTPStatus.NOT_FOUND else "This page cannot be shown"
+    return answer(request, Page("error.html", title, data, reload=reload), status)
 
 
 def waiting(request: Request, state: JobState, dataset: str | None = None) -> Response:
