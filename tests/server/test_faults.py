@@ -104,6 +104,7 @@ def test_a_cache_folder_without_room(data: Path, tmp_path: Path, options: str, r
         assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_cache_folder_that_is_deleted_again_and_again(data: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     ended = threading.Event()
@@ -124,6 +125,7 @@ def test_a_cache_folder_that_is_deleted_again_and_again(data: Path, tmp_path: Pa
         assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.slow
 def test_a_cache_folder_full_of_garbage(data: Path, tmp_path: Path) -> None:
     """Contents of other lengths, folders and pipes in the place of files, and files in that of folders."""
     cache = tmp_path / "cache"
@@ -152,6 +154,7 @@ def test_a_cache_folder_full_of_garbage(data: Path, tmp_path: Path) -> None:
         assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.slow
 def test_few_descriptors(data: Path, tmp_path: Path) -> None:
     """64 for each process: several clients train on more files than that allows to keep open."""
     with started(data, tmp_path / "cache", "ulimit -n 64") as (url, log):
@@ -173,6 +176,7 @@ def test_few_descriptors(data: Path, tmp_path: Path) -> None:
         assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.slow
 def test_two_servers_with_one_cache_folder(data: Path, tmp_path: Path) -> None:
     """Started at the same moment; a client goes on with the other when one is killed."""
     cache = tmp_path / "cache"
