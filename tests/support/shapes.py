@@ -12,8 +12,8 @@ import numpy.typing as npt
 ROWS = 480
 SIDE = 40
 CLASSES = ("circle", "triangle", "square", "star")
-COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "violet", "pink", "red")
-_HUES = (0.03, 0.11, 0.19, 0.44, 0.54, 0.71, 0.82, 0.95)
+COLOURS = ("red", "orange", "yellow", "lime", "green", "cyan", "blue", "violet", "pink", "red")
+_HUES = (0.03, 0.11, 0.19, 0.27, 0.44, 0.54, 0.71, 0.82, 0.95)
 """Where one colour ends and the next begins, on the way from red to red."""
 
 FRAMES = 6

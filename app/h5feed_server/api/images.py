@@ -274,7 +274,8 @@ def _chosen(services: Services, dataset: Dataset, query: PreviewQuery) -> tuple[
         lines: list[Line] = [(None, part) for part in np.split(named, range(columns, len(named), columns))]
         more = f" and {len(named) - _ROWS_TOLD} more" if len(named) > _ROWS_TOLD else ""
         told = ", ".join(map(str, named[:_ROWS_TOLD].tolist()))
-        return lines, f"{len(named)} rows", f"{len(named)} images, rows {told}{more}"
+        s = "" if len(named) == 1 else "s"
+        return lines, f"{len(named)} row{s}", f"{len(named)} image{s}, row{s} {told}{more}"
     rows = services.statistics.rows(dataset, query.split, query.spec)
     count = dataset.rows if rows is None else len(rows)
     lines, note = _lines(services, dataset, rows, count, query.per_class)
@@ -286,7 +287,11 @@ def _chosen(services: Services, dataset: Dataset, query: PreviewQuery) -> tuple[
     what = which if names else "evenly spread over the rows"
     images = sum(len(wanted) for _, wanted in lines)
     split = f"split {query.split}"
-    return lines, f"{split}{figures.cut(where, 60)}{note}", f"{split}{where}, {images} images, {what}{note}"
+    return (
+        lines,
+        f"{split}{figures.cut(where, 60)}{note}",
+        f"{split}{where}, {images} image{'' if images == 1 else 's'}, {what}{note}",
+    )
 
 
 def _lines(

@@ -30,7 +30,8 @@ def examples(dataset: Dataset) -> list[str]:
         operator, value = _EXAMPLES[kind]
         condition = _condition(field, operator, value)
         if kind == "class" and field.class_names:
-            names = [Value(name, quoted=True) for name in field.class_names[:2]]
+            # "0" of the class 0 needs no quotes: the number 0 is the same class.
+            names = [Value(name, name != str(value)) for value, name in enumerate(field.class_names[:2])]
             condition = _condition(field, "in" if names[1:] else "=", *names)
         if len(condition) <= _EXAMPLE_CHARS:
             found.setdefault(kind, condition)
