@@ -78,7 +78,9 @@ def conditions(where: str | Sequence[str] | None) -> tuple[str, ...]:
     """
     if where is None:
         return ()
-    found = (where,) if isinstance(where, str) else tuple(where) if isinstance(where, Iterable) else (where,)
+    found: tuple[Any, ...] = (where,)
+    if isinstance(where, Iterable) and not isinstance(where, (str, Mapping)):
+        found = tuple(where)
     for condition in found:
         if not isinstance(condition, str):
             raise BadParameter(f"where={where!r} must be a condition such as 'label in cat, dog', or a list of them")

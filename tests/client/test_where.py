@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from h5feed.cli import main
-from h5feed.errors import BadParameter
+from h5feed.errors import BadParameter, RowOutOfRange
 from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
 from tests.support.server_process import ServerProcess
@@ -265,6 +265,19 @@ def test_classes_without_targets(named: h5feed.Dataset) -> None:
 def test_what_is_no_choice(feed: h5feed.Feed, name: str, options: dict[str, Any], said: str) -> None:
     with pytest.raises(BadParameter, match=said):
         feed[name].loader(**options)
+
+
+def test_no_row_is_left(feed: h5feed.Feed) -> None:
+    """Training and evaluating on nothing is an error that names the filter."""
+    sequence = feed["named"].sequence(batch_size=8, where="width > 1e9")
+    model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(4, "softmax")])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    for use in (model.fit, model.evaluate, model.predict):
+        with pytest.raises(RowOutOfRange, match=r"no batches: 'all' of 'named' where width > 1e9: 0 rows"):
+            use(sequence, verbose=0)
+    with pytest.raises(IndexError, match="0 batches: 'all' of 'named' where width > 1e9"):
+        sequence[0]
+    assert list(sequence) == []
 
 
 def test_on_the_command_line(server: ServerProcess, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

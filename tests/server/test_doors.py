@@ -222,7 +222,7 @@ def test_nothing_else_is_open(guarded: ServerProcess, capsys: pytest.CaptureFixt
     ):
         feed.datasets()
     assert main(["ls", guarded.url]) == 1
-    assert "--token or in H5FEED_TOKEN" in capsys.readouterr().err
+    assert "--token or set H5FEED_TOKEN" in capsys.readouterr().err
     assert main(["ls", guarded.url, "--token", "wrong"]) == 1
     assert "none of them" in capsys.readouterr().err
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
 
 import h5py
 import httpx
@@ -21,7 +24,11 @@ ROWS = 400
 CLASSES = ["cat", "inf", "Infinity", "nan", "a..b", "5", "true", "in", "not in", "x, y", 'say "x"', "", "é", "1e3", "-"]
 FLOATS = [65504.0, -65504.0, np.inf, -np.inf, np.nan, 0.0, -0.0, 1e-7]
 PREFIX = "/data/projects/a_very_long_name_of_a_project/experiment_2024_01/raw/images/cam0/"
-DATASETS = ("unlabelled", "stored", "regression", "classes", "texts", "floats", "many", "masks", "none")
+CITIES = ("Oslo", "New York", "Łódź, PL")
+DATASETS = (
+    *("unlabelled", "stored", "regression", "classes", "texts", "floats", "many", "masks", "none"),
+    *("people", "columns", "listed"),
+)
 HALF_AN_EDGE = 2.0**-13
 """What float16 rounds away next to 1."""
 
@@ -68,6 +75,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file["x"], file["label"] = np.zeros((40_000, 4), np.uint8), np.arange(40_000) % 12_000
     with h5py.File(folder / "masks.h5", "w") as file:
         file["images"], file["masks"] = pixels, pixels[..., 0] % 3
+    with h5py.File(folder / "people.h5", "w") as file:
+        table = np.zeros(ROWS, [("age", "u1"), ("income", "f4"), ("city", "S10"), ("target", "i8")])
+        table["age"], table["income"] = np.arange(ROWS) % 90, np.exp(random.normal(size=ROWS) * 2 + 9)
+        table["income"][7] = np.nan
+        table["city"], table["target"] = np.resize([city.encode() for city in CITIES], ROWS), np.arange(ROWS) % 2
+        file["table"] = table
+    with h5py.File(folder / "columns.h5", "w") as file:
+        file["age"], file["height"], file["id"] = np.arange(ROWS) % 90, np.arange(ROWS) * 0.5, np.arange(ROWS)
+    with h5py.File(folder / "listed.h5", "w") as file:
+        file["images"], file["labels"] = pixels, np.arange(ROWS) % 3
+        file["class_names"] = [b"rose", b"tulip", b"daisy"]
     with h5py.File(folder / "none.h5", "w") as file:
         file["x"], file["y"] = np.zeros((0, 3)), np.zeros(0, np.int64)
     return folder
@@ -102,7 +120,7 @@ def test_every_page_is_there(http: httpx.Client, name: str) -> None:
             assert not page.all("th") or "train" in page.text
 
 
-@pytest.mark.parametrize("name", ["regression", "classes", "texts", "floats"])
+@pytest.mark.parametrize("name", ["regression", "classes", "texts", "floats", "people"])
 def test_bars_select_what_they_count(http: httpx.Client, name: str) -> None:
     """Whatever classes and fields are called, and whichever numbers are between the bounds of bars."""
     complete(http, f"/datasets/{name}")
@@ -136,6 +154,92 @@ def test_tables_and_rows_have_the_same_numbers(http: httpx.Client, data: Path) -
                 if name != "x":
                     expected = float(file[name][item["row"]])
                     np.testing.assert_equal([float(said), float(fields[name])], [expected] * 2, err_msg=name)
+
+
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "none"])
+def test_the_code_of_pages_runs(http: httpx.Client, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the overview, of the splits as they are stored, and of a preset."""
+    monkeypatch.setenv("KERAS_BACKEND", os.environ.get("KERAS_BACKEND", "jax"))
+    here = f"/datasets/{name}"
+    complete(http, here)
+    presets = [link for link in seen(http, f"{here}/splits").links() if "test=" in link]
+    for path in (here, f"{here}/splits", *presets[:1]):
+        code = re.search(r"<code>(# pip install.*?)</code>", http.get(path).text, re.DOTALL)
+        assert code is not None, path
+        names: dict[str, Any] = {}
+        exec(html.unescape(code[1]).replace(": ...", ": break"), names)
+        with names["feed"]:
+            trained = names.get("train")
+            assert trained is None or trained[0], path
+
+
+def test_rows_are_not_called_duplicates_for_nothing(http: httpx.Client) -> None:
+    """Without inputs, all values are compared: the rows of a table that differ in one column are different."""
+    for name in ("people", "columns"):
+        whole = complete(http, f"/datasets/{name}")
+        assert whole["checks"]["repeated"] == 0 and len(whole["checks"]["fields"]) > 2
+        assert complete(http, f"/datasets/{name}/splits?test=0.2")["repeated_across"] == 0
+        assert "has the same values as" in seen(http, f"/datasets/{name}/splits?test=0.2").text
+
+
+def test_names_of_classes_are_no_column(http: httpx.Client) -> None:
+    """They are used for the labels; the overview says what the list is."""
+    whole = complete(http, "/datasets/listed/rows?limit=3")
+    assert whole["fields"] == ["images", "labels"] and whole["more_fields"] == 1
+    assert "tulip" in seen(http, "/datasets/listed/rows").text
+    page = seen(http, "/datasets/listed")
+    assert "not served" in page.text and "class names, for instance" in page.text
+    assert "select this one" not in page.text
+
+
+def test_the_size_is_that_of_the_file(http: httpx.Client, data: Path) -> None:
+    """Columns of a table are stored together; both pages say the same."""
+    by_name = {one["name"]: one for one in complete(http, "/")["datasets"]}
+    for name in ("people", "columns", "unlabelled"):
+        nbytes = by_name[name]["bytes"]
+        assert nbytes == complete(http, f"/datasets/{name}")["bytes"]
+        assert 0.5 < nbytes / (data / f"{name}.h5").stat().st_size <= 1
+
+
+def test_what_is_wrong_can_be_put_right(http: httpx.Client) -> None:
+    """The page of rows stays, with the conditions that are right, and the one that is not to be edited."""
+    here = "/datasets/classes/rows"
+    good = quote("label in cat, é")
+    page = seen(http, f"{here}?where={good}&where={quote('label = dgo')}", 400)
+    assert "has no class 'dgo'" in page.text and "label in cat, é" in page.text
+    assert {one.get("value") for one in page.all("input") if one.get("name") == "where"} == {
+        "label in cat, é",
+        "label = dgo",
+    }
+    for query, status in (
+        (f"where={good}&offset=9999", 404),
+        ("split=nowhere", 404),
+        ("sort=images", 422),
+        ("x=1", 400),
+    ):
+        page = seen(http, f"{here}?{query}", status)
+        assert page.all("form") and page.all("p")[-1].get("role") != "", query
+        assert http.get(f"{here}?{query}&format=json").json()["status"] == status
+
+
+def test_presets_keep_what_else_is_chosen(http: httpx.Client) -> None:
+    """They choose the sizes."""
+    page = seen(http, f"/datasets/classes/splits?test=0.5&where={quote('label = cat')}&split_seed=7&stratify=none")
+    presets = [parse_qs(urlsplit(link).query) for link in page.links() if "val=0.1" in link or "folds=5" in link]
+    presets = [one for one in presets if one.get("test") != ["0.5"]]
+    assert len(presets) == 3
+    for one in presets:
+        assert one["where"] == ["label = cat"] and one["split_seed"] == ["7"] and one["stratify"] == ["none"]
+
+
+def test_plots_of_skewed_numbers_and_of_text(http: httpx.Client) -> None:
+    """Counts on a logarithmic axis are numbers; of text there is no histogram."""
+    path = "/v1/datasets/people/stats/plot"
+    query = {"kind": "histogram", "field": "table.income", "format": "svg"}
+    answer = http.get(path, params=query, headers={"accept": "*/*", "prefer": "wait=30"})
+    assert answer.status_code == 200 and "mathdefault" not in answer.text and ">100<" in answer.text
+    answer = http.get(path, params={**query, "field": "table.city"}, headers={"accept": "*/*", "prefer": "wait=30"})
+    assert answer.status_code == 422 and "holds text" in answer.json()["detail"]
 
 
 def test_the_mean_of_no_images(http: httpx.Client) -> None:

@@ -121,6 +121,8 @@ def _label_name(dataset: Dataset) -> str:
 def _histogram(
     dataset: Dataset, field: Field, stats: FieldStats, query: PlotQuery, headers: dict[str, str]
 ) -> Response:
+    if field.is_text:
+        raise UnsupportedField(f"field {field.name!r} holds text: a histogram needs numbers")
     if not stats.report["histogram"]:
         raise UnsupportedField(
             f"field {field.name!r} has no finite numbers in split {query.split!r}{query.spec.where_text}"

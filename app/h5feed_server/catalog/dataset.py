@@ -129,6 +129,18 @@ class Dataset:
     card: Mapping[str, str] = dataclass_field(default_factory=dict)
     """Title, description, licence and source, as far as they are known."""
 
+    @cached_property
+    def stored_bytes(self) -> int:
+        """Bytes of the arrays of all readable fields in their files, as they are stored there."""
+        arrays = {}
+        for field in self.fields:
+            for segment in () if field.unreadable else field.column.segments:
+                array, path = segment.array, segment.array.path
+                # The members of records are in one array, and have its size each.
+                is_member = array.record is not None or array.member is not None
+                arrays[segment.source.path, path.rpartition(".")[0] if is_member else path] = array.stored_bytes
+        return sum(arrays.values())
+
     def check_rows(self, rows: Sequence[int]) -> None:
         """Raise an error for rows that do not exist.
 

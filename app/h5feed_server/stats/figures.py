@@ -163,6 +163,8 @@ def draw_histogram(dataset: str, report: Mapping[str, Any], where: str, form: Pl
                 axes.set_title(label, fontsize=8)
             if _is_steep(counts):
                 axes.set_yscale("log")
+                # By default, these are formulas.
+                axes.yaxis.set_major_formatter(lambda count, place: f"{count:g}")
             axes.margins(x=0.01)
         for axes in grid[len(panels) if not coloured else 1 :]:
             axes.set_axis_off()
@@ -170,7 +172,7 @@ def draw_histogram(dataset: str, report: Mapping[str, Any], where: str, form: Pl
         more = f" ({len(panels)} of {len(parts)} features)" if len(panels) < len(parts) else ""
         figure.suptitle(title + more, x=0.01, ha="left", fontsize=10)
         if coloured or len(panels) == 1:
-            figure.legend(loc="outside lower left", ncols=3, frameon=False)
+            figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=8)
 
     size = (6.4, 3.4) if coloured or len(panels) == 1 else (2.4 * columns + 0.6, 1.9 * lines + 0.5)
     return _render(draw, size, alt, form), alt

@@ -41,8 +41,9 @@ class RowChecks:
     Attributes
     ----------
     report : dict
-        ``fields``: those that were looked at; ``repeated``: rows whose inputs an earlier row has as well, with
-        ``examples``, (row, first row of these inputs); ``uniform``: by field, the rows with all pixels the same.
+        ``fields``: those that were looked at, the inputs, or all fields if there are none; ``repeated``: rows that have
+        the same values in them as an earlier row, with ``examples``, (row, first row of these values); ``uniform``: by
+        field, the rows with all pixels the same.
     repeats : (n, 2) int32
         Each row that repeats an earlier one, and the first row that has its inputs.
     """
@@ -156,8 +157,15 @@ def _repeats(digests: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
     return repeats
 
 
+def compared(dataset: Dataset) -> str:
+    """What is compared of each row: its inputs, or all of its values."""
+    return "inputs" if any(field.role == "input" and not field.unreadable for field in dataset.fields) else "values"
+
+
 def _inputs(dataset: Dataset) -> list[Field]:
-    return [field for field in dataset.fields if field.role == "input" and not field.unreadable]
+    """The fields that are compared. Tables often have no field that is known to be an input."""
+    readable = [field for field in dataset.fields if not field.unreadable]
+    return [field for field in readable if field.role == "input"] or readable
 
 
 def _may_be_uniform(field: Field) -> bool:
@@ -174,7 +182,7 @@ def _is_uniform(block: npt.NDArray[Any], field: Field) -> npt.NDArray[np.bool_]:
 
 def _file(dataset: Dataset) -> str:
     text = f"{dataset.name} {dataset.revision} {[field.name for field in _inputs(dataset)]}"
-    return f"row-checks/1-{hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=16).hexdigest()}"
+    return f"row-checks/2-{hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=16).hexdigest()}"
 
 
 def _load(data: bytes) -> RowChecks:

@@ -20,13 +20,13 @@ import numpy.typing as npt
 
 from ..batch import Batch
 from ..cache import RowCache
-from ..errors import BadParameter, FeedError
+from ..errors import BadParameter, FeedError, RowOutOfRange
 from ..forks import tell_after_fork
 from ..loops.looks import Looks
 from ..loops.loop import Loop
 from ..loops.loop_options import check_loop_options, divided, preparation_of
 from ..loops.meter import Meter
-from ..loops.passes import state_of
+from ..loops.passes import described, state_of
 from ..loops.stream import Stream
 from ..loops.wait_stats import LoopStats
 from ..net.trace import clock
@@ -339,13 +339,25 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
             return self._evaluated(index)
         return self._look(index, method)
 
+    def _check_batches(self, method: Method | None) -> None:
+        """Raise an error if there are no batches.
+
+        Raises
+        ------
+        RowOutOfRange
+        """
+        plan = self._stream_of(method).plan
+        if not plan.batches:
+            raise RowOutOfRange(f"there are no batches: {described(self._dataset, plan)}")
+
     def _look(self, index: int, method: Method | None = None) -> tuple[Any, ...]:
         """The batch, without an effect on training."""
         stream, wanted = self._stream_of(method), operator.index(index)
         if not -stream.batches <= wanted < stream.batches:
+            valid = f" (valid: {-stream.batches} to {stream.batches - 1})" if stream.batches else ""
             raise IndexError(
-                f"index {index} is out of range for {stream.batches} batches "
-                f"(valid: {-stream.batches} to {stream.batches - 1})"
+                f"index {index} is out of range for {stream.batches} batches{valid}: "
+                f"{described(self._dataset, stream.plan)}"
             )
         wanted %= stream.batches
         epoch = self._position.epoch

@@ -96,7 +96,7 @@ def _bytes(line: Listed) -> int:
 
 
 def _stored(dataset: Dataset) -> int:
-    return sum(field.column.stored_nbytes for field in dataset.fields if not field.unreadable)
+    return dataset.stored_bytes
 
 
 def _described(line: Listed) -> dict[str, Any]:

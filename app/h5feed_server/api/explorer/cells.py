@@ -17,7 +17,7 @@ from ...catalog.dataset import Dataset, Field
 from ...services import Services
 from .kinds import DRAWN, SINGLE, Kind, kind_of
 from .samples import text_at
-from .web import link, number
+from .web import exact, link, number
 
 CELL_CHARS = 240
 """Characters of a text in a table."""
@@ -120,7 +120,7 @@ def _as_cells(dataset: Dataset, field: Field, tensors: Any) -> list[Cell]:
 def single(field: Field, value: Any, kind: Kind) -> Cell:
     """One number, or the class that it stands for."""
     name = class_name(field, value) if kind == "class" else None
-    text = number(value) if name is None else name if name == str(value) else f"{name} ({value})"
+    text = exact(value) if name is None else name if name == str(value) else f"{name} ({value})"
     return Cell(text, value=value)
 
 

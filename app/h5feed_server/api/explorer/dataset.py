@@ -26,7 +26,7 @@ from .kinds import by_role, kind_of
 from .rows import type_of
 from .samples import STRIP_SAMPLES, strip_field
 from .selection import EVERYTHING
-from .snippets import curl, python
+from .snippets import arguments, curl, inputs, python
 from .web import REFRESH_SECONDS, Page, about, answer, counted, link, pages, parsed
 
 router = pages()
@@ -120,7 +120,7 @@ def _page(
         "summary": summary(dataset, _classes_found(dataset, reports)),
         "card": whole["card"],
         "files": whole["files"],
-        "bytes": sum(field["stored_bytes"] for field in whole["fields"]),
+        "bytes": dataset.stored_bytes,
         "native_splits": whole["native_splits"],
         "notes": whole["notes"],
         "fields": [
@@ -159,10 +159,11 @@ def _page(
             if missing and what not in running
         ],
     }
+    loaded = arguments("train" if "train" in dataset.native else "all", batch_size=32, x=inputs(dataset))
     lines = [
         f"ds.splits({_stored_or_drawn(dataset)})",
         "ds.stats()",
-        f'for x, y in ds.loader("{"train" if "train" in dataset.native else "all"}", batch_size=32): ...',
+        f"for {'(x,)' if dataset.label is None else 'x, y'} in ds.loader({loaded}): ...",
     ]
     return Page(
         "dataset.html",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...catalog.dataset import Dataset, Field
-from ...stats.row_checks import RowChecks
+from ...stats.row_checks import RowChecks, compared
 from .charts import label_of
 from .web import number, share
 
@@ -64,7 +64,7 @@ def findings(
     if splits is not None:
         found += _of_splits(splits)
     if checks is not None:
-        found += _of_rows(checks, across)
+        found += _of_rows(dataset, checks, across)
     return sorted(found, key=lambda one: one.level != "problem")
 
 
@@ -124,16 +124,16 @@ def _of_splits(splits: Mapping[str, Any]) -> list[Finding]:
     return found
 
 
-def _of_rows(checks: RowChecks, across: int | None) -> list[Finding]:
+def _of_rows(dataset: Dataset, checks: RowChecks, across: int | None) -> list[Finding]:
     found = []
     report = checks.report
     if report["repeated"]:
         examples = [row for pair in report["examples"][:_NAMED] for row in pair[::-1]]
-        text = f"{_counted(report['repeated'], 'row', ' has', ' have')} the same inputs as an earlier row"
+        text = f"{_counted(report['repeated'], 'row', ' has', ' have')} the same {compared(dataset)} as an earlier row"
         found.append(Finding("note", text, rows=list(dict.fromkeys(examples))))
     if across:
         those = _counted(across, "row", " has", " have")
-        text = f"{those} the same inputs as a row in another split, which inflates test scores"
+        text = f"{those} the same {compared(dataset)} as a row in another split, which inflates test scores"
         found.append(Finding("problem", text))
     for name, uniform in report["uniform"].items():
         text = f"{_counted(uniform['rows'], 'image', ' has', ' have')} a single colour"

@@ -46,8 +46,11 @@ def by_role(fields: Sequence[Field]) -> list[Field]:
 
 
 def in_table(dataset: Dataset) -> list[Field]:
-    """Fields as columns: labels right after the first image, before inputs that may be wide or many."""
-    fields = by_role(dataset.fields)
+    """Fields as columns: labels right after the first image, before inputs that may be wide or many.
+
+    Those that cannot be read are left out, unless there are no others.
+    """
+    fields = by_role([field for field in dataset.fields if not field.unreadable] or dataset.fields)
     images = [field for field in fields if field.role == "input" and kind_of(dataset, field) == "image"]
     return sorted(fields, key=lambda field: 0 if field in images[:1] else 1 if field.role == "label" else 2)
 

@@ -19,7 +19,7 @@ from .kinds import DRAWN, SINGLE, Kind, by_role, kind_of
 from .rows import type_of
 from .samples import sample, signal_of, strip_field, text_at
 from .selection import Selection, place_of, selected
-from .snippets import Snippet, in_list, named_fields, python, short_curl
+from .snippets import Snippet, in_list, named_fields, python, short_curl, texts
 from .web import Page, about, answer, link, number, pages, parsed, soon
 
 router = pages()
@@ -119,7 +119,8 @@ def _snippets(request: Request, dataset: Dataset, row: int) -> list[Snippet]:
     path = link(
         "v1", "datasets", dataset.name, "rows", start=row, stop=row + 1, fields=in_list(names), format="json"
     )  # fmt: skip
-    return [python(request, dataset.name, f"batch = ds.take([{row}]{which})"), *short_curl(request, path)]
+    lines = [f"batch = ds.take([{row}]{which})", *texts(dataset.fields)]
+    return [python(request, dataset.name, *lines), *short_curl(request, path)]
 
 
 def _around(rows: npt.NDArray[Any] | None, total: int, row: int, place: int | None) -> tuple[list[int], list[int]]:

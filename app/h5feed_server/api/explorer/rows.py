@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import Request
 from fastapi.responses import Response
-from h5feed.errors import Overloaded, RowOutOfRange
+from h5feed.errors import (
+    BadParameter,
+    FeedError,
+    FieldNotFound,
+    Overloaded,
+    RowOutOfRange,
+    SplitImpossible,
+    SplitNotFound,
+    UnsupportedField,
+)
 from pydantic import Field as Param
 
 from ...catalog.dataset import Dataset, Field
+from ...filters.grammar import MAX_CONDITIONS
+from ...filters.predicates import bind
 from ...services import Services
 from ...stats.row_search import text_fields
 from ..dependencies import NamePath, ServicesDep, attempted, in_thread, wait_for
+from ..problems import STATUS
 from .cells import Cell, cells
-from .charts import Chart, class_chart, histogram
+from .charts import MAX_BARS, Chart, class_chart, histogram
 from .filters import examples, is_value, is_within
 from .kinds import DRAWN, SINGLE, Kind, by_role, in_table, kind_of
 from .samples import strip_field
 from .selection import EVERYTHING, Selection, page_of, selected
-from .snippets import Snippet, arguments, given, in_list, named_fields, python, short_curl
-from .web import Page, about, answer, counted, link, pages, parsed, soon
+from .snippets import Snippet, arguments, given, in_list, named_fields, python, short_curl, texts
+from .web import Page, about, answer, counted, link, pages, parsed, soon, wants_json
 
 router = pages()
 
@@ -52,9 +65,20 @@ class RowsPageQuery(Selection):
 @router.get("/datasets/{name}/rows")
 async def rows_page(request: Request, services: ServicesDep, name: NamePath) -> Response:
     """Rows of a dataset, as many as a page has."""
+    dataset = await in_thread(services, lambda: services.catalog.dataset(name))
+    try:
+        return await _rows_page(request, services, dataset)
+    except (BadParameter, FieldNotFound, UnsupportedField, SplitNotFound, SplitImpossible, RowOutOfRange) as error:
+        if wants_json(request):
+            raise
+        # The form stays, to be put right.
+        refused = await in_thread(services, partial(_refused, request, dataset, error))
+        return answer(request, refused, STATUS[type(error)])
+
+
+async def _rows_page(request: Request, services: Services, dataset: Dataset) -> Response:
     query = parsed(RowsPageQuery, request)
     limit = query.limit or (TILES_PER_PAGE if query.view == "grid" else ROWS_PER_PAGE)
-    dataset = await in_thread(services, lambda: services.catalog.dataset(name))
     charts = await _charts(services, dataset, query) if query.view == "table" else {}
 
     def work() -> Page:
@@ -74,6 +98,7 @@ async def rows_page(request: Request, services: ServicesDep, name: NamePath) -> 
             "selection": query.query(),
             "fields": [field.name for field in fields],
             "more_fields": len(dataset.fields) - len(fields) if query.view == "table" else 0,
+            "problem": None,
             "items": [
                 {"row": row, "values": {f.name: _said(cell) for f, cell in zip(fields, line, strict=True)}}
                 for row, line in lines
@@ -81,22 +106,13 @@ async def rows_page(request: Request, services: ServicesDep, name: NamePath) -> 
         }
         drawn = [_column(dataset, field, query, charts) for field in fields]
         view = {
-            "query": query,
+            **_toolbar(dataset, query),
             "lines": lines,
             "columns": drawn,
             "charts_of_all": query.selects and any(column["chart"] for column in drawn),
-            "example": ": ".join(filter(None, ["Filter", " · ".join(examples(dataset))])),
             "row_url": lambda row: link("datasets", dataset.name, "rows", row, **query.query()),
             "page_url": lambda offset: _url(dataset, query, offset=offset or None),
             "last_offset": max(0, total - 1) // limit * limit,
-            "views": [(one, _url(dataset, query, view=one, offset=None)) for one in ("table", "grid")],
-            "splits": split_names(dataset, query),
-            "can_search": bool(text_fields(dataset)),
-            "filters": [
-                (one, _url(dataset, query, where=_without(query.where, one), offset=None)) for one in query.where
-            ],
-            "everything_url": None if query.is_everything else link("datasets", dataset.name, "rows"),
-            "keep": {key: value for key, value in query.query().items() if key not in ("split", "q", "where")},
         }
         return Page(
             "grid.html" if query.view == "grid" else "rows.html",
@@ -114,6 +130,50 @@ async def rows_page(request: Request, services: ServicesDep, name: NamePath) -> 
 def _out_of_range(offset: int, total: int) -> str:
     valid = f"valid: 0 to {total - 1}" if total else "valid: 0"
     return f"offset={offset} is out of range: {counted(total, 'row is', 'rows are')} selected ({valid})"
+
+
+def _toolbar(dataset: Dataset, query: RowsPageQuery, typed: str = "") -> dict[str, Any]:
+    """What the form above the rows needs; `typed` is a condition to put right."""
+    return {
+        "query": query,
+        "typed": typed,
+        "example": ": ".join(filter(None, ["Filter", " · ".join(examples(dataset))])),
+        # A contact sheet without pictures would be two numbers in each place.
+        "views": [
+            (one, _url(dataset, query, view=one, offset=None))
+            for one in ("table", "grid")
+            if one == "table" or any(kind_of(dataset, field) in DRAWN for field in dataset.fields)
+        ],
+        "splits": split_names(dataset, query),
+        "can_search": bool(text_fields(dataset)),
+        "filters": [(one, _url(dataset, query, where=_without(query.where, one), offset=None)) for one in query.where],
+        "everything_url": None if query.is_everything and not typed else link("datasets", dataset.name, "rows"),
+        "keep": {key: value for key, value in query.query().items() if key not in ("split", "q", "where")},
+    }
+
+
+def _refused(request: Request, dataset: Dataset, error: FeedError) -> Page:
+    """The form with what is right of the query, and the first condition that is not."""
+    good: list[str] = []
+    wrong: list[str] = []
+    for condition in request.query_params.getlist("where"):
+        try:
+            bind(dataset, [condition])
+            good.append(condition)
+        except BadParameter:
+            wrong.append(condition)
+    query = RowsPageQuery(where=tuple(good[:MAX_CONDITIONS]))
+    data = {
+        **about(dataset),
+        "problem": error.detail,
+        "code": error.code,
+        "selected": dataset.rows,
+        "offset": 0,
+        "items": [],
+        "more_fields": 0,
+    }
+    view = {**_toolbar(dataset, query, next(iter(wrong), "")), "lines": [], "charts_of_all": False}
+    return Page("rows.html", f"{dataset.name}: rows", data, view, dataset=dataset.name, tab="Rows")
 
 
 def split_names(dataset: Dataset, query: Selection) -> list[str]:
@@ -155,13 +215,15 @@ async def _charts(services: Services, dataset: Dataset, query: RowsPageQuery) ->
 def _column(dataset: Dataset, field: Field, query: RowsPageQuery, charts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     kind = kind_of(dataset, field)
     report = charts.get(field.name)
+    drawn = None if report is None else _chart(dataset, field, kind, query, report)
     sortable = (kind in SINGLE or field.is_text) and not field.unreadable
     return {
         "name": field.name,
         "kind": kind,
         "role": field.role,
         "type": type_of(field),
-        "chart": None if report is None else _chart(dataset, field, kind, query, report),
+        "chart": drawn,
+        "is_lengths": drawn is not None and field.is_text and not any(bar.url for bar in drawn.bars),
         "distinct": None if report is None else report["distinct"],
         "sorted": query.order if query.sort == field.name else None,
         "sort_urls": {
@@ -185,6 +247,9 @@ def _chart(dataset: Dataset, field: Field, kind: Kind, query: RowsPageQuery, rep
     if kind == "class" and report["values"]:
         return class_chart(field.name, report["values"], lambda value: to(is_value(field, value)))
     if field.is_text:
+        values = report["values"] or ()
+        if values and len(values) == report["distinct"] <= MAX_BARS < report["rows"]:
+            return class_chart(field.name, values, lambda value: to(is_value(field, value)))
         return histogram(f"lengths of {field.name}", report["lengths"]) if report["lengths"] else None
     if not report["histogram"]:
         return None
@@ -243,4 +308,4 @@ def _snippets(
             start=query.offset, stop=query.offset + len(ids), where=query.where, fields=in_list(names), format="json",
         )  # fmt: skip
         shell = short_curl(request, path)
-    return [python(request, dataset.name, *lines), *shell]
+    return [python(request, dataset.name, *lines, *texts(fields)), *shell]

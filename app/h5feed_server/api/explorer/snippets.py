@@ -74,6 +74,24 @@ def arguments(*positional: object, **options: object) -> str:
     return ", ".join([*(repr(one) for one in positional), *(f"{name}={value!r}" for name, value in given.items())])
 
 
+def inputs(dataset: Dataset) -> list[str] | None:
+    """The fields to name with ``x=``, for a dataset of which no field is known to be an input; None otherwise.
+
+    As in a table: its numbers, but for the label.
+    """
+    readable = [field for field in dataset.fields if not field.unreadable]
+    if any(field.role == "input" for field in readable):
+        return None
+    numbers = [field.name for field in readable if not field.is_text and not field.is_ragged and field.role != "label"]
+    return numbers or None
+
+
+def texts(fields: Sequence[Field]) -> list[str]:
+    """A line for each field of text in ``batch``, which has it as bytes."""
+    readable = [field for field in fields if field.is_text and not field.unreadable]
+    return [f"batch.text({field.name!r})  # as strings" for field in readable]
+
+
 def given(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Those options that are not as they are by default."""
     return {name: value for name, value in options.items() if value != defaults.get(name)}

@@ -14,16 +14,18 @@ from ...catalog.dataset import Dataset
 from ...services import Services
 from ...splits.compute import Splits
 from ...splits.split_spec import FilteredSpec, SplitSpec
+from ...stats.row_checks import compared
 from ..dependencies import NamePath, ServicesDep, in_thread
 from .charts import class_lines
 from .filters import examples
 from .kinds import kind_of
-from .snippets import arguments, curl, python
+from .snippets import arguments, curl, inputs, python
 from .web import Page, about, answer, link, pages, parsed, soon
 
 router = pages()
 
 _PARAMETERS = tuple(SplitSpec.model_fields)
+_SIZES = ("test", "val", "folds", "fold")
 
 
 @router.get("/datasets/{name}/splits")
@@ -66,7 +68,8 @@ def _page(request: Request, services: Services, dataset: Dataset, spec: Filtered
         "names": names,
         "lines": {name: class_lines(one["classes"]) for name, one in report["splits"].items() if one.get("classes")},
         "rows_url": lambda split: link("datasets", dataset.name, "rows", split=split, **query),
-        "python": _python(names, said),
+        "python": _python(dataset, names, said),
+        "compared": compared(dataset),
     }
     return Page(
         "splits.html",
@@ -76,7 +79,7 @@ def _page(request: Request, services: Services, dataset: Dataset, spec: Filtered
         dataset=dataset.name,
         tab="Splits",
         snippets=[
-            python(request, dataset.name, *_python(names, said)),
+            python(request, dataset.name, *_python(dataset, names, said)),
             curl(request, link("v1", "datasets", dataset.name, "splits", **query)),
         ],
     )
@@ -93,6 +96,8 @@ def _form(dataset: Dataset, request: Request) -> dict[str, Any]:
     chosen: dict[str, Any] = {name: request.query_params.get(name, "") for name in _PARAMETERS}
     chosen["where"] = [one for one in request.query_params.getlist("where") if one.strip()]
     readable = [field for field in dataset.fields if not field.unreadable]
+    # They choose the sizes; everything else stays as it is.
+    kept = {name: chosen[name] for name in chosen if name not in _SIZES and chosen[name]}
     single = [field.name for field in readable if kind_of(dataset, field) in ("class", "number", "text")]
     return {
         "chosen": chosen,
@@ -102,7 +107,7 @@ def _form(dataset: Dataset, request: Request) -> dict[str, Any]:
         "has_label": dataset.label is not None,
         "example": next(iter(examples(dataset)), ""),
         "presets": [
-            (said, link("datasets", dataset.name, "splits", **query))
+            (said, link("datasets", dataset.name, "splits", **query, **kept))
             for said, query in (
                 ("80 / 10 / 10", {"test": 0.1, "val": 0.1}),
                 ("70 / 15 / 15", {"test": 0.15, "val": 0.15}),
@@ -121,10 +126,11 @@ def overlap(splits: Splits, rows: int) -> dict[str, int]:
     return {"in_several": int(np.count_nonzero(times > 1)), "in_none": int(np.count_nonzero(times == 0))}
 
 
-def _python(names: list[str], said: dict[str, Any]) -> list[str]:
+def _python(dataset: Dataset, names: list[str], said: dict[str, Any]) -> list[str]:
     """Lines that make a Keras sequence of each split."""
     if not names:
-        return [f"train = ds.sequence({arguments(batch_size=32, shuffle=True)})"]
+        return [f"train = ds.sequence({arguments(batch_size=32, shuffle=True, x=inputs(dataset))})"]
+    said = {**said, **({"x": x} if (x := inputs(dataset)) is not None else {})}
     options = ", ".join(f"{name}={value!r}" for name, value in said.items())
     lines = [f"options = dict({options})"] if options else []
     rest = ", **options" if options else ""

@@ -83,6 +83,14 @@ def number(value: object) -> str:
     return str(value)
 
 
+def exact(value: object) -> str:
+    """A number for people, with as many digits as tell a float32 from others."""
+    if isinstance(value, (float, np.floating)) and math.isfinite(value):
+        plain = f"{float(value):.7g}"
+        return plain if "e" in plain else f"{float(plain):,.10g}"
+    return number(value)
+
+
 def counted(count: int, what: str, several: str | None = None) -> str:
     """A number of things: ``1 row``, ``1,797 rows``; `several` is a plural that is not formed with an s."""
     return f"{count:,} {what if count == 1 else several or what + 's'}"
