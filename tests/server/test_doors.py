@@ -224,7 +224,7 @@ def test_nothing_else_is_open(guarded: ServerProcess, capsys: pytest.CaptureFixt
     assert main(["ls", guarded.url]) == 1
     assert "--token or set H5FEED_TOKEN" in capsys.readouterr().err
     assert main(["ls", guarded.url, "--token", "wrong"]) == 1
-    assert "none of them" in capsys.readouterr().err
+    assert "the one that was sent is wrong" in capsys.readouterr().err
 
 
 # Names of the server
