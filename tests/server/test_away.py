@@ -155,7 +155,7 @@ def test_what_is_deleted_is_not_there(served: tuple[ServerProcess, Path, _Traini
         with pytest.raises(DatasetNotFound):
             feed["nas.b"]
     # A worker that looks between the removal of the file and that of its folder sees a folder that was emptied.
-    wait_until(lambda: httpx.get(f"{server.url}/readyz", timeout=60).status_code == 200, 10)
+    wait_until(lambda: httpx.get(f"{server.url}/readyz", timeout=60).status_code == 200)
 
 
 def test_another_folder_is_taken_for_good_after_a_while(tmp_path: Path) -> None:
