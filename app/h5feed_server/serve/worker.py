@@ -15,6 +15,7 @@ import ssl
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -24,7 +25,9 @@ from ..api.problems import problem
 from ..main import create_app
 from ..settings import Settings
 from ..sharing.body_pool import BodyPool
+from ..sharing.file_watch import FileWatch
 from ..sharing.trimming import settle
+from ..tokens.keyring import Keyring
 from .connection import HEAD_SECONDS, Connection, address_of
 from .http1 import Host, response_head
 
@@ -62,6 +65,9 @@ _PRESSED_SECONDS = 2.0
 _HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"))
 """Of every answer."""
 
+_SURE_LOOKS = 2
+"""Looks at a certificate, half a second apart, after which it is said that it cannot be used."""
+
 _OTHER_FILES = 500
 """Descriptors that a worker needs beside those of connections, open HDF5 files apart."""
 
@@ -76,16 +82,17 @@ class Tls:
     def context(self) -> ssl.SSLContext:
         """TLS context for the certificate."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(self.certificate, self.key)
+        # A password is asked for by no worker.
+        context.load_cert_chain(self.certificate, self.key, password=str)
         return context
 
 
-def run_worker(settings: Settings, channel: socket.socket, tls: Tls | None) -> int:
+def run_worker(settings: Settings, channel: socket.socket, tls: Tls | None, keyring: Keyring) -> int:
     """Serve until told to stop; returns the exit code."""
     settle()
     # The supervisor gets it as well, and says what is to be done.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    server = _Worker(create_app(settings), channel, settings, tls)
+    server = _Worker(create_app(settings, keyring), channel, settings, tls)
     with contextlib.suppress(KeyboardInterrupt):
         # Listens to nothing: connections come through the channel.
         server.run(sockets=[])
@@ -107,7 +114,9 @@ class _Worker(uvicorn.Server):
         super().__init__(config)
         self.host = Host(app, _HEADERS)
         self._app = app
+        self._files = tls
         self._tls = tls.context() if tls else None
+        self._tls_trouble: list[str] = []
         self._channel = channel
         self.patience = settings.read_timeout
         self.min_rate = settings.min_rate
@@ -128,6 +137,9 @@ class _Worker(uvicorn.Server):
         gc.freeze()
         self._channel.setblocking(False)
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._receive)
+        if self._files is not None:
+            files = [Path(self._files.certificate), Path(self._files.key)]
+            FileWatch(files, self._renew_certificate).begin("h5feed-certificate")
         self._channel.send(READY)
         self._say_alive()
         self._look()
@@ -153,6 +165,20 @@ class _Worker(uvicorn.Server):
         if late:
             logger.warning("shutting down: %d connections were closed before their responses were complete", len(late))
         await super().shutdown(sockets)
+
+    def _renew_certificate(self) -> None:
+        """Use the certificate as it is now for new connections; if it cannot be used, the one before."""
+        if self._files is None:
+            return
+        try:
+            self._tls = self._files.context()
+            self._tls_trouble = []
+        except (OSError, ValueError) as error:
+            why = (isinstance(error, ssl.SSLError) and error.reason) or getattr(error, "strerror", None) or "invalid"
+            self._tls_trouble.append(why)
+            # At the first look, the certificate may be new, and its key not yet.
+            if len(self._tls_trouble) == _SURE_LOOKS:
+                logger.error("certificate %s: %s; the one before stays in use", self._files.certificate, why)
 
     def _connections(self) -> list[Connection]:
         return [connection for connection in self.host.connections if isinstance(connection, Connection)]
