@@ -33,7 +33,7 @@ SIGN_IN, SIGN_OUT = "/sign-in", "/sign-out"
 
 _OPEN_PATHS = WATCHED_PATHS | {"/docs", "/redoc", "/openapi.json", CLIENT_FOLDER.rstrip("/"), SIGN_IN, SIGN_OUT}
 _OPEN_FOLDERS = ("/static/", "/explorer/", CLIENT_FOLDER)
-_API = "/v1/"
+_API = ("/v1/", "/h5grove/")
 
 _COOKIE = "h5feed_"
 """How names of cookies begin; their ends differ from server to server, for browsers tell no ports apart."""

@@ -32,7 +32,8 @@ _CREATE_EXAMPLES = """examples:
   h5feed-server token create alice --token-file tokens
   h5feed-server token create ci --token-file tokens --datasets 'mnist*' --expires 30d
   h5feed-server token create guest --token-file tokens --datasets 'mnist*' --datasets cifar10 --expires 2027-01-31
-  h5feed-server token create bob --token-file tokens > bobs-token    a file for $H5FEED_TOKEN_FILE of Bob's client
+  (umask 077; h5feed-server token create bob --token-file tokens > bobs-token)
+                      a file that only you can read, for $H5FEED_TOKEN_FILE of Bob's client
 """
 
 _LIST_EXAMPLES = """examples:

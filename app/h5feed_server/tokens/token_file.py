@@ -146,8 +146,10 @@ def read(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise TokenFileError(f"cannot be read: {error.strerror}") from None
-    with open(descriptor, "rb") as file:
-        return _content(file.fileno())
+    try:
+        return _content(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _content(descriptor: int) -> bytes:
