@@ -65,9 +65,6 @@ _PRESSED_SECONDS = 2.0
 _HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"))
 """Of every answer."""
 
-_SURE_LOOKS = 2
-"""Looks at a certificate, half a second apart, after which it is said that it cannot be used."""
-
 _OTHER_FILES = 500
 """Descriptors that a worker needs beside those of connections, open HDF5 files apart."""
 
@@ -116,7 +113,6 @@ class _Worker(uvicorn.Server):
         self._app = app
         self._files = tls
         self._tls = tls.context() if tls else None
-        self._tls_trouble: list[str] = []
         self._channel = channel
         self.patience = settings.read_timeout
         self.min_rate = settings.min_rate
@@ -172,13 +168,9 @@ class _Worker(uvicorn.Server):
             return
         try:
             self._tls = self._files.context()
-            self._tls_trouble = []
         except (OSError, ValueError) as error:
             why = (isinstance(error, ssl.SSLError) and error.reason) or getattr(error, "strerror", None) or "invalid"
-            self._tls_trouble.append(why)
-            # At the first look, the certificate may be new, and its key not yet.
-            if len(self._tls_trouble) == _SURE_LOOKS:
-                logger.error("certificate %s: %s; the one before stays in use", self._files.certificate, why)
+            logger.error("certificate %s: %s; the one before stays in use", self._files.certificate, why)
 
     def _connections(self) -> list[Connection]:
         return [connection for connection in self.host.connections if isinstance(connection, Connection)]

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-_LOOK_SECONDS = 0.5
-
-_YOUNG_NS = 2 * 10**9
-"""A file that was written so lately may be written again without a later time."""
+_LOOK_SECONDS = 0.4
 
 _Seen = tuple[int, int, int, int, int]
 
 
 class FileWatch:
-    """Calls a function soon after one of some files has changed, come or gone.
+    """Calls a function soon after one of some files has changed, come or gone, when nothing changes them any more.
+
+    A file that is written in place is empty for a moment, and a certificate comes before its key: so two looks in turn
+    must find the same.
 
     Parameters
     ----------
     files : sequence of Path
     changed : callable
-        Must raise nothing. Called again for a while after each change.
+        Must raise nothing.
     """
 
     def __init__(self, files: Sequence[Path], changed: Callable[[], None]) -> None:
         self._files = files
         self._changed = changed
         self._closed = threading.Event()
-        self._seen = [_look(file) for file in files]
+        self._known = self._latest = [_look(file) for file in files]
 
     def begin(self, name: str) -> None:
         """Start the thread."""
@@ -42,10 +41,9 @@ class FileWatch:
 
     def _run(self) -> None:
         while not self._closed.wait(_LOOK_SECONDS):
-            seen = [_look(file) for file in self._files]
-            young = time.time_ns() - _YOUNG_NS
-            if seen != self._seen or any(one is not None and max(one[3:]) > young for one in seen):
-                self._seen = seen
+            before, self._latest = self._latest, [_look(file) for file in self._files]
+            if self._latest == before != self._known:
+                self._known = self._latest
                 self._changed()
 
 

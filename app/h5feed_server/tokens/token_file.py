@@ -27,7 +27,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 MAX_BYTES = 1 << 20
 """Of a token file."""
 
-_LOCK_SECONDS = 10.0
+_LOCK_SECONDS = 30.0
 """How long a writer waits for another."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
