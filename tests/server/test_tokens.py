@@ -281,16 +281,12 @@ def test_servers_follow_the_file(followed: tuple[ServerProcess, str], create: Ca
 
 
 def test_a_broken_file_changes_nothing(
-    capfd: pytest.CaptureFixture[str], followed: tuple[ServerProcess, str], file: Path, create: Callable[..., str]
+    data: Path, file: Path, create: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The tokens from before stay, also for a worker that starts now; those that were revoked do not come back. The log
     has one line with the number of the line and the reason, and one when it is over."""
-    server, alice = followed
-    bob = create("bob")
-    wait_until(lambda: _statuses(server, bob) == {200})
-    assert server_main(["token", "revoke", "alice"]) == 0
-    wait_until(lambda: _statuses(server, alice) == {401})
-    good = file.read_text()
+    alice, bob = create("alice"), create("bob")
+    server = _guarded(data, tmp_path / "cache", file)
     said = ""
 
     def logged(words: str) -> bool:
@@ -298,28 +294,36 @@ def test_a_broken_file_changes_nothing(
         said += capfd.readouterr().err
         return words in said
 
-    file.write_text(good + "{broken\n")
-    wait_until(lambda: logged("line 2"))
-    before = server.worker_pids()
-    os.kill(before[0], signal.SIGKILL)
-    wait_until(lambda: len(server.worker_pids()) == 2 and before[0] not in server.worker_pids())
-    wait_until(lambda: _workers_answer(server))
-    assert _statuses(server, bob) == {200} and _statuses(server, alice) == {401}
-    file.unlink()
-    wait_until(lambda: logged("No such file"))
-    assert _statuses(server, bob) == {200}
-    file.write_text(good)
-    wait_until(lambda: logged("can be used again"))
-    assert _statuses(server, bob) == {200} and _statuses(server, alice) == {401}
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            assert server_main(["token", "revoke", "alice"]) == 0
+        wait_until(lambda: _statuses(server, alice) == {401})
+        good = file.read_text()
+        file.write_text(good + "{broken\n")
+        wait_until(lambda: logged("line 2"))
+        before = server.worker_pids()
+        os.kill(before[0], signal.SIGKILL)
+        wait_until(lambda: len(server.worker_pids()) == 2 and before[0] not in server.worker_pids())
+        wait_until(lambda: _is_ready(server))
+        assert _statuses(server, bob) == {200} and _statuses(server, alice) == {401}
+        file.unlink()
+        wait_until(lambda: logged("No such file"))
+        assert _statuses(server, bob) == {200}
+        file.write_text(good)
+        wait_until(lambda: logged("can be used again"))
+        assert _statuses(server, bob) == {200} and _statuses(server, alice) == {401}
+    finally:
+        assert server.stop() == 0
     said += capfd.readouterr().err
     lines = [line for line in said.splitlines() if "tokens.keyring" in line]
     assert len(lines) == 3 and "not a JSON object" in lines[0] and str(file) in lines[0], lines
 
 
-def _workers_answer(server: ServerProcess) -> bool:
-    """Whether both workers take connections: each of several goes to the one with the fewest."""
-    with httpx.Client(timeout=60) as one, httpx.Client(timeout=60) as other:
-        return {http.get(f"{server.url}/healthz").status_code for http in (one, other)} == {200}
+def _is_ready(server: ServerProcess) -> bool:
+    """Whether the worker that was started last answers: connections go to the one with the fewest."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(httpx.Client(timeout=60)) for _ in range(4)]
+        return all(http.get(f"{server.url}/healthz").status_code == 200 for http in clients)
 
 
 def test_no_tokens_let_nobody_in(data: Path, file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

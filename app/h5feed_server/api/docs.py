@@ -23,7 +23,7 @@ router = APIRouter(include_in_schema=False)
 _CLIENT = "\nThe Python client that fits this server:\n\n```sh\n{}\n```\n"
 _SCHEME = "token"
 _GUARDED = "\nThis server has tokens: the names come when you have given one of them to **Authorize**.\n"
-_BEARER = {"type": "http", "scheme": "bearer", "description": "One of the server's tokens (`H5FEED_TOKENS`)."}
+_BEARER = {"type": "http", "scheme": "bearer", "description": "One of the server's tokens."}
 
 _FOLDER = files(__package__)
 _DOCS = _FOLDER.joinpath("docs.html").read_text("utf-8")
