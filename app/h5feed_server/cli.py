@@ -6,6 +6,7 @@ import argparse
 import errno
 import logging
 import os
+import shlex
 import ssl
 import stat
 import sys
@@ -19,14 +20,19 @@ from pydantic import ValidationError
 
 from . import __version__
 from .builder.arguments import add_build
-from .serve.exposure import is_every_address, is_open, kept_token, local_address, published_on
+from .serve.exposure import is_every_address, is_open, local_address, published_on
 from .settings import Settings
+from .tokens.commands import add_token, run_token
+from .tokens.generated import kept_token
+from .tokens.keyring import Keyring
+from .tokens.token_file import TokenFileError
 
 _EXAMPLES = """examples:
   h5feed-server demo                              serve real digits and train on them, in a minute
   h5feed-server build pets/ -o data/pets.h5       build an HDF5 file from a folder of images
   h5feed-server inspect data/pets.h5              show what is in it, how it will be served, how to make it faster
   h5feed-server serve ./data                      serve the HDF5 files below ./data at http://127.0.0.1:8000
+  h5feed-server token create alice --token-file tokens      create a token for those who may connect
   h5feed-server COMMAND --help                    show the options and examples of a command
 """
 
@@ -34,7 +40,8 @@ _SERVE_EXAMPLES = """examples:
   h5feed-server serve ./data                      at http://127.0.0.1:8000, for this machine only
   h5feed-server serve ./data --workers 2          with two worker processes
   h5feed-server serve ./data --uds /run/h5feed.sock
-  h5feed-server serve ./data --host 0.0.0.0       for other machines; creates a token and prints it
+  h5feed-server serve ./data --host 0.0.0.0       for other machines; creates a token
+  h5feed-server serve ./data --host 0.0.0.0 --token-file tokens    with tokens of `h5feed-server token create`
   H5FEED_TOKENS=$TOKEN h5feed-server serve ./data --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
 """
 
@@ -58,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"h5feed-server {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
+    add_token(commands)
     add_build(commands)
     inspect = commands.add_parser(
         "inspect",
@@ -84,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .builder.command import run_build
 
             return run_build(options)
+        if options.command == "token":
+            return _token(options)
         if options.command == "inspect":
             from rich.console import Console
 
@@ -94,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         if error.title != Settings.__name__:
             raise
-        _tell_settings(error, vars(options) if options.command == "serve" else {})
+        _tell_settings(error, vars(options) if options.command in ("serve", "token") else {})
         return 2
     except FeedError as error:
         print(f"h5feed-server: {error}", file=sys.stderr)
@@ -118,6 +128,12 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--workers", type=int, help="number of worker processes (default 1)")
     serve.add_argument(
         "--cache-dir", type=Path, help="folder for layouts, digests and splits (default ~/.cache/h5feed)"
+    )
+    serve.add_argument(
+        "--token-file",
+        metavar="FILE",
+        type=Path,
+        help="file with tokens, of `h5feed-server token create`; read again when it changes",
     )
     serve.add_argument(
         "--public", action="store_true", default=None, help="require no token, also on addresses of the network"
@@ -156,9 +172,22 @@ def _serve(options: argparse.Namespace) -> int:
     if options.tls_cert is not None and (why := _is_no_certificate(options.tls_cert, options.tls_key)) is not None:
         print(f"h5feed-server: --tls-cert {options.tls_cert} with --tls-key {options.tls_key}: {why}", file=sys.stderr)
         return 2
-    generated = is_open(settings)
-    if generated:
-        settings = settings.model_copy(update={"tokens": kept_token(settings.cache_dir)})
+    is_generated, is_stored = is_open(settings), False
+    if is_generated:
+        token, is_stored = kept_token(settings.cache_dir)
+        if not is_stored and not sys.stdout.isatty():
+            print(
+                "h5feed-server: nobody could find out the token, because it cannot be stored in the cache folder: set "
+                "H5FEED_TOKENS, pass --token-file, or pass a --cache-dir that can be written to",
+                file=sys.stderr,
+            )
+            return 1
+        settings = settings.model_copy(update={"tokens": token})
+    try:
+        keyring = Keyring(settings.token_list, settings.token_file)
+    except TokenFileError as error:
+        print(f"h5feed-server: --token-file {settings.token_file}: {error}", file=sys.stderr)
+        return 2
 
     from .serve.listening import listen
     from .serve.logged_once import LoggedOnce
@@ -174,6 +203,12 @@ def _serve(options: argparse.Namespace) -> int:
     tls = Tls(options.tls_cert, options.tls_key) if options.tls_cert else None
 
     def announce() -> None:
+        if not keyring.tokens and keyring.is_guarding:
+            print(
+                f"h5feed-server: {settings.token_file} has no tokens, so nobody can connect: create one with "
+                f"`h5feed-server token create NAME --token-file {shlex.quote(str(settings.token_file))}`",
+                file=sys.stderr,
+            )
         if settings.uds:
             print(f"h5feed serves {settings.data_dir} at unix://{os.path.abspath(settings.uds)}", flush=True)
             return
@@ -183,17 +218,37 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"browse it at {address}/", flush=True)
         if is_every_address(host):
             print(f"from other machines, use this machine's name or address and port {port}", flush=True)
-        if generated:
-            print(f"token: {settings.tokens}   (for token=, --token or H5FEED_TOKEN of clients)", flush=True)
-            print(
-                "it is stored in the cache folder; to use your own, set H5FEED_TOKENS; to use none, H5FEED_PUBLIC=1",
-                flush=True,
-            )
+        if is_generated:
+            _announce_token(settings, is_stored=is_stored)
 
     once = LoggedOnce("h5feed_server.catalog")
     for handler in logging.getLogger().handlers:
         handler.addFilter(once)
-    return Supervisor(settings, listener, announce, tls).run()
+    return Supervisor(settings, listener, announce, keyring, tls).run()
+
+
+def _announce_token(settings: Settings, *, is_stored: bool) -> None:
+    """How to get the generated token: to a terminal, it is printed; what is a log, more people read than have it."""
+    show = f"`h5feed-server token show{_cache_option(settings)}`"
+    own = "to use your own, pass --token-file; to use none, H5FEED_PUBLIC=1"
+    if sys.stdout.isatty():
+        print(f"token: {settings.tokens}   (for token=, H5FEED_TOKEN or H5FEED_TOKEN_FILE of clients)", flush=True)
+        print(f"{show} shows it again; {own}" if is_stored else own, flush=True)
+    else:
+        print(f"clients need a token, which {show} prints; {own}", flush=True)
+
+
+def _cache_option(settings: Settings) -> str:
+    """What tells another command the server's cache folder."""
+    is_default = settings.cache_dir == Settings.model_fields["cache_dir"].get_default(call_default_factory=True)
+    set_by_variable = os.environ.get("H5FEED_CACHE_DIR") == str(settings.cache_dir)
+    return "" if is_default or set_by_variable else f" --cache-dir {shlex.quote(os.path.abspath(settings.cache_dir))}"
+
+
+def _token(options: argparse.Namespace) -> int:
+    given = {name: getattr(options, name, None) for name in ("token_file", "cache_dir")}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    return run_token(options, settings.token_file, settings.cache_dir)
 
 
 def _is_no_certificate(certificate: str, key: str) -> str | None:

@@ -37,6 +37,7 @@ from .api.shortcut import BatchShortcut, KnownQueries
 from .api.uploads import Uploads, longest_body
 from .services import Services
 from .settings import Settings
+from .tokens.keyring import Keyring
 
 _DESCRIPTION = """
 Training batches from HDF5 files.
@@ -47,17 +48,27 @@ lists; [/redoc](/redoc) shows the same documentation without forms.
 """
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application that serves ``settings.data_dir``."""
+def create_app(settings: Settings, keyring: Keyring | None = None) -> FastAPI:
+    """The ASGI application that serves ``settings.data_dir``.
+
+    Parameters
+    ----------
+    keyring : Keyring, optional
+        The tokens; default: those of the settings.
+    """
+    tokens = keyring or Keyring(settings.token_list, settings.token_file)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         services = Services.start(settings)
         app.state.services = services
         services.traffic.begin()
+        watch = tokens.watch()
         try:
             yield
         finally:
+            if watch is not None:
+                watch.close()
             services.close()
 
     app = FastAPI(
@@ -71,6 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=operation_id,
         max_body_size=longest_body(settings.max_rows),
     )
+    app.state.keyring = tokens
     app.state.queries = KnownQueries()
     app.state.ready = health.ReadyState()
     app.state.uploads = Uploads()
@@ -87,11 +99,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Counting, state=app.state)
     app.add_middleware(BatchShortcut, state=app.state)
     proxies = TrustedProxies(settings.proxy_list)
-    app.add_middleware(Callers, tokens=settings.token_list, address=proxies.address)
-    if settings.token_list:
-        app.add_middleware(BearerAuth, tokens=settings.token_list)
+    app.add_middleware(Callers, address=proxies.address)
+    if tokens.is_guarding:
+        app.add_middleware(BearerAuth, keyring=tokens)
     else:
         app.add_middleware(HostCheck, settings=settings)
     if settings.access_log:
-        app.add_middleware(AccessLog, address=proxies.address)
+        app.add_middleware(AccessLog, address=proxies.address, secrets=settings.token_list)
     return app

@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=1, le=64, description="Worker processes.")
     public: bool = Field(False, description="Allow serving non-loopback addresses without tokens.")
     tokens: str = Field("", description="Comma-separated bearer tokens; each grants full access.")
+    token_file: Path | None = Field(
+        None, description="File of further tokens, which `h5feed-server token` manages; read again when it changes."
+    )
     published_on: str = Field(
         "",
         pattern=r"^(.+:[0-9]{1,5})?$",
@@ -134,8 +137,13 @@ class Settings(BaseSettings):
     # Not cached: a copy with other tokens, such as a generated one, would keep the list of the original.
     @property
     def token_list(self) -> tuple[str, ...]:
-        """The tokens, one by one; none: everybody may read."""
+        """The tokens of the variable, one by one."""
         return _items(self.tokens)
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether clients need a token. A token file without tokens lets nobody in."""
+        return bool(self.token_list) or self.token_file is not None
 
     @property
     def allowed_host_list(self) -> tuple[str, ...]:

@@ -21,7 +21,9 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
         given = list(sys.argv[1:] if args is None else args)
-        command = next((parser for word in given for parser in self._commands_named(word)), self)
+        command = self
+        for word in given:
+            command = next(iter(command._commands_named(word)), command)
         # Before anything else: a required option may look missing because it is misspelt.
         for word in given:
             if word == "--":

@@ -21,6 +21,7 @@ from .bench import command as bench
 from .errors import BadParameter, FeedError
 from .feed import Feed, connect
 from .net import jobs
+from .net.token import token_in
 from .stats import FieldStats, Stats
 from .version import __version__
 from .wire import write_npz
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         wait = getattr(options, "wait", None)
+        if options.token_file is not None:
+            options.token = token_in(options.token_file, "--token-file ")
         with connect(options.url, token=options.token, deadline=max(options.deadline, wait or 0.0)) as feed:
             if wait is None:
                 feed.check_there()
@@ -99,7 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, about: str, description: str | None = None) -> CommandParser:
         command = commands.add_parser(name, help=about, description=description, epilog=f"examples:\n{_EXAMPLES[name]}")
         command.add_argument("url", metavar="URL", help=_URL)
-        command.add_argument("--token", help="bearer token (default $H5FEED_TOKEN)")
+        token = command.add_mutually_exclusive_group()
+        token.add_argument(
+            "--token", help="bearer token (default $H5FEED_TOKEN); other users see it in lists of processes"
+        )
+        token.add_argument("--token-file", metavar="FILE", help="file with the token (default $H5FEED_TOKEN_FILE)")
         command.add_argument(
             "--deadline", type=float, default=30.0, help="timeout in seconds, including retries (default 30)"
         )

@@ -131,8 +131,9 @@ def connect(
         this machine. Several servers, ``"http://a:8000,http://b:8000"``, share the requests. A server that fails is
         skipped for a while and tried again; no batch is lost as long as one of them responds.
     token : str, optional
-        Bearer token; default ``$H5FEED_TOKEN``. Datasets and loops made from this feed keep the token and pickle it. A
-        token from the variable is not pickled; unpickling reads the variable again.
+        Bearer token; default ``$H5FEED_TOKEN``, else the content of the file ``$H5FEED_TOKEN_FILE``. Datasets and loops
+        made from this feed keep the token and pickle it. A token from a variable is not pickled; unpickling reads the
+        variables again.
     timeout : float or Timeout
         Seconds for one step of a request: connecting, sending, waiting for more data. Pass a `Timeout` of httpx or
         httpx2 to set each step.

@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -21,9 +22,10 @@ import pytest
 from h5feed.cli import main
 from h5feed.errors import FeedError, HostNotAllowed, Unauthorized
 from h5feed_server.cli import main as server_main
-from h5feed_server.serve.exposure import is_open, kept_token
+from h5feed_server.serve.exposure import is_open
 from h5feed_server.serve.listening import listen
 from h5feed_server.settings import Settings
+from h5feed_server.tokens.generated import kept_token
 from pydantic import ValidationError
 
 from tests.support.fork_server import COMMANDS
@@ -169,10 +171,11 @@ def test_a_token_of_somebody_else_is_kept(tmp_path: Path, kind: str, capsys: pyt
         (tmp_path / "token").write_text("hf_mine")
     else:
         (tmp_path / "token").mkdir()
-    token = kept_token(tmp_path)
+    token, is_stored = kept_token(tmp_path)
+    assert is_stored
     assert len(token) == 32 and "token.old" in capsys.readouterr().err
     assert (tmp_path / "token.old").is_dir() if kind == "folder" else (tmp_path / "token.old").read_text() == "hf_mine"
-    assert kept_token(tmp_path) == token == (tmp_path / "token").read_text()
+    assert kept_token(tmp_path) == (token, True) and token == (tmp_path / "token").read_text()
     assert (tmp_path / "token").stat().st_mode & 0o077 == 0 and capsys.readouterr().err == ""
 
 
@@ -457,8 +460,8 @@ def test_what_the_command_opens(monkeypatch: pytest.MonkeyPatch, host: str) -> N
 
 
 def test_a_container_makes_a_token(folder: Path, tmp_path: Path) -> None:
-    """With nothing but H5FEED_BIND=0.0.0.0 in .env: a token is made, printed and wanted, and pages have addresses that
-    a browser can open."""
+    """With nothing but H5FEED_BIND=0.0.0.0 in .env: a token is made and wanted, the log has the command that prints it,
+    and pages have addresses that a browser can open."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -471,7 +474,10 @@ def test_a_container_makes_a_token(folder: Path, tmp_path: Path) -> None:
         assert server.process.stdout is not None
         said = [server.process.stdout.readline() for _ in range(3)]
         assert said[0] == f"browse it at {server.url}/\n" and f"port {port}" in said[1]
-        token = said[2].split()[1]
+        command = re.findall(r"`h5feed-server (token show [^`]*)`", said[2])[0]
+        shown = COMMANDS.run(shlex.split(command))
+        token = shown.stdout.strip()
+        assert shown.returncode == 0 and len(token) == 32 and token not in "".join(said)
         headers = {"authorization": f"Bearer {token}"}
         assert httpx.get(f"{server.url}/v1/datasets", headers=headers, timeout=60).status_code == 200
     finally:

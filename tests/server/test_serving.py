@@ -175,6 +175,43 @@ def test_unix_socket_and_tls(serve: Callable[..., ServerProcess], folder: Path, 
         distrusting["mixed"]
 
 
+def test_a_new_certificate(
+    serve: Callable[..., ServerProcess], folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is used for new connections without a signal; one that cannot be used is told, and changes nothing."""
+    import ssl
+
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def renew() -> str:
+        subprocess.run(
+            [*OPENSSL, "-keyout", f"{key}.new", "-out", f"{certificate}.new"], check=True, capture_output=True
+        )
+        for path in (certificate, key):
+            Path(f"{path}.new").replace(path)
+        return certificate.read_text()
+
+    def shown() -> str:
+        return ssl.get_server_certificate(("127.0.0.1", server.port), timeout=60)
+
+    first = renew()
+    server = serve(folder, "--tls-cert", str(certificate), "--tls-key", str(key))
+    assert shown().split() == first.split()
+    pids = server.worker_pids()
+    second = renew()
+    wait_until(lambda: shown().split() == second.split())
+    certificate.write_text("broken")
+    said = ""
+
+    def is_told() -> bool:
+        nonlocal said
+        said += capfd.readouterr().err
+        return "the one before stays in use" in said
+
+    wait_until(is_told)
+    assert str(certificate) in said and shown().split() == second.split() and server.worker_pids() == pids
+
+
 def test_changed_files_are_noticed(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
     """A file that appears is listed; one that is replaced has a new revision, and the old handle gets an error."""
     data = tmp_path / "data"

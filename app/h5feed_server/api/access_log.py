@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .peer import peer_of
+from .redaction import without_secrets
 
 logger = logging.getLogger("h5feed.access")
 
@@ -19,10 +20,16 @@ class AccessLog:
 
     Each line has the client's address, the request, the status (``-`` if none was sent), ``gone`` if the client
     disconnected early, and the duration in milliseconds.
+
+    Parameters
+    ----------
+    secrets : sequence of str
+        What no line may have.
     """
 
-    def __init__(self, app: ASGIApp, address: Callable[[Scope], str]) -> None:
+    def __init__(self, app: ASGIApp, address: Callable[[Scope], str], secrets: Sequence[str] = ()) -> None:
         self._app = app
+        self._secrets = secrets
         self._address = address
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -52,6 +59,8 @@ class AccessLog:
             query = b"?" + scope["query_string"] if scope["query_string"] else b""
             # A URL may hold any byte: none may look like another line.
             url = (scope["raw_path"] + query).decode("latin-1").encode("unicode_escape").decode("ascii")
+            # A token does not belong into a URL, but some put it there.
+            url = without_secrets(url, self._secrets)
             logger.info(
                 '%s "%s %s" %s%s %.1f ms',
                 self._address(scope),

@@ -3,13 +3,13 @@
 The OpenAPI page is served without a token, because that is where users enter it. Without one it does not reveal what
 is served. The client can be installed without one, before there is anything to send it with. People who open another
 page are sent to a form that takes a token; a cookie represents it from then on.
+
+Which datasets a token opens is not decided here: the scope is handed on to the catalogue, for whatever asks it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Sequence
+from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from h5feed.errors import Unauthorized
@@ -17,7 +17,11 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..tokens.keyring import Keyring, Token
+from ..tokens.scope import NOTHING, SCOPE
+from ..tokens.secrets import proof_of
 from .problems import problem
+from .redaction import without_secrets
 
 WATCHED_PATHS = frozenset({"/healthz", "/readyz"})
 """Those who watch the server have no token."""
@@ -29,7 +33,7 @@ SIGN_IN, SIGN_OUT = "/sign-in", "/sign-out"
 
 _OPEN_PATHS = WATCHED_PATHS | {"/docs", "/redoc", "/openapi.json", CLIENT_FOLDER.rstrip("/"), SIGN_IN, SIGN_OUT}
 _OPEN_FOLDERS = ("/static/", "/explorer/", CLIENT_FOLDER)
-_API = "/v1/"
+_API = ("/v1/", "/h5grove/")
 
 _COOKIE = "h5feed_"
 """How names of cookies begin; their ends differ from server to server, for browsers tell no ports apart."""
@@ -41,23 +45,46 @@ _SAFE_METHODS = ("GET", "HEAD")
 """What a cookie opens: a browser sends it whoever wrote the page."""
 
 
+@dataclass(frozen=True)
+class Access:
+    """What a request has shown.
+
+    Attributes
+    ----------
+    token : Token or None
+        One that is valid now.
+    expired : Token or None
+        Otherwise, one that was.
+    """
+
+    token: Token | None = None
+    expired: Token | None = None
+
+
 def is_stranger(request: Request) -> bool:
     """Whether the server requires a token and this request has none."""
     return getattr(request.state, "is_stranger", False)
 
 
 class BearerAuth:
-    """ASGI middleware that rejects requests without one of `tokens`."""
+    """ASGI middleware that rejects requests without a token of the keyring, and hands on the scope of the token."""
 
-    def __init__(self, app: ASGIApp, tokens: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
         self._app = app
-        self._tokens = [token.encode() for token in tokens]
-        self._cookies = sessions(tokens)
+        self._keyring = keyring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._allows(scope):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        access = access_of(scope, self._keyring)
+        # Set for each request: a task inherits the context of the one that has begun it.
+        if access.token is not None:
+            SCOPE.set(access.token.scope)
+            scope.setdefault("state", {})["token"] = access.token
+            await self._app(scope, receive, send)
+            return
+        SCOPE.set(NOTHING)
         path = scope["path"]
         if path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS):
             scope.setdefault("state", {})["is_stranger"] = True
@@ -65,69 +92,75 @@ class BearerAuth:
             return
         if scope["method"] == "GET" and not path.startswith(_API) and _is_browser(scope):
             here = path + (f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else "")
-            form = RedirectResponse(f"{SIGN_IN}?{urlencode({'next': here})}", 303, {"cache-control": "no-store"})
+            following = urlencode({"next": without_secrets(here)})
+            form = RedirectResponse(f"{SIGN_IN}?{following}", 303, {"cache-control": "no-store"})
             await form(scope, receive, send)
             return
-        sent = "the one that was sent is wrong" if token_of(scope) else "none was sent"
-        answer = problem(
-            Unauthorized(
-                f"this server requires a token, and {sent}: pass token= or set H5FEED_TOKEN; other programs send the "
-                "header 'Authorization: Bearer TOKEN'"
-            )
-        )
-        await answer(scope, receive, send)
+        await problem(Unauthorized(_refusal(scope, access)))(scope, receive, send)
 
-    def _allows(self, scope: Scope) -> bool:
-        given, known = [token_of(scope)], self._tokens
-        if not given[0]:
-            given, known = sessions_of(scope), self._cookies
-        # All are compared, each in constant time: how long it takes tells nothing.
-        matches = [hmac.compare_digest(one, other) for one in given for other in known]
-        return any(matches)
+
+def access_of(scope: Scope, keyring: Keyring) -> Access:
+    """The token that a request has sent, or that one of its cookies stands for."""
+    given = token_of(scope)
+    found = [keyring.by_token(given)] if given else [keyring.by_cookie(*cookie) for cookie in _sessions_of(scope)]
+    expired = None
+    for token in found:
+        if token is not None:
+            if not token.has_expired():
+                return Access(token)
+            expired = token
+    return Access(None, expired)
+
+
+def expiry_of(token: Token) -> str:
+    """That a token has expired, as a sentence."""
+    return f"the token {token.name!r} expired on {token.expires:%Y-%m-%d at %H:%M UTC}"
 
 
 def token_of(scope: Scope) -> bytes:
     """The request's bearer token; empty if there is none."""
-    kind, _, token = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-    return token.strip() if kind.lower() == b"bearer" else b""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            kind, _, token = value.partition(b" ")
+            return token.strip() if kind.lower() == b"bearer" else b""
+    return b""
 
 
-def session_cookie(token: str, tokens: Sequence[str]) -> tuple[str, str] | None:
-    """Name and value of the cookie that stands for a token; None where it is none of `tokens`."""
-    matches = [hmac.compare_digest(token.encode(), known.encode()) for known in tokens]
-    if not any(matches):
-        return None
-    name, _, value = _cookie(token).decode().partition("=")
-    return name, value
-
-
-def sessions_of(scope: Scope) -> list[bytes]:
-    """The request's cookies of that kind, as ``name=value``; none where the method is not safe."""
-    if scope["method"] not in _SAFE_METHODS:
-        return []
-    found = [cookie for cookie in _cookies(scope) if cookie.startswith(_COOKIE.encode())]
-    return found[:_MOST_COOKIES]
+def session_cookie(token: Token, text: str) -> tuple[str, str]:
+    """Name and value of the cookie that stands for a token."""
+    return f"{_COOKIE}{token.id}", proof_of(text.encode())
 
 
 def session_cookies_of(scope: Scope) -> list[str]:
     """Names of all cookies of that kind."""
-    names = [cookie.partition(b"=")[0].decode("latin-1") for cookie in _cookies(scope)]
-    return [name for name in names if name.startswith(_COOKIE)]
+    return [f"{_COOKIE}{name}" for name, _ in _sessions(scope)]
 
 
-def sessions(tokens: Sequence[str]) -> list[bytes]:
-    """The cookie that stands for each token, as ``name=value``."""
-    return [_cookie(token) for token in tokens]
+def own_cookies_of(scope: Scope, keyring: Keyring) -> list[str]:
+    """Names of those of them that stand for tokens of this server, and not of another one on this host."""
+    return [f"{_COOKIE}{name}" for name, proof in _sessions(scope)[:_MOST_COOKIES] if keyring.by_cookie(name, proof)]
 
 
-def _cookie(token: str) -> bytes:
-    value = hmac.new(token.encode(), b"h5feed: a cookie of the explorer", hashlib.sha256).hexdigest()
-    return f"{_COOKIE}{value[:8]}={value}".encode()
+def _sessions_of(scope: Scope) -> list[tuple[str, str]]:
+    """Ids and proofs in the request's cookies of that kind; none where the method is not safe."""
+    return _sessions(scope)[:_MOST_COOKIES] if scope["method"] in _SAFE_METHODS else []
 
 
-def _cookies(scope: Scope) -> list[bytes]:
-    lines = [value for name, value in scope["headers"] if name == b"cookie"]
-    return [cookie.strip() for line in lines for cookie in line.split(b";")]
+def _sessions(scope: Scope) -> list[tuple[str, str]]:
+    lines = [value.decode("latin-1") for name, value in scope["headers"] if name == b"cookie"]
+    cookies = [cookie.strip().partition("=") for line in lines for cookie in line.split(";")]
+    return [(name.removeprefix(_COOKIE), value) for name, _, value in cookies if name.startswith(_COOKIE)]
+
+
+def _refusal(scope: Scope, access: Access) -> str:
+    """Why a request is not answered, and how it would be."""
+    if access.expired is not None:
+        return f"{expiry_of(access.expired)}: ask whoever runs the server for a new one"
+    sent = "the one that was sent is wrong" if token_of(scope) else "none was sent"
+    return (
+        f"this server requires a token, and {sent}: pass token= or set H5FEED_TOKEN; other programs send the header "
+        "'Authorization: Bearer TOKEN'"
+    )
 
 
 def _is_browser(scope: Scope) -> bool:

@@ -193,7 +193,7 @@ class BatchStream(Response):
         plan = self._plan()
         nbytes: int | None = plan.nbytes(*self._window)
         blocks = _blocks(plan, *self._window)
-        private = bool(services.settings.token_list)
+        private = services.settings.is_guarded
         headers = url_headers(*self._url, plan.dataset.revision, "safetensors", private=private)
         if is_tagged(self._if_none_match, headers):
             return not_modified(headers)

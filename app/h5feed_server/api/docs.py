@@ -23,7 +23,7 @@ router = APIRouter(include_in_schema=False)
 _CLIENT = "\nThe Python client that fits this server:\n\n```sh\n{}\n```\n"
 _SCHEME = "token"
 _GUARDED = "\nThis server requires a token. Click **Authorize** and enter it; the names then appear.\n"
-_BEARER = {"type": "http", "scheme": "bearer", "description": "One of the server's tokens (`H5FEED_TOKENS`)."}
+_BEARER = {"type": "http", "scheme": "bearer", "description": "One of the server's tokens."}
 
 _FOLDER = files(__package__)
 _DOCS = _FOLDER.joinpath("docs.html").read_text("utf-8")
@@ -53,7 +53,7 @@ async def openapi(request: Request, services: ServicesDep) -> Response:
     line = install_line(request)
     if line is not None:
         schema["info"]["description"] += _CLIENT.format(line)
-    if services.settings.token_list:
+    if services.settings.is_guarded:
         schema["components"]["securitySchemes"] = {_SCHEME: _BEARER}
         schema["security"] = [{_SCHEME: []}]
         schema["info"]["description"] += _GUARDED

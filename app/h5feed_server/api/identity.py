@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..sharing.caller import CALLER, KEEPS_UP
-from .auth import sessions, sessions_of, token_of
+from ..tokens.keyring import Token
 from .peer import peer_of
 
 UNIX = "unix"
@@ -60,33 +60,22 @@ class TrustedProxies:
 
 
 class Callers:
-    """ASGI middleware that sets `CALLER` and `KEEPS_UP`; runs after authentication.
+    """ASGI middleware that sets `CALLER` and `KEEPS_UP`; runs after authentication."""
 
-    Parameters
-    ----------
-    tokens : sequence of str
-        Those that open the server; none: everybody counts by address.
-    """
-
-    def __init__(self, app: ASGIApp, tokens: Sequence[str], address: Callable[[Scope], str]) -> None:
+    def __init__(self, app: ASGIApp, address: Callable[[Scope], str]) -> None:
         self._app = app
-        # A token itself is nobody's name.
-        self._tokens = {token.encode(): f"token {number}" for number, token in enumerate(tokens, 1)}
-        self._tokens |= {cookie: f"token {number}" for number, cookie in enumerate(sessions(tokens), 1)}
         self._address = address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            name = (self._tokens and self._by_token(scope)) or _by_network(self._address(scope))
+            token: Token | None = scope.get("state", {}).get("token")
+            # A token itself is nobody's name.
+            name = _by_network(self._address(scope)) if token is None else token.name
             CALLER.set(name)
             peer = peer_of(scope)
             if peer is not None:
                 KEEPS_UP.set(peer.counts_for(name))
         await self._app(scope, receive, send)
-
-    def _by_token(self, scope: Scope) -> str | None:
-        given = token_of(scope)
-        return self._tokens.get(given) if given else next(filter(None, map(self._tokens.get, sessions_of(scope))), None)
 
 
 def _by_network(address: str) -> str:

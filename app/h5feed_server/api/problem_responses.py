@@ -14,7 +14,7 @@ MEDIA_TYPE = "application/problem+json"
 
 MEANINGS: Mapping[type[errors.FeedError], str] = {
     errors.BadParameter: "a value is invalid, or a parameter is unknown or has no effect",
-    errors.Unauthorized: "the server needs a token, and yours is missing or wrong",
+    errors.Unauthorized: "the server needs a token, and yours is missing, wrong or has expired",
     errors.DatasetNotFound: "no such dataset",
     errors.FieldNotFound: "no such field",
     errors.SplitNotFound: "the file stores no such split: ask for one with `test`, `val` or `folds`",

@@ -1,4 +1,8 @@
-"""The catalogue: finds HDF5 files in the data folder, inspects them, and notices changes."""
+"""The catalogue: finds HDF5 files in the data folder, inspects them, and notices changes.
+
+Whoever asks it sees what is in `SCOPE`. What is not in it is not there, and is decided by its name alone: how long an
+answer takes does not tell either whether there is a dataset of that name.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,7 @@ from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
 from ..storage.hdf5.reader_pool import ReaderPool
 from ..storage.local_file import Identity
+from ..tokens.scope import SCOPE
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
 from .declared import read_declared
@@ -108,7 +113,7 @@ class Catalog:
         self._indexer.close(wait=wait)
 
     def entries(self) -> list[Entry]:
-        """All entries, sorted by name."""
+        """All entries, sorted by name, whatever is in scope."""
         self._rescan(time.monotonic() - RESCAN_SECONDS)
         return sorted(self._entries.values(), key=lambda entry: entry.name)
 
@@ -127,7 +132,7 @@ class Catalog:
         return self._presence.trouble
 
     def listed(self) -> list[Listed]:
-        """All datasets, and everything that cannot be served with the reason, sorted by name.
+        """All datasets in scope, and everything that cannot be served with the reason, sorted by name.
 
         Raises
         ------
@@ -160,7 +165,11 @@ class Catalog:
                     (entry, Listed(name, one.files, "unreadable", one.reason, None))
                     for name, one in entry.refused.items()
                 ]
-        listed = told_apart(lines)
+        scope = SCOPE.get()
+        listed = told_apart([(entry, line) for entry, line in lines if scope.covers(line.name)])
+        if not scope.is_everything:
+            # Files that are no datasets have names as well, and no scope.
+            return sorted(listed, key=lambda line: line.name)
         below = f"{self._root}{os.sep}"
         known = {path.removeprefix(below) for path in parts} | {file for entry in entries for file in entry.files}
         known.add(DECLARATION)
@@ -187,6 +196,8 @@ class Catalog:
         NotYet
             It is being inspected, now with priority, or a scan must find out whether it exists.
         """
+        if not SCOPE.get().covers(name):
+            raise self._not_found(name)
         current = self._found.get(name)
         if current is None or not self._is_current(name, *current):
             current = self._find(name)
@@ -209,7 +220,7 @@ class Catalog:
         Raises
         ------
         PageNotFound
-            The catalogue lists no such file.
+            The catalogue lists no such file, or a part of it is out of scope.
         Unreadable, SourceUnavailable
         NotYet
             It is being looked at, before others now.
@@ -218,12 +229,15 @@ class Catalog:
         for attempt in (1, 2):
             entries = list(self._entries.values())
             entry = next((entry for entry in entries if file in entry.files), None)
+            if entry is not None and not self._is_in_scope(file, entry, entries):
+                # From here on as for a file that does not exist, and as slowly.
+                entry = None
             if entry is not None and entry.away is None and not entry.has_changed():
                 break
             if attempt == 1:
                 self._rescan(time.monotonic() - RESCAN_SECONDS)
         if entry is None:
-            known = [shown(name) for entry in entries if entry.paths for name in entry.files]
+            known = [shown(name) for line in self.listed() if line.files for name in line.files]
             said = did_you_mean(file, known, "GET /v1/datasets lists the files of each dataset")
             raise PageNotFound(f"File not found: no file {file!r} is served: {said}")
         if entry.away is not None:
@@ -236,6 +250,28 @@ class Catalog:
         if entry.has_changed():
             raise self._next_walk(f"file {file!r} has changed and is being inspected again", asked, RESCAN_SECONDS)
         return entry
+
+    def _is_in_scope(self, file: str, entry: Entry, entries: Sequence[Entry]) -> bool:
+        """Whether a file may be shown as it is, with all that is in it and all that it refers to.
+
+        Raises
+        ------
+        PageNotFound
+            Some of its datasets are in scope, so it is no secret that it exists.
+        """
+        scope = SCOPE.get()
+        if scope.is_everything:
+            return True
+        reached = {str(self._root / file), *entry.dependencies.copy()}
+        own = _names_of(entry) or {entry.name}
+        names = own | {name for one in entries if reached.intersection(one.paths) for name in _names_of(one)}
+        if all(map(scope.covers, names)):
+            return True
+        if any(map(scope.covers, own)):
+            raise PageNotFound(
+                f"file {file!r} cannot be shown: your token does not cover all that is in it and that it refers to"
+            )
+        return False
 
     def dataset_within(self, seconds: float, name: str, revision: str | None = None) -> Dataset:
         """Same as `dataset`, but waits up to this many seconds.
@@ -367,10 +403,14 @@ class Catalog:
             raise _unavailable(name, why)
         if refused is not None:
             raise refused
+        raise self._not_found(name)
+
+    def _not_found(self, name: str) -> DatasetNotFound:
         names = self.names()
         known = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
-        said = did_you_mean(name, names, f"choose from {known}" if known else "the data folder is empty")
-        raise DatasetNotFound(f"there is no dataset {name!r}: {said}")
+        empty = "the data folder is empty" if SCOPE.get().is_everything else "there is none that your token covers"
+        said = did_you_mean(name, names, f"choose from {known}" if known else empty)
+        return DatasetNotFound(f"there is no dataset {name!r}: {said}")
 
     def _preparing(self, name: str, entry: Entry) -> Preparing:
         how_far = self._indexer.inspections.describe(entry.outcome)
@@ -439,6 +479,13 @@ class Catalog:
         walked.files = sorted([*walked.files, *(file for file in awaited if file.lower().endswith(ALL_SUFFIXES))])
         walked.declarable = sorted({*walked.declarable, *(awaited.keys() - set(walked.files))})
         return awaited
+
+
+def _names_of(entry: Entry) -> set[str]:
+    """Names of what an entry holds, as far as they are known; a file that is only a part of others holds nothing."""
+    if not entry.outcome.done():
+        return {entry.name}
+    return {dataset.name for dataset in entry.datasets()} | entry.refused.keys()
 
 
 def _unavailable(name: str, why: str) -> SourceUnavailable:

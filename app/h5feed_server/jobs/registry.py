@@ -25,6 +25,7 @@ from h5feed.errors import FeedError, InternalError, JobWanted, Overloaded
 
 from ..cache_folder.locks import hold, release
 from ..cache_folder.sealed import read_sealed, write_sealed
+from ..tokens.scope import SCOPE, unrestricted
 from .askers import Askers
 from .turns import Turns
 
@@ -242,7 +243,7 @@ class Jobs:
         return self._take(JobState(job, kind, dict(request), result, unit=self._kinds[kind].unit), anew=True)
 
     def state(self, job: str, asker: str = "") -> JobState | None:
-        """State of a job; None if it is unknown. If no worker runs the job, this one takes it over.
+        """State of a job; None if it is unknown or out of scope. If no worker runs the job, this one takes it over.
 
         Parameters
         ----------
@@ -262,7 +263,7 @@ class Jobs:
         return state
 
     def delete(self, job: str, asker: str) -> bool:
-        """Stop and forget a job; False if it is unknown.
+        """Stop and forget a job; False if it is unknown or out of scope.
 
         Raises
         ------
@@ -274,7 +275,7 @@ class Jobs:
         with self._lock:
             mine = self._mine.get(job)
         state = mine.state if mine is not None else self._read(job)
-        if state is None:
+        if state is None or not SCOPE.get().covers(state.dataset):
             return False
         ago = time.time() - self._askers.asked(job, but=asker)
         if not state.is_over and ago < WANTED_SECONDS:
@@ -295,10 +296,10 @@ class Jobs:
     def _state(self, job: str) -> JobState | None:
         with self._lock:
             mine = self._mine.get(job)
-        if mine is not None:
-            return mine.state
-        state = self._read(job)
-        if state is None or state.is_over or state.kind not in self._kinds:
+        state = mine.state if mine is not None else self._read(job)
+        if state is None or not SCOPE.get().covers(state.dataset):
+            return None
+        if mine is not None or state.is_over or state.kind not in self._kinds:
             return state
         return self._take(state, anew=False)
 
@@ -380,7 +381,9 @@ class Jobs:
                 if mine.cancelled.is_set():
                     raise Cancelled
                 tell(0, 0)
-                kind.work(mine.state.request, Progress(tell, mine.cancelled, turn.give_way))
+                # It is done for all who ask for it.
+                with unrestricted():
+                    kind.work(mine.state.request, Progress(tell, mine.cancelled, turn.give_way))
             state = replace(mine.state, status="done", done=mine.state.total)
         except BaseException as error:
             state = self._after(error, mine)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..settings import Settings
+from ..tokens.keyring import Keyring
 from .listening import remove_socket
 from .worker import ALIVE_SECONDS, CLOSED, CONNECTION, LEAVING, READY, Tls, run_worker
 
@@ -87,15 +88,23 @@ class Supervisor:
         From `listen`.
     on_ready : callable
         Called once, when every worker serves.
+    keyring : Keyring
+        Workers share what was last good in its file.
     """
 
     def __init__(
-        self, settings: Settings, listener: socket.socket, on_ready: Callable[[], None], tls: Tls | None = None
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        on_ready: Callable[[], None],
+        keyring: Keyring,
+        tls: Tls | None = None,
     ) -> None:
         self._settings = settings
         self._listener = listener
         self._socket_file = (settings.uds, os.lstat(settings.uds)) if settings.uds is not None else None
         self._on_ready = on_ready
+        self._keyring = keyring
         self._tls = tls
         self._selector = selectors.DefaultSelector()
         self._workers: dict[int, _Worker] = {}
@@ -208,7 +217,7 @@ class Supervisor:
                 ours.close()
                 for worker in self._workers.values():
                     worker.channel.close()
-                code = run_worker(self._settings, theirs, self._tls)
+                code = run_worker(self._settings, theirs, self._tls, self._keyring)
             finally:
                 # Of a terminal that is gone, neither can be written.
                 for stream in (sys.stdout, sys.stderr):

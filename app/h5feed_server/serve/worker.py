@@ -15,6 +15,7 @@ import ssl
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -24,7 +25,9 @@ from ..api.problems import problem
 from ..main import create_app
 from ..settings import Settings
 from ..sharing.body_pool import BodyPool
+from ..sharing.file_watch import FileWatch
 from ..sharing.trimming import settle
+from ..tokens.keyring import Keyring
 from .connection import HEAD_SECONDS, Connection, address_of
 from .http1 import Host, response_head
 
@@ -76,16 +79,17 @@ class Tls:
     def context(self) -> ssl.SSLContext:
         """TLS context for the certificate."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(self.certificate, self.key)
+        # A password is asked for by no worker.
+        context.load_cert_chain(self.certificate, self.key, password=str)
         return context
 
 
-def run_worker(settings: Settings, channel: socket.socket, tls: Tls | None) -> int:
+def run_worker(settings: Settings, channel: socket.socket, tls: Tls | None, keyring: Keyring) -> int:
     """Serve until told to stop; returns the exit code."""
     settle()
     # The supervisor gets it as well, and says what is to be done.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    server = _Worker(create_app(settings), channel, settings, tls)
+    server = _Worker(create_app(settings, keyring), channel, settings, tls)
     with contextlib.suppress(KeyboardInterrupt):
         # Listens to nothing: connections come through the channel.
         server.run(sockets=[])
@@ -107,6 +111,7 @@ class _Worker(uvicorn.Server):
         super().__init__(config)
         self.host = Host(app, _HEADERS)
         self._app = app
+        self._files = tls
         self._tls = tls.context() if tls else None
         self._channel = channel
         self.patience = settings.read_timeout
@@ -128,6 +133,9 @@ class _Worker(uvicorn.Server):
         gc.freeze()
         self._channel.setblocking(False)
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._receive)
+        if self._files is not None:
+            files = [Path(self._files.certificate), Path(self._files.key)]
+            FileWatch(files, self._renew_certificate).begin("h5feed-certificate")
         self._channel.send(READY)
         self._say_alive()
         self._look()
@@ -153,6 +161,16 @@ class _Worker(uvicorn.Server):
         if late:
             logger.warning("shutting down: %d connections were closed before their responses were complete", len(late))
         await super().shutdown(sockets)
+
+    def _renew_certificate(self) -> None:
+        """Use the certificate as it is now for new connections; if it cannot be used, the one before."""
+        if self._files is None:
+            return
+        try:
+            self._tls = self._files.context()
+        except (OSError, ValueError) as error:
+            why = (isinstance(error, ssl.SSLError) and error.reason) or getattr(error, "strerror", None) or "invalid"
+            logger.error("certificate %s: %s; the one before stays in use", self._files.certificate, why)
 
     def _connections(self) -> list[Connection]:
         return [connection for connection in self.host.connections if isinstance(connection, Connection)]

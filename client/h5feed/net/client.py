@@ -31,6 +31,7 @@ from .http import httpx
 from .jobs import InProgress
 from .retries import FailedAttempts, error_of, final_error, reason_of
 from .servers import LOOK_SECONDS, Hooks, Server, Servers
+from .token import token_from
 from .trace import WAITING, enter, received, retried, waits_to_tell
 from .transport import MAX_PLAIN_BYTES, Answer, BodyCut
 
@@ -68,7 +69,7 @@ class Client:
         ``http://…``, ``https://…`` or ``unix:///path/to.sock``, or several separated by commas; default
         ``$H5FEED_URL``, else port 8000 on this machine.
     token : str, optional
-        Sent as ``Authorization: Bearer``; default ``$H5FEED_TOKEN``.
+        Sent as ``Authorization: Bearer``; default ``$H5FEED_TOKEN``, else the content of ``$H5FEED_TOKEN_FILE``.
     timeout : float or httpx.Timeout
         Seconds for one step of a request.
     deadline : float
@@ -104,9 +105,7 @@ class Client:
             "auth": auth,
         }
         self.url = url or os.environ.get("H5FEED_URL") or DEFAULT_URL
-        token = (token or os.environ.get("H5FEED_TOKEN") or "").strip()
-        if (odd := next((char for char in token if not " " <= char <= "~"), None)) is not None:
-            raise BadParameter(f"token must contain only printable ASCII characters, but contains {odd!r}")
+        token = token_from(token)
         self.deadline = deadline
         self.pool = BufferPool(POOL_BYTES)
         self._servers = Servers(

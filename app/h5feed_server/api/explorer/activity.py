@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
 
+from ...services import Services
+from ...sharing.caller import CALLER
 from ...sharing.traffic import Activity
+from ...tokens.scope import SCOPE
 from ..dependencies import ServicesDep, in_thread
+from ..redaction import without_secrets
 from .charts import Bar, Chart
 from .snippets import python
 from .web import Page, answer, pages, size
@@ -20,13 +26,16 @@ RATE_SECONDS = 10
 
 _RELOAD_SECONDS = 2
 
+_ABOUT = re.compile(r"/(?:v1/)?datasets/([^/]+)")
+"""Paths that are about a dataset."""
+
 
 @router.get("/feed")
 async def feed_page(request: Request, services: ServicesDep) -> Response:
     """What the server does now."""
 
     def work() -> Page:
-        activity = services.traffic.activity()
+        activity = _in_scope(services, services.traffic.activity())
         held = services.pool.held()
         settings = services.settings
         data = {
@@ -52,6 +61,18 @@ async def feed_page(request: Request, services: ServicesDep) -> Response:
         return Page("feed.html", "Activity", data, view, snippets=[python(request, None)], reload=_RELOAD_SECONDS)
 
     return answer(request, await in_thread(services, work))
+
+
+def _in_scope(services: Services, activity: Activity) -> Activity:
+    """What the caller may see of it: not who else is there, nor what they ask for, if there are datasets that are not
+    for its token."""
+    slowest = [{**one, "what": without_secrets(one["what"])} for one in activity.slowest]
+    callers = activity.callers
+    if not SCOPE.get().is_everything:
+        names = set(services.catalog.names())
+        slowest = [one for one in slowest if (about := _ABOUT.match(one["what"])) and about[1] in names]
+        callers = [one for one in callers if one["name"] == CALLER.get()]
+    return replace(activity, slowest=slowest, callers=callers)
 
 
 def rates(activity: Activity) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
 from h5feed.errors import TooLarge, Unauthorized
 
-from ..auth import SIGN_IN, SIGN_OUT, session_cookie, session_cookies_of
+from ...tokens.keyring import Keyring
+from ..auth import SIGN_IN, SIGN_OUT, access_of, expiry_of, own_cookies_of, session_cookie, session_cookies_of
 from .web import Page, answer, pages
 
 router = pages()
@@ -22,21 +23,32 @@ _MAX_FORM_BYTES = 8192
 
 @router.get(SIGN_IN)
 async def sign_in_form(request: Request) -> Response:
-    """The form."""
-    return answer(request, Page("sign_in.html", "Sign in", {"next": _local(request.query_params.get("next", "/"))}))
+    """The form; it says so if the one who comes was signed in, and may not any more."""
+    data = {"next": _local(request.query_params.get("next", "/"))}
+    expired = access_of(request.scope, _keyring(request)).expired
+    if expired is not None:
+        data["detail"] = expiry_of(expired)
+    return answer(request, Page("sign_in.html", "Sign in", data))
 
 
 @router.post(SIGN_IN)
 async def sign_in(request: Request) -> Response:
     """Check the token, and set the cookie."""
     form = parse_qs(await _body(request), keep_blank_values=True)
-    token, following = form.get("token", [""])[0].strip(), _local(form.get("next", ["/"])[0])
-    cookie = session_cookie(token, request.app.state.services.settings.token_list)
-    if cookie is None or not _is_own(request):
-        detail = "wrong token" if token else "enter a token"
+    text, following = form.get("token", [""])[0].strip(), _local(form.get("next", ["/"])[0])
+    keyring = _keyring(request)
+    token = keyring.by_token(text.encode()) if text else None
+    if token is None or token.has_expired() or not _is_own(request):
+        detail = "wrong token" if text else "enter a token"
+        if token is not None and token.has_expired():
+            detail = expiry_of(token)
         return answer(request, Page("sign_in.html", "Sign in", {"next": following, "detail": detail}), 401)
-    name, value = cookie
     redirect = RedirectResponse(following, 303, {"cache-control": "no-store"})
+    name, value = session_cookie(token, text)
+    # Whoever was signed in with another token before is not any more: the new one says what is seen.
+    for other in own_cookies_of(request.scope, keyring):
+        if other != name:
+            redirect.delete_cookie(other, httponly=True, samesite="strict", secure=_is_secure(request))
     redirect.set_cookie(name, value, httponly=True, samesite="strict", secure=_is_secure(request))
     return redirect
 
@@ -50,6 +62,11 @@ async def sign_out(request: Request) -> Response:
     for name in session_cookies_of(request.scope):
         redirect.delete_cookie(name, httponly=True, samesite="strict", secure=_is_secure(request))
     return redirect
+
+
+def _keyring(request: Request) -> Keyring:
+    keyring: Keyring = request.app.state.keyring
+    return keyring
 
 
 async def _body(request: Request) -> str:

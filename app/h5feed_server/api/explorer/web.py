@@ -29,6 +29,7 @@ from ..auth import session_cookies_of
 from ..dependencies import attempted, job_result
 from ..jobs import accepted
 from ..problems import STATUS, problem, validation_sentence
+from ..redaction import without_secrets
 from .snippets import Snippet
 
 M = TypeVar("M", bound=BaseModel)
@@ -202,7 +203,7 @@ def wants_json(request: Request) -> bool:
 
 def _with_json(request: Request) -> str:
     items = [(name, value) for name, value in request.query_params.multi_items() if name != "format"]
-    return "?" + urlencode([*items, ("format", "json")])
+    return without_secrets("?" + urlencode([*items, ("format", "json")]))
 
 
 def plain(value: Any) -> Any:

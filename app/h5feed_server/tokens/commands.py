@@ -1,0 +1,238 @@
+"""The commands ``h5feed-server token create``, ``list``, ``revoke`` and ``show``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from h5feed.errors import BadParameter
+from h5feed.suggestions import did_you_mean
+from pydantic import ValidationError
+
+from .generated import stored_token
+from .secrets import digest_of, new_token, proof_of
+from .token_file import TokenFileError, TokenRecord, editing, now, parse, read
+
+_EXAMPLES = """examples:
+  export H5FEED_TOKEN_FILE=/etc/h5feed/tokens
+  h5feed-server token create alice                           all datasets, until it is revoked
+  h5feed-server token create ci --datasets 'mnist*' --datasets cifar10 --expires 30d
+  h5feed-server token list
+  h5feed-server token revoke ci
+  h5feed-server serve ./data --host 0.0.0.0 --token-file /etc/h5feed/tokens
+  h5feed-server token show                                   the token that the server has created itself
+"""
+
+_CREATE_EXAMPLES = """examples:
+  h5feed-server token create alice --token-file tokens
+  h5feed-server token create ci --token-file tokens --datasets 'mnist*' --expires 30d
+  h5feed-server token create guest --token-file tokens --datasets 'mnist*' --datasets cifar10 --expires 2027-01-31
+  (umask 077; h5feed-server token create bob --token-file tokens > bobs-token)
+                      a file that only you can read, for $H5FEED_TOKEN_FILE of Bob's client
+"""
+
+_LIST_EXAMPLES = """examples:
+  h5feed-server token list --token-file tokens
+"""
+
+_REVOKE_EXAMPLES = """examples:
+  h5feed-server token revoke alice --token-file tokens
+"""
+
+_SHOW_EXAMPLES = """examples:
+  h5feed-server token show
+  h5feed-server token show --cache-dir /var/cache/h5feed
+  docker compose exec h5feed h5feed-server token show
+"""
+
+_SPAN = re.compile(r"([0-9]{1,6})([smhdw])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def add_token(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "token",
+        help="create, list and revoke tokens of a token file; show the token that the server has created",
+        description="Manages the tokens of a token file. Servers that were started with --token-file read it again\n"
+        "when it changes. It holds digests of the tokens, not the tokens.",
+        epilog=_EXAMPLES,
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def add(name: str, about: str, examples: str, description: str | None = None) -> Any:
+        return actions.add_parser(
+            name, help=about, description=description or f"{about[:1].upper()}{about[1:]}.", epilog=examples
+        )
+
+    create = add(
+        "create",
+        "create a token and print it",
+        _CREATE_EXAMPLES,
+        "Creates a token and prints it. It is shown only now. The file is created if it does not exist,\n"
+        "readable by you only.",
+    )
+    create.add_argument("name", metavar="NAME", help="who or what uses it: letters, digits and . _ @ -")
+    create.add_argument(
+        "--datasets",
+        metavar="PATTERN",
+        action="append",
+        help="names of the datasets that it opens, with * ? [] as in a shell, quoted; can be repeated (default: all)",
+    )
+    create.add_argument(
+        "--expires",
+        metavar="WHEN",
+        help="after how long, such as 12h, 30d or 8w, or on which day, such as 2027-01-31 (default: never)",
+    )
+    listing = add("list", "list the tokens of a token file, not the secrets", _LIST_EXAMPLES)
+    revoke = add("revoke", "remove a token from a token file", _REVOKE_EXAMPLES)
+    revoke.add_argument("name", metavar="NAME", help="as `token list` shows it")
+    for command in (create, listing, revoke):
+        command.add_argument("--token-file", metavar="FILE", type=Path, help="default $H5FEED_TOKEN_FILE")
+    show = add(
+        "show",
+        "print the token that the server has created",
+        _SHOW_EXAMPLES,
+        "Prints the token that the server creates if other machines can reach it and it has no tokens.",
+    )
+    show.add_argument("--cache-dir", type=Path, help="the server's (default $H5FEED_CACHE_DIR, else ~/.cache/h5feed)")
+
+
+def run_token(options: argparse.Namespace, token_file: Path | None, cache_dir: Path) -> int:
+    """Run the command; returns its exit code.
+
+    Parameters
+    ----------
+    token_file, cache_dir : Path
+        From the options or the environment.
+
+    Raises
+    ------
+    FeedError
+    """
+    if options.action == "show":
+        return _show(cache_dir)
+    if token_file is None:
+        print("h5feed-server: which token file? Pass --token-file FILE or set H5FEED_TOKEN_FILE", file=sys.stderr)
+        return 2
+    try:
+        if options.action == "create":
+            return _create(token_file, options.name, options.datasets, options.expires)
+        return _list(token_file) if options.action == "list" else _revoke(token_file, options.name)
+    except TokenFileError as error:
+        raise TokenFileError(f"token file {token_file}: {error.detail}") from None
+
+
+def _create(file: Path, name: str, datasets: Sequence[str] | None, expires: str | None) -> int:
+    token, name_of_it = new_token()
+    created = now()
+    until = None if expires is None else moment_of(expires, created)
+    try:
+        record = TokenRecord(
+            name=name,
+            id=name_of_it,
+            hash=f"sha256:{digest_of(proof_of(token.encode())).hex()}",
+            created=created,
+            expires=until,
+            datasets=None if datasets is None else tuple(datasets),
+        )
+    except ValidationError as error:
+        item = error.errors(include_url=False)[0]
+        where = "NAME" if item["loc"][0] == "name" else f"--{item['loc'][0]}"
+        raise BadParameter(f"{where} {item['input']!r}: {item['msg'].removeprefix('Value error, ')}") from None
+    with editing(file) as editor:
+        if any(other.name == name for other in editor.records):
+            raise BadParameter(f"there is a token {name!r} already: choose another name, or revoke it first")
+        editor.add(record)
+    for pattern in datasets or ():
+        if "/" in pattern:
+            _note(f"--datasets {pattern}: names of datasets have dots for slashes, so this may match nothing")
+    print(token)
+    _note(f"created token {name!r} ({_what(record)}) in {file}")
+    _note("it is shown only now; pass it to clients as H5FEED_TOKEN, or in a file as H5FEED_TOKEN_FILE")
+    return 0
+
+
+def _list(file: Path) -> int:
+    records = [line.record for line in parse(read(file)) if line.record is not None]
+    if not records:
+        _note(f"{file} has no tokens: create one with `h5feed-server token create NAME`")
+        return 0
+    lines = [("NAME", "ID", "CREATED", "EXPIRES", "DATASETS")]
+    for one in records:
+        created = "" if one.created is None else _day(one.created)
+        expires = "never" if one.expires is None else _day(one.expires)
+        if one.has_expired(datetime.now(UTC)):
+            expires = f"expired {expires}"
+        lines.append((one.name, one.id, created, expires, "all" if one.datasets is None else " ".join(one.datasets)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    return 0
+
+
+def _revoke(file: Path, name: str) -> int:
+    if not file.exists():
+        raise TokenFileError("does not exist")
+    with editing(file) as editor:
+        record = next((one for one in editor.records if one.name == name), None)
+        if record is None:
+            raise BadParameter(
+                f"there is no token {name!r}: {did_you_mean(name, [one.name for one in editor.records])}"
+            )
+        editor.remove(record)
+    _note(f"revoked token {name!r}; servers that use {file} notice within two seconds")
+    return 0
+
+
+def _show(cache_dir: Path) -> int:
+    token = stored_token(cache_dir)
+    if token is None:
+        _note(
+            f"there is no token in {cache_dir}: the server creates one when it is started for other machines without "
+            "tokens. If it has another cache folder, pass --cache-dir"
+        )
+        return 1
+    print(token)
+    return 0
+
+
+def moment_of(text: str, since: datetime) -> datetime:
+    """When a token expires: so long after `since`, or at the end of a day, in UTC.
+
+    Raises
+    ------
+    BadParameter
+    """
+    span = _SPAN.fullmatch(text.strip())
+    try:
+        if span is not None:
+            found = since + timedelta(**{_UNITS[span[2]]: int(span[1])})
+        else:
+            found = datetime.strptime(text.strip(), "%Y-%m-%d").replace(tzinfo=UTC) + timedelta(days=1)
+    except (ValueError, OverflowError):
+        raise BadParameter(
+            f"--expires {text}: expected a time span such as 12h, 30d or 8w, or a day such as 2027-01-31"
+        ) from None
+    if found <= since:
+        raise BadParameter(f"--expires {text}: this is over already")
+    return found
+
+
+def _what(record: TokenRecord) -> str:
+    opens = "all datasets" if record.datasets is None else f"datasets {' '.join(record.datasets)}"
+    return opens if record.expires is None else f"{opens}, until {_day(record.expires)}"
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _note(text: str) -> None:
+    """Standard output is for the token alone."""
+    print(f"h5feed-server: {text}", file=sys.stderr)

@@ -1,0 +1,279 @@
+"""The token file: a JSON object on each line, and comments that begin with ``#``.
+
+    {"name": "alice", "id": "1f0c9a3e", "hash": "sha256:…", "created": "2026-03-01T09:00:00Z", "datasets": ["mnist*"]}
+
+A line for each token, so that a mistake has the number of a line, and a tool that merges lines merges tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from h5feed.errors import FeedError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+MAX_BYTES = 1 << 20
+"""Of a token file."""
+
+_LOCK_SECONDS = 30.0
+"""How long a writer waits for another."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+
+
+class TokenFileError(FeedError):
+    """The token file cannot be used; the message says why and in which line, and tells no hash."""
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError("use up to 64 letters, digits and . _ @ -, and begin with a letter or a digit")
+    return name
+
+
+def _checked_pattern(pattern: str) -> str:
+    if not pattern.strip():
+        raise ValueError("a pattern is empty")
+    return pattern
+
+
+class TokenRecord(BaseModel):
+    """A token as it is stored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, AfterValidator(_checked_name)]
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
+    hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    created: AwareDatetime | None = None
+    expires: AwareDatetime | None = None
+    datasets: Annotated[tuple[Annotated[str, AfterValidator(_checked_pattern)], ...], Field(min_length=1)] | None = None
+    """Patterns of names; None: all datasets."""
+
+    @property
+    def digest(self) -> bytes:
+        return bytes.fromhex(self.hash.partition(":")[2])
+
+    def has_expired(self, now: datetime) -> bool:
+        return self.expires is not None and now >= self.expires
+
+
+@dataclass(frozen=True)
+class TokenLine:
+    """A line of the file; `record` is None for comments and empty lines."""
+
+    text: str
+    record: TokenRecord | None
+
+
+def parse(content: bytes) -> list[TokenLine]:
+    """The lines of a token file.
+
+    Raises
+    ------
+    TokenFileError
+    """
+    lines = []
+    names: dict[str, int] = {}
+    for number, raw in enumerate(content.split(b"\n"), 1):
+        try:
+            text = raw.decode("utf-8").rstrip("\r")
+            record = None if not text.strip() or text.lstrip().startswith("#") else _record(text)
+        except UnicodeDecodeError:
+            raise TokenFileError(f"line {number}: it is not UTF-8") from None
+        except ValueError as error:
+            raise TokenFileError(f"line {number}: {error}") from None
+        if record is not None:
+            for key in (f"name {record.name!r}", f"id {record.id!r}"):
+                if names.setdefault(key, number) != number:
+                    raise TokenFileError(f"line {number}: line {names[key]} has the {key}, too")
+        lines.append(TokenLine(text, record))
+    # After the end of the last line, there is none.
+    return lines if lines[-1].text else lines[:-1]
+
+
+def _record(text: str) -> TokenRecord:
+    """One line.
+
+    Raises
+    ------
+    ValueError
+        Whose message is for those who read the log: it has no value of the line, which may be a secret.
+    """
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"not a JSON object ({error.msg} at column {error.colno}): `h5feed-server token create` writes these lines"
+        ) from None
+    except RecursionError:
+        raise ValueError("not a JSON object of a token") from None
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object: expected {…} with the keys name, id and hash")
+    try:
+        return TokenRecord.model_validate(found)
+    except ValidationError as error:
+        item = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, item["loc"]))
+        if item["type"] == "extra_forbidden":
+            raise ValueError(
+                f"unknown key {where[:40]!r}: the keys are {', '.join(TokenRecord.model_fields)}"
+            ) from None
+        raise ValueError(f"{where}: {item['msg'].removeprefix('Value error, ')}") from None
+
+
+def read(path: Path) -> bytes:
+    """The content of a token file.
+
+    Raises
+    ------
+    TokenFileError
+    """
+    try:
+        # Opening a pipe would wait for its other end.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise TokenFileError(f"cannot be read: {error.strerror}") from None
+    try:
+        return _content(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _content(descriptor: int) -> bytes:
+    """All bytes of an open file.
+
+    Raises
+    ------
+    TokenFileError
+    """
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise TokenFileError("cannot be read: it is not a regular file")
+    if status.st_size > MAX_BYTES:
+        raise TokenFileError(f"cannot be read: it has {status.st_size} bytes, more than the limit of {MAX_BYTES}")
+    try:
+        return os.pread(descriptor, MAX_BYTES, 0)
+    except OSError as error:
+        raise TokenFileError(f"cannot be read: {error.strerror}") from None
+
+
+class TokenFileEditor:
+    """The lines of a token file that no other writer changes meanwhile; see `editing`."""
+
+    def __init__(self, lines: list[TokenLine]) -> None:
+        self.lines = lines
+
+    @property
+    def records(self) -> list[TokenRecord]:
+        return [line.record for line in self.lines if line.record is not None]
+
+    def add(self, record: TokenRecord) -> None:
+        """Append a line."""
+        self.lines.append(TokenLine(as_line(record), record))
+
+    def remove(self, record: TokenRecord) -> None:
+        """Remove a line."""
+        self.lines = [line for line in self.lines if line.record is not record]
+
+
+def as_line(record: TokenRecord) -> str:
+    """A record as a line of the file."""
+    content: dict[str, Any] = record.model_dump(mode="json", exclude_none=True)
+    return json.dumps(content, ensure_ascii=False)
+
+
+@contextlib.contextmanager
+def editing(path: Path) -> Iterator[TokenFileEditor]:
+    """Change a token file: what the editor has at the end replaces it, whole or not at all.
+
+    A file that does not exist is created, readable by its owner only.
+
+    Raises
+    ------
+    TokenFileError
+        It cannot be read or written, or another writer does not finish.
+    """
+    # A link stays a link.
+    path = Path(os.path.realpath(path))
+    try:
+        descriptor = _locked(path)
+    except OSError as error:
+        raise TokenFileError(f"cannot be opened for writing: {error.strerror}") from None
+    try:
+        editor = TokenFileEditor(parse(_content(descriptor)))
+        before = list(editor.lines)
+        yield editor
+        if editor.lines != before:
+            _replace(path, "".join(f"{line.text}\n" for line in editor.lines).encode(), os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def _locked(path: Path) -> int:
+    """Descriptor of the file that is at the path now, with a lock on it.
+
+    Raises
+    ------
+    OSError, TokenFileError
+    """
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever had the lock before may have replaced the file.
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if time.monotonic() >= deadline:
+            raise TokenFileError(f"another process has been changing it for {_LOCK_SECONDS:g} s: try again")
+        time.sleep(0.01)
+
+
+def _replace(path: Path, content: bytes, before: os.stat_result) -> None:
+    """Replace the file at once; its owner and its mode stay, for a server of another user may read it.
+
+    Raises
+    ------
+    TokenFileError
+    """
+    unfinished = None
+    try:
+        # `mkstemp` makes it readable by its owner only.
+        descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+                os.fchown(file.fileno(), before.st_uid, before.st_gid)
+            os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        if unfinished is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
+        raise TokenFileError(f"cannot be written: {error.strerror}") from None
+
+
+def now() -> datetime:
+    """The time, in whole seconds."""
+    return datetime.now(UTC).replace(microsecond=0)

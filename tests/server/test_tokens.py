@@ -1,0 +1,594 @@
+"""Tokens with names, scopes and an end: the file they are in, the commands for it, and servers that follow it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import h5feed
+import h5py
+import httpx
+import numpy as np
+import pytest
+from h5feed.cli import main
+from h5feed.errors import BadParameter
+from h5feed_server.api.redaction import without_secrets
+from h5feed_server.cli import main as server_main
+from h5feed_server.tokens.commands import moment_of
+from h5feed_server.tokens.scope import EVERYTHING, NOTHING, DatasetScope
+from h5feed_server.tokens.secrets import digest_of, proof_of
+from h5feed_server.tokens.token_file import TokenFileError, editing, parse
+
+from tests.support.fork_server import COMMANDS
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
+
+GOOD = '{"name": "a", "id": "01234567", "hash": "sha256:' + "0" * 64 + '"}'
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A token file that does not exist yet, for the commands of the test."""
+    path = tmp_path / "tokens"
+    monkeypatch.setenv("H5FEED_TOKEN_FILE", str(path))
+    return path
+
+
+@pytest.fixture
+def create(file: Path) -> Callable[..., str]:
+    """Creates tokens: ``create("alice", "--expires", "30d")``."""
+
+    def run(*arguments: str) -> str:
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()):
+            assert server_main(["token", "create", *arguments]) == 0
+        return out.getvalue().strip()
+
+    return run
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("mnist", "zoo"):
+        with h5py.File(folder / f"{name}.h5", "w") as to:
+            to["x"] = np.zeros((10, 3))
+    return folder
+
+
+def _guarded(data: Path, cache: Path, file: Path, *options: str, **environment: str) -> ServerProcess:
+    return ServerProcess(data, cache, "--token-file", str(file), "--workers", "2", *options, **environment)
+
+
+def _statuses(server: ServerProcess, token: str) -> set[int]:
+    """What each worker says to a token: connections are shared out in turn."""
+    headers = {"authorization": f"Bearer {token}"}
+    with httpx.Client(timeout=60) as one, httpx.Client(timeout=60) as other:
+        return {http.get(f"{server.url}/v1/datasets", headers=headers).status_code for http in (one, other)}
+
+
+# Commands
+
+
+def test_a_token_is_shown_once(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file holds digests and is its owner's; what is printed is the token alone, and no list repeats it."""
+    before = os.umask(0)
+    try:
+        assert server_main(["token", "create", "alice", "--datasets", "mnist*", "--expires", "30d"]) == 0
+    finally:
+        os.umask(before)
+    token, notes = capsys.readouterr()
+    assert re.fullmatch(r"h5feed_[0-9a-f]{8}_[\w-]{32}\n", token) and token.strip() not in notes
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    content = json.loads(file.read_text())
+    assert content["name"] == "alice" and content["datasets"] == ["mnist*"]
+    assert content["hash"] == f"sha256:{digest_of(proof_of(token.strip().encode())).hex()}"
+    assert token.strip()[16:] not in file.read_text() and proof_of(token.strip().encode()) not in file.read_text()
+    assert datetime.fromisoformat(content["expires"]) - datetime.fromisoformat(content["created"]) == timedelta(days=30)
+    assert server_main(["token", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert "alice" in listed and "mnist*" in listed and token.strip()[16:] not in listed
+    assert server_main(["token", "create", "alice"]) == 1 and "already" in capsys.readouterr().err
+    assert server_main(["token", "revoke", "alic"]) == 1 and "did you mean 'alice'" in capsys.readouterr().err
+    assert server_main(["token", "revoke", "alice"]) == 0 and file.read_text() == ""
+    assert server_main(["token", "revoke", "alice"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["create", "two words"], "NAME 'two words'"),
+        (["create", "a", "--datasets", ""], "--datasets '': a pattern is empty"),
+        (["create", "a", "--expires", "soon"], "--expires soon: expected a time span"),
+        (["create", "a", "--expires", "2020-01-01"], "is over already"),
+        (["create", "a", "--expires", "999999w"], "expected a time span"),
+        (["revoke", "a"], "does not exist"),
+        (["list"], "No such file"),
+    ],
+)
+def test_commands_that_cannot_be(
+    file: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each says what is wrong, in one line, and leaves no file."""
+    assert server_main(["token", *arguments]) == 1
+    said = capsys.readouterr().err
+    assert words in said and len(said.splitlines()) == 1 and not file.exists()
+
+
+def test_without_a_token_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """No place is guessed; a misspelt option is answered with the right one."""
+    monkeypatch.delenv("H5FEED_TOKEN_FILE", raising=False)
+    assert server_main(["token", "create", "alice"]) == 2
+    assert "--token-file FILE or set H5FEED_TOKEN_FILE" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        server_main(["token", "create", "alice", "--dataset-names", "x"])
+    assert "did you mean '--datasets'" in capsys.readouterr().err
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of `token create` run as they are."""
+    for action in ([], ["create"], ["list"], ["revoke"], ["show"]):
+        with pytest.raises(SystemExit):
+            server_main(["token", *action, "--help"])
+        assert f"h5feed-server token {' '.join(action)}" in capsys.readouterr().out
+
+
+def test_when_a_token_expires() -> None:
+    """A span from now, or the whole of a day."""
+    since = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    assert moment_of("90s", since) - since == timedelta(seconds=90)
+    assert moment_of("8w", since) - since == timedelta(weeks=8)
+    assert moment_of("2026-03-01", since) == datetime(2026, 3, 2, tzinfo=UTC)
+
+
+def test_many_writers(file: Path) -> None:
+    """Threads and processes that write at the same time lose nothing of each other's."""
+    created = [
+        subprocess.Popen(
+            [sys.executable, "-m", "h5feed_server.cli", "token", "create", f"process-{number}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for number in range(3)
+    ]
+
+    def change(number: int) -> int:
+        code = server_main(["token", "create", f"thread-{number}"])
+        return code or (server_main(["token", "revoke", f"thread-{number}"]) if number % 2 else 0)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(change, range(12))) == {0}
+    assert [process.wait(60) for process in created] == [0, 0, 0]
+    names = {line.record.name for line in parse(file.read_bytes()) if line.record is not None}
+    assert names == {f"thread-{number}" for number in range(0, 12, 2)} | {f"process-{number}" for number in range(3)}
+    assert [path.name for path in file.parent.iterdir()] == ["tokens"]
+
+
+def test_what_people_write_stays(file: Path, create: Callable[..., str]) -> None:
+    """Comments, links, and the mode that lets a server of another user read it."""
+    real = file.with_name("elsewhere")
+    real.write_text(f"# ours\n\n{GOOD}\n")
+    real.chmod(0o640)
+    file.symlink_to(real)
+    create("bob")
+    assert server_main(["token", "revoke", "a"]) == 0
+    lines = real.read_text().splitlines()
+    assert lines[:2] == ["# ours", ""] and len(lines) == 3 and '"bob"' in lines[2]
+    assert file.is_symlink() and stat.S_IMODE(real.stat().st_mode) == 0o640
+
+
+def test_a_change_that_fails_leaves_the_file(file: Path, create: Callable[..., str]) -> None:
+    """It is replaced whole or not at all."""
+    create("bob")
+    before = file.read_bytes()
+
+    def fail() -> None:
+        with editing(file) as editor:
+            editor.remove(editor.records[0])
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert file.read_bytes() == before
+    file.write_bytes(before + b"broken")
+    assert server_main(["token", "create", "carol"]) == 1
+    assert file.read_bytes() == before + b"broken"
+
+
+# The file
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("secret-token-of-mine", "not a JSON object"),
+        ('["secret-token-of-mine"]', "not a JSON object"),
+        (GOOD[:-1], "not a JSON object"),
+        (GOOD.replace('"id"', '"ident"'), "id: Field required"),
+        (GOOD[:-1] + ', "scopes": []}', "unknown key 'scopes'"),
+        (GOOD.replace("sha256:0", "sha256:g"), "hash: String should match"),
+        (GOOD[:-1] + ', "datasets": []}', "datasets: "),
+        (GOOD[:-1] + ', "datasets": "mnist"}', "datasets: "),
+        (GOOD[:-1] + ', "expires": "2026-13-01"}', "expires: "),
+        (GOOD[:-1] + ', "expires": "2026-12-01T00:00:00"}', "expires: "),
+        (GOOD.replace('"a"', '"x y"'), "name: use up to 64"),
+        (GOOD, "line 2 has the name 'a', too"),
+        (GOOD.replace('"a"', '"b"'), "line 2 has the id '01234567', too"),
+        ("[" * 5000, "not a JSON object"),
+        (b"\xff", "not UTF-8"),
+    ],
+)
+def test_broken_lines(line: str | bytes, reason: str) -> None:
+    """The reason has the number of the line, and no value that may be a secret."""
+    raw = line if isinstance(line, bytes) else line.encode()
+    with pytest.raises(TokenFileError, match=r"^line 4: ") as caught:
+        parse(b"# ours\n" + GOOD.encode() + b"\n\n" + raw + b"\n")
+    assert reason in caught.value.detail and "of-mine" not in caught.value.detail and "00000" not in caught.value.detail
+
+
+def test_a_server_does_not_start_with_a_broken_file(data: Path, tmp_path: Path) -> None:
+    """Nor without one, nor with a pipe; what was asked for is not left out in silence."""
+    file = tmp_path / "tokens"
+    for content, words in ((None, "No such file"), ("x", "line 1: "), ("pipe", "not a regular file")):
+        if content == "pipe":
+            file.unlink()
+            os.mkfifo(file)
+        elif content is not None:
+            file.write_text(content)
+        done = COMMANDS.run(["serve", str(data), "--port", "0", "--token-file", str(file)])
+        assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def followed(data: Path, file: Path, create: Callable[..., str], tmp_path: Path) -> Iterator[tuple[ServerProcess, str]]:
+    """A server of two workers that follows `file`, and a token of it."""
+    token = create("alice")
+    server = _guarded(data, tmp_path / "cache", file)
+    yield server, token
+    assert server.stop() == 0
+
+
+def test_servers_follow_the_file(followed: tuple[ServerProcess, str], create: Callable[..., str]) -> None:
+    """All workers let in who has a new token, and nobody with one that is gone, nor with its cookie."""
+    server, alice = followed
+    bob = create("bob", "--datasets", "mnist")
+    wait_until(lambda: _statuses(server, bob) == {200})
+    assert _statuses(server, alice) == {200}
+    with httpx.Client(base_url=server.url, timeout=60, headers={"accept": "text/html"}) as browser:
+        assert browser.post("/sign-in", data={"token": bob}).status_code == 303
+        page = browser.get("/")
+        assert page.status_code == 200 and "zoo" not in page.text
+        # Who signs in with another token sees what that one is for.
+        assert browser.post("/sign-in", data={"token": alice}).status_code == 303
+        assert "zoo" in browser.get("/").text and len(browser.cookies) == 1
+        assert server_main(["token", "revoke", "alice"]) == 0
+        wait_until(lambda: browser.get("/").status_code == 303)
+    wait_until(lambda: _statuses(server, alice) == {401})
+    assert _statuses(server, bob) == {200}
+
+
+def test_a_broken_file_changes_nothing(
+    data: Path, file: Path, create: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The tokens from before stay, also for a worker that starts now; those that were revoked do not come back. The log
+    has one line with the number of the line and the reason, and one when it is over."""
+    alice, bob = create("alice"), create("bob")
+    server = _guarded(data, tmp_path / "cache", file)
+    said = ""
+
+    def logged(words: str) -> bool:
+        nonlocal said
+        said += capfd.readouterr().err
+        return words in said
+
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            assert server_main(["token", "revoke", "alice"]) == 0
+        wait_until(lambda: _statuses(server, alice) == {401})
+        good = file.read_text()
+        file.write_text(good + "{broken\n")
+        wait_until(lambda: logged("line 2"))
+        before = server.worker_pids()
+        os.kill(before[0], signal.SIGKILL)
+        wait_until(lambda: len(server.worker_pids()) == 2 and before[0] not in server.worker_pids())
+        wait_until(lambda: _is_ready(server))
+        assert _statuses(server, bob) == {200} and _statuses(server, alice) == {401}
+        file.unlink()
+        wait_until(lambda: logged("No such file"))
+        assert _statuses(server, bob) == {200}
+        file.write_text(good)
+        wait_until(lambda: logged("can be used again"))
+        assert _statuses(server, bob) == {200} and _statuses(server, alice) == {401}
+    finally:
+        assert server.stop() == 0
+    said += capfd.readouterr().err
+    lines = [line for line in said.splitlines() if "tokens.keyring" in line]
+    assert len(lines) == 3 and "not a JSON object" in lines[0] and str(file) in lines[0], lines
+
+
+def _is_ready(server: ServerProcess) -> bool:
+    """Whether the worker that was started last answers: connections go to the one with the fewest."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(httpx.Client(timeout=60)) for _ in range(4)]
+        return all(http.get(f"{server.url}/healthz").status_code == 200 for http in clients)
+
+
+def test_no_tokens_let_nobody_in(data: Path, file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A file without tokens opens nothing, and the server says so; the tokens of the variable count as well."""
+    file.write_text("# none yet\n")
+    server = _guarded(data, tmp_path / "cache", file)
+    try:
+        assert _statuses(server, "x") == {401}
+        assert "has no tokens, so nobody can connect" in capfd.readouterr().err
+    finally:
+        assert server.stop() == 0
+    server = _guarded(data, tmp_path / "cache", file, H5FEED_TOKENS="of-the-variable")
+    try:
+        assert _statuses(server, "of-the-variable") == {200} and _statuses(server, "x") == {401}
+    finally:
+        assert server.stop() == 0
+
+
+def test_an_expired_token_is_told_so(
+    followed: tuple[ServerProcess, str], create: Callable[..., str], file: Path
+) -> None:
+    """By the API, by the form, and to whoever was signed in with it."""
+    server, _ = followed
+    brief = create("brief", "--expires", "1h")
+    wait_until(lambda: _statuses(server, brief) == {200})
+    with httpx.Client(base_url=server.url, timeout=60, headers={"accept": "text/html"}) as browser:
+        assert browser.post("/sign-in", data={"token": brief}).status_code == 303
+        assert browser.get("/").status_code == 200
+        line = json.loads(file.read_text().splitlines()[1])
+        line["expires"] = "2026-01-01T00:00:00Z"
+        file.write_text(json.dumps(line) + "\n")
+        wait_until(lambda: browser.get("/").status_code == 303)
+        said = browser.get(browser.get("/").headers["location"])
+        assert "expired on 2026-01-01 at 00:00 UTC" in said.text
+        again = browser.post("/sign-in", data={"token": brief})
+        assert again.status_code == 401 and "expired on" in again.text
+    with h5feed.connect(server.url, token=brief, deadline=60) as feed:
+        wait_until(lambda: _statuses(server, brief) == {401})
+        with pytest.raises(h5feed.Unauthorized, match="token 'brief' expired on 2026-01-01"):
+            feed.datasets()
+
+
+def test_a_file_that_is_being_written(followed: tuple[ServerProcess, str], file: Path) -> None:
+    """An editor may empty it before it writes it anew: what is there for a moment only counts for nothing."""
+    server, alice = followed
+    content = file.read_text()
+    with httpx.Client(base_url=server.url, timeout=60, headers={"authorization": f"Bearer {alice}"}) as http:
+        for _ in range(20):
+            file.write_text("")
+            assert http.get("/v1/datasets").status_code == 200
+            file.write_text(content)
+            assert http.get("/v1/datasets").status_code == 200
+
+
+def test_a_token_expires_while_the_server_runs(followed: tuple[ServerProcess, str], create: Callable[..., str]) -> None:
+    """Nothing needs to change for it but the time."""
+    server, _ = followed
+    brief = create("brief", "--expires", "2s")
+    wait_until(lambda: _statuses(server, brief) == {401})
+    answer = httpx.get(f"{server.url}/v1/datasets", headers={"authorization": f"Bearer {brief}"}, timeout=60)
+    wait_until(
+        lambda: (
+            "expired"
+            in httpx.get(f"{server.url}/v1/datasets", headers={"authorization": f"Bearer {brief}"}, timeout=60).text
+        )
+    )
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+# Scopes
+
+
+@pytest.mark.parametrize(
+    ("patterns", "covered", "not_covered"),
+    [
+        (("mnist*",), ("mnist", "mnist.train", "mnist_a/b"), ("Mnist", "amnist", "")),
+        (("a.?", "b[12]"), ("a.x", "b1"), ("a.xy", "b3", "a.x\n")),
+        (("*",), ("anything", "a\nb"), ()),
+        (("(a|b)+",), ("(a|b)+",), ("a", "ab")),
+    ],
+)
+def test_patterns(patterns: tuple[str, ...], covered: tuple[str, ...], not_covered: tuple[str, ...]) -> None:
+    """As in a shell: the whole name, in its own case."""
+    scope = DatasetScope(patterns)
+    assert all(map(scope.covers, covered)) and not any(map(scope.covers, not_covered))
+    assert EVERYTHING.covers("x") and not NOTHING.covers("x") and not NOTHING.covers("")
+
+
+def test_files_that_hold_more_than_the_scope(file: Path, create: Callable[..., str], tmp_path: Path) -> None:
+    """The tree and the viewers show files whole: not those with, or that refer to, what a token does not cover."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with h5py.File(folder / "both.h5", "w") as to:
+        # With nothing in common, so that they are two datasets.
+        to["open/x"], to["open/y"] = np.zeros((10, 3)), np.arange(10)
+        to["hidden/images"], to["hidden/t"] = np.zeros((25, 8, 8, 3), np.uint8), np.arange(25.0)
+    with h5py.File(folder / "secret.h5", "w") as to:
+        to["x"], to["y"] = np.zeros((7, 3)), np.arange(7)
+    with h5py.File(folder / "linking.h5", "w") as to:
+        to["x"] = h5py.ExternalLink("secret.h5", "/x")
+        to["own"] = np.zeros((7, 2))
+    with h5py.File(folder / "alone.h5", "w") as to:
+        to["x"] = np.zeros((5, 3))
+    (folder / "secret notes.txt").write_text("x")
+    token = create("some", "--datasets", "both.open", "--datasets", "linking", "--datasets", "alone")
+    every = create("every")
+    server = _guarded(folder, tmp_path / "cache", file)
+    try:
+        with httpx.Client(base_url=server.url, timeout=60) as http:
+
+            def get(path: str, token: str = token) -> httpx.Response:
+                return http.get(path, headers={"authorization": f"Bearer {token}"})
+
+            def names(token: str) -> list[str]:
+                return [one["name"] for one in get("/v1/datasets", token).json()["datasets"]]
+
+            wait_until(lambda: "preparing" not in get("/v1/datasets", every).text)
+            assert {"both.open", "both.hidden", "secret", "secret notes.txt"} <= set(names(every))
+            assert names(token) == ["alone", "both.open", "linking"]
+            for name, status in (("alone", 200), ("both.open", 404), ("linking", 404), ("both.hidden", 404)):
+                answers = [get(f"/v1/datasets/{name}/tree"), get(f"/datasets/{name}/tree?format=json")]
+                stem = name.partition(".")[0]
+                answers.append(get(f"/h5grove/paths?file={stem}.h5"))
+                for answer in answers:
+                    assert answer.status_code == status, (name, answer.text)
+                    assert name == "both.hidden" or ("hidden" not in answer.text and "secret" not in answer.text)
+                assert get(f"/v1/datasets/{name}/tree", every).status_code == 200
+            assert "does not cover all" in get("/v1/datasets/both.open/tree").json()["detail"]
+            for missing in ("secret.h5", "secrets.h5"):
+                answer = get(f"/h5grove/meta?file={missing}")
+                assert answer.status_code == 404 and "secret.h5" not in answer.json()["detail"].replace(missing, "")
+            assert get("/v1/datasets/both.open/rows?start=0&stop=3").status_code == 200
+            assert get("/v1/datasets/both.hidden/rows?start=0&stop=3").status_code == 404
+    finally:
+        assert server.stop() == 0
+
+
+# What nobody gets to read
+
+
+def test_no_token_in_logs(
+    data: Path, file: Path, create: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither those of the server nor wrong ones, however they are sent; nor in errors, nor in a list of processes."""
+    good = create("alice")
+    wrong = good[:-6] + "wrong-"
+    fixed = "fixed-token-of-the-variable"
+    server = _guarded(data, tmp_path / "cache", file, "--access-log", H5FEED_TOKENS=fixed)
+    answers = []
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        for token in (good, wrong, fixed):
+            proof = proof_of(token.encode())
+            for headers in ({}, {"authorization": f"Bearer {token}"}, {"cookie": f"h5feed_{good[7:15]}={proof}"}):
+                for path in (
+                    "/v1/datasets",
+                    f"/v1/datasets?token={token}",
+                    f"/?token={token}&q=x",
+                    f"/?access_token={token}",
+                    f"/v1/datasets/mnist/batches/0?batch_size=2&Authorization=Bearer%20{token}",
+                    f"/sign-in?next=%2F%3Ftoken%3D{token}",
+                ):
+                    for accept in ("*/*", "text/html"):
+                        answers.append(http.get(path, headers={**headers, "accept": accept}))
+            answers.append(http.post("/sign-in", data={"token": token, "next": "/"}))
+            answers.append(http.get(f"/v1/datasets/{token}", headers={"authorization": f"Bearer {good}"}))
+    processes = [server.process.pid, *server.worker_pids()]
+    commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in processes]
+    assert server.process.stdout is not None
+    server.process.send_signal(signal.SIGTERM)
+    logs = server.process.stdout.read() + capfd.readouterr().err
+    assert server.stop() == 0
+    assert logs.count(" ms") == len(answers) and "[hidden]" in logs
+    for token in (good, wrong, fixed):
+        for text in (token, token[16:], proof_of(token.encode())):
+            assert text not in logs and text not in "".join(commands)
+            assert not any(text in answer.headers.get("location", "") for answer in answers)
+    for answer in answers:
+        if answer.status_code in (400, 401):
+            assert good not in answer.text and fixed not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("/v1/datasets?q=token&limit=3", "/v1/datasets?q=token&limit=3"),
+        ("/x?token=abc", "/x?token=[hidden]"),
+        ("/x?a=1&API_KEY=abc&b=2", "/x?a=1&API_KEY=[hidden]&b=2"),
+        ("/sign-in?next=%2Fx%3Ftoken%3Dabc%26b%3D2", "/sign-in?next=%2Fx%3Ftoken%3D[hidden]%26b%3D2"),
+        ("/h5grove/attr?file=a&attr_keys=b", "/h5grove/attr?file=a&attr_keys=b"),
+        ("/v1/h5feed_01234567_abcdefgh", "/v1/[hidden]"),
+        ("/v1/known-secret/x", "/v1/[hidden]/x"),
+    ],
+)
+def test_urls_in_logs(url: str, shown: str) -> None:
+    """What is named like a token is hidden, and no parameter of the API is."""
+    assert without_secrets(url, ["known-secret", "x"]) == shown
+
+
+# The token that the server creates
+
+
+def test_a_created_token_is_printed_to_a_terminal_only(data: Path, tmp_path: Path) -> None:
+    """On a terminal it is there to copy; a log has the command that prints it."""
+    command = [sys.executable, "-m", "h5feed_server.cli", "serve", str(data), "--host", "0.0.0.0", "--port", "0"]
+    command += ["--cache-dir", str(tmp_path / "cache")]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, start_new_session=True)
+    os.close(theirs)
+    said = ""
+    try:
+        while "token show" not in said:
+            ready, _, _ = select.select([ours], [], [], 60)
+            assert ready, said
+            said += os.read(ours, 4096).decode()
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+        os.close(ours)
+    token = (tmp_path / "cache" / "token").read_text()
+    assert f"token: {token} " in said and stat.S_IMODE((tmp_path / "cache" / "token").stat().st_mode) == 0o600
+    shown = COMMANDS.run(["token", "show"], H5FEED_CACHE_DIR=str(tmp_path / "cache"))
+    assert (shown.returncode, shown.stdout) == (0, f"{token}\n")
+    missing = COMMANDS.run(["token", "show", "--cache-dir", str(data)])
+    assert missing.returncode == 1 and missing.stdout == "" and "there is no token" in missing.stderr
+
+
+def test_a_token_that_nobody_could_find_out(data: Path, tmp_path: Path) -> None:
+    """If it can be neither printed nor stored, the server does not start."""
+    (tmp_path / "cache").write_text("no folder")
+    done = COMMANDS.run(
+        ["serve", str(data), "--host", "0.0.0.0", "--port", "0", "--cache-dir", str(tmp_path / "cache")]
+    )
+    assert done.returncode == 1 and "H5FEED_TOKENS" in done.stderr and done.stdout == ""
+
+
+# Clients
+
+
+def test_clients_read_a_file(
+    followed: tuple[ServerProcess, str], file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """So that a token is in no list of processes, and in no environment."""
+    server, token = followed
+    own = tmp_path / "my-token"
+    own.write_text(f"{token}\n")
+    monkeypatch.delenv("H5FEED_TOKEN", raising=False)
+    monkeypatch.setenv("H5FEED_TOKEN_FILE", str(own))
+    with h5feed.connect(server.url, deadline=60) as feed:
+        assert {one["name"] for one in feed.datasets()} == {"mnist", "zoo"}
+    monkeypatch.delenv("H5FEED_TOKEN_FILE")
+    assert main(["ls", server.url, "--token-file", str(own)]) == 0 and "mnist" in capsys.readouterr().out
+    for content, words in (
+        (file.read_text(), "token file of a server"),
+        ("", "one token and nothing else"),
+        ("two tokens", "one token and nothing else"),
+        ("x" * 9000, "one token and nothing else"),
+    ):
+        own.write_text(content)
+        assert main(["ls", server.url, "--token-file", str(own)]) == 1
+        said = capsys.readouterr().err
+        assert words in said and str(own) in said and "xxx" not in said
+    monkeypatch.setenv("H5FEED_TOKEN_FILE", str(tmp_path / "none"))
+    with pytest.raises(BadParameter, match=r"H5FEED_TOKEN_FILE.*No such file"):
+        h5feed.connect(server.url)
+    monkeypatch.setenv("H5FEED_TOKEN", token)
+    with h5feed.connect(server.url, deadline=60) as feed:
+        assert len(feed.datasets()) == 2
