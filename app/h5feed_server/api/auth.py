@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import urlencode
 
 from h5feed.errors import Unauthorized
@@ -47,12 +47,20 @@ def is_stranger(request: Request) -> bool:
 
 
 class BearerAuth:
-    """ASGI middleware that rejects requests without one of `tokens`."""
+    """ASGI middleware that rejects requests without one of `tokens`.
 
-    def __init__(self, app: ASGIApp, tokens: tuple[str, ...]) -> None:
+    Parameters
+    ----------
+    tokens : tuple of str
+    refused : callable
+        Told of each request that is refused, with the status.
+    """
+
+    def __init__(self, app: ASGIApp, tokens: tuple[str, ...], refused: Callable[[Scope, int], None]) -> None:
         self._app = app
         self._tokens = [token.encode() for token in tokens]
         self._cookies = sessions(tokens)
+        self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self._allows(scope):
@@ -68,6 +76,7 @@ class BearerAuth:
             form = RedirectResponse(f"{SIGN_IN}?{urlencode({'next': here})}", 303, {"cache-control": "no-store"})
             await form(scope, receive, send)
             return
+        self._refused(scope, 401)
         sent = "the one that was sent is none of them" if token_of(scope) else "none was sent"
         answer = problem(
             Unauthorized(

@@ -17,7 +17,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ..main import metrics_catalogue
+from ..services import Shared
 from ..settings import Settings
+from ..sharing.metrics import Metrics
+from ..sharing.scoreboard import SUPERVISOR, Scoreboard
 from .listening import remove_socket
 from .worker import ALIVE_SECONDS, CLOSED, CONNECTION, LEAVING, READY, Tls, run_worker
 
@@ -107,6 +111,8 @@ class Supervisor:
         self._announced = False
         self._early_deaths = 0
         self._restart_at: list[float] = []
+        self._board = Scoreboard(settings.workers)
+        self._metrics = Metrics(metrics_catalogue(), self._board, SUPERVISOR)
 
     def run(self) -> int:
         """Serve; returns the exit code."""
@@ -120,6 +126,9 @@ class Supervisor:
             signal.signal(signal.SIGHUP, self._stop if _has_terminal() else self._reload_soon)
         self._selector.register(wake_receive, selectors.EVENT_READ, lambda: wake_receive.recv(64))
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._board.occupy(SUPERVISOR, os.getpid())
+        self._metrics.add("server_start_time_seconds", None, time.time())
+        self._metrics.publish()
         for _ in range(self._settings.workers):
             self._start_worker()
         before = time.monotonic()
@@ -181,7 +190,7 @@ class Supervisor:
                 _say(f"worker {worker.pid} has not answered for {silent:.1f} s and is killed")
                 # Its connections end with it.
                 _kill(worker.pid)
-                self._bury(worker)
+                self._bury(worker, "hung")
         due = [moment for moment in self._restart_at if moment <= now]
         self._restart_at = [moment for moment in self._restart_at if moment > now]
         for _ in due:
@@ -189,11 +198,16 @@ class Supervisor:
         for pid, deadline in list(self._ending.items()):
             if _has_ended(pid):
                 del self._ending[pid]
+                self._board.leave(pid)
             elif now >= deadline:
                 self._ending[pid] = now + 1.0
                 _kill(pid)
 
     def _start_worker(self) -> None:
+        place = self._board.take()
+        if place is None:
+            _say("too many workers are still ending: the numbers of a new one are missing from /metrics")
+        shared = None if place is None else Shared(self._board, place)
         ours, theirs = socket.socketpair()
         # This process has no threads, and has everything imported: a fork starts at once and shares that memory.
         pid = os.fork()
@@ -208,7 +222,7 @@ class Supervisor:
                 ours.close()
                 for worker in self._workers.values():
                     worker.channel.close()
-                code = run_worker(self._settings, theirs, self._tls)
+                code = run_worker(self._settings, theirs, self._tls, shared)
             finally:
                 # Of a terminal that is gone, neither can be written.
                 for stream in (sys.stdout, sys.stderr):
@@ -216,6 +230,8 @@ class Supervisor:
                         stream.flush()
                 os._exit(code)
         theirs.close()
+        if place is not None:
+            self._board.occupy(place, pid)
         ours.setblocking(False)
         worker = self._workers[pid] = _Worker(pid, ours)
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._hear(worker))
@@ -256,7 +272,7 @@ class Supervisor:
                 self._announced = True
                 self._on_ready()
 
-    def _bury(self, worker: _Worker) -> None:
+    def _bury(self, worker: _Worker, reason: str = "ended") -> None:
         self._selector.unregister(worker.channel)
         worker.channel.close()
         del self._workers[worker.pid]
@@ -272,6 +288,8 @@ class Supervisor:
         staying = [other for other in self._workers.values() if not other.leaving and other not in self._outgoing]
         if len(staying) + len(self._restart_at) < self._settings.workers:
             _say(f"worker {worker.pid} ended, starting another")
+            self._metrics.add("worker_restarts_total", reason)
+            self._metrics.publish()
             self._restart_at.append(time.monotonic() + _RESTART_SECONDS)
 
     def _end_workers(self) -> None:
