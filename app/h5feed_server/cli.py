@@ -11,7 +11,7 @@ import stat
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from h5feed.arguments import CommandParser
 from h5feed.errors import FeedError
@@ -21,6 +21,7 @@ from . import __version__
 from .builder.arguments import add_build
 from .serve.exposure import is_every_address, is_open, kept_token, local_address, published_on
 from .settings import Settings
+from .sharing.logs import LogFormat, begin_logs, say
 
 _EXAMPLES = """examples:
   h5feed-server demo                              serve real digits and train on them, in a minute
@@ -136,6 +137,11 @@ def _add_serve(commands: Any) -> None:
         help="follow symbolic links that lead out of DIR",
     )
     serve.add_argument("--access-log", action="store_true", default=None, help="print a line for each request")
+    serve.add_argument(
+        "--log-format",
+        choices=get_args(LogFormat),
+        help="format of the log: lines to read, or JSON with one object per line (default pretty)",
+    )
     serve.add_argument("--tls-cert", metavar="PEM", help="file with the certificate, to serve HTTPS")
     serve.add_argument("--tls-key", metavar="PEM", help="file with the key of the certificate")
 
@@ -147,6 +153,8 @@ def _serve(options: argparse.Namespace) -> int:
         name: value for name, value in vars(options).items() if name in Settings.model_fields and value is not None
     }
     settings = Settings(**given)
+    form = settings.log_format
+    begin_logs(form)
     if (what := _is_no_folder(settings.data_dir)) is not None:
         print(f"h5feed-server: {settings.data_dir} {what}", file=sys.stderr)
         return 2
@@ -175,20 +183,23 @@ def _serve(options: argparse.Namespace) -> int:
 
     def announce() -> None:
         if settings.uds:
-            print(f"h5feed serves {settings.data_dir} at unix://{os.path.abspath(settings.uds)}", flush=True)
+            say(form, f"h5feed serves {settings.data_dir} at unix://{os.path.abspath(settings.uds)}")
             return
         host, port = published_on(settings) or listener.getsockname()[:2]
         address = f"{'https' if tls else 'http'}://{local_address(host, port)}"
-        print(f"h5feed serves {settings.data_dir} at {address}", flush=True)
-        print(f"browse it at {address}/", flush=True)
+        say(form, f"h5feed serves {settings.data_dir} at {address}")
+        say(form, f"browse it at {address}/")
         if is_every_address(host):
-            print(f"from other machines, use this machine's name or address and port {port}", flush=True)
-        if generated:
-            print(f"token: {settings.tokens}   (for token=, --token or H5FEED_TOKEN of clients)", flush=True)
-            print(
+            say(form, f"from other machines, use this machine's name or address and port {port}")
+        if generated and form == "pretty":
+            say(form, f"token: {settings.tokens}   (for token=, --token or H5FEED_TOKEN of clients)")
+            say(
+                form,
                 "it is stored in the cache folder; to use your own, set H5FEED_TOKENS; to use none, H5FEED_PUBLIC=1",
-                flush=True,
             )
+        elif generated:
+            # What is logged as JSON is collected, and read by many.
+            say(form, f"clients need the token that is stored in {settings.cache_dir / 'token'}")
 
     once = LoggedOnce("h5feed_server.catalog")
     for handler in logging.getLogger().handlers:

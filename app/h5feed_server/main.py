@@ -127,5 +127,5 @@ def create_app(settings: Settings, shared: Shared | None = None) -> FastAPI:
     else:
         app.add_middleware(HostCheck, settings=settings, refused=refused)
     if settings.access_log:
-        app.add_middleware(AccessLog, address=proxies.address)
+        app.add_middleware(AccessLog, address=proxies.address, form=settings.log_format, tokens=settings.token_list)
     return app

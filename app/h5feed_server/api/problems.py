@@ -18,6 +18,7 @@ from h5feed.suggestions import did_you_mean
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from ..sharing.logs import FIELDS
 from ..sharing.request_id import REQUEST_ID, new_request_id
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def problem(
     if status >= 500 and _is_news(error):
         # A caller that is told to come again is no fault of the server's, nor are files that it has just found.
         level = _LEVELS.get(type(error), logging.ERROR)
-        logger.log(level, "%s %s: %s", request_id, error.code, error.detail)
+        logger.log(level, "%s: %s", error.code, error.detail, extra={FIELDS: {"code": error.code}})
     content = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from ..main import metrics_catalogue
 from ..services import Shared
 from ..settings import Settings
+from ..sharing.logs import say
 from ..sharing.metrics import Metrics
 from ..sharing.scoreboard import SUPERVISOR, Scoreboard
 from .listening import remove_socket
@@ -187,7 +188,7 @@ class Supervisor:
             worker.still_since = (worker.still_since or now) if is_still else None
             still = now - worker.still_since if worker.still_since else 0.0
             if silent > (SILENT_SECONDS if worker.ready else START_SECONDS) or still >= _SURE_SECONDS:
-                _say(f"worker {worker.pid} has not answered for {silent:.1f} s and is killed")
+                self._say(f"worker {worker.pid} has not answered for {silent:.1f} s and is killed")
                 # Its connections end with it.
                 _kill(worker.pid)
                 self._bury(worker, "hung")
@@ -206,7 +207,7 @@ class Supervisor:
     def _start_worker(self) -> None:
         place = self._board.take()
         if place is None:
-            _say("too many workers are still ending: the numbers of a new one are missing from /metrics")
+            self._say("too many workers are still ending: the numbers of a new one are missing from /metrics")
         shared = None if place is None else Shared(self._board, place)
         ours, theirs = socket.socketpair()
         # This process has no threads, and has everything imported: a fork starts at once and shares that memory.
@@ -237,7 +238,7 @@ class Supervisor:
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._hear(worker))
 
     def _reload(self) -> None:
-        _say("SIGHUP: all workers are replaced")
+        self._say("SIGHUP: all workers are replaced")
         self._outgoing = [worker for worker in self._workers.values() if not worker.leaving]
         self._early_deaths = 0
         for _ in range(self._settings.workers):
@@ -281,16 +282,20 @@ class Supervisor:
         if not worker.ready:
             self._early_deaths += 1
             if self._early_deaths >= _START_ATTEMPTS and self._outgoing:
-                _say("the new workers do not start: the old ones stay")
+                self._say("the new workers do not start: the old ones stay")
                 self._outgoing = []
         with contextlib.suppress(ValueError):
             self._outgoing.remove(worker)
         staying = [other for other in self._workers.values() if not other.leaving and other not in self._outgoing]
         if len(staying) + len(self._restart_at) < self._settings.workers:
-            _say(f"worker {worker.pid} ended, starting another")
+            self._say(f"worker {worker.pid} ended, starting another")
             self._metrics.add("worker_restarts_total", reason)
             self._metrics.publish()
             self._restart_at.append(time.monotonic() + _RESTART_SECONDS)
+
+    def _say(self, what: str) -> None:
+        """Tell on standard error, which may be a closed terminal."""
+        say(self._settings.log_format, what, sys.stderr, prefix="h5feed: ", level="WARNING")
 
     def _end_workers(self) -> None:
         # Nobody new, not even from the backlog; then all at once, then one deadline for all.
@@ -303,7 +308,7 @@ class Supervisor:
         while (left := [pid for pid in left if not _has_ended(pid)]) and time.monotonic() < deadline:
             time.sleep(0.02)
         for pid in left:
-            _say(f"worker {pid} did not end in {STOP_SECONDS:g} s and is killed")
+            self._say(f"worker {pid} did not end in {STOP_SECONDS:g} s and is killed")
             _kill(pid)
         deadline = time.monotonic() + _KILLED_SECONDS
         # One that waits for a disk ends when the disk answers, whoever waits.
@@ -340,9 +345,3 @@ def _has_ended(pid: int) -> bool:
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-
-
-def _say(what: str) -> None:
-    """Print to standard error, which may be a closed terminal."""
-    with contextlib.suppress(OSError):
-        print(f"h5feed: {what}", file=sys.stderr, flush=True)

@@ -123,8 +123,6 @@ class _Worker(uvicorn.Server):
         self.min_rate = settings.min_rate
         self._most = _most_connections(settings)
         self._closed_unsaid = 0
-        proxies: TrustedProxies = app.state.proxies
-        self.trusts = proxies.trusts
         self._opened = 0
         self._opening = 0
         self._crowded = asyncio.Lock()
@@ -183,6 +181,11 @@ class _Worker(uvicorn.Server):
 
     def _connections(self) -> list[Connection]:
         return [connection for connection in self.host.connections if isinstance(connection, Connection)]
+
+    def trusts(self, address: str) -> bool:
+        """Whether this is the address of a trusted proxy."""
+        proxies: TrustedProxies = self._app.state.proxies
+        return proxies.trusts(address)
 
     # The channel
 

@@ -217,7 +217,8 @@ class Metrics:
         self._cut = offsets["responses_cut_total"]
 
     def begin(self) -> None:
-        """Publish the numbers once a second."""
+        """Publish the numbers now, and once a second."""
+        self.publish()
         threading.Thread(target=self._run, name="h5feed-metrics", daemon=True).start()
 
     def close(self) -> None:
