@@ -9,6 +9,7 @@ from functools import partial
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from h5feed.errors import CLASS_BY_CODE
+from h5feed.otel import is_wanted
 from starlette.types import Scope
 
 from . import __version__
@@ -38,6 +39,7 @@ from .api.hosts import HostCheck
 from .api.identity import Callers, TrustedProxies
 from .api.openapi import describe, operation_id
 from .api.shortcut import BatchShortcut, KnownQueries
+from .api.tracing import Tracers, Tracing
 from .api.uploads import Uploads, longest_body
 from .services import Services, Shared
 from .settings import Settings
@@ -81,6 +83,8 @@ def create_app(settings: Settings, shared: Shared | None = None) -> FastAPI:
         What all workers of a server share.
     """
 
+    is_traced = is_wanted()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         services = Services.start(settings, numbers=metrics_catalogue(), shared=shared)
@@ -88,9 +92,13 @@ def create_app(settings: Settings, shared: Shared | None = None) -> FastAPI:
         app.state.services = services
         services.traffic.begin()
         services.metrics.begin()
+        if is_traced:
+            app.state.tracers = Tracers()
         try:
             yield
         finally:
+            if is_traced:
+                app.state.tracers.close()
             services.close()
 
     app = FastAPI(
@@ -116,6 +124,8 @@ def create_app(settings: Settings, shared: Shared | None = None) -> FastAPI:
     explorer.install(app)
     app.add_middleware(Counting, state=app.state)
     app.add_middleware(BatchShortcut, state=app.state)
+    if is_traced:
+        app.add_middleware(Tracing, state=app.state)
     proxies = app.state.proxies = TrustedProxies(settings.proxy_list)
     app.add_middleware(Callers, tokens=settings.token_list, address=proxies.address)
 
