@@ -43,6 +43,12 @@ _INSPECT_EXAMPLES = """examples:
   h5feed-server inspect data/pets.h5
 """
 
+_TOP_EXAMPLES = """examples:
+  h5feed-server top                               of the server on this machine
+  h5feed-server top http://gpu-box:8000 --token $TOKEN
+  h5feed-server top unix:///run/h5feed.sock --once
+"""
+
 _DEMO_EXAMPLES = """examples:
   h5feed-server demo
   h5feed-server demo --epochs 2 --workers 2
@@ -66,6 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=_INSPECT_EXAMPLES,
     )
     inspect.add_argument("file", metavar="FILE", type=Path)
+    top = commands.add_parser("top", help="show what a server does now, until Ctrl-C or q", epilog=_TOP_EXAMPLES)
+    top.add_argument(
+        "url", metavar="URL", nargs="?", help="address of the server (default $H5FEED_URL, else http://127.0.0.1:8000)"
+    )
+    top.add_argument("--token", help="token of the server (default $H5FEED_TOKEN)")
+    top.add_argument("--once", action="store_true", help="show it once")
     demo = commands.add_parser(
         "demo", help="pack scikit-learn's digits, serve them, train a Keras model over HTTP", epilog=_DEMO_EXAMPLES
     )
@@ -85,6 +97,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .builder.command import run_build
 
             return run_build(options)
+        if options.command == "top":
+            from rich.console import Console
+
+            from .top import run_top
+
+            url = options.url or os.environ.get("H5FEED_URL") or "http://127.0.0.1:8000"
+            token = options.token or os.environ.get("H5FEED_TOKEN")
+            return run_top(url, token, once=options.once, console=Console())
         if options.command == "inspect":
             from rich.console import Console
 

@@ -118,7 +118,7 @@ def _describe(span: Span, scope: Scope, status: int | None, *, is_batch: bool) -
 
 
 def _phases(tracer: Tracer, span: Span, begin: int, seconds: tuple[float, ...]) -> None:
-    """Spans of the phases. If a body has several blocks, which are read and sent in turn, they are shown as one each."""
+    """Spans of the phases. Several blocks of a body, which are read and sent in turn, are shown as one each."""
     from opentelemetry.trace import set_span_in_context
 
     inside = set_span_in_context(span)

@@ -359,6 +359,11 @@ class Everywhere:
         """One number of a counter or gauge; of one worker with its `numbers`."""
         return (self.total if numbers is None else numbers)[self.catalogue.place(name, label)]
 
+    def requests(self, numbers: Sequence[float]) -> int:
+        """Requests that a worker with these numbers has answered."""
+        begin = self.catalogue.offsets["http_requests_total"]
+        return int(sum(numbers[begin : begin + len(self.catalogue.endpoints) * len(STATUSES)]))
+
     def series(self, metric: Metric) -> Iterator[tuple[Labels, list[float]]]:
         """Labels and numbers of each series that is to be shown."""
         begin, width = self.catalogue.offsets[metric.name], metric.width
