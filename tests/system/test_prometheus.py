@@ -127,7 +127,7 @@ def test_every_query_returns_data(prometheus: tuple[Prometheus, ServerProcess]) 
             return not left
 
         try:
-            wait_until(all_have_data, 45)
+            wait_until(all_have_data, 120)
         except AssertionError:
             raise AssertionError(f"no data for {left}") from None
         assert float(found.query("h5feed_batches_total")[0]["value"][1]) > 0
