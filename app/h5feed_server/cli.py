@@ -12,7 +12,7 @@ import stat
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from h5feed.arguments import CommandParser
 from h5feed.errors import FeedError
@@ -22,6 +22,7 @@ from . import __version__
 from .builder.arguments import add_build
 from .serve.exposure import is_every_address, is_open, local_address, published_on
 from .settings import Settings
+from .sharing.logs import LogFormat, begin_logs, say
 from .tokens.commands import add_token, run_token
 from .tokens.generated import kept_token
 from .tokens.keyring import Keyring
@@ -49,6 +50,12 @@ _INSPECT_EXAMPLES = """examples:
   h5feed-server inspect data/pets.h5
 """
 
+_TOP_EXAMPLES = """examples:
+  h5feed-server top                               of the server on this machine
+  h5feed-server top http://gpu-box:8000 --token $TOKEN
+  h5feed-server top unix:///run/h5feed.sock --once
+"""
+
 _DEMO_EXAMPLES = """examples:
   h5feed-server demo
   h5feed-server demo --epochs 2 --workers 2
@@ -73,6 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=_INSPECT_EXAMPLES,
     )
     inspect.add_argument("file", metavar="FILE", type=Path)
+    top = commands.add_parser("top", help="show what a server does now, until Ctrl-C or q", epilog=_TOP_EXAMPLES)
+    top.add_argument(
+        "url", metavar="URL", nargs="?", help="address of the server (default $H5FEED_URL, else http://127.0.0.1:8000)"
+    )
+    top.add_argument("--token", help="token of the server (default $H5FEED_TOKEN)")
+    top.add_argument("--once", action="store_true", help="show it once")
     demo = commands.add_parser(
         "demo", help="pack scikit-learn's digits, serve them, train a Keras model over HTTP", epilog=_DEMO_EXAMPLES
     )
@@ -94,6 +107,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_build(options)
         if options.command == "token":
             return _token(options)
+        if options.command == "top":
+            from rich.console import Console
+
+            from .top import run_top
+
+            url = options.url or os.environ.get("H5FEED_URL") or "http://127.0.0.1:8000"
+            token = options.token or os.environ.get("H5FEED_TOKEN")
+            return run_top(url, token, once=options.once, console=Console())
         if options.command == "inspect":
             from rich.console import Console
 
@@ -152,6 +173,11 @@ def _add_serve(commands: Any) -> None:
         help="follow symbolic links that lead out of DIR",
     )
     serve.add_argument("--access-log", action="store_true", default=None, help="print a line for each request")
+    serve.add_argument(
+        "--log-format",
+        choices=get_args(LogFormat),
+        help="format of the log: lines to read, or JSON with one object per line (default pretty)",
+    )
     serve.add_argument("--tls-cert", metavar="PEM", help="file with the certificate, to serve HTTPS")
     serve.add_argument("--tls-key", metavar="PEM", help="file with the key of the certificate")
 
@@ -163,6 +189,8 @@ def _serve(options: argparse.Namespace) -> int:
         name: value for name, value in vars(options).items() if name in Settings.model_fields and value is not None
     }
     settings = Settings(**given)
+    form = settings.log_format
+    begin_logs(form)
     if (what := _is_no_folder(settings.data_dir)) is not None:
         print(f"h5feed-server: {settings.data_dir} {what}", file=sys.stderr)
         return 2
@@ -210,16 +238,16 @@ def _serve(options: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         if settings.uds:
-            print(f"h5feed serves {settings.data_dir} at unix://{os.path.abspath(settings.uds)}", flush=True)
+            say(form, f"h5feed serves {settings.data_dir} at unix://{os.path.abspath(settings.uds)}")
             return
         host, port = published_on(settings) or listener.getsockname()[:2]
         address = f"{'https' if tls else 'http'}://{local_address(host, port)}"
-        print(f"h5feed serves {settings.data_dir} at {address}", flush=True)
-        print(f"browse it at {address}/", flush=True)
+        say(form, f"h5feed serves {settings.data_dir} at {address}")
+        say(form, f"browse it at {address}/")
         if is_every_address(host):
-            print(f"from other machines, use this machine's name or address and port {port}", flush=True)
+            say(form, f"from other machines, use this machine's name or address and port {port}")
         if is_generated:
-            _announce_token(settings, is_stored=is_stored)
+            _announce_token(settings, form, is_stored=is_stored)
 
     once = LoggedOnce("h5feed_server.catalog")
     for handler in logging.getLogger().handlers:
@@ -227,15 +255,15 @@ def _serve(options: argparse.Namespace) -> int:
     return Supervisor(settings, listener, announce, keyring, tls).run()
 
 
-def _announce_token(settings: Settings, *, is_stored: bool) -> None:
+def _announce_token(settings: Settings, form: LogFormat, *, is_stored: bool) -> None:
     """How to get the generated token: to a terminal, it is printed; what is a log, more people read than have it."""
     show = f"`h5feed-server token show{_cache_option(settings)}`"
     own = "to use your own, pass --token-file; to use none, H5FEED_PUBLIC=1"
-    if sys.stdout.isatty():
-        print(f"token: {settings.tokens}   (for token=, H5FEED_TOKEN or H5FEED_TOKEN_FILE of clients)", flush=True)
-        print(f"{show} shows it again; {own}" if is_stored else own, flush=True)
+    if form == "pretty" and sys.stdout.isatty():
+        say(form, f"token: {settings.tokens}   (for token=, H5FEED_TOKEN or H5FEED_TOKEN_FILE of clients)")
+        say(form, f"{show} shows it again; {own}" if is_stored else own)
     else:
-        print(f"clients need a token, which {show} prints; {own}", flush=True)
+        say(form, f"clients need a token, which {show} prints; {own}")
 
 
 def _cache_option(settings: Settings) -> str:

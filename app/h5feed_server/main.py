@@ -7,6 +7,10 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from h5feed.errors import CLASS_BY_CODE
+from h5feed.otel import is_wanted
+from starlette.types import Scope
 
 from . import __version__
 from .api import (
@@ -18,6 +22,7 @@ from .api import (
     health,
     images,
     jobs,
+    metrics,
     plots,
     problems,
     rows,
@@ -29,14 +34,16 @@ from .api import (
 from .api.access_log import AccessLog
 from .api.auth import BearerAuth
 from .api.client_wheel import ClientWheel
-from .api.counting import Counting
+from .api.counting import Counting, endpoint_of, note
 from .api.hosts import HostCheck
 from .api.identity import Callers, TrustedProxies
 from .api.openapi import describe, operation_id
 from .api.shortcut import BatchShortcut, KnownQueries
+from .api.tracing import Tracers, Tracing
 from .api.uploads import Uploads, longest_body
-from .services import Services
+from .services import Services, Shared
 from .settings import Settings
+from .sharing.metrics import Catalogue
 from .tokens.keyring import Keyring
 
 _DESCRIPTION = """
@@ -48,27 +55,56 @@ lists; [/redoc](/redoc) shows the same documentation without forms.
 """
 
 
-def create_app(settings: Settings, keyring: Keyring | None = None) -> FastAPI:
+_MODULES = (
+    *(datasets, tree, rows, images, splits, stats, plots, batches, jobs),
+    *(health, metrics, h5grove, docs, simple_index),
+)
+
+
+def metrics_catalogue() -> Catalogue:
+    """The metrics of this application: the same in every process of a server."""
+    routes = [
+        route for router in (*(module.router for module in _MODULES), *explorer.ROUTERS) for route in router.routes
+    ]
+    endpoints = [
+        (method, route.path_format)
+        for route in routes
+        if isinstance(route, APIRoute)
+        for method in sorted(route.methods or ())
+    ]
+    return Catalogue(list(dict.fromkeys(endpoints)), sorted(CLASS_BY_CODE))
+
+
+def create_app(settings: Settings, keyring: Keyring | None = None, shared: Shared | None = None) -> FastAPI:
     """The ASGI application that serves ``settings.data_dir``.
 
     Parameters
     ----------
     keyring : Keyring, optional
         The tokens; default: those of the settings.
+    shared : Shared, optional
+        What all workers of a server share.
     """
     tokens = keyring or Keyring(settings.token_list, settings.token_file)
+    is_traced = is_wanted()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services = Services.start(settings)
+        services = Services.start(settings, numbers=metrics_catalogue(), shared=shared)
+        services.metrics.watch(problems.sent)
         app.state.services = services
         services.traffic.begin()
+        services.metrics.begin()
         watch = tokens.watch()
+        if is_traced:
+            app.state.tracers = Tracers()
         try:
             yield
         finally:
             if watch is not None:
                 watch.close()
+            if is_traced:
+                app.state.tracers.close()
             services.close()
 
     app = FastAPI(
@@ -89,21 +125,24 @@ def create_app(settings: Settings, keyring: Keyring | None = None) -> FastAPI:
     app.state.client_wheel = ClientWheel.of_installed()
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     problems.install(app)
-    for module in (
-        *(datasets, tree, rows, images, splits, stats, plots, batches, jobs),
-        *(health, h5grove, docs, simple_index),
-    ):
+    for module in _MODULES:
         app.include_router(module.router)
     docs.mount_static(app)
     explorer.install(app)
     app.add_middleware(Counting, state=app.state)
     app.add_middleware(BatchShortcut, state=app.state)
-    proxies = TrustedProxies(settings.proxy_list)
+    if is_traced:
+        app.add_middleware(Tracing, state=app.state)
+    proxies = app.state.proxies = TrustedProxies(settings.proxy_list)
     app.add_middleware(Callers, address=proxies.address)
+
+    def refused(scope: Scope, status: int) -> None:
+        note(app.state.services, endpoint_of(app.state.services, scope), scope, status, 0.0, 0)
+
     if tokens.is_guarding:
-        app.add_middleware(BearerAuth, keyring=tokens)
+        app.add_middleware(BearerAuth, keyring=tokens, refused=refused)
     else:
-        app.add_middleware(HostCheck, settings=settings)
+        app.add_middleware(HostCheck, settings=settings, refused=refused)
     if settings.access_log:
-        app.add_middleware(AccessLog, address=proxies.address, secrets=settings.token_list)
+        app.add_middleware(AccessLog, address=proxies.address, form=settings.log_format, secrets=settings.token_list)
     return app

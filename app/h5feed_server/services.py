@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from .batches.batcher import Batcher
 from .cache_folder.folder import CacheFolder
@@ -13,6 +14,8 @@ from .jobs.registry import Jobs
 from .settings import Settings
 from .sharing.body_pool import BodyPool
 from .sharing.fair_threads import FairThreads
+from .sharing.metrics import Catalogue, Metrics
+from .sharing.scoreboard import Scoreboard
 from .sharing.traffic import Traffic
 from .sharing.trimming import GivesBack
 from .stats.row_checks import Checker
@@ -22,6 +25,21 @@ from .storage.byte_cache import ByteCache
 from .storage.hdf5.browser import Browser
 from .storage.hdf5.reader_pool import ReaderPool
 from .storage.reader import Reader
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What a worker is given by the process that started it: the scoreboard, and its place on it."""
+
+    board: Scoreboard
+    place: int
+
+    @classmethod
+    def alone(cls) -> Shared:
+        """For an application without a supervisor."""
+        board = Scoreboard(1)
+        board.occupy(1, os.getpid())
+        return cls(board, 1)
 
 
 @dataclass(frozen=True)
@@ -42,10 +60,26 @@ class Services:
     folder: CacheFolder
     memory: GivesBack
     traffic: Traffic
+    metrics: Metrics
 
     @classmethod
-    def start(cls, settings: Settings, only: Sequence[str] | None = None) -> Services:
-        """Build everything and begin to inspect the data folder, or `only` some files of it."""
+    def start(
+        cls,
+        settings: Settings,
+        only: Sequence[str] | None = None,
+        *,
+        numbers: Catalogue | None = None,
+        shared: Shared | None = None,
+    ) -> Services:
+        """Build everything and begin to inspect the data folder, or `only` some files of it.
+
+        Parameters
+        ----------
+        numbers : Catalogue, optional
+            Of the metrics to count; by default, those without endpoints.
+        shared : Shared, optional
+            Where they are published.
+        """
         # A lock's holder may be hashing a file of the size of the digest limit.
         folder = CacheFolder(
             settings.cache_dir, timeout=10 * settings.read_timeout, max_bytes=settings.disk_cache_bytes
@@ -77,6 +111,9 @@ class Services:
             pool.drop_idle()
             browser.rest()
 
+        shared = shared or Shared.alone()
+        metrics = Metrics(numbers or Catalogue((), ()), shared.board, shared.place)
+        metrics.watch(partial(_sizes, settings, catalog, batcher, pool, threads, hdf5, browser))
         memory = GivesBack(settings.idle_seconds, pool.idle_seconds, let_go)
         return cls(
             settings,
@@ -93,6 +130,7 @@ class Services:
             folder,
             memory,
             traffic,
+            metrics,
         )
 
     def close(self, *, wait: bool = False) -> None:
@@ -105,6 +143,7 @@ class Services:
         """
         self.memory.close()
         self.traffic.close()
+        self.metrics.close()
         self.threads.shutdown(wait=wait, cancel_futures=True)
         self.jobs.close()
         self.batcher.reader.close()
@@ -112,3 +151,38 @@ class Services:
         self.hdf5.close()
         self.browser.close()
         self.folder.close()
+
+
+def _sizes(
+    settings: Settings,
+    catalog: Catalog,
+    batcher: Batcher,
+    pool: BodyPool,
+    threads: FairThreads,
+    hdf5: ReaderPool,
+    browser: Browser,
+) -> dict[tuple[str, str | None], float]:
+    """What a worker holds and has done, as far as its parts count it themselves. See `Metrics.watch`."""
+    reader, inspections = batcher.reader, catalog.inspections
+    found: dict[tuple[str, str | None], float] = {
+        ("decoded_chunks_total", None): reader.decoded_chunks,
+        ("decoded_bytes_total", None): reader.decoded_bytes,
+        ("inflight_bytes", None): sum(pool.held().values()),
+        ("inflight_limit_bytes", None): settings.inflight_bytes,
+        ("inflight_waiting_requests", None): pool.waiting,
+        ("request_threads_busy", None): threads.busy,
+        ("inspections_total", "ok"): inspections.succeeded,
+        ("inspections_total", "failed"): inspections.failed,
+        ("inspections_pending", None): inspections.left,
+    }
+    for name, usage in batcher.cache_usage().items():
+        found["cache_bytes", name] = usage.nbytes
+        found["cache_limit_bytes", name] = usage.max_bytes
+        found["cache_hits_total", name] = usage.hits
+        found["cache_misses_total", name] = usage.misses
+    for name, children in (("rows", hdf5.children), ("tree", browser.children)):
+        running, busy = children.count()
+        found["readers_running", name] = running
+        found["readers_busy", name] = busy
+        found["reader_failures_total", name] = children.failures
+    return found

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -56,6 +57,7 @@ class Settings(BaseSettings):
         "", description="Comma-separated addresses of proxies whose X-Forwarded-For is trusted."
     )
     access_log: bool = Field(False, description="Log every request.")
+    log_format: Literal["pretty", "json"] = Field("pretty", description="Format of all lines of the log.")
 
     digest_limit: int = Field(
         8 << 30, ge=0, description="Files up to this size are hashed in full for their revision, in bytes."

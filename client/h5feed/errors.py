@@ -37,7 +37,10 @@ The server sends them as ``application/problem+json``; the client raises the sam
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class FeedError(Exception):
@@ -164,6 +167,14 @@ class Preparing(Transient):
 
 class Overloaded(Transient):
     code = "overloaded"
+
+    lacking: str = "other"
+    """In the server: what there is too little of. See `h5feed_server.sharing.metrics.LACKING`."""
+
+    def because_of(self, lacking: str) -> Self:
+        """Set `lacking`; returns the error."""
+        self.lacking = lacking
+        return self
 
 
 class ReaderCrashed(Transient):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from h5feed import errors
+from h5feed_server.api.exposition import EXTRA
 from h5feed_server.api.openapi import describe
 from h5feed_server.api.problems import STATUS
-from h5feed_server.main import create_app
+from h5feed_server.main import create_app, metrics_catalogue
 from h5feed_server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -72,3 +73,10 @@ def test_architecture_names_files_that_are_there() -> None:
     packages = ROOT / "client/h5feed", ROOT / "app/h5feed_server"
     assert len(named) > 20
     assert not [name for name in named if not any((package / name).exists() for package in packages)]
+
+
+def test_metrics() -> None:
+    """Each has a line with its type, and none is there that is not."""
+    page = (DOCS / "how-to/observe.md").read_text()
+    known = {f"h5feed_{metric.name}": metric.kind for metric in (*metrics_catalogue().metrics, *EXTRA)}
+    assert dict(re.findall(r"^\| `(h5feed_\w+)` \| (\w+) \|", page, re.MULTILINE)) == known

@@ -342,7 +342,10 @@ def test_the_access_log(serve: Callable[..., ServerProcess], folder: Path, capfd
     lines = [line for line in server.process.stdout.read().splitlines() if " ms" in line]
     assert "secret" not in "".join(lines)
     assert not any(" gone" in line for line in lines)
-    shown = [re.sub(r"^[-\d]+ [\d:,]+ ", "", re.sub(r" [\d.]+ ms$", "", line)) for line in lines]
+    measured = (
+        r" \d+ B [\d.]+ ms( \(queue [\d.]+, plan [\d.]+, read [\d.]+, send [\d.]+\))?( by token 1)? [0-9a-f]{16}$"
+    )
+    shown = [re.sub(r"^[-\d]+ [\d:,]+ ", "", re.sub(measured, "", line)) for line in lines]
     assert shown[:4] == [
         f'127.0.0.1 "GET {batch}" 200',
         f'127.0.0.1 "GET {batch}" 200',

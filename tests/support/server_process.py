@@ -35,7 +35,9 @@ class ServerProcess:
         ready, _, _ = select.select([self.process.stdout], [], [], 60)
         line = self.process.stdout.readline() if ready else ""
         assert " at " in line, f"the server did not start: {line!r}"
-        self.url = line.rsplit(" at ", 1)[1].strip()
+        # Where the log is JSON, so is this line.
+        said = json.loads(line)["message"] if line.startswith("{") else line
+        self.url = said.rsplit(" at ", 1)[1].strip()
         if self.url.startswith("http"):
             self.port = int(self.url.rsplit(":", 1)[1])
 

@@ -3,36 +3,56 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import quote, unquote_plus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..sharing.caller import CALLER
+from ..sharing.logs import FIELDS, JsonLines, LogFormat
+from ..sharing.metrics import PHASES as PHASE_NAMES
+from ..sharing.request_id import REQUEST_ID
+from .counting import PHASES
 from .peer import peer_of
-from .redaction import without_secrets
+from .redaction import HIDDEN, without_secrets
 
 logger = logging.getLogger("h5feed.access")
+
+_SECRET = re.compile(
+    r"token|secret|passw|passphrase|credential|signature|^(key|auth|sig)$|api[-_]?key|session|^code$", re.I
+)
+"""Names of query parameters whose values are not shown. No endpoint has one; people try them nevertheless."""
 
 
 class AccessLog:
     """Outermost ASGI middleware; writes one line per request to standard output.
 
     Each line has the client's address, the request, the status (``-`` if none was sent), ``gone`` if the client
-    disconnected early, and the duration in milliseconds.
+    disconnected early, the bytes of the body, the duration in milliseconds, for batches the milliseconds of each phase,
+    the caller if it is not the address, and the id of the request. As JSON, the same are fields.
 
     Parameters
     ----------
+    address : callable
+        Tells the address of the client.
+    form : str
+        ``pretty`` or ``json``.
     secrets : sequence of str
         What no line may have.
     """
 
-    def __init__(self, app: ASGIApp, address: Callable[[Scope], str], secrets: Sequence[str] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, address: Callable[[Scope], str], form: LogFormat = "pretty", secrets: Sequence[str] = ()
+    ) -> None:
         self._app = app
-        self._secrets = secrets
         self._address = address
+        self._secrets = [text for token in secrets for text in {token, quote(token, safe="")}]
         handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        handler.setFormatter(JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(message)s"))
         logger.handlers = [handler]
         logger.setLevel(logging.INFO)
         logger.propagate = False
@@ -41,32 +61,61 @@ class AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = None
+        status: int | None = None
+        nbytes = 0
 
         async def noting(message: Message) -> None:
-            nonlocal status
+            nonlocal status, nbytes
             status = message.get("status", status)
+            nbytes += len(message.get("body", b""))
             await send(message)
 
         began = time.perf_counter()
         try:
             await self._app(scope, receive, noting)
         finally:
+            seconds = time.perf_counter() - began
             peer = peer_of(scope)
             if status is None and peer is not None and peer.has_begun():
                 # A thread wrote the answer itself; only whole batches are.
                 status = 200
-            query = b"?" + scope["query_string"] if scope["query_string"] else b""
-            # A URL may hold any byte: none may look like another line.
-            url = (scope["raw_path"] + query).decode("latin-1").encode("unicode_escape").decode("ascii")
-            # A token does not belong into a URL, but some put it there.
-            url = without_secrets(url, self._secrets)
-            logger.info(
-                '%s "%s %s" %s%s %.1f ms',
-                self._address(scope),
-                scope["method"],
-                url,
-                status or "-",
-                " gone" if peer is not None and not peer.has_all() else "",
-                (time.perf_counter() - began) * 1e3,
-            )
+            fields: dict[str, Any] = {
+                "client": self._address(scope),
+                "caller": CALLER.get() or None,
+                "method": scope["method"],
+                "path": self._shown(scope["raw_path"]),
+                "query": self._shown(_without_secrets(scope["query_string"])),
+                "status": status,
+                "gone": peer is not None and not peer.has_all(),
+                "bytes": nbytes if peer is None else peer.sent_bytes(),
+                "duration_ms": round(seconds * 1e3, 3),
+            }
+            phases = scope.get("extensions", {}).get(PHASES)
+            if phases is not None:
+                named = zip(PHASE_NAMES, phases[1:], strict=True)
+                fields["phases_ms"] = {name: round(spent * 1e3, 3) for name, spent in named}
+            logger.info("%s", _pretty(fields), extra={FIELDS: fields})
+
+    def _shown(self, text: bytes) -> str:
+        """A part of a URL on one line: it may hold any byte, and none may look like another line."""
+        return without_secrets(text.decode("latin-1").encode("unicode_escape").decode("ascii"), self._secrets)
+
+
+def _pretty(fields: dict[str, Any]) -> str:
+    url = fields["path"] + ("?" + fields["query"] if fields["query"] else "")
+    line = f'{fields["client"]} "{fields["method"]} {url}" {fields["status"] or "-"}'
+    line += f"{' gone' if fields['gone'] else ''} {fields['bytes']} B {fields['duration_ms']:.1f} ms"
+    if "phases_ms" in fields:
+        line += f" ({', '.join(f'{name} {spent:.1f}' for name, spent in fields['phases_ms'].items())})"
+    if fields["caller"] not in (None, fields["client"]):
+        line += f" by {fields['caller']}"
+    return f"{line} {REQUEST_ID.get() or '-'}"
+
+
+def _without_secrets(query: bytes) -> bytes:
+    items = query.split(b"&")
+    for number, item in enumerate(items):
+        name, equals, _ = item.partition(b"=")
+        if equals and _SECRET.search(unquote_plus(name.decode("latin-1"))):
+            items[number] = name + b"=" + HIDDEN.encode()
+    return b"&".join(items)

@@ -9,6 +9,7 @@ Which datasets a token opens is not decided here: the scope is handed on to the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
@@ -67,11 +68,19 @@ def is_stranger(request: Request) -> bool:
 
 
 class BearerAuth:
-    """ASGI middleware that rejects requests without a token of the keyring, and hands on the scope of the token."""
+    """ASGI middleware that rejects requests without a token of the keyring, and hands on the scope of the token.
 
-    def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
+    Parameters
+    ----------
+    keyring : Keyring
+    refused : callable
+        Told of each request that is refused, with the status.
+    """
+
+    def __init__(self, app: ASGIApp, keyring: Keyring, refused: Callable[[Scope, int], None]) -> None:
         self._app = app
         self._keyring = keyring
+        self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -96,6 +105,7 @@ class BearerAuth:
             form = RedirectResponse(f"{SIGN_IN}?{following}", 303, {"cache-control": "no-store"})
             await form(scope, receive, send)
             return
+        self._refused(scope, 401)
         await problem(Unauthorized(_refusal(scope, access)))(scope, receive, send)
 
 

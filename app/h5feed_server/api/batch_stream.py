@@ -21,7 +21,9 @@ from ..catalog.inspections import NotYet
 from ..jobs.registry import InProgress
 from ..services import Services
 from ..sharing.caller import CALLER
+from ..sharing.metrics import pack_batches
 from .binary import KEPT, Bytes, is_tagged, not_modified, url_headers
+from .counting import PHASES
 from .dependencies import in_thread
 from .peer import Peer, Writer, peer_of
 from .queries import PlanQuery
@@ -63,6 +65,12 @@ class _Begun:
 
     Attributes
     ----------
+    rows : int
+        Of the batches.
+    began : float
+        When the thread began to work, by ``time.perf_counter``.
+    plan_seconds, read_seconds, send_seconds : float
+        Time spent in each phase so far.
     unsent : memoryview
         What is read and not sent.
     following : list of (int, int)
@@ -75,6 +83,11 @@ class _Begun:
     headers: dict[str, str]
     unsent: memoryview
     following: list[tuple[int, int]]
+    rows: int
+    began: float
+    plan_seconds: float
+    read_seconds: float = 0.0
+    send_seconds: float = 0.0
     nbytes: int = 0
 
 
@@ -127,6 +140,7 @@ class BatchStream(Response):
             if writer is not None:
                 writer.revoke()
                 if writer.started and isinstance(error, Exception):
+                    self._services.metrics.add("responses_cut_total")
                     _report(error)
                     return
             raise
@@ -143,11 +157,21 @@ class BatchStream(Response):
         else:
             answer = Response(headers=begun.headers, media_type=self.media_type)
             await send({"type": "http.response.start", "status": 200, "headers": answer.raw_headers})
-        await self._send_rest(begun, peer, send)
+        try:
+            await self._send_rest(begun, peer, send)
+        finally:
+            queue, read, sent = begun.began - since, begun.read_seconds, begun.send_seconds
+            scope.setdefault("extensions", {})[PHASES] = since, queue, begun.plan_seconds, read, sent
+            metrics = self._services.metrics
+            endpoint = metrics.catalogue.batches[scope["path"].endswith("/batches")]
+            batches, (waited, told) = stop - start, waits or (0.0, 0.0)
+            phases = queue, begun.plan_seconds, read, sent
+            metrics.note_batches(pack_batches(endpoint, batches, begun.rows, begun.nbytes, *phases, waited, told))
 
     async def _send_rest(self, begun: _Begun, peer: Peer | None, send: Send) -> None:
         block = begun.unsent
         del begun.unsent
+        mark = time.perf_counter()
         while begun.following:
             if peer is not None and peer.is_gone():
                 return
@@ -160,9 +184,14 @@ class BatchStream(Response):
                 # Returns when the block before has left, or the peer is gone.
                 await send({"type": "http.response.body", "body": block, "more_body": True})
                 del block
+                now = time.perf_counter()
+                begun.send_seconds += now - mark
                 block = memoryview(await reading)
+                mark = time.perf_counter()
+                begun.read_seconds += mark - now
             except Exception as error:
                 _report(error)
+                self._services.metrics.add("responses_cut_total")
                 if peer is not None:
                     # Closing would wait until all is sent, to a peer that may take nothing.
                     peer.abort()
@@ -171,6 +200,7 @@ class BatchStream(Response):
                 reading.cancel()
                 reading.add_done_callback(lambda late: late.cancelled() or late.exception())
         await send({"type": "http.response.body", "body": block, "more_body": False})
+        begun.send_seconds += time.perf_counter() - mark
 
     def _begin(self, writer: Writer | None) -> _Begun | Response:
         """Read the first block and send what the client accepts at once."""
@@ -198,14 +228,14 @@ class BatchStream(Response):
         if is_tagged(self._if_none_match, headers):
             return not_modified(headers)
         headers["content-disposition"] = _KEPT
-        planned = time.perf_counter()
+        mark = time.perf_counter()
         if plan.ragged:
             # The length of text is known when it is read: of several blocks, not before the last.
             nbytes = None
             if len(blocks) > 1 and writer is not None:
                 writer.close()
                 writer = None
-        begun = _Begun(plan, headers, memoryview(b""), blocks)
+        begun = _Begun(plan, headers, memoryview(b""), blocks, plan.count_rows(*self._window), began, mark - began)
 
         while blocks:
             try:
@@ -215,10 +245,12 @@ class BatchStream(Response):
                     raise
                 break
             blocks.pop(0)
+            now = time.perf_counter()
+            begun.read_seconds += now - mark
             if "server-timing" not in headers:
                 # Only what is known when the first bytes leave.
-                read = time.perf_counter() - planned
-                headers["server-timing"] = f"plan;dur={(planned - began) * 1e3:.2f}, read;dur={read * 1e3:.2f}"
+                plan_ms, read_ms = begun.plan_seconds * 1e3, begun.read_seconds * 1e3
+                headers["server-timing"] = f"plan;dur={plan_ms:.2f}, read;dur={read_ms:.2f}"
                 if nbytes is None and not blocks:
                     nbytes = len(block)
                 begun.nbytes = nbytes or len(block)
@@ -227,7 +259,9 @@ class BatchStream(Response):
                 if writer is not None and nbytes is not None:
                     writer.start(Response(headers=headers, media_type=self.media_type).raw_headers, nbytes)
             begun.unsent = block[writer.write(block) :] if writer is not None else block
-            if writer is None or writer.stalled or time.perf_counter() - began > _DIRECT_SECONDS:
+            mark = time.perf_counter()
+            begun.send_seconds += mark - now
+            if writer is None or writer.stalled or mark - began > _DIRECT_SECONDS:
                 break
             # The buffer may be filled anew.
             del block

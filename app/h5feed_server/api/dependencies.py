@@ -89,7 +89,7 @@ async def in_thread(services: Services, work: Callable[[], T], patience: float |
             if not state.is_over or loop.time() >= job_deadline:
                 raise Overloaded(
                     f"{_how_far(state)}; the server goes on, try again in a moment", retry_after=1
-                ) from None
+                ).because_of("jobs") from None
 
 
 async def attempted(services: Services, work: Callable[[], T], patience: float | None = None) -> T:
@@ -113,7 +113,8 @@ async def attempted(services: Services, work: Callable[[], T], patience: float |
             seconds = services.settings.read_timeout
             raise ReadTimeout(f"reading took more than {seconds:g} s (H5FEED_READ_TIMEOUT)") from None
         except MemoryError:
-            raise Overloaded("there is no memory for this now; try again in a moment", retry_after=5) from None
+            full = Overloaded("there is no memory for this now; try again in a moment", retry_after=5)
+            raise full.because_of("memory") from None
         except QueueFull as full:
             pause = min(longest, 2 * pause)
             if loop.time() + pause > deadline:
@@ -130,7 +131,7 @@ async def attempted(services: Services, work: Callable[[], T], patience: float |
             await asyncio.sleep(max(late.seconds, pause))
             continue
         if not await services.pool.turn(nbytes, since, deadline):
-            raise Overloaded(f"{why}; try again in a moment", retry_after=1)
+            raise Overloaded(f"{why}; try again in a moment", retry_after=1).because_of("memory")
         begin = services.pool.called(attempt)
 
 

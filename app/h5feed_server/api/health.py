@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -14,7 +15,8 @@ from ..catalog.catalog import AWAY_RETRY_SECONDS
 from ..catalog.inspections import NotYet
 from ..services import Services
 from ..tokens.scope import SCOPE, unrestricted
-from .dependencies import ServicesDep, in_thread
+from .dependencies import ServicesDep
+from .one_at_a_time import OneAtATime, StillRunning
 from .problem_responses import ANYWHERE, problems
 
 router = APIRouter(tags=["health"])
@@ -22,12 +24,17 @@ router = APIRouter(tags=["health"])
 READY_SECONDS = 5.0
 """A read that worked this lately is not repeated."""
 
+READY_DEADLINE = 4.0
+"""Seconds that a check may take. A disk that hangs is not an error that the system reports: only the time tells."""
+
 
 @dataclass
 class ReadyState:
     """When a read last succeeded; one per process."""
 
     worked: float = float("-inf")
+    # A thread of its own: on a disk that hangs, each check would hold one of those that serve requests.
+    checking: OneAtATime[None] = field(default_factory=lambda: OneAtATime("h5feed-ready"))
 
 
 @router.get(
@@ -49,20 +56,34 @@ async def healthz() -> Response:
 )
 async def readyz(request: Request, services: ServicesDep) -> Response:
     """Responds with 200 if a read of a sample dataset succeeded recently and everything that was served is still
-    available. Unreadable files are ignored.
+    available. Unreadable files are ignored. If the check takes more than a few seconds, because a disk hangs, the
+    response is 503.
     """
     state: ReadyState = request.app.state.ready
-    trouble = await in_thread(services, services.catalog.trouble)
-    if trouble is not None:
+    try:
+        await state.checking.run(partial(_check, services, state), READY_DEADLINE)
+    except StillRunning as late:
         state.worked = float("-inf")
+        raise SourceUnavailable(
+            f"the check has been waiting for the disk for {late.seconds:.0f} s", retry_after=AWAY_RETRY_SECONDS
+        ) from None
+    except SourceUnavailable as error:
         if not SCOPE.get().is_everything:
             # It names folders. Whoever watches the server without a token hears that much; the log has the rest.
-            trouble = "files that were served are not available at the moment"
+            detail = "files that were served are not available at the moment"
+            raise SourceUnavailable(detail, retry_after=error.retry_after) from None
+        raise
+    return PlainTextResponse("ok")
+
+
+def _check(services: Services, state: ReadyState) -> None:
+    trouble = services.catalog.trouble()
+    if trouble is not None:
+        state.worked = float("-inf")
         raise SourceUnavailable(trouble, retry_after=AWAY_RETRY_SECONDS)
     if time.monotonic() - state.worked > READY_SECONDS:
-        await in_thread(services, lambda: _read_something(services))
+        _read_something(services)
         state.worked = time.monotonic()
-    return PlainTextResponse("ok")
 
 
 def _read_something(services: Services) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from collections.abc import Callable
 
 from h5feed.errors import HostNotAllowed
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,8 +33,9 @@ class HostCheck:
     send the header, so requests without it are accepted.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, refused: Callable[[Scope, int], None]) -> None:
         self._app = app
+        self._refused = refused
         own = socket.gethostname().lower()
         names = {"localhost", own, own.partition(".")[0], settings.host.lower(), *settings.allowed_host_list}
         self._names = frozenset(names)
@@ -47,6 +49,7 @@ class HostCheck:
                     # Nothing there is about the data.
                     if scope["path"] in WATCHED_PATHS or scope["path"].startswith(CLIENT_FOLDER):
                         break
+                    self._refused(scope, 421)
                     await problem(_not_allowed(value))(scope, receive, send)
                     return
         await self._app(scope, receive, send)

@@ -40,7 +40,7 @@ class TrustedProxies:
         """The last address, from the server's side, that no trusted proxy has."""
         client = scope.get("client")
         address: str = client[0] if client else UNIX
-        if not self._trusts(address):
+        if not self.trusts(address):
             return address
         lines = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
         for item in reversed(",".join(lines).split(",")):
@@ -49,11 +49,12 @@ class TrustedProxies:
             except ValueError:
                 # What is no address was not written by a proxy.
                 break
-            if not self._trusts(address):
+            if not self.trusts(address):
                 break
         return address
 
-    def _trusts(self, address: str) -> bool:
+    def trusts(self, address: str) -> bool:
+        """Whether a peer with this address is a trusted proxy."""
         if address == UNIX:
             return self._unix
         return any(ipaddress.ip_address(address) in network for network in self._networks)

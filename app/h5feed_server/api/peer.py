@@ -71,6 +71,9 @@ class Peer(Protocol):
     def has_all(self) -> bool:
         """Whether the whole response was handed to the operating system or is waiting to be accepted by it."""
 
+    def sent_bytes(self) -> int:
+        """Bytes of the response's body that were handed to the operating system, or wait to be."""
+
     def counts_for(self, caller: str) -> bool:
         """Assign the connection to a caller; returns whether the client has accepted an earlier response completely
         (see `identity`).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -17,6 +17,9 @@ from h5feed import errors
 from h5feed.suggestions import did_you_mean
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+
+from ..sharing.logs import FIELDS
+from ..sharing.request_id import REQUEST_ID, new_request_id
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,12 @@ _LEVELS: Mapping[type[errors.FeedError], int] = {
 }
 """How loud the log is about an error of the server's: ``ERROR`` where it is not here."""
 
+SENT: Counter[str] = Counter()
+"""Problems that this process has sent, by code."""
+
+LACKED: Counter[str] = Counter()
+"""Those of them that are `Overloaded`, by what was lacking."""
+
 _NO_NAMES: Mapping[str, Sequence[str]] = {}
 
 _QUIET_SECONDS, _MOST_LOGGED = 10.0, 256
@@ -79,11 +88,14 @@ def problem(
         Additional members of the problem.
     """
     status = status or STATUS[type(error)]
-    request_id = uuid.uuid4().hex[:12]
+    request_id = REQUEST_ID.get() or new_request_id()
+    SENT[error.code] += 1
+    if isinstance(error, errors.Overloaded):
+        LACKED[error.lacking] += 1
     if status >= 500 and _is_news(error):
         # A caller that is told to come again is no fault of the server's, nor are files that it has just found.
         level = _LEVELS.get(type(error), logging.ERROR)
-        logger.log(level, "%s %s: %s", request_id, error.code, error.detail)
+        logger.log(level, "%s: %s", error.code, error.detail, extra={FIELDS: {"code": error.code}})
     content = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -100,6 +112,13 @@ def problem(
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(content, status, headers, "application/problem+json")
+
+
+def sent() -> dict[tuple[str, str | None], float]:
+    """How many problems were sent, by the names of their metrics."""
+    found: dict[tuple[str, str | None], float] = {("problems_total", code): count for code, count in SENT.items()}
+    found |= {("overloads_total", lacking): count for lacking, count in LACKED.items()}
+    return found
 
 
 def _is_news(error: errors.FeedError) -> bool:

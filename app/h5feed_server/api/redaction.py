@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_HIDDEN = "[hidden]"
+HIDDEN = "[hidden]"
 
 _PARAMETER = re.compile(
     r"((?:[?&;]|%3f|%26|^)(?:(?:access|auth|api|bearer|h5feed|id|session)[_-]?)?"
@@ -30,5 +30,5 @@ def without_secrets(url: str, secrets: Sequence[str] = ()) -> str:
     """
     for secret in secrets:
         if len(secret) >= _LEAST_CHARS:
-            url = url.replace(secret, _HIDDEN)
-    return _TOKEN.sub(_HIDDEN, _PARAMETER.sub(rf"\1{_HIDDEN}", url))
+            url = url.replace(secret, HIDDEN)
+    return _TOKEN.sub(HIDDEN, _PARAMETER.sub(rf"\1{HIDDEN}", url))

@@ -8,6 +8,7 @@ The response is the same; anything unusual takes the normal path.
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import unquote
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..services import Services
 from .batch_stream import BatchStream, plan_of
+from .counting import note
 from .problems import problem
 from .queries import PlanQuery, StreamQuery
 
@@ -120,7 +122,13 @@ class BatchShortcut:
         if answer is None:
             await self._app(scope, receive, send)
             return
+        began = time.perf_counter()
         try:
             await answer(scope, receive, send)
         except FeedError as error:
-            await problem(error)(scope, receive, send)
+            refused = problem(error)
+            services: Services = self._state.services
+            endpoint = services.metrics.catalogue.batches[scope["path"].endswith("/batches")]
+            seconds = time.perf_counter() - began
+            note(services, endpoint, scope, refused.status_code, seconds, len(refused.body))
+            await refused(scope, receive, send)

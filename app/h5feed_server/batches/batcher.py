@@ -29,7 +29,7 @@ from ..splits.compute import Rows
 from ..splits.on_request import SplitJobs
 from ..splits.order_spec import OrderSpec
 from ..splits.splitter import Splitter, balanced_by
-from ..storage.byte_cache import ENTRY_BYTES, ByteCache
+from ..storage.byte_cache import ENTRY_BYTES, ByteCache, CacheUsage
 from ..storage.reader import Reader
 from .order import Order
 
@@ -185,6 +185,17 @@ class BatchPlan:
             begin = end
             start = after
 
+    def count_rows(self, start: int, stop: int) -> int:
+        """Rows of batches start … stop-1, which are known to be there."""
+        grid = self.grid
+        return (stop - start) * grid.batch_size - (self._missing[1] if stop == self._missing[0] else 0)
+
+    @cached_property
+    def _missing(self) -> tuple[int, int]:
+        """Number of batches, and by how many rows the last of them is shorter than the others."""
+        batches = self.grid.batches
+        return batches, self.grid.batch_size - self.grid.size(batches - 1) if batches else 0
+
     def _read_ahead(self, start: int) -> None:
         """Start decoding the chunks of the batch that will probably be requested next."""
         in_chunks = [field for field in self.fields if field.block_rows > 1]
@@ -263,6 +274,11 @@ class Batcher:
         self._plans.drop_old(seconds)
         self.splitter.drop_old(seconds)
         self.reader.drop_old(seconds)
+
+    def cache_usage(self) -> dict[str, CacheUsage]:
+        """Of all caches of this worker that are bounded by a setting, by name."""
+        own = {"orders": self._orders.usage, "plans": self._plans.usage, "splits": self.splitter.cache_usage()}
+        return {**self.reader.cache_usage(), **own}
 
     def plan(self, name: str, spec: OrderSpec, batch_size: int, revision: str | None) -> BatchPlan:
         """The plan of an order, from the cache or new.

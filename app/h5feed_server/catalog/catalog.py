@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -40,7 +41,7 @@ from .discovery import ALL_SUFFIXES, Others, Walk, ending_of, shown, walk
 from .entry import Entry, Listed, Status, identity_of, of_one_name, told_apart
 from .folder_scan import FolderScan
 from .indexer import Indexer
-from .inspections import NotYet
+from .inspections import Inspections, NotYet
 from .other_files import other_files
 from .presence import Presence
 from .watching import notice
@@ -122,6 +123,29 @@ class Catalog:
         # No scan here: this is polled while files are inspected, and scans would slow that down.
         entries = self._entries.values() if self._scanned > float("-inf") else self.entries()
         return all(entry.outcome.done() for entry in list(entries))
+
+    @property
+    def inspections(self) -> Inspections[tuple[Dataset, ...]]:
+        """The jobs that inspect files."""
+        return self._indexer.inspections
+
+    def statuses(self) -> Counter[Status]:
+        """Number of datasets, and of files that cannot be served, by status, as the last scan has found them.
+
+        Never waits for a disk, unlike `listed`.
+        """
+        found: Counter[Status] = Counter()
+        for entry in list(self._entries.values()):
+            if entry.away is not None:
+                found["unavailable"] += len(entry.datasets()) or 1
+            elif not entry.outcome.done():
+                found["preparing"] += 1
+            elif entry.reason() is not None:
+                found["unavailable" if isinstance(entry.outcome.exception(), Transient) else "unreadable"] += 1
+            else:
+                found["ok"] += len(entry.datasets())
+                found["unreadable"] += len(entry.refused)
+        return found
 
     def trouble(self) -> str | None:
         """Why files that were served are not available now; None if they are."""

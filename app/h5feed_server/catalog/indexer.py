@@ -151,7 +151,7 @@ class Indexer:
         except Exception:
             if self._closed.is_set():
                 # The error is a consequence of closing.
-                raise Overloaded("the server is stopping") from None
+                raise Overloaded("the server is stopping").because_of("stopping") from None
             logger.exception("inspecting %s failed", files[0])
             raise Unreadable("inspecting it failed: the server's log has the reason") from None
         finally:
@@ -173,7 +173,7 @@ class Indexer:
 
         def load(path: str, identity: Identity) -> LoadedFile:
             if self._closed.is_set():
-                raise Overloaded("the server is stopping")
+                raise Overloaded("the server is stopping").because_of("stopping")
             return self._loader.load(path, identity, dependencies)
 
         if len(paths) == 1:

@@ -52,6 +52,8 @@ class Inspections(Generic[T]):
             for number in range(threads + 1)
         ]
         self._started = self._closed = False
+        self.succeeded = self.failed = 0
+        """Jobs that have ended."""
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """Queue a job after all others."""
@@ -119,4 +121,6 @@ class Inspections(Generic[T]):
                 outcome.set_exception(error)
             finally:
                 with self._changed:
+                    self.failed += outcome.exception() is not None
+                    self.succeeded += outcome.exception() is None
                     del self._running[outcome]

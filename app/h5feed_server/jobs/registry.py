@@ -345,12 +345,13 @@ class Jobs:
         if each[dataset] >= MAX_OF_DATASET:
             raise Overloaded(
                 f"{MAX_OF_DATASET} jobs for {dataset!r} are waiting already; try again in a moment", retry_after=5
-            )
+            ).because_of("jobs")
         if len(unfinished) < MAX_WAITING:
             return
         most, count = each.most_common(1)[0]
         if count <= each[dataset] + 1:
-            raise Overloaded(f"{MAX_WAITING} jobs are waiting already; try again in a moment", retry_after=5)
+            full = Overloaded(f"{MAX_WAITING} jobs are waiting already; try again in a moment", retry_after=5)
+            raise full.because_of("jobs")
         # If a client still wants the cancelled job, its next request starts it again.
         next(mine for mine in reversed(unfinished) if mine.state.dataset == most).cancelled.set()
 

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import socket
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from h5feed.errors import BadParameter, FeedError, TooLarge
@@ -18,6 +19,7 @@ from h5feed.errors import BadParameter, FeedError, TooLarge
 from ..api.identity import UNIX
 from ..api.peer import PEER
 from ..api.problems import problem
+from ..sharing.request_id import HEADER, REQUEST_ID, new_request_id, valid_id
 from .direct import DirectWriter
 from .http1 import Exchange, Host, Http1, response_head
 
@@ -63,6 +65,9 @@ class Owner(Protocol):
     def say_closed(self) -> None:
         """Called once, when the connection is gone."""
 
+    def trusts(self, address: str) -> bool:
+        """Whether this is the address of a trusted proxy."""
+
 
 def address_of(connection: socket.socket) -> str:
     """Address of the client of a new connection."""
@@ -71,6 +76,21 @@ def address_of(connection: socket.socket) -> str:
         if isinstance(name, tuple):
             return str(name[0])
     return UNIX
+
+
+def refusal(error: FeedError, status: int, host: Host) -> bytes:
+    """A whole response, for a request that never reaches the application; the connection is closed after it."""
+    request_id = new_request_id()
+    token = REQUEST_ID.set(request_id)
+    answer = problem(error, status=status)
+    REQUEST_ID.reset(token)
+    own = [(HEADER, request_id.encode("ascii")), (b"connection", b"close")]
+    return response_head(status, [*host.default_headers(), *answer.raw_headers, *own]) + bytes(answer.body)
+
+
+def _given_id(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+    """The id that a proxy has given to this request."""
+    return next((valid_id(value) for name, value in headers if name == HEADER), None)
 
 
 class _Refused(Exception):
@@ -86,6 +106,7 @@ class Connection(Http1):
         self.caller = ""
         """Whom it counts for: the peer's address, until a request says more."""
         self.number = next(_NUMBERS)
+        self._is_proxy = False
         self._refusal = _NO_HTTP
         self._refused = self._upgraded = self._ended = False
         self._idle: asyncio.TimerHandle | None = None
@@ -105,6 +126,7 @@ class Connection(Http1):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.caller = self.client[0] if self.client else UNIX
+        self._is_proxy = self._owner.trusts(self.caller)
         self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -163,6 +185,7 @@ class Connection(Http1):
         super().on_body(body)
 
     def offer(self, exchange: Exchange) -> None:
+        exchange.request_id = (self._is_proxy and _given_id(self.headers)) or new_request_id()
         # Bound to this request: when its turn comes, others may have been received behind it.
         exchange.scope["extensions"] = {PEER: _Peer(self, exchange, self.has_asked() and self.is_idle())}
 
@@ -185,9 +208,7 @@ class Connection(Http1):
             running.disconnected = True
             self.abort()
             return
-        answer = problem(error, status=status)
-        headers = [*self.host.default_headers(), *answer.raw_headers, (b"connection", b"close")]
-        self.transport.write(response_head(status, headers) + bytes(answer.body))
+        self.transport.write(refusal(error, status, self.host))
         # To close with bytes unread would reset the connection, and the peer might never see the answer.
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -325,6 +346,9 @@ class _Peer:
 
     def has_all(self) -> bool:
         return self._exchange.complete
+
+    def sent_bytes(self) -> int:
+        return self._exchange.length - self._exchange.rest
 
     def counts_for(self, caller: str) -> bool:
         self._connection.caller = caller

@@ -22,6 +22,8 @@ from typing import Any
 import httptools
 from starlette.types import ASGIApp, Message
 
+from ..sharing.request_id import HEADER, REQUEST_ID
+
 logger = logging.getLogger(__name__)
 
 _BODY_BYTES = 64 << 10
@@ -83,6 +85,10 @@ class Exchange:
         Whether the answer has begun, and whether all of it was handed to the transport.
     disconnected : bool
         Nobody waits for the answer any more: what is sent is dropped.
+    request_id : str
+        Sent with the answer.
+    length : int
+        Bytes of the answer's body: announced, or sent so far.
     rest : int
         Bytes that the answer's body must still have, where its length was told.
     """
@@ -94,7 +100,8 @@ class Exchange:
         self.expects_continue = expects_continue
         self.more_body = True
         self.started = self.complete = self.disconnected = False
-        self.rest = 0
+        self.request_id = ""
+        self.length = self.rest = 0
         self._is_chunked = self._is_measured = False
         self._has_no_body = scope["method"] == "HEAD"
         self._body = bytearray()
@@ -117,15 +124,21 @@ class Exchange:
             self.disconnected = True
         self._news.set()
 
+    def own_headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers that are added to the application's."""
+        return [*self.connection.host.default_headers(), (HEADER, self.request_id.encode("ascii"))]
+
     def begin_elsewhere(self, nbytes: int) -> None:
         """The response head, for a body of `nbytes`, is written by another thread. May be called from any thread."""
         self.started = True
         self.expects_continue = False
-        self.rest, self._is_measured = nbytes, True
+        self.length = self.rest = nbytes
+        self._is_measured = True
 
     async def run(self, app: ASGIApp) -> None:
         """Let `app` answer the request."""
         host, connection = self.connection.host, self.connection
+        REQUEST_ID.set(self.request_id)
         try:
             await app(self.scope, self.receive, self.send)
             if not (self.complete or self.disconnected):
@@ -194,7 +207,7 @@ class Exchange:
         sent: list[tuple[bytes, bytes]] = []
         length: int | None = None
         says_close = False
-        for name, value in (*self.connection.host.default_headers(), *headers):
+        for name, value in (*self.own_headers(), *headers):
             if _BAD_NAME.search(name) or _BAD_VALUE.search(value):
                 raise RuntimeError(f"invalid header {name!r}: {value!r}")
             lowered = name.lower()
@@ -215,7 +228,7 @@ class Exchange:
                 # Its end is that of the connection.
                 self.keep_alive = False
         self._is_measured = length is not None and not self._has_no_body
-        self.rest = length or 0
+        self.length = self.rest = length or 0
         if not self.keep_alive and not says_close:
             sent.append((b"connection", b"close"))
         self.started = True
@@ -225,6 +238,7 @@ class Exchange:
     def _send_body(self, body: bytes | memoryview, more_body: bool) -> None:
         transport = self.connection.transport
         if self._is_chunked:
+            self.length += len(body)
             parts = [b"%x\r\n" % len(body), body, b"\r\n"] if body else []
             if not more_body:
                 parts.append(b"0\r\n\r\n")

@@ -17,7 +17,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ..main import metrics_catalogue
+from ..services import Shared
 from ..settings import Settings
+from ..sharing.logs import say
+from ..sharing.metrics import Metrics
+from ..sharing.scoreboard import SUPERVISOR, Scoreboard
 from ..tokens.keyring import Keyring
 from .listening import remove_socket
 from .worker import ALIVE_SECONDS, CLOSED, CONNECTION, LEAVING, READY, Tls, run_worker
@@ -116,6 +121,8 @@ class Supervisor:
         self._announced = False
         self._early_deaths = 0
         self._restart_at: list[float] = []
+        self._board = Scoreboard(settings.workers)
+        self._metrics = Metrics(metrics_catalogue(), self._board, SUPERVISOR)
 
     def run(self) -> int:
         """Serve; returns the exit code."""
@@ -129,6 +136,9 @@ class Supervisor:
             signal.signal(signal.SIGHUP, self._stop if _has_terminal() else self._reload_soon)
         self._selector.register(wake_receive, selectors.EVENT_READ, lambda: wake_receive.recv(64))
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._board.occupy(SUPERVISOR, os.getpid())
+        self._metrics.add("server_start_time_seconds", None, time.time())
+        self._metrics.publish()
         for _ in range(self._settings.workers):
             self._start_worker()
         before = time.monotonic()
@@ -187,10 +197,10 @@ class Supervisor:
             worker.still_since = (worker.still_since or now) if is_still else None
             still = now - worker.still_since if worker.still_since else 0.0
             if silent > (SILENT_SECONDS if worker.ready else START_SECONDS) or still >= _SURE_SECONDS:
-                _say(f"worker {worker.pid} has not answered for {silent:.1f} s and is killed")
+                self._say(f"worker {worker.pid} has not answered for {silent:.1f} s and is killed")
                 # Its connections end with it.
                 _kill(worker.pid)
-                self._bury(worker)
+                self._bury(worker, "hung")
         due = [moment for moment in self._restart_at if moment <= now]
         self._restart_at = [moment for moment in self._restart_at if moment > now]
         for _ in due:
@@ -198,11 +208,16 @@ class Supervisor:
         for pid, deadline in list(self._ending.items()):
             if _has_ended(pid):
                 del self._ending[pid]
+                self._board.leave(pid)
             elif now >= deadline:
                 self._ending[pid] = now + 1.0
                 _kill(pid)
 
     def _start_worker(self) -> None:
+        place = self._board.take()
+        if place is None:
+            self._say("too many workers are still ending: the numbers of a new one are missing from /metrics")
+        shared = None if place is None else Shared(self._board, place)
         ours, theirs = socket.socketpair()
         # This process has no threads, and has everything imported: a fork starts at once and shares that memory.
         pid = os.fork()
@@ -217,7 +232,7 @@ class Supervisor:
                 ours.close()
                 for worker in self._workers.values():
                     worker.channel.close()
-                code = run_worker(self._settings, theirs, self._tls, self._keyring)
+                code = run_worker(self._settings, theirs, self._tls, self._keyring, shared)
             finally:
                 # Of a terminal that is gone, neither can be written.
                 for stream in (sys.stdout, sys.stderr):
@@ -225,12 +240,14 @@ class Supervisor:
                         stream.flush()
                 os._exit(code)
         theirs.close()
+        if place is not None:
+            self._board.occupy(place, pid)
         ours.setblocking(False)
         worker = self._workers[pid] = _Worker(pid, ours)
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._hear(worker))
 
     def _reload(self) -> None:
-        _say("SIGHUP: all workers are replaced")
+        self._say("SIGHUP: all workers are replaced")
         self._outgoing = [worker for worker in self._workers.values() if not worker.leaving]
         self._early_deaths = 0
         for _ in range(self._settings.workers):
@@ -265,7 +282,7 @@ class Supervisor:
                 self._announced = True
                 self._on_ready()
 
-    def _bury(self, worker: _Worker) -> None:
+    def _bury(self, worker: _Worker, reason: str = "ended") -> None:
         self._selector.unregister(worker.channel)
         worker.channel.close()
         del self._workers[worker.pid]
@@ -274,14 +291,20 @@ class Supervisor:
         if not worker.ready:
             self._early_deaths += 1
             if self._early_deaths >= _START_ATTEMPTS and self._outgoing:
-                _say("the new workers do not start: the old ones stay")
+                self._say("the new workers do not start: the old ones stay")
                 self._outgoing = []
         with contextlib.suppress(ValueError):
             self._outgoing.remove(worker)
         staying = [other for other in self._workers.values() if not other.leaving and other not in self._outgoing]
         if len(staying) + len(self._restart_at) < self._settings.workers:
-            _say(f"worker {worker.pid} ended, starting another")
+            self._say(f"worker {worker.pid} ended, starting another")
+            self._metrics.add("worker_restarts_total", reason)
+            self._metrics.publish()
             self._restart_at.append(time.monotonic() + _RESTART_SECONDS)
+
+    def _say(self, what: str) -> None:
+        """Tell on standard error, which may be a closed terminal."""
+        say(self._settings.log_format, what, sys.stderr, prefix="h5feed: ", level="WARNING")
 
     def _end_workers(self) -> None:
         # Nobody new, not even from the backlog; then all at once, then one deadline for all.
@@ -294,7 +317,7 @@ class Supervisor:
         while (left := [pid for pid in left if not _has_ended(pid)]) and time.monotonic() < deadline:
             time.sleep(0.02)
         for pid in left:
-            _say(f"worker {pid} did not end in {STOP_SECONDS:g} s and is killed")
+            self._say(f"worker {pid} did not end in {STOP_SECONDS:g} s and is killed")
             _kill(pid)
         deadline = time.monotonic() + _KILLED_SECONDS
         # One that waits for a disk ends when the disk answers, whoever waits.
@@ -331,9 +354,3 @@ def _has_ended(pid: int) -> bool:
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-
-
-def _say(what: str) -> None:
-    """Print to standard error, which may be a closed terminal."""
-    with contextlib.suppress(OSError):
-        print(f"h5feed: {what}", file=sys.stderr, flush=True)

@@ -21,15 +21,17 @@ import uvicorn
 from fastapi import FastAPI
 from h5feed.errors import Overloaded
 
-from ..api.problems import problem
+from ..api.identity import TrustedProxies
 from ..main import create_app
+from ..services import Shared
 from ..settings import Settings
 from ..sharing.body_pool import BodyPool
 from ..sharing.file_watch import FileWatch
+from ..sharing.metrics import Metrics
 from ..sharing.trimming import settle
 from ..tokens.keyring import Keyring
-from .connection import HEAD_SECONDS, Connection, address_of
-from .http1 import Host, response_head
+from .connection import HEAD_SECONDS, Connection, address_of, refusal
+from .http1 import Host
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +86,14 @@ class Tls:
         return context
 
 
-def run_worker(settings: Settings, channel: socket.socket, tls: Tls | None, keyring: Keyring) -> int:
+def run_worker(
+    settings: Settings, channel: socket.socket, tls: Tls | None, keyring: Keyring, shared: Shared | None = None
+) -> int:
     """Serve until told to stop; returns the exit code."""
     settle()
     # The supervisor gets it as well, and says what is to be done.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    server = _Worker(create_app(settings, keyring), channel, settings, tls)
+    server = _Worker(create_app(settings, keyring, shared), channel, settings, tls)
     with contextlib.suppress(KeyboardInterrupt):
         # Listens to nothing: connections come through the channel.
         server.run(sockets=[])
@@ -106,7 +110,15 @@ class _Worker(uvicorn.Server):
 
     def __init__(self, app: FastAPI, channel: socket.socket, settings: Settings, tls: Tls | None = None) -> None:
         config = uvicorn.Config(
-            app, loop="uvloop", ws="none", lifespan="on", log_level="warning", access_log=False, proxy_headers=False
+            app,
+            loop="uvloop",
+            ws="none",
+            lifespan="on",
+            # Its messages go where all others do.
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
         )
         super().__init__(config)
         self.host = Host(app, _HEADERS)
@@ -118,6 +130,7 @@ class _Worker(uvicorn.Server):
         self.min_rate = settings.min_rate
         self._most = _most_connections(settings)
         self._closed_unsaid = 0
+        self._opened = 0
         self._opening = 0
         self._crowded = asyncio.Lock()
 
@@ -126,8 +139,21 @@ class _Worker(uvicorn.Server):
         pool: BodyPool = self._app.state.services.pool
         return pool
 
+    @property
+    def _metrics(self) -> Metrics:
+        metrics: Metrics = self._app.state.services.metrics
+        return metrics
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self.started:
+            self._metrics.watch(
+                lambda: {
+                    ("connections", None): len(self.host.connections),
+                    ("connections_limit", None): self._most,
+                    ("connections_opened_total", None): self._opened,
+                }
+            )
         # What is there now stays: looking through it again and again would hold up every hundredth answer.
         gc.collect()
         gc.freeze()
@@ -152,6 +178,7 @@ class _Worker(uvicorn.Server):
             connection.shutdown()
         await _until_empty(held, DRAIN_SECONDS)
         late = self._connections()
+        self._metrics.add("connections_closed_total", "shutdown", len(late))
         # What fails from now on is no fault of the application.
         self.host.is_closing = True
         for one in late:
@@ -174,6 +201,11 @@ class _Worker(uvicorn.Server):
 
     def _connections(self) -> list[Connection]:
         return [connection for connection in self.host.connections if isinstance(connection, Connection)]
+
+    def trusts(self, address: str) -> bool:
+        """Whether this is the address of a trusted proxy."""
+        proxies: TrustedProxies = self._app.state.proxies
+        return proxies.trusts(address)
 
     # The channel
 
@@ -204,6 +236,7 @@ class _Worker(uvicorn.Server):
             if flags & socket.MSG_CTRUNC:
                 logger.warning("lost connections: too many open files (see `ulimit -n`)")
             for descriptor in descriptors:
+                self._opened += 1
                 connection = socket.socket(fileno=descriptor)
                 task = asyncio.ensure_future(self._serve_connection(connection))
                 self.host.tasks.add(task)
@@ -259,6 +292,7 @@ class _Worker(uvicorn.Server):
         for connection in slow:
             connection.abort()
         if slow:
+            self._metrics.add("connections_closed_total", "slow", len(slow))
             most = ", ".join(f"{n} of {name}" for name, n in Counter(one.caller for one in slow).most_common(3))
             logger.warning("closed connections of clients that were %s: %s", why, most)
 
@@ -309,6 +343,7 @@ class _Worker(uvicorn.Server):
             return False
         most, _ = Counter(one.caller for one in there).most_common(1)[0]
         its = [one for one in there if one.caller == most]
+        self._metrics.add("connections_closed_total", "crowded")
         idle = [one for one in its if one.is_idle()]
         if idle:
             min(idle, key=lambda one: (one.has_asked(), one.number)).abort()
@@ -322,9 +357,7 @@ class _Worker(uvicorn.Server):
         with connection, contextlib.suppress(OSError):
             if self._tls is None:
                 error = Overloaded(f"{self._most} connections are open; try again in a moment", retry_after=1)
-                answer = problem(error)
-                head = response_head(503, [*answer.raw_headers, (b"connection", b"close")])
-                connection.send(head + bytes(answer.body), socket.MSG_DONTWAIT)
+                connection.send(refusal(error.because_of("connections"), 503, self.host), socket.MSG_DONTWAIT)
         self.say_closed()
 
 

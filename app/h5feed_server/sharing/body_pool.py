@@ -118,6 +118,11 @@ class BodyPool:
         """Bytes in use, by caller."""
         return self._pool.bytes_by_owner()
 
+    @property
+    def waiting(self) -> int:
+        """Number of requests that wait for memory."""
+        return sum(map(len, list(self._waiting.values())))
+
     def wanted(self, since: float) -> dict[str, int]:
         """Bytes that requests have been waiting for since at least this time, by caller."""
         return {

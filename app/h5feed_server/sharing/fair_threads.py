@@ -63,6 +63,12 @@ class FairThreads(Executor):
         self._tickets.put(None)
         return future
 
+    @property
+    def busy(self) -> int:
+        """Number of threads that are working."""
+        with self._lock:
+            return sum(self._running.values())
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """See `Executor.shutdown`."""
         with self._lock:

@@ -46,13 +46,16 @@ class Slots:
         Seconds to wait for a slot.
     what : str
         What is busy when all slots are taken, for the error message: ``all readers``.
+    lacking : str
+        The same for metrics, see `Overloaded.lacking`.
     """
 
-    def __init__(self, slots: int, timeout: float, what: str) -> None:
+    def __init__(self, slots: int, timeout: float, what: str, lacking: str = "threads") -> None:
         self._free = slots
         self._waiting = 0
         self._timeout = timeout
         self._problem = f"{what} are busy; try again in a moment"
+        self._lacking = lacking
         self._changed = threading.Condition()
 
     @contextmanager
@@ -78,12 +81,12 @@ class Slots:
         deadline = time.monotonic() + self._timeout
         with self._changed:
             if not self._free and self._waiting >= MAX_WAITING and MAY_RESTART.get():
-                raise QueueFull(Overloaded(self._problem, retry_after=1))
+                raise QueueFull(Overloaded(self._problem, retry_after=1).because_of(self._lacking))
             self._waiting += 1
             try:
                 while not self._free:
                     if not self._changed.wait(deadline - time.monotonic()):
-                        raise Overloaded(self._problem, retry_after=1)
+                        raise Overloaded(self._problem, retry_after=1).because_of(self._lacking)
                 self._free -= 1
             finally:
                 self._waiting -= 1

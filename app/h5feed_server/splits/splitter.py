@@ -21,7 +21,7 @@ from ..filters.masks import Masks
 from ..filters.predicates import bind
 from ..jobs.registry import Progress
 from ..settings import Settings
-from ..storage.byte_cache import ByteCache
+from ..storage.byte_cache import ByteCache, CacheUsage
 from ..storage.reader import Reader
 from .compute import Rows, Splits, dump_splits, load_splits, native_splits
 from .describe import describe_splits
@@ -72,6 +72,12 @@ class Splitter:
         """Drop everything from memory that was not used for this many seconds. The cache folder has most of it."""
         for kept in (self.masks, self._splits, self._strata, self._resampled, self._reports):
             kept.drop_old(seconds)
+
+    def cache_usage(self) -> CacheUsage:
+        """Of the caches of row lists and classes together."""
+        return CacheUsage(
+            *map(sum, zip(*(c.usage for c in (self._splits, self._strata, self._resampled)), strict=True))
+        )
 
     def has_splits(self, dataset: Dataset, spec: SplitSpec) -> bool:
         """Whether splits are available without computing them: stored in the files, or cached."""

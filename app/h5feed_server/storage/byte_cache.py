@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from h5feed.errors import ReadTimeout
 
@@ -21,6 +21,15 @@ values this is nearly all, and there may be very many."""
 FRESH_SECONDS = 60.0
 """`admits` does not count on evicting entries used within this time: two working sets that do not fit together would
 otherwise be read again for every batch."""
+
+
+class CacheUsage(NamedTuple):
+    """How full a cache is, and how often it had what it was asked for."""
+
+    nbytes: int
+    max_bytes: int
+    hits: int
+    misses: int
 
 
 @dataclass
@@ -46,8 +55,13 @@ class ByteCache(Generic[V]):
         self._timeout = timeout
         self._entries: OrderedDict[Hashable, _Entry[V]] = OrderedDict()
         self._flights: dict[Hashable, Future[V]] = {}
-        self._nbytes = 0
+        self._nbytes = self._hits = self._misses = 0
         self._lock = threading.Lock()
+
+    @property
+    def usage(self) -> CacheUsage:
+        """Of now. Values that another thread was computing count as found."""
+        return CacheUsage(self._nbytes, self.max_bytes, self._hits, self._misses)
 
     def __contains__(self, key: Hashable) -> bool:
         with self._lock:
@@ -74,12 +88,16 @@ class ByteCache(Generic[V]):
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None:
+                self._hits += 1
                 entry.used = time.monotonic()
                 self._entries.move_to_end(key)
                 return entry.value
             flight = self._flights.get(key)
             mine = flight is None
-            if flight is None:
+            if flight is not None:
+                self._hits += 1
+            else:
+                self._misses += 1
                 flight = self._flights[key] = Future()
         if not mine:
             try:
@@ -104,7 +122,9 @@ class ByteCache(Generic[V]):
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
+                self._misses += 1
                 return None
+            self._hits += 1
             entry.used = time.monotonic()
             self._entries.move_to_end(key)
             return entry.value

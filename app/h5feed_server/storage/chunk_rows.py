@@ -18,7 +18,7 @@ import numpy.typing as npt
 from h5feed.buffers import BufferPool
 from h5feed.errors import FeedError
 
-from .byte_cache import ByteCache
+from .byte_cache import ByteCache, CacheUsage
 from .column import Column
 from .decoder_pool import Decoders
 from .layout import ArrayLayout
@@ -72,6 +72,11 @@ class ChunkRows:
     def close(self) -> None:
         """End the thread that reads ahead."""
         self._ahead.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def usage(self) -> CacheUsage:
+        """Of the cache."""
+        return self._kept.usage
 
     def keeps(self, array: ArrayLayout) -> bool:
         """Whether the chunk rows of an array are cached.

@@ -51,8 +51,8 @@ class Decoders:
     ----------
     scratch : callable
         ``scratch(use, nbytes)`` returns memory that the calling thread may write to, see `Scratch.take`.
-    decoded_bytes : int
-        Bytes of all chunks decoded so far. Updated without a lock, so it may be slightly too low.
+    decoded_chunks, decoded_bytes : int
+        Chunks decoded so far, and their bytes. Updated without a lock, so both may be slightly too low.
     """
 
     def __init__(self, threads: int, timeout: float, max_chunk_bytes: int = 256 << 20) -> None:
@@ -63,7 +63,7 @@ class Decoders:
         self._timeout = timeout
         self._executor = ThreadPoolExecutor(threads, "h5feed-decode")
         self.scratch = Scratch().take
-        self.decoded_bytes = 0
+        self.decoded_chunks = self.decoded_bytes = 0
         self._waiting = 0
         self._lock = threading.Lock()
 
@@ -178,6 +178,7 @@ class Decoders:
         received = os.preadv(fd, (view,), offset)
         if received != size:
             source.read_rest(fd, offset, view, received)
+        self.decoded_chunks += 1
         self.decoded_bytes += len(out)
         decode_chunk(stored, array.filters, mask, itemsize, out)
 

@@ -221,7 +221,8 @@ class LocalFile:
 def refused(error: OSError) -> FeedError:
     """The error to raise for an OSError."""
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-        return Overloaded("the server has too many files open; try again in a moment", retry_after=1)
+        many = Overloaded("the server has too many files open; try again in a moment", retry_after=1)
+        return many.because_of("files")
     # The file was deleted, or its disk is unavailable. The next request finds out which.
     return SourceUnavailable(f"a file of this dataset cannot be read: {error.strerror}", retry_after=1)
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import DatasetCorrupt, TooLarge
 
-from .byte_cache import ByteCache
+from .byte_cache import ByteCache, CacheUsage
 from .chunk_reader import ChunkReader, fill_row
 from .chunk_rows import ChunkRows
 from .column import Column, Segment
@@ -106,6 +106,15 @@ class Reader:
     def decoded_bytes(self) -> int:
         """Total bytes of chunks decoded so far."""
         return self._decoders.decoded_bytes
+
+    @property
+    def decoded_chunks(self) -> int:
+        """Number of these chunks."""
+        return self._decoders.decoded_chunks
+
+    def cache_usage(self) -> dict[str, CacheUsage]:
+        """Of the caches of decoded data, by name."""
+        return {"fields": self._cache.usage, "chunks": self._chunk_rows.usage, "images": self._images.usage}
 
     def read_ahead(self, column: Column, rows: Int64s) -> None:
         """Start decoding the chunks of these rows, if decoded chunks are cached; does not wait."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +59,17 @@ def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
             start = block.start + len(batches)
         return batches
 
-    return fetch
+    spans = client.spans
+    if spans is None:
+        return fetch
+
+    def traced(block: Block, cancelled: threading.Event) -> list[Batch]:
+        with spans.block(
+            dataset=unquote(path.rpartition("/")[2]), epoch=block.epoch, start=block.start, stop=block.stop
+        ):
+            return fetch(block, cancelled)
+
+    return traced
 
 
 def taker(

@@ -31,6 +31,7 @@ from .http import httpx
 from .jobs import InProgress
 from .retries import FailedAttempts, error_of, final_error, reason_of
 from .servers import LOOK_SECONDS, Hooks, Server, Servers
+from .spans import spans
 from .token import token_from
 from .trace import WAITING, enter, received, retried, waits_to_tell
 from .transport import MAX_PLAIN_BYTES, Answer, BodyCut
@@ -127,6 +128,8 @@ class Client:
             ]
         )
         self.url = ",".join(server.url for server in self._servers)
+        self.spans = spans()
+        """Makes the spans of traces; None if they are not wanted."""
         self._link: Link | None = None
         self._warned_at = -math.inf
         self._finalizer = weakref.finalize(self, self._servers.close)
@@ -291,7 +294,8 @@ class Client:
             with self._servers.one() as server:
                 asked_at = time.monotonic()
                 try:
-                    answer = server.send(
+                    send = server.send if self.spans is None else self.spans.sender(server)
+                    answer = send(
                         method,
                         target,
                         accept,

@@ -21,6 +21,7 @@ from ..errors import BadParameter
 from ..wire import WAIT_HEADER
 from .cancellation import Cancellation
 from .http import auth_of, httpx, timeout_of
+from .spans import header_lines
 from .transport import (
     BODY,
     CANCELLED,
@@ -116,21 +117,23 @@ class Server:
         deadline: float,
         cancelled: Cancellation | None = None,
         waits: str | None = None,
+        traced: Mapping[str, str] | None = None,
     ) -> Answer:
         """Send a request once and return the response.
 
-        `max_bytes` limits a body that is read into the `pool`. `waits` is the value of `h5feed.wire.WAIT_HEADER`.
+        `max_bytes` limits a body that is read into the `pool`. `waits` is the value of `h5feed.wire.WAIT_HEADER`,
+        `traced` the headers of a trace.
 
         Raises
         ------
         httpx.TransportError
         """
         if json is None and pool is not None and self._plain:
-            answer = self._send_plain(target, accept, pool, max_bytes, deadline, cancelled, waits)
+            answer = self._send_plain(target, accept, pool, max_bytes, deadline, cancelled, waits, traced)
             self.has_answered = True
             return answer
         extensions = {DEADLINE: deadline, POOL: pool, MAX_BYTES: max_bytes, CANCELLED: cancelled}
-        headers = {"accept": accept, **({WAIT_HEADER: waits} if waits else {})}
+        headers = {"accept": accept, **({WAIT_HEADER: waits} if waits else {}), **(traced or {})}
         request = self._http.build_request(method, target, headers=headers, json=json, extensions=extensions)
         response = self._http.send(request)
         self.has_answered = True
@@ -174,6 +177,7 @@ class Server:
         deadline: float,
         cancelled: Cancellation | None,
         waits: str | None,
+        traced: Mapping[str, str] | None,
     ) -> Answer:
         """Bypass httpx: send the same bytes, without building them for every batch."""
         template = self._templates.get(accept)
@@ -185,6 +189,8 @@ class Server:
         if waits:
             # Before the empty line.
             head = b"%b%b: %b\r\n\r\n" % (head[:-2], WAIT_HEADER.encode(), waits.encode("ascii"))
+        if traced:
+            head = b"%b%b\r\n" % (head[:-2], header_lines(traced))
         line = f"GET {self._prefix}{target}".encode("ascii")
         answer = self._transport.exchange(
             self._http.base_url,

@@ -10,10 +10,14 @@ from fastapi.staticfiles import StaticFiles
 
 from . import activity, catalogue, dataset, row, rows, samples, signing_in, splits, tree
 
+ROUTERS = tuple(
+    module.router for module in (catalogue, dataset, rows, row, samples, splits, tree, activity, signing_in)
+)
+
 
 def install(app: FastAPI) -> None:
     """Serve the pages, their script and their stylesheet."""
-    for module in (catalogue, dataset, rows, row, samples, splits, tree, activity, signing_in):
-        app.include_router(module.router)
+    for router in ROUTERS:
+        app.include_router(router)
     folder: Any = files(__package__) / "assets"
     app.mount("/explorer", StaticFiles(directory=str(folder)), name="explorer")

@@ -11,6 +11,8 @@ from fastapi.responses import Response
 
 from ...services import Services
 from ...sharing.caller import CALLER
+from ...sharing.metrics import CACHES, Everywhere
+from ...sharing.scoreboard import resident_bytes
 from ...sharing.traffic import Activity
 from ...tokens.scope import SCOPE
 from ..dependencies import ServicesDep, in_thread
@@ -36,6 +38,7 @@ async def feed_page(request: Request, services: ServicesDep) -> Response:
 
     def work() -> Page:
         activity = _in_scope(services, services.traffic.activity())
+        found = services.metrics.everywhere()
         held = services.pool.held()
         settings = services.settings
         data = {
@@ -47,6 +50,9 @@ async def feed_page(request: Request, services: ServicesDep) -> Response:
             "readers": settings.readers,
             "in_flight_bytes": sum(held.values()),
             "in_flight_limit": settings.inflight_bytes,
+            "in_flight_bytes_of_all": found.value("inflight_bytes"),
+            "in_flight_limit_of_all": found.value("inflight_limit_bytes"),
+            "each_worker": _each_worker(found),
             "callers": activity.callers,
             "slowest": activity.slowest,
             "seconds": activity.seconds,
@@ -90,6 +96,31 @@ def _found_in_memory(activity: Activity) -> float | None:
     """Share of the bytes of batches that no chunk was decoded for; None where nothing was sent."""
     sent = activity.totals["bytes"]
     return max(0.0, 1 - activity.totals["decoded"] / sent) if sent else None
+
+
+def _each_worker(found: Everywhere) -> list[dict[str, Any]]:
+    """What each worker holds and has done; those of other workers are up to a second old."""
+    lines = []
+    for place, (pid, numbers) in found.workers.items():
+
+        def of(name: str, label: str | None = None, numbers: list[float] = numbers) -> int:
+            return int(found.value(name, label, numbers))
+
+        hits, misses = (sum(of(f"cache_{kind}_total", cache) for cache in CACHES) for kind in ("hits", "misses"))
+        lines.append(
+            {
+                "worker": place,
+                "pid": pid,
+                "resident_bytes": resident_bytes(pid) or 0,
+                "connections": of("connections"),
+                "in_flight_bytes": of("inflight_bytes"),
+                "busy_threads": of("request_threads_busy"),
+                "requests": found.requests(numbers),
+                "batches": of("batches_total"),
+                "cache_hits": hits / (hits + misses) if hits + misses else None,
+            }
+        )
+    return lines
 
 
 def _chart(name: str, activity: Activity, what: str) -> Chart:

@@ -46,6 +46,11 @@ class Browser:
         what = "processes that list what is in files"
         self._children = Children(f"{__package__}.browse", arguments, children, timeout, what, max_bytes + KIND_BYTES)
 
+    @property
+    def children(self) -> Children:
+        """The processes."""
+        return self._children
+
     def close(self) -> None:
         """End all children, including busy ones, whose requests fail."""
         self._children.close()
@@ -102,5 +107,5 @@ class Browser:
             if isinstance(failure, TimeoutError) or time.monotonic() - began >= self._timeout:
                 raise ReadTimeout(f"reading the file took more than {self._timeout:g} s") from None
             if self._children.are_closed:
-                raise Overloaded("the server is stopping", retry_after=1) from None
+                raise Overloaded("the server is stopping", retry_after=1).because_of("stopping") from None
             raise ReaderCrashed("the process that read the file ended; another takes over", retry_after=1) from None

@@ -34,12 +34,14 @@ class Children:
     def __init__(
         self, module: str, arguments: Sequence[str], most: int, timeout: float, what: str, max_answer_bytes: int
     ) -> None:
-        self._slots = Slots(most, timeout, f"all {what}")
+        self._slots = Slots(most, timeout, f"all {what}", "readers")
         self._what = what
         self._child = (module, arguments, max_answer_bytes)
         self._idle: list[Child] = []
         self._busy: set[Child] = set()
         self._lock = threading.Lock()
+        self.failures = 0
+        """Processes that were ended because a request failed in them."""
         self.are_closed = False
         """Whether `close` was called: no process is started any more."""
 
@@ -52,6 +54,11 @@ class Children:
                 child.kill()
         for child in idle:
             child.end(patience=0.2)
+
+    def count(self) -> tuple[int, int]:
+        """Number of processes, and of those that are busy."""
+        with self._lock:
+            return len(self._idle) + len(self._busy), len(self._busy)
 
     def rest(self) -> None:
         """End the idle processes. The next request starts a new one."""
@@ -77,17 +84,19 @@ class Children:
                 child.end(patience=0.0)
                 with self._lock:
                     self._busy.discard(child)
+                    self.failures += not self.are_closed
                 raise
             self._give_back(child)
 
     def _take(self) -> Child:
         with self._lock:
             if self.are_closed:
-                raise Overloaded("the server is stopping", retry_after=1)
+                raise Overloaded("the server is stopping", retry_after=1).because_of("stopping")
             try:
                 child = self._idle.pop() if self._idle else Child(*self._child)
             except OSError as error:
-                raise Overloaded(f"cannot start {self._what}: {error.strerror}", retry_after=1) from None
+                none = Overloaded(f"cannot start {self._what}: {error.strerror}", retry_after=1)
+                raise none.because_of("readers") from None
             self._busy.add(child)
             return child
 

@@ -59,6 +59,11 @@ class ReaderPool:
         self._lock = threading.Lock()
         self._crashes: OrderedDict[bytes, int] = OrderedDict()
 
+    @property
+    def children(self) -> Children:
+        """The processes."""
+        return self._children
+
     def close(self) -> None:
         """End all readers, including busy ones, whose reads fail."""
         self._children.close()
@@ -144,7 +149,7 @@ class ReaderPool:
             if isinstance(failure, TimeoutError) or time.monotonic() - began >= self._timeout:
                 raise ReadTimeout(f"reading {path!r} took more than {self._timeout:g} s") from None
             if self._children.are_closed:
-                raise Overloaded("the server is stopping", retry_after=1) from None
+                raise Overloaded("the server is stopping", retry_after=1).because_of("stopping") from None
             with self._lock:
                 self._crashes[name] = self._crashes.pop(name, 0) + 1
                 if len(self._crashes) > _REQUESTS_KEPT:

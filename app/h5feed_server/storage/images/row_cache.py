@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..byte_cache import ENTRY_BYTES
+from ..byte_cache import ENTRY_BYTES, CacheUsage
 
 IDLE_SECONDS = 60.0
 """Rows of a column that was not used for this long may be evicted to make room for others."""
@@ -34,6 +34,13 @@ class RowCache:
         self._columns: dict[Hashable, CachedColumn] = {}
         self._nbytes = 0
         self._lock = threading.Lock()
+        # Counted without the lock, so both may be slightly too low.
+        self.hits = self.misses = 0
+
+    @property
+    def usage(self) -> CacheUsage:
+        """Of now."""
+        return CacheUsage(self._nbytes, self._max_bytes, self.hits, self.misses)
 
     def of(self, key: Hashable) -> CachedColumn:
         """The cached rows of one column. Marks the column as used."""
@@ -80,7 +87,12 @@ class CachedColumn:
         self.closed = False
 
     def get(self, row: int) -> npt.NDArray[Any] | None:
-        return self._rows.get(row)
+        value = self._rows.get(row)
+        if value is None:
+            self._cache.misses += 1
+        else:
+            self._cache.hits += 1
+        return value
 
     def put(self, row: int, value: npt.NDArray[Any]) -> None:
         """Cache a copy of a row if there is room for it."""

@@ -1,0 +1,52 @@
+"""Metrics of all workers, for Prometheus."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse, Response
+from h5feed.errors import HostNotAllowed, Overloaded, Unauthorized
+
+from ..sharing.metrics import Everywhere
+from .dependencies import ServicesDep
+from .exposition import OPENMETRICS, OPENMETRICS_TYPE, TEXT_TYPE, exposition
+from .one_at_a_time import OneAtATime, StillRunning
+from .problem_responses import ANYWHERE, problems
+
+router = APIRouter(tags=["health"])
+
+_SECONDS = 5.0
+"""Deadline of a response. It takes milliseconds, unless the machine is stuck."""
+
+# A server whose threads all wait for a disk is one that somebody wants to look at.
+_collecting = OneAtATime[tuple[Everywhere, dict[str, int]]]("h5feed-exposition")
+
+
+@router.get(
+    "/metrics",
+    summary="Metrics of all workers",
+    responses={
+        200: {
+            "description": "In Prometheus's text format, or in OpenMetrics if the `Accept` header asks for it.",
+            "content": {"text/plain": {"schema": {"type": "string"}}, OPENMETRICS: {"schema": {"type": "string"}}},
+        },
+        **problems(Unauthorized, HostNotAllowed, Overloaded, base=ANYWHERE),
+    },
+    response_class=PlainTextResponse,
+)
+async def metrics(request: Request, services: ServicesDep) -> Response:
+    """Counters since the server was started, and what the server holds now; all workers together, whichever of them
+    answers. The numbers of other workers are up to a second old.
+    """
+    openmetrics = OPENMETRICS in request.headers.get("accept", "")
+
+    def work() -> tuple[Everywhere, dict[str, int]]:
+        return services.metrics.everywhere(), {str(key): count for key, count in services.catalog.statuses().items()}
+
+    try:
+        found, datasets = await _collecting.run(work, _SECONDS)
+    except StillRunning as late:
+        slow = Overloaded(f"collecting the metrics has taken {late.seconds:.0f} s so far; try again", retry_after=5)
+        raise slow.because_of("threads") from None
+    text = exposition(found, datasets, openmetrics=openmetrics)
+    media_type = OPENMETRICS_TYPE if openmetrics else TEXT_TYPE
+    return Response(text, media_type=None, headers={"content-type": media_type, "cache-control": "no-store"})

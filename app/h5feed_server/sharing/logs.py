@@ -1,0 +1,75 @@
+"""The lines of the log: for people, or one JSON object each. Every line about a request has its id."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Literal, TextIO
+
+from .request_id import REQUEST_ID
+
+LogFormat = Literal["pretty", "json"]
+
+FIELDS = "h5feed_fields"
+"""Attribute of log records: further fields for JSON, a dict."""
+
+
+class Pretty(logging.Formatter):
+    """``WARNING module [request id]: message``."""
+
+    def __init__(self) -> None:
+        super().__init__("%(levelname)s %(name)s%(h5feed_request)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        request_id = REQUEST_ID.get()
+        record.h5feed_request = f" [{request_id}]" if request_id else ""
+        return super().formatMessage(record)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per record: ``time`` (RFC 3339), ``level``, ``logger``, ``message``, and ``request_id`` and
+    ``exception`` if there is one.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = dict(getattr(record, FIELDS, {}))
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return _line(record.created, record.levelname, record.name, record.getMessage(), fields)
+
+
+def _line(moment: float, level: str, name: str, message: str, fields: Mapping[str, Any]) -> str:
+    at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment))
+    said = {"time": f"{at}.{int(moment % 1 * 1000):03d}Z", "level": level, "logger": name, "message": message}
+    if request_id := REQUEST_ID.get():
+        said["request_id"] = request_id
+    # Escaped, because a file name may contain anything, such as half of a surrogate pair.
+    return json.dumps({**said, **fields}, ensure_ascii=True, default=str)
+
+
+def begin_logs(form: LogFormat) -> None:
+    """Format all lines of this process, and of processes that it forks, like this."""
+    formatter = Pretty() if form == "pretty" else JsonLines()
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(formatter)
+    # Python prints warnings by itself, in two lines.
+    logging.captureWarnings(form == "json")
+
+
+def say(form: LogFormat, text: str, stream: TextIO | None = None, *, prefix: str = "", level: str = "INFO") -> None:
+    """Print a line that is no log record, such as the address of the server, to `stream` (default: standard output).
+
+    The stream may be a terminal that was closed.
+
+    Parameters
+    ----------
+    prefix : str
+        Before the text, unless it is JSON.
+    """
+    line = prefix + text if form == "pretty" else _line(time.time(), level, "h5feed_server", text, {})
+    with contextlib.suppress(OSError):
+        print(line, file=stream or sys.stdout, flush=True)

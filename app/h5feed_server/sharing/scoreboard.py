@@ -1,0 +1,95 @@
+"""Memory in which every worker publishes its numbers, so that any of them can answer for all.
+
+The supervisor allocates it before it starts workers, and assigns a place in it to each. A worker that replaces another
+gets a free place and continues with the counts that it finds there: no counter ever goes backwards, and the number of
+places is fixed. Files would do, too, but they would be left over by every worker that was killed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+
+MAX_NUMBERS = 8190
+"""Numbers that fit into one place. Memory that is never written to takes no room."""
+
+SUPERVISOR = 0
+"""The place of the supervisor."""
+
+_PID, _WRITES, _FIRST = range(3)
+_CELLS = _FIRST + MAX_NUMBERS
+_ATTEMPTS = 1000
+"""To read a place that is being written to. If its worker was killed while it wrote, the numbers are used as they are:
+each of them is either the old or the new one."""
+
+
+class Scoreboard:
+    """The numbers of all processes of one server.
+
+    Parameters
+    ----------
+    workers : int
+        Number of workers. There are more places, because a reload starts new workers before the old ones have ended.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.places = 1 + 3 * workers
+        self._cells = memoryview(mmap.mmap(-1, self.places * _CELLS * 8)).cast("d")
+
+    def take(self) -> int | None:
+        """A free place for a new worker, to be passed to `occupy`; None if all are in use."""
+        return next((place for place in range(1, self.places) if not self._cells[place * _CELLS + _PID]), None)
+
+    def occupy(self, place: int, pid: int) -> None:
+        """A process uses this place from now on."""
+        self._cells[place * _CELLS + _PID] = pid
+
+    def leave(self, pid: int) -> None:
+        """A process has ended. Its counts stay."""
+        for place in range(self.places):
+            if self._cells[place * _CELLS + _PID] == pid:
+                self._cells[place * _CELLS + _PID] = 0
+
+    def write(self, place: int, numbers: Sequence[float]) -> None:
+        """Publish the numbers of a place. Only its process may call this."""
+        cells, begin = self._cells, place * _CELLS
+        # Odd while it is being written to.
+        cells[begin + _WRITES] += 1
+        cells[begin + _FIRST : begin + _FIRST + len(numbers)] = memoryview(array("d", numbers))
+        cells[begin + _WRITES] += 1
+
+    def begin(self, place: int, count: int) -> list[float]:
+        """The numbers that the last process in this place has left."""
+        cells, begin = self._cells, place * _CELLS
+        if cells[begin + _WRITES] % 2:
+            # It was killed while it wrote.
+            cells[begin + _WRITES] += 1
+        return self._numbers(place, count)
+
+    def read(self, count: int) -> Iterator[tuple[int, int, list[float]]]:
+        """Place, process id (0 if its process has ended) and numbers of each place that was ever used."""
+        for place in range(self.places):
+            pid = int(self._cells[place * _CELLS + _PID])
+            if pid or self._cells[place * _CELLS + _WRITES]:
+                yield place, pid, self._numbers(place, count)
+
+    def _numbers(self, place: int, count: int) -> list[float]:
+        cells, begin = self._cells, place * _CELLS
+        for _ in range(_ATTEMPTS):
+            writes = cells[begin + _WRITES]
+            numbers: list[float] = cells[begin + _FIRST : begin + _FIRST + count].tolist()  # type: ignore[assignment]
+            if not writes % 2 and cells[begin + _WRITES] == writes:
+                break
+            os.sched_yield()
+        return numbers
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Memory of a process that is not swapped out; None if it has ended."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
+    except (OSError, IndexError, ValueError):
+        return None

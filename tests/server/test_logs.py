@@ -1,0 +1,131 @@
+"""The log: every request once, with the same fields for people and programs, and no secret in it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.fork_server import SERVERS
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
+
+BATCH = "/v1/datasets/mixed/batches/1?batch_size=8"
+TOKEN = "tellnobody/%+"
+OTHER_TOKEN = "nor-this-one"
+AUTHORISED = {"authorization": f"Bearer {TOKEN}"}
+
+
+def lines_of(server: ServerProcess) -> list[str]:
+    """What it has printed to standard output, after it has ended."""
+    server.process.send_signal(signal.SIGTERM)
+    lines: list[str] = server.process.stdout.read().splitlines()
+    return lines
+
+
+def ask(server: ServerProcess) -> list[httpx.Response]:
+    """Requests of all kinds; the ids of the responses are those in the log."""
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        wait_until(lambda: client.get(BATCH, headers=AUTHORISED).status_code == 200)
+        asked = [
+            client.get(BATCH, headers=AUTHORISED),
+            client.get(f"/v1/datasets/mixed?token={OTHER_TOKEN}&Api-Key=hidden&name=a%0Ab", headers=AUTHORISED),
+            client.get("/nowhere?next=tellnobody%2F%25%2B", headers={**AUTHORISED, "x-forwarded-for": "203.0.113.9"}),
+            client.get(BATCH),
+        ]
+    return asked
+
+
+def test_json_lines(serve: Callable[..., ServerProcess], folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every line of both streams is one JSON object; requests have status, bytes, time, phases and caller."""
+    variables = {"H5FEED_TRUSTED_PROXIES": "127.0.0.0/8", "H5FEED_TOKENS": f"{OTHER_TOKEN},{TOKEN}"}
+    server = serve(folder, "--access-log", "--log-format", "json", **variables)
+    answers = ask(server)
+    found = [json.loads(line) for line in lines_of(server)]
+    by_id: dict[str, list[dict[str, Any]]] = {}
+    for line in found:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
+        if line["logger"] == "h5feed.access":
+            by_id.setdefault(line["request_id"], []).append(line)
+    ((batch,), (named,), (missing,), (refused,)) = (by_id[answer.headers["x-request-id"]] for answer in answers)
+    assert (
+        batch.items()
+        >= {
+            "client": "127.0.0.1",
+            "caller": "token 2",
+            "method": "GET",
+            "path": "/v1/datasets/mixed/batches/1",
+            "query": "batch_size=8",
+            "status": 200,
+            "gone": False,
+            "bytes": len(answers[0].content),
+        }.items()
+    )
+    assert batch["phases_ms"].keys() == {"queue", "plan", "read", "send"}
+    assert batch["duration_ms"] >= sum(batch["phases_ms"].values()) * 0.99
+    assert named["query"] == "token=***&Api-Key=***&name=a%0Ab" and "phases_ms" not in named
+    assert (missing["client"], missing["status"], missing["query"]) == ("203.0.113.9", 404, "next=***")
+    assert (refused["caller"], refused["status"], refused["bytes"]) == (None, 401, len(answers[3].content))
+
+    errors = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert any(line["level"] == "WARNING" and "broken.h5" in line["message"] for line in errors)
+    said = json.dumps([found, errors])
+    assert TOKEN not in said and OTHER_TOKEN not in said and "hidden" not in said
+
+
+def test_lines_for_people(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """The same, to read."""
+    server = serve(folder, "--access-log", H5FEED_TOKENS=TOKEN)
+    answers = ask(server)
+    text = "\n".join(lines_of(server))
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    phases = r"\(queue [\d.]+, plan [\d.]+, read [\d.]+, send [\d.]+\)"
+    start = r"(?m)^[-\d]+ [\d:,]+ 127\.0\.0\.1 "
+    size = len(answers[0].content)
+    assert re.search(rf'{start}"GET {re.escape(BATCH)}" 200 {size} B [\d.]+ ms {phases} by token 1 {ids[0]}$', text)
+    assert re.search(rf'{start}"GET {re.escape(BATCH)}" 401 \d+ B [\d.]+ ms {ids[3]}$', text)
+    assert TOKEN not in text and "tellnobody" not in text and OTHER_TOKEN not in text
+
+
+def test_a_failure_is_logged_with_its_request(
+    serve: Callable[..., ServerProcess], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The id that a client got finds the line that says why, in both formats."""
+    (data := tmp_path / "data").mkdir()
+    (data / "h5feed.toml").write_text("nonsense")
+    for form in ("json", "pretty"):
+        server = serve(data, "--log-format", form)
+        data.rename(tmp_path / "gone")
+        wait_until(lambda server=server: httpx.get(f"{server.url}/readyz", timeout=60).status_code in (200, 503))  # type: ignore[misc]
+        answer = httpx.get(f"{server.url}/readyz", timeout=60)
+        (tmp_path / "gone").rename(data)
+        server.stop()
+        lines = capfd.readouterr().err.splitlines()
+        if form == "json":
+            assert all(json.loads(line)["message"] for line in lines)
+        if answer.status_code == 503:
+            assert any(answer.headers["x-request-id"] in line or "unavailable" in line for line in lines)
+
+
+def test_a_generated_token_is_not_logged(folder: Path, serve: Callable[..., ServerProcess]) -> None:
+    """JSON lines say where it is stored; people are shown it."""
+    server = serve(folder, "--host", "0.0.0.0", "--log-format", "json")
+    token = (server.cache_dir / "token").read_text().strip()
+    said = lines_of(server)
+    assert any(str(server.cache_dir / "token") in line for line in said)
+    assert token not in "".join(said)
+
+
+def test_an_unknown_format_is_refused(folder: Path, tmp_path: Path) -> None:
+    """By the name under which it was given, with those that there are."""
+    arguments = ["serve", str(folder), "--cache-dir", str(tmp_path), "--port", "0"]
+    answer = SERVERS.run([*arguments, "--log-format", "xml"])
+    assert answer.returncode == 2 and "pretty" in answer.stderr and "json" in answer.stderr
+    answer = SERVERS.run(arguments, H5FEED_LOG_FORMAT="xml")
+    assert answer.returncode == 2 and "H5FEED_LOG_FORMAT=xml" in answer.stderr and "pretty" in answer.stderr
