@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from . import __version__
 from .builder.arguments import add_build
 from .serve.exposure import is_every_address, is_open, kept_token, local_address, published_on
-from .settings import Settings
+from .settings import Settings, unknown_variables, variables_of
 
 _EXAMPLES = """examples:
   h5feed-server demo                              serve real digits and train on them, in a minute
@@ -111,10 +111,29 @@ def _add_serve(commands: Any) -> None:
         "environment variables, H5FEED_NAME. docs/reference/settings.md lists these and further settings.",
         epilog=_SERVE_EXAMPLES,
     )
-    serve.add_argument("data_dir", metavar="DIR", type=Path, help="folder of HDF5 files; never written to")
+    serve.add_argument(
+        "data_dir",
+        metavar="DIR",
+        type=Path,
+        nargs="?",
+        help="folder of HDF5 files; never written to (default $H5FEED_DATA_DIR, else data)",
+    )
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on (default 8000; 0 picks a free one)")
-    serve.add_argument("--uds", metavar="PATH", help="Unix socket to listen on instead of a port")
+    serve.add_argument(
+        "--uds",
+        metavar="PATH",
+        help="Unix socket to listen on; instead of a port, unless --host or --port is given, too",
+    )
+    serve.add_argument(
+        "--uds-mode", metavar="MODE", help="permissions of the Unix socket, such as 0660 (default: as the umask says)"
+    )
+    serve.add_argument(
+        "--root-path", metavar="PREFIX", help="path prefix under which a reverse proxy publishes the server"
+    )
+    serve.add_argument(
+        "--env-file", metavar="FILE", type=Path, help="file of lines H5FEED_NAME=VALUE, read again at SIGHUP"
+    )
     serve.add_argument("--workers", type=int, help="number of worker processes (default 1)")
     serve.add_argument(
         "--cache-dir", type=Path, help="folder for layouts, digests and splits (default ~/.cache/h5feed)"
@@ -143,22 +162,12 @@ def _add_serve(commands: Any) -> None:
 def _serve(options: argparse.Namespace) -> int:
     if options.allowed_hosts is not None:
         options.allowed_hosts = ",".join(options.allowed_hosts)
-    given = {
-        name: value for name, value in vars(options).items() if name in Settings.model_fields and value is not None
-    }
-    settings = Settings(**given)
-    if (what := _is_no_folder(settings.data_dir)) is not None:
-        print(f"h5feed-server: {settings.data_dir} {what}", file=sys.stderr)
+    settings, generated = _settings_of(options)
+    for line in unknown_variables(os.environ):
+        print(f"h5feed-server: {line}", file=sys.stderr)
+    if (wrong := _is_wrong(settings, options)) is not None:
+        print(f"h5feed-server: {wrong}", file=sys.stderr)
         return 2
-    if (options.tls_cert is None) != (options.tls_key is None):
-        print("h5feed-server: --tls-cert and --tls-key must be given together", file=sys.stderr)
-        return 2
-    if options.tls_cert is not None and (why := _is_no_certificate(options.tls_cert, options.tls_key)) is not None:
-        print(f"h5feed-server: --tls-cert {options.tls_cert} with --tls-key {options.tls_key}: {why}", file=sys.stderr)
-        return 2
-    generated = is_open(settings)
-    if generated:
-        settings = settings.model_copy(update={"tokens": kept_token(settings.cache_dir)})
 
     from .serve.listening import listen
     from .serve.logged_once import LoggedOnce
@@ -166,34 +175,97 @@ def _serve(options: argparse.Namespace) -> int:
     from .serve.worker import Tls
 
     try:
-        listener = listen(settings)
+        listeners = listen(settings)
     except OSError as error:
-        where = settings.uds or f"{settings.host}:{settings.port}"
-        print(f"h5feed-server: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
+        print(f"h5feed-server: cannot listen on {error.filename}: {error.strerror or error}", file=sys.stderr)
         return 1
     tls = Tls(options.tls_cert, options.tls_key) if options.tls_cert else None
-
-    def announce() -> None:
-        if settings.uds:
-            print(f"h5feed serves {settings.data_dir} at unix://{os.path.abspath(settings.uds)}", flush=True)
-            return
-        host, port = published_on(settings) or listener.getsockname()[:2]
-        address = f"{'https' if tls else 'http'}://{local_address(host, port)}"
-        print(f"h5feed serves {settings.data_dir} at {address}", flush=True)
-        print(f"browse it at {address}/", flush=True)
-        if is_every_address(host):
-            print(f"from other machines, use this machine's name or address and port {port}", flush=True)
-        if generated:
-            print(f"token: {settings.tokens}   (for token=, --token or H5FEED_TOKEN of clients)", flush=True)
-            print(
-                "it is stored in the cache folder; to use your own, set H5FEED_TOKENS; to use none, H5FEED_PUBLIC=1",
-                flush=True,
-            )
-
     once = LoggedOnce("h5feed_server.catalog")
     for handler in logging.getLogger().handlers:
         handler.addFilter(once)
-    return Supervisor(settings, listener, announce, tls).run()
+    port = listeners[0].getsockname()[1] if settings.has_port else 0
+    return Supervisor(
+        settings,
+        listeners,
+        lambda: _announce(settings, port, generated=generated, is_tls=tls is not None),
+        tls,
+        lambda: _reread(options, settings),
+    ).run()
+
+
+def _settings_of(options: argparse.Namespace) -> tuple[Settings, bool]:
+    """The settings, and whether a token was generated because other machines could read everything.
+
+    Raises
+    ------
+    ValidationError
+    FeedError
+        The file of settings cannot be read, or names something that is no setting.
+    """
+    given = {
+        name: value for name, value in vars(options).items() if name in Settings.model_fields and value is not None
+    }
+    settings = Settings(**{**variables_of(options.env_file), **given})
+    generated = is_open(settings)
+    if generated:
+        settings = settings.model_copy(update={"tokens": kept_token(settings.cache_dir)})
+    return settings, generated
+
+
+def _is_wrong(settings: Settings, options: argparse.Namespace) -> str | None:
+    """Why nothing can be served with these settings."""
+    if (what := _is_no_folder(settings.data_dir)) is not None:
+        return f"{settings.data_dir} {what}"
+    certificate, key = options.tls_cert, options.tls_key
+    if (certificate is None) != (key is None):
+        return "--tls-cert and --tls-key must be given together"
+    if certificate is not None and (why := _is_no_certificate(certificate, key)) is not None:
+        return f"--tls-cert {certificate} with --tls-key {key}: {why}"
+    return None
+
+
+def _reread(options: argparse.Namespace, started_with: Settings) -> Settings | None:
+    """The settings for new workers, at SIGHUP; None, and a line that says why, if they cannot be."""
+    try:
+        settings, _ = _settings_of(options)
+        wrong = _is_wrong(settings, options)
+    except ValidationError as error:
+        _tell_settings(error, vars(options))
+        return None
+    except FeedError as error:
+        wrong = str(error)
+    if wrong is not None:
+        print(f"h5feed-server: {wrong}", file=sys.stderr)
+        return None
+    for name in ("host", "port", "uds", "uds_mode"):
+        kept = getattr(started_with, name)
+        if getattr(settings, name) != kept:
+            print(f"h5feed-server: {name} stays {kept!r} until the server is restarted", file=sys.stderr)
+            settings = settings.model_copy(update={name: kept})
+    return settings
+
+
+def _announce(settings: Settings, port: int, *, generated: bool, is_tls: bool) -> None:
+    """Say where the server is, on standard output; its address is the last word of the first line."""
+    scheme = "https" if is_tls else "http"
+    socket_url = settings.uds and f"unix://{os.path.abspath(settings.uds)}"
+    if not settings.has_port:
+        print(f"h5feed serves {settings.data_dir} at {socket_url}", flush=True)
+        return
+    host, port = published_on(settings) or (settings.host, port)
+    address = f"{scheme}://{local_address(host, port)}"
+    print(f"h5feed serves {settings.data_dir} at {address}", flush=True)
+    if socket_url:
+        print(f"and on the Unix socket {socket_url}", flush=True)
+    print(f"browse it at {address}/", flush=True)
+    if is_every_address(host):
+        print(f"from other machines, use this machine's name or address and port {port}", flush=True)
+    if generated:
+        print(f"token: {settings.tokens}   (for token=, --token or H5FEED_TOKEN of clients)", flush=True)
+        print(
+            "it is stored in the cache folder; to use your own, set H5FEED_TOKENS; to use none, H5FEED_PUBLIC=1",
+            flush=True,
+        )
 
 
 def _is_no_certificate(certificate: str, key: str) -> str | None:

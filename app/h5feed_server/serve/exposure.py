@@ -20,7 +20,7 @@ _TOKEN = re.compile(r"[\w-]{32}", re.ASCII)
 
 def is_open(settings: Settings) -> bool:
     """Whether other machines could read everything without the operator having allowed it."""
-    if settings.token_list or settings.public or settings.uds:
+    if settings.token_list or settings.public or not settings.has_port:
         return False
     # A container listens on all of its addresses; what counts is where its port is published.
     host, _ = published_on(settings) or (settings.host, settings.port)
