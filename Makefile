@@ -163,7 +163,7 @@ assets: ## unpack Swagger UI and Redoc anew, as pinned in requirements/assets.sh
 	  swagger-ui-bundle.js.LICENSE.txt $(ASSETS)/swagger-ui
 	cd $(TMP)/redoc-*/package && cp LICENSE bundles/redoc.standalone.js $(ASSETS)/redoc
 	# Its logo comes from another host.
-	sed -i 's#https://cdn.redoc.ly/redoc/logo-mini[a-z-]*.svg#/static/redoc-name.svg#g' $(ASSETS)/redoc/redoc.standalone.js
+	sed -i 's#https://cdn.redoc.ly/redoc/logo-mini[a-z-]*.svg#static/redoc-name.svg#g' $(ASSETS)/redoc/redoc.standalone.js
 	! grep -o 'src:[^,]*https://[^`]*' $(ASSETS)/redoc/redoc.standalone.js
 	rm -r $(TMP)
 

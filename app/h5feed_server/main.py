@@ -30,6 +30,7 @@ from .api.access_log import AccessLog
 from .api.auth import BearerAuth
 from .api.client_wheel import ClientWheel
 from .api.counting import Counting
+from .api.forwarded import Forwarded
 from .api.hosts import HostCheck
 from .api.identity import Callers, TrustedProxies
 from .api.openapi import describe, operation_id
@@ -42,13 +43,16 @@ _DESCRIPTION = """
 Training batches from HDF5 files.
 
 A batch depends on nothing but its URL, which names the dataset, the split, the order and the number of the batch, and
-on the revision of the data. All of it can be tried at [/docs](/docs), with datasets, splits and fields chosen from what
-this server has now; [/redoc](/redoc) has the same to read.
+on the revision of the data. All of it can be tried at [/docs](docs), with datasets, splits and fields chosen from what
+this server has now; [/redoc](redoc) has the same to read.
 """
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application that serves ``settings.data_dir``."""
+def create_app(settings: Settings, *, behind_any_server: bool = False) -> FastAPI:
+    """The ASGI application that serves ``settings.data_dir``.
+
+    With `behind_any_server`, requests may come from a server other than that of `serve`.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -92,6 +96,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(BearerAuth, tokens=settings.token_list)
     else:
         app.add_middleware(HostCheck, settings=settings)
+    if settings.root_path or settings.proxy_list or behind_any_server:
+        app.add_middleware(Forwarded, root_path=settings.root_path, trusts=proxies.trusts)
     if settings.access_log:
         app.add_middleware(AccessLog, address=proxies.address)
     return app

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .forwarded import here
 from .problems import problem
 
 WATCHED_PATHS = frozenset({"/healthz", "/readyz"})
@@ -64,8 +65,8 @@ class BearerAuth:
             await self._app(scope, receive, send)
             return
         if scope["method"] == "GET" and not path.startswith(_API) and _is_browser(scope):
-            here = path + (f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else "")
-            form = RedirectResponse(f"{SIGN_IN}?{urlencode({'next': here})}", 303, {"cache-control": "no-store"})
+            page = here(path) + (f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else "")
+            form = RedirectResponse(here(f"{SIGN_IN}?{urlencode({'next': page})}"), 303, {"cache-control": "no-store"})
             await form(scope, receive, send)
             return
         sent = "the one that was sent is none of them" if token_of(scope) else "none was sent"

@@ -53,6 +53,11 @@ class TrustedProxies:
                 break
         return address
 
+    def trusts(self, scope: Scope) -> bool:
+        """Whether the request comes from a trusted proxy."""
+        client = scope.get("client")
+        return self._trusts(client[0] if client else UNIX)
+
     def _trusts(self, address: str) -> bool:
         if address == UNIX:
             return self._unix

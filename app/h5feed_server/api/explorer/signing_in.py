@@ -13,6 +13,7 @@ from fastapi.responses import RedirectResponse, Response
 from h5feed.errors import TooLarge, Unauthorized
 
 from ..auth import SIGN_IN, SIGN_OUT, session_cookie, session_cookies_of
+from ..forwarded import here, public_origin
 from .web import Page, answer, pages
 
 router = pages()
@@ -23,21 +24,23 @@ _MAX_FORM_BYTES = 8192
 @router.get(SIGN_IN)
 async def sign_in_form(request: Request) -> Response:
     """The form."""
-    return answer(request, Page("sign_in.html", "Sign in", {"next": _local(request.query_params.get("next", "/"))}))
+    return answer(
+        request, Page("sign_in.html", "Sign in", {"next": _local(request.query_params.get("next", here("/")))})
+    )
 
 
 @router.post(SIGN_IN)
 async def sign_in(request: Request) -> Response:
     """Check the token, and set the cookie."""
     form = parse_qs(await _body(request), keep_blank_values=True)
-    token, following = form.get("token", [""])[0].strip(), _local(form.get("next", ["/"])[0])
+    token, following = form.get("token", [""])[0].strip(), _local(form.get("next", [here("/")])[0])
     cookie = session_cookie(token, request.app.state.services.settings.token_list)
     if cookie is None or not _is_own(request):
         detail = "this is none of the server's tokens" if token else "no token was sent"
         return answer(request, Page("sign_in.html", "Sign in", {"next": following, "detail": detail}), 401)
     name, value = cookie
     redirect = RedirectResponse(following, 303, {"cache-control": "no-store"})
-    redirect.set_cookie(name, value, httponly=True, samesite="strict", secure=_is_secure(request))
+    redirect.set_cookie(name, value, httponly=True, samesite="strict", secure=_is_secure(request), path=here("/"))
     return redirect
 
 
@@ -46,9 +49,9 @@ async def sign_out(request: Request) -> Response:
     """Forget the cookie."""
     if not _is_own(request):
         raise Unauthorized("the request comes from a page of another server: sign out on a page of this one")
-    redirect = RedirectResponse(SIGN_IN, 303, {"cache-control": "no-store"})
+    redirect = RedirectResponse(here(SIGN_IN), 303, {"cache-control": "no-store"})
     for name in session_cookies_of(request.scope):
-        redirect.delete_cookie(name, httponly=True, samesite="strict", secure=_is_secure(request))
+        redirect.delete_cookie(name, path=here("/"), httponly=True, samesite="strict", secure=_is_secure(request))
     return redirect
 
 
@@ -68,16 +71,16 @@ def _is_own(request: Request) -> bool:
         return site in ("same-origin", "none")
     # Browsers send it by TLS and from this machine only.
     origin = request.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
+    return origin is None or urlsplit(origin).netloc == public_origin(request)[1]
 
 
 def _is_secure(request: Request) -> bool:
     """Whether the browser speaks TLS, with this server or with a proxy before it."""
-    return request.url.scheme == "https" or request.headers.get("x-forwarded-proto", "").lower() == "https"
+    return public_origin(request)[0] == "https"
 
 
 def _local(path: str) -> str:
-    """A path on this server; ``/`` where it leads elsewhere."""
+    """A path on this server; its first page where it leads elsewhere."""
     parts = urlsplit(path.replace("\\", "/"))
     is_ours = path.startswith("/") and not path.replace("\\", "/").startswith("//")
-    return path if is_ours and not parts.netloc and path.isprintable() else "/"
+    return path if is_ours and not parts.netloc and path.isprintable() else here("/")
