@@ -29,7 +29,7 @@ TESTS = ("*/tests", "*/*/tests", "*/*/*/tests", "**/*.pyi", "numpy/f2py", "numpy
 
 # fontTools cuts fonts down for PDF; of it, matplotlib imports the table of glyphs whatever it draws.
 PLOTS = (
-    *("fontTools/[!_m]*/", "fontTools/merge", "fontTools/mtiLib", "mpl_toolkits"),
+    *("fontTools/[!_m]*/", "fontTools/merge", "fontTools/mtiLib", "fontTools/misc/*.so"),
     *(f"matplotlib/mpl-data/{name}" for name in ("sample_data", "fonts/afm", "fonts/pdfcorefonts", "images")),
     *(f"matplotlib/backends/backend_{kind}*" for kind in ("gtk", "macosx", "nbagg", "pdf", "pgf", "ps", "qt", "tk")),
     *(f"matplotlib/backends/backend_{kind}*" for kind in ("web", "wx", "cairo")),
@@ -38,10 +38,10 @@ PLOTS = (
 )
 """What draws anything other than SVG and PNG in one font."""
 
-OTHERS = ("cv2/data", "PIL/_avif*", "pillow.libs/libavif*", "pygments", "pygments-*")
+OTHERS = ("cv2/data", "cv2/gapi", "cv2/typing", "PIL/_avif*", "pillow.libs/libavif*", "pygments", "pygments-*")
 """Face detection, AVIF images, colours of source code."""
 
-FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf")
+FONTS = frozenset({"DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "LastResortHE-Regular.ttf"})
 
 
 def main() -> None:
