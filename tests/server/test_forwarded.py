@@ -207,8 +207,8 @@ def test_the_service_manager_is_told(folder: Path, tmp_path: Path) -> None:
             raise AssertionError(what)
 
         try:
-            heard("WATCHDOG=1")
             assert "STATUS=serving" in heard("READY=1")
+            heard("WATCHDOG=1")
             process.send_signal(signal.SIGHUP)
             assert re.search(r"^MONOTONIC_USEC=[0-9]+$", heard("RELOADING=1"), re.MULTILINE)
             heard("READY=1")
