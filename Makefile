@@ -150,6 +150,9 @@ requirements: ## pin the newest versions of all dependencies
 	  --no-emit-package h5feed -c requirements/floors.txt --extra demo --extra parquet --group dev pyproject.toml \
 	  -o requirements/floors.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+	  --no-emit-package h5feed -c requirements/dev.txt --extra decode --extra cli --extra keras client/pyproject.toml \
+	  requirements/trainer.in -o requirements/trainer.txt
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	  --group docs -o requirements/docs.txt
 
 assets: ## unpack Swagger UI and Redoc anew, as pinned in requirements/assets.sha256
@@ -163,7 +166,7 @@ assets: ## unpack Swagger UI and Redoc anew, as pinned in requirements/assets.sh
 	  swagger-ui-bundle.js.LICENSE.txt $(ASSETS)/swagger-ui
 	cd $(TMP)/redoc-*/package && cp LICENSE bundles/redoc.standalone.js $(ASSETS)/redoc
 	# Its logo comes from another host.
-	sed -i 's#https://cdn.redoc.ly/redoc/logo-mini[a-z-]*.svg#/static/redoc-name.svg#g' $(ASSETS)/redoc/redoc.standalone.js
+	sed -i 's#https://cdn.redoc.ly/redoc/logo-mini[a-z-]*.svg#static/redoc-name.svg#g' $(ASSETS)/redoc/redoc.standalone.js
 	! grep -o 'src:[^,]*https://[^`]*' $(ASSETS)/redoc/redoc.standalone.js
 	rm -r $(TMP)
 

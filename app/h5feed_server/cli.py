@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from . import __version__
 from .builder.arguments import add_build
 from .serve.exposure import is_every_address, is_open, local_address, published_on
-from .settings import Settings
+from .settings import Settings, unknown_variables, variables_of
 from .sharing.logs import LogFormat, begin_logs, say
 from .tokens.commands import add_token, run_token
 from .tokens.generated import kept_token
@@ -142,10 +142,29 @@ def _add_serve(commands: Any) -> None:
         "environment variables, H5FEED_NAME. docs/reference/settings.md lists these and further settings.",
         epilog=_SERVE_EXAMPLES,
     )
-    serve.add_argument("data_dir", metavar="DIR", type=Path, help="folder of HDF5 files; never written to")
+    serve.add_argument(
+        "data_dir",
+        metavar="DIR",
+        type=Path,
+        nargs="?",
+        help="folder of HDF5 files; never written to (default $H5FEED_DATA_DIR, else data)",
+    )
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on (default 8000; 0 picks a free one)")
-    serve.add_argument("--uds", metavar="PATH", help="Unix socket to listen on instead of a port")
+    serve.add_argument(
+        "--uds",
+        metavar="PATH",
+        help="Unix socket to listen on; instead of a port, unless --host or --port is given, too",
+    )
+    serve.add_argument(
+        "--uds-mode", metavar="MODE", help="permissions of the Unix socket, such as 0660 (default: as the umask says)"
+    )
+    serve.add_argument(
+        "--root-path", metavar="PREFIX", help="path prefix under which a reverse proxy publishes the server"
+    )
+    serve.add_argument(
+        "--env-file", metavar="FILE", type=Path, help="file of lines H5FEED_NAME=VALUE, read again at SIGHUP"
+    )
     serve.add_argument("--workers", type=int, help="number of worker processes (default 1)")
     serve.add_argument(
         "--cache-dir", type=Path, help="folder for layouts, digests and splits (default ~/.cache/h5feed)"
@@ -185,32 +204,20 @@ def _add_serve(commands: Any) -> None:
 def _serve(options: argparse.Namespace) -> int:
     if options.allowed_hosts is not None:
         options.allowed_hosts = ",".join(options.allowed_hosts)
-    given = {
-        name: value for name, value in vars(options).items() if name in Settings.model_fields and value is not None
-    }
-    settings = Settings(**given)
-    form = settings.log_format
-    begin_logs(form)
-    if (what := _is_no_folder(settings.data_dir)) is not None:
-        print(f"h5feed-server: {settings.data_dir} {what}", file=sys.stderr)
+    settings, is_generated, is_stored = _settings_of(options)
+    begin_logs(settings.log_format)
+    for line in unknown_variables(os.environ):
+        print(f"h5feed-server: {line}", file=sys.stderr)
+    if (wrong := _is_wrong(settings, options)) is not None:
+        print(f"h5feed-server: {wrong}", file=sys.stderr)
         return 2
-    if (options.tls_cert is None) != (options.tls_key is None):
-        print("h5feed-server: --tls-cert and --tls-key must be given together", file=sys.stderr)
-        return 2
-    if options.tls_cert is not None and (why := _is_no_certificate(options.tls_cert, options.tls_key)) is not None:
-        print(f"h5feed-server: --tls-cert {options.tls_cert} with --tls-key {options.tls_key}: {why}", file=sys.stderr)
-        return 2
-    is_generated, is_stored = is_open(settings), False
-    if is_generated:
-        token, is_stored = kept_token(settings.cache_dir)
-        if not is_stored and not sys.stdout.isatty():
-            print(
-                "h5feed-server: nobody could find out the token, because it cannot be stored in the cache folder: set "
-                "H5FEED_TOKENS, pass --token-file, or pass a --cache-dir that can be written to",
-                file=sys.stderr,
-            )
-            return 1
-        settings = settings.model_copy(update={"tokens": token})
+    if is_generated and not is_stored and not sys.stdout.isatty():
+        print(
+            "h5feed-server: nobody could find out the token, because it cannot be stored in the cache folder: set "
+            "H5FEED_TOKENS, pass --token-file, or pass a --cache-dir that can be written to",
+            file=sys.stderr,
+        )
+        return 1
     try:
         keyring = Keyring(settings.token_list, settings.token_file)
     except TokenFileError as error:
@@ -223,12 +230,15 @@ def _serve(options: argparse.Namespace) -> int:
     from .serve.worker import Tls
 
     try:
-        listener = listen(settings)
+        listeners = listen(settings)
     except OSError as error:
-        where = settings.uds or f"{settings.host}:{settings.port}"
-        print(f"h5feed-server: cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
+        print(f"h5feed-server: cannot listen on {error.filename}: {error.strerror or error}", file=sys.stderr)
         return 1
     tls = Tls(options.tls_cert, options.tls_key) if options.tls_cert else None
+    once = LoggedOnce("h5feed_server.catalog")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(once)
+    port = listeners[0].getsockname()[1] if settings.has_port else 0
 
     def announce() -> None:
         if not keyring.tokens and keyring.is_guarding:
@@ -237,22 +247,84 @@ def _serve(options: argparse.Namespace) -> int:
                 f"`h5feed-server token create NAME --token-file {shlex.quote(str(settings.token_file))}`",
                 file=sys.stderr,
             )
-        if settings.uds:
-            say(form, f"h5feed serves {settings.data_dir} at unix://{os.path.abspath(settings.uds)}")
-            return
-        host, port = published_on(settings) or listener.getsockname()[:2]
-        address = f"{'https' if tls else 'http'}://{local_address(host, port)}"
-        say(form, f"h5feed serves {settings.data_dir} at {address}")
-        say(form, f"browse it at {address}/")
-        if is_every_address(host):
-            say(form, f"from other machines, use this machine's name or address and port {port}")
-        if is_generated:
-            _announce_token(settings, form, is_stored=is_stored)
+        _announce(settings, port, is_tls=tls is not None)
+        if is_generated and settings.has_port:
+            _announce_token(settings, settings.log_format, is_stored=is_stored)
 
-    once = LoggedOnce("h5feed_server.catalog")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(once)
-    return Supervisor(settings, listener, announce, keyring, tls).run()
+    return Supervisor(settings, listeners, announce, keyring, tls, lambda: _reread(options, settings, keyring)).run()
+
+
+def _settings_of(options: argparse.Namespace) -> tuple[Settings, bool, bool]:
+    """The settings; whether a token was generated because other machines could read everything, and whether that token
+    is stored.
+
+    Raises
+    ------
+    ValidationError
+    FeedError
+        The file of settings cannot be read, or names something that is no setting.
+    """
+    given = {
+        name: value for name, value in vars(options).items() if name in Settings.model_fields and value is not None
+    }
+    settings = Settings(**{**variables_of(options.env_file), **given})
+    is_generated, is_stored = is_open(settings), False
+    if is_generated:
+        token, is_stored = kept_token(settings.cache_dir)
+        settings = settings.model_copy(update={"tokens": token})
+    return settings, is_generated, is_stored
+
+
+def _is_wrong(settings: Settings, options: argparse.Namespace) -> str | None:
+    """Why nothing can be served with these settings."""
+    if (what := _is_no_folder(settings.data_dir)) is not None:
+        return f"{settings.data_dir} {what}"
+    certificate, key = options.tls_cert, options.tls_key
+    if (certificate is None) != (key is None):
+        return "--tls-cert and --tls-key must be given together"
+    if certificate is not None and (why := _is_no_certificate(certificate, key)) is not None:
+        return f"--tls-cert {certificate} with --tls-key {key}: {why}"
+    return None
+
+
+def _reread(options: argparse.Namespace, started_with: Settings, keyring: Keyring) -> tuple[Settings, Keyring] | None:
+    """Settings and tokens for new workers, at SIGHUP; None, and a line that says why, if they cannot be."""
+    try:
+        settings, *_ = _settings_of(options)
+        wrong = _is_wrong(settings, options)
+        if (settings.tokens, settings.token_file) != (started_with.tokens, started_with.token_file):
+            keyring = Keyring(settings.token_list, settings.token_file)
+    except ValidationError as error:
+        _tell_settings(error, vars(options))
+        return None
+    except (FeedError, TokenFileError) as error:
+        wrong = str(error)
+    if wrong is not None:
+        print(f"h5feed-server: {wrong}", file=sys.stderr)
+        return None
+    for name in ("host", "port", "uds", "uds_mode"):
+        kept = getattr(started_with, name)
+        if getattr(settings, name) != kept:
+            print(f"h5feed-server: {name} stays {kept!r} until the server is restarted", file=sys.stderr)
+            settings = settings.model_copy(update={name: kept})
+    return settings, keyring
+
+
+def _announce(settings: Settings, port: int, *, is_tls: bool) -> None:
+    """Say where the server is, on standard output; its address is the last word of the first line."""
+    form, scheme = settings.log_format, "https" if is_tls else "http"
+    socket_url = settings.uds and f"unix://{os.path.abspath(settings.uds)}"
+    if not settings.has_port:
+        say(form, f"h5feed serves {settings.data_dir} at {socket_url}")
+        return
+    host, port = published_on(settings) or (settings.host, port)
+    address = f"{scheme}://{local_address(host, port)}"
+    say(form, f"h5feed serves {settings.data_dir} at {address}")
+    if socket_url:
+        say(form, f"and on the Unix socket {socket_url}")
+    say(form, f"browse it at {address}/")
+    if is_every_address(host):
+        say(form, f"from other machines, use this machine's name or address and port {port}")
 
 
 def _announce_token(settings: Settings, form: LogFormat, *, is_stored: bool) -> None:

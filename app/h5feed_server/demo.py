@@ -98,7 +98,7 @@ def run_demo(epochs: int, workers: int, keep: Path | None = None) -> int:
         print(f"packed {rows:,} real handwritten digits into {kept}")
         with served(folder, workers=workers, cache_dir=folder / "cache") as url:
             print(f"serving it at {url}")
-            accuracy = _train(url, epochs)
+            accuracy = train(url, epochs)
     print(f"done in {time.monotonic() - began:.0f} s")
     print(f"next: h5feed-server serve {keep or 'FOLDER'}, then browse http://127.0.0.1:8000/")
     if is_too_low(accuracy, epochs):
@@ -136,7 +136,8 @@ def keep_file(packed: Path, folder: Path) -> Path:
     return path
 
 
-def _train(url: str, epochs: int) -> float:
+def train(url: str, epochs: int) -> float:
+    """Train on the digits that a server has; returns the accuracy on the test split."""
     try:
         import keras
     except ModuleNotFoundError as error:
@@ -176,3 +177,19 @@ def _train(url: str, epochs: int) -> float:
         for sequence in (train, val, test):
             sequence.close()
     return float(accuracy)
+
+
+def _in_containers(arguments: list[str]) -> int:
+    """``pack FOLDER`` or ``train URL``: the two halves of the demo, which docker-compose.yml runs in containers."""
+    kind, where = arguments
+    if kind == "pack":
+        folder = Path(where)
+        with tempfile.TemporaryDirectory() as name:
+            rows = pack_digits(Path(name) / "digits.h5")
+            print(f"packed {rows:,} real handwritten digits into {keep_file(Path(name) / 'digits.h5', folder)}")
+        return 0
+    return 0 if train(where, int(os.environ.get("EPOCHS", "8"))) >= TARGET_ACCURACY else 1
+
+
+if __name__ == "__main__":
+    sys.exit(_in_containers(sys.argv[1:]))

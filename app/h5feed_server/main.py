@@ -35,6 +35,7 @@ from .api.access_log import AccessLog
 from .api.auth import BearerAuth
 from .api.client_wheel import ClientWheel
 from .api.counting import Counting, endpoint_of, note
+from .api.forwarded import Forwarded
 from .api.hosts import HostCheck
 from .api.identity import Callers, TrustedProxies
 from .api.openapi import describe, operation_id
@@ -50,8 +51,8 @@ _DESCRIPTION = """
 Training batches from HDF5 files.
 
 A batch depends on nothing but its URL, which names the dataset, the split, the order and the number of the batch, and
-on the revision of the data. Try every endpoint at [/docs](/docs), where you choose datasets, splits and fields from
-lists; [/redoc](/redoc) shows the same documentation without forms.
+on the revision of the data. Try every endpoint at [/docs](docs), where you choose datasets, splits and fields from
+lists; [/redoc](redoc) shows the same documentation without forms.
 """
 
 
@@ -75,7 +76,13 @@ def metrics_catalogue() -> Catalogue:
     return Catalogue(list(dict.fromkeys(endpoints)), sorted(CLASS_BY_CODE))
 
 
-def create_app(settings: Settings, keyring: Keyring | None = None, shared: Shared | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    keyring: Keyring | None = None,
+    shared: Shared | None = None,
+    *,
+    behind_any_server: bool = False,
+) -> FastAPI:
     """The ASGI application that serves ``settings.data_dir``.
 
     Parameters
@@ -84,6 +91,8 @@ def create_app(settings: Settings, keyring: Keyring | None = None, shared: Share
         The tokens; default: those of the settings.
     shared : Shared, optional
         What all workers of a server share.
+    behind_any_server : bool
+        Requests may come from a server other than that of `serve`.
     """
     tokens = keyring or Keyring(settings.token_list, settings.token_file)
     is_traced = is_wanted()
@@ -143,6 +152,8 @@ def create_app(settings: Settings, keyring: Keyring | None = None, shared: Share
         app.add_middleware(BearerAuth, keyring=tokens, refused=refused)
     else:
         app.add_middleware(HostCheck, settings=settings, refused=refused)
+    if settings.root_path or settings.proxy_list or behind_any_server:
+        app.add_middleware(Forwarded, root_path=settings.root_path, trusts=proxies.trusts_peer)
     if settings.access_log:
         app.add_middleware(AccessLog, address=proxies.address, form=settings.log_format, secrets=settings.token_list)
     return app

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from dotenv import dotenv_values
+from h5feed.errors import BadParameter
+from h5feed.suggestions import did_you_mean
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -15,6 +20,31 @@ ANY_HOST = "*"
 """As an allowed host: whatever name the server is asked for by."""
 
 _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
+
+_BEGIN = "H5FEED_"
+_OF_CLIENT = frozenset({"H5FEED_URL", "H5FEED_TOKEN"})
+_SEE = "see docs/reference/settings.md"
+
+_PREFIX = re.compile(r"(?:/[A-Za-z0-9_~@:+=,-][A-Za-z0-9_.~@:+=,%-]*){1,16}")
+"""Nothing that means something in HTML, in a header or in a URL, and no ``..``."""
+
+OWN_PATHS = frozenset(
+    {
+        "datasets",
+        "docs",
+        "explorer",
+        "feed",
+        "h5grove",
+        "healthz",
+        "metrics",
+        "openapi.json",
+        "readyz",
+        "redoc",
+        "sign-in",
+    }
+    | {"sign-out", "simple", "static", "v1"}
+)
+"""How the server's own paths begin."""
 
 _PLACEHOLDERS = frozenset({"changeme", "yourtoken", "token"})
 """What documents write where a token belongs, without marks and in lower case: the first that anybody tries."""
@@ -38,7 +68,12 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port; 0 picks a free port and prints it.")
-    uds: str | None = Field(None, description="Unix socket to listen on instead of a port.")
+    uds: str | None = Field(
+        None, description="Unix socket to listen on; instead of a port, unless a host or a port is set, too."
+    )
+    uds_mode: str = Field(
+        "", pattern="^([0-7]{3,4})?$", description="Permissions of the Unix socket in octal, such as 0660."
+    )
     workers: int = Field(1, ge=1, le=64, description="Worker processes.")
     public: bool = Field(False, description="Allow serving non-loopback addresses without tokens.")
     tokens: str = Field("", description="Comma-separated bearer tokens; each grants full access.")
@@ -54,8 +89,9 @@ class Settings(BaseSettings):
     follow_links: bool = Field(False, description="Follow symbolic links that lead out of the data folder.")
 
     trusted_proxies: str = Field(
-        "", description="Comma-separated addresses of proxies whose X-Forwarded-For is trusted."
+        "", description="Comma-separated addresses of proxies whose X-Forwarded-… headers are trusted."
     )
+    root_path: str = Field("", description="Path prefix under which a reverse proxy publishes the server.")
     access_log: bool = Field(False, description="Log every request.")
     log_format: Literal["pretty", "json"] = Field("pretty", description="Format of all lines of the log.")
 
@@ -103,6 +139,11 @@ class Settings(BaseSettings):
             except ValueError:
                 raise ValueError(f"{item!r} is not an address, a network such as 10.0.0.0/8, or 'unix'") from None
         return value
+
+    @field_validator("root_path")
+    @classmethod
+    def _check_prefix(cls, value: str) -> str:
+        return checked_prefix(value)
 
     @field_validator("tokens")
     @classmethod
@@ -153,10 +194,67 @@ class Settings(BaseSettings):
         return _items(self.allowed_hosts.lower())
 
     @property
+    def has_port(self) -> bool:
+        """Whether the server listens on a port: not if there is a Unix socket and nobody has named an address."""
+        return self.uds is None or bool({"host", "port"} & self.model_fields_set)
+
+    @property
     def proxy_list(self) -> tuple[str, ...]:
         """The trusted proxies, one by one."""
         return _items(self.trusted_proxies)
 
 
+def unknown_variables(variables: Iterable[str]) -> list[str]:
+    """A line for each variable that looks like a setting and is none: a misspelt limit is no limit."""
+    lines = []
+    for name in sorted(variables):
+        if name.startswith(_BEGIN) and name not in _NAMES and name not in _OF_CLIENT:
+            lines.append(f"{name} is not a setting and is ignored: {did_you_mean(name, _NAMES, _SEE)}")
+    return lines
+
+
+def variables_of(file: Path | None) -> dict[str, str]:
+    """Settings from a file of lines ``H5FEED_NAME=VALUE``, by field; those that the environment has are left out.
+
+    Raises
+    ------
+    BadParameter
+        The file cannot be read, or has a line that sets nothing.
+    """
+    if file is None:
+        return {}
+    try:
+        found = dotenv_values(stream=io.StringIO(file.read_text("utf-8")), interpolate=False)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadParameter(f"--env-file {file}: {getattr(error, 'strerror', None) or error}") from None
+    for name, value in found.items():
+        if name not in _NAMES:
+            raise BadParameter(f"--env-file {file}: {name!r} is not a setting: {did_you_mean(name, _NAMES, _SEE)}")
+        if value is None:
+            raise BadParameter(f"--env-file {file}: {name} has no value: write {name}=VALUE")
+    # As everywhere, the environment comes first and what is empty is not set.
+    return {_NAMES[name]: value for name, value in found.items() if value and not os.environ.get(name)}
+
+
+def checked_prefix(value: str) -> str:
+    """A path prefix without the slash at its end; empty for none.
+
+    Raises
+    ------
+    ValueError
+        It is no path, or paths below it could be mistaken for the server's own.
+    """
+    prefix = value.rstrip("/")
+    if prefix and not _PREFIX.fullmatch(prefix):
+        raise ValueError(f"{value[:80]!r} is not a path prefix: expected something like /h5feed")
+    if prefix.split("/")[1:2] and (first := prefix.split("/")[1]) in OWN_PATHS:
+        raise ValueError(f"the prefix {prefix!r} cannot begin with /{first}, which is a path of the server itself")
+    return prefix
+
+
 def _items(text: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in text.split(",") if item.strip())
+
+
+_NAMES = {f"{_BEGIN}{name.upper()}": name for name in Settings.model_fields}
+"""The field of each variable."""

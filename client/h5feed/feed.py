@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from .answers import CataloguePage, DatasetInfo
 from .dataset import Dataset
 from .errors import BadAnswer, FeedError
+from .net.certificates import Cert, Verify
 from .net.client import DEFAULT_DEADLINE, DEFAULT_TIMEOUT, Client
 from .net.http import httpx
 from .net.servers import Hooks
@@ -117,7 +117,8 @@ def connect(
     token: str | None = None,
     timeout: float | httpx.Timeout = DEFAULT_TIMEOUT,
     deadline: float = DEFAULT_DEADLINE,
-    verify: ssl.SSLContext | bool = True,
+    verify: Verify = True,
+    cert: Cert | None = None,
     headers: Mapping[str, str] | None = None,
     event_hooks: Hooks | None = None,
     auth: httpx.Auth | tuple[str, str] | None = None,
@@ -140,8 +141,11 @@ def connect(
     deadline : float
         Seconds for a whole request, including retries. Broken connections and temporary errors (429, 502, 503, 504)
         are retried until then.
-    verify : ssl.SSLContext or bool
-        How to verify ``https`` certificates.
+    verify : ssl.SSLContext, bool or path
+        How to verify ``https`` certificates. A path is a PEM file, or a folder, of the certificates to trust; unlike a
+        context, it can be pickled. Default: those of `certifi`, or of ``$SSL_CERT_FILE`` or ``$SSL_CERT_DIR``.
+    cert : path or pair of paths, optional
+        PEM file with a client certificate and its key, or one file for each, for servers that ask for one.
     headers, event_hooks, auth
         Passed to the client of httpx2 if it is installed, else of httpx.
 
@@ -157,6 +161,7 @@ def connect(
             timeout=timeout,
             deadline=deadline,
             verify=verify,
+            cert=cert,
             headers=headers,
             event_hooks=event_hooks,
             auth=auth,

@@ -29,6 +29,18 @@ def test_settings() -> None:
     assert _first_cells("reference/settings.md") == {f"H5FEED_{name.upper()}" for name in Settings.model_fields}
 
 
+def test_the_example_of_an_environment() -> None:
+    """It has every setting, those of the compose file too, and the compose file passes on what it offers."""
+    example = set(re.findall(r"^(?:# )?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert {f"H5FEED_{name.upper()}" for name in Settings.model_fields} <= example
+    for file in ("docker-compose.yml", "compose.trainer.yml"):
+        used = set(re.findall(r"\$\{(\w+)", (ROOT / file).read_text()))
+        assert {name for name in used if name.startswith("H5FEED_")} - {"H5FEED_TOKEN"} <= example
+    passed = set(re.findall(r"^ +(H5FEED_\w+):", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE))
+    inside = {"H5FEED_DATA_DIR", "H5FEED_CACHE_DIR", "H5FEED_HOST", "H5FEED_PORT"}
+    assert {f"H5FEED_{name.upper()}" for name in Settings.model_fields} <= passed | inside
+
+
 def test_errors() -> None:
     """Each class has a line with the status and the code that are sent."""
     page = (DOCS / "reference/errors.md").read_text()

@@ -75,10 +75,12 @@ def test_nobody_elses_file_makes_room_for_a_socket(tmp_path: Path, kind: str) ->
 def test_only_a_dead_socket_makes_room(tmp_path: Path) -> None:
     """The socket of a living server stays where it is; that of a dead one is replaced."""
     path = tmp_path / "feed.sock"
-    with listen(Settings(uds=str(path))), pytest.raises(OSError, match="in use"):
+    (living,) = listen(Settings(uds=str(path)))
+    with living, pytest.raises(OSError, match="in use"):
         listen(Settings(uds=str(path)))
     assert path.is_socket()
-    with listen(Settings(uds=str(path))), socket.socket(socket.AF_UNIX) as client:
+    (living,) = listen(Settings(uds=str(path)))
+    with living, socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
 
 

@@ -20,7 +20,12 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
     folder: Path = tmp_path_factory.mktemp("data")
     with h5py.File(folder / "secret_data.h5", "w") as file:
         file["x"] = np.zeros((20, 8, 8), np.uint8)
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), H5FEED_TOKENS=f"{TOKEN},second-one")
+    process = ServerProcess(
+        folder,
+        tmp_path_factory.mktemp("cache"),
+        H5FEED_TOKENS=f"{TOKEN},second-one",
+        H5FEED_TRUSTED_PROXIES="127.0.0.1",
+    )
     yield process
     assert process.stop() == 0
 

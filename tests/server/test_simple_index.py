@@ -39,7 +39,14 @@ JSON = {"accept": "application/vnd.pypi.simple.v1+json, application/vnd.pypi.sim
 @pytest.fixture(scope="module")
 def guarded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server of two workers that has a token."""
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2", H5FEED_TOKENS=TOKEN)
+    process = ServerProcess(
+        folder,
+        tmp_path_factory.mktemp("cache"),
+        "--workers",
+        "2",
+        H5FEED_TOKENS=TOKEN,
+        H5FEED_TRUSTED_PROXIES="127.0.0.1",
+    )
     yield process
     assert process.stop() == 0
 

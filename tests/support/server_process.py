@@ -28,7 +28,9 @@ class ServerProcess:
 
     def start(self) -> None:
         """Start it, on the port that it had before."""
-        arguments = ["serve", str(self.folder), "--port", str(self.port), "--cache-dir", str(self.cache_dir)]
+        arguments = ["serve", str(self.folder), "--cache-dir", str(self.cache_dir)]
+        if "--uds" not in self._options:
+            arguments += ["--port", str(self.port)]
         self.process = SERVERS.start(
             [*arguments, *self._options], {**os.environ, **self._environment}, new_session=self.new_session
         )

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..tokens.keyring import Keyring, Token
 from ..tokens.scope import NOTHING, SCOPE
 from ..tokens.secrets import proof_of
+from .forwarded import here
 from .problems import problem
 from .redaction import without_secrets
 
@@ -100,9 +101,9 @@ class BearerAuth:
             await self._app(scope, receive, send)
             return
         if scope["method"] == "GET" and not path.startswith(_API) and _is_browser(scope):
-            here = path + (f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else "")
-            following = urlencode({"next": without_secrets(here)})
-            form = RedirectResponse(f"{SIGN_IN}?{following}", 303, {"cache-control": "no-store"})
+            page = here(path) + (f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else "")
+            following = urlencode({"next": without_secrets(page)})
+            form = RedirectResponse(here(f"{SIGN_IN}?{following}"), 303, {"cache-control": "no-store"})
             await form(scope, receive, send)
             return
         self._refused(scope, 401)

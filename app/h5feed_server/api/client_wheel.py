@@ -22,6 +22,7 @@ from fastapi import Request
 
 from .. import __version__
 from .auth import CLIENT_FOLDER
+from .forwarded import here, public_origin
 
 PROJECT = "h5feed"
 
@@ -63,15 +64,18 @@ class ClientWheel:
         return cls(package.version, about["Requires-Python"] or "", content, hashlib.sha256(content).hexdigest())
 
 
-def server_url(request: Request) -> str:
-    """The address by which the server was reached, such as ``http://gpu-box:8000``. Safe in HTML and Markdown.
+def server_origin(request: Request) -> str:
+    """Scheme and host by which the server was reached, such as ``http://gpu-box:8000``. Safe in HTML and Markdown.
 
     ``http://SERVER`` if the request does not say.
     """
-    forwarded = request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower()
-    scheme = forwarded if forwarded in ("http", "https") else request.url.scheme
-    host = request.headers.get("host", "")
+    scheme, host = public_origin(request)
     return f"{scheme}://{host if _HOST.fullmatch(host) else _UNKNOWN}"
+
+
+def server_url(request: Request) -> str:
+    """The same with the path prefix, if there is one: what a client connects to."""
+    return server_origin(request) + here("")
 
 
 def wheel_url(request: Request) -> str | None:

@@ -17,6 +17,7 @@ from .auth import WATCHED_PATHS, is_stranger
 from .client_wheel import install_line
 from .dependencies import ServicesDep, all_known, in_thread
 from .examples import illustrate
+from .forwarded import here
 
 router = APIRouter(include_in_schema=False)
 
@@ -50,6 +51,8 @@ async def openapi(request: Request, services: ServicesDep) -> Response:
         await all_known(services)
         datasets, names = await in_thread(services, lambda: _mounted(services))
         illustrate(schema, datasets, names)
+    if prefix := here(""):
+        schema["servers"] = [{"url": prefix}]
     line = install_line(request)
     if line is not None:
         schema["info"]["description"] += _CLIENT.format(line)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from h5feed.errors import HostNotAllowed
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..settings import ANY_HOST, Settings
 from .auth import CLIENT_FOLDER, WATCHED_PATHS
+from .forwarded import forwarded_host
 from .problems import problem
 
 _HOST = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::[0-9]{0,5})?")
@@ -44,7 +45,7 @@ class HostCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            for name, value in scope["headers"]:
+            for name, value in _hosts(scope):
                 if name == b"host" and value not in self._good and not self._allows(value):
                     # Nothing there is about the data.
                     if scope["path"] in WATCHED_PATHS or scope["path"].startswith(CLIENT_FOLDER):
@@ -67,6 +68,13 @@ class HostCheck:
     def _allows_name(self, name: str) -> bool:
         # Browsers resolve what ends in .localhost themselves.
         return name in self._names or ANY_HOST in self._names or name.endswith(".localhost") or _is_address(name)
+
+
+def _hosts(scope: Scope) -> Iterable[tuple[bytes, bytes]]:
+    """The headers, and what a proxy says it was asked for, which counts as another ``Host``."""
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    forwarded = forwarded_host(scope)
+    return [*headers, (b"host", forwarded.encode("latin-1"))] if forwarded else headers
 
 
 def _is_address(text: str) -> bool:

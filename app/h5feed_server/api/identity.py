@@ -53,6 +53,11 @@ class TrustedProxies:
                 break
         return address
 
+    def trusts_peer(self, scope: Scope) -> bool:
+        """Whether the request comes from a trusted proxy."""
+        client = scope.get("client")
+        return self.trusts(client[0] if client else UNIX)
+
     def trusts(self, address: str) -> bool:
         """Whether a peer with this address is a trusted proxy."""
         if address == UNIX:

@@ -14,6 +14,7 @@ from h5feed.errors import JobWanted, Overloaded, PageNotFound
 from ..jobs.registry import InProgress, JobState
 from ..services import Services
 from .dependencies import ASKER, ServicesDep, attempted, in_thread, job_result, wait_for
+from .forwarded import here
 from .problem_responses import problems
 from .response_models import Job, answers
 
@@ -98,7 +99,7 @@ def wait_seconds(prefer: str | None) -> float:
 
 def accepted(state: JobState) -> Response:
     """Response 202: try again later."""
-    headers = {"location": f"/v1/jobs/{state.id}", "retry-after": "1", "cache-control": "no-store"}
+    headers = {"location": here(f"/v1/jobs/{state.id}"), "retry-after": "1", "cache-control": "no-store"}
     return JSONResponse(describe(state), 202, headers)
 
 
@@ -106,13 +107,13 @@ def describe(state: JobState) -> dict[str, Any]:
     """A job as the API returns it."""
     return {
         "job": state.id,
-        "url": f"/v1/jobs/{state.id}",
+        "url": here(f"/v1/jobs/{state.id}"),
         "status": state.status,
         "done": state.done,
         "total": state.total,
         "unit": state.unit,
         "request": state.request,
-        "result": state.result,
+        "result": here(state.result),
         "code": state.code,
         "detail": state.detail,
     }

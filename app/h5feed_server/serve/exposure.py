@@ -9,7 +9,7 @@ from ..settings import Settings
 
 def is_open(settings: Settings) -> bool:
     """Whether other machines could read everything without the operator having allowed it."""
-    if settings.is_guarded or settings.public or settings.uds:
+    if settings.is_guarded or settings.public or not settings.has_port:
         return False
     # A container listens on all of its addresses; what counts is where its port is published.
     host, _ = published_on(settings) or (settings.host, settings.port)

@@ -1,4 +1,4 @@
-"""The listening socket. For Unix sockets, only dead sockets are ever removed, no other file."""
+"""The listening sockets. For Unix sockets, only dead sockets are ever removed, no other file."""
 
 from __future__ import annotations
 
@@ -11,23 +11,57 @@ import stat
 from ..settings import Settings
 
 
-def listen(settings: Settings) -> socket.socket:
-    """The listening socket; its options are inherited by the connections.
+def listen(settings: Settings) -> list[socket.socket]:
+    """The listening sockets, that of the port first; their options are inherited by the connections.
 
     Raises
     ------
     OSError
-        The address is taken, by a server that lives or by a file that is no socket, or cannot be had.
+        An address is taken, by a server that lives or by a file that is no socket, or cannot be had; ``filename``
+        says which.
     """
-    if settings.uds is not None:
-        _make_room(settings.uds)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(settings.uds)
-    else:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
+    listeners: list[socket.socket] = []
+    try:
+        if settings.has_port:
+            where = f"{settings.host}:{settings.port}"
+            listeners.append(_on_port(settings.host, settings.port))
+        if settings.uds is not None:
+            where = settings.uds
+            listeners.append(_on_unix_socket(settings.uds, settings.uds_mode))
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        error.filename = where
+        raise
+    return listeners
+
+
+def _on_port(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
+        listener.bind((host, port))
+        return _begun(listener)
+    except BaseException:
+        listener.close()
+        raise
+
+
+def _on_unix_socket(path: str, mode: str) -> socket.socket:
+    _make_room(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        # Before anybody can connect.
+        if mode:
+            os.chmod(path, int(mode, 8))
+        return _begun(listener)
+    except BaseException:
+        listener.close()
+        raise
+
+
+def _begun(listener: socket.socket) -> socket.socket:
     listener.listen(1024)
     listener.setblocking(False)
     return listener

@@ -14,8 +14,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from ..main import metrics_catalogue
 from ..services import Shared
@@ -25,6 +26,7 @@ from ..sharing.metrics import Metrics
 from ..sharing.scoreboard import SUPERVISOR, Scoreboard
 from ..tokens.keyring import Keyring
 from .listening import remove_socket
+from .service_manager import ServiceManager
 from .worker import ALIVE_SECONDS, CLOSED, CONNECTION, LEAVING, READY, Tls, run_worker
 
 SEND_BUFFER_BYTES = 256 << 10
@@ -84,32 +86,39 @@ class _Worker:
 class Supervisor:
     """Runs ``settings.workers`` processes until SIGTERM, SIGINT, or until its terminal closes.
 
-    Without a terminal, SIGHUP replaces the workers one by one, which reloads certificates and frees memory; no response
-    is lost.
+    Without a terminal, SIGHUP replaces the workers one by one, which reads settings and certificates again and frees
+    memory; no response is lost.
 
     Parameters
     ----------
-    listener : socket
+    listeners : sequence of socket
         From `listen`.
     on_ready : callable
         Called once, when every worker serves.
     keyring : Keyring
         Workers share what was last good in its file.
+    reread : callable
+        Called at SIGHUP; returns the settings and the tokens that new workers get, or None: everything stays as it is.
     """
 
     def __init__(
         self,
         settings: Settings,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         on_ready: Callable[[], None],
         keyring: Keyring,
         tls: Tls | None = None,
+        reread: Callable[[], tuple[Settings, Keyring] | None] | None = None,
     ) -> None:
         self._settings = settings
-        self._listener = listener
+        self._listeners = listeners
+        self._reread = reread or (lambda: (settings, keyring))
+        self._manager = ServiceManager()
         self._socket_file = (settings.uds, os.lstat(settings.uds)) if settings.uds is not None else None
         self._on_ready = on_ready
         self._keyring = keyring
+        self._before = settings, keyring
+        """What the workers have that a reload replaces."""
         self._tls = tls
         self._selector = selectors.DefaultSelector()
         self._workers: dict[int, _Worker] = {}
@@ -118,6 +127,7 @@ class Supervisor:
         self._ending: dict[int, float] = {}
         """Processes that are no workers any more, and when they are killed."""
         self._stopping = self._reloading = False
+        self._is_reload_told = True
         self._announced = False
         self._early_deaths = 0
         self._restart_at: list[float] = []
@@ -135,7 +145,8 @@ class Supervisor:
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             signal.signal(signal.SIGHUP, self._stop if _has_terminal() else self._reload_soon)
         self._selector.register(wake_receive, selectors.EVENT_READ, lambda: wake_receive.recv(64))
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        for listener in self._listeners:
+            self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
         self._board.occupy(SUPERVISOR, os.getpid())
         self._metrics.add("server_start_time_seconds", None, time.time())
         self._metrics.publish()
@@ -152,6 +163,7 @@ class Supervisor:
                     worker.heard = now
             before = now
             self._look_after(now)
+            self._manager.alive(now)
             none_serves = not self._announced or not any(worker.ready for worker in self._workers.values())
             if none_serves and self._early_deaths >= _START_ATTEMPTS:
                 self._end_workers()
@@ -165,9 +177,9 @@ class Supervisor:
     def _reload_soon(self, number: int, frame: object) -> None:
         self._reloading = True
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            connection, _ = self._listener.accept()
+            connection, _ = listener.accept()
         except OSError:
             return
         with connection:
@@ -228,7 +240,8 @@ class Supervisor:
                 for number in (signal.SIGTERM, signal.SIGINT):
                     signal.signal(number, signal.SIG_DFL)
                 self._selector.close()
-                self._listener.close()
+                for listener in self._listeners:
+                    listener.close()
                 ours.close()
                 for worker in self._workers.values():
                     worker.channel.close()
@@ -247,7 +260,16 @@ class Supervisor:
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._hear(worker))
 
     def _reload(self) -> None:
+        self._manager.reloading()
+        again = self._reread()
+        if again is None:
+            self._say("SIGHUP: nothing is changed, the workers stay")
+            self._manager.ready("the settings could not be read again; serving with those before")
+            return
         self._say("SIGHUP: all workers are replaced")
+        self._before = self._settings, self._keyring
+        self._settings, self._keyring = again
+        self._is_reload_told = False
         self._outgoing = [worker for worker in self._workers.values() if not worker.leaving]
         self._early_deaths = 0
         for _ in range(self._settings.workers):
@@ -272,15 +294,26 @@ class Supervisor:
         if READY in messages:
             worker.ready = True
             self._early_deaths = 0
-            if self._outgoing:
-                told = self._outgoing.pop()
-                told.leaving = True
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(told.pid, signal.SIGTERM)
+            self._let_leave()
             everybody = len(self._workers) == self._settings.workers
             if everybody and all(other.ready for other in self._workers.values()) and not self._announced:
                 self._announced = True
                 self._on_ready()
+                self._manager.ready(f"serving {self._settings.data_dir} with {self._settings.workers} workers")
+
+    def _let_leave(self) -> None:
+        """A new worker serves: an old one may go; with the last of the new ones, all that are left."""
+        starting = [one for one in self._workers.values() if not one.ready]
+        while self._outgoing:
+            told = self._outgoing.pop()
+            told.leaving = True
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(told.pid, signal.SIGTERM)
+            if starting:
+                break
+        if not starting and not self._restart_at and not self._is_reload_told:
+            self._is_reload_told = True
+            self._manager.ready(f"serving {self._settings.data_dir} with {self._settings.workers} workers")
 
     def _bury(self, worker: _Worker, reason: str = "ended") -> None:
         self._selector.unregister(worker.channel)
@@ -293,6 +326,9 @@ class Supervisor:
             if self._early_deaths >= _START_ATTEMPTS and self._outgoing:
                 self._say("the new workers do not start: the old ones stay")
                 self._outgoing = []
+                self._settings, self._keyring = self._before
+                self._is_reload_told = True
+                self._manager.ready("the new workers do not start; the old ones serve")
         with contextlib.suppress(ValueError):
             self._outgoing.remove(worker)
         staying = [other for other in self._workers.values() if not other.leaving and other not in self._outgoing]
@@ -307,8 +343,10 @@ class Supervisor:
         say(self._settings.log_format, what, sys.stderr, prefix="h5feed: ", level="WARNING")
 
     def _end_workers(self) -> None:
+        self._manager.stopping()
         # Nobody new, not even from the backlog; then all at once, then one deadline for all.
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         for pid in self._workers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)

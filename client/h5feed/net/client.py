@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import re
-import ssl
 import threading
 import time
 import weakref
@@ -26,6 +25,7 @@ from ..schema import read_json
 from ..version import __version__
 from ..wire import MEDIA_TYPE
 from .cancellation import Cancellation
+from .certificates import Cert, Verify, context_of
 from .concurrency import Link
 from .http import httpx
 from .jobs import InProgress
@@ -76,8 +76,10 @@ class Client:
     deadline : float
         Seconds for a whole request. Broken connections and temporary errors (429, 502, 503, 504) are retried until
         then, with jittered back-off, on another server if there is one.
-    verify : ssl.SSLContext or bool
-        How to verify ``https`` certificates, as in httpx.
+    verify : ssl.SSLContext, bool or path
+        How to verify ``https`` certificates; a path is a PEM file of those to trust.
+    cert : path or pair of paths, optional
+        PEM file with the client's certificate and key, or one file for each.
     headers, event_hooks, auth
         Passed to `httpx.Client`.
     """
@@ -89,7 +91,8 @@ class Client:
         token: str | None = None,
         timeout: float | httpx.Timeout = DEFAULT_TIMEOUT,
         deadline: float = DEFAULT_DEADLINE,
-        verify: ssl.SSLContext | bool = True,
+        verify: Verify = True,
+        cert: Cert | None = None,
         headers: Mapping[str, str] | None = None,
         event_hooks: Hooks | None = None,
         auth: httpx.Auth | tuple[str, str] | None = None,
@@ -101,6 +104,7 @@ class Client:
             "timeout": timeout,
             "deadline": deadline,
             "verify": verify,
+            "cert": cert,
             "headers": headers,
             "event_hooks": event_hooks,
             "auth": auth,
@@ -109,6 +113,7 @@ class Client:
         token = token_from(token)
         self.deadline = deadline
         self.pool = BufferPool(POOL_BYTES)
+        tls = context_of(verify, cert)
         self._servers = Servers(
             [
                 Server(
@@ -120,7 +125,7 @@ class Client:
                         **(headers or {}),
                     },
                     timeout=timeout,
-                    verify=verify,
+                    verify=tls,
                     event_hooks=event_hooks,
                     auth=auth,
                 )

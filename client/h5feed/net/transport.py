@@ -9,10 +9,12 @@ chunks into new memory, which is several times slower.
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import io
 import math
 import os
+import re
 import socket
 import ssl
 import struct
@@ -29,6 +31,7 @@ import numpy.typing as npt
 from ..buffers import BufferPool
 from .cancellation import Cancellation
 from .http import httpx
+from .proxies import Proxy, proxy_for
 from .trace import TRANSFER, enter
 
 POOL = "h5feed.pool"
@@ -149,6 +152,7 @@ class FeedTransport(httpx.BaseTransport):
         self._idle: dict[tuple[str, str, int], list[socket.socket]] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self._proxies: dict[tuple[str, str, int], Proxy | None] = {}
         self.round_trip = math.inf
         """The shortest time to open a connection, in seconds: one round trip."""
 
@@ -188,9 +192,14 @@ class FeedTransport(httpx.BaseTransport):
             The server does not speak HTTP or violates it, so a retry would not help (except for `BodyCut`).
         httpx.TransportError
         """
-        call = _Call(request, method, pool, max_bytes, timeouts, deadline, cancelled)
         host = url.host
         origin = (url.scheme, host, url.port or (443 if url.scheme == "https" else 80))
+        proxy = self._proxy(origin)
+        if proxy is not None:
+            host = f"{host} through the proxy {proxy.shown}"
+            if url.scheme == "http":
+                request = _through(proxy, url, request)
+        call = _Call(request, method, pool, max_bytes, timeouts, deadline, cancelled)
         try:
             connected = self._idle_connection(origin)
             if connected is not None:
@@ -271,8 +280,16 @@ class FeedTransport(httpx.BaseTransport):
                 connected.close()
                 raise
         else:
-            connected = socket.create_connection((host, port), timeout)
+            proxy = self._proxy(origin)
+            connected = socket.create_connection((host, port) if proxy is None else (proxy.host, proxy.port), timeout)
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if proxy is not None and scheme == "https":
+                try:
+                    _open_tunnel(connected, proxy, host, port, began + timeout)
+                    connected.settimeout(timeout)
+                except BaseException:
+                    connected.close()
+                    raise
         self.round_trip = min(self.round_trip, time.monotonic() - began)
         if scheme == "https":
             try:
@@ -281,6 +298,13 @@ class FeedTransport(httpx.BaseTransport):
                 connected.close()
                 raise
         return connected
+
+    def _proxy(self, origin: tuple[str, str, int]) -> Proxy | None:
+        if self._uds is not None:
+            return None
+        if origin not in self._proxies:
+            self._proxies[origin] = proxy_for(*origin)
+        return self._proxies[origin]
 
     def _ssl_context(self) -> ssl.SSLContext:
         with self._lock:
@@ -311,6 +335,30 @@ def head_after_target(headers: httpx.Headers) -> bytes:
             raise httpx.LocalProtocolError(f"the header {name.decode('latin-1')!r} contains a line break")
     lines = [b"%b: %b\r\n" % header for header in headers.raw]
     return b" HTTP/1.1\r\n%b\r\n" % b"".join(lines)
+
+
+def _through(proxy: Proxy, url: httpx.URL, request: bytes) -> bytes:
+    """The request as a proxy wants it: with the whole URL as its target."""
+    method, _, rest = request.partition(b" ")
+    head, _, following = rest.partition(b"\r\n")
+    target = b"%b://%b%b" % (url.raw_scheme, url.netloc, head)
+    return b"%b %b\r\n%b%b" % (method, target, proxy.authorization, following)
+
+
+def _open_tunnel(connected: socket.socket, proxy: Proxy, host: str, port: int, deadline: float) -> None:
+    """Ask a proxy for a connection to the server.
+
+    Raises
+    ------
+    ConnectionRefusedError
+        It refuses.
+    """
+    authority = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode("ascii")
+    connected.sendall(b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (authority, authority, proxy.authorization))
+    received = _receive_head(connected, _Patience(connected, None, deadline))
+    status = received.split(b"\r\n", 1)[0].decode("latin-1")
+    if not re.fullmatch(r"HTTP/1\.[01] 2[0-9][0-9]( .*)?", status):
+        raise ConnectionRefusedError(errno.ECONNREFUSED, f"the proxy {proxy.shown} answered {status[:100]!r}")
 
 
 def _ask(connected: socket.socket, call: _Call) -> tuple[Answer, bool]:

@@ -14,6 +14,7 @@ from h5feed.errors import TooLarge, Unauthorized
 
 from ...tokens.keyring import Keyring
 from ..auth import SIGN_IN, SIGN_OUT, access_of, expiry_of, own_cookies_of, session_cookie, session_cookies_of
+from ..forwarded import here, public_origin
 from .web import Page, answer, pages
 
 router = pages()
@@ -24,7 +25,7 @@ _MAX_FORM_BYTES = 8192
 @router.get(SIGN_IN)
 async def sign_in_form(request: Request) -> Response:
     """The form; it says so if the one who comes was signed in, and may not any more."""
-    data = {"next": _local(request.query_params.get("next", "/"))}
+    data = {"next": _local(request.query_params.get("next", here("/")))}
     expired = access_of(request.scope, _keyring(request)).expired
     if expired is not None:
         data["detail"] = expiry_of(expired)
@@ -35,7 +36,7 @@ async def sign_in_form(request: Request) -> Response:
 async def sign_in(request: Request) -> Response:
     """Check the token, and set the cookie."""
     form = parse_qs(await _body(request), keep_blank_values=True)
-    text, following = form.get("token", [""])[0].strip(), _local(form.get("next", ["/"])[0])
+    text, following = form.get("token", [""])[0].strip(), _local(form.get("next", [here("/")])[0])
     keyring = _keyring(request)
     token = keyring.by_token(text.encode()) if text else None
     if token is None or token.has_expired() or not _is_own(request):
@@ -48,8 +49,8 @@ async def sign_in(request: Request) -> Response:
     # Whoever was signed in with another token before is not any more: the new one says what is seen.
     for other in own_cookies_of(request.scope, keyring):
         if other != name:
-            redirect.delete_cookie(other, httponly=True, samesite="strict", secure=_is_secure(request))
-    redirect.set_cookie(name, value, httponly=True, samesite="strict", secure=_is_secure(request))
+            redirect.delete_cookie(other, path=here("/"), httponly=True, samesite="strict", secure=_is_secure(request))
+    redirect.set_cookie(name, value, httponly=True, samesite="strict", secure=_is_secure(request), path=here("/"))
     return redirect
 
 
@@ -58,9 +59,9 @@ async def sign_out(request: Request) -> Response:
     """Forget the cookie."""
     if not _is_own(request):
         raise Unauthorized("the request comes from a page of another server: sign out on a page of this one")
-    redirect = RedirectResponse(SIGN_IN, 303, {"cache-control": "no-store"})
+    redirect = RedirectResponse(here(SIGN_IN), 303, {"cache-control": "no-store"})
     for name in session_cookies_of(request.scope):
-        redirect.delete_cookie(name, httponly=True, samesite="strict", secure=_is_secure(request))
+        redirect.delete_cookie(name, path=here("/"), httponly=True, samesite="strict", secure=_is_secure(request))
     return redirect
 
 
@@ -85,16 +86,16 @@ def _is_own(request: Request) -> bool:
         return site in ("same-origin", "none")
     # Browsers send it by TLS and from this machine only.
     origin = request.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
+    return origin is None or urlsplit(origin).netloc == public_origin(request)[1]
 
 
 def _is_secure(request: Request) -> bool:
     """Whether the browser speaks TLS, with this server or with a proxy before it."""
-    return request.url.scheme == "https" or request.headers.get("x-forwarded-proto", "").lower() == "https"
+    return public_origin(request)[0] == "https"
 
 
 def _local(path: str) -> str:
-    """A path on this server; ``/`` where it leads elsewhere."""
+    """A path on this server; its first page where it leads elsewhere."""
     parts = urlsplit(path.replace("\\", "/"))
     is_ours = path.startswith("/") and not path.replace("\\", "/").startswith("//")
-    return path if is_ours and not parts.netloc and path.isprintable() else "/"
+    return path if is_ours and not parts.netloc and path.isprintable() else here("/")

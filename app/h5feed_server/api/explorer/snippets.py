@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import Request
 
 from ...catalog.dataset import Dataset, Field
-from ..client_wheel import install_line, server_url
+from ..client_wheel import install_line, server_origin, server_url
 
 _MOST_CHARS = 8000
 """Characters of a URL that proxies take."""
@@ -25,10 +25,10 @@ class Snippet:
 
 
 def curl(request: Request, path: str) -> Snippet:
-    """A request to the API."""
+    """A request to the API; `path` is a `link`."""
     guarded = request.app.state.services.settings.is_guarded
     token = ' -H "Authorization: Bearer $H5FEED_TOKEN"' if guarded else ""
-    return Snippet("Shell", f"curl -f{token} {shlex.quote(server_url(request) + path)}")
+    return Snippet("Shell", f"curl -f{token} {shlex.quote(server_origin(request) + path)}")
 
 
 def short_curl(request: Request, path: str) -> list[Snippet]:
@@ -59,7 +59,7 @@ def python(request: Request, dataset: str | None, *lines: str) -> Snippet:
 
 def python_json(request: Request, path: str, name: str) -> Snippet:
     """Python that fetches the JSON of the API at `path` as `name`. It needs the standard library only."""
-    begin, asked = ["import json", "import urllib.request", ""], repr(server_url(request) + path)
+    begin, asked = ["import json", "import urllib.request", ""], repr(server_origin(request) + path)
     if request.app.state.services.settings.is_guarded:
         header = "{'Authorization': f'Bearer {os.environ[\"H5FEED_TOKEN\"]}'}"
         begin = [begin[0], "import os", *begin[1:], f"request = urllib.request.Request({asked}, headers={header})"]

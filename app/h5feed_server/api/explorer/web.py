@@ -27,6 +27,7 @@ from ...jobs.registry import InProgress, JobState
 from ...services import Services
 from ..auth import session_cookies_of
 from ..dependencies import attempted, job_result
+from ..forwarded import here
 from ..jobs import accepted
 from ..problems import STATUS, problem, validation_sentence
 from ..redaction import without_secrets
@@ -59,8 +60,10 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def link(*parts: object, **query: object) -> str:
-    """A path of this server from its parts, each quoted whole; None and empty texts of the query are left out."""
-    path = "/" + "/".join(quote(str(part), safe="") for part in parts)
+    """A path of this server, below its prefix, from its parts, each quoted whole; None and empty texts of the query are
+    left out.
+    """
+    path = here("/") + "/".join(quote(str(part), safe="") for part in parts)
     items: list[tuple[str, str]] = []
     for name, value in query.items():
         values: Sequence[object] = value if isinstance(value, (list, tuple)) else [value]

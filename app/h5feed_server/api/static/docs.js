@@ -25,7 +25,7 @@ let described = new Map() // By name of the dataset: a promise of what the serve
 function describe(name) {
   if (!described.has(name)) {
     const headers = token === null ? {} : { Authorization: `Bearer ${token}` }
-    const answer = fetch(`/v1/datasets/${encodeURIComponent(name)}`, { headers })
+    const answer = fetch(`v1/datasets/${encodeURIComponent(name)}`, { headers })
     described.set(name, answer.then((response) => (response.ok ? response.json() : null)).catch(() => null))
   }
   return described.get(name)
@@ -46,7 +46,7 @@ function choices(parameter, path, dataset, names) {
 
 function fileName(url, contentType) {
   const known = { "image/png": "png", "image/svg+xml": "svg", "application/x-npz": "npz", "application/x-npy": "npy" }
-  const place = decodeURIComponent(new URL(url, location.href).pathname).replace(/^\/v1\/datasets\//, "")
+  const place = decodeURIComponent(new URL(url, location.href).pathname).replace(/^.*?\/v1\/datasets\//, "")
   const stem = place.replaceAll("/", "-").replace(/[^\w.-]+/g, "_")
   return `${stem}.${known[contentType.split(";")[0]] ?? "safetensors"}`
 }
@@ -75,7 +75,7 @@ function fetchWith(tokenOf) {
     const result = original(payload)
     token = tokenOf(payload)
     described = new Map()
-    system.specActions.download("/openapi.json")
+    system.specActions.download("openapi.json")
     return result
   }
 }
@@ -193,7 +193,7 @@ function dataPlugin({ React }) {
 }
 
 SwaggerUIBundle({
-  url: "/openapi.json",
+  url: "openapi.json",
   dom_id: "#swagger-ui",
   layout: "BaseLayout",
   deepLinking: true,

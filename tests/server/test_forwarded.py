@@ -1,0 +1,266 @@
+"""Behind a reverse proxy: path prefixes, forwarded headers, several listeners, other ASGI servers, systemd."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5feed
+import httpx
+import numpy as np
+import pytest
+from h5feed.errors import Unauthorized
+from h5feed_server.main import create_app
+from h5feed_server.settings import OWN_PATHS, Settings, checked_prefix
+from starlette.routing import BaseRoute
+
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
+
+PREFIX = "/team/h5feed"
+TOKEN = "a-token-of-a-test"
+
+
+@pytest.fixture(scope="module")
+def below(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server with a prefix, a token and a trusted proxy: this machine."""
+    process = ServerProcess(
+        folder,
+        tmp_path_factory.mktemp("cache"),
+        H5FEED_TOKENS=TOKEN,
+        H5FEED_ROOT_PATH=PREFIX,
+        H5FEED_TRUSTED_PROXIES="127.0.0.1",
+    )
+    yield process
+    assert process.stop() == 0
+
+
+def _links(page: str) -> set[str]:
+    return {link for link in re.findall(r'(?:href|src|action|srcset)="([^"#?][^"]*)"', page) if ":" not in link}
+
+
+@pytest.mark.parametrize("asked", [PREFIX, ""])
+def test_pages_below_a_prefix(below: ServerProcess, asked: str) -> None:
+    """All links, the cookie, redirects and snippets have it, whether or not the proxy takes it off the request."""
+    with httpx.Client(base_url=below.url, timeout=60, headers={"accept": "text/html"}) as browser:
+        form = browser.get(f"{asked}/datasets/mixed")
+        assert form.status_code == 303 and form.headers["location"].startswith(f"{PREFIX}/sign-in?")
+        signed = browser.post(f"{asked}/sign-in", data={"token": TOKEN, "next": f"{PREFIX}/"})
+        assert signed.headers["location"] == f"{PREFIX}/" and f"Path={PREFIX}/" in signed.headers["set-cookie"]
+        cookie = {"cookie": signed.headers["set-cookie"].partition(";")[0]}
+        for path in ("/", "/feed", "/datasets/mixed", "/datasets/mixed/rows", "/datasets/mixed/rows/0"):
+            page = browser.get(asked + path, headers=cookie)
+            assert page.status_code in (200, 202), path
+            assert _links(page.text) and all(link.startswith(f"{PREFIX}/") for link in _links(page.text)), path
+            codes = re.findall(r"http://127\.0\.0\.1:[0-9]+(/\S{0,12})", page.text)
+            assert all(code.startswith(PREFIX) for code in codes), path
+        assert f"{below.url}{PREFIX}" in page.text
+        assert browser.get(f"{asked}/explorer/explorer.css").status_code == 200
+        assert browser.get(f"{asked}/simple").headers["location"] == f"{PREFIX}/simple/"
+        assert f"{below.url}{PREFIX}/simple/h5feed/" in browser.get(f"{asked}/simple/h5feed/requirements.txt").text
+        for path in ("/docs", "/redoc"):
+            assert not [link for link in _links(browser.get(asked + path).text) if link.startswith("/")]
+        assert browser.get(f"{asked}/openapi.json").json()["servers"] == [{"url": PREFIX}]
+
+
+def test_the_client_below_a_prefix(below: ServerProcess, feed: h5feed.Feed) -> None:
+    """Batches, statistics and jobs: the same as without it."""
+    with h5feed.connect(below.url + PREFIX, token=TOKEN, deadline=60) as other:
+        for one, two in zip(
+            other["tall"].batches(batch_size=7, shuffle=True),
+            feed["tall"].batches(batch_size=7, shuffle=True),
+            strict=True,
+        ):
+            for name in two:
+                np.testing.assert_array_equal(one[name], two[name])
+        assert other["mixed"].stats().rows == feed["mixed"].stats().rows
+
+
+def test_headers_of_trusted_proxies(below: ServerProcess) -> None:
+    """Prefix, scheme and host of a trusted proxy are what snippets name; what is no prefix is left out."""
+    said = {"x-forwarded-proto": "https", "x-forwarded-host": "feed.example, inner", "x-forwarded-prefix": "/a, /b/"}
+
+    def lines(**changes: str) -> str:
+        return httpx.get(f"{below.url}/simple/h5feed/requirements.txt", headers={**said, **changes}, timeout=60).text
+
+    assert " https://feed.example/a/b/simple/h5feed/" in lines()
+    for odd in ("//evil.example", "/a/../b", '/"><script>', "/v1", "a"):
+        assert f" https://feed.example{PREFIX}/simple/" in lines(**{"x-forwarded-prefix": odd})
+    assert " https://SERVER/a/b/simple/" in lines(**{"x-forwarded-host": "<b>"})
+
+
+def test_headers_of_strangers(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """Without a trusted proxy they change nothing; with one, its host is checked like any other."""
+    said = {"x-forwarded-proto": "https", "x-forwarded-host": "evil.example", "x-forwarded-prefix": "/evil"}
+    server = serve(folder)
+    text = httpx.get(f"{server.url}/simple/h5feed/requirements.txt", headers=said, timeout=60).text
+    assert f" {server.url}/simple/" in text
+    trusting = serve(folder, H5FEED_TRUSTED_PROXIES="127.0.0.1")
+    assert httpx.get(f"{trusting.url}/v1/datasets", headers=said, timeout=60).status_code == 421
+
+
+def test_prefixes() -> None:
+    """What could be mistaken for a path of the server is refused; each of its paths is known."""
+    assert checked_prefix("/user/ann/proxy/8000/") == "/user/ann/proxy/8000" and checked_prefix("/") == ""
+    for wrong in ("x", "/a b", "/a/..", "/v1", "/docs/x", "//a"):
+        with pytest.raises(ValueError, match="prefix"):
+            checked_prefix(wrong)
+
+
+def test_every_path_of_the_server_is_known(tmp_path: Path) -> None:
+    """A new one is to be added to those that no prefix may begin with."""
+    found: set[str] = set()
+
+    def walk(routes: list[BaseRoute]) -> None:
+        for route in routes:
+            path = getattr(route, "path", None)
+            if path is not None:
+                found.add(path.split("/")[1] if "/" in path else "")
+            else:
+                walk(getattr(route, "routes", None) or getattr(getattr(route, "original_router", None), "routes", []))
+
+    walk(create_app(Settings(data_dir=tmp_path, cache_dir=tmp_path / "cache")).routes)
+    assert {"v1", "feed", "static"} <= found and found - {""} <= OWN_PATHS
+
+
+def test_a_port_and_a_socket(serve: Callable[..., ServerProcess], folder: Path, tmp_path: Path) -> None:
+    """Both lead to the same data, and a token is needed on both."""
+    path = tmp_path / "feed.sock"
+    server = serve(folder, "--uds-mode", "0660", "--port", "0", H5FEED_UDS=str(path), H5FEED_TOKENS=TOKEN)
+    assert server.url.startswith("http://127.0.0.1:") and oct(path.stat().st_mode)[-3:] == "660"
+    for url in (server.url, f"unix://{path}"):
+        with h5feed.connect(url, token=TOKEN, deadline=60) as feed:
+            assert len(feed["mixed"].batch(0, batch_size=4).rows) == 4
+        with h5feed.connect(url, deadline=60) as feed, pytest.raises(Unauthorized):
+            feed["mixed"].batch(0, batch_size=4)
+    assert server.stop() == 0
+    assert not path.exists()
+
+
+def test_a_reload_reads_the_file_of_settings(
+    serve: Callable[..., ServerProcess], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGHUP: other tokens, another number of workers and another folder; a file with a mistake changes nothing."""
+    monkeypatch.setattr(ServerProcess, "new_session", True)
+    file, current = tmp_path / "settings.env", tmp_path / "current"
+    current.symlink_to(folder)
+    file.write_text("H5FEED_TOKENS=first\nH5FEED_WORKERS=2\n")
+    server = serve(current, "--env-file", str(file))
+
+    def status(token: str) -> int:
+        headers = {"authorization": f"Bearer {token}"}
+        return httpx.get(f"{server.url}/v1/datasets/mixed", headers=headers, timeout=60).status_code
+
+    assert status("first") == 200
+    file.write_text("H5FEED_TOKENS=second\nH5FEED_WORKRS=1\n")
+    before = server.worker_pids()
+    server.process.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert status("first") == 200 and server.worker_pids() == before
+    file.write_text("H5FEED_TOKENS=second\nH5FEED_WORKERS=1\n")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    current.unlink()
+    current.symlink_to(empty)
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: len(server.worker_pids()) == 1 and server.worker_pids()[0] not in before)
+    assert status("first") == 401 and status("second") == 404
+
+
+def test_the_service_manager_is_told(folder: Path, tmp_path: Path) -> None:
+    """Ready, signs of life, a reload with its end, and the end: as systemd expects them."""
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(60)
+        environment = {**os.environ, "NOTIFY_SOCKET": address, "WATCHDOG_USEC": "400000"}
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "h5feed_server.cli",
+                "serve",
+                folder,
+                "--port",
+                "0",
+                "--cache-dir",
+                tmp_path / "cache",
+            ],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+        def heard(what: str) -> str:
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                message = manager.recv(4096).decode()
+                if what in message:
+                    return message
+            raise AssertionError(what)
+
+        try:
+            assert "STATUS=serving" in heard("READY=1")
+            heard("WATCHDOG=1")
+            process.send_signal(signal.SIGHUP)
+            assert re.search(r"^MONOTONIC_USEC=[0-9]+$", heard("RELOADING=1"), re.MULTILINE)
+            heard("READY=1")
+            process.terminate()
+            heard("STOPPING=1")
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("program", ["uvicorn", "hypercorn"])
+def test_other_asgi_servers(program: str, folder: Path, tmp_path: Path, feed: h5feed.Feed) -> None:
+    """An epoch through the plain application is the same; on other addresses it wants a token."""
+    pytest.importorskip(program)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    bind = ["--host", "0.0.0.0", "--port", str(port)] if program == "uvicorn" else ["--bind", f"0.0.0.0:{port}"]
+    environment = {**os.environ, "H5FEED_DATA_DIR": str(folder), "H5FEED_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", program, "h5feed_server.asgi:app", *bind]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+
+        def is_ready() -> bool:
+            try:
+                return httpx.get(f"{url}/readyz", timeout=60).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_until(is_ready)
+        with h5feed.connect(url, deadline=60) as other:
+            options: Any = {"batch_size": 7, "shuffle": True, "seed": 3}
+            for one, two in zip(other["tall"].batches(**options), feed["tall"].batches(**options), strict=True):
+                for name in two:
+                    np.testing.assert_array_equal(one[name], two[name])
+        outside = _own_address()
+        if outside is not None:
+            assert httpx.get(f"http://{outside}:{port}/v1/datasets", timeout=60).status_code == 401
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _own_address() -> str | None:
+    """An address of this machine that is not the loopback; None if it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        address: str = probe.getsockname()[0]
+        return None if address.startswith("127.") else address
