@@ -94,16 +94,16 @@ $(NEWEST_READY): $(READY) pyproject.toml client/pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(NEWEST)/bin/python -e client -e ".[demo,parquet]" --group dev httpx2
 	@touch $@
 
-setup-system: $(SYSTEM_READY) ## install what the browser tests need: Chromium, and npm packages in tests/system
+setup-system: $(SYSTEM_READY) ## install what system tests need: Chromium, nginx, and npm packages in tests/system
 
 $(SYSTEM_READY): $(READY) $(addprefix $(SYSTEM)/,package.json package-lock.json h5web.jsx)
-	missing=; for program in chromium npm; do command -v $$program > /dev/null || missing="$$missing $$program"; done; \
+	missing=; for program in chromium npm nginx; do command -v $$program > /dev/null || missing="$$missing $$program"; done; \
 	  test -z "$$missing" || { apt-get update -qq && apt-get install -qqy --no-install-recommends $$missing; }
 	npm ci --prefix $(SYSTEM) --ignore-scripts --no-audit --no-fund --silent
 	npm run --prefix $(SYSTEM) --silent build
 	@touch $@
 
-test-system: setup-system ## run the tests of pages in headless Chromium
+test-system: setup-system ## run the tests of pages in headless Chromium, and of reverse proxies
 	$(BIN)/python -m pytest -m "" $(SYSTEM)
 
 screens: setup-system ## keep screenshots of every page in screens/, and take those of the README anew

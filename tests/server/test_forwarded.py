@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import h5feed
 import httpx
@@ -242,7 +243,7 @@ def test_other_asgi_servers(program: str, folder: Path, tmp_path: Path, feed: h5
 
         wait_until(is_ready)
         with h5feed.connect(url, deadline=60) as other:
-            options = {"batch_size": 7, "shuffle": True, "seed": 3}
+            options: dict[str, Any] = {"batch_size": 7, "shuffle": True, "seed": 3}
             for one, two in zip(other["tall"].batches(**options), feed["tall"].batches(**options), strict=True):
                 for name in two:
                     np.testing.assert_array_equal(one[name], two[name])
