@@ -422,7 +422,8 @@ def test_inspect_looks_behind_a_link(linked: Path, capsys: pytest.CaptureFixture
 def _composed(**dotenv: str) -> dict[str, str]:
     """The environment that Dockerfile and docker-compose.yml give the server, with such an .env."""
     image = dict(re.findall(r"(H5FEED_\w+)=(\S+)", (ROOT / "Dockerfile").read_text()))
-    declared = re.findall(r'^ {6}(H5FEED_\w+): "(.*)"$', (ROOT / "docker-compose.yml").read_text(), re.M)
+    service = (ROOT / "docker-compose.yml").read_text().partition("\n  h5feed:\n")[2].partition("\n\n")[0]
+    declared = re.findall(r'^ {6}(H5FEED_\w+): "(.*)"$', service, re.M)
     assert len(declared) >= 5
     substituted = {
         name: re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: dotenv.get(found[1]) or found[2], value)
@@ -469,11 +470,13 @@ def test_a_container_makes_a_token(folder: Path, tmp_path: Path) -> None:
         port = str(free.getsockname()[1])
     environment = _composed(H5FEED_BIND="0.0.0.0", H5FEED_PORT=port) | {"H5FEED_WORKERS": "1"}
     del environment["H5FEED_CACHE_DIR"]
+    environment["H5FEED_UDS"] = str(tmp_path / "feed.sock")
     server = ServerProcess(folder, tmp_path / "cache", "--port", port, **environment)
     try:
         assert server.url == f"http://127.0.0.1:{port}"
         assert httpx.get(f"{server.url}/v1/datasets", timeout=60).status_code == 401
         assert server.process.stdout is not None
+        assert server.process.stdout.readline() == f"and on the Unix socket unix://{tmp_path}/feed.sock\n"
         said = [server.process.stdout.readline() for _ in range(3)]
         assert said[0] == f"browse it at {server.url}/\n" and f"port {port}" in said[1]
         command = re.findall(r"`h5feed-server (token show [^`]*)`", said[2])[0]

@@ -243,7 +243,7 @@ def test_other_asgi_servers(program: str, folder: Path, tmp_path: Path, feed: h5
 
         wait_until(is_ready)
         with h5feed.connect(url, deadline=60) as other:
-            options: Any = {"batch_size": 7, "shuffle": True, "seed": 3}
+            options: dict[str, Any] = {"batch_size": 7, "shuffle": True, "seed": 3}
             for one, two in zip(other["tall"].batches(**options), feed["tall"].batches(**options), strict=True):
                 for name in two:
                     np.testing.assert_array_equal(one[name], two[name])

@@ -103,7 +103,7 @@ def proxy(request: pytest.FixtureRequest, server: ServerProcess, tmp_path: Path)
 
 def test_training_through_a_proxy(server: ServerProcess, proxy: str, tmp_path: Path) -> None:
     """The same batches, over connections that are kept on both sides, and no byte on the proxy's disk."""
-    options: Any = {"batch_size": 32, "shuffle": True, "seed": 5}
+    options: dict[str, Any] = {"batch_size": 32, "shuffle": True, "seed": 5}
     with h5feed.connect(server.url, deadline=60) as near, h5feed.connect(proxy, deadline=60) as far:
         rows: list[int] = []
         for one, two in zip(near["pictures"].batches(**options), far["pictures"].batches(**options), strict=True):
