@@ -70,7 +70,7 @@ def test_json_lines(serve: Callable[..., ServerProcess], folder: Path, capfd: py
     assert batch["phases_ms"].keys() == {"queue", "plan", "read", "send"}
     assert batch["duration_ms"] >= sum(batch["phases_ms"].values()) * 0.99
     assert named["query"] == "token=[hidden]&Api-Key=[hidden]&name=a%0Ab" and "phases_ms" not in named
-    assert (missing["client"], missing["status"], missing["query"]) == ("203.0.113.9", 404, "next=***")
+    assert (missing["client"], missing["status"], missing["query"]) == ("203.0.113.9", 404, "next=[hidden]")
     assert (refused["caller"], refused["status"], refused["bytes"]) == (None, 401, len(answers[3].content))
 
     errors = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
