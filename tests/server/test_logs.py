@@ -35,7 +35,7 @@ def ask(server: ServerProcess) -> list[httpx.Response]:
         wait_until(lambda: client.get(BATCH, headers=AUTHORISED).status_code == 200)
         asked = [
             client.get(BATCH, headers=AUTHORISED),
-            client.get(f"/v1/datasets/mixed?token={OTHER_TOKEN}&Api-Key=hidden&name=a%0Ab", headers=AUTHORISED),
+            client.get(f"/v1/datasets/mixed?token={OTHER_TOKEN}&Api-Key=not-for-logs&name=a%0Ab", headers=AUTHORISED),
             client.get("/nowhere?next=tellnobody%2F%25%2B", headers={**AUTHORISED, "x-forwarded-for": "203.0.113.9"}),
             client.get(BATCH),
         ]
@@ -76,7 +76,7 @@ def test_json_lines(serve: Callable[..., ServerProcess], folder: Path, capfd: py
     errors = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert any(line["level"] == "WARNING" and "broken.h5" in line["message"] for line in errors)
     said = json.dumps([found, errors])
-    assert TOKEN not in said and OTHER_TOKEN not in said and "hidden" not in said
+    assert TOKEN not in said and OTHER_TOKEN not in said and "not-for-logs" not in said
 
 
 def test_lines_for_people(serve: Callable[..., ServerProcess], folder: Path) -> None:
