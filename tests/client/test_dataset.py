@@ -49,6 +49,8 @@ def bodies(start: int, stop: int) -> np.ndarray:
 class Server:
     """Answers single batches; each stream as `stream` says. Keeps what was asked for."""
 
+    spans = None
+
     def __init__(self, stream: Any, broken: int = -1) -> None:
         self.asked: list[str] = []
         self._stream, self._broken = stream, broken

