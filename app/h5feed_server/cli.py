@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from . import __version__
 from .builder.arguments import add_build
 from .serve.exposure import is_every_address, is_open, local_address, published_on
-from .settings import Settings, unknown_variables, variables_of
+from .settings import Settings, default_cache_dir, unknown_variables, variables_of
 from .sharing.logs import LogFormat, begin_logs, say
 from .tokens.commands import add_token, run_token
 from .tokens.generated import kept_token
@@ -340,7 +340,7 @@ def _announce_token(settings: Settings, form: LogFormat, *, is_stored: bool) -> 
 
 def _cache_option(settings: Settings) -> str:
     """What tells another command the server's cache folder."""
-    is_default = settings.cache_dir == Settings.model_fields["cache_dir"].get_default(call_default_factory=True)
+    is_default = settings.cache_dir == default_cache_dir()
     set_by_variable = os.environ.get("H5FEED_CACHE_DIR") == str(settings.cache_dir)
     return "" if is_default or set_by_variable else f" --cache-dir {shlex.quote(os.path.abspath(settings.cache_dir))}"
 

@@ -53,7 +53,7 @@ _MAX_TOKEN = 1024
 """Characters. Heads of requests are bounded, and a token is to fit into one together with all else."""
 
 
-def _default_cache_dir() -> Path:
+def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "h5feed"
 
 
@@ -64,7 +64,7 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(Path("data"), description="Folder of HDF5 files; never written to.")
     cache_dir: Path = Field(
-        default_factory=_default_cache_dir, description="Folder for layouts, digests and splits; safe to delete."
+        default_factory=default_cache_dir, description="Folder for layouts, digests and splits; safe to delete."
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port; 0 picks a free port and prints it.")

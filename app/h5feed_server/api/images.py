@@ -109,7 +109,7 @@ class PreviewQuery(StatsQuery):
         besides = sorted(
             name
             for name in {"split", "per_class", *SplitsQuery.model_fields} - {"revision"}
-            if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+            if getattr(self, name) != fields[name].default
         )
         if self.rows is not None and besides:
             raise ValueError(f"rows= names the rows themselves: leave out {', '.join(besides)}")
