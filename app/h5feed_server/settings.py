@@ -54,6 +54,7 @@ _MAX_TOKEN = 1024
 
 
 def default_cache_dir() -> Path:
+    """The cache folder if none is set: ``$XDG_CACHE_HOME/h5feed``, else ``~/.cache/h5feed``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "h5feed"
 
 
