@@ -6,6 +6,7 @@ arguments, environment, output and signals.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -60,7 +61,9 @@ class ForkedProcess:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            # It may be ending: its exit code comes a moment later.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
