@@ -8,7 +8,6 @@ A line for each token, so that a mistake has the number of a line, and a tool th
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -23,6 +22,8 @@ from typing import Annotated, Any
 
 from h5feed.errors import FeedError
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from ..cache_folder.locks import hold
 
 MAX_BYTES = 1 << 20
 """Of a token file."""
@@ -231,18 +232,9 @@ def _locked(path: Path) -> int:
     """
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever had the lock before may have replaced the file.
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        except (BlockingIOError, FileNotFoundError):
-            pass
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+        descriptor = hold(path)
+        if descriptor is not None:
+            return descriptor
         if time.monotonic() >= deadline:
             raise TokenFileError(f"another process has been changing it for {_LOCK_SECONDS:g} s: try again")
         time.sleep(0.01)
