@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from .. import __version__
 from ..sharing.metrics import BOUNDS, DATASETS, Everywhere, Labels, Metric
-from ..sharing.scoreboard import resident_bytes
+from ..sharing.trimming import resident_bytes
 
 PREFIX = "h5feed_"
 

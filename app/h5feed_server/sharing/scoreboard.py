@@ -84,12 +84,3 @@ class Scoreboard:
                 break
             os.sched_yield()
         return numbers
-
-
-def resident_bytes(pid: int) -> int | None:
-    """Memory of a process that is not swapped out; None if it has ended."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * mmap.PAGESIZE
-    except (OSError, IndexError, ValueError):
-        return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import mmap
 import os
 import threading
 import time
@@ -42,8 +43,6 @@ _TOP_BYTES = 4 << 20
 thread may have its own heap, and ``malloc_trim`` shortens only the main one: with 32 MiB, a worker kept 100 MiB. With
 2 MiB, statistics took a seventh more CPU, because the temporary arrays of each block returned their pages."""
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-
 
 def _find_trim() -> Callable[[int], int] | None:
     """glibc's ``malloc_trim``; None with other C libraries, which keep less memory."""
@@ -65,13 +64,17 @@ def settle() -> None:
     option(_TRIM_THRESHOLD, _TOP_BYTES)
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process; 0 if unknown."""
+def resident_bytes(pid: int) -> int | None:
+    """Memory of a process that is not swapped out; None if it has ended, or the system does not tell."""
     try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
     except (OSError, IndexError, ValueError):
-        return 0
+        return None
+
+
+def _own_bytes() -> int:
+    return resident_bytes(os.getpid()) or 0
 
 
 class GivesBack:
@@ -93,7 +96,7 @@ class GivesBack:
         self._let_go = let_go
         self._trim = _find_trim()
         self._closed = threading.Event()
-        self._least = resident_bytes()
+        self._least = _own_bytes()
         self._given_back = 0.0
         self._idle_looks = 0
         self.thread = threading.Thread(target=self._run, name="h5feed-memory", daemon=True)
@@ -114,7 +117,7 @@ class GivesBack:
         idle = self._idle_seconds() >= self._patience
         if time.monotonic() - self._given_back < PAUSE_SECONDS:
             return
-        now = resident_bytes()
+        now = _own_bytes()
         self._least = min(self._least, now)
         # Several times, because a job may still use cached data, which is then old enough only some time later.
         if idle and self._idle_looks < IDLE_LOOKS:
@@ -130,4 +133,4 @@ class GivesBack:
         if self._trim is not None:
             # ctypes releases the GIL, so requests continue meanwhile.
             self._trim(0)
-            self._least, self._given_back = resident_bytes(), time.monotonic()
+            self._least, self._given_back = _own_bytes(), time.monotonic()

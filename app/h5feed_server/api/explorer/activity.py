@@ -12,8 +12,8 @@ from fastapi.responses import Response
 from ...services import Services
 from ...sharing.caller import CALLER
 from ...sharing.metrics import CACHES, Everywhere
-from ...sharing.scoreboard import resident_bytes
 from ...sharing.traffic import Activity
+from ...sharing.trimming import resident_bytes
 from ...tokens.scope import SCOPE
 from ..dependencies import ServicesDep, in_thread
 from ..redaction import without_secrets
