@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from h5feed.errors import BadParameter, RowOutOfRange, UnsupportedField
+from h5feed.errors import BadParameter, UnsupportedField
 from pydantic import Field as Param
 
 from ..catalog.dataset import Dataset, Field
@@ -18,7 +18,7 @@ from .binary import is_known, not_modified
 from .dependencies import NamePath, ServicesDep, in_thread
 from .images import FORMAT, PICTURE_RESPONSE, Form, image_field, picture, picture_headers
 from .jobs import Prefer
-from .stats import STATS_RESPONSES, StatsQuery, found_stats
+from .stats import STATS_RESPONSES, StatsQuery, found_stats, mean_image_of
 
 router = APIRouter(prefix="/v1/datasets/{name}", tags=["statistics"])
 
@@ -135,11 +135,10 @@ def _histogram(
 def _mean_image(
     dataset: Dataset, field: Field, stats: FieldStats, query: PlotQuery, headers: dict[str, str]
 ) -> Response:
-    if stats.mean_image is None or field.channels is None:
-        raise UnsupportedField(f"field {field.name!r} has no mean image: its samples are not images, or are too large")
-    if not stats.report["rows"]:
-        raise RowOutOfRange(f"split {query.split!r} of {dataset.name!r} has no rows{query.spec.where_text}")
-    values = pictures.fit(pictures.arranged(stats.mean_image[None], field.channels), 320)
+    image = mean_image_of(dataset, field.name, stats, query)
+    # Only images have one.
+    assert field.channels is not None
+    values = pictures.fit(pictures.arranged(image[None], field.channels), 320)
     pixels = pictures.sheet([pictures.to_pixels(values, field.dtype)], 1)
     means = stats.report["channel_means"] or {"grey": stats.report["mean"]}
     colours = ", ".join(f"{name} {value:.4g}" for name, value in means.items() if value is not None)

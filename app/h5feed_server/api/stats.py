@@ -7,6 +7,7 @@ from functools import partial
 from typing import Annotated
 
 import numpy as np
+import numpy.typing as npt
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from h5feed.errors import NotAcceptable, RowOutOfRange, UnsupportedField
@@ -117,11 +118,7 @@ async def get_mean_image(
         return answer
     dataset, fields = answer
     ((field, stats),) = fields.items()
-    image = stats.mean_image
-    if image is None:
-        raise UnsupportedField(f"field {field!r} has no mean image: its samples are not images, or are too large")
-    if not stats.report["rows"]:
-        raise RowOutOfRange(f"split {query.split!r} of {dataset.name!r} has no rows{query.spec.where_text}")
+    image = mean_image_of(dataset, field, stats, query)
 
     def work() -> Response:
         about = {"dataset": dataset.name, "revision": dataset.revision, "epoch": "0", "batches": "1"}
@@ -131,6 +128,20 @@ async def get_mean_image(
         return binary(request, buffer, form, cache_headers(request, dataset.revision, form))
 
     return await in_thread(services, work)
+
+
+def mean_image_of(dataset: Dataset, field: str, stats: FieldStats, query: StatsQuery) -> npt.NDArray[np.float32]:
+    """The mean of the images that `query` is about, (*sample,).
+
+    Raises
+    ------
+    UnsupportedField, RowOutOfRange
+    """
+    if stats.mean_image is None:
+        raise UnsupportedField(f"field {field!r} has no mean image: its samples are not images, or are too large")
+    if not stats.report["rows"]:
+        raise RowOutOfRange(f"split {query.split!r} of {dataset.name!r} has no rows{query.spec.where_text}")
+    return stats.mean_image
 
 
 async def found_stats(
