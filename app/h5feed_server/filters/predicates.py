@@ -113,9 +113,7 @@ def _of_numbers(field: Field, scale: Scale, wanted: Numbers) -> Predicate:
         text = Condition(field.name, "not in", (*everything, *(nan if scale.has_nan else ())))
 
     def holds(values: npt.NDArray[Any]) -> Bools:
-        if field.column.is_bfloat16:
-            values = (values.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return wanted.holds(values, scale)
+        return wanted.holds(field.column.widened(values), scale)
 
     return Predicate(field, str(text), holds)
 
