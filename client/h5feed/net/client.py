@@ -23,7 +23,7 @@ from ..errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, Revis
 from ..forks import tell_after_fork
 from ..schema import read_json
 from ..version import __version__
-from ..wire import MEDIA_TYPE
+from ..wire import MEDIA_TYPE, WAIT_HEADER
 from .cancellation import Cancellation
 from .certificates import Cert, Verify, context_of
 from .concurrency import Link
@@ -293,6 +293,7 @@ class Client:
         cancelled = cancelled or threading.Event()
         aborts = cancelled if isinstance(cancelled, Cancellation) else None
         waits = waits_to_tell()
+        more = {WAIT_HEADER: waits} if waits else {}
         attempts: FailedAttempts | None = None
         enter(WAITING)
         while True:
@@ -309,7 +310,7 @@ class Client:
                         max_bytes=max_bytes,
                         deadline=deadline,
                         cancelled=aborts,
-                        waits=waits,
+                        more=more,
                     )
                     # 202 means that the server is still working.
                     if answer.status == 200 or (answer.status == 202 and is_job):

@@ -13,15 +13,14 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..buffers import BufferPool
 from ..errors import BadParameter
-from ..wire import WAIT_HEADER
 from .cancellation import Cancellation
 from .http import auth_of, httpx, timeout_of
-from .spans import header_lines
 from .transport import (
     BODY,
     CANCELLED,
@@ -33,6 +32,7 @@ from .transport import (
     FeedTransport,
     Timeouts,
     head_after_target,
+    with_headers,
 )
 
 FIRST_REST = 0.25
@@ -116,24 +116,22 @@ class Server:
         max_bytes: int = MAX_PLAIN_BYTES,
         deadline: float,
         cancelled: Cancellation | None = None,
-        waits: str | None = None,
-        traced: Mapping[str, str] | None = None,
+        more: Mapping[str, str] = MappingProxyType({}),
     ) -> Answer:
         """Send a request once and return the response.
 
-        `max_bytes` limits a body that is read into the `pool`. `waits` is the value of `h5feed.wire.WAIT_HEADER`,
-        `traced` the headers of a trace.
+        `max_bytes` limits a body that is read into the `pool`. `more` are headers of this request alone.
 
         Raises
         ------
         httpx.TransportError
         """
         if json is None and pool is not None and self._plain:
-            answer = self._send_plain(target, accept, pool, max_bytes, deadline, cancelled, waits, traced)
+            answer = self._send_plain(target, accept, pool, max_bytes, deadline, cancelled, more)
             self.has_answered = True
             return answer
         extensions = {DEADLINE: deadline, POOL: pool, MAX_BYTES: max_bytes, CANCELLED: cancelled}
-        headers = {"accept": accept, **({WAIT_HEADER: waits} if waits else {}), **(traced or {})}
+        headers = {"accept": accept, **more}
         request = self._http.build_request(method, target, headers=headers, json=json, extensions=extensions)
         response = self._http.send(request)
         self.has_answered = True
@@ -176,8 +174,7 @@ class Server:
         max_bytes: int,
         deadline: float,
         cancelled: Cancellation | None,
-        waits: str | None,
-        traced: Mapping[str, str] | None,
+        more: Mapping[str, str],
     ) -> Answer:
         """Bypass httpx: send the same bytes, without building them for every batch."""
         template = self._templates.get(accept)
@@ -186,11 +183,8 @@ class Server:
             template = head_after_target(request.headers), request.extensions["timeout"]
             self._templates[accept] = template
         head, timeouts = template
-        if waits:
-            # Before the empty line.
-            head = b"%b%b: %b\r\n\r\n" % (head[:-2], WAIT_HEADER.encode(), waits.encode("ascii"))
-        if traced:
-            head = b"%b%b\r\n" % (head[:-2], header_lines(traced))
+        if more:
+            head = with_headers(head, more)
         line = f"GET {self._prefix}{target}".encode("ascii")
         answer = self._transport.exchange(
             self._http.base_url,

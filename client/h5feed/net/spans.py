@@ -55,7 +55,9 @@ class Spans:
         """``server.send``, with a span for the request. The server continues the trace."""
         return partial(self._send, server)
 
-    def _send(self, server: Server, method: str, target: str, accept: str, **options: Any) -> Answer:
+    def _send(
+        self, server: Server, method: str, target: str, accept: str, *, more: Mapping[str, str], **options: Any
+    ) -> Answer:
         path = target.partition("?")[0]
         template = _NUMBER.sub("/{index}", _DATASET.sub("/v1/datasets/{name}", path))
         address = urlsplit(server.url)
@@ -68,9 +70,9 @@ class Spans:
             attributes["server.port"] = address.port
         name = f"{method} {template}"
         with self._tracer.start_as_current_span(name, kind=self._client, attributes=attributes) as span:
-            headers: dict[str, str] = {}
+            headers = dict(more)
             self._inject(headers)
-            answer = server.send(method, target, accept, traced=headers, **options)
+            answer = server.send(method, target, accept, more=headers, **options)
             span.set_attribute("http.response.status_code", answer.status)
             if (request_id := answer.header("x-request-id")) is not None:
                 span.set_attribute("h5feed.request_id", request_id)
@@ -108,8 +110,3 @@ def _new_spans() -> Spans | None:
 _lock = threading.Lock()
 _spans: Spans | None = None
 _is_known = False
-
-
-def header_lines(headers: Mapping[str, str]) -> bytes:
-    """These headers as lines of a request."""
-    return b"".join(f"{name}: {value}\r\n".encode("ascii") for name, value in headers.items())

@@ -337,6 +337,12 @@ def head_after_target(headers: httpx.Headers) -> bytes:
     return b" HTTP/1.1\r\n%b\r\n" % b"".join(lines)
 
 
+def with_headers(head: bytes, headers: Mapping[str, str]) -> bytes:
+    """A head of `head_after_target` with further headers, before the empty line at its end."""
+    lines = b"".join(f"{name}: {value}\r\n".encode("ascii") for name, value in headers.items())
+    return b"%b%b\r\n" % (head[:-2], lines)
+
+
 def _through(proxy: Proxy, url: httpx.URL, request: bytes) -> bytes:
     """The request as a proxy wants it: with the whole URL as its target."""
     method, _, rest = request.partition(b" ")
