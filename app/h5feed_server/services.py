@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from .batches.batcher import Batcher
 from .cache_folder.folder import CacheFolder
@@ -132,6 +132,11 @@ class Services:
             traffic,
             metrics,
         )
+
+    @cached_property
+    def is_guarded(self) -> bool:
+        """See `Settings.is_guarded`; asked for each batch."""
+        return self.settings.is_guarded
 
     def close(self, *, wait: bool = False) -> None:
         """End all threads, files and child processes.

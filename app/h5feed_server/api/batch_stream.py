@@ -90,6 +90,11 @@ class _Begun:
     send_seconds: float = 0.0
     nbytes: int = 0
 
+    def raw_headers(self, media_type: str) -> list[tuple[bytes, bytes]]:
+        """The headers in terms of ASGI."""
+        headers = {**self.headers, "content-type": media_type}
+        return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+
 
 class BatchStream(Response):
     """Batches start … stop-1 of an order.
@@ -123,7 +128,7 @@ class BatchStream(Response):
     ) -> None:
         # Nothing is known of headers and body before the plan is: the base class is given none.
         self.background = None
-        self.media_type = media_type
+        self._media_type = media_type
         self._services = services
         self._plan = plan
         self._window = start, stop
@@ -155,8 +160,7 @@ class BatchStream(Response):
             if head:
                 await send({"type": "http.response.body", "body": head, "more_body": True})
         else:
-            answer = Response(headers=begun.headers, media_type=self.media_type)
-            await send({"type": "http.response.start", "status": 200, "headers": answer.raw_headers})
+            await send({"type": "http.response.start", "status": 200, "headers": begun.raw_headers(self._media_type)})
         try:
             await self._send_rest(begun, peer, send)
         finally:
@@ -223,7 +227,7 @@ class BatchStream(Response):
         plan = self._plan()
         nbytes: int | None = plan.nbytes(*self._window)
         blocks = _blocks(plan, *self._window)
-        private = services.settings.is_guarded
+        private = services.is_guarded
         headers = url_headers(*self._url, plan.dataset.revision, "safetensors", private=private)
         if is_tagged(self._if_none_match, headers):
             return not_modified(headers)
@@ -257,7 +261,7 @@ class BatchStream(Response):
                 if nbytes is not None:
                     headers["content-length"] = str(nbytes)
                 if writer is not None and nbytes is not None:
-                    writer.start(Response(headers=headers, media_type=self.media_type).raw_headers, nbytes)
+                    writer.start(begun.raw_headers(self._media_type), nbytes)
             begun.unsent = block[writer.write(block) :] if writer is not None else block
             mark = time.perf_counter()
             begun.send_seconds += mark - now

@@ -113,7 +113,7 @@ def query_items(request: Request) -> list[str]:
 
 def cache_headers(request: Request, revision: str, form: Format) -> dict[str, str]:
     """ETag and Cache-Control of a response that depends only on its URL and the revision."""
-    private = request.app.state.services.settings.is_guarded
+    private = request.app.state.services.is_guarded
     return url_headers(request.scope["path"], query_items(request), revision, form, private=private)
 
 

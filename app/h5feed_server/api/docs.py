@@ -56,7 +56,7 @@ async def openapi(request: Request, services: ServicesDep) -> Response:
     line = install_line(request)
     if line is not None:
         schema["info"]["description"] += _CLIENT.format(line)
-    if services.settings.is_guarded:
+    if services.is_guarded:
         schema["components"]["securitySchemes"] = {_SCHEME: _BEARER}
         schema["security"] = [{_SCHEME: []}]
         schema["info"]["description"] += _GUARDED

@@ -171,5 +171,5 @@ async def found_stats(
 
 def stats_headers(request: Request, dataset: Dataset) -> dict[str, str]:
     """ETag and Cache-Control of an answer that is a pure function of its URL and the revision."""
-    private = request.app.state.services.settings.is_guarded
+    private = request.app.state.services.is_guarded
     return url_headers(request.scope["path"], query_items(request), dataset.revision, "json", private=private)

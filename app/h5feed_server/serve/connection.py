@@ -84,8 +84,8 @@ def refusal(error: FeedError, status: int, host: Host) -> bytes:
     token = REQUEST_ID.set(request_id)
     answer = problem(error, status=status)
     REQUEST_ID.reset(token)
-    own = [(HEADER, request_id.encode("ascii")), (b"connection", b"close")]
-    return response_head(status, [*host.default_headers(), *answer.raw_headers, *own]) + bytes(answer.body)
+    headers = [*answer.raw_headers, (b"connection", b"close")]
+    return response_head(status, host.header_lines(request_id), headers) + bytes(answer.body)
 
 
 def _given_id(headers: Sequence[tuple[bytes, bytes]]) -> str | None:

@@ -56,7 +56,7 @@ class DirectWriter:
         ConnectionAbortedError
             Nobody waits for this answer any more.
         """
-        self._head = response_head(200, (*self._exchange.own_headers(), *headers))
+        self._head = response_head(200, self._exchange.own_headers(), headers)
         with self._lock:
             if self._revoked:
                 raise ConnectionAbortedError("the answer came too late")

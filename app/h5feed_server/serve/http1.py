@@ -41,10 +41,10 @@ _BODILESS = (204, 304)
 _NO_CHUNKS_BEFORE = "1.1"
 
 
-def response_head(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Status line and headers of a response."""
+def response_head(status: int, own: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Status line and headers of a response; `own` are header lines that the server adds."""
     line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-    return b"".join([line, *(b"%b: %b\r\n" % header for header in headers), b"\r\n"])
+    return b"".join([line, own, *[b"%b: %b\r\n" % header for header in headers], b"\r\n"])
 
 
 @dataclass(eq=False)
@@ -58,14 +58,15 @@ class Host:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     is_closing: bool = False
     """Whether what fails now is cut off on purpose."""
-    _dated: tuple[int, list[tuple[bytes, bytes]]] = (-1, [])
+    _dated: tuple[int, bytes] = (-1, b"")
 
-    def default_headers(self) -> list[tuple[bytes, bytes]]:
-        """Headers of every response."""
+    def header_lines(self, request_id: str) -> bytes:
+        """Lines of the headers that every response has."""
         now = int(time.time())
         if self._dated[0] != now:
-            self._dated = now, [(b"date", formatdate(now, usegmt=True).encode()), *self.headers]
-        return self._dated[1]
+            headers = [(b"date", formatdate(now, usegmt=True).encode()), *self.headers]
+            self._dated = now, b"".join([b"%b: %b\r\n" % header for header in headers])
+        return b"%b%b: %b\r\n" % (self._dated[1], HEADER, request_id.encode("ascii"))
 
 
 class Exchange:
@@ -124,9 +125,9 @@ class Exchange:
             self.disconnected = True
         self._news.set()
 
-    def own_headers(self) -> list[tuple[bytes, bytes]]:
-        """Headers that are added to the application's."""
-        return [*self.connection.host.default_headers(), (HEADER, self.request_id.encode("ascii"))]
+    def own_headers(self) -> bytes:
+        """Lines of the headers that are added to the application's."""
+        return self.connection.host.header_lines(self.request_id)
 
     def begin_elsewhere(self, nbytes: int) -> None:
         """The response head, for a body of `nbytes`, is written by another thread. May be called from any thread."""
@@ -207,7 +208,7 @@ class Exchange:
         sent: list[tuple[bytes, bytes]] = []
         length: int | None = None
         says_close = False
-        for name, value in (*self.own_headers(), *headers):
+        for name, value in headers:
             if _BAD_NAME.search(name) or _BAD_VALUE.search(value):
                 raise RuntimeError(f"invalid header {name!r}: {value!r}")
             lowered = name.lower()
@@ -233,7 +234,7 @@ class Exchange:
             sent.append((b"connection", b"close"))
         self.started = True
         self.expects_continue = False
-        self.connection.transport.write(response_head(status, sent))
+        self.connection.transport.write(response_head(status, self.own_headers(), sent))
 
     def _send_body(self, body: bytes | memoryview, more_body: bool) -> None:
         transport = self.connection.transport

@@ -26,7 +26,7 @@ class Snippet:
 
 def curl(request: Request, path: str) -> Snippet:
     """A request to the API; `path` is a `link`."""
-    guarded = request.app.state.services.settings.is_guarded
+    guarded = request.app.state.services.is_guarded
     token = ' -H "Authorization: Bearer $H5FEED_TOKEN"' if guarded else ""
     return Snippet("Shell", f"curl -f{token} {shlex.quote(server_origin(request) + path)}")
 
@@ -60,7 +60,7 @@ def python(request: Request, dataset: str | None, *lines: str) -> Snippet:
 def python_json(request: Request, path: str, name: str) -> Snippet:
     """Python that fetches the JSON of the API at `path` as `name`. It needs the standard library only."""
     begin, asked = ["import json", "import urllib.request", ""], repr(server_origin(request) + path)
-    if request.app.state.services.settings.is_guarded:
+    if request.app.state.services.is_guarded:
         header = "{'Authorization': f'Bearer {os.environ[\"H5FEED_TOKEN\"]}'}"
         begin = [begin[0], "import os", *begin[1:], f"request = urllib.request.Request({asked}, headers={header})"]
         asked = "request"
