@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5feed
+import h5py
 import httpx
 import pytest
 
@@ -214,3 +215,25 @@ def test_forked_processes_do_not_share_a_connection(server: ServerProcess, tmp_p
         "sys.exit(not right or any(os.waitpid(pid, 0)[1] for pid in pids))\n"
     )
     assert subprocess.run([sys.executable, script], timeout=180, check=False).returncode == 0
+
+
+def test_text_in_several_blocks(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Nobody knows how long text is before all of it is read: the body has no length, and all of the batches."""
+    (tmp_path / "data").mkdir()
+    with h5py.File(tmp_path / "data" / "texts.h5", "w") as file:
+        file.create_dataset("text", data=[f"{row}" * 500 for row in range(4000)], dtype=h5py.string_dtype())
+    server = serve(tmp_path / "data")
+    path = "/v1/datasets/texts/batches"
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        one_by_one = [client.get(f"{path}/{index}?fields=text&batch_size=40").content for index in range(100)]
+        expected = b"".join(one_by_one)
+        query = "fields=text&batch_size=40&start=0&stop=100"
+        # The second time, the query is known.
+        for _ in range(2):
+            answer = client.get(f"{path}?{query}")
+            assert answer.status_code == 200 and answer.headers["transfer-encoding"] == "chunked"
+            assert "content-length" not in answer.headers and answer.content == expected
+    with _connect(server) as connected:
+        connected.sendall(_ask(f"{path}?{query}", version="1.0"))
+        received = b"".join(iter(lambda: connected.recv(1 << 16), b""))
+    assert received.partition(b"\r\n\r\n")[2] == expected and len(expected) > 4 << 20
