@@ -21,7 +21,7 @@ FLOORS := .venv-floors
 FLOORS_READY := $(FLOORS)/.ready
 # Tests of what leans on other packages: files, images, HTTP, settings, Keras, splits.
 VERSION_TESTS := $(addprefix tests/server/test_,api.py by_h5py.py doors.py encoded.py filters.py openapi.py plots.py \
-  read.py serving.py splits.py stats.py stream.py) $(addprefix tests/client/test_,cli.py decode.py keras.py \
+  read.py serving.py splits.py stats.py stream.py tracing.py) $(addprefix tests/client/test_,cli.py decode.py keras.py \
   keras_internals.py loader.py looks.py readahead.py wire.py) $(addprefix tests/builder/test_,building.py tables.py)
 NEWEST_PYTHON ?= $(or $(lastword $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3))),python3)
 NEWEST := .venv-newest
@@ -143,12 +143,12 @@ requirements: ## pin the newest versions of all dependencies
 	  --no-emit-package h5feed pyproject.toml -o requirements/server.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	  --no-emit-package h5feed -c requirements/server.txt --extra demo --group dev pyproject.toml -o requirements/dev.txt
-	$(BIN)/uv pip compile --quiet --upgrade --resolution lowest-direct --python-version 3.11 --no-header --no-annotate \
-	  --no-emit-index-url --no-emit-package h5feed --extra demo --extra parquet --extra decode --extra cli --extra keras \
-	  pyproject.toml client/pyproject.toml -o requirements/floors.txt
-	$(BIN)/uv pip compile --quiet --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-	  --no-emit-package h5feed -c requirements/floors.txt --extra demo --extra parquet --group dev pyproject.toml \
-	  -o requirements/floors.txt
+	$(BIN)/uv pip compile --quiet --upgrade --universal --resolution lowest-direct --python-version 3.11 --no-header \
+	  --no-annotate --no-emit-index-url --no-emit-package h5feed --extra demo --extra otel --extra parquet --extra decode \
+	  --extra cli --extra keras pyproject.toml client/pyproject.toml -o requirements/floors.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+	  --no-emit-package h5feed -c requirements/floors.txt --extra demo --extra otel --extra parquet --group dev \
+	  pyproject.toml -o requirements/floors.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	  --no-emit-package h5feed -c requirements/dev.txt --extra decode --extra cli --extra keras client/pyproject.toml \
 	  requirements/trainer.in -o requirements/trainer.txt
