@@ -49,7 +49,7 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
     """Images per second of every contestant; and the reciprocals of bytes."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="h5feed-bench-", dir=files.folder)))
-        mean = _make_images(folder / "jpegs")
+        mean = make_images(folder / "jpegs")
         print(f"           {IMAGES} JPEGs of {mean:,.0f} bytes on average", flush=True)
         served = folder / "served"
         build(folder / "jpegs", served / "jpegs.h5", BuildOptions((SIDE, SIDE), store="encoded"))
@@ -117,7 +117,7 @@ def _has_tensorflow(python: Path) -> bool:
     return any(python.parent.parent.glob("lib/python*/site-packages/tensorflow"))
 
 
-def _make_images(folder: Path) -> float:
+def make_images(folder: Path) -> float:
     """Write the JPEGs; returns their bytes in the mean."""
     photographs = load_sample_images().images
     for label in ("cat", "dog"):
