@@ -6,14 +6,15 @@ import io
 import ipaddress
 import os
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dotenv import dotenv_values
 from h5feed.errors import BadParameter
 from h5feed.suggestions import did_you_mean
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ANY_HOST = "*"
@@ -259,3 +260,29 @@ def _items(text: str) -> tuple[str, ...]:
 
 _NAMES = {f"{_BEGIN}{name.upper()}": name for name in Settings.model_fields}
 """The field of each variable."""
+
+
+def explain(error: ValidationError, flags: Mapping[str, Any]) -> None:
+    """Print a line for each setting that cannot be, by the name under which it was given.
+
+    Parameters
+    ----------
+    flags : mapping of str
+        Options of the command line by the names of the settings; None where an option was not given.
+
+    Raises
+    ------
+    ValidationError
+        It is not about settings.
+    """
+    if error.title != Settings.__name__:
+        raise error
+    for item in error.errors():
+        name = str(item["loc"][0])
+        if flags.get(name) is not None:
+            flag = "allowed-host" if name == "allowed_hosts" else name.replace("_", "-")
+            setting = f"--{flag} {item['input']}"
+        else:
+            # Who reads the log is not to learn the tokens.
+            setting = f"H5FEED_{name.upper()}" + ("" if name == "tokens" else f"={item['input']}")
+        print(f"h5feed-server: {setting}: {item['msg'].removeprefix('Value error, ')}", file=sys.stderr)

@@ -27,8 +27,8 @@ import numpy as np
 import pytest
 from h5feed.batch import Batch
 from h5feed.bench.advice import advice_for, is_fed
+from h5feed.bench.arguments import size
 from h5feed.bench.asked import Asked
-from h5feed.bench.command import size
 from h5feed.bench.findings import Findings, Rate, Single, Training
 from h5feed.bench.observe import Observer
 from h5feed.bench.probe import Probe

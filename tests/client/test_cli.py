@@ -24,7 +24,8 @@ import h5feed.stats
 import numpy as np
 import pytest
 from h5feed.batch import Batch
-from h5feed.cli import _write, main
+from h5feed.cli import main
+from h5feed.commands import _write
 
 from tests.support.server_process import ServerProcess
 
@@ -212,3 +213,21 @@ def test_any_field_name_is_written(tmp_path: Path) -> None:
     assert set(archive.files) == {*fields, "__rows__"}
     for name, array in fields.items():
         np.testing.assert_array_equal(archive[name], array)
+
+
+@pytest.mark.parametrize("module", ["h5feed.cli", "h5feed_server.cli"])
+@pytest.mark.parametrize("word", ["--version", "--help"])
+def test_nothing_heavy_is_loaded_to_print_a_line(module: str, word: str) -> None:
+    """Packages that take a second to import are imported by the commands that use them."""
+    heavy = ("fastapi", "h5py", "httpx", "numpy", "pydantic", "rich", "uvicorn")
+    code = f"""
+import sys
+from {module} import main
+try:
+    main([{word!r}])
+except SystemExit as end:
+    assert end.code == 0
+print([name for name in {heavy!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith(("h5feed", "usage")) and done.stdout.splitlines()[-1] == "[]", done.stdout

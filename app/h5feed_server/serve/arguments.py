@@ -1,0 +1,85 @@
+"""Command-line arguments of ``h5feed-server serve``, in a module that loads nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+from ..sharing.logs import LogFormat
+
+_EXAMPLES = """examples:
+  h5feed-server serve ./data                      at http://127.0.0.1:8000, for this machine only
+  h5feed-server serve ./data --workers 2          with two worker processes
+  h5feed-server serve ./data --uds /run/h5feed.sock
+  h5feed-server serve ./data --host 0.0.0.0       for other machines; creates a token
+  h5feed-server serve ./data --host 0.0.0.0 --token-file tokens    with tokens of `h5feed-server token create`
+  H5FEED_TOKENS=$TOKEN h5feed-server serve ./data --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
+"""
+
+
+def add_serve(commands: Any) -> None:
+    """Add the command to the parser."""
+    serve = commands.add_parser(
+        "serve",
+        help="serve a folder of HDF5 files",
+        description="Serves the HDF5 files below a folder. All options except those of TLS can also be set as\n"
+        "environment variables, H5FEED_NAME. docs/reference/settings.md lists these and further settings.",
+        epilog=_EXAMPLES,
+    )
+    serve.add_argument(
+        "data_dir",
+        metavar="DIR",
+        type=Path,
+        nargs="?",
+        help="folder of HDF5 files; never written to (default $H5FEED_DATA_DIR, else data)",
+    )
+    serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port to listen on (default 8000; 0 picks a free one)")
+    serve.add_argument(
+        "--uds",
+        metavar="PATH",
+        help="Unix socket to listen on; instead of a port, unless --host or --port is given, too",
+    )
+    serve.add_argument(
+        "--uds-mode", metavar="MODE", help="permissions of the Unix socket, such as 0660 (default: as the umask says)"
+    )
+    serve.add_argument(
+        "--root-path", metavar="PREFIX", help="path prefix under which a reverse proxy publishes the server"
+    )
+    serve.add_argument(
+        "--env-file", metavar="FILE", type=Path, help="file of lines H5FEED_NAME=VALUE, read again at SIGHUP"
+    )
+    serve.add_argument("--workers", type=int, help="number of worker processes (default 1)")
+    serve.add_argument(
+        "--cache-dir", type=Path, help="folder for layouts, digests and splits (default ~/.cache/h5feed)"
+    )
+    serve.add_argument(
+        "--token-file",
+        metavar="FILE",
+        type=Path,
+        help="file with tokens, of `h5feed-server token create`; read again when it changes",
+    )
+    serve.add_argument(
+        "--public", action="store_true", default=None, help="require no token, also on addresses of the network"
+    )
+    serve.add_argument(
+        "--allowed-host",
+        metavar="NAME",
+        action="append",
+        dest="allowed_hosts",
+        help="host name that a server without tokens accepts in addition to this machine's own; can be repeated",
+    )
+    serve.add_argument(
+        "--follow-links",
+        action="store_true",
+        default=None,
+        help="follow symbolic links that lead out of DIR",
+    )
+    serve.add_argument("--access-log", action="store_true", default=None, help="print a line for each request")
+    serve.add_argument(
+        "--log-format",
+        choices=get_args(LogFormat),
+        help="format of the log: lines to read, or JSON with one object per line (default pretty)",
+    )
+    serve.add_argument("--tls-cert", metavar="PEM", help="file with the certificate, to serve HTTPS")
+    serve.add_argument("--tls-key", metavar="PEM", help="file with the key of the certificate")

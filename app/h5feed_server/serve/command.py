@@ -1,0 +1,201 @@
+"""The command ``h5feed-server serve``."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import shlex
+import ssl
+import stat
+import sys
+from pathlib import Path
+
+from h5feed.errors import FeedError
+from pydantic import ValidationError
+
+from ..settings import Settings, default_cache_dir, explain, unknown_variables, variables_of
+from ..sharing.logs import LogFormat, begin_logs, say
+from ..tokens.generated import kept_token
+from ..tokens.keyring import Keyring
+from ..tokens.token_file import TokenFileError
+from .exposure import is_every_address, is_open, local_address, published_on
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    """Run the command; returns its exit code.
+
+    Raises
+    ------
+    FeedError
+    """
+    try:
+        return _serve(options)
+    except ValidationError as error:
+        explain(error, vars(options))
+        return 2
+
+
+def _serve(options: argparse.Namespace) -> int:
+    if options.allowed_hosts is not None:
+        options.allowed_hosts = ",".join(options.allowed_hosts)
+    settings, is_generated, is_stored = _settings_of(options)
+    begin_logs(settings.log_format)
+    for line in unknown_variables(os.environ):
+        print(f"h5feed-server: {line}", file=sys.stderr)
+    if (wrong := _is_wrong(settings, options)) is not None:
+        print(f"h5feed-server: {wrong}", file=sys.stderr)
+        return 2
+    if is_generated and not is_stored and not sys.stdout.isatty():
+        print(
+            "h5feed-server: nobody could find out the token, because it cannot be stored in the cache folder: set "
+            "H5FEED_TOKENS, pass --token-file, or pass a --cache-dir that can be written to",
+            file=sys.stderr,
+        )
+        return 1
+    try:
+        keyring = Keyring(settings.token_list, settings.token_file)
+    except TokenFileError as error:
+        print(f"h5feed-server: --token-file {settings.token_file}: {error}", file=sys.stderr)
+        return 2
+
+    from .listening import listen
+    from .logged_once import LoggedOnce
+    from .supervisor import Supervisor
+    from .worker import Tls
+
+    try:
+        listeners = listen(settings)
+    except OSError as error:
+        print(f"h5feed-server: cannot listen on {error.filename}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    tls = Tls(options.tls_cert, options.tls_key) if options.tls_cert else None
+    once = LoggedOnce("h5feed_server.catalog")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(once)
+    port = listeners[0].getsockname()[1] if settings.has_port else 0
+
+    def announce() -> None:
+        if not keyring.tokens and keyring.is_guarding:
+            print(
+                f"h5feed-server: {settings.token_file} has no tokens, so nobody can connect: create one with "
+                f"`h5feed-server token create NAME --token-file {shlex.quote(str(settings.token_file))}`",
+                file=sys.stderr,
+            )
+        _announce(settings, port, is_tls=tls is not None)
+        if is_generated and settings.has_port:
+            _announce_token(settings, settings.log_format, is_stored=is_stored)
+
+    return Supervisor(settings, listeners, announce, keyring, tls, lambda: _reread(options, settings, keyring)).run()
+
+
+def _settings_of(options: argparse.Namespace) -> tuple[Settings, bool, bool]:
+    """The settings; whether a token was generated because other machines could read everything, and whether that token
+    is stored.
+
+    Raises
+    ------
+    ValidationError
+    FeedError
+        The file of settings cannot be read, or names something that is no setting.
+    """
+    given = {
+        name: value for name, value in vars(options).items() if name in Settings.model_fields and value is not None
+    }
+    settings = Settings(**{**variables_of(options.env_file), **given})
+    is_generated, is_stored = is_open(settings), False
+    if is_generated:
+        token, is_stored = kept_token(settings.cache_dir)
+        settings = settings.model_copy(update={"tokens": token})
+    return settings, is_generated, is_stored
+
+
+def _is_wrong(settings: Settings, options: argparse.Namespace) -> str | None:
+    """Why nothing can be served with these settings."""
+    if (what := _is_no_folder(settings.data_dir)) is not None:
+        return f"{settings.data_dir} {what}"
+    certificate, key = options.tls_cert, options.tls_key
+    if (certificate is None) != (key is None):
+        return "--tls-cert and --tls-key must be given together"
+    if certificate is not None and (why := _is_no_certificate(certificate, key)) is not None:
+        return f"--tls-cert {certificate} with --tls-key {key}: {why}"
+    return None
+
+
+def _reread(options: argparse.Namespace, started_with: Settings, keyring: Keyring) -> tuple[Settings, Keyring] | None:
+    """Settings and tokens for new workers, at SIGHUP; None, and a line that says why, if they cannot be."""
+    try:
+        settings, *_ = _settings_of(options)
+        wrong = _is_wrong(settings, options)
+        if (settings.tokens, settings.token_file) != (started_with.tokens, started_with.token_file):
+            keyring = Keyring(settings.token_list, settings.token_file)
+    except ValidationError as error:
+        explain(error, vars(options))
+        return None
+    except (FeedError, TokenFileError) as error:
+        wrong = str(error)
+    if wrong is not None:
+        print(f"h5feed-server: {wrong}", file=sys.stderr)
+        return None
+    for name in ("host", "port", "uds", "uds_mode"):
+        kept = getattr(started_with, name)
+        if getattr(settings, name) != kept:
+            print(f"h5feed-server: {name} stays {kept!r} until the server is restarted", file=sys.stderr)
+            settings = settings.model_copy(update={name: kept})
+    return settings, keyring
+
+
+def _announce(settings: Settings, port: int, *, is_tls: bool) -> None:
+    """Say where the server is, on standard output; its address is the last word of the first line."""
+    form, scheme = settings.log_format, "https" if is_tls else "http"
+    socket_url = settings.uds and f"unix://{os.path.abspath(settings.uds)}"
+    if not settings.has_port:
+        say(form, f"h5feed serves {settings.data_dir} at {socket_url}")
+        return
+    host, port = published_on(settings) or (settings.host, port)
+    address = f"{scheme}://{local_address(host, port)}"
+    say(form, f"h5feed serves {settings.data_dir} at {address}")
+    if socket_url:
+        say(form, f"and on the Unix socket {socket_url}")
+    say(form, f"browse it at {address}/")
+    if is_every_address(host):
+        say(form, f"from other machines, use this machine's name or address and port {port}")
+
+
+def _announce_token(settings: Settings, form: LogFormat, *, is_stored: bool) -> None:
+    """How to get the generated token: to a terminal, it is printed; what is a log, more people read than have it."""
+    show = f"`h5feed-server token show{_cache_option(settings)}`"
+    own = "to use your own, pass --token-file; to use none, H5FEED_PUBLIC=1"
+    if form == "pretty" and sys.stdout.isatty():
+        say(form, f"token: {settings.tokens}   (for token=, H5FEED_TOKEN or H5FEED_TOKEN_FILE of clients)")
+        say(form, f"{show} shows it again; {own}" if is_stored else own)
+    else:
+        say(form, f"clients need a token, which {show} prints; {own}")
+
+
+def _cache_option(settings: Settings) -> str:
+    """What tells another command the server's cache folder."""
+    is_default = settings.cache_dir == default_cache_dir()
+    set_by_variable = os.environ.get("H5FEED_CACHE_DIR") == str(settings.cache_dir)
+    return "" if is_default or set_by_variable else f" --cache-dir {shlex.quote(os.path.abspath(settings.cache_dir))}"
+
+
+def _is_no_certificate(certificate: str, key: str) -> str | None:
+    """Why nobody can be served https with these files."""
+    try:
+        # A password is asked for by no worker.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password=str)
+    except ssl.SSLError as error:
+        return f"not a certificate and its key, as PEM files without a password ({error.reason or error})"
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _is_no_folder(path: Path) -> str | None:
+    """Why there is nothing to serve, and will not be; what cannot be looked at now is for the catalogue to tell."""
+    try:
+        return None if stat.S_ISDIR(os.stat(path).st_mode) else "is a file: pass the folder that contains it"
+    except OSError as error:
+        return "does not exist" if error.errno in (errno.ENOENT, errno.ENOTDIR) else None
