@@ -103,6 +103,15 @@ def found(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]
     return printed
 
 
+def bounded(capsys: pytest.CaptureFixture[str], *arguments: str, seconds: int) -> dict[str, Any]:
+    """What a bench prints once it had the time to find a bound, on a machine that is busy with something else."""
+    for longer in (1, 3, 9):
+        printed = found(capsys, *arguments, "--seconds", str(longer * seconds))
+        if printed["bound"] is not None:
+            break
+    return printed
+
+
 def options(printed: dict[str, Any]) -> dict[str, str]:
     """Option to reason."""
     return {each["option"]: each["because"] for each in printed["advice"]}
@@ -154,7 +163,7 @@ def test_eight_rows(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -
 def test_a_slow_line_is_the_bound(line: Callable[..., Line], capsys: pytest.CaptureFixture[str]) -> None:
     """2 MB/s with a round trip of 20 ms: the link bounds it, and what is advised has fewer bytes travel."""
     slow = line(delay=0.01, rate=2e6)
-    said = found(capsys, slow.url, "floats", "--seconds", "8", "--batch-size", "16")
+    said = bounded(capsys, slow.url, "floats", "--batch-size", "16", seconds=8)
     print(json.dumps(said, indent=1))
     assert said["bound"] == "link"
     assert said["round_trip_seconds"] >= 0.02
@@ -167,7 +176,7 @@ def test_a_slow_line_is_the_bound(line: Callable[..., Line], capsys: pytest.Capt
 def test_images_had_better_travel_encoded(line: Callable[..., Line], capsys: pytest.CaptureFixture[str]) -> None:
     """Behind a slow line, decode="client" is measured, and advised with the bytes that it spares."""
     slow = line(rate=1e6)
-    said = found(capsys, slow.url, "photos", "--seconds", "6", "--batch-size", "8")
+    said = bounded(capsys, slow.url, "photos", "--batch-size", "8", seconds=6)
     assert said["bound"] == "link"
     here = said["rates"]['decode="client"']
     assert here["rows_per_second"] > 2 * said["rates"]["read-ahead"]["rows_per_second"]
@@ -179,7 +188,7 @@ def test_reading_is_the_bound(
 ) -> None:
     """A server that unpacks chunks of 300 rows for each row, and keeps none: the file wants another layout."""
     slow = serve(folder, H5FEED_CHUNK_CACHE_BYTES="0", H5FEED_CACHE_BYTES="0")
-    said = found(capsys, slow.url, "dear", "--seconds", "8")
+    said = bounded(capsys, slow.url, "dear", seconds=8)
     assert said["bound"] == "server" and said["server_share"] > 0.5
     assert "decodes up to 300 bytes per byte served" in options(said)["h5feed-server inspect FILE"]
     assert 'cache="FOLDER"' not in options(said) or "epoch" in options(said)['cache="FOLDER"']
