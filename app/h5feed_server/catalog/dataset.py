@@ -159,13 +159,17 @@ class Dataset:
         ------
         FieldNotFound, UnsupportedField
         """
-        for field in self.fields:
-            if field.name == name:
-                if field.unreadable:
-                    raise UnsupportedField(f"field {name!r} of {self.name!r} cannot be served: {field.unreadable}")
-                return field
-        valid = [field.name for field in self.fields if not field.unreadable]
-        raise no_field(name, valid, f"dataset {self.name!r} has no field")
+        field = self._by_name.get(name)
+        if field is None:
+            valid = [field.name for field in self.fields if not field.unreadable]
+            raise no_field(name, valid, f"dataset {self.name!r} has no field")
+        if field.unreadable:
+            raise UnsupportedField(f"field {name!r} of {self.name!r} cannot be served: {field.unreadable}")
+        return field
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Field]:
+        return {field.name: field for field in reversed(self.fields)}
 
     def chosen(
         self, names: str | Sequence[str] | None, encoded: str | Sequence[str] | None = None
@@ -190,13 +194,14 @@ class Dataset:
             fields = tuple(f for f in readable if f.role in ("input", "label")) or tuple(readable)
         else:
             fields = tuple({name: self.field(name) for name in _names(names)}.values())
-        stored = _names(encoded or ())
+        stored, names_of_all = _names(encoded or ()), {field.name for field in fields}
         for name in stored:
             if self.field(name).images is None:
                 raise BadParameter(f"encoded={name}: rows of {name!r} are not stored as the bytes of image files")
-            if name not in [field.name for field in fields]:
+            if name not in names_of_all:
                 raise BadParameter(f"encoded={name}: this field is not among the requested ones")
-        return tuple(field.encoded if field.name in stored else field for field in fields)
+        as_stored = set(stored)
+        return tuple(field.encoded if field.name in as_stored else field for field in fields)
 
     @cached_property
     def block_rows(self) -> int:

@@ -113,16 +113,23 @@ def identity_of(path: str) -> Identity | None:
         return None
 
 
+_MOST_NAMED = 8
+"""Files that are named when their datasets have the same name."""
+
+
 def told_apart(lines: Sequence[tuple[Entry, Listed]]) -> list[Listed]:
     """The lines of a listing. Of datasets with the same name, only the one whose entry has that name is served."""
     counts = Counter(line.name for _, line in lines)
+    files_of: dict[str, list[str]] = {}
+    for _, line in lines:
+        if counts[line.name] > 1 and line.files:
+            files_of.setdefault(line.name, []).append(line.files[0])
     listed = []
     for entry, line in lines:
         own = entry.name == line.name
         if counts[line.name] > 1 and line.dataset is not None and not own:
-            files = [other.files[0] for _, other in lines if other.name == line.name and other.files]
             # Lines need unique names, although this one cannot be requested.
-            name, reason = f"{line.name} ({shown(line.files[0])})", of_one_name(line.name, files)
+            name, reason = f"{line.name} ({shown(line.files[0])})", of_one_name(line.name, files_of[line.name])
             line = replace(line, name=name, status="unreadable", reason=reason, dataset=None)
         listed.append(line)
     return listed
@@ -130,7 +137,8 @@ def told_apart(lines: Sequence[tuple[Entry, Listed]]) -> list[Listed]:
 
 def of_one_name(name: str, files: Sequence[str]) -> str:
     """Return the reason why datasets in these files are not served."""
+    more = f" and {len(files) - _MOST_NAMED} more files" if len(files) > _MOST_NAMED else ""
     return (
-        f"datasets in {', '.join(map(shown, files))} would have the same name {name!r}: rename a file, or declare it "
-        "under another name in h5feed.toml"
+        f"datasets in {', '.join(map(shown, files[:_MOST_NAMED]))}{more} would have the same name {name!r}: rename a "
+        "file, or declare it under another name in h5feed.toml"
     )
