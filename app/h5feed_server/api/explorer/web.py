@@ -29,7 +29,7 @@ from ..auth import session_cookies_of
 from ..dependencies import attempted, job_result
 from ..forwarded import here
 from ..jobs import accepted
-from ..problems import STATUS, problem, validation_sentence
+from ..problems import STATUS, bad_parameters, problem, validation_sentence
 from ..redaction import without_secrets
 from .snippets import Snippet
 
@@ -229,6 +229,8 @@ class PageRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        models = [parameter.field_info.annotation for parameter in self.dependant.query_params]
+        names = {"query": [name for model in models for name in getattr(model, "model_fields", ())]}
 
         async def handle_page(request: Request) -> Response:
             try:
@@ -236,7 +238,7 @@ class PageRoute(APIRoute):
             except InProgress as progress:
                 return waiting(request, progress.state)
             except RequestValidationError as error:
-                return failure(request, BadParameter("; ".join(map(validation_sentence, error.errors()[:5]))))
+                return failure(request, bad_parameters(error, names))
             except NotYet as late:
                 return failure(request, late.problem)
             except FeedError as error:
