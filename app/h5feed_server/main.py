@@ -39,6 +39,7 @@ from .api.forwarded import Forwarded
 from .api.hosts import HostCheck
 from .api.identity import Callers, TrustedProxies
 from .api.openapi import describe, operation_id
+from .api.redaction import keep_secret
 from .api.shortcut import BatchShortcut, KnownQueries
 from .api.tracing import Tracers, Tracing
 from .api.uploads import Uploads, longest_body
@@ -96,6 +97,7 @@ def create_app(
     """
     tokens = keyring or Keyring(settings.token_list, settings.token_file)
     is_traced = is_wanted()
+    keep_secret(settings.token_list)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -155,5 +157,5 @@ def create_app(
     if settings.root_path or settings.proxy_list or behind_any_server:
         app.add_middleware(Forwarded, root_path=settings.root_path, trusts=proxies.trusts_peer)
     if settings.access_log:
-        app.add_middleware(AccessLog, address=proxies.address, form=settings.log_format, secrets=settings.token_list)
+        app.add_middleware(AccessLog, address=proxies.address, form=settings.log_format)
     return app

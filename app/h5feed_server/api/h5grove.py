@@ -20,6 +20,7 @@ from ..catalog.served_files import served_file
 from ..services import Services
 from .dependencies import ServicesDep, in_thread
 from .problems import bad_parameters, problem
+from .redaction import without_tokens
 
 _JSON = {"content-type": "application/json"}
 
@@ -138,4 +139,4 @@ async def _answer(services: Services, what: str, query: _PathQuery, headers: dic
 def _problem(error: FeedError) -> Response:
     # h5grove uses 422 for invalid parameters.
     status = 422 if isinstance(error, BadParameter) else None
-    return problem(error, status=status, more={"message": error.detail})
+    return problem(error, status=status, more={"message": without_tokens(error.detail)})

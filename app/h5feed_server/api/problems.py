@@ -20,6 +20,7 @@ from starlette.routing import Match
 
 from ..sharing.logs import FIELDS
 from ..sharing.request_id import REQUEST_ID, new_request_id
+from .redaction import without_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -89,19 +90,21 @@ def problem(
     """
     status = status or STATUS[type(error)]
     request_id = REQUEST_ID.get() or new_request_id()
+    # Values of the request are repeated in it, and one may be a token in the wrong place.
+    detail = without_tokens(error.detail)
     SENT[error.code] += 1
     if isinstance(error, errors.Overloaded):
         LACKED[error.lacking] += 1
     if status >= 500 and _is_news(error):
         # A caller that is told to come again is no fault of the server's, nor are files that it has just found.
         level = _LEVELS.get(type(error), logging.ERROR)
-        logger.log(level, "%s: %s", error.code, error.detail, extra={FIELDS: {"code": error.code}})
+        logger.log(level, "%s: %s", error.code, detail, extra={FIELDS: {"code": error.code}})
     content = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
         # A lone surrogate, from a caller's JSON, cannot be written.
-        "detail": error.detail.encode("utf-8", "replace").decode(),
+        "detail": detail.encode("utf-8", "replace").decode(),
         "code": error.code,
         "request_id": request_id,
         **(more or {}),

@@ -19,6 +19,7 @@ from h5feed.errors import BadParameter, FeedError, TooLarge
 from ..api.identity import UNIX
 from ..api.peer import PEER
 from ..api.problems import problem
+from ..api.redaction import without_tokens
 from ..sharing.request_id import HEADER, REQUEST_ID, new_request_id, valid_id
 from .direct import DirectWriter
 from .http1 import Exchange, Host, Http1, response_head
@@ -89,8 +90,10 @@ def refusal(error: FeedError, status: int, host: Host) -> bytes:
 
 
 def _given_id(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
-    """The id that a proxy has given to this request."""
-    return next((valid_id(value) for name, value in headers if name == HEADER), None)
+    """The id that a proxy has given to this request, or has passed on."""
+    given = next((valid_id(value) for name, value in headers if name == HEADER), None)
+    # In every line of the log, and sent back: a client may have put its token there.
+    return given if given is None or without_tokens(given) == given else None
 
 
 class _Refused(Exception):

@@ -22,6 +22,7 @@ from typing import Any
 import httptools
 from starlette.types import ASGIApp, Message
 
+from ..api.redaction import without_secrets
 from ..sharing.request_id import HEADER, REQUEST_ID
 
 logger = logging.getLogger(__name__)
@@ -143,12 +144,12 @@ class Exchange:
             await app(self.scope, self.receive, self.send)
             if not (self.complete or self.disconnected):
                 logger.error(
-                    "the response to %s was never %s", self.scope["path"], "completed" if self.started else "started"
+                    "the response to %s was never %s", self._shown_path(), "completed" if self.started else "started"
                 )
                 await self._fail()
         except Exception as error:
             if not host.is_closing:
-                logger.error("request %s failed", self.scope["path"], exc_info=error)
+                logger.error("request %s failed", self._shown_path(), exc_info=error)
             await self._fail()
         except BaseException:
             # The process ends.
@@ -157,6 +158,10 @@ class Exchange:
         finally:
             # They refer to this, and this to them.
             self.scope = {}
+
+    def _shown_path(self) -> str:
+        """For the log: on one line, and without tokens."""
+        return without_secrets(self.scope["path"].encode("unicode_escape").decode("ascii"))
 
     async def _fail(self) -> None:
         if self.complete:

@@ -30,7 +30,7 @@ from ..dependencies import attempted, job_result
 from ..forwarded import here
 from ..jobs import accepted
 from ..problems import STATUS, bad_parameters, problem, validation_sentence
-from ..redaction import without_secrets
+from ..redaction import without_secrets, without_tokens
 from .snippets import Snippet
 
 M = TypeVar("M", bound=BaseModel)
@@ -188,7 +188,8 @@ class Page:
 def answer(request: Request, page: Page, status: int = 200) -> Response:
     """The page as HTML, or as JSON with ``?format=json``."""
     if wants_json(request):
-        return JSONResponse(plain(page.data), status, _HEADERS)
+        said = JSONResponse(plain(page.data)).body
+        return Response(_shown(request, bytes(said).decode()), status, _HEADERS, "application/json")
     content = _templates.get_template(page.template).render(
         page=page,
         tabs=[] if page.dataset is None else tabs_of(page.dataset),
@@ -197,7 +198,14 @@ def answer(request: Request, page: Page, status: int = 200) -> Response:
         json_url=_with_json(request),
         can_sign_out=bool(session_cookies_of(request.scope)),
     )
-    return HTMLResponse(content.encode("utf-8", "replace"), status, _HEADERS)
+    return HTMLResponse(_shown(request, content).encode("utf-8", "replace"), status, _HEADERS)
+
+
+def _shown(request: Request, text: str) -> str:
+    """A page without the token that somebody may have put where it does not belong."""
+    # Pages repeat nothing but what is in the URL or in a form, and are long.
+    url = f"{request.url.path}?{request.url.query}"
+    return without_tokens(text) if request.method == "POST" or without_tokens(url) != url else text
 
 
 def wants_json(request: Request) -> bool:
