@@ -42,7 +42,7 @@ from .api.openapi import describe, operation_id
 from .api.redaction import keep_secret
 from .api.shortcut import BatchShortcut, KnownQueries
 from .api.tracing import Tracers, Tracing
-from .api.uploads import Uploads, longest_body
+from .api.uploads import Uploads
 from .services import Services, Shared
 from .settings import Settings
 from .sharing.metrics import Catalogue
@@ -127,7 +127,6 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=operation_id,
-        max_body_size=longest_body(settings.max_rows),
     )
     app.state.keyring = tokens
     app.state.queries = KnownQueries()

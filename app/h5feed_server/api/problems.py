@@ -67,6 +67,9 @@ LACKED: Counter[str] = Counter()
 
 _NO_NAMES: Mapping[str, Sequence[str]] = {}
 
+_MAX_DETAIL = 4000
+"""Characters. What stands before and behind a long value says what is wrong."""
+
 _QUIET_SECONDS, _MOST_LOGGED = 10.0, 256
 _logged: dict[str, float] = {}
 """What has been logged of errors that pass, and when, by the monotonic clock."""
@@ -90,8 +93,7 @@ def problem(
     """
     status = status or STATUS[type(error)]
     request_id = REQUEST_ID.get() or new_request_id()
-    # Values of the request are repeated in it, and one may be a token in the wrong place.
-    detail = without_tokens(error.detail)
+    detail = shown_detail(error)
     SENT[error.code] += 1
     if isinstance(error, errors.Overloaded):
         LACKED[error.lacking] += 1
@@ -115,6 +117,14 @@ def problem(
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(content, status, headers, "application/problem+json")
+
+
+def shown_detail(error: errors.FeedError) -> str:
+    """What is said of an error. It has values of the request: one may be very long, or a token in the wrong place."""
+    detail = without_tokens(error.detail)
+    if len(detail) > _MAX_DETAIL:
+        detail = f"{detail[: _MAX_DETAIL // 2]} […] {detail[-_MAX_DETAIL // 2 :]}"
+    return detail
 
 
 def sent() -> dict[tuple[str, str | None], float]:

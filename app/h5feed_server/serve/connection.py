@@ -207,10 +207,12 @@ class Connection(Http1):
         self._refused = True
         running = self.running
         if running is not None and not running.complete:
-            # An answer is under way, and maybe a thread is writing it: nothing may come in between.
-            running.disconnected = True
-            self.abort()
-            return
+            running.disconnect()
+            running.is_refused = running.is_waiting and not running.started and running is self.latest
+            if not running.is_refused:
+                # An answer is under way, and maybe a thread is writing it: nothing may come in between.
+                self.abort()
+                return
         self.transport.write(refusal(error, status, self.host))
         # To close with bytes unread would reset the connection, and the peer might never see the answer.
         if self.transport.can_write_eof():

@@ -82,6 +82,10 @@ class Exchange:
         Whether the peer waits to be told that it may send the body.
     more_body : bool
         Whether the request is still coming.
+    is_waiting : bool
+        Whether the application has not begun, or waits for more of the request, so that nothing is being written.
+    is_refused : bool
+        Something else has answered it: the application does not begin.
     started, complete : bool
         Whether the answer has begun, and whether all of it was handed to the transport.
     disconnected : bool
@@ -100,6 +104,7 @@ class Exchange:
         self.keep_alive = keep_alive
         self.expects_continue = expects_continue
         self.more_body = True
+        self.is_waiting, self.is_refused = True, False
         self.started = self.complete = self.disconnected = False
         self.request_id = ""
         self.length = self.rest = 0
@@ -139,6 +144,10 @@ class Exchange:
     async def run(self, app: ASGIApp) -> None:
         """Let `app` answer the request."""
         host, connection = self.connection.host, self.connection
+        if self.is_refused:
+            self.scope = {}
+            return
+        self.is_waiting = False
         REQUEST_ID.set(self.request_id)
         try:
             await app(self.scope, self.receive, self.send)
@@ -183,7 +192,9 @@ class Exchange:
             self.expects_continue = False
         if not self.disconnected and not self.complete:
             connection.resume_reading()
+            self.is_waiting = True
             await self._news.wait()
+            self.is_waiting = False
             self._news.clear()
         if self.disconnected or self.complete:
             return {"type": "http.disconnect"}

@@ -29,7 +29,7 @@ from ..auth import session_cookies_of
 from ..dependencies import attempted, job_result
 from ..forwarded import here
 from ..jobs import accepted
-from ..problems import STATUS, bad_parameters, problem, validation_sentence
+from ..problems import STATUS, bad_parameters, problem, shown_detail, validation_sentence
 from ..redaction import without_secrets, without_tokens
 from .snippets import Snippet
 
@@ -265,7 +265,7 @@ def failure(request: Request, error: FeedError) -> Response:
     if wants_json(request):
         return problem(error)
     status = STATUS[type(error)]
-    data = {"status": status, "code": error.code, "detail": error.detail}
+    data = {"status": status, "code": error.code, "detail": shown_detail(error)}
     reload = REFRESH_SECONDS if error.retry_after is not None else None
     title = "Not found" if status == HTTPStatus.NOT_FOUND else "This page cannot be shown"
     return answer(request, Page("error.html", title, data, reload=reload), status)
