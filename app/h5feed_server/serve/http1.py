@@ -151,7 +151,8 @@ class Exchange:
         REQUEST_ID.set(self.request_id)
         try:
             await app(self.scope, self.receive, self.send)
-            if not (self.complete or self.disconnected):
+            # Whether the peer has left is known to the transport a moment before it is said.
+            if not (self.complete or self.disconnected or connection.transport.is_closing()):
                 logger.error(
                     "the response to %s was never %s", self._shown_path(), "completed" if self.started else "started"
                 )
