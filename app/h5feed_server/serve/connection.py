@@ -42,8 +42,8 @@ _DISCARDED_BYTES = 64 << 20
 _MAX_PIPELINED = 64
 """Requests that wait behind the one that is being answered."""
 
-_LINGER_SECONDS = 2.0
-"""For a peer that was refused to read why, while what it sends is thrown away."""
+_LINGER_SECONDS, _LINGER_BYTES = 2.0, 16 << 20
+"""For a peer that was refused to read why, while what it sends is thrown away, up to so much."""
 
 _NUMBERS = itertools.count()
 """Of connections, in the order in which they were made: the loop's time is the same for many."""
@@ -115,6 +115,7 @@ class Connection(Http1):
         self._idle: asyncio.TimerHandle | None = None
 
         # What is being received.
+        self._thrown_away = 0
         self._in_head = self._is_first_piece = False
         self._head_since = self._request_since = 0.0
         self._received = self._body_received = 0
@@ -138,7 +139,12 @@ class Connection(Http1):
         self._owner.say_closed()
 
     def data_received(self, data: bytes) -> None:
-        if self._refused or self._upgraded:
+        if self._refused:
+            self._thrown_away += len(data)
+            if self._thrown_away > _LINGER_BYTES:
+                self.abort()
+            return
+        if self._upgraded:
             return
         self._is_first_piece = False
         super().data_received(data)
