@@ -106,7 +106,7 @@ def _posted(body: str, *lines: str) -> str:
     return _POST + "\r\n".join([*(lines or [f"Content-Length: {len(body)}"]), "", body])
 
 
-_MALFORMED = (
+MALFORMED = (
     # What is no HTTP.
     "hello\r\n\r\n",
     "\x16\x03\x01\x02\x00\x01\x00\x01",
@@ -142,7 +142,7 @@ def malformed(stage: Stage) -> str:
 
     def send(number: int) -> Counter[str]:
         answers: Counter[str] = Counter()
-        for request in itertools.islice(itertools.cycle(_MALFORMED), number, None):
+        for request in itertools.islice(itertools.cycle(MALFORMED), number, None):
             if not stage.lasts():
                 break
             answers.update(_answers(_port(stage), request.encode("latin-1")))

@@ -39,9 +39,10 @@ from .api.forwarded import Forwarded
 from .api.hosts import HostCheck
 from .api.identity import Callers, TrustedProxies
 from .api.openapi import describe, operation_id
+from .api.redaction import keep_secret
 from .api.shortcut import BatchShortcut, KnownQueries
 from .api.tracing import Tracers, Tracing
-from .api.uploads import Uploads, longest_body
+from .api.uploads import Uploads
 from .services import Services, Shared
 from .settings import Settings
 from .sharing.metrics import Catalogue
@@ -96,6 +97,7 @@ def create_app(
     """
     tokens = keyring or Keyring(settings.token_list, settings.token_file)
     is_traced = is_wanted()
+    keep_secret(settings.token_list)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -125,7 +127,6 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=operation_id,
-        max_body_size=longest_body(settings.max_rows),
     )
     app.state.keyring = tokens
     app.state.queries = KnownQueries()
@@ -155,5 +156,5 @@ def create_app(
     if settings.root_path or settings.proxy_list or behind_any_server:
         app.add_middleware(Forwarded, root_path=settings.root_path, trusts=proxies.trusts_peer)
     if settings.access_log:
-        app.add_middleware(AccessLog, address=proxies.address, form=settings.log_format, secrets=settings.token_list)
+        app.add_middleware(AccessLog, address=proxies.address, form=settings.log_format)
     return app

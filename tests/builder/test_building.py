@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import stat
 import subprocess
 import sys
 import tarfile
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 from h5feed.errors import BadParameter, Unreadable
 from h5feed_server.builder import BuildOptions, ImageSpec, build, decode_image, preview
+from h5feed_server.builder.options import read_options
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
@@ -232,6 +235,85 @@ def test_hostile_archives(tmp_path: Path) -> None:
         "out/pets.h5",
         "out/pets.h5.left-out.tsv",
     ]
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_hostile_tars(tmp_path: Path, ending: str) -> None:
+    """Members that are links, devices or pipes, and names that lead out: told and left out, and nothing is followed."""
+    canary = tmp_path / "canary.jpg"
+    canary.write_bytes(encoded(photograph(7, 60, 60)))
+    source = tmp_path / "in" / f"pets.{ending}"
+    source.parent.mkdir()
+    first = encoded(photograph(1, 60, 60))
+    outside = ("../../evil.jpg", "/etc/evil.jpg", "cat/../../evil.jpg", "..\\evil.jpg", "C:\\evil.jpg")
+    links = {
+        "cat/absolute.jpg": (tarfile.SYMTYPE, str(canary)),
+        "cat/up.jpg": (tarfile.SYMTYPE, "../../canary.jpg"),
+        "cat/hard.jpg": (tarfile.LNKTYPE, str(canary)),
+        "cat/hard_up.jpg": (tarfile.LNKTYPE, "../canary.jpg"),
+        "cat/to_a_member.jpg": (tarfile.SYMTYPE, "1.jpg"),
+        "cat/device.jpg": (tarfile.CHRTYPE, ""),
+        "cat/disk.jpg": (tarfile.BLKTYPE, ""),
+        "cat/pipe.jpg": (tarfile.FIFOTYPE, ""),
+        "folder": (tarfile.SYMTYPE, str(tmp_path)),
+    }
+    mode: Any = f"w:{ending.partition('.')[2]}"
+    with tarfile.open(source, mode) as archive:
+        for name in ("cat/1.jpg", "dog/1.jpg", "folder/canary.jpg", *outside):
+            info = tarfile.TarInfo(name)
+            info.size = len(first)
+            archive.addfile(info, io.BytesIO(first))
+        for name, (kind, target) in links.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.devmajor, info.devminor = kind, target, 1, 5
+            archive.addfile(info)
+    out = tmp_path / "out" / "pets.h5"
+    report = build(source, out, SMALL)
+    assert report.rows == {"": 3}
+    assert dict(report.left_out) == {
+        **dict.fromkeys(outside, "its name leads out of the archive"),
+        **dict.fromkeys(links, "it is a link or a device, not a file"),
+    }
+    with h5py.File(out) as file:
+        for pixels in file["images"]:
+            np.testing.assert_array_equal(pixels, decode_image(first, SPEC).pixels)
+    written = sorted(str(item.relative_to(tmp_path)) for item in tmp_path.rglob("*") if item.is_file())
+    assert written == ["canary.jpg", f"in/pets.{ending}", "out/pets.h5", "out/pets.h5.left-out.tsv"]
+
+
+def test_links_in_a_zip(tmp_path: Path) -> None:
+    """What a zip says is a link is bytes that are no image, whatever they name."""
+    canary = tmp_path / "canary.jpg"
+    canary.write_bytes(encoded(photograph(7, 60, 60)))
+    first = encoded(photograph(1, 60, 60))
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
+        archive.writestr("cat/1.jpg", first)
+        link = zipfile.ZipInfo("cat/link.jpg")
+        link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, str(canary))
+    report = build(tmp_path / "pets.zip", tmp_path / "out.h5", SMALL)
+    assert report.rows == {"": 1} and set(report.left_out) == {"cat/link.jpg"}
+    with h5py.File(tmp_path / "out.h5") as file:
+        np.testing.assert_array_equal(file["images"][0], decode_image(first, SPEC).pixels)
+
+
+@pytest.mark.parametrize("content", [b"size = " + b"[" * 100_000, b"size = " + b"9" * 10_000, b"size = '\xff'"])
+def test_options_that_are_no_options(tmp_path: Path, content: bytes) -> None:
+    """Nested without end, a number without end, and no text: told with the name of the file."""
+    (tmp_path / "options.toml").write_bytes(content)
+    with pytest.raises(BadParameter, match=r"options\.toml"):
+        read_options(tmp_path / "options.toml")
+
+
+def test_labels_that_are_nested_without_end(tmp_path: Path) -> None:
+    """JSON in a WebDataset is told by its key."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in (("0.jpg", encoded(photograph(1, 48, 48))), ("0.json", b'{"label": ' + b"[" * 100_000)):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    with pytest.raises((BadParameter, Unreadable), match="nested too deeply"):
+        build(tmp_path / "a.tar", tmp_path / "out.h5", SMALL)
 
 
 def test_a_tar_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,16 +34,11 @@ class AccessLog:
         Tells the address of the client.
     form : str
         ``pretty`` or ``json``.
-    secrets : sequence of str
-        What no line may have.
     """
 
-    def __init__(
-        self, app: ASGIApp, address: Callable[[Scope], str], form: LogFormat = "pretty", secrets: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, app: ASGIApp, address: Callable[[Scope], str], form: LogFormat = "pretty") -> None:
         self._app = app
         self._address = address
-        self._secrets = [text for token in secrets for text in {token, quote(token, safe="")}]
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(message)s"))
         logger.handlers = [handler]
@@ -77,8 +71,8 @@ class AccessLog:
                 "client": self._address(scope),
                 "caller": CALLER.get() or None,
                 "method": scope["method"],
-                "path": self._shown(scope["raw_path"]),
-                "query": self._shown(without_named_secrets(scope["query_string"])),
+                "path": _shown(scope["raw_path"]),
+                "query": _shown(without_named_secrets(scope["query_string"])),
                 "status": status,
                 "gone": peer is not None and not peer.has_all(),
                 "bytes": nbytes if peer is None else peer.sent_bytes(),
@@ -90,9 +84,10 @@ class AccessLog:
                 fields["phases_ms"] = {name: round(spent * 1e3, 3) for name, spent in named}
             logger.info("%s", _pretty(fields), extra={FIELDS: fields})
 
-    def _shown(self, text: bytes) -> str:
-        """A part of a URL on one line: it may hold any byte, and none may look like another line."""
-        return without_secrets(text.decode("latin-1").encode("unicode_escape").decode("ascii"), self._secrets)
+
+def _shown(text: bytes) -> str:
+    """A part of a URL on one line: it may hold any byte, and none may look like another line."""
+    return without_secrets(text.decode("latin-1").encode("unicode_escape").decode("ascii"))
 
 
 def _pretty(fields: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from ..catalog.served_files import served_file
 from ..services import Services
 from .dependencies import ServicesDep, in_thread
-from .problems import bad_parameters, problem
+from .problems import bad_parameters, problem, shown_detail
 
 _JSON = {"content-type": "application/json"}
 
@@ -138,4 +138,4 @@ async def _answer(services: Services, what: str, query: _PathQuery, headers: dic
 def _problem(error: FeedError) -> Response:
     # h5grove uses 422 for invalid parameters.
     status = 422 if isinstance(error, BadParameter) else None
-    return problem(error, status=status, more={"message": error.detail})
+    return problem(error, status=status, more={"message": shown_detail(error)})

@@ -20,6 +20,7 @@ from starlette.routing import Match
 
 from ..sharing.logs import FIELDS
 from ..sharing.request_id import REQUEST_ID, new_request_id
+from .redaction import without_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,9 @@ LACKED: Counter[str] = Counter()
 
 _NO_NAMES: Mapping[str, Sequence[str]] = {}
 
+_MAX_DETAIL = 4000
+"""Characters. What stands before and behind a long value says what is wrong."""
+
 _QUIET_SECONDS, _MOST_LOGGED = 10.0, 256
 _logged: dict[str, float] = {}
 """What has been logged of errors that pass, and when, by the monotonic clock."""
@@ -89,19 +93,20 @@ def problem(
     """
     status = status or STATUS[type(error)]
     request_id = REQUEST_ID.get() or new_request_id()
+    detail = shown_detail(error)
     SENT[error.code] += 1
     if isinstance(error, errors.Overloaded):
         LACKED[error.lacking] += 1
     if status >= 500 and _is_news(error):
         # A caller that is told to come again is no fault of the server's, nor are files that it has just found.
         level = _LEVELS.get(type(error), logging.ERROR)
-        logger.log(level, "%s: %s", error.code, error.detail, extra={FIELDS: {"code": error.code}})
+        logger.log(level, "%s: %s", error.code, detail, extra={FIELDS: {"code": error.code}})
     content = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
         # A lone surrogate, from a caller's JSON, cannot be written.
-        "detail": error.detail.encode("utf-8", "replace").decode(),
+        "detail": detail.encode("utf-8", "replace").decode(),
         "code": error.code,
         "request_id": request_id,
         **(more or {}),
@@ -112,6 +117,14 @@ def problem(
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(content, status, headers, "application/problem+json")
+
+
+def shown_detail(error: errors.FeedError) -> str:
+    """What is said of an error. It has values of the request: one may be very long, or a token in the wrong place."""
+    detail = without_tokens(error.detail)
+    if len(detail) > _MAX_DETAIL:
+        detail = f"{detail[: _MAX_DETAIL // 2]} […] {detail[-_MAX_DETAIL // 2 :]}"
+    return detail
 
 
 def sent() -> dict[tuple[str, str | None], float]:

@@ -19,6 +19,7 @@ from ..sharing.metrics import PHASES as PHASE_NAMES
 from ..sharing.request_id import REQUEST_ID
 from .counting import PHASES
 from .peer import peer_of
+from .redaction import without_secrets
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -104,7 +105,7 @@ def _describe(span: Span, scope: Scope, status: int | None, *, is_batch: bool) -
         route = BATCHES if scope["path"].endswith("/batches") else f"{BATCHES}/{{index}}"
     attributes: dict[str, str | int] = {
         "http.request.method": scope["method"],
-        "url.path": scope["path"],
+        "url.path": without_secrets(scope["path"]),
         "url.scheme": scope["scheme"],
         "h5feed.caller": CALLER.get(),
         "h5feed.request_id": REQUEST_ID.get(),

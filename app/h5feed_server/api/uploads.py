@@ -85,11 +85,19 @@ async def _rows_posted(request: Request, services: ServicesDep) -> RowsRequest:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise BadParameter(f"Content-Type: {kind[:100] or 'none'}: send application/json")
+    longest = longest_body(services.settings.max_rows)
+    too_long = TooLarge(
+        f"the request body is longer than {longest} bytes, which hold as many rows as a request may have"
+    )
+    if int(request.headers.get("content-length", "0")) > longest:
+        raise too_long
     uploads: Uploads = request.app.state.uploads
     with uploads.of(CALLER.get()) as upload:
         body = bytearray()
         try:
             async for piece in request.stream():
+                if len(body) + len(piece) > longest:
+                    raise too_long
                 upload.add(len(piece))
                 body += piece
         except ClientDisconnect:

@@ -243,7 +243,9 @@ def read_options(path: Path) -> dict[str, Any]:
             table = tomllib.load(stream)
     except OSError as error:
         raise BadParameter(f"the options file {path} cannot be read: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise BadParameter(f"the options file {path} has lists or tables that are nested too deeply") from None
+    except ValueError as error:
         raise BadParameter(f"the options file {path} is not valid TOML: {error}") from None
     hints = get_type_hints(BuildOptions)
     options: dict[str, Any] = {}

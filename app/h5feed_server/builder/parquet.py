@@ -84,7 +84,7 @@ class _Tables:
         try:
             feature = json.loads(about)["info"]["features"][name]
             return list(feature["names"]) if "names" in feature else None
-        except (TypeError, ValueError, KeyError):
+        except (TypeError, ValueError, KeyError, RecursionError):
             return None
 
     @property

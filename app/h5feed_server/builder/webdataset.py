@@ -96,5 +96,7 @@ def _label(content: bytes | BrokenMember, key: str, wanted: str | None) -> Any:
         return int(value) if str(value).lstrip("-").isdigit() else str(value)
     except StopIteration:
         raise BadParameter(f"{key}.json has no {wanted or 'label'}: choose its key with label_column") from None
+    except RecursionError:
+        raise BadParameter(f"the label of {key} cannot be read: its JSON is nested too deeply") from None
     except (ValueError, UnicodeDecodeError) as error:
         raise BadParameter(f"the label of {key} cannot be read: {error}") from None

@@ -53,6 +53,14 @@ _SPLIT_NAME = re.compile(r"[A-Za-z0-9_.\-]+")
 MAX_NAME = 200
 """Maximum number of characters of a declared name."""
 
+MAX_BYTES = 16 << 20
+"""Of the whole file: declarations of ten thousand datasets have a few MB."""
+
+MAX_DOTS = 200
+"""In one line, outside quotes. The parser needs time that grows with the square of the parts of a key."""
+
+_QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'")
+
 _UNNAMEABLE = re.compile(r"[/\x00-\x1f\x7f-\x9f]")
 
 
@@ -172,7 +180,10 @@ def read_declared(root: Path, *, follow_links: bool) -> Declaration:
         with open(root / NAME, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return Declaration({}, {NAME: Refusal(f"{NAME} is not a regular file: it is ignored")})
-            said = tomllib.loads(file.read().decode())
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            return Declaration({}, {NAME: Refusal(f"{NAME} has more than {MAX_BYTES} bytes: it is ignored")})
+        said = tomllib.loads(_of_short_keys(content.decode()))
     except FileNotFoundError:
         return Declaration()
     except OSError as error:
@@ -180,7 +191,9 @@ def read_declared(root: Path, *, follow_links: bool) -> Declaration:
             # The folder is not accessible, so the file may not exist. The scan reports the folder.
             return Declaration()
         return Declaration({}, {NAME: Refusal(f"{NAME} cannot be read: {error.strerror}")})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        return Declaration({}, {NAME: Refusal(f"{NAME}: lists or tables are nested too deeply: the file is ignored")})
+    except (ValueError, UnicodeDecodeError) as error:
         return Declaration({}, {NAME: Refusal(f"{NAME}: {error}: the file is ignored")})
     datasets: dict[str, DeclaredDataset] = {}
     refused: dict[str, Refusal] = {}
@@ -210,6 +223,20 @@ def read_declared(root: Path, *, follow_links: bool) -> Declaration:
             what = _no_key(first["loc"]) if first["type"] == "extra_forbidden" else first["msg"]
             refused[name] = Refusal(f"{NAME}: {where}: {what}", _patterns(table))
     return Declaration(datasets, refused)
+
+
+def _of_short_keys(text: str) -> str:
+    """The text.
+
+    Raises
+    ------
+    ValueError
+        A key has so many parts that parsing it would take forever.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > MAX_DOTS and _QUOTED.sub("", line).count(".") > MAX_DOTS:
+            raise ValueError(f"more than {MAX_DOTS} dots outside quotes (at line {number})")
+    return text
 
 
 def _no_key(place: Sequence[int | str]) -> str:
@@ -250,7 +277,7 @@ def followed(
             declared[name] = dataset
             continue
         # Refuse a dataset with missing files: users could not tell it from the complete one.
-        what = f"no file matches {missing[0]!r}" if missing else "files is empty"
+        what = f"no file matches {missing[0][:MAX_NAME]!r}" if missing else "files is empty"
         reason = (
             f"{NAME}: datasets.{name}: {what}; paths are relative to the data folder, hidden files are not served, and "
             "a pattern without an extension only matches files with extensions of HDF5"

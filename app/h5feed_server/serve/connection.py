@@ -19,6 +19,7 @@ from h5feed.errors import BadParameter, FeedError, TooLarge
 from ..api.identity import UNIX
 from ..api.peer import PEER
 from ..api.problems import problem
+from ..api.redaction import without_tokens
 from ..sharing.request_id import HEADER, REQUEST_ID, new_request_id, valid_id
 from .direct import DirectWriter
 from .http1 import Exchange, Host, Http1, response_head
@@ -41,8 +42,8 @@ _DISCARDED_BYTES = 64 << 20
 _MAX_PIPELINED = 64
 """Requests that wait behind the one that is being answered."""
 
-_LINGER_SECONDS = 2.0
-"""For a peer that was refused to read why, while what it sends is thrown away."""
+_LINGER_SECONDS, _LINGER_BYTES = 2.0, 16 << 20
+"""For a peer that was refused to read why, while what it sends is thrown away, up to so much."""
 
 _NUMBERS = itertools.count()
 """Of connections, in the order in which they were made: the loop's time is the same for many."""
@@ -89,8 +90,10 @@ def refusal(error: FeedError, status: int, host: Host) -> bytes:
 
 
 def _given_id(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
-    """The id that a proxy has given to this request."""
-    return next((valid_id(value) for name, value in headers if name == HEADER), None)
+    """The id that a proxy has given to this request, or has passed on."""
+    given = next((valid_id(value) for name, value in headers if name == HEADER), None)
+    # In every line of the log, and sent back: a client may have put its token there.
+    return given if given is None or without_tokens(given) == given else None
 
 
 class _Refused(Exception):
@@ -112,6 +115,7 @@ class Connection(Http1):
         self._idle: asyncio.TimerHandle | None = None
 
         # What is being received.
+        self._thrown_away = 0
         self._in_head = self._is_first_piece = False
         self._head_since = self._request_since = 0.0
         self._received = self._body_received = 0
@@ -135,7 +139,12 @@ class Connection(Http1):
         self._owner.say_closed()
 
     def data_received(self, data: bytes) -> None:
-        if self._refused or self._upgraded:
+        if self._refused:
+            self._thrown_away += len(data)
+            if self._thrown_away > _LINGER_BYTES:
+                self.abort()
+            return
+        if self._upgraded:
             return
         self._is_first_piece = False
         super().data_received(data)
@@ -204,10 +213,12 @@ class Connection(Http1):
         self._refused = True
         running = self.running
         if running is not None and not running.complete:
-            # An answer is under way, and maybe a thread is writing it: nothing may come in between.
-            running.disconnected = True
-            self.abort()
-            return
+            running.disconnect()
+            running.is_refused = running.is_waiting and not running.started and running is self.latest
+            if not running.is_refused:
+                # An answer is under way, and maybe a thread is writing it: nothing may come in between.
+                self.abort()
+                return
         self.transport.write(refusal(error, status, self.host))
         # To close with bytes unread would reset the connection, and the peer might never see the answer.
         if self.transport.can_write_eof():

@@ -22,6 +22,7 @@ from typing import Any
 import httptools
 from starlette.types import ASGIApp, Message
 
+from ..api.redaction import without_secrets
 from ..sharing.request_id import HEADER, REQUEST_ID
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,10 @@ class Exchange:
         Whether the peer waits to be told that it may send the body.
     more_body : bool
         Whether the request is still coming.
+    is_waiting : bool
+        Whether the application has not begun, or waits for more of the request, so that nothing is being written.
+    is_refused : bool
+        Something else has answered it: the application does not begin.
     started, complete : bool
         Whether the answer has begun, and whether all of it was handed to the transport.
     disconnected : bool
@@ -100,6 +105,7 @@ class Exchange:
         self.keep_alive = keep_alive
         self.expects_continue = expects_continue
         self.more_body = True
+        self.is_waiting, self.is_refused = True, False
         self.started = self.complete = self.disconnected = False
         self.request_id = ""
         self.length = self.rest = 0
@@ -139,17 +145,22 @@ class Exchange:
     async def run(self, app: ASGIApp) -> None:
         """Let `app` answer the request."""
         host, connection = self.connection.host, self.connection
+        if self.is_refused:
+            self.scope = {}
+            return
+        self.is_waiting = False
         REQUEST_ID.set(self.request_id)
         try:
             await app(self.scope, self.receive, self.send)
-            if not (self.complete or self.disconnected):
+            # Whether the peer has left is known to the transport a moment before it is said.
+            if not (self.complete or self.disconnected or connection.transport.is_closing()):
                 logger.error(
-                    "the response to %s was never %s", self.scope["path"], "completed" if self.started else "started"
+                    "the response to %s was never %s", self._shown_path(), "completed" if self.started else "started"
                 )
                 await self._fail()
         except Exception as error:
             if not host.is_closing:
-                logger.error("request %s failed", self.scope["path"], exc_info=error)
+                logger.error("request %s failed", self._shown_path(), exc_info=error)
             await self._fail()
         except BaseException:
             # The process ends.
@@ -158,6 +169,10 @@ class Exchange:
         finally:
             # They refer to this, and this to them.
             self.scope = {}
+
+    def _shown_path(self) -> str:
+        """For the log: on one line, and without tokens."""
+        return without_secrets(self.scope["path"].encode("unicode_escape").decode("ascii"))
 
     async def _fail(self) -> None:
         if self.complete:
@@ -179,7 +194,9 @@ class Exchange:
             self.expects_continue = False
         if not self.disconnected and not self.complete:
             connection.resume_reading()
+            self.is_waiting = True
             await self._news.wait()
+            self.is_waiting = False
             self._news.clear()
         if self.disconnected or self.complete:
             return {"type": "http.disconnect"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import ssl
 import threading
 import time
@@ -46,6 +47,9 @@ LOOK_SECONDS = 2.0
 """Timeout of the health check of a server that failed."""
 
 Hooks = Mapping[str, list[Callable[..., Any]]]
+
+_WHO = re.compile(r"//[^/]*@")
+"""User name and password, which no message shows."""
 
 
 class Server:
@@ -85,6 +89,12 @@ class Server:
         auth: httpx.Auth | tuple[str, str] | None,
     ) -> None:
         base_url, uds = _split_url(url)
+        if base_url.userinfo:
+            # Sent in a header, and not left in the URL, which httpx writes to its log.
+            auth = auth or (base_url.username, base_url.password)
+            base_url = base_url.copy_with(username=None, password=None)
+            url = str(base_url).rstrip("/")
+        self.url = url
         self._transport = FeedTransport(uds=uds, verify=verify)
         self._http = httpx.Client(
             base_url=base_url,
@@ -94,10 +104,8 @@ class Server:
             event_hooks=dict(event_hooks or {}),
             headers=headers,
         )
-        userinfo = self._http.base_url.userinfo
-        self.url = str(self._http.base_url.copy_with(username=None, password=None)).rstrip("/") if userinfo else url
         # Whether all requests have the same headers and no hook observes them.
-        self._plain = auth is None and not event_hooks and not userinfo
+        self._plain = auth is None and not event_hooks
         self._prefix = self._http.base_url.raw_path.decode("ascii").rstrip("/")
         self._templates: dict[str, tuple[bytes, Timeouts]] = {}
         self.under_way = 0
@@ -295,10 +303,13 @@ class Servers:
         server.rests_until = time.monotonic() + max(retry_after, jitter.uniform(longest / 2, longest))
 
 
-def _split_url(url: str) -> tuple[str, str | None]:
+def _split_url(url: str) -> tuple[httpx.URL, str | None]:
     parts = urlsplit(url)
+    shown = _WHO.sub("//", url.partition("?")[0])
+    if parts.query or parts.fragment:
+        raise BadParameter(f"a server URL ends with its path, as {shown!r} does: pass a token as token=")
     if parts.scheme == "unix" and parts.path:
-        return "http://localhost", unquote(parts.path)
+        return httpx.URL("http://localhost"), unquote(parts.path)
     if parts.scheme in ("http", "https") and parts.hostname:
-        return url.rstrip("/"), None
-    raise BadParameter(f"invalid server URL {url!r}: use http://host:8000, https://host or unix:///path/to.sock")
+        return httpx.URL(url.rstrip("/")), None
+    raise BadParameter(f"invalid server URL {shown!r}: use http://host:8000, https://host or unix:///path/to.sock")

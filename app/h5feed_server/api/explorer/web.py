@@ -29,8 +29,8 @@ from ..auth import session_cookies_of
 from ..dependencies import attempted, job_result
 from ..forwarded import here
 from ..jobs import accepted
-from ..problems import STATUS, problem, validation_sentence
-from ..redaction import without_secrets
+from ..problems import STATUS, bad_parameters, problem, shown_detail, validation_sentence
+from ..redaction import without_secrets, without_tokens
 from .snippets import Snippet
 
 M = TypeVar("M", bound=BaseModel)
@@ -188,7 +188,8 @@ class Page:
 def answer(request: Request, page: Page, status: int = 200) -> Response:
     """The page as HTML, or as JSON with ``?format=json``."""
     if wants_json(request):
-        return JSONResponse(plain(page.data), status, _HEADERS)
+        said = JSONResponse(plain(page.data)).body
+        return Response(_shown(request, bytes(said).decode()), status, _HEADERS, "application/json")
     content = _templates.get_template(page.template).render(
         page=page,
         tabs=[] if page.dataset is None else tabs_of(page.dataset),
@@ -197,7 +198,14 @@ def answer(request: Request, page: Page, status: int = 200) -> Response:
         json_url=_with_json(request),
         can_sign_out=bool(session_cookies_of(request.scope)),
     )
-    return HTMLResponse(content.encode("utf-8", "replace"), status, _HEADERS)
+    return HTMLResponse(_shown(request, content).encode("utf-8", "replace"), status, _HEADERS)
+
+
+def _shown(request: Request, text: str) -> str:
+    """A page without the token that somebody may have put where it does not belong."""
+    # Pages repeat nothing but what is in the URL or in a form, and are long.
+    url = f"{request.url.path}?{request.url.query}"
+    return without_tokens(text) if request.method == "POST" or without_tokens(url) != url else text
 
 
 def wants_json(request: Request) -> bool:
@@ -229,6 +237,8 @@ class PageRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        models = [parameter.field_info.annotation for parameter in self.dependant.query_params]
+        names = {"query": [name for model in models for name in getattr(model, "model_fields", ())]}
 
         async def handle_page(request: Request) -> Response:
             try:
@@ -236,7 +246,7 @@ class PageRoute(APIRoute):
             except InProgress as progress:
                 return waiting(request, progress.state)
             except RequestValidationError as error:
-                return failure(request, BadParameter("; ".join(map(validation_sentence, error.errors()[:5]))))
+                return failure(request, bad_parameters(error, names))
             except NotYet as late:
                 return failure(request, late.problem)
             except FeedError as error:
@@ -255,7 +265,7 @@ def failure(request: Request, error: FeedError) -> Response:
     if wants_json(request):
         return problem(error)
     status = STATUS[type(error)]
-    data = {"status": status, "code": error.code, "detail": error.detail}
+    data = {"status": status, "code": error.code, "detail": shown_detail(error)}
     reload = REFRESH_SECONDS if error.retry_after is not None else None
     title = "Not found" if status == HTTPStatus.NOT_FOUND else "This page cannot be shown"
     return answer(request, Page("error.html", title, data, reload=reload), status)
