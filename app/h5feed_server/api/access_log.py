@@ -11,7 +11,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..sharing.caller import CALLER
-from ..sharing.logs import FIELDS, JsonLines, LogFormat
+from ..sharing.logs import FIELDS, BackgroundHandler, JsonLines, LogFormat
 from ..sharing.metrics import PHASES as PHASE_NAMES
 from ..sharing.request_id import REQUEST_ID
 from .counting import PHASES
@@ -39,7 +39,7 @@ class AccessLog:
     def __init__(self, app: ASGIApp, address: Callable[[Scope], str], form: LogFormat = "pretty") -> None:
         self._app = app
         self._address = address
-        handler = logging.StreamHandler(sys.stdout)
+        handler = BackgroundHandler(sys.stdout)
         handler.setFormatter(JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(message)s"))
         logger.handlers = [handler]
         logger.setLevel(logging.INFO)

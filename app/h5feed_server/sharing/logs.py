@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import queue
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, Literal, TextIO
@@ -16,6 +18,13 @@ LogFormat = Literal["pretty", "json"]
 
 FIELDS = "h5feed_fields"
 """Attribute of log records: further fields for JSON, a dict."""
+
+
+_MAX_LINES = 10_000
+"""Lines that wait to be written."""
+
+_LAST_SECONDS = 1.0
+"""How long a process that ends waits for its last lines to be read."""
 
 
 class Pretty(logging.Formatter):
@@ -49,6 +58,51 @@ def _line(moment: float, level: str, name: str, message: str, fields: Mapping[st
         said["request_id"] = request_id
     # Escaped, because a file name may contain anything, such as half of a surrogate pair.
     return json.dumps({**said, **fields}, ensure_ascii=True, default=str)
+
+
+class BackgroundHandler(logging.Handler):
+    """Writes lines from a thread, so that nothing waits for whoever reads them.
+
+    If nobody does, lines are dropped. A line says how many, as soon as lines are read again.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: queue.Queue[str | None] = queue.Queue(_MAX_LINES)
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._run, name="h5feed-log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            # Here, where the id of the request is known.
+            self._lines.put_nowait(self.format(record))
+        except queue.Full:
+            self._dropped += 1
+
+    def close(self) -> None:
+        """Write what is left, if that takes no longer than a moment."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(None)
+            self._thread.join(_LAST_SECONDS)
+        super().close()
+
+    def _run(self) -> None:
+        while (line := self._lines.get()) is not None:
+            lines = [line]
+            if self._dropped:
+                dropped, self._dropped = self._dropped, 0
+                record = logging.LogRecord(
+                    "h5feed.access", logging.WARNING, "", 0, "%d lines were dropped: nobody read them", (dropped,), None
+                )
+                lines.insert(0, self.format(record))
+            try:
+                self._stream.write("".join(f"{one}\n" for one in lines))
+                self._stream.flush()
+            except (OSError, ValueError):
+                # Nobody will ever read them; or standard output was closed.
+                continue
 
 
 def begin_logs(form: LogFormat) -> None:

@@ -129,8 +129,9 @@ def _wait(fd: int, event: int, deadline: float) -> None:
 
 def _environment() -> dict[str, str]:
     # Disable plug-ins, because a file can name any filter, and the user's prefixes, which change where external files
-    # are found: next to the file that refers to them, as the layouts have it.
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HDF5_")}
+    # are found: next to the file that refers to them, as the layouts have it. Tokens are no business of a process that
+    # reads files of others.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HDF5_", "H5FEED_"))}
     own = {"HDF5_PLUGIN_PRELOAD": "::", "HDF5_EXTFILE_PREFIX": "${ORIGIN}"}
     return {**kept, **own, "OPENBLAS_NUM_THREADS": "1"}
 
