@@ -194,14 +194,15 @@ def test_who_waits_for_a_reader_holds_no_thread(tmp_path: Path, serve: Callable[
     server = serve(folder, H5FEED_READERS="1", H5FEED_REQUEST_THREADS="6", H5FEED_ADMIT_TIMEOUT="60")
     with httpx.Client(base_url=server.url, timeout=120) as client:
         path = "/v1/datasets/lists/rows?fields=lists&start=2&stop=3"
-        assert client.get(path).status_code == 200
+        batch = "/v1/datasets/lists/batches/0?batch_size=1&fields=lists"
+        assert client.get(path).status_code == client.get(batch).status_code == 200
         (pid,) = server.worker_pids()
         readers = [child for child in psutil.Process(pid).children() if "h5py_reader" in " ".join(child.cmdline())]
         assert readers
         suspend(*readers)
         try:
             with ThreadPoolExecutor(12) as threads:
-                waiting = [threads.submit(client.get, path) for _ in range(12)]
+                waiting = [threads.submit(client.get, asked) for asked in (path, batch) * 6]
                 for row in range(20):
                     answer = client.get(f"/v1/datasets/good/rows?start={row % 10}&stop={row % 10 + 1}")
                     assert np.array([row % 10]).tobytes() in answer.content
