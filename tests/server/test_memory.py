@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
@@ -17,6 +18,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from h5feed.errors import ReadTimeout
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
 from h5feed_server.sharing.trimming import PAUSE_SECONDS
@@ -178,6 +180,34 @@ def test_work_ends_when_a_part_has_failed() -> None:
     with pytest.raises(OSError, match="broken"):
         decoders.share(range(1_000_000), work)
     assert len(seen) < 10_000
+    decoders.close()
+
+
+def test_decoding_beside_a_disk_that_hangs() -> None:
+    """Threads that wait for it are replaced when they are late; their work fails, when it has ended."""
+    decoders = Decoders(2, 0.5)
+    gate = threading.Event()
+
+    def hang(remaining: Iterator[int]) -> None:
+        for _ in remaining:
+            gate.wait(60)
+
+    with ThreadPoolExecutor(1) as other:
+        hanging = other.submit(decoders.share, range(9), hang)
+        wait_until(hanging.running)
+
+        def is_decoded() -> bool:
+            done: list[int] = []
+            with contextlib.suppress(ReadTimeout):
+                decoders.share(range(2), done.extend)
+                return sorted(done) == [0, 1]
+            return False
+
+        wait_until(is_decoded)
+        assert not hanging.done()
+        gate.set()
+        with pytest.raises(ReadTimeout):
+            hanging.result(60)
     decoders.close()
 
 

@@ -16,7 +16,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -160,7 +159,6 @@ class Progress:
 class _Kind:
     unit: str
     work: Callable[[Request, Progress], None]
-    threads: ThreadPoolExecutor
     turns: Turns
 
 
@@ -206,8 +204,6 @@ class Jobs:
         with self._lock:
             for mine in self._mine.values():
                 mine.cancelled.set()
-        for kind in self._kinds.values():
-            kind.threads.shutdown(wait=False, cancel_futures=True)
 
     def register(self, kind: str, unit: str, work: Callable[[Request, Progress], None]) -> None:
         """Register the function for a kind of job; kinds do not wait for each other.
@@ -219,7 +215,7 @@ class Jobs:
         work : callable
             Runs a job, given its request and a `Progress`. It stores the result itself.
         """
-        self._kinds[kind] = _Kind(unit, work, ThreadPoolExecutor(MAX_WAITING, f"h5feed-{kind}"), Turns(_AT_ONCE))
+        self._kinds[kind] = _Kind(unit, work, Turns(_AT_ONCE))
 
     def start(self, kind: str, request: Request, result: str) -> JobState:
         """Start a job in this worker, unless a worker runs it already.
@@ -327,7 +323,8 @@ class Jobs:
             fresh = replace(wanted, status="queued", done=0, total=0, code=None, detail=None)
             mine = self._mine[wanted.id] = _Mine(fresh, lock, time.time())
             self._write(mine)
-            self._kinds[fresh.kind].threads.submit(self._run, mine)
+            # As many threads as unfinished jobs, which are limited; each ends with its job.
+            threading.Thread(target=self._run, args=(mine,), name=f"h5feed-{fresh.kind}", daemon=True).start()
             if not self._watching:
                 self._watching = True
                 threading.Thread(target=self._watch, name="h5feed-jobs", daemon=True).start()
