@@ -105,7 +105,7 @@ class Catalog:
         self._declaration: Identity | None = None
         """Identity of ``h5feed.toml`` at the last scan."""
         self._second_look = float("inf")
-        """When recently written files must be inspected again, in seconds of the system clock."""
+        """When recently written files must be inspected again, in seconds of the monotonic clock."""
         self._endings = frozenset[str]()
         self._others: Mapping[str, Others] = {}
         self._sniffed: dict[str, bool] = {}
@@ -357,7 +357,7 @@ class Catalog:
         return path.lower().endswith((*ALL_SUFFIXES, DECLARATION)) or ending_of(path) in self._endings
 
     def _is_due(self) -> bool:
-        return time.time() >= self._second_look
+        return time.monotonic() >= self._second_look
 
     def _find(self, name: str) -> tuple[Entry, Dataset, float]:
         """Find a dataset among the current files, after a scan if necessary."""

@@ -168,7 +168,9 @@ class _Mine:
 
     state: JobState
     lock: int | None
-    taken: float
+    asked: float = field(default_factory=time.monotonic)
+    """When it was last requested, as far as `Askers.marks` show."""
+    marks: dict[str, float] = field(default_factory=dict)
     written: float = 0.0
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -273,10 +275,10 @@ class Jobs:
         state = mine.state if mine is not None else self._read(job)
         if state is None or not SCOPE.get().covers(state.dataset):
             return False
-        ago = time.time() - self._askers.asked(job, but=asker)
+        ago = self._askers.others(job, but=asker)
         if not state.is_over and ago < WANTED_SECONDS:
             raise JobWanted(
-                f"another client requested this job {max(0, ago):.0f} s ago, so it continues: you can delete it once "
+                f"another client requested this job {ago:.0f} s ago, so it continues: you can delete it once "
                 f"no other client has requested it for {WANTED_SECONDS:g} s"
             )
         if mine is not None:
@@ -321,7 +323,7 @@ class Jobs:
                     release(self._lock_of(wanted.id), lock)
                     return now
             fresh = replace(wanted, status="queued", done=0, total=0, code=None, detail=None)
-            mine = self._mine[wanted.id] = _Mine(fresh, lock, time.time())
+            mine = self._mine[wanted.id] = _Mine(fresh, lock)
             self._write(mine)
             # As many threads as unfinished jobs, which are limited; each ends with its job.
             threading.Thread(target=self._run, args=(mine,), name=f"h5feed-{fresh.kind}", daemon=True).start()
@@ -362,8 +364,10 @@ class Jobs:
                     self._watching = False
                     return
             for mine in unfinished:
-                asked = max(mine.taken, self._askers.asked(mine.state.id))
-                if time.time() - asked > self._patience or self._deletion(mine.state.id).exists():
+                now, marks = time.monotonic(), self._askers.marks(mine.state.id)
+                if marks != mine.marks:
+                    mine.asked, mine.marks = now, marks
+                if now - mine.asked > self._patience or self._deletion(mine.state.id).exists():
                     mine.cancelled.set()
 
     def _run(self, mine: _Mine) -> None:
