@@ -94,16 +94,16 @@ $(NEWEST_READY): $(READY) pyproject.toml client/pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(NEWEST)/bin/python -e client -e ".[demo,parquet]" --group dev httpx2
 	@touch $@
 
-setup-system: $(SYSTEM_READY) ## install what `test-system` needs: Chromium, Prometheus, nginx, and npm packages
+setup-system: $(SYSTEM_READY) ## install what `test-system` needs: Chromium, Prometheus, nginx, gcc, and npm packages
 
 $(SYSTEM_READY): $(READY) $(addprefix $(SYSTEM)/,package.json package-lock.json h5web.jsx)
-	missing=; for program in chromium npm prometheus nginx; do command -v $$program > /dev/null || missing="$$missing $$program"; done; \
-	  test -z "$$missing" || { apt-get update -qq && apt-get install -qqy --no-install-recommends $$missing; }
+	missing=; for program in chromium npm prometheus nginx gcc; do command -v $$program > /dev/null || missing="$$missing $$program"; done; \
+	  test -z "$$missing" || { apt-get update -qq && apt-get install -qqy --no-install-recommends $$missing libc6-dev; }
 	npm ci --prefix $(SYSTEM) --ignore-scripts --no-audit --no-fund --silent
 	npm run --prefix $(SYSTEM) --silent build
 	@touch $@
 
-test-system: setup-system ## run the tests that need them: pages in Chromium, metrics in Prometheus, reverse proxies
+test-system: setup-system ## run the tests that need them: pages in Chromium, metrics in Prometheus, reverse proxies, disks that hang
 	$(BIN)/python -m pytest -m "" $(SYSTEM)
 
 screens: setup-system ## keep screenshots of every page in screens/, and take those of the README anew

@@ -26,6 +26,9 @@ from .storage.hdf5.browser import Browser
 from .storage.hdf5.reader_pool import ReaderPool
 from .storage.reader import Reader
 
+_PAGE_THREADS = 2
+"""Threads for pages that one caller may use; there are more for others, see `FairThreads`."""
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -55,6 +58,8 @@ class Services:
     jobs: Jobs
     pool: BodyPool
     threads: FairThreads
+    page_threads: FairThreads
+    """For what reads no rows, such as listings and the progress of jobs: it is there when all others are busy."""
     hdf5: ReaderPool
     browser: Browser
     folder: CacheFolder
@@ -95,7 +100,8 @@ class Services:
             hdf5,
             settings.max_body_bytes,
         )
-        threads = FairThreads(settings.request_threads, "h5feed-request")
+        threads = FairThreads(settings.request_threads, "h5feed-request", settings.idle_seconds)
+        page_threads = FairThreads(_PAGE_THREADS, "h5feed-page", settings.idle_seconds)
         threads.submit(catalog.entries)
         jobs = Jobs(folder.path / "jobs", settings.job_patience)
         batcher = Batcher(settings, catalog, reader, folder, jobs)
@@ -125,6 +131,7 @@ class Services:
             jobs,
             pool,
             threads,
+            page_threads,
             hdf5,
             browser,
             folder,
@@ -149,7 +156,8 @@ class Services:
         self.memory.close()
         self.traffic.close()
         self.metrics.close()
-        self.threads.shutdown(wait=wait, cancel_futures=True)
+        for threads in (self.threads, self.page_threads):
+            threads.shutdown(wait=wait, cancel_futures=True)
         self.jobs.close()
         self.batcher.reader.close()
         self.catalog.close(wait=wait)

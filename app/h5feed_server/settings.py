@@ -59,6 +59,10 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "h5feed"
 
 
+MAX_WORKERS = 64
+"""Worker processes of one server."""
+
+
 class Settings(BaseSettings):
     """What the server needs to know; passed in, never global."""
 
@@ -76,7 +80,7 @@ class Settings(BaseSettings):
     uds_mode: str = Field(
         "", pattern="^([0-7]{3,4})?$", description="Permissions of the Unix socket in octal, such as 0660."
     )
-    workers: int = Field(1, ge=1, le=64, description="Worker processes.")
+    workers: int = Field(1, ge=1, le=MAX_WORKERS, description="Worker processes.")
     public: bool = Field(False, description="Allow serving non-loopback addresses without tokens.")
     tokens: str = Field("", description="Comma-separated bearer tokens; each grants full access.")
     token_file: Path | None = Field(

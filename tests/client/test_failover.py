@@ -265,6 +265,7 @@ def test_retry_after_is_honoured() -> None:
 @pytest.mark.parametrize(
     ("header", "seconds"),
     [
+        ("Wed, 21 Oct 2015 07:28:30 GMT", 30.0),
         ("7", 7.0),
         ("0.5", 0.5),
         ("-3", 0.0),
@@ -277,8 +278,10 @@ def test_retry_after_is_honoured() -> None:
     ],
 )
 def test_forms_of_retry_after(header: str, seconds: float | None) -> None:
-    """Seconds or a date; what is neither counts as not said."""
-    assert _seconds(header) == seconds
+    """Seconds or a date, by the server's clock; what is neither counts as not said."""
+    assert _seconds(header, "Wed, 21 Oct 2015 07:28:00 GMT") == seconds
+    # Without one, by ours.
+    assert _seconds(header, "") == (0.0 if "2015 07" in header else seconds)
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])

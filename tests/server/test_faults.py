@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +28,9 @@ from tests.support.waiting import wait_until
 
 ROWS = 120
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "kiwi", "lynx")
+RESTING_THREADS = 16
+"""Most that an idle worker has, beside one for each core: see docs/promises.md."""
+
 SPLIT: Any = {"test": 0.25, "stratify": "label"}
 
 
@@ -222,3 +226,35 @@ def test_a_data_folder_that_is_gone_and_back(tmp_path: Path, data: Path, serve: 
     (tmp_path / "away").rename(folder)
     wait_until(lambda: httpx.get(f"{server.url}/readyz", timeout=60).status_code == 200)
     train(server.url, datasets=2)
+
+
+def _held(pid: int) -> tuple[int, int]:
+    """Threads and descriptors of a process."""
+    process = Path(f"/proc/{pid}")
+    return len(list((process / "task").iterdir())), len(list((process / "fd").iterdir()))
+
+
+def test_what_a_crowd_leaves_behind(data: Path, serve: Callable[..., ServerProcess]) -> None:
+    """A hundred clients at once, and then none: the threads and descriptors that they took are given back."""
+    server = serve(data, H5FEED_IDLE_SECONDS="1", H5FEED_CACHE_BYTES="0", H5FEED_CHUNK_CACHE_BYTES="0")
+    train(server.url, datasets=3)
+    (pid,) = server.worker_pids()
+    request = "GET /v1/datasets/{}/batches/{}?batch_size=8&shuffle=true HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+    def crowd() -> tuple[int, int]:
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(100)]
+            for number, client in enumerate(clients):
+                client.sendall(request.format(NAMES[number % 3], number % 15).encode())
+            for client in clients:
+                client.settimeout(60)
+                assert client.recv(64).startswith(b"HTTP/1.1 200")
+            return _held(pid)
+
+    most = crowd()
+    assert most[0] > 18 and most[1] > 100
+    resting = RESTING_THREADS + len(os.sched_getaffinity(pid))
+    wait_until(lambda: _held(pid)[0] <= resting)
+    descriptors = _held(pid)[1]
+    crowd()
+    wait_until(lambda: _held(pid)[0] <= resting and _held(pid)[1] <= descriptors)

@@ -146,9 +146,14 @@ def test_a_port_and_a_socket(serve: Callable[..., ServerProcess], folder: Path, 
 
 
 def test_a_reload_reads_the_file_of_settings(
-    serve: Callable[..., ServerProcess], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., ServerProcess],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """SIGHUP: other tokens, another number of workers and another folder; a file with a mistake changes nothing."""
+    """SIGHUP: other tokens, another number of workers and another folder; a file with a mistake changes nothing, and
+    what needs a restart is told."""
     monkeypatch.setattr(ServerProcess, "new_session", True)
     file, current = tmp_path / "settings.env", tmp_path / "current"
     current.symlink_to(folder)
@@ -165,7 +170,7 @@ def test_a_reload_reads_the_file_of_settings(
     server.process.send_signal(signal.SIGHUP)
     time.sleep(1)
     assert status("first") == 200 and server.worker_pids() == before
-    file.write_text("H5FEED_TOKENS=second\nH5FEED_WORKERS=1\n")
+    file.write_text("H5FEED_TOKENS=second\nH5FEED_WORKERS=1\nH5FEED_LOG_FORMAT=json\n")
     empty = tmp_path / "empty"
     empty.mkdir()
     current.unlink()
@@ -173,6 +178,8 @@ def test_a_reload_reads_the_file_of_settings(
     server.process.send_signal(signal.SIGHUP)
     wait_until(lambda: len(server.worker_pids()) == 1 and server.worker_pids()[0] not in before)
     assert status("first") == 401 and status("second") == 404
+    said = capfd.readouterr().err
+    assert "log_format stays 'pretty' until the server is restarted" in said and "\nh5feed: SIGHUP" in said
 
 
 def test_the_service_manager_is_told(folder: Path, tmp_path: Path) -> None:

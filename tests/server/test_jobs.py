@@ -199,23 +199,22 @@ def _start(jobs: Jobs, dataset: str, number: int = 0) -> str:
 
 
 def test_a_job_that_nobody_asks_for_is_stopped(endless: tuple[Jobs, _Endless], tmp_path: Path) -> None:
-    """It goes on as long as it is asked for, by any worker; asked for again, it begins anew."""
+    """It goes on as long as it is asked for, by any worker, whatever the clock says; else it begins anew."""
     jobs, work = endless
     job = _start(jobs, "a")
-    jobs._mine[job].taken = 0.0
     other = Jobs(tmp_path / "jobs", 1e9)
     other.register("endless", "rows", work)
     assert other.state(job, "somebody") is not None
     (asked,) = (tmp_path / "jobs").glob("*.asked")
-    later = time.time() + 1e6
-    os.utime(asked, (later, later))
-    jobs._patience = -1.0
     wait_until(lambda: work.running == 1)
-    ticks = jobs.ticks
-    wait_until(lambda: jobs.ticks > ticks + 3)
-    assert work.running == 1
+    jobs._patience = 1e6
+    for moment in (time.time() + 1e7, 0.0, time.time()):
+        ticks, before = jobs.ticks, jobs._mine[job].asked
+        os.utime(asked, (moment, moment))
+        wait_until(lambda: jobs.ticks > ticks + 3)  # noqa: B023
+        assert work.running == 1 and jobs._mine[job].asked > before
     # The last that anybody has asked was long ago.
-    os.utime(asked, (0, 0))
+    jobs._mine[job].asked = float("-inf")
     wait_until(lambda: work.running == 0)
     state = other.state(job, "somebody")
     assert state is not None and not state.is_over

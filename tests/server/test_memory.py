@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
@@ -17,6 +18,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from h5feed.errors import ReadTimeout
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
 from h5feed_server.sharing.trimming import PAUSE_SECONDS
@@ -181,6 +183,34 @@ def test_work_ends_when_a_part_has_failed() -> None:
     decoders.close()
 
 
+def test_decoding_beside_a_disk_that_hangs() -> None:
+    """Threads that wait for it are replaced when they are late; their work fails, when it has ended."""
+    decoders = Decoders(2, 0.5)
+    gate = threading.Event()
+
+    def hang(remaining: Iterator[int]) -> None:
+        for _ in remaining:
+            gate.wait(60)
+
+    with ThreadPoolExecutor(1) as other:
+        hanging = other.submit(decoders.share, range(9), hang)
+        wait_until(hanging.running)
+
+        def is_decoded() -> bool:
+            done: list[int] = []
+            with contextlib.suppress(ReadTimeout):
+                decoders.share(range(2), done.extend)
+                return sorted(done) == [0, 1]
+            return False
+
+        wait_until(is_decoded)
+        assert not hanging.done()
+        gate.set()
+        with pytest.raises(ReadTimeout):
+            hanging.result(60)
+    decoders.close()
+
+
 def test_who_waits_for_a_reader_holds_no_thread(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
     """With all readers at work for long, and more requests for them than there are threads, others are answered."""
     folder = tmp_path / "data"
@@ -194,14 +224,15 @@ def test_who_waits_for_a_reader_holds_no_thread(tmp_path: Path, serve: Callable[
     server = serve(folder, H5FEED_READERS="1", H5FEED_REQUEST_THREADS="6", H5FEED_ADMIT_TIMEOUT="60")
     with httpx.Client(base_url=server.url, timeout=120) as client:
         path = "/v1/datasets/lists/rows?fields=lists&start=2&stop=3"
-        assert client.get(path).status_code == 200
+        batch = "/v1/datasets/lists/batches/0?batch_size=1&fields=lists"
+        assert client.get(path).status_code == client.get(batch).status_code == 200
         (pid,) = server.worker_pids()
         readers = [child for child in psutil.Process(pid).children() if "h5py_reader" in " ".join(child.cmdline())]
         assert readers
         suspend(*readers)
         try:
             with ThreadPoolExecutor(12) as threads:
-                waiting = [threads.submit(client.get, path) for _ in range(12)]
+                waiting = [threads.submit(client.get, asked) for asked in (path, batch) * 6]
                 for row in range(20):
                     answer = client.get(f"/v1/datasets/good/rows?start={row % 10}&stop={row % 10 + 1}")
                     assert np.array([row % 10]).tobytes() in answer.content

@@ -209,6 +209,30 @@ def test_counters_survive_a_reload(own: ServerProcess) -> None:
 
 
 @pytest.mark.slow
+def test_workers_that_a_reload_adds_are_counted(
+    serve: Callable[..., ServerProcess],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """More workers than the server was started with, beside the one that they replace, and fewer again."""
+    monkeypatch.setattr(ServerProcess, "new_session", True)
+    file = tmp_path / "env"
+    file.write_text("H5FEED_WORKERS=1\n")
+    server = serve(folder, "--env-file", str(file))
+    for workers in (6, 2):
+        file.write_text(f"H5FEED_WORKERS={workers}\n")
+        before = set(server.worker_pids())
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(set(server.worker_pids()) - before) == workers == len(server.worker_pids()))  # noqa: B023
+        wait_until(lambda: one(samples(server.url), "workers") == workers)  # noqa: B023
+        # Each has published.
+        wait_until(lambda: one(samples(server.url), "connections_limit") == 2000 * workers)  # noqa: B023
+    assert "/metrics" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_hung_worker_is_told_apart(own: ServerProcess) -> None:
     """A worker that stands still is replaced, and counted as hung."""
     psutil.Process(own.worker_pids()[0]).suspend()

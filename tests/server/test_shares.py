@@ -91,6 +91,28 @@ def test_what_waits_is_cancelled_at_the_end() -> None:
     assert all(future.result() for future in begun)
 
 
+def test_threads_that_hang_are_replaced() -> None:
+    """Work that was given up holds up nobody, not even its own caller; threads that are not needed end."""
+    threads = FairThreads(2, "hanging", idle_seconds=0.1)
+    gate = threading.Event()
+    with calling("a"):
+        hanging = [threads.submit(gate.wait, 60) for _ in range(2)]
+        waiting = [threads.submit(lambda: CALLER.get()) for _ in range(3)]
+        wait_until(lambda: all(work.running() for work in hanging))
+        assert not any(work.done() for work in waiting)
+        for work in (*hanging, *hanging):
+            threads.give_up(work)
+        assert [work.result(60) for work in waiting] == ["a"] * 3
+        again = [threads.submit(gate.wait, 60) for _ in range(2)]
+        wait_until(lambda: all(work.running() for work in again))
+        assert threads.busy == 2
+    gate.set()
+    assert all(work.result(60) for work in (*hanging, *again))
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("hanging-")])
+    assert threads.busy == 0 and threads.submit(lambda: 1).result(60) == 1
+    threads.shutdown(wait=True)
+
+
 def test_an_error_is_the_future_s() -> None:
     """Work that fails leaves its thread to the next."""
     threads = FairThreads(1, "test")

@@ -22,6 +22,7 @@ from ..jobs.registry import InProgress
 from ..services import Services
 from ..sharing.caller import CALLER
 from ..sharing.metrics import pack_batches
+from ..sharing.slots import QueueFull
 from .binary import KEPT, Bytes, is_tagged, not_modified, url_headers
 from .counting import PHASES
 from .dependencies import in_thread
@@ -210,7 +211,7 @@ class BatchStream(Response):
         """Read the first block and send what the client accepts at once."""
         try:
             begun = self._begin_with(writer)
-        except (PoolExhausted, InProgress, NotYet):
+        except (PoolExhausted, InProgress, NotYet, QueueFull):
             # Nothing is sent yet: this will be called again, with the same writer.
             raise
         except BaseException:

@@ -40,7 +40,7 @@ async def list_datasets(services: ServicesDep, query: Annotated[CatalogQuery, Qu
             "offset": query.offset,
         }
 
-    return await in_thread(services, work)
+    return await in_thread(services, work, threads=services.page_threads)
 
 
 @router.get("/{name}", summary="One dataset and its fields", **answers(DatasetDescription, problems(*DATASET)))

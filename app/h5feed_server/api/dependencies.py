@@ -13,10 +13,12 @@ from fastapi import Depends, Path, Request
 from h5feed.buffers import PoolExhausted
 from h5feed.errors import CLASS_BY_CODE, InternalError, Overloaded, ReadTimeout
 
+from ..catalog.hanging import ATTEMPT, Attempt
 from ..catalog.inspections import NotYet
 from ..jobs.registry import InProgress, JobState
 from ..services import Services
 from ..sharing.caller import CALLER
+from ..sharing.fair_threads import FairThreads
 from ..sharing.slots import MAY_RESTART, QueueFull
 
 T = TypeVar("T")
@@ -58,12 +60,17 @@ async def all_known(services: Services, seconds: float = _LIST_SECONDS) -> None:
     """Wait until all files are inspected, for a moment: in a folder that was just mounted, most are soon."""
     # Holds no thread meanwhile.
     deadline = time.monotonic() + seconds
-    while not await in_thread(services, services.catalog.is_known) and time.monotonic() < deadline:
+    while (
+        not await in_thread(services, services.catalog.is_known, threads=services.page_threads)
+        and time.monotonic() < deadline
+    ):
         await asyncio.sleep(_LIST_POLL_SECONDS)
 
 
-async def in_thread(services: Services, work: Callable[[], T], patience: float | None = None) -> T:
-    """Run blocking `work` in a thread of the server's own pool.
+async def in_thread(
+    services: Services, work: Callable[[], T], patience: float | None = None, threads: FairThreads | None = None
+) -> T:
+    """Run blocking `work` in a thread of the server's own pool (or of `threads`).
 
     Where the bound on bytes in flight leaves no room, or many wait for a reader already, `work` is begun anew when its
     turn comes, within `patience` seconds (default: the settings' ``admit_timeout``); where it needs what a job is at
@@ -83,7 +90,7 @@ async def in_thread(services: Services, work: Callable[[], T], patience: float |
     job_deadline = loop.time() + _JOB_SHARE * services.settings.read_timeout
     while True:
         try:
-            return await attempted(services, work, patience)
+            return await attempted(services, work, patience, threads)
         except InProgress as progress:
             state = await job_result(services, progress.state, job_deadline - loop.time())
             if not state.is_over or loop.time() >= job_deadline:
@@ -92,7 +99,9 @@ async def in_thread(services: Services, work: Callable[[], T], patience: float |
                 ).because_of("jobs") from None
 
 
-async def attempted(services: Services, work: Callable[[], T], patience: float | None = None) -> T:
+async def attempted(
+    services: Services, work: Callable[[], T], patience: float | None = None, threads: FairThreads | None = None
+) -> T:
     """As `in_thread`, but what a job is at work on is not waited for.
 
     Raises
@@ -103,14 +112,21 @@ async def attempted(services: Services, work: Callable[[], T], patience: float |
     since = loop.time()
     deadline = since + (services.settings.admit_timeout if patience is None else patience)
     pause, longest = _POLL_SECONDS
+    threads = threads or services.threads
+    doing = Attempt()
+    ATTEMPT.set(doing)
     attempt = begin = work
     MAY_RESTART.set(True)
     while True:
         try:
+            future = threads.submit(begin)
             async with asyncio.timeout(services.settings.read_timeout):
-                return await loop.run_in_executor(services.threads, begin)
+                return await asyncio.wrap_future(future)
         except TimeoutError:
             seconds = services.settings.read_timeout
+            if future.running():
+                services.catalog.hanging.add(doing.dataset, future, time.monotonic() - seconds)
+                threads.give_up(future)
             raise ReadTimeout(f"reading took more than {seconds:g} s (H5FEED_READ_TIMEOUT)") from None
         except MemoryError:
             full = Overloaded("there is no memory for this now; try again in a moment", retry_after=5)
@@ -163,7 +179,7 @@ async def wait_for(services: Services, state: JobState, seconds: float) -> JobSt
     pause, longest = _POLL_SECONDS
     while not state.is_over:
         # No thread is held between two looks: many may wait for one job.
-        latest: JobState | None = await attempted(services, look)
+        latest: JobState | None = await attempted(services, look, threads=services.page_threads)
         if latest is None:
             raise Overloaded("this work was stopped before it was done; try again in a moment", retry_after=1)
         state = latest

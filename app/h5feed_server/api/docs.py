@@ -49,7 +49,7 @@ async def openapi(request: Request, services: ServicesDep) -> Response:
     schema = copy.deepcopy(request.app.openapi())
     if not is_stranger(request):
         await all_known(services)
-        datasets, names = await in_thread(services, lambda: _mounted(services))
+        datasets, names = await in_thread(services, lambda: _mounted(services), threads=services.page_threads)
         illustrate(schema, datasets, names)
     if prefix := here(""):
         schema["servers"] = [{"url": prefix}]

@@ -77,7 +77,7 @@ async def readyz(request: Request, services: ServicesDep) -> Response:
 
 
 def _check(services: Services, state: ReadyState) -> None:
-    trouble = services.catalog.trouble()
+    trouble = services.catalog.trouble() or services.catalog.hanging.trouble()
     if trouble is not None:
         state.worked = float("-inf")
         raise SourceUnavailable(trouble, retry_after=AWAY_RETRY_SECONDS)

@@ -48,7 +48,8 @@ async def get_job(
     All callers and workers share a job. If its worker dies, the worker that handles this request takes it over. A
     job that nobody asks for is stopped after a while and restarted on demand.
     """
-    state = await in_thread(services, partial(services.jobs.state, job, ASKER.get()))
+    look = partial(services.jobs.state, job, ASKER.get())
+    state = await in_thread(services, look, threads=services.page_threads)
     if state is None:
         raise _no_job(job)
     state = await wait_for(services, state, 0.0 if prefer is None else wait_seconds(prefer))
@@ -69,7 +70,8 @@ async def delete_job(
 
     409 `job_wanted` if somebody else asked for it within the last 30 seconds.
     """
-    if not await in_thread(services, partial(services.jobs.delete, job, ASKER.get())):
+    delete = partial(services.jobs.delete, job, ASKER.get())
+    if not await in_thread(services, delete, threads=services.page_threads):
         raise _no_job(job)
     return Response(status_code=204)
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -31,6 +32,7 @@ from h5feed.suggestions import did_you_mean
 
 from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
+from ..sharing.fair_threads import FairThreads
 from ..storage.hdf5.reader_pool import ReaderPool
 from ..storage.local_file import Identity
 from ..tokens.scope import SCOPE
@@ -40,6 +42,7 @@ from .declared import read_declared
 from .discovery import ALL_SUFFIXES, Others, Walk, ending_of, shown, walk
 from .entry import Entry, Listed, Status, identity_of, of_one_name, told_apart
 from .folder_scan import FolderScan
+from .hanging import Hanging
 from .indexer import Indexer
 from .inspections import Inspections, NotYet
 from .other_files import other_files
@@ -53,6 +56,9 @@ logger = logging.getLogger(__name__)
 RESCAN_SECONDS = 1.0
 """Minimum interval between scans of the folder. A listing may be this old. A request for an unknown name waits for the
 next scan."""
+
+SCAN_SECONDS = 2.0
+"""How long a listing waits for a scan. After that, it shows what the scan before has found."""
 
 _WALK_SHARE = 0.05
 """After a known file has changed, scans may take this share of the time, if that makes them more frequent."""
@@ -90,6 +96,7 @@ class Catalog:
         self._settings = settings
         self._indexer = Indexer(self._root, settings, folder, hdf5)
         self._presence = Presence()
+        self.hanging = Hanging()
         self._asking = threading.local()
         self._entries: dict[str, Entry] = {}
         self._found: dict[str, tuple[Entry, Dataset, float]] = {}
@@ -98,11 +105,14 @@ class Catalog:
         self._declaration: Identity | None = None
         """Identity of ``h5feed.toml`` at the last scan."""
         self._second_look = float("inf")
-        """When recently written files must be inspected again, in seconds of the system clock."""
+        """When recently written files must be inspected again, in seconds of the monotonic clock."""
         self._endings = frozenset[str]()
         self._others: Mapping[str, Others] = {}
         self._sniffed: dict[str, bool] = {}
         self._lock = threading.Lock()
+        self._scanner = FairThreads(1, "h5feed-scan", settings.idle_seconds)
+        self._scan: Future[None] | None = None
+        self._scan_lock = threading.Lock()
         self._closed = threading.Event()
         watching = (self._root, self._is_wanted, self._is_due, lambda: self._rescan(time.monotonic()), self._closed)
         if only is None:
@@ -111,11 +121,15 @@ class Catalog:
     def close(self, *, wait: bool = False) -> None:
         """Stop the threads and the inspector, and close all files. Waits for running inspections only if `wait`."""
         self._closed.set()
+        self._scanner.shutdown(wait=wait, cancel_futures=True)
         self._indexer.close(wait=wait)
 
     def entries(self) -> list[Entry]:
         """All entries, sorted by name, whatever is in scope."""
-        self._rescan(time.monotonic() - RESCAN_SECONDS)
+        if self._scanned > float("-inf"):
+            self._rescan_within(SCAN_SECONDS)
+        else:
+            self._rescan(time.monotonic() - RESCAN_SECONDS)
         return sorted(self._entries.values(), key=lambda entry: entry.name)
 
     def is_known(self) -> bool:
@@ -215,6 +229,7 @@ class Catalog:
         Raises
         ------
         DatasetNotFound, Unreadable, SourceUnavailable, Overloaded
+            SourceUnavailable, too, if its disk hangs.
         RevisionChanged
             The dataset has another revision than `revision`.
         NotYet
@@ -222,6 +237,7 @@ class Catalog:
         """
         if not SCOPE.get().covers(name):
             raise self._not_found(name)
+        self.hanging.check(name)
         current = self._found.get(name)
         if current is None or not self._is_current(name, *current):
             current = self._find(name)
@@ -341,7 +357,7 @@ class Catalog:
         return path.lower().endswith((*ALL_SUFFIXES, DECLARATION)) or ending_of(path) in self._endings
 
     def _is_due(self) -> bool:
-        return time.time() >= self._second_look
+        return time.monotonic() >= self._second_look
 
     def _find(self, name: str) -> tuple[Entry, Dataset, float]:
         """Find a dataset among the current files, after a scan if necessary."""
@@ -441,6 +457,20 @@ class Catalog:
         return Preparing(
             f"dataset {name!r} is being inspected for the first time ({how_far}): try again in a moment", retry_after=1
         )
+
+    def _rescan_within(self, seconds: float) -> None:
+        """Scan the folder, unless that was done lately. While a disk hangs, a scan does not end: it is not waited for
+        any longer, and what is known is as it was before.
+        """
+        now = time.monotonic()
+        with self._scan_lock:
+            if now - self._scanned <= RESCAN_SECONDS or self._closed.is_set():
+                return
+            if self._scan is None or self._scan.done():
+                self._scan = self._scanner.submit(self._rescan, now - RESCAN_SECONDS)
+            scan = self._scan
+        with contextlib.suppress(TimeoutError, CancelledError):
+            scan.result(seconds)
 
     def _rescan(self, since: float, *, wait: bool = True) -> None:
         """Scan the folder, unless a scan began after `since`. Concurrent callers share a scan.

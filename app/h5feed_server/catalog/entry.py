@@ -82,7 +82,7 @@ class Entry:
 
     def is_due(self) -> bool:
         """Whether it is time for a second look at a file that was new when it was inspected."""
-        if not self.outcome.done() or time.time() < self.looked + YOUNG_SECONDS or not self.was_young():
+        if not self.outcome.done() or time.monotonic() < self.began + YOUNG_SECONDS or not self.was_young():
             return False
         return not self.again or self.again[0].outcome.done()
 

@@ -123,7 +123,7 @@ class FolderScan:
             return
         entry = self._entries[name] = self._current(replace(family, name=name), paths, tuple(map(Identity.of, states)))
         if entry.away is None and entry.was_young() and not entry.again:
-            self.second_look = self._looked + YOUNG_SECONDS
+            self.second_look = self._began + YOUNG_SECONDS
 
     def _current(self, family: Family, paths: tuple[str, ...], identities: tuple[Identity, ...]) -> Entry:
         """The entry of files that exist: the previous one if it is still valid, else a new one."""

@@ -102,8 +102,12 @@ def _place(root: Path) -> tuple[int, int] | None:
 
 
 def _quiet_for(path: str) -> float:
-    """Seconds since a file's change time, which is more reliable than its modification time; infinite if it is gone."""
+    """Seconds since a file's change time, which is more reliable than its modification time; infinite if it is gone.
+
+    Also if it will change only later: the clock was set back after it did.
+    """
     try:
-        return time.time() - os.stat(path).st_ctime
+        seconds = time.time() - os.stat(path).st_ctime
+        return seconds if seconds >= 0 else math.inf
     except OSError:
         return math.inf

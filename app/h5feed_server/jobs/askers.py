@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import time
 from pathlib import Path
@@ -30,8 +31,8 @@ class Askers:
 
     def note(self, job: str, asker: str) -> None:
         """Record that `asker` requests `job` now."""
-        name, now = _name(job, asker), time.time()
-        if now - self._touched.get(name, 0.0) < _TOUCH_SECONDS:
+        name, now = _name(job, asker), time.monotonic()
+        if now - self._touched.get(name, float("-inf")) < _TOUCH_SECONDS:
             return
         if len(self._touched) >= _MOST_KEPT:
             self._touched.clear()
@@ -45,24 +46,26 @@ class Askers:
             finally:
                 os.close(descriptor)
 
-    def asked(self, job: str, but: str | None = None) -> float:
-        """Time of the last request for a job, in seconds since the epoch; 0.0 if there was none.
+    def others(self, job: str, but: str) -> float:
+        """Seconds since the last request for a job by anybody `but` this client; infinite if there was none."""
+        own, now = _name(job, but), time.monotonic()
+        ago = [now - when for name, when in self._touched.copy().items() if _is_of(name, job) and name != own]
+        # The clock may have been set back.
+        ago += [abs(time.time() - when) for name, when in self.marks(job).items() if name != own]
+        return min(ago, default=math.inf)
 
-        Parameters
-        ----------
-        but : str, optional
-            Ignore requests by this client.
+    def marks(self, job: str) -> dict[str, float]:
+        """When each client requested a job, by the clock of the folder. They change with each request, but do not tell
+        how long ago it was: somebody may have set the clock.
         """
-        own = "" if but is None else _name(job, but)
-        last = max(
-            (when for name, when in self._touched.copy().items() if _is_of(name, job) and name != own), default=0.0
-        )
+        found = {}
         with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
             for entry in entries:
-                if _is_of(entry.name, job) and entry.name != own:
+                if _is_of(entry.name, job):
                     with contextlib.suppress(OSError):
-                        last = max(last, entry.stat().st_mtime)
-        return last
+                        found[entry.name] = entry.stat().st_mtime
+        # Where the folder is not writable.
+        return found or {name: when for name, when in self._touched.copy().items() if _is_of(name, job)}
 
     def forget(self, job: str) -> None:
         """Delete the records of a job."""

@@ -16,7 +16,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -160,7 +159,6 @@ class Progress:
 class _Kind:
     unit: str
     work: Callable[[Request, Progress], None]
-    threads: ThreadPoolExecutor
     turns: Turns
 
 
@@ -170,7 +168,9 @@ class _Mine:
 
     state: JobState
     lock: int | None
-    taken: float
+    asked: float = field(default_factory=time.monotonic)
+    """When it was last requested, as far as `Askers.marks` show."""
+    marks: dict[str, float] = field(default_factory=dict)
     written: float = 0.0
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -206,8 +206,6 @@ class Jobs:
         with self._lock:
             for mine in self._mine.values():
                 mine.cancelled.set()
-        for kind in self._kinds.values():
-            kind.threads.shutdown(wait=False, cancel_futures=True)
 
     def register(self, kind: str, unit: str, work: Callable[[Request, Progress], None]) -> None:
         """Register the function for a kind of job; kinds do not wait for each other.
@@ -219,7 +217,7 @@ class Jobs:
         work : callable
             Runs a job, given its request and a `Progress`. It stores the result itself.
         """
-        self._kinds[kind] = _Kind(unit, work, ThreadPoolExecutor(MAX_WAITING, f"h5feed-{kind}"), Turns(_AT_ONCE))
+        self._kinds[kind] = _Kind(unit, work, Turns(_AT_ONCE))
 
     def start(self, kind: str, request: Request, result: str) -> JobState:
         """Start a job in this worker, unless a worker runs it already.
@@ -277,10 +275,10 @@ class Jobs:
         state = mine.state if mine is not None else self._read(job)
         if state is None or not SCOPE.get().covers(state.dataset):
             return False
-        ago = time.time() - self._askers.asked(job, but=asker)
+        ago = self._askers.others(job, but=asker)
         if not state.is_over and ago < WANTED_SECONDS:
             raise JobWanted(
-                f"another client requested this job {max(0, ago):.0f} s ago, so it continues: you can delete it once "
+                f"another client requested this job {ago:.0f} s ago, so it continues: you can delete it once "
                 f"no other client has requested it for {WANTED_SECONDS:g} s"
             )
         if mine is not None:
@@ -325,9 +323,10 @@ class Jobs:
                     release(self._lock_of(wanted.id), lock)
                     return now
             fresh = replace(wanted, status="queued", done=0, total=0, code=None, detail=None)
-            mine = self._mine[wanted.id] = _Mine(fresh, lock, time.time())
+            mine = self._mine[wanted.id] = _Mine(fresh, lock)
             self._write(mine)
-            self._kinds[fresh.kind].threads.submit(self._run, mine)
+            # As many threads as unfinished jobs, which are limited; each ends with its job.
+            threading.Thread(target=self._run, args=(mine,), name=f"h5feed-{fresh.kind}", daemon=True).start()
             if not self._watching:
                 self._watching = True
                 threading.Thread(target=self._watch, name="h5feed-jobs", daemon=True).start()
@@ -365,8 +364,10 @@ class Jobs:
                     self._watching = False
                     return
             for mine in unfinished:
-                asked = max(mine.taken, self._askers.asked(mine.state.id))
-                if time.time() - asked > self._patience or self._deletion(mine.state.id).exists():
+                now, marks = time.monotonic(), self._askers.marks(mine.state.id)
+                if marks != mine.marks:
+                    mine.asked, mine.marks = now, marks
+                if now - mine.asked > self._patience or self._deletion(mine.state.id).exists():
                     mine.cancelled.set()
 
     def _run(self, mine: _Mine) -> None:

@@ -138,7 +138,7 @@ def _reread(options: argparse.Namespace, started_with: Settings, keyring: Keyrin
     if wrong is not None:
         print(f"h5feed-server: {wrong}", file=sys.stderr)
         return None
-    for name in ("host", "port", "uds", "uds_mode"):
+    for name in ("host", "port", "uds", "uds_mode", "log_format"):
         kept = getattr(started_with, name)
         if getattr(settings, name) != kept:
             print(f"h5feed-server: {name} stays {kept!r} until the server is restarted", file=sys.stderr)

@@ -20,7 +20,7 @@ from functools import partial
 
 from ..main import metrics_catalogue
 from ..services import Shared
-from ..settings import Settings
+from ..settings import MAX_WORKERS, Settings
 from ..sharing.logs import say
 from ..sharing.metrics import Metrics
 from ..sharing.scoreboard import SUPERVISOR, Scoreboard
@@ -131,7 +131,8 @@ class Supervisor:
         self._announced = False
         self._early_deaths = 0
         self._restart_at: list[float] = []
-        self._board = Scoreboard(settings.workers)
+        # A reload may bring more workers, and memory for those that never come is never written to.
+        self._board = Scoreboard(MAX_WORKERS)
         self._metrics = Metrics(metrics_catalogue(), self._board, SUPERVISOR)
 
     def run(self) -> int:

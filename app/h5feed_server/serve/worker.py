@@ -14,7 +14,8 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -28,6 +29,7 @@ from ..settings import Settings
 from ..sharing.body_pool import BodyPool
 from ..sharing.file_watch import FileWatch
 from ..sharing.metrics import Metrics
+from ..sharing.shared_bytes import SharedBytes
 from ..sharing.trimming import settle
 from ..tokens.keyring import Keyring
 from .connection import HEAD_SECONDS, Connection, address_of, refusal
@@ -73,10 +75,14 @@ _OTHER_FILES = 500
 
 @dataclass(frozen=True)
 class Tls:
-    """PEM files of the server's certificate and key."""
+    """PEM files of the server's certificate and key.
+
+    Create it before the workers are forked: they tell together what is wrong with the files, once.
+    """
 
     certificate: str
     key: str
+    trouble: SharedBytes = field(default_factory=partial(SharedBytes, "h5feed-certificate-trouble"))
 
     def context(self) -> ssl.SSLContext:
         """TLS context for the certificate."""
@@ -193,11 +199,18 @@ class _Worker(uvicorn.Server):
         """Use the certificate as it is now for new connections; if it cannot be used, the one before."""
         if self._files is None:
             return
+        why = ""
         try:
             self._tls = self._files.context()
         except (OSError, ValueError) as error:
             why = (isinstance(error, ssl.SSLError) and error.reason) or getattr(error, "strerror", None) or "invalid"
+        with self._files.trouble.locked():
+            told = self._files.trouble.read().decode()
+            self._files.trouble.replace(why.encode())
+        if why and why != told:
             logger.error("certificate %s: %s; the one before stays in use", self._files.certificate, why)
+        elif told and not why:
+            logger.warning("certificate %s: it can be used again", self._files.certificate)
 
     def _connections(self) -> list[Connection]:
         return [connection for connection in self.host.connections if isinstance(connection, Connection)]

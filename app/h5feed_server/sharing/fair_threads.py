@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextvars import copy_context
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
 from .caller import CALLER
@@ -17,6 +18,12 @@ T = TypeVar("T")
 
 SPARE = 2
 """Threads in addition to those that one caller may use. They serve other callers while its work takes long."""
+
+MAX_LOST = 64
+"""Threads that take the place of those that hang in work that was given up."""
+
+IDLE_SECONDS = 30.0
+"""A thread that has had nothing to do for this long ends."""
 
 _Item = tuple["Future[Any]", Callable[[], Any]]
 
@@ -30,10 +37,13 @@ class FairThreads(Executor):
         Maximum number of threads that run work of the same caller. The pool has `SPARE` more.
     name : str
         Prefix of the threads' names.
+    idle_seconds : float
+        Threads are started when they are needed, and end after so long without work.
     """
 
-    def __init__(self, threads: int, name: str) -> None:
+    def __init__(self, threads: int, name: str, idle_seconds: float = IDLE_SECONDS) -> None:
         self._most_of_one = threads
+        self._idle_seconds = min(idle_seconds, threading.TIMEOUT_MAX)
         self._name = name
         self._lock = threading.Lock()
         self._tickets: SimpleQueue[None] = SimpleQueue()
@@ -41,6 +51,8 @@ class FairThreads(Executor):
         self._waiting: dict[str, deque[_Item]] = {}
         self._running: dict[str, int] = {}
         self._threads: list[threading.Thread] = []
+        self._lost: set[Future[Any]] = set()
+        self._numbers = itertools.count()
         # Number of waiting threads, minus the tickets on their way to them.
         self._idle = 0
         self._closed = False
@@ -54,14 +66,22 @@ class FairThreads(Executor):
                 raise RuntimeError("cannot schedule new futures after shutdown")
             item = (future, lambda: context.run(work, *args, **kwargs))
             self._waiting.setdefault(CALLER.get(), deque()).append(item)
-            if self._idle <= 0 and len(self._threads) < self._most_of_one + SPARE:
-                thread = threading.Thread(target=self._run, name=f"{self._name}-{len(self._threads)}", daemon=True)
-                self._threads.append(thread)
-                thread.start()
-            else:
-                self._idle -= 1
+            # There is a ticket more.
+            self._idle -= 1
+            self._start_thread()
         self._tickets.put(None)
         return future
+
+    def give_up(self, work: Future[Any]) -> None:
+        """Nobody waits for this work of `CALLER` any more. If it hangs, another thread may take its thread's place."""
+        with self._lock:
+            if work.done() or work in self._lost or len(self._lost) >= MAX_LOST or not work.running():
+                return
+            self._lost.add(work)
+            again = self._without(CALLER.get())
+            self._start_thread()
+        for _ in range(again):
+            self._tickets.put(None)
 
     @property
     def busy(self) -> int:
@@ -88,7 +108,16 @@ class FairThreads(Executor):
     def _run(self) -> None:
         while True:
             # There is one ticket for each piece of work and, after shutdown, one for each thread.
-            self._tickets.get()
+            try:
+                self._tickets.get(timeout=self._idle_seconds)
+            except Empty:
+                with self._lock:
+                    if self._idle <= 0:
+                        # A ticket is on its way.
+                        continue
+                    self._idle -= 1
+                    self._threads.remove(threading.current_thread())
+                    return
             with self._lock:
                 upcoming = self._next()
                 if upcoming is None:
@@ -99,17 +128,35 @@ class FairThreads(Executor):
                     continue
             caller, (future, work) = upcoming
             _do(future, work)
-            del upcoming, future, work
             with self._lock:
-                self._running[caller] -= 1
-                if not self._running[caller]:
-                    del self._running[caller]
+                if future in self._lost:
+                    # Another one has its place.
+                    self._lost.remove(future)
+                    self._threads.remove(threading.current_thread())
+                    return
                 self._idle += 1
-                again = self._unused_tickets if self._closed else min(1, self._unused_tickets)
-                self._unused_tickets -= again
-                self._idle -= again
+                again = self._without(caller)
+            del upcoming, future, work
             for _ in range(again):
                 self._tickets.put(None)
+
+    def _start_thread(self) -> None:
+        """Start a thread if there are more tickets than threads that wait for one; call with the lock held."""
+        if self._idle < 0 and len(self._threads) - len(self._lost) < self._most_of_one + SPARE:
+            self._idle += 1
+            thread = threading.Thread(target=self._run, name=f"{self._name}-{next(self._numbers)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _without(self, caller: str) -> int:
+        """A caller has one thread less at work; call with the lock held. Returns how many tickets to put."""
+        self._running[caller] -= 1
+        if not self._running[caller]:
+            del self._running[caller]
+        again = self._unused_tickets if self._closed else min(1, self._unused_tickets)
+        self._unused_tickets -= again
+        self._idle -= again
+        return again
 
     def _next(self) -> tuple[str, _Item] | None:
         """The next piece of work; call with the lock held."""

@@ -31,7 +31,8 @@ class Scoreboard:
     Parameters
     ----------
     workers : int
-        Number of workers. There are more places, because a reload starts new workers before the old ones have ended.
+        The most that may serve. There are more places, because a reload starts new workers before the old ones have
+        ended.
     """
 
     def __init__(self, workers: int) -> None:

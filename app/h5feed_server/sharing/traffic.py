@@ -129,7 +129,7 @@ class Traffic:
             if len(self._callers) >= _MOST_CALLERS:
                 del self._callers[min(self._callers, key=lambda name: self._callers[name][0])]
             known = self._callers[caller] = [0.0, 0, 0, 0.0, 0.0]
-        elif now - known[0] > SECONDS:
+        elif abs(now - known[0]) > SECONDS:
             known[1:] = [0, 0, 0.0, 0.0]
         known[0] = now
         known[1] += batches
@@ -169,9 +169,14 @@ class Traffic:
                 if second in by_second:
                     for name, count in zip(by_second[second], counts, strict=True):
                         by_second[second][name] += count
-            found.slowest += [{"seconds": seconds, "ago": now - at, "what": what} for seconds, at, what in said["slow"]]
+            found.slowest += [
+                {"seconds": seconds, "ago": max(0.0, now - at), "what": what}
+                for seconds, at, what in said["slow"]
+                # Not what is to come: the clock may have been set back.
+                if abs(now - at) < _SLOW_SECONDS
+            ]
             for name, (seen, batches, nbytes, waited, told) in said["callers"].items():
-                if now - seen <= SECONDS:
+                if abs(now - seen) <= SECONDS:
                     line = callers.setdefault(
                         name, {"name": name, "batches": 0, "bytes": 0, "waited": 0.0, "told": 0.0}
                     )
@@ -196,7 +201,7 @@ class Traffic:
 
     def _keep_slow(self, now: float, more: list[tuple[float, float, str]]) -> None:
         """Keep the slowest of those that are not long ago."""
-        kept = [one for one in self._slow if now - one[1] < _SLOW_SECONDS]
+        kept = [one for one in self._slow if abs(now - one[1]) < _SLOW_SECONDS]
         self._slow = sorted([*kept, *more], reverse=True)[:_MOST_SLOW]
         self._slow_from = self._slow[-1][0] if len(self._slow) == _MOST_SLOW else 0.0
 

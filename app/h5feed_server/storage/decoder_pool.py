@@ -22,6 +22,9 @@ from .scratch import SCRATCH_BYTES, Bytes, Scratch
 SLICE_SECONDS = 0.05
 """How long a thread works for one call before it yields to others that are waiting."""
 
+MAX_REPLACED = 16
+"""Pools of threads that make way for others because they wait for a disk that hangs."""
+
 J = TypeVar("J")
 
 
@@ -34,10 +37,19 @@ class _Shared(Generic[J]):
     is_over: bool = False
 
 
+class _Threads:
+    """A pool of threads that knows whether it is at work."""
+
+    def __init__(self, threads: int) -> None:
+        self.executor = ThreadPoolExecutor(threads, "h5feed-decode")
+        self.pending: set[Future[None]] = set()
+
+
 class Decoders:
     """Threads that decode chunks, one pool for each process.
 
-    Long calls yield to others: a batch of a million chunks does not block a batch of two.
+    Long calls yield to others: a batch of a million chunks does not block a batch of two. Threads that wait for a disk
+    that hangs are replaced: data on other disks are decoded by others.
 
     Parameters
     ----------
@@ -61,7 +73,9 @@ class Decoders:
         self._changed = threading.Condition()
         self._threads = threads
         self._timeout = timeout
-        self._executor = ThreadPoolExecutor(threads, "h5feed-decode")
+        self._pool = _Threads(threads)
+        self._replaced: list[_Threads] = []
+        self._closed = False
         self.scratch = Scratch().take
         self.decoded_chunks = self.decoded_bytes = 0
         self._waiting = 0
@@ -69,7 +83,8 @@ class Decoders:
 
     def close(self) -> None:
         """End the threads."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._closed = True
+        self._pool.executor.shutdown(wait=False, cancel_futures=True)
 
     def share(self, jobs: Iterable[J], work: Callable[[Iterator[J]], None]) -> None:
         """Call ``work(remaining)`` in all threads, each of which takes the next job from the shared iterator.
@@ -77,7 +92,8 @@ class Decoders:
         Raises
         ------
         ReadTimeout
-            The work took more than `timeout` seconds.
+            The work took more than `timeout` seconds. It is raised when the work has ended, because the threads still
+            write to the caller's memory until then.
         Exception
             What `work` has raised.
         """
@@ -86,9 +102,9 @@ class Decoders:
         if len(listed) < 2 or self._threads == 1:
             work(remaining)
             return
-        shared = _Shared(remaining, work)
+        shared, pool = _Shared(remaining, work), self._pool
         try:
-            self._wait([self._begin(shared) for _ in range(min(self._threads, len(listed)))])
+            self._wait([self._begin(shared) for _ in range(min(self._threads, len(listed)))], pool, shared)
         finally:
             # If one thread has failed or the caller has given up, the others can stop.
             shared.is_over = True
@@ -101,14 +117,33 @@ class Decoders:
 
     def _put(self, shared: _Shared[J], ended: Future[None]) -> None:
         with self._lock:
+            pool = self._pool
+            submitted = pool.executor.submit(self._run, shared, ended)
+            pool.pending.add(submitted)
             self._waiting += 1
-        submitted = self._executor.submit(self._run, shared, ended)
-        # The executor cancels waiting work at shutdown.
-        submitted.add_done_callback(lambda future: future.cancelled() and ended.cancel())
+
+        def done(future: Future[None]) -> None:
+            pool.pending.discard(future)
+            if future.cancelled():
+                self._put_again(shared, ended)
+
+        submitted.add_done_callback(done)
+
+    def _put_again(self, shared: _Shared[J], ended: Future[None]) -> None:
+        """Waiting work was cancelled because its pool is replaced, or at the end."""
+        with self._lock:
+            self._waiting -= 1
+        if self._closed:
+            ended.cancel()
+        else:
+            self._put(shared, ended)
 
     def _run(self, shared: _Shared[J], ended: Future[None]) -> None:
         with self._lock:
             self._waiting -= 1
+        if shared.is_over:
+            ended.set_result(None)
+            return
         cut: list[bool] = []
         try:
             shared.work(self._slice(shared, cut))
@@ -144,11 +179,13 @@ class Decoders:
         """
         listed = list(jobs)
         remaining = iter(listed)
-        helpers = [self._executor.submit(work, remaining) for _ in range(min(self._threads, len(listed)) - 1)]
+        with self._lock:
+            pool = self._pool
+            helpers = [pool.executor.submit(work, remaining) for _ in range(min(self._threads, len(listed)) - 1)]
         try:
             work(remaining)
         finally:
-            self._wait([helper for helper in helpers if not helper.cancel()])
+            self._wait([helper for helper in helpers if not helper.cancel()], pool)
 
     def chunk(
         self, source: LocalFile, fd: int, array: ArrayLayout, place: tuple[int, int, int], itemsize: int, out: Bytes
@@ -213,15 +250,30 @@ class Decoders:
                 self._great -= nbytes
                 self._changed.notify_all()
 
-    def _wait(self, futures: list[Future[Any]]) -> None:
+    def _wait(self, futures: list[Future[Any]], pool: _Threads, shared: _Shared[Any] | None = None) -> None:
         """Wait for all, even if one has failed: the buffer must not be reused while a thread still writes to it."""
         failure: Exception | None = None
         for future in futures:
             try:
-                future.result(self._timeout)
-            except FuturesTimeout:
-                failure = failure or ReadTimeout(f"reading took more than {self._timeout:g} s")
+                try:
+                    future.result(None if failure else self._timeout)
+                except FuturesTimeout:
+                    failure = failure or ReadTimeout(f"reading took more than {self._timeout:g} s")
+                    if shared is not None:
+                        shared.is_over = True
+                    self._replace(pool)
+                    future.result()
             except Exception as error:
                 failure = failure or error
         if failure is not None:
             raise failure
+
+    def _replace(self, late: _Threads) -> None:
+        """Let other threads do what waits: some of these have been at the same work for too long."""
+        with self._lock:
+            self._replaced = [pool for pool in self._replaced if pool.pending]
+            if self._closed or self._pool is not late or len(self._replaced) >= MAX_REPLACED:
+                return
+            self._pool = _Threads(self._threads)
+            self._replaced.append(late)
+        late.executor.shutdown(wait=False, cancel_futures=True)

@@ -102,11 +102,16 @@ class OpenFiles:
         """
         with self._lock:
             held = self._files.get(path)
-            if held is None or held.identity != identity:
-                held = self._files[path] = _OpenFile(path)
-                while len(self._files) > self._limit:
-                    self._files.popitem(last=False)
+            if held is not None and held.identity == identity:
+                self._files.move_to_end(path)
+                return held
+        # Without the lock: opening a file waits for ever where its disk hangs, and others are on other disks.
+        held = _OpenFile(path)
+        with self._lock:
+            self._files[path] = held
             self._files.move_to_end(path)
+            while len(self._files) > self._limit:
+                self._files.popitem(last=False)
         if held.identity != identity:
             raise changed(identity, held.identity)
         return held

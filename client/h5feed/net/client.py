@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..buffers import BufferPool
-from ..errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, RevisionChanged, Transient
+from ..errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, RevisionChanged, Transient, Unauthorized
 from ..forks import tell_after_fork
 from ..schema import read_json
 from ..version import __version__
@@ -32,7 +32,7 @@ from .jobs import InProgress
 from .retries import FailedAttempts, error_of, final_error, reason_of
 from .servers import LOOK_SECONDS, Hooks, Server, Servers
 from .spans import spans
-from .token import token_from
+from .token import ClientToken
 from .trace import WAITING, enter, received, retried, waits_to_tell
 from .transport import MAX_PLAIN_BYTES, Answer, BodyCut
 
@@ -110,7 +110,8 @@ class Client:
             "auth": auth,
         }
         self.url = url or os.environ.get("H5FEED_URL") or DEFAULT_URL
-        token = token_from(token)
+        self._token = ClientToken(token)
+        self._sends_token = "authorization" not in map(str.lower, headers or ())
         self.deadline = deadline
         self.pool = BufferPool(POOL_BYTES)
         tls = context_of(verify, cert)
@@ -121,7 +122,7 @@ class Client:
                     headers={
                         "user-agent": f"h5feed/{__version__}",
                         "accept-encoding": "identity",
-                        **({"authorization": f"Bearer {token}"} if token else {}),
+                        **({"authorization": f"Bearer {self._token.text}"} if self._token.text else {}),
                         **(headers or {}),
                     },
                     timeout=timeout,
@@ -297,6 +298,7 @@ class Client:
         attempts: FailedAttempts | None = None
         enter(WAITING)
         while True:
+            token = self._token.text
             with self._servers.one() as server:
                 asked_at = time.monotonic()
                 try:
@@ -324,9 +326,11 @@ class Client:
                 except RevisionChanged as error:
                     self._servers.answered(server)
                     raise self._differing(server, method, target, accept, json, max_bytes, error) from None
-                except FeedError:
+                except FeedError as error:
                     self._servers.answered(server)
-                    raise
+                    if not isinstance(error, Unauthorized) or not self._has_new_token(token):
+                        raise
+                    continue
                 except httpx.TransportError as error:
                     failure = self._connection_failure(error, server)
                     if raise_cut and isinstance(error, BodyCut) and not cancelled.is_set():
@@ -337,6 +341,14 @@ class Client:
             attempts = attempts or FailedAttempts()
             failure = attempts.add(server.url, failure, deadline)
             self._wait_to_retry(attempts, server, failure, began, deadline, cancelled)
+
+    def _has_new_token(self, refused: str) -> bool:
+        """Whether the token's file contains another one by now, which is sent from now on."""
+        if not self._sends_token or not self._token.is_another_than(refused):
+            return False
+        for server in self._servers:
+            server.authorize(self._token.text)
+        return True
 
     def _connection_failure(self, error: httpx.TransportError, server: Server) -> ConnectionFailed:
         """The error for an incomplete response, if a retry may help.

@@ -90,7 +90,7 @@ def error_of(answer: Answer, server: Server, *, several: bool) -> FeedError:
     if not isinstance(problem, dict):
         # Not from h5feed, but from a proxy or another service.
         problem = {"detail": _described(answer, server.url)}
-    retry_after = _seconds(answer.header("retry-after") or "")
+    retry_after = _seconds(answer.header("retry-after") or "", answer.header("date") or "")
     error = from_problem(answer.status, problem, retry_after=retry_after)
     if not several or isinstance(error, Transient):
         return error
@@ -109,12 +109,26 @@ def _described(answer: Answer, url: str) -> str:
     return f"{url} returned HTTP status {answer.status}{said}: is it an h5feed server?"
 
 
-def _seconds(retry_after: str) -> float | None:
-    """The seconds to wait from ``Retry-After``, a number or a date (RFC 9110, 10.2.3); None if it is neither."""
+def _seconds(retry_after: str, now: str) -> float | None:
+    """The seconds to wait from ``Retry-After``, a number or a date (RFC 9110, 10.2.3); None if it is neither.
+
+    A date is compared with that of the response: the clocks of the server and of this machine may differ.
+    """
     with contextlib.suppress(ValueError):
         seconds = float(retry_after)
         return max(0.0, seconds) if math.isfinite(seconds) else None
     with contextlib.suppress(ValueError, TypeError, OverflowError):
-        date = parsedate_to_datetime(retry_after)
-        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+        clock = _moment(now) if now else datetime.now(UTC)
+        return max(0.0, (_moment(retry_after) - clock).total_seconds())
     return None
+
+
+def _moment(date: str) -> datetime:
+    """The moment that a header names.
+
+    Raises
+    ------
+    ValueError, TypeError
+    """
+    moment = parsedate_to_datetime(date)
+    return moment.replace(tzinfo=moment.tzinfo or UTC)

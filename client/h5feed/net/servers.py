@@ -147,6 +147,11 @@ class Server:
         body = response.extensions.pop(BODY, None)
         return Answer(response.status_code, response.headers.multi_items(), body, response.content)
 
+    def authorize(self, token: str) -> None:
+        """Send another token from now on."""
+        self._http.headers["authorization"] = f"Bearer {token}"
+        self._templates = {}
+
     @property
     def round_trip(self) -> float:
         """Round trip in seconds; infinite before the first connection."""

@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import threading
 
 from ..errors import BadParameter
+from ..forks import tell_after_fork
 
 _MAX_BYTES = 8192
 """Of a file with a token."""
+
+
+class ClientToken:
+    """The token that a client sends. One from a file is read again when a server refuses it.
+
+    Parameters
+    ----------
+    given : str, optional
+        See `token_from`, which also says what is raised.
+
+    Attributes
+    ----------
+    text : str
+        Empty if there is none.
+    """
+
+    def __init__(self, given: str | None) -> None:
+        self.text = token_from(given)
+        has_text = (given or os.environ.get("H5FEED_TOKEN") or "").strip()
+        self._file = None if has_text else os.environ.get("H5FEED_TOKEN_FILE")
+        self._lock = threading.Lock()
+        tell_after_fork(self)
+
+    def is_another_than(self, refused: str) -> bool:
+        """Whether there is another token now than the one that was refused: the file is read if need be."""
+        with self._lock:
+            if self.text == refused and self._file:
+                # While somebody writes it, it is not a token, and the one before is as good.
+                with contextlib.suppress(BadParameter):
+                    self.text = token_in(self._file, "H5FEED_TOKEN_FILE=")
+            return self.text != refused
+
+    def after_fork(self) -> None:
+        """In the child: a lock held by a thread of the parent would never be released."""
+        self._lock = threading.Lock()
 
 
 def token_from(given: str | None) -> str:

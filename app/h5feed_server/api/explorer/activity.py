@@ -66,7 +66,7 @@ async def feed_page(request: Request, services: ServicesDep) -> Response:
         }
         return Page("feed.html", "Activity", data, view, snippets=[python(request, None)], reload=_RELOAD_SECONDS)
 
-    return answer(request, await in_thread(services, work))
+    return answer(request, await in_thread(services, work, threads=services.page_threads))
 
 
 def _in_scope(services: Services, activity: Activity) -> Activity:

@@ -76,7 +76,7 @@ async def catalogue_page(request: Request, services: ServicesDep) -> Response:
         reload = REFRESH_SECONDS if data["preparing"] else None
         return Page("catalogue.html", "Datasets", data, view, snippets=snippets, reload=reload)
 
-    return answer(request, await in_thread(services, work))
+    return answer(request, await in_thread(services, work, threads=services.page_threads))
 
 
 def _changed(sort: str) -> str | None:

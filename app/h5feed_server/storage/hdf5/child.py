@@ -19,6 +19,9 @@ LENGTH = struct.Struct("<Q")
 _START_SECONDS = 60.0
 """How long a child may take to import its libraries, even on a slow machine."""
 
+_KILLED_SECONDS = 1.0
+"""How long a child that was killed is waited for."""
+
 KIND_BYTES = 8
 """Length of the prefix of responses with rows. It keeps the numbers that follow aligned."""
 
@@ -105,13 +108,17 @@ class Child:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def end(self, patience: float = 1.0) -> None:
-        """Close the input, wait up to `patience` seconds for the child to exit, then kill it with its forks."""
+        """Close the input, wait up to `patience` seconds for the child to exit, then kill it with its forks.
+
+        A child that waits for a disk that hangs ends when the disk answers; it is not waited for.
+        """
         self._in.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(patience)
         if self._process.returncode is None:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_KILLED_SECONDS)
         self._out.close()
 
 
