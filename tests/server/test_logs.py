@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +132,24 @@ def test_an_unknown_format_is_refused(folder: Path, tmp_path: Path) -> None:
     assert answer.returncode == 2 and "pretty" in answer.stderr and "json" in answer.stderr
     answer = SERVERS.run(arguments, H5FEED_LOG_FORMAT="xml")
     assert answer.returncode == 2 and "H5FEED_LOG_FORMAT=xml" in answer.stderr and "pretty" in answer.stderr
+
+
+def test_a_log_that_nobody_reads(folder: Path, tmp_path: Path) -> None:
+    """The pipe of standard output is full: requests are answered, and later a line says how many lines are missing."""
+    command = [sys.executable, "-m", "h5feed_server.cli", "serve", str(folder), "--port", "0", "--access-log"]
+    command += ["--cache-dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().split()[-1]
+            with httpx.Client(base_url=url, timeout=60) as client:
+                # More lines than fit into the pipe and the queue.
+                for _ in range(3500):
+                    assert client.get("/healthz?filler=" + "x" * 20).status_code == 200
+                reading = ThreadPoolExecutor(1).submit(process.stdout.read)
+                wait_until(lambda: client.get("/healthz").status_code == 200)
+            process.terminate()
+            text = reading.result(60)
+        finally:
+            process.kill()
+    assert re.search(r" \d+ lines were dropped: nobody read them$", text, re.MULTILINE), text[-500:]

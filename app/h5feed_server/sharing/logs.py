@@ -20,7 +20,7 @@ FIELDS = "h5feed_fields"
 """Attribute of log records: further fields for JSON, a dict."""
 
 
-_MAX_LINES = 10_000
+_MAX_LINES = 2000
 """Lines that wait to be written."""
 
 _LAST_SECONDS = 1.0
