@@ -25,6 +25,9 @@ _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LO
 _CERTIFICATE = "SSL certificate"
 """In the title of nginx's pages for those who have none, or one that it does not accept."""
 
+_SIGN_IN = re.compile(r"(log|sign)[-_]?in\b|oauth", re.IGNORECASE)
+"""In the address of a page for people who are to sign in, such as that of Jupyter."""
+
 _FIRST_BACKOFF = 0.1
 _LONGEST_BACKOFF = 5.0
 """Seconds. The wait before retry n is drawn from 0 … min(longest, first · 2ⁿ) ("full jitter")."""
@@ -109,6 +112,11 @@ def _described(answer: Answer, server: Server) -> str:
     """A response from something other than h5feed, in one line."""
     url, proxy = server.url, server.proxy
     there = answer.header("location")
+    if 300 <= answer.status < 400 and there and _SIGN_IN.search(there.partition("?")[0]):
+        return (
+            f"{url} redirects to {there[:200]}: a service in front of the server requires you to sign in. Pass its "
+            "token as token=, or the headers that it needs as headers="
+        )
     if 300 <= answer.status < 400 and there:
         return f"{url} redirects to {there[:200]}: connect to that URL instead"
     # The beginning of an HTML page, usually its title.
