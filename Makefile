@@ -99,6 +99,7 @@ setup-system: $(SYSTEM_READY) ## install what `test-system` needs: Chromium, Pro
 
 $(SYSTEM_READY): $(READY) $(addprefix $(SYSTEM)/,package.json package-lock.json h5web.jsx) requirements/system.txt
 	missing=; for program in chromium npm prometheus nginx; do command -v $$program > /dev/null || missing="$$missing $$program"; done; \
+	  command -v systemd-analyze > /dev/null || missing="$$missing systemd"; \
 	  test -z "$$missing" || { apt-get update -qq && apt-get install -qqy --no-install-recommends $$missing; }
 	npm ci --prefix $(SYSTEM) --ignore-scripts --no-audit --no-fund --silent
 	npm run --prefix $(SYSTEM) --silent build

@@ -62,7 +62,7 @@ def test_every_page(visit: Visitor, url: str) -> None:
     """All that links lead to is below the prefix, and so is what the pages load; pictures are there."""
     asked: list[str] = []
     page, is_guarded = _signed_in(visit, url, asked)
-    found = crawled(page, url, 40)
+    found = crawled(page, url, 30)
     kinds = ("", "feed", "docs", "datasets/zoo", "datasets/zoo/rows", "datasets/zoo/splits", "datasets/zoo/tree")
     assert {f"{PREFIX}{path}" for path in kinds} <= found
     assert any(path.startswith(f"{PREFIX}datasets/zoo/rows/") for path in found)
