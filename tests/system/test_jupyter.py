@@ -133,7 +133,7 @@ def test_pages_through_jupyter(visit: Visitor, jupyter: Jupyter, guarded: bool) 
         page.get_by_label("Token").fill(TOKEN)
         page.get_by_role("button", name="Sign in").click()
         expect(page.get_by_role("heading", name="numbered")).to_be_visible()
-    found = crawled(page, url, 12)
+    found = crawled(page, url, 15)
     assert {f"{prefix}/{name}" for name in ("", "feed", "docs", "datasets/numbered", "datasets/numbered/rows")} <= found
     page.goto(f"{url}/docs#/datasets/list_datasets")
     block = page.locator("[id^=operations-][id$=-list_datasets]")

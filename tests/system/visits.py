@@ -106,11 +106,11 @@ _LINKS = (
 
 
 def crawled(page: Page, url: str, most: int) -> set[str]:
-    """Follow links, each kind of page with each set of parameters once; returns the paths of the pages."""
+    """Follow up to `most` links, each kind of page with each set of parameters once; returns the paths of the pages."""
     seen: set[tuple[str, frozenset[str]]] = set()
     found: set[str] = set()
     waiting = [f"{url}/"]
-    while waiting and len(found) < most:
+    while waiting and len(seen) < most:
         address = waiting.pop(0)
         parts = urlsplit(address)
         key = (
@@ -120,8 +120,8 @@ def crawled(page: Page, url: str, most: int) -> set[str]:
         if key in seen or "format=json" in parts.query:
             continue
         seen.add(key)
-        if parts.path.startswith(f"{urlsplit(url).path}/v1/"):
-            # Data, of which the browser would open a window to save them.
+        if parts.path.startswith(f"{urlsplit(url).path}/v1/") or parts.path.endswith("/view"):
+            # No pages: the browser would save data, and ask for an icon of the host for a picture.
             data = page.request.get(address)
             assert data.ok, (address, data.status)
             continue
