@@ -28,6 +28,7 @@ NEWEST := .venv-newest
 NEWEST_READY := $(NEWEST)/.ready
 SYSTEM := tests/system
 SYSTEM_READY := $(SYSTEM)/build/.ready
+JUPYTER := $(SYSTEM)/build/jupyter
 export KERAS_BACKEND ?= jax
 
 .PHONY: help setup demo test test-all test-whole test-backends test-backends-whole test-floors test-newest setup-system \
@@ -94,13 +95,16 @@ $(NEWEST_READY): $(READY) pyproject.toml client/pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(NEWEST)/bin/python -e client -e ".[demo,parquet]" --group dev httpx2
 	@touch $@
 
-setup-system: $(SYSTEM_READY) ## install what `test-system` needs: Chromium, Prometheus, nginx, gcc, and npm packages
+setup-system: $(SYSTEM_READY) ## install what `test-system` needs: Chromium, Prometheus, nginx, gcc, Jupyter, npm packages
 
-$(SYSTEM_READY): $(READY) $(addprefix $(SYSTEM)/,package.json package-lock.json h5web.jsx)
+$(SYSTEM_READY): $(READY) $(addprefix $(SYSTEM)/,package.json package-lock.json h5web.jsx) requirements/system.txt
 	missing=; for program in chromium npm prometheus nginx gcc; do command -v $$program > /dev/null || missing="$$missing $$program"; done; \
+	  command -v systemd-analyze > /dev/null || missing="$$missing systemd"; \
 	  test -z "$$missing" || { apt-get update -qq && apt-get install -qqy --no-install-recommends $$missing libc6-dev; }
 	npm ci --prefix $(SYSTEM) --ignore-scripts --no-audit --no-fund --silent
 	npm run --prefix $(SYSTEM) --silent build
+	test -x $(JUPYTER)/bin/python || $(PYTHON) -m venv $(JUPYTER)
+	$(BIN)/uv pip install --quiet --python $(JUPYTER)/bin/python -r requirements/system.txt
 	@touch $@
 
 test-system: setup-system ## run the tests that need them: pages in Chromium, metrics in Prometheus, reverse proxies, disks that hang
@@ -154,6 +158,8 @@ requirements: ## pin the newest versions of all dependencies
 	  requirements/trainer.in -o requirements/trainer.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	  --group docs -o requirements/docs.txt
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+	  --group system -o requirements/system.txt
 
 assets: ## unpack Swagger UI and Redoc anew, as pinned in requirements/assets.sha256
 	$(eval TMP := $(shell mktemp -d))

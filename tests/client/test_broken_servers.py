@@ -21,6 +21,7 @@ import pytest
 from h5feed.errors import BadAnswer, ConnectionFailed
 from h5feed.net.client import Client
 
+from tests.support.listener import Listener
 from tests.support.server_process import ServerProcess
 
 ROWS, BATCH = 100, 16
@@ -61,21 +62,11 @@ class SpoilingProxy:
     def __init__(self, url: str) -> None:
         self.spoil: Spoil = lambda reply: reply
         self._upstream = httpx.Client(base_url=url, timeout=60)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._accepting = threading.Thread(target=self._accept, daemon=True)
-        self._accepting.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connected, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(connected,), daemon=True).start()
+        self._listener = Listener(self._serve)
+        self.url = self._listener.url
 
     def _serve(self, connected: socket.socket) -> None:
-        with connected, connected.makefile("rb") as stream:
+        with connected.makefile("rb") as stream:
             first = stream.readline()
             if not first.startswith((b"GET", b"POST")):
                 return  # whether this speaks TLS

@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 import pytest
 
+from tests.support.listener import Listener, hand_on
 from tests.support.server_process import ServerProcess
 
 
@@ -41,56 +42,35 @@ class CuttingProxy:
     def __init__(self, port: int, seed: int) -> None:
         self._to = ("127.0.0.1", port)
         self._chance = random.Random(seed)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.cuts = 0
-        self._accepting = threading.Thread(target=self._accept)
-        self._accepting.start()
+        self._listener = Listener(self._serve)
+        self.url = self._listener.url
 
     def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._accepting.join(60)
-        assert not self._accepting.is_alive()
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            allowed, reset = self._chance.randrange(1, 2_000_000), self._chance.random() < 0.5
-            threading.Thread(target=self._serve, args=(client, allowed, reset), daemon=True).start()
-
-    def _serve(self, client: socket.socket, allowed: int, reset: bool) -> None:
-        with client:
-            client.settimeout(30)
-            try:
-                server = socket.create_connection(self._to, 5)
-            except OSError:
-                return
-            with server:
-                server.settimeout(30)
-                threading.Thread(target=self._pump, args=(client, server), daemon=True).start()
-                try:
-                    while allowed > 0 and (data := server.recv(min(1 << 16, allowed))):
-                        client.sendall(data)
-                        allowed -= len(data)
-                except OSError:
-                    pass
-                self.cuts += allowed == 0
-                if reset:
-                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                for end in (client, server):
-                    with contextlib.suppress(OSError):
-                        end.shutdown(socket.SHUT_RDWR)
-
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _serve(self, client: socket.socket) -> None:
+        allowed, reset = self._chance.randrange(1, 2_000_000), self._chance.random() < 0.5
+        client.settimeout(30)
         try:
-            while data := source.recv(1 << 16):
-                sink.sendall(data)
+            server = socket.create_connection(self._to, 5)
         except OSError:
-            pass
+            return
+        with server:
+            server.settimeout(30)
+            threading.Thread(target=hand_on, args=(client, server), daemon=True).start()
+            try:
+                while allowed > 0 and (data := server.recv(min(1 << 16, allowed))):
+                    client.sendall(data)
+                    allowed -= len(data)
+            except OSError:
+                pass
+            self.cuts += allowed == 0
+            if reset:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            for end in (client, server):
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.parametrize(("rows", "kills"), [(600, 3), pytest.param(2000, 10, marks=pytest.mark.slow)])

@@ -18,6 +18,7 @@ from h5feed.jax import to_device
 from h5feed.loops.loader import Loader
 
 from tests.support.data_folder import ROWS
+from tests.support.listener import Listener, hand_on
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -184,9 +185,8 @@ class Gate:
         self._port = port
         self._open = threading.Event()
         self._open.set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._listener = Listener(self._serve)
+        self.url = self._listener.url
 
     @contextlib.contextmanager
     def closed(self) -> Iterator[None]:
@@ -199,23 +199,13 @@ class Gate:
     def close(self) -> None:
         self._listener.close()
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self._port))
-            for source, target, gated in ((near, far, True), (far, near, False)):
-                threading.Thread(target=self._hand_on, args=(source, target, gated), daemon=True).start()
-
-    def _hand_on(self, source: socket.socket, target: socket.socket, gated: bool) -> None:
-        with contextlib.suppress(OSError):
-            while content := source.recv(1 << 16):
-                if gated:
+    def _serve(self, near: socket.socket) -> None:
+        with socket.create_connection(("127.0.0.1", self._port)) as far:
+            threading.Thread(target=hand_on, args=(far, near), daemon=True).start()
+            with contextlib.suppress(OSError):
+                while content := near.recv(1 << 16):
                     self._open.wait()
-                target.sendall(content)
-            target.shutdown(socket.SHUT_WR)
+                    far.sendall(content)
 
 
 @pytest.fixture

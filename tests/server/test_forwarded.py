@@ -6,14 +6,17 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import h5feed
+import h5py
 import httpx
 import numpy as np
 import pytest
@@ -22,6 +25,9 @@ from h5feed_server.main import create_app
 from h5feed_server.settings import OWN_PATHS, Settings, checked_prefix
 from starlette.routing import BaseRoute
 
+from tests.support.authority import Authority
+from tests.support.data_folder import write_data_folder
+from tests.support.proxies import ReverseProxy
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -271,3 +277,107 @@ def _own_address() -> str | None:
             return None
         address: str = probe.getsockname()[0]
         return None if address.startswith("127.") else address
+
+
+TUNNEL = "feed.example"
+
+
+@pytest.fixture(scope="module")
+def tunnel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The address of a tunnel that ends TLS before a server on http, as cloudflared does, and whom to trust."""
+    authority = Authority(tmp_path_factory.mktemp("authority"))
+    data: Path = tmp_path_factory.mktemp("data")
+    write_data_folder(data)
+    with h5py.File(data / "endless.h5", "w") as file:
+        # Zeros that take long to read, and no room on the disk.
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        h5py.h5d.create(file.id, b"x", h5py.h5t.STD_U8LE, h5py.h5s.create_simple((1 << 36,)), properties)
+    process = ServerProcess(
+        data,
+        tmp_path_factory.mktemp("cache"),
+        H5FEED_TOKENS=TOKEN,
+        H5FEED_TRUSTED_PROXIES="127.0.0.1",
+    )
+    said = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
+    opened = ReverseProxy(process.port, authority.issue("localhost").context(), said)
+    yield f"https://localhost:{opened.port}", authority.cert
+    opened.close()
+    assert process.stop() == 0
+
+
+def _browser(tunnel: tuple[str, Path], host: str, **options: Any) -> httpx.Client:
+    """Asks the tunnel by a name that nobody resolves."""
+    headers = {"accept": "text/html", "host": host}
+    context = ssl.create_default_context(cafile=tunnel[1])
+    return httpx.Client(base_url=tunnel[0], verify=context, timeout=60, headers=headers, **options)
+
+
+def test_the_client_through_a_tunnel(tunnel: tuple[str, Path], feed: h5feed.Feed) -> None:
+    """Batches, what is posted, jobs and pictures: the same as without it."""
+    with h5feed.connect(tunnel[0], token=TOKEN, verify=tunnel[1], deadline=60) as other:
+        for one, two in zip(
+            other["tall"].batches(batch_size=7, shuffle=True),
+            feed["tall"].batches(batch_size=7, shuffle=True),
+            strict=True,
+        ):
+            for name in two:
+                np.testing.assert_array_equal(one[name], two[name])
+        np.testing.assert_array_equal(other["tall"].take([5, 3]).rows, [5, 3])
+        assert other["mixed"].stats().rows == feed["mixed"].stats().rows
+
+
+def test_pages_through_a_tunnel(tunnel: tuple[str, Path]) -> None:
+    """Each address is that of the tunnel: of redirects, jobs, snippets, and the line for pip. The cookie is secure."""
+    own = f"https://{TUNNEL}"
+    with _browser(tunnel, TUNNEL) as browser:
+        form = browser.get("/datasets/mixed")
+        assert form.headers["location"].startswith("/sign-in?")
+        signed = browser.post("/sign-in", data={"token": TOKEN, "next": "/"}, headers={"origin": own})
+        assert signed.status_code == 303 and "; Secure" in signed.headers["set-cookie"]
+        foreign = browser.post("/sign-in", data={"token": TOKEN}, headers={"origin": "https://evil.example"})
+        assert foreign.status_code == 401 and "set-cookie" not in foreign.headers
+        cookie = {"cookie": signed.headers["set-cookie"].partition(";")[0]}
+        for path in ("/", "/feed", "/datasets/mixed", "/datasets/mixed/rows", "/datasets/mixed/rows/0"):
+            page = browser.get(path, headers=cookie)
+            assert page.status_code in (200, 202), path
+            assert "http://feed" not in page.text and "127.0.0.1" not in page.text, path
+        assert own in page.text
+        # What the framework redirects itself knows neither scheme nor name of the tunnel, and need not.
+        for path in ("/simple", "/v1/datasets/"):
+            moved = browser.get(path, headers=cookie)
+            assert moved.status_code == 307 and moved.headers["location"] in ("/simple/", "/v1/datasets"), path
+        assert f" {own}/simple/h5feed/" in browser.get("/simple/h5feed/requirements.txt").text
+        schema = browser.get("/openapi.json", headers={"authorization": f"Bearer {TOKEN}"}).json()
+        assert f"pip install {own}/simple/h5feed/" in schema["info"]["description"]
+        assert schema.get("servers", [{"url": ""}])[0]["url"] in ("", "/")
+        signed_out = browser.post("/sign-out", headers={**cookie, "origin": own})
+        assert signed_out.headers["location"] == "/sign-in" and "; Secure" in signed_out.headers["set-cookie"]
+
+
+def test_jobs_and_viewers_through_a_tunnel(tunnel: tuple[str, Path]) -> None:
+    """A job's address is a path, which is the same everywhere; viewers get their files."""
+    bearer = {"authorization": f"Bearer {TOKEN}", "accept": "application/json"}
+    with _browser(tunnel, TUNNEL) as browser:
+        answer = browser.get("/v1/datasets/endless/stats?split=all", headers=bearer)
+        assert answer.status_code == 202
+        job = answer.headers["location"]
+        assert job == answer.json()["url"] and job.startswith("/v1/jobs/")
+        assert browser.get(job, headers=bearer).json()["result"].startswith("/v1/datasets/endless/stats")
+        assert browser.delete(job, headers=bearer).status_code == 204
+        meta = browser.get("/h5grove/meta/?file=mixed.h5&path=/", headers=bearer, follow_redirects=True)
+        assert meta.status_code == 200 and meta.json()["kind"] == "group"
+
+
+def test_redirects_through_jupyter(below: ServerProcess) -> None:
+    """It puts the prefix before paths in redirects, which have it already: they are relative, and lead to the same."""
+    with httpx.Client(base_url=below.url, timeout=60, headers={"accept": "text/html"}) as browser:
+        for path in ("/", "/datasets/mixed", "/datasets/a%2Fb/rows/", "/simple"):
+            said = {"x-forwarded-prefix": "/user/ann/proxy/8000", "x-proxycontextpath": "/user/ann/proxy/8000"}
+            location = browser.get(path, headers=said).headers["location"]
+            assert location.startswith("../")
+            for asked in (f"/user/ann/proxy/8000{path}", "/user/ann/proxy/8000"):
+                found = urlsplit(urljoin(f"https://hub.example{asked}", location))
+                wanted = "/user/ann/proxy/8000/simple/" if path == "/simple" else "/user/ann/proxy/8000/sign-in"
+                assert (found.netloc, found.path) == ("hub.example", wanted)

@@ -50,6 +50,12 @@ def test_splits_and_statistics(visit: Visitor, server: ServerProcess) -> None:
     expect(_tried(block)).to_contain_text('"name": "fish"')
 
 
+def test_an_endpoint_without_a_dataset(visit: Visitor, server: ServerProcess) -> None:
+    """Its parameters are shown, and the page reports no error."""
+    block = _opened(visit(f"{server.url}/docs#/datasets/list_datasets"), "list_datasets")
+    expect(_tried(block)).to_contain_text('"name": "mixed"')
+
+
 def test_datasets_splits_and_fields_are_chosen(visit: Visitor, server: ServerProcess) -> None:
     """From lists of what is there; with another dataset come its own fields and splits."""
     block = _opened(visit(f"{server.url}/docs#/batches/get_batch"), "get_batch")

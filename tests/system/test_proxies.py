@@ -1,11 +1,11 @@
-"""Reverse proxies, configured by exactly the blocks of docs/how-to/deploy.md: nginx and Caddy."""
+"""Reverse proxies, configured by exactly the blocks of docs/how-to/deploy.md: nginx and Caddy, with https, too."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-import shutil
-import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,25 +17,16 @@ import h5py
 import httpx
 import numpy as np
 import pytest
+from playwright.sync_api import Browser, expect
 
+from tests.support.authority import Authority
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
+from tests.system.programs import ROOT, below_h5feed, blocks_of, caddy, caddy_with, free_port, nginx, running
+from tests.system.visits import TIMEOUT_MS
 
-PAGE = (Path(__file__).parents[2] / "docs/how-to/deploy.md").read_text()
 ROWS = 200
-
-
-def _block(language: str) -> str:
-    found = re.search(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert found is not None
-    return found[1]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+TOKEN = "a-token-of-a-test"
 
 
 @pytest.fixture(scope="module")
@@ -56,49 +47,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     assert process.stop() == 0
 
 
-def _nginx(folder: Path, server: ServerProcess, port: int) -> list[str]:
-    block = (
-        _block("nginx").replace("127.0.0.1:8000", f"127.0.0.1:{server.port}").replace("listen 8080", f"listen {port}")
-    )
-    paths = "".join(
-        f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    config = folder / "nginx.conf"
-    config.write_text(
-        f"daemon off;\npid {folder}/pid;\nuser root;\nerror_log {folder}/error.log;\nevents {{}}\n"
-        f"http {{\naccess_log off;\n{paths}{block}}}\n"
-    )
-    return ["nginx", "-c", str(config), "-p", str(folder)]
+def _caddy(folder: Path, server_port: int, port: int) -> list[str]:
+    block = blocks_of("caddy")[0].replace("127.0.0.1:8000", f"127.0.0.1:{server_port}").replace(":8080", f":{port}")
+    return caddy(folder, block)
 
 
-def _caddy(folder: Path, server: ServerProcess, port: int) -> list[str]:
-    block = _block("caddy").replace("127.0.0.1:8000", f"127.0.0.1:{server.port}").replace(":8080", f":{port}")
-    config = folder / "Caddyfile"
-    config.write_text(f"{{\n\tadmin off\n\tauto_https off\n}}\n{block}")
-    program = shutil.which("caddy") or str(Path(sys.executable).parent / "caddy")
-    return [program, "run", "--config", str(config), "--adapter", "caddyfile"]
-
-
-@pytest.fixture(params=[_nginx, _caddy], ids=["nginx", "caddy"])
+@pytest.fixture(params=[below_h5feed, _caddy], ids=["nginx", "caddy"])
 def proxy(request: pytest.FixtureRequest, server: ServerProcess, tmp_path: Path) -> Iterator[str]:
     """The address of a proxy in front of the server, with the prefix."""
-    port = _free_port()
-    command: Callable[[Path, ServerProcess, int], list[str]] = request.param
-    environment = {**os.environ, "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(command(tmp_path, server, port), env=environment, stdout=log, stderr=log)
-
-    def answers() -> bool:
-        assert process.poll() is None, (tmp_path / "log").read_text()
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    try:
-        wait_until(answers)
+    port = free_port()
+    command: Callable[[Path, int, int], list[str]] = request.param
+    with running(command(tmp_path, server.port, port), tmp_path, port):
         yield f"http://127.0.0.1:{port}/h5feed"
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def test_training_through_a_proxy(server: ServerProcess, proxy: str, tmp_path: Path) -> None:
@@ -141,3 +101,118 @@ def test_pages_through_a_proxy(proxy: str) -> None:
                     assert browser.get(root + link).status_code == 200, link
         assert "http://feed.example/h5feed" in browser.get(f"{proxy}/datasets/pictures").text
         assert browser.get(f"{proxy}/simple").headers["location"].endswith("/h5feed/simple/")
+
+
+@pytest.fixture(scope="module")
+def guarded(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server with a token, which trusts proxies on this machine."""
+    process = ServerProcess(
+        server.folder, tmp_path_factory.mktemp("cache"), H5FEED_TRUSTED_PROXIES="127.0.0.1", H5FEED_TOKENS=TOKEN
+    )
+    yield process
+    assert process.stop() == 0
+
+
+@pytest.fixture
+def https(guarded: ServerProcess, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The Caddy of the compose file's profile `tls`, and the certificate of the authority that it has made itself."""
+    port = free_port()
+    text = (ROOT / "deploy/caddy/tls.Caddyfile").read_text().replace("h5feed:8000", f"127.0.0.1:{guarded.port}")
+    # Nothing on this machine is to trust its authority.
+    text = text.replace("admin off", f"admin off\n\tskip_install_trust\n\thttp_port {free_port()}")
+    config = tmp_path / "Caddyfile"
+    config.write_text(text)
+    with running(caddy_with(config), tmp_path, port, H5FEED_DOMAIN=f"localhost:{port}"):
+        root = tmp_path / "caddy/pki/authorities/local/root.crt"
+        wait_until(root.exists)
+        yield f"https://localhost:{port}", root
+
+
+def test_training_over_https(server: ServerProcess, https: tuple[str, Path]) -> None:
+    """The batches are the same, and pip finds the client."""
+    url, root = https
+    options: dict[str, Any] = {"batch_size": 32, "shuffle": True, "seed": 5}
+    with (
+        h5feed.connect(server.url, deadline=60) as near,
+        h5feed.connect(url, token=TOKEN, verify=root, deadline=60) as far,
+    ):
+        for one, two in zip(near["pictures"].batches(**options), far["pictures"].batches(**options), strict=True):
+            np.testing.assert_array_equal(one["images"], two["images"])
+    context = ssl.create_default_context(cafile=root)
+    with httpx.Client(base_url=url, verify=context, timeout=60) as client:
+        line = client.get("/simple/h5feed/requirements.txt").text
+        assert f"{url}/simple/h5feed/h5feed-" in line
+        assert client.get("/simple").headers["location"] == "/simple/"
+        # As it stands in the description of /docs, into an empty environment.
+        said = client.get("/openapi.json", headers={"authorization": f"Bearer {TOKEN}"}).json()["info"]["description"]
+    command = re.search(r"^pip (install \S+)$", said, re.MULTILINE)
+    assert command is not None and f" {url}/" in command[0]
+    pip = [sys.executable, "-m", "pip", "--isolated", "--disable-pip-version-check", "--cert", str(root)]
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_CA_BUNDLE")}
+    done = subprocess.run(
+        [*pip, *command[1].split(), "--no-deps", "--target", str(root.parent / "to")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0 and (root.parent / "to/h5feed/net/proxies.py").exists(), done.stderr
+
+
+def test_pages_over_https(https: tuple[str, Path], chromium: Browser) -> None:
+    """Who signs in gets a cookie that is sent over TLS alone, and sees pages that name the address of Caddy."""
+    url, _ = https
+    context = chromium.new_context(ignore_https_errors=True)
+    context.set_default_timeout(TIMEOUT_MS)
+    page = context.new_page()
+    asked: list[str] = []
+    context.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{url}/datasets/pictures")
+    page.get_by_label("Token").fill(TOKEN)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator("section.code").first).to_contain_text(f"{url}")
+    assert page.url == f"{url}/datasets/pictures"
+    (cookie,) = context.cookies()
+    assert cookie["secure"] and cookie["httpOnly"] and cookie["sameSite"] == "Strict"
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_label("Token")).to_be_visible()
+    assert not context.cookies()
+    context.close()
+    assert all(one.startswith((f"{url}/", "data:")) for one in asked), asked
+
+
+@pytest.fixture
+def mutual(guarded: ServerProcess, tmp_path: Path) -> Iterator[tuple[str, Authority]]:
+    """The nginx of the documentation with its lines for https, which lets only those in who have a certificate."""
+    authority, port = Authority(tmp_path / "authority"), free_port()
+    files = authority.issue("localhost")
+    block, lines = blocks_of("nginx")
+    for path, file in (
+        ("/etc/ssl/feed.pem", files.cert), ("/etc/ssl/feed.key", files.key), ("/etc/ssl/clients.pem", authority.cert)
+    ):  # fmt: skip
+        assert path in lines
+        lines = lines.replace(path, str(file))
+    assert "listen 8080;" in block and "listen 8443 ssl;" in lines
+    block = block.replace("127.0.0.1:8000", f"127.0.0.1:{guarded.port}").replace("listen 8080;", lines)
+    command = nginx(tmp_path, block.replace("listen 8443", f"listen {port}"))
+    with running(command, tmp_path, port):
+        yield f"https://localhost:{port}/h5feed", authority
+
+
+def test_client_certificates(server: ServerProcess, mutual: tuple[str, Authority], tmp_path: Path) -> None:
+    """With one that nginx accepts, the batches are the same; without, and with others, the error says what to pass."""
+    url, authority = mutual
+    options: dict[str, Any] = {"batch_size": 32, "shuffle": True, "seed": 5}
+    connect = functools.partial(h5feed.connect, url, token=TOKEN, verify=authority.cert, deadline=300)
+    files = authority.issue("trainer")
+    both = tmp_path / "both.pem"
+    both.write_text(files.cert.read_text() + files.key.read_text())
+    for cert in (files, both):
+        with h5feed.connect(server.url, deadline=60) as near, connect(cert=cert) as far:
+            for one, two in zip(near["pictures"].batches(**options), far["pictures"].batches(**options), strict=True):
+                np.testing.assert_array_equal(one["images"], two["images"])
+    stranger = Authority(tmp_path / "stranger").issue("trainer")
+    for wrong in (None, stranger, authority.issue("trainer", days=-1)):
+        with connect(cert=wrong) as far, pytest.raises(h5feed.FeedError, match=r"SSL certificate.*cert="):
+            far.datasets()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -97,6 +98,43 @@ class Visit:
 
 def _fulfilled_by(file: Path) -> Callable[[Route], None]:
     return lambda route: route.fulfill(path=file)
+
+
+_LINKS = (
+    "[...document.querySelectorAll('a[href]')].map(a => new URL(a.getAttribute('href'), a.baseURI).href.split('#')[0])"
+)
+
+
+def crawled(page: Page, url: str, most: int) -> set[str]:
+    """Follow up to `most` links, each kind of page with each set of parameters once; returns the paths of the pages."""
+    seen: set[tuple[str, frozenset[str]]] = set()
+    found: set[str] = set()
+    waiting = [f"{url}/"]
+    while waiting and len(seen) < most:
+        address = waiting.pop(0)
+        parts = urlsplit(address)
+        key = (
+            re.sub(r"[0-9]+", "0", parts.path.removeprefix(urlsplit(url).path)),
+            frozenset(re.findall(r"([^&=]+)=", parts.query)),
+        )
+        if key in seen or "format=json" in parts.query:
+            continue
+        seen.add(key)
+        if parts.path.startswith(f"{urlsplit(url).path}/v1/") or parts.path.endswith("/view"):
+            # No pages: the browser would save data, and ask for an icon of the host for a picture.
+            data = page.request.get(address)
+            assert data.ok, (address, data.status)
+            continue
+        answer = page.goto(address)
+        assert answer is not None and answer.status < 400, (address, answer and answer.status)
+        page.wait_for_load_state("networkidle")
+        broken = page.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)")
+        assert not broken, (address, broken)
+        found.add(parts.path)
+        hrefs = page.evaluate(_LINKS)
+        # Licences and the like are elsewhere; what is on this host is to be below the prefix.
+        waiting += [one for one in dict.fromkeys(hrefs) if urlsplit(one).netloc == urlsplit(url).netloc]
+    return found
 
 
 def serious_findings(page: Page) -> list[str]:

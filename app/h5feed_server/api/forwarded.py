@@ -7,7 +7,7 @@ paths never have the prefix; what is sent to clients gets it from `here`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,7 +26,16 @@ _HOST = "forwarded_host"
 
 _TRUSTED = "forwarded_trusted"
 
+_ADDS_PREFIX = "forwarded_adds_prefix"
+"""Key in the scope's state: the proxy puts the prefix before paths in redirects, though they have it."""
+
 _NAMES = (b"x-forwarded-prefix", b"x-forwarded-proto", b"x-forwarded-host")
+
+_OF_JUPYTER = b"x-proxycontextpath"
+"""Sent by jupyter-server-proxy alone."""
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_BY_FRAMEWORK = 307
 
 _SCHEMES = ("http", "https")
 
@@ -84,14 +93,20 @@ class Forwarded:
         if self._trusts(scope):
             prefix = self._read_headers(scope, prefix)
         _PREFIX.set(prefix)
-        if not prefix:
-            await self._app(scope, receive, send)
-            return
-        _take_off(prefix, scope)
+        climb = ""
+        if prefix:
+            _take_off(prefix, scope)
+        if prefix and _ADDS_PREFIX in scope["state"]:
+            # What climbs to the root is relative, so nobody puts anything before it, and leads there from anywhere.
+            climb = "../" * (prefix + scope["path"]).count("/")
 
         async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == 307:
-                message["headers"] = list(_with_prefix(message["headers"]))
+            if message["type"] == "http.response.start" and message["status"] in _REDIRECTS:
+                by_framework = message["status"] == _BY_FRAMEWORK
+                message["headers"] = [
+                    (name, _as_asked(value, by_framework, climb) if name.lower() == b"location" else value)
+                    for name, value in message["headers"]
+                ]
             await send(message)
 
         await self._app(scope, receive, sending)
@@ -101,6 +116,8 @@ class Forwarded:
         scope["state"][_TRUSTED] = True
         prefixes: list[str] = []
         for name, value in scope["headers"]:
+            if name == _OF_JUPYTER:
+                scope["state"][_ADDS_PREFIX] = True
             if name not in _NAMES:
                 continue
             said = value.decode("latin-1").strip()
@@ -134,13 +151,17 @@ def _take_off(prefix: str, scope: Scope) -> None:
             scope["raw_path"] = scope["path"].encode()
 
 
-def _with_prefix(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes, bytes]]:
-    """The redirects that the framework makes itself, to the path with or without a slash at its end."""
-    for name, value in headers:
-        if name.lower() == b"location":
-            parts = urlsplit(value.decode("latin-1"))
-            value = (here(parts.path) + (f"?{parts.query}" if parts.query else "")).encode("latin-1")
-        yield name, value
+def _as_asked(location: bytes, by_framework: bool, climb: str) -> bytes:
+    """Where a redirect leads, for the client of the proxy.
+
+    The framework's own, to the path with or without a slash at its end, are full URLs without the prefix, of the host
+    and the scheme by which the proxy has asked.
+    """
+    path = location.decode("latin-1")
+    if by_framework:
+        parts = urlsplit(path)
+        path = here("/" + parts.path.lstrip("/")) + (f"?{parts.query}" if parts.query else "")
+    return (climb + path[1:] if climb and path.startswith("/") else path).encode("latin-1")
 
 
 def _tell_if_ignored(request: Request) -> None:

@@ -229,7 +229,8 @@ class Client:
             except httpx.ConnectError as error:
                 if (final := final_error(error, server)) is not None:
                     raise final from None
-                refused.append(f"{server.url} ({reason_of(error)})")
+                through = f" through the proxy {server.proxy}" if server.proxy else ""
+                refused.append(f"{server.url}{through} ({reason_of(error)})")
             except (httpx.TransportError, FeedError):
                 return
         raise ConnectionFailed(f"could not connect to {', '.join(refused)}. Is the server running and reachable?")

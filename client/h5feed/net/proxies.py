@@ -18,6 +18,8 @@ from ..errors import BadParameter
 _DEFAULT_PORT = 80
 """As of any http URL."""
 
+_NO_URL = "is not a URL such as http://proxy.example.org:3128"
+
 
 @dataclass(frozen=True)
 class Proxy:
@@ -57,8 +59,12 @@ def proxy_for(scheme: str, host: str, port: int) -> Proxy | None:
 
 
 def _parsed(url: str, variable: str) -> Proxy:
-    # Many write HOST:PORT.
-    parts = urlsplit(url if "://" in url else f"http://{url}")
+    try:
+        # Many write HOST:PORT.
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+    except ValueError:
+        # Its message may contain the password.
+        raise BadParameter(f"{variable} {_NO_URL}") from None
     if parts.scheme != "http":
         raise BadParameter(
             f"{variable} names a proxy of the kind {parts.scheme!r}, but only http:// proxies are supported: use "
@@ -69,7 +75,7 @@ def _parsed(url: str, variable: str) -> Proxy:
     except ValueError:
         port = 0
     if not parts.hostname or not port:
-        raise BadParameter(f"{variable} is not a URL such as http://proxy.example.org:3128")
+        raise BadParameter(f"{variable} {_NO_URL}")
     authorization = b""
     if parts.username is not None:
         user = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()

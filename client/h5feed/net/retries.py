@@ -14,12 +14,19 @@ from typing import Any
 
 from ..errors import BadAnswer, ConnectionFailed, FeedError, Transient, from_problem
 from ..schema import read_json
+from .certificates import distrust, refusal
 from .http import httpx
 from .servers import Server, jitter
-from .transport import Answer, BodyCut
+from .transport import Answer, BodyCut, ProxyFailed
 
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
 """OpenSSL's reasons for a response that is not TLS."""
+
+_CERTIFICATE = "SSL certificate"
+"""In the title of nginx's pages for those who have none, or one that it does not accept."""
+
+_SIGN_IN = re.compile(r"(log|sign)[-_]?in\b|oauth", re.IGNORECASE)
+"""In the address of a page for people who are to sign in, such as that of Jupyter."""
 
 _FIRST_BACKOFF = 0.1
 _LONGEST_BACKOFF = 5.0
@@ -65,10 +72,14 @@ def final_error(error: httpx.TransportError, server: Server) -> FeedError | None
     """The error to raise without a retry, if the URL or the server is wrong; else None."""
     url, cause = server.url, error.__cause__
     bare = url.partition("://")[2]
+    if isinstance(error, ProxyFailed):
+        return ConnectionFailed(str(error)) if error.is_final else None
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return ConnectionFailed(f"the certificate of {url} is not trusted: {cause}. See `verify=`.")
+        return ConnectionFailed(distrust(url, cause))
     if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
         return BadAnswer(f"{url} does not speak TLS: is it http://{bare}?")
+    if isinstance(cause, ssl.SSLError) and (refused := refusal(url, cause.reason or "")) is not None:
+        return ConnectionFailed(refused)
     if isinstance(cause, http.client.RemoteDisconnected) and server.failures == 0 and server.wants_tls():
         return BadAnswer(f"{url} speaks TLS: is it https://{bare}?")
     if isinstance(error, httpx.RemoteProtocolError) and not isinstance(error, BodyCut):
@@ -89,7 +100,7 @@ def error_of(answer: Answer, server: Server, *, several: bool) -> FeedError:
         problem = read_json(answer.content)
     if not isinstance(problem, dict):
         # Not from h5feed, but from a proxy or another service.
-        problem = {"detail": _described(answer, server.url)}
+        problem = {"detail": _described(answer, server)}
     retry_after = _seconds(answer.header("retry-after") or "", answer.header("date") or "")
     error = from_problem(answer.status, problem, retry_after=retry_after)
     if not several or isinstance(error, Transient):
@@ -97,16 +108,25 @@ def error_of(answer: Answer, server: Server, *, several: bool) -> FeedError:
     return type(error)(f"{server.url} says: {error.detail}", retry_after=retry_after, request_id=error.request_id)
 
 
-def _described(answer: Answer, url: str) -> str:
+def _described(answer: Answer, server: Server) -> str:
     """A response from something other than h5feed, in one line."""
+    url, proxy = server.url, server.proxy
     there = answer.header("location")
+    if 300 <= answer.status < 400 and there and _SIGN_IN.search(there.partition("?")[0]):
+        return (
+            f"{url} redirects to {there[:200]}: a service in front of the server requires you to sign in. Pass its "
+            "token as token=, or the headers that it needs as headers="
+        )
     if 300 <= answer.status < 400 and there:
         return f"{url} redirects to {there[:200]}: connect to that URL instead"
     # The beginning of an HTML page, usually its title.
     page = answer.content[:2000].decode("utf-8", "replace")
     words = " ".join(re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL).split())[:120]
     said = f", {words!r}" if words.isprintable() and words else ""
-    return f"{url} returned HTTP status {answer.status}{said}: is it an h5feed server?"
+    through = f" through the proxy {proxy}" if proxy else ""
+    if _CERTIFICATE in words:
+        return f"{url} returned HTTP status {answer.status}{through}{said}: pass a client certificate as cert="
+    return f"{url} returned HTTP status {answer.status}{through}{said}: is it an h5feed server?"
 
 
 def _seconds(retry_after: str, now: str) -> float | None:

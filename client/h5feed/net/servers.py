@@ -157,6 +157,11 @@ class Server:
         """Round trip in seconds; infinite before the first connection."""
         return self._transport.round_trip
 
+    @property
+    def proxy(self) -> str:
+        """The proxy through which it is asked, for messages; empty if there is none."""
+        return self._transport.proxy_of(self._http.base_url)
+
     def wants_tls(self) -> bool:
         """Whether it has never responded because its URL should start with ``https``."""
         url = self._http.base_url

@@ -9,7 +9,6 @@ chunks into new memory, which is several times slower.
 from __future__ import annotations
 
 import contextlib
-import errno
 import http.client
 import io
 import math
@@ -30,6 +29,7 @@ import numpy.typing as npt
 
 from ..buffers import BufferPool
 from .cancellation import Cancellation
+from .certificates import default_context
 from .http import httpx
 from .proxies import Proxy, proxy_for
 from .trace import TRANSFER, enter
@@ -80,6 +80,18 @@ class BodyCut(httpx.RemoteProtocolError):
     def __init__(self, message: str, received: npt.NDArray[np.uint8]) -> None:
         super().__init__(message)
         self.received = received
+
+
+class _SpeaksTLS(http.client.HTTPException):
+    """What should be HTTP is TLS."""
+
+
+class ProxyFailed(httpx.ProxyError):
+    """A proxy does not open a connection to the server; `is_final` says that it will not do so later, either."""
+
+    def __init__(self, message: str, *, is_final: bool) -> None:
+        super().__init__(message)
+        self.is_final = is_final
 
 
 @dataclass(frozen=True)
@@ -200,6 +212,14 @@ class FeedTransport(httpx.BaseTransport):
             if url.scheme == "http":
                 request = _through(proxy, url, request)
         call = _Call(request, method, pool, max_bytes, timeouts, deadline, cancelled)
+        answer = self._answer(call, origin, host)
+        if answer.status == 407 and proxy is not None:
+            raise _refused(proxy, 407, url.netloc.decode("ascii"), "HTTP status 407")
+        return answer
+
+    def _answer(self, call: _Call, origin: tuple[str, str, int], host: str) -> Answer:
+        """Send a request over an idle connection or a new one; `host` is for messages."""
+        timeouts, deadline = call.timeouts, call.deadline
         try:
             connected = self._idle_connection(origin)
             if connected is not None:
@@ -225,6 +245,11 @@ class FeedTransport(httpx.BaseTransport):
             raise httpx.RemoteProtocolError(" ".join(str(error).split()) or type(error).__name__) from error
         except OSError as error:
             raise httpx.ReadError(f"{host}: {error}") from error
+
+    def proxy_of(self, url: httpx.URL) -> str:
+        """The proxy through which the server of `url` is asked, for messages; empty if there is none."""
+        proxy = self._proxy((url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)))
+        return "" if proxy is None else proxy.shown
 
     def speaks_tls(self, url: httpx.URL, timeout: float) -> bool:
         """Whether the server at an ``http`` URL expects TLS and therefore closes every connection."""
@@ -309,7 +334,7 @@ class FeedTransport(httpx.BaseTransport):
     def _ssl_context(self) -> ssl.SSLContext:
         with self._lock:
             if not isinstance(self._verify, ssl.SSLContext):
-                self._verify = httpx.create_ssl_context(verify=self._verify)
+                self._verify = default_context(self._verify)
             return self._verify
 
     def _exchange(self, connected: socket.socket, call: _Call, origin: tuple[str, str, int]) -> Answer:
@@ -356,15 +381,37 @@ def _open_tunnel(connected: socket.socket, proxy: Proxy, host: str, port: int, d
 
     Raises
     ------
-    ConnectionRefusedError
-        It refuses.
+    ProxyFailed
+        It refuses, or is no HTTP proxy.
     """
-    authority = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode("ascii")
-    connected.sendall(b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (authority, authority, proxy.authorization))
-    received = _receive_head(connected, _Patience(connected, None, deadline))
-    status = received.split(b"\r\n", 1)[0].decode("latin-1")
-    if not re.fullmatch(r"HTTP/1\.[01] 2[0-9][0-9]( .*)?", status):
-        raise ConnectionRefusedError(errno.ECONNREFUSED, f"the proxy {proxy.shown} answered {status[:100]!r}")
+    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    asked = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n".encode("ascii")
+    connected.sendall(b"%b%b\r\n" % (asked, proxy.authorization))
+    try:
+        received = _receive_head(connected, _Patience(connected, None, deadline))
+    except (http.client.RemoteDisconnected, http.client.IncompleteRead):
+        raise
+    except http.client.HTTPException as error:
+        said = "it speaks TLS" if isinstance(error, _SpeaksTLS) else " ".join(str(error).split())
+        raise ProxyFailed(f"{proxy.shown} is not an http:// proxy: {said}", is_final=True) from None
+    line = received.split(b"\r\n", 1)[0].decode("latin-1")
+    match = re.fullmatch(r"HTTP/1\.[01] ([1-9][0-9][0-9])( .*)?", line)
+    if match is None or not match[1].startswith("2"):
+        raise _refused(proxy, int(match[1]) if match else 0, authority, line)
+
+
+def _refused(proxy: Proxy, status: int, authority: str, line: str) -> ProxyFailed:
+    """The error for what a proxy says itself."""
+    what = f"the proxy {proxy.shown} refuses to connect to {authority}: it returned {line[:100]!r}"
+    if status == 407:
+        what += (
+            ". Its user name or password is wrong"
+            if proxy.authorization
+            else ". Write user name and password into its URL: http://USER:PASSWORD@HOST:PORT"
+        )
+    elif status < 500:
+        what += ". To connect without it, name the server in NO_PROXY"
+    return ProxyFailed(what, is_final=status < 500 and status not in (408, 429))
 
 
 def _ask(connected: socket.socket, call: _Call) -> tuple[Answer, bool]:
@@ -437,11 +484,9 @@ def _receive_head(connected: socket.socket, patience: _Patience, received: bytes
     """Read until the head is complete; returns it with any body bytes read along. Starts with `received`."""
     while True:
         if received[: len(_HTTP)] != _HTTP[: len(received)]:
-            raise http.client.HTTPException(
-                "it speaks TLS: use a URL that starts with https://"
-                if received[:2] in _TLS
-                else f"it does not speak HTTP, but sent {received[:20]!r}"
-            )
+            if received[:2] in _TLS:
+                raise _SpeaksTLS("it speaks TLS: use a URL that starts with https://")
+            raise http.client.HTTPException(f"it does not speak HTTP, but sent {received[:20]!r}")
         if b"\r\n\r\n" in received:
             return received
         if len(received) > MAX_HEAD_BYTES:

@@ -111,7 +111,9 @@ function dataPlugin({ React }) {
   function withChoices(Row, system) {
     return (props) => {
       const { rawParam, pathMethod } = props
-      const chosen = system.specSelectors.parameterWithMeta(pathMethod, "name", "path")?.get("value")
+      // Swagger UI complains of a parameter that the endpoint does not have.
+      const isNamed = pathMethod[0].includes("{name}")
+      const chosen = isNamed ? system.specSelectors.parameterWithMeta(pathMethod, "name", "path")?.get("value") : undefined
       const dataset = useDataset(chosen)
       const heading = rawParam.get("x-heading")
       const above = heading && createElement("tr", { className: "heading" }, createElement("th", { colSpan: 2 }, heading))
