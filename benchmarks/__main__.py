@@ -32,7 +32,7 @@ from . import (
     statistics,
     transport,
 )
-from .data import Files, make_files
+from .data import KEPT, Files, make_files
 from .measure import Measured, compare, count
 from .served import WORKERS
 from .servers import H5feedServer, h5feed_server
@@ -54,8 +54,6 @@ GROUPS: dict[str, ModuleType] = {
     "w": filtering,
 }
 
-_KEPT = Path(__file__).parent / "data"
-
 _EXAMPLES = """groups:
   a  shuffled batches of large images, contiguous     c  shuffled batches of small images
   b  the same, gzipped, one chunk per image           d  h5feed's transport and stock httpx
@@ -72,6 +70,9 @@ examples:
   python -m benchmarks --keep                keep the files in benchmarks/data, and reuse them next time
   python -m benchmarks.on_card               another benchmark: how busy a CUDA GPU is
   python -m benchmarks.trouble               another benchmark: how training is affected when things go wrong
+  python -m benchmarks.load                  another benchmark: 200 clients at once
+  python -m benchmarks.sizing                another benchmark: what one core of the server feeds
+  python -m benchmarks.growth                another benchmark: how cost grows with files, columns, rows …
 """
 
 
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     peaks: dict[str, list[int]] = {}
     with contextlib.ExitStack() as stack:
         folder = (
-            _KEPT if options.keep else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="h5feed-bench-")))
+            KEPT if options.keep else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="h5feed-bench-")))
         )
         files = make_files(folder, say)
         say("starting the servers")

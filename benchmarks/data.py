@@ -13,6 +13,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+KEPT = Path(__file__).parent / "data"
+"""Where files stay that are kept for the next time."""
+
 IMAGE = (256, 256, 3)
 """Shape of a big image, uint8: 196,608 bytes."""
 

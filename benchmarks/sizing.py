@@ -8,6 +8,7 @@ seconds on the clock. Divide what your GPUs consume by the result: that many cor
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import psutil
 from h5feed_server.builder import BuildOptions, build
 
 from . import report
-from .data import BATCH, SMALL_BATCH, Files, make_files
+from .data import BATCH, KEPT, SMALL_BATCH, Files, make_files
 from .encoded import BATCH as JPEG_BATCH
 from .encoded import SIDE, make_images
 from .measure import count
@@ -30,9 +31,12 @@ from .servers import H5feedServer, h5feed_server
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = _parser().parse_args(argv)
-    kept = Path(__file__).parent / "data"
-    files = make_files(kept, lambda text: print(f"{text} …", flush=True))
-    lines = [*_of(files, options.epochs), _of_jpegs(options.epochs)]
+    with contextlib.ExitStack() as stack:
+        folder = (
+            KEPT if options.keep else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="h5feed-sizing-")))
+        )
+        files = make_files(folder, lambda text: print(f"{text} …", flush=True))
+        lines = [*_of(files, options.epochs), _of_jpegs(options.epochs)]
     print()
     report.print_machine()
     print(f"CPU time of the server, one worker, for {options.epochs} shuffled epochs of each\n")
@@ -100,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m benchmarks.sizing --epochs 5",
     )
     parser.add_argument("--epochs", type=count, default=3, help="epochs to measure (default 3)")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the files (1.7 GB) in benchmarks/data, and reuse them"
+    )
     return parser
 
 
