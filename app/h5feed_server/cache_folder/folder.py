@@ -22,6 +22,9 @@ _POLL_SECONDS = 0.05
 _WRITERS = 4
 """Threads that write in the background. Syncing several files to disk takes little longer than syncing one."""
 
+_SYNC_SECONDS = 0.1
+"""Results that took less time to compute are not synced to disk."""
+
 _ATTEMPTS = 5
 """How often to try to create a folder: another process may still be deleting it."""
 
@@ -89,19 +92,22 @@ class CacheFolder:
                 return compute()
             data = read_sealed(file)
             if data is None:
+                began = time.monotonic()
                 data = compute()
+                # After a power failure, it is computed again: that may be quicker than to wait for the disk now.
+                is_lasting = time.monotonic() - began >= _SYNC_SECONDS
                 held = lock.pop_all()
                 if behind:
                     with contextlib.suppress(RuntimeError):
-                        self._writers.submit(self._keep, file, data, held)
+                        self._writers.submit(self._keep, file, data, held, is_lasting)
                         return data
-                self._keep(file, data, held)
+                self._keep(file, data, held, is_lasting)
             return data
 
-    def _keep(self, file: Path, data: bytes, lock: contextlib.ExitStack) -> None:
+    def _keep(self, file: Path, data: bytes, lock: contextlib.ExitStack, is_lasting: bool) -> None:
         with lock:
             try:
-                _in_folder_of(file, lambda: write_sealed(file, data))
+                _in_folder_of(file, lambda: write_sealed(file, data, lasting=is_lasting))
             except OSError as error:
                 self._warn(error)
 
