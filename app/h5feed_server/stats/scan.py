@@ -185,9 +185,29 @@ def scan(
             advance(end - begin)
         return accumulator
 
-    # Use fewer threads for large rows, to bound the blocks in memory.
-    threads = max(1, min(threads, PARTS, _MAX_ROW_BYTES // max(1, 2 * step * column.row_bytes)))
     whole = ColumnAccumulator(subject)
+    if blocks == 1:
+        # Tables may have thousands of small columns: starting threads would take longer than the work.
+        whole.merge(add_up(PARTS - 1))
+    else:
+        # Use fewer threads for large rows, to bound the blocks in memory.
+        threads = max(1, min(threads, PARTS, _MAX_ROW_BYTES // max(1, 2 * step * column.row_bytes)))
+        _merge_in_order(whole, add_up, threads, stop, cancelled)
+    if wanted.example is not None:
+        fill = ColumnAccumulator(subject)
+        _add_rows(fill, reader, subject, np.array([wanted.example], np.int64))
+        whole.merge(_repeated(fill, subject, wanted.unwritten))
+    return whole
+
+
+def _merge_in_order(
+    whole: ColumnAccumulator,
+    add_up: Callable[[int], ColumnAccumulator],
+    threads: int,
+    stop: threading.Event,
+    cancelled: threading.Event,
+) -> None:
+    """Merge all parts, which threads compute, into `whole`; see `scan`."""
     with ThreadPoolExecutor(threads, "h5feed-stats") as executor:
         begun = deque(executor.submit(add_up, part) for part in range(min(PARTS, threads + 1)))
         following = iter(range(len(begun), PARTS))
@@ -204,11 +224,6 @@ def scan(
             stop.set()
     if begun:
         _raise_reason(begun)
-    if wanted.example is not None:
-        fill = ColumnAccumulator(subject)
-        _add_rows(fill, reader, subject, np.array([wanted.example], np.int64))
-        whole.merge(_repeated(fill, subject, wanted.unwritten))
-    return whole
 
 
 def _raise_reason(ended: deque[Future[ColumnAccumulator]]) -> NoReturn:
