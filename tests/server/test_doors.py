@@ -489,6 +489,24 @@ def test_a_container_makes_a_token(folder: Path, tmp_path: Path) -> None:
         server.stop()
 
 
+def test_the_command_in_a_container() -> None:
+    """`docker compose exec h5feed h5feed-server …`, as the documentation has it, finds the command."""
+    server = (ROOT / "Dockerfile").read_text().partition(" AS server\n")[2]
+    (folder,) = re.findall(r"\bPATH=([^:\s]+):", server)
+    assert f'ENTRYPOINT ["{folder}/h5feed-server"]' in server
+
+
+def test_what_grafana_finds() -> None:
+    """The compose file puts the data source, the provider and its dashboards where Grafana looks for them."""
+    service = (ROOT / "docker-compose.yml").read_text().partition("\n  grafana:\n")[2].partition("\n\n")[0]
+    mounts = {inside: ROOT / outside for outside, inside in re.findall(r"- (\./\S+):(/\S+):ro", service)}
+    provisioning = mounts["/etc/grafana/provisioning"]
+    assert list(provisioning.glob("datasources/*.yml"))
+    (provider,) = provisioning.glob("dashboards/*.yml")
+    (folder,) = re.findall(r"path: (\S+)", provider.read_text())
+    assert list(mounts[folder].glob("*.json"))
+
+
 # Rights
 
 
