@@ -117,47 +117,59 @@ class Catalogue:
         of = [(("method", method), ("endpoint", path)) for method, path in self.endpoints]
         with_status = [(*labels, ("status", status)) for labels in of for status in STATUSES]
         self.metrics = (
-            _counter("http_requests_total", "Requests that were answered.", with_status, True),
+            _counter("http_requests_total", "Requests with a response.", with_status, True),
             _histogram(
-                "http_request_duration_seconds", "Time from a request's head to the end of its answer.", of, True
+                "http_request_duration_seconds", "Time from the head of a request to the end of its response.", of, True
             ),
-            _counter("http_response_bytes_total", "Bytes of the bodies of responses.", of, True),
-            _counter("problems_total", "Errors that were sent, by their code.", _of("code", problems), True),
+            _counter("http_response_bytes_total", "Size of response bodies.", of, True),
+            _counter("problems_total", "Error responses, by code.", _of("code", problems), True),
             _counter(
-                "overloads_total", "Requests refused with 503 because something was used up.", _of("lacking", LACKING)
+                "overloads_total",
+                "Requests refused with 503 because a resource was exhausted.",
+                _of("lacking", LACKING),
             ),
-            _counter("batches_total", "Batches that were sent."),
-            _counter("batch_rows_total", "Rows of these batches."),
-            _counter("batch_bytes_total", "Bytes of these batches."),
+            _counter("batches_total", "Batches sent."),
+            _counter("batch_rows_total", "Rows in these batches."),
+            _counter("batch_bytes_total", "Size of these batches."),
             _histogram(
                 "batch_phase_seconds", "Time that requests for batches spent in each phase.", _of("phase", PHASES)
             ),
-            _counter("responses_cut_total", "Responses with batches that were broken off by an error."),
-            _counter("client_wait_seconds_total", "Time that training loops waited for batches, as they report it."),
-            _counter("client_loop_seconds_total", "Time that these reports are about."),
-            _counter("decoded_chunks_total", "Chunks that were decoded."),
-            _counter("decoded_bytes_total", "Bytes of these chunks after decoding."),
+            _counter("responses_cut_total", "Responses with batches that an error cut off."),
+            _counter(
+                "client_wait_seconds_total", "Time that training loops waited for batches, as reported by clients."
+            ),
+            _counter("client_loop_seconds_total", "Duration of the training loops that these reports cover."),
+            _counter("decoded_chunks_total", "Chunks decoded."),
+            _counter("decoded_bytes_total", "Size of these chunks after decoding."),
             _counter("cache_hits_total", "Values found in a cache.", _of("cache", CACHES)),
             _counter("cache_misses_total", "Values that were not in a cache.", _of("cache", CACHES)),
             _gauge("cache_bytes", "Size of each cache.", _of("cache", CACHES)),
             _gauge("cache_limit_bytes", "Maximum size of each cache.", _of("cache", CACHES)),
             _gauge("inflight_bytes", "Memory of responses that are being filled or sent."),
-            _gauge("inflight_limit_bytes", "Maximum of this memory."),
+            _gauge("inflight_limit_bytes", "Limit on this memory."),
             _gauge("inflight_waiting_requests", "Requests that wait for this memory."),
             _gauge("request_threads_busy", "Threads that are processing a request."),
-            _gauge("readers_running", "Processes that read with h5py, by what they read.", _of("kind", READERS)),
-            _gauge("readers_busy", "Those of them that are reading.", _of("kind", READERS)),
+            _gauge("readers_running", "Processes that read with h5py, by kind.", _of("kind", READERS)),
+            _gauge("readers_busy", "Such processes that are reading.", _of("kind", READERS)),
             _counter(
                 "reader_failures_total", "Such processes that crashed, hung or were killed.", _of("kind", READERS)
             ),
-            _counter("inspections_total", "Inspections of files that have ended.", _of("result", ("ok", "failed"))),
-            _gauge("inspections_pending", "Inspections that are running or waiting."),
+            _counter("inspections_total", "Finished inspections of files.", _of("result", ("ok", "failed"))),
+            _gauge("inspections_pending", "Inspections that run or wait."),
             _gauge("connections", "Open connections."),
             _gauge("connections_limit", "Maximum number of open connections."),
-            _counter("connections_opened_total", "Connections that were accepted."),
-            _counter("connections_closed_total", "Connections that the server broke off.", _of("reason", CLOSED)),
-            _counter("worker_restarts_total", "Workers that had to be replaced.", _of("reason", REPLACED)),
-            _gauge("server_start_time_seconds", "When the server was started, in seconds of Unix time."),
+            _counter("connections_opened_total", "Connections accepted."),
+            _counter(
+                "connections_closed_total",
+                "Connections that the server closed early, by reason.",
+                _of("reason", CLOSED),
+            ),
+            _counter(
+                "worker_restarts_total",
+                "Workers that crashed or hung and were replaced, by reason.",
+                _of("reason", REPLACED),
+            ),
+            _gauge("server_start_time_seconds", "Start time of the server, in seconds of Unix time."),
         )
         self.offsets: dict[str, int] = {}
         self.count = 0
