@@ -153,6 +153,12 @@ def test_settings_that_cannot_be(folder: Path) -> None:
         "--port 99999",
         "H5FEED_WORKERS=many",
     ]
+    code, said = _refused(str(folder), "--uds-mode", "999", H5FEED_PUBLISHED_ON="8000", H5FEED_PORT="-1")
+    assert code == 2 and sorted(said.splitlines()) == [
+        "h5feed-server: --uds-mode 999: must be an octal number such as 0660",
+        "h5feed-server: H5FEED_PORT=-1: must be greater than or equal to 0",
+        "h5feed-server: H5FEED_PUBLISHED_ON=8000: must be ADDRESS:PORT, such as 127.0.0.1:8000",
+    ]
     for there in (folder / "nothing.pem", folder / "broken.h5"):
         code, said = _refused(str(folder), "--tls-cert", str(there), "--tls-key", str(there))
         assert code == 2 and "--tls-cert" in said and len(said.splitlines()) == 1
