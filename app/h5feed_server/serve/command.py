@@ -165,12 +165,12 @@ def _announce(settings: Settings, port: int, *, is_tls: bool) -> None:
 def _announce_token(settings: Settings, form: LogFormat, *, is_stored: bool) -> None:
     """Print the generated token to a terminal. Elsewhere, print how to get it, because a log has more readers."""
     show = f"`h5feed-server token show{_cache_option(settings)}`"
-    own = "to use your own tokens, pass --token-file; to serve without tokens, set H5FEED_PUBLIC=1"
+    own = "To use your own tokens, pass --token-file; to serve without tokens, set H5FEED_PUBLIC=1"
     if form == "pretty" and sys.stdout.isatty():
         say(form, f"token: {settings.tokens}   (pass it to clients as token=, H5FEED_TOKEN or H5FEED_TOKEN_FILE)")
-        say(form, f"{show} shows it again; {own}" if is_stored else own)
+        say(form, f"{show} shows it again. {own}" if is_stored else own)
     else:
-        say(form, f"clients need a token; {show} prints it; {own}")
+        say(form, f"clients need a token: {show} prints it. {own}")
 
 
 def _cache_option(settings: Settings) -> str:
