@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -94,6 +95,24 @@ def test_lines_for_people(serve: Callable[..., ServerProcess], folder: Path) -> 
     assert re.search(rf'{start}"GET {re.escape(BATCH)}" 200 {size} B [\d.]+ ms {phases} by token 1 {ids[0]}$', text)
     assert re.search(rf'{start}"GET {re.escape(BATCH)}" 401 \d+ B [\d.]+ ms {ids[3]}$', text)
     assert TOKEN not in text and "tellnobody" not in text and OTHER_TOKEN not in text
+
+
+def test_clients_that_disconnect_after_the_response(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """They are not logged as `gone`, even if they disconnect before the server has noticed that all was sent."""
+    server = serve(folder, "--access-log", "--log-format", "json")
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        wait_until(lambda: client.get(BATCH).status_code == 200)
+        length = len(client.get(BATCH).content)
+    host, port = server.url.removeprefix("http://").split(":")
+    for _ in range(40):
+        with socket.create_connection((host, int(port)), timeout=60) as peer:
+            peer.sendall(f"GET {BATCH} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
+            received = b""
+            while len(received.partition(b"\r\n\r\n")[2]) < length:
+                received += peer.recv(1 << 20)
+    found = [json.loads(line) for line in lines_of(server)]
+    batches = [one for one in found if one["logger"] == "h5feed.access" and one["status"] == 200]
+    assert len(batches) >= 41 and not [one for one in batches if one["gone"]]
 
 
 def test_a_failure_is_logged_with_its_request(

@@ -354,7 +354,7 @@ class _Peer:
         return self._exchange.started
 
     def has_all(self) -> bool:
-        return self._exchange.complete
+        return self._exchange.is_handed_over()
 
     def sent_bytes(self) -> int:
         return self._exchange.length - self._exchange.rest

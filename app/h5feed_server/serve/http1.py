@@ -142,6 +142,11 @@ class Exchange:
         self.length = self.rest = nbytes
         self._is_measured = True
 
+    def is_handed_over(self) -> bool:
+        """Whether the whole response was passed to the transport or the socket. The client may then have disconnected
+        before the application has finished."""
+        return self.complete or (self._is_measured and not self.rest)
+
     async def run(self, app: ASGIApp) -> None:
         """Run `app` for this request."""
         host, connection = self.connection.host, self.connection
