@@ -31,7 +31,7 @@ _INSPECT_EXAMPLES = """examples:
 
 _TOP_EXAMPLES = """examples:
   h5feed-server top                               the server on this machine
-  h5feed-server top http://gpu-box:8000 --token $TOKEN
+  H5FEED_TOKEN=$TOKEN h5feed-server top http://gpu-box:8000
   h5feed-server top unix:///run/h5feed.sock --once
 """
 

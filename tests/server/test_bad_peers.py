@@ -214,7 +214,7 @@ print("left", len(peers), flush=True)
 
 
 @pytest.mark.parametrize("count", [500, pytest.param(1500, marks=pytest.mark.slow)])
-def test_a_good_client_beside_peers_that_never_finish(
+def test_good_clients_beside_clients_that_never_finish(
     serve: Callable[..., ServerProcess], data: Path, pixels: np.ndarray, count: int
 ) -> None:
     """Their connections are closed at the deadlines for headers and bodies. Meanwhile, clients that train get their

@@ -214,7 +214,9 @@ def feed_rows(url: str) -> list[int]:
         return rows
 
 
-def test_a_data_folder_that_is_gone_and_back(tmp_path: Path, data: Path, serve: Callable[..., ServerProcess]) -> None:
+def test_a_data_folder_that_disappears_and_returns(
+    tmp_path: Path, data: Path, serve: Callable[..., ServerProcess]
+) -> None:
     """The server is not ready while the folder is missing. Afterwards, it serves the same datasets."""
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
@@ -234,7 +236,7 @@ def _held(pid: int) -> tuple[int, int]:
     return len(list((process / "task").iterdir())), len(list((process / "fd").iterdir()))
 
 
-def test_what_a_crowd_leaves_behind(data: Path, serve: Callable[..., ServerProcess]) -> None:
+def test_resources_are_released_after_many_clients(data: Path, serve: Callable[..., ServerProcess]) -> None:
     """After a hundred clients have disconnected, their threads and descriptors are released."""
     server = serve(data, H5FEED_IDLE_SECONDS="1", H5FEED_CACHE_BYTES="0", H5FEED_CHUNK_CACHE_BYTES="0")
     train(server.url, datasets=3)

@@ -103,7 +103,7 @@ def test_headers_of_trusted_proxies(below: ServerProcess) -> None:
     assert " https://SERVER/a/b/simple/" in lines(**{"x-forwarded-host": "<b>"})
 
 
-def test_headers_of_strangers(serve: Callable[..., ServerProcess], folder: Path) -> None:
+def test_headers_of_untrusted_proxies(serve: Callable[..., ServerProcess], folder: Path) -> None:
     """Headers from other addresses have no effect. The host from a trusted proxy is checked like any other."""
     said = {"x-forwarded-proto": "https", "x-forwarded-host": "evil.example", "x-forwarded-prefix": "/evil"}
     server = serve(folder)
@@ -151,7 +151,7 @@ def test_a_port_and_a_socket(serve: Callable[..., ServerProcess], folder: Path, 
     assert not path.exists()
 
 
-def test_a_reload_reads_the_file_of_settings(
+def test_a_reload_reads_the_env_file(
     serve: Callable[..., ServerProcess],
     folder: Path,
     tmp_path: Path,
@@ -188,7 +188,7 @@ def test_a_reload_reads_the_file_of_settings(
     assert "log_format stays 'pretty' until the server is restarted" in said and "\nh5feed: SIGHUP" in said
 
 
-def test_the_service_manager_is_told(folder: Path, tmp_path: Path) -> None:
+def test_systemd_is_notified(folder: Path, tmp_path: Path) -> None:
     """systemd gets the notifications that it expects: ready, watchdog, reloading and ready again, stopping."""
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:

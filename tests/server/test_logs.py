@@ -83,7 +83,7 @@ def test_json_lines(serve: Callable[..., ServerProcess], folder: Path, capfd: py
     assert TOKEN not in said and OTHER_TOKEN not in said and "not-for-logs" not in said
 
 
-def test_lines_for_people(serve: Callable[..., ServerProcess], folder: Path) -> None:
+def test_text_lines(serve: Callable[..., ServerProcess], folder: Path) -> None:
     """The text format contains the same fields."""
     server = serve(folder, "--access-log", H5FEED_TOKENS=TOKEN)
     answers = ask(server)

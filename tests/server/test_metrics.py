@@ -105,7 +105,7 @@ def test_counts_are_those_of_all_workers(own: ServerProcess, accept: str) -> Non
     wait_until(lambda: [after - was for after, was in zip(now(), before, strict=True)] == expected)
 
 
-def test_what_is_told_of_now(own: ServerProcess) -> None:
+def test_gauges_cover_all_workers(own: ServerProcess) -> None:
     """Sizes, limits and processes cover both workers. Every metric has a type and a help text."""
     wait_until(lambda: one(samples(own.url), "connections_limit") == 4000)
     found = samples(own.url)
@@ -152,7 +152,7 @@ def test_loops_report_their_waits(own: ServerProcess) -> None:
     assert one(samples(own.url), "client_wait_seconds_total") == 0.75
 
 
-def test_it_needs_a_token_where_others_do(serve: Callable[..., ServerProcess], folder: Path) -> None:
+def test_metrics_require_a_token_if_the_server_does(serve: Callable[..., ServerProcess], folder: Path) -> None:
     """If the server has tokens, /metrics requires one. Requests without one are refused and counted."""
     server = serve(folder, H5FEED_TOKENS="secret")
     assert httpx.get(f"{server.url}/metrics", timeout=60).status_code == 401
@@ -161,7 +161,7 @@ def test_it_needs_a_token_where_others_do(serve: Callable[..., ServerProcess], f
     assert one(found, "problems_total", code="unauthorized") == 1
 
 
-def test_refusals_by_what_is_lacking(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+def test_refusals_by_exhausted_resource(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
     """If a client that reads nothing holds all memory, others get 503, and the metrics show the reason."""
     (data := tmp_path / "data").mkdir()
     with h5py.File(data / "long.h5", "w") as file:
@@ -233,13 +233,13 @@ def test_workers_that_a_reload_adds_are_counted(
 
 
 @pytest.mark.slow
-def test_a_hung_worker_is_told_apart(own: ServerProcess) -> None:
+def test_a_hung_worker_is_counted_as_hung(own: ServerProcess) -> None:
     """A suspended worker is replaced, and counted as hung."""
     psutil.Process(own.worker_pids()[0]).suspend()
     wait_until(lambda: one(samples(own.url), "worker_restarts_total", reason="hung") == 1)
 
 
-def test_places_are_used_again() -> None:
+def test_places_are_reused() -> None:
     """A new process continues with the counts of the process before it, but not with its gauges."""
     board, catalogue = Scoreboard(1), metrics_catalogue()
     for pid in (11, 12, 13, 14, 15):

@@ -253,7 +253,7 @@ def test_every_route(team: Team, route: Route) -> None:
         assert team.send(route, team.cookie("right")).status_code == 401
 
 
-def test_a_batch_by_the_short_way(team: Team) -> None:
+def test_known_queries_are_limited_to_the_scope(team: Team) -> None:
     """The scope also applies to known queries, which are answered before they reach the endpoint."""
     for _ in range(3):
         for kind, name, status in (
@@ -280,7 +280,7 @@ def _revision(team: Team, name: str) -> str:
     return str(answer.json()["revision"])
 
 
-def test_what_lists_tell(team: Team) -> None:
+def test_lists_are_limited_to_the_scope(team: Team) -> None:
     """Lists, counts, suggestions, the activity page and the OpenAPI description are limited to the scope."""
     with httpx.Client(base_url=team.server.url, timeout=60) as http:
 
@@ -315,7 +315,7 @@ def test_what_lists_tell(team: Team) -> None:
         assert FOREIGN not in json.dumps(seen) and "the-all-one" not in json.dumps(seen)
 
 
-def test_slow_requests_of_others(tmp_path: Path) -> None:
+def test_slow_requests_are_limited_to_the_scope(tmp_path: Path) -> None:
     """The activity page shows slow requests only for datasets in the scope, and hides tokens in paths."""
     team = _small_team(tmp_path)
     try:

@@ -241,7 +241,7 @@ def _all_of(error: BaseException) -> str:
     return "".join(traceback.format_exception(error)) + repr(error) + str(vars(error))
 
 
-def test_what_a_client_shows(tmp_path: Path) -> None:
+def test_a_client_does_not_show_its_token(tmp_path: Path) -> None:
     """Neither the client's objects nor its errors show the token, nor do logs of the client and its libraries at any
     level."""
     guarded = Guarded(tmp_path, "pretty")

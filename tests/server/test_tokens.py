@@ -119,7 +119,7 @@ def test_a_token_is_shown_once(file: Path, capsys: pytest.CaptureFixture[str]) -
         (["list"], "No such file"),
     ],
 )
-def test_commands_that_cannot_be(
+def test_invalid_arguments_of_token_commands(
     file: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Invalid arguments: one line says what is wrong, and no file is created."""
@@ -177,7 +177,7 @@ def test_many_writers(file: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["tokens"]
 
 
-def test_what_people_write_stays(file: Path, create: Callable[..., str]) -> None:
+def test_a_change_keeps_comments_links_and_mode(file: Path, create: Callable[..., str]) -> None:
     """A change keeps comments, symbolic links, and the mode that lets a server of another user read the file."""
     real = file.with_name("elsewhere")
     real.write_text(f"# ours\n\n{GOOD}\n")
@@ -231,7 +231,7 @@ def test_a_change_that_fails_leaves_the_file(file: Path, create: Callable[..., s
         (b"\xff", "not UTF-8"),
     ],
 )
-def test_broken_lines(line: str | bytes, reason: str) -> None:
+def test_invalid_lines(line: str | bytes, reason: str) -> None:
     """The reason contains the line number, but no value, which may be a secret."""
     raw = line if isinstance(line, bytes) else line.encode()
     with pytest.raises(TokenFileError, match=r"^line 4: ") as caught:
@@ -239,7 +239,7 @@ def test_broken_lines(line: str | bytes, reason: str) -> None:
     assert reason in caught.value.detail and "of-mine" not in caught.value.detail and "00000" not in caught.value.detail
 
 
-def test_a_server_does_not_start_with_a_broken_file(data: Path, tmp_path: Path) -> None:
+def test_a_server_does_not_start_with_an_invalid_token_file(data: Path, tmp_path: Path) -> None:
     """A server does not start with an invalid or missing file, or with a pipe, instead of ignoring it silently."""
     file = tmp_path / "tokens"
     for content, words in ((None, "No such file"), ("x", "line 1: "), ("pipe", "not a regular file")):
@@ -280,7 +280,7 @@ def test_servers_follow_the_file(followed: tuple[ServerProcess, str], create: Ca
     assert _statuses(server, bob) == {200}
 
 
-def test_a_broken_file_changes_nothing(
+def test_an_invalid_token_file_changes_nothing(
     data: Path, file: Path, create: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The previous tokens stay valid, also for a worker that starts now, and revoked tokens stay revoked. The log has
@@ -326,7 +326,9 @@ def _is_ready(server: ServerProcess) -> bool:
         return all(http.get(f"{server.url}/healthz").status_code == 200 for http in clients)
 
 
-def test_no_tokens_let_nobody_in(data: Path, file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_token_file_lets_nobody_in(
+    data: Path, file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """With an empty file nobody can connect, and the server says so. Tokens from the variable are valid in addition."""
     file.write_text("# none yet\n")
     server = _guarded(data, tmp_path / "cache", file)
@@ -342,7 +344,7 @@ def test_no_tokens_let_nobody_in(data: Path, file: Path, tmp_path: Path, capfd: 
         assert server.stop() == 0
 
 
-def test_an_expired_token_is_told_so(
+def test_an_expired_token_is_reported(
     followed: tuple[ServerProcess, str], create: Callable[..., str], file: Path
 ) -> None:
     """The API, the sign-in form and the pages of a signed-in user say that the token has expired."""
@@ -411,7 +413,7 @@ def test_patterns(patterns: tuple[str, ...], covered: tuple[str, ...], not_cover
     assert EVERYTHING.covers("x") and not NOTHING.covers("x") and not NOTHING.covers("")
 
 
-def test_files_that_hold_more_than_the_scope(file: Path, create: Callable[..., str], tmp_path: Path) -> None:
+def test_files_with_datasets_outside_the_scope(file: Path, create: Callable[..., str], tmp_path: Path) -> None:
     """The tree and the viewers show whole files. They hide files that contain, or refer to, a dataset outside the
     scope."""
     folder = tmp_path / "data"
@@ -525,7 +527,7 @@ def test_urls_in_logs(url: str, shown: str) -> None:
 # The token that the server creates
 
 
-def test_a_created_token_is_printed_to_a_terminal_only(data: Path, tmp_path: Path) -> None:
+def test_a_created_token_is_printed_only_to_a_terminal(data: Path, tmp_path: Path) -> None:
     """On a terminal, the created token is printed. A log contains the command that prints it."""
     command = [sys.executable, "-m", "h5feed_server.cli", "serve", str(data), "--host", "0.0.0.0", "--port", "0"]
     command += ["--cache-dir", str(tmp_path / "cache")]
@@ -550,7 +552,7 @@ def test_a_created_token_is_printed_to_a_terminal_only(data: Path, tmp_path: Pat
     assert missing.returncode == 1 and missing.stdout == "" and "there is no token" in missing.stderr
 
 
-def test_a_token_that_nobody_could_find_out(data: Path, tmp_path: Path) -> None:
+def test_a_token_that_can_be_neither_printed_nor_stored(data: Path, tmp_path: Path) -> None:
     """If the created token can be neither printed nor stored, the server does not start."""
     (tmp_path / "cache").write_text("no folder")
     done = COMMANDS.run(

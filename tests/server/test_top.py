@@ -43,14 +43,14 @@ def test_one_frame(serve: Callable[..., ServerProcess], folder: Path) -> None:
     assert refused.returncode == 1 and "--token" in refused.stderr and refused.stdout == ""
 
 
-def test_where_nobody_answers(tmp_path: Path) -> None:
+def test_without_a_server(tmp_path: Path) -> None:
     """If there is no server, one line gives the reason, and the exit code is 1."""
     for url, says in (("http://127.0.0.1:9", "refused"), ("ftp://x", "invalid"), (f"unix://{tmp_path}/s", "No such")):
         done = _once(url)
         assert done.returncode == 1 and says in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_it_goes_on_until_q(server: ServerProcess) -> None:
+def test_it_updates_until_q(server: ServerProcess) -> None:
     """In a terminal, it updates until q is pressed, and leaves the terminal as it was."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen([*TOP, server.url], stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True)

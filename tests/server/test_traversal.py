@@ -253,7 +253,7 @@ def test_each_value_in_each_parameter_of_each_operation(
     assert _faults(place, server, tried) == []
 
 
-def test_paths_that_are_no_operation(place: Place, server: ServerProcess) -> None:
+def test_paths_without_an_operation(place: Place, server: ServerProcess) -> None:
     """Paths that belong to no operation, below the server's folders and elsewhere. The only files are the assets of the
     pages."""
     found = []
@@ -270,7 +270,7 @@ def test_paths_that_are_no_operation(place: Place, server: ServerProcess) -> Non
     assert found == []
 
 
-def test_headers_that_name_something(place: Place, server: ServerProcess, operations: Sequence[Operation]) -> None:
+def test_headers_with_file_names(place: Place, server: ServerProcess, operations: Sequence[Operation]) -> None:
     """No header leads to a file, or to a response that contains a path."""
     found = []
     paths = itertools.cycle([one for one in operations if one.method == "GET"])
@@ -493,7 +493,7 @@ WHOLE_FILES: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("case", WHOLE_FILES)
-def test_declarations_that_are_no_declaration(tmp_path: Path, case: str) -> None:
+def test_invalid_declaration_files(tmp_path: Path, case: str) -> None:
     """Whatever the file contains, it is read completely, or there is a short reason why not."""
     (tmp_path / "h5feed.toml").write_bytes(WHOLE_FILES[case]())
     declaration = read_declared(tmp_path, follow_links=False)
@@ -502,7 +502,7 @@ def test_declarations_that_are_no_declaration(tmp_path: Path, case: str) -> None
     assert str(tmp_path) not in refusal.reason and declaration.datasets == {}
 
 
-def test_a_server_with_such_declarations(tmp_path: Path) -> None:
+def test_a_server_with_invalid_declaration_files(tmp_path: Path) -> None:
     """The reason is listed in a line, and every file is served as without the declaration."""
     place = Place(tmp_path)
     server = _begin(place)

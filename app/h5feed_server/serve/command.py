@@ -186,7 +186,9 @@ def _is_no_certificate(certificate: str, key: str) -> str | None:
         # Without a password function, OpenSSL would prompt for the password of an encrypted key.
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password=str)
     except ssl.SSLError as error:
-        return f"expected a certificate and its key as PEM files without a password ({error.reason or error})"
+        return (
+            f"expected a certificate and its key as PEM files without a password ({error.reason or 'not a PEM file'})"
+        )
     except OSError as error:
         return error.strerror or str(error)
     return None

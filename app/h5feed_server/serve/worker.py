@@ -203,7 +203,10 @@ class _Worker(uvicorn.Server):
         try:
             self._tls = self._files.context()
         except (OSError, ValueError) as error:
-            why = (isinstance(error, ssl.SSLError) and error.reason) or getattr(error, "strerror", None) or "invalid"
+            if isinstance(error, ssl.SSLError):
+                why = error.reason or "not a PEM file of a certificate"
+            else:
+                why = getattr(error, "strerror", None) or "invalid"
         with self._files.trouble.locked():
             told = self._files.trouble.read().decode()
             self._files.trouble.replace(why.encode())
