@@ -1,5 +1,5 @@
-# Two images: `docker build .` makes the server's, `docker build --target trainer .` one with the client and Keras.
-# To pin the base image by its content, pass --build-arg BASE=docker.io/library/python@sha256:…
+# Two images: `docker build .` builds the server, `docker build --target trainer .` a trainer with the client and Keras.
+# To pin the base image by digest, pass --build-arg BASE=docker.io/library/python@sha256:…
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
@@ -8,7 +8,7 @@ WORKDIR /src
 RUN python -m venv /opt/uv && /opt/uv/bin/pip install --quiet --no-cache-dir uv==0.13.8
 
 FROM build AS build-server
-# The dependencies first: they change less often than the code, and this layer is kept.
+# Install the dependencies first: they change less often than the code, so this layer stays in the build cache.
 COPY requirements/server.txt requirements/server.txt
 RUN python -m venv --without-pip /opt/h5feed \
  && /opt/uv/bin/uv pip install --quiet --python /opt/h5feed/bin/python -r requirements/server.txt
@@ -17,7 +17,7 @@ COPY client client
 COPY app app
 RUN /opt/uv/bin/uv pip install --quiet --python /opt/h5feed/bin/python --no-deps ./client .
 COPY deploy/image deploy/image
-# Bytecode is made last, of what is left: the image's file system is read-only.
+# Compile bytecode last, after files were removed: containers cannot write it, because their file system is read-only.
 RUN /opt/h5feed/bin/python deploy/image/slim.py \
  && /opt/h5feed/bin/python -m compileall -q -j 0 /opt/h5feed/lib \
  && /opt/h5feed/bin/python deploy/image/check_image.py
@@ -49,7 +49,7 @@ WORKDIR /tmp
 CMD ["python"]
 
 FROM ${BASE} AS server
-ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PATH=/opt/h5feed/bin:$PATH
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin h5feed \
  && install -d -o h5feed -g h5feed /cache /data /run/h5feed
 COPY --from=build-server /opt/h5feed /opt/h5feed

@@ -1,7 +1,6 @@
 """The application for any ASGI server: ``uvicorn h5feed_server.asgi:app``, configured by ``H5FEED_*`` variables.
 
-`h5feed-server serve` is faster, and only its own server limits what slow clients and callers may take. See
-docs/how-to/deploy.md.
+`h5feed-server serve` is faster, and only it protects the server from slow clients. See docs/how-to/deploy.md.
 """
 
 from __future__ import annotations
@@ -21,9 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class _LoopbackOnly:
-    """Answers only connections to this machine's own addresses.
+    """Answers only connections to the loopback address and to Unix sockets.
 
-    Which address it listens on is known to the ASGI server alone, so nobody can be told a token that is generated.
+    The application does not know the listening address before the first request, so it cannot create a token at the
+    start, as `h5feed-server serve` does.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -34,14 +34,14 @@ class _LoopbackOnly:
             await self._app(scope, receive, send)
             return
         error = Unauthorized(
-            "this server has no tokens, so it answers on the loopback address and on Unix sockets only: set "
-            "H5FEED_TOKENS, or H5FEED_PUBLIC=1 to let everybody in"
+            "this server has no tokens, so it answers only on the loopback address and on Unix sockets: set "
+            "H5FEED_TOKENS, or set H5FEED_PUBLIC=1 to serve everybody without tokens"
         )
         await problem(error)(scope, receive, send)
 
 
 def _is_local(server: tuple[str, int | None] | None) -> bool:
-    # Unix sockets have no address, or a path.
+    # For Unix sockets, ASGI servers give no address, or a path without a port.
     if server is None or server[1] is None:
         return True
     try:

@@ -1,4 +1,4 @@
-"""The command ``h5feed-server``. What a command needs is imported when it runs."""
+"""The command ``h5feed-server``. Each subcommand imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EXAMPLES = """examples:
   h5feed-server build pets/ -o data/pets.h5       build an HDF5 file from a folder of images
   h5feed-server inspect data/pets.h5              show what is in it, how it will be served, how to make it faster
   h5feed-server serve ./data                      serve the HDF5 files below ./data at http://127.0.0.1:8000
-  h5feed-server token create alice --token-file tokens      create a token for those who may connect
+  h5feed-server token create alice --token-file tokens      create a token for a user
   h5feed-server COMMAND --help                    show the options and examples of a command
 """
 
@@ -30,8 +30,8 @@ _INSPECT_EXAMPLES = """examples:
 """
 
 _TOP_EXAMPLES = """examples:
-  h5feed-server top                               of the server on this machine
-  h5feed-server top http://gpu-box:8000 --token $TOKEN
+  h5feed-server top                               the server on this machine
+  H5FEED_TOKEN=$TOKEN h5feed-server top http://gpu-box:8000
   h5feed-server top unix:///run/h5feed.sock --once
 """
 
@@ -59,12 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=_INSPECT_EXAMPLES,
     )
     inspect.add_argument("file", metavar="FILE", type=Path)
-    top = commands.add_parser("top", help="show what a server does now, until Ctrl-C or q", epilog=_TOP_EXAMPLES)
+    top = commands.add_parser(
+        "top", help="show the activity of a server until you press q or Ctrl-C", epilog=_TOP_EXAMPLES
+    )
     top.add_argument(
         "url", metavar="URL", nargs="?", help="address of the server (default $H5FEED_URL, else http://127.0.0.1:8000)"
     )
     top.add_argument("--token", help="token of the server (default $H5FEED_TOKEN)")
-    top.add_argument("--once", action="store_true", help="show it once")
+    top.add_argument("--once", action="store_true", help="show it once and exit")
     demo = commands.add_parser(
         "demo", help="pack scikit-learn's digits, serve them, train a Keras model over HTTP", epilog=_DEMO_EXAMPLES
     )
@@ -72,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument("--workers", type=int, default=1, help="server processes (default 1)")
     demo.add_argument("--keep", metavar="DIR", type=Path, help="keep digits.h5 in this folder (default: delete it)")
     options = parser.parse_args(argv)
-    # What is wrong with its file `inspect` says itself; the others of its dataset are not what it was asked about.
+    # `inspect` reports problems with its file itself. Warnings about other files of the dataset would only distract.
     level = logging.ERROR if options.command == "inspect" else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:

@@ -191,7 +191,7 @@ class Settings(BaseSettings):
 
     @property
     def is_guarded(self) -> bool:
-        """Whether clients need a token. A token file without tokens lets nobody in."""
+        """Whether clients need a token. With an empty token file, nobody can connect."""
         return bool(self.token_list) or self.token_file is not None
 
     @property
@@ -211,7 +211,7 @@ class Settings(BaseSettings):
 
 
 def unknown_variables(variables: Iterable[str]) -> list[str]:
-    """A line for each variable that looks like a setting and is none: a misspelt limit is no limit."""
+    """A line for each variable that begins with ``H5FEED_`` but is not a setting, for it may be misspelt."""
     lines = []
     for name in sorted(variables):
         if name.startswith(_BEGIN) and name not in _NAMES and name not in _OF_CLIENT:
@@ -265,9 +265,12 @@ def _items(text: str) -> tuple[str, ...]:
 _NAMES = {f"{_BEGIN}{name.upper()}": name for name in Settings.model_fields}
 """The field of each variable."""
 
+_FORMS = {"uds_mode": "an octal number such as 0660", "published_on": "ADDRESS:PORT, such as 127.0.0.1:8000"}
+"""What a setting with a pattern looks like."""
+
 
 def explain(error: ValidationError, flags: Mapping[str, Any]) -> None:
-    """Print a line for each setting that cannot be, by the name under which it was given.
+    """Print a line for each invalid setting, with the name under which it was given.
 
     Parameters
     ----------
@@ -287,6 +290,9 @@ def explain(error: ValidationError, flags: Mapping[str, Any]) -> None:
             flag = "allowed-host" if name == "allowed_hosts" else name.replace("_", "-")
             setting = f"--{flag} {item['input']}"
         else:
-            # Who reads the log is not to learn the tokens.
+            # Tokens must not appear in the log.
             setting = f"H5FEED_{name.upper()}" + ("" if name == "tokens" else f"={item['input']}")
-        print(f"h5feed-server: {setting}: {item['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        message = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        if item["type"] == "string_pattern_mismatch":
+            message = f"must be {_FORMS[name]}"
+        print(f"h5feed-server: {setting}: {message}", file=sys.stderr)

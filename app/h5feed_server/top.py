@@ -1,4 +1,4 @@
-"""The command ``top``: what a server does now, in a terminal."""
+"""The command ``top``: shows the activity of a server in a terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 class Unreachable(Exception):
-    """The server does not answer as expected; the message says why."""
+    """The server does not respond as expected; the message gives the reason."""
 
 
 def run_top(url: str, token: str | None, *, once: bool, console: Console) -> int:
@@ -87,15 +87,15 @@ def _ask(url: str, token: str | None) -> dict[str, Any]:
     finally:
         connection.close()
     if answer.status == 401:
-        raise Unreachable(f"{url} needs one of its tokens: pass --token or set H5FEED_TOKEN")
+        raise Unreachable(f"{url} requires a valid token: pass --token or set H5FEED_TOKEN")
     try:
         content = json.loads(body)
         if answer.status != 200:
-            raise Unreachable(f"{url} says: {content['detail']}")
+            raise Unreachable(f"error from {url}: {content['detail']}")
         if not {"now", "each_worker", "callers", "slowest"} <= content.keys():
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise Unreachable(f"the response of {url}/feed is not that of an h5feed server of this version") from None
+        raise Unreachable(f"the response from {url}/feed is not from an h5feed server of this version") from None
     return dict(content)
 
 
@@ -112,7 +112,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 @contextmanager
 def _keys() -> Iterator[Any]:
-    """Yields a function that waits so many seconds, and returns early with True when q is pressed."""
+    """Yields a function that waits for a number of seconds, and returns True early if q is pressed."""
     if not sys.stdin.isatty():
         yield lambda seconds: time.sleep(seconds)
         return
@@ -137,7 +137,7 @@ def _frame(url: str, data: Mapping[str, Any]) -> Group:
     hits = data["found_in_memory"]
     summary = (
         f"{now['batches_per_second']:,.1f} batches/s   {_size(now['bytes_per_second'])}/s   "
-        f"{now['requests_per_second']:,.1f} requests/s   {now['callers']} reading   "
+        f"{now['requests_per_second']:,.1f} requests/s   {now['callers']} clients   "
         f"found in memory {'–' if hits is None else f'{hits:.0%}'}   "
         f"in flight {_size(data['in_flight_bytes_of_all'])} of {_size(data['in_flight_limit_of_all'])}   "
         f"{totals['errors']:,} errors"
@@ -181,7 +181,7 @@ def _workers(workers: list[dict[str, Any]]) -> Table:
 
 
 def _callers(callers: list[dict[str, Any]]) -> Table:
-    table = _table("Clients of the last minute", "caller", "batches", "bytes", "waited for data")
+    table = _table("Clients in the last minute", "caller", "batches", "bytes", "waited for data")
     for one in callers[:_MOST_LINES]:
         waited = "–" if one["waited"] is None else f"{one['waited']:.0%}"
         table.add_row(_shown(one["name"]), f"{one['batches']:,}", _size(one["bytes"]), waited)
@@ -189,7 +189,7 @@ def _callers(callers: list[dict[str, Any]]) -> Table:
 
 
 def _slowest(slowest: list[dict[str, Any]]) -> Table:
-    table = _table("Slowest requests of ten minutes", "ms", "s ago", "request")
+    table = _table("Slowest requests in the last ten minutes", "ms", "s ago", "request")
     for one in slowest[:_MOST_LINES]:
         table.add_row(f"{1000 * one['seconds']:,.0f}", f"{max(0, one['ago']):,.0f}", _shown(one["what"]))
     return table
@@ -204,7 +204,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _shown(text: str) -> str:
-    """Without what a terminal would obey."""
+    """Without control characters, which the terminal would interpret."""
     return escape("".join(char if char.isprintable() else "?" for char in text))
 
 

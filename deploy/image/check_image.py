@@ -1,4 +1,4 @@
-"""Uses everything that `slim.py` could have broken; run while an image is built, by its Python. Fails loudly."""
+"""Uses everything that `slim.py` could have broken, and fails the image build if something does not work."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Removes what the server never loads from an environment of its own: run while an image is built, by its Python.
+"""Removes files that the server never uses from a virtual environment. The image build runs it with that environment's
+Python.
 
-What is removed is named here, never guessed. `check_image.py` then uses what is left. Measured sizes are in
+Only files that are listed here are removed. `check_image.py` then tests the rest. Measured sizes are in
 docs/how-to/deploy.md.
 """
 
@@ -22,12 +23,12 @@ CODECS = frozenset(
         *("shared", "shared_cython", "szip", "zlib", "zstd"),
     )
 )
-"""Modules of imagecodecs that HDF5 filters and PNG files need; the others are formats that nobody reads here."""
+"""Modules of imagecodecs that HDF5 filters and PNG files need. The others are for formats that h5feed does not read."""
 
 TESTS = ("*/tests", "*/*/tests", "*/*/*/tests", "**/*.pyi", "numpy/f2py", "numpy/_core/include", "numpy/_core/lib")
-"""Tests of other packages, and what they are compiled against."""
+"""Tests and headers of other packages."""
 
-# fontTools cuts fonts down for PDF; of it, matplotlib imports the table of glyphs whatever it draws.
+# fontTools subsets fonts for PDF files. matplotlib always imports its glyph table, so this part stays.
 PLOTS = (
     *("fontTools/[!_m]*/", "fontTools/merge", "fontTools/mtiLib", "fontTools/misc/*.so"),
     *(f"matplotlib/mpl-data/{name}" for name in ("sample_data", "fonts/afm", "fonts/pdfcorefonts", "images")),
@@ -36,10 +37,10 @@ PLOTS = (
     *(f"matplotlib/backends/{name}" for name in ("_backend_tk*", "_tkagg*", "_macosx*", "_backend_gtk*")),
     *(f"matplotlib/backends/{name}" for name in ("web_backend", "qt_editor")),
 )
-"""What draws anything other than SVG and PNG in one font."""
+"""Parts of matplotlib for anything other than SVG and PNG with the default font."""
 
 OTHERS = ("cv2/data", "cv2/gapi", "cv2/typing", "PIL/_avif*", "pillow.libs/libavif*", "pygments", "pygments-*")
-"""Face detection, AVIF images, colours of source code."""
+"""Face detection, AVIF images, syntax highlighting."""
 
 FONTS = frozenset({"DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "LastResortHE-Regular.ttf"})
 
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def _libraries_without_user(project: str, package: str | None = None) -> Iterator[Path]:
-    """Libraries of a wheel that none of its modules needs, directly or through another one."""
+    """Shared libraries of a wheel that none of its modules needs, directly or indirectly."""
     folder = PACKAGES / f"{project}.libs"
     needed: set[str] = set()
     for module in (PACKAGES / (package or project)).rglob("*.so"):

@@ -1,4 +1,4 @@
-"""Peers that send rubbish, leave in the middle, or never finish: those who train beside them get every row."""
+"""Clients that send garbage, disconnect early or never finish: clients that train at the same time get every row."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, pixels: np.ndarray) -> Path:
 
 
 class GoodClients:
-    """Clients that train, epoch after epoch: each row is held against the file, and comes once in each epoch."""
+    """Clients that train continuously. They compare each row with the file, and check that it comes once per epoch."""
 
     def __init__(self, server: ServerProcess, pixels: np.ndarray) -> None:
         self._ended = threading.Event()
@@ -73,7 +73,7 @@ class GoodClients:
                     return
 
     def finish(self) -> None:
-        """Let them finish an epoch, at least one; raises what went wrong with one of them."""
+        """Let the clients finish at least one epoch; raises the error of a client if there is one."""
         self._ended.set()
         for work in self._work:
             work.result(120)
@@ -90,14 +90,14 @@ def _good_clients(server: ServerProcess, pixels: np.ndarray) -> Iterator[GoodCli
 
 
 def _use_it(server: ServerProcess, pixels: np.ndarray) -> None:
-    """Until the workers have what they need: files, caches, threads."""
+    """Send requests until the workers have opened files, filled caches and started threads."""
     for _ in range(2):
         with _good_clients(server, pixels):
             pass
 
 
 def _bad_peers(port: int, requests: int, downloads: int) -> Counter[str]:
-    """Sixteen at a time; returns how often each status was answered."""
+    """Run sixteen at a time; returns how often each status was received."""
     with ThreadPoolExecutor(16) as threads:
         left = [threads.submit(_aborted_download, port, number) for number in range(downloads)]
         work = [threads.submit(_malformed_peer, port, _REQUESTS[n % len(_REQUESTS)]) for n in range(requests)]
@@ -107,7 +107,7 @@ def _bad_peers(port: int, requests: int, downloads: int) -> Counter[str]:
 
 
 def _malformed_peer(port: int, sent: bytes) -> list[str]:
-    """Statuses of all answers until the connection ends; or until nothing comes, where the request is not complete."""
+    """Statuses of all responses until the connection is closed; for incomplete requests, until no more data arrives."""
     received = b""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 60) as connected:
         connected.settimeout(0.25 if sent in _UNFINISHED else 60)
@@ -124,7 +124,7 @@ _UNFINISHED = [one for one in _REQUESTS if b"Content-Length: 500" in one or one.
 
 
 def _aborted_download(port: int, number: int) -> None:
-    """Ask for megabytes, take some of them, and leave, with or without saying so."""
+    """Request megabytes, read some of them, and disconnect, with or without closing properly."""
     targets = (
         "/v1/datasets/large/batches?batch_size=8&start=0&stop=8",
         "/v1/datasets/large/batches/0?batch_size=64",
@@ -133,7 +133,9 @@ def _aborted_download(port: int, number: int) -> None:
     )
     with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), 60) as connected:
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-        connected.sendall(f"GET {targets[number % 4]} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        connected.sendall(
+            f"GET {targets[number % 4]} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+        )
         for _ in range(number % 5):
             connected.recv(4096)
         if number % 2:
@@ -150,9 +152,9 @@ def test_good_clients_beside_malformed_requests_and_aborted_downloads(
     downloads: int,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Nobody gets a 500, every row is right and comes once, and what the workers hold does not grow.
+    """No client gets a 500, every row is correct and comes once, and the workers do not grow.
 
-    Whoever leaves is no fault of the server's: the log has none.
+    A client that disconnects is not an error of the server, so the log is empty.
     """
     # Bodies are kept for the next ones, up to this bound: how many there are at once depends on the machine.
     server = serve(data, "--workers", "2", H5FEED_INFLIGHT_BYTES=str(32 << 20))
@@ -215,10 +217,11 @@ print("left", len(peers), flush=True)
 
 
 @pytest.mark.parametrize("count", [500, pytest.param(1500, marks=pytest.mark.slow)])
-def test_a_good_client_beside_peers_that_never_finish(
+def test_good_clients_beside_clients_that_never_finish(
     serve: Callable[..., ServerProcess], data: Path, pixels: np.ndarray, count: int
 ) -> None:
-    """All are cut off at the deadlines of heads and of bodies; meanwhile, those who train get their batches."""
+    """Their connections are closed at the deadlines for headers and bodies. Meanwhile, clients that train get their
+    batches."""
     options = {"H5FEED_READ_TIMEOUT": "8", "H5FEED_REQUEST_THREADS": str(_POOL_THREADS)}
     server = serve(data, "--workers", str(_WORKERS), **options)
     _use_it(server, pixels)

@@ -1,4 +1,4 @@
-"""Requests that cost far more than they say: each is refused by a code, before a token is asked for and behind it."""
+"""Small requests that would cost the server a lot: each is refused with a code, with and without a token."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REFUSED = {400, 404, 405, 409, 413, 415, 422, 429, 431}
 def bombed(
     request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[ServerProcess, bool]]:
-    """A server, and whether it wants a token, which no request has."""
+    """A server, and whether it requires a token, which no request has."""
     variables = {} if request.param == "open" else {"H5FEED_TOKENS": TOKEN}
     process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2", **variables)
     right = {"authorization": f"Bearer {TOKEN}"}
@@ -136,7 +136,7 @@ def _refusal(answer: Answer, wants_token: bool, case: str) -> None:
 
 @pytest.mark.parametrize("kind", ["targets", "bodies"])
 def test_bombs_in_targets_and_bodies(bombed: tuple[ServerProcess, bool], kind: str) -> None:
-    """Each is a 4xx with a code and a short body; all of them at once once more, and the workers have not grown."""
+    """Each request gets a 4xx with a code and a short body. Sent all at once, they do not make the workers grow."""
     server, wants_token = bombed
 
     def send(case: str) -> None:
@@ -206,7 +206,8 @@ HEADS: dict[str, Callable[[], bytes]] = {
 
 
 def test_bombs_in_heads_and_frames(bombed: tuple[ServerProcess, bool]) -> None:
-    """Each gets one refusal with a code, and its connection ends; the workers do not grow, and keep no descriptor."""
+    """Each request gets one refusal with a code, and its connection is closed. The workers do not grow, and leak no
+    descriptor."""
     server, _ = bombed
 
     def send(case: str) -> None:
@@ -233,7 +234,7 @@ def test_bombs_in_heads_and_frames(bombed: tuple[ServerProcess, bool]) -> None:
 
 
 def test_a_body_that_is_encoded(bombed: tuple[ServerProcess, bool]) -> None:
-    """What would be right if it were unpacked is refused as well: nothing is unpacked."""
+    """A compressed body is refused even if its content would be valid: the server decompresses nothing."""
     server, wants_token = bombed
     body = gzip.compress(json.dumps({"rows": [0]}).encode())
     with RawConnection(server.port) as connection:

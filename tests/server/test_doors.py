@@ -153,6 +153,12 @@ def test_settings_that_cannot_be(folder: Path) -> None:
         "--port 99999",
         "H5FEED_WORKERS=many",
     ]
+    code, said = _refused(str(folder), "--uds-mode", "999", H5FEED_PUBLISHED_ON="8000", H5FEED_PORT="-1")
+    assert code == 2 and sorted(said.splitlines()) == [
+        "h5feed-server: --uds-mode 999: must be an octal number such as 0660",
+        "h5feed-server: H5FEED_PORT=-1: must be greater than or equal to 0",
+        "h5feed-server: H5FEED_PUBLISHED_ON=8000: must be ADDRESS:PORT, such as 127.0.0.1:8000",
+    ]
     for there in (folder / "nothing.pem", folder / "broken.h5"):
         code, said = _refused(str(folder), "--tls-cert", str(there), "--tls-key", str(there))
         assert code == 2 and "--tls-cert" in said and len(said.splitlines()) == 1
@@ -487,6 +493,24 @@ def test_a_container_makes_a_token(folder: Path, tmp_path: Path) -> None:
         assert httpx.get(f"{server.url}/v1/datasets", headers=headers, timeout=60).status_code == 200
     finally:
         server.stop()
+
+
+def test_the_command_in_a_container() -> None:
+    """`docker compose exec h5feed h5feed-server …`, as the documentation has it, finds the command."""
+    server = (ROOT / "Dockerfile").read_text().partition(" AS server\n")[2]
+    (folder,) = re.findall(r"\bPATH=([^:\s]+):", server)
+    assert f'ENTRYPOINT ["{folder}/h5feed-server"]' in server
+
+
+def test_what_grafana_finds() -> None:
+    """The compose file puts the data source, the provider and its dashboards where Grafana looks for them."""
+    service = (ROOT / "docker-compose.yml").read_text().partition("\n  grafana:\n")[2].partition("\n\n")[0]
+    mounts = {inside: ROOT / outside for outside, inside in re.findall(r"- (\./\S+):(/\S+):ro", service)}
+    provisioning = mounts["/etc/grafana/provisioning"]
+    assert list(provisioning.glob("datasources/*.yml"))
+    (provider,) = provisioning.glob("dashboards/*.yml")
+    (folder,) = re.findall(r"path: (\S+)", provider.read_text())
+    assert list(mounts[folder].glob("*.json"))
 
 
 # Rights

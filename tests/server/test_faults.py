@@ -1,6 +1,6 @@
-"""Faults of the machine: a cache folder that cannot be used, few descriptors, two servers with one cache folder.
+"""Faults of the machine: an unusable cache folder, few file descriptors, two servers with one cache folder.
 
-The server goes on: a client that trains meanwhile gets every row of every epoch once, with the values of the file.
+The server continues to run. Clients that train meanwhile get every row of every epoch once, with the right values.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def started(folder: Path, cache: Path, before: str) -> Iterator[tuple[str, Path]]:
-    """A server whose shell has run `before`, and the file with what it logs."""
+    """A server whose shell has run `before`, and its log file."""
     cache.mkdir(exist_ok=True)
     log = cache.parent / f"{cache.name}.log"
     serve = f'exec {sys.executable} -m h5feed_server.cli serve "{folder}" --cache-dir "{cache}" --port 0 --workers 2'
@@ -68,7 +68,7 @@ def started(folder: Path, cache: Path, before: str) -> Iterator[tuple[str, Path]
 
 
 def train(url: str, epochs: int = 1, datasets: int = len(NAMES)) -> None:
-    """Epochs of each dataset, through both splits; each row once, as it is in the file."""
+    """Train for some epochs on each dataset and both splits; check that each row arrives once, as in the file."""
     with h5feed.connect(url, deadline=60) as feed:
         for number, name in enumerate(NAMES[:datasets]):
             dataset = feed[name]
@@ -82,7 +82,7 @@ def train(url: str, epochs: int = 1, datasets: int = len(NAMES)) -> None:
 
 
 def look(url: str) -> None:
-    """Statistics, a filter, a job's page: what the cache folder is for."""
+    """Request statistics, a filter and the page of a job, which use the cache folder."""
     with h5feed.connect(url, deadline=60) as feed:
         stats = feed["dog"].stats(where="label in 1, 2")
         assert stats["x"]["count"] == ROWS // 2 * 300 and stats["x"]["min"] == 3001
@@ -97,7 +97,7 @@ def look(url: str) -> None:
     ids=["full", "ro"],
 )
 def test_a_cache_folder_without_room(data: Path, tmp_path: Path, options: str, reason: str) -> None:
-    """Everything is computed each time; the log says so once for each process."""
+    """Results are computed each time. Each process logs the problem once."""
     cache = tmp_path / "cache"
     with started(data, cache, f'mount -t tmpfs -o {options} none "{cache}"') as (url, log):
         train(url, datasets=4)
@@ -131,7 +131,7 @@ def test_a_cache_folder_that_is_deleted_again_and_again(data: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_cache_folder_full_of_garbage(data: Path, tmp_path: Path) -> None:
-    """Contents of other lengths, folders and pipes in the place of files, and files in that of folders."""
+    """Files of other lengths, folders and pipes in place of files, and files in place of folders."""
     cache = tmp_path / "cache"
     with started(data, cache, "true") as (url, _):
         train(url, datasets=3)
@@ -160,7 +160,7 @@ def test_a_cache_folder_full_of_garbage(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_few_descriptors(data: Path, tmp_path: Path) -> None:
-    """64 for each process: several clients train on more files than that allows to keep open."""
+    """With 64 descriptors per process, several clients train on more files than can be open at the same time."""
     with started(data, tmp_path / "cache", "ulimit -n 64") as (url, log):
         failures: list[BaseException] = []
 
@@ -182,7 +182,7 @@ def test_few_descriptors(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_servers_with_one_cache_folder(data: Path, tmp_path: Path) -> None:
-    """Started at the same moment; a client goes on with the other when one is killed."""
+    """Both start at the same time. If one is killed, a client continues with the other."""
     cache = tmp_path / "cache"
     servers = [ServerProcess(data, cache, "--workers", "2") for _ in range(2)]
     try:
@@ -214,8 +214,10 @@ def feed_rows(url: str) -> list[int]:
         return rows
 
 
-def test_a_data_folder_that_is_gone_and_back(tmp_path: Path, data: Path, serve: Callable[..., ServerProcess]) -> None:
-    """Unready meanwhile, and the same datasets afterwards."""
+def test_a_data_folder_that_disappears_and_returns(
+    tmp_path: Path, data: Path, serve: Callable[..., ServerProcess]
+) -> None:
+    """The server is not ready while the folder is missing. Afterwards, it serves the same datasets."""
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
     server = serve(folder)
@@ -229,13 +231,13 @@ def test_a_data_folder_that_is_gone_and_back(tmp_path: Path, data: Path, serve: 
 
 
 def _held(pid: int) -> tuple[int, int]:
-    """Threads and descriptors of a process."""
+    """Number of threads and descriptors of a process."""
     process = Path(f"/proc/{pid}")
     return len(list((process / "task").iterdir())), len(list((process / "fd").iterdir()))
 
 
-def test_what_a_crowd_leaves_behind(data: Path, serve: Callable[..., ServerProcess]) -> None:
-    """A hundred clients at once, and then none: the threads and descriptors that they took are given back."""
+def test_resources_are_released_after_many_clients(data: Path, serve: Callable[..., ServerProcess]) -> None:
+    """After a hundred clients have disconnected, their threads and descriptors are released."""
     server = serve(data, H5FEED_IDLE_SECONDS="1", H5FEED_CACHE_BYTES="0", H5FEED_CHUNK_CACHE_BYTES="0")
     train(server.url, datasets=3)
     (pid,) = server.worker_pids()

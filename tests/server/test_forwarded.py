@@ -37,7 +37,7 @@ TOKEN = "a-token-of-a-test"
 
 @pytest.fixture(scope="module")
 def below(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with a prefix, a token and a trusted proxy: this machine."""
+    """A server with a prefix, a token, and this machine as trusted proxy."""
     process = ServerProcess(
         folder,
         tmp_path_factory.mktemp("cache"),
@@ -55,7 +55,7 @@ def _links(page: str) -> set[str]:
 
 @pytest.mark.parametrize("asked", [PREFIX, ""])
 def test_pages_below_a_prefix(below: ServerProcess, asked: str) -> None:
-    """All links, the cookie, redirects and snippets have it, whether or not the proxy takes it off the request."""
+    """All links, the cookie, redirects and code examples have the prefix, whether or not the proxy strips it."""
     with httpx.Client(base_url=below.url, timeout=60, headers={"accept": "text/html"}) as browser:
         form = browser.get(f"{asked}/datasets/mixed")
         assert form.status_code == 303 and form.headers["location"].startswith(f"{PREFIX}/sign-in?")
@@ -78,7 +78,7 @@ def test_pages_below_a_prefix(below: ServerProcess, asked: str) -> None:
 
 
 def test_the_client_below_a_prefix(below: ServerProcess, feed: h5feed.Feed) -> None:
-    """Batches, statistics and jobs: the same as without it."""
+    """Batches, statistics and jobs are the same as without a prefix."""
     with h5feed.connect(below.url + PREFIX, token=TOKEN, deadline=60) as other:
         for one, two in zip(
             other["tall"].batches(batch_size=7, shuffle=True),
@@ -91,7 +91,7 @@ def test_the_client_below_a_prefix(below: ServerProcess, feed: h5feed.Feed) -> N
 
 
 def test_headers_of_trusted_proxies(below: ServerProcess) -> None:
-    """Prefix, scheme and host of a trusted proxy are what snippets name; what is no prefix is left out."""
+    """Code examples use the prefix, scheme and host from a trusted proxy. An invalid prefix is ignored."""
     said = {"x-forwarded-proto": "https", "x-forwarded-host": "feed.example, inner", "x-forwarded-prefix": "/a, /b/"}
 
     def lines(**changes: str) -> str:
@@ -103,8 +103,8 @@ def test_headers_of_trusted_proxies(below: ServerProcess) -> None:
     assert " https://SERVER/a/b/simple/" in lines(**{"x-forwarded-host": "<b>"})
 
 
-def test_headers_of_strangers(serve: Callable[..., ServerProcess], folder: Path) -> None:
-    """Without a trusted proxy they change nothing; with one, its host is checked like any other."""
+def test_headers_of_untrusted_proxies(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """Headers from other addresses have no effect. The host from a trusted proxy is checked like any other."""
     said = {"x-forwarded-proto": "https", "x-forwarded-host": "evil.example", "x-forwarded-prefix": "/evil"}
     server = serve(folder)
     text = httpx.get(f"{server.url}/simple/h5feed/requirements.txt", headers=said, timeout=60).text
@@ -114,7 +114,7 @@ def test_headers_of_strangers(serve: Callable[..., ServerProcess], folder: Path)
 
 
 def test_prefixes() -> None:
-    """What could be mistaken for a path of the server is refused; each of its paths is known."""
+    """Prefixes that could be confused with a path of the server are refused."""
     assert checked_prefix("/user/ann/proxy/8000/") == "/user/ann/proxy/8000" and checked_prefix("/") == ""
     for wrong in ("x", "/a b", "/a/..", "/v1", "/docs/x", "//a"):
         with pytest.raises(ValueError, match="prefix"):
@@ -122,7 +122,7 @@ def test_prefixes() -> None:
 
 
 def test_every_path_of_the_server_is_known(tmp_path: Path) -> None:
-    """A new one is to be added to those that no prefix may begin with."""
+    """All first path segments of the server are in the list of names with which no prefix may begin."""
     found: set[str] = set()
 
     def walk(routes: list[BaseRoute]) -> None:
@@ -138,7 +138,7 @@ def test_every_path_of_the_server_is_known(tmp_path: Path) -> None:
 
 
 def test_a_port_and_a_socket(serve: Callable[..., ServerProcess], folder: Path, tmp_path: Path) -> None:
-    """Both lead to the same data, and a token is needed on both."""
+    """The port and the socket serve the same data, and both require a token."""
     path = tmp_path / "feed.sock"
     server = serve(folder, "--uds-mode", "0660", "--port", "0", H5FEED_UDS=str(path), H5FEED_TOKENS=TOKEN)
     assert server.url.startswith("http://127.0.0.1:") and oct(path.stat().st_mode)[-3:] == "660"
@@ -151,15 +151,15 @@ def test_a_port_and_a_socket(serve: Callable[..., ServerProcess], folder: Path, 
     assert not path.exists()
 
 
-def test_a_reload_reads_the_file_of_settings(
+def test_a_reload_reads_the_env_file(
     serve: Callable[..., ServerProcess],
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """SIGHUP: other tokens, another number of workers and another folder; a file with a mistake changes nothing, and
-    what needs a restart is told."""
+    """SIGHUP applies new tokens, another number of workers and another folder. An invalid file changes nothing, and the
+    server says which settings need a restart."""
     monkeypatch.setattr(ServerProcess, "new_session", True)
     file, current = tmp_path / "settings.env", tmp_path / "current"
     current.symlink_to(folder)
@@ -188,8 +188,8 @@ def test_a_reload_reads_the_file_of_settings(
     assert "log_format stays 'pretty' until the server is restarted" in said and "\nh5feed: SIGHUP" in said
 
 
-def test_the_service_manager_is_told(folder: Path, tmp_path: Path) -> None:
-    """Ready, signs of life, a reload with its end, and the end: as systemd expects them."""
+def test_systemd_is_notified(folder: Path, tmp_path: Path) -> None:
+    """systemd gets the notifications that it expects: ready, watchdog, reloading and ready again, stopping."""
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address)
@@ -236,7 +236,7 @@ def test_the_service_manager_is_told(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("program", ["uvicorn", "hypercorn"])
 def test_other_asgi_servers(program: str, folder: Path, tmp_path: Path, feed: h5feed.Feed) -> None:
-    """An epoch through the plain application is the same; on other addresses it wants a token."""
+    """Another ASGI server delivers the same epoch. On other addresses, it requires a token."""
     pytest.importorskip(program)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -269,7 +269,7 @@ def test_other_asgi_servers(program: str, folder: Path, tmp_path: Path, feed: h5
 
 
 def _own_address() -> str | None:
-    """An address of this machine that is not the loopback; None if it has none."""
+    """An address of this machine other than the loopback address; None if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
@@ -284,7 +284,7 @@ TUNNEL = "feed.example"
 
 @pytest.fixture(scope="module")
 def tunnel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The address of a tunnel that ends TLS before a server on http, as cloudflared does, and whom to trust."""
+    """The address of a tunnel like cloudflared, which terminates TLS before a server on HTTP, and whom to trust."""
     authority = Authority(tmp_path_factory.mktemp("authority"))
     data: Path = tmp_path_factory.mktemp("data")
     write_data_folder(data)
@@ -308,14 +308,14 @@ def tunnel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
 
 
 def _browser(tunnel: tuple[str, Path], host: str, **options: Any) -> httpx.Client:
-    """Asks the tunnel by a name that nobody resolves."""
+    """Sends requests through the tunnel with a host name that DNS cannot resolve."""
     headers = {"accept": "text/html", "host": host}
     context = ssl.create_default_context(cafile=tunnel[1])
     return httpx.Client(base_url=tunnel[0], verify=context, timeout=60, headers=headers, **options)
 
 
 def test_the_client_through_a_tunnel(tunnel: tuple[str, Path], feed: h5feed.Feed) -> None:
-    """Batches, what is posted, jobs and pictures: the same as without it."""
+    """Batches, posted rows, jobs and pictures are the same as without a tunnel."""
     with h5feed.connect(tunnel[0], token=TOKEN, verify=tunnel[1], deadline=60) as other:
         for one, two in zip(
             other["tall"].batches(batch_size=7, shuffle=True),
@@ -329,7 +329,7 @@ def test_the_client_through_a_tunnel(tunnel: tuple[str, Path], feed: h5feed.Feed
 
 
 def test_pages_through_a_tunnel(tunnel: tuple[str, Path]) -> None:
-    """Each address is that of the tunnel: of redirects, jobs, snippets, and the line for pip. The cookie is secure."""
+    """Redirects, jobs, code examples and the `pip install` command use the tunnel's address. The cookie is secure."""
     own = f"https://{TUNNEL}"
     with _browser(tunnel, TUNNEL) as browser:
         form = browser.get("/datasets/mixed")
@@ -357,7 +357,7 @@ def test_pages_through_a_tunnel(tunnel: tuple[str, Path]) -> None:
 
 
 def test_jobs_and_viewers_through_a_tunnel(tunnel: tuple[str, Path]) -> None:
-    """A job's address is a path, which is the same everywhere; viewers get their files."""
+    """The location of a job is a path, so it works through the tunnel. Viewers get their files."""
     bearer = {"authorization": f"Bearer {TOKEN}", "accept": "application/json"}
     with _browser(tunnel, TUNNEL) as browser:
         answer = browser.get("/v1/datasets/endless/stats?split=all", headers=bearer)
@@ -371,7 +371,7 @@ def test_jobs_and_viewers_through_a_tunnel(tunnel: tuple[str, Path]) -> None:
 
 
 def test_redirects_through_jupyter(below: ServerProcess) -> None:
-    """It puts the prefix before paths in redirects, which have it already: they are relative, and lead to the same."""
+    """Jupyter adds its prefix to absolute paths in redirects, so redirects are relative and lead to the same page."""
     with httpx.Client(base_url=below.url, timeout=60, headers={"accept": "text/html"}) as browser:
         for path in ("/", "/datasets/mixed", "/datasets/a%2Fb/rows/", "/simple"):
             said = {"x-forwarded-prefix": "/user/ann/proxy/8000", "x-proxycontextpath": "/user/ann/proxy/8000"}

@@ -1,10 +1,11 @@
-"""The log: every request once, with the same fields for people and programs, and no secret in it."""
+"""The log: every request once, with the same fields as text and as JSON, and without secrets."""
 
 from __future__ import annotations
 
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,14 +27,14 @@ AUTHORISED = {"authorization": f"Bearer {TOKEN}"}
 
 
 def lines_of(server: ServerProcess) -> list[str]:
-    """What it has printed to standard output, after it has ended."""
+    """The lines that a server has printed to standard output, after it has ended."""
     server.process.send_signal(signal.SIGTERM)
     lines: list[str] = server.process.stdout.read().splitlines()
     return lines
 
 
 def ask(server: ServerProcess) -> list[httpx.Response]:
-    """Requests of all kinds; the ids of the responses are those in the log."""
+    """Send requests of all kinds; the request ids of the responses must appear in the log."""
     with httpx.Client(base_url=server.url, timeout=60) as client:
         wait_until(lambda: client.get(BATCH, headers=AUTHORISED).status_code == 200)
         asked = [
@@ -46,7 +47,7 @@ def ask(server: ServerProcess) -> list[httpx.Response]:
 
 
 def test_json_lines(serve: Callable[..., ServerProcess], folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Every line of both streams is one JSON object; requests have status, bytes, time, phases and caller."""
+    """Every line of both streams is one JSON object. Requests have status, bytes, time, phases and caller."""
     variables = {"H5FEED_TRUSTED_PROXIES": "127.0.0.0/8", "H5FEED_TOKENS": f"{OTHER_TOKEN},{TOKEN}"}
     server = serve(folder, "--access-log", "--log-format", "json", **variables)
     answers = ask(server)
@@ -82,8 +83,8 @@ def test_json_lines(serve: Callable[..., ServerProcess], folder: Path, capfd: py
     assert TOKEN not in said and OTHER_TOKEN not in said and "not-for-logs" not in said
 
 
-def test_lines_for_people(serve: Callable[..., ServerProcess], folder: Path) -> None:
-    """The same, to read."""
+def test_text_lines(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """The text format contains the same fields."""
     server = serve(folder, "--access-log", H5FEED_TOKENS=TOKEN)
     answers = ask(server)
     text = "\n".join(lines_of(server))
@@ -96,10 +97,28 @@ def test_lines_for_people(serve: Callable[..., ServerProcess], folder: Path) -> 
     assert TOKEN not in text and "tellnobody" not in text and OTHER_TOKEN not in text
 
 
+def test_clients_that_disconnect_after_the_response(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """They are not logged as `gone`, even if they disconnect before the server has noticed that all was sent."""
+    server = serve(folder, "--access-log", "--log-format", "json")
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        wait_until(lambda: client.get(BATCH).status_code == 200)
+        length = len(client.get(BATCH).content)
+    host, port = server.url.removeprefix("http://").split(":")
+    for _ in range(40):
+        with socket.create_connection((host, int(port)), timeout=60) as peer:
+            peer.sendall(f"GET {BATCH} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode())
+            received = b""
+            while len(received.partition(b"\r\n\r\n")[2]) < length:
+                received += peer.recv(1 << 20)
+    found = [json.loads(line) for line in lines_of(server)]
+    batches = [one for one in found if one["logger"] == "h5feed.access" and one["status"] == 200]
+    assert len(batches) >= 41 and not [one for one in batches if one["gone"]]
+
+
 def test_a_failure_is_logged_with_its_request(
     serve: Callable[..., ServerProcess], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The id that a client got finds the line that says why, in both formats."""
+    """In both formats, the request id that a client got leads to the log line with the reason."""
     (data := tmp_path / "data").mkdir()
     (data / "h5feed.toml").write_text("nonsense")
     for form in ("json", "pretty"):
@@ -117,7 +136,7 @@ def test_a_failure_is_logged_with_its_request(
 
 
 def test_a_generated_token_is_not_logged(folder: Path, serve: Callable[..., ServerProcess]) -> None:
-    """JSON lines name the command that prints it."""
+    """With JSON, the log contains the command that prints the token."""
     server = serve(folder, "--host", "0.0.0.0", "--log-format", "json")
     token = (server.cache_dir / "token").read_text().strip()
     said = lines_of(server)
@@ -126,7 +145,7 @@ def test_a_generated_token_is_not_logged(folder: Path, serve: Callable[..., Serv
 
 
 def test_an_unknown_format_is_refused(folder: Path, tmp_path: Path) -> None:
-    """By the name under which it was given, with those that there are."""
+    """The error names the flag or variable, and the valid formats."""
     arguments = ["serve", str(folder), "--cache-dir", str(tmp_path), "--port", "0"]
     answer = SERVERS.run([*arguments, "--log-format", "xml"])
     assert answer.returncode == 2 and "pretty" in answer.stderr and "json" in answer.stderr
@@ -135,7 +154,7 @@ def test_an_unknown_format_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_log_that_nobody_reads(folder: Path, tmp_path: Path) -> None:
-    """The pipe of standard output is full: requests are answered, and later a line says how many lines are missing."""
+    """If the pipe of standard output is full, requests are still answered, and later a line says how many are lost."""
     command = [sys.executable, "-m", "h5feed_server.cli", "serve", str(folder), "--port", "0", "--access-log"]
     command += ["--cache-dir", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -152,4 +171,4 @@ def test_a_log_that_nobody_reads(folder: Path, tmp_path: Path) -> None:
             text = reading.result(60)
         finally:
             process.kill()
-    assert re.search(r" \d+ lines were dropped: nobody read them$", text, re.MULTILINE), text[-500:]
+    assert re.search(r" \d+ lines were dropped, because standard output was not read$", text, re.MULTILINE), text[-500:]

@@ -1,4 +1,4 @@
-"""What /metrics says: true, of all workers together, and never going backwards."""
+"""/metrics: correct numbers, summed over all workers, in which counters never go backwards."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def one(found: Samples, name: str, **labels: str) -> float:
 
 
 def counters(url: str) -> Samples:
-    """Everything that may only grow."""
+    """All samples that may only grow."""
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in families(url)
@@ -61,7 +61,7 @@ def counters(url: str) -> Samples:
 
 
 def fetch(url: str, times: int, path: str = f"{BATCHES}/0?{QUERY}", **headers: str) -> int:
-    """So many requests over connections of their own, which different workers get; returns the bytes of the bodies."""
+    """Send requests over separate connections, which go to different workers; returns the total size of the bodies."""
     nbytes = 0
     for _ in range(times):
         answer = httpx.get(url + path, headers=headers, timeout=60)
@@ -72,7 +72,7 @@ def fetch(url: str, times: int, path: str = f"{BATCHES}/0?{QUERY}", **headers: s
 
 @pytest.fixture
 def own(serve: Callable[..., ServerProcess], folder: Path) -> ServerProcess:
-    """A server of two workers whose files are inspected."""
+    """A server of two workers that has inspected its files."""
     server = serve(folder, "--workers", "2")
     wait_until(lambda: httpx.get(f"{server.url}{BATCHES}/0?{QUERY}", timeout=60).status_code == 200)
     return server
@@ -80,7 +80,7 @@ def own(serve: Callable[..., ServerProcess], folder: Path) -> ServerProcess:
 
 @pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text; version=1.0.0"])
 def test_counts_are_those_of_all_workers(own: ServerProcess, accept: str) -> None:
-    """Batches, rows, bytes and requests are exactly what clients got, whichever worker has sent it."""
+    """Batches, rows, bytes and requests are exactly what clients got, whichever workers sent them."""
 
     def now() -> tuple[float, ...]:
         found = samples(own.url, accept=accept)
@@ -105,8 +105,8 @@ def test_counts_are_those_of_all_workers(own: ServerProcess, accept: str) -> Non
     wait_until(lambda: [after - was for after, was in zip(now(), before, strict=True)] == expected)
 
 
-def test_what_is_told_of_now(own: ServerProcess) -> None:
-    """Sizes, limits and processes are those of both workers; every number has a type and a help text."""
+def test_gauges_cover_all_workers(own: ServerProcess) -> None:
+    """Sizes, limits and processes cover both workers. Every metric has a type and a help text."""
     wait_until(lambda: one(samples(own.url), "connections_limit") == 4000)
     found = samples(own.url)
     assert one(found, "workers") == 2
@@ -122,7 +122,7 @@ def test_what_is_told_of_now(own: ServerProcess) -> None:
 
 
 def test_labels_name_neither_data_nor_callers(own: ServerProcess) -> None:
-    """What anybody asks for adds no series: their number is bounded."""
+    """No request adds an unexpected series, so their number is bounded."""
     fetch(own.url, 1)
     for path in ("/v1/datasets/nothing-of-that-name", "/somewhere/else", "/v1/datasets/mixed/batches/999999"):
         assert httpx.get(own.url + path, timeout=60).status_code == 404
@@ -136,7 +136,7 @@ def test_labels_name_neither_data_nor_callers(own: ServerProcess) -> None:
 
 
 def test_a_known_query_that_fails_is_counted(own: ServerProcess) -> None:
-    """Requests that are answered before they reach the application are no exception."""
+    """Requests that are answered before they reach the application are counted, too."""
     labels = {"method": "GET", "endpoint": "/v1/datasets/{name}/batches/{index}", "status": "4xx"}
     with httpx.Client(base_url=own.url, timeout=60) as client:
         assert client.get(f"{BATCHES}/0?{QUERY}").status_code == 200
@@ -145,15 +145,15 @@ def test_a_known_query_that_fails_is_counted(own: ServerProcess) -> None:
 
 
 def test_loops_report_their_waits(own: ServerProcess) -> None:
-    """What clients tell of waiting is added up."""
+    """The waiting times that clients report are added up."""
     for report in ("waited=0.250, of=1.000", "waited=0.500, of=2.000", "nonsense"):
         fetch(own.url, 1, **{"h5feed-wait": report})
     wait_until(lambda: one(samples(own.url), "client_loop_seconds_total") == 3)
     assert one(samples(own.url), "client_wait_seconds_total") == 0.75
 
 
-def test_it_needs_a_token_where_others_do(serve: Callable[..., ServerProcess], folder: Path) -> None:
-    """Prometheus sends one; without, a request is refused, and counted."""
+def test_metrics_require_a_token_if_the_server_does(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """If the server has tokens, /metrics requires one. Requests without one are refused and counted."""
     server = serve(folder, H5FEED_TOKENS="secret")
     assert httpx.get(f"{server.url}/metrics", timeout=60).status_code == 401
     found = samples(server.url, authorization="Bearer secret")
@@ -161,8 +161,8 @@ def test_it_needs_a_token_where_others_do(serve: Callable[..., ServerProcess], f
     assert one(found, "problems_total", code="unauthorized") == 1
 
 
-def test_refusals_by_what_is_lacking(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
-    """A client that takes nothing holds all memory: others get 503, and the metrics say why."""
+def test_refusals_by_exhausted_resource(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """If a client that reads nothing holds all memory, others get 503, and the metrics show the reason."""
     (data := tmp_path / "data").mkdir()
     with h5py.File(data / "long.h5", "w") as file:
         file["value"] = np.zeros((2_000_000, 40), np.uint8)
@@ -178,7 +178,7 @@ def test_refusals_by_what_is_lacking(serve: Callable[..., ServerProcess], tmp_pa
 
 @pytest.mark.slow
 def test_counters_survive_a_worker(own: ServerProcess) -> None:
-    """A worker that is killed takes none of its counts with it, and its gauges are gone; the restart is counted."""
+    """If a worker is killed, its counts remain and its gauges disappear. The restart is counted."""
     for round_ in (1, 2):
         fetch(own.url, 8)
         wait_until(lambda: one(samples(own.url), "workers") == 2)
@@ -194,7 +194,7 @@ def test_counters_survive_a_worker(own: ServerProcess) -> None:
 
 @pytest.mark.slow
 def test_counters_survive_a_reload(own: ServerProcess) -> None:
-    """SIGHUP replaces all workers, twice, and is no restart."""
+    """Counts remain after SIGHUP, which replaces all workers and does not count as a restart."""
     fetch(own.url, 8)
     before = counters(own.url)
     for _ in range(2):
@@ -216,7 +216,7 @@ def test_workers_that_a_reload_adds_are_counted(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """More workers than the server was started with, beside the one that they replace, and fewer again."""
+    """Reloads with more workers than at the start, while old workers are still ending, and with fewer again."""
     monkeypatch.setattr(ServerProcess, "new_session", True)
     file = tmp_path / "env"
     file.write_text("H5FEED_WORKERS=1\n")
@@ -233,14 +233,14 @@ def test_workers_that_a_reload_adds_are_counted(
 
 
 @pytest.mark.slow
-def test_a_hung_worker_is_told_apart(own: ServerProcess) -> None:
-    """A worker that stands still is replaced, and counted as hung."""
+def test_a_hung_worker_is_counted_as_hung(own: ServerProcess) -> None:
+    """A suspended worker is replaced, and counted as hung."""
     psutil.Process(own.worker_pids()[0]).suspend()
     wait_until(lambda: one(samples(own.url), "worker_restarts_total", reason="hung") == 1)
 
 
-def test_places_are_used_again() -> None:
-    """A new process continues with the counts of the one before it, but not with what that held."""
+def test_places_are_reused() -> None:
+    """A new process continues with the counts of the process before it, but not with its gauges."""
     board, catalogue = Scoreboard(1), metrics_catalogue()
     for pid in (11, 12, 13, 14, 15):
         place = board.take()
@@ -266,7 +266,7 @@ def test_places_are_used_again() -> None:
 
 
 def test_batches_are_added_up() -> None:
-    """However many are folded together, sums and buckets are those of the records."""
+    """However many records are added up at once, sums and buckets are correct."""
     board, catalogue = Scoreboard(1), metrics_catalogue()
     worker = Metrics(catalogue, board, 1)
     single, several = catalogue.batches
@@ -287,7 +287,7 @@ def test_batches_are_added_up() -> None:
 
 
 def test_every_request_has_an_id(serve: Callable[..., ServerProcess], folder: Path) -> None:
-    """It is a header of every response and in every problem; only a trusted proxy may choose it."""
+    """Every response and every problem has a request id. Only a trusted proxy may choose it."""
     paths = ("/healthz", f"{BATCHES}/0?{QUERY}", f"{BATCHES}/0?{QUERY}", "/nowhere", f"{BATCHES}/0?{QUERY}&format=npz")
     server = serve(folder)
     wait_until(lambda: httpx.get(f"{server.url}{BATCHES}/0?{QUERY}", timeout=60).status_code == 200)

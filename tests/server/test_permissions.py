@@ -1,7 +1,7 @@
-"""Who may do what: every endpoint and every page, by every kind of token, as header and as cookie.
+"""Permissions: every endpoint and every page, with every kind of token, as header and as cookie.
 
-The table is made from the application's own routes, so that a new one is in it from the start. What is open without a
-token is listed here, and nowhere else.
+The table is made from the application's routes, so that it includes new routes automatically. Everything that is open
+without a token is listed here, and nowhere else.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Route:
 
 
 def _routes() -> list[Route]:
-    """All routes of the application, whether the OpenAPI description has them or not."""
+    """All routes of the application, whether or not the OpenAPI description contains them."""
     app = create_app(Settings(data_dir=Path("/nonexistent"), cache_dir=Path("/nonexistent/cache")))
     # Newer versions of FastAPI keep the routers that were included, older ones their routes.
     nested = [getattr(getattr(route, "original_router", None), "routes", [route]) for route in app.routes]
@@ -103,7 +103,7 @@ ROUTES = _routes()
 
 
 class Team:
-    """A server with tokens, and how each kind of token is sent."""
+    """A server with tokens, and the ways to send each kind of token."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
         for name in (OWN, FOREIGN, "other_set"):
@@ -195,7 +195,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
 
 
 def _plain(answer: httpx.Response, name: str) -> tuple[int, str, str]:
-    """What an answer says, but for the name that was asked for, and its number."""
+    """The content of a response, without the requested name and the request id."""
     text = answer.text.replace(name, "NAME")
     return answer.status_code, answer.headers["content-type"], re.sub(r'"request_id":"\w+"', "", text)
 
@@ -206,7 +206,8 @@ def _names_nothing(answer: httpx.Response, *names: str) -> bool:
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
 def test_every_route(team: Team, route: Route) -> None:
-    """Without a right token, nothing but what is listed is answered; with one, what is in its scope, and it alone."""
+    """Without a valid token, only the listed routes respond. With one, responses contain everything in its scope, and
+    nothing else."""
     if route.is_open:
         for kind in ("none", "wrong", "expired", "other", "right"):
             for headers in (team.header(kind), team.cookie(kind)):
@@ -252,8 +253,8 @@ def test_every_route(team: Team, route: Route) -> None:
         assert team.send(route, team.cookie("right")).status_code == 401
 
 
-def test_a_batch_by_the_short_way(team: Team) -> None:
-    """A query that is known is answered before the endpoint is reached; the scope is looked at all the same."""
+def test_known_queries_are_limited_to_the_scope(team: Team) -> None:
+    """The scope also applies to known queries, which are answered before they reach the endpoint."""
     for _ in range(3):
         for kind, name, status in (
             ("right", OWN, 200),
@@ -279,8 +280,8 @@ def _revision(team: Team, name: str) -> str:
     return str(answer.json()["revision"])
 
 
-def test_what_lists_tell(team: Team) -> None:
-    """Lists, counts, suggestions, the page of the server's activity and the OpenAPI description are of the scope."""
+def test_lists_are_limited_to_the_scope(team: Team) -> None:
+    """Lists, counts, suggestions, the activity page and the OpenAPI description are limited to the scope."""
     with httpx.Client(base_url=team.server.url, timeout=60) as http:
 
         def get(path: str, kind: str) -> httpx.Response:
@@ -314,8 +315,8 @@ def test_what_lists_tell(team: Team) -> None:
         assert FOREIGN not in json.dumps(seen) and "the-all-one" not in json.dumps(seen)
 
 
-def test_slow_requests_of_others(tmp_path: Path) -> None:
-    """The page of the server's activity shows those for datasets in scope only, and no token that is in a path."""
+def test_slow_requests_are_limited_to_the_scope(tmp_path: Path) -> None:
+    """The activity page shows slow requests only for datasets in the scope, and hides tokens in paths."""
     team = _small_team(tmp_path)
     try:
         for path in (f"/v1/datasets/{FOREIGN}", f"/v1/datasets/{OWN}", f"/v1/datasets/{team.tokens['right']}"):
@@ -338,7 +339,7 @@ def _small_team(tmp_path: Path) -> Team:
 
 
 def test_nobody_stops_the_job_of_another_scope(team: Team) -> None:
-    """It goes on, and does not say that it exists."""
+    """A token cannot stop jobs for datasets outside its scope, and does not learn that they exist."""
     job = team.job(FOREIGN)
     url = f"{team.server.url}/v1/jobs/{job}"
     for send in (httpx.get, httpx.delete):

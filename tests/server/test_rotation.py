@@ -1,4 +1,4 @@
-"""Certificates and tokens that are replaced while a model is trained: no row is lost, and nothing is restarted."""
+"""Certificates and tokens that are replaced while a model is trained: no row is lost, and no restart is needed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROWS = 96
 
 
 class Certificate:
-    """A certificate of its own for this machine, with its key."""
+    """A certificate for this machine, with its key."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.file, self.key = folder / f"{name}.crt", folder / f"{name}.key"
@@ -40,7 +40,7 @@ class Certificate:
 
 
 class Training(threading.Thread):
-    """Epochs of a Sequence, until it is told to stop: each row once in each, as it is in the file."""
+    """Trains epochs with a Sequence until it is stopped; checks that each row comes once per epoch, as in the file."""
 
     def __init__(self, feed: h5feed.Feed) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Training(threading.Thread):
             self.failure = error
 
     def goes_on(self) -> None:
-        """Return after another whole epoch."""
+        """Return after another complete epoch."""
         before = self.epochs
         wait_until(lambda: self.epochs > before + 1 or self.failure is not None)
         assert self.failure is None, self.failure
@@ -98,8 +98,9 @@ def data(tmp_path: Path) -> Path:
 def test_a_certificate_is_replaced_while_a_model_is_trained(
     data: Path, tmp_path: Path, serve: Callable[..., ServerProcess], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """By both files at once, by one after the other, and by garbage: new connections to each worker see the new one, or
-    the one before if it cannot be used, which the log says in one line, and in one when it can be used again."""
+    """The files are replaced together, one after the other, and by garbage. New connections to each worker get the new
+    certificate, or the previous one if the new one is invalid. The log has one line for that, and one when it is valid
+    again."""
     certificates = [Certificate(tmp_path, f"number-{number}") for number in range(4)]
     trusted = tmp_path / "trusted.pem"
     trusted.write_text("".join(one.text for one in certificates))
@@ -120,7 +121,7 @@ def test_a_certificate_is_replaced_while_a_model_is_trained(
         return [line for line in said.splitlines() if "h5feed_server.serve.worker" in line]
 
     def all_show(number: int) -> bool:
-        """Connections go to both workers, for they have kept those of the training."""
+        """Whether new connections to both workers show this certificate; the training keeps its own connections."""
         for _ in range(6):
             text = ssl.get_server_certificate(("127.0.0.1", server.port), timeout=60)
             if text.split() != certificates[number].text.split():
@@ -150,8 +151,8 @@ def test_a_certificate_is_replaced_while_a_model_is_trained(
         key.write_bytes(certificates[3].key.read_bytes())
         wait_until(lambda: all_show(3))
     told = [line.partition(f"{file}: ")[2] for line in lines()]
-    refused = [line for line in told if line.endswith("; the one before stays in use")]
-    assert len(refused) >= 2 and "MISMATCH" in told[0] and told[-1] == "it can be used again", told
+    refused = [line for line in told if line.endswith("; the previous one stays in use")]
+    assert len(refused) >= 2 and "MISMATCH" in told[0] and told[-1] == "it is valid again", told
     # Once for both workers.
     assert all(line != after for line, after in pairwise(told)), told
 
@@ -160,7 +161,7 @@ def test_a_certificate_is_replaced_while_a_model_is_trained(
 def test_tokens_are_replaced_while_a_model_is_trained(
     data: Path, tmp_path: Path, serve: Callable[..., ServerProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others come and go, and in the end the one in use: the client reads the next one from its file."""
+    """Other tokens are created and revoked, and finally the one in use: the client reads the next one from its file."""
     file, own = tmp_path / "tokens", tmp_path / "own"
     monkeypatch.setenv("H5FEED_TOKEN_FILE", str(file))
 

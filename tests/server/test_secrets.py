@@ -1,4 +1,4 @@
-"""A token is told to nobody: not where it belongs, nor in any place where somebody may put it by mistake."""
+"""A token is never revealed: neither from its proper place, nor from any place where somebody may put it by mistake."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _CONNECTIONS = 24
 
 
 def _spellings(token: str) -> list[str]:
-    """How a token may look where it has been shown: as it is, in a URL, in JSON, in a page, in Basic authentication."""
+    """Forms in which a token may appear: as it is, in a URL, in JSON, in HTML, in Basic authentication."""
     encoded = {
         token,
         quote(token, safe=""),
@@ -59,12 +59,12 @@ def _shows(text: str, tokens: Sequence[str]) -> list[str]:
 
 
 class Guarded:
-    """A server with tokens of both kinds, which logs all it can.
+    """A server with both kinds of tokens that logs as much as possible.
 
     Attributes
     ----------
     good : str
-        The token of the file. Another token, which is none of the server's, differs from it at the end.
+        The token from the file. An invalid token differs from it at the end.
     """
 
     def __init__(self, base: Path, form: str) -> None:
@@ -90,14 +90,14 @@ class Guarded:
         )
 
     def log(self) -> str:
-        """What it has printed, after it has ended."""
+        """Everything that the server has printed, after it has ended."""
         assert self.server.stop() == 0
         self._reader.join(60)
         return "".join(self._log)
 
 
 def _misplaced(token: str) -> Iterator[tuple[str, str, list[tuple[str, str]], bytes | None]]:
-    """Requests that have a token in every place but the right one: target, method, headers, body."""
+    """Requests with a token in every wrong place: target, method, headers, body."""
     raw, query = quote(token, safe=""), "/v1/datasets/good/batches/0?batch_size=2&"
     for target in (
         *(f"/v1/datasets?token={raw}", f"/?token={raw}&q=x", f"/?q={raw}", f"/v1/datasets?q={raw}", f"{query}{raw}"),
@@ -161,7 +161,7 @@ def _misplaced(token: str) -> Iterator[tuple[str, str, list[tuple[str, str]], by
 
 
 def _sent(guarded: Guarded) -> list[tuple[str, Answer]]:
-    """All answers, with what was asked: without authentication, and with the good token, as API and as page."""
+    """All responses with their requests: without authentication and with the good token, for the API and for pages."""
     found = []
     proof = proof_of(guarded.good.encode())
     ways: tuple[list[tuple[str, str]], ...] = (
@@ -193,7 +193,7 @@ def _sent(guarded: Guarded) -> list[tuple[str, Answer]]:
 
 
 def _jobs(guarded: Guarded) -> None:
-    """Start jobs, which are written to the cache folder, by callers who put the token into everything."""
+    """Start jobs, which are stored in the cache folder, with the token in every part of the request."""
     headers = {"authorization": f"Bearer {guarded.good}", "user-agent": guarded.good, "referer": guarded.good}
     with httpx.Client(base_url=guarded.server.url, headers=headers, timeout=60) as http:
         for seed in range(3):
@@ -210,7 +210,7 @@ def _jobs(guarded: Guarded) -> None:
 
 @pytest.mark.parametrize("form", ["pretty", "json"])
 def test_a_token_in_every_wrong_place(tmp_path: Path, form: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """It is in no answer, in no line of the log, in no list of processes, and in no file of the cache folder."""
+    """It appears in no response, log line, list of processes, or file of the cache folder."""
     guarded = Guarded(tmp_path, form)
     server = guarded.server
     answers = _sent(guarded)
@@ -237,12 +237,13 @@ def test_a_token_in_every_wrong_place(tmp_path: Path, form: str, capfd: pytest.C
 
 
 def _all_of(error: BaseException) -> str:
-    """What a traceback shows of an error and of those that led to it."""
+    """Everything that a traceback shows of an error and of its causes."""
     return "".join(traceback.format_exception(error)) + repr(error) + str(vars(error))
 
 
-def test_what_a_client_shows(tmp_path: Path) -> None:
-    """Neither its objects nor its errors show the token, nor what it and its libraries log at any level."""
+def test_a_client_does_not_show_its_token(tmp_path: Path) -> None:
+    """Neither the client's objects nor its errors show the token, nor do logs of the client and its libraries at any
+    level."""
     guarded = Guarded(tmp_path, "pretty")
     server, good = guarded.server, guarded.good
     told = io.StringIO()

@@ -149,7 +149,7 @@ def test_a_worker_that_does_not_end_is_killed(
     suspend(stuck)
     assert process.stop() == 0
     assert not stuck.is_running()
-    assert f"worker {stuck.pid} did not end in 8 s and is killed" in capfd.readouterr().err
+    assert f"worker {stuck.pid} did not end within 8 s; killing it" in capfd.readouterr().err
 
 
 def test_unix_socket_and_tls(serve: Callable[..., ServerProcess], folder: Path, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_new_certificate(
     def is_told() -> bool:
         nonlocal said
         said += capfd.readouterr().err
-        return "the one before stays in use" in said
+        return "the previous one stays in use" in said
 
     wait_until(is_told)
     assert str(certificate) in said and shown().split() == second.split() and server.worker_pids() == pids

@@ -1,4 +1,4 @@
-"""Tokens with names, scopes and an end: the file they are in, the commands for it, and servers that follow it."""
+"""Tokens with names, scopes and expiry: the token file, its commands, and servers that use it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ GOOD = '{"name": "a", "id": "01234567", "hash": "sha256:' + "0" * 64 + '"}'
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A token file that does not exist yet, for the commands of the test."""
+    """Path of a token file that does not exist yet, which the commands of the test use."""
     path = tmp_path / "tokens"
     monkeypatch.setenv("H5FEED_TOKEN_FILE", str(path))
     return path
@@ -74,7 +74,7 @@ def _guarded(data: Path, cache: Path, file: Path, *options: str, **environment: 
 
 
 def _statuses(server: ServerProcess, token: str) -> set[int]:
-    """What each worker says to a token: connections are shared out in turn."""
+    """The status that each worker returns for a token; connections go to the workers in turn."""
     headers = {"authorization": f"Bearer {token}"}
     with httpx.Client(timeout=60) as one, httpx.Client(timeout=60) as other:
         return {http.get(f"{server.url}/v1/datasets", headers=headers).status_code for http in (one, other)}
@@ -84,7 +84,7 @@ def _statuses(server: ServerProcess, token: str) -> set[int]:
 
 
 def test_a_token_is_shown_once(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The file holds digests and is its owner's; what is printed is the token alone, and no list repeats it."""
+    """The file contains digests and is readable only by its owner. `create` prints the token, `list` does not."""
     before = os.umask(0)
     try:
         assert server_main(["token", "create", "alice", "--datasets", "mnist*", "--expires", "30d"]) == 0
@@ -113,23 +113,23 @@ def test_a_token_is_shown_once(file: Path, capsys: pytest.CaptureFixture[str]) -
         (["create", "two words"], "NAME 'two words'"),
         (["create", "a", "--datasets", ""], "--datasets '': a pattern is empty"),
         (["create", "a", "--expires", "soon"], "--expires soon: expected a time span"),
-        (["create", "a", "--expires", "2020-01-01"], "is over already"),
+        (["create", "a", "--expires", "2020-01-01"], "is in the past"),
         (["create", "a", "--expires", "999999w"], "expected a time span"),
         (["revoke", "a"], "does not exist"),
         (["list"], "No such file"),
     ],
 )
-def test_commands_that_cannot_be(
+def test_invalid_arguments_of_token_commands(
     file: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each says what is wrong, in one line, and leaves no file."""
+    """Invalid arguments: one line says what is wrong, and no file is created."""
     assert server_main(["token", *arguments]) == 1
     said = capsys.readouterr().err
     assert words in said and len(said.splitlines()) == 1 and not file.exists()
 
 
 def test_without_a_token_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """No place is guessed; a misspelt option is answered with the right one."""
+    """There is no default location. A misspelt option is answered with the correct one."""
     monkeypatch.delenv("H5FEED_TOKEN_FILE", raising=False)
     assert server_main(["token", "create", "alice"]) == 2
     assert "--token-file FILE or set H5FEED_TOKEN_FILE" in capsys.readouterr().err
@@ -139,7 +139,7 @@ def test_without_a_token_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    """Those of `token create` run as they are."""
+    """The help of each command has examples."""
     for action in ([], ["create"], ["list"], ["revoke"], ["show"]):
         with pytest.raises(SystemExit):
             server_main(["token", *action, "--help"])
@@ -147,7 +147,7 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_when_a_token_expires() -> None:
-    """A span from now, or the whole of a day."""
+    """After a time span, or at the end of a day."""
     since = datetime(2026, 3, 1, 12, tzinfo=UTC)
     assert moment_of("90s", since) - since == timedelta(seconds=90)
     assert moment_of("8w", since) - since == timedelta(weeks=8)
@@ -155,7 +155,7 @@ def test_when_a_token_expires() -> None:
 
 
 def test_many_writers(file: Path) -> None:
-    """Threads and processes that write at the same time lose nothing of each other's."""
+    """Threads and processes that change the file at the same time do not lose each other's changes."""
     created = [
         subprocess.Popen(
             [sys.executable, "-m", "h5feed_server.cli", "token", "create", f"process-{number}"],
@@ -177,8 +177,8 @@ def test_many_writers(file: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["tokens"]
 
 
-def test_what_people_write_stays(file: Path, create: Callable[..., str]) -> None:
-    """Comments, links, and the mode that lets a server of another user read it."""
+def test_a_change_keeps_comments_links_and_mode(file: Path, create: Callable[..., str]) -> None:
+    """A change keeps comments, symbolic links, and the mode that lets a server of another user read the file."""
     real = file.with_name("elsewhere")
     real.write_text(f"# ours\n\n{GOOD}\n")
     real.chmod(0o640)
@@ -191,7 +191,7 @@ def test_what_people_write_stays(file: Path, create: Callable[..., str]) -> None
 
 
 def test_a_change_that_fails_leaves_the_file(file: Path, create: Callable[..., str]) -> None:
-    """It is replaced whole or not at all."""
+    """The file is replaced completely or not at all."""
     create("bob")
     before = file.read_bytes()
 
@@ -231,16 +231,16 @@ def test_a_change_that_fails_leaves_the_file(file: Path, create: Callable[..., s
         (b"\xff", "not UTF-8"),
     ],
 )
-def test_broken_lines(line: str | bytes, reason: str) -> None:
-    """The reason has the number of the line, and no value that may be a secret."""
+def test_invalid_lines(line: str | bytes, reason: str) -> None:
+    """The reason contains the line number, but no value, which may be a secret."""
     raw = line if isinstance(line, bytes) else line.encode()
     with pytest.raises(TokenFileError, match=r"^line 4: ") as caught:
         parse(b"# ours\n" + GOOD.encode() + b"\n\n" + raw + b"\n")
     assert reason in caught.value.detail and "of-mine" not in caught.value.detail and "00000" not in caught.value.detail
 
 
-def test_a_server_does_not_start_with_a_broken_file(data: Path, tmp_path: Path) -> None:
-    """Nor without one, nor with a pipe; what was asked for is not left out in silence."""
+def test_a_server_does_not_start_with_an_invalid_token_file(data: Path, tmp_path: Path) -> None:
+    """A server does not start with an invalid or missing file, or with a pipe, instead of ignoring it silently."""
     file = tmp_path / "tokens"
     for content, words in ((None, "No such file"), ("x", "line 1: "), ("pipe", "not a regular file")):
         if content == "pipe":
@@ -254,7 +254,7 @@ def test_a_server_does_not_start_with_a_broken_file(data: Path, tmp_path: Path) 
 
 @pytest.fixture
 def followed(data: Path, file: Path, create: Callable[..., str], tmp_path: Path) -> Iterator[tuple[ServerProcess, str]]:
-    """A server of two workers that follows `file`, and a token of it."""
+    """A server of two workers that uses `file`, and a token from it."""
     token = create("alice")
     server = _guarded(data, tmp_path / "cache", file)
     yield server, token
@@ -262,7 +262,7 @@ def followed(data: Path, file: Path, create: Callable[..., str], tmp_path: Path)
 
 
 def test_servers_follow_the_file(followed: tuple[ServerProcess, str], create: Callable[..., str]) -> None:
-    """All workers let in who has a new token, and nobody with one that is gone, nor with its cookie."""
+    """All workers accept a new token, and reject a revoked one and its cookie."""
     server, alice = followed
     bob = create("bob", "--datasets", "mnist")
     wait_until(lambda: _statuses(server, bob) == {200})
@@ -280,11 +280,11 @@ def test_servers_follow_the_file(followed: tuple[ServerProcess, str], create: Ca
     assert _statuses(server, bob) == {200}
 
 
-def test_a_broken_file_changes_nothing(
+def test_an_invalid_token_file_changes_nothing(
     data: Path, file: Path, create: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The tokens from before stay, also for a worker that starts now; those that were revoked do not come back. The log
-    has one line with the number of the line and the reason, and one when it is over."""
+    """The previous tokens stay valid, also for a worker that starts now, and revoked tokens stay revoked. The log has
+    one line with the line number and the reason, and one line when the file is valid again."""
     alice, bob = create("alice"), create("bob")
     server = _guarded(data, tmp_path / "cache", file)
     said = ""
@@ -310,7 +310,7 @@ def test_a_broken_file_changes_nothing(
         wait_until(lambda: logged("No such file"))
         assert _statuses(server, bob) == {200}
         file.write_text(good)
-        wait_until(lambda: logged("can be used again"))
+        wait_until(lambda: logged("is valid again"))
         assert _statuses(server, bob) == {200} and _statuses(server, alice) == {401}
     finally:
         assert server.stop() == 0
@@ -320,14 +320,16 @@ def test_a_broken_file_changes_nothing(
 
 
 def _is_ready(server: ServerProcess) -> bool:
-    """Whether the worker that was started last answers: connections go to the one with the fewest."""
+    """Whether the worker that was started last responds: connections go to the worker with the fewest."""
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(httpx.Client(timeout=60)) for _ in range(4)]
         return all(http.get(f"{server.url}/healthz").status_code == 200 for http in clients)
 
 
-def test_no_tokens_let_nobody_in(data: Path, file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A file without tokens opens nothing, and the server says so; the tokens of the variable count as well."""
+def test_an_empty_token_file_lets_nobody_in(
+    data: Path, file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With an empty file nobody can connect, and the server says so. Tokens from the variable are valid in addition."""
     file.write_text("# none yet\n")
     server = _guarded(data, tmp_path / "cache", file)
     try:
@@ -342,10 +344,10 @@ def test_no_tokens_let_nobody_in(data: Path, file: Path, tmp_path: Path, capfd: 
         assert server.stop() == 0
 
 
-def test_an_expired_token_is_told_so(
+def test_an_expired_token_is_reported(
     followed: tuple[ServerProcess, str], create: Callable[..., str], file: Path
 ) -> None:
-    """By the API, by the form, and to whoever was signed in with it."""
+    """The API, the sign-in form and the pages of a signed-in user say that the token has expired."""
     server, _ = followed
     brief = create("brief", "--expires", "1h")
     wait_until(lambda: _statuses(server, brief) == {200})
@@ -367,7 +369,7 @@ def test_an_expired_token_is_told_so(
 
 
 def test_a_file_that_is_being_written(followed: tuple[ServerProcess, str], file: Path) -> None:
-    """An editor may empty it before it writes it anew: what is there for a moment only counts for nothing."""
+    """An editor may empty the file before it writes it. Content that is there only for a moment is ignored."""
     server, alice = followed
     content = file.read_text()
     with httpx.Client(base_url=server.url, timeout=60, headers={"authorization": f"Bearer {alice}"}) as http:
@@ -378,7 +380,7 @@ def test_a_file_that_is_being_written(followed: tuple[ServerProcess, str], file:
 
 
 def test_a_token_expires_while_the_server_runs(followed: tuple[ServerProcess, str], create: Callable[..., str]) -> None:
-    """Nothing needs to change for it but the time."""
+    """A token expires while the server runs, without any change of the file."""
     server, _ = followed
     brief = create("brief", "--expires", "2s")
     wait_until(lambda: _statuses(server, brief) == {401})
@@ -405,14 +407,15 @@ def test_a_token_expires_while_the_server_runs(followed: tuple[ServerProcess, st
     ],
 )
 def test_patterns(patterns: tuple[str, ...], covered: tuple[str, ...], not_covered: tuple[str, ...]) -> None:
-    """As in a shell: the whole name, in its own case."""
+    """Patterns work as in a shell: they match the whole name, and case matters."""
     scope = DatasetScope(patterns)
     assert all(map(scope.covers, covered)) and not any(map(scope.covers, not_covered))
     assert EVERYTHING.covers("x") and not NOTHING.covers("x") and not NOTHING.covers("")
 
 
-def test_files_that_hold_more_than_the_scope(file: Path, create: Callable[..., str], tmp_path: Path) -> None:
-    """The tree and the viewers show files whole: not those with, or that refer to, what a token does not cover."""
+def test_files_with_datasets_outside_the_scope(file: Path, create: Callable[..., str], tmp_path: Path) -> None:
+    """The tree and the viewers show whole files. They hide files that contain, or refer to, a dataset outside the
+    scope."""
     folder = tmp_path / "data"
     folder.mkdir()
     with h5py.File(folder / "both.h5", "w") as to:
@@ -466,7 +469,7 @@ def test_files_that_hold_more_than_the_scope(file: Path, create: Callable[..., s
 def test_no_token_in_logs(
     data: Path, file: Path, create: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither those of the server nor wrong ones, however they are sent; nor in errors, nor in a list of processes."""
+    """No valid or invalid token, however it is sent, appears in logs, errors or the list of processes."""
     good = create("alice")
     wrong = good[:-6] + "wrong-"
     fixed = "fixed-token-of-the-variable"
@@ -517,15 +520,15 @@ def test_no_token_in_logs(
     ],
 )
 def test_urls_in_logs(url: str, shown: str) -> None:
-    """What is named like a token is hidden, and no parameter of the API is."""
+    """Values of parameters with names like `token` are hidden; parameters of the API are not."""
     assert without_secrets(url, ["known-secret", "x"]) == shown
 
 
 # The token that the server creates
 
 
-def test_a_created_token_is_printed_to_a_terminal_only(data: Path, tmp_path: Path) -> None:
-    """On a terminal it is there to copy; a log has the command that prints it."""
+def test_a_created_token_is_printed_only_to_a_terminal(data: Path, tmp_path: Path) -> None:
+    """On a terminal, the created token is printed. A log contains the command that prints it."""
     command = [sys.executable, "-m", "h5feed_server.cli", "serve", str(data), "--host", "0.0.0.0", "--port", "0"]
     command += ["--cache-dir", str(tmp_path / "cache")]
     ours, theirs = pty.openpty()
@@ -549,8 +552,8 @@ def test_a_created_token_is_printed_to_a_terminal_only(data: Path, tmp_path: Pat
     assert missing.returncode == 1 and missing.stdout == "" and "there is no token" in missing.stderr
 
 
-def test_a_token_that_nobody_could_find_out(data: Path, tmp_path: Path) -> None:
-    """If it can be neither printed nor stored, the server does not start."""
+def test_a_token_that_can_be_neither_printed_nor_stored(data: Path, tmp_path: Path) -> None:
+    """If the created token can be neither printed nor stored, the server does not start."""
     (tmp_path / "cache").write_text("no folder")
     done = COMMANDS.run(
         ["serve", str(data), "--host", "0.0.0.0", "--port", "0", "--cache-dir", str(tmp_path / "cache")]
@@ -565,7 +568,7 @@ def test_clients_read_a_file(
     followed: tuple[ServerProcess, str], file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """So that a token is in no list of processes, and in no environment."""
+    """Clients read a token from a file, so that it is neither in a list of processes nor in the environment."""
     server, token = followed
     own = tmp_path / "my-token"
     own.write_text(f"{token}\n")

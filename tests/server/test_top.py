@@ -1,4 +1,4 @@
-"""The command ``top``, run against a real server."""
+"""The command ``top`` with a real server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _once(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 
 
 def test_one_frame(serve: Callable[..., ServerProcess], folder: Path) -> None:
-    """Workers, clients and their waits, slow requests; with a token, which is needed."""
+    """It shows workers, clients, their waiting times and slow requests, and requires a token if the server does."""
     server = serve(folder, "--workers", "2", H5FEED_TOKENS="secret")
     headers = {"authorization": "Bearer secret", "h5feed-wait": "waited=0.250, of=1.000"}
     path = "/v1/datasets/mixed/batches/0?batch_size=8"
@@ -43,15 +43,15 @@ def test_one_frame(serve: Callable[..., ServerProcess], folder: Path) -> None:
     assert refused.returncode == 1 and "--token" in refused.stderr and refused.stdout == ""
 
 
-def test_where_nobody_answers(tmp_path: Path) -> None:
-    """One line says why, and the exit code is 1."""
+def test_without_a_server(tmp_path: Path) -> None:
+    """If there is no server, one line gives the reason, and the exit code is 1."""
     for url, says in (("http://127.0.0.1:9", "refused"), ("ftp://x", "invalid"), (f"unix://{tmp_path}/s", "No such")):
         done = _once(url)
         assert done.returncode == 1 and says in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_it_goes_on_until_q(server: ServerProcess) -> None:
-    """In a terminal, frames follow each other; q ends it and leaves the terminal as it was."""
+def test_it_updates_until_q(server: ServerProcess) -> None:
+    """In a terminal, it updates until q is pressed, and leaves the terminal as it was."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen([*TOP, server.url], stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True)
     os.close(theirs)

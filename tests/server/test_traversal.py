@@ -1,8 +1,8 @@
-"""No parameter, link, archive or declaration leads out of the data folder, and no answer has a path of the server.
+"""No parameter, link, archive or declaration leads out of the data folder, and no response has a path of the server.
 
-Beside the data folder and beside the cache folder lie canaries: whatever is sent, their text is in no answer. The
-parameters are those of the OpenAPI description and of the application's own routes, so that a new one is tried from the
-start. Values that are absolute paths go through a link, so that the server's own paths can be told from what was sent.
+Canary files lie next to the data folder and the cache folder. No response may contain their text. The parameters come
+from the OpenAPI description and the application's routes, so that new ones are included automatically. Absolute paths
+are sent with a symbolic link in them, so that they can be told apart from the server's own paths.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def _good(path: Path) -> None:
 
 
 class Place:
-    """A folder that is served, canaries around it, and what no answer may have.
+    """A data folder with canary files around it, and the texts that no response may contain.
 
     Attributes
     ----------
     alias : Path
-        The folder around all, under another name.
+        Symbolic link to the folder that contains everything.
     """
 
     def __init__(self, base: Path) -> None:
@@ -84,7 +84,7 @@ class Place:
         self._paths = [str(self.root), str(packages), str(application), sys.prefix, "/site-packages"]
 
     def faults(self, answer: Answer) -> list[str]:
-        """What an answer has that it should not have."""
+        """The texts in a response that must not be there."""
         text = answer.text
         found = [secret for secret in (CANARY_TEXT, str(CANARY_NUMBER), "root:x:") if secret in text]
         found += [secret for secret in (*self._paths, "Traceback (most", 'File "') if secret in text]
@@ -97,7 +97,7 @@ class Place:
         return found
 
     def ways_out(self) -> list[str]:
-        """What is sent for a name: as it is written in a URL."""
+        """Values to send in place of a name, as they are written in a URL."""
         there = f"{self.alias}/canary.h5"
         names = [
             *("../canary.h5", "../canary.txt", "../../canary.h5", "../caches/canary.txt", "../served-too/canary.h5"),
@@ -130,7 +130,7 @@ class Place:
 
 
 def _links_out(place: Place) -> None:
-    """Links of the file system, which the server is not told to follow."""
+    """Create symbolic links out of the data folder, which the server does not follow by default."""
     (place.data / "out.h5").symlink_to(place.root / "canary.h5")
     (place.data / "out.txt").symlink_to("../canary.txt")
     (place.data / "outside").symlink_to("..")
@@ -163,7 +163,7 @@ def server(place: Place) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def operations(server: ServerProcess) -> list[Operation]:
-    """All of them, described or not."""
+    """All operations, whether or not the OpenAPI description contains them."""
     with httpx.Client(base_url=server.url, timeout=60) as http:
         found = described(http.get("/openapi.json").json(), REQUIRED)
         known = {(one.method, one.path) for one in found}
@@ -188,7 +188,7 @@ def _slots(operations: Sequence[Operation]) -> list[Slot]:
 
 
 def _sent(connection: RawConnection, slot: Slot, value: str) -> Answer:
-    """The answer where one parameter is `value`, as it is in a URL, and all others are right."""
+    """The response if one parameter is `value`, as it is written in a URL, and all others are valid."""
     operation, place, name = slot
     path = operation.filled(VALUES | ({name: value} if place == "path" else {}))
     query = "&".join(f"{key}={quote(given)}" for key, given in operation.required.items() if key != name)
@@ -207,7 +207,7 @@ def _sent(connection: RawConnection, slot: Slot, value: str) -> Answer:
 
 
 def _faults(place: Place, server: ServerProcess, tried: Sequence[tuple[Slot, str]]) -> list[str]:
-    """Of all answers. They are asked for side by side: for a name that is none, the server looks at its folder anew."""
+    """Faults in all responses. Requests run in parallel, because the server rescans the folder for unknown names."""
     with ThreadPoolExecutor(_CONNECTIONS) as threads:
         parts = threads.map(lambda begin: _faults_of(place, server, tried[begin::_CONNECTIONS]), range(_CONNECTIONS))
         return list(itertools.chain(*parts))
@@ -230,7 +230,7 @@ def _faults_of(place: Place, server: ServerProcess, tried: Sequence[tuple[Slot, 
 def test_each_value_in_each_parameter_of_a_name(
     place: Place, server: ServerProcess, operations: Sequence[Operation]
 ) -> None:
-    """Every value, in every parameter that there is: once for each name, whichever operation it belongs to."""
+    """Every value in every name parameter, once per parameter name, whichever operation it belongs to."""
     once = {(where, name): slot for slot in _slots(operations) for _, where, name in [slot]}
     assert len(once) > 60
     tried = [(slot, value) for slot in once.values() for value in place.ways_out()]
@@ -238,7 +238,7 @@ def test_each_value_in_each_parameter_of_a_name(
 
 
 def test_each_parameter_of_each_operation(place: Place, server: ServerProcess, operations: Sequence[Operation]) -> None:
-    """Some values in each: which they are differs from one to the next."""
+    """Some values in each parameter, different ones for each operation."""
     values = itertools.cycle(place.ways_out())
     tried = [(slot, next(values)) for slot in _slots(operations) for _ in range(3)]
     assert len(tried) > 800
@@ -253,8 +253,9 @@ def test_each_value_in_each_parameter_of_each_operation(
     assert _faults(place, server, tried) == []
 
 
-def test_paths_that_are_no_operation(place: Place, server: ServerProcess) -> None:
-    """Whatever follows one of the server's folders, or none of them: the assets of the pages are the only files."""
+def test_paths_without_an_operation(place: Place, server: ServerProcess) -> None:
+    """Paths that belong to no operation, below the server's folders and elsewhere. The only files are the assets of the
+    pages."""
     found = []
     with RawConnection(server.port) as connection:
         for folder, value in itertools.product(
@@ -269,8 +270,8 @@ def test_paths_that_are_no_operation(place: Place, server: ServerProcess) -> Non
     assert found == []
 
 
-def test_headers_that_name_something(place: Place, server: ServerProcess, operations: Sequence[Operation]) -> None:
-    """None of them names a file, and no answer repeats a path because of one."""
+def test_headers_with_file_names(place: Place, server: ServerProcess, operations: Sequence[Operation]) -> None:
+    """No header leads to a file, or to a response that contains a path."""
     found = []
     paths = itertools.cycle([one for one in operations if one.method == "GET"])
     values = itertools.cycle(place.ways_out())
@@ -288,7 +289,7 @@ def test_headers_that_name_something(place: Place, server: ServerProcess, operat
 
 
 def _spellings(place: Place, ending: str) -> list[str]:
-    """Names of a canary, from a file in the data folder."""
+    """Ways to name a canary file from a file in the data folder."""
     name = f"canary.{ending}"
     return [
         *(str(place.root / name), str(place.alias / name), f"../{name}", f"./../{name}", f"../served/../{name}"),
@@ -298,7 +299,7 @@ def _spellings(place: Place, ending: str) -> list[str]:
 
 
 def _write_ways_out(place: Place) -> None:
-    """A file for each spelling and each way in which HDF5 refers to another file."""
+    """Write a file for each spelling and each way in which HDF5 refers to another file."""
     for number, there in enumerate(_spellings(place, "h5")):
         with h5py.File(place.data / f"link{number}.h5", "w") as file:
             file["x"], file["whole"] = h5py.ExternalLink(there, "/x"), h5py.ExternalLink(there, "/")
@@ -335,9 +336,9 @@ _LOOKS = (
 
 
 def test_what_files_refer_to(tmp_path: Path) -> None:
-    """Links, virtual arrays and external storage, by any name: not served by anything; the good file goes on.
+    """Links, virtual arrays and external storage out of the folder are not served, by any name. Valid files are.
 
-    The server's environment says where libhdf5 is to look for files besides: it does not look there.
+    The server's environment names folders in which libhdf5 would look for such files; it does not look there.
     """
     place = Place(tmp_path)
     _links_out(place)
@@ -372,7 +373,7 @@ def test_what_files_refer_to(tmp_path: Path) -> None:
 
 
 def _but_for(answer: Answer, names: Sequence[str]) -> Answer:
-    """Without these names."""
+    """All values without these names."""
     body = answer.body
     for name in sorted(names, key=len, reverse=True):
         body = body.replace(name.encode(), b"")
@@ -383,7 +384,7 @@ def _but_for(answer: Answer, names: Sequence[str]) -> Answer:
 
 
 def _declarations(place: Place) -> list[tuple[str, str]]:
-    """Tables of a dataset `bad`, and a word of the reason for which it is not served."""
+    """Tables for a dataset `bad`, and a word from the reason why it is not served."""
     outside = [
         *(
             "../canary.h5",
@@ -437,7 +438,7 @@ def _declarations(place: Place) -> list[tuple[str, str]]:
 
 
 def test_what_a_declaration_says(tmp_path: Path) -> None:
-    """A dataset that cannot be as it is declared is listed with the reason; no file outside is served; others go on."""
+    """An invalid declaration is listed with the reason, no file outside is served, and other datasets are."""
     place = Place(tmp_path)
     _links_out(place)
     _good(place.data / "other.h5")
@@ -492,8 +493,8 @@ WHOLE_FILES: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("case", WHOLE_FILES)
-def test_declarations_that_are_no_declaration(tmp_path: Path, case: str) -> None:
-    """Whatever the file is, it is read to the end, or the reason for which it is not is a short one."""
+def test_invalid_declaration_files(tmp_path: Path, case: str) -> None:
+    """Whatever the file contains, it is read completely, or there is a short reason why not."""
     (tmp_path / "h5feed.toml").write_bytes(WHOLE_FILES[case]())
     declaration = read_declared(tmp_path, follow_links=False)
     (refusal,) = declaration.refused.values()
@@ -501,8 +502,8 @@ def test_declarations_that_are_no_declaration(tmp_path: Path, case: str) -> None
     assert str(tmp_path) not in refusal.reason and declaration.datasets == {}
 
 
-def test_a_server_with_such_declarations(tmp_path: Path) -> None:
-    """The reason is listed in a line of its own, and every file is served as without the declaration."""
+def test_a_server_with_invalid_declaration_files(tmp_path: Path) -> None:
+    """The reason is listed in a line, and every file is served as without the declaration."""
     place = Place(tmp_path)
     server = _begin(place)
     pids = server.worker_pids()

@@ -105,7 +105,7 @@ def test_what_the_documentation_says(jupyter: Jupyter, monkeypatch: pytest.Monke
     url = re.search(r'"(https://\S+/proxy/8000)"', code)
     assert url is not None
     names: dict[str, Any] = {}
-    exec(code.replace(url[1], jupyter.guarded).replace("JUPYTER-TOKEN", TOKEN), names)
+    exec(code.replace(url[1], jupyter.guarded).replace("YOUR-TOKEN", TOKEN), names)
     assert [entry["name"] for entry in names["feed"].datasets()] == ["numbered"]
     names["feed"].close()
 

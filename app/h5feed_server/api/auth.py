@@ -1,10 +1,10 @@
 """Bearer token authentication; runs before everything else.
 
-The OpenAPI page is served without a token, because that is where users enter it. Without one it does not reveal what
-is served. The client can be installed without one, before there is anything to send it with. People who open another
-page are sent to a form that takes a token; a cookie represents it from then on.
+The OpenAPI page needs no token, because users enter their token there. Without one, it does not reveal what is served.
+The package index needs no token, so that `pip` can install the client. Browsers that open another page are redirected
+to a sign-in form; from then on, a cookie represents the token.
 
-Which datasets a token opens is not decided here: the scope is handed on to the catalogue, for whatever asks it.
+The datasets that a token gives access to are not checked here: the scope is passed on to the catalogue.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from .problems import problem
 from .redaction import without_secrets
 
 WATCHED_PATHS = frozenset({"/healthz", "/readyz"})
-"""Those who watch the server have no token."""
+"""Monitoring systems and load balancers have no token."""
 
 CLIENT_FOLDER = "/simple/"
-"""The package index with the client: pip has no token, and may know the server by any name."""
+"""The package index with the client. pip has no token, and may use any host name."""
 
 SIGN_IN, SIGN_OUT = "/sign-in", "/sign-out"
 
@@ -38,25 +38,25 @@ _OPEN_FOLDERS = ("/static/", "/explorer/", CLIENT_FOLDER)
 _API = ("/v1/", "/h5grove/")
 
 _COOKIE = "h5feed_"
-"""How names of cookies begin; their ends differ from server to server, for browsers tell no ports apart."""
+"""Prefix of cookie names. The rest differs between servers, because the ports of a host share cookies."""
 
 _MOST_COOKIES = 16
-"""That are looked at."""
+"""Maximum number of cookies that are checked."""
 
 _SAFE_METHODS = ("GET", "HEAD")
-"""What a cookie opens: a browser sends it whoever wrote the page."""
+"""Methods that accept a cookie: browsers send cookies with requests from any page."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """What a request has shown.
+    """The token of a request.
 
     Attributes
     ----------
     token : Token or None
-        One that is valid now.
+        The valid token.
     expired : Token or None
-        Otherwise, one that was.
+        If there is no valid token, an expired one.
     """
 
     token: Token | None = None
@@ -69,13 +69,13 @@ def is_stranger(request: Request) -> bool:
 
 
 class BearerAuth:
-    """ASGI middleware that rejects requests without a token of the keyring, and hands on the scope of the token.
+    """ASGI middleware that rejects requests without a valid token, and passes on the scope of the token.
 
     Parameters
     ----------
     keyring : Keyring
     refused : callable
-        Told of each request that is refused, with the status.
+        Called for each refused request, with the status.
     """
 
     def __init__(self, app: ASGIApp, keyring: Keyring, refused: Callable[[Scope, int], None]) -> None:
@@ -88,7 +88,7 @@ class BearerAuth:
             await self._app(scope, receive, send)
             return
         access = access_of(scope, self._keyring)
-        # Set for each request: a task inherits the context of the one that has begun it.
+        # Always set the scope, because a task inherits the context of the task that created it.
         if access.token is not None:
             SCOPE.set(access.token.scope)
             scope.setdefault("state", {})["token"] = access.token
@@ -111,7 +111,7 @@ class BearerAuth:
 
 
 def access_of(scope: Scope, keyring: Keyring) -> Access:
-    """The token that a request has sent, or that one of its cookies stands for."""
+    """The token that a request has sent, or that one of its cookies represents."""
     given = token_of(scope)
     found = [keyring.by_token(given)] if given else [keyring.by_cookie(*cookie) for cookie in _sessions_of(scope)]
     expired = None
@@ -124,7 +124,7 @@ def access_of(scope: Scope, keyring: Keyring) -> Access:
 
 
 def expiry_of(token: Token) -> str:
-    """That a token has expired, as a sentence."""
+    """A sentence that says when a token expired."""
     return f"the token {token.name!r} expired on {token.expires:%Y-%m-%d at %H:%M UTC}"
 
 
@@ -138,22 +138,22 @@ def token_of(scope: Scope) -> bytes:
 
 
 def session_cookie(token: Token, text: str) -> tuple[str, str]:
-    """Name and value of the cookie that stands for a token."""
+    """Name and value of the cookie that represents a token."""
     return f"{_COOKIE}{token.id}", proof_of(text.encode())
 
 
 def session_cookies_of(scope: Scope) -> list[str]:
-    """Names of all cookies of that kind."""
+    """Names of all session cookies in the request."""
     return [f"{_COOKIE}{name}" for name, _ in _sessions(scope)]
 
 
 def own_cookies_of(scope: Scope, keyring: Keyring) -> list[str]:
-    """Names of those of them that stand for tokens of this server, and not of another one on this host."""
+    """Names of the session cookies of this server, without those of other servers on this host."""
     return [f"{_COOKIE}{name}" for name, proof in _sessions(scope)[:_MOST_COOKIES] if keyring.by_cookie(name, proof)]
 
 
 def _sessions_of(scope: Scope) -> list[tuple[str, str]]:
-    """Ids and proofs in the request's cookies of that kind; none where the method is not safe."""
+    """Ids and proofs in the session cookies of the request; none if the method is not safe."""
     return _sessions(scope)[:_MOST_COOKIES] if scope["method"] in _SAFE_METHODS else []
 
 
@@ -164,7 +164,7 @@ def _sessions(scope: Scope) -> list[tuple[str, str]]:
 
 
 def _refusal(scope: Scope, access: Access) -> str:
-    """Why a request is not answered, and how it would be."""
+    """Why the request is refused, and what to do."""
     if access.expired is not None:
         return f"{expiry_of(access.expired)}: ask whoever runs the server for a new one"
     sent = "the one that was sent is wrong" if token_of(scope) else "none was sent"

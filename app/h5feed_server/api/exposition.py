@@ -18,7 +18,7 @@ OPENMETRICS_TYPE = f"{OPENMETRICS}; version=1.0.0; charset=utf-8"
 EXTRA = (
     Metric("build_info", "gauge", "Version of the server and of Python; always 1."),
     Metric("datasets", "gauge", "Datasets in the catalogue of the worker that was asked, by status."),
-    Metric("workers", "gauge", "Workers that run."),
+    Metric("workers", "gauge", "Running workers."),
     Metric("process_resident_memory_bytes", "gauge", "Memory of each process of the server, without readers."),
 )
 """Metrics whose numbers are read when they are asked for."""

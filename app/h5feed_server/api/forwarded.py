@@ -1,7 +1,7 @@
-"""What a reverse proxy says about a request: path prefix, scheme and host, as its client sees them.
+"""Path prefix, scheme and host of a request as the client of a reverse proxy sees them.
 
-Headers are believed only from trusted proxies, for a page in a browser can send them, too. Inside the application,
-paths never have the prefix; what is sent to clients gets it from `here`.
+Headers are used only from trusted proxies, because anybody can send them. Inside the application, paths never have the
+prefix. `here` adds it to paths that are sent to clients.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ logger = logging.getLogger(__name__)
 _PREFIX: ContextVar[str] = ContextVar("prefix", default="")
 
 _HOST = "forwarded_host"
-"""Key in the scope's state: the name by which the proxy's client knows the server."""
+"""Key in the scope's state: the host name that the client of the proxy uses."""
 
 _TRUSTED = "forwarded_trusted"
 
 _ADDS_PREFIX = "forwarded_adds_prefix"
-"""Key in the scope's state: the proxy puts the prefix before paths in redirects, though they have it."""
+"""Key in the scope's state: the proxy adds the prefix to paths in redirects, although they already have it."""
 
 _NAMES = (b"x-forwarded-prefix", b"x-forwarded-proto", b"x-forwarded-host")
 
 _OF_JUPYTER = b"x-proxycontextpath"
-"""Sent by jupyter-server-proxy alone."""
+"""Only jupyter-server-proxy sends this header."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _BY_FRAMEWORK = 307
@@ -40,7 +40,7 @@ _BY_FRAMEWORK = 307
 _SCHEMES = ("http", "https")
 
 _MAX_TOLD = 8
-"""Addresses that a process logs a line about."""
+"""Maximum number of warnings per process."""
 
 _SHOWN = 80
 
@@ -48,31 +48,31 @@ _told: set[str] = set()
 
 
 def here(path: str) -> str:
-    """A path of this server as the client of the current request has to ask for it."""
+    """A path of this server with the prefix that the client of the current request has to use."""
     return _PREFIX.get() + path
 
 
 def public_origin(request: Request) -> tuple[str, str]:
-    """Scheme and host by which the client reached the server; the host is as it was sent, and may be anything."""
+    """Scheme and host that the client used. The host is not validated."""
     _tell_if_ignored(request)
     return request.scope["scheme"], forwarded_host(request.scope) or request.headers.get("host", "")
 
 
 def forwarded_host(scope: Scope) -> str:
-    """The host that a trusted proxy was asked for; empty if none has said."""
+    """The host from the header of a trusted proxy; empty if there is none."""
     host: str = scope.get("state", {}).get(_HOST, "")
     return host
 
 
 class Forwarded:
-    """ASGI middleware that takes the path prefix off, and the scheme and the host from trusted proxies.
+    """ASGI middleware that strips the path prefix, and uses the scheme and the host from trusted proxies.
 
-    Requests may come with the prefix or without it: some proxies take it off themselves.
+    Requests may arrive with or without the prefix, because some proxies strip it.
 
     Parameters
     ----------
     root_path : str
-        The prefix of requests for which no trusted proxy names one; empty for none.
+        The prefix of requests without a prefix from a trusted proxy; empty for none.
     trusts : callable
         Whether a request comes from a trusted proxy.
     """
@@ -87,7 +87,7 @@ class Forwarded:
             await self._app(scope, receive, send)
             return
         scope = {**scope, "state": dict(scope.get("state", {}))}
-        # Other ASGI servers have an option of that name.
+        # Other ASGI servers set it from an option of the same name.
         prefix = scope.get("root_path", "").rstrip("/") or self._root_path
         scope["root_path"] = ""
         if self._trusts(scope):
@@ -97,7 +97,7 @@ class Forwarded:
         if prefix:
             _take_off(prefix, scope)
         if prefix and _ADDS_PREFIX in scope["state"]:
-            # What climbs to the root is relative, so nobody puts anything before it, and leads there from anywhere.
+            # A relative path that climbs to the root is correct at any depth, and the proxy adds nothing to it.
             climb = "../" * (prefix + scope["path"]).count("/")
 
         async def sending(message: Message) -> None:
@@ -112,7 +112,7 @@ class Forwarded:
         await self._app(scope, receive, sending)
 
     def _read_headers(self, scope: Scope, prefix: str) -> str:
-        """Note what a trusted proxy says; returns the prefix."""
+        """Read the headers of a trusted proxy; returns the prefix."""
         scope["state"][_TRUSTED] = True
         prefixes: list[str] = []
         for name, value in scope["headers"]:
@@ -124,13 +124,13 @@ class Forwarded:
             if name == b"x-forwarded-prefix":
                 prefixes.append(said)
             elif name == b"x-forwarded-host":
-                # Of several proxies, the first is the one that the client asked.
+                # With several proxies, the client used the first host.
                 scope["state"].setdefault(_HOST, said.partition(",")[0].strip())
             elif (scheme := said.partition(",")[0].strip().lower()) in _SCHEMES:
                 scope["scheme"] = scheme
         if not prefixes:
             return prefix
-        # Each of several proxies has added its own below that of the one before.
+        # With several proxies, each appends its own prefix.
         joined = "".join(part.strip().rstrip("/") for line in prefixes for part in line.split(","))
         try:
             return checked_prefix(joined)
@@ -147,15 +147,15 @@ def _take_off(prefix: str, scope: Scope) -> None:
         if raw.startswith(prefix.encode()):
             scope["raw_path"] = raw[len(prefix) :] or b"/"
         else:
-            # Somebody has quoted more than is needed.
+            # The raw path is percent-encoded differently.
             scope["raw_path"] = scope["path"].encode()
 
 
 def _as_asked(location: bytes, by_framework: bool, climb: str) -> bytes:
-    """Where a redirect leads, for the client of the proxy.
+    """The target of a redirect, as the client of the proxy has to request it.
 
-    The framework's own, to the path with or without a slash at its end, are full URLs without the prefix, of the host
-    and the scheme by which the proxy has asked.
+    The framework's redirects, which add or remove a trailing slash, are full URLs without the prefix, with the host and
+    scheme that the proxy used.
     """
     path = location.decode("latin-1")
     if by_framework:
@@ -173,7 +173,7 @@ def _tell_if_ignored(request: Request) -> None:
         address = client.host if client else "unix"
         _tell(
             address,
-            f"{' and '.join(sent)} from {address} ignored: if that is your reverse proxy, set "
+            f"ignored {' and '.join(sent)} from {address}: if this is the address of your reverse proxy, set "
             f"H5FEED_TRUSTED_PROXIES={address}",
         )
 

@@ -22,10 +22,10 @@ from .problem_responses import ANYWHERE, problems
 router = APIRouter(tags=["health"])
 
 READY_SECONDS = 5.0
-"""A read that worked this lately is not repeated."""
+"""How long a successful read stays valid before it is repeated."""
 
 READY_DEADLINE = 4.0
-"""Seconds that a check may take. A disk that hangs is not an error that the system reports: only the time tells."""
+"""Deadline of a check in seconds. The system reports no error for a disk that hangs, so only the time shows it."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class ReadyState:
     """When a read last succeeded; one per process."""
 
     worked: float = float("-inf")
-    # A thread of its own: on a disk that hangs, each check would hold one of those that serve requests.
+    # Checks have their own thread. If a disk hangs, they would otherwise block the threads that serve requests.
     checking: OneAtATime[None] = field(default_factory=lambda: OneAtATime("h5feed-ready"))
 
 
@@ -55,7 +55,7 @@ async def healthz() -> Response:
     response_class=PlainTextResponse,
 )
 async def readyz(request: Request, services: ServicesDep) -> Response:
-    """Responds with 200 if a read of a sample dataset succeeded recently and everything that was served is still
+    """Responds with 200 if the server has recently read from a dataset and everything that it served is still
     available. Unreadable files are ignored. If the check takes more than a few seconds, because a disk hangs, the
     response is 503.
     """
@@ -69,7 +69,7 @@ async def readyz(request: Request, services: ServicesDep) -> Response:
         ) from None
     except SourceUnavailable as error:
         if not SCOPE.get().is_everything:
-            # It names folders. Whoever watches the server without a token hears that much; the log has the rest.
+            # The message names folders. Without a full token, give only this summary; the log has the details.
             detail = "files that were served are not available at the moment"
             raise SourceUnavailable(detail, retry_after=error.retry_after) from None
         raise
@@ -97,7 +97,7 @@ def _read_sample(services: Services) -> None:
         raise Preparing("the data folder is still being scanned", retry_after=1)
     candidates = [dataset for entry in entries for dataset in entry.datasets()]
     failure: FeedError | None = None
-    # Another one each time, so that a folder that has gone bad in part is noticed; three, so that one alone is not it.
+    # Try different datasets each time, to notice partial failures, and up to three, so that one bad file is no failure.
     for offset in range(min(3, len(candidates))):
         name = candidates[(int(time.monotonic()) + offset) % len(candidates)].name
         try:

@@ -15,9 +15,9 @@ from .problem_responses import ANYWHERE, problems
 router = APIRouter(tags=["health"])
 
 _SECONDS = 5.0
-"""Deadline of a response. It takes milliseconds, unless the machine is stuck."""
+"""Deadline of a response, which normally takes milliseconds."""
 
-# A server whose threads all wait for a disk is one that somebody wants to look at.
+# A separate thread, so that metrics are available even if all other threads wait for a disk.
 _collecting = OneAtATime[tuple[Everywhere, dict[str, int]]]("h5feed-exposition")
 
 
@@ -34,8 +34,8 @@ _collecting = OneAtATime[tuple[Everywhere, dict[str, int]]]("h5feed-exposition")
     response_class=PlainTextResponse,
 )
 async def metrics(request: Request, services: ServicesDep) -> Response:
-    """Counters since the server was started, and what the server holds now; all workers together, whichever of them
-    answers. The numbers of other workers are up to a second old.
+    """Counters since the start of the server, and gauges, summed over all workers. Every worker returns the same
+    numbers; those of the other workers are up to a second old.
     """
     openmetrics = OPENMETRICS in request.headers.get("accept", "")
 

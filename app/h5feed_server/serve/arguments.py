@@ -1,4 +1,4 @@
-"""Command-line arguments of ``h5feed-server serve``, in a module that loads nothing."""
+"""Command-line arguments of ``h5feed-server serve``, in a module that imports little."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _EXAMPLES = """examples:
   h5feed-server serve ./data --workers 2          with two worker processes
   h5feed-server serve ./data --uds /run/h5feed.sock
   h5feed-server serve ./data --host 0.0.0.0       for other machines; creates a token
-  h5feed-server serve ./data --host 0.0.0.0 --token-file tokens    with tokens of `h5feed-server token create`
+  h5feed-server serve ./data --host 0.0.0.0 --token-file tokens    see `h5feed-server token`
   H5FEED_TOKENS=$TOKEN h5feed-server serve ./data --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
 """
 
@@ -22,8 +22,9 @@ def add_serve(commands: Any) -> None:
     serve = commands.add_parser(
         "serve",
         help="serve a folder of HDF5 files",
-        description="Serves the HDF5 files below a folder. All options except those of TLS can also be set as\n"
-        "environment variables, H5FEED_NAME. docs/reference/settings.md lists these and further settings.",
+        description="Serves the HDF5 files below a folder. All options except --env-file, --tls-cert and\n"
+        "--tls-key can also be set as environment variables, such as H5FEED_PORT. docs/reference/settings.md lists\n"
+        "these and further settings.",
         epilog=_EXAMPLES,
     )
     serve.add_argument(
@@ -38,16 +39,19 @@ def add_serve(commands: Any) -> None:
     serve.add_argument(
         "--uds",
         metavar="PATH",
-        help="Unix socket to listen on; instead of a port, unless --host or --port is given, too",
+        help="Unix socket to listen on, instead of a port; with --host or --port, the server listens on both",
     )
     serve.add_argument(
-        "--uds-mode", metavar="MODE", help="permissions of the Unix socket, such as 0660 (default: as the umask says)"
+        "--uds-mode", metavar="MODE", help="permissions of the Unix socket, such as 0660 (default: given by the umask)"
     )
     serve.add_argument(
         "--root-path", metavar="PREFIX", help="path prefix under which a reverse proxy publishes the server"
     )
     serve.add_argument(
-        "--env-file", metavar="FILE", type=Path, help="file of lines H5FEED_NAME=VALUE, read again at SIGHUP"
+        "--env-file",
+        metavar="FILE",
+        type=Path,
+        help="file with settings, one H5FEED_NAME=VALUE per line; read again at SIGHUP",
     )
     serve.add_argument("--workers", type=int, help="number of worker processes (default 1)")
     serve.add_argument(
@@ -57,17 +61,15 @@ def add_serve(commands: Any) -> None:
         "--token-file",
         metavar="FILE",
         type=Path,
-        help="file with tokens, of `h5feed-server token create`; read again when it changes",
+        help="file with tokens, managed by `h5feed-server token`; read again when it changes",
     )
-    serve.add_argument(
-        "--public", action="store_true", default=None, help="require no token, also on addresses of the network"
-    )
+    serve.add_argument("--public", action="store_true", default=None, help="require no token, even from other machines")
     serve.add_argument(
         "--allowed-host",
         metavar="NAME",
         action="append",
         dest="allowed_hosts",
-        help="host name that a server without tokens accepts in addition to this machine's own; can be repeated",
+        help="host name that a server without tokens accepts, in addition to this machine's host name; can be repeated",
     )
     serve.add_argument(
         "--follow-links",
@@ -75,11 +77,13 @@ def add_serve(commands: Any) -> None:
         default=None,
         help="follow symbolic links that lead out of DIR",
     )
-    serve.add_argument("--access-log", action="store_true", default=None, help="print a line for each request")
+    serve.add_argument(
+        "--access-log", action="store_true", default=None, help="print a line for each request to standard output"
+    )
     serve.add_argument(
         "--log-format",
         choices=get_args(LogFormat),
-        help="format of the log: lines to read, or JSON with one object per line (default pretty)",
+        help="format of the log: text, or JSON with one object per line (default pretty)",
     )
-    serve.add_argument("--tls-cert", metavar="PEM", help="file with the certificate, to serve HTTPS")
-    serve.add_argument("--tls-key", metavar="PEM", help="file with the key of the certificate")
+    serve.add_argument("--tls-cert", metavar="PEM", help="certificate file, to serve HTTPS")
+    serve.add_argument("--tls-key", metavar="PEM", help="key file of the certificate")

@@ -49,8 +49,8 @@ def _serve(options: argparse.Namespace) -> int:
         return 2
     if is_generated and not is_stored and not sys.stdout.isatty():
         print(
-            "h5feed-server: nobody could find out the token, because it cannot be stored in the cache folder: set "
-            "H5FEED_TOKENS, pass --token-file, or pass a --cache-dir that can be written to",
+            "h5feed-server: the server created a token, but can neither store it in the cache folder nor print it to a "
+            "terminal: set H5FEED_TOKENS, pass --token-file, or pass a writable --cache-dir",
             file=sys.stderr,
         )
         return 1
@@ -91,14 +91,13 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _settings_of(options: argparse.Namespace) -> tuple[Settings, bool, bool]:
-    """The settings; whether a token was generated because other machines could read everything, and whether that token
-    is stored.
+    """The settings, whether a token was generated because other machines can connect, and whether this token is stored.
 
     Raises
     ------
     ValidationError
     FeedError
-        The file of settings cannot be read, or names something that is no setting.
+        ``--env-file`` cannot be read, or contains an unknown setting.
     """
     given = {
         name: value for name, value in vars(options).items() if name in Settings.model_fields and value is not None
@@ -112,7 +111,7 @@ def _settings_of(options: argparse.Namespace) -> tuple[Settings, bool, bool]:
 
 
 def _is_wrong(settings: Settings, options: argparse.Namespace) -> str | None:
-    """Why nothing can be served with these settings."""
+    """Why the server cannot start with these settings; None if it can."""
     if (what := _is_no_folder(settings.data_dir)) is not None:
         return f"{settings.data_dir} {what}"
     certificate, key = options.tls_cert, options.tls_key
@@ -124,7 +123,7 @@ def _is_wrong(settings: Settings, options: argparse.Namespace) -> str | None:
 
 
 def _reread(options: argparse.Namespace, started_with: Settings, keyring: Keyring) -> tuple[Settings, Keyring] | None:
-    """Settings and tokens for new workers, at SIGHUP; None, and a line that says why, if they cannot be."""
+    """Settings and tokens for the new workers at SIGHUP. If they cannot be used, prints the reason and returns None."""
     try:
         settings, *_ = _settings_of(options)
         wrong = _is_wrong(settings, options)
@@ -147,7 +146,7 @@ def _reread(options: argparse.Namespace, started_with: Settings, keyring: Keyrin
 
 
 def _announce(settings: Settings, port: int, *, is_tls: bool) -> None:
-    """Say where the server is, on standard output; its address is the last word of the first line."""
+    """Print the address of the server; it is the last word of the first line."""
     form, scheme = settings.log_format, "https" if is_tls else "http"
     socket_url = settings.uds and f"unix://{os.path.abspath(settings.uds)}"
     if not settings.has_port:
@@ -164,37 +163,39 @@ def _announce(settings: Settings, port: int, *, is_tls: bool) -> None:
 
 
 def _announce_token(settings: Settings, form: LogFormat, *, is_stored: bool) -> None:
-    """How to get the generated token: to a terminal, it is printed; what is a log, more people read than have it."""
+    """Print the generated token to a terminal. Elsewhere, print how to get it, because a log has more readers."""
     show = f"`h5feed-server token show{_cache_option(settings)}`"
-    own = "to use your own, pass --token-file; to use none, H5FEED_PUBLIC=1"
+    own = "To use your own tokens, pass --token-file; to serve without tokens, set H5FEED_PUBLIC=1"
     if form == "pretty" and sys.stdout.isatty():
-        say(form, f"token: {settings.tokens}   (for token=, H5FEED_TOKEN or H5FEED_TOKEN_FILE of clients)")
-        say(form, f"{show} shows it again; {own}" if is_stored else own)
+        say(form, f"token: {settings.tokens}   (pass it to clients as token=, H5FEED_TOKEN or H5FEED_TOKEN_FILE)")
+        say(form, f"{show} shows it again. {own}" if is_stored else own)
     else:
-        say(form, f"clients need a token, which {show} prints; {own}")
+        say(form, f"clients need a token: {show} prints it. {own}")
 
 
 def _cache_option(settings: Settings) -> str:
-    """What tells another command the server's cache folder."""
+    """The option that another command needs to find the server's cache folder; empty if it needs none."""
     is_default = settings.cache_dir == default_cache_dir()
     set_by_variable = os.environ.get("H5FEED_CACHE_DIR") == str(settings.cache_dir)
     return "" if is_default or set_by_variable else f" --cache-dir {shlex.quote(os.path.abspath(settings.cache_dir))}"
 
 
 def _is_no_certificate(certificate: str, key: str) -> str | None:
-    """Why nobody can be served https with these files."""
+    """Why these files cannot be used for HTTPS; None if they can."""
     try:
-        # A password is asked for by no worker.
+        # Without a password function, OpenSSL would prompt for the password of an encrypted key.
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password=str)
     except ssl.SSLError as error:
-        return f"not a certificate and its key, as PEM files without a password ({error.reason or error})"
+        return (
+            f"expected a certificate and its key as PEM files without a password ({error.reason or 'not a PEM file'})"
+        )
     except OSError as error:
         return error.strerror or str(error)
     return None
 
 
 def _is_no_folder(path: Path) -> str | None:
-    """Why there is nothing to serve, and will not be; what cannot be looked at now is for the catalogue to tell."""
+    """Why this path is not a folder; None if it is, or cannot be checked now, which the catalogue reports."""
     try:
         return None if stat.S_ISDIR(os.stat(path).st_mode) else "is a file: pass the folder that contains it"
     except OSError as error:

@@ -25,31 +25,31 @@ from .direct import DirectWriter
 from .http1 import Exchange, Host, Http1, response_head
 
 HEAD_BYTES = 32 << 10
-"""Of a request line and headers together. More is 431."""
+"""Maximum size of the request line and the headers together. Larger ones get 431."""
 
 KEEP_ALIVE_SECONDS = 75.0
 """How long a connection may be idle."""
 
 HEAD_SECONDS = 10.0
-"""From the first byte of a head to its last; and of a TLS handshake."""
+"""Deadline for a request head, from its first byte, and for a TLS handshake."""
 
 RATE_SECONDS = 20.0
-"""Window in which a peer has to take, or send, the settings' ``min_rate``."""
+"""Window over which the minimum rate ``min_rate`` is measured."""
 
 _DISCARDED_BYTES = 64 << 20
-"""Of a body that was answered before it came: so that its sender gets to read the answer."""
+"""Maximum size of a body that is read and discarded after its response was sent, so that the client can read it."""
 
 _MAX_PIPELINED = 64
-"""Requests that wait behind the one that is being answered."""
+"""Maximum number of requests that wait behind the current one."""
 
 _LINGER_SECONDS, _LINGER_BYTES = 2.0, 16 << 20
-"""For a peer that was refused to read why, while what it sends is thrown away, up to so much."""
+"""After a refusal, how long and for how many bytes input is discarded, so that the client can read the response."""
 
 _NUMBERS = itertools.count()
-"""Of connections, in the order in which they were made: the loop's time is the same for many."""
+"""Numbers the connections in the order of their creation. The time of the event loop is the same for many."""
 
 _Refusal = tuple[FeedError, int]
-"""What is wrong, and the status."""
+"""The error, and the status of the response."""
 
 _NO_HTTP: _Refusal = BadParameter("not a valid HTTP request"), 400
 _TOO_LONG: _Refusal = TooLarge(f"the request headers are longer than {HEAD_BYTES} bytes"), 431
@@ -60,11 +60,11 @@ class Owner(Protocol):
 
     host: Host
     patience: float
-    """Seconds that the body of a request may take to come."""
+    """Maximum time for receiving the body of a request, in seconds."""
     min_rate: int
 
     def say_closed(self) -> None:
-        """Called once, when the connection is gone."""
+        """Called once, when the connection is closed."""
 
     def trusts(self, address: str) -> bool:
         """Whether this is the address of a trusted proxy."""
@@ -80,7 +80,7 @@ def address_of(connection: socket.socket) -> str:
 
 
 def refusal(error: FeedError, status: int, host: Host) -> bytes:
-    """A whole response, for a request that never reaches the application; the connection is closed after it."""
+    """A complete response for a request that does not reach the application. The connection is closed after it."""
     request_id = new_request_id()
     token = REQUEST_ID.set(request_id)
     answer = problem(error, status=status)
@@ -90,14 +90,14 @@ def refusal(error: FeedError, status: int, host: Host) -> bytes:
 
 
 def _given_id(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
-    """The id that a proxy has given to this request, or has passed on."""
+    """The request id that a proxy has created or passed on."""
     given = next((valid_id(value) for name, value in headers if name == HEADER), None)
-    # In every line of the log, and sent back: a client may have put its token there.
+    # The id is logged and sent back, so it must not be a token that a client has put there by mistake.
     return given if given is None or without_tokens(given) == given else None
 
 
 class _Refused(Exception):
-    """Raised inside the parser; it ends what is being parsed."""
+    """Raised in a callback of the parser, to stop it."""
 
 
 class Connection(Http1):
@@ -107,25 +107,25 @@ class Connection(Http1):
         super().__init__(owner.host)
         self._owner = owner
         self.caller = ""
-        """Whom it counts for: the peer's address, until a request says more."""
+        """The caller that it counts for: the address of the client, until a request has a token."""
         self.number = next(_NUMBERS)
         self._is_proxy = False
         self._refusal = _NO_HTTP
         self._refused = self._upgraded = self._ended = False
         self._idle: asyncio.TimerHandle | None = None
 
-        # What is being received.
+        # State of receiving.
         self._thrown_away = 0
         self._in_head = self._is_first_piece = False
         self._head_since = self._request_since = 0.0
         self._received = self._body_received = 0
 
-        # The window in which bytes are counted; it is open while the peer is waited for.
+        # The window in which bytes are counted. It is open while the server waits for the client.
         self._window_since: float | None = None
         self._progress = 0
         self._unsent_seen = 0
 
-    # What comes in
+    # Receiving
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -155,15 +155,13 @@ class Connection(Http1):
             self._progress += len(data)
             self._bound(len(data))
         if self._in_head or (latest is not None and not latest.complete):
-            # There are other deadlines now. What begins no request, such as empty lines, is nothing.
+            # Other deadlines apply from now on. Data that starts no request, such as an empty line, does not count.
             self._stop_awaiting()
 
     def _bound(self, nbytes: int) -> None:
-        """Limit everything that could go on forever: heads, trailers, chunk framing, and bodies that nobody reads
-        any more.
-        """
+        """Limit everything that could be endless: heads, trailers, chunk framing, and bodies that are discarded."""
         if self._is_first_piece:
-            # Some of it may belong to the request before.
+            # Some of it may belong to the previous request.
             self._received = self._body_received = 0
             return
         self._received += nbytes
@@ -195,11 +193,11 @@ class Connection(Http1):
 
     def offer(self, exchange: Exchange) -> None:
         exchange.request_id = (self._is_proxy and _given_id(self.headers)) or new_request_id()
-        # Bound to this request: when its turn comes, others may have been received behind it.
+        # The peer belongs to this request: more requests may have arrived before its turn comes.
         exchange.scope["extensions"] = {PEER: _Peer(self, exchange, self.has_asked() and self.is_idle())}
 
     def upgrade_wanted(self) -> None:
-        # To nothing that is spoken here: the request is answered, and what follows is in no language.
+        # No upgrade is supported: the request is answered, and everything after it is ignored.
         if self.latest is not None:
             self.latest.keep_alive = False
         self._upgraded = True
@@ -207,7 +205,7 @@ class Connection(Http1):
     def no_request(self) -> None:
         self._refuse(*self._refusal)
 
-    # Who is refused, or given up
+    # Refusing and closing
 
     def _refuse(self, error: FeedError, status: int) -> None:
         self._refused = True
@@ -216,11 +214,11 @@ class Connection(Http1):
             running.disconnect()
             running.is_refused = running.is_waiting and not running.started and running is self.latest
             if not running.is_refused:
-                # An answer is under way, and maybe a thread is writing it: nothing may come in between.
+                # A response is in progress, and a thread may be writing it, so no other response can be sent.
                 self.abort()
                 return
         self.transport.write(refusal(error, status, self.host))
-        # To close with bytes unread would reset the connection, and the peer might never see the answer.
+        # Closing with unread bytes would reset the connection, and the client might not see the response.
         if self.transport.can_write_eof():
             self.transport.write_eof()
             self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
@@ -235,7 +233,7 @@ class Connection(Http1):
         self.transport.abort()
 
     def descriptor(self) -> int:
-        """Of the socket."""
+        """File descriptor of the socket."""
         number: int = self.transport.get_extra_info("socket").fileno()
         return number
 
@@ -261,10 +259,10 @@ class Connection(Http1):
         elif not self.transport.is_closing():
             self.transport.close()
 
-    # How fast it goes
+    # Measuring the rate
 
     def resume_writing(self) -> None:
-        """Called when what was unsent has nearly left."""
+        """Called when the write buffer is nearly empty."""
         self._count_sent()
         super().resume_writing()
 
@@ -293,7 +291,7 @@ class Connection(Http1):
         return not self.unsent() and (self.running is None or self.running.complete)
 
     def is_ended(self) -> bool:
-        """Whether it was ended here, and the rest is on its way."""
+        """Whether the server has aborted it, even if it is not closed yet."""
         return self._ended
 
     def has_asked(self) -> bool:
@@ -306,7 +304,7 @@ class Connection(Http1):
         latest = self.latest
         if self._in_head:
             if self.running is not None and not self.running.complete:
-                # It came early, behind another: nobody reads it now.
+                # It is behind a request in progress, so the server does not read it now.
                 self._head_since = now
             elif now - self._head_since > HEAD_SECONDS:
                 return True
@@ -340,13 +338,13 @@ class _Peer:
     def direct(self) -> DirectWriter | None:
         connection, exchange = self._connection, self._exchange
         usual = connection.scheme == "http" and exchange.keep_alive and not exchange.expects_continue
-        # Bytes of the answer before, which the loop has not sent yet, come first.
+        # The event loop must first send the rest of the previous response.
         if not usual or self.is_gone() or connection.unsent():
             return None
         try:
             return DirectWriter(exchange, connection.descriptor())
         except OSError:
-            # No descriptor is left.
+            # There are no free file descriptors.
             return None
 
     def is_gone(self) -> bool:
@@ -356,7 +354,7 @@ class _Peer:
         return self._exchange.started
 
     def has_all(self) -> bool:
-        return self._exchange.complete
+        return self._exchange.is_handed_over()
 
     def sent_bytes(self) -> int:
         return self._exchange.length - self._exchange.rest

@@ -1,7 +1,7 @@
 """Writes responses to the socket from the thread that reads them, bypassing the event loop.
 
-The event loop would wake up for every piece that the socket accepts, and the thread would have to hand over each
-response. A slow client does not hold up the thread: after a moment the rest is left to the event loop.
+The event loop would wake up whenever the socket accepts more data, and the thread would have to pass each response to
+it. A slow client does not block the thread: after a short time, the event loop sends the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from .http1 import Exchange, response_head
 
 PATIENCE_SECONDS = 0.05
-"""How long a thread goes on with one block for a peer that takes it slowly."""
+"""How long a thread keeps writing one block to a slow client."""
 
 _POLL_MS = 50
 
@@ -28,14 +28,15 @@ class DirectWriter:
     Parameters
     ----------
     exchange : Exchange
-        What the event loop knows of the answer.
+        The request and its response.
     descriptor : int
-        Of the connection's socket, non-blocking; duplicated, so that it stays ours when the server closes its own.
+        Descriptor of the connection's non-blocking socket. It is duplicated, so that it stays valid when the event loop
+        closes the socket.
     """
 
     def __init__(self, exchange: Exchange, descriptor: int) -> None:
         self._exchange = exchange
-        # Family and type are not looked at, and need not be asked for.
+        # Family and type are not used. Passing them saves system calls.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, os.dup(descriptor))
         poll = select.poll()
         poll.register(self._socket, select.POLLOUT)
@@ -46,15 +47,15 @@ class DirectWriter:
         self._unsent = 0
         self.started = False
         self.stalled = False
-        """The peer does not keep up: `write` keeps away from the socket from now on."""
+        """Whether the client is too slow, so that the event loop must send the rest."""
 
     def start(self, headers: Sequence[tuple[bytes, bytes]], nbytes: int) -> None:
-        """Begin an answer of `nbytes`, with status 200.
+        """Start a response of `nbytes`, with status 200.
 
         Raises
         ------
         ConnectionAbortedError
-            Nobody waits for this answer any more.
+            The response was revoked.
         """
         self._head = response_head(200, self._exchange.own_headers(), headers)
         with self._lock:
@@ -65,12 +66,12 @@ class DirectWriter:
             self._unsent = nbytes
 
     def write(self, data: memoryview) -> int:
-        """Send what the peer takes of `data`; returns how many bytes that were."""
+        """Send as much of `data` as the client accepts; returns the number of bytes."""
         total = len(data)
         deadline = time.monotonic() + PATIENCE_SECONDS
         send, room = self._socket.send, self._room
         if self._head:
-            # Head and body in one packet: the peer wakes once.
+            # Send head and body in one packet, so that the client wakes up once.
             with contextlib.suppress(BlockingIOError):
                 sent = self._socket.sendmsg((self._head, data))
                 in_head = min(sent, len(self._head))
@@ -87,21 +88,21 @@ class DirectWriter:
         return sent
 
     def close(self) -> None:
-        """Let go of the socket. For the thread alone: under it, a closed descriptor might be another's soon."""
+        """Close the duplicated socket. Only the writing thread may do this: the descriptor could be reused at once."""
         self._socket.close()
 
     def take_back(self) -> bytes:
-        """End the direct way: the server goes on with what is unsent, beginning with the bytes returned."""
+        """Return to the event loop, which sends the rest, starting with the returned bytes."""
         self._exchange.rest = len(self._head) + self._unsent
         return self._head
 
     def revoke(self) -> None:
-        """Give up: an answer that has not begun will not, one that has is cut off."""
+        """Cancel the response: if it has started, it is cut off, else it never starts."""
         with self._lock:
             self._revoked = True
             if self.started:
                 self._exchange.disconnected = True
                 self._exchange.connection.transport.abort()
                 with contextlib.suppress(OSError):
-                    # A thread that is writing still must not get on with it.
+                    # Stop a thread that is still writing.
                     self._socket.shutdown(socket.SHUT_RDWR)

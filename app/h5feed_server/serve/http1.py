@@ -28,7 +28,7 @@ from ..sharing.request_id import HEADER, REQUEST_ID
 logger = logging.getLogger(__name__)
 
 _BODY_BYTES = 64 << 10
-"""Of a request's body, which the application has not taken yet: no more is read meanwhile."""
+"""Size of unread request body above which the connection stops reading."""
 
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
@@ -54,11 +54,11 @@ class Host:
 
     app: ASGIApp
     headers: tuple[tuple[bytes, bytes], ...] = ()
-    """Of every answer, beside the date."""
+    """Headers of every response, in addition to the date."""
     connections: set[Http1] = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     is_closing: bool = False
-    """Whether what fails now is cut off on purpose."""
+    """Whether the process is shutting down, so that errors are expected."""
     _dated: tuple[int, bytes] = (-1, b"")
 
     def header_lines(self, request_id: str) -> bytes:
@@ -71,32 +71,32 @@ class Host:
 
 
 class Exchange:
-    """One request and its response, in terms of ASGI.
+    """One request and its response, as ASGI defines them.
 
     Attributes
     ----------
     scope : dict
-        Of ASGI; empty when the application has ended.
+        The ASGI scope; empty when the application has finished.
     keep_alive : bool
-        Whether the connection may be used again after it.
+        Whether the connection stays open after the response.
     expects_continue : bool
-        Whether the peer waits to be told that it may send the body.
+        Whether the client waits for ``100 Continue`` before it sends the body.
     more_body : bool
-        Whether the request is still coming.
+        Whether more of the request body will arrive.
     is_waiting : bool
-        Whether the application has not begun, or waits for more of the request, so that nothing is being written.
+        Whether the application has not started, or waits for more of the request body, so that it is not writing.
     is_refused : bool
-        Something else has answered it: the application does not begin.
+        Whether the connection has already refused it, so that the application must not start.
     started, complete : bool
-        Whether the answer has begun, and whether all of it was handed to the transport.
+        Whether the response was started, and whether all of it was passed to the transport.
     disconnected : bool
-        Nobody waits for the answer any more: what is sent is dropped.
+        Whether the client has disconnected. Anything that is sent is dropped.
     request_id : str
-        Sent with the answer.
+        Sent with the response.
     length : int
-        Bytes of the answer's body: announced, or sent so far.
+        Size of the response body in bytes: as announced, or as sent so far.
     rest : int
-        Bytes that the answer's body must still have, where its length was told.
+        Bytes of the response body that are still missing, if its size was announced.
     """
 
     def __init__(self, connection: Http1, scope: dict[str, Any], keep_alive: bool, expects_continue: bool) -> None:
@@ -126,13 +126,13 @@ class Exchange:
         self._news.set()
 
     def disconnect(self) -> None:
-        """The client is gone."""
+        """The client has disconnected."""
         if not self.complete:
             self.disconnected = True
         self._news.set()
 
     def own_headers(self) -> bytes:
-        """Lines of the headers that are added to the application's."""
+        """Header lines that are added to those of the application."""
         return self.connection.host.header_lines(self.request_id)
 
     def begin_elsewhere(self, nbytes: int) -> None:
@@ -142,8 +142,13 @@ class Exchange:
         self.length = self.rest = nbytes
         self._is_measured = True
 
+    def is_handed_over(self) -> bool:
+        """Whether the whole response was passed to the transport or the socket. The client may then have disconnected
+        before the application has finished."""
+        return self.complete or (self._is_measured and not self.rest)
+
     async def run(self, app: ASGIApp) -> None:
-        """Let `app` answer the request."""
+        """Run `app` for this request."""
         host, connection = self.connection.host, self.connection
         if self.is_refused:
             self.scope = {}
@@ -152,7 +157,7 @@ class Exchange:
         REQUEST_ID.set(self.request_id)
         try:
             await app(self.scope, self.receive, self.send)
-            # Whether the peer has left is known to the transport a moment before it is said.
+            # The transport knows that the client has disconnected shortly before it reports it.
             if not (self.complete or self.disconnected or connection.transport.is_closing()):
                 logger.error(
                     "the response to %s was never %s", self._shown_path(), "completed" if self.started else "started"
@@ -163,15 +168,15 @@ class Exchange:
                 logger.error("request %s failed", self._shown_path(), exc_info=error)
             await self._fail()
         except BaseException:
-            # The process ends.
+            # The process is exiting.
             connection.transport.abort()
             raise
         finally:
-            # They refer to this, and this to them.
+            # Break the reference cycle.
             self.scope = {}
 
     def _shown_path(self) -> str:
-        """For the log: on one line, and without tokens."""
+        """The path for the log: on one line, and without tokens."""
         return without_secrets(self.scope["path"].encode("unicode_escape").decode("ascii"))
 
     async def _fail(self) -> None:
@@ -232,7 +237,7 @@ class Exchange:
             if lowered == b"content-length":
                 length = int(value)
             elif lowered == b"transfer-encoding":
-                # Which one this is, and whether it is needed, is known here.
+                # The server decides itself whether the response is chunked.
                 continue
             elif lowered == b"connection" and b"close" in [token.strip() for token in value.lower().split(b",")]:
                 self.keep_alive, says_close = False, True
@@ -243,7 +248,7 @@ class Exchange:
                 self._is_chunked = True
                 sent.append((b"transfer-encoding", b"chunked"))
             else:
-                # Its end is that of the connection.
+                # The end of the connection marks the end of the body.
                 self.keep_alive = False
         self._is_measured = length is not None and not self._has_no_body
         self.length = self.rest = length or 0
@@ -284,11 +289,11 @@ class Http1(asyncio.Protocol):
     Attributes
     ----------
     latest : Exchange or None
-        Of the request that was received last, its head at least.
+        The request that was received last, at least its head.
     running : Exchange or None
-        The one that the application answers, or has answered last.
+        The request that the application is answering or has answered last.
     waiting : deque of Exchange
-        Those that came early: they are answered in turn.
+        Pipelined requests, which are answered in order.
     """
 
     transport: asyncio.Transport
@@ -298,7 +303,7 @@ class Http1(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
         self.parser: Any = httptools.HttpRequestParser(self)
         with contextlib.suppress(AttributeError):
-            # What follows a request that ends the connection is left unread, and no fault of that request.
+            # Ignore data after a request that closes the connection, instead of refusing this request.
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.client: tuple[str, int] | None = None
         self.server: tuple[str, int | None] | None = None
@@ -313,10 +318,10 @@ class Http1(asyncio.Protocol):
         self.is_writable.set()
         self._expects_continue = False
 
-    # From the transport
+    # Called by the transport
 
     def connection_made(self, transport: Any) -> None:
-        # uvloop's are of no class of asyncio's.
+        # uvloop's transports are not subclasses of asyncio's.
         self.transport = transport
         self.host.connections.add(self)
         self.client, self.server = _addresses(transport.get_extra_info("socket"))
@@ -324,12 +329,12 @@ class Http1(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.host.connections.discard(self)
-        # All of them, not only the one that was received last.
+        # Notify all requests, not only the last one.
         for exchange in (self.running, self.latest, *self.waiting):
             if exchange is not None:
                 exchange.disconnect()
         self.is_writable.set()
-        # It refers to this.
+        # Break the reference cycle.
         self.parser = None
 
     def pause_writing(self) -> None:
@@ -357,7 +362,7 @@ class Http1(asyncio.Protocol):
         except httptools.HttpParserError:
             self.no_request()
 
-    # From the parser
+    # Called by the parser
 
     def on_message_begin(self) -> None:
         self.url, self.headers, self._expects_continue = b"", [], False
@@ -409,7 +414,7 @@ class Http1(asyncio.Protocol):
         if exchange is not None and not exchange.complete:
             exchange.end_body()
 
-    # What becomes of requests
+    # Answering requests
 
     def offer(self, exchange: Exchange) -> None:
         """Hook, called before a request is answered: extend its scope."""
@@ -444,11 +449,11 @@ class Http1(asyncio.Protocol):
 
 
 def _addresses(connection: socket.socket | None) -> tuple[tuple[str, int] | None, tuple[str, int | None] | None]:
-    """Client and server address, in terms of ASGI."""
+    """Client and server address, as ASGI defines them."""
     client: tuple[str, int] | None = None
     server: tuple[str, int | None] | None = None
     if connection is not None:
-        # A peer that is gone has none.
+        # A client that has disconnected has no address.
         with contextlib.suppress(OSError):
             name = connection.getpeername()
             client = (str(name[0]), int(name[1])) if isinstance(name, tuple) else None

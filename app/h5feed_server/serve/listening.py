@@ -1,4 +1,4 @@
-"""The listening sockets. For Unix sockets, only dead sockets are ever removed, no other file."""
+"""The listening sockets. Stale Unix sockets are removed, but never any other file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..settings import Settings
 
 
 def listen(settings: Settings) -> list[socket.socket]:
-    """The listening sockets, that of the port first; their options are inherited by the connections.
+    """The listening sockets, with the one of the port first. Connections inherit their options.
 
     Raises
     ------
     OSError
-        An address is taken, by a server that lives or by a file that is no socket, or cannot be had; ``filename``
-        says which.
+        An address is in use by a running server or by a file that is not a socket, or is not available. ``filename`` is
+        the address.
     """
     listeners: list[socket.socket] = []
     try:
@@ -52,7 +52,7 @@ def _on_unix_socket(path: str, mode: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(path)
-        # Before anybody can connect.
+        # Set the mode before anybody can connect.
         if mode:
             os.chmod(path, int(mode, 8))
         return _begun(listener)
@@ -68,7 +68,7 @@ def _begun(listener: socket.socket) -> socket.socket:
 
 
 def _make_room(path: str) -> None:
-    """Remove the socket file of a server that is gone.
+    """Remove the socket file of a server that has ended.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def _make_room(path: str) -> None:
         except ConnectionRefusedError:
             os.unlink(path)
         except OSError:
-            # It may live and be too busy to answer: binding will say that the address is in use.
+            # The server may be running but busy. Then bind() fails because the address is in use.
             pass
 
 

@@ -9,7 +9,7 @@ from ..sharing.shared_bytes import SharedBytes
 
 _DIGEST_BYTES = 16
 _MAX_MESSAGES = 10_000
-"""Those after them are logged by every worker."""
+"""Maximum number of messages that are remembered. Every worker logs further ones."""
 
 
 class LoggedOnce(logging.Filter):
@@ -18,7 +18,7 @@ class LoggedOnce(logging.Filter):
     Parameters
     ----------
     name : str
-        Of the logger that this is about, with all below it; messages of others always pass.
+        Name of the logger to which it applies, including its children. Messages of other loggers always pass.
     """
 
     def __init__(self, name: str) -> None:

@@ -1,6 +1,6 @@
-"""Tells systemd, or another manager that sets ``$NOTIFY_SOCKET``, how the server is: sd_notify(3).
+"""Notifies systemd, or another manager that sets ``$NOTIFY_SOCKET``, of the server's state: sd_notify(3).
 
-Without the variable nothing is sent. A manager that is gone or slow is not waited for.
+Without the variable, nothing is sent. The server does not wait for a manager that is gone or slow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class ServiceManager:
     Attributes
     ----------
     watchdog_seconds : float or None
-        How often it expects to hear from this process at least; None: it does not.
+        Maximum interval between signs of life that it expects; None if it expects none.
     """
 
     def __init__(self) -> None:
@@ -28,12 +28,12 @@ class ServiceManager:
         self._alive_at = -float("inf")
 
     def ready(self, status: str) -> None:
-        """Started, or reloaded: `status` is a line for people."""
+        """The server has started or reloaded. `status` is a line for people."""
         self._send(f"READY=1\nSTATUS={status}")
 
     def reloading(self) -> None:
         """A reload begins; `ready` ends it."""
-        # The manager tells by the time whether this belongs to the reload that it asked for.
+        # By the time, the manager recognises the reload that it requested.
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def status(self, status: str) -> None:
@@ -44,7 +44,7 @@ class ServiceManager:
         self._send("STOPPING=1")
 
     def alive(self, now: float) -> None:
-        """Called in every turn: sends a sign of life when it is due, twice as often as needed."""
+        """Send a sign of life if one is due, twice as often as needed. Called in every turn of the main loop."""
         if self.watchdog_seconds is not None and now - self._alive_at >= self.watchdog_seconds / 2:
             self._alive_at = now
             self._send("WATCHDOG=1")
@@ -52,7 +52,7 @@ class ServiceManager:
     def _send(self, state: str) -> None:
         if not self._address:
             return
-        # One that begins with @ is in Linux's abstract namespace.
+        # An address that begins with @ is in Linux's abstract namespace.
         address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.settimeout(_SEND_SECONDS)
@@ -60,7 +60,7 @@ class ServiceManager:
 
 
 def _watchdog_seconds() -> float | None:
-    # The variables are inherited: they may be meant for the process that started this one.
+    # Child processes inherit the variables, so they may be meant for the parent process.
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     given = os.environ.get("WATCHDOG_USEC", "")

@@ -1,8 +1,8 @@
 """The supervisor: accepts connections and passes each to the worker with the fewest.
 
-If workers shared a listening socket, one of them would get nearly all connections. So the supervisor accepts them
-and passes the descriptors on (SCM_RIGHTS). It also replaces workers that die or hang, and stops them all when it is
-told to stop. Workers exit when the supervisor is gone. The supervisor never blocks on a worker.
+If workers shared a listening socket, one of them would get nearly all connections. So the supervisor accepts the
+connections and passes their descriptors on (SCM_RIGHTS). It also replaces workers that crash or hang, and stops all
+workers when it stops. Workers exit when the supervisor has exited. The supervisor never blocks on a worker.
 """
 
 from __future__ import annotations
@@ -30,27 +30,28 @@ from .service_manager import ServiceManager
 from .worker import ALIVE_SECONDS, CLOSED, CONNECTION, LEAVING, READY, Tls, run_worker
 
 SEND_BUFFER_BYTES = 256 << 10
-"""SO_SNDBUF of connections from near by: measured best; a third less and twice as much are slower."""
+"""SO_SNDBUF of connections with a short round trip. This size was the fastest in measurements; two thirds of it and
+twice as much were slower."""
 
 _NEAR_SECONDS = 0.001
-"""Round trip up to which a connection counts as near. Over a longer one no more than its send buffer passes in each, so
-there the kernel finds the size that it takes."""
+"""Maximum round trip of connections that get this send buffer. On longer ones, a send buffer per round trip limits the
+throughput, so the kernel adjusts the size."""
 
 _TCP_INFO_ROUND_TRIP = 68
 """Offset of ``tcpi_rtt``, in microseconds, in the kernel's ``struct tcp_info``."""
 
 STOP_SECONDS = 8.0
-"""After this, workers that have not ended are killed: container engines wait 10 s."""
+"""Time after which workers that have not ended are killed. Container engines wait for 10 s."""
 
 STILL_SECONDS = 4.0
-"""A worker that has not said for so long that it is well, and was stopped or waited for a disk for the last
-`_SURE_SECONDS` of it, is replaced."""
+"""A worker is replaced if it has sent no heartbeat for this long, and has been stopped or waiting for a disk for the
+last `_SURE_SECONDS`."""
 
 SILENT_SECONDS = 20.0
-"""After this, whatever it does: the machine may just be slow."""
+"""A worker that has sent no heartbeat for this long is always replaced. The machine may be slow, so it is longer."""
 
 START_SECONDS = 60.0
-"""A worker that does not serve after so long is replaced as well."""
+"""A worker that is not ready this long after its start is replaced."""
 
 _LOOK_SECONDS = 0.2
 _SURE_SECONDS = 1.0
@@ -60,7 +61,7 @@ _START_ATTEMPTS = 3
 
 
 def _round_trip(connection: socket.socket) -> float:
-    """Seconds that the handshake took there and back; 0 where the system does not tell."""
+    """Round trip of the TCP handshake in seconds; 0 if the system does not report it."""
     if sys.platform != "linux" or connection.family == socket.AF_UNIX:
         return 0.0
     try:
@@ -78,9 +79,9 @@ class _Worker:
     ready: bool = False
     leaving: bool = False
     heard: float = field(default_factory=time.monotonic)
-    """When it last said something; at first, when it was started."""
+    """Time of its last message, or of its start."""
     still_since: float | None = None
-    """Since when every look at it has found that it stands still."""
+    """Time since which every check has found the process stopped or waiting for a disk."""
 
 
 class Supervisor:
@@ -96,7 +97,7 @@ class Supervisor:
     on_ready : callable
         Called once, when every worker serves.
     keyring : Keyring
-        Workers share what was last good in its file.
+        Its last valid token file is shared by all workers.
     reread : callable
         Called at SIGHUP; returns the settings and the tokens that new workers get, or None: everything stays as it is.
     """
@@ -118,20 +119,20 @@ class Supervisor:
         self._on_ready = on_ready
         self._keyring = keyring
         self._before = settings, keyring
-        """What the workers have that a reload replaces."""
+        """Settings and tokens from before the reload, in case the new workers do not start."""
         self._tls = tls
         self._selector = selectors.DefaultSelector()
         self._workers: dict[int, _Worker] = {}
         self._outgoing: list[_Worker] = []
-        """Those that a reload replaces, and that are not told yet."""
+        """Workers that a reload replaces, and that have not been told to stop yet."""
         self._ending: dict[int, float] = {}
-        """Processes that are no workers any more, and when they are killed."""
+        """Processes that are ending, and when they will be killed."""
         self._stopping = self._reloading = False
         self._is_reload_told = True
         self._announced = False
         self._early_deaths = 0
         self._restart_at: list[float] = []
-        # A reload may bring more workers, and memory for those that never come is never written to.
+        # A reload may start more workers. Memory that is never written to costs nothing.
         self._board = Scoreboard(MAX_WORKERS)
         self._metrics = Metrics(metrics_catalogue(), self._board, SUPERVISOR)
 
@@ -142,7 +143,7 @@ class Supervisor:
         signal.set_wakeup_fd(wake_send.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        # Who started it by `nohup` has it ignored.
+        # Under `nohup`, SIGHUP is ignored.
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             signal.signal(signal.SIGHUP, self._stop if _has_terminal() else self._reload_soon)
         self._selector.register(wake_receive, selectors.EVENT_READ, lambda: wake_receive.recv(64))
@@ -159,7 +160,7 @@ class Supervisor:
                 key.data()
             now = time.monotonic()
             if now - before > ALIVE_SECONDS:
-                # It was this process that stood still: what the workers said meanwhile is not heard yet.
+                # This process was suspended, and has not read the heartbeats that were sent meanwhile.
                 for worker in self._workers.values():
                     worker.heard = now
             before = now
@@ -186,7 +187,7 @@ class Supervisor:
         with connection:
             if _round_trip(connection) <= _NEAR_SECONDS:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-            # One that has missed a word or two may stand still: the others first.
+            # A worker that has missed two heartbeats may hang, so prefer the others.
             late = time.monotonic() - 2 * ALIVE_SECONDS
             staying = [worker for worker in self._workers.values() if not worker.leaving]
             staying.sort(key=lambda worker: (not worker.ready, worker.heard < late, worker.connections))
@@ -194,13 +195,13 @@ class Supervisor:
                 try:
                     socket.send_fds(worker.channel, [CONNECTION], [connection.fileno()])
                 except OSError:
-                    # Its channel is full or gone: it hangs or dies, let another have it.
+                    # Its channel is full or closed, so it hangs or has crashed. Try another worker.
                     continue
                 worker.connections += 1
                 return
 
     def _look_after(self, now: float) -> None:
-        """Replace who stands still, start who is due, bury who has ended."""
+        """Replace workers that hang, start workers that are due, and clean up after processes that have ended."""
         if self._reloading:
             self._reloading = False
             self._reload()
@@ -210,8 +211,8 @@ class Supervisor:
             worker.still_since = (worker.still_since or now) if is_still else None
             still = now - worker.still_since if worker.still_since else 0.0
             if silent > (SILENT_SECONDS if worker.ready else START_SECONDS) or still >= _SURE_SECONDS:
-                self._say(f"worker {worker.pid} has not answered for {silent:.1f} s and is killed")
-                # Its connections end with it.
+                self._say(f"worker {worker.pid} has not responded for {silent:.1f} s; killing it")
+                # This also closes its connections.
                 _kill(worker.pid)
                 self._bury(worker, "hung")
         due = [moment for moment in self._restart_at if moment <= now]
@@ -229,10 +230,10 @@ class Supervisor:
     def _start_worker(self) -> None:
         place = self._board.take()
         if place is None:
-            self._say("too many workers are still ending: the numbers of a new one are missing from /metrics")
+            self._say("too many old workers are still ending: /metrics does not include a new worker")
         shared = None if place is None else Shared(self._board, place)
         ours, theirs = socket.socketpair()
-        # This process has no threads, and has everything imported: a fork starts at once and shares that memory.
+        # This process has no threads and has imported everything, so a fork starts quickly and shares its memory.
         pid = os.fork()
         if pid == 0:
             code = 1
@@ -248,7 +249,7 @@ class Supervisor:
                     worker.channel.close()
                 code = run_worker(self._settings, theirs, self._tls, self._keyring, shared)
             finally:
-                # Of a terminal that is gone, neither can be written.
+                # If the terminal was closed, both fail.
                 for stream in (sys.stdout, sys.stderr):
                     with contextlib.suppress(OSError):
                         stream.flush()
@@ -264,10 +265,10 @@ class Supervisor:
         self._manager.reloading()
         again = self._reread()
         if again is None:
-            self._say("SIGHUP: nothing is changed, the workers stay")
-            self._manager.ready("the settings could not be read again; serving with those before")
+            self._say("SIGHUP: the new settings cannot be used, so nothing changes")
+            self._manager.ready("the new settings cannot be used; serving with the previous ones")
             return
-        self._say("SIGHUP: all workers are replaced")
+        self._say("SIGHUP: replacing all workers")
         self._before = self._settings, self._keyring
         self._settings, self._keyring = again
         self._is_reload_told = False
@@ -303,7 +304,7 @@ class Supervisor:
                 self._manager.ready(f"serving {self._settings.data_dir} with {self._settings.workers} workers")
 
     def _let_leave(self) -> None:
-        """A new worker serves: an old one may go; with the last of the new ones, all that are left."""
+        """A new worker is ready, so stop an old one; when the last new one is ready, stop all remaining old ones."""
         starting = [one for one in self._workers.values() if not one.ready]
         while self._outgoing:
             told = self._outgoing.pop()
@@ -320,32 +321,32 @@ class Supervisor:
         self._selector.unregister(worker.channel)
         worker.channel.close()
         del self._workers[worker.pid]
-        # It closed its channel because it ends, or hangs in ending.
+        # It has closed its channel, so it is ending, or hangs while it ends.
         self._ending[worker.pid] = time.monotonic() + 1.0
         if not worker.ready:
             self._early_deaths += 1
             if self._early_deaths >= _START_ATTEMPTS and self._outgoing:
-                self._say("the new workers do not start: the old ones stay")
+                self._say("the new workers do not start; keeping the old ones")
                 self._outgoing = []
                 self._settings, self._keyring = self._before
                 self._is_reload_told = True
-                self._manager.ready("the new workers do not start; the old ones serve")
+                self._manager.ready("the new workers do not start; serving with the old ones")
         with contextlib.suppress(ValueError):
             self._outgoing.remove(worker)
         staying = [other for other in self._workers.values() if not other.leaving and other not in self._outgoing]
         if len(staying) + len(self._restart_at) < self._settings.workers:
-            self._say(f"worker {worker.pid} ended, starting another")
+            self._say(f"worker {worker.pid} ended unexpectedly; starting another")
             self._metrics.add("worker_restarts_total", reason)
             self._metrics.publish()
             self._restart_at.append(time.monotonic() + _RESTART_SECONDS)
 
     def _say(self, what: str) -> None:
-        """Tell on standard error, which may be a closed terminal."""
+        """Print to standard error, which may be a closed terminal."""
         say(self._settings.log_format, what, sys.stderr, prefix="h5feed: ", level="WARNING")
 
     def _end_workers(self) -> None:
         self._manager.stopping()
-        # Nobody new, not even from the backlog; then all at once, then one deadline for all.
+        # Accept no more connections, not even from the backlog. Then stop all workers at once, with a common deadline.
         for listener in self._listeners:
             listener.close()
         for pid in self._workers:
@@ -356,10 +357,10 @@ class Supervisor:
         while (left := [pid for pid in left if not _has_ended(pid)]) and time.monotonic() < deadline:
             time.sleep(0.02)
         for pid in left:
-            self._say(f"worker {pid} did not end in {STOP_SECONDS:g} s and is killed")
+            self._say(f"worker {pid} did not end within {STOP_SECONDS:g} s; killing it")
             _kill(pid)
         deadline = time.monotonic() + _KILLED_SECONDS
-        # One that waits for a disk ends when the disk answers, whoever waits.
+        # A process that waits for a disk only ends when the disk responds.
         while (left := [pid for pid in left if not _has_ended(pid)]) and time.monotonic() < deadline:
             time.sleep(0.02)
         if self._socket_file is not None:
@@ -367,7 +368,7 @@ class Supervisor:
 
 
 def _has_terminal() -> bool:
-    """Whether this process has a controlling terminal, whose end is a SIGHUP."""
+    """Whether this process has a controlling terminal, which sends SIGHUP when it is closed."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
     except OSError:
@@ -376,17 +377,17 @@ def _has_terminal() -> bool:
 
 
 def _stands_still(pid: int) -> bool:
-    """Whether a process is stopped, or waits for a disk, where the system tells."""
+    """Whether a process is stopped or waits for a disk; False if the system does not report it."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name before may hold anything, brackets too.
+            # The process name before it may contain anything, including parentheses.
             return file.read().rpartition(b") ")[2][:1] in (b"T", b"t", b"D")
     except OSError:
         return False
 
 
 def _has_ended(pid: int) -> bool:
-    """Whether a child is no more; asked again after that, it is an error."""
+    """Whether a child has ended. Calling it again after that is an error."""
     return os.waitpid(pid, os.WNOHANG) != (0, 0)
 
 

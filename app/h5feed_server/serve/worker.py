@@ -1,5 +1,5 @@
-"""A worker process. It receives connections from the supervisor over a channel, sends it a heartbeat every second,
-and closes connections of slow clients, sooner if others wait for the memory they hold.
+"""A worker process. It receives connections from the supervisor over a channel, and sends it a heartbeat every second.
+It closes connections of slow clients, sooner if other requests wait for the memory that these connections hold.
 """
 
 from __future__ import annotations
@@ -38,46 +38,46 @@ from .http1 import Host
 logger = logging.getLogger(__name__)
 
 READY, ALIVE, LEAVING, CLOSED, CONNECTION = b"r", b"a", b"l", b"-", b"c"
-"""Messages on the channel: worker is ready; is well; is ending; one of its connections closed; here is a connection."""
+"""Messages on the channel: worker is ready; is alive; is shutting down; a connection was closed; a new connection."""
 
 ALIVE_SECONDS = 1.0
-"""How often a worker says that it is well."""
+"""Interval between heartbeats."""
 
 DRAIN_SECONDS = 5.0
-"""How long a stopping worker lets answers under way finish."""
+"""How long a stopping worker waits for responses in progress."""
 
 _MOST_AT_ONCE = 256
-"""New connections that are taken before those that are there have their turn."""
+"""Maximum number of new connections that are accepted in one turn of the event loop."""
 
 _OPENING_TURNS = 8
-"""Turns of the loop that connections take to be open, and more. TLS takes longer, and is not waited for."""
+"""Turns of the event loop within which a connection is open. TLS takes longer; the worker does not wait for it."""
 
 _LOOK_SECONDS = 0.5
-"""How often connections are looked at."""
+"""Interval between checks of the connections."""
 
 _CUT_SECONDS = 1.0
-"""For what was cut off at the end to notice."""
+"""How long aborted requests may take to end at shutdown."""
 
 _PATIENCE_SECONDS = 1.0
-"""How long somebody waits for room before others have to give up what they hold."""
+"""How long a request waits for memory before other callers have to release some."""
 
 _PRESSED = 16
-"""Times the least rate: what a peer has to take while others wait for room, over `_PRESSED_SECONDS`."""
+"""Factor for the minimum rate while others wait for memory, measured over `_PRESSED_SECONDS`."""
 
 _PRESSED_SECONDS = 2.0
 
 _HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"))
-"""Of every answer."""
+"""Headers of every response."""
 
 _OTHER_FILES = 500
-"""Descriptors that a worker needs beside those of connections, open HDF5 files apart."""
+"""File descriptors that a worker needs in addition to those of connections and open HDF5 files."""
 
 
 @dataclass(frozen=True)
 class Tls:
     """PEM files of the server's certificate and key.
 
-    Create it before the workers are forked: they tell together what is wrong with the files, once.
+    Create it before the workers are forked, so that together they log each problem with the files once.
     """
 
     certificate: str
@@ -87,7 +87,7 @@ class Tls:
     def context(self) -> ssl.SSLContext:
         """TLS context for the certificate."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        # A password is asked for by no worker.
+        # Without a password function, OpenSSL would prompt for the password of an encrypted key.
         context.load_cert_chain(self.certificate, self.key, password=str)
         return context
 
@@ -95,13 +95,13 @@ class Tls:
 def run_worker(
     settings: Settings, channel: socket.socket, tls: Tls | None, keyring: Keyring, shared: Shared | None = None
 ) -> int:
-    """Serve until told to stop; returns the exit code."""
+    """Serve until a signal arrives; returns the exit code."""
     settle()
-    # The supervisor gets it as well, and says what is to be done.
+    # The supervisor gets SIGHUP, too, and replaces the workers.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     server = _Worker(create_app(settings, keyring, shared), channel, settings, tls)
     with contextlib.suppress(KeyboardInterrupt):
-        # Listens to nothing: connections come through the channel.
+        # No sockets to listen on: connections come through the channel.
         server.run(sockets=[])
     return 0 if server.started else 1
 
@@ -120,7 +120,7 @@ class _Worker(uvicorn.Server):
             loop="uvloop",
             ws="none",
             lifespan="on",
-            # Its messages go where all others do.
+            # uvicorn's messages go to the same log as all others.
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -160,7 +160,7 @@ class _Worker(uvicorn.Server):
                     ("connections_opened_total", None): self._opened,
                 }
             )
-        # What is there now stays: looking through it again and again would hold up every hundredth answer.
+        # These objects live as long as the process. Collecting them repeatedly would delay one response in a hundred.
         gc.collect()
         gc.freeze()
         self._channel.setblocking(False)
@@ -176,7 +176,7 @@ class _Worker(uvicorn.Server):
         """Stop accepting connections, let responses in progress finish for a while, then close the rest."""
         loop = asyncio.get_running_loop()
         self._say(LEAVING)
-        # Connections that were on their way are answered still.
+        # The supervisor may just have sent connections: serve these, too.
         await asyncio.sleep(0.05)
         loop.remove_reader(self._channel.fileno())
         held = self.host.connections, self.host.tasks
@@ -185,32 +185,35 @@ class _Worker(uvicorn.Server):
         await _until_empty(held, DRAIN_SECONDS)
         late = self._connections()
         self._metrics.add("connections_closed_total", "shutdown", len(late))
-        # What fails from now on is no fault of the application.
+        # Errors from now on are caused by the shutdown and not logged.
         self.host.is_closing = True
         for one in late:
             one.abort()
-        # What waits for its peer, or would, ends by itself now.
+        # Requests that wait for an aborted connection end now.
         await _until_empty(held, _CUT_SECONDS)
         if late:
             logger.warning("shutting down: %d connections were closed before their responses were complete", len(late))
         await super().shutdown(sockets)
 
     def _renew_certificate(self) -> None:
-        """Use the certificate as it is now for new connections; if it cannot be used, the one before."""
+        """Load the changed certificate for new connections. If it is invalid, keep the previous one."""
         if self._files is None:
             return
         why = ""
         try:
             self._tls = self._files.context()
         except (OSError, ValueError) as error:
-            why = (isinstance(error, ssl.SSLError) and error.reason) or getattr(error, "strerror", None) or "invalid"
+            if isinstance(error, ssl.SSLError):
+                why = error.reason or "not a PEM file of a certificate"
+            else:
+                why = getattr(error, "strerror", None) or "invalid"
         with self._files.trouble.locked():
             told = self._files.trouble.read().decode()
             self._files.trouble.replace(why.encode())
         if why and why != told:
-            logger.error("certificate %s: %s; the one before stays in use", self._files.certificate, why)
+            logger.error("certificate %s: %s; the previous one stays in use", self._files.certificate, why)
         elif told and not why:
-            logger.warning("certificate %s: it can be used again", self._files.certificate)
+            logger.warning("certificate %s: it is valid again", self._files.certificate)
 
     def _connections(self) -> list[Connection]:
         return [connection for connection in self.host.connections if isinstance(connection, Connection)]

@@ -29,7 +29,7 @@ LOOK_SECONDS = 0.02
 """Interval between checks for free memory: there is no event when a buffer is released."""
 
 _CALLED: ContextVar[bool] = ContextVar("called", default=False)
-"""Whether this request has its turn, so that it may lease a buffer while others wait."""
+"""Whether it is this request's turn, so that it may lease a buffer while others wait."""
 
 
 @dataclass

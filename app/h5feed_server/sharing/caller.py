@@ -1,4 +1,4 @@
-"""The caller that work is done for. Scarce resources (threads, body memory, connections) are shared among callers."""
+"""The caller for whom work is done. Scarce resources (threads, body memory, connections) are shared among callers."""
 
 from __future__ import annotations
 

@@ -17,13 +17,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SPARE = 2
-"""Threads in addition to those that one caller may use. They serve other callers while its work takes long."""
+"""Threads in addition to those that one caller may use. They serve other callers while its requests take long."""
 
 MAX_LOST = 64
-"""Threads that take the place of those that hang in work that was given up."""
+"""Maximum number of extra threads that replace threads that hang in abandoned work."""
 
 IDLE_SECONDS = 30.0
-"""A thread that has had nothing to do for this long ends."""
+"""A thread that was idle for this long ends."""
 
 _Item = tuple["Future[Any]", Callable[[], Any]]
 
@@ -38,7 +38,7 @@ class FairThreads(Executor):
     name : str
         Prefix of the threads' names.
     idle_seconds : float
-        Threads are started when they are needed, and end after so long without work.
+        Threads start when they are needed, and end after this time without work.
     """
 
     def __init__(self, threads: int, name: str, idle_seconds: float = IDLE_SECONDS) -> None:
@@ -66,14 +66,14 @@ class FairThreads(Executor):
                 raise RuntimeError("cannot schedule new futures after shutdown")
             item = (future, lambda: context.run(work, *args, **kwargs))
             self._waiting.setdefault(CALLER.get(), deque()).append(item)
-            # There is a ticket more.
+            # One more ticket is on its way.
             self._idle -= 1
             self._start_thread()
         self._tickets.put(None)
         return future
 
     def give_up(self, work: Future[Any]) -> None:
-        """Nobody waits for this work of `CALLER` any more. If it hangs, another thread may take its thread's place."""
+        """Abandon this work of `CALLER`. If it hangs, another thread may replace its thread."""
         with self._lock:
             if work.done() or work in self._lost or len(self._lost) >= MAX_LOST or not work.running():
                 return
@@ -130,7 +130,7 @@ class FairThreads(Executor):
             _do(future, work)
             with self._lock:
                 if future in self._lost:
-                    # Another one has its place.
+                    # Another thread has replaced this one.
                     self._lost.remove(future)
                     self._threads.remove(threading.current_thread())
                     return
@@ -149,7 +149,7 @@ class FairThreads(Executor):
             thread.start()
 
     def _without(self, caller: str) -> int:
-        """A caller has one thread less at work; call with the lock held. Returns how many tickets to put."""
+        """A thread has finished work of a caller; call with the lock held. Returns the number of tickets to put."""
         self._running[caller] -= 1
         if not self._running[caller]:
             del self._running[caller]

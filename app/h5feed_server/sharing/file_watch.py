@@ -1,4 +1,4 @@
-"""Notices when small files have changed, in a thread of its own: a disk that hangs holds up nothing else."""
+"""Watches small files for changes, in a separate thread, so that a disk that hangs blocks nothing else."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _Seen = tuple[int, int, int, int, int]
 
 
 class FileWatch:
-    """Calls a function soon after one of some files has changed, come or gone, when nothing changes them any more.
+    """Calls a function soon after one of the files was changed, created or deleted.
 
-    A file that is written in place is empty for a moment, and a certificate comes before its key: so two looks in turn
-    must find the same.
+    A file that is written in place is empty for a moment, and a certificate may be written before its key. So the
+    function is called only when two consecutive checks find the same.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class FileWatch:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def close(self) -> None:
-        """Stop it; it does not wait for one that hangs."""
+        """Stop the thread, without waiting for it."""
         self._closed.set()
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""The lines of the log: for people, or one JSON object each. Every line about a request has its id."""
+"""The format of the log: text, or one JSON object per line. Every line about a request has its id."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ FIELDS = "h5feed_fields"
 
 
 _MAX_LINES = 2000
-"""Lines that wait to be written."""
+"""Maximum number of lines that wait to be written."""
 
 _LAST_SECONDS = 1.0
-"""How long a process that ends waits for its last lines to be read."""
+"""How long a process that exits waits until its last lines are written."""
 
 
 class Pretty(logging.Formatter):
@@ -56,14 +56,14 @@ def _line(moment: float, level: str, name: str, message: str, fields: Mapping[st
     said = {"time": f"{at}.{int(moment % 1 * 1000):03d}Z", "level": level, "logger": name, "message": message}
     if request_id := REQUEST_ID.get():
         said["request_id"] = request_id
-    # Escaped, because a file name may contain anything, such as half of a surrogate pair.
+    # Escape everything outside ASCII: a file name may contain anything, such as half of a surrogate pair.
     return json.dumps({**said, **fields}, ensure_ascii=True, default=str)
 
 
 class BackgroundHandler(logging.Handler):
-    """Writes lines from a thread, so that nothing waits for whoever reads them.
+    """Writes lines from a thread, so that requests never wait for the reader of the log.
 
-    If nobody does, lines are dropped. A line says how many, as soon as lines are read again.
+    If the log is not read, lines are dropped. As soon as it is read again, a line says how many.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -76,13 +76,13 @@ class BackgroundHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            # Here, where the id of the request is known.
+            # Format the line here, because the thread does not know the id of the request.
             self._lines.put_nowait(self.format(record))
         except queue.Full:
             self._dropped += 1
 
     def close(self) -> None:
-        """Write what is left, if that takes no longer than a moment."""
+        """Write the remaining lines, unless this takes too long."""
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait(None)
             self._thread.join(_LAST_SECONDS)
@@ -94,14 +94,20 @@ class BackgroundHandler(logging.Handler):
             if self._dropped:
                 dropped, self._dropped = self._dropped, 0
                 record = logging.LogRecord(
-                    "h5feed.access", logging.WARNING, "", 0, "%d lines were dropped: nobody read them", (dropped,), None
+                    "h5feed.access",
+                    logging.WARNING,
+                    "",
+                    0,
+                    "%d lines were dropped, because standard output was not read",
+                    (dropped,),
+                    None,
                 )
                 lines.insert(0, self.format(record))
             try:
                 self._stream.write("".join(f"{one}\n" for one in lines))
                 self._stream.flush()
             except (OSError, ValueError):
-                # Nobody will ever read them; or standard output was closed.
+                # The pipe or standard output was closed.
                 continue
 
 
@@ -110,19 +116,19 @@ def begin_logs(form: LogFormat) -> None:
     formatter = Pretty() if form == "pretty" else JsonLines()
     for handler in logging.getLogger().handlers:
         handler.setFormatter(formatter)
-    # Python prints warnings by itself, in two lines.
+    # By default, Python prints warnings itself, in two lines.
     logging.captureWarnings(form == "json")
 
 
 def say(form: LogFormat, text: str, stream: TextIO | None = None, *, prefix: str = "", level: str = "INFO") -> None:
-    """Print a line that is no log record, such as the address of the server, to `stream` (default: standard output).
+    """Print a line that is not a log record, such as the address of the server, to `stream` (default: standard output).
 
-    The stream may be a terminal that was closed.
+    Errors are ignored, because the stream may be a closed terminal.
 
     Parameters
     ----------
     prefix : str
-        Before the text, unless it is JSON.
+        Text before the line, except in JSON.
     """
     line = prefix + text if form == "pretty" else _line(time.time(), level, "h5feed_server", text, {})
     with contextlib.suppress(OSError):

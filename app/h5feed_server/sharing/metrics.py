@@ -1,6 +1,6 @@
-"""What the server counts and measures, and what each worker adds to it.
+"""The server's metrics, and how workers count.
 
-A response with batches costs one record in an array. The records are added up many at a time: once a second, or when
+Each response with batches appends one record to an array. The records are added up together: once a second, or when
 there are many of them.
 """
 
@@ -24,37 +24,37 @@ Kind = Literal["counter", "gauge", "histogram"]
 Labels = tuple[tuple[str, str], ...]
 
 PUBLISH_SECONDS = 1.0
-"""Interval at which a worker publishes its numbers. The worker that is asked publishes its own at once."""
+"""Interval at which workers publish their numbers. The worker that answers a request publishes its own at once."""
 
 BOUNDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Upper bounds of the buckets of histograms, in seconds. Above them is one more bucket."""
+"""Upper bounds of the histogram buckets, in seconds. One more bucket counts everything above."""
 
 PHASES = ("queue", "plan", "read", "send")
 STATUSES = ("2xx", "3xx", "4xx", "5xx")
 OTHER = "other"
-"""The endpoint of requests for what is not there, and the reason of problems without a better one."""
+"""The endpoint of requests for unknown paths, and the reason of problems without a more specific one."""
 
 CACHES = ("fields", "chunks", "images", "orders", "plans", "splits")
 READERS = ("rows", "tree")
 LACKING = ("memory", "connections", "readers", "threads", "jobs", "files", "stopping", OTHER)
-"""What the server has too little of when it refuses a request with `Overloaded`."""
+"""The exhausted resource when the server refuses a request with `Overloaded`."""
 
 CLOSED = ("slow", "crowded", "shutdown")
 REPLACED = ("ended", "hung")
 DATASETS = ("ok", "preparing", "unavailable", "unreadable")
 
 BATCHES = "/v1/datasets/{name}/batches"
-"""Template of the endpoint of many batches; that of one batch is below it."""
+"""Path template of the endpoint for several batches. The endpoint for one batch is below it."""
 
 _RECORD = Struct("10d")
 
 pack_batches = _RECORD.pack
-"""Makes a record of a response with batches, from: number of the endpoint, batches, rows, bytes; seconds in the queue,
-plan, read, send; seconds that the client's loop waited, and of how many."""
+"""Creates a record of a response with batches, from: number of the endpoint, batches, rows, bytes; seconds in the
+phases queue, plan, read and send; seconds that the client's loop waited, and the duration that this covers."""
 
 _FOLD_AT = 1000 * _RECORD.size
 _BINS = len(BOUNDS) + 2
-"""Buckets of a histogram, and the sum after them."""
+"""Numbers of a histogram: the buckets, then the sum."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Metric:
     series : sequence of labels
         All label sets that it can have.
     sparse : bool
-        Only the series that are not 0 are shown. Series with a first label in common with one of these are shown, too.
+        Show only series that are not 0, and those that share the first two labels with one of them.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Metric:
 
     @property
     def width(self) -> int:
-        """Numbers of each series."""
+        """How many numbers each series has."""
         return _BINS if self.kind == "histogram" else 1
 
 
@@ -98,7 +98,7 @@ def _histogram(name: str, text: str, series: Sequence[Labels], sparse: bool = Fa
 
 
 class Catalogue:
-    """All metrics of a server, and where the numbers of each are.
+    """All metrics of a server, and the positions of their numbers.
 
     Parameters
     ----------
@@ -113,51 +113,63 @@ class Catalogue:
         batch, several = ("GET", f"{BATCHES}/{{index}}"), ("GET", BATCHES)
         other = self.endpoints[OTHER, OTHER]
         self.batches = self.endpoints.get(batch, other), self.endpoints.get(several, other)
-        """The endpoint of one batch, and that of several."""
+        """Numbers of the endpoints for one batch and for several batches."""
         of = [(("method", method), ("endpoint", path)) for method, path in self.endpoints]
         with_status = [(*labels, ("status", status)) for labels in of for status in STATUSES]
         self.metrics = (
-            _counter("http_requests_total", "Requests that were answered.", with_status, True),
+            _counter("http_requests_total", "Requests with a response.", with_status, True),
             _histogram(
-                "http_request_duration_seconds", "Time from a request's head to the end of its answer.", of, True
+                "http_request_duration_seconds", "Time from the head of a request to the end of its response.", of, True
             ),
-            _counter("http_response_bytes_total", "Bytes of the bodies of responses.", of, True),
-            _counter("problems_total", "Errors that were sent, by their code.", _of("code", problems), True),
+            _counter("http_response_bytes_total", "Size of response bodies.", of, True),
+            _counter("problems_total", "Error responses, by code.", _of("code", problems), True),
             _counter(
-                "overloads_total", "Requests refused with 503 because something was used up.", _of("lacking", LACKING)
+                "overloads_total",
+                "Requests refused with 503 because a resource was exhausted.",
+                _of("lacking", LACKING),
             ),
-            _counter("batches_total", "Batches that were sent."),
-            _counter("batch_rows_total", "Rows of these batches."),
-            _counter("batch_bytes_total", "Bytes of these batches."),
+            _counter("batches_total", "Batches sent."),
+            _counter("batch_rows_total", "Rows in these batches."),
+            _counter("batch_bytes_total", "Size of these batches."),
             _histogram(
                 "batch_phase_seconds", "Time that requests for batches spent in each phase.", _of("phase", PHASES)
             ),
-            _counter("responses_cut_total", "Responses with batches that were broken off by an error."),
-            _counter("client_wait_seconds_total", "Time that training loops waited for batches, as they report it."),
-            _counter("client_loop_seconds_total", "Time that these reports are about."),
-            _counter("decoded_chunks_total", "Chunks that were decoded."),
-            _counter("decoded_bytes_total", "Bytes of these chunks after decoding."),
+            _counter("responses_cut_total", "Responses with batches that an error cut off."),
+            _counter(
+                "client_wait_seconds_total", "Time that training loops waited for batches, as reported by clients."
+            ),
+            _counter("client_loop_seconds_total", "Duration of the training loops that these reports cover."),
+            _counter("decoded_chunks_total", "Chunks decoded."),
+            _counter("decoded_bytes_total", "Size of these chunks after decoding."),
             _counter("cache_hits_total", "Values found in a cache.", _of("cache", CACHES)),
             _counter("cache_misses_total", "Values that were not in a cache.", _of("cache", CACHES)),
             _gauge("cache_bytes", "Size of each cache.", _of("cache", CACHES)),
             _gauge("cache_limit_bytes", "Maximum size of each cache.", _of("cache", CACHES)),
             _gauge("inflight_bytes", "Memory of responses that are being filled or sent."),
-            _gauge("inflight_limit_bytes", "Maximum of this memory."),
+            _gauge("inflight_limit_bytes", "Limit on this memory."),
             _gauge("inflight_waiting_requests", "Requests that wait for this memory."),
             _gauge("request_threads_busy", "Threads that are processing a request."),
-            _gauge("readers_running", "Processes that read with h5py, by what they read.", _of("kind", READERS)),
-            _gauge("readers_busy", "Those of them that are reading.", _of("kind", READERS)),
+            _gauge("readers_running", "Processes that read with h5py, by kind.", _of("kind", READERS)),
+            _gauge("readers_busy", "Such processes that are reading.", _of("kind", READERS)),
             _counter(
                 "reader_failures_total", "Such processes that crashed, hung or were killed.", _of("kind", READERS)
             ),
-            _counter("inspections_total", "Inspections of files that have ended.", _of("result", ("ok", "failed"))),
-            _gauge("inspections_pending", "Inspections that are running or waiting."),
+            _counter("inspections_total", "Finished inspections of files.", _of("result", ("ok", "failed"))),
+            _gauge("inspections_pending", "Inspections that run or wait."),
             _gauge("connections", "Open connections."),
             _gauge("connections_limit", "Maximum number of open connections."),
-            _counter("connections_opened_total", "Connections that were accepted."),
-            _counter("connections_closed_total", "Connections that the server broke off.", _of("reason", CLOSED)),
-            _counter("worker_restarts_total", "Workers that had to be replaced.", _of("reason", REPLACED)),
-            _gauge("server_start_time_seconds", "When the server was started, in seconds of Unix time."),
+            _counter("connections_opened_total", "Connections accepted."),
+            _counter(
+                "connections_closed_total",
+                "Connections that the server closed early, by reason.",
+                _of("reason", CLOSED),
+            ),
+            _counter(
+                "worker_restarts_total",
+                "Workers that crashed or hung and were replaced, by reason.",
+                _of("reason", REPLACED),
+            ),
+            _gauge("server_start_time_seconds", "Start time of the server, in seconds of Unix time."),
         )
         self.offsets: dict[str, int] = {}
         self.count = 0
@@ -172,13 +184,13 @@ class Catalogue:
         ]
 
     def place(self, name: str, value: str | None = None) -> int:
-        """Index of a number of a counter or gauge, by the value of its only label."""
+        """Index of the number of a counter or gauge, by the value of its only label."""
         metric = next(metric for metric in self.metrics if metric.name == name)
         number = 0 if value is None else [labels[-1][1] for labels in metric.series].index(value)
         return self.offsets[name] + number
 
     def without_gauges(self, numbers: list[float]) -> list[float]:
-        """What remains of the numbers of a process that has ended."""
+        """The numbers that remain of a process that has ended."""
         for index in self._gauges:
             numbers[index] = 0.0
         return numbers
@@ -196,7 +208,7 @@ class Metrics:
     catalogue : Catalogue
     board : Scoreboard
     place : int
-        Of this process on the scoreboard.
+        Place of this process on the scoreboard.
     """
 
     def __init__(self, catalogue: Catalogue, board: Scoreboard, place: int) -> None:
@@ -205,9 +217,9 @@ class Metrics:
         self._place = place
         self._numbers = catalogue.without_gauges(board.begin(place, catalogue.count))
         self._before = list(self._numbers)
-        """Where counters that are sampled begin."""
+        """Initial values of sampled counters."""
         self._batches = bytearray()
-        """Records, one after the other. Unlike a list of tuples, they need not be converted to be added up."""
+        """Consecutive records. Unlike a list of tuples, they need no conversion before they are added up."""
         self._samples: list[tuple[Sample, dict[tuple[str, str | None], int]]] = []
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -227,13 +239,13 @@ class Metrics:
         self.publish()
 
     def watch(self, sample: Sample) -> None:
-        """Ask for these numbers each time before numbers are published."""
+        """Call `sample` each time before numbers are published."""
         self._samples.append((sample, {}))
 
     def note_batches(self, record: bytes) -> None:
-        """Count a response with batches, or the part of it that was sent: a record of `pack_batches`.
+        """Count a response with batches, or the part of it that was sent. `record` comes from `pack_batches`.
 
-        From the event loop alone.
+        Call it only from the event loop.
         """
         batches = self._batches
         batches.extend(record)
@@ -242,7 +254,7 @@ class Metrics:
                 self._fold()
 
     def note_request(self, endpoint: int, status: int, seconds: float, nbytes: int) -> None:
-        """Count any other response. From the event loop alone."""
+        """Count any other response. Call it only from the event loop."""
         with self._lock:
             numbers = self._numbers
             numbers[self._requests + endpoint * len(STATUSES) + min(max(status // 100, 2), 5) - 2] += 1
@@ -252,12 +264,12 @@ class Metrics:
             numbers[begin + _BINS - 1] += seconds
 
     def add(self, name: str, label: str | None = None, amount: float = 1.0) -> None:
-        """Add to a counter that is rarely needed."""
+        """Add to a counter that changes rarely."""
         with self._lock:
             self._numbers[self.catalogue.place(name, label)] += amount
 
     def publish(self) -> None:
-        """Let other processes see the numbers of this one."""
+        """Make the numbers of this process visible to the other processes."""
         with self._lock:
             self._fold()
             for sample, places in self._samples:
@@ -265,7 +277,7 @@ class Metrics:
                     index = places.get(key)
                     if index is None:
                         index = places[key] = self.catalogue.place(*key)
-                    # Of a gauge, nothing is left from before.
+                    # For gauges, the initial value is 0.
                     self._numbers[index] = self._before[index] + value
             self._board.write(self._place, self._numbers)
 
@@ -280,14 +292,14 @@ class Metrics:
             try:
                 self.publish()
             except Exception as error:
-                # Not to be counted must not stop what is counted. Once is enough to say so.
+                # An error here must not stop the thread. Log only the first one.
                 if not has_failed:
-                    logger.error("the numbers of /metrics cannot be published", exc_info=error)
+                    logger.error("the metrics cannot be published", exc_info=error)
                 has_failed = True
 
     def _fold(self) -> None:
         """Add up the batches; call with the lock held."""
-        # Both are atomic. Between them, the event loop may append more.
+        # Both statements are atomic. Between them, the event loop may append more records.
         records = self._batches[:]
         del self._batches[: len(records)]
         if not records:
@@ -313,7 +325,7 @@ class Metrics:
             self._observe(self._durations + endpoint * _BINS, own[:, 4:8].sum(axis=1))
 
     def _observe(self, begin: int, seconds: npt.NDArray[np.float64]) -> None:
-        """Add (n,) values to the histogram that begins there."""
+        """Add (n,) values to the histogram that begins at index `begin`."""
         counts = np.bincount(np.searchsorted(_BOUNDS, seconds), minlength=_BINS - 1)
         for number, count in enumerate(counts.tolist()):
             self._numbers[begin + number] += count
@@ -330,9 +342,9 @@ class Everywhere:
     Attributes
     ----------
     workers : dict of int to (int, list of float)
-        Process id and numbers of each worker that runs, by place.
+        Process id and numbers of each running worker, by place.
     total : list of float
-        Sum over all processes, with the counts of those that have ended.
+        Sum over all processes, including the counts of those that have ended.
     """
 
     catalogue: Catalogue
@@ -356,7 +368,7 @@ class Everywhere:
         return cls(catalogue, workers, total.tolist(), supervisor)
 
     def value(self, name: str, label: str | None = None, numbers: Sequence[float] | None = None) -> float:
-        """One number of a counter or gauge; of one worker with its `numbers`."""
+        """The number of a counter or gauge: the total, or that of one worker if its `numbers` are given."""
         return (self.total if numbers is None else numbers)[self.catalogue.place(name, label)]
 
     def requests(self, numbers: Sequence[float]) -> int:
@@ -365,7 +377,7 @@ class Everywhere:
         return int(sum(numbers[begin : begin + len(self.catalogue.endpoints) * len(STATUSES)]))
 
     def series(self, metric: Metric) -> Iterator[tuple[Labels, list[float]]]:
-        """Labels and numbers of each series that is to be shown."""
+        """Labels and numbers of each series to show."""
         begin, width = self.catalogue.offsets[metric.name], metric.width
         found = [
             (labels, self.total[begin + number * width : begin + (number + 1) * width])

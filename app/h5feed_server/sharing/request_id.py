@@ -1,4 +1,4 @@
-"""Ids of requests: sent as ``X-Request-ID``, and in every line of the log about a request."""
+"""Request ids: sent as ``X-Request-ID``, and part of every log line about a request."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _prefix, _numbers = os.urandom(4).hex(), count()
 
 
 def new_request_id() -> str:
-    """An id that no other request of this server has."""
+    """A new id that is unique on this server."""
     return f"{_prefix}{next(_numbers):08x}"
 
 
 def valid_id(value: bytes) -> str | None:
-    """An id from a proxy; None if it could be mistaken for something else in a log."""
+    """The id from a proxy; None if it contains characters that would be ambiguous in a log."""
     return value.decode("ascii") if _VALID.fullmatch(value) else None
 
 
@@ -33,5 +33,5 @@ def _begin() -> None:
     _prefix, _numbers = os.urandom(4).hex(), count()
 
 
-# Workers are forked: each has ids of its own.
+# Workers are forked, so each needs a new prefix.
 os.register_at_fork(after_in_child=_begin)

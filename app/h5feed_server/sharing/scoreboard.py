@@ -1,8 +1,8 @@
-"""Memory in which every worker publishes its numbers, so that any of them can answer for all.
+"""Shared memory in which every worker publishes its numbers, so that each of them can report the totals.
 
-The supervisor allocates it before it starts workers, and assigns a place in it to each. A worker that replaces another
-gets a free place and continues with the counts that it finds there: no counter ever goes backwards, and the number of
-places is fixed. Files would do, too, but they would be left over by every worker that was killed.
+The supervisor allocates the memory before it starts workers, and assigns a place to each. A worker that replaces
+another one gets a free place and continues with the counts there, so counters never go backwards, and the number of
+places is fixed. Files would work, too, but every killed worker would leave one behind.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 
 MAX_NUMBERS = 8190
-"""Numbers that fit into one place. Memory that is never written to takes no room."""
+"""Capacity of a place. Memory that is never written to costs nothing."""
 
 SUPERVISOR = 0
 """The place of the supervisor."""
@@ -21,8 +21,8 @@ SUPERVISOR = 0
 _PID, _WRITES, _FIRST = range(3)
 _CELLS = _FIRST + MAX_NUMBERS
 _ATTEMPTS = 1000
-"""To read a place that is being written to. If its worker was killed while it wrote, the numbers are used as they are:
-each of them is either the old or the new one."""
+"""Attempts to read a place that is being written to. If its worker was killed while writing, the numbers are used as
+they are: each of them is either the old or the new one."""
 
 
 class Scoreboard:
@@ -31,7 +31,7 @@ class Scoreboard:
     Parameters
     ----------
     workers : int
-        The most that may serve. There are more places, because a reload starts new workers before the old ones have
+        Maximum number of workers. There are more places, because a reload starts new workers before the old ones have
         ended.
     """
 
@@ -44,11 +44,11 @@ class Scoreboard:
         return next((place for place in range(1, self.places) if not self._cells[place * _CELLS + _PID]), None)
 
     def occupy(self, place: int, pid: int) -> None:
-        """A process uses this place from now on."""
+        """Assign this place to a process."""
         self._cells[place * _CELLS + _PID] = pid
 
     def leave(self, pid: int) -> None:
-        """A process has ended. Its counts stay."""
+        """Release the place of a process that has ended. Its counts remain."""
         for place in range(self.places):
             if self._cells[place * _CELLS + _PID] == pid:
                 self._cells[place * _CELLS + _PID] = 0
@@ -56,16 +56,16 @@ class Scoreboard:
     def write(self, place: int, numbers: Sequence[float]) -> None:
         """Publish the numbers of a place. Only its process may call this."""
         cells, begin = self._cells, place * _CELLS
-        # Odd while it is being written to.
+        # The number of writes is odd while the place is being written to.
         cells[begin + _WRITES] += 1
         cells[begin + _FIRST : begin + _FIRST + len(numbers)] = memoryview(array("d", numbers))
         cells[begin + _WRITES] += 1
 
     def begin(self, place: int, count: int) -> list[float]:
-        """The numbers that the last process in this place has left."""
+        """The numbers that the previous process in this place has left."""
         cells, begin = self._cells, place * _CELLS
         if cells[begin + _WRITES] % 2:
-            # It was killed while it wrote.
+            # The previous process was killed while writing.
             cells[begin + _WRITES] += 1
         return self._numbers(place, count)
 

@@ -1,4 +1,4 @@
-"""A few bytes that all processes forked after their creation share."""
+"""A few bytes that are shared by all processes forked after their creation."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import time
 from collections.abc import Iterator
 
 _PATIENCE_SECONDS = 1.0
-"""For a process that hangs while it holds the lock."""
+"""How long to wait for the lock, whose holder may hang."""
 
 
 class SharedBytes:
-    """A file in memory, without a name, with a lock."""
+    """An anonymous file in memory, with a lock."""
 
     def __init__(self, name: str) -> None:
         self._descriptor = os.memfd_create(name)
-        # Locks on a file hold between processes only.
+        # File locks work only between processes, so threads need another lock.
         self._threads = threading.Lock()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[bool]:
-        """Have it for oneself; False: another process has held it for too long."""
+        """Hold the lock. Yields False if another process has held it for too long."""
         with self._threads:
             held = self._hold()
             try:
@@ -33,15 +33,15 @@ class SharedBytes:
                     fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
 
     def read(self) -> bytes:
-        """All of it."""
+        """The content."""
         return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
 
     def append(self, more: bytes) -> None:
-        """Add to its end."""
+        """Append to the content."""
         os.pwrite(self._descriptor, more, os.fstat(self._descriptor).st_size)
 
     def replace(self, content: bytes) -> None:
-        """Write all of it anew."""
+        """Replace the content."""
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, content, 0)
 

@@ -1,6 +1,6 @@
-"""What a server's workers have answered lately: small counters, written down once a second while they change.
+"""Recent activity of a server's workers: small counters, written to files once a second while they change.
 
-Counting costs a request a microsecond, and a batch nothing: a stream of many batches is one request.
+Counting takes a microsecond per request. A stream of many batches is one request.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 60
-"""Seconds that rates are told of."""
+"""Number of seconds for which activity is kept."""
 
 _WRITE_SECONDS = 1.0
 _MOST_CALLERS = 64
 _MOST_SLOW = 10
 _SLOW_SECONDS = 600.0
-"""How long a slow request is remembered."""
+"""How long slow requests are remembered."""
 
 _MOST_CHARS = 200
-"""Of what was asked for."""
+"""Maximum length of the remembered request."""
 
 _KEPT_SECONDS = 24 * 3600.0
 
 
 @dataclass
 class _Second:
-    """What was answered in one second."""
+    """Counts of one second."""
 
     second: int = 0
     requests: int = 0
@@ -44,7 +44,7 @@ class _Second:
 
 @dataclass
 class Activity:
-    """What the workers of a server have done.
+    """The recent activity of all workers of a server.
 
     Attributes
     ----------
@@ -53,10 +53,10 @@ class Activity:
     slowest : list of dict
         The slowest requests of the last ten minutes: ``seconds``, ``ago``, ``what``.
     callers : list of dict
-        Who has asked for batches in the last minute: ``name``, ``batches``, ``bytes``, and ``waited``, the share of the
-        last minute or so that its training loops waited for batches, None if they did not tell.
+        Callers that requested batches within the last minute: ``name``, ``batches``, ``bytes``, and ``waited``, the
+        share of about the last minute that their training loops waited for batches, None if they did not report it.
     totals : dict
-        Since the workers started; with ``decoded``, the bytes of chunks that were decoded, and not found in memory.
+        Totals since the start of the workers. ``decoded`` is the size of chunks that had to be decoded.
     """
 
     workers: int = 0
@@ -67,14 +67,14 @@ class Activity:
 
 
 class Traffic:
-    """Counts what this worker answers, and reads what the others have counted.
+    """Counts the responses of this worker, and reads the counts of the others.
 
     Parameters
     ----------
     folder : Path
-        Shared by the workers of this server.
+        Folder that the workers of this server share.
     decoded : callable
-        Tells how many bytes of chunks were decoded so far.
+        Returns how many bytes of chunks have been decoded so far.
     """
 
     def __init__(self, folder: Path, decoded: Callable[[], int]) -> None:
@@ -85,13 +85,13 @@ class Traffic:
         self._callers: dict[str, list[float]] = {}
         self._slow: list[tuple[float, float, str]] = []
         self._slow_from = 0.0
-        """Seconds above which a request is among the slowest."""
+        """Duration above which a request is among the slowest, in seconds."""
         self._written = -1
         self._closed = threading.Event()
         self._server = os.getppid()
 
     def begin(self) -> None:
-        """Write down once a second what has changed."""
+        """Start to write changed counts once a second."""
         with contextlib.suppress(OSError):
             self._forget_old()
         threading.Thread(target=self._run, name="h5feed-traffic", daemon=True).start()
@@ -111,9 +111,9 @@ class Traffic:
         what: str,
         waits: tuple[float, float] | None = None,
     ) -> None:
-        """Count an answer of so many batches. From the event loop alone.
+        """Count a response with batches. Call it only from the event loop.
 
-        `waits` are the seconds that a loop of the caller waited, and of how many.
+        `waits` contains the seconds that a loop of the caller waited, and the duration that this covers.
         """
         now = time.time()
         second = self._second(int(now))
@@ -135,14 +135,14 @@ class Traffic:
         known[1] += batches
         known[2] += nbytes
         if waits is not None:
-            # What was told a minute ago counts a third.
+            # Older reports fade: those from a minute ago count for about a third.
             fading = math.exp(-waits[1] / SECONDS)
             known[3:] = [known[3] * fading + waits[0], known[4] * fading + waits[1]]
         if seconds > self._slow_from:
             self._note_slow(seconds, now, what)
 
     def note_request(self, status: int, seconds: float, what: str) -> None:
-        """Count any other answer. From the event loop alone."""
+        """Count any other response. Call it only from the event loop."""
         now = time.time()
         second = self._second(int(now))
         second.requests += 1
@@ -154,7 +154,7 @@ class Traffic:
             self._note_slow(seconds, now, what)
 
     def activity(self) -> Activity:
-        """What all workers of this server have done, as far as they have written it down."""
+        """The activity of all workers of this server, as far as they have written it."""
         self._write()
         now = int(time.time())
         found = Activity(totals={**dict.fromkeys(self._totals, 0), "decoded": 0})
@@ -172,7 +172,7 @@ class Traffic:
             found.slowest += [
                 {"seconds": seconds, "ago": max(0.0, now - at), "what": what}
                 for seconds, at, what in said["slow"]
-                # Not what is to come: the clock may have been set back.
+                # Skip requests from the future: the clock may have been set back.
                 if abs(now - at) < _SLOW_SECONDS
             ]
             for name, (seen, batches, nbytes, waited, told) in said["callers"].items():
@@ -200,7 +200,7 @@ class Traffic:
         self._keep_slow(now, [(seconds, now, what[:_MOST_CHARS])])
 
     def _keep_slow(self, now: float, more: list[tuple[float, float, str]]) -> None:
-        """Keep the slowest of those that are not long ago."""
+        """Keep the slowest of the recent requests."""
         kept = [one for one in self._slow if abs(now - one[1]) < _SLOW_SECONDS]
         self._slow = sorted([*kept, *more], reverse=True)[:_MOST_SLOW]
         self._slow_from = self._slow[-1][0] if len(self._slow) == _MOST_SLOW else 0.0
@@ -218,7 +218,7 @@ class Traffic:
         if requests == self._written:
             return
         self._written = requests
-        # What was slow ten minutes ago makes room for what is slow now.
+        # Forget requests from more than ten minutes ago.
         self._keep_slow(time.time(), [])
         said = {
             "totals": {**self._totals, "decoded": self._decoded()},
@@ -238,7 +238,7 @@ class Traffic:
             part.replace(file)
 
     def _said(self) -> list[dict[str, Any]]:
-        """What each worker has written."""
+        """The content of the file of each worker."""
         found = []
         with contextlib.suppress(OSError):
             for file in self._folder.glob(f"{self._server}-*.json"):

@@ -42,7 +42,7 @@ def _run(options: argparse.Namespace, token_file: Path | None, cache_dir: Path) 
     if options.action == "show":
         return _show(cache_dir)
     if token_file is None:
-        print("h5feed-server: which token file? Pass --token-file FILE or set H5FEED_TOKEN_FILE", file=sys.stderr)
+        print("h5feed-server: no token file is set: pass --token-file FILE or set H5FEED_TOKEN_FILE", file=sys.stderr)
         return 2
     try:
         if options.action == "create":
@@ -71,14 +71,14 @@ def _create(file: Path, name: str, datasets: Sequence[str] | None, expires: str 
         raise BadParameter(f"{where} {item['input']!r}: {item['msg'].removeprefix('Value error, ')}") from None
     with editing(file) as editor:
         if any(other.name == name for other in editor.records):
-            raise BadParameter(f"there is a token {name!r} already: choose another name, or revoke it first")
+            raise BadParameter(f"a token named {name!r} already exists: choose another name, or revoke it first")
         editor.add(record)
     for pattern in datasets or ():
         if "/" in pattern:
-            _note(f"--datasets {pattern}: names of datasets have dots for slashes, so this may match nothing")
+            _note(f"--datasets {pattern}: names of datasets contain dots instead of slashes, so this may match nothing")
     print(token)
     _note(f"created token {name!r} ({_what(record)}) in {file}")
-    _note("it is shown only now; pass it to clients as H5FEED_TOKEN, or in a file as H5FEED_TOKEN_FILE")
+    _note("it is not shown again; pass it to clients in H5FEED_TOKEN, or in a file that H5FEED_TOKEN_FILE names")
     return 0
 
 
@@ -110,7 +110,7 @@ def _revoke(file: Path, name: str) -> int:
                 f"there is no token {name!r}: {did_you_mean(name, [one.name for one in editor.records])}"
             )
         editor.remove(record)
-    _note(f"revoked token {name!r}; servers that use {file} notice within two seconds")
+    _note(f"revoked token {name!r}; servers that use {file} reject it within two seconds")
     return 0
 
 
@@ -118,8 +118,8 @@ def _show(cache_dir: Path) -> int:
     token = stored_token(cache_dir)
     if token is None:
         _note(
-            f"there is no token in {cache_dir}: the server creates one when it is started for other machines without "
-            "tokens. If it has another cache folder, pass --cache-dir"
+            f"there is no token in {cache_dir}: the server creates one if it serves other machines and no tokens are "
+            "set. If it uses another cache folder, pass --cache-dir"
         )
         return 1
     print(token)
@@ -127,7 +127,7 @@ def _show(cache_dir: Path) -> int:
 
 
 def moment_of(text: str, since: datetime) -> datetime:
-    """When a token expires: so long after `since`, or at the end of a day, in UTC.
+    """When a token expires: a time span after `since`, or the end of a day, in UTC.
 
     Raises
     ------
@@ -141,10 +141,10 @@ def moment_of(text: str, since: datetime) -> datetime:
             found = datetime.strptime(text.strip(), "%Y-%m-%d").replace(tzinfo=UTC) + timedelta(days=1)
     except (ValueError, OverflowError):
         raise BadParameter(
-            f"--expires {text}: expected a time span such as 12h, 30d or 8w, or a day such as 2027-01-31"
+            f"--expires {text}: expected a time span such as 12h, 30d or 8w, or a date such as 2027-01-31"
         ) from None
     if found <= since:
-        raise BadParameter(f"--expires {text}: this is over already")
+        raise BadParameter(f"--expires {text}: this is in the past")
     return found
 
 
@@ -158,5 +158,5 @@ def _day(moment: datetime) -> str:
 
 
 def _note(text: str) -> None:
-    """Standard output is for the token alone."""
+    """Print to standard error: standard output contains nothing but the token."""
     print(f"h5feed-server: {text}", file=sys.stderr)

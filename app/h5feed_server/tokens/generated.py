@@ -1,4 +1,4 @@
-"""The token that the server makes for itself if other machines can reach it and it has none."""
+"""The token that the server creates if other machines can reach it and no tokens are set."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 _TOKEN_BYTES = 24
 _TOKEN = re.compile(r"[\w-]{32}", re.ASCII)
-"""What so many random bytes look like."""
+"""Format of the generated token."""
 
 
 def stored_token(cache_dir: Path) -> str | None:
     """The generated token, if there is one in the cache folder."""
     file = _file(cache_dir)
-    # Anything else is what a crash has left of one, or somebody's own; to read what is no file may wait for ever.
+    # Anything else was left by a crash, or belongs to somebody else. Reading something other than a file may block.
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if file.is_file() and _TOKEN.fullmatch(kept := file.read_text("ascii").strip()):
             return kept
@@ -34,7 +34,7 @@ def kept_token(cache_dir: Path) -> tuple[str, bool]:
     token = secrets.token_urlsafe(_TOKEN_BYTES)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all: an empty token would let everybody in. `mkstemp` makes it readable by its owner only.
+        # Write atomically: an empty token would let everybody in. `mkstemp` files are readable only by the owner.
         descriptor, unfinished = tempfile.mkstemp(dir=cache_dir, prefix=".token-")
         with open(descriptor, "w") as stream:
             stream.write(token)

@@ -1,4 +1,4 @@
-"""The tokens that open a server: those of the settings, and those of the token file as it is now."""
+"""The tokens that give access to a server: those in the settings, and those in the token file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Token:
-    """A token, as far as the server remembers it.
+    """What the server knows about a token.
 
     Attributes
     ----------
     name : str
-        For people; no secret.
+        Name for logs and pages; not secret.
     id : str
-        Tells it from others; no secret.
+        Identifies the token; not secret.
     """
 
     name: str
@@ -41,13 +41,13 @@ class Token:
 
     @classmethod
     def of_plain(cls, number: int, token: str) -> Token:
-        """A token of the settings, by its place among them."""
+        """A token from the settings, named after its position."""
         digest = digest_of(proof_of(token.encode()))
         return cls(f"token {number}", digest.hex()[:8], digest)
 
     @classmethod
     def of_record(cls, record: TokenRecord) -> Token:
-        """A token of the file."""
+        """A token from the token file."""
         scope = EVERYTHING if record.datasets is None else DatasetScope(record.datasets)
         return cls(record.name, record.id, record.digest, record.expires, scope)
 
@@ -55,8 +55,8 @@ class Token:
 class Keyring:
     """Finds the token that a request has sent.
 
-    Create it before the workers are forked: it keeps what was last good in the token file, for a worker that starts
-    when the file is broken.
+    Create it before the workers are forked: it keeps the last valid content of the token file, for workers that start
+    while the file is invalid.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class Keyring:
 
     @property
     def is_guarding(self) -> bool:
-        """Whether a token is needed at all. A token file without tokens lets nobody in."""
+        """Whether requests need a token. With an empty token file, nobody can connect."""
         return bool(self._plain) or self._file is not None
 
     @property
@@ -91,7 +91,7 @@ class Keyring:
         return self._plain + self._of_file
 
     def watch(self) -> FileWatch | None:
-        """Follow the token file from now on; the caller closes it."""
+        """Start to watch the token file for changes; the caller closes the result."""
         if self._file is None:
             return None
         watch = FileWatch([self._file], self.refresh)
@@ -100,11 +100,11 @@ class Keyring:
         return watch
 
     def refresh(self) -> None:
-        """Read the token file. If it is broken, what was last good stays, and the log says why, once."""
+        """Read the token file. If it is invalid, keep the previous tokens, and log the reason once."""
         file = self._file
         if file is None:
             return
-        # Under the lock, so that no worker keeps for others what is older than what another has read.
+        # Hold the lock, so that no worker overwrites the content that another has read later.
         with self._good.locked():
             told = self._trouble.read()
             try:
@@ -117,9 +117,9 @@ class Keyring:
                 self._use(self._good.read())
             self._trouble.replace(trouble.encode())
         if trouble and trouble.encode() != told:
-            logger.error("token file %s: %s; the tokens that were valid before stay valid", file, trouble)
+            logger.error("token file %s: %s; the previous tokens stay valid", file, trouble)
         elif told and not trouble:
-            logger.warning("token file %s: it can be used again", file)
+            logger.warning("token file %s: it is valid again", file)
 
     def by_token(self, token: bytes) -> Token | None:
         """The token with this text, whether it has expired or not."""
@@ -127,7 +127,7 @@ class Keyring:
         return _match(proof_of(token), self._plain if own is None else (own, *self._plain))
 
     def by_cookie(self, name: str, proof: str) -> Token | None:
-        """The token that a cookie stands for, by its id and its proof."""
+        """The token for which a cookie was set, by its id and its proof."""
         own = self._by_id.get(name)
         return None if own is None else _match(proof, (own,))
 
@@ -138,7 +138,7 @@ class Keyring:
 
 
 def _match(proof: str, tokens: Sequence[Token]) -> Token | None:
-    """The token with this proof. All are compared, each in constant time: how long it takes tells nothing."""
+    """The token with this proof. All tokens are compared in constant time, so that the duration reveals nothing."""
     digest = digest_of(proof)
     matches = [token for token in tokens if hmac.compare_digest(digest, token.digest)]
     return matches[0] if matches else None

@@ -1,4 +1,4 @@
-"""Which datasets the current request may see. `Catalog` and `Jobs` look; everything else is found through them."""
+"""The datasets that the current request may see. `Catalog` and `Jobs` check the scope; all access goes through them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class DatasetScope:
-    """Names of datasets, as patterns in which ``*``, ``?`` and ``[…]`` mean what they mean in a shell.
+    """Names of datasets, as patterns with ``*``, ``?`` and ``[…]`` as in a shell.
 
     Attributes
     ----------
     patterns : tuple of str or None
-        None: every dataset, and all that is in the data folder beside them.
+        None: all datasets, and all other files in the data folder.
     """
 
     patterns: tuple[str, ...] | None = None
@@ -28,7 +28,7 @@ class DatasetScope:
         return self.patterns is None
 
     def covers(self, name: str) -> bool:
-        """Whether it has the dataset of this name, if there is one."""
+        """Whether the scope includes a dataset of this name, even if there is none."""
         return self.patterns is None or self._regex.fullmatch(name) is not None
 
     @cached_property
@@ -41,12 +41,12 @@ EVERYTHING = DatasetScope()
 NOTHING = DatasetScope(())
 
 SCOPE: ContextVar[DatasetScope] = ContextVar("scope", default=EVERYTHING)
-"""Set for each request where the server has tokens; the server's own work sees everything."""
+"""Set for each request if the server has tokens. The server's own work sees everything."""
 
 
 @contextlib.contextmanager
 def unrestricted() -> Iterator[None]:
-    """For work that is done for all callers, whoever has asked for it."""
+    """Remove the limits for work that is done on behalf of all callers."""
     before = SCOPE.set(EVERYTHING)
     try:
         yield

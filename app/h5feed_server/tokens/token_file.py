@@ -2,7 +2,7 @@
 
     {"name": "alice", "id": "1f0c9a3e", "hash": "sha256:…", "created": "2026-03-01T09:00:00Z", "datasets": ["mnist*"]}
 
-A line for each token, so that a mistake has the number of a line, and a tool that merges lines merges tokens.
+Each token has its own line, so that errors have a line number, and tools that merge lines merge tokens.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from ..cache_folder.locks import hold
 
 MAX_BYTES = 1 << 20
-"""Of a token file."""
+"""Maximum size of a token file."""
 
 _LOCK_SECONDS = 30.0
-"""How long a writer waits for another."""
+"""How long a writer waits for another writer."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
 class TokenFileError(FeedError):
-    """The token file cannot be used; the message says why and in which line, and tells no hash."""
+    """The token file cannot be used. The message gives the reason and the line, but no hash."""
 
 
 def _checked_name(name: str) -> str:
@@ -51,7 +51,7 @@ def _checked_pattern(pattern: str) -> str:
 
 
 class TokenRecord(BaseModel):
-    """A token as it is stored."""
+    """A token as stored in the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -101,7 +101,7 @@ def parse(content: bytes) -> list[TokenLine]:
                 if names.setdefault(key, number) != number:
                     raise TokenFileError(f"line {number}: line {names[key]} has the {key}, too")
         lines.append(TokenLine(text, record))
-    # After the end of the last line, there is none.
+    # Text after the last newline is not a line if it is empty.
     return lines if lines[-1].text else lines[:-1]
 
 
@@ -111,7 +111,7 @@ def _record(text: str) -> TokenRecord:
     Raises
     ------
     ValueError
-        Whose message is for those who read the log: it has no value of the line, which may be a secret.
+        The message goes to the log, so it contains no value of the line, which may be a secret.
     """
     try:
         found = json.loads(text)
@@ -143,7 +143,7 @@ def read(path: Path) -> bytes:
     TokenFileError
     """
     try:
-        # Opening a pipe would wait for its other end.
+        # Without O_NONBLOCK, opening a pipe would wait for its other end.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise TokenFileError(f"cannot be read: {error.strerror}") from None
@@ -172,7 +172,7 @@ def _content(descriptor: int) -> bytes:
 
 
 class TokenFileEditor:
-    """The lines of a token file that no other writer changes meanwhile; see `editing`."""
+    """The lines of a token file while no other writer can change them; see `editing`."""
 
     def __init__(self, lines: list[TokenLine]) -> None:
         self.lines = lines
@@ -198,16 +198,16 @@ def as_line(record: TokenRecord) -> str:
 
 @contextlib.contextmanager
 def editing(path: Path) -> Iterator[TokenFileEditor]:
-    """Change a token file: what the editor has at the end replaces it, whole or not at all.
+    """Change a token file. At the end, the lines of the editor replace it atomically.
 
-    A file that does not exist is created, readable by its owner only.
+    A file that does not exist is created, readable only by its owner.
 
     Raises
     ------
     TokenFileError
         It cannot be read or written, or another writer does not finish.
     """
-    # A link stays a link.
+    # Replace the target of a symbolic link, not the link.
     path = Path(os.path.realpath(path))
     try:
         descriptor = _locked(path)
@@ -224,7 +224,7 @@ def editing(path: Path) -> Iterator[TokenFileEditor]:
 
 
 def _locked(path: Path) -> int:
-    """Descriptor of the file that is at the path now, with a lock on it.
+    """Descriptor of the file that is at the path now, locked.
 
     Raises
     ------
@@ -241,7 +241,7 @@ def _locked(path: Path) -> int:
 
 
 def _replace(path: Path, content: bytes, before: os.stat_result) -> None:
-    """Replace the file at once; its owner and its mode stay, for a server of another user may read it.
+    """Replace the file atomically, and keep owner and mode, because a server of another user may read it.
 
     Raises
     ------
@@ -249,7 +249,7 @@ def _replace(path: Path, content: bytes, before: os.stat_result) -> None:
     """
     unfinished = None
     try:
-        # `mkstemp` makes it readable by its owner only.
+        # `mkstemp` files are readable only by the owner.
         descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         with open(descriptor, "wb") as file:
             file.write(content)
