@@ -113,6 +113,20 @@ def test_headers_of_strangers(serve: Callable[..., ServerProcess], folder: Path)
     assert httpx.get(f"{trusting.url}/v1/datasets", headers=said, timeout=60).status_code == 421
 
 
+def test_a_proxy_on_a_socket_of_both_families(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """Where the server listens to IPv6 as well, addresses of IPv4 are what they are elsewhere: for trust, for what is
+    logged, and for who counts as one caller."""
+    server = serve(folder, "--host", "::", "--access-log", H5FEED_TRUSTED_PROXIES="127.0.0.1", H5FEED_PUBLIC="1")
+    for address in ("9.9.9.9", "::ffff:8.8.8.8", "2001:db8:1:2:3::4"):
+        url = f"http://127.0.0.1:{server.port}/v1/datasets"
+        assert httpx.get(url, headers={"x-forwarded-for": address}, timeout=60).status_code == 200
+    assert server.process.stdout is not None
+    server.process.send_signal(signal.SIGTERM)
+    logged = server.process.stdout.read()
+    assert '9.9.9.9 "GET' in logged and '8.8.8.8 "GET' in logged and "ffff" not in logged
+    assert logged.count(" by ") == 1 and " by 2001:db8:1:2::/64 " in logged
+
+
 def test_prefixes() -> None:
     """What could be mistaken for a path of the server is refused; each of its paths is known."""
     assert checked_prefix("/user/ann/proxy/8000/") == "/user/ann/proxy/8000" and checked_prefix("/") == ""
