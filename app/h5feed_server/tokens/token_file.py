@@ -44,10 +44,21 @@ def _checked_name(name: str) -> str:
     return name
 
 
+def _checked_moment(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("this is not between the years 1 and 9999 in UTC") from None
+
+
 def _checked_pattern(pattern: str) -> str:
     if not pattern.strip():
         raise ValueError("a pattern is empty")
     return pattern
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_checked_moment)]
+"""In UTC, as it is shown and written."""
 
 
 class TokenRecord(BaseModel):
@@ -58,8 +69,8 @@ class TokenRecord(BaseModel):
     name: Annotated[str, AfterValidator(_checked_name)]
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
     hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-    created: AwareDatetime | None = None
-    expires: AwareDatetime | None = None
+    created: Moment | None = None
+    expires: Moment | None = None
     datasets: Annotated[tuple[Annotated[str, AfterValidator(_checked_pattern)], ...], Field(min_length=1)] | None = None
     """Patterns of names; None: all datasets."""
 
