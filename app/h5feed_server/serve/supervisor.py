@@ -201,7 +201,8 @@ class Supervisor:
 
     def _look_after(self, now: float) -> None:
         """Replace who stands still, start who is due, bury who has ended."""
-        if self._reloading:
+        # One after the other: each starts as many workers as there are.
+        if self._reloading and self._is_reload_told:
             self._reloading = False
             self._reload()
         for worker in list(self._workers.values()):
