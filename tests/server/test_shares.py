@@ -19,6 +19,7 @@ from h5feed_server.sharing.body_pool import BodyPool
 from h5feed_server.sharing.caller import CALLER, KEEPS_UP
 from h5feed_server.sharing.fair_threads import MAX_LOST, SPARE, FairThreads
 
+from tests.support.no_threads import no_more_threads
 from tests.support.waiting import wait_until
 
 MIB = 1 << 20
@@ -30,16 +31,6 @@ def calling(name: str, *, keeps_up: bool = False) -> Iterator[None]:
     yield
     CALLER.reset(tokens[0])
     KEEPS_UP.reset(tokens[1])
-
-
-@contextmanager
-def no_more_threads() -> Iterator[None]:
-    """A system that starts none: there is no address space for their stacks."""
-    before = threading.stack_size(1 << 47)
-    try:
-        yield
-    finally:
-        threading.stack_size(before)
 
 
 def test_one_caller_has_all_threads_but_those_for_others() -> None:
