@@ -30,7 +30,7 @@ from h5feed_server.cli import main as server_main
 from h5feed_server.tokens.commands import moment_of
 from h5feed_server.tokens.scope import EVERYTHING, NOTHING, DatasetScope
 from h5feed_server.tokens.secrets import digest_of, proof_of
-from h5feed_server.tokens.token_file import TokenFileError, editing, parse
+from h5feed_server.tokens.token_file import MAX_BYTES, TokenFileError, editing, parse
 
 from tests.support.fork_server import COMMANDS
 from tests.support.server_process import ServerProcess
@@ -190,6 +190,17 @@ def test_what_people_write_stays(file: Path, create: Callable[..., str]) -> None
     assert file.is_symlink() and stat.S_IMODE(real.stat().st_mode) == 0o640
 
 
+def test_a_file_that_is_full(file: Path, create: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    """It stays one that can be read, and no token is shown that is not in it."""
+    create("alice")
+    file.write_text(file.read_text() + "#" * (MAX_BYTES - file.stat().st_size - 1) + "\n")
+    before = file.read_bytes()
+    assert server_main(["token", "create", "bob"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == "" and f"more than {MAX_BYTES} bytes" in shown.err and file.read_bytes() == before
+    assert server_main(["token", "revoke", "alice"]) == 0
+
+
 def test_a_change_that_fails_leaves_the_file(file: Path, create: Callable[..., str]) -> None:
     """It is replaced whole or not at all."""
     create("bob")
@@ -229,6 +240,7 @@ def test_a_change_that_fails_leaves_the_file(file: Path, create: Callable[..., s
         (GOOD, "line 2 has the name 'a', too"),
         (GOOD.replace('"a"', '"b"'), "line 2 has the id '01234567', too"),
         ("[" * 5000, "not a JSON object"),
+        (GOOD[:-1] + ', "datasets": ["x"], "datasets": null}', "the key 'datasets' is there twice"),
         (b"\xff", "not UTF-8"),
     ],
 )

@@ -125,7 +125,7 @@ def _record(text: str) -> TokenRecord:
         Whose message is for those who read the log: it has no value of the line, which may be a secret.
     """
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=_unambiguous)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"not a JSON object ({error.msg} at column {error.colno}): `h5feed-server token create` writes these lines"
@@ -144,6 +144,19 @@ def _record(text: str) -> TokenRecord:
                 f"unknown key {where[:40]!r}: the keys are {', '.join(TokenRecord.model_fields)}"
             ) from None
         raise ValueError(f"{where}: {item['msg'].removeprefix('Value error, ')}") from None
+
+
+def _unambiguous(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Of two limits, nobody knows which one is meant.
+
+    Raises
+    ------
+    ValueError
+    """
+    names = [name for name, _ in items]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"the key {twice[:40]!r} is there twice")
+    return dict(items)
 
 
 def read(path: Path) -> bytes:
@@ -258,6 +271,9 @@ def _replace(path: Path, content: bytes, before: os.stat_result) -> None:
     ------
     TokenFileError
     """
+    if len(content) > MAX_BYTES:
+        # No server would read it, and no command.
+        raise TokenFileError(f"cannot be written: it would have more than {MAX_BYTES} bytes")
     unfinished = None
     try:
         # `mkstemp` makes it readable by its owner only.
