@@ -202,6 +202,56 @@ def test_a_reload_reads_the_file_of_settings(
     assert "log_format stays 'pretty' until the server is restarted" in said and "\nh5feed: SIGHUP" in said
 
 
+def test_reloads_that_let_nobody_else_in(
+    serve: Callable[..., ServerProcess],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A file of settings that is empty for a moment, or a pipe, does not open a server with tokens; and however often
+    tokens are changed, nothing is left of those before."""
+    monkeypatch.setattr(ServerProcess, "new_session", True)
+    file = tmp_path / "settings.env"
+    file.write_text("H5FEED_TOKENS=token-0\n")
+    server = serve(folder, "--env-file", str(file))
+    said = ""
+
+    def reload(words: str) -> str:
+        nonlocal said
+        said = ""
+        server.process.send_signal(signal.SIGHUP)
+
+        def is_said() -> bool:
+            nonlocal said
+            said += capfd.readouterr().err
+            return words in said
+
+        wait_until(is_said)
+        return said
+
+    def status(token: str) -> int:
+        headers = {"authorization": f"Bearer {token}"}
+        return httpx.get(f"{server.url}/v1/datasets/mixed", headers=headers, timeout=60).status_code
+
+    open_files: list[int] = []
+    for number in range(1, 4):
+        file.write_text(f"H5FEED_TOKENS=token-{number}\n")
+        before = server.worker_pids()
+        reload("all workers are replaced")
+        wait_until(lambda: len(server.worker_pids()) == 1 and server.worker_pids() != before)  # noqa: B023
+        wait_until(lambda: status(f"token-{number}") == 200)  # noqa: B023
+        open_files.append(len(os.listdir(f"/proc/{server.process.pid}/fd")))
+    # The tokens before are kept, in case the new workers do not start.
+    assert open_files[1] == open_files[2]
+    file.write_text("")
+    assert "there are no tokens any more" in reload("the workers stay")
+    file.unlink()
+    os.mkfifo(file)
+    assert "it is not a regular file" in reload("the workers stay")
+    assert status("token-3") == 200 and status("none") == 401
+
+
 def test_the_service_manager_is_told(folder: Path, tmp_path: Path) -> None:
     """Ready, signs of life, a reload with its end, and the end: as systemd expects them."""
     address = str(tmp_path / "notify")
