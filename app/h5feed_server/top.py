@@ -43,6 +43,7 @@ def run_top(url: str, token: str | None, *, once: bool, console: Console) -> int
     once : bool
         Show a single frame.
     """
+    token = (token or "").strip()
     try:
         frame = _frame(url, _ask(url, token))
     except Unreachable as error:
@@ -65,15 +66,21 @@ def run_top(url: str, token: str | None, *, once: bool, console: Console) -> int
     return 0
 
 
-def _ask(url: str, token: str | None) -> dict[str, Any]:
-    parts = urlsplit(url)
+def _ask(url: str, token: str) -> dict[str, Any]:
+    if not all(" " <= char <= "~" for char in token):
+        raise Unreachable("the token must contain only printable ASCII characters")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise Unreachable(f"invalid server URL {url!r}: {error}") from None
     connection: http.client.HTTPConnection
     if parts.scheme == "unix":
         connection = _UnixConnection(unquote(parts.path))
     elif parts.scheme == "https" and parts.hostname:
-        connection = http.client.HTTPSConnection(parts.hostname, parts.port, timeout=_TIMEOUT)
+        connection = http.client.HTTPSConnection(parts.hostname, port, timeout=_TIMEOUT)
     elif parts.scheme == "http" and parts.hostname:
-        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=_TIMEOUT)
+        connection = http.client.HTTPConnection(parts.hostname, port, timeout=_TIMEOUT)
     else:
         raise Unreachable(f"invalid server URL {url!r}: use http://host:8000, https://host or unix:///path/to.sock")
     prefix = "" if parts.scheme == "unix" else parts.path.rstrip("/")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -122,6 +124,20 @@ def test_secure_under_tls(browser: httpx.Client) -> None:
     """Behind a proxy that speaks TLS, the cookie is for TLS alone."""
     answer = browser.post("/sign-in", data={"token": TOKEN}, headers={"x-forwarded-proto": "https"})
     assert "Secure" in answer.headers["set-cookie"]
+
+
+def test_a_form_that_never_comes(
+    serve: Callable[..., ServerProcess], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The log is not filled by strangers that leave."""
+    server = serve(tmp_path, H5FEED_TOKENS=TOKEN)
+    head = b"POST /sign-in HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\ntok"
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", server.port), 60) as connected:
+            connected.sendall(head)
+            time.sleep(0.1)
+    assert server.stop() == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_a_long_form_is_refused(browser: httpx.Client) -> None:

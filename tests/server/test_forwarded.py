@@ -113,6 +113,20 @@ def test_headers_of_untrusted_proxies(serve: Callable[..., ServerProcess], folde
     assert httpx.get(f"{trusting.url}/v1/datasets", headers=said, timeout=60).status_code == 421
 
 
+def test_a_proxy_on_a_socket_of_both_families(serve: Callable[..., ServerProcess], folder: Path) -> None:
+    """Where the server listens to IPv6 as well, addresses of IPv4 are what they are elsewhere: for trust, for what is
+    logged, and for who counts as one caller."""
+    server = serve(folder, "--host", "::", "--access-log", H5FEED_TRUSTED_PROXIES="127.0.0.1", H5FEED_PUBLIC="1")
+    for address in ("9.9.9.9", "::ffff:8.8.8.8", "2001:db8:1:2:3::4"):
+        url = f"http://127.0.0.1:{server.port}/v1/datasets"
+        assert httpx.get(url, headers={"x-forwarded-for": address}, timeout=60).status_code == 200
+    assert server.process.stdout is not None
+    server.process.send_signal(signal.SIGTERM)
+    logged = server.process.stdout.read()
+    assert '9.9.9.9 "GET' in logged and '8.8.8.8 "GET' in logged and "ffff" not in logged
+    assert logged.count(" by ") == 1 and " by 2001:db8:1:2::/64 " in logged
+
+
 def test_prefixes() -> None:
     """Prefixes that could be confused with a path of the server are refused."""
     assert checked_prefix("/user/ann/proxy/8000/") == "/user/ann/proxy/8000" and checked_prefix("/") == ""
@@ -186,6 +200,56 @@ def test_a_reload_reads_the_env_file(
     assert status("first") == 401 and status("second") == 404
     said = capfd.readouterr().err
     assert "log_format stays 'pretty' until the server is restarted" in said and "\nh5feed: SIGHUP" in said
+
+
+def test_reloads_that_let_nobody_else_in(
+    serve: Callable[..., ServerProcess],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """An env file that is empty for a moment, or a pipe, does not open a server with tokens. Reloads with new tokens
+    leave no descriptors open."""
+    monkeypatch.setattr(ServerProcess, "new_session", True)
+    file = tmp_path / "settings.env"
+    file.write_text("H5FEED_TOKENS=token-0\n")
+    server = serve(folder, "--env-file", str(file))
+    said = ""
+
+    def reload(words: str) -> str:
+        nonlocal said
+        said = ""
+        server.process.send_signal(signal.SIGHUP)
+
+        def is_said() -> bool:
+            nonlocal said
+            said += capfd.readouterr().err
+            return words in said
+
+        wait_until(is_said)
+        return said
+
+    def status(token: str) -> int:
+        headers = {"authorization": f"Bearer {token}"}
+        return httpx.get(f"{server.url}/v1/datasets/mixed", headers=headers, timeout=60).status_code
+
+    open_files: list[int] = []
+    for number in range(1, 4):
+        file.write_text(f"H5FEED_TOKENS=token-{number}\n")
+        before = server.worker_pids()
+        reload("all workers are replaced")
+        wait_until(lambda: len(server.worker_pids()) == 1 and server.worker_pids() != before)  # noqa: B023
+        wait_until(lambda: status(f"token-{number}") == 200)  # noqa: B023
+        open_files.append(len(os.listdir(f"/proc/{server.process.pid}/fd")))
+    # The tokens before are kept, in case the new workers do not start.
+    assert open_files[1] == open_files[2]
+    file.write_text("")
+    assert "there are no tokens any more" in reload("the workers stay")
+    file.unlink()
+    os.mkfifo(file)
+    assert "it is not a regular file" in reload("the workers stay")
+    assert status("token-3") == 200 and status("none") == 401
 
 
 def test_systemd_is_notified(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -120,6 +121,38 @@ def test_chunked_body(server: ServerProcess) -> None:
     status, _, body = parts(exchange(server, head + b'8\r\n{"rows":\r\n5\r\n [3]}\r\n0\r\n\r\n'))
     assert status == "HTTP/1.1 200 OK"
     assert body == httpx.post(f"{server.url}/v1/datasets/mixed/rows", json={"rows": [3]}, timeout=60).content
+
+
+def test_trailers_are_no_headers(folder: Path, tmp_path: Path) -> None:
+    """Proxies pass them on as they are: they are no token, and do not say whom a proxy asks for."""
+    settings = {"H5FEED_TOKENS": "token-of-a-test", "H5FEED_TRUSTED_PROXIES": "127.0.0.1"}
+    server = ServerProcess(folder, tmp_path / "cache", "--access-log", **settings)
+    try:
+        lines = ("Transfer-Encoding: chunked", "Content-Type: application/json", "Connection: close")
+        said = request("/v1/datasets/mixed/rows", "X-Forwarded-For: 9.9.9.9", *lines, method="POST")
+        body = b'd\r\n{"rows": [3]}\r\n0\r\nAuthorization: Bearer token-of-a-test\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n'
+        status, _, _ = parts(exchange(server, said + body))
+        assert status.split()[1] == "401"
+        assert server.process.stdout is not None
+        server.process.send_signal(signal.SIGTERM)
+        logged = server.process.stdout.read()
+        assert '9.9.9.9 "POST' in logged and "6.6.6.6" not in logged
+    finally:
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("rubbish", "answered"),
+    [(b"GARBAGE\r\n\r\n", 3), (request("/" + "x" * 40_000), 3), (request("/healthz") * 80, 65)],
+)
+def test_requests_before_rubbish(server: ServerProcess, rubbish: bytes, answered: int) -> None:
+    """What is whole is answered, by its own answer, whatever comes behind it; then the connection ends."""
+    path = f"/v1/datasets/mixed/batches/0?{ORDER}"
+    received = exchange(server, request(path), request("/healthz") * 2, rubbish)
+    status, headers, rest = parts(received)
+    assert status == "HTTP/1.1 200 OK"
+    assert rest[: int(headers["content-length"])] == httpx.get(server.url + path, timeout=60).content
+    assert received.count(b"HTTP/1.1 200 OK\r\n") == answered == received.count(b"HTTP/1.1 ")
 
 
 @pytest.mark.parametrize("path", ["*", "/%00", "/%ff%fe", "//", "/v1/datasets/%2e%2e"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import threading
@@ -16,12 +17,14 @@ import httpx
 import numpy as np
 import pytest
 from h5feed.errors import JobWanted, Overloaded
+from h5feed_server.api.one_at_a_time import OneAtATime
 from h5feed_server.api.response_models import Job
 from h5feed_server.jobs import registry
 from h5feed_server.jobs import turns as turns_module
 from h5feed_server.jobs.registry import MAX_OF_DATASET, MAX_WAITING, Jobs, Progress, Request
 from h5feed_server.jobs.turns import Turns
 
+from tests.support.no_threads import no_more_threads
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -198,6 +201,31 @@ def _start(jobs: Jobs, dataset: str, number: int = 0) -> str:
     return jobs.start("endless", request, "/there").id
 
 
+def test_a_job_without_a_thread(endless: tuple[Jobs, _Endless], tmp_path: Path) -> None:
+    """It is refused, and left to whoever asks next, here or in another worker."""
+    jobs, work = endless
+    with no_more_threads(), pytest.raises(Overloaded, match="no thread"):
+        _start(jobs, "a")
+    assert not jobs._mine and not list((tmp_path / "jobs").iterdir())
+    _start(jobs, "a")
+    wait_until(lambda: work.running == 1)
+    # Whether it is still wanted is looked at, too.
+    ticks = jobs.ticks
+    wait_until(lambda: jobs.ticks > ticks)
+
+
+def test_checks_without_a_thread() -> None:
+    """The server's checks of itself go on when there are threads again."""
+
+    async def check() -> int:
+        checks = OneAtATime[int]("check")
+        with no_more_threads(), pytest.raises(Overloaded, match="no thread"):
+            await checks.run(lambda: 1, 60)
+        return await checks.run(lambda: 2, 60)
+
+    assert asyncio.run(check()) == 2
+
+
 def test_a_job_that_nobody_asks_for_is_stopped(endless: tuple[Jobs, _Endless], tmp_path: Path) -> None:
     """It goes on as long as it is asked for, by any worker, whatever the clock says; else it begins anew."""
     jobs, work = endless
@@ -216,9 +244,14 @@ def test_a_job_that_nobody_asks_for_is_stopped(endless: tuple[Jobs, _Endless], t
     # The last that anybody has asked was long ago.
     jobs._mine[job].asked = float("-inf")
     wait_until(lambda: work.running == 0)
-    state = other.state(job, "somebody")
-    assert state is not None and not state.is_over
-    wait_until(lambda: work.running == 1)
+
+    def is_begun_anew() -> bool:
+        # The worker that has stopped it may hold its lock for a moment.
+        state = other.state(job, "somebody")
+        assert state is not None and not state.is_over
+        return work.running == 1
+
+    wait_until(is_begun_anew)
     other.close()
 
 

@@ -26,6 +26,7 @@ from h5feed_server.stats import pictures, scan
 from h5feed_server.storage.byte_cache import ENTRY_BYTES, ByteCache
 from h5feed_server.storage.decoder_pool import Decoders
 
+from tests.support.no_threads import no_more_threads
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import suspend, wait_until
 
@@ -187,14 +188,16 @@ def test_decoding_beside_a_disk_that_hangs() -> None:
     """Threads that wait for it are replaced when they are late; their work fails, when it has ended."""
     decoders = Decoders(2, 0.5)
     gate = threading.Event()
+    at_work: list[int] = []
 
     def hang(remaining: Iterator[int]) -> None:
-        for _ in remaining:
+        for job in remaining:
+            at_work.append(job)
             gate.wait(60)
 
     with ThreadPoolExecutor(1) as other:
         hanging = other.submit(decoders.share, range(9), hang)
-        wait_until(hanging.running)
+        wait_until(lambda: len(at_work) == 2)
 
         def is_decoded() -> bool:
             done: list[int] = []
@@ -208,6 +211,86 @@ def test_decoding_beside_a_disk_that_hangs() -> None:
         gate.set()
         with pytest.raises(ReadTimeout):
             hanging.result(60)
+    decoders.close()
+
+
+def _pausing(seconds: float) -> Callable[[Iterator[int]], None]:
+    def work(remaining: Iterator[int]) -> None:
+        for _ in remaining:
+            time.sleep(seconds)
+
+    return work
+
+
+@pytest.mark.parametrize("way", ["share", "help"])
+def test_decoding_without_threads(way: str) -> None:
+    """Where one of several cannot be started, nothing is written for a call that is over, and nothing is missing."""
+    decoders = Decoders(4, 60.0)
+    decoders.share(range(2), _pausing(0.05))
+    at_work, done, lock, returned = [0], list[int](), threading.Lock(), threading.Event()
+    late: list[int] = []
+
+    def work(remaining: Iterator[int]) -> None:
+        for job in remaining:
+            with lock:
+                at_work[0] += 1
+            time.sleep(0.01)
+            with lock:
+                at_work[0] -= 1
+            done.append(job)
+            if returned.is_set():
+                late.append(job)
+
+    with no_more_threads():
+        if way == "share":
+            with pytest.raises(MemoryError, match="no thread"):
+                decoders.share(range(100), work)
+        else:
+            decoders.help(range(100), work)
+        assert at_work == [0]
+        returned.set()
+        time.sleep(0.1)
+    assert not late and len(done) == len(set(done))
+    assert way == "share" or len(done) == 100
+    returned.clear()
+    done.clear()
+    decoders.share(range(100), work)
+    assert sorted(done) == list(range(100))
+    decoders.close()
+
+
+def test_work_beside_threads_that_are_replaced_all_the_time() -> None:
+    """What waits for threads that make way is done by others, once, however often they do."""
+    decoders = Decoders(2, 0.02)
+    ended = threading.Event()
+    lost: list[object] = []
+
+    def hang() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(ReadTimeout):
+                decoders.share(range(2), _pausing(0.06))
+
+    def read() -> int:
+        whole = 0
+        while not ended.is_set() or not whole:
+            done: list[int] = []
+            with contextlib.suppress(ReadTimeout):
+                decoders.share(range(5), done.extend)
+                whole += 1
+                if sorted(done) != list(range(5)):
+                    lost.append(done)
+        return whole
+
+    with ThreadPoolExecutor(6) as others:
+        hanging = [others.submit(hang) for _ in range(2)]
+        reading = [others.submit(read) for _ in range(4)]
+        time.sleep(2)
+        ended.set()
+        for one in hanging:
+            one.result(60)
+        assert all(one.result(60) for one in reading)
+    assert not lost
+    assert decoders._waiting == 0
     decoders.close()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import Future
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,9 @@ import h5feed
 import h5py
 import numpy as np
 import pytest
-from h5feed.errors import FieldNotFound, RowOutOfRange, UnsupportedField
+from h5feed.errors import FieldNotFound, RowOutOfRange, SourceUnavailable, UnsupportedField
+from h5feed_server.api.batch_stream import filled
+from h5feed_server.catalog.hanging import ATTEMPT, MOST_OF_ONE, Attempt
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
 from h5feed_server.splits.order_spec import OrderSpec
@@ -118,6 +123,29 @@ def test_the_next_chunks_are_decoded_ahead(tmp_path: Path) -> None:
         wait_until(lambda: reader.decoded_bytes == 5 * 8 * 300 * 300)
         plan.filled(1, 2, lambda nbytes: np.empty(nbytes, np.uint8))
         assert reader.decoded_bytes == 6 * 8 * 300 * 300
+    finally:
+        services.close()
+
+
+def test_blocks_of_a_stream_on_a_disk_that_hangs(tmp_path: Path) -> None:
+    """Each block counts for its dataset when it hangs, and is refused where too many do."""
+    with h5py.File(tmp_path / "tall.h5", "w") as file:
+        file["x"] = np.arange(96)
+    services = Services.start(Settings(data_dir=tmp_path, cache_dir=tmp_path / "cache"))
+    try:
+        services.catalog.dataset_within(60, "tall")
+        plan = services.batcher.plan("tall", OrderSpec(), 8, None)
+        attempt = Attempt()
+        context = copy_context()
+        context.run(ATTEMPT.set, attempt)
+        assert len(context.run(filled, services, plan, 0, 1)) and attempt.dataset == "tall"
+        late = [Future[None]() for _ in range(MOST_OF_ONE)]
+        for work in late:
+            services.catalog.hanging.add("tall", work, time.monotonic())
+        with pytest.raises(SourceUnavailable, match="have been waiting for its disk"):
+            filled(services, plan, 0, 1)
+        late[0].set_result(None)
+        assert len(filled(services, plan, 0, 1))
     finally:
         services.close()
 

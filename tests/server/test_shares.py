@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +17,9 @@ import pytest
 from h5feed.buffers import PoolExhausted
 from h5feed_server.sharing.body_pool import BodyPool
 from h5feed_server.sharing.caller import CALLER, KEEPS_UP
-from h5feed_server.sharing.fair_threads import SPARE, FairThreads
+from h5feed_server.sharing.fair_threads import MAX_LOST, SPARE, FairThreads
 
+from tests.support.no_threads import no_more_threads
 from tests.support.waiting import wait_until
 
 MIB = 1 << 20
@@ -111,6 +115,90 @@ def test_threads_that_hang_are_replaced() -> None:
     wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("hanging-")])
     assert threads.busy == 0 and threads.submit(lambda: 1).result(60) == 1
     threads.shutdown(wait=True)
+
+
+@pytest.mark.parametrize("ends", ["when all is done", "in the middle", "in the middle, without what waits"])
+def test_a_storm_of_work(ends: str) -> None:
+    """From many callers, with threads that end at any moment and work that is given up as it ends: none is lost or done
+    twice, and no caller has more than its threads."""
+    most, callers, each = 3, 8, 1500
+    threads = FairThreads(most, "storm", idle_seconds=0.0005)
+    done: list[tuple[int, int]] = []
+    submitted: list[list[Future[None]]] = [[] for _ in range(callers)]
+    running, highest, lock = Counter[str](), Counter[str](), threading.Lock()
+    seen: list[int] = []
+
+    def work(caller: int, number: int) -> None:
+        name = CALLER.get()
+        assert name == f"{caller % 5}"
+        with lock:
+            running[name] += 1
+            highest[name] = max(highest[name], running[name])
+        if number % 11 == 0:
+            time.sleep(0.0003)
+        with lock:
+            running[name] -= 1
+        done.append((caller, number))
+
+    def call(caller: int) -> None:
+        dice = random.Random(caller)
+        with calling(f"{caller % 5}"):
+            for number in range(each):
+                try:
+                    submitted[caller].append(threads.submit(work, caller, number))
+                except RuntimeError:
+                    return
+                if ends != "in the middle" and dice.random() < 0.1:
+                    # Mostly what runs, or has just ended.
+                    threads.give_up(submitted[caller][dice.randrange(max(0, number - 8), number + 1)])
+                if dice.random() < 0.02:
+                    time.sleep(0.001)
+                if number % 100 == 0:
+                    seen.append(sum(thread.name.startswith("storm-") for thread in threading.enumerate()))
+
+    crowd = [threading.Thread(target=call, args=(caller,)) for caller in range(callers)]
+    for one in crowd:
+        one.start()
+    if ends != "when all is done":
+        wait_until(lambda: len(done) > callers * each // 4)
+        threads.shutdown(wait=False, cancel_futures="without" in ends)
+    for one in crowd:
+        one.join(60)
+    cancelled = 0
+    for futures in submitted:
+        for future in futures:
+            try:
+                future.result(60)
+            except CancelledError:
+                cancelled += 1
+    threads.shutdown(wait=True)
+    assert len(done) == len(set(done)) == sum(map(len, submitted)) - cancelled
+    assert "without" in ends or not cancelled
+    assert ends != "when all is done" or len(done) == callers * each
+    assert threads.busy == 0
+    assert ends != "in the middle" or max(highest.values()) <= most
+    # What was given up counts no more, though it goes on for a moment.
+    assert max(seen) <= most + SPARE + MAX_LOST
+    if ends == "when all is done":
+        wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("storm-")])
+
+
+def test_a_system_that_starts_no_threads() -> None:
+    """Work waits for the threads that there are; without any, it is refused, and later nothing is missing."""
+    threads = FairThreads(2, "scarce", idle_seconds=0.1)
+    gate = threading.Event()
+    first = threads.submit(gate.wait, 60)
+    wait_until(first.running)
+    with no_more_threads():
+        second = threads.submit(lambda: 2)
+        gate.set()
+        assert first.result(60) and second.result(60) == 2
+        wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("scarce-")])
+        with pytest.raises(MemoryError, match="no thread"):
+            threads.submit(lambda: 3)
+    assert threads.submit(lambda: 4).result(60) == 4
+    threads.shutdown(wait=True)
+    assert threads.busy == 0
 
 
 def test_an_error_is_the_future_s() -> None:

@@ -24,13 +24,13 @@ import httpx
 import numpy as np
 import pytest
 from h5feed.cli import main
-from h5feed.errors import BadParameter
+from h5feed.errors import BadParameter, Unauthorized
 from h5feed_server.api.redaction import without_secrets
 from h5feed_server.cli import main as server_main
 from h5feed_server.tokens.commands import moment_of
 from h5feed_server.tokens.scope import EVERYTHING, NOTHING, DatasetScope
 from h5feed_server.tokens.secrets import digest_of, proof_of
-from h5feed_server.tokens.token_file import TokenFileError, editing, parse
+from h5feed_server.tokens.token_file import MAX_BYTES, TokenFileError, editing, parse
 
 from tests.support.fork_server import COMMANDS
 from tests.support.server_process import ServerProcess
@@ -190,6 +190,17 @@ def test_a_change_keeps_comments_links_and_mode(file: Path, create: Callable[...
     assert file.is_symlink() and stat.S_IMODE(real.stat().st_mode) == 0o640
 
 
+def test_a_file_that_is_full(file: Path, create: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    """It stays one that can be read, and no token is shown that is not in it."""
+    create("alice")
+    file.write_text(file.read_text() + "#" * (MAX_BYTES - file.stat().st_size - 1) + "\n")
+    before = file.read_bytes()
+    assert server_main(["token", "create", "bob"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == "" and f"more than {MAX_BYTES} bytes" in shown.err and file.read_bytes() == before
+    assert server_main(["token", "revoke", "alice"]) == 0
+
+
 def test_a_change_that_fails_leaves_the_file(file: Path, create: Callable[..., str]) -> None:
     """The file is replaced completely or not at all."""
     create("bob")
@@ -224,10 +235,12 @@ def test_a_change_that_fails_leaves_the_file(file: Path, create: Callable[..., s
         (GOOD[:-1] + ', "datasets": "mnist"}', "datasets: "),
         (GOOD[:-1] + ', "expires": "2026-13-01"}', "expires: "),
         (GOOD[:-1] + ', "expires": "2026-12-01T00:00:00"}', "expires: "),
+        (GOOD[:-1] + ', "expires": "9999-12-31T23:00:00-05:00"}', "expires: this is not between"),
         (GOOD.replace('"a"', '"x y"'), "name: use up to 64"),
         (GOOD, "line 2 has the name 'a', too"),
         (GOOD.replace('"a"', '"b"'), "line 2 has the id '01234567', too"),
         ("[" * 5000, "not a JSON object"),
+        (GOOD[:-1] + ', "datasets": ["x"], "datasets": null}', "the key 'datasets' is there twice"),
         (b"\xff", "not UTF-8"),
     ],
 )
@@ -355,7 +368,7 @@ def test_an_expired_token_is_reported(
         assert browser.post("/sign-in", data={"token": brief}).status_code == 303
         assert browser.get("/").status_code == 200
         line = json.loads(file.read_text().splitlines()[1])
-        line["expires"] = "2026-01-01T00:00:00Z"
+        line["expires"] = "2026-01-01T05:00:00+05:00"
         file.write_text(json.dumps(line) + "\n")
         wait_until(lambda: browser.get("/").status_code == 303)
         said = browser.get(browser.get("/").headers["location"])
@@ -411,6 +424,26 @@ def test_patterns(patterns: tuple[str, ...], covered: tuple[str, ...], not_cover
     scope = DatasetScope(patterns)
     assert all(map(scope.covers, covered)) and not any(map(scope.covers, not_covered))
     assert EVERYTHING.covers("x") and not NOTHING.covers("x") and not NOTHING.covers("")
+
+
+def test_numbers_about_the_scope(data: Path, file: Path, create: Callable[..., str], tmp_path: Path) -> None:
+    """The numbers of datasets and of other clients are those of the scope."""
+    some, every = create("some", "--datasets", "mnist"), create("every")
+    server = _guarded(data, tmp_path / "cache", file)
+    try:
+        with httpx.Client(base_url=server.url, timeout=60) as http:
+
+            def get(path: str, token: str) -> httpx.Response:
+                return http.get(path, headers={"authorization": f"Bearer {token}"})
+
+            wait_until(lambda: get("/v1/datasets/zoo/batches/0?batch_size=2", every).status_code == 200)
+            assert get("/v1/datasets/mnist/batches/0?batch_size=2", every).status_code == 200
+            wait_until(lambda: 'h5feed_datasets{status="ok"} 2.0' in get("/metrics", every).text)
+            assert 'h5feed_datasets{status="ok"} 1.0' in get("/metrics", some).text
+            wait_until(lambda: get("/?format=json", every).json()["now"]["callers"] == 1)
+            assert get("/?format=json", some).json()["now"]["callers"] == 0
+    finally:
+        assert server.stop() == 0
 
 
 def test_files_with_datasets_outside_the_scope(file: Path, create: Callable[..., str], tmp_path: Path) -> None:
@@ -562,6 +595,27 @@ def test_a_token_that_can_be_neither_printed_nor_stored(data: Path, tmp_path: Pa
 
 
 # Clients
+
+
+def test_tokens_that_are_all_refused(
+    followed: tuple[ServerProcess, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that has another wrong token each time it is looked at is not followed for ever."""
+    server, _ = followed
+    own, sent = tmp_path / "my-token", list[str]()
+    own.write_text("wrong-0")
+    monkeypatch.delenv("H5FEED_TOKEN", raising=False)
+    monkeypatch.setenv("H5FEED_TOKEN_FILE", str(own))
+
+    def change(response: httpx.Response) -> None:
+        sent.append(response.request.headers["authorization"])
+        assert len(sent) < 20
+        own.write_text(f"wrong-{len(sent) % 2}")
+
+    with pytest.raises(Unauthorized):  # noqa: SIM117
+        with h5feed.connect(server.url, deadline=60, event_hooks={"response": [change]}) as feed:
+            feed.datasets()
+    assert sent == ["Bearer wrong-0", "Bearer wrong-1"]
 
 
 def test_clients_read_a_file(

@@ -45,9 +45,20 @@ def test_one_frame(serve: Callable[..., ServerProcess], folder: Path) -> None:
 
 def test_without_a_server(tmp_path: Path) -> None:
     """If there is no server, one line gives the reason, and the exit code is 1."""
-    for url, says in (("http://127.0.0.1:9", "refused"), ("ftp://x", "invalid"), (f"unix://{tmp_path}/s", "No such")):
+    for url, says in (
+        ("http://127.0.0.1:9", "refused"),
+        ("ftp://x", "invalid"),
+        (f"unix://{tmp_path}/s", "No such"),
+        ("http://x:99999", "Port"),
+    ):
         done = _once(url)
         assert done.returncode == 1 and says in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_token_that_cannot_be_sent() -> None:
+    """The message does not contain the token, of which only the end may be wrong."""
+    done = _once("http://127.0.0.1:9", "--token", "secret-of-mine\nx")
+    assert done.returncode == 1 and "printable ASCII" in done.stderr and "secret" not in done.stderr
 
 
 def test_it_updates_until_q(server: ServerProcess) -> None:

@@ -56,7 +56,11 @@ def filled(services: Services, plan: BatchPlan, start: int, stop: int) -> Bytes:
     ------
     PoolExhausted
         There is no room for it now.
+    SourceUnavailable
+        Too many threads hang at this dataset.
     """
+    # Each block has a thread of its own, and the plan of a stream is made once.
+    services.catalog.hanging.check(plan.dataset.name)
     return plan.filled(start, stop, services.pool.lease)
 
 

@@ -18,6 +18,17 @@ _NETWORK_BITS = 64
 """Of an IPv6 address: every host has so many left to choose from."""
 
 
+def plain_address(text: str) -> str:
+    """An address as its owner writes it: one of IPv4 is another text on a socket that listens to IPv6 as well.
+
+    Raises
+    ------
+    ValueError
+        It is none.
+    """
+    return str(_parsed(text))
+
+
 class TrustedProxies:
     """Determines the address of a client, taking trusted proxies into account.
 
@@ -45,7 +56,7 @@ class TrustedProxies:
         lines = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
         for item in reversed(",".join(lines).split(",")):
             try:
-                address = str(ipaddress.ip_address(item.strip().strip("[]")))
+                address = plain_address(item.strip().strip("[]"))
             except ValueError:
                 # What is no address was not written by a proxy.
                 break
@@ -62,7 +73,7 @@ class TrustedProxies:
         """Whether a peer with this address is a trusted proxy."""
         if address == UNIX:
             return self._unix
-        return any(ipaddress.ip_address(address) in network for network in self._networks)
+        return any(_parsed(address) in network for network in self._networks)
 
 
 class Callers:
@@ -84,10 +95,16 @@ class Callers:
         await self._app(scope, receive, send)
 
 
+def _parsed(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    address = ipaddress.ip_address(text)
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 def _by_network(address: str) -> str:
     if ":" not in address:
         return address
     try:
-        return str(ipaddress.ip_network((address.partition("%")[0], _NETWORK_BITS), strict=False))
+        plain = plain_address(address.partition("%")[0])
+        return str(ipaddress.ip_network((plain, _NETWORK_BITS), strict=False)) if ":" in plain else plain
     except ValueError:
         return address

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
 from h5feed.errors import HostNotAllowed, Overloaded, Unauthorized
 
+from ..catalog.entry import Status
 from ..sharing.metrics import Everywhere
+from ..tokens.scope import SCOPE
 from .dependencies import ServicesDep
 from .exposition import OPENMETRICS, OPENMETRICS_TYPE, TEXT_TYPE, exposition
 from .one_at_a_time import OneAtATime, StillRunning
@@ -18,7 +22,7 @@ _SECONDS = 5.0
 """Deadline of a response, which normally takes milliseconds."""
 
 # A separate thread, so that metrics are available even if all other threads wait for a disk.
-_collecting = OneAtATime[tuple[Everywhere, dict[str, int]]]("h5feed-exposition")
+_collecting = OneAtATime[tuple[Everywhere, list[tuple[str, Status]]]]("h5feed-exposition")
 
 
 @router.get(
@@ -39,14 +43,17 @@ async def metrics(request: Request, services: ServicesDep) -> Response:
     """
     openmetrics = OPENMETRICS in request.headers.get("accept", "")
 
-    def work() -> tuple[Everywhere, dict[str, int]]:
-        return services.metrics.everywhere(), {str(key): count for key, count in services.catalog.statuses().items()}
+    def work() -> tuple[Everywhere, list[tuple[str, Status]]]:
+        return services.metrics.everywhere(), services.catalog.statuses()
 
     try:
-        found, datasets = await _collecting.run(work, _SECONDS)
+        found, statuses = await _collecting.run(work, _SECONDS)
     except StillRunning as late:
         slow = Overloaded(f"collecting the metrics has taken {late.seconds:.0f} s so far; try again", retry_after=5)
         raise slow.because_of("threads") from None
+    # Those who ask at the same time share what was collected, and may have different tokens.
+    covers = SCOPE.get().covers
+    datasets = Counter[str](status for name, status in statuses if covers(name))
     text = exposition(found, datasets, openmetrics=openmetrics)
     media_type = OPENMETRICS_TYPE if openmetrics else TEXT_TYPE
     return Response(text, media_type=None, headers={"content-type": media_type, "cache-control": "no-store"})

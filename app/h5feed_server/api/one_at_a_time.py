@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from h5feed.errors import Overloaded
+
 T = TypeVar("T")
 
 
@@ -44,6 +46,8 @@ class OneAtATime(Generic[T]):
 
         Raises
         ------
+        Overloaded
+            The system starts no thread.
         StillRunning
             It took more than this many seconds, or the run in progress has been stuck for longer than that.
         Exception
@@ -55,7 +59,15 @@ class OneAtATime(Generic[T]):
             result = self._result = loop.create_future()
             self._began = time.monotonic()
             # Not an executor: at exit, the interpreter would wait for a thread that hangs.
-            threading.Thread(target=self._work, args=(loop, result, work), name=self._name, daemon=True).start()
+            thread = threading.Thread(target=self._work, args=(loop, result, work), name=self._name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                # Nobody works, so the next who asks begins again.
+                self._result = None
+                raise Overloaded("no thread can be started; try again in a moment", retry_after=5).because_of(
+                    "threads"
+                ) from None
         began = self._began
         left = max(0.0, began + seconds - time.monotonic())
         try:

@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
@@ -143,23 +142,13 @@ class Catalog:
         """The jobs that inspect files."""
         return self._indexer.inspections
 
-    def statuses(self) -> Counter[Status]:
-        """Number of datasets, and of files that cannot be served, by status, as the last scan has found them.
+    def statuses(self) -> list[tuple[str, Status]]:
+        """Name and status of each dataset, and of each file that cannot be served, as the last scan has found them,
+        whatever is in scope.
 
         Never waits for a disk, unlike `listed`.
         """
-        found: Counter[Status] = Counter()
-        for entry in list(self._entries.values()):
-            if entry.away is not None:
-                found["unavailable"] += len(entry.datasets()) or 1
-            elif not entry.outcome.done():
-                found["preparing"] += 1
-            elif entry.reason() is not None:
-                found["unavailable" if isinstance(entry.outcome.exception(), Transient) else "unreadable"] += 1
-            else:
-                found["ok"] += len(entry.datasets())
-                found["unreadable"] += len(entry.refused)
-        return found
+        return [line for entry in list(self._entries.values()) for line in _statuses_of(entry)]
 
     def trouble(self) -> str | None:
         """Why files that were served are not available now; None if they are."""
@@ -540,6 +529,17 @@ def _names_of(entry: Entry) -> set[str]:
     if not entry.outcome.done():
         return {entry.name}
     return {dataset.name for dataset in entry.datasets()} | entry.refused.keys()
+
+
+def _statuses_of(entry: Entry) -> list[tuple[str, Status]]:
+    names = [dataset.name for dataset in entry.datasets()]
+    if entry.away is not None:
+        return [(name, "unavailable") for name in names or [entry.name]]
+    if not entry.outcome.done():
+        return [(entry.name, "preparing")]
+    if entry.reason() is not None:
+        return [(entry.name, "unavailable" if isinstance(entry.outcome.exception(), Transient) else "unreadable")]
+    return [*((name, "ok") for name in names), *((name, "unreadable") for name in entry.refused)]
 
 
 def _unavailable(name: str, why: str) -> SourceUnavailable:

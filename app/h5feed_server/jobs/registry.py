@@ -325,12 +325,31 @@ class Jobs:
             fresh = replace(wanted, status="queued", done=0, total=0, code=None, detail=None)
             mine = self._mine[wanted.id] = _Mine(fresh, lock)
             self._write(mine)
-            # As many threads as unfinished jobs, which are limited; each ends with its job.
-            threading.Thread(target=self._run, args=(mine,), name=f"h5feed-{fresh.kind}", daemon=True).start()
-            if not self._watching:
-                self._watching = True
-                threading.Thread(target=self._watch, name="h5feed-jobs", daemon=True).start()
+            self._begin(mine)
             return mine.state
+
+    def _begin(self, mine: _Mine) -> None:
+        """Start the threads for a job. Call with the lock held.
+
+        Raises
+        ------
+        Overloaded
+            The system starts none: nobody does the job.
+        """
+        try:
+            if not self._watching:
+                threading.Thread(target=self._watch, name="h5feed-jobs", daemon=True).start()
+                self._watching = True
+            # As many threads as unfinished jobs, which are limited; each ends with its job.
+            threading.Thread(target=self._run, args=(mine,), name=f"h5feed-{mine.state.kind}", daemon=True).start()
+        except RuntimeError:
+            del self._mine[mine.state.id]
+            if mine.lock is not None:
+                self._forget(mine.state.id)
+                release(self._lock_of(mine.state.id), mine.lock)
+            raise Overloaded("no thread can be started; try again in a moment", retry_after=5).because_of(
+                "threads"
+            ) from None
 
     def _make_room(self, dataset: str) -> None:
         """Check the limits for a new job, and cancel a job of another dataset if necessary. Call with the lock held.

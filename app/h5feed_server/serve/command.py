@@ -12,7 +12,7 @@ import stat
 import sys
 from pathlib import Path
 
-from h5feed.errors import FeedError
+from h5feed.errors import BadParameter, FeedError
 from pydantic import ValidationError
 
 from ..settings import Settings, default_cache_dir, explain, unknown_variables, variables_of
@@ -125,8 +125,14 @@ def _is_wrong(settings: Settings, options: argparse.Namespace) -> str | None:
 def _reread(options: argparse.Namespace, started_with: Settings, keyring: Keyring) -> tuple[Settings, Keyring] | None:
     """Settings and tokens for the new workers at SIGHUP. If they cannot be used, prints the reason and returns None."""
     try:
+        if options.env_file is not None and options.env_file.exists() and not options.env_file.is_file():
+            # What comes through a pipe comes once: now it is empty, or to open it would take for ever.
+            raise BadParameter(f"--env-file {options.env_file}: it is not a regular file and cannot be read again")
         settings, *_ = _settings_of(options)
         wrong = _is_wrong(settings, options)
+        if wrong is None and started_with.is_guarded and not settings.is_guarded:
+            # Of a file that is being written, or was lost.
+            wrong = "there are no tokens any more: to let everybody in, restart the server"
         if (settings.tokens, settings.token_file) != (started_with.tokens, started_with.token_file):
             keyring = Keyring(settings.token_list, settings.token_file)
     except ValidationError as error:

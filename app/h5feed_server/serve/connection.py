@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from h5feed.errors import BadParameter, FeedError, TooLarge
 
-from ..api.identity import UNIX
+from ..api.identity import UNIX, plain_address
 from ..api.peer import PEER
 from ..api.problems import problem
 from ..api.redaction import without_tokens
@@ -75,7 +75,7 @@ def address_of(connection: socket.socket) -> str:
     with contextlib.suppress(OSError):
         name = connection.getpeername()
         if isinstance(name, tuple):
-            return str(name[0])
+            return plain_address(name[0])
     return UNIX
 
 
@@ -209,10 +209,14 @@ class Connection(Http1):
 
     def _refuse(self, error: FeedError, status: int) -> None:
         self._refused = True
-        running = self.running
+        running, latest = self.running, self.latest
         if running is not None and not running.complete:
+            if latest is not None and not latest.more_body:
+                # What came before is whole: it is answered, and then the connection ends.
+                latest.keep_alive = False
+                return
             running.disconnect()
-            running.is_refused = running.is_waiting and not running.started and running is self.latest
+            running.is_refused = running.is_waiting and not running.started and running is latest
             if not running.is_refused:
                 # A response is in progress, and a thread may be writing it, so no other response can be sent.
                 self.abort()

@@ -22,6 +22,7 @@ from typing import Any
 import httptools
 from starlette.types import ASGIApp, Message
 
+from ..api.identity import plain_address
 from ..api.redaction import without_secrets
 from ..sharing.request_id import HEADER, REQUEST_ID
 
@@ -316,7 +317,7 @@ class Http1(asyncio.Protocol):
         self.is_reading = True
         self.is_writable = asyncio.Event()
         self.is_writable.set()
-        self._expects_continue = False
+        self._expects_continue = self._has_head = False
 
     # Called by the transport
 
@@ -365,18 +366,23 @@ class Http1(asyncio.Protocol):
     # Called by the parser
 
     def on_message_begin(self) -> None:
-        self.url, self.headers, self._expects_continue = b"", [], False
+        self.url, self.headers = b"", []
+        self._expects_continue = self._has_head = False
 
     def on_url(self, url: bytes) -> None:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._has_head:
+            # A trailer. As a header it would be believed, though no proxy has looked at it.
+            return
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self._expects_continue = True
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        self._has_head = True
         version = self.parser.get_http_version()
         url = httptools.parse_url(self.url)
         path = url.path.decode("ascii")
@@ -456,8 +462,8 @@ def _addresses(connection: socket.socket | None) -> tuple[tuple[str, int] | None
         # A client that has disconnected has no address.
         with contextlib.suppress(OSError):
             name = connection.getpeername()
-            client = (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
+            client = (plain_address(name[0]), int(name[1])) if isinstance(name, tuple) else None
         with contextlib.suppress(OSError):
             name = connection.getsockname()
-            server = (str(name[0]), int(name[1])) if isinstance(name, tuple) else (name, None)
+            server = (plain_address(name[0]), int(name[1])) if isinstance(name, tuple) else (name, None)
     return client, server

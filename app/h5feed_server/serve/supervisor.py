@@ -202,7 +202,8 @@ class Supervisor:
 
     def _look_after(self, now: float) -> None:
         """Replace workers that hang, start workers that are due, and clean up after processes that have ended."""
-        if self._reloading:
+        # One reload after the other: each starts as many workers as there are.
+        if self._reloading and self._is_reload_told:
             self._reloading = False
             self._reload()
         for worker in list(self._workers.values()):

@@ -58,17 +58,25 @@ class FairThreads(Executor):
         self._closed = False
 
     def submit(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Submit work for `CALLER`; it runs in a copy of the current context."""
+        """Submit work for `CALLER`; it runs in a copy of the current context.
+
+        Raises
+        ------
+        MemoryError
+            There is no thread, and the system starts none.
+        """
         future: Future[T] = Future()
         context = copy_context()
         with self._lock:
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             item = (future, lambda: context.run(work, *args, **kwargs))
-            self._waiting.setdefault(CALLER.get(), deque()).append(item)
             # One more ticket is on its way.
             self._idle -= 1
-            self._start_thread()
+            if not self._start_thread() and len(self._threads) == len(self._lost):
+                self._idle += 1
+                raise MemoryError("no thread can be started")
+            self._waiting.setdefault(CALLER.get(), deque()).append(item)
         self._tickets.put(None)
         return future
 
@@ -140,13 +148,19 @@ class FairThreads(Executor):
             for _ in range(again):
                 self._tickets.put(None)
 
-    def _start_thread(self) -> None:
-        """Start a thread if there are more tickets than threads that wait for one; call with the lock held."""
+    def _start_thread(self) -> bool:
+        """Start a thread if there are more tickets than threads that wait for one; call with the lock held. Returns
+        False if the system starts none: those that there are do the work, later.
+        """
         if self._idle < 0 and len(self._threads) - len(self._lost) < self._most_of_one + SPARE:
-            self._idle += 1
             thread = threading.Thread(target=self._run, name=f"{self._name}-{next(self._numbers)}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self._idle += 1
             self._threads.append(thread)
-            thread.start()
+        return True
 
     def _without(self, caller: str) -> int:
         """A thread has finished work of a caller; call with the lock held. Returns the number of tickets to put."""

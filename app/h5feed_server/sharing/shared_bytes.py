@@ -7,6 +7,7 @@ import fcntl
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 _PATIENCE_SECONDS = 1.0
@@ -18,6 +19,8 @@ class SharedBytes:
 
     def __init__(self, name: str) -> None:
         self._descriptor = os.memfd_create(name)
+        # Each reload may create others.
+        weakref.finalize(self, os.close, self._descriptor).atexit = False
         # File locks work only between processes, so threads need another lock.
         self._threads = threading.Lock()
 

@@ -91,6 +91,8 @@ class Decoders:
 
         Raises
         ------
+        MemoryError
+            A thread cannot be started.
         ReadTimeout
             The work took more than `timeout` seconds. It is raised when the work has ended, because the threads still
             write to the caller's memory until then.
@@ -103,11 +105,17 @@ class Decoders:
             work(remaining)
             return
         shared, pool = _Shared(remaining, work), self._pool
+        begun: list[Future[None]] = []
         try:
-            self._wait([self._begin(shared) for _ in range(min(self._threads, len(listed)))], pool, shared)
+            for _ in range(min(self._threads, len(listed))):
+                begun.append(self._begin(shared))
         finally:
-            # If one thread has failed or the caller has given up, the others can stop.
-            shared.is_over = True
+            # If one thread cannot begin, the others write to the caller's memory still.
+            try:
+                self._wait(begun, pool, shared)
+            finally:
+                # If one thread has failed or the caller has given up, the others can stop.
+                shared.is_over = True
 
     def _begin(self, shared: _Shared[J]) -> Future[None]:
         """Let a thread take part in some work, in slices. The future ends with the thread's last slice."""
@@ -118,9 +126,14 @@ class Decoders:
     def _put(self, shared: _Shared[J], ended: Future[None]) -> None:
         with self._lock:
             pool = self._pool
-            submitted = pool.executor.submit(self._run, shared, ended)
-            pool.pending.add(submitted)
             self._waiting += 1
+            try:
+                submitted = pool.executor.submit(self._run, shared, ended)
+            except RuntimeError:
+                # It is in the queue nevertheless, for a thread that may come: that finds that the work is over.
+                shared.is_over = True
+                raise MemoryError("no thread can be started") from None
+            pool.pending.add(submitted)
 
         def done(future: Future[None]) -> None:
             pool.pending.discard(future)
@@ -135,8 +148,11 @@ class Decoders:
             self._waiting -= 1
         if self._closed:
             ended.cancel()
-        else:
+            return
+        try:
             self._put(shared, ended)
+        except MemoryError as error:
+            ended.set_exception(error)
 
     def _run(self, shared: _Shared[J], ended: Future[None]) -> None:
         with self._lock:
@@ -179,13 +195,27 @@ class Decoders:
         """
         listed = list(jobs)
         remaining = iter(listed)
+        helpers: list[Future[None]] = []
         with self._lock:
             pool = self._pool
-            helpers = [pool.executor.submit(work, remaining) for _ in range(min(self._threads, len(listed)) - 1)]
+            for _ in range(min(self._threads, len(listed)) - 1):
+                wanted = [True]
+                try:
+                    helpers.append(pool.executor.submit(self._help, wanted, work, remaining))
+                except RuntimeError:
+                    # No thread can be started. It is in the queue nevertheless, and nobody would wait for it.
+                    wanted.clear()
+                    break
         try:
             work(remaining)
         finally:
             self._wait([helper for helper in helpers if not helper.cancel()], pool)
+
+    def _help(self, wanted: list[bool], work: Callable[[Iterator[J]], None], remaining: Iterator[J]) -> None:
+        with self._lock:
+            if not wanted:
+                return
+        work(remaining)
 
     def chunk(
         self, source: LocalFile, fd: int, array: ArrayLayout, place: tuple[int, int, int], itemsize: int, out: Bytes

@@ -44,10 +44,21 @@ def _checked_name(name: str) -> str:
     return name
 
 
+def _checked_moment(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("this is not between the years 1 and 9999 in UTC") from None
+
+
 def _checked_pattern(pattern: str) -> str:
     if not pattern.strip():
         raise ValueError("a pattern is empty")
     return pattern
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_checked_moment)]
+"""In UTC, as it is shown and written."""
 
 
 class TokenRecord(BaseModel):
@@ -58,8 +69,8 @@ class TokenRecord(BaseModel):
     name: Annotated[str, AfterValidator(_checked_name)]
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
     hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-    created: AwareDatetime | None = None
-    expires: AwareDatetime | None = None
+    created: Moment | None = None
+    expires: Moment | None = None
     datasets: Annotated[tuple[Annotated[str, AfterValidator(_checked_pattern)], ...], Field(min_length=1)] | None = None
     """Patterns of names; None: all datasets."""
 
@@ -114,7 +125,7 @@ def _record(text: str) -> TokenRecord:
         The message goes to the log, so it contains no value of the line, which may be a secret.
     """
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=_unambiguous)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"not a JSON object ({error.msg} at column {error.colno}): `h5feed-server token create` writes these lines"
@@ -133,6 +144,19 @@ def _record(text: str) -> TokenRecord:
                 f"unknown key {where[:40]!r}: the keys are {', '.join(TokenRecord.model_fields)}"
             ) from None
         raise ValueError(f"{where}: {item['msg'].removeprefix('Value error, ')}") from None
+
+
+def _unambiguous(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Of two limits, nobody knows which one is meant.
+
+    Raises
+    ------
+    ValueError
+    """
+    names = [name for name, _ in items]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"the key {twice[:40]!r} is there twice")
+    return dict(items)
 
 
 def read(path: Path) -> bytes:
@@ -247,6 +271,9 @@ def _replace(path: Path, content: bytes, before: os.stat_result) -> None:
     ------
     TokenFileError
     """
+    if len(content) > MAX_BYTES:
+        # No server would read it, and no command.
+        raise TokenFileError(f"cannot be written: it would have more than {MAX_BYTES} bytes")
     unfinished = None
     try:
         # `mkstemp` files are readable only by the owner.

@@ -297,6 +297,7 @@ class Client:
         waits = waits_to_tell()
         more = {WAIT_HEADER: waits} if waits else {}
         attempts: FailedAttempts | None = None
+        refused: set[str] = set()
         enter(WAITING)
         while True:
             token = self._token.text
@@ -329,7 +330,8 @@ class Client:
                     raise self._differing(server, method, target, accept, json, max_bytes, error) from None
                 except FeedError as error:
                     self._servers.answered(server)
-                    if not isinstance(error, Unauthorized) or not self._has_new_token(token):
+                    refused.add(token)
+                    if not isinstance(error, Unauthorized) or not self._has_new_token(refused):
                         raise
                     continue
                 except httpx.TransportError as error:
@@ -343,13 +345,14 @@ class Client:
             failure = attempts.add(server.url, failure, deadline)
             self._wait_to_retry(attempts, server, failure, began, deadline, cancelled)
 
-    def _has_new_token(self, refused: str) -> bool:
-        """Whether the token's file contains another one by now, which is sent from now on."""
-        if not self._sends_token or not self._token.is_another_than(refused):
-            return False
-        for server in self._servers:
-            server.authorize(self._token.text)
-        return True
+    def _has_new_token(self, refused: set[str]) -> bool:
+        """Whether the token's file contains one by now that was not refused, which is sent from now on."""
+
+        def authorize(token: str) -> None:
+            for server in self._servers:
+                server.authorize(token)
+
+        return self._sends_token and self._token.is_new(refused, authorize)
 
     def _connection_failure(self, error: httpx.TransportError, server: Server) -> ConnectionFailed:
         """The error for an incomplete response, if a retry may help.

@@ -195,11 +195,13 @@ class Server:
         more: Mapping[str, str],
     ) -> Answer:
         """Bypass httpx: send the same bytes, without building them for every batch."""
-        template = self._templates.get(accept)
+        # The one in use now: what is built beside a change of the token is not kept.
+        templates = self._templates
+        template = templates.get(accept)
         if template is None:
             request = self._http.build_request("GET", "/", headers={"accept": accept})
             template = head_after_target(request.headers), request.extensions["timeout"]
-            self._templates[accept] = template
+            templates[accept] = template
         head, timeouts = template
         if more:
             head = with_headers(head, more)

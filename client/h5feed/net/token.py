@@ -6,6 +6,7 @@ import contextlib
 import os
 import stat
 import threading
+from collections.abc import Callable, Collection
 
 from ..errors import BadParameter
 from ..forks import tell_after_fork
@@ -35,14 +36,23 @@ class ClientToken:
         self._lock = threading.Lock()
         tell_after_fork(self)
 
-    def is_another_than(self, refused: str) -> bool:
-        """Whether there is another token now than the one that was refused: the file is read if need be."""
+    def is_new(self, refused: Collection[str], authorize: Callable[[str], None]) -> bool:
+        """Whether there is a token now that is none of those that were refused: the file is read if need be.
+
+        Parameters
+        ----------
+        authorize : callable
+            Have this token sent from now on.
+        """
         with self._lock:
-            if self.text == refused and self._file:
+            if self.text in refused and self._file:
                 # While somebody writes it, it is not a token, and the one before is as good.
                 with contextlib.suppress(BadParameter):
-                    self.text = token_in(self._file, "H5FEED_TOKEN_FILE=")
-            return self.text != refused
+                    text = token_in(self._file, "H5FEED_TOKEN_FILE=")
+                    # In this order: who takes `text` for what is sent must not ask for a newer one in vain.
+                    authorize(text)
+                    self.text = text
+            return self.text not in refused
 
     def after_fork(self) -> None:
         """In the child: a lock held by a thread of the parent would never be released."""

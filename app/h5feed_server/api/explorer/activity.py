@@ -37,7 +37,7 @@ async def feed_page(request: Request, services: ServicesDep) -> Response:
     """What the server does now."""
 
     def work() -> Page:
-        activity = _in_scope(services, services.traffic.activity())
+        activity = in_scope(services)
         found = services.metrics.everywhere()
         held = services.pool.held()
         settings = services.settings
@@ -69,9 +69,10 @@ async def feed_page(request: Request, services: ServicesDep) -> Response:
     return answer(request, await in_thread(services, work, threads=services.page_threads))
 
 
-def _in_scope(services: Services, activity: Activity) -> Activity:
-    """What the caller may see of it: not who else is there, nor what they ask for, if there are datasets that are not
-    for its token."""
+def in_scope(services: Services) -> Activity:
+    """What the server has done, as far as the caller may see it: not who else is there, nor what they ask for, if there
+    are datasets that are not for its token."""
+    activity = services.traffic.activity()
     slowest = [{**one, "what": without_secrets(one["what"])} for one in activity.slowest]
     callers = activity.callers
     if not SCOPE.get().is_everything:

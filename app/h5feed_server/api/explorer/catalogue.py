@@ -15,7 +15,7 @@ from ...catalog.discovery import shown
 from ...catalog.entry import Listed
 from ...storage.signatures import NOT_HDF5
 from ..dependencies import ServicesDep, all_known, in_thread
-from .activity import rates
+from .activity import in_scope, rates
 from .dataset import summary
 from .samples import strip_field
 from .snippets import curl, python
@@ -61,7 +61,7 @@ async def catalogue_page(request: Request, services: ServicesDep) -> Response:
             "offset": query.offset,
             "limit": query.limit,
             "preparing": sum(line.status == "preparing" for line in everything),
-            "now": rates(services.traffic.activity()),
+            "now": rates(in_scope(services)),
         }
         view = {
             "query": query,

@@ -10,7 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
-from h5feed.errors import TooLarge, Unauthorized
+from h5feed.errors import BadParameter, TooLarge, Unauthorized
+from starlette.requests import ClientDisconnect
 
 from ...tokens.keyring import Keyring
 from ..auth import SIGN_IN, SIGN_OUT, access_of, expiry_of, own_cookies_of, session_cookie, session_cookies_of
@@ -72,10 +73,14 @@ def _keyring(request: Request) -> Keyring:
 
 async def _body(request: Request) -> str:
     data = b""
-    async for piece in request.stream():
-        data += piece
-        if len(data) > _MAX_FORM_BYTES:
-            raise TooLarge(f"the form has more than {_MAX_FORM_BYTES} bytes")
+    try:
+        async for piece in request.stream():
+            data += piece
+            if len(data) > _MAX_FORM_BYTES:
+                raise TooLarge(f"the form has more than {_MAX_FORM_BYTES} bytes")
+    except ClientDisconnect:
+        # An answer for nobody.
+        raise BadParameter("the form did not arrive in time") from None
     return data.decode("utf-8", "replace")
 
 
