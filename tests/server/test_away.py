@@ -146,9 +146,12 @@ def test_a_copy_in_another_folder_is_as_good(served: tuple[ServerProcess, Path, 
     _back(server, training)
 
 
-def test_what_is_deleted_is_not_there(served: tuple[ServerProcess, Path, _Training]) -> None:
+def test_what_is_deleted_is_not_there(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
     """404 as soon as a file is deleted, or a folder with all that is in it; and the server is ready again at once."""
-    server, folder, _ = served
+    folder = tmp_path / "served"
+    _write(folder / "a.h5")
+    _write(folder / "nas" / "b.h5")
+    server = serve(folder, "--workers", "2")
     with h5feed.connect(server.url, deadline=60) as feed:
         assert feed["nas.b"].rows == ROWS
         shutil.rmtree(folder / "nas")

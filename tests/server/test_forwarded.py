@@ -238,17 +238,17 @@ def test_reloads_that_let_nobody_else_in(
     for number in range(1, 4):
         file.write_text(f"H5FEED_TOKENS=token-{number}\n")
         before = server.worker_pids()
-        reload("all workers are replaced")
+        reload("replacing all workers")
         wait_until(lambda: len(server.worker_pids()) == 1 and server.worker_pids() != before)  # noqa: B023
         wait_until(lambda: status(f"token-{number}") == 200)  # noqa: B023
         open_files.append(len(os.listdir(f"/proc/{server.process.pid}/fd")))
     # The tokens before are kept, in case the new workers do not start.
     assert open_files[1] == open_files[2]
     file.write_text("")
-    assert "there are no tokens any more" in reload("the workers stay")
+    assert "there are no tokens any more" in reload("nothing changes")
     file.unlink()
     os.mkfifo(file)
-    assert "it is not a regular file" in reload("the workers stay")
+    assert "it is not a regular file" in reload("nothing changes")
     assert status("token-3") == 200 and status("none") == 401
 
 
