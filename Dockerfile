@@ -8,6 +8,8 @@ WORKDIR /src
 RUN python -m venv /opt/uv && /opt/uv/bin/pip install --quiet --no-cache-dir uv==0.13.8
 
 FROM build AS build-server
+# For `strip`; the image itself has none of it.
+RUN apt-get update -qq && apt-get install -qqy --no-install-recommends binutils
 # Install the dependencies first: they change less often than the code, so this layer stays in the build cache.
 COPY requirements/server.txt requirements/server.txt
 RUN python -m venv --without-pip /opt/h5feed \

@@ -25,8 +25,9 @@ CODECS = frozenset(
 )
 """Modules of imagecodecs that HDF5 filters and PNG files need. The others are for formats that h5feed does not read."""
 
-TESTS = ("*/tests", "*/*/tests", "*/*/*/tests", "**/*.pyi", "numpy/f2py", "numpy/_core/include", "numpy/_core/lib")
-"""Tests and headers of other packages."""
+TESTS = ("*/tests", "*/*/tests", "*/*/*/tests", "numpy/f2py", "numpy/_core/include", "numpy/_core/lib")
+SOURCES = tuple(f"**/*.{suffix}" for suffix in ("pyi", "pyx", "pxd", "pxi", "c", "h", "a"))
+"""Tests of other packages, and what is needed to compile against them."""
 
 # fontTools subsets fonts for PDF files. matplotlib always imports its glyph table, so this part stays.
 PLOTS = (
@@ -47,12 +48,13 @@ FONTS = frozenset({"DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "LastResortHE-Regula
 
 def main() -> None:
     before = _size()
-    for pattern in (*TESTS, *PLOTS, *OTHERS):
+    for pattern in (*TESTS, *SOURCES, *PLOTS, *OTHERS):
         _remove(PACKAGES.glob(pattern))
     _remove(path for path in PACKAGES.glob("matplotlib/mpl-data/fonts/ttf/*") if path.name not in FONTS)
     _remove(path for path in PACKAGES.glob("imagecodecs/_*.so") if path.name.partition(".")[0] not in CODECS)
     _remove(_libraries_without_user("imagecodecs"))
     _remove(_libraries_without_user("pillow", "PIL"))
+    _strip()
     print(f"removed {(before - _size()) >> 20} of {before >> 20} MiB")
 
 
@@ -64,6 +66,12 @@ def _libraries_without_user(project: str, package: str | None = None) -> Iterato
         linked = subprocess.run(["ldd", module], capture_output=True, text=True, check=True).stdout
         needed |= {line.split()[0] for line in linked.splitlines() if line.strip()}
     return (path for path in folder.iterdir() if path.name not in needed)
+
+
+def _strip() -> None:
+    """Remove debug symbols from modules. Libraries of wheels are left alone: their tables have been rewritten."""
+    modules = [path for path in PACKAGES.rglob("*.so") if not path.relative_to(PACKAGES).parts[0].endswith(".libs")]
+    subprocess.run(["strip", "--strip-unneeded", *modules], check=True)
 
 
 def _remove(paths: Iterator[Path]) -> None:
