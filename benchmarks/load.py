@@ -37,7 +37,8 @@ BATCH, STREAM = 16, 8
 ALONE_SECONDS = 3.0
 """How long one client is measured alone, before and after."""
 
-SETTLE_SECONDS = 3.0
+SETTLE_SECONDS = 35.0
+"""Idle threads end after half a minute."""
 
 _PATIENCE = 60.0
 """Seconds to wait for an answer."""
