@@ -82,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             clients = _crowd(server, options.clients, options.seconds)
             peaks = server.worker_peaks()
             time.sleep(SETTLE_SECONDS)
+            # As before: the first moments after a rest count for nobody.
+            _alone(server)
             after, left = _alone(server), _held(server)
     print()
     report.print_machine()
