@@ -26,7 +26,7 @@ from tests.support.usage import Usage
 from tests.support.waiting import wait_until
 
 ROWS, SIDE = 512, 40
-GROWTH = 100 << 20
+GROWTH = 200 << 20
 """Bytes by which all workers together may grow, once they have served everything."""
 
 DATASETS = {"pictures": {}, "packed": {"chunks": (8, SIDE, SIDE), "compression": "gzip"}}
@@ -216,7 +216,8 @@ print("left", len(peers), flush=True)
 """
 
 
-@pytest.mark.parametrize("count", [500, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [500, 1500])
 def test_good_clients_beside_clients_that_never_finish(
     serve: Callable[..., ServerProcess], data: Path, pixels: np.ndarray, count: int
 ) -> None:
