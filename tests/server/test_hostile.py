@@ -138,7 +138,13 @@ class Watched:
 
     def get(self, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         url = f"/v1/datasets/{path}"
-        answer = self.http.get(url) if body is None else self.http.post(url, json=body)
+        deadline = time.monotonic() + 60
+        while True:
+            answer = self.http.get(url) if body is None else self.http.post(url, json=body)
+            if answer.status_code != 202 or time.monotonic() > deadline:
+                break
+            # A job computes it, where the machine is slow.
+            time.sleep(0.1)
         if answer.status_code != 200:
             assert answer.headers["content-type"] == "application/problem+json", answer.text
             assert answer.json()["code"] != "internal_error" and answer.json()["detail"], answer.text

@@ -33,7 +33,14 @@ QUERY = "batch_size=8"
 
 
 def families(url: str, **headers: str) -> list[Metric]:
-    answer = httpx.get(f"{url}/metrics", headers=headers, timeout=60).raise_for_status()
+    # The worker that has the connection may be the one that ends: connect again, as a client does.
+    for attempt in (1, 2, 3):
+        try:
+            answer = httpx.get(f"{url}/metrics", headers=headers, timeout=60).raise_for_status()
+            break
+        except httpx.ReadError:
+            if attempt == 3:
+                raise
     parse = parse_openmetrics if "openmetrics" in answer.headers["content-type"] else parse_text
     return list(parse(answer.text))
 
