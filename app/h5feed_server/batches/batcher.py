@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge
 from h5feed.order import BatchGrid
+from h5feed.stored.byte_cache import ENTRY_BYTES, ByteCache, CacheUsage
 from h5feed.wire import OFFSETS, ROWS, WEIGHT, Body, Tensor
 
 from ..cache_folder.folder import CacheFolder
@@ -29,7 +30,6 @@ from ..splits.compute import Rows
 from ..splits.on_request import SplitJobs
 from ..splits.order_spec import OrderSpec
 from ..splits.splitter import Splitter, balanced_by
-from ..storage.byte_cache import ENTRY_BYTES, ByteCache, CacheUsage
 from ..storage.reader import Reader
 from .order import Order
 

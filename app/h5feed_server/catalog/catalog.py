@@ -27,13 +27,13 @@ from h5feed.errors import (
     Transient,
     Unreadable,
 )
+from h5feed.stored.local_file import Identity
 from h5feed.suggestions import did_you_mean
 
 from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
 from ..sharing.fair_threads import FairThreads
 from ..storage.hdf5.reader_pool import ReaderPool
-from ..storage.local_file import Identity
 from ..tokens.scope import SCOPE
 from .dataset import Dataset
 from .declared import NAME as DECLARATION

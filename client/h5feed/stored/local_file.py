@@ -11,7 +11,9 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from h5feed.errors import DatasetCorrupt, FeedError, Overloaded, RevisionChanged, SourceUnavailable
+from ..errors import DatasetCorrupt, FeedError, Overloaded, RevisionChanged, SourceUnavailable
+from .scratch import Bytes
+from .source import Range, Scratch
 
 AWAY_ERRNOS = frozenset(
     (
@@ -21,10 +23,6 @@ AWAY_ERRNOS = frozenset(
     )
 )
 """Errors that the system returns if a disk or file server is unavailable."""
-
-Range = tuple[int, memoryview]
-"""Offset in the file, and the writeable bytes to be filled from there."""
-
 
 YOUNG_SECONDS = 2.0
 """Resolution of the coarsest file system clock (FAT). A file that changed within this time can change again without a
@@ -174,6 +172,30 @@ class LocalFile:
             for (offset, target), count in zip(ranges, received, strict=True):
                 if count != len(target):
                     self.read_rest(fd, offset, target, count)
+
+    def fill(self, handle: int, offset: int, target: memoryview) -> None:
+        """Fill `target` with the bytes from `offset`.
+
+        Raises
+        ------
+        DatasetCorrupt, RevisionChanged, Overloaded
+            See `read_rest`.
+        """
+        received = os.preadv(handle, (target,), offset)
+        if received != len(target):
+            self.read_rest(handle, offset, target, received)
+
+    def stored(self, handle: int, offset: int, nbytes: int, scratch: Scratch) -> Bytes:
+        """(nbytes,) uint8 from `offset`, in scratch memory for the purpose "stored".
+
+        Raises
+        ------
+        DatasetCorrupt, RevisionChanged, Overloaded
+            See `read_rest`.
+        """
+        target = scratch("stored", nbytes)
+        self.fill(handle, offset, memoryview(target))
+        return target
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[int]:

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from h5feed import wire
 
-from ..cache_folder.array_file import dump_arrays, load_arrays
+from .. import wire
+from .array_file import dump_arrays, load_arrays
 from .packing import Packing
 
 LAYOUT_VERSION = 11
