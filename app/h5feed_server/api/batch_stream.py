@@ -17,6 +17,7 @@ from h5feed.wire import MEDIA_TYPE, WAIT_HEADER
 from starlette.types import Receive, Scope, Send
 
 from ..batches.batcher import BatchPlan
+from ..batches.pieces import PiecesPlan
 from ..catalog.inspections import NotYet
 from ..jobs.registry import InProgress
 from ..services import Services
@@ -27,9 +28,11 @@ from .binary import KEPT, Bytes, is_tagged, not_modified, url_headers
 from .counting import PHASES
 from .dependencies import in_thread
 from .peer import Peer, Writer, peer_of
-from .queries import PlanQuery
+from .queries import BatchQuery, PlanQuery
 
 logger = logging.getLogger(__name__)
+
+AnyPlan = BatchPlan | PiecesPlan
 
 BLOCK_BYTES = 4 << 20
 """Bytes: small batches are put together up to this much and sent by one write."""
@@ -49,7 +52,15 @@ def plan_of(services: Services, name: str, query: PlanQuery) -> BatchPlan:
     return services.batcher.plan(name, query.spec, query.batch_size, query.revision)
 
 
-def filled(services: Services, plan: BatchPlan, start: int, stop: int) -> Bytes:
+def body_plan_of(services: Services, name: str, query: BatchQuery) -> AnyPlan:
+    """The plan for a query of batches, whose bodies are as asked for."""
+    plan = plan_of(services, name, query)
+    if query.body == "tensors":
+        return plan
+    return PiecesPlan(plan, services.catalog.root, query.body == "places" and services.settings.descriptors == "auto")
+
+
+def filled(services: Services, plan: AnyPlan, start: int, stop: int) -> Bytes:
     """Batches start … stop-1 in a leased buffer.
 
     Raises
@@ -84,7 +95,7 @@ class _Begun:
         Of the whole body, as far as that is known.
     """
 
-    plan: BatchPlan
+    plan: AnyPlan
     headers: dict[str, str]
     unsent: memoryview
     following: list[tuple[int, int]]
@@ -122,7 +133,7 @@ class BatchStream(Response):
     def __init__(
         self,
         services: Services,
-        plan: Callable[[], BatchPlan],
+        plan: Callable[[], AnyPlan],
         start: int,
         stop: int,
         *,
@@ -278,8 +289,10 @@ class BatchStream(Response):
         return begun
 
 
-def _blocks(plan: BatchPlan, start: int, stop: int) -> list[tuple[int, int]]:
+def _blocks(plan: AnyPlan, start: int, stop: int) -> list[tuple[int, int]]:
     """Batches start … stop-1, which are known to be there, by the blocks that they are read in."""
+    if plan.one_block:
+        return [(start, stop)]
     per_block = max(1, BLOCK_BYTES // plan.full.nbytes)
     starts = range(start, stop, per_block)
     if len(starts) > MAX_BLOCKS:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from h5feed.errors import (
@@ -136,6 +137,11 @@ class Catalog:
         # No scan here: this is polled while files are inspected, and scans would slow that down.
         entries = self._entries.values() if self._scanned > float("-inf") else self.entries()
         return all(entry.outcome.done() for entry in list(entries))
+
+    @property
+    def root(self) -> Path:
+        """The data folder."""
+        return self._root
 
     @property
     def inspections(self) -> Inspections[tuple[Dataset, ...]]:

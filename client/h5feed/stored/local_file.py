@@ -9,7 +9,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ..errors import DatasetCorrupt, FeedError, Overloaded, RevisionChanged, SourceUnavailable
 from .scratch import Bytes
@@ -119,12 +119,30 @@ class OpenFiles:
             self._files.clear()
 
 
+class Held(Protocol):
+    """An open file.
+
+    Attributes
+    ----------
+    fd : int
+    """
+
+    fd: int
+
+
+class Opener(Protocol):
+    """What opens files, and keeps them open."""
+
+    def get(self, path: str, identity: Identity) -> Held:
+        """The open file at `path`. See `OpenFiles.get`."""
+
+
 class LocalFile:
     """A local file, read with `preadv`. Never with mmap: truncating the file would cause SIGBUS.
 
     Parameters
     ----------
-    files : OpenFiles
+    files : Opener
     path : str
     identity : Identity
     digest : bytes
@@ -135,7 +153,7 @@ class LocalFile:
 
     def __init__(
         self,
-        files: OpenFiles,
+        files: Opener,
         path: str,
         identity: Identity,
         digest: bytes = b"",
