@@ -26,6 +26,7 @@ from ..blocks import Block
 from ..buffers import BufferPool
 from ..errors import BadAnswer, BadParameter, FeedError, TooLarge
 from ..net.client import Client
+from ..net.trace import as_tensors, read_here
 from ..plan import Plan
 from ..wire import OFFSETS, ROWS, WEIGHT, read_body
 
@@ -118,13 +119,14 @@ class Window:
             end = begin + (size if index < final else self.plan.last_rows)
             fields: dict[str, npt.NDArray[Any]] = {}
             for name in self._names:
+                flat = name.removesuffix(OFFSETS)
                 if name in read:
                     fields[name] = read[name][begin - first : end - first]
-                elif name in self.plan.frame.flat:
-                    offsets = self.arrays[name + OFFSETS][begin : end + 1]
-                    fields[name] = self.arrays[name][offsets[0] : offsets[-1]]
-                    fields[name + OFFSETS] = offsets - offsets[0]
-                elif name.removesuffix(OFFSETS) not in self.plan.frame.flat:
+                elif flat in self.plan.frame.flat:
+                    offsets = self.arrays[flat + OFFSETS][begin : end + 1]
+                    is_flat = name == flat
+                    fields[name] = self.arrays[flat][offsets[0] : offsets[-1]] if is_flat else offsets - offsets[0]
+                else:
                     fields[name] = self.arrays[name][begin:end]
             weight = self.arrays[WEIGHT][begin:end] if WEIGHT in self.arrays else None
             batches.append(
@@ -180,6 +182,7 @@ class PieceFetcher:
             The server does not answer, or refuses.
         """
         if self.reason is not None:
+            as_tensors(self.reason)
             return None
         by_place = self._client.is_local and not self._places_refused
         try:
@@ -187,13 +190,22 @@ class PieceFetcher:
         except (BadParameter, BadAnswer, TooLarge) as error:
             # A server that does not know of pieces refuses the parameter.
             self._give_up(by_place, str(error))
+            as_tensors(str(error))
             return None
+        if not window.columns:
+            as_tensors(_reasons(window))
         try:
-            return window.read(block.start, block.stop, _reader(), self._client.pool)
+            batches = window.read(block.start, block.stop, _reader(), self._client.pool)
         except FeedError as error:
             logger.debug("%s: fetched again as tensors: %s", self._path, error)
             self.forget()
-        return None
+            as_tensors(f"they were fetched again after an error: {error}")
+            return None
+        if window.columns:
+            rows = sum(len(batch.rows) for batch in batches)
+            each = sum(column.row_bytes for column, _ in window.columns.values())
+            read_here(rows, rows * each, from_files=by_place)
+        return batches
 
     def forget(self) -> None:
         """Drop what is known of files: they may have changed."""

@@ -32,7 +32,7 @@ def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
     pieces = PieceFetcher(client, path, plan)
 
     def fetch(block: Block, cancelled: threading.Event) -> list[Batch]:
-        if pieces.reason is None and (read := pieces.fetch(block, cancelled)) is not None:
+        if (read := pieces.fetch(block, cancelled)) is not None:
             return read
         query = {**plan.params, "epoch": str(block.epoch)}
         batches: list[Batch] = []

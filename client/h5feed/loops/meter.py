@@ -50,6 +50,9 @@ class _Pass:
     longest: float = 0.0
     retries: int = 0
     cached: int = 0
+    from_files: int = 0
+    from_pieces: int = 0
+    why: str = ""
     waits: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     @property
@@ -80,6 +83,9 @@ class _Pass:
                 self.nbytes += trace.nbytes
                 self.retries += trace.retries
                 self.cached += trace.cached
+                self.from_files += trace.from_files
+                self.from_pieces += trace.from_pieces
+                self.why = trace.why or self.why
         self.waiting += waiting
         self.transfer += transfer
         self.decode += max(0.0, float(waits.sum()) - waiting - transfer)
@@ -105,6 +111,9 @@ class _Pass:
             longest=self.longest,
             retries=self.retries,
             cached=self.cached,
+            from_files=self.from_files,
+            from_pieces=self.from_pieces,
+            why=self.why,
             steady_seconds=self.until - self.steady_from if is_steady else 0.0,
             steady_waited=self.waited - (self.steady_after or 0.0) if is_steady else 0.0,
             waits=self.waits.copy(),
