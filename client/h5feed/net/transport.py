@@ -20,6 +20,7 @@ import struct
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -243,9 +244,14 @@ class FeedTransport(httpx.BaseTransport):
                 length, begin = None, 0
                 while length is None or len(received) < begin + length:
                     connected.settimeout(max(1e-3, deadline - time.monotonic()))
-                    # Not inheritable, from the beginning.
-                    more, passed, _, _ = socket.recv_fds(connected, _HEAD_READ, 1, socket.MSG_CMSG_CLOEXEC)
-                    descriptors += passed
+                    # Not inheritable, from the beginning. `socket.recv_fds` ignores its flags.
+                    room = socket.CMSG_SPACE(array("i").itemsize)
+                    more, passed, flags, _ = connected.recvmsg(_HEAD_READ, room, socket.MSG_CMSG_CLOEXEC)
+                    for level, kind, data in passed:
+                        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                            descriptors += array("i", data[: len(data) - len(data) % array("i").itemsize])
+                    if flags & socket.MSG_CTRUNC:
+                        raise http.client.HTTPException("it passes more than one descriptor")
                     received += more
                     if not more or len(received) > MAX_HEAD_BYTES + MAX_PLAIN_BYTES:
                         raise http.client.IncompleteRead(received)
