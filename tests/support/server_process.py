@@ -27,12 +27,13 @@ class ServerProcess:
         self.start()
 
     def start(self) -> None:
-        """Start it, on the port that it had before."""
+        """Start it, on the port that it had before. With ``--uds``, it has one if ``--port`` is among the options."""
         arguments = ["serve", str(self.folder), "--cache-dir", str(self.cache_dir)]
-        if "--uds" not in self._options:
+        if "--uds" not in self._options or "--port" in self._options:
             arguments += ["--port", str(self.port)]
+        options = [one for one in self._options if one != "--port"]
         self.process = SERVERS.start(
-            [*arguments, *self._options], {**os.environ, **self._environment}, new_session=self.new_session
+            [*arguments, *options], {**os.environ, **self._environment}, new_session=self.new_session
         )
         ready, _, _ = select.select([self.process.stdout], [], [], 60)
         line = self.process.stdout.readline() if ready else ""

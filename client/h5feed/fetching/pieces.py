@@ -195,7 +195,7 @@ class PieceFetcher:
         if not window.columns:
             as_tensors(_reasons(window))
         try:
-            batches = window.read(block.start, block.stop, _reader(), self._client.pool)
+            batches = window.read(block.start, block.stop, reader(), self._client.pool)
         except FeedError as error:
             logger.debug("%s: fetched again as tensors: %s", self._path, error)
             self.forget()
@@ -263,7 +263,10 @@ class PieceFetcher:
         most = plan.frame.max_bytes(plan.batch_size, stop - start, plan.max_bytes)
         body = self._client.body(f"{self._path}/batches", query, max_bytes=most, cancelled=cancelled)
         try:
-            return _window(body, plan, epoch, start, stop, partial(self._file, form))
+            tensors, about, nbytes = read_body(body)
+            if nbytes != len(body):
+                raise ValueError(f"it has {len(body)} bytes instead of {nbytes}")
+            return window_of(tensors, about, plan, epoch, start, stop, partial(self._file, form))
         except (ValueError, KeyError) as error:
             raise BadAnswer(f"the response does not describe the batches that were requested: {error}") from None
 
@@ -280,8 +283,10 @@ class PieceFetcher:
         return self._client.descriptor(f"{self._path}/descriptor", params)
 
 
-def _window(body: npt.NDArray[np.uint8], plan: Plan, epoch: int, start: int, stop: int, file_of: Any) -> Window:
-    """The window in a body.
+def window_of(
+    tensors: Arrays, about: Mapping[str, str], plan: Plan, epoch: int, start: int, stop: int, file_of: Any
+) -> Window:
+    """The window in a body with these tensors and this metadata.
 
     Raises
     ------
@@ -291,9 +296,6 @@ def _window(body: npt.NDArray[np.uint8], plan: Plan, epoch: int, start: int, sto
     from ..stored.pieces import BYTES, PREFIX, NamedFile, load_pieces
     from ..stored.source import ReceivedBytes
 
-    tensors, about, nbytes = read_body(body)
-    if nbytes != len(body):
-        raise ValueError(f"it has {len(body)} bytes instead of {nbytes}")
     got = about["index"], about["epoch"], about["revision"]
     if got != (str(start), str(epoch), plan.params["revision"]):
         raise ValueError(f"it is batch {got[0]} of epoch {got[1]}, revision {got[2]}")
@@ -334,7 +336,7 @@ _READERS: dict[int, ArrayReader] = {}
 _READERS_LOCK = threading.Lock()
 
 
-def _reader() -> ArrayReader:
+def reader() -> ArrayReader:
     """The reader of this process, whose threads decode for all datasets."""
     found = _READERS.get(os.getpid())
     if found is None:
