@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -54,24 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Without caches of decoded chunks, as with more data than memory.
     environment = {"H5FEED_HOST": link.THERE, "H5FEED_PUBLIC": "true", "H5FEED_CHUNK_CACHE_BYTES": "0"}
     found: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        os.symlink(options.file, Path(folder) / options.file.name)
-        with (
-            h5feed_server(Path(folder), 2, None, through, (), **environment) as server,
-            h5feed.connect(server.url) as feed,
-        ):
-            dataset = feed[options.file.stem]
-            turns = {}
-            for name, decode in _FORMS.items():
-                turns[name] = epochs_of(dataset, _BATCH, decode=decode)
-                loader = dataset.loader(batch_size=_BATCH, decode=decode)
-                before = server.cpu_seconds()
-                for _ in loader:
-                    pass
-                stats = loader.stats()
-                found[f"cpu {name}"] = [(server.cpu_seconds() - before) / stats.rows] * options.rounds
-                found[f"wire {name}"] = [stats.bytes / stats.rows] * options.rounds
-            rates = {name: list(each) for name, each in take_turns(turns, options.rounds).items()}
+    with (
+        h5feed_server(options.file.parent, 2, None, through, (), **environment) as server,
+        h5feed.connect(server.url) as feed,
+    ):
+        dataset = feed[options.file.stem]
+        turns = {}
+        for name, decode in _FORMS.items():
+            turns[name] = epochs_of(dataset, _BATCH, decode=decode)
+            loader = dataset.loader(batch_size=_BATCH, decode=decode)
+            before = server.cpu_seconds()
+            for _ in loader:
+                pass
+            stats = loader.stats()
+            found[f"cpu {name}"] = [(server.cpu_seconds() - before) / stats.rows] * options.rounds
+            found[f"wire {name}"] = [stats.bytes / stats.rows] * options.rounds
+        rates = {name: list(each) for name, each in take_turns(turns, options.rounds).items()}
     print(json.dumps(rates | found))
     return 0
 

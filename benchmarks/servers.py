@@ -45,14 +45,14 @@ class H5feedServer:
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     def cpu_seconds(self) -> float:
-        """CPU seconds that the server and all that it has started have taken so far.
+        """CPU seconds that all processes that it has started have taken so far: its workers, above all.
 
         Raises
         ------
         OSError
             The system does not tell (no Linux).
         """
-        waiting, ticks = [self.pid], 0
+        waiting, ticks = self.workers(), 0
         while waiting:
             pid = waiting.pop()
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):

@@ -170,7 +170,9 @@ class BatchStream(Response):
             return
         start, stop = self._window
         seconds, waits = time.perf_counter() - since, _waits(scope)
-        self._services.traffic.note_batches(CALLER.get(), stop - start, begun.nbytes, seconds, self._url[0], waits)
+        self._services.traffic.note_batches(
+            CALLER.get(), stop - start, begun.nbytes, seconds, self._url[0], waits and waits[:2]
+        )
         if writer is not None and writer.started:
             head = writer.take_back()
             if head:
@@ -184,7 +186,9 @@ class BatchStream(Response):
             scope.setdefault("extensions", {})[PHASES] = since, queue, begun.plan_seconds, read, sent
             metrics = self._services.metrics
             endpoint = metrics.catalogue.batches[scope["path"].endswith("/batches")]
-            batches, (waited, told) = stop - start, waits or (0.0, 0.0)
+            batches, (waited, told, read_there) = stop - start, waits or (0.0, 0.0, 0)
+            if read_there:
+                metrics.add("client_read_bytes_total", amount=read_there)
             phases = queue, begun.plan_seconds, read, sent
             metrics.note_batches(pack_batches(endpoint, batches, begun.rows, begun.nbytes, *phases, waited, told))
 
@@ -310,14 +314,17 @@ def _report(error: Exception) -> None:
         logger.error("response aborted", exc_info=error)
 
 
-def _waits(scope: Scope) -> tuple[float, float] | None:
-    """The seconds that the caller's loop waited, and of how many, if it tells them."""
+def _waits(scope: Scope) -> tuple[float, float, int] | None:
+    """The seconds that the caller's loop waited, of how many, and the bytes it read from files, if it tells them."""
     for name, value in scope["headers"]:
         if name == _WAIT_HEADER:
             match = _WAITS.fullmatch(value)
-            return (min(float(match[1]), float(match[2])), float(match[2])) if match else None
+            if match is None:
+                return None
+            seconds = float(match[2])
+            return min(float(match[1]), seconds), seconds, int(match[3] or 0)
     return None
 
 
 _WAIT_HEADER = WAIT_HEADER.encode()
-_WAITS = re.compile(rb"waited=([0-9]{1,7}\.[0-9]{1,3}), of=([0-9]{1,7}\.[0-9]{1,3})")
+_WAITS = re.compile(rb"waited=([0-9]{1,7}\.[0-9]{1,3}), of=([0-9]{1,7}\.[0-9]{1,3})(?:, read=([0-9]{1,15}))?")

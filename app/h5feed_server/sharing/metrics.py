@@ -139,6 +139,9 @@ class Catalogue:
             _counter(
                 "client_wait_seconds_total", "Time that training loops waited for batches, as reported by clients."
             ),
+            _counter(
+                "client_read_bytes_total", "Size of the rows that clients read from files, as reported by clients."
+            ),
             _counter("client_loop_seconds_total", "Duration of the training loops that these reports cover."),
             _counter("decoded_chunks_total", "Chunks decoded."),
             _counter("decoded_bytes_total", "Size of these chunks after decoding."),

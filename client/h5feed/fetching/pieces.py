@@ -25,6 +25,7 @@ from ..batch import Batch
 from ..blocks import Block
 from ..buffers import BufferPool
 from ..errors import BadAnswer, BadParameter, FeedError, TooLarge
+from ..forks import tell_after_fork
 from ..net.client import Client
 from ..net.trace import as_tensors, read_here
 from ..plan import Plan
@@ -332,25 +333,32 @@ def _reasons(window: Window) -> str:
 
 # The reader of this process ------------------------------------------------------------------------------------------
 
-_READERS: dict[int, ArrayReader] = {}
-_READERS_LOCK = threading.Lock()
 
-
-def reader() -> ArrayReader:
+class _Shared:
     """The reader of this process, whose threads decode for all datasets."""
-    found = _READERS.get(os.getpid())
-    if found is None:
+
+    def __init__(self) -> None:
+        self._reader: ArrayReader | None = None
+        self._lock = threading.Lock()
+        tell_after_fork(self)
+
+    def after_fork(self) -> None:
+        """In the child: the threads are the parent's, and a lock that one of them held is never released."""
+        self._reader, self._lock = None, threading.Lock()
+
+    def get(self) -> ArrayReader:
+        """The reader, made at the first call."""
         from ..stored.array_reader import ArrayReader
         from ..stored.chunk_rows import ChunkRows
         from ..stored.decoder_pool import Decoders
         from ..stored.pieces import MAX_CHUNK_BYTES
 
-        with _READERS_LOCK:
-            found = _READERS.get(os.getpid())
-            if found is None:
-                threads = max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
-                decoders = Decoders(threads, TIMEOUT, MAX_CHUNK_BYTES)
-                found = ArrayReader(decoders, ChunkRows(decoders, CHUNK_CACHE_BYTES, TIMEOUT))
-                _READERS.clear()
-                _READERS[os.getpid()] = found
-    return found
+        with self._lock:
+            if self._reader is None:
+                decoders = Decoders(os.cpu_count() or 1, TIMEOUT, MAX_CHUNK_BYTES)
+                self._reader = ArrayReader(decoders, ChunkRows(decoders, CHUNK_CACHE_BYTES, TIMEOUT))
+            return self._reader
+
+
+_SHARED = _Shared()
+reader = _SHARED.get

@@ -94,6 +94,8 @@ class LoopStats(Mapping[str, float]):
     cached: int = 0
     from_files: int = 0
     from_pieces: int = 0
+    file_bytes: int = 0
+    """Bytes of the rows that were read from files; part of `bytes`."""
     why: str = ""
     steady_seconds: float = 0.0
     steady_waited: float = 0.0
