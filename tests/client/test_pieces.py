@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from h5feed.wire import read_body
 
 from tests.server.test_matrix import DTYPES, FILTERS, _is_legal
 from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
 
 ROWS = 23
 HIGH, WIDE_BYTES = 52, 80
@@ -242,3 +245,28 @@ def test_bytes_on_the_wire(server: ServerProcess) -> None:
         (table,) = (tensor for tensor in tensors.values() if tensor.ndim == 2)
         assert table.shape == (4, chunks) and tensors["__pieces__/bytes"].size == table[2].sum()
         assert feed["pieces"].rows == ROWS
+
+
+def test_other_asgi_servers(path: Path, tmp_path: Path) -> None:
+    """Under uvicorn alone there are no descriptors. That is found out once, and rows come as tensors."""
+    socket = tmp_path / "socket"
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "h5feed_server.asgi:app",
+        "--uds",
+        str(socket),
+        "--log-level",
+        "warning",
+    ]
+    environment = {**os.environ, "H5FEED_DATA_DIR": str(path.parent), "H5FEED_CACHE_DIR": str(tmp_path / "cache")}
+    with subprocess.Popen(command, env=environment) as process:
+        try:
+            wait_until(socket.exists)
+            with h5feed.connect(f"unix://{socket}", deadline=60) as feed:
+                loader = feed["pieces"].loader(x="plain-contiguous-u1", y=None, batch_size=4)
+                assert sum(1 for _ in loader) == 6
+                assert loader.stats().from_files == 0 and "passes no descriptor" in loader.stats().why
+        finally:
+            process.terminate()

@@ -27,6 +27,7 @@ from ..buffers import BufferPool
 from ..errors import BadAnswer, BadParameter, FeedError, TooLarge
 from ..forks import tell_after_fork
 from ..net.client import Client
+from ..net.descriptors import NoDescriptor
 from ..net.trace import as_tensors, read_here
 from ..plan import Plan
 from ..wire import OFFSETS, ROWS, WEIGHT, read_body
@@ -50,6 +51,9 @@ WINDOW_ROWS = 1 << 14
 
 _WINDOWS = 4
 """Windows of places that are kept, for blocks that are read at the same time."""
+
+_MOST_FAILURES = 8
+"""Blocks of one pass that are read here without success before it is not tried any more."""
 
 _LEAST_GAIN = 16
 """Places are worth fetching if they have so many times fewer bytes than the rows."""
@@ -166,6 +170,7 @@ class PieceFetcher:
         self._windows: OrderedDict[tuple[int, int], Window] = OrderedDict()
         self._lock = threading.Lock()
         self._places_refused = False
+        self._failures = 0
         self.reason: str | None = None
         if plan.pieces is False:
             self.reason = "decode='server'"
@@ -199,8 +204,11 @@ class PieceFetcher:
             batches = window.read(block.start, block.stop, reader(), self._client.pool)
         except FeedError as error:
             logger.debug("%s: fetched again as tensors: %s", self._path, error)
+            self._failures += 1
             self.forget()
-            as_tensors(f"they were fetched again after an error: {error}")
+            if isinstance(error, NoDescriptor) or self._failures >= _MOST_FAILURES:
+                self._give_up(by_place, str(error))
+            as_tensors(f"they could not be read here: {error}")
             return None
         if window.columns:
             rows = sum(len(batch.rows) for batch in batches)

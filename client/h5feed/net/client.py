@@ -26,7 +26,6 @@ from ..errors import (
     ConnectionFailed,
     FeedError,
     RevisionChanged,
-    SourceUnavailable,
     Transient,
     Unauthorized,
 )
@@ -37,7 +36,7 @@ from ..wire import MEDIA_TYPE, WAIT_HEADER
 from .cancellation import Cancellation
 from .certificates import Cert, Verify, context_of
 from .concurrency import Link
-from .descriptors import PassedFiles
+from .descriptors import NoDescriptor, PassedFiles
 from .http import httpx
 from .jobs import InProgress
 from .retries import FailedAttempts, error_of, final_error, reason_of
@@ -231,19 +230,19 @@ class Client:
 
         Raises
         ------
-        SourceUnavailable
+        NoDescriptor
             The server passes none, or does not answer.
         """
         with self._servers.one() as server:
             try:
                 status, content, descriptor = server.receive_descriptor(f"{path}?{urlencode(params)}")
             except (OSError, http.client.HTTPException) as error:
-                raise SourceUnavailable(f"{server.url} passes no descriptor: {error}") from None
+                raise NoDescriptor(f"{server.url} passes no descriptor: {error}") from None
         if descriptor is None or status != 200:
             if descriptor is not None:
                 os.close(descriptor)
             said = content[:200].decode("utf-8", "replace")
-            raise SourceUnavailable(f"{server.url} passes no descriptor, but status {status}: {said}")
+            raise NoDescriptor(f"{server.url} passes no descriptor, but status {status}: {said}")
         return descriptor
 
     def content(self, path: str, params: Params, media_type: str, *, is_job: bool = False) -> bytes:

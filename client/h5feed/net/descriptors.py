@@ -18,6 +18,10 @@ MAX_DESCRIPTORS = 64
 """Descriptors kept, per client. The least recently used are closed, when nothing reads from them any more."""
 
 
+class NoDescriptor(SourceUnavailable):
+    """The server passes no descriptor of a file, or one that is not of this file in this state."""
+
+
 class PassedFile:
     """A descriptor, closed when the last reader releases it."""
 
@@ -57,7 +61,7 @@ class PassedFiles:
 
         Raises
         ------
-        SourceUnavailable
+        NoDescriptor
             The descriptor does not belong to a regular file in this state.
         FeedError
             What `ask` raises.
@@ -72,7 +76,7 @@ class PassedFiles:
             found = PassedFile(fd, identity)
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or type(identity).of(status) != identity:
-                raise SourceUnavailable(f"the descriptor of {name!r} belongs to another file", retry_after=1)
+                raise NoDescriptor(f"the descriptor of {name!r} belongs to another file", retry_after=1)
             self._files[key] = found
             while len(self._files) > MAX_DESCRIPTORS:
                 self._files.popitem(last=False)
