@@ -82,7 +82,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("cache")
-    process = ServerProcess(path.parent, folder, "--uds", str(folder / "socket"), "--port")
+    process = ServerProcess(path.parent, folder, "--uds", str(folder / "socket"), "--port", "0")
     yield process
     assert process.stop() == 0
 
@@ -175,7 +175,7 @@ def test_stats_say_how_rows_came(server: ServerProcess) -> None:
         for loader in (near, forced):
             assert sum(1 for _ in loader) == 6
         assert near.stats().from_pieces == near.stats().from_files == 0 and "on this machine" in near.stats().why
-        assert forced.stats().from_pieces == ROWS and "rows decoded from pieces" in repr(forced.stats())
+        assert forced.stats().from_pieces == ROWS and "rows from pieces" in repr(forced.stats())
         assert near.stats().why in repr(near.stats())
         # Compressed: fewer bytes came than the rows have.
         assert forced.stats().bytes < ROWS * HIGH * WIDE_BYTES / 1.2 < near.stats().bytes
@@ -204,7 +204,7 @@ def test_descriptors_are_read_only_and_closed(server: ServerProcess) -> None:
 
 def test_no_descriptors(path: Path, serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
     """If the server passes none, rows come over the socket, and the reason is told."""
-    server = serve(path.parent, "--uds", str(tmp_path / "socket"), "--port", H5FEED_DESCRIPTORS="off")
+    server = serve(path.parent, "--uds", str(tmp_path / "socket"), "--port", "0", H5FEED_DESCRIPTORS="off")
     with h5feed.connect(_local(server), deadline=60) as feed:
         loader = feed["pieces"].loader(x="plain-contiguous-u1", y=None, batch_size=4)
         assert sum(1 for _ in loader) == 6

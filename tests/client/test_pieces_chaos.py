@@ -90,7 +90,7 @@ def _served(
     serve: Callable[..., ServerProcess], data: Path, tmp_path: Path, form: str, **settings: str
 ) -> tuple[Any, str]:
     socket = tmp_path / "socket"
-    server = serve(data, "--workers", "2", "--uds", str(socket), "--port", **settings)
+    server = serve(data, "--workers", "2", "--uds", str(socket), "--port", "0", **settings)
     return server, f"unix://{socket}" if form == "files" else server.url
 
 

@@ -27,11 +27,13 @@ class ServerProcess:
         self.start()
 
     def start(self) -> None:
-        """Start it, on the port that it had before. With ``--uds``, it has one if ``--port`` is among the options."""
+        """Start it, on the port that it had before."""
         arguments = ["serve", str(self.folder), "--cache-dir", str(self.cache_dir)]
-        if "--uds" not in self._options or "--port" in self._options:
-            arguments += ["--port", str(self.port)]
-        options = [one for one in self._options if one != "--port"]
+        options = [*self._options]
+        if "--port" in options:
+            options[options.index("--port") + 1] = str(self.port or options[options.index("--port") + 1])
+        elif "--uds" not in options:
+            options += ["--port", str(self.port)]
         self.process = SERVERS.start(
             [*arguments, *options], {**os.environ, **self._environment}, new_session=self.new_session
         )

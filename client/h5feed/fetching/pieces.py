@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -201,7 +202,7 @@ class PieceFetcher:
         if not window.columns:
             as_tensors(_reasons(window))
         try:
-            batches = window.read(block.start, block.stop, reader(), self._client.pool)
+            batches = window.read(block.start, block.stop, self._reader, self._client.pool)
         except FeedError as error:
             logger.debug("%s: fetched again as tensors: %s", self._path, error)
             self._failures += 1
@@ -215,6 +216,10 @@ class PieceFetcher:
             each = sum(column.row_bytes for column, _ in window.columns.values())
             read_here(rows, rows * each, from_files=by_place)
         return batches
+
+    @cached_property
+    def _reader(self) -> ArrayReader:
+        return reader()
 
     def forget(self) -> None:
         """Drop what is known of files: they may have changed."""
@@ -343,10 +348,10 @@ def _reasons(window: Window) -> str:
 
 
 class _Shared:
-    """The reader of this process, whose threads decode for all datasets."""
+    """The reader of this process, whose threads decode for all datasets. They end when nobody uses it any more."""
 
     def __init__(self) -> None:
-        self._reader: ArrayReader | None = None
+        self._reader: weakref.ref[ArrayReader] | None = None
         self._lock = threading.Lock()
         tell_after_fork(self)
 
@@ -355,18 +360,22 @@ class _Shared:
         self._reader, self._lock = None, threading.Lock()
 
     def get(self) -> ArrayReader:
-        """The reader, made at the first call."""
+        """The reader, made if nobody has it. The caller keeps it as long as it reads."""
         from ..stored.array_reader import ArrayReader
         from ..stored.chunk_rows import ChunkRows
         from ..stored.decoder_pool import Decoders
         from ..stored.pieces import MAX_CHUNK_BYTES
 
         with self._lock:
-            if self._reader is None:
+            found = None if self._reader is None else self._reader()
+            if found is None:
                 decoders = Decoders(os.cpu_count() or 1, TIMEOUT, MAX_CHUNK_BYTES)
-                self._reader = ArrayReader(decoders, ChunkRows(decoders, CHUNK_CACHE_BYTES, TIMEOUT))
-            return self._reader
+                chunk_rows = ChunkRows(decoders, CHUNK_CACHE_BYTES, TIMEOUT)
+                found = ArrayReader(decoders, chunk_rows)
+                for part in (decoders, chunk_rows):
+                    weakref.finalize(found, part.close)
+                self._reader = weakref.ref(found)
+            return found
 
 
-_SHARED = _Shared()
-reader = _SHARED.get
+reader = _Shared().get

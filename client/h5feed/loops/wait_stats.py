@@ -264,6 +264,6 @@ _LINES: Mapping[str, Callable[[LoopStats], str]] = {
     "utilisation": lambda stats: "–" if math.isnan(stats.utilisation) else f"{stats.utilisation:.3f}",
     "retries": _count("retries"),
     "rows from the cache": _count("cached"),
-    "rows from the server's files": _count("from_files"),
-    "rows decoded from pieces": _count("from_pieces"),
+    "rows from files": _count("from_files"),
+    "rows from pieces": _count("from_pieces"),
 }
