@@ -26,6 +26,8 @@ from . import (
     encoded,
     far,
     filtering,
+    on_host,
+    pieces,
     report,
     small,
     splitting,
@@ -48,7 +50,9 @@ GROUPS: dict[str, ModuleType] = {
     "h": cached,
     "j": encoded,
     "k": browsing,
+    "l": on_host,
     "p": building,
+    "q": pieces,
     "s": splitting,
     "t": statistics,
     "w": filtering,
@@ -62,6 +66,7 @@ _EXAMPLES = """groups:
   p  building from 3,000 JPEGs (needs 6 GB of disk)   j  images stored as JPEG, and Keras' own loader
   s  splits of ten million labels                     t  statistics of 1.26 GB of images
   k  pages of the explorer                            w  filtered rows of ten million
+  l  rows that the client reads from the files        q  compressed chunks over a link of 1 Gbit/s
 
 examples:
   python -m benchmarks                       everything, in less than five minutes

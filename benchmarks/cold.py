@@ -11,8 +11,8 @@ from pathlib import Path
 import h5feed
 import h5py
 import numpy as np
+from h5feed.stored.layout import load_layout
 from h5feed_server.storage.hdf5.inspector import Inspector
-from h5feed_server.storage.layout import load_layout
 
 from .data import Files
 from .measure import Figure, Rates

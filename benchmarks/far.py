@@ -64,10 +64,10 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
     for name, round_trip in ROUND_TRIPS.items():
         command = [sys.executable, "-m", "benchmarks.far", str(files.contiguous), str(round_trip), str(rounds)]
         if round_trip:
-            if not _links_are_possible():
+            if not links_are_possible():
                 print(f"cannot simulate a link of {name} here: it needs unshare, ip and /dev/net/tun", file=sys.stderr)
                 continue
-            command = [*_NAMESPACE, *command]
+            command = [*NAMESPACE, *command]
         # In a process of its own: the network namespace is the process's.
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=300)
         measured = json.loads(done.stdout.splitlines()[-1])
@@ -75,14 +75,14 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
     return rates
 
 
-_NAMESPACE = ["unshare", "--map-root-user", "--net", "--"]
+NAMESPACE = ["unshare", "--map-root-user", "--net", "--"]
 
 
-def _links_are_possible() -> bool:
+def links_are_possible() -> bool:
     """Whether network devices can be made in a namespace of our own."""
     if not (shutil.which("unshare") and shutil.which("ip")):
         return False
-    attempt = [*_NAMESPACE, "ip", "tuntap", "add", "attempt", "mode", "tun"]
+    attempt = [*NAMESPACE, "ip", "tuntap", "add", "attempt", "mode", "tun"]
     return subprocess.run(attempt, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 

@@ -13,9 +13,9 @@ import h5py
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
-from h5feed_server.storage.codecs import decode_chunk
+from h5feed.stored.codecs import decode_chunk
+from h5feed.stored.layout import load_layout
 from h5feed_server.storage.hdf5.inspector import Inspector
-from h5feed_server.storage.layout import load_layout
 
 from .measure import Turn
 

@@ -26,12 +26,15 @@ class Figure:
         Variant to contestant, same variants.
     target : float
         The ratio that we want to reach.
+    smaller : bool
+        Smaller is better.
     """
 
     name: str
     ours: Mapping[str, str]
     theirs: Mapping[str, str]
     target: float
+    smaller: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Measured:
     high: float
     ours: float
     theirs: float
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the ratio is at the target, or better."""
+        return self.ratio <= self.figure.target if self.figure.smaller else self.ratio >= self.figure.target
 
 
 Rates = Mapping[str, Sequence[float]]
@@ -94,7 +102,7 @@ def compare(figure: Figure, rates: Rates) -> list[Measured]:
 
 def best(measured: Sequence[Measured]) -> Measured:
     """The best variant of a figure."""
-    return max(measured, key=lambda one: one.ratio)
+    return max(measured, key=lambda one: -one.ratio if one.figure.smaller else one.ratio)
 
 
 def in_threads(work: Callable[[int], int], threads: int) -> int:

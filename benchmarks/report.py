@@ -35,7 +35,7 @@ def print_table(measured: Sequence[Measured], peaks: Mapping[str, Sequence[int]]
             _COLUMNS.format(
                 one.figure.name,
                 one.variant,
-                f"{one.ratio:.2f}{'*' if one.ratio >= one.figure.target else ' '}",
+                f"{one.ratio:.2f}{'*' if one.is_reached else ' '}",
                 f"{one.figure.target:g}",
                 f"{one.low:.2f} … {one.high:.2f}",
                 f"{one.ours * scale:,.0f}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Literal
 
 import h5feed
 from h5feed.options import OrderOptions
@@ -22,9 +23,14 @@ def variants(contestant: str) -> dict[str, str]:
     return {variant: f"{contestant} {workers}" for variant, workers in WORKERS.items()}
 
 
-def epochs_of(dataset: h5feed.Dataset, batch_size: int, window: int | None = None) -> Turn:
+def epochs_of(
+    dataset: h5feed.Dataset,
+    batch_size: int,
+    window: int | None = None,
+    decode: Literal["auto", "server", "client"] = "auto",
+) -> Turn:
     """Turns that take all batches of one shuffled epoch, another one each time."""
-    options: OrderOptions = {"shuffle": True}
+    options: OrderOptions = {"shuffle": True, "decode": decode}
     if window is not None:
         options["window"] = window
     epochs = itertools.count()

@@ -44,6 +44,24 @@ class H5feedServer:
         """
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
+    def cpu_seconds(self) -> float:
+        """CPU seconds that all processes that it has started have taken so far: its workers, above all.
+
+        Raises
+        ------
+        OSError
+            The system does not tell (no Linux).
+        """
+        waiting, ticks = self.workers(), 0
+        while waiting:
+            pid = waiting.pop()
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+                waiting += map(int, children.split())
+                times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += sum(map(int, times[11:15]))
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def worker_peaks(self) -> list[int]:
         """Most memory that each worker ever had resident, in bytes; empty where the system does not tell (no Linux)."""
         try:
@@ -62,15 +80,20 @@ class H5feedServer:
 
 @contextlib.contextmanager
 def h5feed_server(
-    folder: Path, workers: int, cache: Path | None = None, through: Sequence[str] = (), **environment: str
+    folder: Path,
+    workers: int,
+    cache: Path | None = None,
+    through: Sequence[str] = (),
+    options: Sequence[str] = (),
+    **environment: str,
 ) -> Iterator[H5feedServer]:
     """The real server over `folder`, with settings of its own, and unless `cache` is one with an empty cache folder.
 
-    `through` is a command that runs the server's, given behind it.
+    `through` is a command that runs the server's, given behind it, and `options` are more options of that.
     """
     with tempfile.TemporaryDirectory(prefix="h5feed-cache-") as empty:
         command = [*through, sys.executable, "-m", "h5feed_server.cli", "serve", str(folder), "--port", "0"]
-        command += ["--workers", str(workers), "--cache-dir", str(cache or empty)]
+        command += ["--workers", str(workers), "--cache-dir", str(cache or empty), *options]
         with _running(command, environment) as process:
             announced = re.search(r"at (\S+)", _first_line(process))
             if announced is None:

@@ -16,6 +16,7 @@ from . import __version__
 from .api import (
     batches,
     datasets,
+    descriptors,
     docs,
     explorer,
     h5grove,
@@ -58,7 +59,7 @@ lists; [/redoc](redoc) shows the same documentation without forms.
 
 
 _MODULES = (
-    *(datasets, tree, rows, images, splits, stats, plots, batches, jobs),
+    *(datasets, tree, rows, images, splits, stats, plots, batches, descriptors, jobs),
     *(health, metrics, h5grove, docs, simple_index),
 )
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+from h5feed.stored.byte_cache import ByteCache
+
 from .batches.batcher import Batcher
 from .cache_folder.folder import CacheFolder
 from .catalog.catalog import Catalog
@@ -21,7 +23,6 @@ from .sharing.trimming import GivesBack
 from .stats.row_checks import Checker
 from .stats.row_search import RowSearch
 from .stats.service import Statistics
-from .storage.byte_cache import ByteCache
 from .storage.hdf5.browser import Browser
 from .storage.hdf5.reader_pool import ReaderPool
 from .storage.reader import Reader

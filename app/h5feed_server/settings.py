@@ -111,6 +111,10 @@ class Settings(BaseSettings):
     inflight_bytes: int = Field(
         256 << 20, ge=1 << 20, description="Memory for responses being filled or sent, per worker, in bytes."
     )
+    descriptors: Literal["auto", "off"] = Field(
+        "auto",
+        description="Whether clients on the Unix socket get descriptors of files that they may read as a whole.",
+    )
     cache_bytes: int = Field(64 << 20, ge=0, description="Memory for small decoded fields, per worker, in bytes.")
     chunk_cache_bytes: int = Field(128 << 20, ge=0, description="Memory for decoded chunks, per worker, in bytes.")
     order_cache_bytes: int = Field(128 << 20, ge=0, description="Memory for splits and orders, per worker, in bytes.")

@@ -7,7 +7,7 @@ here, before anything is allocated or handed out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -114,6 +114,11 @@ class Frame:
         }
         tensors = {name: kind for name, kind in self.tensors.items() if name in kept}
         return Frame(self.rows, tensors, self.flat & kept)
+
+    def without(self, fields: Collection[str]) -> Frame:
+        """The frame of all other fields, which do not differ in length."""
+        tensors = {name: kind for name, kind in self.tensors.items() if name not in fields}
+        return Frame(self.rows, tensors, self.flat)
 
     @cached_property
     def row_bytes(self) -> int:

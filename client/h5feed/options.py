@@ -54,9 +54,11 @@ class EpochOptions(SplitOptions, total=False):
     limit: int | None
     encoded: Sequence[str] | None
     """Fields stored as JPEG or PNG to receive as encoded bytes: see `Batch.lists`."""
-    decode: Literal["server", "client"] | None
-    """Where to decode images stored as JPEG or PNG. ``client``: the read-ahead threads decode them, to the same pixels,
-    and the files are sent instead of the pixels, which are several times larger; needs ``h5feed[decode]``."""
+    decode: Literal["auto", "server", "client"] | None
+    """Where to decode. ``auto``, the default: compressed chunks are decoded by the read-ahead threads if that makes
+    responses at least 1.2 times shorter, and on the server's machine the rows are read from its files; needs
+    ``h5feed[decode]``, else as ``server``. ``server``: everything is decoded there. ``client``: as ``auto``, and images
+    stored as JPEG or PNG are sent as they are and decoded here, to the same pixels."""
 
 
 class OrderOptions(EpochOptions, total=False):

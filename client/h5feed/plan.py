@@ -39,6 +39,8 @@ class Plan:
     """The tensors of each batch on the wire."""
     decoding: Mapping[str, ImageSpec]
     """Fields that arrive as image files, and the format to decode them to."""
+    pieces: bool | None = None
+    """Whether stored pieces are fetched instead of rows, and decoded here; None: where it is faster."""
     stored: bool | None = None
     """Whether the split is stored in the file; None for all rows."""
     note: str | None = None

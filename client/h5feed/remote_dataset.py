@@ -383,6 +383,7 @@ class RemoteDataset:
             last_rows=answer["last_rows"],
             frame=self._frame(asked),
             decoding=decoding,
+            pieces={"server": False, "client": True}.get(options.get("decode") or "auto"),
             stored=answer["stored"],
             note=answer["note"],
         )
@@ -482,8 +483,8 @@ class RemoteDataset:
         """
         asked = options.copy()
         where = asked.pop("decode", None)
-        if where not in (None, "server", "client"):
-            raise BadParameter(f"decode={where!r} must be 'server' or 'client'")
+        if where not in (None, "auto", "server", "client"):
+            raise BadParameter(f"decode={where!r} must be 'auto', 'server' or 'client'")
         if where != "client":
             return asked, {}
         as_stored = names_of(asked.get("encoded"))

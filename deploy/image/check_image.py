@@ -15,9 +15,9 @@ import numpy as np
 import PIL.Image
 import simplejpeg
 import tifffile
+from h5feed.stored.codecs import load_codecs
 from h5feed_server.cli import main
 from h5feed_server.demo import served
-from h5feed_server.storage.codecs import load_codecs
 
 
 def fetch(url: str) -> bytes:

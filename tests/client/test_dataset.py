@@ -50,6 +50,7 @@ class Server:
     """Answers single batches; each stream as `stream` says. Keeps what was asked for."""
 
     spans = None
+    is_near, is_local = True, False
 
     def __init__(self, stream: Any, broken: int = -1) -> None:
         self.asked: list[str] = []

@@ -194,8 +194,8 @@ def test_a_folder_that_is_away_from_the_start(serve: Callable[..., ServerProcess
 
 def test_an_error_of_the_disk_is_told_from_one_of_the_file() -> None:
     """By the number that the system gives, in libhdf5's words too."""
+    from h5feed.stored.local_file import is_away
     from h5feed_server.storage.hdf5.text import says_away
-    from h5feed_server.storage.local_file import is_away
 
     assert is_away(OSError(5, "Input/output error")) and not is_away(OSError(13, "Permission denied"))
     assert says_away("file read failed: time = x, errno = 116, error message = 'Stale file handle'")

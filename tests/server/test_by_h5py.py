@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 import pytest
 from h5feed.errors import RevisionChanged, TooLarge, Unreadable
-from h5feed_server.storage.local_file import YOUNG_SECONDS
+from h5feed.stored.local_file import YOUNG_SECONDS
 from sklearn.model_selection import train_test_split
 
 from tests.support.server_process import ServerProcess

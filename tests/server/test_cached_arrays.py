@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from h5feed_server.cache_folder.array_file import dump_arrays, load_arrays
+from h5feed.stored.array_file import dump_arrays, load_arrays
 from safetensors.numpy import load
 
 ARRAYS: dict[str, np.ndarray[Any, Any]] = {

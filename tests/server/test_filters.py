@@ -18,8 +18,8 @@ import imagecodecs
 import numpy as np
 import pytest
 from h5feed.errors import DatasetCorrupt
-from h5feed_server.storage.codecs import decode_chunk, unsupported
-from h5feed_server.storage.layout import Filter
+from h5feed.stored.codecs import decode_chunk, unsupported
+from h5feed.stored.layout import Filter
 
 Array = np.ndarray[Any, Any]
 

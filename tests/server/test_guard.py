@@ -13,11 +13,11 @@ import h5py
 import numpy as np
 import pytest
 from h5feed.errors import DatasetCorrupt
+from h5feed.stored.layout import ArrayLayout, Filter
+from h5feed.stored.local_file import Identity
 from h5feed_server.storage.hdf5.arrays import Arrays
 from h5feed_server.storage.hdf5.guard import Guard
 from h5feed_server.storage.hdf5.libhdf5 import Plugins, unknown_properties
-from h5feed_server.storage.layout import ArrayLayout, Filter
-from h5feed_server.storage.local_file import Identity
 
 from tests.support.server_process import ServerProcess
 

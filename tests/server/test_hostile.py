@@ -23,8 +23,8 @@ import numpy as np
 import psutil
 import pytest
 import safetensors.numpy
+from h5feed.stored.layout import ArrayLayout, ChunkTable, FileLayout, dump_layout, load_layout
 from h5feed_server.serve.supervisor import STOP_SECONDS
-from h5feed_server.storage.layout import ArrayLayout, ChunkTable, FileLayout, dump_layout, load_layout
 
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import PatientTransport, wait_until

@@ -197,10 +197,10 @@ def test_a_touch_is_digested_and_not_inspected_again(serve: Callable[..., Server
 
 def test_a_young_file_is_looked_at_again(tmp_path: Path) -> None:
     """A change that no time tells, of a file that has only just been written, shows when it is two seconds old."""
+    from h5feed.stored import local_file
     from h5feed_server.cache_folder.folder import CacheFolder
     from h5feed_server.catalog.catalog import Catalog
     from h5feed_server.settings import Settings
-    from h5feed_server.storage import local_file
     from h5feed_server.storage.hdf5.reader_pool import ReaderPool
 
     folder = tmp_path / "data"

@@ -12,13 +12,13 @@ import h5py
 import numpy as np
 import pytest
 from h5feed.errors import Unreadable
+from h5feed.stored.local_file import Identity
 from h5feed_server.cache_folder.folder import CacheFolder
 from h5feed_server.catalog.loading import FileLoader
 from h5feed_server.catalog.single_file import files_of_family
 from h5feed_server.catalog.watching import notice
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
-from h5feed_server.storage.local_file import Identity
 
 from tests.support.fork_server import COMMANDS
 

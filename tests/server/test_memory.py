@@ -19,12 +19,12 @@ import numpy as np
 import psutil
 import pytest
 from h5feed.errors import ReadTimeout
+from h5feed.stored.byte_cache import ENTRY_BYTES, ByteCache
+from h5feed.stored.decoder_pool import Decoders
 from h5feed_server.services import Services
 from h5feed_server.settings import Settings
 from h5feed_server.sharing.trimming import PAUSE_SECONDS
 from h5feed_server.stats import pictures, scan
-from h5feed_server.storage.byte_cache import ENTRY_BYTES, ByteCache
-from h5feed_server.storage.decoder_pool import Decoders
 
 from tests.support.no_threads import no_more_threads
 from tests.support.server_process import ServerProcess

@@ -54,6 +54,7 @@ QUERIES = {
     "/v1/datasets/{name}/rows": {"start": "0", "stop": "4"},
     "/v1/datasets/{name}/stats/mean-image": {"field": "images"},
     "/datasets/{name}/rows/{row}/view": {"field": "images"},
+    "/v1/datasets/{name}/descriptor": {"file": "{name}.h5"},
     "/datasets/{name}/mean": {"field": "images"},
     "/h5grove/meta": {"file": "{name}.h5"},
     "/h5grove/attr": {"file": "{name}.h5"},
@@ -231,6 +232,12 @@ def test_every_route(team: Team, route: Route) -> None:
                 assert (answer.status_code, problem["code"]) == (401, "unauthorized")
                 is_read = route.method == "GET" or "authorization" in headers
                 assert ("expired on" in problem["detail"]) == (kind == "expired" and is_read), problem
+    if route.path == "/v1/datasets/{name}/descriptor":
+        # Over TCP the answer is the same for every dataset and token.
+        for kind, name in itertools.product(("right", "other"), (OWN, FOREIGN, MISSING)):
+            answer = team.send(route, team.header(kind), "api", name)
+            assert answer.status_code == 406 and _names_nothing(answer, OWN, FOREIGN, MISSING, "other_set")
+        return
     accept = "page" if is_page else "api"
     cookies = [team.cookie] if route.method == "GET" else []
     for way in (team.header, *cookies):

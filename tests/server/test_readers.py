@@ -17,13 +17,13 @@ import numpy as np
 import psutil
 import pytest
 from h5feed.errors import DatasetCorrupt, Overloaded, ReaderCrashed, RevisionChanged, TooLarge, Unreadable
+from h5feed.stored.layout import ArrayLayout, load_layout
+from h5feed.stored.local_file import Identity, LocalFile, OpenFiles
 from h5feed_server.cache_folder.folder import CacheFolder
 from h5feed_server.catalog.loading import FileLoader
 from h5feed_server.settings import Settings
 from h5feed_server.storage.hdf5.inspector import Inspector
 from h5feed_server.storage.hdf5.reader_pool import ReaderPool
-from h5feed_server.storage.layout import ArrayLayout, load_layout
-from h5feed_server.storage.local_file import Identity, LocalFile, OpenFiles
 
 from tests.support.waiting import suspend, wait_until
 

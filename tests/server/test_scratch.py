@@ -7,7 +7,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from h5feed_server.storage.scratch import SCRATCH_BYTES, Scratch
+from h5feed.stored.scratch import SCRATCH_BYTES, Scratch
 
 
 def test_a_buffer_is_used_again_by_its_thread_alone() -> None:

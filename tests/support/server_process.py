@@ -29,10 +29,13 @@ class ServerProcess:
     def start(self) -> None:
         """Start it, on the port that it had before."""
         arguments = ["serve", str(self.folder), "--cache-dir", str(self.cache_dir)]
-        if "--uds" not in self._options:
-            arguments += ["--port", str(self.port)]
+        options = [*self._options]
+        if "--port" in options:
+            options[options.index("--port") + 1] = str(self.port or options[options.index("--port") + 1])
+        elif "--uds" not in options:
+            options += ["--port", str(self.port)]
         self.process = SERVERS.start(
-            [*arguments, *self._options], {**os.environ, **self._environment}, new_session=self.new_session
+            [*arguments, *options], {**os.environ, **self._environment}, new_session=self.new_session
         )
         ready, _, _ = select.select([self.process.stdout], [], [], 60)
         line = self.process.stdout.readline() if ready else ""

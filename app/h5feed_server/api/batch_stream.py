@@ -17,6 +17,7 @@ from h5feed.wire import MEDIA_TYPE, WAIT_HEADER
 from starlette.types import Receive, Scope, Send
 
 from ..batches.batcher import BatchPlan
+from ..batches.pieces import PiecesPlan
 from ..catalog.inspections import NotYet
 from ..jobs.registry import InProgress
 from ..services import Services
@@ -27,9 +28,11 @@ from .binary import KEPT, Bytes, is_tagged, not_modified, url_headers
 from .counting import PHASES
 from .dependencies import in_thread
 from .peer import Peer, Writer, peer_of
-from .queries import PlanQuery
+from .queries import BatchQuery, PlanQuery
 
 logger = logging.getLogger(__name__)
+
+AnyPlan = BatchPlan | PiecesPlan
 
 BLOCK_BYTES = 4 << 20
 """Bytes: small batches are put together up to this much and sent by one write."""
@@ -49,7 +52,15 @@ def plan_of(services: Services, name: str, query: PlanQuery) -> BatchPlan:
     return services.batcher.plan(name, query.spec, query.batch_size, query.revision)
 
 
-def filled(services: Services, plan: BatchPlan, start: int, stop: int) -> Bytes:
+def body_plan_of(services: Services, name: str, query: BatchQuery) -> AnyPlan:
+    """The plan for a query of batches, whose bodies are as asked for."""
+    plan = plan_of(services, name, query)
+    if query.body == "tensors":
+        return plan
+    return PiecesPlan(plan, services.catalog.root, query.body == "places" and services.settings.descriptors == "auto")
+
+
+def filled(services: Services, plan: AnyPlan, start: int, stop: int) -> Bytes:
     """Batches start … stop-1 in a leased buffer.
 
     Raises
@@ -84,7 +95,7 @@ class _Begun:
         Of the whole body, as far as that is known.
     """
 
-    plan: BatchPlan
+    plan: AnyPlan
     headers: dict[str, str]
     unsent: memoryview
     following: list[tuple[int, int]]
@@ -122,7 +133,7 @@ class BatchStream(Response):
     def __init__(
         self,
         services: Services,
-        plan: Callable[[], BatchPlan],
+        plan: Callable[[], AnyPlan],
         start: int,
         stop: int,
         *,
@@ -159,7 +170,9 @@ class BatchStream(Response):
             return
         start, stop = self._window
         seconds, waits = time.perf_counter() - since, _waits(scope)
-        self._services.traffic.note_batches(CALLER.get(), stop - start, begun.nbytes, seconds, self._url[0], waits)
+        self._services.traffic.note_batches(
+            CALLER.get(), stop - start, begun.nbytes, seconds, self._url[0], waits and waits[:2]
+        )
         if writer is not None and writer.started:
             head = writer.take_back()
             if head:
@@ -173,7 +186,9 @@ class BatchStream(Response):
             scope.setdefault("extensions", {})[PHASES] = since, queue, begun.plan_seconds, read, sent
             metrics = self._services.metrics
             endpoint = metrics.catalogue.batches[scope["path"].endswith("/batches")]
-            batches, (waited, told) = stop - start, waits or (0.0, 0.0)
+            batches, (waited, told, read_there) = stop - start, waits or (0.0, 0.0, 0)
+            if read_there:
+                metrics.add("client_read_bytes_total", amount=read_there)
             phases = queue, begun.plan_seconds, read, sent
             metrics.note_batches(pack_batches(endpoint, batches, begun.rows, begun.nbytes, *phases, waited, told))
 
@@ -278,8 +293,10 @@ class BatchStream(Response):
         return begun
 
 
-def _blocks(plan: BatchPlan, start: int, stop: int) -> list[tuple[int, int]]:
+def _blocks(plan: AnyPlan, start: int, stop: int) -> list[tuple[int, int]]:
     """Batches start … stop-1, which are known to be there, by the blocks that they are read in."""
+    if plan.one_block:
+        return [(start, stop)]
     per_block = max(1, BLOCK_BYTES // plan.full.nbytes)
     starts = range(start, stop, per_block)
     if len(starts) > MAX_BLOCKS:
@@ -297,14 +314,17 @@ def _report(error: Exception) -> None:
         logger.error("response aborted", exc_info=error)
 
 
-def _waits(scope: Scope) -> tuple[float, float] | None:
-    """The seconds that the caller's loop waited, and of how many, if it tells them."""
+def _waits(scope: Scope) -> tuple[float, float, int] | None:
+    """The seconds that the caller's loop waited, of how many, and the bytes it read from files, if it tells them."""
     for name, value in scope["headers"]:
         if name == _WAIT_HEADER:
             match = _WAITS.fullmatch(value)
-            return (min(float(match[1]), float(match[2])), float(match[2])) if match else None
+            if match is None:
+                return None
+            seconds = float(match[2])
+            return min(float(match[1]), seconds), seconds, int(match[3] or 0)
     return None
 
 
 _WAIT_HEADER = WAIT_HEADER.encode()
-_WAITS = re.compile(rb"waited=([0-9]{1,7}\.[0-9]{1,3}), of=([0-9]{1,7}\.[0-9]{1,3})")
+_WAITS = re.compile(rb"waited=([0-9]{1,7}\.[0-9]{1,3}), of=([0-9]{1,7}\.[0-9]{1,3})(?:, read=([0-9]{1,15}))?")

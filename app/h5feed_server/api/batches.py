@@ -11,7 +11,7 @@ from h5feed.errors import BatchOutOfRange, NotAcceptable
 from h5feed.wire import Tensor
 
 from ..services import Services
-from .batch_stream import BatchStream, filled, plan_of
+from .batch_stream import BatchStream, body_plan_of, filled, plan_of
 from .binary import (
     Format,
     binary,
@@ -85,6 +85,8 @@ async def get_batch(
 ) -> Response:
     """Batch `index` of an order, in binary. The response depends on nothing but this URL."""
     form = negotiate(request, query.format, _FORMATS)
+    if query.body != "tensors" and form != "safetensors":
+        raise NotAcceptable(f"body={query.body} is only sent as safetensors, not as {form}")
     if form == "safetensors":
         return _stream(request, services, name, query, index, index + 1)
 
@@ -119,7 +121,7 @@ def _stream(request: Request, services: Services, name: str, query: BatchQuery, 
     request.app.state.queries.remember(request, query)
     return BatchStream(
         services,
-        partial(plan_of, services, name, query),
+        partial(body_plan_of, services, name, query),
         start,
         stop,
         path=request.scope["path"],

@@ -34,7 +34,7 @@ GROUPS = {
     "Order": ("shuffle", "seed", "epoch", "window"),
     "Rows by class or weight": ("balance", "weights", "epoch_rows"),
     "Several readers": ("shard", "shards"),
-    "Answer": ("format", "side", "per_class", "channel", "revision", "prefer"),
+    "Answer": ("format", "body", "side", "per_class", "channel", "revision", "prefer"),
 }
 """Headings of the page, and the parameters below each."""
 

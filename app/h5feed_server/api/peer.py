@@ -41,8 +41,11 @@ class Writer(Protocol):
             Nobody waits for this answer any more.
         """
 
-    def write(self, data: memoryview) -> int:
-        """Send what the client accepts of `data`; returns the number of bytes sent."""
+    def write(self, data: memoryview, descriptor: int | None = None) -> int:
+        """Send what the client accepts of `data`; returns the number of bytes sent.
+
+        A `descriptor` is passed with the first bytes of the response. Only to local clients.
+        """
 
     def close(self) -> None:
         """Release the socket. Only the thread may call this: after closing, the descriptor number could belong to
@@ -61,6 +64,9 @@ class Peer(Protocol):
 
     def direct(self) -> Writer | None:
         """A writer for this response; None if it must go through the event loop."""
+
+    def is_local(self) -> bool:
+        """Whether the client is connected to the Unix socket."""
 
     def is_gone(self) -> bool:
         """Whether the client has disconnected."""

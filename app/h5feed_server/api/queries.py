@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
@@ -45,6 +46,12 @@ class PlanQuery(OrderSpec):
 
 class BatchQuery(PlanQuery):
     format: Format | None = Field(None, description=_FORMAT)
+    body: Literal["tensors", "pieces", "places"] = Field(
+        "tensors",
+        description="What a body contains: the rows; or pieces, the stored chunks that hold them, where these are "
+        "shorter; or the places of the rows in files that the caller has descriptors of. "
+        "For the client, which decodes them.",
+    )
 
 
 class StreamQuery(BatchQuery):
@@ -103,4 +110,11 @@ class TreeQuery(BaseModel):
     depth: int = Field(1, ge=0, le=16, description="Levels below the object at `path`.")
     limit: int = Field(100, ge=1, le=1000, description="Members of a group per page.")
     offset: int = Field(0, ge=0, le=2**62, description="Members of the group at `path` to skip.")
+    revision: str | None = Field(None, description="Answer 409 instead of other data than this revision's.")
+
+
+class DescriptorQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str = Field(description="One of the dataset's files.", examples=["digits.h5"])
     revision: str | None = Field(None, description="Answer 409 instead of other data than this revision's.")

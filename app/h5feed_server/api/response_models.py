@@ -354,6 +354,17 @@ class TreeNode(_Answer):
     children: list[TreeNode] | None = Field(description="Members of a group. null if they are not listed here.")
 
 
+class PassedFile(_Answer):
+    """The state in which a file was inspected. One that differs is not read."""
+
+    file: str
+    device: int
+    inode: int
+    size: int = Field(description="Bytes.")
+    mtime_ns: int
+    ctime_ns: int
+
+
 class Tree(_Answer):
     dataset: str
     revision: str | None = Field(description="null if the dataset cannot be read.")

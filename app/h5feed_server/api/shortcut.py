@@ -20,10 +20,10 @@ from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..services import Services
-from .batch_stream import BatchStream, plan_of
+from .batch_stream import BatchStream, body_plan_of
 from .counting import note
 from .problems import problem
-from .queries import PlanQuery, StreamQuery
+from .queries import BatchQuery, StreamQuery
 
 MAX_REMEMBERED = 256
 """Query strings kept, of at most `MAX_LENGTH` bytes each."""
@@ -44,7 +44,7 @@ _ACCEPTED = (b"*/*", MEDIA_TYPE.encode())
 class _Known:
     """A query that was found good, without the window of a stream; and its items for the ETag."""
 
-    query: PlanQuery
+    query: BatchQuery
     items: list[str]
 
 
@@ -54,7 +54,7 @@ class KnownQueries:
     def __init__(self) -> None:
         self._known: dict[bytes, _Known] = {}
 
-    def remember(self, request: Request, query: PlanQuery) -> None:
+    def remember(self, request: Request, query: BatchQuery) -> None:
         """Called by the endpoints: this request is valid."""
         text = request.scope["query_string"]
         window = _WINDOW.fullmatch(text)
@@ -89,7 +89,7 @@ class KnownQueries:
         known = self._known.get(text)
         if known is None or start >= stop:
             return None
-        plan = partial(plan_of, services, unquote(name.decode("ascii")), known.query)
+        plan = partial(body_plan_of, services, unquote(name.decode("ascii")), known.query)
         return BatchStream(services, plan, start, stop, path=scope["path"], items=[*known.items, *window])
 
 

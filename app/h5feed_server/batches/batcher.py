@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge
 from h5feed.order import BatchGrid
+from h5feed.stored.byte_cache import ENTRY_BYTES, ByteCache, CacheUsage
 from h5feed.wire import OFFSETS, ROWS, WEIGHT, Body, Tensor
 
 from ..cache_folder.folder import CacheFolder
@@ -29,7 +30,6 @@ from ..splits.compute import Rows
 from ..splits.on_request import SplitJobs
 from ..splits.order_spec import OrderSpec
 from ..splits.splitter import Splitter, balanced_by
-from ..storage.byte_cache import ENTRY_BYTES, ByteCache, CacheUsage
 from ..storage.reader import Reader
 from .order import Order
 
@@ -90,6 +90,9 @@ class BatchPlan:
     key: object = dataclass_field(default_factory=object)
     """Identifies this plan in the cache of orders. Comparing the whole spec for every batch would be slower."""
     pace: _Pace = dataclass_field(default_factory=lambda: _Pace())
+
+    one_block = False
+    """Whether many batches are filled at once, however large they are."""
 
     @property
     def grid(self) -> BatchGrid:
@@ -184,6 +187,26 @@ class BatchPlan:
                     self.reader.read_from_source(field.column, wanted, out)
             begin = end
             start = after
+
+    def all_rows(self, start: int, stop: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+        """Row ids of batches start … stop-1, (n,) int64, and which of them are no padding, (n,) bool.
+
+        Raises
+        ------
+        BatchOutOfRange
+        """
+        self.grid.check_range(start, stop)
+        together, batches = self.order.batches_at_once, self.grid.batches
+        parts = []
+        while start < stop:
+            after = min(stop, start - start % together + together)
+            if after == batches and start < batches - 1:
+                # The last batch may be smaller than those before it.
+                after -= 1
+            parts.append(self._rows(start, after - start))
+            start = after
+        rows, real = zip(*parts, strict=True)
+        return np.concatenate([part.reshape(-1) for part in rows]), np.concatenate([part.reshape(-1) for part in real])
 
     def count_rows(self, start: int, stop: int) -> int:
         """Rows of batches start … stop-1, which are known to be there."""
@@ -438,7 +461,7 @@ def _gathered(
         One of the bodies exceeds `max_bytes`.
     """
     ragged = [field for field in fields if field.is_ragged]
-    lists = [{field.name: _lists(reader, field, one.rows) for field in ragged} for one in wanted]
+    lists = [{field.name: lists_of(reader, field, one.rows) for field in ragged} for one in wanted]
     bodies = []
     for one, own_lists in zip(wanted, lists, strict=True):
         weight = [] if one.weight is None else [Tensor(WEIGHT, np.dtype("<f4"), one.rows.shape)]
@@ -470,7 +493,7 @@ def _gathered(
     return buffer
 
 
-def _lists(reader: Reader, field: Field, rows: Int64s) -> tuple[npt.NDArray[Any] | None, Int64s]:
+def lists_of(reader: Reader, field: Field, rows: Int64s) -> tuple[npt.NDArray[Any] | None, Int64s]:
     """Items of ragged rows and the offsets of the rows; None for the items if the offsets are known without them."""
     offsets = reader.list_offsets(field.column, rows)
     return reader.read_ragged(field.column, rows) if offsets is None else (None, offsets)

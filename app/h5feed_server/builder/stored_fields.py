@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import Unreadable
+from h5feed.stored.packing import PACKING
 
 from ..catalog.dataset import Field
-from ..storage.packing import PACKING
 from ..storage.reader import Reader
 from .source import Column, FieldSpec
 
@@ -99,7 +99,7 @@ class Scattered:
         values = np.empty((len(rows), *self.field.sample_shape), self.field.dtype)
         for segment, places, local in self.field.column.divide(rows):
             where = np.arange(len(rows)) if places is None else places
-            with h5py.File(segment.source.path) as file:
+            with h5py.File(segment.file.path) as file:
                 try:
                     array = file[segment.array.path]
                     step = max(1, _SCATTERED_BYTES // max(1, self.field.row_bytes))
@@ -191,7 +191,7 @@ def attributes_of(field: Field) -> dict[str, Any]:
     """Those of its first array that hold in any file."""
     kept: dict[str, Any] = {}
     unpacked = field.array.packing is not None and field.column.segments[0].served_as is not None
-    with h5py.File(field.column.segments[0].source.path) as file:
+    with h5py.File(field.column.segments[0].file.path) as file:
         dataset = file.get(field.array.path)
         if not isinstance(dataset, h5py.Dataset):
             # A member of records: its attributes are those of the table.

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..storage.column import About, Segment
+from h5feed.stored.column import About, Segment
+
 from .frame_columns import refused
 from .pandas_frames import Read, texts_of
 from .vocabulary import words_of

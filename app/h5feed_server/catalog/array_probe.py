@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import FeedError, Overloaded, ReaderCrashed, ReadTimeout, RevisionChanged, SourceUnavailable
+from h5feed.stored.byte_cache import ByteCache
+from h5feed.stored.column import Column, Segment
+from h5feed.stored.layout import ArrayLayout
 from h5feed.wire import OFFSETS
 
-from ..storage.byte_cache import ByteCache
-from ..storage.column import Column, Segment
 from ..storage.hdf5.reader_pool import CRASHES, ReaderPool
-from ..storage.layout import ArrayLayout
 from ..storage.reader import Reader
 
 MAX_OFFSETS_BYTES = 256 << 20
@@ -111,7 +111,7 @@ class ArrayProbe:
 
     def problem(self, segment: Segment) -> str | None:
         """Why h5py cannot read an array, determined from its first row."""
-        files = (segment.source, *segment.source.companions)
+        files = (segment.file, *segment.file.companions)
         rows = np.zeros(min(1, segment.array.rows), np.int64)
         read = self._hdf5.read_ragged if segment.array.ragged else self._hdf5.read
         for _ in range(CRASHES):

@@ -12,10 +12,10 @@ from typing import Any, Literal
 from h5feed.errors import BadParameter, Unreadable
 from h5feed.images import ImageSpec
 from h5feed.order import ORDER_VERSION
+from h5feed.stored.column import Column
+from h5feed.stored.local_file import Identity
 
 from ..served_version import SERVED_VERSION
-from ..storage.column import Column
-from ..storage.local_file import Identity
 from .card import Card, card_of
 from .class_name_check import Read, with_fitting_names
 from .dataset import Dataset, Field, describe_fields
@@ -155,7 +155,7 @@ class Assembler:
         tables = tables_of(_inspected(family, loaded), hints)
         notes = (*notes, *_apply_fuel(loaded, tables))
         identities = tuple(
-            dict.fromkeys(part for one in loaded for segment in one.segments.values() for part in segment.source.key)
+            dict.fromkeys(part for one in loaded for segment in one.segments.values() for part in segment.file.key)
         )
         origin = _Origin(
             family,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from h5feed.errors import (
@@ -27,13 +28,13 @@ from h5feed.errors import (
     Transient,
     Unreadable,
 )
+from h5feed.stored.local_file import Identity
 from h5feed.suggestions import did_you_mean
 
 from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
 from ..sharing.fair_threads import FairThreads
 from ..storage.hdf5.reader_pool import ReaderPool
-from ..storage.local_file import Identity
 from ..tokens.scope import SCOPE
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
@@ -136,6 +137,11 @@ class Catalog:
         # No scan here: this is polled while files are inspected, and scans would slow that down.
         entries = self._entries.values() if self._scanned > float("-inf") else self.entries()
         return all(entry.outcome.done() for entry in list(entries))
+
+    @property
+    def root(self) -> Path:
+        """The data folder."""
+        return self._root
 
     @property
     def inspections(self) -> Inspections[tuple[Dataset, ...]]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.stored.column import Column
 
-from ..storage.column import Column
 from .dataset import Field
 
 _MOST_AXES = 1

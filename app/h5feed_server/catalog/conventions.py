@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..storage.column import Segment
-from ..storage.layout import FileLayout
+from h5feed.stored.column import Segment
+from h5feed.stored.layout import FileLayout
+
 from .anndata import categorical, is_anndata, observations
 from .netcdf import with_coordinates
 from .pandas_frames import Read, as_frames

@@ -13,12 +13,12 @@ from urllib.parse import unquote
 import numpy as np
 from h5feed.errors import BadParameter, RowOutOfRange, UnsupportedField
 from h5feed.images import ImageSpec
+from h5feed.stored.codecs import unsupported
+from h5feed.stored.column import About, Column, Segment
+from h5feed.stored.layout import ArrayLayout
 from h5feed.suggestions import no_field
 from h5feed.wire import OFFSETS, ROWS, WEIGHT
 
-from ..storage.codecs import unsupported
-from ..storage.column import About, Column, Segment
-from ..storage.layout import ArrayLayout
 from .encoded import spec_of
 from .grouping.pieces import Table, TableField
 from .roles import ROLES, Traits, class_names, guess_channels, guess_roles
@@ -138,7 +138,7 @@ class Dataset:
                 array, path = segment.array, segment.array.path
                 # The members of records are in one array, and have its size each.
                 is_member = array.record is not None or array.member is not None
-                arrays[segment.source.path, path.rpartition(".")[0] if is_member else path] = array.stored_bytes
+                arrays[segment.file.path, path.rpartition(".")[0] if is_member else path] = array.stored_bytes
         return sum(arrays.values())
 
     def check_rows(self, rows: Sequence[int]) -> None:

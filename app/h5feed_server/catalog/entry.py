@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from h5feed.errors import Transient
+from h5feed.stored.local_file import YOUNG_SECONDS, Identity
 
-from ..storage.local_file import YOUNG_SECONDS, Identity
 from .assembling import Refused
 from .dataset import Dataset
 from .discovery import shown

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from h5feed.errors import Unreadable
+from h5feed.stored.local_file import YOUNG_SECONDS, Identity, is_away
 
 from ..settings import Settings
-from ..storage.local_file import YOUNG_SECONDS, Identity, is_away
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
 from .declared import Declaration, followed

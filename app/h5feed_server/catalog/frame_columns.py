@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from h5feed.stored.column import About, Segment
+from h5feed.stored.layout import ArrayLayout
 
-from ..storage.column import About, Segment
 from ..storage.hdf5.matrix_columns import columns_of
-from ..storage.layout import ArrayLayout
 from .vocabulary import has_meaning
 
 MAX_COLUMNS = 64

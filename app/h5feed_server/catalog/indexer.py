@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from h5feed.errors import FeedError, Overloaded, SourceUnavailable, Unreadable
+from h5feed.stored.local_file import Identity, OpenFiles, changed, is_away
 
 from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
 from ..storage.hdf5.inspector import Inspector
 from ..storage.hdf5.reader_pool import ReaderPool
-from ..storage.local_file import Identity, OpenFiles, changed, is_away
 from .array_probe import TRANSIENT_ERRORS
 from .assembling import Assembler, Refused
 from .dataset import Dataset

@@ -22,15 +22,15 @@ from h5feed.errors import (
     SourceUnavailable,
     Unreadable,
 )
+from h5feed.stored.column import Segment
+from h5feed.stored.layout import LAYOUT_VERSION, ArrayLayout, ExternalLink, FileLayout, load_layout
+from h5feed.stored.local_file import Identity, LocalFile, OpenFiles
 
 from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
-from ..storage.column import Segment
 from ..storage.hdf5.drivers import members_of, next_member
 from ..storage.hdf5.inspector import Inspector
 from ..storage.hdf5.reader_pool import ReaderPool
-from ..storage.layout import LAYOUT_VERSION, ArrayLayout, ExternalLink, FileLayout, load_layout
-from ..storage.local_file import Identity, LocalFile, OpenFiles
 from .array_probe import ArrayProbe, unreadable_array
 from .conventions import as_meant
 from .discovery import LEADS_OUT, leads_out
@@ -369,7 +369,7 @@ class _Loading:
                 others |= {path: loaded.source}
                 digests[path] = loaded.digests
                 for part in loaded.segments.values():
-                    others |= {file.path: file for file in part.source.companions}
+                    others |= {file.path: file for file in part.file.companions}
             except Unreadable:
                 # It may be a part that is not an HDF5 file by itself. If it should be one, reading the first row fails.
                 others[path] = self._source(path, identity)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ..storage.column import About, Segment
+from h5feed.stored.column import About, Segment
+
 from .frame_columns import refused
 
 _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"

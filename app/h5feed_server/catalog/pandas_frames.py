@@ -17,8 +17,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy.typing as npt
+from h5feed.stored.column import About, Segment
 
-from ..storage.column import About, Segment
 from .frame_columns import (
     PICKLED,
     FrameColumn,

@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from h5feed.errors import RevisionChanged
-
-from ..storage.local_file import Identity
+from h5feed.stored.local_file import Identity
 
 _BLOCK = 4 << 20
 """Bytes of a block. Blocks are hashed in parallel, then their digests are hashed in order."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from h5feed.stored.column import About
+from h5feed.stored.layout import ArrayLayout
 
-from ..storage.column import About
-from ..storage.layout import ArrayLayout
 from .vocabulary import helpers_in, is_coordinate, is_running, says, target_of_pair
 
 ROLES = ("input", "label", "weight", "other")

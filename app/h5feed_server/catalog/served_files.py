@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from h5feed.errors import BadParameter, Unreadable
+from h5feed.stored.layout import ArrayLayout
+from h5feed.stored.local_file import Identity
 from h5feed.suggestions import did_you_mean
 
-from ..storage.layout import ArrayLayout
-from ..storage.local_file import Identity
 from .catalog import Catalog
 from .dataset import Dataset
 from .discovery import shown
@@ -103,7 +103,7 @@ def fields_by_array(dataset: Dataset, path: str) -> dict[str, list[dict[str, Any
     for field in dataset.fields:
         about = {"name": field.name, "role": field.role, "reason": field.unreadable}
         for segment in field.column.segments:
-            if segment.source.path == path:
+            if segment.file.path == path:
                 for name in _names(segment.array):
                     said = found.setdefault(f"/{name}", [])
                     if len(said) < MAX_FIELDS and about not in said:

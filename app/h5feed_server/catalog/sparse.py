@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from ..storage.column import Segment
-from ..storage.layout import ArrayLayout
+from h5feed.stored.column import Segment
+from h5feed.stored.layout import ArrayLayout
 
 _PARTS = (
     frozenset(("data", "indices", "indptr")),

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import TooLarge
+from h5feed.stored.array_file import dump_arrays, load_arrays
+from h5feed.stored.byte_cache import ByteCache
 
-from ..cache_folder.array_file import dump_arrays, load_arrays
 from ..cache_folder.folder import CacheFolder
 from ..catalog.dataset import Dataset, Field
 from ..jobs.registry import Progress
-from ..storage.byte_cache import ByteCache
 from ..storage.reader import Reader
 from .predicates import Predicate
 

@@ -351,6 +351,10 @@ class _Peer:
             # There are no free file descriptors.
             return None
 
+    def is_local(self) -> bool:
+        family: socket.AddressFamily = self._connection.transport.get_extra_info("socket").family
+        return family == socket.AF_UNIX
+
     def is_gone(self) -> bool:
         return self._exchange.disconnected or self._connection.transport.is_closing()
 

@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Sequence
@@ -65,18 +66,27 @@ class DirectWriter:
             self._exchange.begin_elsewhere(nbytes)
             self._unsent = nbytes
 
-    def write(self, data: memoryview) -> int:
-        """Send as much of `data` as the client accepts; returns the number of bytes."""
+    def write(self, data: memoryview, descriptor: int | None = None) -> int:
+        """Send as much of `data` as the client accepts; returns the number of bytes.
+
+        Raises
+        ------
+        ConnectionAbortedError
+            There was no room for even the first byte, which would have carried the `descriptor`.
+        """
         total = len(data)
         deadline = time.monotonic() + PATIENCE_SECONDS
         send, room = self._socket.send, self._room
         if self._head:
             # Send head and body in one packet, so that the client wakes up once.
             with contextlib.suppress(BlockingIOError):
-                sent = self._socket.sendmsg((self._head, data))
+                sent = self._socket.sendmsg((self._head, data), () if descriptor is None else _passing(descriptor))
+                descriptor = None
                 in_head = min(sent, len(self._head))
                 self._head = self._head[in_head:]
                 data = data[sent - in_head :]
+        if descriptor is not None:
+            raise ConnectionAbortedError("the client does not take the descriptor")
         while data and not self._head:
             if not room(_POLL_MS) or time.monotonic() > deadline:
                 break
@@ -106,3 +116,8 @@ class DirectWriter:
                 with contextlib.suppress(OSError):
                     # Stop a thread that is still writing.
                     self._socket.shutdown(socket.SHUT_RDWR)
+
+
+def _passing(descriptor: int) -> list[tuple[int, int, bytes]]:
+    """Ancillary data that passes a descriptor to the other process."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))]

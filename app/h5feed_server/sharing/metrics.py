@@ -135,8 +135,12 @@ class Catalogue:
                 "batch_phase_seconds", "Time that requests for batches spent in each phase.", _of("phase", PHASES)
             ),
             _counter("responses_cut_total", "Responses with batches that an error cut off."),
+            _counter("descriptors_passed_total", "Descriptors of data files passed to clients on the Unix socket."),
             _counter(
                 "client_wait_seconds_total", "Time that training loops waited for batches, as reported by clients."
+            ),
+            _counter(
+                "client_read_bytes_total", "Size of the rows that clients read from files, as reported by clients."
             ),
             _counter("client_loop_seconds_total", "Duration of the training loops that these reports cover."),
             _counter("decoded_chunks_total", "Chunks decoded."),

@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import SplitImpossible, SplitNotFound
+from h5feed.stored.array_file import dump_arrays, load_arrays
 from h5feed.suggestions import did_you_mean
 
-from ..cache_folder.array_file import dump_arrays, load_arrays
 from . import as_sklearn, multilabel
 from .as_sklearn import Codes, TooFew
 from .labels import Labels, Strata

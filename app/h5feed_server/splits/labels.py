@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-
-from ..cache_folder.array_file import dump_arrays, load_arrays
+from h5feed.stored.array_file import dump_arrays, load_arrays
 
 Kind = Literal["classes", "one-hot", "bins", "multi-label"]
 

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge, UnsupportedField
+from h5feed.stored.array_file import dump_arrays, load_arrays
+from h5feed.stored.byte_cache import ByteCache, CacheUsage
 
-from ..cache_folder.array_file import dump_arrays, load_arrays
 from ..cache_folder.folder import CacheFolder
 from ..catalog.dataset import Dataset, Field
 from ..catalog.roles import is_dense
@@ -21,7 +22,6 @@ from ..filters.masks import Masks
 from ..filters.predicates import bind
 from ..jobs.registry import Progress
 from ..settings import Settings
-from ..storage.byte_cache import ByteCache, CacheUsage
 from ..storage.reader import Reader
 from .compute import Rows, Splits, dump_splits, load_splits, native_splits
 from .describe import describe_splits

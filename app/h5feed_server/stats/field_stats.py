@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.stored.array_file import dump_arrays, load_arrays
 
-from ..cache_folder.array_file import dump_arrays, load_arrays
 from .scan import ColumnAccumulator
 from .summary import Summary
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import TooLarge, UnsupportedField
+from h5feed.stored.array_file import dump_arrays, load_arrays
+from h5feed.stored.byte_cache import ByteCache
 
-from ..cache_folder.array_file import dump_arrays, load_arrays
 from ..cache_folder.folder import CacheFolder
 from ..catalog.catalog import Catalog
 from ..catalog.dataset import Dataset, Field
 from ..jobs.registry import WAIT_SECONDS, InProgress, Jobs, Progress, Request
 from ..splits.on_request import QUICK_BYTES, QUICK_ROWS
 from ..splits.splitter import MAX_SPLIT_ROWS
-from ..storage.byte_cache import ByteCache
 from ..storage.reader import Reader
 
 Rows = npt.NDArray[np.int32]

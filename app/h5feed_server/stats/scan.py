@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import TooLarge
+from h5feed.stored.column import Column
 
 from ..jobs.registry import Cancelled
-from ..storage.column import Column
 from ..storage.reader import Reader
 from ..storage.written import WrittenRows
 from .accumulators import Accumulator, accumulator_for

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import TooLarge
+from h5feed.stored.byte_cache import ByteCache
 
 from ..batches.batcher import Batcher
 from ..cache_folder.folder import CacheFolder
@@ -20,7 +21,6 @@ from ..catalog.roles import is_dense
 from ..filters.predicates import bind
 from ..jobs.registry import WAIT_SECONDS, Jobs, JobState, Progress, Request
 from ..splits.split_spec import FilteredSpec
-from ..storage.byte_cache import ByteCache
 from ..storage.reader import Reader
 from ..storage.written import WrittenRows
 from .field_stats import FieldStats, report_of

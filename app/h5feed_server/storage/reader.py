@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -12,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import DatasetCorrupt, TooLarge
+from h5feed.stored.array_reader import ArrayReader
+from h5feed.stored.byte_cache import ByteCache, CacheUsage
+from h5feed.stored.chunk_rows import ChunkRows
+from h5feed.stored.column import Column, Segment
+from h5feed.stored.decoder_pool import Decoders
+from h5feed.stored.layout import ArrayLayout
+from h5feed.stored.local_file import LocalFile
+from h5feed.stored.padding import padded
+from h5feed.stored.scratch import Bytes
+from h5feed.stored.source import Source
 
-from .byte_cache import ByteCache, CacheUsage
-from .chunk_reader import ChunkReader, fill_row
-from .chunk_rows import ChunkRows
-from .column import Column, Segment
-from .decoder_pool import Decoders
 from .hdf5.reader_pool import ReaderPool
 from .images.row_cache import RowCache
-from .layout import ArrayLayout
-from .local_file import LocalFile, Range
-from .padding import cut_padding, padded
-from .scratch import Bytes
 
 if TYPE_CHECKING:
     from .images.decoding import ImageDecoders
@@ -37,9 +37,6 @@ _MAX_PIECES_KEPT = 1 << 20
 
 _SAMPLES = (32, 8, 2)
 """Sample sizes for the mean length of rows. Smaller ones are tried if the rows are too long to read at once."""
-
-_PIECE_BYTES = 16 << 20
-"""Stored bytes that are converted at a time."""
 
 _H5PY_BYTES = 32 << 20
 """Bytes that h5py reads at a time. Two copies of them exist during the transfer."""
@@ -86,7 +83,9 @@ class Reader:
         self._decode_images: ImageDecoders | None = None
         self._lock = threading.Lock()
         self._chunk_rows = ChunkRows(self._decoders, chunk_bytes, timeout)
-        self._chunks = ChunkReader(self._decoders, self._chunk_rows)
+        self._arrays = ArrayReader(self._decoders, self._chunk_rows, self._read_by_h5py)
+        self.list_offsets = self._arrays.list_offsets
+        self.read_lists = self._arrays.read_lists
 
     def close(self) -> None:
         """Stop threads and processes."""
@@ -184,13 +183,7 @@ class Reader:
         if column.images is not None:
             self._read_images(column, rows, out)
             return
-        # target: (k, row bytes)
-        target = out.reshape(-1).view(np.uint8).reshape(len(rows), column.row_bytes)
-        for segment, places, local in column.divide(rows):
-            if segment.as_stored:
-                self._read_stored(segment.source, segment.array, local, places, target)
-            else:
-                self._read_by_pieces(segment, local, places, out)
+        self._arrays.read(column, rows, out)
 
     def typical_items(self, column: Column) -> int:
         """Mean number of items of a ragged row, from a sample."""
@@ -232,7 +225,7 @@ class Reader:
         pieces = []
         lengths = np.zeros(len(rows), np.int64)
         for segment, places, local in column.divide(rows):
-            items, begins = self._hdf5.read_ragged((segment.source, *segment.source.companions), segment.array, local)
+            items, begins = self._hdf5.read_ragged((segment.file, *segment.file.companions), segment.array, local)
             stored = items if dtype == np.uint8 else items.view(segment.array.dtype).astype(dtype, copy=False)
             where = np.arange(len(rows)) if places is None else places
             lengths[where] = np.diff(begins)
@@ -246,63 +239,6 @@ class Reader:
                 flat[offsets[place] : offsets[place + 1]] = stored[begin:end]
         return flat, offsets
 
-    def list_offsets(self, column: Column, rows: Int64s) -> Int64s | None:
-        """Where the items of each row will begin, (k + 1,) int64; None if that is known only after reading."""
-        if column.segments[0].offsets is None:
-            return None
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        for segment, places, local in column.divide(rows):
-            assert segment.offsets is not None
-            everywhere: Any = slice(None) if places is None else places
-            offsets[1:][everywhere] = segment.offsets[local + 1] - segment.offsets[local]
-        return np.cumsum(offsets, out=offsets)
-
-    def read_lists(self, column: Column, rows: Int64s, offsets: Int64s, out: npt.NDArray[Any]) -> None:
-        """Read lists at the positions that `list_offsets` returned.
-
-        Parameters
-        ----------
-        column : Column
-        rows : (k,) int64
-        offsets : (k + 1,) int64
-            From `list_offsets`, for the same rows.
-        out : (offsets[k],) of the column's dtype
-        """
-        for segment, places, local in column.divide(rows):
-            assert segment.offsets is not None
-            where = np.arange(len(rows)) if places is None else places
-            begins, ends = segment.offsets[local].tolist(), segment.offsets[local + 1].tolist()
-            spans = zip(begins, ends, offsets[where].tolist(), offsets[where + 1].tolist(), strict=True)
-            with segment.source.reading() as fd:
-                for begin, end, first, last in spans:
-                    if segment.as_stored:
-                        self._read_items(segment, fd, begin, end, out[first:last].view(np.uint8))
-                        continue
-                    stored = np.empty(end - begin, segment.array.dtype)
-                    self._read_items(segment, fd, begin, end, stored.view(np.uint8))
-                    out[first:last] = cut_padding(stored, segment.array.padding)
-
-    def _read_items(self, segment: Segment, fd: int, begin: int, end: int, out: Bytes) -> None:
-        """Read items begin … end-1 of a flat array into `out`, as they are stored."""
-        source, array = segment.source, segment.array
-        itemsize = array.row_bytes
-        if array.inline is not None:
-            out[...] = np.frombuffer(array.inline, np.uint8)[begin * itemsize : end * itemsize]
-        elif array.chunk_shape is not None and begin < end:
-            height = array.chunk_shape[0]
-            for number in range(begin // height, -(-end // height)):
-                first, last = max(begin, number * height), min(end, (number + 1) * height)
-                chunk_row = self._chunk_rows.chunk_row(source, array, number)
-                within = chunk_row[(first - number * height) * itemsize : (last - number * height) * itemsize]
-                out[(first - begin) * itemsize : (last - begin) * itemsize] = within
-        elif array.offset is None:
-            out[...] = np.tile(np.frombuffer(array.fill, np.uint8), end - begin)
-        else:
-            view, offset = memoryview(out), array.offset + begin * itemsize
-            received = os.preadv(fd, (view,), offset)
-            if received != len(view):
-                source.read_rest(fd, offset, view, received)
-
     def _read_images(self, column: Column, rows: Int64s, out: npt.NDArray[Any]) -> None:
         """Read images and decode them into `out`, (k, height, width, channels) of the column's dtype."""
         for segment, places, local in column.divide(rows):
@@ -312,7 +248,7 @@ class Reader:
                     zip(local.tolist(), where.tolist(), strict=True), self._decoding(column, segment, rows, out)
                 )
                 continue
-            files = (segment.source, *segment.source.companions)
+            files = (segment.file, *segment.file.companions)
             step = max(1, _H5PY_BYTES // max(1, self.typical_items(column.encoded)))
             for first in range(0, len(local), step):
                 items, begins = self._hdf5.read_ragged(files, segment.array, local[first : first + step])
@@ -361,7 +297,7 @@ class Reader:
             if end - begin > MAX_IMAGE_BYTES:
                 raise BrokenImage(f"it has {end - begin} bytes, more than the {MAX_IMAGE_BYTES} that are read")
             data = self._decoders.scratch("image", end - begin)
-            self._read_items(segment, fd, begin, end, data)
+            self._arrays.read_items(segment, fd, begin, end, data)
             return data
 
         def work(remaining: Iterator[tuple[int, int]]) -> None:
@@ -392,88 +328,13 @@ class Reader:
         flat = padded[np.arange(column.dtype.itemsize) < lengths[:, None]]
         return flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
-    def _read_by_pieces(self, segment: Segment, rows: Int64s, places: Int64s | None, out: npt.NDArray[Any]) -> None:
-        """Same as `_read_converted`, into ``out[places]``, or into all of `out` in order if `places` is None.
-
-        Reads a piece at a time, because the stored bytes may be many times those of the result: one member of wide
-        records, for instance.
-        """
-        step = max(1, _PIECE_BYTES // max(1, segment.array.stored_row_bytes))
-        if len(rows) <= step or segment.transposed:
-            out[slice(None) if places is None else places] = self._read_converted(segment, rows)
-            return
-        # In ascending order, so that no chunk is decoded for more than two pieces.
-        order = np.argsort(rows, kind="stable")
-        for first in range(0, len(rows), step):
-            piece = order[first : first + step]
-            out[piece if places is None else places[piece]] = self._read_converted(segment, rows[piece])
-
-    def _read_converted(self, segment: Segment, rows: Int64s) -> npt.NDArray[Any]:
-        """Rows that are not served as they are stored: members of records, big-endian numbers, columns of a matrix."""
-        source, array = segment.source, segment.array
-        stored = array.records if array.record else array
-        wanted = np.arange(stored.rows, dtype=np.int64) if segment.transposed else rows
-        # raw: (k, stored row bytes)
-        raw = np.empty((len(wanted), stored.row_bytes), np.uint8)
-        self._read_stored(source, stored, wanted, None, raw)
-        if array.record is not None:
-            begin = array.record[1]
-            raw = np.ascontiguousarray(raw[:, begin : begin + array.row_bytes])
-        values = raw.reshape(-1).view(array.dtype).reshape(len(wanted), *array.sample_shape)
-        values = cut_padding(values, array.padding)
-        if segment.transposed:
-            values = np.moveaxis(values, -1, 0)[rows]
-        dtype, sample_shape = segment.wire
-        if array.packing is not None and segment.served_as is not None:
-            return array.packing.unpack(values)
-        if values.dtype.kind == "c":
-            return values.astype(values.dtype.newbyteorder("<")).view(dtype).reshape(len(rows), *sample_shape)
-        return values.reshape(len(rows), *sample_shape)
-
-    def _read_stored(
-        self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
+    def _read_by_h5py(
+        self, source: Source, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
     ) -> None:
-        """Read rows as they are stored into ``target[places]``, or into all of `target` in order if `places` is None.
-
-        Parameters
-        ----------
-        source : LocalFile
-        array : ArrayLayout
-        rows, places : (k,) int64
-        target : (n, row bytes) uint8
-        """
-        everywhere: Any = slice(None) if places is None else places
-        if array.by_h5py:
-            files = (source, *source.companions)
-            where = np.arange(len(rows)) if places is None else places
-            step = max(1, _H5PY_BYTES // max(1, array.row_bytes))
-            for first in range(0, len(rows), step):
-                raw = self._hdf5.read(files, array, rows[first : first + step])
-                target[where[first : first + step]] = raw.reshape(-1, array.row_bytes)
-        elif array.inline is not None:
-            stored = np.frombuffer(array.inline, np.uint8).reshape(array.rows, array.row_bytes)
-            target[everywhere] = stored[rows]
-        elif array.chunks is not None:
-            self._chunks.read(source, array, rows, places, target)
-        elif array.offset is None:
-            target[everywhere] = fill_row(array)
-        else:
-            source.read_ranges(_row_ranges(array.offset, array.row_bytes, rows, places, target))
-
-
-def _row_ranges(offset: int, row_bytes: int, rows: Int64s, places: Int64s | None, target: Bytes) -> list[Range]:
-    """The ranges to read: one for each row. If `places` is None, consecutive rows share one."""
-    view = memoryview(target.reshape(-1))
-    offsets = rows * row_bytes + offset
-    if places is not None:
-        begins = (places * row_bytes).tolist()
-        return [(where, view[begin : begin + row_bytes]) for where, begin in zip(offsets.tolist(), begins, strict=True)]
-    if len(rows) > 1 and rows[1] == rows[0] + 1:
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(rows) != 1) + 1])
-    else:
-        # Assume a shuffled order: finding the few consecutive rows would cost more than it saves.
-        starts = np.arange(len(rows))
-    bounds = [*(starts * row_bytes).tolist(), len(view)]
-    return [
-        (where, view[begin:end]) for where, (begin, end) in zip(offsets[starts].tolist(), pairwise(bounds), strict=True)
-    ]
+        assert isinstance(source, LocalFile)
+        files = (source, *source.companions)
+        where = np.arange(len(rows)) if places is None else places
+        step = max(1, _H5PY_BYTES // max(1, array.row_bytes))
+        for first in range(0, len(rows), step):
+            raw = self._hdf5.read(files, array, rows[first : first + step])
+            target[where[first : first + step]] = raw.reshape(-1, array.row_bytes)

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from .column import Column, Segment
+from h5feed.stored.column import Column, Segment
 
 Int64s = npt.NDArray[np.int64]
 

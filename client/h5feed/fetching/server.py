@@ -23,12 +23,17 @@ from ..plan import Plan
 from ..wire import ROWS, WEIGHT, read_body, read_runs
 from .cached import Take
 from .decoding import decoded
+from .pieces import PieceFetcher
 
 
 def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
     """The function that fetches a block of a plan. It does not refer to a `Dataset`: threads must not keep it alive."""
 
+    pieces = PieceFetcher(client, path, plan)
+
     def fetch(block: Block, cancelled: threading.Event) -> list[Batch]:
+        if (read := pieces.fetch(block, cancelled)) is not None:
+            return read
         query = {**plan.params, "epoch": str(block.epoch)}
         batches: list[Batch] = []
         start, alone = block.start, False

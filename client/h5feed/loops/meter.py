@@ -50,6 +50,10 @@ class _Pass:
     longest: float = 0.0
     retries: int = 0
     cached: int = 0
+    from_files: int = 0
+    from_pieces: int = 0
+    file_bytes: int = 0
+    why: str = ""
     waits: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     @property
@@ -80,6 +84,10 @@ class _Pass:
                 self.nbytes += trace.nbytes
                 self.retries += trace.retries
                 self.cached += trace.cached
+                self.from_files += trace.from_files
+                self.from_pieces += trace.from_pieces
+                self.file_bytes += trace.file_bytes
+                self.why = trace.why or self.why
         self.waiting += waiting
         self.transfer += transfer
         self.decode += max(0.0, float(waits.sum()) - waiting - transfer)
@@ -105,6 +113,10 @@ class _Pass:
             longest=self.longest,
             retries=self.retries,
             cached=self.cached,
+            from_files=self.from_files,
+            from_pieces=self.from_pieces,
+            file_bytes=self.file_bytes,
+            why=self.why,
             steady_seconds=self.until - self.steady_from if is_steady else 0.0,
             steady_waited=self.waited - (self.steady_after or 0.0) if is_steady else 0.0,
             waits=self.waits.copy(),
@@ -130,7 +142,7 @@ class Meter:
         """Batches handed out since the current run started."""
         self._demanded: int | None = None
         self._demanded_at = 0.0
-        self._told = 0.0, 0.0
+        self._told = 0.0, 0.0, 0
         self._told_at = clock()
         tell_after_fork(self)
 
@@ -219,7 +231,8 @@ class Meter:
             return self._all()
 
     def waits(self) -> str | None:
-        """Seconds waited since the last report: see `h5feed.wire.WAIT_HEADER`. None if that was a moment ago.
+        """Seconds waited, and bytes read from files, since the last report: see `h5feed.wire.WAIT_HEADER`. None if that
+        was a moment ago.
 
         The first step of each pass is excluded.
         """
@@ -227,10 +240,13 @@ class Meter:
             return None
         with self._lock:
             stats = self._all()
-            now = stats.steady_waited, stats.steady_seconds
-            waited, seconds = (new - old for new, old in zip(now, self._told, strict=True))
-            self._told, self._told_at = now, clock()
-        return f"waited={min(max(0.0, waited), seconds):.3f}, of={seconds:.3f}" if seconds > 0 else None
+            now = stats.steady_waited, stats.steady_seconds, stats.file_bytes
+            before, self._told, self._told_at = self._told, now, clock()
+        waited, seconds, read = now[0] - before[0], now[1] - before[1], now[2] - before[2]
+        if seconds <= 0 and not read:
+            return None
+        said = f"waited={min(max(0.0, waited), max(0.0, seconds)):.3f}, of={max(0.0, seconds):.3f}"
+        return f"{said}, read={read}" if read else said
 
     @property
     def ended(self) -> LoopStats | None:

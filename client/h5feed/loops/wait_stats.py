@@ -65,6 +65,12 @@ class LoopStats(Mapping[str, float]):
         Requests that were retried.
     cached : int
         Rows read from a local cache.
+    from_files : int
+        Rows read from the server's files, on the same machine.
+    from_pieces : int
+        Rows decoded here from compressed chunks.
+    why : str
+        Why other rows came as the server has decoded them.
 
     These are times of the thread that requests batches. JAX and torch run ahead of the device, which still computes
     while this thread waits. So the device idles at most as long as shown here, and its utilisation is at least
@@ -86,6 +92,11 @@ class LoopStats(Mapping[str, float]):
     longest: float = 0.0
     retries: int = 0
     cached: int = 0
+    from_files: int = 0
+    from_pieces: int = 0
+    file_bytes: int = 0
+    """Bytes of the rows that were read from files; part of `bytes`."""
+    why: str = ""
     steady_seconds: float = 0.0
     steady_waited: float = 0.0
     """Both exclude the first step of each pass."""
@@ -97,6 +108,7 @@ class LoopStats(Mapping[str, float]):
     _NAMES: ClassVar = (
         *("passes", "steps", "rows", "bytes", "seconds", "waited", "waiting", "transfer", "decode", "preparing"),
         *("compute", "utilisation", "median", "p95", "longest", "bytes_per_second", "retries", "cached"),
+        *("from_files", "from_pieces"),
     )
 
     def __getitem__(self, name: str) -> float:
@@ -147,9 +159,10 @@ class LoopStats(Mapping[str, float]):
         sums = {
             one.name: getattr(self, one.name) + getattr(following, one.name)
             for one in fields(self)
-            if one.name not in ("longest", "last")
+            if one.name not in ("longest", "last", "why")
         }
-        return LoopStats(**sums, longest=max(self.longest, following.longest), last=following)
+        longest, why = max(self.longest, following.longest), following.why or self.why
+        return LoopStats(**sums, longest=longest, why=why, last=following)
 
     def advice(self) -> str:
         """The change that would help most.
@@ -188,12 +201,17 @@ class LoopStats(Mapping[str, float]):
         return lines
 
     def __repr__(self) -> str:
-        return "\n".join(filter(None, [*text_lines(self.table()), self.advice()]))
+        return "\n".join(filter(None, [*text_lines(self.table()), self._decoded_there(), self.advice()]))
+
+    def _decoded_there(self) -> str:
+        """Which rows the server has decoded, and why."""
+        others = self.rows - self.cached - self.from_files - self.from_pieces
+        return f"{others:,} rows were decoded by the server: {self.why}" if self.why and others > 0 else ""
 
     def _repr_html_(self) -> str:
         head, *lines = self.table()
-        advice = self.advice()
-        return html_table(head, lines, "right") + (f"<p>{escape(advice)}</p>" if advice else "")
+        remarks = filter(None, (self._decoded_there(), self.advice()))
+        return html_table(head, lines, "right") + "".join(f"<p>{escape(remark)}</p>" for remark in remarks)
 
     def _quantile(self, share: float) -> float:
         """The middle of the bin in the histogram, at most the longest wait."""
@@ -246,4 +264,6 @@ _LINES: Mapping[str, Callable[[LoopStats], str]] = {
     "utilisation": lambda stats: "–" if math.isnan(stats.utilisation) else f"{stats.utilisation:.3f}",
     "retries": _count("retries"),
     "rows from the cache": _count("cached"),
+    "rows from files": _count("from_files"),
+    "rows from pieces": _count("from_pieces"),
 }

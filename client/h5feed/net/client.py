@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import logging
 import math
 import os
@@ -19,7 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ..buffers import BufferPool
-from ..errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, RevisionChanged, Transient, Unauthorized
+from ..errors import (
+    BadAnswer,
+    BadParameter,
+    ConnectionFailed,
+    FeedError,
+    RevisionChanged,
+    Transient,
+    Unauthorized,
+)
 from ..forks import tell_after_fork
 from ..schema import read_json
 from ..version import __version__
@@ -27,6 +36,7 @@ from ..wire import MEDIA_TYPE, WAIT_HEADER
 from .cancellation import Cancellation
 from .certificates import Cert, Verify, context_of
 from .concurrency import Link
+from .descriptors import NoDescriptor, PassedFiles
 from .http import httpx
 from .jobs import InProgress
 from .retries import FailedAttempts, error_of, final_error, reason_of
@@ -136,6 +146,8 @@ class Client:
         self.url = ",".join(server.url for server in self._servers)
         self.spans = spans()
         """Makes the spans of traces; None if they are not wanted."""
+        self.files = PassedFiles()
+        """Descriptors that the server has passed."""
         self._link: Link | None = None
         self._warned_at = -math.inf
         self._finalizer = weakref.finalize(self, self._servers.close)
@@ -203,6 +215,36 @@ class Client:
         received(len(answer.body))
         return answer.body
 
+    @property
+    def is_local(self) -> bool:
+        """Whether there is one server, on this machine, which may pass descriptors."""
+        return len(self._servers) == 1 and all(server.is_local for server in self._servers)
+
+    @property
+    def is_near(self) -> bool:
+        """Whether all servers are on this machine."""
+        return all(server.is_near for server in self._servers)
+
+    def descriptor(self, path: str, params: Params) -> int:
+        """GET a file descriptor. It is not retried: there is another way to get the rows.
+
+        Raises
+        ------
+        NoDescriptor
+            The server passes none, or does not answer.
+        """
+        with self._servers.one() as server:
+            try:
+                status, content, descriptor = server.receive_descriptor(f"{path}?{urlencode(params)}")
+            except (OSError, http.client.HTTPException) as error:
+                raise NoDescriptor(f"{server.url} passes no descriptor: {error}") from None
+        if descriptor is None or status != 200:
+            if descriptor is not None:
+                os.close(descriptor)
+            said = content[:200].decode("utf-8", "replace")
+            raise NoDescriptor(f"{server.url} passes no descriptor, but status {status}: {said}")
+        return descriptor
+
     def content(self, path: str, params: Params, media_type: str, *, is_job: bool = False) -> bytes:
         """GET a response of another media type, up to `transport.MAX_PLAIN_BYTES`.
 
@@ -244,10 +286,12 @@ class Client:
 
     def close(self) -> None:
         """Close all connections. This also happens when the client is garbage collected."""
+        self.files.clear()
         self._finalizer()
 
     def after_fork(self) -> None:
         """In a forked child: leave the connections to the parent, and forget its requests in flight."""
+        self.files.after_fork()
         self._servers.after_fork()
 
     def _json_of(self, answer: Answer, path: str) -> Any:

@@ -147,6 +147,28 @@ class Server:
         body = response.extensions.pop(BODY, None)
         return Answer(response.status_code, response.headers.multi_items(), body, response.content)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine, behind a Unix socket."""
+        return self._transport.is_local
+
+    @property
+    def is_near(self) -> bool:
+        """Whether its address is this machine, and it is not reached through a proxy."""
+        host = self._http.base_url.host
+        return self.is_local or (not self.proxy and (host == "localhost" or host == "::1" or host.startswith("127.")))
+
+    def receive_descriptor(self, target: str) -> tuple[int, bytes, int | None]:
+        """Send a GET request, and receive a descriptor with the response: its status, its content, the descriptor.
+
+        Raises
+        ------
+        OSError, http.client.HTTPException
+        """
+        request = self._http.build_request("GET", "/", headers={"accept": "application/json"})
+        line = f"GET {self._prefix}{target}".encode("ascii")
+        return self._transport.receive_descriptor(line + head_after_target(request.headers), LOOK_SECONDS)
+
     def authorize(self, token: str) -> None:
         """Send another token from now on."""
         self._http.headers["authorization"] = f"Bearer {token}"

@@ -28,16 +28,23 @@ class Trace:
         Number of retried requests.
     cached : int
         Rows found in the local cache.
+    from_files, from_pieces : int
+        Rows read here: from files of the server, and from compressed chunks.
+    file_bytes : int
+        Bytes of the rows from files.
+    why : str
+        Why rows were fetched as tensors; empty if they were not.
     waits : str or None
         What the request of this block tells the server of the loop's waiting: the value of `h5feed.wire.WAIT_HEADER`.
     """
 
-    __slots__ = ("_entered", "cached", "nbytes", "retries", "waits")
+    __slots__ = ("_entered", "cached", "file_bytes", "from_files", "from_pieces", "nbytes", "retries", "waits", "why")
 
     def __init__(self, waits: str | None = None) -> None:
         self._entered: list[tuple[float, int]] = []
         self.waits = waits
-        self.nbytes = self.retries = self.cached = 0
+        self.nbytes = self.retries = self.cached = self.from_files = self.from_pieces = self.file_bytes = 0
+        self.why = ""
 
     def enter(self, phase: int) -> None:
         self._entered.append((clock(), phase))
@@ -104,3 +111,21 @@ def found(rows: int) -> None:
     trace = _CURRENT.get()
     if trace is not None:
         trace.cached += rows
+
+
+def read_here(rows: int, nbytes: int, *, from_files: bool) -> None:
+    """Report rows read from files of the server, of `nbytes`, or decoded from chunks that have arrived."""
+    trace = _CURRENT.get()
+    if trace is not None and from_files:
+        trace.from_files += rows
+        trace.nbytes += nbytes
+        trace.file_bytes += nbytes
+    elif trace is not None:
+        trace.from_pieces += rows
+
+
+def as_tensors(why: str) -> None:
+    """Report that rows are fetched as tensors, and why."""
+    trace = _CURRENT.get()
+    if trace is not None:
+        trace.why = why

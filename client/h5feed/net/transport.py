@@ -20,6 +20,7 @@ import struct
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -216,6 +217,56 @@ class FeedTransport(httpx.BaseTransport):
         if answer.status == 407 and proxy is not None:
             raise _refused(proxy, 407, url.netloc.decode("ascii"), "HTTP status 407")
         return answer
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it connects to a Unix socket."""
+        return self._uds is not None
+
+    def receive_descriptor(self, request: bytes, timeout: float) -> tuple[int, bytes, int | None]:
+        """Send a complete GET request over a connection of its own, and receive a descriptor with the response.
+
+        Returns
+        -------
+        status : int
+        content : bytes
+        descriptor : int or None
+
+        Raises
+        ------
+        OSError, http.client.HTTPException
+        """
+        deadline = time.monotonic() + timeout
+        received, descriptors = b"", list[int]()
+        with self._connect(("http", "localhost", 80), timeout) as connected:
+            try:
+                connected.sendall(request)
+                length, begin = None, 0
+                while length is None or len(received) < begin + length:
+                    connected.settimeout(max(1e-3, deadline - time.monotonic()))
+                    # Not inheritable, from the beginning. `socket.recv_fds` ignores its flags.
+                    room = socket.CMSG_SPACE(array("i").itemsize)
+                    more, passed, flags, _ = connected.recvmsg(_HEAD_READ, room, socket.MSG_CMSG_CLOEXEC)
+                    for level, kind, data in passed:
+                        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                            descriptors += array("i", data[: len(data) - len(data) % array("i").itemsize])
+                    if flags & socket.MSG_CTRUNC:
+                        raise http.client.HTTPException("it passes more than one descriptor")
+                    received += more
+                    if not more or len(received) > MAX_HEAD_BYTES + MAX_PLAIN_BYTES:
+                        raise http.client.IncompleteRead(received)
+                    if length is None and b"\r\n\r\n" in received:
+                        usual = _parse_usual(received)
+                        if usual is None:
+                            raise http.client.HTTPException("its response has no length")
+                        status, _, begin, length, _ = usual
+                if len(descriptors) > 1:
+                    raise http.client.HTTPException(f"it passes {len(descriptors)} descriptors instead of one")
+            except BaseException:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                raise
+        return status, received[begin:], descriptors[0] if descriptors else None
 
     def _answer(self, call: _Call, origin: tuple[str, str, int], host: str) -> Answer:
         """Send a request over an idle connection or a new one; `host` is for messages."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from ...storage.layout import ArrayLayout
+from h5feed.stored.layout import ArrayLayout
+
 from .names import is_label, numbers_in
 from .pieces import InDoubt, InspectedFile, kind_of
 from .stacking import FEWEST, are_samples, is_sample, members_of, seem_samples, shapes_of

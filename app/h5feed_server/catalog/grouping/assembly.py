@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+from h5feed.stored.column import Column, Segment
+from h5feed.stored.layout import ArrayLayout
+from h5feed.stored.local_file import LocalFile
 
-from ...storage.column import Column, Segment
-from ...storage.layout import ArrayLayout
-from ...storage.local_file import LocalFile
 from ..roles import Role
 from .names import natural
 from .pieces import Path, Piece, Series, Table, TableField
@@ -59,7 +59,7 @@ def assemble(path: Path, members: Sequence[Series], name: str | None = None) -> 
         table.fields.append(TableField(".".join(series.path[len(path) :]), column, problem, series.note))
     table.episodes = [(piece.episode[-1] if piece.episode else "", count) for piece, count in counts]
     if any(field.unreadable is None for field in table.fields):
-        _add_origins(table, pieces, rows, members[0].first.source)
+        _add_origins(table, pieces, rows, members[0].first.file)
     return table
 
 
@@ -111,7 +111,7 @@ def _joined(segments: Sequence[Segment]) -> Sequence[Segment]:
         return segments
     arrays = [segment.array for segment in segments]
     values = np.concatenate([np.frombuffer(array.inline or b"", array.dtype) for array in arrays])
-    return [_constant(segments[0].source, arrays[0].path, values, arrays[0])]
+    return [_constant(segments[0].file, arrays[0].path, values, arrays[0])]
 
 
 def _add_origins(table: Table, pieces: Sequence[Piece], rows: npt.NDArray[np.int64], source: LocalFile) -> None:

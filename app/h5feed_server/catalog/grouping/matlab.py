@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ...storage.column import Segment
-from ...storage.layout import ArrayLayout
+from h5feed.stored.column import Segment
+from h5feed.stored.layout import ArrayLayout
+
 from .names import is_label
 from .pieces import Path
 

@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from h5feed.stored.column import Column, Segment
+from h5feed.stored.layout import ArrayLayout
 
-from ...storage.column import Column, Segment
-from ...storage.layout import ArrayLayout
 from ..roles import Role
 from ..split_names import SPLITS
 from .names import Tags, natural

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+from h5feed.stored.column import Segment
+from h5feed.stored.layout import MAX_CELLS, ArrayLayout
 
-from ...storage.column import Segment
-from ...storage.layout import MAX_CELLS, ArrayLayout
 from .names import is_image, is_label
 from .pieces import InDoubt
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from ...storage.column import Column, Segment
-from ...storage.layout import ArrayLayout
+from h5feed.stored.column import Column, Segment
+from h5feed.stored.layout import ArrayLayout
+
 from ..roles import names_classes
 from ..split_names import SPLIT_WORDS
 from . import matlab, unlabelled

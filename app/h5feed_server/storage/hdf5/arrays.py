@@ -12,11 +12,11 @@ from typing import Any
 
 import h5py
 import numpy as np
+from h5feed.stored.codecs import FILTER_NAMES, unsupported
+from h5feed.stored.layout import MAX_CHUNK_BYTES, MAX_RECORD_BYTES, ArrayLayout, ChunkTable, Filter, check_array
+from h5feed.stored.packing import Packing, packing_of
 from h5py import h5d, h5s, h5t, h5z
 
-from ..codecs import FILTER_NAMES, unsupported
-from ..layout import MAX_CHUNK_BYTES, MAX_RECORD_BYTES, ArrayLayout, ChunkTable, Filter, check_array
-from ..packing import Packing, packing_of
 from .attributes import attributes_of, packing_attributes
 from .guard import Guard
 from .h5py_reader import virtual_parts

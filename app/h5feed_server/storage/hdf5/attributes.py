@@ -9,9 +9,9 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+from h5feed.stored.packing import PACKING
 from h5py import h5a, h5t
 
-from ..packing import PACKING
 from .pickled_lists import plain_list
 from .stored_types import describe
 from .text import decoded, json_bytes, reason_of

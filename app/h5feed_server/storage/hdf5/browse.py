@@ -24,9 +24,9 @@ from h5feed.errors import (
     Unreadable,
     UnsupportedField,
 )
+from h5feed.stored.codecs import load_codecs
+from h5feed.stored.local_file import is_away
 
-from ..codecs import load_codecs
-from ..local_file import is_away
 from . import h5grove_objects, h5grove_values
 from .child import KIND_BYTES, allow_many_files, answer_in_fork, confine
 from .contents import Contents

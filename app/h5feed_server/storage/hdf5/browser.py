@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import CLASS_BY_CODE, FeedError, Overloaded, ReaderCrashed, ReadTimeout
+from h5feed.stored.local_file import Identity
 
-from ..local_file import Identity
 from .child import KIND_BYTES
 from .children import Children
 

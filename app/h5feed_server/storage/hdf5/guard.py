@@ -15,12 +15,12 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+from h5feed.stored.byte_cache import ByteCache
+from h5feed.stored.column import Column, Segment
+from h5feed.stored.decoder_pool import Decoders
+from h5feed.stored.layout import ArrayLayout
+from h5feed.stored.local_file import Identity, LocalFile, OpenFiles
 
-from ..byte_cache import ByteCache
-from ..column import Column, Segment
-from ..decoder_pool import Decoders
-from ..layout import ArrayLayout
-from ..local_file import Identity, LocalFile, OpenFiles
 from ..reader import Reader
 from .reader_pool import ReaderPool
 

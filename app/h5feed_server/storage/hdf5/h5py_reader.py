@@ -27,9 +27,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, SourceUnavailable, TooLarge, Unreadable
+from h5feed.stored.local_file import Identity, changed, is_away
 from h5py import h5d
 
-from ..local_file import Identity, changed, is_away
 from .child import KIND_BYTES, LENGTH, allow_many_files, confine, write_frame
 from .drivers import SPLIT_ENDINGS, family_template, members_of
 from .libhdf5 import Plugins, refuse_external_links

@@ -27,11 +27,11 @@ from typing import Any
 import cv2
 import h5py
 import numpy.ma
+from h5feed.stored.codecs import load_codecs
+from h5feed.stored.layout import ArrayLayout, ExternalLink, FileLayout, dump_layout
+from h5feed.stored.local_file import Identity
 from h5py import h5o
 
-from ..codecs import load_codecs
-from ..layout import ArrayLayout, ExternalLink, FileLayout, dump_layout
-from ..local_file import Identity
 from .arrays import Arrays
 from .attributes import MAX_NAME_BYTES, attributes_of, fuel_splits
 from .child import answer_in_fork, confine

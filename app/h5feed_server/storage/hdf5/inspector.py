@@ -9,9 +9,9 @@ import threading
 from types import TracebackType
 
 from h5feed.errors import Overloaded, SourceUnavailable, Unreadable
+from h5feed.stored.layout import load_layout
+from h5feed.stored.local_file import is_away, refused
 
-from ..layout import load_layout
-from ..local_file import is_away, refused
 from ..signatures import why_no_hdf5
 from .child import Child
 from .text import says_away

@@ -10,10 +10,9 @@ from functools import cache
 from typing import Any
 
 import h5py
+from h5feed.stored.codecs import DECODERS, undo_filter
+from h5feed.stored.layout import Filter
 from h5py import h5d, h5p, h5z
-
-from ..codecs import DECODERS, undo_filter
-from ..layout import Filter
 
 EXTENSIBLE_ARRAY = 4
 """H5D_CHUNK_IDX_EARRAY: the chunk index of arrays with one unlimited axis."""

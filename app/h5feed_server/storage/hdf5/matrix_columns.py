@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-
-from ..layout import MAX_RECORD_BYTES, ArrayLayout, ChunkTable
+from h5feed.stored.layout import MAX_RECORD_BYTES, ArrayLayout, ChunkTable
 
 
 def columns_of(array: ArrayLayout, begin: int, stop: int, attributes: dict[str, Any]) -> ArrayLayout | None:

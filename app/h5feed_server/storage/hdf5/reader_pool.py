@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, Overloaded, ReaderCrashed, ReadTimeout, TooLarge
+from h5feed.stored.layout import ArrayLayout
+from h5feed.stored.local_file import Identity, LocalFile, changed, refused
 
-from ..layout import ArrayLayout
-from ..local_file import Identity, LocalFile, changed, refused
 from .child import KIND_BYTES, LENGTH
 from .children import Children
 

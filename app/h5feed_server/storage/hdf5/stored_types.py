@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+from h5feed.stored.layout import Padding
 from h5py import h5t
 
-from ..layout import Padding
 from .text import MAX_REASON, decoded
 
 MAX_TEXT_BYTES = 1 << 12

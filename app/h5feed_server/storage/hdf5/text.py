@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from ..local_file import AWAY_ERRNOS
+from h5feed.stored.local_file import AWAY_ERRNOS
 
 MAX_REASON = 300
 """Maximum number of characters of a reason."""

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from ..byte_cache import ENTRY_BYTES, CacheUsage
+from h5feed.stored.byte_cache import ENTRY_BYTES, CacheUsage
 
 IDLE_SECONDS = 60.0
 """Rows of a column that was not used for this long may be evicted to make room for others."""

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import imagecodecs
 import numpy as np
-from h5feed.errors import DatasetCorrupt
 
+from ..errors import DatasetCorrupt
 from .blosc2 import blosc2
 from .codec_interface import Decode, Options, Source, prefix, scratch
 from .layout import Filter

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from h5feed import wire
 
-from ..cache_folder.array_file import dump_arrays, load_arrays
+from .. import wire
+from .array_file import dump_arrays, load_arrays
 from .packing import Packing
 
 LAYOUT_VERSION = 11
@@ -349,13 +349,7 @@ def dump_layout(layout: FileLayout) -> bytes:
     # Members of a record, and several names of one array, share a chunk table.
     tables: dict[int, tuple[int, ChunkTable]] = {}
     for array in layout.arrays:
-        entry = {name: getattr(array, name) for name in _PLAIN}
-        entry["filters"] = [asdict(item) for item in array.filters]
-        entry["fill"] = array.fill.hex()
-        entry["packing"] = None if array.packing is None else asdict(array.packing)
-        entry["inline"] = None if array.inline is None else array.inline.hex()
-        entry["scalar"] = None if array.scalar is None else array.scalar.hex()
-        entry["chunks"] = None
+        entry = describe(array)
         if array.chunks is not None:
             entry["chunks"], _ = tables.setdefault(id(array.chunks), (len(tables), array.chunks))
         description.append(entry)
@@ -363,6 +357,18 @@ def dump_layout(layout: FileLayout) -> bytes:
     about = {"attributes": layout.attributes, "notes": layout.notes, "groups": layout.groups}
     tables_by_name = {f"{number}.{name}": getattr(table, name) for number, table in tables.values() for name in _TABLE}
     return dump_arrays({"arrays": description, "links": links, **about}, tables_by_name)
+
+
+def describe(array: ArrayLayout) -> dict[str, Any]:
+    """An array as JSON values, without its chunk table; `described` reads them."""
+    entry = {name: getattr(array, name) for name in _PLAIN}
+    entry["filters"] = [asdict(item) for item in array.filters]
+    entry["fill"] = array.fill.hex()
+    entry["packing"] = None if array.packing is None else asdict(array.packing)
+    entry["inline"] = None if array.inline is None else array.inline.hex()
+    entry["scalar"] = None if array.scalar is None else array.scalar.hex()
+    entry["chunks"] = None
+    return entry
 
 
 def load_layout(data: bytes) -> FileLayout:
@@ -399,8 +405,19 @@ def _array(entry: dict[str, Any], columns: Mapping[str, Int64s], tables: dict[in
     number = entry["chunks"]
     if number is not None and number not in tables:
         tables[number] = ChunkTable(*(columns[f"{number}.{name}"] for name in _TABLE))
+    return described(entry, None if number is None else tables[number])
+
+
+def described(entry: Mapping[str, Any], chunks: ChunkTable | None) -> ArrayLayout:
+    """The array that was described by `describe`. Its consistency is not checked: see `check_array`.
+
+    Raises
+    ------
+    ValueError, ArithmeticError, AttributeError, LookupError, TypeError
+        These are not the values of an array.
+    """
     array = ArrayLayout(
-        **entry
+        **dict(entry)
         | {
             "shape": tuple(entry["shape"]),
             "chunk_shape": None if entry["chunk_shape"] is None else tuple(entry["chunk_shape"]),
@@ -412,7 +429,7 @@ def _array(entry: dict[str, Any], columns: Mapping[str, Int64s], tables: dict[in
             "text": None if entry["text"] is None else tuple(entry["text"]),
             "others": tuple(entry["others"]),
             "packing": None if entry["packing"] is None else _packing(entry["packing"]),
-            "chunks": None if number is None else tables[number],
+            "chunks": chunks,
         }
     )
     names = array.enum_names or {}

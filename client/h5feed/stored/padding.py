@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.errors import TooLarge
 
+from ..errors import TooLarge
 from .layout import Int64s, Padding
 
 _BLOCK_BYTES = 1 << 20

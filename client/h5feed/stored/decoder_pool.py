@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,12 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from h5feed.errors import DatasetCorrupt, ReadTimeout, TooLarge
-
+from ..errors import DatasetCorrupt, ReadTimeout, TooLarge
 from .codecs import decode_chunk
 from .layout import ArrayLayout
-from .local_file import LocalFile
 from .scratch import SCRATCH_BYTES, Bytes, Scratch
+from .source import Source
 
 SLICE_SECONDS = 0.05
 """How long a thread works for one call before it yields to others that are waiting."""
@@ -218,15 +216,15 @@ class Decoders:
         work(remaining)
 
     def chunk(
-        self, source: LocalFile, fd: int, array: ArrayLayout, place: tuple[int, int, int], itemsize: int, out: Bytes
+        self, source: Source, fd: int, array: ArrayLayout, place: tuple[int, int, int], itemsize: int, out: Bytes
     ) -> None:
         """Read and decode one chunk.
 
         Parameters
         ----------
-        source : LocalFile
+        source : Source
         fd : int
-            Descriptor of the file.
+            Handle of the source, see `Source.reading`.
         array : ArrayLayout
         place : (int, int, int)
             Offset and stored bytes of the chunk in the file, and its filter mask.
@@ -240,11 +238,7 @@ class Decoders:
         offset, size, mask = place
         if size > 2 * len(out) + 4096:
             raise DatasetCorrupt(f"a chunk of {len(out)} bytes claims to be stored as {size} bytes")
-        stored = self.scratch("stored", size)
-        view = memoryview(stored)
-        received = os.preadv(fd, (view,), offset)
-        if received != size:
-            source.read_rest(fd, offset, view, received)
+        stored = source.stored(fd, offset, size, self.scratch)
         self.decoded_chunks += 1
         self.decoded_bytes += len(out)
         decode_chunk(stored, array.filters, mask, itemsize, out)

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-from h5feed.errors import ReadTimeout
+from ..errors import ReadTimeout
 
 V = TypeVar("V")
 

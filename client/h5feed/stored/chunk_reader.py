@@ -13,8 +13,8 @@ import numpy.typing as npt
 from .chunk_rows import ChunkRows, grouped, parts_of
 from .decoder_pool import Decoders
 from .layout import ArrayLayout
-from .local_file import LocalFile
 from .scratch import SCRATCH_BYTES, Bytes
+from .source import Source
 
 Int64s = npt.NDArray[np.int64]
 
@@ -33,12 +33,12 @@ class ChunkReader:
         self._decoders = decoders
         self._chunk_rows = chunk_rows
 
-    def read(self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes) -> None:
+    def read(self, source: Source, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes) -> None:
         """Read rows as they are stored into ``target[places]``, or into all of `target` in order if `places` is None.
 
         Parameters
         ----------
-        source : LocalFile
+        source : Source
         array : ArrayLayout
         rows, places : (k,) int64
         target : (n, row bytes) uint8
@@ -59,7 +59,7 @@ class ChunkReader:
         self._decoders.share(_chunk_jobs(array, rows, places), work)
 
     def _read_single_rows(
-        self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
+        self, source: Source, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
     ) -> None:
         """Read rows that are one chunk each, and decode them directly into their places."""
         assert array.chunks is not None
@@ -85,7 +85,7 @@ class ChunkReader:
 
         self._decoders.share(jobs, work)
 
-    def _read_chunk(self, source: LocalFile, array: ArrayLayout, job: _ChunkJob, target: Bytes) -> None:
+    def _read_chunk(self, source: Source, array: ArrayLayout, job: _ChunkJob, target: Bytes) -> None:
         """Put the rows of one chunk in their places."""
         assert array.chunks is not None and array.chunk_shape is not None
         itemsize = np.dtype(array.dtype).itemsize
@@ -128,9 +128,7 @@ class ChunkReader:
             taken: Any = (job.rows_in_chunk, *job.inside_chunk)
             _view(array, target)[placed] = chunk[taken]
 
-    def _read_plain_parts(
-        self, source: LocalFile, array: ArrayLayout, job: _ChunkJob, offset: int, target: Bytes
-    ) -> None:
+    def _read_plain_parts(self, source: Source, array: ArrayLayout, job: _ChunkJob, offset: int, target: Bytes) -> None:
         """Read parts of rows from an unfiltered chunk at `offset`, one by one, because the chunk may be large."""
         assert array.chunk_shape is not None
         widths, itemsize = array.chunk_shape[1:], np.dtype(array.dtype).itemsize

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.wire import Body, Tensor, dtype_named
+
+from ..wire import Body, Tensor, dtype_named
 
 _METADATA = "__metadata__"
 

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.buffers import BufferPool
-from h5feed.errors import FeedError
 
+from ..buffers import BufferPool
+from ..errors import FeedError
 from .byte_cache import ByteCache, CacheUsage
 from .column import Column
 from .decoder_pool import Decoders
 from .layout import ArrayLayout
-from .local_file import LocalFile
 from .scratch import Bytes
+from .source import Source
 
 _KEPT = 3
 """Rows are read by chunk rows only if the cache has room for this many."""
@@ -89,12 +89,12 @@ class ChunkRows:
             return False
         return height * array.row_bytes * _KEPT <= self._kept.max_bytes
 
-    def read(self, source: LocalFile, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes) -> None:
+    def read(self, source: Source, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes) -> None:
         """Read rows into ``target[places]``, or into all of `target` in order if `places` is None.
 
         Parameters
         ----------
-        source : LocalFile
+        source : Source
         array : ArrayLayout
         rows, places : (k,) int64
         target : (n, row bytes) uint8
@@ -123,7 +123,7 @@ class ChunkRows:
         """Start decoding the chunk rows of these rows in the background, if they are cached. Does not wait."""
         if self._reading_ahead is not None and not self._reading_ahead.done():
             return
-        chunk_rows: list[tuple[LocalFile, ArrayLayout, int]] = []
+        chunk_rows: list[tuple[Source, ArrayLayout, int]] = []
         nbytes = 0
         for segment, _, local in column.divide(rows):
             array = segment.array.records if segment.array.record else segment.array
@@ -145,7 +145,7 @@ class ChunkRows:
         with contextlib.suppress(RuntimeError):
             self._reading_ahead = self._ahead.submit(work)
 
-    def chunk_row(self, source: LocalFile, array: ArrayLayout, number: int) -> Bytes:
+    def chunk_row(self, source: Source, array: ArrayLayout, number: int) -> Bytes:
         """Return one chunk row, from the cache if possible.
 
         Returns
@@ -172,7 +172,7 @@ class ChunkRows:
         self._kept.drop_old(seconds)
         self._buffers.drop_idle()
 
-    def _decoded(self, source: LocalFile, array: ArrayLayout, number: int) -> Bytes:
+    def _decoded(self, source: Source, array: ArrayLayout, number: int) -> Bytes:
         """Decode all chunks of a chunk row and assemble them, (height * row bytes,) uint8."""
         assert array.chunks is not None and array.chunk_shape is not None
         height, *widths = array.chunk_shape

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.images import ImageSpec
 
+from ..images import ImageSpec
 from .layout import ArrayLayout
 from .local_file import LocalFile
+from .source import Source
 
 Int64s = npt.NDArray[np.int64]
 
@@ -70,12 +71,18 @@ class Segment:
         unpacked to, or the longest text of all segments.
     """
 
-    source: LocalFile
+    source: Source
     array: ArrayLayout
     transposed: bool = False
     offsets: Int64s | None = field(default=None, compare=False, repr=False)
     about: About | None = field(default=None, compare=False, repr=False)
     served_as: str | None = None
+
+    @property
+    def file(self) -> LocalFile:
+        """The source, on the server: there it is always a file."""
+        assert isinstance(self.source, LocalFile)
+        return self.source
 
     @cached_property
     def rows(self) -> int:

@@ -9,9 +9,11 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from h5feed.errors import DatasetCorrupt, FeedError, Overloaded, RevisionChanged, SourceUnavailable
+from ..errors import DatasetCorrupt, FeedError, Overloaded, RevisionChanged, SourceUnavailable
+from .scratch import Bytes
+from .source import Range, Scratch
 
 AWAY_ERRNOS = frozenset(
     (
@@ -21,10 +23,6 @@ AWAY_ERRNOS = frozenset(
     )
 )
 """Errors that the system returns if a disk or file server is unavailable."""
-
-Range = tuple[int, memoryview]
-"""Offset in the file, and the writeable bytes to be filled from there."""
-
 
 YOUNG_SECONDS = 2.0
 """Resolution of the coarsest file system clock (FAT). A file that changed within this time can change again without a
@@ -121,12 +119,30 @@ class OpenFiles:
             self._files.clear()
 
 
+class Held(Protocol):
+    """An open file.
+
+    Attributes
+    ----------
+    fd : int
+    """
+
+    fd: int
+
+
+class Opener(Protocol):
+    """What opens files, and keeps them open."""
+
+    def get(self, path: str, identity: Identity) -> Held:
+        """The open file at `path`. See `OpenFiles.get`."""
+
+
 class LocalFile:
     """A local file, read with `preadv`. Never with mmap: truncating the file would cause SIGBUS.
 
     Parameters
     ----------
-    files : OpenFiles
+    files : Opener
     path : str
     identity : Identity
     digest : bytes
@@ -137,7 +153,7 @@ class LocalFile:
 
     def __init__(
         self,
-        files: OpenFiles,
+        files: Opener,
         path: str,
         identity: Identity,
         digest: bytes = b"",
@@ -174,6 +190,30 @@ class LocalFile:
             for (offset, target), count in zip(ranges, received, strict=True):
                 if count != len(target):
                     self.read_rest(fd, offset, target, count)
+
+    def fill(self, handle: int, offset: int, target: memoryview) -> None:
+        """Fill `target` with the bytes from `offset`.
+
+        Raises
+        ------
+        DatasetCorrupt, RevisionChanged, Overloaded
+            See `read_rest`.
+        """
+        received = os.preadv(handle, (target,), offset)
+        if received != len(target):
+            self.read_rest(handle, offset, target, received)
+
+    def stored(self, handle: int, offset: int, nbytes: int, scratch: Scratch) -> Bytes:
+        """(nbytes,) uint8 from `offset`, in scratch memory for the purpose "stored".
+
+        Raises
+        ------
+        DatasetCorrupt, RevisionChanged, Overloaded
+            See `read_rest`.
+        """
+        target = scratch("stored", nbytes)
+        self.fill(handle, offset, memoryview(target))
+        return target
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[int]:

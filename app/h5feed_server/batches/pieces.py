@@ -1,0 +1,296 @@
+"""Fills bodies that say where rows are stored, instead of containing them; see `h5feed.stored.pieces`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from h5feed.errors import BadParameter, TooLarge
+from h5feed.stored.column import Segment
+from h5feed.stored.layout import ArrayLayout, ChunkTable
+from h5feed.stored.local_file import LocalFile
+from h5feed.stored.pieces import (
+    BYTES,
+    MAX_CHUNK_BYTES,
+    PREFIX,
+    FieldPieces,
+    NamedFile,
+    Pieces,
+    chunk_bytes,
+    dump_pieces,
+)
+from h5feed.wire import OFFSETS, ROWS, WEIGHT, Body, Tensor
+
+from ..catalog.dataset import Dataset, Field
+from .batcher import BatchPlan, lists_of
+
+WORTHWHILE = 1.2
+"""Stored bytes are sent if the rows of a field have at least this many times as many bytes."""
+
+SMALL_ROW_BYTES = 4096
+"""Rows up to this size are not read from files by the client: a system call for each would take longer than copying
+them, and the server has most of them in memory."""
+
+Int64s = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+
+
+class _Sent(NamedTuple):
+    """Stored bytes to be sent: of chunks of one file, from these offsets, (n,) int64."""
+
+    file: LocalFile
+    offsets: Int64s
+    sizes: Int64s
+
+
+class _Undescribed(Exception):
+    """A field does not come as pieces, for the reason given."""
+
+
+@dataclass(frozen=True)
+class PiecesPlan:
+    """A plan whose bodies contain pieces.
+
+    Parameters
+    ----------
+    plan : BatchPlan
+    root : Path
+        The data folder.
+    named : bool
+        Name files where possible; else all stored bytes are in the body.
+    """
+
+    plan: BatchPlan
+    root: Path
+    named: bool
+
+    ragged = True
+    """The size of a body is known when it is filled."""
+
+    one_block = True
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.plan.dataset
+
+    @property
+    def full(self) -> Body:
+        """Body of an ordinary batch."""
+        return self.plan.full
+
+    def nbytes(self, start: int, stop: int) -> int:
+        """An estimate. Raises the same errors as that of `BatchPlan`."""
+        return self.plan.nbytes(start, stop)
+
+    def count_rows(self, start: int, stop: int) -> int:
+        """Same as that of `BatchPlan`."""
+        return self.plan.count_rows(start, stop)
+
+    def filled(self, start: int, stop: int, lease: Callable[[int], Bytes]) -> Bytes:
+        """One body with batches start … stop-1, in a leased buffer.
+
+        Raises
+        ------
+        BatchOutOfRange, TooLarge, BadParameter
+        """
+        plan = self.plan
+        rows, real = plan.all_rows(start, stop)
+        pieces, sent = self._describe(rows)
+        about, tables = dump_pieces(pieces)
+        whole = [field for field in plan.fields if field.name not in pieces.fields]
+        lists = {field.name: lists_of(plan.reader, field, rows) for field in whole if field.is_ragged}
+        tensors = [Tensor(ROWS, np.dtype("<i8"), rows.shape)]
+        if plan.padded:
+            tensors.append(Tensor(WEIGHT, np.dtype("<f4"), rows.shape))
+        for field in whole:
+            if field.is_ragged:
+                dtype = np.dtype("|u1") if field.is_text else field.dtype
+                tensors.append(Tensor(field.name, dtype, (int(lists[field.name][1][-1]),)))
+                tensors.append(Tensor(field.name + OFFSETS, np.dtype("<i8"), (len(rows) + 1,)))
+            else:
+                shape = (len(rows), *field.sample_shape)
+                tensors.append(Tensor(field.name, field.dtype, shape, is_bfloat16=field.column.is_bfloat16))
+        if any(tensor.name.startswith(PREFIX) for tensor in tensors):
+            raise BadParameter(f"body=pieces: a field may not have a name that begins with {PREFIX}")
+        tensors += [Tensor(name, table.dtype, table.shape) for name, table in tables.items()]
+        nbytes = sum(int(one.sizes.sum()) for one in sent)
+        if nbytes:
+            tensors.append(Tensor(BYTES, np.dtype("|u1"), (nbytes,)))
+        metadata = {
+            "dataset": plan.dataset.name,
+            "revision": plan.dataset.revision,
+            "epoch": str(plan.order.spec.epoch),
+            "batches": str(plan.grid.batches),
+            "pieces": about,
+        }
+        body = Body(tensors, metadata)
+        if body.nbytes > plan.max_bytes:
+            raise TooLarge(
+                f"batches {start} … {stop - 1} have {body.nbytes} bytes, more than the limit of {plan.max_bytes} per "
+                "response (H5FEED_MAX_BODY_BYTES): request fewer batches at once"
+            )
+        buffer = lease(body.nbytes)
+        placed = body.place(buffer, start)
+        placed[ROWS][...] = rows
+        if plan.padded:
+            placed[WEIGHT][...] = real
+        for name, table in tables.items():
+            placed[name][...] = table
+        for field in whole:
+            out = placed[field.name]
+            if field.is_ragged:
+                flat, offsets = lists[field.name]
+                placed[field.name + OFFSETS][...] = offsets
+                if flat is None:
+                    plan.reader.read_lists(field.column, rows, offsets, out)
+                else:
+                    out[...] = flat
+            else:
+                plan.reader.read(field.column, rows, out)
+        if nbytes:
+            _read_stored(sent, placed[BYTES])
+        return buffer
+
+    def _describe(self, rows: Int64s) -> tuple[Pieces, list[_Sent]]:
+        fields: dict[str, FieldPieces] = {}
+        files: dict[str, tuple[int, NamedFile]] = {}
+        reasons: dict[str, str] = {}
+        sent: list[_Sent] = []
+        for field in self.plan.fields:
+            try:
+                fields[field.name] = self._field(field, rows, files, sent)
+            except _Undescribed as reason:
+                reasons[field.name] = str(reason)
+        return Pieces(fields, [file for _, file in files.values()], reasons), sent
+
+    def _field(
+        self, field: Field, rows: Int64s, files: dict[str, tuple[int, NamedFile]], sent: list[_Sent]
+    ) -> FieldPieces:
+        """Describe a field, and add the files it names and the bytes to be sent for it.
+
+        Raises
+        ------
+        _Undescribed
+        """
+        column = field.column
+        if column.is_ragged or column.images is not None:
+            raise _Undescribed("its rows differ in length" if column.is_ragged else "the server decodes its images")
+        touched = list(column.divide(rows))
+        for segment, _, _ in touched:
+            _check_described(segment)
+        names = self._names(touched) if self.named else None
+        if names is not None and column.row_bytes <= SMALL_ROW_BYTES:
+            raise _Undescribed("its rows are small")
+        described = [_reduced(segment, local) for segment, _, local in touched]
+        if names is None:
+            described = _in_the_body(described, len(rows) * column.row_bytes, sent)
+        segments: list[tuple[Segment, int | None]] = []
+        for number, segment in enumerate(described):
+            file = None
+            if names is not None:
+                name = names[number]
+                file, _ = files.setdefault(name, (len(files), NamedFile(name, segment.file.identity)))
+            segments.append((segment, file))
+        return FieldPieces(segments, None if len(column.segments) == 1 else _renumbered(touched, rows))
+
+    @cached_property
+    def _by_path(self) -> Mapping[str, str]:
+        """Names of the files of the dataset, by path."""
+        return {str(self.root / name): name for name in self.dataset.files}
+
+    def _names(self, touched: list[tuple[Segment, Int64s | None, Int64s]]) -> list[str] | None:
+        """Names of the files of some segments; None if one of them cannot be named."""
+        names = [self._by_path.get(segment.file.path) for segment, _, _ in touched]
+        return None if None in names else [name for name in names if name is not None]
+
+
+def _check_described(segment: Segment) -> None:
+    array = segment.array
+    if array.by_h5py:
+        raise _Undescribed("only h5py can read it")
+    if segment.transposed or array.inline is not None:
+        raise _Undescribed("its rows are not stored one by one")
+    if chunk_bytes(array) > MAX_CHUNK_BYTES:
+        raise _Undescribed(f"its chunks have {chunk_bytes(array)} bytes, more than {MAX_CHUNK_BYTES}")
+
+
+def _reduced(segment: Segment, rows: Int64s) -> Segment:
+    """The segment with only those chunks in its table that hold some of the rows."""
+    array = segment.array
+    bare: dict[str, Any] = {"attributes": {}, "enum_names": None, "text": None, "stored_bytes": 0}
+    if array.chunks is not None and array.chunk_shape is not None:
+        table, cells = array.chunks, array.cells
+        first = np.unique(rows // array.chunk_shape[0]) * cells
+        numbers = (first[:, None] + np.arange(cells, dtype=np.int64)).reshape(-1)
+        entries = table.find(numbers)
+        entries = entries[entries >= 0]
+        bare["chunks"] = ChunkTable(
+            table.numbers[entries], table.offsets[entries], table.sizes[entries], table.masks[entries]
+        )
+    return replace(segment, array=replace(array, **bare), about=None)
+
+
+def _in_the_body(described: list[Segment], nbytes: int, sent: list[_Sent]) -> list[Segment]:
+    """The segments with offsets into the stored bytes of a body, which are added to `sent`.
+
+    Raises
+    ------
+    _Undescribed
+        The rows themselves, of `nbytes`, are not much longer.
+    """
+    tables = [_table(segment.array) for segment in described]
+    stored = sum(int(table.sizes.sum()) for table in tables)
+    if stored * WORTHWHILE > nbytes:
+        raise _Undescribed(f"its {nbytes} bytes are stored in chunks of {stored} bytes")
+    begin = sum(int(one.sizes.sum()) for one in sent)
+    placed = []
+    for segment, table in zip(described, tables, strict=True):
+        ends = begin + np.cumsum(table.sizes)
+        sent.append(_Sent(segment.file, table.offsets, table.sizes))
+        chunks = replace(table, offsets=ends - table.sizes)
+        begin = int(ends[-1]) if len(ends) else begin
+        placed.append(replace(segment, array=replace(segment.array, chunks=chunks)))
+    return placed
+
+
+def _table(array: ArrayLayout) -> ChunkTable:
+    if array.chunks is None or not array.filters:
+        raise _Undescribed("it is not compressed")
+    if (array.chunks.sizes > 2 * chunk_bytes(array) + 4096).any():
+        raise _Undescribed("one of its chunks claims to be longer than it can be")
+    return array.chunks
+
+
+def _renumbered(touched: list[tuple[Segment, Int64s | None, Int64s]], rows: Int64s) -> Int64s:
+    """Rows counted over the touched segments only, (n,) int64."""
+    renumbered = np.empty(len(rows), np.int64)
+    begin = 0
+    for segment, places, local in touched:
+        renumbered[slice(None) if places is None else places] = begin + local
+        begin += segment.rows
+    return renumbered
+
+
+def _read_stored(sent: list[_Sent], out: Bytes) -> None:
+    view, begin = memoryview(out), 0
+    for one in sent:
+        ranges = []
+        for offset, nbytes in _runs(one.offsets, one.sizes):
+            ranges.append((offset, view[begin : begin + nbytes]))
+            begin += nbytes
+        one.file.read_ranges(ranges)
+
+
+def _runs(offsets: Int64s, sizes: Int64s) -> Iterator[tuple[int, int]]:
+    """Offsets and sizes, of which those that follow each other in the file are joined."""
+    if not len(offsets):
+        return
+    begins = np.flatnonzero(np.concatenate([[True], offsets[1:] != offsets[:-1] + sizes[:-1]]))
+    ends = np.concatenate([begins[1:], [len(offsets)]]) - 1
+    stops = offsets[ends] + sizes[ends]
+    yield from zip(offsets[begins].tolist(), (stops - offsets[begins]).tolist(), strict=True)

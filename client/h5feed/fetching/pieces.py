@@ -1,0 +1,381 @@
+"""Fetch where rows are stored instead of the rows, and read them here: from the received chunks, or from the files
+themselves if the server passes descriptors of them.
+
+The arrays are the same, bit by bit, because both sides read with `h5feed.stored`. If anything goes wrong here, the
+block is fetched again as ordinary tensors: then the server decides whether the data are damaged or have changed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..batch import Batch
+from ..blocks import Block
+from ..buffers import BufferPool
+from ..errors import BadAnswer, BadParameter, FeedError, TooLarge
+from ..forks import tell_after_fork
+from ..net.client import Client
+from ..net.descriptors import NoDescriptor
+from ..net.trace import as_tensors, read_here
+from ..plan import Plan
+from ..wire import OFFSETS, ROWS, WEIGHT, read_body
+
+if TYPE_CHECKING:
+    from ..stored.array_reader import ArrayReader
+    from ..stored.column import Column
+    from ..stored.source import Source
+
+NEEDED = ("imagecodecs", "cv2")
+"""Packages that reading here needs: the extra ``h5feed[decode]``."""
+
+CHUNK_CACHE_BYTES = 64 << 20
+"""Decoded chunks that are kept for the next batches, per process."""
+
+TIMEOUT = 60.0
+"""Seconds that reading a block may take."""
+
+WINDOW_ROWS = 1 << 14
+"""Rows whose places are fetched with one request."""
+
+_WINDOWS = 4
+"""Windows of places that are kept, for blocks that are read at the same time."""
+
+_MOST_FAILURES = 8
+"""Blocks of one pass that are read here without success before it is not tried any more."""
+
+_LEAST_GAIN = 16
+"""Places are worth fetching if they have so many times fewer bytes than the rows."""
+
+Int64s = npt.NDArray[np.int64]
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+logger = logging.getLogger("h5feed")
+
+
+def can_read() -> bool:
+    """Whether the packages that reading here needs are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in NEEDED)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Batches start … stop-1, of which at least one field is to be read here.
+
+    Attributes
+    ----------
+    arrays : mapping of str to array
+        Fields that came as they are, row ids and weights, of all batches together.
+    columns : mapping of str to (Column, (n,) int64 or None)
+        Where the other fields are read from, and their rows; None: the row ids.
+    reasons : mapping of str to str
+        Why fields came as they are.
+    """
+
+    start: int
+    stop: int
+    arrays: Arrays
+    columns: Mapping[str, tuple[Column, Int64s | None]]
+    reasons: Mapping[str, str]
+    plan: Plan
+    epoch: int
+    revision: str
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """Names of the fields, in the order of an ordinary body."""
+        tensors = self.plan.frame.tensors
+        return sorted(
+            tensors.keys() - {ROWS, WEIGHT}, key=lambda name: (-tensors[name][0].itemsize, [*tensors].index(name))
+        )
+
+    def read(self, start: int, stop: int, reader: ArrayReader, pool: BufferPool) -> list[Batch]:
+        """Batches start … stop-1, which are in this window.
+
+        Raises
+        ------
+        FeedError
+            A piece is damaged, or its file has changed.
+        """
+        size, final = self.plan.batch_size, self.plan.batches - 1
+        first = (start - self.start) * size
+        rows = self.arrays[ROWS][first : (stop - self.start) * size]
+        read: dict[str, npt.NDArray[Any]] = {}
+        for name, (column, of_column) in self.columns.items():
+            wanted = rows if of_column is None else of_column[first : first + len(rows)]
+            dtype, sample = self.plan.frame.tensors[name]
+            out = pool.lease_or_new(len(rows) * column.row_bytes).view(column.dtype).reshape(len(rows), *sample)
+            reader.read(column, wanted, out)
+            read[name] = out.view(dtype)
+        batches = []
+        for index in range(start, stop):
+            begin = (index - self.start) * size
+            end = begin + (size if index < final else self.plan.last_rows)
+            fields: dict[str, npt.NDArray[Any]] = {}
+            for name in self._names:
+                flat = name.removesuffix(OFFSETS)
+                if name in read:
+                    fields[name] = read[name][begin - first : end - first]
+                elif flat in self.plan.frame.flat:
+                    offsets = self.arrays[flat + OFFSETS][begin : end + 1]
+                    is_flat = name == flat
+                    fields[name] = self.arrays[flat][offsets[0] : offsets[-1]] if is_flat else offsets - offsets[0]
+                else:
+                    fields[name] = self.arrays[name][begin:end]
+            weight = self.arrays[WEIGHT][begin:end] if WEIGHT in self.arrays else None
+            batches.append(
+                Batch(
+                    fields,
+                    self.arrays[ROWS][begin:end],
+                    weight,
+                    index=index,
+                    epoch=self.epoch,
+                    revision=self.revision,
+                )
+            )
+        return batches
+
+
+class PieceFetcher:
+    """Fetches blocks of a plan as pieces, or as places in files.
+
+    Parameters
+    ----------
+    client : Client
+    path : str
+        Of the dataset.
+    plan : Plan
+
+    Attributes
+    ----------
+    reason : str or None
+        Why blocks are not fetched like this any more; None if they are.
+    """
+
+    def __init__(self, client: Client, path: str, plan: Plan) -> None:
+        self._client = client
+        self._path = path
+        self._plan = plan
+        self._windows: OrderedDict[tuple[int, int], Window] = OrderedDict()
+        self._lock = threading.Lock()
+        self._places_refused = False
+        self._failures = 0
+        self.reason: str | None = None
+        if plan.pieces is False:
+            self.reason = "decode='server'"
+        elif not can_read():
+            self.reason = f"{' or '.join(NEEDED)} is not installed: `pip install 'h5feed[decode]'`"
+        elif plan.pieces is None and client.is_near and not client.is_local:
+            self.reason = "the server is on this machine: decoded rows cost nothing on the way"
+
+    def fetch(self, block: Block, cancelled: threading.Event) -> list[Batch] | None:
+        """The batches of a block; None if it has to be fetched as tensors.
+
+        Raises
+        ------
+        FeedError
+            The server does not answer, or refuses.
+        """
+        if self.reason is not None:
+            as_tensors(self.reason)
+            return None
+        by_place = self._client.is_local and not self._places_refused
+        try:
+            window = self._places(block, cancelled) if by_place else self._pieces(block, cancelled)
+        except (BadParameter, BadAnswer, TooLarge) as error:
+            # A server that does not know of pieces refuses the parameter.
+            self._give_up(by_place, str(error))
+            as_tensors(str(error))
+            return None
+        if not window.columns:
+            as_tensors(_reasons(window))
+        try:
+            batches = window.read(block.start, block.stop, self._reader, self._client.pool)
+        except FeedError as error:
+            logger.debug("%s: fetched again as tensors: %s", self._path, error)
+            self._failures += 1
+            self.forget()
+            if isinstance(error, NoDescriptor) or self._failures >= _MOST_FAILURES:
+                self._give_up(by_place, str(error))
+            as_tensors(f"they could not be read here: {error}")
+            return None
+        if window.columns:
+            rows = sum(len(batch.rows) for batch in batches)
+            each = sum(column.row_bytes for column, _ in window.columns.values())
+            read_here(rows, rows * each, from_files=by_place)
+        return batches
+
+    @cached_property
+    def _reader(self) -> ArrayReader:
+        return reader()
+
+    def forget(self) -> None:
+        """Drop what is known of files: they may have changed."""
+        with self._lock:
+            self._windows.clear()
+        self._client.files.clear()
+
+    def _give_up(self, by_place: bool, why: str) -> None:
+        self._places_refused = by_place
+        if not by_place or self._plan.pieces is None:
+            self.reason = why
+
+    def _pieces(self, block: Block, cancelled: threading.Event) -> Window:
+        window = self._ask("pieces", block.epoch, block.start, block.stop, cancelled)
+        if not window.columns:
+            self.reason = _reasons(window)
+        return window
+
+    def _places(self, block: Block, cancelled: threading.Event) -> Window:
+        """The window that a block is in, which several threads may want at the same time."""
+        per_window = max(1, WINDOW_ROWS // max(1, self._plan.batch_size))
+        number = block.start // per_window
+        start, stop = number * per_window, min((number + 1) * per_window, self._plan.batches)
+        if block.stop > stop:
+            # It begins in one window and ends in the next.
+            start, stop, number = block.start, block.stop, -1 - block.start
+        key = block.epoch, number
+        with self._lock:
+            window = self._windows.get(key)
+            if window is not None:
+                self._windows.move_to_end(key)
+                return window
+            if not self._windows:
+                # Of the first, only what is wanted now: it shows whether places are worth it.
+                start, stop = block.start, block.stop
+            window = self._ask("places", block.epoch, start, stop, cancelled)
+            if not window.columns or self._too_long(window):
+                self._give_up(True, _reasons(window))
+                return window
+            if (start, stop) != (block.start, block.stop) or number < 0:
+                self._windows[key] = window
+            else:
+                self._windows[-1, -1] = window
+            while len(self._windows) > _WINDOWS:
+                self._windows.popitem(last=False)
+            return window
+
+    def _too_long(self, window: Window) -> bool:
+        plain = sum(array.nbytes for array in window.arrays.values())
+        return plain * _LEAST_GAIN > (window.stop - window.start) * self._plan.batch_bytes
+
+    def _ask(self, form: str, epoch: int, start: int, stop: int, cancelled: threading.Event) -> Window:
+        plan = self._plan
+        query = {**plan.params, "epoch": str(epoch), "body": form, "start": str(start), "stop": str(stop)}
+        most = plan.frame.max_bytes(plan.batch_size, stop - start, plan.max_bytes)
+        body = self._client.body(f"{self._path}/batches", query, max_bytes=most, cancelled=cancelled)
+        try:
+            tensors, about, nbytes = read_body(body)
+            if nbytes != len(body):
+                raise ValueError(f"it has {len(body)} bytes instead of {nbytes}")
+            return window_of(tensors, about, plan, epoch, start, stop, partial(self._file, form))
+        except (ValueError, KeyError) as error:
+            raise BadAnswer(f"the response does not describe the batches that were requested: {error}") from None
+
+    def _file(self, form: str, name: str, identity: Any) -> Source:
+        if form != "places":
+            raise ValueError("it names a file, but was to contain all bytes")
+        from ..stored.local_file import LocalFile
+
+        opener = self._client.files.opener(partial(self._descriptor, name))
+        return LocalFile(opener, name, identity)
+
+    def _descriptor(self, name: str) -> int:
+        params = {"file": name, "revision": self._plan.params["revision"]}
+        return self._client.descriptor(f"{self._path}/descriptor", params)
+
+
+def window_of(
+    tensors: Arrays, about: Mapping[str, str], plan: Plan, epoch: int, start: int, stop: int, file_of: Any
+) -> Window:
+    """The window in a body with these tensors and this metadata.
+
+    Raises
+    ------
+    ValueError, KeyError, BadAnswer
+        It is not the one that was requested.
+    """
+    from ..stored.pieces import BYTES, PREFIX, NamedFile, load_pieces
+    from ..stored.source import ReceivedBytes
+
+    got = about["index"], about["epoch"], about["revision"]
+    if got != (str(start), str(epoch), plan.params["revision"]):
+        raise ValueError(f"it is batch {got[0]} of epoch {got[1]}, revision {got[2]}")
+    received = ReceivedBytes(tensors.get(BYTES, np.empty(0, np.uint8)))
+
+    def source_of(file: NamedFile | None) -> Source:
+        return received if file is None else file_of(file.name, file.identity)
+
+    columns, reasons = load_pieces(json.loads(about["pieces"]), tensors, source_of)
+    rows = tensors[ROWS]
+    count = (stop - start) * plan.batch_size
+    if stop == plan.batches:
+        count += plan.last_rows - plan.batch_size
+    if rows.shape != (count,):
+        raise ValueError(f"it has {rows.shape} rows instead of {count}")
+    arrays = {name: array for name, array in tensors.items() if not name.startswith(PREFIX)}
+    whole = plan.frame.without(columns)
+    whole.check({name: array[None] for name, array in arrays.items()})
+    for name, (column, of_column) in columns.items():
+        dtype, sample = plan.frame.tensors[name]
+        if (column.dtype.itemsize, column.sample_shape) != (dtype.itemsize, sample):
+            raise ValueError(f"{name!r} has rows of {column.dtype} and shape {column.sample_shape}")
+        if column.dtype != dtype and not column.is_bfloat16:
+            raise ValueError(f"{name!r} has rows of {column.dtype} instead of {dtype}")
+        wanted = rows if of_column is None else of_column
+        if wanted.shape != rows.shape or (len(wanted) and not 0 <= wanted.min() <= wanted.max() < column.rows):
+            raise ValueError(f"the rows of {name!r} are not in its pieces")
+    return Window(start, stop, arrays, columns, reasons, plan, epoch, plan.params["revision"])
+
+
+def _reasons(window: Window) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in window.reasons.items()) or "most bytes are not in files"
+
+
+# The reader of this process ------------------------------------------------------------------------------------------
+
+
+class _Shared:
+    """The reader of this process, whose threads decode for all datasets. They end when nobody uses it any more."""
+
+    def __init__(self) -> None:
+        self._reader: weakref.ref[ArrayReader] | None = None
+        self._lock = threading.Lock()
+        tell_after_fork(self)
+
+    def after_fork(self) -> None:
+        """In the child: the threads are the parent's, and a lock that one of them held is never released."""
+        self._reader, self._lock = None, threading.Lock()
+
+    def get(self) -> ArrayReader:
+        """The reader, made if nobody has it. The caller keeps it as long as it reads."""
+        from ..stored.array_reader import ArrayReader
+        from ..stored.chunk_rows import ChunkRows
+        from ..stored.decoder_pool import Decoders
+        from ..stored.pieces import MAX_CHUNK_BYTES
+
+        with self._lock:
+            found = None if self._reader is None else self._reader()
+            if found is None:
+                decoders = Decoders(os.cpu_count() or 1, TIMEOUT, MAX_CHUNK_BYTES)
+                chunk_rows = ChunkRows(decoders, CHUNK_CACHE_BYTES, TIMEOUT)
+                found = ArrayReader(decoders, chunk_rows)
+                for part in (decoders, chunk_rows):
+                    weakref.finalize(found, part.close)
+                self._reader = weakref.ref(found)
+            return found
+
+
+reader = _Shared().get

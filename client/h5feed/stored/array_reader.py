@@ -1,0 +1,210 @@
+"""Reads rows of arrays from where their bytes are stored, with parallel decoding.
+
+The server reads files with it. A client that receives stored bytes reads those with it, so both get the same arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .chunk_reader import ChunkReader, fill_row
+from .chunk_rows import ChunkRows
+from .column import Column, Segment
+from .decoder_pool import Decoders
+from .layout import ArrayLayout
+from .padding import cut_padding
+from .scratch import Bytes
+from .source import Range, Source
+
+_PIECE_BYTES = 16 << 20
+"""Stored bytes that are converted at a time."""
+
+Int64s = npt.NDArray[np.int64]
+ReadByH5py = Callable[[Source, ArrayLayout, Int64s, Int64s | None, Bytes], None]
+"""Reads rows of an array without positions, with the parameters of `ArrayReader._read_stored`."""
+
+
+def _never_by_h5py(source: Source, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes) -> None:
+    raise ValueError(f"the positions of the rows of {array.path!r} are not known")
+
+
+class ArrayReader:
+    """Reads rows of columns; one for each process.
+
+    Parameters
+    ----------
+    decoders : Decoders
+    chunk_rows : ChunkRows
+        Caches decoded chunks of many rows.
+    read_by_h5py : callable
+        Reads arrays whose layout has no positions.
+    """
+
+    def __init__(self, decoders: Decoders, chunk_rows: ChunkRows, read_by_h5py: ReadByH5py = _never_by_h5py) -> None:
+        self._chunk_rows = chunk_rows
+        self._chunks = ChunkReader(decoders, chunk_rows)
+        self._read_by_h5py = read_by_h5py
+
+    def read(self, column: Column, rows: Int64s, out: npt.NDArray[Any]) -> None:
+        """Read rows in the given order, which may contain duplicates. Not of images, and not of lists.
+
+        Parameters
+        ----------
+        column : Column
+        rows : (k,) int64
+            Each below ``column.rows``.
+        out : (k, *sample) of the column's dtype, C-contiguous
+
+        Raises
+        ------
+        DatasetCorrupt, RevisionChanged, ReadTimeout
+        """
+        if out.size == 0:
+            return
+        # target: (k, row bytes)
+        target = out.reshape(-1).view(np.uint8).reshape(len(rows), column.row_bytes)
+        for segment, places, local in column.divide(rows):
+            if segment.as_stored:
+                self._read_stored(segment.source, segment.array, local, places, target)
+            else:
+                self._read_by_pieces(segment, local, places, out)
+
+    def list_offsets(self, column: Column, rows: Int64s) -> Int64s | None:
+        """Where the items of each row will begin, (k + 1,) int64; None if that is known only after reading."""
+        if column.segments[0].offsets is None:
+            return None
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        for segment, places, local in column.divide(rows):
+            assert segment.offsets is not None
+            everywhere: Any = slice(None) if places is None else places
+            offsets[1:][everywhere] = segment.offsets[local + 1] - segment.offsets[local]
+        return np.cumsum(offsets, out=offsets)
+
+    def read_lists(self, column: Column, rows: Int64s, offsets: Int64s, out: npt.NDArray[Any]) -> None:
+        """Read lists at the positions that `list_offsets` returned.
+
+        Parameters
+        ----------
+        column : Column
+        rows : (k,) int64
+        offsets : (k + 1,) int64
+            From `list_offsets`, for the same rows.
+        out : (offsets[k],) of the column's dtype
+        """
+        for segment, places, local in column.divide(rows):
+            assert segment.offsets is not None
+            where = np.arange(len(rows)) if places is None else places
+            begins, ends = segment.offsets[local].tolist(), segment.offsets[local + 1].tolist()
+            spans = zip(begins, ends, offsets[where].tolist(), offsets[where + 1].tolist(), strict=True)
+            with segment.source.reading() as handle:
+                for begin, end, first, last in spans:
+                    if segment.as_stored:
+                        self.read_items(segment, handle, begin, end, out[first:last].view(np.uint8))
+                        continue
+                    stored = np.empty(end - begin, segment.array.dtype)
+                    self.read_items(segment, handle, begin, end, stored.view(np.uint8))
+                    out[first:last] = cut_padding(stored, segment.array.padding)
+
+    def read_items(self, segment: Segment, handle: int, begin: int, end: int, out: Bytes) -> None:
+        """Read items begin … end-1 of a flat array as they are stored. `handle` is from `Source.reading`."""
+        source, array = segment.source, segment.array
+        itemsize = array.row_bytes
+        if array.inline is not None:
+            out[...] = np.frombuffer(array.inline, np.uint8)[begin * itemsize : end * itemsize]
+        elif array.chunk_shape is not None and begin < end:
+            height = array.chunk_shape[0]
+            for number in range(begin // height, -(-end // height)):
+                first, last = max(begin, number * height), min(end, (number + 1) * height)
+                chunk_row = self._chunk_rows.chunk_row(source, array, number)
+                within = chunk_row[(first - number * height) * itemsize : (last - number * height) * itemsize]
+                out[(first - begin) * itemsize : (last - begin) * itemsize] = within
+        elif array.offset is None:
+            out[...] = np.tile(np.frombuffer(array.fill, np.uint8), end - begin)
+        else:
+            source.fill(handle, array.offset + begin * itemsize, memoryview(out))
+
+    def _read_by_pieces(self, segment: Segment, rows: Int64s, places: Int64s | None, out: npt.NDArray[Any]) -> None:
+        """Same as `_read_converted`, into ``out[places]``, or into all of `out` in order if `places` is None.
+
+        Reads a piece at a time, because the stored bytes may be many times those of the result: one member of wide
+        records, for instance.
+        """
+        step = max(1, _PIECE_BYTES // max(1, segment.array.stored_row_bytes))
+        if len(rows) <= step or segment.transposed:
+            out[slice(None) if places is None else places] = self._read_converted(segment, rows)
+            return
+        # In ascending order, so that no chunk is decoded for more than two pieces.
+        order = np.argsort(rows, kind="stable")
+        for first in range(0, len(rows), step):
+            piece = order[first : first + step]
+            out[piece if places is None else places[piece]] = self._read_converted(segment, rows[piece])
+
+    def _read_converted(self, segment: Segment, rows: Int64s) -> npt.NDArray[Any]:
+        """Rows that are not served as they are stored: members of records, big-endian numbers, columns of a matrix."""
+        source, array = segment.source, segment.array
+        stored = array.records if array.record else array
+        wanted = np.arange(stored.rows, dtype=np.int64) if segment.transposed else rows
+        # raw: (k, stored row bytes)
+        raw = np.empty((len(wanted), stored.row_bytes), np.uint8)
+        self._read_stored(source, stored, wanted, None, raw)
+        if array.record is not None:
+            begin = array.record[1]
+            raw = np.ascontiguousarray(raw[:, begin : begin + array.row_bytes])
+        values = raw.reshape(-1).view(array.dtype).reshape(len(wanted), *array.sample_shape)
+        values = cut_padding(values, array.padding)
+        if segment.transposed:
+            values = np.moveaxis(values, -1, 0)[rows]
+        dtype, sample_shape = segment.wire
+        if array.packing is not None and segment.served_as is not None:
+            return array.packing.unpack(values)
+        if values.dtype.kind == "c":
+            return values.astype(values.dtype.newbyteorder("<")).view(dtype).reshape(len(rows), *sample_shape)
+        return values.reshape(len(rows), *sample_shape)
+
+    def _read_stored(
+        self, source: Source, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
+    ) -> None:
+        """Read rows as they are stored into ``target[places]``, or into all of `target` in order if `places` is None.
+
+        Parameters
+        ----------
+        source : Source
+        array : ArrayLayout
+        rows, places : (k,) int64
+        target : (n, row bytes) uint8
+        """
+        everywhere: Any = slice(None) if places is None else places
+        if array.by_h5py:
+            self._read_by_h5py(source, array, rows, places, target)
+        elif array.inline is not None:
+            stored = np.frombuffer(array.inline, np.uint8).reshape(array.rows, array.row_bytes)
+            target[everywhere] = stored[rows]
+        elif array.chunks is not None:
+            self._chunks.read(source, array, rows, places, target)
+        elif array.offset is None:
+            target[everywhere] = fill_row(array)
+        else:
+            source.read_ranges(_row_ranges(array.offset, array.row_bytes, rows, places, target))
+
+
+def _row_ranges(offset: int, row_bytes: int, rows: Int64s, places: Int64s | None, target: Bytes) -> list[Range]:
+    """The ranges to read: one for each row. If `places` is None, consecutive rows share one."""
+    view = memoryview(target.reshape(-1))
+    offsets = rows * row_bytes + offset
+    if places is not None:
+        begins = (places * row_bytes).tolist()
+        return [(where, view[begin : begin + row_bytes]) for where, begin in zip(offsets.tolist(), begins, strict=True)]
+    if len(rows) > 1 and rows[1] == rows[0] + 1:
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(rows) != 1) + 1])
+    else:
+        # Assume a shuffled order: finding the few consecutive rows would cost more than it saves.
+        starts = np.arange(len(rows))
+    bounds = [*(starts * row_bytes).tolist(), len(view)]
+    return [
+        (where, view[begin:end]) for where, (begin, end) in zip(offsets[starts].tolist(), pairwise(bounds), strict=True)
+    ]

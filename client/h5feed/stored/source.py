@@ -1,0 +1,87 @@
+"""Where stored bytes come from: a file, or a response that contains them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import numpy as np
+
+from ..errors import DatasetCorrupt
+from .scratch import Bytes
+
+Range = tuple[int, memoryview]
+"""An offset, and the writeable bytes to be filled from there."""
+
+Scratch = Callable[[str, int], Bytes]
+"""``scratch(use, nbytes)`` returns memory that the calling thread may write to, see `scratch.Scratch.take`."""
+
+
+class Source(Protocol):
+    """Stored bytes, addressed by their offset."""
+
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """Identifies the content, for caches."""
+
+    def reading(self) -> AbstractContextManager[int]:
+        """A handle for several reads. At the end of the ``with`` block, the source is checked for changes."""
+
+    def read_ranges(self, ranges: Sequence[Range]) -> None:
+        """Fill all ranges."""
+
+    def fill(self, handle: int, offset: int, target: memoryview) -> None:
+        """Fill `target` with the bytes from `offset`. `handle` is from `reading`."""
+
+    def stored(self, handle: int, offset: int, nbytes: int, scratch: Scratch) -> Bytes:
+        """(nbytes,) uint8 from `offset`, valid until this thread reads again. `handle` is from `reading`."""
+
+
+class ReceivedBytes:
+    """Stored bytes that are in memory.
+
+    Parameters
+    ----------
+    content : (n,) uint8
+    """
+
+    def __init__(self, content: Bytes) -> None:
+        self._content = content
+
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """Nothing else has the same content: it is read once."""
+        return (id(self),)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[int]:
+        """There is no handle."""
+        yield -1
+
+    def read_ranges(self, ranges: Sequence[Range]) -> None:
+        """Copy all ranges.
+
+        Raises
+        ------
+        DatasetCorrupt
+            A range ends beyond the content.
+        """
+        for offset, target in ranges:
+            self.fill(-1, offset, target)
+
+    def fill(self, handle: int, offset: int, target: memoryview) -> None:
+        """See `read_ranges`."""
+        np.frombuffer(target, np.uint8)[...] = self._view(offset, len(target))
+
+    def stored(self, handle: int, offset: int, nbytes: int, scratch: Scratch) -> Bytes:
+        """A view, without a copy."""
+        return self._view(offset, nbytes)
+
+    def _view(self, offset: int, nbytes: int) -> Bytes:
+        if offset < 0 or nbytes < 0 or offset + nbytes > len(self._content):
+            raise DatasetCorrupt(
+                f"bytes {offset} … {offset + nbytes - 1} of the {len(self._content)} bytes that were received"
+            )
+        return self._content[offset : offset + nbytes]
