@@ -14,7 +14,7 @@ from typing import Any, Literal
 from dotenv import dotenv_values
 from h5feed.errors import BadParameter
 from h5feed.suggestions import did_you_mean
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ANY_HOST = "*"
@@ -77,8 +77,16 @@ class Settings(BaseSettings):
     uds: str | None = Field(
         None, description="Unix socket to listen on; instead of a port, unless a host or a port is set, too."
     )
-    uds_mode: str = Field(
-        "", pattern="^([0-7]{3,4})?$", description="Permissions of the Unix socket in octal, such as 0660."
+    socket_mode: str = Field(
+        "",
+        pattern="^([0-7]{3,4})?$",
+        description="Permissions of the Unix socket in octal, such as 0666; 0660 if there is a group, else those that "
+        "the umask leaves.",
+    )
+    socket_group: str = Field("", description="Group of the Unix socket: its name or number.")
+    uds_mode: str = Field("", pattern="^([0-7]{3,4})?$", description="Older name of socket_mode.")
+    local: bool = Field(
+        True, description="Open a Unix socket for this user's clients on this machine, unless there is one already."
     )
     workers: int = Field(1, ge=1, le=MAX_WORKERS, description="Worker processes.")
     public: bool = Field(False, description="Allow serving non-loopback addresses without tokens.")
@@ -134,6 +142,21 @@ class Settings(BaseSettings):
     admit_timeout: float = Field(5.0, ge=0, description="Seconds that a request waits for memory before it gets a 503.")
     min_rate: int = Field(1024, ge=1, description="Minimum transfer rate of a client, in bytes per second.")
     connections: int = Field(2000, ge=10, description="Maximum number of connections, per worker.")
+
+    @model_validator(mode="after")
+    def _check_socket(self) -> Settings:
+        for name in ("socket_mode", "socket_group", "uds_mode"):
+            if getattr(self, name) and self.uds is None:
+                raise ValueError(
+                    f"{name} is for the Unix socket of --uds (H5FEED_UDS), which is not set. The socket that the "
+                    "server opens itself is for its own user alone"
+                )
+        if self.socket_mode and self.uds_mode and int(self.socket_mode, 8) != int(self.uds_mode, 8):
+            raise ValueError(
+                f"socket_mode {self.socket_mode} and uds_mode {self.uds_mode} are two names of one setting: set only "
+                "socket_mode"
+            )
+        return self
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -205,6 +228,11 @@ class Settings(BaseSettings):
         return self.uds is None or bool({"host", "port"} & self.model_fields_set)
 
     @property
+    def permissions(self) -> str:
+        """Permissions of the Unix socket in octal; empty for those that the umask leaves."""
+        return self.socket_mode or self.uds_mode or ("0660" if self.socket_group else "")
+
+    @property
     def proxy_list(self) -> tuple[str, ...]:
         """The trusted proxies, one by one."""
         return _items(self.trusted_proxies)
@@ -265,7 +293,11 @@ def _items(text: str) -> tuple[str, ...]:
 _NAMES = {f"{_BEGIN}{name.upper()}": name for name in Settings.model_fields}
 """The field of each variable."""
 
-_FORMS = {"uds_mode": "an octal number such as 0660", "published_on": "ADDRESS:PORT, such as 127.0.0.1:8000"}
+_FORMS = {
+    "socket_mode": "an octal number such as 0660",
+    "uds_mode": "an octal number such as 0660",
+    "published_on": "ADDRESS:PORT, such as 127.0.0.1:8000",
+}
 """What a setting with a pattern looks like."""
 
 
@@ -285,6 +317,10 @@ def explain(error: ValidationError, flags: Mapping[str, Any]) -> None:
     if error.title != Settings.__name__:
         raise error
     for item in error.errors():
+        if not item["loc"]:
+            # About several settings at once.
+            print(f"h5feed-server: {item['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+            continue
         name = str(item["loc"][0])
         if flags.get(name) is not None:
             flag = "allowed-host" if name == "allowed_hosts" else name.replace("_", "-")

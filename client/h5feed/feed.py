@@ -59,6 +59,11 @@ class Feed:
         checked(info, DatasetInfo, "dataset")
         return Dataset(self._client, info)
 
+    @property
+    def via(self) -> dict[str, str]:
+        """How each server is reached, by URL: ``Unix socket PATH``, or ``TCP`` and why not over a Unix socket."""
+        return self._client.via
+
     def check_there(self) -> None:
         """Raise `ConnectionFailed` within seconds if no server listens at the address."""
         self._client.check_there()
@@ -122,6 +127,7 @@ def connect(
     headers: Mapping[str, str] | None = None,
     event_hooks: Hooks | None = None,
     auth: httpx.Auth | tuple[str, str] | None = None,
+    local: bool | None = None,
 ) -> Feed:
     """Connect to an h5feed server, or to several that serve the same files.
 
@@ -148,6 +154,11 @@ def connect(
         PEM file with a client certificate and its key, or one file for each, for servers that ask for one.
     headers, event_hooks, auth
         Passed to the client of httpx2 if it is installed, else of httpx.
+    local : bool, optional
+        Whether requests to ``http://127.0.0.1``, ``http://localhost`` and ``http://[::1]`` may use the server's Unix
+        socket, which is faster than TCP. The client first makes sure that the socket belongs to the same server, and
+        stays with TCP otherwise; ``stats()`` of a loop, and `Feed.via`, show which it is. Default ``$H5FEED_LOCAL``,
+        else True.
 
     Raises
     ------
@@ -165,5 +176,6 @@ def connect(
             headers=headers,
             event_hooks=event_hooks,
             auth=auth,
+            local=local,
         )
     )

@@ -42,8 +42,12 @@ def add_serve(commands: Any) -> None:
         help="Unix socket to listen on, instead of a port; with --host or --port, the server listens on both",
     )
     serve.add_argument(
-        "--uds-mode", metavar="MODE", help="permissions of the Unix socket, such as 0660 (default: given by the umask)"
+        "--socket-mode",
+        metavar="MODE",
+        help="permissions of the Unix socket, such as 0666 (default: given by the umask, or 0660 with --socket-group)",
     )
+    serve.add_argument("--socket-group", metavar="GROUP", help="name or number of the group of the Unix socket")
+    serve.add_argument("--uds-mode", metavar="MODE", help="older name of --socket-mode")
     serve.add_argument(
         "--root-path", metavar="PREFIX", help="path prefix under which a reverse proxy publishes the server"
     )

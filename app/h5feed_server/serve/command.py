@@ -10,6 +10,7 @@ import shlex
 import ssl
 import stat
 import sys
+from functools import partial
 from pathlib import Path
 
 from h5feed.errors import BadParameter, FeedError
@@ -60,8 +61,10 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"h5feed-server: --token-file {settings.token_file}: {error}", file=sys.stderr)
         return 2
 
+    from ..sharing.local_socket import LocalSocket
     from .listening import listen
     from .logged_once import LoggedOnce
+    from .own_socket import own_socket
     from .supervisor import Supervisor
     from .worker import Tls
 
@@ -71,10 +74,14 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"h5feed-server: cannot listen on {error.filename}: {error.strerror or error}", file=sys.stderr)
         return 1
     tls = Tls(options.tls_cert, options.tls_key) if options.tls_cert else None
+    port = listeners[0].getsockname()[1] if settings.has_port else 0
+    local = None if settings.uds is None else LocalSocket(os.path.abspath(settings.uds))
+    if (own := own_socket(settings, port, is_tls=tls is not None)) is not None:
+        listeners.append(own[0])
+        local = LocalSocket(own[1])
     once = LoggedOnce("h5feed_server.catalog")
     for handler in logging.getLogger().handlers:
         handler.addFilter(once)
-    port = listeners[0].getsockname()[1] if settings.has_port else 0
 
     def announce() -> None:
         if not keyring.tokens and keyring.is_guarding:
@@ -87,7 +94,8 @@ def _serve(options: argparse.Namespace) -> int:
         if is_generated and settings.has_port:
             _announce_token(settings, settings.log_format, is_stored=is_stored)
 
-    return Supervisor(settings, listeners, announce, keyring, tls, lambda: _reread(options, settings, keyring)).run()
+    reread = partial(_reread, options, settings, keyring)
+    return Supervisor(settings, listeners, announce, keyring, tls, reread, local).run()
 
 
 def _settings_of(options: argparse.Namespace) -> tuple[Settings, bool, bool]:
@@ -143,7 +151,7 @@ def _reread(options: argparse.Namespace, started_with: Settings, keyring: Keyrin
     if wrong is not None:
         print(f"h5feed-server: {wrong}", file=sys.stderr)
         return None
-    for name in ("host", "port", "uds", "uds_mode", "log_format"):
+    for name in ("host", "port", "uds", "socket_mode", "socket_group", "uds_mode", "local", "log_format"):
         kept = getattr(started_with, name)
         if getattr(settings, name) != kept:
             print(f"h5feed-server: {name} stays {kept!r} until the server is restarted", file=sys.stderr)

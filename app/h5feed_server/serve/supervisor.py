@@ -21,6 +21,7 @@ from functools import partial
 from ..main import metrics_catalogue
 from ..services import Shared
 from ..settings import MAX_WORKERS, Settings
+from ..sharing.local_socket import LocalSocket
 from ..sharing.logs import say
 from ..sharing.metrics import Metrics
 from ..sharing.scoreboard import SUPERVISOR, Scoreboard
@@ -100,6 +101,8 @@ class Supervisor:
         Its last valid token file is shared by all workers.
     reread : callable
         Called at SIGHUP; returns the settings and the tokens that new workers get, or None: everything stays as it is.
+    local : LocalSocket, optional
+        The Unix socket on which the server listens.
     """
 
     def __init__(
@@ -110,12 +113,14 @@ class Supervisor:
         keyring: Keyring,
         tls: Tls | None = None,
         reread: Callable[[], tuple[Settings, Keyring] | None] | None = None,
+        local: LocalSocket | None = None,
     ) -> None:
         self._settings = settings
         self._listeners = listeners
         self._reread = reread or (lambda: (settings, keyring))
         self._manager = ServiceManager()
-        self._socket_file = (settings.uds, os.lstat(settings.uds)) if settings.uds is not None else None
+        self._local = local
+        self._socket_file = None if local is None else (local.path, os.lstat(local.path))
         self._on_ready = on_ready
         self._keyring = keyring
         self._before = settings, keyring
@@ -248,7 +253,7 @@ class Supervisor:
                 ours.close()
                 for worker in self._workers.values():
                     worker.channel.close()
-                code = run_worker(self._settings, theirs, self._tls, self._keyring, shared)
+                code = run_worker(self._settings, theirs, self._tls, self._keyring, shared, self._local)
             finally:
                 # If the terminal was closed, both fail.
                 for stream in (sys.stdout, sys.stderr):

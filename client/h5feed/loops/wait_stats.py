@@ -93,6 +93,8 @@ class LoopStats(Mapping[str, float]):
     """Histogram of the waits of single steps, see `bins_of`."""
     last: LoopStats | None = None
     """Statistics of the last pass only."""
+    via: str = ""
+    """How the servers are reached now: over a Unix socket, or over TCP and why. See `h5feed.Feed.via`."""
 
     _NAMES: ClassVar = (
         *("passes", "steps", "rows", "bytes", "seconds", "waited", "waiting", "transfer", "decode", "preparing"),
@@ -147,7 +149,7 @@ class LoopStats(Mapping[str, float]):
         sums = {
             one.name: getattr(self, one.name) + getattr(following, one.name)
             for one in fields(self)
-            if one.name not in ("longest", "last")
+            if one.name not in ("longest", "last", "via")
         }
         return LoopStats(**sums, longest=max(self.longest, following.longest), last=following)
 
@@ -188,12 +190,15 @@ class LoopStats(Mapping[str, float]):
         return lines
 
     def __repr__(self) -> str:
-        return "\n".join(filter(None, [*text_lines(self.table()), self.advice()]))
+        via = self.via and f"over {self.via}"
+        return "\n".join(filter(None, [*text_lines(self.table()), via, self.advice()]))
 
     def _repr_html_(self) -> str:
         head, *lines = self.table()
         advice = self.advice()
-        return html_table(head, lines, "right") + (f"<p>{escape(advice)}</p>" if advice else "")
+        via = self.via and f"over {self.via}"
+        notes = "".join(f"<p>{escape(note)}</p>" for note in (via, advice) if note)
+        return html_table(head, lines, "right") + notes
 
     def _quantile(self, share: float) -> float:
         """The middle of the bin in the histogram, at most the longest wait."""

@@ -29,6 +29,7 @@ from .certificates import Cert, Verify, context_of
 from .concurrency import Link
 from .http import httpx
 from .jobs import InProgress
+from .local import is_wanted
 from .retries import FailedAttempts, error_of, final_error, reason_of
 from .servers import LOOK_SECONDS, Hooks, Server, Servers
 from .spans import spans
@@ -82,6 +83,8 @@ class Client:
         PEM file with the client's certificate and key, or one file for each.
     headers, event_hooks, auth
         Passed to `httpx.Client`.
+    local : bool, optional
+        Whether to use the Unix socket that a server at a loopback URL offers; default ``$H5FEED_LOCAL``, else True.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
         event_hooks: Hooks | None = None,
         auth: httpx.Auth | tuple[str, str] | None = None,
+        local: bool | None = None,
     ) -> None:
         # The arguments, to create a copy in another process: see `__reduce__`.
         self._made_with: dict[str, Any] = {
@@ -108,6 +112,7 @@ class Client:
             "headers": headers,
             "event_hooks": event_hooks,
             "auth": auth,
+            "local": local,
         }
         self.url = url or os.environ.get("H5FEED_URL") or DEFAULT_URL
         self._token = ClientToken(token)
@@ -115,6 +120,7 @@ class Client:
         self.deadline = deadline
         self.pool = BufferPool(POOL_BYTES)
         tls = context_of(verify, cert)
+        wants_local = is_wanted(local)
         self._servers = Servers(
             [
                 Server(
@@ -129,6 +135,7 @@ class Client:
                     verify=tls,
                     event_hooks=event_hooks,
                     auth=auth,
+                    local=wants_local,
                 )
                 for address in dict.fromkeys(_BETWEEN_URLS.split(self.url))
             ]
@@ -241,6 +248,11 @@ class Client:
         if self._link is None:
             self._link = Link.of(min(server.round_trip for server in self._servers), len(self._servers))
         return self._link
+
+    @property
+    def via(self) -> dict[str, str]:
+        """How each server is reached: over which Unix socket, or over TCP and why not over a Unix socket."""
+        return {server.url: server.via() for server in self._servers}
 
     def close(self) -> None:
         """Close all connections. This also happens when the client is garbage collected."""

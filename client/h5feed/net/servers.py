@@ -14,14 +14,18 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..buffers import BufferPool
-from ..errors import BadParameter
+from ..errors import BadAnswer, BadParameter
+from ..handshake import OFFER_PATH
+from ..schema import read_json
 from .cancellation import Cancellation
 from .http import auth_of, httpx, timeout_of
+from .local import DIRECT, LoopbackTransport, describe, is_eligible
 from .transport import (
     BODY,
     CANCELLED,
@@ -63,6 +67,8 @@ class Server:
         Sent with every request.
     timeout, verify, event_hooks, auth
         See `httpx.Client`.
+    local : bool
+        Whether to use the Unix socket of a server at a loopback URL: see `h5feed.net.local`.
 
     Attributes
     ----------
@@ -87,6 +93,7 @@ class Server:
         verify: ssl.SSLContext | bool,
         event_hooks: Hooks | None,
         auth: httpx.Auth | tuple[str, str] | None,
+        local: bool = False,
     ) -> None:
         base_url, uds = _split_url(url)
         if base_url.userinfo:
@@ -95,7 +102,9 @@ class Server:
             base_url = base_url.copy_with(username=None, password=None)
             url = str(base_url).rstrip("/")
         self.url = url
-        self._transport = FeedTransport(uds=uds, verify=verify)
+        self._local = LoopbackTransport() if local and uds is None and is_eligible(base_url) else None
+        self._transport = self._local or FeedTransport(uds=uds, verify=verify)
+        self.via = partial(describe, self._transport, uds, local, base_url)
         self._http = httpx.Client(
             base_url=base_url,
             transport=self._transport,
@@ -134,6 +143,8 @@ class Server:
         ------
         httpx.TransportError
         """
+        if self._local is not None and self._local.is_due():
+            self._local.improve(self._ask_for_socket, self._http.base_url, self._prefix)
         if json is None and pool is not None and self._plain:
             answer = self._send_plain(target, accept, pool, max_bytes, deadline, cancelled, more)
             self.has_answered = True
@@ -143,9 +154,21 @@ class Server:
         request = self._http.build_request(method, target, headers=headers, json=json, extensions=extensions)
         response = self._http.send(request)
         self.has_answered = True
+        if self._local is not None:
+            self._local.hear(response.headers)
         # Removed from the response, which is part of a reference cycle: the buffer must not wait for the collector.
         body = response.extensions.pop(BODY, None)
         return Answer(response.status_code, response.headers.multi_items(), body, response.content)
+
+    def _ask_for_socket(self, deadline: float, names: list[str]) -> Any:
+        """Request the server's offer of a Unix socket; see `LoopbackTransport.improve`."""
+        extensions = {DEADLINE: deadline, DIRECT: names}
+        headers = {"accept": "application/json"}
+        request = self._http.build_request("GET", OFFER_PATH, headers=headers, extensions=extensions)
+        response = self._http.send(request)
+        if response.status_code != 200:
+            raise BadAnswer(f"{OFFER_PATH} returned HTTP status {response.status_code}")
+        return read_json(response.content)
 
     def authorize(self, token: str) -> None:
         """Send another token from now on."""
