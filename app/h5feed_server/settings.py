@@ -14,7 +14,7 @@ from typing import Any, Literal
 from dotenv import dotenv_values
 from h5feed.errors import BadParameter
 from h5feed.suggestions import did_you_mean
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ANY_HOST = "*"
@@ -68,7 +68,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="H5FEED_", env_ignore_empty=True, frozen=True, extra="ignore")
 
-    data_dir: Path = Field(Path("data"), description="Folder of HDF5 files; never written to.")
+    data_dir: Path = Field(Path("data"), description="Folder of HDF5 files, or a single one; never written to.")
     cache_dir: Path = Field(
         default_factory=default_cache_dir, description="Folder for layouts, digests and splits; safe to delete."
     )
@@ -143,6 +143,9 @@ class Settings(BaseSettings):
     min_rate: int = Field(1024, ge=1, description="Minimum transfer rate of a client, in bytes per second.")
     connections: int = Field(2000, ge=10, description="Maximum number of connections, per worker.")
 
+    _file: str = PrivateAttr("")
+    """Name of the only file that is served; empty for all."""
+
     @model_validator(mode="after")
     def _check_socket(self) -> Settings:
         for name in ("socket_mode", "socket_group", "uds_mode"):
@@ -205,6 +208,24 @@ class Settings(BaseSettings):
                     f"{host!r} is not a host name: expected something like gpu-box.example.org, or * for any"
                 )
         return hosts
+
+    def for_file(self) -> Settings:
+        """These settings, or if the data folder is a file, those of a server for this file alone."""
+        if not self.data_dir.is_file():
+            return self
+        copy = self.model_copy(update={"data_dir": self.data_dir.parent})
+        copy._file = self.data_dir.name
+        return copy
+
+    @property
+    def only(self) -> tuple[str, ...] | None:
+        """The only files of the data folder that are served; None for all of them."""
+        return (self._file,) if self._file else None
+
+    @property
+    def source(self) -> Path:
+        """What is served: a folder or a file."""
+        return self.data_dir / self._file
 
     # Not cached: a copy with other tokens, such as a generated one, would keep the list of the original.
     @property

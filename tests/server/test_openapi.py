@@ -140,7 +140,8 @@ def test_examples_run(http: httpx.Client, schema: dict[str, Any]) -> None:
     """What pages fill in is answered as it is, and so is each other parameter's example beside it."""
     for path, operations in schema["paths"].items():
         operation = operations.get("get")
-        if operation is None or path == "/v1/jobs/{job}":
+        # Tickets of these two expire.
+        if operation is None or path == "/v1/jobs/{job}" or path.startswith("/v1/local"):
             continue
         parameters = operation.get("parameters", [])
         filled: dict[str, Any] = {}

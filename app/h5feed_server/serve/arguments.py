@@ -22,9 +22,9 @@ def add_serve(commands: Any) -> None:
     serve = commands.add_parser(
         "serve",
         help="serve a folder of HDF5 files",
-        description="Serves the HDF5 files below a folder. All options except --env-file, --tls-cert and\n"
-        "--tls-key can also be set as environment variables, such as H5FEED_PORT. docs/reference/settings.md lists\n"
-        "these and further settings.",
+        description="Serves the HDF5 files below a folder. All options except --env-file, --embedded, --tls-cert\n"
+        "and --tls-key can also be set as environment variables, such as H5FEED_PORT. docs/reference/settings.md\n"
+        "lists these and further settings.",
         epilog=_EXAMPLES,
     )
     serve.add_argument(
@@ -32,7 +32,7 @@ def add_serve(commands: Any) -> None:
         metavar="DIR",
         type=Path,
         nargs="?",
-        help="folder of HDF5 files; never written to (default $H5FEED_DATA_DIR, else data)",
+        help="folder of HDF5 files, or a single file; never written to (default $H5FEED_DATA_DIR, else data)",
     )
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on (default 8000; 0 picks a free one)")
@@ -88,6 +88,12 @@ def add_serve(commands: Any) -> None:
         "--log-format",
         choices=get_args(LogFormat),
         help="format of the log: text, or JSON with one object per line (default pretty)",
+    )
+    serve.add_argument(
+        "--embedded",
+        metavar="FOLDER",
+        help="run in the background, with the Unix socket, locks and log in FOLDER, until no client is left; "
+        "h5feed.connect('DIR') does this",
     )
     serve.add_argument("--tls-cert", metavar="PEM", help="certificate file, to serve HTTPS")
     serve.add_argument("--tls-key", metavar="PEM", help="key file of the certificate")

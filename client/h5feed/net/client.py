@@ -27,6 +27,7 @@ from ..wire import MEDIA_TYPE, WAIT_HEADER
 from .cancellation import Cancellation
 from .certificates import Cert, Verify, context_of
 from .concurrency import Link
+from .embedded import START_SECONDS, Embedded, check_arguments, path_of
 from .http import httpx
 from .jobs import InProgress
 from .local import is_wanted
@@ -67,9 +68,9 @@ class Client:
 
     Parameters
     ----------
-    url : str, optional
-        ``http://…``, ``https://…`` or ``unix:///path/to.sock``, or several separated by commas; default
-        ``$H5FEED_URL``, else port 8000 on this machine.
+    url : str or path, optional
+        ``http://…``, ``https://…`` or ``unix:///path/to.sock``, or several separated by commas; or a folder or file,
+        for which a server is started. Default ``$H5FEED_URL``, else port 8000 on this machine.
     token : str, optional
         Sent as ``Authorization: Bearer``; default ``$H5FEED_TOKEN``, else the content of ``$H5FEED_TOKEN_FILE``.
     timeout : float or httpx.Timeout
@@ -89,7 +90,7 @@ class Client:
 
     def __init__(
         self,
-        url: str | None = None,
+        url: str | os.PathLike[str] | None = None,
         *,
         token: str | None = None,
         timeout: float | httpx.Timeout = DEFAULT_TIMEOUT,
@@ -101,9 +102,12 @@ class Client:
         auth: httpx.Auth | tuple[str, str] | None = None,
         local: bool | None = None,
     ) -> None:
+        given = url or os.environ.get("H5FEED_URL") or DEFAULT_URL
+        path = path_of(given)
         # The arguments, to create a copy in another process: see `__reduce__`.
         self._made_with: dict[str, Any] = {
-            "url": url,
+            # Absolute, because the other process may have another current folder.
+            "url": path or url,
             "token": token,
             "timeout": timeout,
             "deadline": deadline,
@@ -114,17 +118,22 @@ class Client:
             "auth": auth,
             "local": local,
         }
-        self.url = url or os.environ.get("H5FEED_URL") or DEFAULT_URL
-        self._token = ClientToken(token)
+        if path is not None:
+            check_arguments(
+                path, token=token, verify=None if verify is True else verify, cert=cert, auth=auth, local=local
+            )
+        self._token = ClientToken(token, is_wanted=path is None)
         self._sends_token = "authorization" not in map(str.lower, headers or ())
         self.deadline = deadline
         self.pool = BufferPool(POOL_BYTES)
         tls = context_of(verify, cert)
         wants_local = is_wanted(local)
+        embedded = None if path is None else Embedded(path)
+        addresses = _BETWEEN_URLS.split(str(given)) if path is None else [str(path)]
         self._servers = Servers(
             [
                 Server(
-                    address.strip(),
+                    address.strip() if embedded is None else address,
                     headers={
                         "user-agent": f"h5feed/{__version__}",
                         "accept-encoding": "identity",
@@ -136,8 +145,9 @@ class Client:
                     event_hooks=event_hooks,
                     auth=auth,
                     local=wants_local,
+                    embedded=embedded,
                 )
-                for address in dict.fromkeys(_BETWEEN_URLS.split(self.url))
+                for address in dict.fromkeys(addresses)
             ]
         )
         self.url = ",".join(server.url for server in self._servers)
@@ -147,6 +157,8 @@ class Client:
         self._warned_at = -math.inf
         self._finalizer = weakref.finalize(self, self._servers.close)
         tell_after_fork(self)
+        if embedded is not None:
+            embedded.ensure(time.monotonic() + START_SECONDS)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the arguments, including the token. The copy opens its own connections."""

@@ -24,6 +24,7 @@ from ..errors import BadAnswer, BadParameter
 from ..handshake import OFFER_PATH
 from ..schema import read_json
 from .cancellation import Cancellation
+from .embedded import Embedded, EmbeddedTransport
 from .http import auth_of, httpx, timeout_of
 from .local import DIRECT, LoopbackTransport, describe, is_eligible
 from .transport import (
@@ -69,6 +70,8 @@ class Server:
         See `httpx.Client`.
     local : bool
         Whether to use the Unix socket of a server at a loopback URL: see `h5feed.net.local`.
+    embedded : Embedded, optional
+        The server is this one, and `url` its path.
 
     Attributes
     ----------
@@ -94,8 +97,9 @@ class Server:
         event_hooks: Hooks | None,
         auth: httpx.Auth | tuple[str, str] | None,
         local: bool = False,
+        embedded: Embedded | None = None,
     ) -> None:
-        base_url, uds = _split_url(url)
+        base_url, uds = _split_url(url) if embedded is None else (httpx.URL("http://localhost"), embedded.socket)
         if base_url.userinfo:
             # Sent in a header, and not left in the URL, which httpx writes to its log.
             auth = auth or (base_url.username, base_url.password)
@@ -104,6 +108,8 @@ class Server:
         self.url = url
         self._local = LoopbackTransport() if local and uds is None and is_eligible(base_url) else None
         self._transport = self._local or FeedTransport(uds=uds, verify=verify)
+        if embedded is not None:
+            self._transport = EmbeddedTransport(embedded)
         self.via = partial(describe, self._transport, uds, local, base_url)
         self._http = httpx.Client(
             base_url=base_url,
