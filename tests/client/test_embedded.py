@@ -287,8 +287,8 @@ def test_what_is_misspelt(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "data/thing.h5": "did you mean 'data/things.h5'?",
         "localhost:8000": "did you mean 'http://localhost:8000'?",
         "[::1]:8000": "did you mean 'http://[::1]:8000'?",
-        "gpu-box": "the URL of a server begins with http://, https:// or unix://",
-        "nowhere/at/all/": "the URL of a server begins with",
+        "gpu-box": "a server is named by its URL: http://host:8000, https://host or unix:///path/to.sock",
+        "nowhere/at/all/": "a server is named by its URL",
     }.items():
         with pytest.raises(BadParameter) as raised:
             h5feed.connect(given)

@@ -85,7 +85,7 @@ def path_of(given: str | os.PathLike[str]) -> Path | None:
         return path
     if path.exists():
         raise BadParameter(f"{text!r} is neither a folder nor a file")
-    rest = "the URL of a server begins with http://, https:// or unix://"
+    rest = "a server is named by its URL: http://host:8000, https://host or unix:///path/to.sock"
     if _ADDRESS.fullmatch(text):
         raise BadParameter(f"there is no folder or file {text!r}: did you mean 'http://{text}'? {_capital(rest)}")
     raise BadParameter(f"there is no folder or file {text!r}: {_similar(text, rest)}")
