@@ -33,6 +33,7 @@ def runtime_folder() -> Path:
             continue
         try:
             make_private(folder)
+            _check_locks(folder)
             return folder
         except OSError as error:
             failure = error
@@ -58,6 +59,17 @@ def make_private(folder: Path) -> None:
         os.chmod(folder, 0o700)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"{folder} cannot be written to")
+
+
+def _check_locks(folder: Path) -> None:
+    """Raise `OSError` if files in a folder cannot be locked, as on some network file systems."""
+    import fcntl  # missing on Windows
+
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    finally:
+        os.close(descriptor)
 
 
 def _candidates() -> Iterator[Path]:

@@ -74,7 +74,11 @@ class Embedding:
         if not self._is_reachable():
             # Somebody has deleted the folder: clients start another server.
             return self._has_waited(now)
-        clients = os.open(self._folder / "clients", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            clients = os.open(self._folder / "clients", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            print(f"h5feed-server: cannot tell whether there are clients: {error}", file=sys.stderr)
+            return False
         try:
             if not _try_lock(clients):
                 self._unused_since = None

@@ -222,12 +222,13 @@ class Embedded:
                 start_new_session=True,
             )
         try:
-            while process.poll() is None:
+            # It detaches itself. Until then, a server may answer whose starter was killed.
+            while process.poll() is None and not self._answers():
                 wait.step()
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
         while not self._answers():
             # The server takes its lock before it detaches itself, so nobody holds it if the server has ended.
             if (process.returncode or self._is_over()) and not self._answers():
