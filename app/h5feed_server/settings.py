@@ -66,7 +66,10 @@ MAX_WORKERS = 64
 class Settings(BaseSettings):
     """What the server needs to know; passed in, never global."""
 
-    model_config = SettingsConfigDict(env_prefix="H5FEED_", env_ignore_empty=True, frozen=True, extra="ignore")
+    # Tracebacks must not show tokens.
+    model_config = SettingsConfigDict(
+        env_prefix="H5FEED_", env_ignore_empty=True, frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     data_dir: Path = Field(Path("data"), description="Folder of HDF5 files, or a single one; never written to.")
     cache_dir: Path = Field(
