@@ -53,7 +53,7 @@ def _is_local(server: tuple[str, int | None] | None) -> bool:
 
 
 def _made() -> ASGIApp:
-    settings = Settings()
+    settings = Settings().for_file()
     for line in unknown_variables(os.environ):
         logger.warning("%s", line)
     app = create_app(settings, behind_any_server=True)

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from h5feed.errors import CLASS_BY_CODE
 from h5feed.otel import is_wanted
+from starlette.datastructures import State
 from starlette.types import Scope
 
 from . import __version__
@@ -23,6 +24,7 @@ from .api import (
     health,
     images,
     jobs,
+    local,
     metrics,
     plots,
     problems,
@@ -46,6 +48,7 @@ from .api.tracing import Tracers, Tracing
 from .api.uploads import Uploads
 from .services import Services, Shared
 from .settings import Settings
+from .sharing.local_socket import LocalSocket
 from .sharing.metrics import Catalogue
 from .tokens.keyring import Keyring
 
@@ -60,7 +63,7 @@ lists; [/redoc](redoc) shows the same documentation without forms.
 
 _MODULES = (
     *(datasets, tree, rows, images, splits, stats, plots, batches, descriptors, jobs),
-    *(health, metrics, h5grove, docs, simple_index),
+    *(health, metrics, local, h5grove, docs, simple_index),
 )
 
 
@@ -78,11 +81,22 @@ def metrics_catalogue() -> Catalogue:
     return Catalogue(list(dict.fromkeys(endpoints)), sorted(CLASS_BY_CODE))
 
 
+def _fill(state: State, tokens: Keyring, local_socket: LocalSocket | None) -> None:
+    """What endpoints find in the application's state."""
+    state.keyring = tokens
+    state.local = local_socket
+    state.queries = KnownQueries()
+    state.ready = health.ReadyState()
+    state.uploads = Uploads()
+    state.client_wheel = ClientWheel.of_installed()
+
+
 def create_app(
     settings: Settings,
     keyring: Keyring | None = None,
     shared: Shared | None = None,
     *,
+    local_socket: LocalSocket | None = None,
     behind_any_server: bool = False,
 ) -> FastAPI:
     """The ASGI application that serves ``settings.data_dir``.
@@ -93,6 +107,8 @@ def create_app(
         The tokens; default: those of the settings.
     shared : Shared, optional
         What all workers of a server share.
+    local_socket : LocalSocket, optional
+        The Unix socket that is named to clients on this machine.
     behind_any_server : bool
         Requests may come from a server other than that of `serve`.
     """
@@ -129,17 +145,15 @@ def create_app(
         redoc_url=None,
         generate_unique_id_function=operation_id,
     )
-    app.state.keyring = tokens
-    app.state.queries = KnownQueries()
-    app.state.ready = health.ReadyState()
-    app.state.uploads = Uploads()
-    app.state.client_wheel = ClientWheel.of_installed()
+    _fill(app.state, tokens, local_socket)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
     problems.install(app)
     for module in _MODULES:
         app.include_router(module.router)
     docs.mount_static(app)
     explorer.install(app)
+    if local_socket is not None:
+        app.add_middleware(local.LocalHint)
     app.add_middleware(Counting, state=app.state)
     app.add_middleware(BatchShortcut, state=app.state)
     if is_traced:

@@ -77,7 +77,8 @@ class Services:
         numbers: Catalogue | None = None,
         shared: Shared | None = None,
     ) -> Services:
-        """Build everything and begin to inspect the data folder, or `only` some files of it.
+        """Build everything and begin to inspect the data folder, or `only` some files of it (default: what the settings
+        say).
 
         Parameters
         ----------
@@ -92,7 +93,7 @@ class Services:
         )
         hdf5 = ReaderPool(settings.readers, settings.read_timeout, settings.max_body_bytes)
         browser = Browser(settings.readers, settings.read_timeout, settings.max_body_bytes)
-        catalog = Catalog(settings, folder, hdf5, only)
+        catalog = Catalog(settings, folder, hdf5, settings.only if only is None else only)
         reader = Reader(
             len(os.sched_getaffinity(0)),
             ByteCache(settings.cache_bytes, settings.read_timeout),

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from dotenv import dotenv_values
 from h5feed.errors import BadParameter
 from h5feed.suggestions import did_you_mean
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ANY_HOST = "*"
@@ -66,9 +66,12 @@ MAX_WORKERS = 64
 class Settings(BaseSettings):
     """What the server needs to know; passed in, never global."""
 
-    model_config = SettingsConfigDict(env_prefix="H5FEED_", env_ignore_empty=True, frozen=True, extra="ignore")
+    # Tracebacks must not show tokens.
+    model_config = SettingsConfigDict(
+        env_prefix="H5FEED_", env_ignore_empty=True, frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
-    data_dir: Path = Field(Path("data"), description="Folder of HDF5 files; never written to.")
+    data_dir: Path = Field(Path("data"), description="Folder of HDF5 files, or a single one; never written to.")
     cache_dir: Path = Field(
         default_factory=default_cache_dir, description="Folder for layouts, digests and splits; safe to delete."
     )
@@ -77,8 +80,16 @@ class Settings(BaseSettings):
     uds: str | None = Field(
         None, description="Unix socket to listen on; instead of a port, unless a host or a port is set, too."
     )
-    uds_mode: str = Field(
-        "", pattern="^([0-7]{3,4})?$", description="Permissions of the Unix socket in octal, such as 0660."
+    socket_mode: str = Field(
+        "",
+        pattern="^([0-7]{3,4})?$",
+        description="Permissions of the Unix socket in octal, such as 0666; 0660 if there is a group, else those that "
+        "the umask leaves.",
+    )
+    socket_group: str = Field("", description="Group of the Unix socket: its name or number.")
+    uds_mode: str = Field("", pattern="^([0-7]{3,4})?$", description="Older name of socket_mode.")
+    local: bool = Field(
+        True, description="Open a Unix socket for this user's clients on this machine, unless there is one already."
     )
     workers: int = Field(1, ge=1, le=MAX_WORKERS, description="Worker processes.")
     public: bool = Field(False, description="Allow serving non-loopback addresses without tokens.")
@@ -139,6 +150,24 @@ class Settings(BaseSettings):
     min_rate: int = Field(1024, ge=1, description="Minimum transfer rate of a client, in bytes per second.")
     connections: int = Field(2000, ge=10, description="Maximum number of connections, per worker.")
 
+    _file: str = PrivateAttr("")
+    """Name of the only file that is served; empty for all."""
+
+    @model_validator(mode="after")
+    def _check_socket(self) -> Settings:
+        for name in ("socket_mode", "socket_group", "uds_mode"):
+            if getattr(self, name) and self.uds is None:
+                raise ValueError(
+                    f"{name} is for the Unix socket of --uds (H5FEED_UDS), which is not set. The socket that the "
+                    "server opens itself is for its own user alone"
+                )
+        if self.socket_mode and self.uds_mode and int(self.socket_mode, 8) != int(self.uds_mode, 8):
+            raise ValueError(
+                f"socket_mode {self.socket_mode} and uds_mode {self.uds_mode} are two names of one setting: set only "
+                "socket_mode"
+            )
+        return self
+
     @field_validator("trusted_proxies")
     @classmethod
     def _are_addresses(cls, value: str) -> str:
@@ -187,6 +216,24 @@ class Settings(BaseSettings):
                 )
         return hosts
 
+    def for_file(self) -> Settings:
+        """These settings, or if the data folder is a file, those of a server for this file alone."""
+        if not self.data_dir.is_file():
+            return self
+        copy = self.model_copy(update={"data_dir": self.data_dir.parent})
+        copy._file = self.data_dir.name
+        return copy
+
+    @property
+    def only(self) -> tuple[str, ...] | None:
+        """The only files of the data folder that are served; None for all of them."""
+        return (self._file,) if self._file else None
+
+    @property
+    def source(self) -> Path:
+        """What is served: a folder or a file."""
+        return self.data_dir / self._file
+
     # Not cached: a copy with other tokens, such as a generated one, would keep the list of the original.
     @property
     def token_list(self) -> tuple[str, ...]:
@@ -207,6 +254,11 @@ class Settings(BaseSettings):
     def has_port(self) -> bool:
         """Whether the server listens on a port: not if there is a Unix socket and nobody has named an address."""
         return self.uds is None or bool({"host", "port"} & self.model_fields_set)
+
+    @property
+    def permissions(self) -> str:
+        """Permissions of the Unix socket in octal; empty for those that the umask leaves."""
+        return self.socket_mode or self.uds_mode or ("0660" if self.socket_group else "")
 
     @property
     def proxy_list(self) -> tuple[str, ...]:
@@ -269,7 +321,11 @@ def _items(text: str) -> tuple[str, ...]:
 _NAMES = {f"{_BEGIN}{name.upper()}": name for name in Settings.model_fields}
 """The field of each variable."""
 
-_FORMS = {"uds_mode": "an octal number such as 0660", "published_on": "ADDRESS:PORT, such as 127.0.0.1:8000"}
+_FORMS = {
+    "socket_mode": "an octal number such as 0660",
+    "uds_mode": "an octal number such as 0660",
+    "published_on": "ADDRESS:PORT, such as 127.0.0.1:8000",
+}
 """What a setting with a pattern looks like."""
 
 
@@ -289,6 +345,10 @@ def explain(error: ValidationError, flags: Mapping[str, Any]) -> None:
     if error.title != Settings.__name__:
         raise error
     for item in error.errors():
+        if not item["loc"]:
+            # About several settings at once.
+            print(f"h5feed-server: {item['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+            continue
         name = str(item["loc"][0])
         if flags.get(name) is not None:
             flag = "allowed-host" if name == "allowed_hosts" else name.replace("_", "-")

@@ -39,7 +39,8 @@ _EXAMPLES = {
 
 _URL = (
     "http://host:8000, https://host or unix:///path/to.sock; "
-    "several servers with the same data: http://a:8000,http://b:8000"
+    "several servers with the same data: http://a:8000,http://b:8000; "
+    "or a folder or file on this machine: data/"
 )
 
 WAIT_SECONDS = 600.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
@@ -59,6 +60,11 @@ class Feed:
         checked(info, DatasetInfo, "dataset")
         return Dataset(self._client, info)
 
+    @property
+    def via(self) -> dict[str, str]:
+        """How each server is reached, by URL: ``Unix socket PATH``, or ``TCP`` and why not over a Unix socket."""
+        return self._client.via
+
     def check_there(self) -> None:
         """Raise `ConnectionFailed` within seconds if no server listens at the address."""
         self._client.check_there()
@@ -112,7 +118,7 @@ class Feed:
 
 
 def connect(
-    url: str | None = None,
+    url: str | os.PathLike[str] | None = None,
     *,
     token: str | None = None,
     timeout: float | httpx.Timeout = DEFAULT_TIMEOUT,
@@ -122,15 +128,20 @@ def connect(
     headers: Mapping[str, str] | None = None,
     event_hooks: Hooks | None = None,
     auth: httpx.Auth | tuple[str, str] | None = None,
+    local: bool | None = None,
 ) -> Feed:
-    """Connect to an h5feed server, or to several that serve the same files.
+    """Connect to an h5feed server, or to several that serve the same files, or open a folder or file of this machine.
 
     Parameters
     ----------
-    url : str, optional
+    url : str or path, optional
         ``http://host:8000``, ``https://host`` or ``unix:///path/to.sock``. Default ``$H5FEED_URL``, else port 8000 on
         this machine. Several servers, ``"http://a:8000,http://b:8000"``, share the requests. A server that fails is
         skipped for a while and tried again; no batch is lost as long as one of them responds.
+
+        A folder of HDF5 files, or a single file, starts a server for it, which needs the package h5feed-server. Other
+        processes of this user that open the same path use the same server. It ends a few seconds after the last of
+        them, and is started again if it dies. A str names a path unless it begins with a scheme, such as ``http://``.
     token : str, optional
         Bearer token; default ``$H5FEED_TOKEN``, else the content of the file ``$H5FEED_TOKEN_FILE``. Datasets and loops
         made from this feed keep the token and pickle it. A token from a variable is not pickled; unpickling reads the
@@ -148,11 +159,18 @@ def connect(
         PEM file with a client certificate and its key, or one file for each, for servers that ask for one.
     headers, event_hooks, auth
         Passed to the client of httpx2 if it is installed, else of httpx.
+    local : bool, optional
+        Whether requests to ``http://127.0.0.1``, ``http://localhost`` and ``http://[::1]`` may use the server's Unix
+        socket, which is faster than TCP. The client first makes sure that the socket belongs to the same server, and
+        stays with TCP otherwise; ``stats()`` of a loop, and `Feed.via`, show which it is. Default ``$H5FEED_LOCAL``,
+        else True.
 
     Raises
     ------
     BadParameter
-        `url` or `token` is invalid. Nothing is sent before the first request.
+        `url` or `token` is invalid, or there is no such path. To a URL, nothing is sent before the first request.
+    ConnectionFailed
+        The server for a path does not start. The message contains the end of its log.
     """
     return Feed(
         Client(
@@ -165,5 +183,6 @@ def connect(
             headers=headers,
             event_hooks=event_hooks,
             auth=auth,
+            local=local,
         )
     )

@@ -112,6 +112,12 @@ class RemoteDataset:
         return True
 
     @property
+    def via(self) -> str:
+        """How the servers are reached: over a Unix socket, or over TCP and why not over a Unix socket."""
+        via = self._client.via
+        return next(iter(via.values())) if len(via) == 1 else "; ".join(f"{url}: {how}" for url, how in via.items())
+
+    @property
     def shape(self) -> dict[str, tuple[int, ...]]:
         """Shape of each field with rows of equal shape, including the row axis."""
         return {field.name: (self.rows, *field.shape) for field in self.fields.values() if not field.ragged}

@@ -111,7 +111,7 @@ def _described(url: str, form: str, fields: list[str], client: httpx.Client) -> 
 def test_every_cell(server: ServerProcess, path: Path, name: str, form: str) -> None:
     """Filters × layouts × dtypes, shuffled, in batches that end within chunks, and with duplicates."""
     url = server.url if form == "pieces" else _local(server)
-    with h5feed.connect(url, deadline=60) as feed:
+    with h5feed.connect(url, local=False, deadline=60) as feed:
         dataset = feed["pieces"]
         fields = [field for field in dataset.fields if field.startswith(f"{name}-")]
         assert len(fields) >= 20 or name in ("szip", "scaleoffset")
@@ -144,7 +144,7 @@ def test_every_cell(server: ServerProcess, path: Path, name: str, form: str) -> 
 @pytest.mark.parametrize("form", ["pieces", "places"])
 def test_same_batches_as_tensors(server: ServerProcess, form: str) -> None:
     """Members of records, chunks that were never written, small fields beside large ones: the same in every detail."""
-    with h5feed.connect(server.url if form == "pieces" else _local(server), deadline=60) as feed:
+    with h5feed.connect(server.url if form == "pieces" else _local(server), local=False, deadline=60) as feed:
         dataset = feed["pieces"]
         names = [field for field in dataset.fields if field.startswith("records")]
         order: dict[str, Any] = {
@@ -169,7 +169,7 @@ def test_same_batches_as_tensors(server: ServerProcess, form: str) -> None:
 def test_stats_say_how_rows_came(server: ServerProcess) -> None:
     """Of three loops over the same rows, and the reason where they came decoded."""
     fields = ["gzip-rows-u1"]
-    with h5feed.connect(server.url, deadline=60) as feed:
+    with h5feed.connect(server.url, local=False, deadline=60) as feed:
         near = feed["pieces"].loader(x=fields, y=None, batch_size=4)
         forced = feed["pieces"].loader(x=fields, y=None, batch_size=4, decode="client")
         for loader in (near, forced):
@@ -235,7 +235,7 @@ def test_bodies_by_other_formats(server: ServerProcess) -> None:
 def test_bytes_on_the_wire(server: ServerProcess) -> None:
     """Each chunk is sent once for all batches of a request, however its rows are spread over them."""
     field = "gzip-rows-u1"
-    with h5feed.connect(server.url, deadline=60) as feed, httpx.Client() as client:
+    with h5feed.connect(server.url, local=False, deadline=60) as feed, httpx.Client() as client:
         described = _described(server.url, "pieces", [field], client)
         assert list(described["fields"]) == [field]
         chunks = math.ceil(ROWS / 7)

@@ -117,7 +117,7 @@ def test_files_that_change(
     for generation in range(rounds):
         new = tmp_path / "new"
         _write(new, generation + 1, rows, **options)
-        with h5feed.connect(url, deadline=60) as feed:
+        with h5feed.connect(url, local=False, deadline=60) as feed:
             dataset, seen = feed["numbers"], 0
             order: dict[str, Any] = {"batch_size": 16, "shuffle": True, "decode": "client", "readahead": 1 << 20}
             with pytest.raises(FeedError):
@@ -149,7 +149,7 @@ def test_servers_that_are_killed(serve: Callable[..., ServerProcess], tmp_path: 
     data.mkdir()
     _write(data / "numbers.h5", 3, 3000, **({} if form == "files" else {"chunks": (1, WORDS), "compression": "gzip"}))
     server, url = _served(serve, data, tmp_path, form)
-    with h5feed.connect(url, deadline=90) as feed:
+    with h5feed.connect(url, local=False, deadline=90) as feed:
         order: dict[str, Any] = {"batch_size": 8, "shuffle": True, "decode": "client", "readahead": 1 << 20}
         calm = [batch.rows.tolist() for batch in feed["numbers"].batches(**order)]
         seen = []
@@ -216,7 +216,7 @@ def test_other_processes(serve: Callable[..., ServerProcess], tmp_path: Path, me
     _write(data / "numbers.h5", 0, 800)
     _, url = _served(serve, data, tmp_path, "files")
     context: Any = multiprocessing.get_context(method)
-    with h5feed.connect(url, deadline=60) as feed:
+    with h5feed.connect(url, local=False, deadline=60) as feed:
         dataset, found = feed["numbers"], context.Queue()
         for batch in dataset.batches(batch_size=16):
             _check(batch)
@@ -293,7 +293,7 @@ def test_crafted_descriptions(serve: Callable[..., ServerProcess], tmp_path: Pat
     data.mkdir()
     _write(data / "numbers.h5", 0, 40, chunks=(3, 500), compression="gzip", shuffle=True, fletcher32=True)
     server = serve(data)
-    with h5feed.connect(server.url, deadline=60) as feed:
+    with h5feed.connect(server.url, local=False, deadline=60) as feed:
         dataset = feed["numbers"]
         plan = dataset.plan(batch_size=20, decode="client")
         params = {**plan.params, "start": "0", "stop": "2", "body": "pieces", "epoch": "0"}

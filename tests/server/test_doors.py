@@ -99,6 +99,51 @@ def test_the_command_leaves_files_where_they_are(
     assert (tmp_path / "feed.sock").read_text() == "mine"
 
 
+def test_settings_of_a_socket_that_cannot_be(folder: Path, tmp_path: Path) -> None:
+    """One line each, which says what would be right; no socket stays."""
+    path = tmp_path / "feed.sock"
+    for options, code, words in (
+        (("--socket-mode", "0666"), 2, "socket_mode is for the Unix socket of --uds (H5FEED_UDS), which is not set"),
+        (("--socket-group", "0"), 2, "socket_group is for the Unix socket of --uds"),
+        (("--uds", str(path), "--socket-mode", "rw"), 2, "--socket-mode rw: must be an octal number such as 0660"),
+        (("--uds", str(path), "--socket-mode", "600", "--uds-mode", "0666"), 2, "set only socket_mode"),
+        (("--uds", str(path), "--socket-group", "no-such"), 1, "there is no group 'no-such' for --socket-group"),
+    ):
+        found, said = _refused(str(folder), *options, H5FEED_TOKENS="s3cret-of-mine")
+        assert found == code and words in said and len(said.splitlines()) == 1 and "s3cret" not in said
+    assert not path.exists()
+    with pytest.raises(ValidationError) as caught:
+        Settings(tokens="s3cret-of-mine", socket_mode="0600")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [("--uds-mode",), ("--socket-mode",), ("--socket-mode", "--uds-mode")])
+def test_the_mode_of_a_socket(
+    serve: Callable[..., ServerProcess], folder: Path, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    """By its name, by its older name, and by both if they agree."""
+    path = tmp_path / "feed.sock"
+    serve(folder, "--uds", str(path), *(word for name in names for word in (name, "0622")))
+    assert path.stat().st_mode & 0o777 == 0o622
+
+
+def test_the_group_of_a_socket(serve: Callable[..., ServerProcess], folder: Path, tmp_path: Path) -> None:
+    """Its members may connect, if no mode says otherwise."""
+    path = tmp_path / "feed.sock"
+    serve(folder, "--uds", str(path), "--socket-group", str(os.getgid()))
+    assert (path.stat().st_gid, path.stat().st_mode & 0o777) == (os.getgid(), 0o660)
+
+
+def test_a_file_alone(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """A file instead of a folder is the only one that is served, and what it says of itself is the file."""
+    _file(tmp_path / "data/one.h5")
+    _file(tmp_path / "data/two.h5")
+    server = serve(tmp_path / "data/one.h5", "--workers", "2")
+    assert [entry["name"] for entry in h5feed.connect(server.url).datasets()] == ["one"]
+    code, said = _refused(str(tmp_path / "data/three.h5"))
+    assert code == 2 and said == f"h5feed-server: {tmp_path / 'data/three.h5'} does not exist\n"
+
+
 # Tokens
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from h5feed.errors import Unauthorized
+from h5feed.handshake import PROOF_PATH
 from starlette.requests import Request
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -33,7 +34,11 @@ CLIENT_FOLDER = "/simple/"
 
 SIGN_IN, SIGN_OUT = "/sign-in", "/sign-out"
 
-_OPEN_PATHS = WATCHED_PATHS | {"/docs", "/redoc", "/openapi.json", CLIENT_FOLDER.rstrip("/"), SIGN_IN, SIGN_OUT}
+_OPEN_PATHS = WATCHED_PATHS | {
+    *("/docs", "/redoc", "/openapi.json", CLIENT_FOLDER.rstrip("/"), SIGN_IN, SIGN_OUT),
+    # Clients send no token over a Unix socket before it has proved whose it is.
+    PROOF_PATH,
+}
 _OPEN_FOLDERS = ("/static/", "/explorer/", CLIENT_FOLDER)
 _API = ("/v1/", "/h5grove/")
 

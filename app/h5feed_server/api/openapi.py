@@ -21,6 +21,7 @@ TAGS = {
     "batches": "What a training loop requests. A batch depends on nothing but its URL and the revision of the data.",
     "jobs": "Long work that the server does in the background.",
     "health": "Health checks for monitoring.",
+    "local": "The Unix socket that clients on the same machine use instead of TCP.",
 }
 """Groups of endpoints, in the order in which a person needs them."""
 
@@ -34,6 +35,7 @@ GROUPS = {
     "Order": ("shuffle", "seed", "epoch", "window"),
     "Rows by class or weight": ("balance", "weights", "epoch_rows"),
     "Several readers": ("shard", "shards"),
+    "Proof": ("ticket", "nonce"),
     "Answer": ("format", "body", "side", "per_class", "channel", "revision", "prefer"),
 }
 """Headings of the page, and the parameters below each."""
@@ -64,6 +66,8 @@ EXAMPLES: dict[str, Any] = {
     "side": 128,
     "per_class": 4,
     "prefer": "wait=5",
+    "ticket": "0123456789abcdef0123456789abcdef.1000",
+    "nonce": "f00f00f00f00",
 }
 """Values to try, of parameters that are about no data; those of the data are in `api.examples`."""
 

@@ -374,3 +374,18 @@ class Tree(_Answer):
     limit: int
     offset: int
     node: TreeNode = Field(description="The object at `path`.")
+
+
+class LocalOffer(_Answer):
+    socket: str = Field(description="Path of the server's Unix socket.")
+    instance: str = Field(description="Id of this run of the server.")
+    uid: int = Field(description="User id under which the server runs, and which the socket's peer must have.")
+    client: str = Field(description="Address and port from which this request came.")
+    ticket: str = Field(description="To be sent over the socket.")
+    secret: str = Field(description="The key of the proof, in hexadecimal. Never to be sent.")
+    seconds: float = Field(description="How long the ticket is valid.")
+
+
+class LocalProof(_Answer):
+    instance: str
+    proof: str

@@ -22,9 +22,9 @@ def add_serve(commands: Any) -> None:
     serve = commands.add_parser(
         "serve",
         help="serve a folder of HDF5 files",
-        description="Serves the HDF5 files below a folder. All options except --env-file, --tls-cert and\n"
-        "--tls-key can also be set as environment variables, such as H5FEED_PORT. docs/reference/settings.md lists\n"
-        "these and further settings.",
+        description="Serves the HDF5 files below a folder. All options except --env-file, --embedded, --tls-cert\n"
+        "and --tls-key can also be set as environment variables, such as H5FEED_PORT. docs/reference/settings.md\n"
+        "lists these and further settings.",
         epilog=_EXAMPLES,
     )
     serve.add_argument(
@@ -32,7 +32,7 @@ def add_serve(commands: Any) -> None:
         metavar="DIR",
         type=Path,
         nargs="?",
-        help="folder of HDF5 files; never written to (default $H5FEED_DATA_DIR, else data)",
+        help="folder of HDF5 files, or a single file; never written to (default $H5FEED_DATA_DIR, else data)",
     )
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on (default 8000; 0 picks a free one)")
@@ -42,8 +42,12 @@ def add_serve(commands: Any) -> None:
         help="Unix socket to listen on, instead of a port; with --host or --port, the server listens on both",
     )
     serve.add_argument(
-        "--uds-mode", metavar="MODE", help="permissions of the Unix socket, such as 0660 (default: given by the umask)"
+        "--socket-mode",
+        metavar="MODE",
+        help="permissions of the Unix socket, such as 0666 (default: given by the umask, or 0660 with --socket-group)",
     )
+    serve.add_argument("--socket-group", metavar="GROUP", help="name or number of the group of the Unix socket")
+    serve.add_argument("--uds-mode", metavar="MODE", help="older name of --socket-mode")
     serve.add_argument(
         "--root-path", metavar="PREFIX", help="path prefix under which a reverse proxy publishes the server"
     )
@@ -84,6 +88,12 @@ def add_serve(commands: Any) -> None:
         "--log-format",
         choices=get_args(LogFormat),
         help="format of the log: text, or JSON with one object per line (default pretty)",
+    )
+    serve.add_argument(
+        "--embedded",
+        metavar="FOLDER",
+        help="run in the background, with the Unix socket, locks and log in FOLDER, until no client is left; "
+        "h5feed.connect('DIR') does this",
     )
     serve.add_argument("--tls-cert", metavar="PEM", help="certificate file, to serve HTTPS")
     serve.add_argument("--tls-key", metavar="PEM", help="key file of the certificate")

@@ -10,6 +10,7 @@ import shlex
 import ssl
 import stat
 import sys
+from functools import partial
 from pathlib import Path
 
 from h5feed.errors import BadParameter, FeedError
@@ -20,6 +21,7 @@ from ..sharing.logs import LogFormat, begin_logs, say
 from ..tokens.generated import kept_token
 from ..tokens.keyring import Keyring
 from ..tokens.token_file import TokenFileError
+from .embedded import Embedding
 from .exposure import is_every_address, is_open, local_address, published_on
 
 
@@ -38,6 +40,11 @@ def run_serve(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    embedding = None
+    if options.embedded is not None:
+        embedding = Embedding(options.embedded)
+        embedding.detach()
+        options.uds = embedding.socket
     if options.allowed_hosts is not None:
         options.allowed_hosts = ",".join(options.allowed_hosts)
     settings, is_generated, is_stored = _settings_of(options)
@@ -60,8 +67,10 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"h5feed-server: --token-file {settings.token_file}: {error}", file=sys.stderr)
         return 2
 
+    from ..sharing.local_socket import LocalSocket
     from .listening import listen
     from .logged_once import LoggedOnce
+    from .own_socket import own_socket
     from .supervisor import Supervisor
     from .worker import Tls
 
@@ -71,10 +80,14 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"h5feed-server: cannot listen on {error.filename}: {error.strerror or error}", file=sys.stderr)
         return 1
     tls = Tls(options.tls_cert, options.tls_key) if options.tls_cert else None
+    port = listeners[0].getsockname()[1] if settings.has_port else 0
+    local = None if settings.uds is None else LocalSocket(os.path.abspath(settings.uds))
+    if (own := own_socket(settings, port, is_tls=tls is not None)) is not None:
+        listeners.append(own[0])
+        local = LocalSocket(own[1])
     once = LoggedOnce("h5feed_server.catalog")
     for handler in logging.getLogger().handlers:
         handler.addFilter(once)
-    port = listeners[0].getsockname()[1] if settings.has_port else 0
 
     def announce() -> None:
         if not keyring.tokens and keyring.is_guarding:
@@ -87,7 +100,8 @@ def _serve(options: argparse.Namespace) -> int:
         if is_generated and settings.has_port:
             _announce_token(settings, settings.log_format, is_stored=is_stored)
 
-    return Supervisor(settings, listeners, announce, keyring, tls, lambda: _reread(options, settings, keyring)).run()
+    reread = partial(_reread, options, settings, keyring)
+    return Supervisor(settings, listeners, announce, keyring, tls, reread, local, embedding).run()
 
 
 def _settings_of(options: argparse.Namespace) -> tuple[Settings, bool, bool]:
@@ -102,7 +116,7 @@ def _settings_of(options: argparse.Namespace) -> tuple[Settings, bool, bool]:
     given = {
         name: value for name, value in vars(options).items() if name in Settings.model_fields and value is not None
     }
-    settings = Settings(**{**variables_of(options.env_file), **given})
+    settings = Settings(**{**variables_of(options.env_file), **given}).for_file()
     is_generated, is_stored = is_open(settings), False
     if is_generated:
         token, is_stored = kept_token(settings.cache_dir)
@@ -113,7 +127,7 @@ def _settings_of(options: argparse.Namespace) -> tuple[Settings, bool, bool]:
 def _is_wrong(settings: Settings, options: argparse.Namespace) -> str | None:
     """Why the server cannot start with these settings; None if it can."""
     if (what := _is_no_folder(settings.data_dir)) is not None:
-        return f"{settings.data_dir} {what}"
+        return f"{settings.source} {what}"
     certificate, key = options.tls_cert, options.tls_key
     if (certificate is None) != (key is None):
         return "--tls-cert and --tls-key must be given together"
@@ -143,7 +157,7 @@ def _reread(options: argparse.Namespace, started_with: Settings, keyring: Keyrin
     if wrong is not None:
         print(f"h5feed-server: {wrong}", file=sys.stderr)
         return None
-    for name in ("host", "port", "uds", "uds_mode", "log_format"):
+    for name in ("host", "port", "uds", "socket_mode", "socket_group", "uds_mode", "local", "log_format"):
         kept = getattr(started_with, name)
         if getattr(settings, name) != kept:
             print(f"h5feed-server: {name} stays {kept!r} until the server is restarted", file=sys.stderr)
@@ -156,11 +170,11 @@ def _announce(settings: Settings, port: int, *, is_tls: bool) -> None:
     form, scheme = settings.log_format, "https" if is_tls else "http"
     socket_url = settings.uds and f"unix://{os.path.abspath(settings.uds)}"
     if not settings.has_port:
-        say(form, f"h5feed serves {settings.data_dir} at {socket_url}")
+        say(form, f"h5feed serves {settings.source} at {socket_url}")
         return
     host, port = published_on(settings) or (settings.host, port)
     address = f"{scheme}://{local_address(host, port)}"
-    say(form, f"h5feed serves {settings.data_dir} at {address}")
+    say(form, f"h5feed serves {settings.source} at {address}")
     if socket_url:
         say(form, f"and on the Unix socket {socket_url}")
     say(form, f"browse it at {address}/")
@@ -203,6 +217,6 @@ def _is_no_certificate(certificate: str, key: str) -> str | None:
 def _is_no_folder(path: Path) -> str | None:
     """Why this path is not a folder; None if it is, or cannot be checked now, which the catalogue reports."""
     try:
-        return None if stat.S_ISDIR(os.stat(path).st_mode) else "is a file: pass the folder that contains it"
+        return None if stat.S_ISDIR(os.stat(path).st_mode) else "is neither a folder nor a file"
     except OSError as error:
         return "does not exist" if error.errno in (errno.ENOENT, errno.ENOTDIR) else None

@@ -13,7 +13,7 @@ def is_open(settings: Settings) -> bool:
         return False
     # A container listens on all of its addresses, so the address at which its port is published counts.
     host, _ = published_on(settings) or (settings.host, settings.port)
-    return not _is_loopback(host)
+    return not is_loopback(host)
 
 
 def local_address(host: str, port: int) -> str:
@@ -37,7 +37,8 @@ def published_on(settings: Settings) -> tuple[str, int] | None:
     return (host.strip("[]"), int(port)) if port else None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches this listening address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import os
 import socket
 import stat
@@ -27,7 +28,7 @@ def listen(settings: Settings) -> list[socket.socket]:
             listeners.append(_on_port(settings.host, settings.port))
         if settings.uds is not None:
             where = settings.uds
-            listeners.append(_on_unix_socket(settings.uds, settings.uds_mode))
+            listeners.append(on_unix_socket(settings.uds, settings.permissions, settings.socket_group))
     except OSError as error:
         for listener in listeners:
             listener.close()
@@ -47,18 +48,55 @@ def _on_port(host: str, port: int) -> socket.socket:
         raise
 
 
-def _on_unix_socket(path: str, mode: str) -> socket.socket:
+def on_unix_socket(path: str, mode: str, group: str = "") -> socket.socket:
+    """A listening Unix socket.
+
+    Parameters
+    ----------
+    mode : str
+        Its permissions in octal; empty for those that the umask leaves.
+    group : str
+        Name or number of its group; empty for that of the server's user.
+
+    Raises
+    ------
+    OSError
+    """
+    gid = _group_id(group) if group else -1
     _make_room(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(path)
-        # Set the mode before anybody can connect.
+        # Set the group and the mode before anybody can connect.
+        if group:
+            _give_to_group(path, gid, group)
         if mode:
             os.chmod(path, int(mode, 8))
         return _begun(listener)
     except BaseException:
         listener.close()
         raise
+
+
+def _group_id(group: str) -> int:
+    if group.isdecimal():
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise OSError(errno.EINVAL, f"there is no group {group!r} for --socket-group: use its number") from None
+
+
+def _give_to_group(path: str, gid: int, group: str) -> None:
+    try:
+        os.chown(path, -1, gid)
+    except (PermissionError, OverflowError):
+        os.unlink(path)
+        raise PermissionError(
+            errno.EPERM,
+            f"the server's user {os.geteuid()} cannot give its socket to the group {group} (--socket-group), because "
+            "it is not a member of it",
+        ) from None
 
 
 def _begun(listener: socket.socket) -> socket.socket:

@@ -21,10 +21,12 @@ from functools import partial
 from ..main import metrics_catalogue
 from ..services import Shared
 from ..settings import MAX_WORKERS, Settings
+from ..sharing.local_socket import LocalSocket
 from ..sharing.logs import say
 from ..sharing.metrics import Metrics
 from ..sharing.scoreboard import SUPERVISOR, Scoreboard
 from ..tokens.keyring import Keyring
+from .embedded import Embedding
 from .listening import remove_socket
 from .service_manager import ServiceManager
 from .worker import ALIVE_SECONDS, CLOSED, CONNECTION, LEAVING, READY, Tls, run_worker
@@ -100,6 +102,10 @@ class Supervisor:
         Its last valid token file is shared by all workers.
     reread : callable
         Called at SIGHUP; returns the settings and the tokens that new workers get, or None: everything stays as it is.
+    local : LocalSocket, optional
+        The Unix socket on which the server listens.
+    embedding : Embedding, optional
+        Says when the server has no clients any more and ends.
     """
 
     def __init__(
@@ -110,12 +116,16 @@ class Supervisor:
         keyring: Keyring,
         tls: Tls | None = None,
         reread: Callable[[], tuple[Settings, Keyring] | None] | None = None,
+        local: LocalSocket | None = None,
+        embedding: Embedding | None = None,
     ) -> None:
         self._settings = settings
         self._listeners = listeners
         self._reread = reread or (lambda: (settings, keyring))
         self._manager = ServiceManager()
-        self._socket_file = (settings.uds, os.lstat(settings.uds)) if settings.uds is not None else None
+        self._local = local
+        self._embedding = embedding
+        self._socket_file = None if local is None else (local.path, os.lstat(local.path))
         self._on_ready = on_ready
         self._keyring = keyring
         self._before = settings, keyring
@@ -166,6 +176,8 @@ class Supervisor:
             before = now
             self._look_after(now)
             self._manager.alive(now)
+            if self._embedding is not None and self._embedding.is_over(now):
+                self._stopping = True
             none_serves = not self._announced or not any(worker.ready for worker in self._workers.values())
             if none_serves and self._early_deaths >= _START_ATTEMPTS:
                 self._end_workers()
@@ -246,9 +258,11 @@ class Supervisor:
                 for listener in self._listeners:
                     listener.close()
                 ours.close()
+                if self._embedding is not None:
+                    self._embedding.leave()
                 for worker in self._workers.values():
                     worker.channel.close()
-                code = run_worker(self._settings, theirs, self._tls, self._keyring, shared)
+                code = run_worker(self._settings, theirs, self._tls, self._keyring, shared, self._local)
             finally:
                 # If the terminal was closed, both fail.
                 for stream in (sys.stdout, sys.stderr):
@@ -302,7 +316,7 @@ class Supervisor:
             if everybody and all(other.ready for other in self._workers.values()) and not self._announced:
                 self._announced = True
                 self._on_ready()
-                self._manager.ready(f"serving {self._settings.data_dir} with {self._settings.workers} workers")
+                self._manager.ready(f"serving {self._settings.source} with {self._settings.workers} workers")
 
     def _let_leave(self) -> None:
         """A new worker is ready, so stop an old one; when the last new one is ready, stop all remaining old ones."""
@@ -316,7 +330,7 @@ class Supervisor:
                 break
         if not starting and not self._restart_at and not self._is_reload_told:
             self._is_reload_told = True
-            self._manager.ready(f"serving {self._settings.data_dir} with {self._settings.workers} workers")
+            self._manager.ready(f"serving {self._settings.source} with {self._settings.workers} workers")
 
     def _bury(self, worker: _Worker, reason: str = "ended") -> None:
         self._selector.unregister(worker.channel)

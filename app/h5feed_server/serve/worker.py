@@ -28,6 +28,7 @@ from ..services import Shared
 from ..settings import Settings
 from ..sharing.body_pool import BodyPool
 from ..sharing.file_watch import FileWatch
+from ..sharing.local_socket import LocalSocket
 from ..sharing.metrics import Metrics
 from ..sharing.shared_bytes import SharedBytes
 from ..sharing.trimming import settle
@@ -93,13 +94,18 @@ class Tls:
 
 
 def run_worker(
-    settings: Settings, channel: socket.socket, tls: Tls | None, keyring: Keyring, shared: Shared | None = None
+    settings: Settings,
+    channel: socket.socket,
+    tls: Tls | None,
+    keyring: Keyring,
+    shared: Shared | None = None,
+    local: LocalSocket | None = None,
 ) -> int:
     """Serve until a signal arrives; returns the exit code."""
     settle()
     # The supervisor gets SIGHUP, too, and replaces the workers.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    server = _Worker(create_app(settings, keyring, shared), channel, settings, tls)
+    server = _Worker(create_app(settings, keyring, shared, local_socket=local), channel, settings, tls)
     with contextlib.suppress(KeyboardInterrupt):
         # No sockets to listen on: connections come through the channel.
         server.run(sockets=[])

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from copy import copy
+from dataclasses import replace
 from types import FrameType
 from typing import Any, Literal, Unpack
 
@@ -285,7 +286,8 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
         if of not in (None, "fit", "evaluate"):
             raise BadParameter(f"of={of!r} must be 'fit' or 'evaluate'")
         training, evaluating = self._meter.stats(), self._ordered_meter.stats()
-        return evaluating if of == "evaluate" or (of is None and not training.steps) else training
+        stats = evaluating if of == "evaluate" or (of is None and not training.steps) else training
+        return replace(stats, via=self._dataset.via)
 
     @property
     def waited(self) -> float:

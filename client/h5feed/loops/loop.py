@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -79,7 +80,7 @@ class Loop(ABC):
 
     def stats(self) -> LoopStats:
         """Steps, rows and times so far: how long the loop waited for data, and why. Prints as a table."""
-        return self._meter.stats()
+        return replace(self._meter.stats(), via=self._dataset.via)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the number of the pass that the next loop starts."""

@@ -104,6 +104,8 @@ class LoopStats(Mapping[str, float]):
     """Histogram of the waits of single steps, see `bins_of`."""
     last: LoopStats | None = None
     """Statistics of the last pass only."""
+    via: str = ""
+    """How the servers are reached now: over a Unix socket, or over TCP and why. See `h5feed.Feed.via`."""
 
     _NAMES: ClassVar = (
         *("passes", "steps", "rows", "bytes", "seconds", "waited", "waiting", "transfer", "decode", "preparing"),
@@ -159,7 +161,7 @@ class LoopStats(Mapping[str, float]):
         sums = {
             one.name: getattr(self, one.name) + getattr(following, one.name)
             for one in fields(self)
-            if one.name not in ("longest", "last", "why")
+            if one.name not in ("longest", "last", "why", "via")
         }
         longest, why = max(self.longest, following.longest), following.why or self.why
         return LoopStats(**sums, longest=longest, why=why, last=following)
@@ -201,17 +203,17 @@ class LoopStats(Mapping[str, float]):
         return lines
 
     def __repr__(self) -> str:
-        return "\n".join(filter(None, [*text_lines(self.table()), self._decoded_there(), self.advice()]))
+        return "\n".join(filter(None, [*text_lines(self.table()), *self._remarks()]))
 
-    def _decoded_there(self) -> str:
-        """Which rows the server has decoded, and why."""
+    def _remarks(self) -> list[str]:
+        """How the server was reached, which rows it has decoded and why, and advice."""
         others = self.rows - self.cached - self.from_files - self.from_pieces
-        return f"{others:,} rows were decoded by the server: {self.why}" if self.why and others > 0 else ""
+        there = f"{others:,} rows were decoded by the server: {self.why}" if self.why and others > 0 else ""
+        return [remark for remark in (self.via and f"over {self.via}", there, self.advice()) if remark]
 
     def _repr_html_(self) -> str:
         head, *lines = self.table()
-        remarks = filter(None, (self._decoded_there(), self.advice()))
-        return html_table(head, lines, "right") + "".join(f"<p>{escape(remark)}</p>" for remark in remarks)
+        return html_table(head, lines, "right") + "".join(f"<p>{escape(remark)}</p>" for remark in self._remarks())
 
     def _quantile(self, share: float) -> float:
         """The middle of the bin in the histogram, at most the longest wait."""

@@ -37,8 +37,10 @@ from .cancellation import Cancellation
 from .certificates import Cert, Verify, context_of
 from .concurrency import Link
 from .descriptors import NoDescriptor, PassedFiles
+from .embedded import START_SECONDS, Embedded, check_arguments, path_of
 from .http import httpx
 from .jobs import InProgress
+from .local import is_wanted
 from .retries import FailedAttempts, error_of, final_error, reason_of
 from .servers import LOOK_SECONDS, Hooks, Server, Servers
 from .spans import spans
@@ -76,9 +78,9 @@ class Client:
 
     Parameters
     ----------
-    url : str, optional
-        ``http://…``, ``https://…`` or ``unix:///path/to.sock``, or several separated by commas; default
-        ``$H5FEED_URL``, else port 8000 on this machine.
+    url : str or path, optional
+        ``http://…``, ``https://…`` or ``unix:///path/to.sock``, or several separated by commas; or a folder or file,
+        for which a server is started. Default ``$H5FEED_URL``, else port 8000 on this machine.
     token : str, optional
         Sent as ``Authorization: Bearer``; default ``$H5FEED_TOKEN``, else the content of ``$H5FEED_TOKEN_FILE``.
     timeout : float or httpx.Timeout
@@ -92,11 +94,13 @@ class Client:
         PEM file with the client's certificate and key, or one file for each.
     headers, event_hooks, auth
         Passed to `httpx.Client`.
+    local : bool, optional
+        Whether to use the Unix socket that a server at a loopback URL offers; default ``$H5FEED_LOCAL``, else True.
     """
 
     def __init__(
         self,
-        url: str | None = None,
+        url: str | os.PathLike[str] | None = None,
         *,
         token: str | None = None,
         timeout: float | httpx.Timeout = DEFAULT_TIMEOUT,
@@ -106,10 +110,14 @@ class Client:
         headers: Mapping[str, str] | None = None,
         event_hooks: Hooks | None = None,
         auth: httpx.Auth | tuple[str, str] | None = None,
+        local: bool | None = None,
     ) -> None:
+        given = url or os.environ.get("H5FEED_URL") or DEFAULT_URL
+        path = path_of(given)
         # The arguments, to create a copy in another process: see `__reduce__`.
         self._made_with: dict[str, Any] = {
-            "url": url,
+            # Absolute, because the other process may have another current folder.
+            "url": path or url,
             "token": token,
             "timeout": timeout,
             "deadline": deadline,
@@ -118,17 +126,24 @@ class Client:
             "headers": headers,
             "event_hooks": event_hooks,
             "auth": auth,
+            "local": local,
         }
-        self.url = url or os.environ.get("H5FEED_URL") or DEFAULT_URL
-        self._token = ClientToken(token)
+        if path is not None:
+            check_arguments(
+                path, token=token, verify=None if verify is True else verify, cert=cert, auth=auth, local=local
+            )
+        self._token = ClientToken(token, is_wanted=path is None)
         self._sends_token = "authorization" not in map(str.lower, headers or ())
         self.deadline = deadline
         self.pool = BufferPool(POOL_BYTES)
         tls = context_of(verify, cert)
+        wants_local = is_wanted(local)
+        embedded = None if path is None else Embedded(path)
+        addresses = _BETWEEN_URLS.split(str(given)) if path is None else [str(path)]
         self._servers = Servers(
             [
                 Server(
-                    address.strip(),
+                    address.strip() if embedded is None else address,
                     headers={
                         "user-agent": f"h5feed/{__version__}",
                         "accept-encoding": "identity",
@@ -139,8 +154,10 @@ class Client:
                     verify=tls,
                     event_hooks=event_hooks,
                     auth=auth,
+                    local=wants_local,
+                    embedded=embedded,
                 )
-                for address in dict.fromkeys(_BETWEEN_URLS.split(self.url))
+                for address in dict.fromkeys(addresses)
             ]
         )
         self.url = ",".join(server.url for server in self._servers)
@@ -152,6 +169,8 @@ class Client:
         self._warned_at = -math.inf
         self._finalizer = weakref.finalize(self, self._servers.close)
         tell_after_fork(self)
+        if embedded is not None:
+            embedded.ensure(time.monotonic() + START_SECONDS)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the arguments, including the token. The copy opens its own connections."""
@@ -283,6 +302,11 @@ class Client:
         if self._link is None:
             self._link = Link.of(min(server.round_trip for server in self._servers), len(self._servers))
         return self._link
+
+    @property
+    def via(self) -> dict[str, str]:
+        """How each server is reached: over which Unix socket, or over TCP and why not over a Unix socket."""
+        return {server.url: server.via() for server in self._servers}
 
     def close(self) -> None:
         """Close all connections. This also happens when the client is garbage collected."""

@@ -14,14 +14,19 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..buffers import BufferPool
-from ..errors import BadParameter
+from ..errors import BadAnswer, BadParameter
+from ..handshake import OFFER_PATH
+from ..schema import read_json
 from .cancellation import Cancellation
+from .embedded import Embedded, EmbeddedTransport
 from .http import auth_of, httpx, timeout_of
+from .local import DIRECT, LoopbackTransport, describe, is_eligible
 from .transport import (
     BODY,
     CANCELLED,
@@ -63,6 +68,10 @@ class Server:
         Sent with every request.
     timeout, verify, event_hooks, auth
         See `httpx.Client`.
+    local : bool
+        Whether to use the Unix socket of a server at a loopback URL: see `h5feed.net.local`.
+    embedded : Embedded, optional
+        The server is this one, and `url` its path.
 
     Attributes
     ----------
@@ -87,15 +96,21 @@ class Server:
         verify: ssl.SSLContext | bool,
         event_hooks: Hooks | None,
         auth: httpx.Auth | tuple[str, str] | None,
+        local: bool = False,
+        embedded: Embedded | None = None,
     ) -> None:
-        base_url, uds = _split_url(url)
+        base_url, uds = _split_url(url) if embedded is None else (httpx.URL("http://localhost"), embedded.socket)
         if base_url.userinfo:
             # Sent in a header, and not left in the URL, which httpx writes to its log.
             auth = auth or (base_url.username, base_url.password)
             base_url = base_url.copy_with(username=None, password=None)
             url = str(base_url).rstrip("/")
         self.url = url
-        self._transport = FeedTransport(uds=uds, verify=verify)
+        self._local = LoopbackTransport() if local and uds is None and is_eligible(base_url) else None
+        self._transport = self._local or FeedTransport(uds=uds, verify=verify)
+        if embedded is not None:
+            self._transport = EmbeddedTransport(embedded)
+        self.via = partial(describe, self._transport, uds, local, base_url)
         self._http = httpx.Client(
             base_url=base_url,
             transport=self._transport,
@@ -134,6 +149,8 @@ class Server:
         ------
         httpx.TransportError
         """
+        if self._local is not None and self._local.is_due():
+            self._local.improve(self._ask_for_socket, self._http.base_url, self._prefix)
         if json is None and pool is not None and self._plain:
             answer = self._send_plain(target, accept, pool, max_bytes, deadline, cancelled, more)
             self.has_answered = True
@@ -143,6 +160,8 @@ class Server:
         request = self._http.build_request(method, target, headers=headers, json=json, extensions=extensions)
         response = self._http.send(request)
         self.has_answered = True
+        if self._local is not None:
+            self._local.hear(response.headers)
         # Removed from the response, which is part of a reference cycle: the buffer must not wait for the collector.
         body = response.extensions.pop(BODY, None)
         return Answer(response.status_code, response.headers.multi_items(), body, response.content)
@@ -168,6 +187,16 @@ class Server:
         request = self._http.build_request("GET", "/", headers={"accept": "application/json"})
         line = f"GET {self._prefix}{target}".encode("ascii")
         return self._transport.receive_descriptor(line + head_after_target(request.headers), LOOK_SECONDS)
+
+    def _ask_for_socket(self, deadline: float, names: list[str]) -> Any:
+        """Request the server's offer of a Unix socket; see `LoopbackTransport.improve`."""
+        extensions = {DEADLINE: deadline, DIRECT: names}
+        headers = {"accept": "application/json"}
+        request = self._http.build_request("GET", OFFER_PATH, headers=headers, extensions=extensions)
+        response = self._http.send(request)
+        if response.status_code != 200:
+            raise BadAnswer(f"{OFFER_PATH} returned HTTP status {response.status_code}")
+        return read_json(response.content)
 
     def authorize(self, token: str) -> None:
         """Send another token from now on."""

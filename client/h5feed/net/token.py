@@ -22,6 +22,8 @@ class ClientToken:
     ----------
     given : str, optional
         See `token_from`, which also says what is raised.
+    is_wanted : bool
+        False for servers that have no tokens.
 
     Attributes
     ----------
@@ -29,10 +31,10 @@ class ClientToken:
         Empty if there is none.
     """
 
-    def __init__(self, given: str | None) -> None:
-        self.text = token_from(given)
+    def __init__(self, given: str | None, *, is_wanted: bool = True) -> None:
+        self.text = token_from(given) if is_wanted else ""
         has_text = (given or os.environ.get("H5FEED_TOKEN") or "").strip()
-        self._file = None if has_text else os.environ.get("H5FEED_TOKEN_FILE")
+        self._file = None if has_text or not is_wanted else os.environ.get("H5FEED_TOKEN_FILE")
         self._lock = threading.Lock()
         tell_after_fork(self)
 
