@@ -22,6 +22,7 @@ from . import (
     chunked,
     cold,
     compressed,
+    connections,
     contiguous,
     encoded,
     far,
@@ -48,6 +49,7 @@ GROUPS: dict[str, ModuleType] = {
     "h": cached,
     "j": encoded,
     "k": browsing,
+    "n": connections,
     "p": building,
     "s": splitting,
     "t": statistics,
@@ -62,6 +64,7 @@ _EXAMPLES = """groups:
   p  building from 3,000 JPEGs (needs 6 GB of disk)   j  images stored as JPEG, and Keras' own loader
   s  splits of ten million labels                     t  statistics of 1.26 GB of images
   k  pages of the explorer                            w  filtered rows of ten million
+  n  the number of connections that the client finds
 
 examples:
   python -m benchmarks                       everything, in less than five minutes
