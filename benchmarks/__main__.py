@@ -22,6 +22,7 @@ from . import (
     chunked,
     cold,
     compressed,
+    connections,
     contiguous,
     encoded,
     far,
@@ -51,6 +52,7 @@ GROUPS: dict[str, ModuleType] = {
     "j": encoded,
     "k": browsing,
     "l": on_host,
+    "n": connections,
     "p": building,
     "q": pieces,
     "s": splitting,
@@ -67,6 +69,7 @@ _EXAMPLES = """groups:
   s  splits of ten million labels                     t  statistics of 1.26 GB of images
   k  pages of the explorer                            w  filtered rows of ten million
   l  rows that the client reads from the files        q  compressed chunks over a link of 1 Gbit/s
+  n  the number of connections that the client finds
 
 examples:
   python -m benchmarks                       everything, in less than five minutes

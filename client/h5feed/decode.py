@@ -8,6 +8,10 @@ integers.
 The other resize modes decode JPEGs larger than `REDUCING` times the target at 1/2, 1/4 or 1/8 with the inverse DCT, as
 Pillow's ``thumbnail`` does. On photographs, pixels differ from a full decode by less than one level on average, and
 decoding is up to three times as fast.
+
+Servers and clients resize by Pillow, exactly. A build may resize by `cykooz.resizer` instead, in a third of the time:
+it is Pillow's algorithm with shorter integers, so that a pixel differs by at most one level. It is not used where the
+results on two machines must be equal, because not all platforms have it.
 """
 
 from __future__ import annotations
@@ -16,15 +20,20 @@ import base64
 import hashlib
 import io
 import math
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
 from typing import Any, get_args
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import PIL
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -62,6 +71,8 @@ _MODES = {"rgb": "RGB", "bgr": "RGB", "grey": "L", "rgba": "RGBA"}
 _ORIENTATION = 0x0112
 _SPACES = {"rgb": "RGB", "bgr": "BGR", "grey": "GRAY", "rgba": "RGBA"}
 _HALVINGS = (8, 4, 2)
+_LEAST_REDUCED = 16
+"""Of a smaller reduced JPEG, other scales of libjpeg-turbo may have as many pixels as the one that is meant."""
 
 _SCAN = b"\xff\xda"
 """Marks the start of a JPEG scan; otherwise it occurs only in embedded data."""
@@ -114,7 +125,12 @@ class Decoded:
 
 
 def decode_image(
-    data: bytes | memoryview, spec: ImageSpec, *, formats: tuple[str, ...] = FORMATS, max_pixels: int = MAX_PIXELS
+    data: bytes | memoryview,
+    spec: ImageSpec,
+    *,
+    formats: tuple[str, ...] = FORMATS,
+    max_pixels: int = MAX_PIXELS,
+    exact: bool = False,
 ) -> Decoded:
     """Decode one image, rotate it according to EXIF, resize and convert it.
 
@@ -126,6 +142,9 @@ def decode_image(
         Allowed formats.
     max_pixels : int
         Maximum height × width in the header of the file.
+    exact : bool
+        Resize by Pillow even if `cykooz.resizer` is installed. It resizes ``bilinear`` images of 8 bits without an
+        alpha channel three times as fast, and a pixel differs by at most one level.
 
     Raises
     ------
@@ -134,7 +153,7 @@ def decode_image(
     if not len(data):
         raise BrokenImage("it is empty")
     try:
-        return _decode(data, spec, formats, max_pixels)
+        return _decode(data, spec, formats, max_pixels, None if exact else _simd())
     except BrokenImage:
         raise
     except UnidentifiedImageError:
@@ -155,7 +174,8 @@ def decode_into(data: bytes | memoryview, spec: ImageSpec, out: Pixels) -> None:
     ------
     BrokenImage
     """
-    put_pixels(decode_image(data, spec, formats=SERVED_FORMATS, max_pixels=MAX_SERVED_PIXELS).pixels, out)
+    decoded = decode_image(data, spec, formats=SERVED_FORMATS, max_pixels=MAX_SERVED_PIXELS, exact=True)
+    put_pixels(decoded.pixels, out)
 
 
 def put_pixels(pixels: Pixels, out: Pixels) -> None:
@@ -185,14 +205,30 @@ def fingerprint() -> str:
     specs += [replace(specs[0], colour=colour) for colour in get_args(Colour)]
     for data in (jpeg, lossless.getvalue()):
         for spec in specs:
-            digest.update(decode_image(data, spec).pixels)
+            digest.update(decode_image(data, spec, exact=True).pixels)
     return digest.hexdigest()
 
 
 _SAMPLED: Sequence[tuple[int, int, Resize]] = ((31, 31, "aspect"), (13, 11, "stretch"), (40, 90, "pad"))
 
 
-def _decode(data: bytes | memoryview, spec: ImageSpec, formats: tuple[str, ...], max_pixels: int) -> Decoded:
+def resizer(exact: bool) -> str:
+    """The library that resizes ``bilinear`` images here, and its version, such as ``Pillow 12.0.0``."""
+    return f"Pillow {PIL.__version__}" if exact or _simd() is None else f"cykooz.resizer {version('cykooz.resizer')}"
+
+
+@lru_cache(maxsize=1)
+def _simd() -> ModuleType | None:
+    """`cykooz.resizer`, where it is installed."""
+    try:
+        return import_module("cykooz_resizer")
+    except ImportError:
+        return None
+
+
+def _decode(
+    data: bytes | memoryview, spec: ImageSpec, formats: tuple[str, ...], max_pixels: int, simd: ModuleType | None
+) -> Decoded:
     with Image.open(io.BytesIO(data), formats=formats) as image:
         width, height = image.size
         if width * height > max_pixels:
@@ -211,10 +247,14 @@ def _decode(data: bytes | memoryview, spec: ImageSpec, formats: tuple[str, ...],
                     return Decoded(_as_dtype(fast, spec, 255), height, width)
             if spec.size is not None:
                 _draft(image, spec, orientation >= 5)
-        return Decoded(_converted(image, spec, orientation), height, width)
+                if simd is not None and spec.interpolation == "bilinear":
+                    fast = _bilinear_jpeg(data, spec, image, orientation, simd)
+                    if fast is not None:
+                        return Decoded(_as_dtype(fast, spec, 255), height, width)
+        return Decoded(_converted(image, spec, orientation, simd), height, width)
 
 
-def _converted(image: Image.Image, spec: ImageSpec, orientation: int) -> npt.NDArray[Any]:
+def _converted(image: Image.Image, spec: ImageSpec, orientation: int, simd: ModuleType | None) -> npt.NDArray[Any]:
     """Convert with Pillow: orientation, size, colours and dtype."""
     upright = image if orientation == 1 else ImageOps.exif_transpose(image)
     if upright.mode in _SIXTEEN or upright.mode == "F":
@@ -225,7 +265,7 @@ def _converted(image: Image.Image, spec: ImageSpec, orientation: int) -> npt.NDA
         mode = _MODES[spec.colour]
         if upright.mode != mode:
             upright = upright.convert(mode)
-        pixels = _as_dtype(_resized_pixels(upright, spec), spec, 255)
+        pixels = _as_dtype(_resized_pixels(upright, spec, simd), spec, 255)
     return np.ascontiguousarray(pixels[..., ::-1] if spec.colour == "bgr" else pixels)
 
 
@@ -254,6 +294,71 @@ def _linear_jpeg(data: bytes | memoryview, spec: ImageSpec, height: int, width: 
     except ValueError:
         return None
     return _linear(_turned(pixels, orientation), spec)
+
+
+def _bilinear_jpeg(
+    data: bytes | memoryview, spec: ImageSpec, drafted: Image.Image, orientation: int, simd: ModuleType
+) -> Pixels | None:
+    """A JPEG without Pillow's copies of its pixels; None for what Pillow may handle better.
+
+    `drafted` has the size to decode to. Grey of a colour image is computed from its colours, as Pillow does.
+    """
+    width, height = drafted.size
+    if drafted.mode != "RGB" or spec.colour not in ("rgb", "bgr") or min(height, width) < _LEAST_REDUCED:
+        return None
+    try:
+        pixels = simplejpeg.decode_jpeg(data, _SPACES[spec.colour], min_height=height, min_width=width)
+    except ValueError:
+        return None
+    if pixels.shape[:2] != (height, width):
+        return None
+    return _bilinear(_turned(pixels, orientation), spec, simd)
+
+
+def _bilinear(pixels: Pixels, spec: ImageSpec, simd: ModuleType) -> Pixels:
+    """Resize (height, width[, channels]) as `_resized` does, in a third of the time."""
+    assert spec.size is not None
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    high, wide = spec.size
+    height, width = pixels.shape[:2]
+    if (high, wide) == (height, width) or spec.resize == "none":
+        return pixels
+    scale = _scale(height, width, spec)
+    if spec.resize != "pad":
+        return _convolved(pixels, (high, wide), _box(height, width, spec, scale), simd)
+    assert scale is not None
+    inner = (max(1, round(height * scale)), max(1, round(width * scale)))
+    padded = np.zeros((high, wide, pixels.shape[2]), np.uint8)
+    top, left = (high - inner[0]) // 2, (wide - inner[1]) // 2
+    whole = (0.0, 0.0, float(width), float(height))
+    padded[top : top + inner[0], left : left + inner[1]] = _convolved(pixels, inner, whole, simd)
+    return padded
+
+
+_resizers = threading.local()
+
+
+def _convolved(
+    pixels: Pixels, size: tuple[int, int], box: tuple[float, float, float, float], simd: ModuleType
+) -> Pixels:
+    """Resize what is in a box of left, top, right and bottom."""
+    height, width, channels = pixels.shape
+    kind = simd.PixelType.U8x3 if channels == 3 else simd.PixelType.U8
+    left, top, right, bottom = box
+    # Rounding must not make the box end beyond the image.
+    across, down = (
+        length if start + (length := stop - start) <= side else math.nextafter(length, 0)
+        for start, stop, side in ((left, right, width), (top, bottom, height))
+    )
+    made = simd.ImageData(size[1], size[0], kind)
+    if not hasattr(_resizers, "own"):
+        # One is not for several threads, and keeps its buffers for the next image.
+        _resizers.own = simd.Resizer()
+    options = simd.ResizeOptions(
+        resize_alg=simd.ResizeAlg.convolution(simd.FilterType.bilinear), crop_box=simd.CropBox(left, top, across, down)
+    )
+    _resizers.own.resize(simd.ImageData(width, height, kind, pixels.tobytes()), made, options)
+    return np.frombuffer(made.get_buffer(), np.uint8).reshape(*size, channels)
 
 
 def _turned(pixels: Pixels, orientation: int) -> Pixels:
@@ -294,8 +399,10 @@ def _linear(pixels: Pixels, spec: ImageSpec) -> Pixels:
     return padded
 
 
-def _resized_pixels(image: Image.Image, spec: ImageSpec) -> npt.NDArray[Any]:
+def _resized_pixels(image: Image.Image, spec: ImageSpec, simd: ModuleType | None) -> npt.NDArray[Any]:
     """Resize an image; returns (height, width, channels)."""
+    if simd is not None and spec.interpolation == "bilinear" and spec.size is not None and image.mode in ("RGB", "L"):
+        return _bilinear(np.asarray(image), spec, simd)
     if spec.interpolation != "linear" or spec.size is None:
         pixels: npt.NDArray[Any] = np.asarray(_resized(image, spec))
         return pixels if pixels.ndim == 3 else pixels[..., None]
@@ -332,19 +439,24 @@ def _resized(image: Image.Image, spec: ImageSpec) -> Image.Image:
     method = _FILTERS[spec.interpolation]
     if (high, wide) == (height, width):
         return image
-    if spec.resize == "stretch":
-        return image.resize((wide, high), method)
     scale = _scale(height, width, spec)
+    if spec.resize != "pad":
+        return image.resize((wide, high), method, box=_box(height, width, spec, scale))
     assert scale is not None
-    if spec.resize == "aspect":
-        # Crop first, to a fraction of a pixel, so that nothing is resampled and then cut off.
-        left, top = (width - wide / scale) / 2, (height - high / scale) / 2
-        box = (max(0.0, left), max(0.0, top), min(width, width - left), min(height, height - top))
-        return image.resize((wide, high), method, box=box)
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
     padded = Image.new(image.mode, (wide, high))
     padded.paste(image.resize(inner, method), ((wide - inner[0]) // 2, (high - inner[1]) // 2))
     return padded
+
+
+def _box(height: int, width: int, spec: ImageSpec, scale: float | None) -> tuple[float, float, float, float]:
+    """What is kept of an image: left, top, right and bottom."""
+    if scale is None:
+        return 0.0, 0.0, float(width), float(height)
+    assert spec.size is not None
+    # Crop first, to a fraction of a pixel, so that nothing is resampled and then cut off.
+    left, top = (width - spec.size[1] / scale) / 2, (height - spec.size[0] / scale) / 2
+    return max(0.0, left), max(0.0, top), min(width, width - left), min(height, height - top)
 
 
 def _convert_deep(image: Image.Image, spec: ImageSpec) -> npt.NDArray[Any]:

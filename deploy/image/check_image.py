@@ -15,6 +15,8 @@ import numpy as np
 import PIL.Image
 import simplejpeg
 import tifffile
+from h5feed.decode import decode_image, resizer
+from h5feed.images import ImageSpec
 from h5feed.stored.codecs import load_codecs
 from h5feed_server.cli import main
 from h5feed_server.demo import served
@@ -33,7 +35,8 @@ def check_codecs() -> None:
         stream = io.BytesIO()
         PIL.Image.fromarray(data).save(stream, kind)
         assert cv2.imdecode(np.frombuffer(stream.getvalue(), np.uint8), cv2.IMREAD_UNCHANGED) is not None, kind
-    assert simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8))
+    jpeg = simplejpeg.encode_jpeg(np.zeros((32, 32, 3), np.uint8))
+    assert decode_image(jpeg, ImageSpec((24, 24))).pixels.shape == (24, 24, 3), resizer(exact=False)
     tifffile.imwrite(io.BytesIO(), data)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import h5feed
 import h5py
 import numpy as np
+import PIL
 import pytest
 from h5feed.errors import BadParameter, Unreadable
 from h5feed_server.builder import BuildOptions, ImageSpec, build, decode_image, preview
@@ -63,6 +64,46 @@ def test_a_folder_becomes_rows_with_all_that_is_known_of_them(pets: Path, tmp_pa
         assert json.loads(file.attrs["h5feed_options"])["size"] == [48, 48]
     assert report.rows == {"": 120} and not report.left_out
     assert sorted(item.name for item in tmp_path.iterdir()) == ["pets.h5"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_file_says_what_has_resized_its_images(
+    pets: Path, tmp_path: Path, installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow, if it is asked for or nothing else is installed; then pixels are the same on all machines."""
+    pytest.importorskip("cykooz_resizer")
+    if not installed:
+        monkeypatch.setattr("h5feed.decode._simd", lambda: None)
+    files = {True: tmp_path / "exact.h5", False: tmp_path / "fast.h5"}
+    for exact, path in files.items():
+        build(pets, path, BuildOptions(size=(48, 48), exact=exact, limit=12))
+    with h5py.File(files[True]) as exact_file, h5py.File(files[False]) as fast_file:
+        for row, name in enumerate(exact_file["filenames"].asstr()):
+            pixels = decode_image((pets / name).read_bytes(), SPEC, exact=True).pixels
+            np.testing.assert_array_equal(exact_file["images"][row], pixels)
+        assert exact_file["images"].attrs["resizer"] == f"Pillow {PIL.__version__}"
+        by_simd = fast_file["images"].attrs["resizer"].startswith("cykooz.resizer ")
+        difference = np.abs(exact_file["images"][:].astype(int) - fast_file["images"][:]).max()
+    assert by_simd is installed and difference == int(installed)
+
+
+def test_exact_needs_what_pillow_does() -> None:
+    with pytest.raises(BadParameter, match="interpolation=linear, which OpenCV computes"):
+        BuildOptions(exact=True, interpolation="linear")
+    with pytest.raises(BadParameter, match="interpolation=linear"):
+        BuildOptions(exact=True, store="encoded")
+    assert BuildOptions(exact=True, store="encoded", interpolation="area").exact
+
+
+def test_a_build_of_images_loads_no_more_than_it_needs(pets: Path, tmp_path: Path) -> None:
+    """Half of what a short build would take is to load what serves."""
+    code = (
+        "import sys; from h5feed_server.builder import build\n"
+        f"build({str(pets)!r}, {str(tmp_path / 'pets.h5')!r})\n"
+        "print([name for name in ('h5feed_server.services', 'httpx', 'fastapi', 'sklearn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_splits_are_stored_and_are_those_of_scikit_learn(pets: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import resource
@@ -12,11 +13,11 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
-from h5feed.decode import FORMATS, MAX_PIXELS
+from h5feed.decode import FORMATS, MAX_PIXELS, decode_into
 from h5feed.errors import BadParameter, Overloaded
 from h5feed_server.builder import BuildOptions, ImageSpec, decode_image
 from h5feed_server.builder.image_spec import BrokenImage
-from h5feed_server.storage.images.decoding import Decoding, ImageDecoders
+from h5feed_server.storage.images.decoding import Decoding, ImageDecoders, served
 from h5feed_server.storage.images.plain import is_plain
 from PIL import Image
 
@@ -131,6 +132,48 @@ def test_reduced_decoding_is_exact_enough(resize: Any) -> None:
     reduced = decode_image(data, spec).pixels
     difference = np.abs(reduced.astype(float) - from_whole)
     assert 0 < difference.mean() < 1.0
+
+
+NOISE_PIXELS = np.random.default_rng(1).integers(0, 2, (83, 131, 3), np.uint8) * 255
+
+
+@pytest.mark.parametrize("size", [(48, 48), (31, 77), (200, 90)])
+@pytest.mark.parametrize("resize", ["aspect", "stretch", "pad"])
+@pytest.mark.parametrize("colour", ["rgb", "bgr", "grey", "rgba"])
+def test_a_pixel_is_at_most_one_level_from_pillows(size: tuple[int, int], resize: Any, colour: Any) -> None:
+    """Also of noise, which has the largest differences, and of a JPEG that is decoded at half its size."""
+    pytest.importorskip("cykooz_resizer")
+    spec, differing = ImageSpec(size, resize, colour=colour), 0.0
+    large = np.asarray(Image.fromarray(photograph(3, 400, 600)).resize((1201, 803), Image.Resampling.BICUBIC))
+    grey = Image.fromarray(PIXELS).convert("L")
+    for data in (encoded(PIXELS), encoded(PIXELS, "PNG"), encoded(NOISE_PIXELS, "PNG"), encoded(large), encoded(grey)):
+        fast, exact = decode_image(data, spec), decode_image(data, spec, exact=True)
+        difference = np.abs(fast.pixels.astype(int) - exact.pixels)
+        assert difference.max() <= 1 and (fast.height, fast.width) == (exact.height, exact.width)
+        differing = max(differing, difference.mean())
+    # An image with an alpha channel is always resized by Pillow.
+    assert differing > 0 or colour == "rgba"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_resized_alike(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data, spec = encoded(PIXELS, quality=95, exif=exif), ImageSpec((40, 30))
+    fast, exact = decode_image(data, spec).pixels, decode_image(data, spec, exact=True).pixels
+    assert np.abs(fast.astype(int) - exact).max() <= 1
+
+
+def test_exact_is_what_pillow_gives() -> None:
+    """And what a server and its clients decode to, on whatever machine."""
+    data, spec = encoded(PIXELS), ImageSpec((64, 50), "stretch")
+    with Image.open(io.BytesIO(data)) as image:
+        wanted = np.asarray(image.resize((50, 64), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(decode_image(data, spec, exact=True).pixels, wanted)
+    out = np.empty((64, 50, 3), np.uint8)
+    decode_into(data, spec, out)
+    np.testing.assert_array_equal(out, wanted)
+    np.testing.assert_array_equal(served(spec, 60.0).decode(data).pixels, wanted)
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import os
 import random
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from h5feed.blocks import Block, Fetch, blocks_of
 from h5feed.fetching.readahead import BYTES_PER_BLOCK, FEW_BLOCKS, ReadAhead
 from h5feed.net.concurrency import FIRST_BYTES, MAX_WIDTH, NEAR_WIDTH, Link, Pace
+from h5feed.net.transport import FeedTransport
 
 from tests.support.waiting import wait_until
 
@@ -188,14 +192,28 @@ def test_a_fork_begins_anew() -> None:
 class SimulatedLink:
     """A link of so many bytes per second, shared by all requests, each of which carries so much at most."""
 
-    def __init__(self, bandwidth: float, round_trip: float, each: float) -> None:
-        self.bandwidth, self.round_trip, self.each = bandwidth, round_trip, each
+    def __init__(self, bandwidth: float, round_trip: float, each: float, cost: float = 0.0) -> None:
+        self.bandwidth, self.round_trip, self.each, self.cost = bandwidth, round_trip, each, cost
 
     def rate(self, width: int, block_bytes: int) -> float:
         """Bytes per second with that many requests under way."""
         share = min(self.each, self.bandwidth / width)
         alone = width * block_bytes / (self.round_trip + block_bytes / share)
-        return min(self.bandwidth, alone)
+        return min(self.bandwidth, alone) * math.pow(1 - self.cost, max(0.0, math.log2(width / NEAR_WIDTH)))
+
+    def feed(self, pace: Pace, seconds: float, seed: int) -> float:
+        """Bytes per second over that time. How busy the machine is with other work changes every 250 ms."""
+        chance = random.Random(seed)
+        now = changed = nbytes = 0.0
+        free = 1.0
+        while now < seconds:
+            while changed <= now:
+                free, changed = math.exp(0.8 * math.log(free) + chance.gauss(0, 0.2)), changed + 0.25
+            block = min(pace.block_bytes(now), 8 << 20)
+            now += block / (self.rate(pace.width, block) * free)
+            nbytes += block
+            pace.arrived(block, now, now)
+        return nbytes / now
 
     def drive(self, pace: Pace, blocks: int, noise: float = 0.0, demand: float = 1e12) -> list[int]:
         """The widths that `pace` goes through."""
@@ -224,6 +242,39 @@ def test_width_grows_where_requests_wait_for_the_link() -> None:
     for noise in (0.0, 0.1):
         widths = near.drive(Pace(BUDGET), 3000, noise)
         assert sum(widths) / len(widths) < 4
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_it_finds_is_as_fast_as_the_best(seed: int) -> None:
+    """On a busy machine with few processors, where twice the requests cost a tenth; and on one with many."""
+    few = SimulatedLink(1.5e9, 0.0001, 1.5e9, cost=0.1)
+    assert few.feed(Pace(BUDGET), 20, seed) > 0.99 * few.feed(Pace(BUDGET, 2), 20, seed)
+    many = SimulatedLink(6e9, 0.0001, 1e9)
+    best = many.feed(Pace(BUDGET, 8, Link(8, 8)), 60, seed)
+    assert many.feed(Pace(BUDGET), 60, seed) > 0.97 * best
+
+
+def test_streams_that_are_short_find_it_too() -> None:
+    """What looked better while other work paused is given up by one of the next streams."""
+    few, link = SimulatedLink(1.5e9, 0.0001, 1.5e9, cost=0.1), Link()
+    rates = [few.feed(Pace(BUDGET, link=link), 2, seed) / few.feed(Pace(BUDGET, 2), 2, seed) for seed in range(30)]
+    assert sum(rates) / len(rates) > 0.97
+
+
+def test_a_slow_name_server_makes_no_distant_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening a connection takes 20 ms here, but the round trip of the loopback is what counts."""
+    real = socket.create_connection
+
+    def slowly(*about: Any, **more: Any) -> socket.socket:
+        time.sleep(0.02)
+        return real(*about, **more)
+
+    monkeypatch.setattr(socket, "create_connection", slowly)
+    transport = FeedTransport()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        transport._connect(("http", "127.0.0.1", listening.getsockname()[1]), 10).close()
+    assert transport.round_trip < 0.02
+    assert Link.of(0.001, 1).width == NEAR_WIDTH < Link.of(0.02, 1).width
 
 
 def test_width_stays_where_training_does_not_wait() -> None:

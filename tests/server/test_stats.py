@@ -440,6 +440,50 @@ def test_no_cache_folder(tmp_path: Path, arrays: dict[str, np.ndarray], serve: C
         assert feed["plain"].stats()["x"]["count"] == arrays["floats"].size
 
 
+def test_many_columns_share_a_file(tmp_path: Path) -> None:
+    """Of a table with many columns, the results of all share a file of the cache folder, and one column finds its own
+    there, also after a restart. A damaged file is computed again; a field that is large has a file of its own."""
+    rng = np.random.default_rng(3)
+    columns = {f"column{number:02d}": rng.normal(size=50) for number in range(300)}
+    (tmp_path / "data").mkdir()
+    with h5py.File(tmp_path / "data" / "table.h5", "w") as file:
+        for name, values in columns.items():
+            file[name] = values
+        file["large"] = rng.integers(0, 256, (50, 160, 160, 3), np.uint8)
+    cache = tmp_path / "cache"
+
+    def stored() -> list[Path]:
+        return [file for file in cache.glob("served-*/stats/*") if not file.name.startswith(".")]
+
+    server = ServerProcess(tmp_path / "data", cache)
+    with h5feed.connect(server.url, deadline=60) as feed:
+        alone = feed["table"].stats(field="column07")
+        assert len(stored()) == 1
+        everything = feed["table"].stats()
+        # 256 columns, the other 44, the large field, and the column that was asked for alone.
+        assert len(stored()) == 4
+        for name, values in columns.items():
+            assert everything[name]["mean"] == pytest.approx(values.mean(), rel=1e-12)
+        assert alone["mean"] == everything["column07"]["mean"]
+        page = httpx.get(f"{server.url}/datasets/table", timeout=60)
+        assert page.status_code == 200 and len(stored()) == 4
+    assert server.stop() == 0
+    server = ServerProcess(tmp_path / "data", cache)
+    with h5feed.connect(server.url, deadline=60) as feed:
+        before = stored()
+        assert feed["table"].stats(field="column08")["mean"] == everything["column08"]["mean"]
+        assert stored() == before
+    assert server.stop() == 0
+    for file in stored():
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    server = ServerProcess(tmp_path / "data", cache)
+    with h5feed.connect(server.url, deadline=60) as feed:
+        again = feed["table"].stats()
+        assert {name: again[name]["mean"] for name in columns} == {name: everything[name]["mean"] for name in columns}
+        assert len(stored()) <= 4
+    assert server.stop() == 0
+
+
 def test_layers() -> None:
     """What adds up knows no HTTP, no libhdf5, no catalogue; no plotting library is loaded before the first plot."""
     banned = ("fastapi", "starlette", "h5py", "matplotlib", "h5feed_server.catalog", "h5feed_server.splits")

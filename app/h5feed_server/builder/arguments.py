@@ -64,6 +64,13 @@ def _add_images(images: argparse._ArgumentGroup) -> None:
         help="linear, bilinear, area, bicubic, lanczos or nearest (default: bilinear; with --store encoded: linear)",
     )
     images.add_argument(
+        "--exact",
+        action="store_const",
+        const=True,
+        help="resize by Pillow, to the last bit; the default is up to three times as fast, and differs by at most one "
+        "level",
+    )
+    images.add_argument(
         "--store", help="pixels (default), or encoded: keep the bytes of JPEG and PNG files; the server decodes them"
     )
     images.add_argument("--colour", help="rgb (default), bgr, grey or rgba")

@@ -39,6 +39,7 @@ LEFT_OUT = 3
 
 _FLAGS = {
     "overwrite=True": "--overwrite",
+    "exact=True": "--exact",
     "stratify=False": "--no-stratify",
     "split_shuffle=False": "--split-by-position",
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.decode import FORMATS, MAX_PIXELS, MAX_SERVED_PIXELS, SERVED_FORMATS
+from h5feed.decode import FORMATS, MAX_PIXELS, MAX_SERVED_PIXELS, SERVED_FORMATS, resizer
 from h5feed.errors import BadParameter, Unreadable
 
 from ..catalog.split_names import SPLITS
@@ -64,7 +64,7 @@ class ImageSource:
             raise Unreadable("there are no images with the extensions " + ", ".join(SUFFIXES[:-1]))
         encoded = options.store == "encoded"
         formats, pixels = (SERVED_FORMATS, MAX_SERVED_PIXELS) if encoded else (FORMATS, MAX_PIXELS)
-        self._wanted = Decoding(self.spec, formats, pixels, options.image_seconds)
+        self._wanted = Decoding(self.spec, formats, pixels, options.image_seconds, options.exact or encoded)
         self._decoders = ImageDecoders(self._wanted.max_bytes)
         try:
             size = self.spec.size or self._probe()
@@ -76,6 +76,8 @@ class ImageSource:
         known = members.listing.members
         attributes: dict[str, Any] = {"channels": self.spec.colour}
         self._lengths: npt.NDArray[np.int64] | None = None
+        if not encoded and self.spec.size is not None and self.spec.interpolation == "bilinear":
+            attributes["resizer"] = resizer(options.exact)
         if encoded:
             self._lengths = np.array([known[index].size for index in chosen], np.int64)
             attributes |= {
@@ -91,7 +93,8 @@ class ImageSource:
         self._shape = shape
         stamps = [(known[index].name, known[index].stamp) for index in chosen]
         values = [column.values.tobytes().hex() for column in columns.values()]
-        self.digest = digest_of([*stamps, *values])
+        # A build that is resumed after another resizer was installed starts again.
+        self.digest = digest_of([*stamps, *values, resizer(self._wanted.exact)])
 
     def name(self, row: int) -> str:
         return self._names[row]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import h5py
 from h5feed.errors import Unreadable
 
-from .catalogued import catalogued, hdf5_files
 from .cifar import cifar, is_cifar
 from .delimited import delimited
 from .image_source import listed_images
@@ -48,7 +48,7 @@ def open_source(path: Path, options: BuildOptions) -> Source:
             return idx_arrays(path, options)
         if any(file.endswith(".npy") for file in files):
             return numpy_arrays(path, options)
-        if any(item.suffix in PARQUET_SUFFIXES for item in path.rglob("*")):
+        if any(name.endswith(PARQUET_SUFFIXES) for _, _, names in os.walk(path) for name in names):
             return parquet_rows(path, options)
         return _of_members(path, options)
     if name.endswith(PARQUET_SUFFIXES):
@@ -56,6 +56,8 @@ def open_source(path: Path, options: BuildOptions) -> Source:
     if name.endswith((".zip", *TAR_SUFFIXES, *PACKED_TAR_SUFFIXES)):
         return _of_members(path, options)
     if h5py.is_hdf5(path):
+        from .catalogued import catalogued
+
         return catalogued(path, options)
     if name.removesuffix(".gz").endswith((".pkl", ".pickle")):
         raise Unreadable(f"{path} is a pickle, which runs code when it is read: save its arrays with numpy.savez")
@@ -70,13 +72,13 @@ def _of_members(path: Path, options: BuildOptions) -> Source:
     try:
         if is_cifar(members):
             return cifar(members, options)
-        if (
-            path.is_dir()
-            and hdf5_files(path)
-            and not any(m.name.lower().endswith(SUFFIXES) for m in members.listing.members)
-        ):
-            members.close()
-            return catalogued(path, options)
+        if path.is_dir() and not any(m.name.lower().endswith(SUFFIXES) for m in members.listing.members):
+            # Half of what a build would load, for nothing if there are images.
+            from .catalogued import catalogued, hdf5_files
+
+            if hdf5_files(path):
+                members.close()
+                return catalogued(path, options)
         if not path.is_dir() and is_webdataset(members):
             return webdataset(members, options)
         return listed_images(members, options)

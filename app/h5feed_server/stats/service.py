@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,11 @@ MAX_FEATURES = 256
 _KEPT_BYTES = 24 << 20
 """Limit on results cached in memory, in bytes. The largest result, a mean image of 4 million numbers, must fit, in case
 the cache folder cannot be used."""
+
+_SMALL_BYTES = 1 << 20
+_FEWEST_SMALL, _PACKED = 16, 256
+"""If a dataset has many fields of at most `_SMALL_BYTES`, the results of so many of them share a file: to write a file
+takes longer than to compute such a result. They do if all of them are requested, as of a table with many columns."""
 
 _KIND = "stats"
 
@@ -93,13 +100,28 @@ class Statistics:
         self, dataset: Dataset, fields: Sequence[Field], split: str, spec: FilteredSpec
     ) -> dict[str, FieldStats] | None:
         """Cached statistics by field name; None if those of any field are missing."""
-        by_name = {}
-        for field in fields:
-            data = self._stored(_key(dataset, field, split, spec))
-            if data is None:
-                return None
-            by_name[field.name] = FieldStats.load(data)
-        return by_name
+        known = self.known(dataset, fields, split, spec)
+        return known if len(known) == len(fields) else None
+
+    def known(self, dataset: Dataset, fields: Sequence[Field], split: str, spec: FilteredSpec) -> dict[str, FieldStats]:
+        """Cached statistics by field name, of those fields that have some."""
+        keys = _Keys(dataset, split, spec)
+        found = {field.name: self._kept.find(keys.of(field.name)) for field in fields}
+        for pack in _packs(dataset):
+            missing = [name for name in pack if name in found and found[name] is None]
+            if not missing:
+                continue
+            data = self._folder.find(keys.file_of_pack(pack))
+            if data is not None:
+                packed = self._unpacked(keys, pack, data)
+                found |= {name: packed[name] for name in missing}
+            elif all(name in found for name in pack):
+                # Only together: a look for the file of each would take longer than to compute them.
+                for name in missing:
+                    del found[name]
+        for name in [name for name, data in found.items() if data is None]:
+            found[name] = self._stored(keys, name)
+        return {name: FieldStats.load(data) for name, data in found.items() if data is not None}
 
     def start(self, dataset: Dataset, fields: Sequence[Field], split: str, spec: FilteredSpec, result: str) -> JobState:
         """Start a job that computes the missing statistics; see `Jobs.start`."""
@@ -128,40 +150,76 @@ class Statistics:
                 f"{self._max_job_bytes:,} that one job may read (H5FEED_MAX_JOB_BYTES): request fewer fields or rows"
             )
         progress.expect(total)
-        for field in fields:
-            key, each = _key(dataset, field, split, spec), row_bytes[field.name]
-            computed: list[bool] = []
+        keys = _Keys(dataset, split, spec)
+        computed: set[str] = set()
 
-            def compute(field: Field = field, each: int = each, computed: list[bool] = computed) -> bytes:
-                computed.append(True)
-                subject = subject_of(field)
-                accumulated = scan(
-                    reader, subject, rows, self._threads, lambda done: progress.advance(done * each), progress.cancelled
-                )
-                report = {
-                    "field": field.name,
-                    "split": split,
-                    "role": field.role,
-                    "dtype": field.type_name,
-                    "shape": list(field.sample_shape),
-                    **report_of(accumulated, channel_names(field), field.class_names, _is_label(field)),
-                }
-                return FieldStats(
-                    report, None if accumulated.mean_image is None else accumulated.mean_image.mean()
-                ).dump()
+        def compute(name: str) -> bytes:
+            computed.add(name)
+            field, each = dataset.field(name), row_bytes[name]
+            accumulated = scan(
+                reader,
+                subject_of(field),
+                rows,
+                self._threads,
+                lambda done: progress.advance(done * each),
+                progress.cancelled,
+            )
+            report = {
+                "field": name,
+                "split": split,
+                "role": field.role,
+                "dtype": field.type_name,
+                "shape": list(field.sample_shape),
+                **report_of(accumulated, channel_names(field), field.class_names, _is_label(field)),
+            }
+            return FieldStats(report, None if accumulated.mean_image is None else accumulated.mean_image.mean()).dump()
 
-            data = self._folder.get(f"stats/{_VERSION}-{key}", compute)
-            if not computed:
-                progress.advance(counts[field.name] * each)
-            self._kept.put(key, data, len(data))
+        whole = [pack for pack in _packs(dataset) if all(name in counts for name in pack)]
+        for pack in whole:
+            data = self._folder.get(keys.file_of_pack(pack), partial(_packed, pack, compute))
+            self._unpacked(keys, pack, data)
+        together = {name for pack in whole for name in pack}
+        for name in (name for name in counts if name not in together):
+            self._kept.put(keys.of(name), *_sized(self._folder.get(keys.file_of(name), partial(compute, name))))
+        for name in counts.keys() - computed:
+            progress.advance(counts[name] * row_bytes[name])
 
-    def _stored(self, key: str) -> bytes | None:
-        data = self._kept.find(key)
-        if data is None:
-            data = self._folder.find(f"stats/{_VERSION}-{key}")
-            if data is not None:
-                self._kept.put(key, data, len(data))
+    def _stored(self, keys: _Keys, name: str) -> bytes | None:
+        """The result of a field that has a file of its own."""
+        data = self._folder.find(keys.file_of(name))
+        if data is not None:
+            self._kept.put(keys.of(name), *_sized(data))
         return data
+
+    def _unpacked(self, keys: _Keys, pack: Sequence[str], data: bytes) -> dict[str, bytes]:
+        """The results of fields that share a file."""
+        ends = np.cumsum(np.frombuffer(data, "<u4", len(pack))) + 4 * len(pack)
+        starts = [4 * len(pack), *ends[:-1].tolist()]
+        results = {name: data[start:end] for name, start, end in zip(pack, starts, ends.tolist(), strict=True)}
+        for name, result in results.items():
+            self._kept.put(keys.of(name), *_sized(result))
+        return results
+
+
+def _packed(pack: Sequence[str], compute: Callable[[str], bytes]) -> bytes:
+    results = [compute(name) for name in pack]
+    return b"".join([np.array([len(result) for result in results], "<u4").tobytes(), *results])
+
+
+def _sized(data: bytes) -> tuple[bytes, int]:
+    return data, len(data)
+
+
+def _packs(dataset: Dataset) -> list[tuple[str, ...]]:
+    """Names of the fields whose results share a file, for each such file. They depend on the dataset alone."""
+    small = [
+        field.name
+        for field in dataset.fields
+        if not field.unreadable and not field.is_ragged and field.column.rows * field.row_bytes <= _SMALL_BYTES
+    ]
+    if len(small) < _FEWEST_SMALL:
+        return []
+    return [tuple(small[start : start + _PACKED]) for start in range(0, len(small), _PACKED)]
 
 
 def subject_of(field: Field) -> Subject:
@@ -214,9 +272,21 @@ def _of_split(split: str, spec: FilteredSpec) -> FilteredSpec:
     return FilteredSpec(where=spec.where) if split == "all" else spec
 
 
-def _key(dataset: Dataset, field: Field, split: str, spec: FilteredSpec) -> str:
-    drawn = "" if split == "all" else spec.split_spec.model_dump_json()
-    # As the fields understand the filter: one way to write it finds what another one has computed.
-    kept = "".join(f" {one.text}" for one in bind(dataset, spec.where))
-    text = f"{dataset.name} {dataset.revision} {field.name} {split} {drawn}{kept}"
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+class _Keys:
+    """Names of results: equal if they are computed from the same rows."""
+
+    def __init__(self, dataset: Dataset, split: str, spec: FilteredSpec) -> None:
+        drawn = "" if split == "all" else spec.split_spec.model_dump_json()
+        # As the fields understand the filter: one way to write it finds what another one has computed.
+        kept = "".join(f" {one.text}" for one in bind(dataset, spec.where))
+        self._before, self._after = f"{dataset.name} {dataset.revision} ", f" {split} {drawn}{kept}"
+
+    def of(self, field: str) -> str:
+        text = self._before + field + self._after
+        return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+    def file_of(self, field: str) -> str:
+        return f"stats/{_VERSION}-{self.of(field)}"
+
+    def file_of_pack(self, pack: Sequence[str]) -> str:
+        return f"stats/{_VERSION}-{self.of(json.dumps(pack))}"

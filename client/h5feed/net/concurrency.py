@@ -35,6 +35,11 @@ _COLLAPSE, _COLLAPSE_SECONDS = 0.5, 0.5
 _GAIN = 1.15
 """Twice the requests are kept if the rate grows at least by this factor."""
 
+_SURE = 1.4
+"""If it grows at least by this factor, they are kept at once. If it grows by less on a near link, the old number is
+tried again first: other work on the machine may have ended, and too many requests cost more than they bring where
+processors are few."""
+
 _LOSS = 0.95
 """Half the requests are kept if at least this fraction of the rate remains."""
 
@@ -59,6 +64,8 @@ class Link:
         Intervals until the next trial, and after the next failed one.
     wider : bool
         Whether the next trial uses more requests rather than fewer.
+    near : bool
+        Whether going back to an earlier number of requests takes little time.
     """
 
     width: int = NEAR_WIDTH
@@ -66,14 +73,16 @@ class Link:
     hold: int = 0
     holds: int = _FIRST_HOLD
     wider: bool = True
+    near: bool = True
 
     @classmethod
     def of(cls, round_trip: float, servers: int) -> Link:
         """The initial state for a `round_trip` in seconds and a number of servers that share the requests."""
         width = NEAR_WIDTH * servers
-        if round_trip > _NEAR_SECONDS:
+        near = round_trip <= _NEAR_SECONDS
+        if not near:
             width = min(MAX_WIDTH, max(width, FAR_WIDTH))
-        return cls(width, width)
+        return cls(width, width, near=near)
 
 
 class Pace:
@@ -109,6 +118,8 @@ class Pace:
         self._so_far, self._rate_so_far = 0, 0.0
         # During a trial: the previous width and its rate.
         self._before: tuple[int, float] | None = None
+        # While a trial that has succeeded is confirmed: its width and rate.
+        self._better: tuple[int, float] | None = None
         self._settling = 0
         self._since: tuple[float, float] | None = None
         self._count = self._nbytes = 0
@@ -170,10 +181,23 @@ class Pace:
     def _judge(self, rate: float) -> None:
         """Training waits at this `rate` in bytes per second: evaluate the current trial, or start one."""
         link = self._link
+        if self._better is not None:
+            (width, better), self._better = self._better, None
+            if better < rate * _GAIN:
+                self._refuse(self.width)
+                return
+            self._set(width)
+            self._accept()
+            return
         if self._before is not None:
             width, before = self._before
-            if rate < before * (_GAIN if self.width > width else _LOSS):
+            wider = self.width > width
+            if rate < before * (_GAIN if wider else _LOSS):
                 self._refuse(width)
+                return
+            if wider and link.near and rate < before * _SURE:
+                self._before, self._better = None, (self.width, rate)
+                self._set(width)
                 return
             self._accept()
         if link.hold:
@@ -182,6 +206,8 @@ class Pace:
         other = min(2 * self.width, self._bound) if link.wider else max(link.least, self.width // 2)
         if other == self.width or (link.wider and self._full):
             link.wider = not link.wider
+            # Where rates vary by themselves, more requests seem to help now and then: do not try them all the time.
+            link.hold = link.holds if link.wider else 0
         else:
             self._before = self.width, rate
             self._set(other)
@@ -201,5 +227,7 @@ class Pace:
 
     def _accept(self) -> None:
         self._before = None
-        self._link.width = self.width
-        self._link.hold, self._link.holds = 0, _FIRST_HOLD
+        link = self._link
+        if self.width > link.width:
+            link.holds = _FIRST_HOLD
+        link.width, link.hold = self.width, 0

@@ -78,11 +78,8 @@ def _known(
 ) -> tuple[dict[str, Any], dict[str, Any] | None, RowChecks | None]:
     """Statistics by field, the report of stored splits, and checks of rows: what is there, and jobs for the rest."""
     fields = [field for field in dataset.fields if not field.unreadable]
-    reports = {}
-    for field in fields:
-        stats = services.statistics.find(dataset, [field], "all", EVERYTHING)
-        if stats is not None:
-            reports[field.name] = stats[field.name].report
+    known = services.statistics.known(dataset, fields, "all", EVERYTHING)
+    reports = {name: stats.report for name, stats in known.items()}
     is_small = sum(field.column.stored_nbytes for field in fields) <= UNASKED_BYTES
     if len(reports) < len(fields) and (is_small or query.compute == "statistics"):
         # One job for all, also when it has done some: of other fields, it would be another job.

@@ -192,11 +192,8 @@ async def _charts(services: Services, dataset: Dataset, query: RowsPageQuery) ->
     ]
 
     def look() -> dict[str, dict[str, Any]]:
-        found = {}
-        for field in fields:
-            known = services.statistics.find(dataset, [field], "all", EVERYTHING)
-            if known is not None:
-                found[field.name] = known[field.name].report
+        known = services.statistics.known(dataset, fields, "all", EVERYTHING)
+        found = {name: stats.report for name, stats in known.items()}
         if len(found) < len(fields) and sum(field.column.stored_nbytes for field in fields) <= CHART_BYTES:
             # One job for all, also when it has done some: of other fields, it would be another job.
             with contextlib.suppress(Overloaded):

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from h5feed.decode import MAX_SERVED_PIXELS, SERVED_FORMATS, BrokenImage, Decoded, decode_image
+from h5feed.decode import MAX_SERVED_PIXELS, SERVED_FORMATS, BrokenImage, Decoded, decode_image, resizer
 from h5feed.errors import Overloaded
 from h5feed.images import ImageSpec
 
@@ -58,12 +58,15 @@ class Decoding:
         See `h5feed.decode.decode_image`.
     seconds : float
         Timeout for one image.
+    exact : bool
+        Whether to get the same pixels on all machines: see `h5feed.decode.decode_image`.
     """
 
     spec: ImageSpec
     formats: tuple[str, ...]
     max_pixels: int
     seconds: float
+    exact: bool = False
 
     @property
     def max_bytes(self) -> int:
@@ -73,19 +76,29 @@ class Decoding:
 
     def as_text(self) -> bytes:
         about = {**self.spec.about(), "size": self.spec.size}
-        return json.dumps([about, self.formats, self.max_pixels, self.seconds]).encode()
+        return json.dumps([about, self.formats, self.max_pixels, self.seconds, self.exact]).encode()
 
     @classmethod
     @lru_cache(maxsize=64)
     def of(cls, text: bytes) -> Decoding:
-        about, formats, max_pixels, seconds = json.loads(text)
+        about, formats, max_pixels, seconds, exact = json.loads(text)
         size = about.pop("size")
-        return cls(ImageSpec(None if size is None else tuple(size), **about), tuple(formats), max_pixels, seconds)
+        spec = ImageSpec(None if size is None else tuple(size), **about)
+        return cls(spec, tuple(formats), max_pixels, seconds, exact)
+
+    def decode(self, data: bytes) -> Decoded:
+        """Decode one image in this process.
+
+        Raises
+        ------
+        BrokenImage
+        """
+        return decode_image(data, self.spec, formats=self.formats, max_pixels=self.max_pixels, exact=self.exact)
 
 
 def served(spec: ImageSpec, timeout: float) -> Decoding:
     """The decoding that a server uses for requests with a timeout of `timeout` seconds."""
-    return Decoding(spec, SERVED_FORMATS, MAX_SERVED_PIXELS, min(SERVED_SECONDS, timeout / 2))
+    return Decoding(spec, SERVED_FORMATS, MAX_SERVED_PIXELS, min(SERVED_SECONDS, timeout / 2), True)
 
 
 class ImageDecoders:
@@ -116,7 +129,7 @@ class ImageDecoders:
             No process can be started.
         """
         if is_plain(data):
-            return decode_image(data, wanted.spec, formats=wanted.formats, max_pixels=wanted.max_pixels)
+            return wanted.decode(data)
         try:
             answer = self._ask(data, wanted)
         except TimeoutError:
@@ -192,6 +205,8 @@ def main() -> None:
         # Larger than the default of 64 KiB, so that most images need a single write.
         with contextlib.suppress(OSError):
             fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    # Load what a confined process may not find any more.
+    resizer(exact=False)
     answers = confine(int(sys.argv[1]))
     with contextlib.suppress(EOFError, BrokenPipeError), os.fdopen(0, "rb") as images:
         while header := images.read(2 * LENGTH.size):
@@ -203,7 +218,7 @@ def main() -> None:
             # SIGALRM kills by default, whatever library code is running.
             signal.setitimer(signal.ITIMER_REAL, decoding.seconds + _GRACE_SECONDS)
             try:
-                decoded = decode_image(data, decoding.spec, formats=decoding.formats, max_pixels=decoding.max_pixels)
+                decoded = decoding.decode(data)
                 pixels = np.ascontiguousarray(decoded.pixels)
                 answer = _ANSWER.pack(True, decoded.height, decoded.width, *pixels.shape)
                 write_frame(answers, answer, memoryview(pixels.reshape(-1).view(np.uint8)))
