@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         feeds: dict[str, h5feed.Feed] = {}
         for variant, workers in WORKERS.items():
             servers[variant] = stack.enter_context(h5feed_server(folder, workers))
-            feeds[variant] = stack.enter_context(h5feed.connect(servers[variant].url))
+            feeds[variant] = stack.enter_context(h5feed.connect(servers[variant].url, local=False))
         for feed in feeds.values():
             _check(feed, files)
         for letter in options.only:

@@ -47,7 +47,7 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="h5feed-socket-"))) / "socket"
         server = stack.enter_context(h5feed_server(files.contiguous.parent, 2, None, (), ("--uds", str(path))))
         near = stack.enter_context(h5feed.connect(f"unix://{path}"))
-        far = stack.enter_context(h5feed.connect(server.url))
+        far = stack.enter_context(h5feed.connect(server.url, local=False))
         images = stack.enter_context(h5py.File(files.contiguous))["images"]
         hot = stack.enter_context(hot_buffer_servers(BATCH * row_bytes, CONNECTIONS))
         threads = stack.enter_context(ThreadPoolExecutor(cores))
