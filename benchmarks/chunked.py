@@ -67,9 +67,9 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
         roomy = stack.enter_context(h5feed_server(folder, 1, H5FEED_CHUNK_CACHE_BYTES=str(1 << 30)))
         tight = stack.enter_context(h5feed_server(folder, 1, H5FEED_CHUNK_CACHE_BYTES=str(_CACHE_BYTES)))
         pair = stack.enter_context(h5feed_server(folder, 2))
-        doubled = stack.enter_context(h5feed.connect(pair.url))
-        cached = stack.enter_context(h5feed.connect(roomy.url))
-        windowed = stack.enter_context(h5feed.connect(tight.url))
+        doubled = stack.enter_context(h5feed.connect(pair.url, local=False))
+        cached = stack.enter_context(h5feed.connect(roomy.url, local=False))
+        windowed = stack.enter_context(h5feed.connect(tight.url, local=False))
         contestants: dict[str, Turn] = {}
         for name in (*_FILTERS, "tall", "auto"):
             path = folder / f"{name}.h5"

@@ -25,7 +25,7 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
         for variant in WORKERS:
             for name, connections in (("default", None), ("two", CONNECTIONS)):
                 # With a client of its own: what it learns of the link is not for the other.
-                feed = stack.enter_context(h5feed.connect(feeds[variant].url))
+                feed = stack.enter_context(h5feed.connect(feeds[variant].url, local=False))
                 dataset = feed[files.contiguous.stem]
                 loader = dataset.loader(batch_size=BATCH, shuffle=True, connections=connections)
                 contestants[variants(name)[variant]] = _turn(stack.enter_context(loader))

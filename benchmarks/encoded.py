@@ -56,9 +56,9 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
         contestants: dict[str, Turn] = {}
         for variant, workers in WORKERS.items():
             server = stack.enter_context(h5feed_server(served, workers))
-            contestants[variant] = _turn(stack.enter_context(h5feed.connect(server.url))["jpegs"])
+            contestants[variant] = _turn(stack.enter_context(h5feed.connect(server.url, local=False))["jpegs"])
         bare = stack.enter_context(h5feed_server(served, 1, H5FEED_CHUNK_CACHE_BYTES="0"))
-        contestants["nothing kept"] = _turn(stack.enter_context(h5feed.connect(bare.url))["jpegs"])
+        contestants["nothing kept"] = _turn(stack.enter_context(h5feed.connect(bare.url, local=False))["jpegs"])
         python = next((python for python in _PYTHONS if _has_tensorflow(python)), None)
         if python is None:
             print(

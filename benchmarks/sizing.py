@@ -56,7 +56,7 @@ def _server(folder: Path) -> AbstractContextManager[H5feedServer]:
 
 
 def _of(files: Files, epochs: int) -> list[Line]:
-    with _server(files.folder) as server, h5feed.connect(server.url) as feed:
+    with _server(files.folder) as server, h5feed.connect(server.url, local=False) as feed:
         return [
             _measure(server, feed[name], what, batch, epochs)
             for name, what, batch in (
@@ -74,7 +74,7 @@ def _of_jpegs(epochs: int) -> Line:
         jpegs, served = Path(folder) / "jpegs", Path(folder) / "served"
         make_images(jpegs)
         build(jpegs, served / "jpegs.h5", BuildOptions((SIDE, SIDE), store="encoded"))
-        with _server(served) as server, h5feed.connect(server.url) as feed:
+        with _server(served) as server, h5feed.connect(server.url, local=False) as feed:
             return _measure(server, feed["jpegs"], what, JPEG_BATCH, epochs)
 
 
