@@ -31,6 +31,7 @@ from .transport import (
     POOL,
     Answer,
     FeedTransport,
+    Places,
     Timeouts,
     head_after_target,
     with_headers,
@@ -120,7 +121,7 @@ class Server:
         accept: str,
         *,
         json: Any = None,
-        pool: BufferPool | None = None,
+        pool: BufferPool | Places | None = None,
         max_bytes: int = MAX_PLAIN_BYTES,
         deadline: float,
         cancelled: Cancellation | None = None,
@@ -128,7 +129,8 @@ class Server:
     ) -> Answer:
         """Send a request once and return the response.
 
-        `max_bytes` limits a body that is read into the `pool`. `more` are headers of this request alone.
+        `max_bytes` limits a body that is read into the `pool`, or goes to its places. `more` are headers of this
+        request alone.
 
         Raises
         ------
@@ -188,7 +190,7 @@ class Server:
         self,
         target: str,
         accept: str,
-        pool: BufferPool,
+        pool: BufferPool | Places,
         max_bytes: int,
         deadline: float,
         cancelled: Cancellation | None,
