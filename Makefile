@@ -32,7 +32,7 @@ JUPYTER := $(SYSTEM)/build/jupyter
 export KERAS_BACKEND ?= jax
 
 .PHONY: help setup demo test test-all test-whole test-backends test-backends-whole test-floors test-newest setup-system \
-  test-system screens bench lint format docs docs-serve serve requirements assets wheels clean
+  test-system screens bench bench-peers lint format docs docs-serve serve requirements assets wheels clean
 
 help: ## list all targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 21
@@ -116,6 +116,9 @@ screens: setup-system ## keep screenshots of every page in screens/, and take th
 bench: setup ## run the benchmarks; prints a table and RATIO lines (5 minutes)
 	$(BIN)/python -m benchmarks
 
+bench-peers: setup ## measure what users would pick instead of h5feed, each in an environment in .venv-peers (5 GB)
+	$(BIN)/python -m benchmarks --peers
+
 lint: setup ## check format, style, types and import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -181,5 +184,5 @@ wheels: setup ## build both wheels into dist/
 	$(BIN)/uv build --quiet --wheel --out-dir dist .
 
 clean: ## remove the virtual environments and all caches
-	rm -rf $(VENV) $(BACKENDS) $(FLOORS) $(NEWEST) $(DOCS) dist site screens $(SYSTEM)/build \
+	rm -rf $(VENV) $(BACKENDS) $(FLOORS) $(NEWEST) $(DOCS) .venv-peers dist site screens $(SYSTEM)/build \
 	  $(SYSTEM)/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -37,6 +37,7 @@ from . import (
 )
 from .data import KEPT, Files, make_files
 from .measure import Measured, compare, count
+from .peers.run import run_peers
 from .served import WORKERS
 from .servers import H5feedServer, h5feed_server
 
@@ -76,6 +77,7 @@ examples:
   python -m benchmarks --only a,d            only these groups
   python -m benchmarks --only a --rounds 15  more rounds, for steadier medians
   python -m benchmarks --keep                keep the files in benchmarks/data, and reuse them next time
+  python -m benchmarks --peers               h5py, DataLoader, tf.data, Flight, LitData, Lance, nginx, h5grove, HSDS
   python -m benchmarks.on_card               another benchmark: how busy a CUDA GPU is
   python -m benchmarks.trouble               another benchmark: how training is affected when things go wrong
   python -m benchmarks.load                  another benchmark: 200 clients at once
@@ -105,12 +107,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--keep", action="store_true", help="keep the files (1.7 GB) in benchmarks/data, and reuse them"
     )
+    parser.add_argument(
+        "--peers",
+        nargs="?",
+        const="",
+        metavar="NAMES",
+        help="instead, measure what users would pick instead of h5feed, each in an environment of its own in "
+        ".venv-peers (5 GB): all, or those with these comma-separated names",
+    )
     options = parser.parse_args(argv)
     began = time.monotonic()
 
     def say(what: str) -> None:
         print(f"[{time.monotonic() - began:4.0f} s] {what}", flush=True)
 
+    if options.peers is not None:
+        return run_peers(
+            options.rounds, [name.strip() for name in options.peers.split(",") if name.strip()] or None, say
+        )
     measured: list[Measured] = []
     peaks: dict[str, list[int]] = {}
     with contextlib.ExitStack() as stack:

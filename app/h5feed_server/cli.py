@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from h5feed.arguments import CommandParser
+from h5feed.bench.workloads import WORKLOADS
 from h5feed.errors import FeedError
 
 from . import __version__
@@ -33,6 +34,12 @@ _TOP_EXAMPLES = """examples:
   h5feed-server top                               the server on this machine
   H5FEED_TOKEN=$TOKEN h5feed-server top http://gpu-box:8000
   h5feed-server top unix:///run/h5feed.sock --once
+"""
+
+_WORKLOAD_EXAMPLES = """examples:
+  h5feed-server workload retinanet -o data/retinanet.h5 --samples 5000
+  h5feed-server serve data
+  h5feed bench http://127.0.0.1:8000 retinanet --workload retinanet --accelerators 4
 """
 
 _DEMO_EXAMPLES = """examples:
@@ -73,6 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument("--epochs", type=int, default=8, help="passes over the training split (default 8)")
     demo.add_argument("--workers", type=int, default=1, help="server processes (default 1)")
     demo.add_argument("--keep", metavar="DIR", type=Path, help="keep digits.h5 in this folder (default: delete it)")
+    workload = commands.add_parser(
+        "workload",
+        help="build data for `h5feed bench --workload`",
+        description="Writes random samples of the sizes that a training workload of MLPerf Storage has.",
+        epilog=_WORKLOAD_EXAMPLES,
+    )
+    workload.add_argument("name", metavar="NAME", choices=sorted(WORKLOADS), help=", ".join(sorted(WORKLOADS)))
+    workload.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="HDF5 file to write")
+    workload.add_argument("--samples", metavar="N", type=int, required=True, help="number of samples")
     options = parser.parse_args(argv)
     # `inspect` reports problems with its file itself. Warnings about other files of the dataset would only distract.
     level = logging.ERROR if options.command == "inspect" else logging.WARNING
@@ -90,6 +106,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .tokens.commands import run_token
 
             return run_token(options)
+        if options.command == "workload":
+            from .workload import write_workload
+
+            print(write_workload(WORKLOADS[options.name], options.samples, options.output))
+            return 0
         if options.command == "top":
             from rich.console import Console
 

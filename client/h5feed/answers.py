@@ -103,6 +103,7 @@ class PlanInfo(TypedDict):
     last: Literal["keep", "drop", "pad"]
     tensors: list[TensorInfo]
     limits: Limits
+    part_rows: NotRequired[Count]
     stored: bool | None
     note: Text
     replaces: dict[str, Any] | None

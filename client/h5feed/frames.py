@@ -121,6 +121,11 @@ class Frame:
         return Frame(self.rows, tensors, self.flat)
 
     @cached_property
+    def offsets(self) -> frozenset[str]:
+        """Tensors with the start of each row of those whose rows differ in length."""
+        return frozenset(name + OFFSETS for name in self.flat)
+
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of a row, without fields whose rows differ in length."""
         return sum(math.prod(s) * d.itemsize for name, (d, s) in self.tensors.items() if name not in self.flat)

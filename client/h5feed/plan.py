@@ -43,6 +43,8 @@ class Plan:
     """Whether stored pieces are fetched instead of rows, and decoded here; None: where it is faster."""
     stored: bool | None = None
     """Whether the split is stored in the file; None for all rows."""
+    part_rows: int = 0
+    """Rows of a batch to request at once; 0: all."""
     note: str | None = None
     """Anything unexpected about the splits, and which stored splits they replace."""
 
@@ -56,7 +58,21 @@ class Plan:
         params = {**self.params, "fields": parameter(list(names))}
         encoded = [name for name in params.pop("encoded", "").split(",") if unquote(name) in names]
         params |= {"encoded": ",".join(encoded)} if encoded else {}
-        return replace(self, params=params, frame=self.frame.only(names))
+        frame, part_rows = self.frame.only(names), self.part_rows
+        if part_rows and not frame.flat:
+            # Fewer fields: more rows fit.
+            fitting = max(1, (self.max_bytes - frame.max_bytes(0)) // frame.row_bytes)
+            part_rows = fitting if fitting < self.batch_size else 0
+        return replace(self, params=params, frame=frame, part_rows=part_rows)
+
+    def rows_of(self, index: int) -> int:
+        """Rows of batch `index`."""
+        return self.batch_size if index < self.batches - 1 else self.last_rows
+
+    @property
+    def parts(self) -> int:
+        """Number of requests for a batch."""
+        return -(-self.batch_size // self.part_rows) if self.part_rows else 1
 
 
 def tail_of(asked: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeVar, Unpack, overload
@@ -16,9 +17,10 @@ from .answers import NamedSplits, PlanInfo, SplitsInfo, StatsInfo
 from .batch import Batch
 from .blocks import Block, Fetch, blocks_of, blocks_of_passes
 from .cache import RowCache
-from .errors import BadAnswer, BadParameter, RowOutOfRange
+from .errors import BadAnswer, BadParameter, RowOutOfRange, TooLarge
 from .fetching.cached import cached_fetch
 from .fetching.decoding import decoded_batch, decoded_fetch, specs_for
+from .fetching.parts import PART_BYTES
 from .fetching.readahead import ReadAhead
 from .fetching.server import check_asked_for, fetch_rows, fetcher, only_batch, only_tensor, taker
 from .frames import DTYPES, MAX_BODY_BYTES, Field, Frame
@@ -171,7 +173,14 @@ class RemoteDataset:
         params = self._params(split, asked, OrderOptions, self.batch) | {"batch_size": str(batch_size)}
         frame = self._frame(asked)
         most = frame.max_bytes(batch_size)
-        batch = only_batch(self._client.body(f"{self._path}/batches/{index}", params, max_bytes=most), frame)
+        try:
+            body = self._client.body(f"{self._path}/batches/{index}", params, max_bytes=most)
+        except TooLarge:
+            if batch_size == 1:
+                raise
+            plan, epoch = self.plan(split, batch_size=batch_size, **options), int(options.get("epoch") or 0)
+            return self._fetch(plan, None)(Block(epoch, index, index + 1, plan.batch_bytes), threading.Event())[0]
+        batch = only_batch(body, frame)
         check_asked_for(batch, index, int(options.get("epoch") or 0), self.revision)
         if len(batch.rows) > batch_size:
             raise BadAnswer(f"batch {index} has {len(batch.rows)} rows, expected at most {batch_size}")
@@ -370,7 +379,10 @@ class RemoteDataset:
             self._plans[cut] = answer
             if answer["replaces"] and params.get("shard", "0") == "0":
                 tell_replaced(self.name, self.revision, split_options(options), answer["note"] or "")
-        limits = answer["limits"]
+        limits, wire_bytes = answer["limits"], max(1, answer["batch_bytes"])
+        part_rows = answer.get("part_rows", batch_size)
+        if part_rows < batch_size:
+            part_rows = max(1, min(part_rows, PART_BYTES * batch_size // wire_bytes))
         return Plan(
             rows=answer["rows"],
             batches=answer["batches"],
@@ -391,6 +403,7 @@ class RemoteDataset:
             decoding=decoding,
             pieces={"server": False, "client": True}.get(options.get("decode") or "auto"),
             stored=answer["stored"],
+            part_rows=part_rows if part_rows < batch_size else 0,
             note=answer["note"],
         )
 
@@ -414,9 +427,9 @@ class RemoteDataset:
             blocks,
             max_bytes=readahead,
             pace=Pace(readahead, connections, self._client.link),
-            # A fetch may send two requests: the stream, and the batch at which it broke. With a cache, also requests
-            # for row ids, for missing rows and for fields that are not cached.
-            deadline=(2 if cache is None else 5) * self._client.deadline + 10,
+            # A fetch may send two requests: the stream, and the batch at which it broke, or one for each part of a
+            # batch. With a cache, also requests for row ids, for missing rows and for fields that are not cached.
+            deadline=(1 if cache is None else 4) * plan.parts * self._client.deadline + self._client.deadline + 10,
             waits=waits,
         )
 

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import IO, Any, TypedDict
+from typing import IO, Any, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -206,11 +206,21 @@ class Body:
         }
 
 
+class TensorPlace(NamedTuple):
+    """A tensor in a body, and its bytes `start` … `stop`-1 behind the header."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True)
 class _Header:
-    """A parsed header: name, dtype, shape and extent of each tensor, the metadata, and the bytes of all tensors."""
+    """A parsed header: the tensors, the metadata, and the bytes of all tensors."""
 
-    tensors: list[tuple[str, np.dtype[Any], tuple[int, ...], int, int]]
+    tensors: list[TensorPlace]
     metadata: dict[str, str]
     nbytes: int
 
@@ -240,7 +250,7 @@ def _read_header(text: bytes) -> _Header:
         dtype, shape = dtype_named(entry["dtype"]), tuple(entry["shape"])
         if stop - start != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{name!r} has shape {list(shape)} and dtype {dtype.name}, but {stop - start} bytes")
-        tensors.append((name, dtype, shape, start, stop))
+        tensors.append(TensorPlace(name, dtype, shape, start, stop))
     end = 0
     for name, _, _, start, stop in sorted(tensors, key=lambda tensor: tensor[3:]):
         if start != end:
@@ -250,6 +260,20 @@ def _read_header(text: bytes) -> _Header:
 
 
 _kept_header = lru_cache(maxsize=16)(_read_header)
+
+
+def read_header(text: bytes) -> tuple[list[TensorPlace], dict[str, str], int]:
+    """The tensors of a body, its metadata, and the bytes behind its header, from the header without its length.
+
+    Raises
+    ------
+    BadAnswer
+    """
+    try:
+        header = _read_header(text)
+    except ValueError as error:
+        raise BadAnswer(f"the response is not a complete safetensors body: {error}") from None
+    return header.tensors, header.metadata, header.nbytes
 
 
 def read_body(buffer: Bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str], int]:

@@ -12,7 +12,7 @@ from functools import partial
 
 from fastapi.responses import Response
 from h5feed.buffers import PoolExhausted
-from h5feed.errors import FeedError, TooLarge
+from h5feed.errors import BadParameter, FeedError, TooLarge
 from h5feed.wire import MEDIA_TYPE, WAIT_HEADER
 from starlette.types import Receive, Scope, Send
 
@@ -28,7 +28,7 @@ from .binary import KEPT, Bytes, is_tagged, not_modified, url_headers
 from .counting import PHASES
 from .dependencies import in_thread
 from .peer import Peer, Writer, peer_of
-from .queries import BatchQuery, PlanQuery
+from .queries import BatchQuery, OneBatchQuery, PlanQuery
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,24 @@ def body_plan_of(services: Services, name: str, query: BatchQuery) -> AnyPlan:
     return PiecesPlan(plan, services.catalog.root, query.body == "places" and services.settings.descriptors == "auto")
 
 
-def filled(services: Services, plan: AnyPlan, start: int, stop: int) -> Bytes:
-    """Batches start … stop-1 in a leased buffer.
+def part_of(plan: AnyPlan, index: int, query: OneBatchQuery | None) -> tuple[int, int] | None:
+    """The rows of batch `index` that are wanted; None for all.
+
+    Raises
+    ------
+    BatchOutOfRange, BadParameter
+    """
+    if query is None or query.is_whole:
+        return None
+    if isinstance(plan, PiecesPlan):
+        raise BadParameter(f"from_row and to_row divide bodies of tensors only: leave out body={query.body}")
+    first, stop = query.from_row, plan.grid.size(index) if query.to_row is None else query.to_row
+    plan.check_part(index, first, stop)
+    return first, stop
+
+
+def filled(services: Services, plan: AnyPlan, start: int, stop: int, part: tuple[int, int] | None = None) -> Bytes:
+    """Batches start … stop-1 in a leased buffer, or rows of one of them: see `BatchPlan.filled`.
 
     Raises
     ------
@@ -72,7 +88,9 @@ def filled(services: Services, plan: AnyPlan, start: int, stop: int) -> Bytes:
     """
     # Each block has a thread of its own, and the plan of a stream is made once.
     services.catalog.hanging.check(plan.dataset.name)
-    return plan.filled(start, stop, services.pool.lease)
+    if isinstance(plan, PiecesPlan):
+        return plan.filled(start, stop, services.pool.lease)
+    return plan.filled(start, stop, services.pool.lease, part)
 
 
 @dataclass
@@ -128,6 +146,8 @@ class BatchStream(Response):
         Header of that name.
     media_type : str
         To send it as.
+    part : OneBatchQuery, optional
+        Which rows to send of the only batch.
     """
 
     def __init__(
@@ -141,6 +161,7 @@ class BatchStream(Response):
         items: Sequence[str],
         if_none_match: str = "",
         media_type: str = MEDIA_TYPE,
+        part: OneBatchQuery | None = None,
     ) -> None:
         # Nothing is known of headers and body before the plan is: the base class is given none.
         self.background = None
@@ -150,6 +171,7 @@ class BatchStream(Response):
         self._window = start, stop
         self._url = path, items
         self._if_none_match = if_none_match
+        self._part = part
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         peer = peer_of(scope)
@@ -246,6 +268,7 @@ class BatchStream(Response):
         services = self._services
         plan = self._plan()
         nbytes: int | None = plan.nbytes(*self._window)
+        part = part_of(plan, self._window[0], self._part)
         blocks = _blocks(plan, *self._window)
         private = services.is_guarded
         headers = url_headers(*self._url, plan.dataset.revision, "safetensors", private=private)
@@ -253,17 +276,20 @@ class BatchStream(Response):
             return not_modified(headers)
         headers["content-disposition"] = _KEPT
         mark = time.perf_counter()
+        rows = plan.count_rows(*self._window)
+        if part is not None:
+            nbytes, rows = None, part[1] - part[0]
         if plan.ragged:
             # The length of text is known when it is read: of several blocks, not before the last.
             nbytes = None
             if len(blocks) > 1 and writer is not None:
                 writer.close()
                 writer = None
-        begun = _Begun(plan, headers, memoryview(b""), blocks, plan.count_rows(*self._window), began, mark - began)
+        begun = _Begun(plan, headers, memoryview(b""), blocks, rows, began, mark - began)
 
         while blocks:
             try:
-                block = memoryview(filled(services, plan, *blocks[0]))
+                block = memoryview(filled(services, plan, *blocks[0], part))
             except PoolExhausted:
                 if "server-timing" not in headers:
                     raise

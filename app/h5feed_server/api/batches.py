@@ -11,7 +11,7 @@ from h5feed.errors import BatchOutOfRange, NotAcceptable
 from h5feed.wire import Tensor
 
 from ..services import Services
-from .batch_stream import BatchStream, body_plan_of, filled, plan_of
+from .batch_stream import BatchStream, body_plan_of, filled, part_of, plan_of
 from .binary import (
     Format,
     binary,
@@ -25,7 +25,7 @@ from .binary import (
 )
 from .dependencies import NamePath, ServicesDep, in_thread
 from .problem_responses import DATASET, FIELDS, SPLITS, problems
-from .queries import BatchQuery, PlanQuery, StreamQuery
+from .queries import BatchQuery, OneBatchQuery, PlanQuery, StreamQuery
 from .response_models import Plan, answers
 
 router = APIRouter(prefix="/v1/datasets/{name}", tags=["batches"])
@@ -62,6 +62,7 @@ async def get_plan(services: ServicesDep, name: NamePath, query: Annotated[PlanQ
         "ragged": plan.ragged,
         "batch_bytes": plan.full.nbytes,
         "last_bytes": plan.tail.nbytes if grid.batches else 0,
+        "part_rows": plan.part_rows,
         "tensors": [_describe(tensor) for tensor in plan.full.tensors],
         "limits": {"body_bytes": services.settings.max_body_bytes, "rows": services.settings.max_rows},
     }
@@ -81,22 +82,26 @@ async def get_batch(
     services: ServicesDep,
     name: NamePath,
     index: Annotated[int, Path(ge=0, description="Number of the batch in the epoch.", examples=[0])],
-    query: Annotated[BatchQuery, Query()],
+    query: Annotated[OneBatchQuery, Query()],
 ) -> Response:
-    """Batch `index` of an order, in binary. The response depends on nothing but this URL."""
+    """Batch `index` of an order, in binary. The response depends on nothing but this URL.
+
+    With `from_row` and `to_row`, it has only these rows of the batch.
+    """
     form = negotiate(request, query.format, _FORMATS)
     if query.body != "tensors" and form != "safetensors":
         raise NotAcceptable(f"body={query.body} is only sent as safetensors, not as {form}")
     if form == "safetensors":
-        return _stream(request, services, name, query, index, index + 1)
+        return _stream(request, services, name, query, index, index + 1, query)
 
     def work() -> Response:
         plan = plan_of(services, name, query)
+        part = part_of(plan, index, query)
         headers = cache_headers(request, plan.dataset.revision, form)
         if is_known(request, headers):
             return not_modified(headers)
         texts = {field.name for field in plan.fields if field.is_text}
-        return binary(request, filled(services, plan, index, index + 1), form, headers, texts)
+        return binary(request, filled(services, plan, index, index + 1, part), form, headers, texts)
 
     return await in_thread(services, work)
 
@@ -117,8 +122,18 @@ async def stream_batches(
     return _stream(request, services, name, query, query.start, query.stop)
 
 
-def _stream(request: Request, services: Services, name: str, query: BatchQuery, start: int, stop: int) -> Response:
-    request.app.state.queries.remember(request, query)
+def _stream(
+    request: Request,
+    services: Services,
+    name: str,
+    query: BatchQuery,
+    start: int,
+    stop: int,
+    one: OneBatchQuery | None = None,
+) -> Response:
+    if one is None or one.is_whole:
+        request.app.state.queries.remember(request, query)
+        one = None
     return BatchStream(
         services,
         partial(body_plan_of, services, name, query),
@@ -128,6 +143,7 @@ def _stream(request: Request, services: Services, name: str, query: BatchQuery, 
         items=query_items(request),
         if_none_match=request.headers.get("if-none-match", ""),
         media_type=media_type(request, "safetensors"),
+        part=one,
     )
 
 

@@ -30,7 +30,7 @@ GROUPS = {
         *("q", "split", "where", "rows", "field", "fields", "encoded", "classes", "kind"),
         *("file", "path", "depth", "limit", "offset"),
     ),
-    "Batches": ("batch_size", "start", "stop", "step", "last"),
+    "Batches": ("batch_size", "from_row", "to_row", "start", "stop", "step", "last"),
     "Splits that are drawn": ("test", "val", "stratify", "split_seed", "split_shuffle", "group", "folds", "fold"),
     "Order": ("shuffle", "seed", "epoch", "window"),
     "Rows by class or weight": ("balance", "weights", "epoch_rows"),

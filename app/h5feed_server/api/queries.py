@@ -54,6 +54,24 @@ class BatchQuery(PlanQuery):
     )
 
 
+class OneBatchQuery(BatchQuery):
+    from_row: int = Field(
+        0,
+        ge=0,
+        le=2**62,
+        description="First row of the batch to return. A batch may be larger than one response: the plan's `part_rows` "
+        "says how many of its rows to request at once.",
+        examples=[0],
+    )
+    to_row: int | None = Field(
+        None, ge=1, le=2**62, description="One past the last row of the batch to return. Default: all.", examples=[1]
+    )
+
+    @property
+    def is_whole(self) -> bool:
+        return self.from_row == 0 and self.to_row is None
+
+
 class StreamQuery(BatchQuery):
     start: int = Field(0, ge=0, description="First batch.")
     stop: int = Field(..., ge=1, description="One past the last batch.", examples=[1])

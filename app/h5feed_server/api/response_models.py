@@ -185,6 +185,10 @@ class Plan(_Answer):
     ragged: bool = Field(description="Batches have different lengths: `batch_bytes` excludes text and lists.")
     batch_bytes: int
     last_bytes: int
+    part_rows: int = Field(
+        description="Rows of a batch that one response may have. If these are fewer than `batch_size`, request batches "
+        "in parts, with `from_row` and `to_row`. If `ragged`, an estimate: responses that are too large get 413."
+    )
     tensors: list[TensorDescription]
     limits: Limits = Field(description="Limits of one response.")
 

@@ -7,8 +7,9 @@ of the split → their order → rows of every field, in a recycled buffer.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -81,6 +82,12 @@ class BatchPlan:
     reader: Reader
     max_bytes: int
     """Maximum size of a body."""
+    max_rows: int
+    """Maximum number of rows of a body."""
+    part_rows: int
+    """Rows that probably fit into a body, if `ragged`; else the same."""
+    refusal: str = ""
+    """Why a body may not have more than `max_rows` rows."""
     is_stored: bool | None = None
     """Whether the split is as stored in the files; None for the split ``all``."""
     note: str | None = None
@@ -136,29 +143,59 @@ class BatchPlan:
         """Whether a field is ragged. The size of a body then depends on its rows, and `nbytes` is an estimate."""
         return any(field.is_ragged for field in self.fields)
 
-    def filled(self, start: int, stop: int, lease: Callable[[int], Bytes]) -> Bytes:
+    def filled(
+        self, start: int, stop: int, lease: Callable[[int], Bytes], part: tuple[int, int] | None = None
+    ) -> Bytes:
         """Read batches start … stop-1, back to back, into a leased buffer.
 
         Parameters
         ----------
         lease : callable
             Takes a number of bytes and returns a uint8 buffer of this size.
+        part : (int, int), optional
+            Of one batch, only these rows: the first, and one past the last.
 
         Raises
         ------
-        BatchOutOfRange, TooLarge
+        BatchOutOfRange, BadParameter, TooLarge
         """
+        if part is not None:
+            return self._filled_part(start, *part, lease)
+        if self.refusal and self.grid.size(start) > self.max_rows:
+            raise TooLarge(f"{self.refusal}. Or request parts of the batch, with from_row and to_row")
         if not self.ragged:
             buffer = lease(self.nbytes(start, stop))
             self.fill(start, stop, buffer)
             self._read_ahead(start)
             return buffer
-        about = {"epoch": str(self.order.spec.epoch), "batches": str(self.grid.batches)}
         wanted = []
         for index in range(start, stop):
             rows, real = self._rows(index, 1)
             wanted.append(_Wanted(index, rows[0], real[0].astype("<f4") if self.padded else None))
-        return _gathered(self.reader, self.dataset, self.fields, wanted, about, self.max_bytes, lease)
+        return _gathered(self.reader, self.dataset, self.fields, wanted, self._about, self.max_bytes, lease)
+
+    def check_part(self, index: int, first: int, stop: int) -> None:
+        """Check that batch `index` has rows first … stop-1.
+
+        Raises
+        ------
+        BatchOutOfRange, BadParameter
+        """
+        rows = self.grid.size(index)
+        if not 0 <= first < stop <= rows:
+            raise BadParameter(
+                f"from_row={first} and to_row={stop} are out of range for batch {index} of {rows} rows (valid: "
+                f"0 ≤ from_row < to_row ≤ {rows})"
+            )
+
+    def _filled_part(self, index: int, first: int, stop: int, lease: Callable[[int], Bytes]) -> Bytes:
+        self.check_part(index, first, stop)
+        if stop - first > self.max_rows:
+            raise TooLarge(f"{self.refusal}. Rows {first} … {stop - 1} of batch {index} are too many as well")
+        rows, real = self._rows(index, 1)
+        weight = real[0, first:stop].astype("<f4") if self.padded else None
+        wanted = _Wanted(index, rows[0, first:stop], weight)
+        return _gathered(self.reader, self.dataset, self.fields, [wanted], self._about, self.max_bytes, lease)
 
     def fill(self, start: int, stop: int, buffer: Bytes) -> None:
         """Read batches start … stop-1, back to back, into `buffer`, (nbytes(start, stop),) uint8. Not if `ragged`."""
@@ -261,11 +298,14 @@ class BatchPlan:
 
         return self.orders.get((self.key, "sequence"), compute, lambda value: value[0].nbytes)[0]
 
+    @property
+    def _about(self) -> dict[str, str]:
+        """Metadata of the bodies."""
+        return {"epoch": str(self.order.spec.epoch), "batches": str(self.grid.batches)}
+
     def _body(self, rows: int) -> Body:
-        spec = self.order.spec
-        about = {"epoch": str(spec.epoch), "batches": str(self.grid.batches)}
         weight = [Tensor(WEIGHT, np.dtype("<f4"), (rows,))] if self.padded else []
-        return _body(self.dataset, self.fields, rows, about, weight, _expected(self.reader, self.fields, rows))
+        return _body(self.dataset, self.fields, rows, self._about, weight, _expected(self.reader, self.fields, rows))
 
 
 class Batcher:
@@ -351,9 +391,44 @@ class Batcher:
         grid = BatchGrid(rows, batch_size, spec.shard, spec.shards, last)
         order = Order(spec, split_rows, grid, dataset.block_rows, resampled)
         limit = self._settings.max_body_bytes
-        plan = BatchPlan(dataset, fields, order, last == "pad", self._orders, self.reader, limit, **about)
-        self._check_size(batch_size, plan.full, fields)
-        return plan
+        plan = BatchPlan(
+            dataset, fields, order, last == "pad", self._orders, self.reader, limit, batch_size, batch_size, **about
+        )
+        return self._limited(plan, batch_size)
+
+    def _limited(self, plan: BatchPlan, batch_size: int) -> BatchPlan:
+        """The plan with the limits on the rows of a body.
+
+        Raises
+        ------
+        TooLarge
+            Not even a single row may be sent, or the order of so many rows would take too much memory.
+        """
+        self.check_count(batch_size)
+
+        def refusal(rows: int, estimated: bool = False) -> TooLarge | None:
+            try:
+                if estimated or not plan.ragged:
+                    self._check_bytes(rows, plan._body(rows))
+                self._check_pieces(rows, plan.fields)
+            except TooLarge as error:
+                return error
+            return None
+
+        def most(estimated: bool) -> int:
+            return bisect_left(range(1, batch_size + 1), True, key=lambda rows: refusal(rows, estimated) is not None)
+
+        whole, guessed = refusal(batch_size), refusal(batch_size, estimated=True)
+        if guessed is None:
+            return plan
+        if (single := refusal(1)) is not None:
+            raise single
+        return replace(
+            plan,
+            max_rows=most(estimated=False),
+            part_rows=max(1, most(estimated=True)),
+            refusal=whole.detail if whole else "",
+        )
 
     def rows(self, dataset: Dataset, fields: Sequence[Field], rows: Int64s, lease: Callable[[int], Bytes]) -> Bytes:
         """Read the given rows into one body, in a leased buffer.
@@ -371,7 +446,8 @@ class Batcher:
         """
         about = {"epoch": "0", "batches": "1"}
         expected = _expected(self.reader, fields, len(rows))
-        self._check_size(len(rows), _body(dataset, fields, len(rows), about, [], expected), fields)
+        self._check_bytes(len(rows), _body(dataset, fields, len(rows), about, [], expected))
+        self._check_pieces(len(rows), fields)
         limit = self._settings.max_body_bytes
         return _gathered(self.reader, dataset, fields, [_Wanted(0, rows, None)], about, limit, lease)
 
@@ -387,15 +463,15 @@ class Batcher:
                 f"{rows} rows are more than the limit of {self._settings.max_rows} per response (H5FEED_MAX_ROWS)"
             )
 
-    def _check_size(self, rows: int, body: Body, fields: Sequence[Field]) -> None:
+    def _check_bytes(self, rows: int, body: Body) -> None:
+        limit = self._settings.max_body_bytes
+        if body.nbytes > limit:
+            raise _too_many_bytes(rows, body.nbytes, limit)
+
+    def _check_pieces(self, rows: int, fields: Sequence[Field]) -> None:
+        """Check what these rows cost beside their bytes."""
         limit = self._settings.max_body_bytes
         self.check_count(rows)
-        if body.nbytes > limit:
-            per_row = max(1, body.nbytes // max(1, rows))
-            raise TooLarge(
-                f"{rows} rows have {body.nbytes} bytes, more than the limit of {limit} per response "
-                f"(H5FEED_MAX_BODY_BYTES): request at most {max(1, limit // per_row)} rows at once, or fewer fields"
-            )
         for field in fields:
             for array in (segment.array for segment in field.column.segments):
                 if rows * array.cells > MAX_PIECES:
@@ -420,6 +496,18 @@ class Batcher:
                         f"the chunks of {field.name!r} have {chunk} bytes, more than the limit of {limit} "
                         "(H5FEED_MAX_BODY_BYTES)"
                     )
+
+
+def _too_many_bytes(rows: int, nbytes: int, limit: int) -> TooLarge:
+    if rows == 1:
+        return TooLarge(
+            f"a single row has {nbytes} bytes, more than the limit of {limit} per response: start the server with a "
+            "larger H5FEED_MAX_BODY_BYTES, or request fewer fields"
+        )
+    return TooLarge(
+        f"{rows} rows have {nbytes} bytes, more than the limit of {limit} per response (H5FEED_MAX_BODY_BYTES): "
+        f"request at most {max(1, limit // max(1, nbytes // max(1, rows)))} rows at once, or fewer fields"
+    )
 
 
 def _take(array: npt.NDArray[Any], rows: Int64s, out: npt.NDArray[Any]) -> None:
@@ -468,10 +556,7 @@ def _gathered(
         lengths = {name: int(offsets[-1]) for name, (_, offsets) in own_lists.items()}
         bodies.append(_body(dataset, fields, len(one.rows), about, weight, lengths))
         if bodies[-1].nbytes > max_bytes:
-            raise TooLarge(
-                f"these {len(one.rows)} rows have {bodies[-1].nbytes} bytes, more than the limit of {max_bytes} per "
-                "response (H5FEED_MAX_BODY_BYTES): request fewer rows at once, or fewer fields"
-            )
+            raise _too_many_bytes(len(one.rows), bodies[-1].nbytes, max_bytes)
     buffer = lease(sum(body.nbytes for body in bodies))
     begin = 0
     for one, own_lists, body in zip(wanted, lists, bodies, strict=True):

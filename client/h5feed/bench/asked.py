@@ -9,6 +9,8 @@ from typing import Any
 
 from ..errors import BadParameter
 
+BATCH_SIZE = 64
+
 SECONDS = 20.0
 """Approximate duration of a benchmark."""
 
@@ -33,7 +35,7 @@ class Asked:
     """
 
     split: str = "all"
-    batch_size: int = 64
+    batch_size: int = BATCH_SIZE
     options: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = SECONDS
     max_bytes: float = MAX_BYTES

@@ -11,20 +11,26 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..feed import Feed, connect
+from .arguments import check_together
 from .asked import Asked
+from .feeding import feed_accelerators, feeding_text
 from .findings import Findings
 from .observe import Observer
 from .phases import Bench, Report
 from .report import as_json, as_text, print_rich
+from .workloads import WORKLOADS
 
 
 def run(feed: Feed, options: argparse.Namespace, split_options: Mapping[str, Any]) -> int:
     """Measure and print; return the exit code."""
+    check_together(options)
     order = dict(split_options)
     if options.fields is not None:
         order["fields"] = [name for name in options.fields.split(",") if name]
     if options.window is not None:
         order["window"] = options.window
+    if options.workload is not None:
+        return _feed(feed, options, order)
     asked = Asked(
         options.split,
         options.batch_size,
@@ -53,6 +59,28 @@ def run(feed: Feed, options: argparse.Namespace, split_options: Mapping[str, Any
         print("h5feed: interrupted; the results above are incomplete", file=sys.stderr)
         return 130
     return 0
+
+
+def _feed(feed: Feed, options: argparse.Namespace, order: Mapping[str, Any]) -> int:
+    """Let accelerators of a workload train; return the exit code, 1 if they were not busy enough."""
+    with _progress() as report:
+        found = feed_accelerators(
+            feed[options.dataset],
+            WORKLOADS[options.workload],
+            options.accelerators,
+            split=options.split,
+            options=order,
+            token=options.token,
+            deadline=options.deadline,
+            seconds=options.seconds,
+            server_memory=options.server_memory,
+            report=report,
+        )
+    if options.json:
+        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+    else:
+        print(feeding_text(found, shutil.get_terminal_size().columns if sys.stdout.isatty() else 100))
+    return 0 if found.passed(found.trials[0]) else 1
 
 
 def _print(findings: Findings) -> None:

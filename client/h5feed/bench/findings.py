@@ -105,11 +105,14 @@ class Training:
         Number of steps measured: all but the first.
     utilisation : float
         Time in steps divided by total time (0 to 1): the accelerator utilisation (AU) of MLPerf Storage.
+    seconds : float
+        The total time.
     """
 
     step: float
     steps: int
     utilisation: float
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ _TOGETHER_SECONDS = 1e-3
 
 _TICK_SECONDS = 0.1
 
+PATIENCE = 8
+"""A loop that needs some steps may take this many times its time."""
+
 
 def fixed_width(dataset: Dataset, plan: Plan, epoch: int, connections: int, readahead: int) -> ReadAhead[Batch]:
     """Passes of a plan from `epoch` on, with a fixed number of concurrent requests, as far as `readahead` allows."""
@@ -78,19 +81,31 @@ def drained(
 
 
 def trained(
-    reading: ReadAhead[Batch], step: float, step_rows: int, *, seconds: float, max_bytes: float, tick: Tick
+    reading: ReadAhead[Batch],
+    step: float,
+    step_rows: int,
+    *,
+    seconds: float,
+    max_bytes: float,
+    tick: Tick,
+    least: int = 0,
+    count: Callable[[int, int], None] = lambda nbytes, rows: None,
 ) -> Training | None:
     """Loop over `reading`, sleeping `step` seconds for every `step_rows` rows; None if there were fewer than two steps.
 
     As in MLPerf Storage, a step only takes its time instead of computing, and the first step, in which the pipeline
-    fills, does not count: accelerator utilisation = time in steps / total time.
+    fills, does not count: accelerator utilisation = time in steps / total time. If fewer than
+    `least` steps fit into the `seconds`, the loop takes up to `PATIENCE` times as long. `count` is told the bytes and
+    rows of each batch.
     """
     began = ended = time.monotonic()
     counted_from: float | None = None
     rows = total = steps = 0
     compute = 0.0
-    for batch in until(reading, began + seconds):
-        rows, total = rows + len(batch.rows), total + nbytes_of(batch)
+    for batch in until(reading, began + seconds * (PATIENCE if least else 1)):
+        nbytes = nbytes_of(batch)
+        rows, total = rows + len(batch.rows), total + nbytes
+        count(nbytes, len(batch.rows))
         if rows < step_rows:
             continue
         rows -= step_rows
@@ -103,11 +118,12 @@ def trained(
             steps, compute = steps + 1, compute + ended - asked
         done = max((ended - began) / seconds, total / max_bytes)
         tick(min(1.0, done), steps * step_rows / max(ended - counted_from, 1e-9))
-        if done >= 1:
+        if done >= 1 and steps >= least:
             break
     if not steps or counted_from is None:
         return None
-    return Training(step, steps, min(1.0, compute / (ended - counted_from)))
+    total_seconds = ended - counted_from
+    return Training(step, steps, min(1.0, compute / total_seconds), total_seconds)
 
 
 def nbytes_of(batch: Batch) -> int:

@@ -146,10 +146,10 @@ class _CachedFetch:
             try:
                 came = self._take(asked, list(self._stores), cancelled)
             except TooLarge:
-                # A batch is never too large, but this many rows may be in more chunks than one response may read.
-                if count <= self._plan.batch_size:
+                # These rows are longer than others, or in more chunks than one response may read.
+                if len(asked) == 1:
                     raise
-                count = max(self._plan.batch_size, min(count, len(asked)) // 2)
+                count = len(asked) // 2
                 continue
             here = np.flatnonzero((origin >= start) & (origin < start + len(asked)))
             for name, array in arrays.items():

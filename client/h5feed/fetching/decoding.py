@@ -94,12 +94,10 @@ def decoded(
     decoded_arrays = {name: array for name, array in arrays.items() if name.removesuffix(OFFSETS) not in specs}
     for name, spec in specs.items():
         flat, offsets = arrays[name], arrays[name + OFFSETS].tolist()
-        nbytes = len(rows) * math.prod(spec.shape)
+        nbytes = math.prod(spec.shape)
         if nbytes > MAX_BODY_BYTES:
-            raise TooLarge(
-                f"{len(rows)} decoded images of {name!r} take {nbytes} bytes, more than {MAX_BODY_BYTES}: use smaller "
-                "batches"
-            )
+            raise TooLarge(f"a decoded image of {name!r} takes {nbytes} bytes, more than {MAX_BODY_BYTES}")
+        nbytes *= len(rows)
         out = pool.lease_or_new(nbytes).reshape(len(rows), *spec.shape)
         for place, (begin, end) in enumerate(pairwise(offsets)):
             if cancelled is not None and cancelled.is_set():

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..batch import Batch
 from ..blocks import Block, Fetch
 from ..buffers import BufferPool
-from ..errors import BadAnswer
+from ..errors import BadAnswer, TooLarge
 from ..frames import Frame
 from ..images import ImageSpec
 from ..net.client import Client
@@ -23,13 +23,29 @@ from ..plan import Plan
 from ..wire import ROWS, WEIGHT, read_body, read_runs
 from .cached import Take
 from .decoding import decoded
+from .parts import PartFetcher
 from .pieces import PieceFetcher
 
 
 def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
     """The function that fetches a block of a plan. It does not refer to a `Dataset`: threads must not keep it alive."""
 
+    parts = PartFetcher(client, path, plan)
     pieces = PieceFetcher(client, path, plan)
+
+    def fetch_one(index: int, query: Mapping[str, Any], epoch: int, cancelled: threading.Event) -> Batch:
+        rows = plan.rows_of(index)
+        if plan.part_rows and rows > plan.part_rows:
+            return parts.fetch(index, epoch, cancelled)
+        most = plan.frame.max_bytes(plan.batch_size, 1, plan.max_bytes)
+        try:
+            body = client.body(f"{path}/batches/{index}", query, max_bytes=most, cancelled=cancelled)
+        except TooLarge:
+            # Known only when it is read: rows differ in length, or this server has a lower limit.
+            if rows == 1:
+                raise
+            return parts.fetch(index, epoch, cancelled, rows // 2)
+        return only_batch(body, plan.frame)
 
     def fetch(block: Block, cancelled: threading.Event) -> list[Batch]:
         if (read := pieces.fetch(block, cancelled)) is not None:
@@ -38,11 +54,9 @@ def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
         batches: list[Batch] = []
         start, alone = block.start, False
         while start < block.stop:
-            if alone or block.stop - start == 1:
+            if alone or block.stop - start == 1 or plan.part_rows:
                 # After a broken stream, the request for the first missing batch returns the reason.
-                most = plan.frame.max_bytes(plan.batch_size, 1, plan.max_bytes)
-                body = client.body(f"{path}/batches/{start}", query, max_bytes=most, cancelled=cancelled)
-                batches += _asked_for([only_batch(body, plan.frame)], start, block.epoch, plan)
+                batches += _asked_for([fetch_one(start, query, block.epoch, cancelled)], start, block.epoch, plan)
                 alone = False
             else:
                 window = {"start": str(start), "stop": str(block.stop)}
@@ -51,6 +65,9 @@ def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
                     body = client.body(
                         f"{path}/batches", query | window, max_bytes=most, cancelled=cancelled, raise_cut=True
                     )
+                except TooLarge:
+                    alone = True
+                    continue
                 except BodyCut as cut:
                     body, alone = cut.received, True
                     received(len(body))
@@ -184,9 +201,9 @@ def _asked_for(batches: list[Batch], first: int, epoch: int, plan: Plan) -> list
     ------
     BadAnswer
     """
-    revision, final = plan.params["revision"], plan.batches - 1
+    revision = plan.params["revision"]
     for index, batch in enumerate(batches, first):
         check_asked_for(batch, index, epoch, revision)
-        if len(batch.rows) != (plan.batch_size if index < final else plan.last_rows):
+        if len(batch.rows) != plan.rows_of(index):
             raise BadAnswer(f"batch {index} has {len(batch.rows)} rows, which does not match the plan")
     return batches

@@ -46,7 +46,7 @@ from .servers import LOOK_SECONDS, Hooks, Server, Servers
 from .spans import spans
 from .token import ClientToken
 from .trace import WAITING, enter, received, retried, waits_to_tell
-from .transport import MAX_PLAIN_BYTES, Answer, BodyCut
+from .transport import MAX_PLAIN_BYTES, Answer, BodyCut, Places
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT: httpx.Timeout = httpx.Timeout(60.0, connect=10.0)
@@ -225,8 +225,7 @@ class Client:
         )
         if answer.status == 202:
             self._json_of(answer, path)
-        if answer.header("content-type") != MEDIA_TYPE:
-            raise BadAnswer(f"the response of {self.url}{path} is not {MEDIA_TYPE}: is it an h5feed server?")
+        self._check_binary(answer, path)
         if answer.body is None:
             # A proxy removed the Content-Length: slower, and limited to `transport.MAX_PLAIN_BYTES`.
             received(len(answer.content))
@@ -263,6 +262,27 @@ class Client:
             said = content[:200].decode("utf-8", "replace")
             raise NoDescriptor(f"{server.url} passes no descriptor, but status {status}: {said}")
         return descriptor
+
+    def receive(
+        self, path: str, params: Params, places: Places, *, max_bytes: int, cancelled: threading.Event | None = None
+    ) -> None:
+        """GET a binary response of up to `max_bytes` into `places`; `cancelled` is that of `body`."""
+        answer = self._request("GET", path, params, MEDIA_TYPE, cancelled=cancelled, pool=places, max_bytes=max_bytes)
+        self._check_binary(answer, path)
+        if answer.body is None:
+            # As in `body`.
+            content = np.frombuffer(answer.content, np.uint8)
+            received(len(content))
+            done = 0
+            for place in places.places(len(content)):
+                place[...] = content[done : done + len(place)]
+                done += len(place)
+            return
+        received(int(answer.header("content-length") or 0))
+
+    def _check_binary(self, answer: Answer, path: str) -> None:
+        if answer.header("content-type") != MEDIA_TYPE:
+            raise BadAnswer(f"the response of {self.url}{path} is not {MEDIA_TYPE}: is it an h5feed server?")
 
     def content(self, path: str, params: Params, media_type: str, *, is_job: bool = False) -> bytes:
         """GET a response of another media type, up to `transport.MAX_PLAIN_BYTES`.
@@ -347,7 +367,7 @@ class Client:
         json: Any = None,
         cancelled: threading.Event | None = None,
         raise_cut: bool = False,
-        pool: BufferPool | None = None,
+        pool: BufferPool | Places | None = None,
         max_bytes: int = MAX_PLAIN_BYTES,
         within: float | None = None,
         is_job: bool = False,

@@ -36,6 +36,7 @@ from .transport import (
     POOL,
     Answer,
     FeedTransport,
+    Places,
     Timeouts,
     head_after_target,
     with_headers,
@@ -135,7 +136,7 @@ class Server:
         accept: str,
         *,
         json: Any = None,
-        pool: BufferPool | None = None,
+        pool: BufferPool | Places | None = None,
         max_bytes: int = MAX_PLAIN_BYTES,
         deadline: float,
         cancelled: Cancellation | None = None,
@@ -143,7 +144,8 @@ class Server:
     ) -> Answer:
         """Send a request once and return the response.
 
-        `max_bytes` limits a body that is read into the `pool`. `more` are headers of this request alone.
+        `max_bytes` limits a body that is read into the `pool`, or goes to its places. `more` are headers of this
+        request alone.
 
         Raises
         ------
@@ -239,7 +241,7 @@ class Server:
         self,
         target: str,
         accept: str,
-        pool: BufferPool,
+        pool: BufferPool | Places,
         max_bytes: int,
         deadline: float,
         cancelled: Cancellation | None,

@@ -23,7 +23,7 @@ import time
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ from .proxies import Proxy, proxy_for
 from .trace import TRANSFER, enter
 
 POOL = "h5feed.pool"
-"""Request extension: the `BufferPool` for the body."""
+"""Request extension: the `BufferPool` for the body, or the `Places` where it goes."""
 
 MAX_BYTES = "h5feed.max_bytes"
 """Request extension: maximum size of this body in bytes."""
@@ -98,6 +98,16 @@ class ProxyFailed(httpx.ProxyError):
         self.is_final = is_final
 
 
+class Places(Protocol):
+    """Where a body goes that is to be divided while it arrives."""
+
+    def places(self, length: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """The buffers for a body of `length` bytes, one after the other; each is filled when the next is asked for.
+
+        Called again if the request is repeated.
+        """
+
+
 @dataclass(frozen=True)
 class Answer:
     """A complete response.
@@ -107,7 +117,8 @@ class Answer:
     status : int
     headers : list of (str, str)
     body : (content-length,) uint8 or None
-        The body of a successful response that was read into a pool; `content` is then empty.
+        The body of a successful response that was read into a pool; `content` is then empty. Empty if it went to
+        `Places`.
     content : bytes
     """
 
@@ -141,7 +152,7 @@ class _Call:
 
     request: bytes
     method: str
-    pool: BufferPool | None
+    pool: BufferPool | Places | None
     max_bytes: int
     timeouts: Timeouts
     deadline: float
@@ -192,7 +203,7 @@ class FeedTransport(httpx.BaseTransport):
         request: bytes,
         *,
         method: str,
-        pool: BufferPool | None,
+        pool: BufferPool | Places | None,
         max_bytes: int,
         timeouts: Timeouts,
         deadline: float,
@@ -505,9 +516,15 @@ def _ask(connected: socket.socket, call: _Call) -> tuple[Answer, bool]:
     status, headers, begin, length, keep = usual
     if call.pool is not None and status == 200:
         _check_length(length, call.max_bytes)
-        # If the caller collects batches in a list, all buffers are in use: new memory works too, only slower.
-        body = call.pool.lease_or_new(length)
-        _receive_into(connected, body, received[begin:], patience)
+        if isinstance(call.pool, BufferPool):
+            # If the caller collects batches in a list, all buffers are in use: new memory works too, only slower.
+            body = call.pool.lease_or_new(length)
+            _receive_into(connected, body, received[begin:], patience)
+        else:
+            body, begun = np.empty(0, np.uint8), received[begin:]
+            for place in call.pool.places(length):
+                _receive_into(connected, place, begun, patience)
+                begun = begun[len(place) :]
         answer = Answer(status, headers, body, b"")
     else:
         _check_length(length, MAX_PLAIN_BYTES)
