@@ -29,14 +29,16 @@ class Askers:
         self._folder = folder
         self._touched: dict[str, float] = {}
 
-    def note(self, job: str, asker: str) -> None:
-        """Record that `asker` requests `job` now."""
+    def note(self, job: str, asker: str, *, keep: bool = True) -> None:
+        """Record that `asker` requests `job` now; in memory alone without `keep`."""
         name, now = _name(job, asker), time.monotonic()
         if now - self._touched.get(name, float("-inf")) < _TOUCH_SECONDS:
             return
         if len(self._touched) >= _MOST_KEPT:
             self._touched.clear()
         self._touched[name] = now
+        if not keep:
+            return
         with contextlib.suppress(OSError):
             # Without O_NONBLOCK, opening a FIFO would block forever.
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK

@@ -3,6 +3,8 @@
 A job has a kind and is named by the digest of its request. The worker that runs it holds an operating system lock on a
 file in the cache folder, which is released when the worker dies. The job's request and progress are stored next to it.
 If no worker runs a job, the first worker that receives a request for it takes it over.
+
+A job about a provisional revision (see `h5feed.revisions`) leaves no file: only the worker that runs it knows it.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from h5feed.errors import FeedError, InternalError, JobWanted, Overloaded
+from h5feed.revisions import is_provisional
 
 from ..cache_folder.locks import hold, release
 from ..cache_folder.sealed import read_sealed, write_sealed
@@ -105,6 +108,11 @@ class JobState:
     @property
     def dataset(self) -> str:
         return str(self.request.get("dataset", ""))
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all workers know it, by its files."""
+        return not is_provisional(str(self.request.get("revision", "")))
 
 
 class InProgress(Exception):
@@ -219,7 +227,7 @@ class Jobs:
         """
         self._kinds[kind] = _Kind(unit, work, Turns(_AT_ONCE))
 
-    def start(self, kind: str, request: Request, result: str) -> JobState:
+    def start(self, kind: str, request: Request, result: str, earlier: str = "") -> JobState:
         """Start a job in this worker, unless a worker runs it already.
 
         Parameters
@@ -230,14 +238,20 @@ class Jobs:
             Input of the job; JSON. If it has a ``dataset``, jobs of different datasets take turns.
         result : str
             Path of the URL of the result.
+        earlier : str, optional
+            What the request's ``revision`` may have been called before. If a job under that name is at work here, no
+            other one is started.
 
         Raises
         ------
         Overloaded
             Too many jobs are waiting, or this job is being stopped.
         """
-        text = json.dumps([kind, request], sort_keys=True)
-        job = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        with self._lock:
+            before = self._mine.get(_id_of(kind, {**request, "revision": earlier}))
+            if before is not None and not before.state.is_over and not before.cancelled.is_set():
+                return before.state
+        job = _id_of(kind, request)
         return self._take(JobState(job, kind, dict(request), result, unit=self._kinds[kind].unit), anew=True)
 
     def state(self, job: str, asker: str = "") -> JobState | None:
@@ -257,7 +271,7 @@ class Jobs:
             return None
         state = self._state(job)
         if state is not None and not state.is_over:
-            self._askers.note(job, asker)
+            self._askers.note(job, asker, keep=state.is_shared)
         return state
 
     def delete(self, job: str, asker: str) -> bool:
@@ -283,6 +297,12 @@ class Jobs:
             )
         if mine is not None:
             mine.cancelled.set()
+        if not state.is_shared:
+            with self._lock:
+                if state.is_over:
+                    self._mine.pop(job, None)
+            self._askers.forget(job)
+            return True
         with contextlib.suppress(OSError):
             # The worker that runs the job notices this file. If no worker does, the lock is free, so clean up here.
             self._deletion(job).touch()
@@ -311,22 +331,34 @@ class Jobs:
             self._make_room(wanted.dataset)
             lock: int | None = None
             with contextlib.suppress(OSError):
-                # Created each time: the cache folder may be deleted at any time.
-                self._folder.mkdir(parents=True, exist_ok=True)
-                lock = hold(self._lock_of(wanted.id))
-                if lock is None:
-                    # Another worker runs the job.
-                    return self._read(wanted.id) or wanted
-                now = self._read(wanted.id)
-                if not anew and now is not None and now.is_over:
-                    # The job was finished by another worker since its state was read.
-                    release(self._lock_of(wanted.id), lock)
-                    return now
+                if wanted.is_shared:
+                    lock, other = self._lock_or_other(wanted, anew)
+                    if other is not None:
+                        return other
             fresh = replace(wanted, status="queued", done=0, total=0, code=None, detail=None)
             mine = self._mine[wanted.id] = _Mine(fresh, lock)
             self._write(mine)
             self._begin(mine)
             return mine.state
+
+    def _lock_or_other(self, wanted: JobState, anew: bool) -> tuple[int | None, JobState | None]:
+        """The lock of a job, or the state of the job if another worker runs it or has finished it.
+
+        Raises
+        ------
+        OSError
+        """
+        # Created each time: the cache folder may be deleted at any time.
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = hold(self._lock_of(wanted.id))
+        now = self._read(wanted.id)
+        if lock is None:
+            return None, now or wanted
+        if not anew and now is not None and now.is_over:
+            # The job was finished by another worker since its state was read.
+            release(self._lock_of(wanted.id), lock)
+            return None, now
+        return lock, None
 
     def _begin(self, mine: _Mine) -> None:
         """Start the threads for a job. Call with the lock held.
@@ -476,3 +508,8 @@ class Jobs:
             with contextlib.suppress(OSError):
                 if file.suffix in (".json", ".part", ".asked", ".deleted") and file.stat().st_mtime < oldest:
                     yield file
+
+
+def _id_of(kind: str, request: Request) -> str:
+    text = json.dumps([kind, request], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ from h5feed.errors import TooLarge
 from ..batches.batcher import Batcher
 from ..cache_folder.folder import CacheFolder
 from ..catalog.catalog import Catalog
-from ..catalog.dataset import Dataset, Field
+from ..catalog.dataset import Dataset, Field, state_of
+from ..catalog.names import Key, key_of
 from ..catalog.roles import is_dense
 from ..filters.predicates import bind
 from ..jobs.registry import WAIT_SECONDS, Jobs, JobState, Progress, Request
@@ -104,13 +104,12 @@ class Statistics:
     def start(self, dataset: Dataset, fields: Sequence[Field], split: str, spec: FilteredSpec, result: str) -> JobState:
         """Start a job that computes the missing statistics; see `Jobs.start`."""
         request = {
-            "dataset": dataset.name,
-            "revision": dataset.revision,
+            **state_of(dataset),
             "fields": [field.name for field in fields],
             "split": split,
             "spec": _of_split(split, spec).model_dump(mode="json", exclude_defaults=True),
         }
-        return self._jobs.start(_KIND, request, result)
+        return self._jobs.start(_KIND, request, result, dataset.names.key)
 
     def _work(self, request: Request, progress: Progress) -> None:
         dataset = self._catalog.dataset_within(WAIT_SECONDS, request["dataset"], request["revision"])
@@ -150,17 +149,17 @@ class Statistics:
                     report, None if accumulated.mean_image is None else accumulated.mean_image.mean()
                 ).dump()
 
-            data = self._folder.get(f"stats/{_VERSION}-{key}", compute)
+            data = self._folder.get(key.kept, compute)
             if not computed:
                 progress.advance(counts[field.name] * each)
-            self._kept.put(key, data, len(data))
+            self._kept.put(key.here, data, len(data))
 
-    def _stored(self, key: str) -> bytes | None:
-        data = self._kept.find(key)
+    def _stored(self, key: Key) -> bytes | None:
+        data = self._kept.find(key.here)
         if data is None:
-            data = self._folder.find(f"stats/{_VERSION}-{key}")
+            data = self._folder.find(key.kept)
             if data is not None:
-                self._kept.put(key, data, len(data))
+                self._kept.put(key.here, data, len(data))
         return data
 
 
@@ -214,9 +213,8 @@ def _of_split(split: str, spec: FilteredSpec) -> FilteredSpec:
     return FilteredSpec(where=spec.where) if split == "all" else spec
 
 
-def _key(dataset: Dataset, field: Field, split: str, spec: FilteredSpec) -> str:
+def _key(dataset: Dataset, field: Field, split: str, spec: FilteredSpec) -> Key:
     drawn = "" if split == "all" else spec.split_spec.model_dump_json()
     # As the fields understand the filter: one way to write it finds what another one has computed.
     kept = "".join(f" {one.text}" for one in bind(dataset, spec.where))
-    text = f"{dataset.name} {dataset.revision} {field.name} {split} {drawn}{kept}"
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return key_of(f"stats/{_VERSION}", dataset.name, dataset.names, f"{field.name} {split} {drawn}{kept}")
