@@ -299,7 +299,7 @@ def test_errors(served: h5feed.Feed) -> None:
     with pytest.raises(SplitNotFound, match="all"):
         served["many"].stats("test")
     dataset = served["many"]
-    dataset.revision = "other"
+    dataset._revision = "other"
     with pytest.raises(RevisionChanged):
         dataset.stats()
 
