@@ -78,8 +78,8 @@ async def delete_job(
 
 def _no_job(job: str) -> PageNotFound:
     return PageNotFound(
-        f"no job {job[:40]!r}: jobs are kept for a day, or until they are deleted. Those of a provisional revision are "
-        "known to one worker only: request their result again"
+        f"no job {job[:40]!r}: jobs are kept for a day, or until they are deleted; those about a provisional revision, "
+        "until the server stops"
     )
 
 

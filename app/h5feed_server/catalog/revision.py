@@ -78,7 +78,7 @@ def digest_in_rounds(
     try:
         for first in range(0, len(chosen), at_once):
             own = chosen[first : first + at_once]
-            begin(min(len(own) * BLOCK, identity.size))
+            begin(sum(min(BLOCK, identity.size - block * BLOCK) for block in own))
             # A single block: to hand it to a thread would take longer.
             parts = (
                 threads.map(lambda block: _block_digest(fd, block), own)

@@ -4,7 +4,7 @@ A job has a kind and is named by the digest of its request. The worker that runs
 file in the cache folder, which is released when the worker dies. The job's request and progress are stored next to it.
 If no worker runs a job, the first worker that receives a request for it takes it over.
 
-A job about a provisional revision (see `h5feed.revisions`) leaves no file: only the worker that runs it knows it.
+Jobs about a provisional revision (see `h5feed.revisions`) have another folder, which is deleted when the server stops.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 import threading
 import time
@@ -59,6 +60,12 @@ WAIT_SECONDS = 60.0
 """How long a job waits for a dataset that the catalogue is still inspecting, for example after a restart."""
 
 _ID = re.compile("[0-9a-f]{32}")
+
+_PROVISIONAL_ID = "000000"
+"""How the ids of jobs about provisional revisions begin. If another one does by chance, it is only stored less long."""
+
+NO_SCRATCH = Path(os.devnull) / "jobs"
+"""A folder that cannot be created."""
 
 Request = Mapping[str, Any]
 Status = Literal["queued", "running", "done", "failed"]
@@ -108,11 +115,6 @@ class JobState:
     @property
     def dataset(self) -> str:
         return str(self.request.get("dataset", ""))
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether all workers know it, by its files."""
-        return not is_provisional(str(self.request.get("revision", "")))
 
 
 class InProgress(Exception):
@@ -192,12 +194,16 @@ class Jobs:
         Shared by all workers.
     patience : float
         A job that nobody has requested for this many seconds is cancelled.
+    scratch : Path, optional
+        Folder for jobs about provisional revisions, shared by all workers and deleted when the server stops. Default:
+        only the worker that runs such a job knows it.
     """
 
-    def __init__(self, folder: Path, patience: float) -> None:
+    def __init__(self, folder: Path, patience: float, scratch: Path = NO_SCRATCH) -> None:
         self._folder = folder
+        self._scratch = scratch
         self._patience = patience
-        self._askers = Askers(folder)
+        self._askers = Askers(self._folder_of)
         self._kinds: dict[str, _Kind] = {}
         self._closed = threading.Event()
         self._watching = False
@@ -271,7 +277,7 @@ class Jobs:
             return None
         state = self._state(job)
         if state is not None and not state.is_over:
-            self._askers.note(job, asker, keep=state.is_shared)
+            self._askers.note(job, asker)
         return state
 
     def delete(self, job: str, asker: str) -> bool:
@@ -297,12 +303,6 @@ class Jobs:
             )
         if mine is not None:
             mine.cancelled.set()
-        if not state.is_shared:
-            with self._lock:
-                if state.is_over:
-                    self._mine.pop(job, None)
-            self._askers.forget(job)
-            return True
         with contextlib.suppress(OSError):
             # The worker that runs the job notices this file. If no worker does, the lock is free, so clean up here.
             self._deletion(job).touch()
@@ -331,10 +331,9 @@ class Jobs:
             self._make_room(wanted.dataset)
             lock: int | None = None
             with contextlib.suppress(OSError):
-                if wanted.is_shared:
-                    lock, other = self._lock_or_other(wanted, anew)
-                    if other is not None:
-                        return other
+                lock, other = self._lock_or_other(wanted, anew)
+                if other is not None:
+                    return other
             fresh = replace(wanted, status="queued", done=0, total=0, code=None, detail=None)
             mine = self._mine[wanted.id] = _Mine(fresh, lock)
             self._write(mine)
@@ -349,7 +348,7 @@ class Jobs:
         OSError
         """
         # Created each time: the cache folder may be deleted at any time.
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder_of(wanted.id).mkdir(parents=True, exist_ok=True)
         lock = hold(self._lock_of(wanted.id))
         now = self._read(wanted.id)
         if lock is None:
@@ -475,15 +474,19 @@ class Jobs:
                 file.unlink()
         self._askers.forget(job)
 
+    def _folder_of(self, job: str) -> Path:
+        """Where the files of a job are."""
+        return self._scratch if job.startswith(_PROVISIONAL_ID) else self._folder
+
     def _deletion(self, job: str) -> Path:
         """The file that marks a job as deleted."""
-        return self._folder / f"{job}.deleted"
+        return self._folder_of(job) / f"{job}.deleted"
 
     def _lock_of(self, job: str) -> Path:
-        return self._folder / f"{job}.lock"
+        return self._folder_of(job) / f"{job}.lock"
 
     def _file(self, job: str) -> Path:
-        return self._folder / f"{job}.json"
+        return self._folder_of(job) / f"{job}.json"
 
     def _read(self, job: str) -> JobState | None:
         data = read_sealed(self._file(job))
@@ -512,4 +515,5 @@ class Jobs:
 
 def _id_of(kind: str, request: Request) -> str:
     text = json.dumps([kind, request], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    job = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return _PROVISIONAL_ID + job[len(_PROVISIONAL_ID) :] if is_provisional(str(request.get("revision"))) else job
