@@ -420,7 +420,8 @@ def test_a_job_outlives_its_worker(big: Path, serve: Callable[..., ServerProcess
 
 def test_waiting_has_an_end(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
     """A client that waits no longer is told how far the server is; a server that is stopped does not finish first."""
-    server = serve(sparse(tmp_path / "big", 20 * BIG_ROWS), H5FEED_PROVISIONAL_BYTES="2000000000")
+    options = {"H5FEED_DIGEST_LIMIT": "1000", "H5FEED_PROVISIONAL_BYTES": str(1 << 62)}
+    server = serve(sparse(tmp_path / "big", 20 * BIG_ROWS), **options)
     with h5feed.connect(server.url) as feed, pytest.raises(ReadTimeout, match=r"% done\)\. .* try again later"):
         feed["big"].stats(field="images", timeout=1)
     assert server.stop() == 0

@@ -231,7 +231,7 @@ class Digests:
             while len(self._known) > _KNOWN:
                 self._known.popitem(last=False)
             if (content := self._unfinished.pop(identity, None)) is not None:
-                content.done, content.digest = content.total, digest
+                content.done, content.layout, content.digest = content.total, b"", digest
 
     # In the background ----------------------------------------------------------------------------------------------
 
