@@ -106,6 +106,7 @@ def test_served_before_it_is_hashed(serve: Callable[..., ServerProcess], data: P
         assert answer.status_code == 200, answer.text
         assert answer.headers["cache-control"] == "no-store" and "etag" not in answer.headers, answer.url
         assert number == 1 or answer.headers[HEADER] == provisional, answer.url
+    assert "(provisional: 0 % of the files are hashed)" in answers[-1].text
     tensors, about_batch, _ = read_body(np.frombuffer(answers[3].content, np.uint8))
     assert about_batch["revision"] == provisional
     np.testing.assert_array_equal(tensors["x"], _values(1)[tensors["__rows__"]])
