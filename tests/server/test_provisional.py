@@ -23,6 +23,7 @@ from h5feed.revisions import HEADER, LENGTH, is_provisional
 from h5feed.wire import read_body
 from h5feed_server.cache_folder.folder import CacheFolder
 from h5feed_server.catalog.digests import FILES_AT_ONCE, Digests
+from h5feed_server.jobs.registry import Jobs, Progress, Request
 from h5feed_server.storage.local_file import YOUNG_SECONDS, Identity
 
 from tests.support.server_process import ServerProcess
@@ -420,3 +421,31 @@ def test_without_a_cache_folder(serve: Callable[..., ServerProcess], data: Path,
         assert _ask(server, "/d").json()["revision"] == content
     finally:
         server.stop()
+
+
+def test_a_job_goes_on_under_its_first_name(tmp_path: Path) -> None:
+    """Whoever asks for the same work by its content gets the job that is at work, in any worker; files of such a job
+    are not in the cache folder."""
+    go_on = threading.Event()
+    both = [Jobs(tmp_path / "jobs", 1e9, tmp_path / "scratch") for _ in range(2)]
+
+    def work(request: Request, progress: Progress) -> None:
+        go_on.wait(60)
+
+    for jobs in both:
+        jobs.register("work", "rows", work)
+    request = {"dataset": "d", "revision": "prov-aaaaaaaaaaa"}
+    named = request | {"revision": "0123456789abcdef"}
+    first = both[0].start("work", request, "/there", "prov-aaaaaaaaaaa")
+    for jobs in both:
+        assert jobs.start("work", named, "/there", "prov-aaaaaaaaaaa").id == first.id
+        assert jobs.state(first.id) is not None
+    assert list((tmp_path / "scratch").glob("*.json")) and not list((tmp_path / "jobs").glob("*"))
+    go_on.set()
+    wait_until(lambda: (state := both[1].state(first.id)) is not None and state.is_over)
+    later = both[1].start("work", named, "/there", "prov-aaaaaaaaaaa")
+    assert later.id != first.id
+    wait_until(lambda: (state := both[0].state(later.id)) is not None and state.is_over)
+    assert list((tmp_path / "jobs").glob("*.json"))
+    for jobs in both:
+        jobs.close()

@@ -245,19 +245,18 @@ class Jobs:
         result : str
             Path of the URL of the result.
         earlier : str, optional
-            What the request's ``revision`` may have been called before. If a job under that name is at work here, no
-            other one is started.
+            What the request's ``revision`` may have been called before. If a job under that name is not finished, it is
+            that job which goes on.
 
         Raises
         ------
         Overloaded
             Too many jobs are waiting, or this job is being stopped.
         """
-        with self._lock:
-            before = self._mine.get(_id_of(kind, {**request, "revision": earlier}))
-            if before is not None and not before.state.is_over and not before.cancelled.is_set():
-                return before.state
         job = _id_of(kind, request)
+        before = self._unfinished(_id_of(kind, {**request, "revision": earlier})) if earlier else None
+        if before is not None and before.id != job:
+            return self._take(before, anew=False)
         return self._take(JobState(job, kind, dict(request), result, unit=self._kinds[kind].unit), anew=True)
 
     def state(self, job: str, asker: str = "") -> JobState | None:
@@ -310,6 +309,13 @@ class Jobs:
                 self._forget(job)
                 release(self._lock_of(job), lock)
         return True
+
+    def _unfinished(self, job: str) -> JobState | None:
+        """State of a job that is not over, whatever is in scope."""
+        with self._lock:
+            mine = self._mine.get(job)
+        state = self._read(job) if mine is None else None if mine.cancelled.is_set() else mine.state
+        return None if state is None or state.is_over else state
 
     def _state(self, job: str) -> JobState | None:
         with self._lock:
