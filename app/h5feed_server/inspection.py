@@ -49,6 +49,9 @@ _DIGESTED = 1 << 20
 """Bytes of files that are hashed in full: nobody is told the revision."""
 
 
+_ANY_SIZE = 1 << 62
+
+
 def inspect_file(path: Path, console: Console) -> int:
     """Print what is known of one HDF5 file; returns the exit code.
 
@@ -63,7 +66,13 @@ def inspect_file(path: Path, console: Console) -> int:
     with contextlib.ExitStack() as opened:
         cache = opened.enter_context(tempfile.TemporaryDirectory(prefix="h5feed-inspect-", ignore_cleanup_errors=True))
         settings = Settings.model_validate(
-            {"data_dir": root, "cache_dir": Path(cache), "digest_limit": _DIGESTED, "follow_links": True}
+            {
+                "data_dir": root,
+                "cache_dir": Path(cache),
+                "digest_limit": _DIGESTED,
+                "provisional_bytes": _ANY_SIZE,
+                "follow_links": True,
+            }
         )
         services = Services.start(settings, only=files)
         # A file that is looked at for the second time still is: all that writes there ends before the folder goes.

@@ -41,6 +41,7 @@ from .api.counting import Counting, endpoint_of, note
 from .api.forwarded import Forwarded
 from .api.hosts import HostCheck
 from .api.identity import Callers, TrustedProxies
+from .api.naming import Naming
 from .api.openapi import describe, operation_id
 from .api.redaction import keep_secret
 from .api.shortcut import BatchShortcut, KnownQueries
@@ -154,6 +155,7 @@ def create_app(
     explorer.install(app)
     if local_socket is not None:
         app.add_middleware(local.LocalHint)
+    app.add_middleware(Naming)
     app.add_middleware(Counting, state=app.state)
     app.add_middleware(BatchShortcut, state=app.state)
     if is_traced:

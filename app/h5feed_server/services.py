@@ -6,13 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 
 from h5feed.stored.byte_cache import ByteCache
 
 from .batches.batcher import Batcher
 from .cache_folder.folder import CacheFolder
 from .catalog.catalog import Catalog
-from .jobs.registry import Jobs
+from .jobs.registry import NO_SCRATCH, Jobs
 from .settings import Settings
 from .sharing.body_pool import BodyPool
 from .sharing.fair_threads import FairThreads
@@ -33,10 +34,13 @@ _PAGE_THREADS = 2
 
 @dataclass(frozen=True)
 class Shared:
-    """What a worker is given by the process that started it: the scoreboard, and its place on it."""
+    """What a worker is given by the process that started it: the scoreboard, its place on it, and a folder for what is
+    forgotten when the server stops.
+    """
 
     board: Scoreboard
     place: int
+    scratch: Path = NO_SCRATCH
 
     @classmethod
     def alone(cls) -> Shared:
@@ -105,7 +109,8 @@ class Services:
         threads = FairThreads(settings.request_threads, "h5feed-request", settings.idle_seconds)
         page_threads = FairThreads(_PAGE_THREADS, "h5feed-page", settings.idle_seconds)
         threads.submit(catalog.entries)
-        jobs = Jobs(folder.path / "jobs", settings.job_patience)
+        shared = shared or Shared.alone()
+        jobs = Jobs(folder.path / "jobs", settings.job_patience, shared.scratch)
         batcher = Batcher(settings, catalog, reader, folder, jobs)
         statistics = Statistics(catalog, batcher, folder, jobs, settings.max_job_bytes)
         search = RowSearch(catalog, reader, folder, jobs, settings.read_timeout)
@@ -119,7 +124,6 @@ class Services:
             pool.drop_idle()
             browser.rest()
 
-        shared = shared or Shared.alone()
         metrics = Metrics(numbers or Catalogue((), ()), shared.board, shared.place)
         metrics.watch(partial(_sizes, settings, catalog, batcher, pool, threads, hdf5, browser))
         memory = GivesBack(settings.idle_seconds, pool.idle_seconds, let_go)

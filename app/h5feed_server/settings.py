@@ -115,6 +115,15 @@ class Settings(BaseSettings):
     digest_limit: int = Field(
         8 << 30, ge=0, description="Files up to this size are hashed in full for their revision, in bytes."
     )
+    provisional_bytes: int = Field(
+        32 << 20,
+        ge=0,
+        description="Datasets whose files have more bytes to hash than this are served under a provisional revision "
+        "until that is done.",
+    )
+    digest_rate: int = Field(
+        0, ge=0, description="Bytes per second that a worker hashes in the background; 0 for no limit."
+    )
     max_body_bytes: int = Field(
         256 << 20, ge=1 << 16, description="Maximum size of one response with batches or rows, in bytes."
     )

@@ -72,9 +72,18 @@ class DrawnInfo(TypedDict):
     stratified_by: Text
 
 
+class HashingInfo(TypedDict):
+    """How far the files of a dataset have been hashed."""
+
+    done: Count
+    total: Count
+
+
 class DatasetInfo(TypedDict):
     name: str
     revision: str
+    content: NotRequired[Text]
+    hashing: NotRequired[HashingInfo | None]
     rows: Count
     fields: list[FieldInfo]
     class_names: list[str] | None

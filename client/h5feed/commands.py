@@ -94,6 +94,12 @@ def _print_entries(entries: Sequence[Mapping[str, Any]], options: argparse.Names
     _print_table(rows)
 
 
+def _hashed(info: Mapping[str, Any]) -> str:
+    """What to say of a revision that is provisional; empty if it is not."""
+    hashing = info.get("hashing")
+    return f" (provisional: {hashing['done'] / max(1, hashing['total']):.0%} hashed)" if hashing else ""
+
+
 def _info(feed: Feed, options: argparse.Namespace) -> None:
     dataset = feed[options.dataset]
     wanted = _split_options(options)
@@ -104,7 +110,7 @@ def _info(feed: Feed, options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(dataset.info | ({"splits": splits} if splits else {}), indent=2))
         return
-    print(f"{dataset.name}: {dataset.rows} rows, revision {dataset.revision}")
+    print(f"{dataset.name}: {dataset.rows} rows, revision {dataset.revision}{_hashed(dataset.info)}")
     rows = [("FIELD", "ROLE", "SAMPLE", "CHUNKS", "FILTERS", "WHY")]
     for field in dataset.info["fields"]:
         sample = f"{field['dtype']}{field['shape']}"

@@ -6,6 +6,7 @@ import math
 import operator
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeVar, Unpack, overload
@@ -13,14 +14,15 @@ from typing import Any, NoReturn, TypeVar, Unpack, overload
 import numpy as np
 import numpy.typing as npt
 
-from .answers import NamedSplits, PlanInfo, SplitsInfo, StatsInfo
+from .answers import DatasetInfo, NamedSplits, PlanInfo, SplitsInfo, StatsInfo
 from .batch import Batch
 from .blocks import Block, Fetch, blocks_of, blocks_of_passes
 from .cache import RowCache
-from .errors import BadAnswer, BadParameter, RowOutOfRange, TooLarge
+from .errors import BadAnswer, BadParameter, Preparing, RevisionChanged, RowOutOfRange, TooLarge
 from .fetching.cached import cached_fetch
 from .fetching.decoding import decoded_batch, decoded_fetch, specs_for
 from .fetching.parts import PART_BYTES
+from .fetching.provisional import LaterCached
 from .fetching.readahead import ReadAhead
 from .fetching.server import check_asked_for, fetch_rows, fetcher, only_batch, only_tensor, taker
 from .frames import DTYPES, MAX_BODY_BYTES, Field, Frame
@@ -36,6 +38,7 @@ from .options import (
 from .order import BatchGrid
 from .pictures import PNG, Picture, PlotKind
 from .plan import Plan, conditions, names_of, parameter, quoted, tail_of
+from .revisions import is_provisional
 from .schema import checked
 from .splits import Splits, replaced_told, tell_replaced
 from .stats import FieldStats, Stats
@@ -54,6 +57,9 @@ DEFAULT_READAHEAD = 64 << 20
 
 _MAX_PLANS = 256
 
+_SETTLE_POLL_SECONDS = 0.5
+"""Interval at which the server is asked whether it has hashed the files."""
+
 _BODY_HEAD_BYTES = 1 << 20
 """Maximum header size of a body that is not a batch."""
 
@@ -68,7 +74,7 @@ class RemoteDataset:
         self._client = client
         self.info = info
         self.name: str = info["name"]
-        self.revision: str = info["revision"]
+        self._revision: str = info["revision"]
         self.rows: int = info["rows"]
         self.class_names: list[str] | None = info.get("class_names")
         self.fields = {
@@ -90,7 +96,9 @@ class RemoteDataset:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Caches and plans stay in this process. Warnings given here are not repeated by the copy.
-        return _unpickled, (type(self), self._client, self.info, replaced_told(self.name, self.revision))
+        server = self._client.names.server_of(self._revision)
+        given = None if server is None else (server.url, self.revision)
+        return _unpickled, (type(self), self._client, self.info, replaced_told(self.name, self._revision), given)
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{f.name}: {f.dtype}{list(f.shape)} ({f.role})" for f in self.fields.values())
@@ -118,6 +126,60 @@ class RemoteDataset:
         """How the servers are reached: over a Unix socket, or over TCP and why not over a Unix socket."""
         via = self._client.via
         return next(iter(via.values())) if len(via) == 1 else "; ".join(f"{url}: {how}" for url, how in via.items())
+
+    @property
+    def revision(self) -> str:
+        """The revision of the data: a digest of its content, or a provisional name until a response tells that."""
+        return self._client.names.current(self._revision)
+
+    def settle(self) -> str:
+        """Wait until the server has hashed the files, and return the revision by content.
+
+        Raises
+        ------
+        Preparing
+            It takes longer than the deadline of the connection.
+        RevisionChanged
+        """
+        deadline = time.monotonic() + self._client.deadline
+        while is_provisional(self.revision):
+            info = checked(self._client.json(self._path, {"revision": self._revision}), DatasetInfo, "dataset")
+            if not is_provisional(self.revision):
+                break
+            if time.monotonic() + _SETTLE_POLL_SECONDS > deadline:
+                hashing = info.get("hashing")
+                far = f"{hashing['done']:,} of {hashing['total']:,} bytes" if hashing else "not all of them"
+                raise Preparing(
+                    f"{self.name!r} has the provisional revision {self._revision}: after {self._client.deadline:g} s, "
+                    f"the server has hashed {far}. It goes on; try again later."
+                )
+            time.sleep(_SETTLE_POLL_SECONDS)
+        return self.revision
+
+    def check_is(self, revision: str) -> None:
+        """Check that a name stands for these data, which may have another name now.
+
+        If one of the names is provisional, the server is asked.
+
+        Raises
+        ------
+        RevisionChanged
+            It stands for other data, or no server knows it.
+        Preparing
+            That is not known before the server has hashed the files.
+        """
+        names = self._client.names
+        if names.are_same(revision, self.revision):
+            return
+        if is_provisional(revision):
+            self._client.json(self._path, {"revision": revision})
+        elif is_provisional(self.revision):
+            self.settle()
+        if is_provisional(names.current(revision)) and is_provisional(self.revision):
+            self.settle()
+            self._client.json(self._path, {"revision": revision})
+        if not names.are_same(revision, self.revision):
+            raise RevisionChanged(f"{self.name!r} has revision {self.revision}, not {revision}")
 
     @property
     def shape(self) -> dict[str, tuple[int, ...]]:
@@ -181,7 +243,7 @@ class RemoteDataset:
             plan, epoch = self.plan(split, batch_size=batch_size, **options), int(options.get("epoch") or 0)
             return self._fetch(plan, None)(Block(epoch, index, index + 1, plan.batch_bytes), threading.Event())[0]
         batch = only_batch(body, frame)
-        check_asked_for(batch, index, int(options.get("epoch") or 0), self.revision)
+        check_asked_for(batch, index, int(options.get("epoch") or 0), self.revision, self._client.names)
         if len(batch.rows) > batch_size:
             raise BadAnswer(f"batch {index} has {len(batch.rows)} rows, expected at most {batch_size}")
         return decoded_batch(batch, decoding, self._client.pool) if decoding else batch
@@ -315,7 +377,7 @@ class RemoteDataset:
         answer = checked(jobs.wait_for(ask, "statistics", timeout, progress), StatsInfo, "statistics")
         found = Stats(self._of_this_revision(answer), partial(self._plot, of_split, timeout))
         if answer["replaces"]:
-            tell_replaced(self.name, self.revision, split_options(options), answer["note"] or "")
+            tell_replaced(self.name, self._revision, split_options(options), answer["note"] or "")
         if field is None:
             return found
         if field not in found:
@@ -338,7 +400,7 @@ class RemoteDataset:
         most = min(_BODY_HEAD_BYTES + 4 * math.prod(shape), MAX_BODY_BYTES)
         ask = partial(self._client.body, f"{self._path}/stats/mean-image", params, max_bytes=most, is_job=True)
         body = jobs.wait_for(ask, "statistics", jobs.TIMEOUT, None)
-        image, _ = only_tensor(body, "mean_image", "float32", self.revision)
+        image, _ = only_tensor(body, "mean_image", "float32", self.revision, self._client.names)
         if image.shape != shape:
             raise BadAnswer(f"received a mean image of shape {list(image.shape)}, expected {list(shape)}")
         return image
@@ -357,11 +419,11 @@ class RemoteDataset:
         path = f"{self._path}/splits/{quoted(split)}/rows"
         ask = partial(self._client.body, path, params, max_bytes=most, is_job=True)
         body = jobs.wait_for(ask, "rows of the split", timeout, progress)
-        rows, about = only_tensor(body, ROWS, "int64", self.revision)
+        rows, about = only_tensor(body, ROWS, "int64", self.revision, self._client.names)
         if rows.ndim != 1 or (rows.size and (rows[0] < 0 or rows[-1] >= self.rows or (np.diff(rows) <= 0).any())):
             raise BadAnswer(f"the row ids of {split!r} must be ascending and below {self.rows:,}, but are not")
         if "replaced" in about:
-            tell_replaced(self.name, self.revision, split_options(options), about["replaced"])
+            tell_replaced(self.name, self._revision, split_options(options), about["replaced"])
         return rows
 
     def plan(self, split: str = "all", *, batch_size: int = 32, **options: Unpack[OrderOptions]) -> Plan:
@@ -378,7 +440,7 @@ class RemoteDataset:
                 self._plans.clear()
             self._plans[cut] = answer
             if answer["replaces"] and params.get("shard", "0") == "0":
-                tell_replaced(self.name, self.revision, split_options(options), answer["note"] or "")
+                tell_replaced(self.name, self._revision, split_options(options), answer["note"] or "")
         limits, wire_bytes = answer["limits"], max(1, answer["batch_bytes"])
         part_rows = answer.get("part_rows", batch_size)
         if part_rows < batch_size:
@@ -456,18 +518,24 @@ class RemoteDataset:
     def cache(self, folder: str | os.PathLike[str], cache_bytes: int | None = None) -> RowCache:
         """A local cache folder for this dataset, to pass as ``cache=`` or to inspect.
 
+        If the revision is provisional, this waits until the server has hashed the files.
+
         Parameters
         ----------
         folder : path
             Created if missing. May be shared by all datasets and processes of a machine.
         cache_bytes : int, optional
             Maximum size of the whole folder; default: the free disk space, minus a tenth of the disk.
+
+        Raises
+        ------
+        Preparing
         """
         # One per process: a lock may have been held at the time of the fork.
         key = os.path.abspath(os.path.expanduser(folder)), cache_bytes, os.getpid()
         found = self._caches.get(key)
         if found is None:
-            found = self._caches[key] = RowCache(key[0], self.name, self.revision, self.rows, cache_bytes)
+            found = self._caches[key] = RowCache(key[0], self.name, self.settle(), self.rows, cache_bytes)
         return found
 
     def _fetch(self, plan: Plan, cache: str | os.PathLike[str] | RowCache | None) -> Fetch[Batch]:
@@ -478,20 +546,35 @@ class RemoteDataset:
             fetch = decoded_fetch(fetch, plan.decoding, client.pool)
         if cache is None:
             return fetch
+
+        def cached(own: RowCache, revision: str) -> Fetch[Batch]:
+            return cached_fetch(
+                fetch,
+                own,
+                plan,
+                fetch_fields=lambda names: fetcher(client, path, plan.of_fields(names)),
+                take=taker(client, path, revision, plan.frame, plan.decoding, client.pool),
+                pool=client.pool,
+            )
+
+        if is_provisional(self.revision):
+            name, rows, given = self.name, self.rows, cache
+
+            def cached_later(content: str) -> Fetch[Batch]:
+                own = given if isinstance(given, RowCache) else RowCache(given, name, content, rows)
+                own.check(name, content)
+                if own.pid != os.getpid():
+                    own = RowCache(own.folder, name, content, rows, own.max_bytes)
+                return cached(own, content)
+
+            return LaterCached(fetch, cached_later, client.names, self._revision, name)
         if isinstance(cache, RowCache):
             cache.check(self.name, self.revision)
             if cache.pid != os.getpid():
                 cache = self.cache(cache.folder, cache.max_bytes)
         else:
             cache = self.cache(cache)
-        return cached_fetch(
-            fetch,
-            cache,
-            plan,
-            fetch_fields=lambda names: fetcher(client, path, plan.of_fields(names)),
-            take=taker(client, path, self.revision, plan.frame, plan.decoding, client.pool),
-            pool=client.pool,
-        )
+        return cached(cache, self.revision)
 
     def _decoding(self, options: OrderOptions) -> tuple[OrderOptions, dict[str, ImageSpec]]:
         """Options for the server, and the fields to decode here.
@@ -548,7 +631,7 @@ class RemoteDataset:
         frame.check_plan((self._tensor(**tensor) for tensor in plan["tensors"]), batch_size)
 
     def _of_this_revision(self, answer: Any) -> Any:
-        if answer["revision"] != self.revision:
+        if not self._client.names.are_same(answer["revision"], self.revision):
             raise BadAnswer(
                 f"requested revision {self.revision} of {self.name!r}, but received {answer['revision']}: a proxy or "
                 "cache between client and server mixes up responses"
@@ -587,7 +670,12 @@ def row_ids(rows: npt.ArrayLike) -> npt.NDArray[Any]:
     return wanted
 
 
-def _unpickled(kind: type[D], client: Client, info: dict[str, Any], told: frozenset[str]) -> D:
+def _unpickled(
+    kind: type[D], client: Client, info: dict[str, Any], told: frozenset[str], given: tuple[str, str] | None = None
+) -> D:
     dataset = kind(client, info)
-    replaced_told(dataset.name, dataset.revision, told)
+    replaced_told(dataset.name, info["revision"], told)
+    if given is not None:
+        url, current = given
+        client.adopt_name(info["revision"], url, None if is_provisional(current) else current)
     return dataset

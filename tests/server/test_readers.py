@@ -20,7 +20,8 @@ from h5feed.errors import DatasetCorrupt, Overloaded, ReaderCrashed, RevisionCha
 from h5feed.stored.layout import ArrayLayout, load_layout
 from h5feed.stored.local_file import Identity, LocalFile, OpenFiles
 from h5feed_server.cache_folder.folder import CacheFolder
-from h5feed_server.catalog.loading import FileLoader
+from h5feed_server.catalog.digests import Digests
+from h5feed_server.catalog.loading import AtOnce, FileLoader
 from h5feed_server.settings import Settings
 from h5feed_server.storage.hdf5.inspector import Inspector
 from h5feed_server.storage.hdf5.reader_pool import ReaderPool
@@ -132,12 +133,12 @@ def test_the_layout_of_another_file(pool: ReaderPool, tmp_path: Path) -> None:
     with h5py.File(path, "w") as file:
         file["y"] = np.arange(20)
     with Inspector(20) as inspector:
-        loader = FileLoader(data, Settings(data_dir=data), folder, FILES, inspector, pool)
+        loader = FileLoader(data, Settings(data_dir=data), folder, Digests(folder, 1 << 30, 0), FILES, inspector, pool)
         try:
             with pytest.raises(RevisionChanged):
-                loader.layout(str(path), before)
+                loader.layout(str(path), before, (), AtOnce(1 << 30))
             os.rename(tmp_path / "away", path)
-            layout, *_ = loader.layout(str(path), _identity(path))
+            layout, *_ = loader.layout(str(path), _identity(path), (), AtOnce(1 << 30))
         finally:
             loader.close()
     assert [array.path for array in layout.arrays] == ["x"]

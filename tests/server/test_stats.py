@@ -299,7 +299,7 @@ def test_errors(served: h5feed.Feed) -> None:
     with pytest.raises(SplitNotFound, match="all"):
         served["many"].stats("test")
     dataset = served["many"]
-    dataset.revision = "other"
+    dataset._revision = "other"
     with pytest.raises(RevisionChanged):
         dataset.stats()
 
@@ -420,7 +420,8 @@ def test_a_job_outlives_its_worker(big: Path, serve: Callable[..., ServerProcess
 
 def test_waiting_has_an_end(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
     """A client that waits no longer is told how far the server is; a server that is stopped does not finish first."""
-    server = serve(sparse(tmp_path / "big", 20 * BIG_ROWS), H5FEED_DIGEST_LIMIT="1000")
+    options = {"H5FEED_DIGEST_LIMIT": "1000", "H5FEED_PROVISIONAL_BYTES": str(1 << 62)}
+    server = serve(sparse(tmp_path / "big", 20 * BIG_ROWS), **options)
     with h5feed.connect(server.url) as feed, pytest.raises(ReadTimeout, match=r"% done\)\. .* try again later"):
         feed["big"].stats(field="images", timeout=1)
     assert server.stop() == 0

@@ -27,6 +27,7 @@ from ..sharing.slots import QueueFull
 from .binary import KEPT, Bytes, is_tagged, not_modified, url_headers
 from .counting import PHASES
 from .dependencies import in_thread
+from .naming import names_headers
 from .peer import Peer, Writer, peer_of
 from .queries import BatchQuery, OneBatchQuery, PlanQuery
 
@@ -272,6 +273,7 @@ class BatchStream(Response):
         blocks = _blocks(plan, *self._window)
         private = services.is_guarded
         headers = url_headers(*self._url, plan.dataset.revision, "safetensors", private=private)
+        headers = names_headers(plan.dataset, headers)
         if is_tagged(self._if_none_match, headers):
             return not_modified(headers)
         headers["content-disposition"] = _KEPT

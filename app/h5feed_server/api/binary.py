@@ -137,7 +137,7 @@ def is_known(request: Request, headers: dict[str, str]) -> bool:
 def is_tagged(if_none_match: str, headers: dict[str, str]) -> bool:
     """Same as `is_known`, from the header's value."""
     known = [item.strip().removeprefix("W/") for item in if_none_match.split(",")]
-    return headers["etag"] in known or known == ["*"]
+    return headers.get("etag") in known or known == ["*"]
 
 
 def not_modified(headers: dict[str, str]) -> Response:

@@ -10,6 +10,7 @@ from h5feed.errors import SourceUnavailable
 from ..catalog.description import describe_dataset
 from ..catalog.discovery import shown
 from ..catalog.entry import Listed
+from ..catalog.names import tell_list
 from .dependencies import NamePath, ServicesDep, all_known, in_thread
 from .problem_responses import DATASET, problems
 from .queries import CatalogQuery
@@ -17,7 +18,10 @@ from .response_models import Catalogue, DatasetDescription, answers
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
-_IN_LIST = ("name", "status", "reason", "revision", "rows", "native_splits", "files")
+_IN_LIST = (
+    *("name", "status", "reason", "revision", "provisional", "content", "hashing"),
+    *("rows", "native_splits", "files"),
+)
 _FIELD_IN_LIST = ("name", "role", "shape", "dtype", "readable", "reason")
 
 
@@ -33,8 +37,10 @@ async def list_datasets(services: ServicesDep, query: Annotated[CatalogQuery, Qu
     def work() -> dict[str, Any]:
         needle = (query.q or "").lower()
         lines = [line for line in services.catalog.listed() if needle in line.name.lower()]
+        page = lines[query.offset : query.offset + query.limit]
+        tell_list(line.dataset.revision for line in page if line.dataset is not None)
         return {
-            "datasets": [_summary(line) for line in lines[query.offset : query.offset + query.limit]],
+            "datasets": [_summary(line) for line in page],
             "total": len(lines),
             "limit": query.limit,
             "offset": query.offset,
@@ -44,9 +50,18 @@ async def list_datasets(services: ServicesDep, query: Annotated[CatalogQuery, Qu
 
 
 @router.get("/{name}", summary="One dataset and its fields", **answers(DatasetDescription, problems(*DATASET)))
-async def get_dataset(services: ServicesDep, name: NamePath) -> dict[str, Any]:
-    """Fields with shape, dtype, role (and why), chunks, filters and sizes; attributes; the cost of a shuffled batch."""
-    return await in_thread(services, lambda: describe_dataset(services.catalog.dataset(name)))
+async def get_dataset(
+    services: ServicesDep,
+    name: NamePath,
+    revision: Annotated[str | None, Query(description="Answer 409 if the data are not this revision's.")] = None,
+) -> dict[str, Any]:
+    """Fields with shape, dtype, role (and why), chunks, filters and sizes; attributes; the cost of a shuffled batch.
+
+    `provisional`: the revision is a provisional name, which only this server knows, because the files have not all been
+    hashed (`hashing` says how far it is), or because the request names it. `content`: the revision by content, if it is
+    known.
+    """
+    return await in_thread(services, lambda: describe_dataset(services.catalog.dataset(name, revision)))
 
 
 def _summary(line: Listed) -> dict[str, Any]:
@@ -59,6 +74,9 @@ def _summary(line: Listed) -> dict[str, Any]:
         "status": line.status,
         "reason": line.reason,
         "revision": None,
+        "provisional": False,
+        "content": None,
+        "hashing": None,
         "rows": None,
         "native_splits": [],
         "files": [shown(file) for file in line.files],

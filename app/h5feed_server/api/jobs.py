@@ -77,7 +77,10 @@ async def delete_job(
 
 
 def _no_job(job: str) -> PageNotFound:
-    return PageNotFound(f"no job {job[:40]!r}: jobs are kept for a day, or until they are deleted")
+    return PageNotFound(
+        f"no job {job[:40]!r}: jobs are kept for a day, or until they are deleted; those about a provisional revision, "
+        "until the server stops"
+    )
 
 
 async def at_hand(services: Services, look: Callable[[], T], prefer: str | None) -> T | Response:

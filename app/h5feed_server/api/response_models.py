@@ -42,11 +42,26 @@ class FieldSummary(_Answer):
     reason: str | None = Field(description="Why the field cannot be read.")
 
 
+class Hashing(_Answer):
+    """How far the files of a dataset have been hashed."""
+
+    done: int = Field(description="Bytes that have been hashed.")
+    total: int = Field(description="Bytes to hash in all.")
+
+
+_PROVISIONAL = "Whether `revision` is a provisional name, which only this server knows."
+_CONTENT = "The revision by content; null until all files have been hashed."
+_HASHING = "How far the files have been hashed; null when all are."
+
+
 class DatasetSummary(_Answer):
     name: str
     status: str = Field(description="`ok`, `preparing`, `unreadable` or `unavailable`.")
     reason: str | None = Field(description="Why the status is not `ok`.")
     revision: str | None = Field(description="Changes when the data changes.")
+    provisional: bool = Field(description=_PROVISIONAL)
+    content: str | None = Field(description=_CONTENT)
+    hashing: Hashing | None = Field(description=_HASHING)
     rows: int | None
     native_splits: list[StoredSplit] = Field(description="Splits stored in the files.")
     files: list[str]
@@ -107,6 +122,9 @@ class DatasetDescription(_Answer):
     reason: None
     revision: str
     revision_covers: str
+    provisional: bool = Field(description=_PROVISIONAL)
+    content: str | None = Field(description=_CONTENT)
+    hashing: Hashing | None = Field(description=_HASHING)
     rows: int
     fields: list[FieldDescription]
     class_names: list[str] | None = Field(description="Class names of the label, by value.")

@@ -64,6 +64,7 @@ def catalogued(path: Path, options: BuildOptions) -> CataloguedSource:
                 "data_dir": root,
                 "cache_dir": Path(cache),
                 "digest_limit": _BLOCK_BYTES,
+                "provisional_bytes": 1 << 62,
                 "max_body_bytes": 1 << 32,
                 "inspect_timeout": _SECONDS,
                 "read_timeout": _SECONDS,

@@ -11,11 +11,21 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from ..served_version import SERVED_VERSION
+from .locks import hold, release
 from .sealed import read_sealed, write_sealed
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
+
+Name = str | Callable[[], str | None]
+"""Name of a file. What cannot be named yet, but perhaps later, is a callable: see `CacheFolder.get`."""
+
+_NOTE_BYTES = 32
+"""Maximum length of what `CacheFolder.note` writes."""
 
 _POLL_SECONDS = 0.05
 
@@ -67,42 +77,50 @@ class CacheFolder:
         """Finish pending writes."""
         self._writers.shutdown()
 
-    def get(self, name: str, compute: Callable[[], bytes], *, behind: bool = False) -> bytes:
+    def get(self, name: Name, compute: Callable[[], bytes], *, behind: bool = False) -> bytes:
         """The content of a file. If it is missing, one process computes and stores it, and the others wait.
 
         Parameters
         ----------
-        name : str
-            Name of the file, with ``/`` for subfolders.
+        name : str or callable
+            Name of the file, with ``/`` for subfolders. A callable that returns None has no name yet: the content is
+            computed, and stored if there is a name after that.
         compute : callable
             Returns the content.
         behind : bool
             Return before the file is on disk, because syncing can take longer than the computation. Other processes
             wait for the file as they do for the computation.
         """
-        data = self.find(name)
-        if data is not None:
+        named = _known(name)
+        if named is None:
+            data = compute()
+            if (named := _known(name)) is not None:
+                self.put(named, data)
             return data
-        file = self.path / name
+        found = self.find(named)
+        if found is not None:
+            return found
+        file = self.path / named
         with contextlib.ExitStack() as lock:
             try:
                 _in_folder_of(file, lambda: lock.enter_context(self._locked(file)))
             except OSError as error:
                 self._warn(error)
                 return compute()
-            data = read_sealed(file)
-            if data is None:
-                began = time.monotonic()
-                data = compute()
-                # After a power failure, it is computed again: that may be quicker than to wait for the disk now.
-                is_lasting = time.monotonic() - began >= _SYNC_SECONDS
-                held = lock.pop_all()
-                if behind:
-                    with contextlib.suppress(RuntimeError):
-                        self._writers.submit(self._keep, file, data, held, is_lasting)
-                        return data
-                self._keep(file, data, held, is_lasting)
-            return data
+            found = read_sealed(file)
+            if found is not None:
+                return found
+            began = time.monotonic()
+            data = compute()
+            # After a power failure, it is computed again: that may be quicker than to wait for the disk now.
+            is_lasting = time.monotonic() - began >= _SYNC_SECONDS
+            held = lock.pop_all()
+            if behind:
+                with contextlib.suppress(RuntimeError):
+                    self._writers.submit(self._keep, file, data, held, is_lasting)
+                    return data
+            self._keep(file, data, held, is_lasting)
+        return data
 
     def _keep(self, file: Path, data: bytes, lock: contextlib.ExitStack, is_lasting: bool) -> None:
         with lock:
@@ -111,12 +129,62 @@ class CacheFolder:
             except OSError as error:
                 self._warn(error)
 
-    def __contains__(self, name: str) -> bool:
+    def get_unless_busy(self, name: str, compute: Callable[[], bytes]) -> bytes | None:
+        """Same as `get`, but returns None at once if another process is computing the content."""
+        if (data := self.find(name)) is not None:
+            return data
+        file, lock = self.path / name, self._lock_of(name)
+        try:
+            holder = _in_folder_of(file, lambda: hold(lock))
+        except OSError as error:
+            self._warn(error)
+            return compute()
+        if holder is None:
+            return None
+        try:
+            data = self.find(name)
+            if data is None:
+                data = compute()
+                self._keep(file, data, contextlib.ExitStack(), True)
+            return data
+        finally:
+            release(lock, holder)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Store the content of a file."""
+        self._keep(self.path / name, data, contextlib.ExitStack(), True)
+
+    def note(self, name: str, text: str) -> None:
+        """Tell other processes something while this one computes a file in `get_unless_busy`."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._lock_of(name), os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                os.pwrite(descriptor, text.encode().ljust(_NOTE_BYTES), 0)
+            finally:
+                os.close(descriptor)
+
+    def noted(self, name: str) -> str:
+        """What the process that computes a file has told with `note`; empty if nothing."""
+        try:
+            descriptor = os.open(self._lock_of(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                return os.pread(descriptor, _NOTE_BYTES, 0).decode("ascii", "replace").strip()
+            finally:
+                os.close(descriptor)
+        except OSError:
+            return ""
+
+    def __contains__(self, name: Name) -> bool:
         return self.find(name) is not None
 
-    def find(self, name: str) -> bytes | None:
-        """The content of the file `name`; None if it is missing or damaged."""
-        return read_sealed(self.path / name, note_use=True)
+    def find(self, name: Name) -> bytes | None:
+        """The content of the file `name`; None if it is missing or damaged, or has no name yet."""
+        named = _known(name)
+        return None if named is None else read_sealed(self.path / named, note_use=True)
+
+    def _lock_of(self, name: str) -> Path:
+        file = self.path / name
+        return file.parent / f".{file.name}.lock"
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
@@ -174,7 +242,11 @@ class CacheFolder:
                 total -= size
 
 
-def _in_folder_of(file: Path, work: Callable[[], None]) -> None:
+def _known(name: Name) -> str | None:
+    return name if isinstance(name, str) else name()
+
+
+def _in_folder_of(file: Path, work: Callable[[], T]) -> T:
     """Run `work`, which needs the folder of `file`. Creates the folder if needed: it may be deleted at any time.
 
     Raises
@@ -186,7 +258,7 @@ def _in_folder_of(file: Path, work: Callable[[], None]) -> None:
             return work()
         with contextlib.suppress(FileNotFoundError):
             file.parent.mkdir(parents=True, exist_ok=True)
-    work()
+    return work()
 
 
 def _remove_empty(folder: Path) -> None:

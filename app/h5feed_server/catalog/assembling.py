@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from h5feed.errors import BadParameter, Unreadable
 from h5feed.images import ImageSpec
-from h5feed.order import ORDER_VERSION
 from h5feed.stored.column import Column
 from h5feed.stored.local_file import Identity
 
-from ..served_version import SERVED_VERSION
 from .card import Card, card_of
 from .class_name_check import Read, with_fitting_names
 from .dataset import Dataset, Field, describe_fields
@@ -29,6 +27,7 @@ from .grouping.families import Family, apart, glob_of
 from .grouping.pieces import Hints, InDoubt, InspectedFile, Table
 from .grouping.tables import PartMissing, tables_of
 from .loading import LoadedFile
+from .names import Names
 from .packed import with_packing
 from .split_record import SplitRecord, read_record
 
@@ -46,6 +45,8 @@ class Assembler:
 
     Parameters
     ----------
+    root : Path
+        The data folder.
     digest_limit : int
         Bytes of a file up to which its revision covers all of it.
     holds_classes : callable
@@ -54,7 +55,8 @@ class Assembler:
         ``block(column, start, stop)`` returns rows start … stop-1 of a column, or None if they cannot be read.
     """
 
-    def __init__(self, digest_limit: int, holds_classes: Callable[[Column], bool], block: Read) -> None:
+    def __init__(self, root: Path, digest_limit: int, holds_classes: Callable[[Column], bool], block: Read) -> None:
+        self._root = root
         self._digest_limit = digest_limit
         self._holds_classes = holds_classes
         self._block = block
@@ -159,7 +161,7 @@ class Assembler:
         )
         origin = _Origin(
             family,
-            _revision_of(family, loaded, hints, declaration),
+            self._names_of(family, loaded, hints, declaration),
             identities,
             digest_in_full=all(identity.size <= self._digest_limit for identity, _ in identities),
             attributes=[one.layout.attributes for one in loaded],
@@ -180,6 +182,14 @@ class Assembler:
         if not datasets:
             raise Unreadable("; ".join(reasons[:5]) or "it holds no arrays")
         return tuple(datasets)
+
+    def _names_of(self, family: Family, loaded: Sequence[LoadedFile], hints: Hints, declaration: bytes) -> Names:
+        # Names of files are served too, if they are names of rows or classes, so they are part of the revision.
+        called = family.rows if hints.stack or hints.classes else ()
+        if any(tags.split for tags in family.tags):
+            called = (*called, *(tags.split or "" for tags in family.tags))
+        contents = tuple(content for one in loaded for content in one.contents)
+        return Names(contents, str(self._root), declaration, json.dumps(called).encode() if called else b"")
 
     def _dataset(self, table: Table, name: str, origin: _Origin, *, is_main: bool) -> Dataset | list[str]:
         """The dataset made of a table, or the reasons why there is none.
@@ -213,7 +223,8 @@ class Assembler:
         return Dataset(
             name=name,
             files=family.files,
-            revision=origin.revision,
+            revision=origin.names.current,
+            names=origin.names,
             digest_in_full=origin.digest_in_full,
             rows=table.rows,
             fields=fields,
@@ -232,7 +243,7 @@ class _Origin:
     """What all datasets in the same files have in common."""
 
     family: Family
-    revision: str
+    names: Names
     identities: tuple[tuple[Identity, bytes], ...]
     digest_in_full: bool
     attributes: Sequence[dict[str, Any]]
@@ -382,16 +393,3 @@ def _images_declared(declared: DeclaredDataset | None, fields: Sequence[str]) ->
         except BadParameter as error:
             raise Unreadable(f"{DECLARATION}: decode.{name}: {error.detail}") from None
     return specs
-
-
-def _revision_of(family: Family, loaded: Sequence[LoadedFile], hints: Hints, declaration: bytes) -> str:
-    # Names of files are served too, if they are names of rows or classes, so they are part of the revision.
-    called = family.rows if hints.stack or hints.classes else ()
-    if any(tags.split for tags in family.tags):
-        called = (*called, *(tags.split or "" for tags in family.tags))
-    digests = b"".join(digest for one in loaded for digest in one.digests)
-    revision = hashlib.blake2b(digest_size=8)
-    revision.update(f"{SERVED_VERSION} {ORDER_VERSION} {len(declaration)} ".encode() + declaration + digests)
-    if called:
-        revision.update(json.dumps(called).encode())
-    return revision.hexdigest()

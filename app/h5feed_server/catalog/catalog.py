@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
@@ -28,6 +30,7 @@ from h5feed.errors import (
     Transient,
     Unreadable,
 )
+from h5feed.revisions import is_provisional
 from h5feed.stored.local_file import Identity
 from h5feed.suggestions import did_you_mean
 
@@ -39,12 +42,14 @@ from ..tokens.scope import SCOPE
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
 from .declared import read_declared
+from .digests import how_far
 from .discovery import ALL_SUFFIXES, Others, Walk, ending_of, shown, walk
 from .entry import Entry, Listed, Status, identity_of, of_one_name, told_apart
 from .folder_scan import FolderScan
 from .hanging import Hanging
 from .indexer import Indexer
 from .inspections import Inspections, NotYet
+from .names import tell
 from .other_files import other_files
 from .presence import Presence
 from .watching import notice
@@ -70,6 +75,15 @@ FILE_SECONDS = 100e-6
 `MANY_FILES_SECONDS`, and `FILE_SECONDS` for each file."""
 
 _POLL_SECONDS = 0.02
+
+_SOON_SECONDS = 3.0
+"""If files will have been hashed within this time, a request waits for that, else it is to be repeated."""
+
+_HASHED_RETRY_SECONDS = 10
+"""Longest ``Retry-After`` of responses that depend on whether files have been hashed."""
+
+_MOST_RENAMED = 10_000
+"""Outdated provisional names that are remembered."""
 
 AWAY_RETRY_SECONDS = 2.0
 """``Retry-After`` of responses about data that is temporarily unavailable."""
@@ -100,6 +114,8 @@ class Catalog:
         self._asking = threading.local()
         self._entries: dict[str, Entry] = {}
         self._found: dict[str, tuple[Entry, Dataset, float]] = {}
+        self._renamed: OrderedDict[tuple[str, str], str] = OrderedDict()
+        """Names by content of datasets and provisional names that are outdated: the files have another identity now."""
         self._scanned = float("-inf")
         self._walk_seconds = 0.0
         self._declaration: Identity | None = None
@@ -193,7 +209,7 @@ class Catalog:
                 status: Status = "unavailable" if passing else "unreadable"
                 lines.append((entry, Listed(entry.name, entry.files, status, reason, None)))
             else:
-                lines += [(entry, Listed(one.name, one.files, "ok", None, one)) for one in entry.datasets()]
+                lines += [(entry, Listed(one.name, one.files, "ok", None, one.now)) for one in entry.datasets()]
                 lines += [
                     (entry, Listed(name, one.files, "unreadable", one.reason, None))
                     for name, one in entry.refused.items()
@@ -237,12 +253,61 @@ class Catalog:
         if current is None or not self._is_current(name, *current):
             current = self._find(name)
         dataset = current[1]
-        if revision is not None and revision != dataset.revision:
+        if revision != dataset.revision:
+            dataset = dataset.now if revision is None else self._called(dataset, revision)
+        tell(dataset.revision, dataset.names)
+        return dataset
+
+    def _called(self, dataset: Dataset, revision: str) -> Dataset:
+        """The dataset under one of its names.
+
+        Raises
+        ------
+        RevisionChanged
+            It is no name of it.
+        NotYet
+            That is not known before its files have been hashed.
+        """
+        name, names = dataset.name, dataset.names
+        content = names.content
+        if revision == content:
+            called = dataset.called(revision)
+            if (found := self._found.get(name)) is not None and found[1] is dataset:
+                # From now on, most requests have this name.
+                self._found[name] = (found[0], called, found[2])
+            return called
+        if revision == names.here:
+            return dataset.called(revision)
+        may_be = revision
+        if is_provisional(revision):
+            earlier = self._renamed.get((name, revision))
+            if earlier is None:
+                raise RevisionChanged(
+                    f"dataset {name!r} has revision {names.current} now. {revision} is a provisional name, which a "
+                    "server gives before it has hashed the files: since then, the files were changed or replaced, or "
+                    "another server gave it. Request the dataset again and begin a new epoch."
+                )
+            may_be = earlier
+        if content is None:
+            raise self._not_hashed(dataset, revision)
+        if may_be != content:
             raise RevisionChanged(
-                f"dataset {name!r} has revision {dataset.revision} now, not {revision}: its file was changed. "
+                f"dataset {name!r} has revision {content} now, not {revision}: its file was changed. "
                 "Request the dataset again and begin a new epoch."
             )
-        return dataset
+        return dataset.called(revision)
+
+    def _not_hashed(self, dataset: Dataset, revision: str) -> NotYet:
+        contents = dataset.names.contents
+        self._indexer.digests.prefer(contents)
+        seconds = self._indexer.digests.seconds_left(contents)
+        detail = (
+            f"dataset {dataset.name!r} has the provisional revision {dataset.names.here} until its files have been "
+            f"hashed ({how_far(contents)}): only then is it known whether this is revision {revision}"
+        )
+        retry_after = min(_HASHED_RETRY_SECONDS, max(1, math.ceil(seconds)))
+        asked: float = getattr(self._asking, "since", time.monotonic())
+        return NotYet(Preparing(detail, retry_after=retry_after), asked, seconds if seconds > _SOON_SECONDS else 0.0)
 
     def entry_of(self, file: str) -> Entry:
         """Return the entry of a file, which has not changed since it was inspected.
@@ -325,7 +390,7 @@ class Catalog:
                 if time.monotonic() >= deadline:
                     raise late.problem from None
                 look = partial(self.asked_at, late.asked, partial(self.dataset, name, revision))
-                time.sleep(max(late.seconds, _POLL_SECONDS))
+                time.sleep(min(max(late.seconds, _POLL_SECONDS), max(0.0, deadline - time.monotonic())))
 
     def asked_at(self, moment: float, work: Callable[[], T]) -> T:
         """Run `work` for a request that was made at this time, in seconds of the monotonic clock.
@@ -366,8 +431,7 @@ class Catalog:
             with contextlib.suppress(NotYet, FeedError):
                 match = self._search(name, asked)
                 if not match[0].has_changed() and not match[0].is_due():
-                    self._found[name] = match
-                    return match
+                    return self._remembered(name, match)
         # A dataset that is being inspected exists: no scan is needed.
         if own is None or own.outcome.done() or own.has_changed():
             since = now if declared_anew else now - (RESCAN_SECONDS if own is None else self._pause)
@@ -376,13 +440,21 @@ class Catalog:
         # Read this before the search: another thread may finish a scan during it.
         scanned = self._scanned
         try:
-            match = self._found[name] = self._search(name, asked)
-            return match
+            return self._remembered(name, self._search(name, asked))
         except DatasetNotFound as error:
             if scanned >= asked:
                 raise
             # The file may have been added since the last scan.
             raise self._next_walk(f"{error.detail}; looking for it again", asked, RESCAN_SECONDS) from None
+
+    def _remembered(self, name: str, match: tuple[Entry, Dataset, float]) -> tuple[Entry, Dataset, float]:
+        self._found[name] = match
+        names = match[1].names
+        if names.content is None:
+            # Somebody asks for it: hash it before the others. It may also have been impossible to hash before.
+            self._indexer.digests.prefer(names.contents)
+            self._indexer.digests.begin(names.contents)
+        return match
 
     @property
     def _pause(self) -> float:
@@ -509,10 +581,20 @@ class Catalog:
         entries = scan.entries_of(walked, awaited, declaration, partly=self._only is not None)
         for name in [name for name, (entry, _, _) in self._found.items() if entries.get(entry.name) is not entry]:
             self._found.pop(name, None)
+        self._remember_names(entries)
         self._entries = entries
         self._second_look = scan.second_look
         self._scanned = began
         self._walk_seconds = time.monotonic() - began
+
+    def _remember_names(self, entries: Mapping[str, Entry]) -> None:
+        """Remember the names of datasets whose files have another identity now: their content may be the same."""
+        outdated = [entry for name, entry in self._entries.items() if entries.get(name) is not entry]
+        for dataset in (dataset for entry in outdated for dataset in entry.datasets()):
+            if (content := dataset.names.content) is not None:
+                self._renamed[dataset.name, dataset.names.here] = content
+        while len(self._renamed) > _MOST_RENAMED:
+            self._renamed.popitem(last=False)
 
     def _await(self, walked: Walk, began: float) -> dict[str, str]:
         """Add the temporarily unavailable files to the result of a scan. Returns the reason for each of them."""

@@ -21,6 +21,7 @@ from h5feed.wire import OFFSETS, ROWS, WEIGHT
 
 from .encoded import spec_of
 from .grouping.pieces import Table, TableField
+from .names import Names
 from .roles import ROLES, Traits, class_names, guess_channels, guess_roles
 from .split_record import SplitRecord
 
@@ -114,6 +115,8 @@ class Dataset:
     files: tuple[str, ...]
     """Relative to the data folder."""
     revision: str
+    """What it is called here: one of `names`, or a provisional name that it had before."""
+    names: Names
     digest_in_full: bool
     rows: int
     fields: tuple[Field, ...]
@@ -128,6 +131,21 @@ class Dataset:
     """How the stored splits were drawn, if the files have a record of it."""
     card: Mapping[str, str] = dataclass_field(default_factory=dict)
     """Title, description, licence and source, as far as they are known."""
+    variants: dict[str, Dataset] = dataclass_field(default_factory=dict, compare=False, repr=False)
+    """The same dataset under other names, which share this dictionary."""
+
+    def called(self, revision: str) -> Dataset:
+        """The same dataset under another name."""
+        if revision == self.revision:
+            return self
+        # There are only as many as the dataset has names.
+        found = self.variants.get(revision)
+        return self.variants.setdefault(revision, replace(self, revision=revision)) if found is None else found
+
+    @property
+    def now(self) -> Dataset:
+        """The same dataset under its name by content, if that is known."""
+        return self if self.revision == self.names.content else self.called(self.names.current)
 
     @cached_property
     def stored_bytes(self) -> int:
@@ -213,6 +231,11 @@ class Dataset:
     def label(self) -> Field | None:
         """The first readable label field."""
         return next((field for field in self.fields if field.role == "label" and not field.unreadable), None)
+
+
+def state_of(dataset: Dataset) -> dict[str, Any]:
+    """What a job stores to find a dataset again in the same state."""
+    return {"dataset": dataset.name, "revision": dataset.names.current}
 
 
 def _names(names: str | Sequence[str]) -> Sequence[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from h5feed.revisions import is_provisional
+
 from .dataset import Dataset, Field
 from .discovery import shown
 
@@ -37,6 +39,18 @@ def _describe_images(field: Field) -> dict[str, Any] | None:
     from h5feed.decode import fingerprint
 
     return {**field.images.about(), "decoder": fingerprint()}
+
+
+def _covered(dataset: Dataset) -> str:
+    """What a change must affect so that the dataset gets another revision."""
+    if is_provisional(dataset.revision):
+        return "size, times, inode and path of the files"
+    return "all bytes" if dataset.digest_in_full else "size, layout and sampled blocks"
+
+
+def _hashing(dataset: Dataset) -> dict[str, int] | None:
+    hashing = dataset.names.hashing
+    return None if hashing is None else {"done": hashing[0], "total": hashing[1]}
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
@@ -76,7 +90,10 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "status": "ok",
         "reason": None,
         "revision": dataset.revision,
-        "revision_covers": "all bytes" if dataset.digest_in_full else "size, layout and sampled blocks",
+        "revision_covers": _covered(dataset),
+        "provisional": is_provisional(dataset.revision),
+        "content": dataset.names.content,
+        "hashing": _hashing(dataset),
         "rows": dataset.rows,
         "fields": fields,
         "class_names": dataset.class_names,

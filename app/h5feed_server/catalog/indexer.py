@@ -21,11 +21,12 @@ from .assembling import Assembler, Refused
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
 from .declared import DeclaredDataset
+from .digests import Digests
 from .discovery import shown
 from .entry import Entry, identity_of
 from .grouping.families import Family
 from .inspections import Inspections
-from .loading import Dependencies, FileLoader, LoadedFile
+from .loading import AtOnce, Dependencies, FileLoader, LoadedFile
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +50,20 @@ class Indexer:
     ----------
     inspections : Inspections
         The jobs and their order.
+    digests : Digests
+        Hashes files.
     """
 
     def __init__(self, root: Path, settings: Settings, folder: CacheFolder, hdf5: ReaderPool) -> None:
         self._root = root
         self._files = OpenFiles(settings.open_files)
         self._inspector = Inspector(settings.inspect_timeout)
-        self._loader = FileLoader(root, settings, folder, self._files, self._inspector, hdf5)
-        self._assembler = Assembler(settings.digest_limit, self._loader.probe.holds_classes, self._loader.probe.block)
+        self.digests = Digests(folder, settings.digest_limit, settings.digest_rate)
+        self._at_once = settings.provisional_bytes
+        self._loader = FileLoader(root, settings, folder, self.digests, self._files, self._inspector, hdf5)
+        self._assembler = Assembler(
+            root, settings.digest_limit, self._loader.probe.holds_classes, self._loader.probe.block
+        )
         self._told: set[tuple[tuple[str, ...], str]] = set()
         self._closed = threading.Event()
         self.inspections = Inspections[tuple[Dataset, ...]](_AT_ONCE)
@@ -64,9 +71,10 @@ class Indexer:
     def close(self, *, wait: bool) -> None:
         """End the threads and the inspector, and close the files. Waits for running inspections only if `wait`."""
         self._closed.set()
+        self._loader.close()
+        self.digests.close(wait=wait)
         self.inspections.close(wait=wait)
         self._inspector.rest()
-        self._loader.close()
         self._files.close()
 
     def begin(
@@ -124,6 +132,8 @@ class Indexer:
                 raise changed()
             loaded, failed = self._loaded(family, paths, identities, dependencies)
             datasets = self._assembler.divide(family, loaded, failed, refused, declaration)
+            for dataset in datasets:
+                self.digests.begin(dataset.names.contents)
             for line, one in list(refused.items()):
                 # Files that a readable file refers to need not be datasets themselves.
                 if dependencies.keys() >= {str(self._root / file) for file in one.files}:
@@ -171,10 +181,12 @@ class Indexer:
             Unreadable files, if the family can do without them.
         """
 
+        at_once = AtOnce(self._at_once)
+
         def load(path: str, identity: Identity) -> LoadedFile:
             if self._closed.is_set():
                 raise Overloaded("the server is stopping").because_of("stopping")
-            return self._loader.load(path, identity, dependencies)
+            return self._loader.load(path, identity, dependencies, at_once)
 
         if len(paths) == 1:
             return {family.files[0]: load(paths[0], identities[0])}, {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -17,14 +18,10 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from h5feed.errors import (
-    RevisionChanged,
-    SourceUnavailable,
-    Unreadable,
-)
+from h5feed.errors import Overloaded, RevisionChanged, Unreadable
 from h5feed.stored.column import Segment
 from h5feed.stored.layout import LAYOUT_VERSION, ArrayLayout, ExternalLink, FileLayout, load_layout
-from h5feed.stored.local_file import Identity, LocalFile, OpenFiles
+from h5feed.stored.local_file import YOUNG_SECONDS, Identity, LocalFile, OpenFiles, changed
 
 from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
@@ -33,8 +30,8 @@ from ..storage.hdf5.inspector import Inspector
 from ..storage.hdf5.reader_pool import ReaderPool
 from .array_probe import ArrayProbe, unreadable_array
 from .conventions import as_meant
+from .digests import Content, Digests
 from .discovery import LEADS_OUT, leads_out
-from .revision import content_digest
 
 MAX_LINKED = 10_000
 """Maximum number of arrays that are added to a file through its links."""
@@ -50,8 +47,39 @@ MAX_PROBED = 64
 """Maximum number of arrays of a file that are tested by reading a row with h5py. Faults of others show when they are
 read."""
 
+_SETTLE_POLL_SECONDS = 0.1
+
 Dependencies = dict[str, Identity | None]
 """Identities of the files that were looked up, by path; None if there was no file."""
+
+
+class AtOnce:
+    """Limits how much is hashed before a dataset is served; shared by the threads that load its files.
+
+    Parameters
+    ----------
+    nbytes : int
+        Bytes of all files together.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._left = nbytes
+        self._taken: set[str] = set()
+        self._lock = threading.Lock()
+
+    def has(self, path: str, nbytes: int) -> bool:
+        """Whether so many bytes of a file may be hashed."""
+        return path in self._taken or nbytes <= self._left
+
+    def take(self, path: str, nbytes: int) -> bool:
+        """Same as `has`. If so, they count from now on."""
+        with self._lock:
+            if not self.has(path, nbytes):
+                return False
+            if path not in self._taken:
+                self._taken.add(path)
+                self._left -= nbytes
+            return True
 
 
 @dataclass(frozen=True)
@@ -66,15 +94,15 @@ class LoadedFile:
         The arrays, including those of linked files, by path in the file.
     fields : dict of str to Segment
         The arrays after applying the conventions of other programs, by the path to use as the name.
-    digests : tuple of bytes
-        Digest of the content of the file, then of all files that it refers to.
+    contents : tuple of Content
+        The content of the file, then of all files that it refers to.
     """
 
     source: LocalFile
     layout: FileLayout
     segments: dict[str, Segment]
     fields: dict[str, Segment]
-    digests: tuple[bytes, ...]
+    contents: tuple[Content, ...]
 
     def below(self, path: str) -> Iterator[str]:
         """The paths of the array at `path`, or of all arrays in the group there, sorted."""
@@ -101,7 +129,8 @@ class FileLoader:
         The data folder, without links in its path.
     settings : Settings
     folder : CacheFolder
-        Caches layouts and digests.
+        Caches layouts.
+    digests : Digests
     files : OpenFiles
     inspector : Inspector
     hdf5 : ReaderPool
@@ -113,6 +142,7 @@ class FileLoader:
         root: Path,
         settings: Settings,
         folder: CacheFolder,
+        digests: Digests,
         files: OpenFiles,
         inspector: Inspector,
         hdf5: ReaderPool,
@@ -120,13 +150,15 @@ class FileLoader:
         self._root = root
         self._settings = settings
         self._folder = folder
+        self._digests = digests
+        self._closed = threading.Event()
         self._files = files
         self._inspector = inspector
         self.probe = ArrayProbe(hdf5, settings.inspect_timeout)
         self.probe_seconds = settings.inspect_timeout
         """No test of an array of a file starts after this many seconds."""
 
-    def load(self, path: str, identity: Identity, dependencies: Dependencies) -> LoadedFile:
+    def load(self, path: str, identity: Identity, dependencies: Dependencies, at_once: AtOnce) -> LoadedFile:
         """Load a file and the files that it refers to.
 
         Parameters
@@ -136,22 +168,64 @@ class FileLoader:
             Expected identity of the file.
         dependencies : dict
             Updated with all files that it refers to.
+        at_once : AtOnce
+            Limits what is hashed now. Files beyond it have contents without a digest.
 
         Raises
         ------
         Unreadable, RevisionChanged, SourceUnavailable, Overloaded, OSError
         """
         try:
-            return _Loading(self, dependencies).load(path, identity, ())
+            return _Loading(self, dependencies, at_once).load(path, identity, ())
         except _Overdue:
             raise Unreadable(
                 f"inspecting the files that it refers to took more than {PATIENCE * self.probe_seconds:g} s "
                 f"({PATIENCE} times H5FEED_INSPECT_TIMEOUT)"
             ) from None
 
+    def content(self, path: str, identity: Identity, layout: bytes, at_once: AtOnce) -> Content:
+        """The content of a file, with its digest if that is known or quick to compute.
+
+        Parameters
+        ----------
+        layout : bytes
+            Serialised layout, which is used for large files only.
+
+        Raises
+        ------
+        RevisionChanged, SourceUnavailable, Overloaded
+        """
+        digests = self._digests
+        cost, is_young = digests.cost(identity), _are_young([identity])
+        digest = None if is_young else digests.find(identity)
+        if digest is None and at_once.take(path, cost):
+            digest = digests.compute(path, identity, layout, keep=not is_young)
+        if digest is not None:
+            return Content(path, identity, digest, cost, cost)
+        self._settle(path, identity)
+        return digests.later(path, identity, layout)
+
+    def _settle(self, path: str, identity: Identity) -> None:
+        """Wait until a file has not changed for so long that its identity can be trusted.
+
+        Raises
+        ------
+        RevisionChanged, Overloaded
+            It has changed, or the server stops.
+        """
+        # Not longer, because the times of files may be in the future.
+        deadline = time.monotonic() + YOUNG_SECONDS
+        while identity.is_young(time.time()) and (left := deadline - time.monotonic()) > 0:
+            if self._closed.wait(min(left, _SETTLE_POLL_SECONDS)):
+                raise Overloaded("the server is stopping").because_of("stopping")
+            if _identity(path) != identity:
+                break
+        if _identity(path) != identity:
+            raise changed()
+
     def layout(
-        self, path: str, identity: Identity, members: Sequence[str] = ()
-    ) -> tuple[FileLayout, bytes, bytes | None]:
+        self, path: str, identity: Identity, members: Sequence[str], at_once: AtOnce
+    ) -> tuple[FileLayout, Content]:
         """Return the layout of a file, from the cache folder if possible: it is inspected once for all processes.
 
         Parameters
@@ -164,10 +238,8 @@ class FileLoader:
         Returns
         -------
         layout : FileLayout
-        data : bytes
-            The layout, serialised.
-        digest : bytes or None
-            Digest of the content of the file, if it was computed as the key of the cache.
+        content : Content
+            Of the file at `path`.
         """
         identities = [identity]
         for member in members:
@@ -185,21 +257,25 @@ class FileLoader:
                 raise RevisionChanged("the file changed while it was inspected")
             return content
 
+        is_sampled = identity.size > self._settings.digest_limit
+        if is_sampled and not at_once.has(path, self._digests.cost(identity)):
+            self._settle(path, identity)
+        # The digest of a large file includes its layout. All others are hashed first, because their digest is the key.
+        content = None if is_sampled else self.content(path, identity, b"", at_once)
         if _are_young(identities):
             data = inspect()
-            return load_layout(data), data, None
-        digest: bytes | None = None
-        if members:
-            keys = " ".join(one.key for one in identities)
-            name = hashlib.blake2b(keys.encode(), digest_size=16).hexdigest()
-        elif identity.size > self._settings.digest_limit:
-            name = identity.key
         else:
-            # Key by content, so that links, copies and touched files share the layout.
-            digest = self.digest(path, identity, b"")
-            name = digest[:16].hex()
-        data = self._folder.get(f"layouts/{LAYOUT_VERSION}-{name}", inspect, behind=True)
-        return load_layout(data), data, digest
+            key = identity.key
+            if members:
+                keys = " ".join(one.key for one in identities)
+                key = hashlib.blake2b(keys.encode(), digest_size=16).hexdigest()
+            elif content is not None and content.digest is not None:
+                # Key by content, so that links, copies and touched files share the layout.
+                key = content.digest[:16].hex()
+            name, own = _layout_name(key), _layout_name(identity.key)
+            # It was inspected before it was hashed, perhaps.
+            data = self._folder.get(name, lambda: self._folder.find(own) or inspect(), behind=True)
+        return load_layout(data), content or self.content(path, identity, data, at_once)
 
     def members(self, path: str, dependencies: Dependencies) -> tuple[str, ...]:
         """The other parts of a split file or file family.
@@ -215,24 +291,12 @@ class FileLoader:
                 dependencies[member] = None
         return members
 
-    def digest(self, path: str, identity: Identity, layout: bytes) -> bytes:
-        """Digest of the content of a file, computed once for all processes."""
-        limit = self._settings.digest_limit
-        name = f"digests/{limit:x}-{identity.key}"
-
-        def compute() -> bytes:
-            try:
-                return content_digest(path, identity, limit, layout)
-            except OSError as error:
-                raise SourceUnavailable(f"it cannot be read: {error.strerror}") from error
-
-        return compute() if _are_young([identity]) else self._folder.get(name, compute, behind=True)
-
-    def source(self, path: str, identity: Identity, digest: bytes) -> LocalFile:
-        return LocalFile(self._files, path, identity, digest)
+    def source(self, content: Content) -> LocalFile:
+        return LocalFile(self._files, content.path, content.identity, content.digest or b"")
 
     def close(self) -> None:
         """End the threads."""
+        self._closed.set()
         self.probe.close()
 
     def find(self, path: str, name: str, dependencies: Dependencies) -> tuple[str, Identity]:
@@ -272,6 +336,10 @@ class FileLoader:
         return target, Identity.of(status)
 
 
+_Contents = dict[str, tuple[Content, ...]]
+"""Contents of files and of those that they refer to, by path."""
+
+
 class _BadExternalFile(Exception):
     """A reference leads to something that cannot be served. The message names it and gives the reason."""
 
@@ -283,13 +351,15 @@ class _Overdue(Exception):
 class _Loading:
     """Loads files that refer to one another, each once."""
 
-    def __init__(self, loader: FileLoader, dependencies: Dependencies) -> None:
+    def __init__(self, loader: FileLoader, dependencies: Dependencies, at_once: AtOnce) -> None:
         self._loader = loader
         self._dependencies = dependencies
+        self._at_once = at_once
         self._loaded: dict[str, LoadedFile] = {}
         self._failed: dict[str, Unreadable] = {}
         self._overdue = time.monotonic() + PATIENCE * loader.probe_seconds
         self._sources: dict[str, LocalFile] = {}
+        self._contents: dict[str, Content] = {}
 
     def load(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
         if path in self._failed:
@@ -307,15 +377,15 @@ class _Loading:
     def _load(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
         # Find the other parts first: a file cannot be inspected if one of them is missing.
         members = self._loader.members(path, self._dependencies)
-        layout, data, digest = self._loader.layout(path, identity, members)
-        source = self._source(path, identity, data, digest)
-        digests: dict[str, tuple[bytes, ...]] = {path: (source.digest,)}
+        layout, content = self._loader.layout(path, identity, members, self._at_once)
+        source = self._source(path, identity, content)
+        contents: _Contents = {path: (self._contents[path],)}
         segments = {}
         probed = 0
         deadline = time.monotonic() + self._loader.probe_seconds
         for array in layout.arrays:
             try:
-                segment = self._segment(source, array, (*above, path), digests)
+                segment = self._segment(source, array, (*above, path), contents)
             except _BadExternalFile as error:
                 segment = Segment(source, unreadable_array(array.path, f"its data is in {error}"))
             if (
@@ -334,28 +404,27 @@ class _Loading:
             room = len(layout.arrays) + MAX_LINKED - len(segments)
             if room <= 0:
                 break
-            for name, segment in islice(self._linked(source, link, (*above, path), digests), room):
+            for name, segment in islice(self._linked(source, link, (*above, path), contents), room):
                 segments.setdefault(name, segment)
-        ordered = [digests.pop(path), *(digests[other] for other in sorted(digests))]
+        ordered = [contents.pop(path), *(contents[other] for other in sorted(contents))]
         fields = as_meant(layout, segments, self._loader.probe.values)
         return LoadedFile(source, layout, segments, fields, tuple(part for parts in ordered for part in parts))
 
-    def _source(self, path: str, identity: Identity, layout: bytes = b"", digest: bytes | None = None) -> LocalFile:
+    def _source(self, path: str, identity: Identity, content: Content | None = None) -> LocalFile:
         if path not in self._sources:
-            digest = digest or self._loader.digest(path, identity, layout)
-            self._sources[path] = self._loader.source(path, identity, digest)
+            content = content or self._loader.content(path, identity, b"", self._at_once)
+            self._contents[path] = content
+            self._sources[path] = self._loader.source(content)
         return self._sources[path]
 
-    def _segment(
-        self, source: LocalFile, array: ArrayLayout, above: tuple[str, ...], digests: dict[str, tuple[bytes, ...]]
-    ) -> Segment:
+    def _segment(self, source: LocalFile, array: ArrayLayout, above: tuple[str, ...], contents: _Contents) -> Segment:
         if array.external is not None:
             path, identity = self._loader.find(source.path, array.external, self._dependencies)
             if array.offset is not None and array.offset + array.rows * array.stored_row_bytes > identity.size:
                 raise _BadExternalFile(f"the file {_shown(array.external)!r}, which ends before the data does")
             # This file is a companion, and so part of the cache key: the offset depends on the file that has the array.
             stored = self._source(path, identity).with_companions((source,))
-            digests[path] = (stored.digest,)
+            contents[path] = (self._contents[path],)
             return Segment(stored, replace(array, external=None))
         others: dict[str, LocalFile] = {}
         for name in array.others:
@@ -367,18 +436,18 @@ class _Loading:
             try:
                 loaded = self._nested(path, identity, above)
                 others |= {path: loaded.source}
-                digests[path] = loaded.digests
+                contents[path] = loaded.contents
                 for part in loaded.segments.values():
                     others |= {file.path: file for file in part.file.companions}
             except Unreadable:
                 # It may be a part that is not an HDF5 file by itself. If it should be one, reading the first row fails.
                 others[path] = self._source(path, identity)
-                digests[path] = (others[path].digest,)
+                contents[path] = (self._contents[path],)
         others.pop(source.path, None)
         return Segment(source.with_companions(tuple(others.values())) if others else source, array)
 
     def _linked(
-        self, source: LocalFile, link: ExternalLink, above: tuple[str, ...], digests: dict[str, tuple[bytes, ...]]
+        self, source: LocalFile, link: ExternalLink, above: tuple[str, ...], contents: _Contents
     ) -> Iterator[tuple[str, Segment]]:
         """The arrays that a link into another file leads to, with their paths through the link."""
         try:
@@ -393,7 +462,7 @@ class _Loading:
             reason = f"it is a link into the file {_shown(link.file)!r}, which cannot be read: {error.detail}"
             yield link.path, Segment(source, unreadable_array(link.path, reason))
             return
-        digests[path] = loaded.digests
+        contents[path] = loaded.contents
         target = link.target.strip("/")
         any_array = False
         for name in loaded.below(target):
@@ -414,6 +483,11 @@ def _are_young(identities: Sequence[Identity]) -> bool:
     """Whether files are so new that results must not be cached: they can change again with the same identity."""
     now = time.time()
     return any(identity.is_young(now) for identity in identities)
+
+
+def _layout_name(key: str) -> str:
+    """Name of a layout in the cache folder."""
+    return f"layouts/{LAYOUT_VERSION}-{key}"
 
 
 def _identity(path: str) -> Identity:

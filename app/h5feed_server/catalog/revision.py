@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import numpy as np
 from h5feed.errors import RevisionChanged
 from h5feed.stored.local_file import Identity
 
-_BLOCK = 4 << 20
+BLOCK = 4 << 20
 """Bytes of a block. Blocks are hashed in parallel, then their digests are hashed in order."""
 
 _SAMPLES = 256
 """Number of evenly spaced blocks that are hashed of a file above the limit."""
+
+_ROUND = 64
+"""Blocks that are queued at once, so that a large file does not queue a task for each block."""
+
+
+def bytes_hashed(size: int, limit: int) -> int:
+    """Number of bytes of a file that are hashed: all up to `limit` bytes of size, else the samples."""
+    return size if size <= limit else min(size, _SAMPLES * BLOCK)
 
 
 def content_digest(path: str, identity: Identity, limit: int, layout: bytes) -> bytes:
@@ -37,7 +45,27 @@ def content_digest(path: str, identity: Identity, limit: int, layout: bytes) -> 
     OSError
         The file cannot be read.
     """
-    blocks = -(-identity.size // _BLOCK)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1), "h5feed-digest") as threads:
+        return digest_in_rounds(path, identity, limit, layout, threads, _ROUND, lambda blocks: None)
+
+
+def digest_in_rounds(
+    path: str,
+    identity: Identity,
+    limit: int,
+    layout: bytes,
+    threads: Executor,
+    at_once: int,
+    begin: Callable[[int], None],
+) -> bytes:
+    """Same as `content_digest`, with `at_once` blocks at a time in the given threads.
+
+    Parameters
+    ----------
+    begin : callable
+        Called before each round with the number of bytes that it will read. An error that it raises ends the work.
+    """
+    blocks = -(-identity.size // BLOCK)
     in_full = identity.size <= limit
     chosen: Sequence[int] = (
         range(blocks) if in_full else np.linspace(0, blocks - 1, min(_SAMPLES, blocks)).astype(int).tolist()
@@ -47,17 +75,19 @@ def content_digest(path: str, identity: Identity, limit: int, layout: bytes) -> 
         digest.update(layout)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        if len(chosen) == 1:
-            # A small file: starting threads would take longer.
-            digest.update(_block_digest(fd, chosen[0]))
-            chosen = ()
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1), "h5feed-digest") as threads:
-            # In rounds, so that a large file does not queue a task for each block at once.
-            for first in range(0, len(chosen), 64):
-                for part in threads.map(lambda block: _block_digest(fd, block), chosen[first : first + 64]):
-                    digest.update(part)
-                if Identity.of(os.fstat(fd)) != identity:
-                    break
+        for first in range(0, len(chosen), at_once):
+            own = chosen[first : first + at_once]
+            begin(sum(min(BLOCK, identity.size - block * BLOCK) for block in own))
+            # A single block: to hand it to a thread would take longer.
+            parts = (
+                threads.map(lambda block: _block_digest(fd, block), own)
+                if len(chosen) > 1
+                else [_block_digest(fd, own[0])]
+            )
+            for part in parts:
+                digest.update(part)
+            if Identity.of(os.fstat(fd)) != identity:
+                break
         if Identity.of(os.fstat(fd)) != identity:
             raise RevisionChanged("the file changed while it was read")
     finally:
@@ -66,4 +96,4 @@ def content_digest(path: str, identity: Identity, limit: int, layout: bytes) -> 
 
 
 def _block_digest(fd: int, block: int) -> bytes:
-    return hashlib.blake2b(os.pread(fd, _BLOCK, block * _BLOCK)).digest()
+    return hashlib.blake2b(os.pread(fd, BLOCK, block * BLOCK)).digest()

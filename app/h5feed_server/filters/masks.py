@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from h5feed.stored.byte_cache import ByteCache
 
 from ..cache_folder.folder import CacheFolder
 from ..catalog.dataset import Dataset, Field
+from ..catalog.names import Key, key_of
 from ..jobs.registry import Progress
 from ..storage.reader import Reader
 from .predicates import Predicate
@@ -62,7 +62,7 @@ class Masks:
     def missing(self, dataset: Dataset, predicates: Sequence[Predicate]) -> list[Predicate]:
         """The predicates whose result is not cached."""
         named = [(one, _name(dataset, one)) for one in predicates]
-        return [one for one, name in named if name not in self._masks and name not in self._folder]
+        return [one for one, name in named if name.here not in self._masks and name.kept not in self._folder]
 
     def mask(self, dataset: Dataset, predicates: Sequence[Predicate], progress: Progress | None = None) -> Bools:
         """Whether each row meets all predicates, of which there is at least one; (rows,) bool.
@@ -103,7 +103,7 @@ class Masks:
         name = _name(dataset, predicate)
 
         def find() -> Bits:
-            data = self._folder.get(name, compute, behind=True)
+            data = self._folder.get(name.kept, compute, behind=True)
             return load_arrays(data)[1]["bits"]
 
         def compute() -> bytes:
@@ -116,7 +116,7 @@ class Masks:
                     progress.advance(len(values))
             return dump_arrays({}, {"bits": np.packbits(holds)})
 
-        return self._masks.get(name, find, lambda bits: bits.nbytes)
+        return self._masks.get(name.here, find, lambda bits: bits.nbytes)
 
     def _blocks(self, field: Field, width: int) -> Iterator[npt.NDArray[Any]]:
         """The values of a field with one value per row, in blocks. Variable-length text is cut to `width` bytes."""
@@ -187,7 +187,5 @@ def cut_text(items: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], width
     return out.reshape(-1).view(f"S{width}")
 
 
-def _name(dataset: Dataset, predicate: Predicate) -> str:
-    """Name of the file in the cache folder."""
-    text = f"{dataset.name} {dataset.revision} {predicate.text}"
-    return f"filters/1-{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"
+def _name(dataset: Dataset, predicate: Predicate) -> Key:
+    return key_of("filters/1", dataset.name, dataset.names, predicate.text)

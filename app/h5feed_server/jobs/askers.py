@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 _TOUCH_SECONDS = 1.0
@@ -21,12 +22,13 @@ class Askers:
 
     Parameters
     ----------
-    folder : Path
-        Shared by all workers. If it is not writable, each worker knows only the requests that it received itself.
+    folder_of : callable
+        Returns the folder for the records of a job, which all workers share. If it is not writable, each worker knows
+        only the requests that it received itself.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder_of: Callable[[str], Path]) -> None:
+        self._folder_of = folder_of
         self._touched: dict[str, float] = {}
 
     def note(self, job: str, asker: str) -> None:
@@ -40,7 +42,7 @@ class Askers:
         with contextlib.suppress(OSError):
             # Without O_NONBLOCK, opening a FIFO would block forever.
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-            descriptor = os.open(self._folder / name, flags, 0o600)
+            descriptor = os.open(self._folder_of(job) / name, flags, 0o600)
             try:
                 os.pwrite(descriptor, b"\n", 0)
             finally:
@@ -59,7 +61,7 @@ class Askers:
         how long ago it was: somebody may have set the clock.
         """
         found = {}
-        with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
+        with contextlib.suppress(OSError), os.scandir(self._folder_of(job)) as entries:
             for entry in entries:
                 if _is_of(entry.name, job):
                     with contextlib.suppress(OSError):
@@ -71,7 +73,7 @@ class Askers:
         """Delete the records of a job."""
         for name in [name for name in self._touched.copy() if _is_of(name, job)]:
             self._touched.pop(name, None)
-        with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
+        with contextlib.suppress(OSError), os.scandir(self._folder_of(job)) as entries:
             for entry in entries:
                 if _is_of(entry.name, job):
                     with contextlib.suppress(OSError):

@@ -3,6 +3,8 @@
 A job has a kind and is named by the digest of its request. The worker that runs it holds an operating system lock on a
 file in the cache folder, which is released when the worker dies. The job's request and progress are stored next to it.
 If no worker runs a job, the first worker that receives a request for it takes it over.
+
+Jobs about a provisional revision (see `h5feed.revisions`) have another folder, which is deleted when the server stops.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 import threading
 import time
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from h5feed.errors import FeedError, InternalError, JobWanted, Overloaded
+from h5feed.revisions import is_provisional
 
 from ..cache_folder.locks import hold, release
 from ..cache_folder.sealed import read_sealed, write_sealed
@@ -56,6 +60,12 @@ WAIT_SECONDS = 60.0
 """How long a job waits for a dataset that the catalogue is still inspecting, for example after a restart."""
 
 _ID = re.compile("[0-9a-f]{32}")
+
+_PROVISIONAL_ID = "000000"
+"""How the ids of jobs about provisional revisions begin. If another one does by chance, it is only stored less long."""
+
+NO_SCRATCH = Path(os.devnull) / "jobs"
+"""A folder that cannot be created."""
 
 Request = Mapping[str, Any]
 Status = Literal["queued", "running", "done", "failed"]
@@ -184,12 +194,16 @@ class Jobs:
         Shared by all workers.
     patience : float
         A job that nobody has requested for this many seconds is cancelled.
+    scratch : Path, optional
+        Folder for jobs about provisional revisions, shared by all workers and deleted when the server stops. Default:
+        only the worker that runs such a job knows it.
     """
 
-    def __init__(self, folder: Path, patience: float) -> None:
+    def __init__(self, folder: Path, patience: float, scratch: Path = NO_SCRATCH) -> None:
         self._folder = folder
+        self._scratch = scratch
         self._patience = patience
-        self._askers = Askers(folder)
+        self._askers = Askers(self._folder_of)
         self._kinds: dict[str, _Kind] = {}
         self._closed = threading.Event()
         self._watching = False
@@ -219,7 +233,7 @@ class Jobs:
         """
         self._kinds[kind] = _Kind(unit, work, Turns(_AT_ONCE))
 
-    def start(self, kind: str, request: Request, result: str) -> JobState:
+    def start(self, kind: str, request: Request, result: str, earlier: str = "") -> JobState:
         """Start a job in this worker, unless a worker runs it already.
 
         Parameters
@@ -230,14 +244,19 @@ class Jobs:
             Input of the job; JSON. If it has a ``dataset``, jobs of different datasets take turns.
         result : str
             Path of the URL of the result.
+        earlier : str, optional
+            What the request's ``revision`` may have been called before. If a job under that name is not finished, it is
+            that job which goes on.
 
         Raises
         ------
         Overloaded
             Too many jobs are waiting, or this job is being stopped.
         """
-        text = json.dumps([kind, request], sort_keys=True)
-        job = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        job = _id_of(kind, request)
+        before = self._unfinished(_id_of(kind, {**request, "revision": earlier})) if earlier else None
+        if before is not None and before.id != job:
+            return self._take(before, anew=False)
         return self._take(JobState(job, kind, dict(request), result, unit=self._kinds[kind].unit), anew=True)
 
     def state(self, job: str, asker: str = "") -> JobState | None:
@@ -291,6 +310,13 @@ class Jobs:
                 release(self._lock_of(job), lock)
         return True
 
+    def _unfinished(self, job: str) -> JobState | None:
+        """State of a job that is not over, whatever is in scope."""
+        with self._lock:
+            mine = self._mine.get(job)
+        state = self._read(job) if mine is None else None if mine.cancelled.is_set() else mine.state
+        return None if state is None or state.is_over else state
+
     def _state(self, job: str) -> JobState | None:
         with self._lock:
             mine = self._mine.get(job)
@@ -311,22 +337,33 @@ class Jobs:
             self._make_room(wanted.dataset)
             lock: int | None = None
             with contextlib.suppress(OSError):
-                # Created each time: the cache folder may be deleted at any time.
-                self._folder.mkdir(parents=True, exist_ok=True)
-                lock = hold(self._lock_of(wanted.id))
-                if lock is None:
-                    # Another worker runs the job.
-                    return self._read(wanted.id) or wanted
-                now = self._read(wanted.id)
-                if not anew and now is not None and now.is_over:
-                    # The job was finished by another worker since its state was read.
-                    release(self._lock_of(wanted.id), lock)
-                    return now
+                lock, other = self._lock_or_other(wanted, anew)
+                if other is not None:
+                    return other
             fresh = replace(wanted, status="queued", done=0, total=0, code=None, detail=None)
             mine = self._mine[wanted.id] = _Mine(fresh, lock)
             self._write(mine)
             self._begin(mine)
             return mine.state
+
+    def _lock_or_other(self, wanted: JobState, anew: bool) -> tuple[int | None, JobState | None]:
+        """The lock of a job, or the state of the job if another worker runs it or has finished it.
+
+        Raises
+        ------
+        OSError
+        """
+        # Created each time: the cache folder may be deleted at any time.
+        self._folder_of(wanted.id).mkdir(parents=True, exist_ok=True)
+        lock = hold(self._lock_of(wanted.id))
+        now = self._read(wanted.id)
+        if lock is None:
+            return None, now or wanted
+        if not anew and now is not None and now.is_over:
+            # The job was finished by another worker since its state was read.
+            release(self._lock_of(wanted.id), lock)
+            return None, now
+        return lock, None
 
     def _begin(self, mine: _Mine) -> None:
         """Start the threads for a job. Call with the lock held.
@@ -443,15 +480,19 @@ class Jobs:
                 file.unlink()
         self._askers.forget(job)
 
+    def _folder_of(self, job: str) -> Path:
+        """Where the files of a job are."""
+        return self._scratch if job.startswith(_PROVISIONAL_ID) else self._folder
+
     def _deletion(self, job: str) -> Path:
         """The file that marks a job as deleted."""
-        return self._folder / f"{job}.deleted"
+        return self._folder_of(job) / f"{job}.deleted"
 
     def _lock_of(self, job: str) -> Path:
-        return self._folder / f"{job}.lock"
+        return self._folder_of(job) / f"{job}.lock"
 
     def _file(self, job: str) -> Path:
-        return self._folder / f"{job}.json"
+        return self._folder_of(job) / f"{job}.json"
 
     def _read(self, job: str) -> JobState | None:
         data = read_sealed(self._file(job))
@@ -476,3 +517,9 @@ class Jobs:
             with contextlib.suppress(OSError):
                 if file.suffix in (".json", ".part", ".asked", ".deleted") and file.stat().st_mtime < oldest:
                     yield file
+
+
+def _id_of(kind: str, request: Request) -> str:
+    text = json.dumps([kind, request], sort_keys=True)
+    job = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return _PROVISIONAL_ID + job[len(_PROVISIONAL_ID) :] if is_provisional(str(request.get("revision"))) else job

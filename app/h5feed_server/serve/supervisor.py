@@ -13,11 +13,14 @@ import selectors
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
+from ..jobs.registry import NO_SCRATCH
 from ..main import metrics_catalogue
 from ..services import Shared
 from ..settings import MAX_WORKERS, Settings
@@ -144,10 +147,19 @@ class Supervisor:
         self._restart_at: list[float] = []
         # A reload may start more workers. Memory that is never written to costs nothing.
         self._board = Scoreboard(MAX_WORKERS)
+        self._scratch = NO_SCRATCH
         self._metrics = Metrics(metrics_catalogue(), self._board, SUPERVISOR)
 
     def run(self) -> int:
         """Serve; returns the exit code."""
+        with contextlib.ExitStack() as opened:
+            # Without it, workers share a little less.
+            with contextlib.suppress(OSError):
+                own = tempfile.TemporaryDirectory(prefix="h5feed-", ignore_cleanup_errors=True)
+                self._scratch = Path(opened.enter_context(own)) / "jobs"
+            return self._serve()
+
+    def _serve(self) -> int:
         wake_receive, wake_send = socket.socketpair()
         wake_send.setblocking(False)
         signal.set_wakeup_fd(wake_send.fileno(), warn_on_full_buffer=False)
@@ -244,7 +256,7 @@ class Supervisor:
         place = self._board.take()
         if place is None:
             self._say("too many old workers are still ending: /metrics does not include a new worker")
-        shared = None if place is None else Shared(self._board, place)
+        shared = None if place is None else Shared(self._board, place, self._scratch)
         ours, theirs = socket.socketpair()
         # This process has no threads and has imported everything, so a fork starts quickly and shares its memory.
         pid = os.fork()

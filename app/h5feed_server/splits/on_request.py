@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import quote, urlencode
 
 from ..catalog.catalog import Catalog
-from ..catalog.dataset import Dataset
+from ..catalog.dataset import Dataset, state_of
 from ..filters.masks import is_quick
 from ..filters.predicates import bind
 from ..jobs.registry import WAIT_SECONDS, InProgress, Jobs, JobState, Progress, Request
@@ -102,10 +102,10 @@ class SplitJobs:
         self._splitter.check_divisible(dataset)
         missing = self._splitter.masks.missing(dataset, predicates)
         if missing and not is_quick(missing):
-            request = {"dataset": dataset.name, "revision": dataset.revision, "where": spec.where}
+            request = {**state_of(dataset), "where": spec.where}
             query = urlencode({"where": spec.where, "revision": dataset.revision}, doseq=True)
             result = f"/v1/datasets/{quote(dataset.name, safe='')}/splits/all/rows?{query}"
-            raise InProgress(self._jobs.start(_FILTER_KIND, request, result))
+            raise InProgress(self._jobs.start(_FILTER_KIND, request, result, dataset.names.key))
 
     def _start(
         self,
@@ -116,8 +116,7 @@ class SplitJobs:
     ) -> JobState:
         chosen = {} if spec is None else spec.model_dump(mode="json", exclude_defaults=True)
         request = {
-            "dataset": dataset.name,
-            "revision": dataset.revision,
+            **state_of(dataset),
             "spec": chosen,
             "classes": classes,
             "counted": counted,
@@ -125,7 +124,8 @@ class SplitJobs:
         query = urlencode(
             {**chosen, **({"classes": counted} if counted else {}), "revision": dataset.revision}, doseq=True
         )
-        return self._jobs.start(_KIND, request, f"/v1/datasets/{quote(dataset.name, safe='')}/splits?{query}")
+        result = f"/v1/datasets/{quote(dataset.name, safe='')}/splits?{query}"
+        return self._jobs.start(_KIND, request, result, dataset.names.key)
 
     def _work(self, request: Request, progress: Progress) -> None:
         dataset = self._catalog.dataset_within(WAIT_SECONDS, request["dataset"], request["revision"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -17,6 +16,7 @@ from h5feed.stored.byte_cache import ByteCache, CacheUsage
 
 from ..cache_folder.folder import CacheFolder
 from ..catalog.dataset import Dataset, Field
+from ..catalog.names import Key, key_of
 from ..catalog.roles import is_dense
 from ..filters.masks import Masks
 from ..filters.predicates import bind
@@ -83,17 +83,17 @@ class Splitter:
         """Whether splits are available without computing them: stored in the files, or cached."""
         spec = drawn_spec(dataset, spec)
         name = _splits_name(dataset, spec)
-        return not spec.splits_rows or name in self._splits or name in self._folder
+        return not spec.splits_rows or name.here in self._splits or name.kept in self._folder
 
     def has_report(self, dataset: Dataset, spec: FilteredSpec, classes: str | None = None) -> bool:
         """Whether a report is cached."""
         name = _report_name(dataset, spec, classes)
-        return name in self._reports or name in self._folder
+        return (name.here, dataset.revision) in self._reports or name.kept in self._folder
 
     def has_strata(self, dataset: Dataset, name: str, *, bins: bool = False) -> bool:
         """Whether the classes of a field are cached."""
         file = _strata_name(dataset, name, bins)
-        return file in self._strata or file in self._folder
+        return file.here in self._strata or file.kept in self._folder
 
     def prepare(self, dataset: Dataset, spec: FilteredSpec, progress: Progress, classes: str | None = None) -> None:
         """Compute and cache the results of `splits` and `report`, reporting rows read and divided to `progress`."""
@@ -119,13 +119,13 @@ class Splitter:
         if not spec.splits_rows:
             # h5feed.toml can declare stored splits. The revision covers that; the identity of the files does not.
             return self._splits.get(
-                (dataset.name, dataset.revision, dataset.identity),
+                (dataset.name, dataset.names.key, dataset.identity),
                 lambda: native_splits(dataset.native),
                 lambda splits: splits.nbytes,
             )
         name = _splits_name(dataset, spec)
         return self._splits.get(
-            name,
+            name.here,
             lambda: self._kept(name, load_splits, lambda: dump_splits(self._compute(dataset, spec, progress))),
             lambda splits: splits.nbytes,
         )
@@ -151,7 +151,7 @@ class Splitter:
             mask, rows = self.masks.mask(dataset, predicates), self.splits(dataset, drawn).of(split)
             return Splits({split: rows[mask[rows]]})
 
-        key = (dataset.name, dataset.revision, dataset.identity, split, drawn, *(one.text for one in predicates))
+        key = (dataset.name, dataset.names.key, dataset.identity, split, drawn, *(one.text for one in predicates))
         return self._splits.get(key, compute, lambda splits: splits.nbytes).rows[split]
 
     def report(self, dataset: Dataset, spec: FilteredSpec, classes: str | None = None) -> bytes:
@@ -164,11 +164,12 @@ class Splitter:
         """
 
         def load(data: bytes) -> bytes:
-            return json.dumps(load_arrays(data)[0]).encode()
+            # It may have been computed under another name of the same data.
+            return json.dumps(load_arrays(data)[0] | {"revision": dataset.revision}).encode()
 
         name = _report_name(dataset, spec, classes)
         return self._reports.get(
-            name,
+            (name.here, dataset.revision),
             lambda: self._kept(name, load, lambda: dump_arrays(self._describe(dataset, spec, classes), {})),
             len,
         )
@@ -183,7 +184,7 @@ class Splitter:
         self.check_divisible(dataset)
         way = (spec.split_spec, spec.split, spec.where, spec.limit, spec.weights, spec.stratify)
         return self._resampled.get(
-            (dataset.name, dataset.revision, dataset.identity, way),
+            (dataset.name, dataset.names.key, dataset.identity, way),
             lambda: self._weighted(dataset, spec) if spec.weights is not None else self._balanced(dataset, spec),
             lambda value: value.nbytes,
         )
@@ -204,7 +205,7 @@ class Splitter:
                 return dump_strata(Strata(name, None, str(error)))
 
         file = _strata_name(dataset, name, bins)
-        return self._strata.get(file, lambda: self._kept(file, load_strata, compute), lambda strata: strata.nbytes)
+        return self._strata.get(file.here, lambda: self._kept(file, load_strata, compute), lambda strata: strata.nbytes)
 
     def check_divisible(self, dataset: Dataset) -> None:
         """Refuse a dataset with too many rows for row lists.
@@ -220,9 +221,9 @@ class Splitter:
             )
         self._check_fits(4 * dataset.rows, f"lists of the {dataset.rows} rows of {dataset.name!r}")
 
-    def _kept(self, name: str, load: Callable[[bytes], T], compute: Callable[[], bytes]) -> T:
+    def _kept(self, name: Key, load: Callable[[bytes], T], compute: Callable[[], bytes]) -> T:
         """The content of the file `name` in the cache folder; if it is missing, one process computes it."""
-        return load(self._folder.get(name, compute))
+        return load(self._folder.get(name.kept, compute))
 
     def _check_fits(self, nbytes: int, what: str) -> None:
         if nbytes > self._max_bytes:
@@ -324,7 +325,9 @@ class Splitter:
                 ) from None
 
         file = _name("groups/2", dataset, name)
-        strata = self._strata.get(file, lambda: self._kept(file, load_strata, compute), lambda strata: strata.nbytes)
+        strata = self._strata.get(
+            file.here, lambda: self._kept(file, load_strata, compute), lambda strata: strata.nbytes
+        )
         assert strata.labels is not None
         return strata.labels
 
@@ -393,22 +396,20 @@ def balanced_by(dataset: Dataset, spec: OrderSpec) -> tuple[str, bool]:
     return by, by == spec.stratify
 
 
-def _splits_name(dataset: Dataset, spec: SplitSpec) -> str:
+def _splits_name(dataset: Dataset, spec: SplitSpec) -> Key:
     return _name("splits/5", dataset, spec.model_dump_json())
 
 
-def _report_name(dataset: Dataset, spec: FilteredSpec, classes: str | None) -> str:
+def _report_name(dataset: Dataset, spec: FilteredSpec, classes: str | None) -> Key:
     return _name("reports/4", dataset, f"{spec.model_dump_json()} {classes}")
 
 
-def _strata_name(dataset: Dataset, name: str, bins: bool) -> str:
+def _strata_name(dataset: Dataset, name: str, bins: bool) -> Key:
     return _name("classes/3", dataset, f"{name} {bins}")
 
 
-def _name(folder: str, dataset: Dataset, request: str) -> str:
-    """Name of the file in the cache folder, from the digest of dataset, revision and request."""
-    digest = hashlib.blake2b(f"{dataset.name} {dataset.revision} {request}".encode(), digest_size=16)
-    return f"{folder}-{digest.hexdigest()}"
+def _name(folder: str, dataset: Dataset, request: str) -> Key:
+    return key_of(folder, dataset.name, dataset.names, request)
 
 
 def _sample(field: Field) -> str:

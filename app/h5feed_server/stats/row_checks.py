@@ -16,7 +16,8 @@ from h5feed.stored.byte_cache import ByteCache
 
 from ..cache_folder.folder import CacheFolder
 from ..catalog.catalog import Catalog
-from ..catalog.dataset import Dataset, Field
+from ..catalog.dataset import Dataset, Field, state_of
+from ..catalog.names import Key, key_of
 from ..jobs.registry import WAIT_SECONDS, Jobs, JobState, Progress, Request
 from ..storage.reader import Reader
 
@@ -77,15 +78,15 @@ class Checker:
     def find(self, dataset: Dataset) -> RowChecks | None:
         """What is known already."""
         file = _file(dataset)
-        kept = self._kept.find(file)
-        if kept is None and (data := self._folder.find(file)) is not None:
+        kept = self._kept.find(file.here)
+        if kept is None and (data := self._folder.find(file.kept)) is not None:
             kept = _load(data)
-            self._kept.put(file, kept, kept.repeats.nbytes)
+            self._kept.put(file.here, kept, kept.repeats.nbytes)
         return kept
 
     def start(self, dataset: Dataset) -> JobState:
         """Have a job look; see `Jobs.start`."""
-        return self._jobs.start(_KIND, {"dataset": dataset.name, "revision": dataset.revision}, "")
+        return self._jobs.start(_KIND, state_of(dataset), "", dataset.names.key)
 
     def _work(self, request: Request, progress: Progress) -> None:
         dataset = self._catalog.dataset_within(WAIT_SECONDS, request["dataset"], request["revision"])
@@ -97,7 +98,9 @@ class Checker:
                 f"{self._max_job_bytes:,} bytes (H5FEED_MAX_JOB_BYTES) that are compared"
             )
         progress.expect(dataset.rows)
-        self._folder.get(_file(dataset), lambda: self._look(dataset, fields, progress))
+        file = _file(dataset)
+        found = _load(self._folder.get(file.kept, lambda: self._look(dataset, fields, progress)))
+        self._kept.put(file.here, found, found.repeats.nbytes)
 
     def _row_bytes(self, field: Field) -> int:
         if field.is_ragged:
@@ -180,9 +183,8 @@ def _is_uniform(block: npt.NDArray[Any], field: Field) -> npt.NDArray[np.bool_]:
     return same
 
 
-def _file(dataset: Dataset) -> str:
-    text = f"{dataset.name} {dataset.revision} {[field.name for field in _inputs(dataset)]}"
-    return f"row-checks/2-{hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=16).hexdigest()}"
+def _file(dataset: Dataset) -> Key:
+    return key_of("row-checks/2", dataset.name, dataset.names, [field.name for field in _inputs(dataset)])
 
 
 def _load(data: bytes) -> RowChecks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Callable
@@ -16,7 +15,8 @@ from h5feed.stored.byte_cache import ByteCache
 
 from ..cache_folder.folder import CacheFolder
 from ..catalog.catalog import Catalog
-from ..catalog.dataset import Dataset, Field
+from ..catalog.dataset import Dataset, Field, state_of
+from ..catalog.names import Key, key_of
 from ..jobs.registry import WAIT_SECONDS, InProgress, Jobs, Progress, Request
 from ..splits.on_request import QUICK_BYTES, QUICK_ROWS
 from ..splits.splitter import MAX_SPLIT_ROWS
@@ -93,17 +93,17 @@ class RowSearch:
         if dataset.rows > MAX_SPLIT_ROWS:
             raise TooLarge(f"{dataset.rows:,} rows are more than the {MAX_SPLIT_ROWS:,} that are sorted or searched")
         file = _file(dataset, wanted)
-        if (kept := self._kept.find(file)) is not None:
+        if (kept := self._kept.find(file.here)) is not None:
             return kept
-        data = self._folder.find(file)
+        data = self._folder.find(file.kept)
         if data is None:
             stored = sum(field.column.stored_nbytes for field in fields)
             if dataset.rows > QUICK_ROWS or stored > QUICK_BYTES:
-                request = {"dataset": dataset.name, "revision": dataset.revision, **wanted}
-                raise InProgress(self._jobs.start(_KIND, request, ""))
-            data = self._folder.get(file, lambda: self._compute(dataset, wanted, lambda rows: None))
+                request = {**state_of(dataset), **wanted}
+                raise InProgress(self._jobs.start(_KIND, request, "", dataset.names.key))
+            data = self._folder.get(file.kept, lambda: self._compute(dataset, wanted, lambda rows: None))
         rows = _load(data)
-        self._kept.put(file, rows, rows.nbytes)
+        self._kept.put(file.here, rows, rows.nbytes)
         return rows
 
     def _work(self, request: Request, progress: Progress) -> None:
@@ -111,8 +111,8 @@ class RowSearch:
         wanted = {key: value for key, value in request.items() if key not in ("dataset", "revision")}
         progress.expect(dataset.rows * (len(text_fields(dataset)) if "text" in wanted else 1))
         file = _file(dataset, wanted)
-        rows = _load(self._folder.get(file, lambda: self._compute(dataset, wanted, progress.advance)))
-        self._kept.put(file, rows, rows.nbytes)
+        rows = _load(self._folder.get(file.kept, lambda: self._compute(dataset, wanted, progress.advance)))
+        self._kept.put(file.here, rows, rows.nbytes)
 
     def _compute(self, dataset: Dataset, wanted: Request, advance: Callable[[int], None]) -> bytes:
         if "text" in wanted:
@@ -210,9 +210,8 @@ def _block_rows(reader: Reader, field: Field) -> int:
     return max(1, min(_BLOCK, _BLOCK_BYTES // max(1, row_bytes)))
 
 
-def _file(dataset: Dataset, wanted: Request) -> str:
-    text = f"{dataset.name} {dataset.revision} {sorted(wanted.items())}"
-    return f"row-search/2-{hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=16).hexdigest()}"
+def _file(dataset: Dataset, wanted: Request) -> Key:
+    return key_of("row-search/2", dataset.name, dataset.names, sorted(wanted.items()))
 
 
 def _load(data: bytes) -> Rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -18,7 +17,8 @@ from h5feed.stored.byte_cache import ByteCache
 from ..batches.batcher import Batcher
 from ..cache_folder.folder import CacheFolder
 from ..catalog.catalog import Catalog
-from ..catalog.dataset import Dataset, Field
+from ..catalog.dataset import Dataset, Field, state_of
+from ..catalog.names import Key, key_of
 from ..catalog.roles import is_dense
 from ..filters.predicates import bind
 from ..jobs.registry import WAIT_SECONDS, Jobs, JobState, Progress, Request
@@ -106,12 +106,12 @@ class Statistics:
     def known(self, dataset: Dataset, fields: Sequence[Field], split: str, spec: FilteredSpec) -> dict[str, FieldStats]:
         """Cached statistics by field name, of those fields that have some."""
         keys = _Keys(dataset, split, spec)
-        found = {field.name: self._kept.find(keys.of(field.name)) for field in fields}
+        found = {field.name: self._kept.find(keys.of(field.name).here) for field in fields}
         for pack in _packs(dataset):
             missing = [name for name in pack if name in found and found[name] is None]
             if not missing:
                 continue
-            data = self._folder.find(keys.file_of_pack(pack))
+            data = self._folder.find(keys.of_pack(pack).kept)
             if data is not None:
                 packed = self._unpacked(keys, pack, data)
                 found |= {name: packed[name] for name in missing}
@@ -126,13 +126,12 @@ class Statistics:
     def start(self, dataset: Dataset, fields: Sequence[Field], split: str, spec: FilteredSpec, result: str) -> JobState:
         """Start a job that computes the missing statistics; see `Jobs.start`."""
         request = {
-            "dataset": dataset.name,
-            "revision": dataset.revision,
+            **state_of(dataset),
             "fields": [field.name for field in fields],
             "split": split,
             "spec": _of_split(split, spec).model_dump(mode="json", exclude_defaults=True),
         }
-        return self._jobs.start(_KIND, request, result)
+        return self._jobs.start(_KIND, request, result, dataset.names.key)
 
     def _work(self, request: Request, progress: Progress) -> None:
         dataset = self._catalog.dataset_within(WAIT_SECONDS, request["dataset"], request["revision"])
@@ -176,19 +175,19 @@ class Statistics:
 
         whole = [pack for pack in _packs(dataset) if all(name in counts for name in pack)]
         for pack in whole:
-            data = self._folder.get(keys.file_of_pack(pack), partial(_packed, pack, compute))
+            data = self._folder.get(keys.of_pack(pack).kept, partial(_packed, pack, compute))
             self._unpacked(keys, pack, data)
         together = {name for pack in whole for name in pack}
         for name in (name for name in counts if name not in together):
-            self._kept.put(keys.of(name), *_sized(self._folder.get(keys.file_of(name), partial(compute, name))))
+            self._kept.put(keys.of(name).here, *_sized(self._folder.get(keys.of(name).kept, partial(compute, name))))
         for name in counts.keys() - computed:
             progress.advance(counts[name] * row_bytes[name])
 
     def _stored(self, keys: _Keys, name: str) -> bytes | None:
         """The result of a field that has a file of its own."""
-        data = self._folder.find(keys.file_of(name))
+        data = self._folder.find(keys.of(name).kept)
         if data is not None:
-            self._kept.put(keys.of(name), *_sized(data))
+            self._kept.put(keys.of(name).here, *_sized(data))
         return data
 
     def _unpacked(self, keys: _Keys, pack: Sequence[str], data: bytes) -> dict[str, bytes]:
@@ -197,7 +196,7 @@ class Statistics:
         starts = [4 * len(pack), *ends[:-1].tolist()]
         results = {name: data[start:end] for name, start, end in zip(pack, starts, ends.tolist(), strict=True)}
         for name, result in results.items():
-            self._kept.put(keys.of(name), *_sized(result))
+            self._kept.put(keys.of(name).here, *_sized(result))
         return results
 
 
@@ -279,14 +278,12 @@ class _Keys:
         drawn = "" if split == "all" else spec.split_spec.model_dump_json()
         # As the fields understand the filter: one way to write it finds what another one has computed.
         kept = "".join(f" {one.text}" for one in bind(dataset, spec.where))
-        self._before, self._after = f"{dataset.name} {dataset.revision} ", f" {split} {drawn}{kept}"
+        self._dataset, self._after = dataset, f" {split} {drawn}{kept}"
 
-    def of(self, field: str) -> str:
-        text = self._before + field + self._after
-        return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    def of(self, field: str) -> Key:
+        """Of the result of a field."""
+        return key_of(f"stats/{_VERSION}", self._dataset.name, self._dataset.names, field + self._after)
 
-    def file_of(self, field: str) -> str:
-        return f"stats/{_VERSION}-{self.of(field)}"
-
-    def file_of_pack(self, pack: Sequence[str]) -> str:
-        return f"stats/{_VERSION}-{self.of(json.dumps(pack))}"
+    def of_pack(self, pack: Sequence[str]) -> Key:
+        """Of the file that the results of some fields share."""
+        return self.of(json.dumps(pack))

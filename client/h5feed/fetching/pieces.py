@@ -280,6 +280,8 @@ class PieceFetcher:
             tensors, about, nbytes = read_body(body)
             if nbytes != len(body):
                 raise ValueError(f"it has {len(body)} bytes instead of {nbytes}")
+            if not self._client.names.are_same(about["revision"], plan.params["revision"]):
+                raise ValueError(f"it is of revision {about['revision']}")
             return window_of(tensors, about, plan, epoch, start, stop, partial(self._file, form))
         except (ValueError, KeyError) as error:
             raise BadAnswer(f"the response does not describe the batches that were requested: {error}") from None
@@ -310,9 +312,8 @@ def window_of(
     from ..stored.pieces import BYTES, PREFIX, NamedFile, load_pieces
     from ..stored.source import ReceivedBytes
 
-    got = about["index"], about["epoch"], about["revision"]
-    if got != (str(start), str(epoch), plan.params["revision"]):
-        raise ValueError(f"it is batch {got[0]} of epoch {got[1]}, revision {got[2]}")
+    if (about["index"], about["epoch"]) != (str(start), str(epoch)):
+        raise ValueError(f"it is batch {about['index']} of epoch {about['epoch']}")
     received = ReceivedBytes(tensors.get(BYTES, np.empty(0, np.uint8)))
 
     def source_of(file: NamedFile | None) -> Source:
@@ -337,7 +338,7 @@ def window_of(
         wanted = rows if of_column is None else of_column
         if wanted.shape != rows.shape or (len(wanted) and not 0 <= wanted.min() <= wanted.max() < column.rows):
             raise ValueError(f"the rows of {name!r} are not in its pieces")
-    return Window(start, stop, arrays, columns, reasons, plan, epoch, plan.params["revision"])
+    return Window(start, stop, arrays, columns, reasons, plan, epoch, about["revision"])
 
 
 def _reasons(window: Window) -> str:

@@ -17,6 +17,7 @@ from ..errors import BadAnswer, TooLarge
 from ..frames import Frame
 from ..images import ImageSpec
 from ..net.client import Client
+from ..net.names import Names
 from ..net.trace import received, retried
 from ..net.transport import BodyCut
 from ..plan import Plan
@@ -56,7 +57,8 @@ def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
         while start < block.stop:
             if alone or block.stop - start == 1 or plan.part_rows:
                 # After a broken stream, the request for the first missing batch returns the reason.
-                batches += _asked_for([fetch_one(start, query, block.epoch, cancelled)], start, block.epoch, plan)
+                one = fetch_one(start, query, block.epoch, cancelled)
+                batches += _asked_for([one], start, block.epoch, plan, client.names)
                 alone = False
             else:
                 window = {"start": str(start), "stop": str(block.stop)}
@@ -75,7 +77,7 @@ def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
                 came = list(_whole_batches(body, plan.frame, cut=alone))
                 if len(came) > block.stop - start:
                     raise BadAnswer(f"requested batches {start} … {block.stop - 1}, but received {len(came)} batches")
-                batches += _asked_for(came, start, block.epoch, plan)
+                batches += _asked_for(came, start, block.epoch, plan, client.names)
                 # Do not repeat a stream that gave no complete batch.
                 alone = alone or start == block.start + len(batches)
             start = block.start + len(batches)
@@ -130,7 +132,7 @@ def fetch_rows(
     most = frame.max_bytes(len(rows))
     body = client.body(f"{path}/rows", {"revision": revision}, max_bytes=most, json=dict(request), cancelled=cancelled)
     batch = only_batch(body, frame)
-    if batch.revision != revision or not np.array_equal(batch.rows, rows):
+    if not client.names.are_same(batch.revision, revision) or not np.array_equal(batch.rows, rows):
         raise BadAnswer(
             f"requested {len(rows)} rows of revision {revision}, but received {len(batch.rows)} of revision "
             f"{batch.revision}, or other rows: a proxy or cache between client and server mixes up responses"
@@ -139,12 +141,12 @@ def fetch_rows(
 
 
 def only_tensor(
-    body: npt.NDArray[np.uint8], name: str, dtype: str, revision: str
+    body: npt.NDArray[np.uint8], name: str, dtype: str, revision: str, names: Names
 ) -> tuple[npt.NDArray[Any], dict[str, str]]:
     """The single tensor of a body that is not a batch, and the metadata of the body."""
     tensors, about, _ = read_body(body)
     tensor = tensors.get(name)
-    if tensor is None or tensor.dtype != dtype or about.get("revision") != revision:
+    if tensor is None or tensor.dtype != dtype or not names.are_same(about.get("revision", ""), revision):
         raise BadAnswer(
             f"requested {name!r} of revision {revision}, but received {', '.join(map(repr, tensors)) or 'nothing'} of "
             f"revision {about.get('revision')}"
@@ -185,16 +187,17 @@ def _whole_batches(body: npt.NDArray[np.uint8], frame: Frame, *, cut: bool = Fal
             raise
 
 
-def check_asked_for(batch: Batch, index: int, epoch: int, revision: str) -> None:
+def check_asked_for(batch: Batch, index: int, epoch: int, revision: str, names: Names) -> None:
     """Raise `BadAnswer` if this is another batch: a proxy or cache has mixed up responses."""
-    if (batch.index, batch.epoch, batch.revision) != (index, epoch, revision):
+    is_same = batch.revision == revision or names.are_same(batch.revision, revision)
+    if (batch.index, batch.epoch) != (index, epoch) or not is_same:
         raise BadAnswer(
             f"requested batch {index} of epoch {epoch}, revision {revision}, but received batch {batch.index} of epoch "
             f"{batch.epoch}, revision {batch.revision}: a proxy or cache between client and server mixes up responses"
         )
 
 
-def _asked_for(batches: list[Batch], first: int, epoch: int, plan: Plan) -> list[Batch]:
+def _asked_for(batches: list[Batch], first: int, epoch: int, plan: Plan, names: Names) -> list[Batch]:
     """Check that the batches start at `first`, belong to the epoch and revision, and have all their rows.
 
     Raises
@@ -203,7 +206,7 @@ def _asked_for(batches: list[Batch], first: int, epoch: int, plan: Plan) -> list
     """
     revision = plan.params["revision"]
     for index, batch in enumerate(batches, first):
-        check_asked_for(batch, index, epoch, revision)
+        check_asked_for(batch, index, epoch, revision, names)
         if len(batch.rows) != plan.rows_of(index):
             raise BadAnswer(f"batch {index} has {len(batch.rows)} rows, which does not match the plan")
     return batches

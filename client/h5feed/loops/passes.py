@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import BadParameter, RevisionChanged
 from ..plan import Plan, conditions_text
 from ..remote_dataset import RemoteDataset
+from ..revisions import is_provisional
 
 STATE_VERSION = 1
 
@@ -70,10 +71,7 @@ def position_in(state: Mapping[str, Any], dataset: RemoteDataset, plan: Plan) ->
     if version != STATE_VERSION:
         raise BadParameter(f"the state has version {version!r}, but this h5feed reads version {STATE_VERSION}")
     if revision != dataset.revision:
-        raise RevisionChanged(
-            f"the state was saved with {state.get('dataset')!r}, revision {revision}, but this is {dataset.name!r}, "
-            f"revision {dataset.revision}: restart the pass with set_epoch({epoch}), or serve the original data"
-        )
+        _check_same(dataset, str(state.get("dataset")), str(revision), epoch)
     here = _spec(plan)
     for name in sorted(spec.keys() | here.keys()):
         if spec.get(name) != here.get(name):
@@ -86,6 +84,23 @@ def position_in(state: Mapping[str, Any], dataset: RemoteDataset, plan: Plan) ->
     if not 0 <= delivered <= plan.batches or epoch < 0:
         raise BadParameter(f"invalid state: {delivered} of {plan.batches} batches of epoch {epoch} were delivered")
     return (epoch, delivered) if delivered < plan.batches else (epoch + 1, 0)
+
+
+def _check_same(dataset: RemoteDataset, name: str, revision: str, epoch: int) -> None:
+    """Check that a state was saved with these data, under whatever name.
+
+    Raises
+    ------
+    RevisionChanged
+    """
+    try:
+        dataset.check_is(revision)
+    except RevisionChanged as error:
+        why = f" ({error.detail})" if is_provisional(revision) else ""
+        raise RevisionChanged(
+            f"the state was saved with {name!r}, revision {revision}, but this is {dataset.name!r}, "
+            f"revision {dataset.revision}{why}: restart the pass with set_epoch({epoch}), or serve the original data"
+        ) from None
 
 
 def _spec(plan: Plan) -> dict[str, Any]:

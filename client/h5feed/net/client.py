@@ -11,7 +11,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
@@ -30,6 +30,7 @@ from ..errors import (
     Unauthorized,
 )
 from ..forks import tell_after_fork
+from ..revisions import HEADER as PROVISIONAL_HEADER
 from ..schema import read_json
 from ..version import __version__
 from ..wire import MEDIA_TYPE, WAIT_HEADER
@@ -41,6 +42,7 @@ from .embedded import START_SECONDS, Embedded, check_arguments, path_of
 from .http import httpx
 from .jobs import InProgress
 from .local import is_wanted
+from .names import Aim, Names, Params, not_text
 from .retries import FailedAttempts, error_of, final_error, reason_of
 from .servers import LOOK_SECONDS, Hooks, Server, Servers
 from .spans import spans
@@ -66,9 +68,6 @@ _SILENT_SECONDS, _BETWEEN_WARNINGS = 3.0, 30.0
 
 _BETWEEN_URLS = re.compile(r",\s*(?=[a-z]+://)")
 """A comma may also be part of a path."""
-
-Params = Mapping[str, str | tuple[str, ...]]
-"""Of a query; a tuple is a parameter that is given several times."""
 
 logger = logging.getLogger("h5feed")
 
@@ -161,6 +160,8 @@ class Client:
             ]
         )
         self.url = ",".join(server.url for server in self._servers)
+        self.names = Names()
+        """The provisional names of revisions that the servers have told."""
         self.spans = spans()
         """Makes the spans of traces; None if they are not wanted."""
         self.files = PassedFiles()
@@ -375,11 +376,7 @@ class Client:
         """Send one request and retry it until it succeeds, fails permanently, or the deadline passes."""
         began = time.monotonic()
         deadline = began + (self.deadline if within is None else within)
-        # Encoded here, because httpx would parse and rebuild the URL for every part.
-        try:
-            target = f"{path}?{urlencode(params, doseq=True)}" if params else path
-        except UnicodeEncodeError as error:
-            raise _not_text(error) from None
+        aim = Aim(self.names, self._servers, path, params)
         cancelled = cancelled or threading.Event()
         aborts = cancelled if isinstance(cancelled, Cancellation) else None
         waits = waits_to_tell()
@@ -388,14 +385,15 @@ class Client:
         refused: set[str] = set()
         enter(WAITING)
         while True:
+            aim.take()
             token = self._token.text
-            with self._servers.one() as server:
+            with self._servers.one(aim.among) as server:
                 asked_at = time.monotonic()
                 try:
                     send = server.send if self.spans is None else self.spans.sender(server)
                     answer = send(
                         method,
-                        target,
+                        aim.target,
                         accept,
                         json=json,
                         pool=pool,
@@ -407,15 +405,19 @@ class Client:
                     # 202 means that the server is still working.
                     if answer.status == 200 or (answer.status == 202 and is_job):
                         self._servers.answered(server)
+                        if pool is None or aim.is_provisional:
+                            self.names.learn(answer.header(PROVISIONAL_HEADER), server)
                         return answer
                     raise error_of(answer, server, several=len(self._servers) > 1)
                 except UnicodeEncodeError as error:
-                    raise _not_text(error) from None
+                    raise not_text(error) from None
                 except Transient as error:
                     failure: FeedError = error
                 except RevisionChanged as error:
                     self._servers.answered(server)
-                    raise self._differing(server, method, target, accept, json, max_bytes, error) from None
+                    if aim.has_others_than(server):
+                        continue
+                    raise self._differing(server, aim, method, accept, json, max_bytes, error) from None
                 except FeedError as error:
                     self._servers.answered(server)
                     refused.add(token)
@@ -431,7 +433,13 @@ class Client:
                 self._servers.failed(server, asked_at, failure.retry_after or 0.0)
             attempts = attempts or FailedAttempts()
             failure = attempts.add(server.url, failure, deadline)
-            self._wait_to_retry(attempts, server, failure, began, deadline, cancelled)
+            self._wait_to_retry(attempts, server, failure, began, deadline, cancelled, aim.among or [*self._servers])
+
+    def adopt_name(self, provisional: str, url: str, content: str | None) -> None:
+        """Remember a provisional name that the server with this URL gave to another client of the same servers."""
+        for server in self._servers:
+            if server.url == url:
+                self.names.add(provisional, server, content)
 
     def _has_new_token(self, refused: set[str]) -> bool:
         """Whether the token's file contains one by now that was not refused, which is sent from now on."""
@@ -465,8 +473,9 @@ class Client:
         began: float,
         deadline: float,
         cancelled: threading.Event,
+        among: Sequence[Server],
     ) -> None:
-        """Wait before the next attempt of a request that was started at `began`.
+        """Wait before the next attempt of a request that was started at `began`, which these servers can answer.
 
         Raises
         ------
@@ -474,16 +483,16 @@ class Client:
             There is no time for another attempt, or the request was cancelled.
         """
         wait = attempts.backoff()
-        if self._servers.others_awake(server):
+        if self._servers.others_awake(server, among):
             # Try each server once without waiting. If all fail, the request itself may be the problem.
-            wait = 0.0 if attempts.count < len(self._servers) else wait
+            wait = 0.0 if attempts.count < len(among) else wait
         else:
             wait = max(wait, failure.retry_after or 0.0)
         retried()
         if time.monotonic() - began > _SILENT_SECONDS and not cancelled.is_set():
             self._warn(failure, server, deadline)
         if time.monotonic() + wait >= deadline or cancelled.wait(wait):
-            raise self._given_up(attempts, wait)
+            raise self._given_up(attempts, wait, among)
 
     def _warn(self, failure: FeedError, server: Server, deadline: float) -> None:
         """Warn that a request is still waiting, once for all threads."""
@@ -492,13 +501,13 @@ class Client:
             self._warned_at = now
             logger.warning("%s: %s; retrying for up to %d s", server.url, failure, max(0, deadline - now))
 
-    def _given_up(self, attempts: FailedAttempts, wait: float) -> FeedError:
-        """The error to raise for the failures of all servers."""
+    def _given_up(self, attempts: FailedAttempts, wait: float, among: Sequence[Server]) -> FeedError:
+        """The error to raise for the failures of all servers that can answer."""
         failures = attempts.failures
         last = list(failures.values())[-1]
         kinds = {type(failure) for failure in failures.values()}
-        if len(self._servers) == 1:
-            (url,) = failures
+        if len(among) == 1:
+            url = among[0].url
             error = last
             if isinstance(last, ConnectionFailed):
                 error = ConnectionFailed(
@@ -506,8 +515,7 @@ class Client:
                 )
         else:
             said = [
-                f"{server.url} ({failures.get(server.url, 'skipped after an earlier failure')})"
-                for server in self._servers
+                f"{server.url} ({failures.get(server.url, 'skipped after an earlier failure')})" for server in among
             ]
             kind = kinds.pop() if len(kinds) == 1 else ConnectionFailed
             error = kind(
@@ -517,21 +525,23 @@ class Client:
                 request_id=last.request_id,
             )
         error.add_note(f"Gave up after {attempts.count} attempts within the deadline of {self.deadline:g} s.")
+        if len(among) < len(self._servers):
+            error.add_note("No other server was asked: only this one knows the provisional revision of the data.")
         if wait > self.deadline:
             error.add_note(f"The server asked to wait for {wait:g} s, which is longer.")
         return error
 
     def _differing(
-        self, server: Server, method: str, target: str, accept: str, json: Any, max_bytes: int, error: RevisionChanged
+        self, server: Server, aim: Aim, method: str, accept: str, json: Any, max_bytes: int, error: RevisionChanged
     ) -> RevisionChanged:
         """The error to raise if a server lacks a revision: another server may still have it."""
-        for other in self._servers:
+        for other in () if aim.is_provisional else self._servers:
             if other is server:
                 continue
             with contextlib.suppress(httpx.TransportError):
                 deadline = time.monotonic() + _COMPARE_SECONDS
                 answer = other.send(
-                    method, target, accept, json=json, pool=self.pool, max_bytes=max_bytes, deadline=deadline
+                    method, aim.target, accept, json=json, pool=self.pool, max_bytes=max_bytes, deadline=deadline
                 )
                 if answer.status == 200:
                     return RevisionChanged(
@@ -540,8 +550,3 @@ class Client:
                         request_id=error.request_id,
                     )
         return error
-
-
-def _not_text(error: UnicodeEncodeError) -> BadParameter:
-    begin = max(0, error.start - 40)
-    return BadParameter(f"{error.object[begin : error.end]!r} is not text: it contains half of a surrogate pair")

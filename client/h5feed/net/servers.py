@@ -295,19 +295,25 @@ class Servers:
         return len(self._servers)
 
     @contextlib.contextmanager
-    def one(self) -> Iterator[Server]:
-        """The server for the next request, which counts as in flight within this context."""
-        server = self._choose()
+    def one(self, among: Sequence[Server] = ()) -> Iterator[Server]:
+        """The server for the next request, which counts as in flight within this context.
+
+        Parameters
+        ----------
+        among : sequence of Server
+            Those that can answer it; default: all.
+        """
+        server = self._choose(among or self._servers)
         try:
             yield server
         finally:
             with self._lock:
                 server.under_way -= 1
 
-    def others_awake(self, than: Server) -> bool:
-        """Whether any other server is not being skipped."""
+    def others_awake(self, than: Server, among: Sequence[Server] = ()) -> bool:
+        """Whether any other server (of those that can answer) is not being skipped."""
         now = time.monotonic()
-        return any(server.rests_until <= now for server in self._servers if server is not than)
+        return any(server.rests_until <= now for server in among or self._servers if server is not than)
 
     def answered(self, server: Server) -> None:
         """Report that `server` sent a valid response."""
@@ -335,16 +341,16 @@ class Servers:
         for server in self._servers:
             server.close()
 
-    def _choose(self) -> Server:
+    def _choose(self, among: Sequence[Server]) -> Server:
         while True:
             with self._lock:
                 now = time.monotonic()
-                awake = [server for server in self._servers if server.rests_until <= now]
+                awake = [server for server in among if server.rests_until <= now]
                 # Among equals, the least recently used. If all are skipped, the one whose time is up first.
                 chosen = (
                     min(awake, key=lambda server: (server.under_way, server.asked_at))
                     if awake
-                    else min(self._servers, key=lambda server: server.rests_until)
+                    else min(among, key=lambda server: server.rests_until)
                 )
                 chosen.asked_at = now
                 doubtful = chosen.failures > 0 and len(awake) > 1

@@ -119,6 +119,7 @@ def _page(
         "files": whole["files"],
         "bytes": dataset.stored_bytes,
         "native_splits": whole["native_splits"],
+        "hashing": whole["hashing"],
         "notes": whole["notes"],
         "fields": [
             {key: field[key] for key in ("name", "role", "role_reason", "shape", "dtype", "readable", "reason", "note")}
