@@ -8,6 +8,7 @@ import threading
 import time
 import tracemalloc
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -142,6 +143,31 @@ def test_values_computed_elsewhere_are_kept_within_the_same_bound() -> None:
     assert [key in cache for key in "abc"] == [True, False, True]
     cache.put("d", "too long", 10 * ENTRY_BYTES)
     assert cache.find("d") is None and cache.find("a") == "second"
+
+
+def test_what_fits_is_admitted_without_a_look_at_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of columns ask, one after the other. Values in use are not evicted for others, older ones are."""
+
+    class Watched(OrderedDict[Any, Any]):
+        looked = 0
+
+        def values(self) -> Any:
+            for value in super().values():
+                self.looked += 1
+                yield value
+
+    cache: ByteCache[str] = ByteCache(4 * (ENTRY_BYTES + 10), 60.0)
+    entries = cache._entries = Watched()
+    for key in "abcd":
+        assert cache.admits(key, 10) and not entries.looked
+        cache.put(key, "value", 10)
+    # In use: the first says that no other is older.
+    assert not cache.admits("e", 10) and entries.looked == 1
+    assert cache.admits("a", 10)
+    monkeypatch.setattr("h5feed_server.storage.byte_cache.FRESH_SECONDS", -1.0)
+    entries.looked = 0
+    assert cache.admits("e", 10) and entries.looked == 1
+    assert cache.admits("e", 3 * ENTRY_BYTES) and not cache.admits("e", 5 * ENTRY_BYTES)
 
 
 def test_long_work_lets_short_work_go_on() -> None:

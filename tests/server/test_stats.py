@@ -441,7 +441,7 @@ def test_no_cache_folder(tmp_path: Path, arrays: dict[str, np.ndarray], serve: C
         assert feed["plain"].stats()["x"]["count"] == arrays["floats"].size
 
 
-def test_many_columns_share_a_file(tmp_path: Path) -> None:
+def test_many_columns_share_a_file(tmp_path: Path, serve: Callable[..., ServerProcess]) -> None:
     """Of a table with many columns, the results of all share a file of the cache folder, and one column finds its own
     there, also after a restart. A damaged file is computed again; a field that is large has a file of its own."""
     rng = np.random.default_rng(3)
@@ -456,7 +456,7 @@ def test_many_columns_share_a_file(tmp_path: Path) -> None:
     def stored() -> list[Path]:
         return [file for file in cache.glob("served-*/stats/*") if not file.name.startswith(".")]
 
-    server = ServerProcess(tmp_path / "data", cache)
+    server = serve(tmp_path / "data", "--cache-dir", str(cache))
     with h5feed.connect(server.url, deadline=60) as feed:
         alone = feed["table"].stats(field="column07")
         assert len(stored()) == 1
@@ -469,7 +469,7 @@ def test_many_columns_share_a_file(tmp_path: Path) -> None:
         page = httpx.get(f"{server.url}/datasets/table", timeout=60)
         assert page.status_code == 200 and len(stored()) == 4
     assert server.stop() == 0
-    server = ServerProcess(tmp_path / "data", cache)
+    server = serve(tmp_path / "data", "--cache-dir", str(cache))
     with h5feed.connect(server.url, deadline=60) as feed:
         before = stored()
         assert feed["table"].stats(field="column08")["mean"] == everything["column08"]["mean"]
@@ -477,7 +477,7 @@ def test_many_columns_share_a_file(tmp_path: Path) -> None:
     assert server.stop() == 0
     for file in stored():
         file.write_bytes(file.read_bytes()[:-1] + b"?")
-    server = ServerProcess(tmp_path / "data", cache)
+    server = serve(tmp_path / "data", "--cache-dir", str(cache))
     with h5feed.connect(server.url, deadline=60) as feed:
         again = feed["table"].stats()
         assert {name: again[name]["mean"] for name in columns} == {name: everything[name]["mean"] for name in columns}

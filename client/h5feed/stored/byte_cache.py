@@ -141,9 +141,21 @@ class ByteCache(Generic[V]):
         with self._lock:
             if key in self._entries or key in self._flights:
                 return True
+            lacking = nbytes + ENTRY_BYTES - (self.max_bytes - self._nbytes)
+            if lacking <= 0:
+                return True
+            if lacking > self._nbytes:
+                return False
             old = time.monotonic() - FRESH_SECONDS
-            stale = sum(entry.nbytes for entry in self._entries.values() if entry.used < old)
-            return nbytes + ENTRY_BYTES <= self.max_bytes - self._nbytes + stale
+            # In order of their last use, and no further than needed: a table may have thousands of columns, and each of
+            # them asks.
+            for entry in self._entries.values():
+                if entry.used >= old:
+                    break
+                lacking -= entry.nbytes
+                if lacking <= 0:
+                    return True
+            return False
 
     def drop_old(self, seconds: float) -> None:
         """Evict values that were not used for this many seconds."""
