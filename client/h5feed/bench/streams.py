@@ -40,7 +40,7 @@ def fixed_width(dataset: Dataset, plan: Plan, epoch: int, connections: int, read
         dataset._fetch(plan, None),
         blocks_of_passes(plan, epoch, 0, BLOCK_BYTES),
         max_bytes=readahead,
-        deadline=2 * dataset._client.deadline + 10,
+        deadline=(1 + plan.parts) * dataset._client.deadline + 10,
         pace=Pace(readahead, connections, link),
     )
 
