@@ -465,6 +465,7 @@ def hsds_fancy(path: Path, folder: Path, extra: str) -> Opened:
     )
     _CHILDREN.append(process)
     _wait_for(port, process)
+    _wait_until_ready(port)
     access: dict[str, Any] = {
         "endpoint": f"http://127.0.0.1:{port}",
         "username": "bench",
@@ -527,6 +528,21 @@ def _wait_for(port: int, process: subprocess.Popen[Any] | None = None) -> None:
             if time.monotonic() > until or (process is not None and process.poll() is not None):
                 raise RuntimeError("its server did not start") from None
             time.sleep(0.1)
+
+
+def _wait_until_ready(port: int) -> None:
+    """Its nodes start one after the other."""
+    until = time.monotonic() + _START_SECONDS
+    state = ""
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", "/about")
+            state = json.loads(connection.getresponse().read()).get("state", "")
+        if state == "READY":
+            return
+        time.sleep(0.5)
+    raise RuntimeError(f"its state is {state!r}, and not READY")
 
 
 def _check(path: Path, read: Read, rows: Rows) -> None:
