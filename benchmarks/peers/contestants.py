@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -578,8 +579,9 @@ def main() -> None:
     except Exception as error:
         tell({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
     finally:
+        # Interrupted and not terminated: HSDS then ends its nodes, which have sessions of their own.
         for child in _CHILDREN:
-            child.terminate()
+            child.send_signal(signal.SIGINT)
         for child in _CHILDREN:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(10)
