@@ -68,7 +68,8 @@ def write_workload(workload: Workload, samples: int, path: Path) -> str:
     limit: int = Settings.model_fields["max_body_bytes"].default
     if sizes.max() + _HEAD_BYTES > limit:
         wanted = -(-(int(sizes.max()) + _HEAD_BYTES) // (1 << 20)) << 20
-        said += f"\nthe largest exceed the default limit of a response: serve with H5FEED_MAX_BODY_BYTES={wanted}"
+        settings = f"H5FEED_MAX_BODY_BYTES={wanted} H5FEED_INFLIGHT_BYTES={4 * wanted}"
+        said += f"\nthe largest exceed the default limit of a response: serve with {settings}"
     return said
 
 

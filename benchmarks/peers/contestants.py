@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -465,6 +466,7 @@ def hsds_fancy(path: Path, folder: Path, extra: str) -> Opened:
     )
     _CHILDREN.append(process)
     _wait_for(port, process)
+    _wait_until_ready(port)
     access: dict[str, Any] = {
         "endpoint": f"http://127.0.0.1:{port}",
         "username": "bench",
@@ -529,6 +531,21 @@ def _wait_for(port: int, process: subprocess.Popen[Any] | None = None) -> None:
             time.sleep(0.1)
 
 
+def _wait_until_ready(port: int) -> None:
+    """Its nodes start one after the other."""
+    until = time.monotonic() + _START_SECONDS
+    state = ""
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", "/about")
+            state = json.loads(connection.getresponse().read()).get("state", "")
+        if state == "READY":
+            return
+        time.sleep(0.5)
+    raise RuntimeError(f"its state is {state!r}, and not READY")
+
+
 def _check(path: Path, read: Read, rows: Rows) -> None:
     """Each row that comes must be that of the file."""
     with h5py.File(path) as file:
@@ -562,8 +579,9 @@ def main() -> None:
     except Exception as error:
         tell({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
     finally:
+        # Interrupted and not terminated: HSDS then ends its nodes, which have sessions of their own.
         for child in _CHILDREN:
-            child.terminate()
+            child.send_signal(signal.SIGINT)
         for child in _CHILDREN:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(10)

@@ -22,8 +22,9 @@ from .streams import PATIENCE, trained
 BATCHES_AHEAD = 2
 """Batches that an accelerator fetches ahead at least: DLIO's `prefetch_size`."""
 
-LEAST_STEPS = 3
-"""Steps that a trial measures at least, if they do not take much too long."""
+LEAST_STEPS = 6
+"""Steps that a trial measures at least. With fewer, batches that were fetched ahead would hide that the others are
+late. If so many do not fit into `PATIENCE` times the time, the accelerator is not fed."""
 
 _START_SECONDS = 60.0
 """How long the accelerators may take to start, beside the deadline of their requests."""

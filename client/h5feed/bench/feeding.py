@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from ..dataset import Dataset
 from ..errors import BadParameter
 from ..tables import text_lines
-from .accelerators import Job, Trial, try_accelerators
+from .accelerators import LEAST_STEPS, Job, Trial, try_accelerators
 from .advice import duration, size_of
 from .workloads import SAMPLES, Workload
 
@@ -62,7 +62,7 @@ class Feeding:
     is_cached: bool | None = None
 
     def passed(self, trial: Trial) -> bool:
-        return trial.steps > 0 and trial.utilisation >= self.workload.utilisation
+        return trial.steps >= LEAST_STEPS and trial.utilisation >= self.workload.utilisation
 
     @property
     def fed(self) -> int:

@@ -40,7 +40,7 @@ def fixed_width(dataset: Dataset, plan: Plan, epoch: int, connections: int, read
         dataset._fetch(plan, None),
         blocks_of_passes(plan, epoch, 0, BLOCK_BYTES),
         max_bytes=readahead,
-        deadline=2 * dataset._client.deadline + 10,
+        deadline=(1 + plan.parts) * dataset._client.deadline + 10,
         pace=Pace(readahead, connections, link),
     )
 
@@ -120,6 +120,9 @@ def trained(
         tick(min(1.0, done), steps * step_rows / max(ended - counted_from, 1e-9))
         if done >= 1 and steps >= least:
             break
+    else:
+        # The time was over while the loop waited for a batch: that counts, too.
+        ended = time.monotonic() if least else ended
     if not steps or counted_from is None:
         return None
     total_seconds = ended - counted_from
