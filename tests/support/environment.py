@@ -14,7 +14,7 @@ def begin_alike() -> None:
     for name in [name for name in os.environ if name.startswith("H5FEED_")]:
         del os.environ[name]
     # Most tests are about TCP, or look at what comes through it.
-    os.environ["H5FEED_LOCAL"] = os.environ.get("LOCAL_TRIAL", "0")
+    os.environ["H5FEED_LOCAL"] = "0"
     for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
         os.environ.pop(name, None)
     for name in ("NO_PROXY", "no_proxy"):
