@@ -1,37 +1,45 @@
 """Digests of files: computed at once for small ones, in the background for others, and kept in the cache folder.
 
 All workers of a server share the work: a file is hashed by the worker that holds its lock in the cache folder, and that
-tells the others how far it is. A digest that is cut off by a restart is begun anew.
+tells the others how far it is. A digest that is cut off by a restart is begun anew. `block_hasher` reads the files.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from h5feed.errors import RevisionChanged, SourceUnavailable
 from h5feed.stored.local_file import Identity
 
 from ..cache_folder.folder import CacheFolder
-from .revision import bytes_hashed, content_digest, digest_in_rounds
+from ..storage.hdf5.child import Child
+from .revision import BLOCK, bytes_hashed, content_digest, digest_in_rounds
 
 logger = logging.getLogger(__name__)
 # There is a line at the begin and at the end, and a few in between.
 logger.setLevel(logging.INFO)
 
 FILES_AT_ONCE = 4
-"""Files that a worker hashes at the same time in the background, besides one that was asked for. Their blocks share one
-thread for each processor."""
+"""Files that a worker hashes at the same time in the background, besides one that was asked for. Their blocks share
+`_children` processes."""
 
-_NICE = 15
-"""Priority of the threads that hash: they use what serving batches leaves."""
+_BLOCK_SECONDS = 60.0
+"""Timeout for one block, for the case that a disk hangs."""
+
+_MOST_CHILDREN = 8
+"""Maximum number of processes of a worker that hash, on machines with as many processors."""
+
+_ANSWER_BYTES = 4096
 
 _KNOWN = 65_536
 """Maximum number of digests in memory, of 64 bytes each."""
@@ -106,6 +114,7 @@ class Digests:
         self._closed = threading.Event()
         self._threads: dict[int, threading.Thread] = {}
         self._blocks: ThreadPoolExecutor | None = None
+        self._hashers = _Hashers()
         self._free_at = 0.0
         self._began = self._told = 0.0
         self._files = self._bytes = 0
@@ -221,6 +230,7 @@ class Digests:
             thread.join()
         if self._blocks is not None:
             self._blocks.shutdown(wait=wait, cancel_futures=True)
+        self._hashers.rest()
 
     def _name(self, identity: Identity) -> str:
         return f"digests/{self._limit:x}-{identity.key}"
@@ -236,7 +246,6 @@ class Digests:
     # In the background ----------------------------------------------------------------------------------------------
 
     def _run(self, number: int) -> None:
-        _lower_priority()
         while (content := self._next(number)) is not None:
             try:
                 self._hash(content)
@@ -246,7 +255,8 @@ class Digests:
                 # The catalogue notices this, too, and has the file inspected again.
                 self._drop(content)
             except OSError as error:
-                logger.warning("%s cannot be hashed: %s; trying again", os.path.basename(content.path), error.strerror)
+                reason = error.strerror or str(error)
+                logger.warning("%s cannot be hashed: %s; trying again", os.path.basename(content.path), reason)
                 self._put_back(content, _AGAIN_SECONDS)
             except Exception:
                 logger.exception("hashing %s failed", os.path.basename(content.path))
@@ -289,9 +299,14 @@ class Digests:
             self._tell(now)
 
         def compute() -> bytes:
-            at_once = 1 if self._rate else 2 * _processors()
+            at_once = 1 if self._rate else 2 * _children()
+            threads = self._pool()
+
+            def hashed(fd: int, blocks: Sequence[int]) -> Iterable[bytes]:
+                return threads.map(partial(self._hashers.digest, content), blocks)
+
             digest = digest_in_rounds(
-                content.path, content.identity, self._limit, content.layout, self._pool(), at_once, begin
+                content.path, content.identity, self._limit, content.layout, hashed, at_once, begin
             )
             with self._changed:
                 self._files += 1
@@ -325,7 +340,7 @@ class Digests:
     def _pool(self) -> ThreadPoolExecutor:
         with self._changed:
             if self._blocks is None:
-                self._blocks = ThreadPoolExecutor(_processors(), "h5feed-digest-block", initializer=_lower_priority)
+                self._blocks = ThreadPoolExecutor(_children(), "h5feed-digest-block")
             return self._blocks
 
     def _put_back(self, content: Content, seconds: float) -> None:
@@ -349,6 +364,7 @@ class Digests:
             if self._files:
                 seconds = time.monotonic() - self._began
                 logger.info("%s hashed, %s, in %.1f s", _files(self._files), _size(self._bytes), seconds)
+        self._hashers.rest()
 
     def _tell(self, now: float) -> None:
         with self._changed:
@@ -358,14 +374,58 @@ class Digests:
             logger.info("hashing files: %s done, %d left", _size(self._bytes), self.left)
 
 
-def _processors() -> int:
-    return len(os.sched_getaffinity(0))
+class _Hashers:
+    """Child processes that hash blocks, started when they are needed."""
+
+    def __init__(self) -> None:
+        self._idle: list[Child] = []
+        self._rests = 0
+        self._lock = threading.Lock()
+
+    def digest(self, content: Content, block: int) -> bytes:
+        """Digest of a block of a file.
+
+        Raises
+        ------
+        RevisionChanged
+            The file has changed or is gone.
+        OSError
+            It cannot be read, or no process can be started.
+        """
+        with self._lock:
+            child, rests = (self._idle.pop() if self._idle else None), self._rests
+        child = child or Child(f"{__package__}.block_hasher", (), _ANSWER_BYTES)
+        request = json.dumps([content.path, list(content.identity), block * BLOCK, BLOCK])
+        try:
+            answer = bytes(child.ask(request.encode() + b"\n", _BLOCK_SECONDS))
+        except BaseException as error:
+            child.end(0.0)
+            if isinstance(error, (TimeoutError, EOFError)):
+                raise OSError("the process that reads it did not answer") from None
+            raise
+        with self._lock:
+            is_kept = rests == self._rests
+            if is_kept:
+                self._idle.append(child)
+        if not is_kept:
+            child.end(0.0)
+        if answer[:1] == b"D":
+            return answer[1:]
+        if answer[:1] == b"C":
+            raise RevisionChanged("the file changed while it was read")
+        raise OSError(answer[1:].decode("utf-8", "replace"))
+
+    def rest(self) -> None:
+        """End all processes; busy ones after their current block."""
+        with self._lock:
+            self._rests += 1
+            children, self._idle = self._idle, []
+        for child in children:
+            child.end()
 
 
-def _lower_priority() -> None:
-    """Give this thread alone a lower priority, for the processor and, on Linux, the disk."""
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+def _children() -> int:
+    return min(_MOST_CHILDREN, len(os.sched_getaffinity(0)))
 
 
 def _files(count: int) -> str:

@@ -12,6 +12,9 @@ from h5feed.errors import Preparing
 
 T = TypeVar("T")
 
+_YIELD_SECONDS = 0.5
+"""How long jobs that were not requested wait for one that was. It usually takes a tenth of this."""
+
 
 class NotYet(Exception):
     """The result is not known yet, but will be soon. Callers that can wait without blocking a thread should retry.
@@ -47,6 +50,8 @@ class Inspections(Generic[T]):
         self._found: dict[Future[T], Callable[[], T]] = {}
         self._asked: dict[Future[T], Callable[[], T]] = {}
         self._running: dict[Future[T], float] = {}
+        self._urgent: dict[Future[T], float] = {}
+        """Running jobs that were requested when they began, and when that was."""
         self._threads = [
             threading.Thread(target=self._run, args=(number > 0,), name=f"h5feed-inspect-{number}", daemon=True)
             for number in range(threads + 1)
@@ -105,16 +110,26 @@ class Inspections(Generic[T]):
         for thread in self._threads if wait and self._started else ():
             thread.join()
 
+    def _found_now(self) -> dict[Future[T], Callable[[], T]]:
+        """Jobs that were not requested; none while a requested one has just begun: it shall have the processors."""
+        now = time.monotonic()
+        if self._found and any(now - began < _YIELD_SECONDS for began in self._urgent.values()):
+            return {}
+        return self._found
+
     def _run(self, any_work: bool) -> None:
         while True:
             with self._changed:
-                while not (waiting := self._asked or (any_work and self._found)) and not self._closed:
-                    self._changed.wait()
+                while not (waiting := self._asked or (any_work and self._found_now())) and not self._closed:
+                    self._changed.wait(_YIELD_SECONDS if any_work and self._found else None)
                 if not waiting:
                     return
                 outcome = next(iter(waiting))
+                is_urgent = outcome in self._asked
                 work = waiting.pop(outcome)
                 self._running[outcome] = time.monotonic()
+                if is_urgent:
+                    self._urgent[outcome] = self._running[outcome]
             try:
                 outcome.set_result(work())
             except BaseException as error:
@@ -124,3 +139,5 @@ class Inspections(Generic[T]):
                     self.failed += outcome.exception() is not None
                     self.succeeded += outcome.exception() is None
                     del self._running[outcome]
+                    if self._urgent.pop(outcome, None) is not None:
+                        self._changed.notify_all()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from h5feed.errors import RevisionChanged
@@ -46,7 +46,13 @@ def content_digest(path: str, identity: Identity, limit: int, layout: bytes) -> 
         The file cannot be read.
     """
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1), "h5feed-digest") as threads:
-        return digest_in_rounds(path, identity, limit, layout, threads, _ROUND, lambda blocks: None)
+
+        def hashed(fd: int, blocks: Sequence[int]) -> Iterable[bytes]:
+            # A single block: to hand it to a thread would take longer.
+            each = map if len(blocks) == 1 else threads.map
+            return each(lambda block: block_digest(os.pread(fd, BLOCK, block * BLOCK)), blocks)
+
+        return digest_in_rounds(path, identity, limit, layout, hashed, _ROUND)
 
 
 def digest_in_rounds(
@@ -54,14 +60,16 @@ def digest_in_rounds(
     identity: Identity,
     limit: int,
     layout: bytes,
-    threads: Executor,
+    hashed: Callable[[int, Sequence[int]], Iterable[bytes]],
     at_once: int,
-    begin: Callable[[int], None],
+    begin: Callable[[int], None] = lambda nbytes: None,
 ) -> bytes:
-    """Same as `content_digest`, with `at_once` blocks at a time in the given threads.
+    """Same as `content_digest`, with `at_once` blocks at a time.
 
     Parameters
     ----------
+    hashed : callable
+        ``hashed(fd, blocks)`` returns the digests of these blocks of the file.
     begin : callable
         Called before each round with the number of bytes that it will read. An error that it raises ends the work.
     """
@@ -78,13 +86,7 @@ def digest_in_rounds(
         for first in range(0, len(chosen), at_once):
             own = chosen[first : first + at_once]
             begin(sum(min(BLOCK, identity.size - block * BLOCK) for block in own))
-            # A single block: to hand it to a thread would take longer.
-            parts = (
-                threads.map(lambda block: _block_digest(fd, block), own)
-                if len(chosen) > 1
-                else [_block_digest(fd, own[0])]
-            )
-            for part in parts:
+            for part in hashed(fd, own):
                 digest.update(part)
             if Identity.of(os.fstat(fd)) != identity:
                 break
@@ -95,5 +97,6 @@ def digest_in_rounds(
     return digest.digest()
 
 
-def _block_digest(fd: int, block: int) -> bytes:
-    return hashlib.blake2b(os.pread(fd, BLOCK, block * BLOCK)).digest()
+def block_digest(block: bytes) -> bytes:
+    """Digest of a block."""
+    return hashlib.blake2b(block).digest()
