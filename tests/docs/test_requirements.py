@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +39,11 @@ def test_what_is_asked_for_is_pinned(name: str) -> None:
     wanted = _asked_for(FILES[name])
     assert len(wanted) > 15
     for one in wanted:
-        versions = [next(iter(pin.specifier)).version for pin in pins if pin.name.lower() == one.name.lower()]
+        versions = [
+            next(iter(pin.specifier)).version
+            for pin in pins
+            if canonicalize_name(pin.name) == canonicalize_name(one.name)
+        ]
         assert versions, f"{one} has no line in {name}: run `make requirements`"
         for version in versions:
             assert one.specifier.contains(version, prereleases=True), f"{name} has {one.name} {version}, not {one}"

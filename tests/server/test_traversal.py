@@ -33,7 +33,7 @@ CANARY_NUMBER = 7_274_861
 CANARY_BYTES = np.full(2, CANARY_NUMBER, "<i8").tobytes()
 
 VALUES = {"name": "good", "row": "0", "index": "0", "split": "all", "job": "0" * 32, "filename": "h5feed.whl"}
-REQUIRED = {"batch_size": "2", "start": "0", "stop": "2", "field": "x", "file": "good.h5"}
+REQUIRED = {"batch_size": "2", "start": "0", "stop": "2", "field": "x", "file": "good.h5", "ticket": "0", "nonce": "0"}
 NEEDED = {path: {name: value.format(name="good") for name, value in query.items()} for path, query in QUERIES.items()}
 
 NAMING_HEADERS = (
