@@ -72,7 +72,12 @@ def _servers(runtime: Path) -> list[psutil.Process]:
         except psutil.Error:
             continue
     own = {process.pid for process in found}
-    return [process for process in found if process.ppid() not in own]
+    supervisors = []
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            if process.ppid() not in own:
+                supervisors.append(process)
+    return supervisors
 
 
 def _kill(server: psutil.Process) -> None:

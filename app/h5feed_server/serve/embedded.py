@@ -61,6 +61,10 @@ class Embedding:
             # The child has the lock, too.
             os._exit(0)
 
+    def begin(self, own: os.stat_result) -> None:
+        """The server listens on its socket, whose file is `own`."""
+        self._own = own
+
     def leave(self) -> None:
         """In a worker: leave the lock to the supervisor, so that it ends with it."""
         os.close(self._lock)
@@ -106,8 +110,7 @@ class Embedding:
             status = os.lstat(self.socket)
         except OSError:
             return False
-        self._own = self._own or status
-        return os.path.samestat(status, self._own)
+        return self._own is not None and os.path.samestat(status, self._own)
 
     def _bound_log(self) -> None:
         with contextlib.suppress(OSError):

@@ -129,6 +129,8 @@ class Supervisor:
         self._local = local
         self._embedding = embedding
         self._socket_file = None if local is None else (local.path, os.lstat(local.path))
+        if embedding is not None and self._socket_file is not None:
+            embedding.begin(self._socket_file[1])
         self._on_ready = on_ready
         self._keyring = keyring
         self._before = settings, keyring
