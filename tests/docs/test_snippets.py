@@ -173,7 +173,7 @@ def test_blocks_that_are_not_run() -> None:
     skipped = [block for page in PAGES for block in blocks(page) if block.skipped is not None]
     assert all(block.skipped for block in skipped)
     elsewhere = [block for block in skipped if block.page.name != "deploy.md"]
-    assert len(elsewhere) <= 3, [str(block) for block in elsewhere]
+    assert len(elsewhere) <= 5, [str(block) for block in elsewhere]
 
 
 def test_nothing_goes_unseen(reader: Reader) -> None:

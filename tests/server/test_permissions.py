@@ -136,7 +136,7 @@ class Team:
             lines.append(as_line(record))
         file = cache.parent / "tokens"
         file.write_text("\n".join(lines))
-        self.server = ServerProcess(folder, cache, "--token-file", str(file), "--workers", "2")
+        self.server = ServerProcess(folder, cache, "--token-file", str(file), "--workers", "2", H5FEED_LOCAL="1")
         self.http = httpx.Client(base_url=self.server.url, timeout=60)
         self.jobs = itertools.count(1)
         files = self.http.get("/simple/h5feed/", headers={"accept": "application/vnd.pypi.simple.v1+json"})

@@ -6,7 +6,7 @@ from typing import Any
 
 import schemathesis
 
-OPEN = ("/healthz", "/readyz")
+OPEN = ("/healthz", "/readyz", "/v1/local/proof")
 IN_SCOPE = "mixed"
 OUT_OF_SCOPE = ("tall", "sub.small", "broken", "odd")
 """Datasets of the data folder that most tests share."""
