@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from h5feed.stored.source import ReceivedBytes
 from h5feed.wire import read_body
 
 from tests.server.test_matrix import DTYPES, FILTERS, _is_legal
@@ -270,3 +271,20 @@ def test_other_asgi_servers(path: Path, tmp_path: Path) -> None:
                 assert loader.stats().from_files == 0 and "passes no descriptor" in loader.stats().why
         finally:
             process.terminate()
+
+
+def test_received_bytes_are_told_apart() -> None:
+    """Decoded chunks are cached by this key for longer than the bytes exist, whose memory is used again."""
+    assert len({ReceivedBytes(np.zeros(1, np.uint8)).key for _ in range(100)}) == 100
+
+
+def test_fill_values_of_several_files(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Chunks that were never written have no position, but each file has its own fill value."""
+    for number in range(2):
+        with h5py.File(tmp_path / f"part-{number}.h5", "w") as file:
+            file.create_dataset("x", (40, 2000), "<i4", chunks=(10, 2000), compression="gzip", fillvalue=number + 5)
+    with h5feed.connect(serve(tmp_path).url, local=False, deadline=60) as feed:
+        (dataset,) = (feed[name] for name in feed)
+        assert dataset.rows == 80
+        for batch in dataset.batches(batch_size=16, shuffle=True, decode="client"):
+            assert np.array_equal(batch["x"][:, 0], batch.rows // 40 + 5)
