@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from h5feed.net.descriptors import MAX_DESCRIPTORS
 from h5feed.stored.source import ReceivedBytes
 from h5feed.wire import read_body
 
@@ -288,3 +289,21 @@ def test_fill_values_of_several_files(serve: Callable[..., ServerProcess], tmp_p
         assert dataset.rows == 80
         for batch in dataset.batches(batch_size=16, shuffle=True, decode="client"):
             assert np.array_equal(batch["x"][:, 0], batch.rows // 40 + 5)
+
+
+def test_more_files_than_descriptors(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Rows in more files than are kept open come over the socket, instead of with a new descriptor for almost each."""
+    data, socket = tmp_path / "data", tmp_path / "socket"
+    data.mkdir()
+    for number in range(MAX_DESCRIPTORS + 6):
+        with h5py.File(data / f"part-{number:03d}.h5", "w") as file:
+            file["x"] = np.full((4, 2000), number, "<i4")
+    server = serve(data, "--uds", str(socket), "--port", "0")
+    with h5feed.connect(_local(server), deadline=60) as feed:
+        (dataset,) = (feed[name] for name in feed)
+        loader = dataset.loader(x="x", y=None, batch_size=20, shuffle=True, readahead=1)
+        assert sum(1 for _ in loader) == 14
+        # Those of the first block may have been read before the number of files was known.
+        assert "kept open" in loader.stats().why and loader.stats().from_files < dataset.rows // 2
+        for batch in dataset.batches(batch_size=20, shuffle=True):
+            assert np.array_equal(batch["x"][:, 0], batch.rows // 4)
