@@ -307,3 +307,21 @@ def test_more_files_than_descriptors(serve: Callable[..., ServerProcess], tmp_pa
         assert "kept open" in loader.stats().why and loader.stats().from_files < dataset.rows // 2
         for batch in dataset.batches(batch_size=20, shuffle=True):
             assert np.array_equal(batch["x"][:, 0], batch.rows // 4)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_fields_are_in_the_same_order(serve: Callable[..., ServerProcess], tmp_path: Path, local: bool) -> None:
+    """Also if a label is between inputs of the same width."""
+    data, socket = tmp_path / "data", tmp_path / "socket"
+    data.mkdir()
+    with h5py.File(data / "d.h5", "w") as file:
+        file.create_dataset("x", data=np.zeros((30, 2000)), chunks=(5, 2000), compression="gzip")
+        file["y"] = np.arange(30) % 3
+        file["z"] = np.zeros((30, 2000))
+    server = serve(data, "--uds", str(socket), "--port", "0")
+    with h5feed.connect(_local(server) if local else server.url, local=False, deadline=60) as feed:
+        names = {
+            decode: [*next(iter(feed["d"].batches(batch_size=9, decode=decode)))]
+            for decode in ("server", "auto", "client")
+        }
+        assert names == {decode: ["x", "y", "z"] for decode in names}
