@@ -606,7 +606,9 @@ class RemoteDataset:
         """Names of the requested fields."""
         if asked.get("fields") is not None:
             return names_of(asked["fields"])
-        found = [*self.fields_of_role("input"), *self.fields_of_role("label")]
+        of_roles = {*self.fields_of_role("input"), *self.fields_of_role("label")}
+        # In the order of the server, which is that of all fields.
+        found = [name for name in self.fields if name in of_roles]
         return found or [field.name for field in self.fields.values() if field.readable and not field.ragged]
 
     def _frame(self, asked: Mapping[str, Any]) -> Frame:

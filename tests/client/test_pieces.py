@@ -17,6 +17,8 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from h5feed.net.descriptors import MAX_DESCRIPTORS
+from h5feed.stored.source import ReceivedBytes
 from h5feed.wire import read_body
 
 from tests.server.test_matrix import DTYPES, FILTERS, _is_legal
@@ -270,3 +272,56 @@ def test_other_asgi_servers(path: Path, tmp_path: Path) -> None:
                 assert loader.stats().from_files == 0 and "passes no descriptor" in loader.stats().why
         finally:
             process.terminate()
+
+
+def test_received_bytes_are_told_apart() -> None:
+    """Decoded chunks are cached by this key for longer than the bytes exist, whose memory is used again."""
+    assert len({ReceivedBytes(np.zeros(1, np.uint8)).key for _ in range(100)}) == 100
+
+
+def test_fill_values_of_several_files(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Chunks that were never written have no position, but each file has its own fill value."""
+    for number in range(2):
+        with h5py.File(tmp_path / f"part-{number}.h5", "w") as file:
+            file.create_dataset("x", (40, 2000), "<i4", chunks=(10, 2000), compression="gzip", fillvalue=number + 5)
+    with h5feed.connect(serve(tmp_path).url, local=False, deadline=60) as feed:
+        (dataset,) = (feed[name] for name in feed)
+        assert dataset.rows == 80
+        for batch in dataset.batches(batch_size=16, shuffle=True, decode="client"):
+            assert np.array_equal(batch["x"][:, 0], batch.rows // 40 + 5)
+
+
+def test_more_files_than_descriptors(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Rows in more files than are kept open come over the socket, instead of with a new descriptor for almost each."""
+    data, socket = tmp_path / "data", tmp_path / "socket"
+    data.mkdir()
+    for number in range(MAX_DESCRIPTORS + 6):
+        with h5py.File(data / f"part-{number:03d}.h5", "w") as file:
+            file["x"] = np.full((4, 2000), number, "<i4")
+    server = serve(data, "--uds", str(socket), "--port", "0")
+    with h5feed.connect(_local(server), deadline=60) as feed:
+        (dataset,) = (feed[name] for name in feed)
+        loader = dataset.loader(x="x", y=None, batch_size=20, shuffle=True, readahead=1)
+        assert sum(1 for _ in loader) == 14
+        # Those of the first block may have been read before the number of files was known.
+        assert "kept open" in loader.stats().why and loader.stats().from_files < dataset.rows // 2
+        for batch in dataset.batches(batch_size=20, shuffle=True):
+            assert np.array_equal(batch["x"][:, 0], batch.rows // 4)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_fields_are_in_the_same_order(serve: Callable[..., ServerProcess], tmp_path: Path, local: bool) -> None:
+    """Also if a label is between inputs of the same width."""
+    data, socket = tmp_path / "data", tmp_path / "socket"
+    data.mkdir()
+    with h5py.File(data / "d.h5", "w") as file:
+        file.create_dataset("x", data=np.zeros((30, 2000)), chunks=(5, 2000), compression="gzip")
+        file["y"] = np.arange(30) % 3
+        file["z"] = np.zeros((30, 2000))
+    server = serve(data, "--uds", str(socket), "--port", "0")
+    with h5feed.connect(_local(server) if local else server.url, local=False, deadline=60) as feed:
+        names = {
+            decode: [*next(iter(feed["d"].batches(batch_size=9, decode=decode)))]
+            for decode in ("server", "auto", "client")
+        }
+        assert names == {decode: ["x", "y", "z"] for decode in names}

@@ -143,6 +143,18 @@ def test_both_names_are_accepted(serve: Callable[..., ServerProcess], data: Path
     assert _ask(plain, "/d/rows", start=0, stop=3, revision=provisional).headers[HEADER].endswith(content)
 
 
+def test_batches_in_parts_while_the_name_changes(serve: Callable[..., ServerProcess], data: Path) -> None:
+    """The parts of a batch that was begun under the provisional name come under the name by content."""
+    server = serve(data, H5FEED_MAX_BODY_BYTES="65536", **NEVER)
+    with h5feed.connect(server.url, local=False, deadline=60) as feed:
+        dataset = feed["d"]
+        assert is_provisional(dataset.revision) and dataset.plan(batch_size=450, fields=["x"]).part_rows
+        _restart(server, **SOON)
+        _content(server)
+        for batch in dataset.batches(batch_size=450, fields=["x"]):
+            assert np.array_equal(batch["x"], _values(1)[batch.rows])
+
+
 def test_the_provisional_name_survives_a_touch(serve: Callable[..., ServerProcess], data: Path) -> None:
     """A hard link changes the identity. It is hashed again, and goes on under all names it had."""
     server = serve(data, **SOON)

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..batch import Batch
-from ..buffers import BufferPool
 from ..errors import BadAnswer, TooLarge
 from ..net.client import Client
 from ..plan import Plan
@@ -59,7 +58,7 @@ class PartFetcher:
         """
         plan = self._plan
         rows = plan.rows_of(index)
-        arrays = _Arrays(plan, index, epoch, rows, self._client.pool, self._items)
+        arrays = _Arrays(plan, index, epoch, rows, self._client, self._items)
         query = {**plan.params, "epoch": str(epoch)}
         size = min(self._together, together or rows)
         begin = 0
@@ -94,8 +93,9 @@ class _Arrays:
         The most items that such a field has had in a batch, by name; updated.
     """
 
-    def __init__(self, plan: Plan, index: int, epoch: int, rows: int, pool: BufferPool, items: dict[str, int]) -> None:
-        self._plan, self._index, self._epoch, self._rows, self._pool = plan, index, epoch, rows, pool
+    def __init__(self, plan: Plan, index: int, epoch: int, rows: int, client: Client, items: dict[str, int]) -> None:
+        self._plan, self._index, self._epoch, self._rows = plan, index, epoch, rows
+        self._pool, self._names = client.pool, client.names
         self._most = items
         self._frame = plan.frame
         self._arrays: dict[str, npt.NDArray[Any]] = {}
@@ -127,7 +127,9 @@ class _Arrays:
         """Raise `BadAnswer` if this is a part of another batch."""
         wanted = {"index": str(self._index), "epoch": str(self._epoch), "revision": self._plan.params["revision"]}
         came = {name: metadata.get(name) for name in wanted}
-        if came != wanted:
+        # The name may have been provisional when the first part came.
+        is_same = self._names.are_same(came["revision"] or "", wanted["revision"])
+        if not is_same or (came["index"], came["epoch"]) != (wanted["index"], wanted["epoch"]):
             raise BadAnswer(
                 f"requested a part of the batch {wanted}, but received {came}: a proxy or cache between client and "
                 "server mixes up responses"

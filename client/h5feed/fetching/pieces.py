@@ -28,7 +28,7 @@ from ..buffers import BufferPool
 from ..errors import BadAnswer, BadParameter, FeedError, TooLarge
 from ..forks import tell_after_fork
 from ..net.client import Client
-from ..net.descriptors import NoDescriptor
+from ..net.descriptors import MAX_DESCRIPTORS, NoDescriptor
 from ..net.trace import as_tensors, read_here
 from ..plan import Plan
 from ..wire import OFFSETS, ROWS, WEIGHT, read_body
@@ -100,6 +100,11 @@ class Window:
         return sorted(
             tensors.keys() - {ROWS, WEIGHT}, key=lambda name: (-tensors[name][0].itemsize, [*tensors].index(name))
         )
+
+    @cached_property
+    def files(self) -> int:
+        """Number of files that fields are read from."""
+        return len({segment.source.key for column, _ in self.columns.values() for segment in column.segments})
 
     def read(self, start: int, stop: int, reader: ArrayReader, pool: BufferPool) -> list[Batch]:
         """Batches start … stop-1, which are in this window.
@@ -258,6 +263,12 @@ class PieceFetcher:
             window = self._ask("places", block.epoch, start, stop, cancelled)
             if not window.columns or self._too_long(window):
                 self._give_up(True, _reasons(window))
+                return window
+            if window.files > MAX_DESCRIPTORS:
+                # Descriptors would be closed before they are used again, and asking for one takes longer than a row.
+                self._give_up(
+                    True, f"its rows are in {window.files} files, but at most {MAX_DESCRIPTORS} are kept open"
+                )
                 return window
             if (start, stop) != (block.start, block.stop) or number < 0:
                 self._windows[key] = window

@@ -162,7 +162,8 @@ class ChunkRows:
             return self._decoded(source, array, number)
         # Use the position of the first chunk as the name: members of a table of records share its chunk rows, and so do
         # columns of a block. Columns may have only some of the chunks.
-        name = array.path if len(array.chunks.offsets) == 0 else int(array.chunks.offsets[0])
+        # Without a position, rows are fill values. Arrays of several files may be in one received body.
+        name = int(array.chunks.offsets[0]) if len(array.chunks.offsets) else (array.path, array.fill)
         # The shape is part of the key: a file can be one row in one dataset, and many rows in another.
         key = (*source.key, name, array.chunk_shape, array.row_bytes, number)
         return self._kept.get(key, partial(self._decoded, source, array, number), _held)

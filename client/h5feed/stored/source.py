@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from itertools import count
 from typing import Protocol
 
 import numpy as np
@@ -47,13 +48,17 @@ class ReceivedBytes:
     content : (n,) uint8
     """
 
+    _numbers = count()
+
     def __init__(self, content: Bytes) -> None:
         self._content = content
+        # Not its id: caches keep rows for longer than it exists, and the next one may be at the same address.
+        self._number = next(self._numbers)
 
     @property
     def key(self) -> tuple[Hashable, ...]:
         """Nothing else has the same content: it is read once."""
-        return (id(self),)
+        return ("received", self._number)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[int]:
