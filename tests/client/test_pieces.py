@@ -227,6 +227,13 @@ def test_descriptors_are_for_the_socket(server: ServerProcess) -> None:
             assert answer.status_code == 400 and "pieces.h5" in answer.json()["detail"], answer.text
 
 
+def test_places_are_for_the_socket(server: ServerProcess) -> None:
+    """Over TCP, nothing says which files on the server's disks the rows are in."""
+    with httpx.Client() as client:
+        described = _described(server.url, "places", ["plain-contiguous-u1", "gzip-rows-u1"], client)
+    assert not described["files"] and list(described["fields"]) == ["gzip-rows-u1"]
+
+
 def test_bodies_by_other_formats(server: ServerProcess) -> None:
     answer = httpx.get(f"{server.url}/v1/datasets/pieces/batches/0", params={"body": "pieces", "format": "npz"})
     assert answer.status_code == 406 and "body=pieces" in answer.json()["detail"]
@@ -269,7 +276,7 @@ def test_other_asgi_servers(path: Path, tmp_path: Path) -> None:
             with h5feed.connect(f"unix://{socket}", deadline=60) as feed:
                 loader = feed["pieces"].loader(x="plain-contiguous-u1", y=None, batch_size=4)
                 assert sum(1 for _ in loader) == 6
-                assert loader.stats().from_files == 0 and "passes no descriptor" in loader.stats().why
+                assert loader.stats().from_files == 0 and "not compressed" in loader.stats().why
         finally:
             process.terminate()
 

@@ -53,12 +53,15 @@ def plan_of(services: Services, name: str, query: PlanQuery) -> BatchPlan:
     return services.batcher.plan(name, query.spec, query.batch_size, query.revision)
 
 
-def body_plan_of(services: Services, name: str, query: BatchQuery) -> AnyPlan:
-    """The plan for a query of batches, whose bodies are as asked for."""
+def body_plan_of(services: Services, name: str, query: BatchQuery, scope: Scope) -> AnyPlan:
+    """The plan for a query of batches, whose bodies are as asked for by the request of this scope."""
     plan = plan_of(services, name, query)
     if query.body == "tensors":
         return plan
-    return PiecesPlan(plan, services.catalog.root, query.body == "places" and services.settings.descriptors == "auto")
+    # Others get no descriptors, and what identifies the files is not to leave this machine.
+    peer = peer_of(scope)
+    passes = services.settings.descriptors == "auto" and peer is not None and peer.is_local()
+    return PiecesPlan(plan, services.catalog.root, named=passes and query.body == "places")
 
 
 def part_of(plan: AnyPlan, index: int, query: OneBatchQuery | None) -> tuple[int, int] | None:

@@ -136,7 +136,7 @@ def _stream(
         one = None
     return BatchStream(
         services,
-        partial(body_plan_of, services, name, query),
+        partial(body_plan_of, services, name, query, request.scope),
         start,
         stop,
         path=request.scope["path"],

@@ -49,7 +49,7 @@ class BatchQuery(PlanQuery):
     body: Literal["tensors", "pieces", "places"] = Field(
         "tensors",
         description="What a body contains: the rows; or pieces, the stored chunks that hold them, where these are "
-        "shorter; or the places of the rows in files that the caller has descriptors of. "
+        "shorter; or, over the Unix socket, the places of the rows in files that the caller gets descriptors of. "
         "For the client, which decodes them.",
     )
 

@@ -89,7 +89,7 @@ class KnownQueries:
         known = self._known.get(text)
         if known is None or start >= stop:
             return None
-        plan = partial(body_plan_of, services, unquote(name.decode("ascii")), known.query)
+        plan = partial(body_plan_of, services, unquote(name.decode("ascii")), known.query, scope)
         return BatchStream(services, plan, start, stop, path=scope["path"], items=[*known.items, *window])
 
 
