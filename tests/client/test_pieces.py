@@ -332,3 +332,24 @@ def test_fields_are_in_the_same_order(serve: Callable[..., ServerProcess], tmp_p
             for decode in ("server", "auto", "client")
         }
         assert names == {decode: ["x", "y", "z"] for decode in names}
+
+
+def test_chunks_of_many_batches(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Where each chunk has rows of many batches and the client cannot keep them all, the server decodes."""
+    data = tmp_path / "data"
+    data.mkdir()
+    with h5py.File(data / "grouped.h5", "w") as file:
+        wide = file.create_dataset("x", (4400, 16384), "u1", chunks=(20, 16384), compression="gzip")
+        wide[::50] = 1
+    server = serve(data, "--uds", str(tmp_path / "socket"))
+    with h5feed.connect(_local(server), deadline=60) as feed:
+        options: dict[str, dict[str, Any]] = {"spread": {}, "window": {"window": 200}, "in order": {"shuffle": False}}
+        stats = {}
+        for name, more in options.items():
+            loader = feed["grouped"].loader(x="x", y=None, batch_size=100, **({"shuffle": True} | more))
+            assert sum(int(np.asarray(batch[0] if isinstance(batch, tuple) else batch).sum()) for batch in loader) == (
+                88 * 16384
+            )
+            stats[name] = loader.stats()
+        assert stats["spread"].from_files == 0 and "hold several rows" in stats["spread"].why
+        assert stats["window"].from_files == stats["in order"].from_files == 4400

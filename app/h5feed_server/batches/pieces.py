@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge
-from h5feed.stored.column import Segment
+from h5feed.stored.column import Column, Segment
 from h5feed.stored.layout import ArrayLayout, ChunkTable
 from h5feed.stored.local_file import LocalFile
 from h5feed.stored.pieces import (
     BYTES,
+    CHUNK_CACHE_BYTES,
     MAX_CHUNK_BYTES,
     PREFIX,
     FieldPieces,
@@ -186,6 +187,8 @@ class PiecesPlan:
         names = self._names(touched) if self.named else None
         if names is not None and column.row_bytes <= SMALL_ROW_BYTES:
             raise _Undescribed("its rows are small")
+        if names is not None and self._is_decoded_again(column, touched):
+            raise _Undescribed("its chunks hold several rows, which the server decodes once for several batches")
         described = [_reduced(segment, local) for segment, _, local in touched]
         if names is None:
             described = _in_the_body(described, len(rows) * column.row_bytes, sent)
@@ -197,6 +200,15 @@ class PiecesPlan:
                 file, _ = files.setdefault(name, (len(files), NamedFile(name, segment.file.identity)))
             segments.append((segment, file))
         return FieldPieces(segments, None if len(column.segments) == 1 else _renumbered(touched, rows))
+
+    def _is_decoded_again(self, column: Column, touched: list[tuple[Segment, Int64s | None, Int64s]]) -> bool:
+        """Whether a client would decode the same chunks for many batches: the order spreads the rows of each over all
+        batches, and they do not fit into its cache, which is smaller than the server's."""
+        spec = self.plan.order.spec
+        if spec.window is not None or not (spec.shuffle or spec.draws) or column.nbytes <= CHUNK_CACHE_BYTES:
+            return False
+        arrays = [segment.array for segment, _, _ in touched]
+        return any(array.filters and array.chunk_shape and array.chunk_shape[0] > 1 for array in arrays)
 
     @cached_property
     def _by_path(self) -> Mapping[str, str]:

@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 NEEDED = ("imagecodecs", "cv2")
 """Packages that reading here needs: the extra ``h5feed[decode]``."""
 
-CHUNK_CACHE_BYTES = 64 << 20
-"""Decoded chunks that are kept for the next batches, per process."""
-
 TIMEOUT = 60.0
 """Seconds that reading a block may take."""
 
@@ -376,7 +373,7 @@ class _Shared:
         from ..stored.array_reader import ArrayReader
         from ..stored.chunk_rows import ChunkRows
         from ..stored.decoder_pool import Decoders
-        from ..stored.pieces import MAX_CHUNK_BYTES
+        from ..stored.pieces import CHUNK_CACHE_BYTES, MAX_CHUNK_BYTES
 
         with self._lock:
             found = None if self._reader is None else self._reader()

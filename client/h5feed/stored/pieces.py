@@ -40,6 +40,9 @@ BYTES = f"{PREFIX}/bytes"
 MAX_CHUNK_BYTES = 256 << 20
 """Larger chunks do not travel as pieces: whoever decodes them needs the memory for one, and often for several."""
 
+CHUNK_CACHE_BYTES = 64 << 20
+"""Decoded chunks that a client keeps for the next batches, per process."""
+
 Int64s = npt.NDArray[np.int64]
 
 
