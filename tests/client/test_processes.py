@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import gc
 import multiprocessing
 import operator
 import os
@@ -313,6 +314,8 @@ def test_what_is_dropped_ends(photos: h5feed.Dataset, make: Make, tmp_path: Path
     def ours() -> list[str]:
         return [thread.name for thread in threading.enumerate() if thread.name.startswith("h5feed-")]
 
+    # Errors of other tests may keep what raised them in reference cycles.
+    gc.collect()
     wait_until(lambda: not ours())
     train = make(cache=tmp_path)
     batches = iter(train)

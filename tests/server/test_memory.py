@@ -164,7 +164,7 @@ def test_what_fits_is_admitted_without_a_look_at_the_rest(monkeypatch: pytest.Mo
     # In use: the first says that no other is older.
     assert not cache.admits("e", 10) and entries.looked == 1
     assert cache.admits("a", 10)
-    monkeypatch.setattr("h5feed_server.storage.byte_cache.FRESH_SECONDS", -1.0)
+    monkeypatch.setattr("h5feed.stored.byte_cache.FRESH_SECONDS", -1.0)
     entries.looked = 0
     assert cache.admits("e", 10) and entries.looked == 1
     assert cache.admits("e", 3 * ENTRY_BYTES) and not cache.admits("e", 5 * ENTRY_BYTES)

@@ -348,6 +348,7 @@ def test_a_large_family_beyond_the_limit(serve: Callable[..., ServerProcess], tm
         _write(data / f"part_{number:02}.h5", number)
     size = (data / "part_00.h5").stat().st_size
     late = serve(data, H5FEED_PROVISIONAL_BYTES=str(3 * size), H5FEED_DIGEST_RATE="1")
+    wait_until(lambda: _ask(late, "").json()["datasets"][0]["status"] == "ok")
     (line,) = _ask(late, "").json()["datasets"]
     assert line["provisional"] and line["hashing"] == {"done": 3 * size, "total": 12 * size}
     _restart(late, H5FEED_DIGEST_RATE="0")

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import threading
+import traceback
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -207,6 +208,8 @@ class PieceFetcher:
             batches = window.read(block.start, block.stop, self._reader, self._client.pool)
         except FeedError as error:
             logger.debug("%s: fetched again as tensors: %s", self._path, error)
+            # Its frames refer to the threads that decode, and may refer to the error.
+            traceback.clear_frames(error.__traceback__)
             self._failures += 1
             self.forget()
             if isinstance(error, NoDescriptor) or self._failures >= _MOST_FAILURES:

@@ -104,12 +104,17 @@ class ByteCache(Generic[V]):
                 return flight.result(self._timeout)
             except TimeoutError:
                 raise ReadTimeout(f"another request has been computing the same data for {self._timeout:g} s") from None
+            finally:
+                # An error refers to this frame, and the future to the error: break the cycle.
+                del flight
         try:
             value = compute()
         except BaseException as error:
             with self._lock:
                 del self._flights[key]
             flight.set_exception(error)
+            # As above.
+            del flight
             raise
         with self._lock:
             del self._flights[key]

@@ -207,7 +207,9 @@ class Decoders:
         try:
             work(remaining)
         finally:
-            self._wait([helper for helper in helpers if not helper.cancel()], pool)
+            waiting = [helper for helper in helpers if not helper.cancel()]
+            helpers.clear()
+            self._wait(waiting, pool)
 
     def _help(self, wanted: list[bool], work: Callable[[Iterator[J]], None], remaining: Iterator[J]) -> None:
         with self._lock:
@@ -275,22 +277,34 @@ class Decoders:
                 self._changed.notify_all()
 
     def _wait(self, futures: list[Future[Any]], pool: _Threads, shared: _Shared[Any] | None = None) -> None:
-        """Wait for all, even if one has failed: the buffer must not be reused while a thread still writes to it."""
-        failure: Exception | None = None
-        for future in futures:
+        """Wait for all, even if one has failed: the buffer must not be reused while a thread still writes to it.
+
+        Leaves `futures` empty. No frame that an error has passed may refer to it afterwards: the cycle would keep all
+        that the frames refer to, threads and buffers among it, until the next garbage collection.
+        """
+        failures: list[Exception] = []
+        while futures:
+            self._wait_for_first(futures, failures, pool, shared)
+        if failures:
+            del failures[1:]
+            raise failures.pop()
+
+    def _wait_for_first(
+        self, futures: list[Future[Any]], failures: list[Exception], pool: _Threads, shared: _Shared[Any] | None
+    ) -> None:
+        try:
             try:
-                try:
-                    future.result(None if failure else self._timeout)
-                except FuturesTimeout:
-                    failure = failure or ReadTimeout(f"reading took more than {self._timeout:g} s")
-                    if shared is not None:
-                        shared.is_over = True
-                    self._replace(pool)
-                    future.result()
-            except Exception as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+                futures[0].result(None if failures else self._timeout)
+            except FuturesTimeout:
+                failures.append(ReadTimeout(f"reading took more than {self._timeout:g} s"))
+                if shared is not None:
+                    shared.is_over = True
+                self._replace(pool)
+                futures[0].result()
+        except Exception as error:
+            failures.append(error)
+        finally:
+            del futures[0]
 
     def _replace(self, late: _Threads) -> None:
         """Let other threads do what waits: some of these have been at the same work for too long."""
