@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from functools import cached_property, partial
@@ -172,7 +172,7 @@ class BatchPlan:
         for index in range(start, stop):
             rows, real = self._rows(index, 1)
             wanted.append(_Wanted(index, rows[0], real[0].astype("<f4") if self.padded else None))
-        return _gathered(self.reader, self.dataset, self.fields, wanted, self._about, self.max_bytes, lease)
+        return _gathered(self.reader, self.dataset, self.fields, wanted, self.about, self.max_bytes, lease)
 
     def check_part(self, index: int, first: int, stop: int) -> None:
         """Check that batch `index` has rows first … stop-1.
@@ -195,23 +195,16 @@ class BatchPlan:
         rows, real = self._rows(index, 1)
         weight = real[0, first:stop].astype("<f4") if self.padded else None
         wanted = _Wanted(index, rows[0, first:stop], weight)
-        return _gathered(self.reader, self.dataset, self.fields, [wanted], self._about, self.max_bytes, lease)
+        return _gathered(self.reader, self.dataset, self.fields, [wanted], self.about, self.max_bytes, lease)
 
     def fill(self, start: int, stop: int, buffer: Bytes) -> None:
         """Read batches start … stop-1, back to back, into `buffer`, (nbytes(start, stop),) uint8. Not if `ragged`."""
         kept = [(field, self.reader.whole(field.column)) for field in self.fields]
         begin = 0
-        while start < stop:
-            # Handle batches together that have equal bodies, and whose rows come from one call of the order.
-            together = self.order.batches_at_once
-            body = self.body(start)
-            after = min(stop, start - start % together + together)
-            if body is not self.tail:
-                after = min(after, self.grid.batches - 1)
-            count = after - start
+        for first, rows, real in self._runs(start, stop):
+            body, count = self.body(first), len(rows)
             end = begin + count * body.nbytes
-            rows, real = self._rows(start, count)
-            tensors = body.place_many(buffer[begin:end], start, count)
+            tensors = body.place_many(buffer[begin:end], first, count)
             tensors[ROWS][...] = rows
             if self.padded:
                 tensors[WEIGHT][...] = real
@@ -223,7 +216,6 @@ class BatchPlan:
                 for wanted, out in zip(rows, outs, strict=True):
                     self.reader.read_from_source(field.column, wanted, out)
             begin = end
-            start = after
 
     def all_rows(self, start: int, stop: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
         """Row ids of batches start … stop-1, (n,) int64, and which of them are no padding, (n,) bool.
@@ -233,17 +225,27 @@ class BatchPlan:
         BatchOutOfRange
         """
         self.grid.check_range(start, stop)
-        together, batches = self.order.batches_at_once, self.grid.batches
-        parts = []
+        _, rows, real = zip(*self._runs(start, stop), strict=True)
+        return np.concatenate([part.reshape(-1) for part in rows]), np.concatenate([part.reshape(-1) for part in real])
+
+    def _runs(self, start: int, stop: int) -> Iterator[tuple[int, Int64s, npt.NDArray[np.bool_]]]:
+        """Divide batches start … stop-1 into runs with equal bodies, whose rows come from one call of the order.
+
+        Yields
+        ------
+        first : int
+            Index of the first batch of the run.
+        rows, real
+            See `_rows`.
+        """
+        together, final = self.order.batches_at_once, self.grid.batches - 1
         while start < stop:
             after = min(stop, start - start % together + together)
-            if after == batches and start < batches - 1:
-                # The last batch may be smaller than those before it.
-                after -= 1
-            parts.append(self._rows(start, after - start))
+            if start != final:
+                # The last batch may be smaller.
+                after = min(after, final)
+            yield start, *self._rows(start, after - start)
             start = after
-        rows, real = zip(*parts, strict=True)
-        return np.concatenate([part.reshape(-1) for part in rows]), np.concatenate([part.reshape(-1) for part in real])
 
     def count_rows(self, start: int, stop: int) -> int:
         """Rows of batches start … stop-1, which are known to be there."""
@@ -299,13 +301,13 @@ class BatchPlan:
         return self.orders.get((self.key, "sequence"), compute, lambda value: value[0].nbytes)[0]
 
     @property
-    def _about(self) -> dict[str, str]:
+    def about(self) -> dict[str, str]:
         """Metadata of the bodies."""
         return {"epoch": str(self.order.spec.epoch), "batches": str(self.grid.batches)}
 
     def _body(self, rows: int) -> Body:
         weight = [Tensor(WEIGHT, np.dtype("<f4"), (rows,))] if self.padded else []
-        return _body(self.dataset, self.fields, rows, self._about, weight, _expected(self.reader, self.fields, rows))
+        return body_of(self.dataset, self.fields, rows, self.about, weight, _expected(self.reader, self.fields, rows))
 
 
 class Batcher:
@@ -446,7 +448,7 @@ class Batcher:
         """
         about = {"epoch": "0", "batches": "1"}
         expected = _expected(self.reader, fields, len(rows))
-        self._check_bytes(len(rows), _body(dataset, fields, len(rows), about, [], expected))
+        self._check_bytes(len(rows), body_of(dataset, fields, len(rows), about, [], expected))
         self._check_pieces(len(rows), fields)
         limit = self._settings.max_body_bytes
         return _gathered(self.reader, dataset, fields, [_Wanted(0, rows, None)], about, limit, lease)
@@ -548,13 +550,12 @@ def _gathered(
     TooLarge
         One of the bodies exceeds `max_bytes`.
     """
-    ragged = [field for field in fields if field.is_ragged]
-    lists = [{field.name: lists_of(reader, field, one.rows) for field in ragged} for one in wanted]
+    lists = [lists_of(reader, fields, one.rows) for one in wanted]
     bodies = []
     for one, own_lists in zip(wanted, lists, strict=True):
         weight = [] if one.weight is None else [Tensor(WEIGHT, np.dtype("<f4"), one.rows.shape)]
-        lengths = {name: int(offsets[-1]) for name, (_, offsets) in own_lists.items()}
-        bodies.append(_body(dataset, fields, len(one.rows), about, weight, lengths))
+        lengths = lengths_of(own_lists)
+        bodies.append(body_of(dataset, fields, len(one.rows), about, weight, lengths))
         if bodies[-1].nbytes > max_bytes:
             raise _too_many_bytes(len(one.rows), bodies[-1].nbytes, max_bytes)
     buffer = lease(sum(body.nbytes for body in bodies))
@@ -565,23 +566,43 @@ def _gathered(
         tensors[ROWS][...] = one.rows
         if one.weight is not None:
             tensors[WEIGHT][...] = one.weight
-        for field in fields:
-            if field.is_ragged:
-                flat, offsets = own_lists[field.name]
-                tensors[field.name + OFFSETS][...] = offsets
-                if flat is None:
-                    reader.read_lists(field.column, one.rows, offsets, tensors[field.name])
-                else:
-                    tensors[field.name][...] = flat
-            else:
-                reader.read(field.column, one.rows, tensors[field.name])
+        read_fields(reader, fields, one.rows, own_lists, tensors)
     return buffer
 
 
-def lists_of(reader: Reader, field: Field, rows: Int64s) -> tuple[npt.NDArray[Any] | None, Int64s]:
-    """Items of ragged rows and the offsets of the rows; None for the items if the offsets are known without them."""
-    offsets = reader.list_offsets(field.column, rows)
-    return reader.read_ragged(field.column, rows) if offsets is None else (None, offsets)
+Lists = Mapping[str, tuple[npt.NDArray[Any] | None, Int64s]]
+"""Of each ragged field, the items of some rows and their offsets; None for the items if they are not read yet."""
+
+
+def lists_of(reader: Reader, fields: Sequence[Field], rows: Int64s) -> Lists:
+    """Read the ragged fields whose offsets are not known without their items."""
+    lists: dict[str, tuple[npt.NDArray[Any] | None, Int64s]] = {}
+    for field in (field for field in fields if field.is_ragged):
+        offsets = reader.list_offsets(field.column, rows)
+        lists[field.name] = reader.read_ragged(field.column, rows) if offsets is None else (None, offsets)
+    return lists
+
+
+def lengths_of(lists: Lists) -> dict[str, int]:
+    """Number of items of each ragged field."""
+    return {name: int(offsets[-1]) for name, (_, offsets) in lists.items()}
+
+
+def read_fields(
+    reader: Reader, fields: Sequence[Field], rows: Int64s, lists: Lists, tensors: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    """Read rows of fields into the tensors of a body. `lists` is from `lists_of`, for the same fields and rows."""
+    for field in fields:
+        out = tensors[field.name]
+        if not field.is_ragged:
+            reader.read(field.column, rows, out)
+            continue
+        flat, offsets = lists[field.name]
+        tensors[field.name + OFFSETS][...] = offsets
+        if flat is None:
+            reader.read_lists(field.column, rows, offsets, out)
+        else:
+            out[...] = flat
 
 
 def _expected(reader: Reader, fields: Sequence[Field], rows: int) -> dict[str, int]:
@@ -589,7 +610,7 @@ def _expected(reader: Reader, fields: Sequence[Field], rows: int) -> dict[str, i
     return {field.name: rows * reader.typical_items(field.column) for field in fields if field.is_ragged}
 
 
-def _body(
+def body_of(
     dataset: Dataset,
     fields: Sequence[Field],
     rows: int,

@@ -25,10 +25,10 @@ from h5feed.stored.pieces import (
     chunk_bytes,
     dump_pieces,
 )
-from h5feed.wire import OFFSETS, ROWS, WEIGHT, Body, Tensor
+from h5feed.wire import ROWS, WEIGHT, Body, Tensor
 
 from ..catalog.dataset import Dataset, Field
-from .batcher import BatchPlan, lists_of
+from .batcher import BatchPlan, body_of, lengths_of, lists_of, read_fields
 
 WORTHWHILE = 1.2
 """Stored bytes are sent if the rows of a field have at least this many times as many bytes."""
@@ -104,32 +104,15 @@ class PiecesPlan:
         pieces, sent = self._describe(rows)
         about, tables = dump_pieces(pieces)
         whole = [field for field in plan.fields if field.name not in pieces.fields]
-        lists = {field.name: lists_of(plan.reader, field, rows) for field in whole if field.is_ragged}
-        tensors = [Tensor(ROWS, np.dtype("<i8"), rows.shape)]
-        if plan.padded:
-            tensors.append(Tensor(WEIGHT, np.dtype("<f4"), rows.shape))
-        for field in whole:
-            if field.is_ragged:
-                dtype = np.dtype("|u1") if field.is_text else field.dtype
-                tensors.append(Tensor(field.name, dtype, (int(lists[field.name][1][-1]),)))
-                tensors.append(Tensor(field.name + OFFSETS, np.dtype("<i8"), (len(rows) + 1,)))
-            else:
-                shape = (len(rows), *field.sample_shape)
-                tensors.append(Tensor(field.name, field.dtype, shape, is_bfloat16=field.column.is_bfloat16))
-        if any(tensor.name.startswith(PREFIX) for tensor in tensors):
+        lists = lists_of(plan.reader, whole, rows)
+        if any(field.name.startswith(PREFIX) for field in whole):
             raise BadParameter(f"body=pieces: a field may not have a name that begins with {PREFIX}")
-        tensors += [Tensor(name, table.dtype, table.shape) for name, table in tables.items()]
+        extra = [Tensor(WEIGHT, np.dtype("<f4"), rows.shape)] if plan.padded else []
+        extra += [Tensor(name, table.dtype, table.shape) for name, table in tables.items()]
         nbytes = sum(int(one.sizes.sum()) for one in sent)
         if nbytes:
-            tensors.append(Tensor(BYTES, np.dtype("|u1"), (nbytes,)))
-        metadata = {
-            "dataset": plan.dataset.name,
-            "revision": plan.dataset.revision,
-            "epoch": str(plan.order.spec.epoch),
-            "batches": str(plan.grid.batches),
-            "pieces": about,
-        }
-        body = Body(tensors, metadata)
+            extra.append(Tensor(BYTES, np.dtype("|u1"), (nbytes,)))
+        body = body_of(plan.dataset, whole, len(rows), {**plan.about, "pieces": about}, extra, lengths_of(lists))
         if body.nbytes > plan.max_bytes:
             raise TooLarge(
                 f"batches {start} … {stop - 1} have {body.nbytes} bytes, more than the limit of {plan.max_bytes} per "
@@ -142,17 +125,7 @@ class PiecesPlan:
             placed[WEIGHT][...] = real
         for name, table in tables.items():
             placed[name][...] = table
-        for field in whole:
-            out = placed[field.name]
-            if field.is_ragged:
-                flat, offsets = lists[field.name]
-                placed[field.name + OFFSETS][...] = offsets
-                if flat is None:
-                    plan.reader.read_lists(field.column, rows, offsets, out)
-                else:
-                    out[...] = flat
-            else:
-                plan.reader.read(field.column, rows, out)
+        read_fields(plan.reader, whole, rows, lists, placed)
         if nbytes:
             _read_stored(sent, placed[BYTES])
         return buffer

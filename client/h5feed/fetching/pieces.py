@@ -173,7 +173,7 @@ class PieceFetcher:
         self._plan = plan
         self._windows: OrderedDict[tuple[int, int], Window] = OrderedDict()
         self._lock = threading.Lock()
-        self._places_refused = False
+        self._places_refused = self._worth_it = False
         self._failures = 0
         self.reason: str | None = None
         if plan.pieces is False:
@@ -257,7 +257,7 @@ class PieceFetcher:
             if window is not None:
                 self._windows.move_to_end(key)
                 return window
-            if not self._windows:
+            if not self._worth_it:
                 # Of the first, only what is wanted now: it shows whether places are worth it.
                 start, stop = block.start, block.stop
             window = self._ask("places", block.epoch, start, stop, cancelled)
@@ -270,10 +270,9 @@ class PieceFetcher:
                     True, f"its rows are in {window.files} files, but at most {MAX_DESCRIPTORS} are kept open"
                 )
                 return window
-            if (start, stop) != (block.start, block.stop) or number < 0:
+            if self._worth_it:
                 self._windows[key] = window
-            else:
-                self._windows[-1, -1] = window
+            self._worth_it = True
             while len(self._windows) > _WINDOWS:
                 self._windows.popitem(last=False)
             return window
