@@ -22,7 +22,7 @@ from h5feed.errors import RevisionChanged, SourceUnavailable
 from h5feed.stored.local_file import Identity
 
 from ..cache_folder.folder import CacheFolder
-from ..storage.hdf5.child import Child
+from ..storage.hdf5.child import Child, IdleChildren
 from .revision import BLOCK, bytes_hashed, content_digest, digest_in_rounds
 
 logger = logging.getLogger(__name__)
@@ -378,9 +378,8 @@ class _Hashers:
     """Child processes that hash blocks, started when they are needed."""
 
     def __init__(self) -> None:
-        self._idle: list[Child] = []
-        self._rests = 0
-        self._lock = threading.Lock()
+        self._children = IdleChildren()
+        self.rest = self._children.rest
 
     def digest(self, content: Content, block: int) -> bytes:
         """Digest of a block of a file.
@@ -392,8 +391,7 @@ class _Hashers:
         OSError
             It cannot be read, or no process can be started.
         """
-        with self._lock:
-            child, rests = (self._idle.pop() if self._idle else None), self._rests
+        child, rests = self._children.take()
         child = child or Child(f"{__package__}.block_hasher", (), _ANSWER_BYTES)
         request = json.dumps([content.path, list(content.identity), block * BLOCK, BLOCK])
         try:
@@ -403,25 +401,12 @@ class _Hashers:
             if isinstance(error, (TimeoutError, EOFError)):
                 raise OSError("the process that reads it did not answer") from None
             raise
-        with self._lock:
-            is_kept = rests == self._rests
-            if is_kept:
-                self._idle.append(child)
-        if not is_kept:
-            child.end(0.0)
+        self._children.put_back(child, rests, 0.0)
         if answer[:1] == b"D":
             return answer[1:]
         if answer[:1] == b"C":
             raise RevisionChanged("the file changed while it was read")
         raise OSError(answer[1:].decode("utf-8", "replace"))
-
-    def rest(self) -> None:
-        """End all processes; busy ones after their current block."""
-        with self._lock:
-            self._rests += 1
-            children, self._idle = self._idle, []
-        for child in children:
-            child.end()
 
 
 def _children() -> int:

@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -238,3 +239,34 @@ def write_frame(fd: int, *parts: bytes | memoryview) -> None:
         rest = memoryview(part)
         while rest:
             rest = rest[os.write(fd, rest) :]
+
+
+class IdleChildren:
+    """Child processes that wait for their next request."""
+
+    def __init__(self) -> None:
+        self._idle: list[Child] = []
+        self._rests = 0
+        self._lock = threading.Lock()
+
+    def take(self) -> tuple[Child | None, int]:
+        """A child, if one is idle, and how often all were told to rest."""
+        with self._lock:
+            return (self._idle.pop() if self._idle else None), self._rests
+
+    def put_back(self, child: Child, rests: int, patience: float = 1.0) -> None:
+        """Keep a child for the next request, or end it if `rest` was called since it was taken."""
+        with self._lock:
+            is_kept = rests == self._rests
+            if is_kept:
+                self._idle.append(child)
+        if not is_kept:
+            child.end(patience)
+
+    def rest(self) -> None:
+        """End all children; busy ones after their current request."""
+        with self._lock:
+            self._rests += 1
+            children, self._idle = self._idle, []
+        for child in children:
+            child.end()

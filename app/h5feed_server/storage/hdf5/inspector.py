@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import threading
 from types import TracebackType
 
 from h5feed.errors import Overloaded, SourceUnavailable, Unreadable
@@ -13,7 +12,7 @@ from h5feed.stored.layout import load_layout
 from h5feed.stored.local_file import is_away, refused
 
 from ..signatures import why_no_hdf5
-from .child import Child
+from .child import Child, IdleChildren
 from .text import says_away
 
 MEMORY_BYTES = 2 << 30
@@ -37,9 +36,7 @@ class Inspector:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._idle: list[Child] = []
-        self._rests = 0
-        self._lock = threading.Lock()
+        self._children = IdleChildren()
 
     def __enter__(self) -> Inspector:
         return self
@@ -51,11 +48,7 @@ class Inspector:
 
     def rest(self) -> None:
         """End all children; busy ones end after their current file. The next call of `inspect` starts a new one."""
-        with self._lock:
-            self._rests += 1
-            children, self._idle = self._idle, []
-        for child in children:
-            child.end()
+        self._children.rest()
 
     def inspect(self, path: str) -> bytes:
         """Return the layout of the file at `path`, serialised for `load_layout`.
@@ -109,8 +102,7 @@ class Inspector:
     def _ask(self, path: str) -> memoryview:
         """Return a child's response. A child that has died is replaced once."""
         for attempt in (1, 2):
-            with self._lock:
-                child, rests = (self._idle.pop() if self._idle else None), self._rests
+            child, rests = self._children.take()
             try:
                 child = child or self._start()
                 answer = child.ask(json.dumps(path).encode() + b"\n", self._timeout + GRACE_SECONDS)
@@ -121,11 +113,6 @@ class Inspector:
                 if isinstance(error, TimeoutError) or attempt == 2:
                     raise
                 continue
-            with self._lock:
-                keep = rests == self._rests
-                if keep:
-                    self._idle.append(child)
-            if not keep:
-                child.end()
+            self._children.put_back(child, rests)
             return answer
         raise EOFError
