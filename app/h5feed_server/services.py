@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+from h5feed.stored import io_ring
 from h5feed.stored.byte_cache import ByteCache
 
 from .batches.batcher import Batcher
@@ -91,6 +92,8 @@ class Services:
         shared : Shared, optional
             Where they are published.
         """
+        if not settings.io_uring:
+            io_ring.allow(False)
         # A lock's holder may be hashing a file of the size of the digest limit.
         folder = CacheFolder(
             settings.cache_dir, timeout=10 * settings.read_timeout, max_bytes=settings.disk_cache_bytes

@@ -135,6 +135,7 @@ class Settings(BaseSettings):
         "auto",
         description="Whether clients on the Unix socket get descriptors of files that they may read as a whole.",
     )
+    io_uring: bool = Field(True, description="Read many rows with one system call, where the system allows io_uring.")
     cache_bytes: int = Field(64 << 20, ge=0, description="Memory for small decoded fields, per worker, in bytes.")
     chunk_cache_bytes: int = Field(128 << 20, ge=0, description="Memory for decoded chunks, per worker, in bytes.")
     order_cache_bytes: int = Field(128 << 20, ge=0, description="Memory for splits and orders, per worker, in bytes.")

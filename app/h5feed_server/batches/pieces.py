@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -262,20 +262,17 @@ def _renumbered(touched: list[tuple[Segment, Int64s | None, Int64s]], rows: Int6
 
 
 def _read_stored(sent: list[_Sent], out: Bytes) -> None:
-    view, begin = memoryview(out), 0
+    begin = 0
     for one in sent:
-        ranges = []
-        for offset, nbytes in _runs(one.offsets, one.sizes):
-            ranges.append((offset, view[begin : begin + nbytes]))
-            begin += nbytes
-        one.file.read_ranges(ranges)
+        offsets, sizes = _runs(one.offsets, one.sizes)
+        one.file.read_rows(offsets, sizes, out, begin + np.cumsum(sizes) - sizes)
+        begin += int(sizes.sum())
 
 
-def _runs(offsets: Int64s, sizes: Int64s) -> Iterator[tuple[int, int]]:
+def _runs(offsets: Int64s, sizes: Int64s) -> tuple[Int64s, Int64s]:
     """Offsets and sizes, of which those that follow each other in the file are joined."""
     if not len(offsets):
-        return
+        return offsets, sizes
     begins = np.flatnonzero(np.concatenate([[True], offsets[1:] != offsets[:-1] + sizes[:-1]]))
     ends = np.concatenate([begins[1:], [len(offsets)]]) - 1
-    stops = offsets[ends] + sizes[ends]
-    yield from zip(offsets[begins].tolist(), (stops - offsets[begins]).tolist(), strict=True)
+    return offsets[begins], offsets[ends] + sizes[ends] - offsets[begins]

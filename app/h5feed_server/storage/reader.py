@@ -144,7 +144,8 @@ class Reader:
             # A single range. Finding it from row numbers would take longer than reading it.
             out = np.empty((stop - start, *column.sample_shape), column.dtype)
             begin = segment.begin + start * column.row_bytes
-            segment.source.read_ranges([(begin, memoryview(out.reshape(-1).view(np.uint8)))])
+            with segment.source.reading() as fd:
+                segment.source.fill(fd, begin, memoryview(out.reshape(-1).view(np.uint8)))
             out.flags.writeable = False
             return out
         rows = np.arange(start, stop, dtype=np.int64)

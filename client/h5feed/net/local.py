@@ -20,7 +20,7 @@ from ipaddress import ip_address
 from typing import Any, TypedDict
 from urllib.parse import urlencode
 
-from ..errors import BadParameter
+from ..environment import is_set
 from ..handshake import MAX_SOCKET_PATH, OFFER_HEADER, PROOF_PATH, proof_of
 from ..schema import checked, read_json
 from .http import httpx
@@ -40,8 +40,6 @@ _LOST_SECONDS = 1.0
 """Time after which the socket is tried again, when the server has restarted or removed it."""
 
 _HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
-
-_TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
 
 _CREDENTIALS = struct.Struct("3i")
 """``struct ucred``: process, user and group that listen at the other end of a Unix socket."""
@@ -88,12 +86,7 @@ def is_wanted(given: bool | None) -> bool:
     BadParameter
         The variable is neither true nor false.
     """
-    if given is not None:
-        return given
-    text = os.environ.get("H5FEED_LOCAL", "").strip().lower()
-    if text and text not in _TRUE | _FALSE:
-        raise BadParameter(f"H5FEED_LOCAL={text!r} must be 1 or 0")
-    return text not in _FALSE
+    return is_set("H5FEED_LOCAL", True) if given is None else given
 
 
 def is_eligible(url: httpx.URL) -> bool:

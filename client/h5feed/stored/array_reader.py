@@ -6,7 +6,6 @@ The server reads files with it. A client that receives stored bytes reads those 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from .decoder_pool import Decoders
 from .layout import ArrayLayout
 from .padding import cut_padding
 from .scratch import Bytes
-from .source import Range, Source
+from .source import Source
 
 _PIECE_BYTES = 16 << 20
 """Stored bytes that are converted at a time."""
@@ -189,22 +188,21 @@ class ArrayReader:
         elif array.offset is None:
             target[everywhere] = fill_row(array)
         else:
-            source.read_ranges(_row_ranges(array.offset, array.row_bytes, rows, places, target))
+            offsets, sizes, begins = _ranges_of_rows(array.offset, array.row_bytes, rows, places, len(target))
+            source.read_rows(offsets, sizes, target.reshape(-1), begins)
 
 
-def _row_ranges(offset: int, row_bytes: int, rows: Int64s, places: Int64s | None, target: Bytes) -> list[Range]:
-    """The ranges to read: one for each row. If `places` is None, consecutive rows share one."""
-    view = memoryview(target.reshape(-1))
+def _ranges_of_rows(
+    offset: int, row_bytes: int, rows: Int64s, places: Int64s | None, count: int
+) -> tuple[Int64s, Int64s, Int64s]:
+    """The ranges to read, one for each row: offsets, sizes, and where they begin among `count` rows, in bytes. If
+    `places` is None, consecutive rows share one."""
     offsets = rows * row_bytes + offset
     if places is not None:
-        begins = (places * row_bytes).tolist()
-        return [(where, view[begin : begin + row_bytes]) for where, begin in zip(offsets.tolist(), begins, strict=True)]
+        return offsets, np.full(len(rows), row_bytes, np.int64), places * row_bytes
     if len(rows) > 1 and rows[1] == rows[0] + 1:
         starts = np.concatenate([[0], np.flatnonzero(np.diff(rows) != 1) + 1])
-    else:
-        # Assume a shuffled order: finding the few consecutive rows would cost more than it saves.
-        starts = np.arange(len(rows))
-    bounds = [*(starts * row_bytes).tolist(), len(view)]
-    return [
-        (where, view[begin:end]) for where, (begin, end) in zip(offsets[starts].tolist(), pairwise(bounds), strict=True)
-    ]
+        begins = starts * row_bytes
+        return offsets[starts], np.diff(begins, append=count * row_bytes), begins
+    # Assume a shuffled order: finding the few consecutive rows would cost more than it saves.
+    return offsets, np.full(len(rows), row_bytes, np.int64), np.arange(0, count * row_bytes, row_bytes)

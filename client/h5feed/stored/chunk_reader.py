@@ -99,14 +99,12 @@ class ChunkReader:
             if _follow_each_other(job.rows_in_chunk) and _follow_each_other(job.places):
                 first = int(job.places[0])
                 run = target[first : first + len(job.places)].reshape(-1)
-                source.read_ranges([(offset + int(job.rows_in_chunk[0]) * array.row_bytes, memoryview(run))])
+                with source.reading() as fd:
+                    source.fill(fd, offset + int(job.rows_in_chunk[0]) * array.row_bytes, memoryview(run))
                 return
-            source.read_ranges(
-                [
-                    (offset + row * array.row_bytes, memoryview(target[place]))
-                    for place, row in zip(job.places.tolist(), job.rows_in_chunk.tolist(), strict=True)
-                ]
-            )
+            sizes = np.full(len(job.places), array.row_bytes, np.int64)
+            offsets = job.rows_in_chunk * array.row_bytes + offset
+            source.read_rows(offsets, sizes, target.reshape(-1), job.places * array.row_bytes)
             return
         nbytes = math.prod(array.chunk_shape) * itemsize
         place = (offset, int(array.chunks.sizes[job.entry]), mask)
@@ -133,11 +131,11 @@ class ChunkReader:
         assert array.chunk_shape is not None
         widths, itemsize = array.chunk_shape[1:], np.dtype(array.dtype).itemsize
         nbytes = math.prod(widths) * itemsize
-        with self._decoders.room_for(nbytes):
+        with self._decoders.room_for(nbytes), source.reading() as fd:
             scratch = self._decoders.scratch("decoded", nbytes)
             part, view = scratch.reshape(*widths, itemsize), _view(array, target)
             for place, row in zip(job.places.tolist(), job.rows_in_chunk.tolist(), strict=True):
-                source.read_ranges([(offset + row * nbytes, memoryview(scratch))])
+                source.fill(fd, offset + row * nbytes, memoryview(scratch))
                 view[(place, *job.inside)] = part[job.inside_chunk]
 
 

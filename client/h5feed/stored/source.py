@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
 from itertools import count
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import DatasetCorrupt
 from .scratch import Bytes
 
-Range = tuple[int, memoryview]
-"""An offset, and the writeable bytes to be filled from there."""
+Int64s = npt.NDArray[np.int64]
 
 Scratch = Callable[[str, int], Bytes]
 """``scratch(use, nbytes)`` returns memory that the calling thread may write to, see `scratch.Scratch.take`."""
@@ -30,8 +30,14 @@ class Source(Protocol):
     def reading(self) -> AbstractContextManager[int]:
         """A handle for several reads. At the end of the ``with`` block, the source is checked for changes."""
 
-    def read_ranges(self, ranges: Sequence[Range]) -> None:
-        """Fill all ranges."""
+    def read_rows(self, offsets: Int64s, sizes: Int64s, target: Bytes, begins: Int64s) -> None:
+        """Fill ``target[begins[i]:]`` with the ``sizes[i]`` bytes from ``offsets[i]``, for all i: as fast as can be.
+
+        Parameters
+        ----------
+        offsets, sizes, begins : (k,) int64
+        target : (n,) uint8
+        """
 
     def fill(self, handle: int, offset: int, target: memoryview) -> None:
         """Fill `target` with the bytes from `offset`. `handle` is from `reading`."""
@@ -65,7 +71,7 @@ class ReceivedBytes:
         """There is no handle."""
         yield -1
 
-    def read_ranges(self, ranges: Sequence[Range]) -> None:
+    def read_rows(self, offsets: Int64s, sizes: Int64s, target: Bytes, begins: Int64s) -> None:
         """Copy all ranges.
 
         Raises
@@ -73,11 +79,11 @@ class ReceivedBytes:
         DatasetCorrupt
             A range ends beyond the content.
         """
-        for offset, target in ranges:
-            self.fill(-1, offset, target)
+        for offset, nbytes, begin in zip(offsets.tolist(), sizes.tolist(), begins.tolist(), strict=True):
+            target[begin : begin + nbytes] = self._view(offset, nbytes)
 
     def fill(self, handle: int, offset: int, target: memoryview) -> None:
-        """See `read_ranges`."""
+        """See `read_rows`."""
         np.frombuffer(target, np.uint8)[...] = self._view(offset, len(target))
 
     def stored(self, handle: int, offset: int, nbytes: int, scratch: Scratch) -> Bytes:

@@ -1,0 +1,234 @@
+"""Reads many ranges of a file with one system call: Linux's io_uring, through ctypes.
+
+A loop of `os.preadv` takes the GIL back after each row. If several threads read, each of them often finds it taken, and
+sleeps: on two cores, two threads read large rows about half as fast as two processes. One call for a whole batch leaves
+them nothing to wait for. Where the rows are not in the page cache, it also lets the disk work on all of them at once.
+
+A kernel or container that does not allow io_uring is no error: `this_thread` returns None, and callers use `preadv`.
+Docker's default seccomp profile does not allow it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..environment import is_set
+
+FEWEST = 4
+"""Ranges that are worth a ring: fewer are read faster with `preadv`."""
+
+_ENTRIES = 256
+"""Ranges that are read at the same time; a power of two."""
+
+# System call numbers, the same on all architectures that Python runs on but Alpha; then constants of linux/io_uring.h.
+_SETUP, _ENTER = 425, 426
+_OP_READ, _GETEVENTS = 22, 1
+_OFFSET_OF_SQES = 0x10000000
+_PARAMS = np.dtype((np.uint32, 30))
+_SQE = np.dtype(
+    {
+        "names": ["opcode", "fd", "offset", "address", "nbytes", "slot"],
+        "formats": ["u1", "<i4", "<u8", "<u8", "<u4", "<u8"],
+        "offsets": [0, 4, 8, 16, 24, 32],
+        "itemsize": 64,
+    }
+)
+_CQE = np.dtype([("slot", "<u8"), ("result", "<i4"), ("flags", "<u4")])
+
+MAX_RANGE_BYTES = 1 << 30
+"""Longer ranges are not read with a ring: its lengths and results have 32 bits."""
+
+Int64s = npt.NDArray[np.int64]
+
+
+class Unusable(Exception):
+    """The kernel does not allow io_uring, or has no memory for it."""
+
+
+class ReadRing:
+    """One ring, used by one thread.
+
+    Raises
+    ------
+    Unusable
+    """
+
+    def __init__(self) -> None:
+        self._syscall = ctypes.CDLL(None, use_errno=True).syscall
+        self._syscall.restype = ctypes.c_long
+        params = np.zeros((), _PARAMS)
+        self._fd = self._call(_SETUP, _ENTRIES, params.ctypes.data)
+        if self._fd < 0:
+            raise Unusable(os.strerror(-self._fd))
+        entries, completions = params[:2].tolist()
+        # Positions in the first mapping: see struct io_sqring_offsets and io_cqring_offsets.
+        of_sq, of_cq = params[10:20].tolist(), params[20:30].tolist()
+        nbytes = max(of_sq[6] + entries * 4, of_cq[5] + completions * _CQE.itemsize)
+        try:
+            rings = mmap.mmap(self._fd, nbytes, offset=0)
+            sqes = mmap.mmap(self._fd, entries * _SQE.itemsize, offset=_OFFSET_OF_SQES)
+        except OSError as error:
+            self.close()
+            raise Unusable(str(error)) from None
+
+        def word(position: int) -> Any:
+            return np.frombuffer(rings, np.uint32, 1, position)
+
+        self._tail = word(of_sq[1])
+        self._completed_head, self._completed_tail = word(of_cq[0]), word(of_cq[1])
+        self._requests = np.frombuffer(sqes, _SQE, entries)
+        self._completions = np.frombuffer(rings, _CQE, completions, of_cq[5])
+        # Entry number n of the queue is always request number n.
+        np.frombuffer(rings, np.uint32, entries, of_sq[6])[:] = np.arange(entries)
+        self._requests["opcode"] = _OP_READ
+        self._requests["slot"] = np.arange(entries)
+        self._mask, self._completed_mask = entries - 1, completions - 1
+        self._sent = 0
+
+    def close(self) -> None:
+        """Close its descriptor. No read may be under way."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            self.close()
+
+    def read(self, fd: int, offsets: Int64s, addresses: Int64s, sizes: Int64s) -> Int64s:
+        """Read ranges of a file into memory; returns when all reads are over.
+
+        Parameters
+        ----------
+        fd : int
+        offsets, addresses, sizes : (k,) int64
+            Bytes from ``offsets[i]`` of the file go to ``addresses[i]``. The caller keeps the memory alive.
+
+        Returns
+        -------
+        (k,) int64
+            Bytes read; fewer than requested at the end of the file, negative after an error.
+
+        Raises
+        ------
+        Unusable
+            The kernel takes no more requests. Nothing is under way any more.
+        """
+        counts = np.full(len(offsets), -1, np.int64)
+        for first in range(0, len(offsets), _ENTRIES):
+            part = slice(first, first + _ENTRIES)
+            self._read(fd, offsets[part], addresses[part], sizes[part], counts[part])
+        return counts
+
+    def _read(self, fd: int, offsets: Int64s, addresses: Int64s, sizes: Int64s, counts: Int64s) -> None:
+        count, first = len(offsets), self._sent & self._mask
+        slots: Any = slice(first, first + count)
+        if first + count > len(self._requests):
+            slots = (first + np.arange(count)) & self._mask
+        requests = self._requests
+        requests["fd"][slots] = fd
+        requests["offset"][slots] = offsets
+        requests["address"][slots] = addresses
+        requests["nbytes"][slots] = sizes
+        self._sent = (self._sent + count) & 0xFFFFFFFF
+        # The kernel reads the tail, and this thread the completions, on the same thread's side of a system call, which
+        # orders these accesses on every architecture.
+        self._tail[0] = self._sent
+        taken = done = 0
+        refused: int | None = None
+        # Whatever happens, wait for what the kernel has taken: it writes to the caller's memory.
+        while done < (count if refused is None else taken):
+            waited_for = (count if refused is None else taken) - done
+            more = 0 if refused is not None else count - taken
+            result = self._call(_ENTER, self._fd, more, waited_for, _GETEVENTS, 0, 0)
+            if result >= 0:
+                taken += result
+            elif result != -errno.EINTR and refused is None:
+                refused = -result
+            elif result != -errno.EINTR:
+                raise SystemError(f"io_uring: {os.strerror(-result)} while waiting for {taken - done} reads")
+            done += self._collect(first, counts)
+        if refused is not None:
+            raise Unusable(os.strerror(refused))
+
+    def _collect(self, first: int, counts: Int64s) -> int:
+        """Note the results of completed reads, of which number 0 has the slot `first`; returns how many there were."""
+        head, tail = int(self._completed_head[0]), int(self._completed_tail[0])
+        number = (tail - head) & 0xFFFFFFFF
+        begin = head & self._completed_mask
+        found = self._completions[begin : begin + number]
+        if len(found) < number:
+            found = self._completions[(head + np.arange(number)) & self._completed_mask]
+        # As signed numbers: numpy would turn a mixture of both kinds into floats.
+        counts[(found["slot"].view(np.int64) - first) & self._mask] = found["result"]
+        self._completed_head[0] = tail
+        return number
+
+    def _call(self, number: int, *arguments: int) -> int:
+        """A system call, made without the GIL; returns its result, or minus the error number."""
+        result = self._syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments))
+        return -ctypes.get_errno() if result < 0 else int(result)
+
+
+class _Rings(threading.local):
+    """The ring of each thread. A forked child must not use those of its parent, so the process is part of the key."""
+
+    def __init__(self) -> None:
+        self.pid: int | None = None
+        self.ring: ReadRing | None = None
+
+
+_rings = _Rings()
+_allowed: bool | None = None
+
+
+def allow(allowed: bool) -> None:
+    """Use rings in this process, or do not; the default is ``$H5FEED_IO_URING``, else True."""
+    global _allowed
+    _allowed = allowed and sys.platform == "linux"
+
+
+def _is_allowed() -> bool:
+    if _allowed is None:
+        allow(is_set("H5FEED_IO_URING", True))
+    return bool(_allowed)
+
+
+def this_thread() -> ReadRing | None:
+    """The ring of this thread; None where there can be none."""
+    if not _is_allowed():
+        return None
+    if _rings.pid != os.getpid():
+        _rings.pid = os.getpid()
+        try:
+            _rings.ring = ReadRing()
+        except Unusable:
+            # The reasons do not go away: a system call filter, a sysctl, an old kernel.
+            _rings.ring = None
+            allow(False)
+    return _rings.ring
+
+
+def drop() -> None:
+    """Give up the ring of this thread, after `Unusable`."""
+    _rings.ring = None
+
+
+def is_direct(fd: int) -> bool:
+    """Whether the file system copies cached bytes in the calling thread. Where it does not, as on NFS and FUSE, each
+    read of a ring would be handed to another thread of the kernel, and take longer than a `preadv`."""
+    try:
+        os.preadv(fd, (bytearray(1),), 0, os.RWF_NOWAIT)
+    except OSError as error:
+        # EAGAIN: the byte is not in the cache, and that is all that is missing.
+        return error.errno == errno.EAGAIN
+    return True
