@@ -77,7 +77,7 @@ def _in_many_chunks(path: Path) -> Path:
 def _seconds_until_listed(folder: Path, cache: Path) -> float:
     """From the start of a server to a catalogue in which nothing is missing."""
     began = time.perf_counter()
-    with h5feed_server(folder, 2, cache) as server, h5feed.connect(server.url) as feed:
+    with h5feed_server(folder, 2, cache, H5FEED_PROVISIONAL_BYTES="") as server, h5feed.connect(server.url) as feed:
         while any(entry["status"] == "preparing" for entry in feed.datasets()):
             time.sleep(0.02)
         return time.perf_counter() - began

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from types import MappingProxyType
 
 import h5feed
 import h5py
@@ -40,6 +39,7 @@ _BLOCK = 4096
 _SETTLED_SECONDS = 2.5
 """Files that have just been written are not served before they are two seconds old."""
 
+_AS_IT_IS = {"H5FEED_PROVISIONAL_BYTES": ""}
 _HASHED_FIRST = {"H5FEED_PROVISIONAL_BYTES": str(1 << 62)}
 
 
@@ -100,7 +100,7 @@ def _write(path: Path, nbytes: float) -> None:
         file["labels"] = np.arange(rows, dtype=np.int32) % 10
 
 
-def _anew(folder: Path, name: str, base: str, environment: Mapping[str, str] = MappingProxyType({})) -> float:
+def _anew(folder: Path, name: str, base: str, environment: Mapping[str, str] = _AS_IT_IS) -> float:
     """Seconds until the first batch, from a server that has never seen the files."""
     cache = Path(base) / "new-cache"
     shutil.rmtree(cache, ignore_errors=True)
@@ -111,7 +111,7 @@ def _seconds(
     folder: Path,
     name: str,
     cache: Path,
-    environment: Mapping[str, str] = MappingProxyType({}),
+    environment: Mapping[str, str] = _AS_IT_IS,
     until: Callable[[h5feed.Dataset], bool] = lambda dataset: True,
 ) -> float:
     """Seconds from the start of a server to the first shuffled batch of a split. The server goes on `until` then."""

@@ -152,7 +152,7 @@ def _catalogue(folder: Path) -> Times:
     with tempfile.TemporaryDirectory(prefix="h5feed-cache-") as cache:
         for what in ("inspection", "restart"):
             began = time.perf_counter()
-            with h5feed_server(folder, 1, Path(cache)) as server:
+            with h5feed_server(folder, 1, Path(cache), H5FEED_PROVISIONAL_BYTES="") as server:
                 _wait_until_known(server.url)
                 times[what] = time.perf_counter() - began
                 with httpx.Client(base_url=server.url, timeout=_PATIENCE) as http:
@@ -169,7 +169,7 @@ def _one_dataset(folder: Path) -> Times:
 
 
 def _of_one_dataset(folder: Path) -> Iterator[tuple[str, float]]:
-    with h5feed_server(folder, 1) as server, httpx.Client(base_url=server.url, timeout=_PATIENCE) as http:
+    with h5feed_server(folder, 1, H5FEED_PROVISIONAL_BYTES="") as server, httpx.Client(base_url=server.url, timeout=_PATIENCE) as http:
         _wait_until_known(server.url)
         listed = http.get("/v1/datasets/all").json()["fields"]
         fields = ",".join(field["name"] for field in listed if field["readable"])

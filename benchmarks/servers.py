@@ -89,8 +89,10 @@ def h5feed_server(
 ) -> Iterator[H5feedServer]:
     """The real server over `folder`, with settings of its own, and unless `cache` is one with an empty cache folder.
 
-    `through` is a command that runs the server's, given behind it, and `options` are more options of that.
+    `through` is a command that runs the server's, given behind it, and `options` are more options of that. Files are
+    hashed before they are served, unless the environment says otherwise: no figure is to include that.
     """
+    environment = {"H5FEED_PROVISIONAL_BYTES": str(1 << 40), **environment}
     with tempfile.TemporaryDirectory(prefix="h5feed-cache-") as empty:
         command = [*through, sys.executable, "-m", "h5feed_server.cli", "serve", str(folder), "--port", "0"]
         command += ["--workers", str(workers), "--cache-dir", str(cache or empty), *options]
