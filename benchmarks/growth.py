@@ -169,7 +169,10 @@ def _one_dataset(folder: Path) -> Times:
 
 
 def _of_one_dataset(folder: Path) -> Iterator[tuple[str, float]]:
-    with h5feed_server(folder, 1, H5FEED_PROVISIONAL_BYTES="") as server, httpx.Client(base_url=server.url, timeout=_PATIENCE) as http:
+    with (
+        h5feed_server(folder, 1, H5FEED_PROVISIONAL_BYTES="") as server,
+        httpx.Client(base_url=server.url, timeout=_PATIENCE) as http,
+    ):
         _wait_until_known(server.url)
         listed = http.get("/v1/datasets/all").json()["fields"]
         fields = ",".join(field["name"] for field in listed if field["readable"])
