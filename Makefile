@@ -30,6 +30,8 @@ SYSTEM := tests/system
 SYSTEM_READY := $(SYSTEM)/build/.ready
 JUPYTER := $(SYSTEM)/build/jupyter
 export KERAS_BACKEND ?= jax
+# Tests and benchmarks start hundreds of processes: without bytecode, each would compile a thousand modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test test-all test-whole test-backends test-backends-whole test-floors test-newest setup-system \
   test-system screens bench bench-peers lint format docs docs-serve serve requirements assets wheels clean
