@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import h5feed
 import pytest
 from h5feed import errors
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,6 +144,22 @@ def test_every_code_has_its_class_and_status() -> None:
     assert isinstance(errors.from_problem(404, {"code": "field_not_found", "detail": "d"}), errors.FieldNotFound)
     assert isinstance(errors.from_problem(503, {}), errors.Overloaded)
     assert isinstance(errors.from_problem(418, {"code": "teapot"}), errors.BadAnswer)
+
+
+def _names(requirements: Iterable[str]) -> set[str]:
+    lines = (line.partition("#")[0].strip() for line in requirements)
+    return {canonicalize_name(Requirement(line).name) for line in lines if line}
+
+
+@pytest.mark.parametrize(
+    ("pinned", "project", "extras"),
+    [("server", ROOT, ()), ("trainer", ROOT / "client", ("decode", "cli", "keras"))],
+)
+def test_the_images_install_all_that_is_required(pinned: str, project: Path, extras: tuple[str, ...]) -> None:
+    about = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    needed = about["dependencies"] + [line for extra in extras for line in about["optional-dependencies"][extra]]
+    missing = _names(needed) - _names((ROOT / "requirements" / f"{pinned}.txt").read_text().splitlines()) - {"h5feed"}
+    assert not missing
 
 
 @pytest.mark.slow
