@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -160,6 +161,27 @@ def test_servers_that_are_killed(serve: Callable[..., ServerProcess], tmp_path: 
                 server.kill()
                 server.start()
         assert seen == calm and sorted(row for rows in seen for row in rows) == list(range(3000))
+
+
+def test_descriptors_are_asked_for_again_when_the_server_is_back(
+    serve: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    """A server that is away when a descriptor is needed does not end reading from files for the rest of the pass."""
+    data = tmp_path / "data"
+    data.mkdir()
+    _write(data / "numbers.h5", 3, 3000)
+    server, url = _served(serve, data, tmp_path, "files")
+    with h5feed.connect(url, local=False, deadline=90) as feed:
+        dataset = feed["numbers"]
+        loader = dataset.loader(x="x", y=None, batch_size=8, shuffle=True, readahead=1 << 16)
+        starting = threading.Timer(1.0, server.start)
+        for number, _ in enumerate(loader):
+            if number == 50:
+                server.kill()
+                dataset._client.files.clear()
+                starting.start()
+        starting.join()
+        assert 1500 < loader.stats().from_files < 3000
 
 
 _TRAINS = """

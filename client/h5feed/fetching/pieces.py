@@ -52,7 +52,7 @@ _WINDOWS = 4
 """Windows of places that are kept, for blocks that are read at the same time."""
 
 _MOST_FAILURES = 8
-"""Blocks of one pass that are read here without success before it is not tried any more."""
+"""Blocks that are read here without success, one after the other, before it is not tried any more in this pass."""
 
 _LEAST_GAIN = 16
 """Places are worth fetching if they have so many times fewer bytes than the rows."""
@@ -212,11 +212,13 @@ class PieceFetcher:
             traceback.clear_frames(error.__traceback__)
             self._failures += 1
             self.forget()
-            if isinstance(error, NoDescriptor) or self._failures >= _MOST_FAILURES:
+            refused = isinstance(error, NoDescriptor) and error.retry_after is None
+            if refused or self._failures >= _MOST_FAILURES:
                 self._give_up(by_place, str(error))
             as_tensors(f"they could not be read here: {error}")
             return None
         if window.columns:
+            self._failures = 0
             rows = sum(len(batch.rows) for batch in batches)
             each = sum(column.row_bytes for column, _ in window.columns.values())
             read_here(rows, rows * each, from_files=by_place)

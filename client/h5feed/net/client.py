@@ -250,18 +250,19 @@ class Client:
         Raises
         ------
         NoDescriptor
-            The server passes none, or does not answer.
+            The server passes none. With `retry_after` if it does not answer, or is overloaded.
         """
         with self._servers.one() as server:
             try:
                 status, content, descriptor = server.receive_descriptor(f"{path}?{urlencode(params)}")
             except (OSError, http.client.HTTPException) as error:
-                raise NoDescriptor(f"{server.url} passes no descriptor: {error}") from None
+                raise NoDescriptor(f"{server.url} passes no descriptor: {error}", retry_after=1) from None
         if descriptor is None or status != 200:
             if descriptor is not None:
                 os.close(descriptor)
             said = content[:200].decode("utf-8", "replace")
-            raise NoDescriptor(f"{server.url} passes no descriptor, but status {status}: {said}")
+            detail = f"{server.url} passes no descriptor, but status {status}: {said}"
+            raise NoDescriptor(detail, retry_after=1 if status == 429 or status >= 500 else None)
         return descriptor
 
     def receive(
