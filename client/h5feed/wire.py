@@ -27,8 +27,8 @@ MEDIA_TYPE = "application/x-safetensors"
 
 WAIT_HEADER = "h5feed-wait"
 """Request header: ``waited=0.812, of=2.104`` are the seconds that a loop waited for batches, and the seconds since its
-last report; a dictionary of RFC 9651. ``read=1048576`` are the bytes that it read from files since then. The server's
-page and metrics show them."""
+last report; a dictionary of RFC 9651. ``read=1048576`` are the bytes of rows that this client read from files since its
+last report. The server's page and metrics show them."""
 
 ROWS = "__rows__"
 """Tensor of the int64 row ids, in every body."""

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from h5feed.net import descriptors
 from h5feed.net.descriptors import MAX_DESCRIPTORS
 from h5feed.stored.source import ReceivedBytes
 from h5feed.wire import read_body
@@ -186,6 +188,30 @@ def test_stats_say_how_rows_came(server: ServerProcess) -> None:
         assert sum(1 for _ in local) == 6
         assert local.stats().from_files == ROWS and not local.stats().why
         assert len(feed._client.files) == 1
+
+
+def _metric(server: ServerProcess, name: str) -> float:
+    text = httpx.get(f"{server.url}/metrics", timeout=60).text
+    return float(next(line.split()[1] for line in text.splitlines() if line.startswith(f"h5feed_{name} ")))
+
+
+def test_loops_over_files_report_what_they_read_and_how_long_they_waited(
+    server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From time to time, although no batch after the first needs a request."""
+    monkeypatch.setattr(descriptors, "REPORT_SECONDS", 0.5)
+    names = ("client_read_bytes_total", "client_loop_seconds_total")
+    before = [_metric(server, name) for name in names]
+    with h5feed.connect(_local(server), deadline=60) as feed:
+        dataset = feed["pieces"]
+        loader = dataset.loader(x=["plain-contiguous-u1"], y=None, batch_size=4)
+        for _ in range(4):
+            for _ in loader:
+                time.sleep(0.1)
+        assert loader.stats().from_files == 4 * ROWS
+    least, all_of = 2 * ROWS * HIGH * WIDE_BYTES, 5 * ROWS * HIGH * WIDE_BYTES
+    wait_until(lambda: least <= _metric(server, names[0]) - before[0] <= all_of)
+    wait_until(lambda: 0 < _metric(server, names[1]) - before[1] < 60)
 
 
 def test_descriptors_are_read_only_and_closed(server: ServerProcess) -> None:

@@ -197,7 +197,7 @@ class BatchStream(Response):
         start, stop = self._window
         seconds, waits = time.perf_counter() - since, _waits(scope)
         self._services.traffic.note_batches(
-            CALLER.get(), stop - start, begun.nbytes, seconds, self._url[0], waits and waits[:2]
+            CALLER.get(), stop - start, begun.nbytes, seconds, self._url[0], waits[:2] if waits and waits[1] else None
         )
         if writer is not None and writer.started:
             head = writer.take_back()

@@ -222,6 +222,8 @@ class PieceFetcher:
             rows = sum(len(batch.rows) for batch in batches)
             each = sum(column.row_bytes for column, _ in window.columns.values())
             read_here(rows, rows * each, from_files=by_place)
+            if by_place:
+                self._client.bytes_read.add(rows * each)
         return batches
 
     @cached_property
@@ -256,10 +258,11 @@ class PieceFetcher:
         key = block.epoch, number
         with self._lock:
             window = self._windows.get(key)
-            if window is not None:
+            is_report = window is not None and self._client.bytes_read.is_due
+            if window is not None and not is_report:
                 self._windows.move_to_end(key)
                 return window
-            if not self._worth_it:
+            if is_report or not self._worth_it:
                 # Of the first, only what is wanted now: it shows whether places are worth it.
                 start, stop = block.start, block.stop
             window = self._ask("places", block.epoch, start, stop, cancelled)
@@ -272,7 +275,7 @@ class PieceFetcher:
                     True, f"its rows are in {window.files} files, but at most {MAX_DESCRIPTORS} are kept open"
                 )
                 return window
-            if self._worth_it:
+            if self._worth_it and not is_report:
                 self._windows[key] = window
             self._worth_it = True
             while len(self._windows) > _WINDOWS:

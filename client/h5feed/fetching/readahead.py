@@ -167,7 +167,7 @@ class _Window(Generic[T]):
                 with contextlib.suppress(RuntimeError):
                     self.start_thread()
             number, block = claimed
-            trace = begin_trace(self.waits())
+            trace = begin_trace(self.waits)
             result: list[T] | BaseException
             try:
                 result = self.fetch(block, self.cancelled)

@@ -142,7 +142,7 @@ class Meter:
         """Batches handed out since the current run started."""
         self._demanded: int | None = None
         self._demanded_at = 0.0
-        self._told = 0.0, 0.0, 0
+        self._told = 0.0, 0.0
         self._told_at = clock()
         tell_after_fork(self)
 
@@ -231,8 +231,7 @@ class Meter:
             return self._all()
 
     def waits(self) -> str | None:
-        """Seconds waited, and bytes read from files, since the last report: see `h5feed.wire.WAIT_HEADER`. None if that
-        was a moment ago.
+        """Seconds waited since the last report: see `h5feed.wire.WAIT_HEADER`. None if that was a moment ago.
 
         The first step of each pass is excluded.
         """
@@ -240,13 +239,10 @@ class Meter:
             return None
         with self._lock:
             stats = self._all()
-            now = stats.steady_waited, stats.steady_seconds, stats.file_bytes
+            now = stats.steady_waited, stats.steady_seconds
             before, self._told, self._told_at = self._told, now, clock()
-        waited, seconds, read = now[0] - before[0], now[1] - before[1], now[2] - before[2]
-        if seconds <= 0 and not read:
-            return None
-        said = f"waited={min(max(0.0, waited), max(0.0, seconds)):.3f}, of={max(0.0, seconds):.3f}"
-        return f"{said}, read={read}" if read else said
+        waited, seconds = now[0] - before[0], now[1] - before[1]
+        return f"waited={min(max(0.0, waited), seconds):.3f}, of={seconds:.3f}" if seconds > 0 else None
 
     @property
     def ended(self) -> LoopStats | None:

@@ -37,7 +37,7 @@ from ..wire import MEDIA_TYPE, WAIT_HEADER
 from .cancellation import Cancellation
 from .certificates import Cert, Verify, context_of
 from .concurrency import Link
-from .descriptors import NoDescriptor, PassedFiles
+from .descriptors import BytesRead, NoDescriptor, PassedFiles
 from .embedded import START_SECONDS, Embedded, check_arguments, path_of
 from .http import httpx
 from .jobs import InProgress
@@ -165,6 +165,7 @@ class Client:
         self.spans = spans()
         """Makes the spans of traces; None if they are not wanted."""
         self.files = PassedFiles()
+        self.bytes_read = BytesRead()
         """Descriptors that the server has passed."""
         self._link: Link | None = None
         self._warned_at = -math.inf
@@ -338,7 +339,15 @@ class Client:
     def after_fork(self) -> None:
         """In a forked child: leave the connections to the parent, and forget its requests in flight."""
         self.files.after_fork()
+        self.bytes_read = BytesRead()
         self._servers.after_fork()
+
+    def _report(self, path: str) -> dict[str, str]:
+        """The header of a request for batches that tells of waits, and of rows that needed no request."""
+        waits = waits_to_tell()
+        if path.endswith("/batches") and (read := self.bytes_read.take()):
+            waits = f"{waits or 'waited=0.000, of=0.000'}, read={read}"
+        return {WAIT_HEADER: waits} if waits else {}
 
     def _json_of(self, answer: Answer, path: str) -> Any:
         """Parse a JSON response.
@@ -380,8 +389,7 @@ class Client:
         aim = Aim(self.names, self._servers, path, params)
         cancelled = cancelled or threading.Event()
         aborts = cancelled if isinstance(cancelled, Cancellation) else None
-        waits = waits_to_tell()
-        more = {WAIT_HEADER: waits} if waits else {}
+        more = self._report(path) if accept == MEDIA_TYPE else {}
         attempts: FailedAttempts | None = None
         refused: set[str] = set()
         enter(WAITING)

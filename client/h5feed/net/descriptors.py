@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -18,8 +19,38 @@ MAX_DESCRIPTORS = 64
 """Descriptors kept, per client. The least recently used are closed, when nothing reads from them any more."""
 
 
+REPORT_SECONDS = 10.0
+"""Time after which the server is told what was read from files."""
+
+
 class NoDescriptor(SourceUnavailable):
     """The server passes no descriptor of a file, or one that is not of this file in this state."""
+
+
+class BytesRead:
+    """Bytes of rows that were read from files, and that the server has not been told of yet."""
+
+    def __init__(self) -> None:
+        self._nbytes = 0
+        self._told_at = time.monotonic()
+        self._lock = threading.Lock()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a request that tells the server, even if nothing else needs one."""
+        return self._nbytes > 0 and time.monotonic() - self._told_at > REPORT_SECONDS
+
+    def add(self, nbytes: int) -> None:
+        with self._lock:
+            self._nbytes += nbytes
+
+    def take(self) -> int:
+        """All of them, once."""
+        with self._lock:
+            nbytes, self._nbytes = self._nbytes, 0
+            if nbytes:
+                self._told_at = time.monotonic()
+        return nbytes
 
 
 class PassedFile:

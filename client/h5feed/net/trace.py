@@ -7,6 +7,7 @@ trace itself.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 
 clock = time.perf_counter
@@ -15,6 +16,9 @@ clock = time.perf_counter
 WAITING, TRANSFER, DECODE = range(3)
 """Phases. Waiting for the server: before the request, before the first byte, or before a retry. Transfer: the body
 arrives. Decode: work in this process on what has arrived, or on rows of the local cache."""
+
+Waits = Callable[[], "str | None"]
+"""Returns what to tell the server of the loop's waiting: see `h5feed.wire.WAIT_HEADER`."""
 
 
 class Trace:
@@ -34,13 +38,14 @@ class Trace:
         Bytes of the rows from files.
     why : str
         Why rows were fetched as tensors; empty if they were not.
-    waits : str or None
-        What the request of this block tells the server of the loop's waiting: the value of `h5feed.wire.WAIT_HEADER`.
+    waits : callable or None
+        Returns what the request of this block tells the server of the loop's waiting, see `h5feed.wire.WAIT_HEADER`.
+        Called only if there is a request: a block that is read here is no report.
     """
 
     __slots__ = ("_entered", "cached", "file_bytes", "from_files", "from_pieces", "nbytes", "retries", "waits", "why")
 
-    def __init__(self, waits: str | None = None) -> None:
+    def __init__(self, waits: Waits | None = None) -> None:
         self._entered: list[tuple[float, int]] = []
         self.waits = waits
         self.nbytes = self.retries = self.cached = self.from_files = self.from_pieces = self.file_bytes = 0
@@ -67,7 +72,7 @@ class Trace:
 _CURRENT: ContextVar[Trace | None] = ContextVar("h5feed_trace", default=None)
 
 
-def begin_trace(waits: str | None = None) -> Trace:
+def begin_trace(waits: Waits | None = None) -> Trace:
     """Start a new trace for this thread."""
     trace = Trace(waits)
     _CURRENT.set(trace)
@@ -103,7 +108,7 @@ def waits_to_tell() -> str | None:
     if trace is None:
         return None
     waits, trace.waits = trace.waits, None
-    return waits
+    return None if waits is None else waits()
 
 
 def found(rows: int) -> None:
