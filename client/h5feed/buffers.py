@@ -88,7 +88,7 @@ class BufferPool:
         try:
             return self.lease(nbytes)
         except PoolExhausted:
-            return np.empty(nbytes, np.uint8)
+            return _from_page(np.empty(nbytes + PAGE, np.uint8), nbytes)
 
     def drop_idle(self) -> None:
         """Free all idle buffers."""
@@ -156,8 +156,13 @@ class BufferPool:
                 root = np.empty(size, np.uint8)
                 self._roots.append(root)
             self._owners[id(root)] = owner
-            offset = -root.ctypes.data % PAGE
-            return root[offset : offset + nbytes]
+            return _from_page(root, nbytes)
+
+
+def _from_page(root: npt.NDArray[np.uint8], nbytes: int) -> npt.NDArray[np.uint8]:
+    """The first `nbytes` from the first page of `root` on, which is longer by a page."""
+    offset = -root.ctypes.data % PAGE
+    return root[offset : offset + nbytes]
 
 
 def _size_class(nbytes: int) -> int:

@@ -36,7 +36,8 @@ def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
 
     def fetch_one(index: int, query: Mapping[str, Any], epoch: int, cancelled: threading.Event) -> Batch:
         rows = plan.rows_of(index)
-        if plan.part_rows and rows > plan.part_rows:
+        if (plan.part_rows and rows > plan.part_rows) or not plan.frame.is_aligned(rows):
+            # Received tensor by tensor, each to an aligned place: else a framework would have to copy the batch.
             return parts.fetch(index, epoch, cancelled)
         most = plan.frame.max_bytes(plan.batch_size, 1, plan.max_bytes)
         try:
