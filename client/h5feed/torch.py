@@ -37,7 +37,7 @@ from .plan import Plan
 from .prepare import Preparation
 from .remote_dataset import RemoteDataset
 from .suggestions import check_options
-from .wire import WEIGHT
+from .wire import OFFSETS, WEIGHT
 
 POOL_BYTES = 256 << 20
 """Maximum size of the page-locked buffers of a `TorchBatches`, in bytes, if it does not read further ahead."""
@@ -79,6 +79,27 @@ def to_device(batches: Iterable[Any], device: str | torch.device = "cuda", *, ah
         # Without a stream for copies, there is nothing to gain from copying ahead.
         return (mapped(lambda leaf: _on(leaf, where), on_host(batch)) for batch in batches)
     return _on_card(batches, CudaCard(where), ahead)
+
+
+def encoded(batch: Batch, field: str) -> list[torch.Tensor]:
+    """The files of images that were requested with ``encoded=[field]``, for decoders that take them. ::
+
+        for batch in photos.batches("train", batch_size=64, shuffle=True, encoded=["images"]):
+            images = torchvision.io.decode_jpeg(encoded(batch, "images"), device="cuda")
+
+    Returns
+    -------
+    list of (length,) uint8 tensors
+        One for each row. They share the memory of the batch.
+
+    Raises
+    ------
+    BadParameter
+        The field was not requested as files.
+    """
+    if field + OFFSETS not in batch:
+        raise BadParameter(f"the images of {field!r} are decoded: request their files with encoded=[{field!r}]")
+    return [torch.from_numpy(file) for file in batch.lists(field)]
 
 
 def _on_card(batches: Iterable[Any], card: Card, ahead: int) -> Iterator[Any]:
