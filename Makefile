@@ -16,7 +16,7 @@ DOCS_READY := $(DOCS)/.ready
 ASSETS := $(CURDIR)/app/h5feed_server/api/static
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs
 BACKEND_TESTS := $(addprefix tests/client/test_,backends.py keras_internals.py looks.py stalls.py)
-LOOP_TESTS := $(wildcard tests/client/test_torch*.py tests/client/test_tf.py)
+LOOP_TESTS := $(wildcard tests/client/test_torch*.py) $(addprefix tests/client/test_,encoded_files.py tf.py)
 FLOORS := .venv-floors
 FLOORS_READY := $(FLOORS)/.ready
 # Tests of what leans on other packages: files, images, HTTP, settings, Keras, splits.

@@ -5,6 +5,10 @@ fast as it can compute; arrays in memory, which is Keras at its best without h5f
 on this machine feeds, by one worker and by two. The ratio of the last to the first is the accelerator utilisation of
 MLPerf Storage: the time that computing takes, of the time that training takes. Its ResNet-50 asks for 0.9.
 
+With torch, a loop of its own takes the same steps twice more: with `h5feed.torch.to_device`, which copies from
+page-locked memory beside the computation, and with ``tensor.to(device)``, which copies from ordinary memory and waits.
+Where nvidia-smi is, it is asked how busy the card is with each source.
+
 The backend is the one that KERAS_BACKEND names, or else torch or JAX, whichever is installed. On a machine that has
 nothing but Python and the card's driver, from the root of the repository::
 
@@ -26,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,6 +50,11 @@ SIDES = {"tiny": 32, "resnet50": 224}
 """Height and width of the images of each model; they are uint8 of three channels."""
 
 _BACKENDS = ("torch", "jax")
+
+_AHEAD, _PLAIN = "copied ahead", "copied in turn"
+
+PINNED = Figure("on_card_pinned_vs_pageable", {"2 workers": _AHEAD}, {"2 workers": _PLAIN}, 1.0)
+"""Of a loop of torch alone."""
 
 FIGURES = (
     Figure("on_card_utilisation", {name: name for name in WORKERS}, dict.fromkeys(WORKERS, "on the card"), 0.9),
@@ -94,9 +104,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             np.testing.assert_array_equal(first["images"], images[first.rows])
             sources[variant] = dataset.sequence(batch_size=batch, shuffle=True, verbose=False)
             turns[variant] = _turn(model, sources[variant], passes, rows)
+        figures: tuple[Figure, ...] = FIGURES
+        if backend == "torch":
+            turns |= _turns_of_torch(model, dataset, passes, rows, batch)
+            figures = (*FIGURES, PINNED)
         say(f"training {options.model} on {card or 'the CPU'}")
         rates = take_turns(turns, options.rounds)
-        measured = [one for figure in FIGURES for one in compare(figure, rates)]
+        measured = [one for figure in figures for one in compare(figure, rates)]
+        if card is not None:
+            for name, turn in turns.items():
+                busy = _busy(turn)
+                if busy is not None:
+                    say(f"{name}: the card is busy {busy:.0f}% of the time, says nvidia-smi")
         for variant in WORKERS:
             say(f"{variant}: {sources[variant].waited:.2f} s spent waiting for batches, including the warm-up")
             sources[variant].close()
@@ -206,6 +225,56 @@ def _turn(model: Any, source: Any, passes: int, rows: int, **options: Any) -> Tu
         return passes * rows
 
     return turn
+
+
+def _turns_of_torch(model: Any, dataset: h5feed.Dataset, passes: int, rows: int, batch: int) -> dict[str, Turn]:
+    """Turns of a loop of torch, which copies batches ahead or in turn."""
+    import torch
+    from h5feed.torch import to_device
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4)
+    options: dict[str, Any] = {"batch_size": batch, "shuffle": True}
+    sources = {_AHEAD: dataset.torch(**options), _PLAIN: dataset.torch(**options)}
+
+    def train(batches: Any) -> None:
+        for images, labels in batches:
+            scores = model(images, training=True)
+            loss = torch.nn.functional.cross_entropy(scores.float(), labels.long())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    def turn(name: str) -> int:
+        for _ in range(passes):
+            source = sources[name]
+            train(to_device(source, device) if name == _AHEAD else (_moved(batch, device) for batch in source))
+        _finish(model)
+        return passes * rows
+
+    return {name: partial(turn, name) for name in sources}
+
+
+def _moved(batch: Any, device: Any) -> Any:
+    return tuple(tensor.to(device) for tensor in batch)
+
+
+def _busy(turn: Turn) -> float | None:
+    """The mean of what nvidia-smi says of the first card during a turn, in percent; None if it says nothing."""
+    card = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] or "0"
+    command = ["nvidia-smi", f"--id={card}", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    try:
+        asking = subprocess.Popen([*command, "--loop-ms=200"], stdout=subprocess.PIPE, text=True)
+    except OSError:
+        return None
+    try:
+        turn()
+    finally:
+        asking.terminate()
+    said, _ = asking.communicate(timeout=30)
+    # The last line may have been cut off.
+    numbers = [float(line) for line in said.splitlines()[:-1] if line.strip().isdigit()]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 def _finish(model: Any) -> None:

@@ -11,12 +11,15 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .forks import tell_after_fork
+
+Bytes = npt.NDArray[np.uint8]
 
 PAGE = 4096
 """Bytes. Leases start at a page, which also satisfies the alignment that frameworks need."""
@@ -25,7 +28,7 @@ _POLL_SECONDS = 0.002
 """Polling interval of a waiting `lease`: there is no event when a reference count drops."""
 
 
-def _reference_counts(arrays: list[npt.NDArray[np.uint8]]) -> list[int]:
+def _reference_counts(arrays: list[Bytes]) -> list[int]:
     return [sys.getrefcount(array) for array in arrays]
 
 
@@ -51,14 +54,20 @@ class BufferPool:
         Maximum size of all buffers, in use and idle.
     max_idle_bytes : int, optional
         Idle buffers beyond this are freed at the next use of the pool; default: half of `max_bytes`.
+    allocate : callable, optional
+        Returns new memory, (nbytes,) uint8, which must not be a view. A forked child may share it with its parent, and
+        does not use it. Default: `numpy.empty`.
     """
 
-    def __init__(self, max_bytes: int, max_idle_bytes: int | None = None) -> None:
+    def __init__(
+        self, max_bytes: int, max_idle_bytes: int | None = None, allocate: Callable[[int], Bytes] | None = None
+    ) -> None:
         self.max_bytes = max_bytes
         self._max_idle_bytes = max_bytes // 2 if max_idle_bytes is None else max_idle_bytes
-        self._roots: list[npt.NDArray[np.uint8]] = []
+        self._roots: list[Bytes] = []
         self._owners: dict[int, str] = {}
         """The last owner of each root, by its `id`."""
+        self._allocate = allocate
         self._lock = threading.Lock()
         tell_after_fork(self)
 
@@ -66,7 +75,7 @@ class BufferPool:
         """Pickle the limits only: the copy starts without buffers."""
         return BufferPool, (self.max_bytes, self._max_idle_bytes)
 
-    def lease(self, nbytes: int, timeout: float = 0.0, owner: str = "") -> npt.NDArray[np.uint8]:
+    def lease(self, nbytes: int, timeout: float = 0.0, owner: str = "") -> Bytes:
         """A page-aligned (nbytes,) uint8 array, returned to the pool once it and all its views are gone.
 
         `owner` is the key for `bytes_by_owner`.
@@ -83,12 +92,12 @@ class BufferPool:
             time.sleep(_POLL_SECONDS)
         return buffer
 
-    def lease_or_new(self, nbytes: int) -> npt.NDArray[np.uint8]:
+    def lease_or_new(self, nbytes: int) -> Bytes:
         """Same as `lease`, but allocate new memory, which costs more, if the pool is full."""
         try:
             return self.lease(nbytes)
         except PoolExhausted:
-            return np.empty(nbytes, np.uint8)
+            return _from_page(np.empty(nbytes + PAGE, np.uint8), nbytes)
 
     def drop_idle(self) -> None:
         """Free all idle buffers."""
@@ -99,6 +108,8 @@ class BufferPool:
     def after_fork(self) -> None:
         """In the child: a lock held by a thread of the parent would never be released."""
         self._lock = threading.Lock()
+        if self._allocate is not None:
+            self._roots, self._owners, self._allocate = [], {}, None
 
     @property
     def nbytes(self) -> int:
@@ -124,17 +135,17 @@ class BufferPool:
                     held[owner] = held.get(owner, 0) + root.nbytes
         return held
 
-    def _idle(self) -> list[npt.NDArray[np.uint8]]:
+    def _idle(self) -> list[Bytes]:
         """Roots that nothing but this pool refers to; call with the lock held."""
         counts = _reference_counts(self._roots)
         return [root for root, count in zip(self._roots, counts, strict=True) if count <= _UNSHARED]
 
-    def _drop(self, root: npt.NDArray[np.uint8]) -> None:
+    def _drop(self, root: Bytes) -> None:
         """Call with the lock held."""
         self._roots = [other for other in self._roots if other is not root]
         del self._owners[id(root)]
 
-    def _take(self, nbytes: int, owner: str) -> npt.NDArray[np.uint8] | None:
+    def _take(self, nbytes: int, owner: str) -> Bytes | None:
         size = _size_class(nbytes) + PAGE
         with self._lock:
             idle = sorted(self._idle(), key=len)
@@ -153,11 +164,16 @@ class BufferPool:
                 if total + size > self.max_bytes and total:
                     return None
                 # numpy requests huge pages for arrays of 4 MiB and more, which avoids most page faults.
-                root = np.empty(size, np.uint8)
+                root = np.empty(size, np.uint8) if self._allocate is None else self._allocate(size)
                 self._roots.append(root)
             self._owners[id(root)] = owner
-            offset = -root.ctypes.data % PAGE
-            return root[offset : offset + nbytes]
+            return _from_page(root, nbytes)
+
+
+def _from_page(root: Bytes, nbytes: int) -> Bytes:
+    """The first `nbytes` from the first page of `root` on, which is longer by a page."""
+    offset = -root.ctypes.data % PAGE
+    return root[offset : offset + nbytes]
 
 
 def _size_class(nbytes: int) -> int:

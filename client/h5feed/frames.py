@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BadAnswer
-from .wire import DTYPE_NAMES, OFFSETS, ROWS, WEIGHT, Tensor, dtype_named
+from .wire import ALIGNMENT, DTYPE_NAMES, OFFSETS, ROWS, WEIGHT, Tensor, dtype_named
 
 MAX_BODY_BYTES = 4 << 30
 """Maximum size of a response in bytes, whatever the server announces. The server's own default is a sixteenth."""
@@ -129,6 +129,18 @@ class Frame:
     def row_bytes(self) -> int:
         """Bytes of a row, without fields whose rows differ in length."""
         return sum(math.prod(s) * d.itemsize for name, (d, s) in self.tensors.items() if name not in self.flat)
+
+    def is_aligned(self, rows: int) -> bool:
+        """Whether all tensors of a body of `rows` rows start 64-byte aligned if the body does.
+
+        Most bodies do, because of usual batch sizes. True if rows differ in length: that is not known before.
+        """
+        start = 0
+        for dtype, sample in sorted(self.tensors.values(), key=lambda kind: -kind[0].itemsize):
+            if start % ALIGNMENT and not self.flat:
+                return False
+            start += rows * math.prod(sample) * dtype.itemsize
+        return True
 
     def max_bytes(self, rows: int, bodies: int = 1, limit: int = MAX_BODY_BYTES) -> int:
         """Maximum size of `bodies` bodies of `rows` rows; `limit` applies to a body with rows that differ in length."""

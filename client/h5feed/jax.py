@@ -33,6 +33,8 @@ def to_device(batches: Iterable[Any], *, ahead: int = 2, device: Any = None) -> 
     Yields
     ------
     tree of jax.Array
+        On the CPU, JAX uses the memory of arrays that are 64-byte aligned, as most large ones are, and copies others.
+        The memory is recycled when the arrays are gone.
 
     Modelled on ``flax.jax_utils.prefetch_to_device``.
     """

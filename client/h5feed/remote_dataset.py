@@ -17,6 +17,7 @@ import numpy.typing as npt
 from .answers import DatasetInfo, NamedSplits, PlanInfo, SplitsInfo, StatsInfo
 from .batch import Batch
 from .blocks import Block, Fetch, blocks_of, blocks_of_passes
+from .buffers import BufferPool
 from .cache import RowCache
 from .errors import BadAnswer, BadParameter, Preparing, RevisionChanged, RowOutOfRange, TooLarge
 from .fetching.cached import cached_fetch
@@ -477,15 +478,16 @@ class RemoteDataset:
         readahead: int,
         cache: str | os.PathLike[str] | RowCache | None = None,
         waits: Callable[[], str | None] = lambda: None,
+        pool: BufferPool | None = None,
     ) -> ReadAhead[Batch]:
         """Iterate over `blocks` of a plan, fetched ahead, through a local cache if one is given.
 
-        `waits` is that of `ReadAhead`.
+        `waits` is that of `ReadAhead`. The memory of the batches is that of `pool`; default: that of the client.
         """
         if (connections is not None and connections < 1) or readahead < 1:
             raise BadParameter(f"connections={connections} and readahead={readahead} must be 1 or more")
         return ReadAhead(
-            self._fetch(plan, cache),
+            self._fetch(plan, cache, pool),
             blocks,
             max_bytes=readahead,
             pace=Pace(readahead, connections, self._client.link),
@@ -506,6 +508,7 @@ class RemoteDataset:
         readahead: int | None = None,
         cache: str | os.PathLike[str] | RowCache | None = None,
         waits: Callable[[], str | None] = lambda: None,
+        pool: BufferPool | None = None,
     ) -> ReadAhead[Batch]:
         """Iterate over pass `epoch` of a plan from batch `start` to `stop`, or endlessly into the following passes."""
         if stop is None:
@@ -513,7 +516,7 @@ class RemoteDataset:
         else:
             blocks = blocks_of(epoch, stop, plan.batch_bytes, BLOCK_BYTES, start)
         ahead = DEFAULT_READAHEAD if readahead is None else readahead
-        return self.read_ahead(plan, blocks, connections, ahead, cache, waits)
+        return self.read_ahead(plan, blocks, connections, ahead, cache, waits, pool)
 
     def cache(self, folder: str | os.PathLike[str], cache_bytes: int | None = None) -> RowCache:
         """A local cache folder for this dataset, to pass as ``cache=`` or to inspect.
@@ -538,9 +541,12 @@ class RemoteDataset:
             found = self._caches[key] = RowCache(key[0], self.name, self.settle(), self.rows, cache_bytes)
         return found
 
-    def _fetch(self, plan: Plan, cache: str | os.PathLike[str] | RowCache | None) -> Fetch[Batch]:
+    def _fetch(
+        self, plan: Plan, cache: str | os.PathLike[str] | RowCache | None, pool: BufferPool | None = None
+    ) -> Fetch[Batch]:
         """The function that fetches blocks. It does not refer to the `Dataset`: threads must not keep it alive."""
-        client, path = self._client, self._path
+        client = self._client if pool is None else self._client.with_pool(pool)
+        path = self._path
         fetch = fetcher(client, path, plan)
         if plan.decoding:
             fetch = decoded_fetch(fetch, plan.decoding, client.pool)

@@ -18,6 +18,9 @@ def tf_data(dataset: RemoteDataset, split: str = "all", **options: Any) -> tf.da
     already batched and prefetched. It reads from a generator in this process: with several machines, create one on each
     with ``shard=`` and ``shards=`` instead of letting `tf.distribute` shard it.
 
+    TensorFlow uses the memory of arrays that are 64-byte aligned, as most are, and copies others. The memory is
+    recycled when the tensors are gone. It copies tensors to a GPU itself.
+
     Parameters
     ----------
     dataset : RemoteDataset

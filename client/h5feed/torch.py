@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import get_spawning_popen
 from operator import itemgetter
@@ -19,9 +19,11 @@ from torch.utils.data import Dataset as MapDataset
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .batch import Batch
+from .buffers import BufferPool
 from .cache import RowCache
 from .errors import BadParameter, FeedError
 from .fetching.readahead import ReadAhead
+from .loops.card import Card, CudaCard, LockedMemory, moved, on_host
 from .loops.data_loaders import Loaded, check_accelerate, is_data_loader
 from .loops.loop import Loop
 from .loops.loop_options import PREPARING, check_loop_options, divided, preparation_of
@@ -35,7 +37,77 @@ from .plan import Plan
 from .prepare import Preparation
 from .remote_dataset import RemoteDataset
 from .suggestions import check_options
-from .wire import WEIGHT
+from .wire import OFFSETS, WEIGHT
+
+POOL_BYTES = 256 << 20
+"""Maximum size of the page-locked buffers of a `TorchBatches`, in bytes, if it does not read further ahead."""
+
+
+def to_device(batches: Iterable[Any], device: str | torch.device = "cuda", *, ahead: int = 2) -> Iterator[Any]:
+    """Move batches to a device ahead of the loop, so that copies overlap with computation. ::
+
+        for x, y in to_device(dataset.torch("train", batch_size=64, shuffle=True)):
+            loss = loss_of(model(x), y)
+
+    Batches of `Dataset.torch` are received into page-locked buffers, from which the GPU copies them by itself, beside
+    the computation. Buffers are locked once, and reused when their copies are done. If that is not possible, or if
+    there is a ``transform``, batches are copied from ordinary memory.
+
+    Parameters
+    ----------
+    batches : iterable
+        The result of `Dataset.torch` or `Dataset.batches`, a DataLoader, or any iterable of trees of tensors or numpy
+        arrays. A `Batch` becomes a dict.
+    device : str or torch.device
+        A device that is not a CUDA GPU gets plain copies. The CPU gets tensors that share the memory of the batch.
+    ahead : int
+        Number of batches on the device beyond the current one.
+
+    Yields
+    ------
+    tree of torch.Tensor
+        For use in the stream that is the current one when the batch is requested.
+
+    Raises
+    ------
+    BadParameter
+    """
+    if ahead < 0:
+        raise BadParameter(f"ahead={ahead} must be 0 or more")
+    where = torch.device(device)
+    if where.type != "cuda":
+        # Without a stream for copies, there is nothing to gain from copying ahead.
+        return (mapped(lambda leaf: _on(leaf, where), on_host(batch)) for batch in batches)
+    return _on_card(batches, CudaCard(where), ahead)
+
+
+def encoded(batch: Batch, field: str) -> list[torch.Tensor]:
+    """The files of images that were requested with ``encoded=[field]``, for decoders that take them. ::
+
+        for batch in photos.batches("train", batch_size=64, shuffle=True, encoded=["images"]):
+            images = torchvision.io.decode_jpeg(encoded(batch, "images"), device="cuda")
+
+    Returns
+    -------
+    list of (length,) uint8 tensors
+        One for each row. They share the memory of the batch.
+
+    Raises
+    ------
+    BadParameter
+        The field was not requested as files.
+    """
+    if field + OFFSETS not in batch:
+        raise BadParameter(f"the images of {field!r} are decoded: request their files with encoded=[{field!r}]")
+    return [torch.from_numpy(file) for file in batch.lists(field)]
+
+
+def _on_card(batches: Iterable[Any], card: Card, ahead: int) -> Iterator[Any]:
+    return moved(batches._for_card(card) if isinstance(batches, TorchBatches) else batches, card, ahead)
+
+
+def _on(leaf: Any, device: torch.device) -> Any:
+    return leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf
 
 
 class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc]
@@ -62,7 +134,8 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
     batch_size, shuffle, seed, epoch, connections, readahead, cache, **options
         See `h5feed.loops.loader.Loader`. `readahead` applies to each worker.
     pin_memory : bool
-        Pin the tensors if CUDA is available. With workers, use the DataLoader's own ``pin_memory`` instead.
+        Copy the tensors to pinned memory if CUDA is available. With workers, use the DataLoader's own ``pin_memory``
+        instead. `to_device` needs neither: it receives batches into pinned memory.
 
     Raises
     ------
@@ -93,6 +166,7 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         check_loop_options(options, TorchBatches.__init__)
         self._order, self._preparing = divided(dataset, options)
         self._prepared: tuple[int, Preparation] | None = None
+        self._locked: tuple[int, BufferPool] | None = None
         self._options = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed, **self._order}
         self._plan = self._planned()
         folder = cache.folder if isinstance(cache, RowCache) else cache
@@ -204,19 +278,36 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         batches = self._batches(self._passes.call(), worker, workers)
         return map(Loaded, batches) if is_data_loader(sys._getframe(1)) else batches
 
-    def _batches(self, called: Pass | None, worker: int, workers: int) -> Iterator[tuple[Any, ...]]:
-        """Every `workers`-th batch of a pass, from batch `worker` on. The pass starts when the first is requested."""
+    def _for_card(self, card: Card) -> Iterator[tuple[Any, ...]]:
+        """One pass in memory that `card` reads directly, for `h5feed.loops.card.moved` alone.
+
+        A transform could start copies of its own from that memory, and not wait for them: it gets ordinary memory.
+        """
+        if get_worker_info() is not None or self._preparation().transforms:
+            return iter(self)
+        if self._locked is None or self._locked[0] != os.getpid():
+            most = max(POOL_BYTES, 2 * (self._fetching["readahead"] or 0))
+            self._locked = os.getpid(), BufferPool(most, allocate=LockedMemory(card).allocate)
+        return self._batches(self._passes.call(), 0, 1, self._locked[1])
+
+    def _batches(
+        self, called: Pass | None, worker: int, workers: int, pool: BufferPool | None = None
+    ) -> Iterator[tuple[Any, ...]]:
+        """Every `workers`-th batch of a pass, from batch `worker` on. The pass starts when the first is requested.
+
+        With `pool`, they are in its memory, and are not pinned.
+        """
         resumed, self._resumed = self._resumed, None
         epoch, first = self._passes.begin(called, None if resumed is None else (resumed.epoch, resumed.first))
         following = first if resumed is None else resumed.following
         prepare = self._preparation()
-        pin = self._pin and torch.cuda.is_available()
+        pin = self._pin and pool is None and torch.cuda.is_available()
         cache = None if self._cache is None else self._dataset.cache(*self._cache)
         number = epoch if self._plan.is_drawn else 0
         # The batches of this worker depend on where the pass started, not on where it is resumed.
         shares = self._shares((first + worker) % workers, workers, following)
         here = self._at = _Place(os.getpid(), epoch, first, following)
-        fetching = {**self._fetching, "cache": cache}
+        fetching = {**self._fetching, "cache": cache, "pool": pool}
         if get_worker_info() is None:
             # What a worker waits, the training loop does not wait: the worker works ahead of it.
             fetching["waits"] = self._meter.waits
@@ -236,7 +327,7 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
                         break
                     trace, came = stream.taken, clock()
                     batch.index = index
-                    tensors = tensors_of(prepare(batch, epoch), pin)
+                    tensors = tensors_of(prepare(batch, epoch, pool), pin)
                     self._meter.step(asked, came, trace, len(batch.rows))
                     # Counted before the yield, so that a state saved in the loop body includes this batch.
                     here.following = index + 1
@@ -288,7 +379,7 @@ class TorchBatches(Loop, IterableDataset[tuple[Any, ...]]):  # type: ignore[misc
         return self._prepared[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_prepared": None, "_open": [], "_resumed": None, "_at": None}
+        state = {**self.__dict__, "_prepared": None, "_locked": None, "_open": [], "_resumed": None, "_at": None}
         # A worker takes part in the passes of the original. Any other copy continues on its own from the same place.
         return state if get_spawning_popen() is not None else {**state, "_passes": PassNumbers(*self._where())}
 

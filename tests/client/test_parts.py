@@ -80,7 +80,7 @@ def feeds(servers: tuple[ServerProcess, ServerProcess]) -> Iterator[tuple[h5feed
 
 
 def _same(one: h5feed.Batch, other: h5feed.Batch) -> None:
-    assert (set(one), one.index, one.epoch, one.revision) == (set(other), other.index, other.epoch, other.revision)
+    assert ([*one], one.index, one.epoch, one.revision) == ([*other], other.index, other.epoch, other.revision)
     for name in one:
         np.testing.assert_array_equal(one[name], other[name])
         assert one[name].dtype == other[name].dtype

@@ -170,6 +170,19 @@ def test_same_batches_as_tensors(server: ServerProcess, form: str) -> None:
                     assert batch[name].tobytes() == array.tobytes(), name
 
 
+@pytest.mark.parametrize("form", ["pieces", "places"])
+def test_what_a_loop_writes_does_not_come_back(server: ServerProcess, form: str) -> None:
+    """A loop may write to its arrays: later passes get what is stored, the fields that are not read here too."""
+    options: dict[str, Any] = {"x": "gzip-row-u1", "y": "labels", "batch_size": 5, "decode": "client"}
+    with h5feed.connect(server.url if form == "pieces" else _local(server), local=False, deadline=60) as feed:
+        with feed["pieces"].loader(**options) as loader:
+            for _ in range(3):
+                read = [(x.copy(), y.copy(), x.fill(7), y.fill(7)) for x, y in loader]
+                assert np.concatenate([y for _, y, *_ in read]).tolist() == (np.arange(ROWS) % 3).tolist()
+                assert np.array_equal(np.concatenate([x for x, *_ in read]), _data("u1"))
+        assert loader.stats().from_pieces == (3 * ROWS if form == "pieces" else 0)
+
+
 def test_stats_say_how_rows_came(server: ServerProcess) -> None:
     """Of three loops over the same rows, and the reason where they came decoded."""
     fields = ["gzip-rows-u1"]

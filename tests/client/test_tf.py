@@ -55,6 +55,25 @@ def test_what_arrives(feed: h5feed.Feed) -> None:
         np.testing.assert_array_equal(x.numpy(), feed["mixed"].take(y.numpy(), fields=["images"])["images"])
 
 
+def test_kept_tensors_stay_as_they_are(feed: h5feed.Feed) -> None:
+    """TensorFlow uses the memory of large, aligned arrays. It is not recycled before the tensors are gone."""
+    kept, shared = [], []
+    loader = feed["mixed"].loader(batch_size=64, shuffle=True, x="images", y="lzf", readahead=1 << 20)
+
+    def arrays() -> Any:
+        for x, y in loader:
+            shared.append(x.ctypes.data)
+            yield x, y
+
+    specs = (tf.TensorSpec((None, 12, 10, 3), tf.uint8), tf.TensorSpec((None,), tf.int64))
+    for _ in range(3):
+        batches = tf.data.Dataset.from_generator(arrays, output_signature=specs)
+        kept += [(x, y) for step, (x, y) in enumerate(batches) if step % 4 == 0]
+    assert {x._numpy_internal().ctypes.data for x, _ in kept} & set(shared)
+    for x, y in kept:
+        np.testing.assert_array_equal(x.numpy(), feed["mixed"].take(y.numpy(), fields=["images"])["images"])
+
+
 def test_a_graph_trains_on_it(feed: h5feed.Feed) -> None:
     """Inside a `tf.function` too."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from ..cache.store import FieldStore, Int64s
 from ..errors import TooLarge
 from ..net import trace
 from ..plan import Plan
-from ..wire import ALIGNMENT, OFFSETS, ROWS, WEIGHT, Tensor
+from ..wire import OFFSETS, ROWS, WEIGHT, Tensor
+from .leased import leased
 
 Take = Callable[[Int64s, Sequence[str], threading.Event], dict[str, npt.NDArray[Any]]]
 """Fetches rows of some fields, in the given order, without duplicates."""
@@ -185,16 +186,9 @@ def _lease(
     pool: BufferPool, count: int, tensors: Sequence[Tensor], weighted: bool
 ) -> tuple[Int64s, npt.NDArray[np.float32] | None, dict[str, npt.NDArray[Any]]]:
     """Uninitialised row ids, weights and fields of `count` rows, in one recycled buffer."""
-    kinds = [("", np.dtype(np.int64), ()), *((t.name, t.dtype, t.shape[1:]) for t in tensors)]
-    kinds += [(WEIGHT, np.dtype(np.float32), ())] if weighted else []
-    sizes = [count * dtype.itemsize * int(np.prod(shape, dtype=np.int64)) for _, dtype, shape in kinds]
-    buffer = pool.lease_or_new(sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes))
-
-    def cut() -> Iterator[npt.NDArray[Any]]:
-        begin = 0
-        for (_, dtype, shape), size in zip(kinds, sizes, strict=True):
-            yield buffer[begin : begin + size].view(dtype).reshape(count, *shape)
-            begin += -(-size // ALIGNMENT) * ALIGNMENT
-
-    arrays = dict(zip((name for name, _, _ in kinds), cut(), strict=True))
+    kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {"": (np.dtype(np.int64), (count,))}
+    kinds |= {tensor.name: (tensor.dtype, (count, *tensor.shape[1:])) for tensor in tensors}
+    if weighted:
+        kinds[WEIGHT] = np.dtype(np.float32), (count,)
+    arrays = leased(pool, kinds)
     return arrays.pop(""), arrays.pop(WEIGHT, None), arrays

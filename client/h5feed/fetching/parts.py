@@ -17,7 +17,8 @@ from ..batch import Batch
 from ..errors import BadAnswer, TooLarge
 from ..net.client import Client
 from ..plan import Plan
-from ..wire import ALIGNMENT, MAX_HEADER_BYTES, OFFSETS, ROWS, WEIGHT, TensorPlace, read_header
+from ..wire import MAX_HEADER_BYTES, OFFSETS, ROWS, WEIGHT, TensorPlace, read_header
+from .leased import leased
 
 PART_BYTES = 32 << 20
 """Bytes. Larger parts would only take more memory on the server, and lose more if a connection breaks."""
@@ -44,12 +45,13 @@ class PartFetcher:
         self._items: dict[str, int] = {}
 
     def fetch(self, index: int, epoch: int, cancelled: threading.Event, together: int | None = None) -> Batch:
-        """Batch `index`.
+        """Batch `index`. Its arrays are 64-byte aligned.
 
         Parameters
         ----------
         together : int, optional
-            Rows to request at once; if they are too many for a response, half of them.
+            Rows to request at once; if they are too many for a response, half of them. Default: as many as the server
+            announced, or all.
 
         Raises
         ------
@@ -64,7 +66,7 @@ class PartFetcher:
         begin = 0
         while begin < rows:
             end = min(begin + size, rows)
-            asked = query | {"from_row": str(begin), "to_row": str(end)}
+            asked = query if end - begin == rows else query | {"from_row": str(begin), "to_row": str(end)}
             most = plan.frame.max_bytes(end - begin, 1, plan.max_bytes)
             try:
                 self._client.receive(
@@ -204,17 +206,12 @@ class _Arrays:
     def _leased(self, room: Mapping[str, int]) -> dict[str, npt.NDArray[Any]]:
         """Arrays for all rows of the batch, in one leased buffer."""
         shapes = {}
-        for name, (_, sample) in self._frame.tensors.items():
+        # In the order of a body, because it is the order of the fields of a batch.
+        for name, (_, sample) in sorted(self._frame.tensors.items(), key=lambda item: -item[1][0].itemsize):
             shapes[name] = (room[name] if name in room else self._rows + (name in self._frame.offsets), *sample)
-        kinds = {name: self._frame.tensors[name][0] for name in shapes}
-        sizes = {name: int(np.prod(shape, dtype=np.int64)) * kinds[name].itemsize for name, shape in shapes.items()}
-        buffer = self._pool.lease_or_new(sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes.values()))
-        arrays, begin = {}, 0
-        for name, size in sizes.items():
-            arrays[name] = buffer[begin : begin + size].view(kinds[name]).reshape(shapes[name])
-            begin += -(-size // ALIGNMENT) * ALIGNMENT
-            if name in self._frame.offsets:
-                arrays[name][:1] = 0
+        arrays = leased(self._pool, {name: (self._frame.tensors[name][0], shape) for name, shape in shapes.items()})
+        for name in self._frame.offsets:
+            arrays[name][:1] = 0
         return arrays
 
 

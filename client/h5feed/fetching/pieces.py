@@ -15,8 +15,8 @@ import threading
 import traceback
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from ..net.descriptors import MAX_DESCRIPTORS, NoDescriptor
 from ..net.trace import as_tensors, read_here
 from ..plan import Plan
 from ..wire import OFFSETS, ROWS, WEIGHT, read_body
+from .leased import leased
 
 if TYPE_CHECKING:
     from ..stored.array_reader import ArrayReader
@@ -80,6 +81,9 @@ class Window:
         Where the other fields are read from, and their rows; None: the row ids.
     reasons : mapping of str to str
         Why fields came as they are.
+    is_kept : bool
+        Whether batches are read more than once, in later passes for example. They get copies of `arrays`, because a
+        loop may write to the arrays of its batch.
     """
 
     start: int
@@ -90,6 +94,7 @@ class Window:
     plan: Plan
     epoch: int
     revision: str
+    is_kept: bool
 
     @cached_property
     def _names(self) -> list[str]:
@@ -112,7 +117,7 @@ class Window:
         FeedError
             A piece is damaged, or its file has changed.
         """
-        size, final = self.plan.batch_size, self.plan.batches - 1
+        size = self.plan.batch_size
         first = (start - self.start) * size
         rows = self.arrays[ROWS][first : (stop - self.start) * size]
         read: dict[str, npt.NDArray[Any]] = {}
@@ -122,33 +127,56 @@ class Window:
             out = pool.lease_or_new(len(rows) * column.row_bytes).view(column.dtype).reshape(len(rows), *sample)
             reader.read(column, wanted, out)
             read[name] = out.view(dtype)
+        plain_of = self._plain(start, stop)
+        if self.is_kept:
+            plain_of = _copied(plain_of, pool)
         batches = []
-        for index in range(start, stop):
-            begin = (index - self.start) * size
-            end = begin + (size if index < final else self.plan.last_rows)
-            fields: dict[str, npt.NDArray[Any]] = {}
-            for name in self._names:
-                flat = name.removesuffix(OFFSETS)
-                if name in read:
-                    fields[name] = read[name][begin - first : end - first]
-                elif flat in self.plan.frame.flat:
-                    offsets = self.arrays[flat + OFFSETS][begin : end + 1]
-                    is_flat = name == flat
-                    fields[name] = self.arrays[flat][offsets[0] : offsets[-1]] if is_flat else offsets - offsets[0]
-                else:
-                    fields[name] = self.arrays[name][begin:end]
-            weight = self.arrays[WEIGHT][begin:end] if WEIGHT in self.arrays else None
+        for index, plain in zip(range(start, stop), plain_of, strict=True):
+            begin = (index - start) * size
+            end = begin + len(plain[ROWS])
+            fields = {name: read[name][begin:end] if name in read else plain[name] for name in self._names}
             batches.append(
                 Batch(
                     fields,
-                    self.arrays[ROWS][begin:end],
-                    weight,
+                    plain[ROWS],
+                    plain.get(WEIGHT),
                     index=index,
                     epoch=self.epoch,
                     revision=self.revision,
                 )
             )
         return batches
+
+    def _plain(self, start: int, stop: int) -> list[dict[str, npt.NDArray[Any]]]:
+        """What came as it is, for each of batches start … stop-1."""
+        size, final = self.plan.batch_size, self.plan.batches - 1
+        found = []
+        for index in range(start, stop):
+            begin = (index - self.start) * size
+            end = begin + (size if index < final else self.plan.last_rows)
+            plain = {}
+            for name, array in self.arrays.items():
+                flat = name.removesuffix(OFFSETS)
+                if flat in self.plan.frame.flat:
+                    offsets = self.arrays[flat + OFFSETS][begin : end + 1]
+                    plain[name] = array[offsets[0] : offsets[-1]] if name == flat else offsets - offsets[0]
+                else:
+                    plain[name] = array[begin:end]
+            found.append(plain)
+        return found
+
+
+def _copied(batches: Sequence[Arrays], pool: BufferPool) -> list[dict[str, npt.NDArray[Any]]]:
+    """The same arrays in memory of their own."""
+    kinds = {
+        (number, name): (array.dtype, array.shape)
+        for number, arrays in enumerate(batches)
+        for name, array in arrays.items()
+    }
+    copies = leased(pool, kinds)
+    for (number, name), copy in copies.items():
+        copy[...] = batches[number][name]
+    return [{name: copies[number, name] for name in arrays} for number, arrays in enumerate(batches)]
 
 
 class PieceFetcher:
@@ -297,7 +325,8 @@ class PieceFetcher:
                 raise ValueError(f"it has {len(body)} bytes instead of {nbytes}")
             if not self._client.names.are_same(about["revision"], plan.params["revision"]):
                 raise ValueError(f"it is of revision {about['revision']}")
-            return window_of(tensors, about, plan, epoch, start, stop, partial(self._file, form))
+            window = window_of(tensors, about, plan, epoch, start, stop, partial(self._file, form))
+            return replace(window, is_kept=form == "places")
         except (ValueError, KeyError) as error:
             raise BadAnswer(f"the response does not describe the batches that were requested: {error}") from None
 
@@ -353,7 +382,7 @@ def window_of(
         wanted = rows if of_column is None else of_column
         if wanted.shape != rows.shape or (len(wanted) and not 0 <= wanted.min() <= wanted.max() < column.rows):
             raise ValueError(f"the rows of {name!r} are not in its pieces")
-    return Window(start, stop, arrays, columns, reasons, plan, epoch, about["revision"])
+    return Window(start, stop, arrays, columns, reasons, plan, epoch, about["revision"], is_kept=False)
 
 
 def _reasons(window: Window) -> str:

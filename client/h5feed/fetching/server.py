@@ -27,6 +27,9 @@ from .decoding import decoded
 from .parts import PartFetcher
 from .pieces import PieceFetcher
 
+_LEAST_ALIGNED_BYTES = 1 << 20
+"""A framework copies a smaller batch as fast as it is received tensor by tensor."""
+
 
 def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
     """The function that fetches a block of a plan. It does not refer to a `Dataset`: threads must not keep it alive."""
@@ -37,6 +40,9 @@ def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
     def fetch_one(index: int, query: Mapping[str, Any], epoch: int, cancelled: threading.Event) -> Batch:
         rows = plan.rows_of(index)
         if plan.part_rows and rows > plan.part_rows:
+            return parts.fetch(index, epoch, cancelled)
+        if plan.batch_bytes >= _LEAST_ALIGNED_BYTES and not plan.frame.is_aligned(rows):
+            # Received tensor by tensor, each to an aligned place: else a framework would have to copy the batch.
             return parts.fetch(index, epoch, cancelled)
         most = plan.frame.max_bytes(plan.batch_size, 1, plan.max_bytes)
         try:

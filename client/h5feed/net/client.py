@@ -174,6 +174,13 @@ class Client:
         if embedded is not None:
             embedded.ensure(time.monotonic() + START_SECONDS)
 
+    def with_pool(self, pool: BufferPool) -> Client:
+        """The same client, with the same connections, that receives into the buffers of `pool`."""
+        other = Client.__new__(Client)
+        # It keeps this one alive, whose end closes the connections.
+        other.__dict__.update(self.__dict__, pool=pool, _origin=self)
+        return other
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the arguments, including the token. The copy opens its own connections."""
         return partial(Client, **self._made_with), ()

@@ -84,6 +84,8 @@ class Preparation:
     classes : sequence of str or number, or None
     labels : Labels or None
         Makes the targets, if they are a single field.
+    transforms : bool
+        Whether there is a transform.
     no_targets : str or None
         Why there are no targets although some were expected, and how to choose them.
 
@@ -148,10 +150,11 @@ class Preparation:
         }
         self._pool = BufferPool(POOL_BYTES)
         self._transform = None if transform is None else adapted(transform)
+        self.transforms = self._transform is not None
         self._writes = self._transform is not None and self._transform.writes
         self._seed, self._shard = seed, shard
 
-    def __call__(self, batch: Batch, epoch: int | None = None) -> tuple[Any, ...]:
+    def __call__(self, batch: Batch, epoch: int | None = None, pool: BufferPool | None = None) -> tuple[Any, ...]:
         """Prepare a batch for the model.
 
         Parameters
@@ -160,8 +163,11 @@ class Preparation:
             Must contain the `fields`.
         epoch : int, optional
             Number of the pass, to seed augmentation; default: the batch's own, which is 0 in all unshuffled passes.
+        pool : BufferPool, optional
+            Provides the memory of scaled inputs; default: a pool of its own.
         """
-        x = self._x.arranged({name: self._input(batch, name) for name in self._x.names})
+        pool = self._pool if pool is None else pool
+        x = self._x.arranged({name: self._input(batch, name, pool) for name in self._x.names})
         y = self._y.arranged({name: self._target(batch, labels) for name, labels in self._labels.items()})
         weight = self._weight_of(batch)
         if self._transform is not None:
@@ -177,13 +183,13 @@ class Preparation:
             return x, y, weight
         return (x,) if y is None else (x, y)
 
-    def _input(self, batch: Batch, name: str) -> npt.NDArray[Any]:
+    def _input(self, batch: Batch, name: str, pool: BufferPool) -> npt.NDArray[Any]:
         stored, scale = batch[name], self._scales.get(name)
         if scale is None and not self._writes:
             return stored
         # Allocating memory would cost as much as the arithmetic. A transform gets a private array.
         nbytes = stored.nbytes if scale is None else 4 * stored.size
-        own = self._pool.lease_or_new(nbytes).view(stored.dtype if scale is None else np.float32).reshape(stored.shape)
+        own = pool.lease_or_new(nbytes).view(stored.dtype if scale is None else np.float32).reshape(stored.shape)
         if scale is None:
             own[...] = stored
         else:
