@@ -9,19 +9,30 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..buffers import BufferPool
+from ..buffers import BufferPool, Bytes
 from ..wire import ALIGNMENT
+
+_LEAST_LEASED_BYTES = 64 << 10
+"""New memory of fewer bytes takes less time than a recycled buffer."""
 
 K = TypeVar("K")
 
 
 def leased(pool: BufferPool, kinds: Mapping[K, tuple[np.dtype[Any], tuple[int, ...]]]) -> dict[K, npt.NDArray[Any]]:
-    """Uninitialised arrays of these dtypes and shapes, by key, each 64-byte aligned, in one buffer of `pool`."""
+    """Uninitialised arrays of these dtypes and shapes, by key, each 64-byte aligned, in one buffer; of `pool`, if it
+    is large."""
     sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in kinds.values()]
     rooms = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
-    buffer = pool.lease_or_new(sum(rooms))
+    total = sum(rooms)
+    buffer = pool.lease_or_new(total) if total >= _LEAST_LEASED_BYTES else _new(total)
     arrays, begin = {}, 0
     for (key, (dtype, shape)), size, room in zip(kinds.items(), sizes, rooms, strict=True):
         arrays[key] = buffer[begin : begin + size].view(dtype).reshape(shape)
         begin += room
     return arrays
+
+
+def _new(nbytes: int) -> Bytes:
+    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % ALIGNMENT
+    return memory[begin : begin + nbytes]
