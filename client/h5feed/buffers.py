@@ -140,6 +140,14 @@ class BufferPool:
         counts = _reference_counts(self._roots)
         return [root for root, count in zip(self._roots, counts, strict=True) if count <= _UNSHARED]
 
+    def _smallest_idle(self, size: int) -> Bytes | None:
+        """The smallest idle root that fits; of several, always the same, so that it stays in the processor's cache."""
+        best: Bytes | None = None
+        for root in self._idle():
+            if size <= len(root) <= 2 * size and (best is None or len(root) < len(best)):
+                best = root
+        return best
+
     def _drop(self, root: Bytes) -> None:
         """Call with the lock held."""
         self._roots = [other for other in self._roots if other is not root]
@@ -148,9 +156,9 @@ class BufferPool:
     def _take(self, nbytes: int, owner: str) -> Bytes | None:
         size = _size_class(nbytes) + PAGE
         with self._lock:
-            idle = sorted(self._idle(), key=len)
-            root = next((root for root in idle if size <= len(root) <= 2 * size), None)
+            root = self._smallest_idle(size)
             if root is None:
+                idle = sorted(self._idle(), key=len)
                 total = sum(len(root) for root in self._roots)
                 keep = self._max_idle_bytes
                 idle_bytes = sum(map(len, idle))

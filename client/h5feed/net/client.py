@@ -245,7 +245,7 @@ class Client:
     @property
     def is_local(self) -> bool:
         """Whether there is one server, on this machine, which may pass descriptors."""
-        return len(self._servers) == 1 and all(server.is_local for server in self._servers)
+        return len(self._servers) == 1 and next(iter(self._servers)).is_local
 
     @property
     def is_near(self) -> bool:
