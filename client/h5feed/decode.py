@@ -20,6 +20,7 @@ import base64
 import hashlib
 import io
 import math
+import struct
 import threading
 import warnings
 from collections.abc import Sequence
@@ -76,6 +77,10 @@ _LEAST_REDUCED = 16
 
 _SCAN = b"\xff\xda"
 """Marks the start of a JPEG scan; otherwise it occurs only in embedded data."""
+
+_START_OF_BASELINE, _START_OF_SCAN, _JFIF = 0xC0, 0xDA, 0xE0
+_TABLES = frozenset((0xC4, 0xDB, 0xDD, 0xFE))
+"""JPEG markers of Huffman tables, quantization tables, restart intervals, and comments."""
 
 _GOLDEN = (
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxOUlNSMj5a"
@@ -229,6 +234,10 @@ def _simd() -> ModuleType | None:
 def _decode(
     data: bytes | memoryview, spec: ImageSpec, formats: tuple[str, ...], max_pixels: int, simd: ModuleType | None
 ) -> Decoded:
+    if simd is not None and "JPEG" in formats:
+        plain = _plain_jpeg(data, spec, max_pixels, simd)
+        if plain is not None:
+            return plain
     with Image.open(io.BytesIO(data), formats=formats) as image:
         width, height = image.size
         if width * height > max_pixels:
@@ -247,8 +256,8 @@ def _decode(
                     return Decoded(_as_dtype(fast, spec, 255), height, width)
             if spec.size is not None:
                 _draft(image, spec, orientation >= 5)
-                if simd is not None and spec.interpolation == "bilinear":
-                    fast = _bilinear_jpeg(data, spec, image, orientation, simd)
+                if simd is not None and spec.interpolation == "bilinear" and image.mode == "RGB":
+                    fast = _bilinear_jpeg(data, spec, (image.height, image.width), orientation, simd)
                     if fast is not None:
                         return Decoded(_as_dtype(fast, spec, 255), height, width)
         return Decoded(_converted(image, spec, orientation, simd), height, width)
@@ -297,14 +306,14 @@ def _linear_jpeg(data: bytes | memoryview, spec: ImageSpec, height: int, width: 
 
 
 def _bilinear_jpeg(
-    data: bytes | memoryview, spec: ImageSpec, drafted: Image.Image, orientation: int, simd: ModuleType
+    data: bytes | memoryview, spec: ImageSpec, drafted: tuple[int, int], orientation: int, simd: ModuleType
 ) -> Pixels | None:
-    """A JPEG without Pillow's copies of its pixels; None for what Pillow may handle better.
+    """A JPEG of three colours without Pillow's copies of its pixels; None for what Pillow may handle better.
 
-    `drafted` has the size to decode to. Grey of a colour image is computed from its colours, as Pillow does.
+    `drafted` is the height and width to decode to. Grey is computed from the colours, as Pillow does.
     """
-    width, height = drafted.size
-    if drafted.mode != "RGB" or spec.colour not in ("rgb", "bgr") or min(height, width) < _LEAST_REDUCED:
+    height, width = drafted
+    if spec.colour not in ("rgb", "bgr") or min(height, width) < _LEAST_REDUCED:
         return None
     try:
         pixels = simplejpeg.decode_jpeg(data, _SPACES[spec.colour], min_height=height, min_width=width)
@@ -313,6 +322,50 @@ def _bilinear_jpeg(
     if pixels.shape[:2] != (height, width):
         return None
     return _bilinear(_turned(pixels, orientation), spec, simd)
+
+
+def _plain_jpeg(data: bytes | memoryview, spec: ImageSpec, max_pixels: int, simd: ModuleType) -> Decoded | None:
+    """The same without Pillow's headers, which take as long as the resizing; None for what is not that simple."""
+    if spec.interpolation != "bilinear" or spec.size is None or spec.colour not in ("rgb", "bgr"):
+        return None
+    frame = _frame(data)
+    if frame is None or frame[0] * frame[1] > max_pixels or (spec.resize == "none" and spec.size != frame):
+        return None
+    height, width = frame
+    wide, high = _enough(height, width, spec, False)
+    times = min(width // wide, height // high)
+    # As `Image.draft` does.
+    by = next((by for by in _HALVINGS if times >= by), 1)
+    pixels = _bilinear_jpeg(data, spec, (-(-height // by), -(-width // by)), 1, simd)
+    return None if pixels is None else Decoded(_as_dtype(pixels, spec, 255), height, width)
+
+
+def _frame(data: bytes | memoryview) -> tuple[int, int] | None:
+    """Height and width of a baseline JFIF file of three colours, which has no EXIF, no colour profile and nothing else
+    that Pillow takes into account; None of any other file. See ITU-T T.81, annex B."""
+    at, frame, is_jfif = 2, None, False
+    try:
+        while at + 4 <= len(data):
+            start, marker, length = struct.unpack_from(">BBH", data, at)
+            if start != 0xFF or length < 2 or at + 2 + length > len(data):
+                return None
+            if marker == _START_OF_SCAN:
+                return frame if is_jfif and bytes(data[:2]) == b"\xff\xd8" else None
+            if marker == _START_OF_BASELINE:
+                bits, height, width, colours = struct.unpack_from(">BHHB", data, at + 4)
+                if frame is not None or bits != 8 or colours != 3 or not height or not width:
+                    return None
+                frame = height, width
+            elif marker == _JFIF:
+                is_jfif = bytes(data[at + 4 : at + 9]) == b"JFIF\0"
+                if not is_jfif:
+                    return None
+            elif marker not in _TABLES:
+                return None
+            at += 2 + length
+    except struct.error:
+        pass
+    return None
 
 
 def _bilinear(pixels: Pixels, spec: ImageSpec, simd: ModuleType) -> Pixels:
@@ -413,15 +466,21 @@ def _resized_pixels(image: Image.Image, spec: ImageSpec, simd: ModuleType | None
 
 def _draft(image: Image.Image, spec: ImageSpec, turned: bool) -> None:
     """Let libjpeg decode no more than needed."""
+    image.draft(None, _enough(image.height, image.width, spec, turned))
+
+
+def _enough(height: int, width: int, spec: ImageSpec, turned: bool) -> tuple[int, int]:
+    """Width and height from which an image of this size is to be resized, if it can be decoded at a smaller scale."""
     assert spec.size is not None
     high, wide = spec.size
-    width, height = image.size[::-1] if turned else image.size
+    if turned:
+        height, width = width, height
     scale = _scale(height, width, spec)
     if scale is not None:
         high, wide = round(height * scale), round(width * scale)
     reducing = 1.0 if spec.interpolation == "linear" else REDUCING
     wanted = (math.ceil(wide * reducing), math.ceil(high * reducing))
-    image.draft(None, wanted[::-1] if turned else wanted)
+    return wanted[::-1] if turned else wanted
 
 
 def _scale(height: int, width: int, spec: ImageSpec) -> float | None:

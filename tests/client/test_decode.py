@@ -15,7 +15,8 @@ import httpx
 import keras
 import numpy as np
 import pytest
-from h5feed.decode import MAX_SCANS, BrokenImage, decode_image, decode_into, fingerprint
+from h5feed import decode
+from h5feed.decode import MAX_SCANS, BrokenImage, Decoded, decode_image, decode_into, fingerprint
 from h5feed.errors import BadParameter, DatasetCorrupt
 from h5feed.fetching import decoding
 from h5feed.images import ImageSpec
@@ -26,6 +27,7 @@ from tests.support.server_process import ServerProcess
 
 ROWS = 48
 SHAPE = (40, 48, 3)
+SHORT_WAYS: list[tuple[Any, Any]] = [("aspect", "rgb"), ("stretch", "bgr"), ("pad", "rgb"), ("aspect", "grey")]
 PHOTOS = [Image.fromarray(photo) for photo in load_sample_images().images]
 
 
@@ -202,6 +204,58 @@ def test_every_orientation_by_the_short_way(orientation: int, resize: Any) -> No
     upright = decode_image(_encoded(photo, quality=95, exif=exif), ImageSpec(None)).pixels
     slow = decode_image(_encoded(Image.fromarray(upright), "PNG"), spec).pixels
     assert fast.shape == slow.shape and np.abs(fast - slow).mean() < 3
+
+
+def _jpegs() -> Iterator[bytes]:
+    """JPEGs as many programs write them: sizes, subsampling, qualities, restarts, progressive, with metadata, grey …"""
+    random = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in range(60):
+        wide, high = random.integers(1, 400, 2).tolist()
+        photo = PHOTOS[number % 2].crop((30, 20, 30 + wide, 20 + high))
+        options: dict[str, Any] = {"quality": int(random.integers(20, 96)), "subsampling": number % 3}
+        yield _encoded(photo, **options)
+        extras: tuple[dict[str, Any], ...] = (
+            {"progressive": True},
+            {"exif": exif},
+            {"comment": "taken by hand"},
+            {"icc_profile": b"no profile"},
+            {"restart_marker_blocks": 3},
+        )
+        yield _encoded(photo, **options, **extras[number % 5])
+        yield _encoded(photo.convert(("L", "CMYK")[number % 2]), **options)
+
+
+@pytest.mark.parametrize("spec", [ImageSpec((64, 48), resize, "bilinear", colour) for resize, colour in SHORT_WAYS])
+def test_without_pillows_headers_pixels_are_the_same(spec: ImageSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whole files, and of files that are damaged or cut off somewhere."""
+    if decode._simd() is None:
+        pytest.skip("cykooz.resizer is not installed")
+    random = np.random.default_rng(1)
+    files = list(_jpegs())
+    for data in files[::4]:
+        damaged = bytearray(data)
+        for at in random.integers(2, min(len(data), 700), 3).tolist():
+            damaged[at] = int(random.integers(0, 256))
+        files += [bytes(damaged), data[: int(random.integers(2, len(data)))]]
+    short = [_decoded(data, spec) for data in files]
+    assert sum(decode._frame(data) is not None for data in files) > 60
+    monkeypatch.setattr(decode, "_frame", lambda data: None)
+    for data, found in zip(files, short, strict=True):
+        expected = _decoded(data, spec)
+        if isinstance(expected, str) or isinstance(found, str):
+            assert found == expected
+        else:
+            assert (found.height, found.width) == (expected.height, expected.width)
+            np.testing.assert_array_equal(found.pixels, expected.pixels)
+
+
+def _decoded(data: bytes, spec: ImageSpec) -> Decoded | str:
+    try:
+        return decode_image(data, spec)
+    except BrokenImage as error:
+        return str(error)
 
 
 def test_colours_of_the_short_way() -> None:
