@@ -55,8 +55,8 @@ class BufferPool:
     max_idle_bytes : int, optional
         Idle buffers beyond this are freed at the next use of the pool; default: half of `max_bytes`.
     allocate : callable, optional
-        Returns new memory, (nbytes,) uint8, which must not be a view. A forked child may share it with its parent, and
-        does not use it. Default: `numpy.empty`.
+        Returns new memory, (nbytes,) uint8, which must not be a view. A forked child may share it with its parent, so
+        the child does not use it. Default: `numpy.empty`.
     """
 
     def __init__(

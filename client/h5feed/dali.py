@@ -53,8 +53,8 @@ class Source:
             return fn.decoders.image(files, device="mixed"), labels
 
     Each epoch of the pipeline is one pass: every row of the split once, in a new order if `shuffle` is set. At its end,
-    the pipeline raises StopIteration, until it is reset. Batches are fetched ahead in threads, so ``parallel=True``
-    would only slow it down.
+    ``run`` of the pipeline raises StopIteration until you call ``reset``. Batches are fetched ahead in threads, so
+    ``parallel=True`` would only slow the pipeline down.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ _VALUES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false"
 
 
 def is_set(name: str, default: bool) -> bool:
-    """Whether a variable says yes; `default` if it is not set, or empty.
+    """Whether a variable is true; `default` if it is not set, or empty.
 
     Raises
     ------

@@ -133,7 +133,7 @@ class Frame:
     def is_aligned(self, rows: int) -> bool:
         """Whether all tensors of a body of `rows` rows start 64-byte aligned if the body does.
 
-        Most bodies do, because of usual batch sizes. True if rows differ in length: that is not known before.
+        Most bodies do, because of usual batch sizes. True if rows differ in length, because sizes are not known then.
         """
         start = 0
         for dtype, sample in sorted(self.tensors.values(), key=lambda kind: -kind[0].itemsize):

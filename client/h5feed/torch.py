@@ -40,7 +40,7 @@ from .suggestions import check_options
 from .wire import OFFSETS, WEIGHT
 
 POOL_BYTES = 256 << 20
-"""Maximum size of the page-locked buffers of a `TorchBatches`, in bytes, if it does not read further ahead."""
+"""Maximum size of the page-locked buffers of a `TorchBatches`, in bytes; twice the ``readahead`` if that is more."""
 
 
 def to_device(batches: Iterable[Any], device: str | torch.device = "cuda", *, ahead: int = 2) -> Iterator[Any]:
@@ -49,9 +49,9 @@ def to_device(batches: Iterable[Any], device: str | torch.device = "cuda", *, ah
         for x, y in to_device(dataset.torch("train", batch_size=64, shuffle=True)):
             loss = loss_of(model(x), y)
 
-    Batches of `Dataset.torch` are received into page-locked buffers, from which the GPU copies them by itself, beside
-    the computation. Buffers are locked once, and reused when their copies are done. If that is not possible, or if
-    there is a ``transform``, batches are copied from ordinary memory.
+    Batches of `Dataset.torch` are received into page-locked buffers, from which the GPU copies them by itself while it
+    computes. Buffers are locked once, and reused when their copies are done. If memory cannot be locked, or if there is
+    a ``transform``, batches are copied from ordinary memory, and so are buffers of less than 1 MiB.
 
     Parameters
     ----------
@@ -66,11 +66,12 @@ def to_device(batches: Iterable[Any], device: str | torch.device = "cuda", *, ah
     Yields
     ------
     tree of torch.Tensor
-        For use in the stream that is the current one when the batch is requested.
+        Use them in the CUDA stream that is current when you request the batch.
 
     Raises
     ------
     BadParameter
+        `ahead` is negative.
     """
     if ahead < 0:
         raise BadParameter(f"ahead={ahead} must be 0 or more")
@@ -95,8 +96,10 @@ def encoded(batch: Batch, field: str) -> list[torch.Tensor]:
     Raises
     ------
     BadParameter
-        The field was not requested as files.
+        The field was not requested as files, or the batch does not have it.
     """
+    if field not in batch:
+        raise BadParameter(f"the batch has no field {field!r}: it has {', '.join(map(repr, batch))}")
     if field + OFFSETS not in batch:
         raise BadParameter(f"the images of {field!r} are decoded: request their files with encoded=[{field!r}]")
     return [torch.from_numpy(file) for file in batch.lists(field)]

@@ -76,10 +76,12 @@ def test_tensors_of_files(photos: h5feed.Dataset) -> None:
         assert np.shares_memory(tensors[0].numpy(), batch["images"])
     with pytest.raises(BadParameter, match=r"encoded=\['images'\]"):
         encoded(photos.batch(0), "images")
+    with pytest.raises(BadParameter, match="no field 'pixels': it has 'labels', 'images'"):
+        encoded(photos.batch(0), "pixels")
 
 
 def test_decoded_by_torchvision(photos: h5feed.Dataset) -> None:
-    """On the CPU it gives the pixels of Pillow, of which they differ in rounding; on a GPU, nvJPEG's are close."""
+    """On the CPU, they are those of Pillow, up to rounding; on a GPU, nvJPEG's are close to them."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("torchvision")
     from h5feed.torch import encoded

@@ -76,6 +76,8 @@ def test_a_loopback_url_becomes_a_unix_socket(begin: Callable[..., ServerProcess
     url = server.url.replace("127.0.0.1", host)
     with h5feed.connect(url, token=TOKEN, local=True, deadline=SECONDS) as feed:
         assert feed.via == {url: "TCP: the server has not offered a Unix socket"}
+        assert feed["tall"].name == "tall"
+        assert feed.via == {url: "TCP: the next request tries the server's Unix socket"}
         _fetch(feed, "Unix socket ")
         loader = feed["tall"].loader("all", x="x", batch_size=2, shuffle=True)
         assert sum(len(labels) for _, labels in loader) == 40

@@ -58,6 +58,8 @@ EXAMPLES: dict[str, Any] = {
     "shuffle": True,
     "seed": 7,
     "epoch": 1,
+    "from_row": 1,
+    "to_row": 1,
     "window": 1024,
     "balance": True,
     "epoch_rows": 1000,

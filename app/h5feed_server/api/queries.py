@@ -61,10 +61,9 @@ class OneBatchQuery(BatchQuery):
         le=2**62,
         description="First row of the batch to return. A batch may be larger than one response: the plan's `part_rows` "
         "says how many of its rows to request at once.",
-        examples=[0],
     )
     to_row: int | None = Field(
-        None, ge=1, le=2**62, description="One past the last row of the batch to return. Default: all.", examples=[1]
+        None, ge=1, le=2**62, description="One past the last row of the batch to return. Default: all."
     )
 
     @property

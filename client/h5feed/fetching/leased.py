@@ -13,14 +13,14 @@ from ..buffers import BufferPool, Bytes
 from ..wire import ALIGNMENT
 
 _LEAST_LEASED_BYTES = 64 << 10
-"""New memory of fewer bytes takes less time than a recycled buffer."""
+"""For fewer bytes, new memory takes less time than a recycled buffer."""
 
 K = TypeVar("K")
 
 
 def leased(pool: BufferPool, kinds: Mapping[K, tuple[np.dtype[Any], tuple[int, ...]]]) -> dict[K, npt.NDArray[Any]]:
-    """Uninitialised arrays of these dtypes and shapes, by key, each 64-byte aligned, in one buffer; of `pool`, if it
-    is large."""
+    """Uninitialised arrays of these dtypes and shapes, by key, each 64-byte aligned. They share one buffer, which comes
+    from `pool` if it is large."""
     sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in kinds.values()]
     rooms = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
     total = sum(rooms)

@@ -53,7 +53,7 @@ _WINDOWS = 4
 """Windows of places that are kept, for blocks that are read at the same time."""
 
 _MOST_FAILURES = 8
-"""Blocks that are read here without success, one after the other, before it is not tried any more in this pass."""
+"""After so many failures to read a block here, one after the other, the rest of the pass is left to the server."""
 
 _LEAST_GAIN = 16
 """Places are worth fetching if they have so many times fewer bytes than the rows."""
@@ -82,8 +82,8 @@ class Window:
     reasons : mapping of str to str
         Why fields came as they are.
     is_kept : bool
-        Whether batches are read more than once, in later passes for example. They get copies of `arrays`, because a
-        loop may write to the arrays of its batch.
+        Whether batches are read more than once, for example in later passes. They then get copies of `arrays`, because
+        a loop may write to the arrays of its batch.
     """
 
     start: int
@@ -148,7 +148,7 @@ class Window:
         return batches
 
     def _plain(self, start: int, stop: int) -> list[dict[str, npt.NDArray[Any]]]:
-        """What came as it is, for each of batches start … stop-1."""
+        """The parts of `arrays` that belong to each of batches start … stop-1."""
         size, final = self.plan.batch_size, self.plan.batches - 1
         found = []
         for index in range(start, stop):

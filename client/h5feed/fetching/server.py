@@ -28,7 +28,7 @@ from .parts import PartFetcher
 from .pieces import PieceFetcher
 
 _LEAST_ALIGNED_BYTES = 1 << 20
-"""A framework copies a smaller batch as fast as it is received tensor by tensor."""
+"""Receiving a smaller batch tensor by tensor takes as long as the copy that it saves a framework."""
 
 
 def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:

@@ -21,7 +21,7 @@ from .tensors import tensors_of
 from .tree import mapped
 
 LEAST_LOCKED_BYTES = 1 << 20
-"""Smaller buffers are not locked: that would take longer than what it saves."""
+"""Smaller buffers are not locked: locking them would take longer than it saves."""
 
 _PORTABLE = 1
 """cudaHostRegisterPortable: the memory is page-locked for all devices."""
@@ -36,7 +36,7 @@ class Mark(Protocol):
         """Whether everything before it is done."""
 
     def synchronize(self) -> None:
-        """Wait for that."""
+        """Wait until everything before it is done."""
 
 
 class Card(Protocol):
@@ -142,7 +142,7 @@ class LockedMemory:
         thread = threading.Thread(target=lock, name="h5feed-lock")
         thread.start()
         thread.join()
-        return errors[0] if errors else "it was not locked"
+        return errors[0] if errors else "locking memory failed"
 
 
 def _unlock(card: Card, address: int, pid: int) -> None:
@@ -154,8 +154,8 @@ def _unlock(card: Card, address: int, pid: int) -> None:
 def moved(batches: Iterable[Any], card: Card, ahead: int) -> Iterator[Any]:
     """Batches on the device, `ahead` of them beyond the current one; see `h5feed.torch.to_device`.
 
-    A batch in the host's memory is held until it is copied. At most `ahead` + 2 batches that the loop got wait for the
-    computation: the loop can start no more.
+    A batch in the host's memory is held until it is copied. If the computation falls behind, the loop waits: at most
+    `ahead` + 2 of the batches that it got are not computed yet.
     """
     waiting: deque[tuple[Any, Mark]] = deque()
     held: deque[tuple[Mark, Any]] = deque()

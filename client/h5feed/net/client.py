@@ -177,7 +177,7 @@ class Client:
     def with_pool(self, pool: BufferPool) -> Client:
         """The same client, with the same connections, that receives into the buffers of `pool`."""
         other = Client.__new__(Client)
-        # It keeps this one alive, whose end closes the connections.
+        # It keeps this one alive: the connections are closed when this one is collected.
         other.__dict__.update(self.__dict__, pool=pool, _origin=self)
         return other
 

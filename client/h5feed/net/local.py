@@ -45,6 +45,7 @@ _CREDENTIALS = struct.Struct("3i")
 """``struct ucred``: process, user and group that listen at the other end of a Unix socket."""
 
 _NOT_OFFERED = "the server has not offered a Unix socket"
+_NOT_TRIED = "the next request tries the server's Unix socket"
 
 
 class _NotLocal(Exception):
@@ -152,7 +153,7 @@ class LoopbackTransport(FeedTransport):
     def hear(self, headers: httpx.Headers) -> None:
         """Look for the server's offer in the headers of a response."""
         if self._try_at is None and OFFER_HEADER in headers:
-            self._try_at = 0.0
+            self._why, self._try_at = _NOT_TRIED, 0.0
 
     def improve(self, ask: Callable[[float, list[str]], Any], url: httpx.URL, prefix: str) -> None:
         """Use the server's Unix socket from now on, if it proves to be the server's. Never raises.

@@ -40,7 +40,7 @@ class Trace:
         Why rows were fetched as tensors; empty if they were not.
     waits : callable or None
         Returns what the request of this block tells the server of the loop's waiting, see `h5feed.wire.WAIT_HEADER`.
-        Called only if there is a request: a block that is read here is no report.
+        Called only if there is a request: a block that is read here reports nothing.
     """
 
     __slots__ = ("_entered", "cached", "file_bytes", "from_files", "from_pieces", "nbytes", "retries", "waits", "why")

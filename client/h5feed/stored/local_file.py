@@ -204,7 +204,7 @@ class LocalFile:
                 done = np.array([os.preadv(fd, (view[begin:end],), where) for where, begin, end in ranges], np.int64)
             if np.array_equal(done, sizes):
                 return
-            # After an error as well: it comes again here, or does not.
+            # Also after an error: here the read succeeds, or raises it.
             for short in np.flatnonzero(done != sizes).tolist():
                 begin = int(begins[short])
                 rest = view[begin : begin + int(sizes[short])]

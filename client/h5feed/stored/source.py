@@ -31,7 +31,7 @@ class Source(Protocol):
         """A handle for several reads. At the end of the ``with`` block, the source is checked for changes."""
 
     def read_rows(self, offsets: Int64s, sizes: Int64s, target: Bytes, begins: Int64s) -> None:
-        """Fill ``target[begins[i]:]`` with the ``sizes[i]`` bytes from ``offsets[i]``, for all i: as fast as can be.
+        """Fill ``target[begins[i]:]`` with the ``sizes[i]`` bytes from ``offsets[i]``, for all i, as fast as possible.
 
         Parameters
         ----------
