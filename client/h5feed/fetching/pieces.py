@@ -379,6 +379,9 @@ def window_of(
             raise ValueError(f"{name!r} has rows of {column.dtype} and shape {column.sample_shape}")
         if column.dtype != dtype and not column.is_bfloat16:
             raise ValueError(f"{name!r} has rows of {column.dtype} instead of {dtype}")
+        # A column looks at the first only, and rows of others would fill less than their places, or more.
+        if any(segment.wire != column.segments[0].wire for segment in column.segments):
+            raise ValueError(f"the pieces of {name!r} have rows of different kinds")
         wanted = rows if of_column is None else of_column
         if wanted.shape != rows.shape or (len(wanted) and not 0 <= wanted.min() <= wanted.max() < column.rows):
             raise ValueError(f"the rows of {name!r} are not in its pieces")
