@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 from h5feed.errors import FeedError
 from h5feed.fetching import pieces
+from h5feed.net import descriptors
 from h5feed.stored.local_file import LocalFile, OpenFiles
 from h5feed.wire import read_body
 
@@ -183,6 +184,34 @@ def test_descriptors_are_asked_for_again_when_the_server_is_back(
                 starting.start()
         starting.join()
         assert 1500 < loader.stats().from_files < 3000
+
+
+def test_a_report_that_fails_does_not_end_the_loop(
+    serve: Callable[..., ServerProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever knows the places of all rows, and holds the descriptor, needs the server no more."""
+    monkeypatch.setattr(descriptors, "REPORT_SECONDS", 0.2)
+    pause, failed = descriptors.BytesRead.pause, [0]
+
+    def noting(self: descriptors.BytesRead) -> None:
+        failed[0] += 1
+        pause(self)
+
+    monkeypatch.setattr(descriptors.BytesRead, "pause", noting)
+    data = tmp_path / "data"
+    data.mkdir()
+    _write(data / "numbers.h5", 3, 1600)
+    server, url = _served(serve, data, tmp_path, "files")
+    with h5feed.connect(url, local=False, deadline=3) as feed:
+        seen = 0
+        order: dict[str, Any] = {"batch_size": 8, "shuffle": True, "decode": "client", "readahead": 1 << 16}
+        for number, batch in enumerate(feed["numbers"].batches(**order)):
+            assert _check(batch) == {3}
+            seen += len(batch.rows)
+            if number == 40:
+                server.kill()
+            time.sleep(0.01)
+        assert seen == 1600 and failed == [1]
 
 
 _TRAINS = """
