@@ -343,6 +343,11 @@ def test_file_systems_that_would_hand_reads_to_other_threads_are_told_apart(path
         assert not io_ring.is_direct(file.fileno())
 
 
+def test_a_c_library_that_cannot_ask_the_file_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "RWF_NOWAIT")
+    check(file_at(path), 300, 0)
+
+
 def test_the_variable_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(io_ring, "_allowed", None)
     monkeypatch.setenv("H5FEED_IO_URING", "off")

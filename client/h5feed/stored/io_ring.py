@@ -272,8 +272,14 @@ def drop() -> None:
 def is_direct(fd: int) -> bool:
     """Whether the file system copies cached bytes in the calling thread. Where it does not, as on NFS and FUSE, each
     read of a ring would be handed to another thread of the kernel, and take longer than a `preadv`."""
+    # musl, the C library of Alpine Linux, has had it since version 1.2.5.
+    nowait: int | None = getattr(os, "RWF_NOWAIT", None)
+    if nowait is None:
+        return False
     try:
-        os.preadv(fd, (bytearray(1),), 0, os.RWF_NOWAIT)
+        os.preadv(fd, (bytearray(1),), 0, nowait)
+    except NotImplementedError:
+        return False
     except OSError as error:
         # EAGAIN: the byte is not in the cache, and that is all that is missing.
         return error.errno == errno.EAGAIN
