@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -121,9 +123,54 @@ def test_a_file_that_became_shorter_is_noticed(path: Path) -> None:
 def test_ranges_outside_of_the_target_are_refused(path: Path) -> None:
     file = file_at(path)
     offsets, sizes = np.arange(4) * 10, np.full(4, 10)
-    for begins in ([0, 10, 20, 31], [-1, 10, 20, 30]):
+    # The end of the last would be negative: 64 bits overflow.
+    for begins in ([0, 10, 20, 31], [-1, 10, 20, 30], [0, 10, 20, 2**63 - 1]):
         with pytest.raises(ValueError, match="do not fit"):
             file.read_rows(offsets, sizes, np.zeros(40, np.uint8), np.array(begins))
+
+
+def test_targets_that_preadv_would_refuse_are_refused(path: Path) -> None:
+    """The kernel gets addresses only: without a check, it would write to the bytes of a constant."""
+    file, content = file_at(path), bytes(400)
+    begins, sizes = np.arange(4) * 100, np.full(4, 100)
+    for target in (np.frombuffer(content, np.uint8), np.zeros(800, np.uint8)[::2]):
+        with pytest.raises(BufferError):
+            file.read_rows(begins, sizes, target, begins)
+        assert not target.any()
+
+
+def test_threads_that_end_give_back_their_rings(path: Path) -> None:
+    file = file_at(path)
+    check(file, 50, 0)
+    before = len(os.listdir("/proc/self/fd"))
+    for seed in range(50):
+        thread = threading.Thread(target=check, args=(file, 50, seed))
+        thread.start()
+        thread.join()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+_FEW_DESCRIPTORS = """
+import resource, sys
+from tests.client.test_io_ring import *
+file, most = file_at(Path(sys.argv[1])), resource.getrlimit(resource.RLIMIT_NOFILE)
+check(file, 3, 0)
+resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + int(sys.argv[2]), most[1]))
+check(file, 300, 1)
+print(io_ring._rings.ring)
+resource.setrlimit(resource.RLIMIT_NOFILE, most)
+thread = threading.Thread(target=lambda: (check(file, 300, 2), print(type(io_ring._rings.ring).__name__)))
+thread.start()
+thread.join()
+"""
+
+
+@needs_ring
+@pytest.mark.parametrize("free", [0, 1, 2])
+def test_a_lack_of_descriptors_is_no_error_and_may_end(path: Path, free: int) -> None:
+    command = [sys.executable, "-c", _FEW_DESCRIPTORS, str(path), str(free)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["None", "ReadRing"], done.stderr
 
 
 def test_threads_and_forked_children_have_rings_of_their_own(path: Path) -> None:
@@ -178,6 +225,76 @@ def test_signals_do_not_end_a_read_early(path: Path) -> None:
     assert came[0]
 
 
+class Interrupted(Exception):
+    """Raised by a signal handler, as `KeyboardInterrupt` is."""
+
+
+@contextlib.contextmanager
+def handling(handler: Callable[[], None]) -> Iterator[None]:
+    before = signal.signal(signal.SIGALRM, lambda *_: handler())
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def interrupt() -> None:
+    raise Interrupted
+
+
+def test_rows_are_right_after_signal_handlers_that_raise(path: Path) -> None:
+    """Requests and results that are left in a ring must not be taken for those of the next read."""
+    file, came = file_at(path), 0
+    offsets, sizes, begins, nbytes = scattered(200, 5)
+    abandoned = np.zeros(nbytes, np.uint8)
+    with handling(interrupt):
+        for number in range(400):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 3e-5 * (1 + number % 20))
+                for _ in range(100):
+                    file.read_rows(offsets, sizes, abandoned, begins)
+            except Interrupted:
+                came += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            abandoned[:] = 0
+            check(file, 200, number)
+            assert not abandoned.any()
+    assert came
+
+
+@needs_ring
+def test_an_exception_waits_until_nothing_is_written_any_more(path: Path) -> None:
+    """Reads of an empty pipe are under way until somebody writes to it, as those of a slow disk are."""
+    ring, target = io_ring.ReadRing(), np.zeros(40, np.uint8)
+    receiving, sending = os.pipe()
+    addresses = target.ctypes.data + np.arange(4) * 10
+    # Two signals: the second comes while the first exception is on its way.
+    writing = threading.Timer(0.5, os.write, (sending, bytes([7]) * 40))
+    writing.start()
+    with handling(interrupt), pytest.raises(Interrupted):
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+        ring.read(receiving, np.zeros(4, np.int64), addresses, np.full(4, 10))
+    assert (target == 7).all() and ring.is_closed
+    writing.join()
+    os.close(receiving)
+    os.close(sending)
+
+
+def test_a_signal_handler_may_read_rows(path: Path) -> None:
+    file, came = file_at(path), [0]
+
+    def read() -> None:
+        came[0] += 1
+        check(file, 60, came[0])
+
+    with handling(read):
+        for seed in range(150):
+            signal.setitimer(signal.ITIMER_REAL, 0.0003)
+            check(file, 300, seed)
+    assert came[0]
+
+
 def _only_without(forbidden: int, error: int) -> str:
     """A program that reads rows after it has forbidden itself a system call, as a container's seccomp profile does."""
     # BPF: load the number of the system call; if it is the forbidden one, return the error, else allow.
@@ -224,6 +341,11 @@ def test_file_systems_that_would_hand_reads_to_other_threads_are_told_apart(path
         assert io_ring.is_direct(file.fileno())
     with Path("/proc/self/status").open("rb") as file:
         assert not io_ring.is_direct(file.fileno())
+
+
+def test_a_c_library_that_cannot_ask_the_file_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "RWF_NOWAIT")
+    check(file_at(path), 300, 0)
 
 
 def test_the_variable_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:

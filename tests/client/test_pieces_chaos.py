@@ -26,6 +26,8 @@ import numpy as np
 import pytest
 from h5feed.errors import FeedError
 from h5feed.fetching import pieces
+from h5feed.net import descriptors
+from h5feed.stored.local_file import LocalFile, OpenFiles
 from h5feed.wire import read_body
 
 from tests.support.server_process import ServerProcess
@@ -184,6 +186,34 @@ def test_descriptors_are_asked_for_again_when_the_server_is_back(
         assert 1500 < loader.stats().from_files < 3000
 
 
+def test_a_report_that_fails_does_not_end_the_loop(
+    serve: Callable[..., ServerProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever knows the places of all rows, and holds the descriptor, needs the server no more."""
+    monkeypatch.setattr(descriptors, "REPORT_SECONDS", 0.2)
+    pause, failed = descriptors.BytesRead.pause, [0]
+
+    def noting(self: descriptors.BytesRead) -> None:
+        failed[0] += 1
+        pause(self)
+
+    monkeypatch.setattr(descriptors.BytesRead, "pause", noting)
+    data = tmp_path / "data"
+    data.mkdir()
+    _write(data / "numbers.h5", 3, 1600)
+    server, url = _served(serve, data, tmp_path, "files")
+    with h5feed.connect(url, local=False, deadline=3) as feed:
+        seen = 0
+        order: dict[str, Any] = {"batch_size": 8, "shuffle": True, "decode": "client", "readahead": 1 << 16}
+        for number, batch in enumerate(feed["numbers"].batches(**order)):
+            assert _check(batch) == {3}
+            seen += len(batch.rows)
+            if number == 40:
+                server.kill()
+            time.sleep(0.01)
+        assert seen == 1600 and failed == [1]
+
+
 _TRAINS = """
 import sys, h5feed
 dataset = h5feed.connect(sys.argv[1])["numbers"]
@@ -337,7 +367,7 @@ def test_crafted_descriptions(serve: Callable[..., ServerProcess], tmp_path: Pat
                     target = crafted
                     for key in above:
                         target = target[key]
-                    target[last] = chance.choice(ODD)
+                    target[last] = copy.deepcopy(chance.choice(ODD))
                 else:
                     array = arrays[chance.choice(sorted(arrays))].reshape(-1)
                     if array.size:
@@ -355,3 +385,34 @@ def test_crafted_descriptions(serve: Callable[..., ServerProcess], tmp_path: Pat
             for batch in batches:
                 assert batch["x"].shape == (20, WORDS) and batch["x"].dtype == np.int64
         assert 100 < read < 2500 and not files
+
+
+def test_segments_of_different_kinds(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Rows of another length would leave parts of a batch as they were before, or not fit into it."""
+    data = tmp_path / "data"
+    (data / "numbers").mkdir(parents=True)
+    for number in range(2):
+        _write(data / "numbers" / f"part-{number}.h5", number, 40)
+    _, url = _served(serve, data, tmp_path, "files")
+    with h5feed.connect(url, deadline=60) as feed:
+        plan = feed["numbers"].plan(batch_size=80, decode="client")
+        params = {**plan.params, "start": "0", "stop": "1", "body": "places", "epoch": "0"}
+        body = feed._client.body("/v1/datasets/numbers/batches", params, max_bytes=1 << 20)
+        tensors, about, _ = read_body(body)
+        opened = OpenFiles(2)
+
+        def read(content: dict[str, Any]) -> np.ndarray:
+            crafted = {**about, "pieces": json.dumps(content)}
+            window = pieces.window_of(
+                tensors, crafted, plan, 0, 0, 1, lambda name, identity: LocalFile(opened, str(data / name), identity)
+            )
+            (batch,) = window.read(0, 1, pieces.reader(), feed._client.pool)
+            return batch["x"]
+
+        content = json.loads(about["pieces"])
+        assert (read(content)[:, 1] == np.repeat([0, 1], 40)).all()
+        for shape in ([], [0], [WORDS // 2], [WORDS * 2], [WORDS, 2], [2**40]):
+            for dtype in ("<i8", ">i8", "|u1"):
+                content["fields"]["x"]["segments"][1]["array"].update(shape=[40, *shape], dtype=dtype)
+                with pytest.raises(ValueError, match="rows of different kinds"):
+                    read(content)

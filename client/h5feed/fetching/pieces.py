@@ -26,7 +26,7 @@ import numpy.typing as npt
 from ..batch import Batch
 from ..blocks import Block
 from ..buffers import BufferPool
-from ..errors import BadAnswer, BadParameter, FeedError, TooLarge
+from ..errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, TooLarge, Transient
 from ..forks import tell_after_fork
 from ..net.client import Client
 from ..net.descriptors import MAX_DESCRIPTORS, NoDescriptor
@@ -45,6 +45,9 @@ NEEDED = ("imagecodecs", "cv2")
 
 TIMEOUT = 60.0
 """Seconds that reading a block may take."""
+
+REPORT_TIMEOUT = 2.0
+"""Seconds that a request may take whose only purpose is to tell the server what was read."""
 
 WINDOW_ROWS = 1 << 14
 """Rows whose places are fetched with one request."""
@@ -293,7 +296,17 @@ class PieceFetcher:
             if is_report or not self._worth_it:
                 # Of the first, only what is wanted now: it shows whether places are worth it.
                 start, stop = block.start, block.stop
-            window = self._ask("places", block.epoch, start, stop, cancelled)
+            try:
+                within = REPORT_TIMEOUT if is_report else None
+                asked = self._ask("places", block.epoch, start, stop, cancelled, within)
+            except (ConnectionFailed, Transient) as error:
+                if window is None:
+                    raise
+                # Nothing but the report needed the server.
+                logger.debug("%s: not reported: %s", self._path, error)
+                self._client.bytes_read.pause()
+                return window
+            window = asked
             if not window.columns or self._too_long(window):
                 self._give_up(True, _reasons(window))
                 return window
@@ -314,11 +327,19 @@ class PieceFetcher:
         plain = sum(array.nbytes for array in window.arrays.values())
         return plain * _LEAST_GAIN > (window.stop - window.start) * self._plan.batch_bytes
 
-    def _ask(self, form: str, epoch: int, start: int, stop: int, cancelled: threading.Event) -> Window:
+    def _ask(
+        self,
+        form: str,
+        epoch: int,
+        start: int,
+        stop: int,
+        cancelled: threading.Event,
+        within: float | None = None,
+    ) -> Window:
         plan = self._plan
         query = {**plan.params, "epoch": str(epoch), "body": form, "start": str(start), "stop": str(stop)}
         most = plan.frame.max_bytes(plan.batch_size, stop - start, plan.max_bytes)
-        body = self._client.body(f"{self._path}/batches", query, max_bytes=most, cancelled=cancelled)
+        body = self._client.body(f"{self._path}/batches", query, max_bytes=most, cancelled=cancelled, within=within)
         try:
             tensors, about, nbytes = read_body(body)
             if nbytes != len(body):
@@ -379,6 +400,9 @@ def window_of(
             raise ValueError(f"{name!r} has rows of {column.dtype} and shape {column.sample_shape}")
         if column.dtype != dtype and not column.is_bfloat16:
             raise ValueError(f"{name!r} has rows of {column.dtype} instead of {dtype}")
+        # A column looks at the first only, and rows of others would fill less than their places, or more.
+        if any(segment.wire != column.segments[0].wire for segment in column.segments):
+            raise ValueError(f"the pieces of {name!r} have rows of different kinds")
         wanted = rows if of_column is None else of_column
         if wanted.shape != rows.shape or (len(wanted) and not 0 <= wanted.min() <= wanted.max() < column.rows):
             raise ValueError(f"the rows of {name!r} are not in its pieces")

@@ -165,8 +165,8 @@ class Client:
         self.spans = spans()
         """Makes the spans of traces; None if they are not wanted."""
         self.files = PassedFiles()
-        self.bytes_read = BytesRead()
         """Descriptors that the server has passed."""
+        self.bytes_read = BytesRead()
         self._link: Link | None = None
         self._warned_at = -math.inf
         self._finalizer = weakref.finalize(self, self._servers.close)
@@ -206,14 +206,15 @@ class Client:
         max_bytes: int,
         json: Any = None,
         cancelled: threading.Event | None = None,
+        within: float | None = None,
         raise_cut: bool = False,
         is_job: bool = False,
     ) -> npt.NDArray[np.uint8]:
         """GET a binary response (with `json`: POST), as one (bytes,) uint8 array from the recycled buffers.
 
         A body of more than `max_bytes` is refused. `cancelled` stops retries and, if it is a `Cancellation`, aborts the
-        request. With `raise_cut`, a truncated body is not retried but raised as `transport.BodyCut`, which holds the
-        part that arrived.
+        request. `within` are the seconds that it may take; default: the client's deadline. With `raise_cut`, a
+        truncated body is not retried but raised as `transport.BodyCut`, which holds the part that arrived.
 
         Raises
         ------
@@ -230,6 +231,7 @@ class Client:
             raise_cut=raise_cut,
             pool=self.pool,
             max_bytes=max_bytes,
+            within=within,
             is_job=is_job,
         )
         if answer.status == 202:

@@ -22,6 +22,9 @@ MAX_DESCRIPTORS = 64
 REPORT_SECONDS = 10.0
 """Time after which the server is told what was read from files."""
 
+PAUSE_SECONDS = 60.0
+"""Time after which it is told again, if it did not answer."""
+
 
 class NoDescriptor(SourceUnavailable):
     """The server passes no descriptor of a file, or one that is not of this file in this state."""
@@ -51,6 +54,11 @@ class BytesRead:
             if nbytes:
                 self._told_at = time.monotonic()
         return nbytes
+
+    def pause(self) -> None:
+        """Let some time pass before the next report is due: the server is away."""
+        with self._lock:
+            self._told_at = time.monotonic() + PAUSE_SECONDS - REPORT_SECONDS
 
 
 class PassedFile:

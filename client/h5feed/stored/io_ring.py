@@ -16,6 +16,7 @@ import mmap
 import os
 import sys
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ FEWEST = 4
 
 _ENTRIES = 256
 """Ranges that are read at the same time; a power of two."""
+
+_POLL_SECONDS = 0.001
+"""Polling interval where the kernel does not let this thread wait."""
 
 # System call numbers, the same on all architectures that Python runs on but Alpha; then constants of linux/io_uring.h.
 _SETUP, _ENTER = 425, 426
@@ -51,11 +55,22 @@ Int64s = npt.NDArray[np.int64]
 
 
 class Unusable(Exception):
-    """The kernel does not allow io_uring, or has no memory for it."""
+    """The kernel does not allow io_uring, or has no memory or descriptors for it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(os.strerror(number))
+        self.is_lasting = number not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+        """Whether it will be the same the next time: because of a system call filter, a sysctl, or an old kernel."""
 
 
 class ReadRing:
     """One ring, used by one thread.
+
+    Attributes
+    ----------
+    is_idle : bool
+        Whether `read` can be called: False within it, as in a signal handler that interrupts it.
+    is_closed : bool
 
     Raises
     ------
@@ -68,7 +83,7 @@ class ReadRing:
         params = np.zeros((), _PARAMS)
         self._fd = self._call(_SETUP, _ENTRIES, params.ctypes.data)
         if self._fd < 0:
-            raise Unusable(os.strerror(-self._fd))
+            raise Unusable(-self._fd)
         entries, completions = params[:2].tolist()
         # Positions in the first mapping: see struct io_sqring_offsets and io_cqring_offsets.
         of_sq, of_cq = params[10:20].tolist(), params[20:30].tolist()
@@ -78,12 +93,12 @@ class ReadRing:
             sqes = mmap.mmap(self._fd, entries * _SQE.itemsize, offset=_OFFSET_OF_SQES)
         except OSError as error:
             self.close()
-            raise Unusable(str(error)) from None
+            raise Unusable(error.errno or errno.EIO) from None
 
         def word(position: int) -> Any:
-            return np.frombuffer(rings, np.uint32, 1, position)
+            return np.frombuffer(rings, np.uint32, 1, position).reshape(())
 
-        self._tail = word(of_sq[1])
+        self._taken, self._tail = word(of_sq[0]), word(of_sq[1])
         self._completed_head, self._completed_tail = word(of_cq[0]), word(of_cq[1])
         self._requests = np.frombuffer(sqes, _SQE, entries)
         self._completions = np.frombuffer(rings, _CQE, completions, of_cq[5])
@@ -93,6 +108,11 @@ class ReadRing:
         self._requests["slot"] = np.arange(entries)
         self._mask, self._completed_mask = entries - 1, completions - 1
         self._sent = 0
+        self.is_idle = True
+
+    @property
+    def is_closed(self) -> bool:
+        return self._fd < 0
 
     def close(self) -> None:
         """Close its descriptor. No read may be under way."""
@@ -121,13 +141,24 @@ class ReadRing:
         Raises
         ------
         Unusable
-            The kernel takes no more requests. Nothing is under way any more.
+            The kernel takes no more requests.
+
+        After any exception, nothing is under way any more, and the ring is closed.
         """
-        counts = np.full(len(offsets), -1, np.int64)
-        for first in range(0, len(offsets), _ENTRIES):
-            part = slice(first, first + _ENTRIES)
-            self._read(fd, offsets[part], addresses[part], sizes[part], counts[part])
-        return counts
+        # A signal handler can raise after any system call, and an allocation can fail.
+        try:
+            self.is_idle = False
+            counts = np.full(len(offsets), -1, np.int64)
+            for first in range(0, len(offsets), _ENTRIES):
+                part = slice(first, first + _ENTRIES)
+                self._read(fd, offsets[part], addresses[part], sizes[part], counts[part])
+            self.is_idle = True
+            return counts
+        except BaseException:
+            # Its queues may hold requests of this read, which the next one would send, and results of them.
+            self._settle()
+            self.close()
+            raise
 
     def _read(self, fd: int, offsets: Int64s, addresses: Int64s, sizes: Int64s, counts: Int64s) -> None:
         count, first = len(offsets), self._sent & self._mask
@@ -142,41 +173,55 @@ class ReadRing:
         self._sent = (self._sent + count) & 0xFFFFFFFF
         # The kernel reads the tail, and this thread the completions, on the same thread's side of a system call, which
         # orders these accesses on every architecture.
-        self._tail[0] = self._sent
-        taken = done = 0
-        refused: int | None = None
-        # Whatever happens, wait for what the kernel has taken: it writes to the caller's memory.
-        while done < (count if refused is None else taken):
-            waited_for = (count if refused is None else taken) - done
-            more = 0 if refused is not None else count - taken
-            result = self._call(_ENTER, self._fd, more, waited_for, _GETEVENTS, 0, 0)
-            if result >= 0:
-                taken += result
-            elif result != -errno.EINTR and refused is None:
-                refused = -result
-            elif result != -errno.EINTR:
-                raise SystemError(f"io_uring: {os.strerror(-result)} while waiting for {taken - done} reads")
-            done += self._collect(first, counts)
-        if refused is not None:
-            raise Unusable(os.strerror(refused))
+        self._tail[()] = self._sent
+        while (more := _difference(self._sent, self._taken)) or self._under_way:
+            result = self._call(_ENTER, self._fd, more, count, _GETEVENTS, 0, 0)
+            if result < 0 and result != -errno.EINTR:
+                raise Unusable(-result)
+        self._collect(first, counts)
 
-    def _collect(self, first: int, counts: Int64s) -> int:
-        """Note the results of completed reads, of which number 0 has the slot `first`; returns how many there were."""
-        head, tail = int(self._completed_head[0]), int(self._completed_tail[0])
-        number = (tail - head) & 0xFFFFFFFF
+    @property
+    def _under_way(self) -> int:
+        """Reads that the kernel has taken and not completed. The kernel counts them, so this is right wherever an
+        exception interrupted this thread."""
+        return _difference(self._taken, self._completed_tail)
+
+    def _settle(self) -> None:
+        """Wait for what the kernel has taken, whatever else is raised: it writes to the caller's memory."""
+        while True:
+            try:
+                while self._under_way:
+                    # The kernel counts completions that were not collected, too.
+                    least = _difference(self._taken, self._completed_head)
+                    result = self._call(_ENTER, self._fd, 0, least, _GETEVENTS, 0, 0)
+                    if result < 0 and result != -errno.EINTR:
+                        time.sleep(_POLL_SECONDS)
+                return
+            except BaseException:
+                # The first exception is on its way to the caller.
+                continue
+
+    def _collect(self, first: int, counts: Int64s) -> None:
+        """Note the results of completed reads, of which number 0 has the slot `first`."""
+        head, tail = int(self._completed_head), int(self._completed_tail)
+        number = _difference(tail, head)
         begin = head & self._completed_mask
         found = self._completions[begin : begin + number]
         if len(found) < number:
             found = self._completions[(head + np.arange(number)) & self._completed_mask]
         # As signed numbers: numpy would turn a mixture of both kinds into floats.
         counts[(found["slot"].view(np.int64) - first) & self._mask] = found["result"]
-        self._completed_head[0] = tail
-        return number
+        self._completed_head[()] = tail
 
     def _call(self, number: int, *arguments: int) -> int:
         """A system call, made without the GIL; returns its result, or minus the error number."""
         result = self._syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments))
         return -ctypes.get_errno() if result < 0 else int(result)
+
+
+def _difference(later: Any, earlier: Any) -> int:
+    """Of two 32-bit positions, of which the later one may have wrapped around."""
+    return (int(later) - int(earlier)) & 0xFFFFFFFF
 
 
 class _Rings(threading.local):
@@ -204,18 +249,19 @@ def _is_allowed() -> bool:
 
 
 def this_thread() -> ReadRing | None:
-    """The ring of this thread; None where there can be none."""
+    """The ring of this thread; None where there can be none, or where it is in use."""
     if not _is_allowed():
         return None
-    if _rings.pid != os.getpid():
-        _rings.pid = os.getpid()
+    ring = _rings.ring
+    if _rings.pid != os.getpid() or (ring is not None and ring.is_closed):
+        _rings.pid, _rings.ring = os.getpid(), None
         try:
-            _rings.ring = ReadRing()
-        except Unusable:
-            # The reasons do not go away: a system call filter, a sysctl, an old kernel.
-            _rings.ring = None
-            allow(False)
-    return _rings.ring
+            ring = _rings.ring = ReadRing()
+        except Unusable as error:
+            if error.is_lasting:
+                allow(False)
+            return None
+    return ring if ring is None or ring.is_idle else None
 
 
 def drop() -> None:
@@ -226,8 +272,14 @@ def drop() -> None:
 def is_direct(fd: int) -> bool:
     """Whether the file system copies cached bytes in the calling thread. Where it does not, as on NFS and FUSE, each
     read of a ring would be handed to another thread of the kernel, and take longer than a `preadv`."""
+    # musl, the C library of Alpine Linux, has had it since version 1.2.5.
+    nowait: int | None = getattr(os, "RWF_NOWAIT", None)
+    if nowait is None:
+        return False
     try:
-        os.preadv(fd, (bytearray(1),), 0, os.RWF_NOWAIT)
+        os.preadv(fd, (bytearray(1),), 0, nowait)
+    except NotImplementedError:
+        return False
     except OSError as error:
         # EAGAIN: the byte is not in the cache, and that is all that is missing.
         return error.errno == errno.EAGAIN

@@ -212,13 +212,17 @@ class LocalFile:
 
     def _by_ring(self, fd: int, offsets: Int64s, sizes: Int64s, target: Bytes, begins: Int64s) -> Int64s | None:
         """The bytes read of each range, -1 after an error; None if `preadv` is to be used instead."""
-        if len(offsets) < io_ring.FEWEST or self._is_direct is False or (ring := io_ring.this_thread()) is None:
+        # The kernel gets addresses, so nobody else checks whether they may be written to.
+        if len(offsets) < io_ring.FEWEST or self._is_direct is False or not target.flags.carray:
+            return None
+        if (ring := io_ring.this_thread()) is None:
             return None
         if self._is_direct is None:
             self._is_direct = io_ring.is_direct(fd)
         if not self._is_direct or sizes.max() > io_ring.MAX_RANGE_BYTES:
             return None
-        if begins.min() < 0 or (begins + sizes).max() > target.nbytes or sizes.min() < 0:
+        # Not the sum of both, which could overflow.
+        if begins.min() < 0 or sizes.min() < 0 or (begins > target.nbytes - sizes).any():
             raise ValueError("rows do not fit into their target")
         try:
             return ring.read(fd, offsets, target.ctypes.data + begins, sizes)
