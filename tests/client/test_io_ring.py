@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5feed
 import numpy as np
 import pytest
 from h5feed.errors import BadParameter, DatasetCorrupt, RevisionChanged
@@ -356,3 +357,5 @@ def test_the_variable_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("H5FEED_IO_URING", "perhaps")
     with pytest.raises(BadParameter, match="H5FEED_IO_URING='perhaps' must be 1 or 0"):
         io_ring.this_thread()
+    with pytest.raises(BadParameter, match="H5FEED_IO_URING='perhaps' must be 1 or 0"):
+        h5feed.connect("http://127.0.0.1:1")

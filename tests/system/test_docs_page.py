@@ -147,7 +147,11 @@ def test_the_reference_to_read(visit: Visitor, server: ServerProcess) -> None:
     """`/redoc` shows every endpoint, and no link to send what is read to somebody else."""
     schema = httpx.get(f"{server.url}/openapi.json", timeout=60).json()
     page = visit(f"{server.url}/redoc", width=1600)
+    expect(page.get_by_role("heading", name="datasets")).to_be_visible()
     for path in schema["paths"]:
+        # Sections are filled when they come near.
+        page.keyboard.press("PageDown")
+        page.mouse.wheel(0, 2000)
         expect(page.get_by_text(path, exact=True).first).to_be_attached()
     page.get_by_role("button", name="Show").first.click()
     expect(page.get_by_role("heading", name=schema["paths"]["/v1/datasets"]["get"]["summary"])).to_be_visible()

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..buffers import BufferPool
+from ..environment import is_set
 from ..errors import (
     BadAnswer,
     BadParameter,
@@ -137,6 +138,8 @@ class Client:
         self.pool = BufferPool(POOL_BYTES)
         tls = context_of(verify, cert)
         wants_local = is_wanted(local)
+        # Refused now, instead of by each read.
+        is_set("H5FEED_IO_URING", True)
         embedded = None if path is None else Embedded(path)
         addresses = _BETWEEN_URLS.split(str(given)) if path is None else [str(path)]
         self._servers = Servers(
