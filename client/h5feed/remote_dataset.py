@@ -21,6 +21,7 @@ from .cache import RowCache
 from .errors import BadAnswer, BadParameter, Preparing, RevisionChanged, RowOutOfRange, TooLarge
 from .fetching.cached import cached_fetch
 from .fetching.decoding import decoded_batch, decoded_fetch, specs_for
+from .fetching.images import ImageFetcher
 from .fetching.parts import PART_BYTES
 from .fetching.provisional import LaterCached
 from .fetching.readahead import ReadAhead
@@ -37,7 +38,7 @@ from .options import (
 )
 from .order import BatchGrid
 from .pictures import PNG, Picture, PlotKind
-from .plan import Plan, conditions, names_of, parameter, quoted, tail_of
+from .plan import Plan, StoredImages, conditions, names_of, parameter, quoted, tail_of
 from .revisions import is_provisional
 from .schema import checked
 from .splits import Splits, replaced_told, tell_replaced
@@ -464,6 +465,7 @@ class RemoteDataset:
             frame=self._frame(asked),
             decoding=decoding,
             pieces={"server": False, "client": True}.get(options.get("decode") or "auto"),
+            images=self._stored_images(asked) if options.get("decode") in (None, "auto") else {},
             stored=answer["stored"],
             part_rows=part_rows if part_rows < batch_size else 0,
             note=answer["note"],
@@ -491,7 +493,8 @@ class RemoteDataset:
             pace=Pace(readahead, connections, self._client.link),
             # A fetch may send two requests: the stream, and the batch at which it broke, or one for each part of a
             # batch. With a cache, also requests for row ids, for missing rows and for fields that are not cached.
-            deadline=(1 if cache is None else 4) * plan.parts * self._client.deadline + self._client.deadline + 10,
+            # Images that are not decoded here are requested twice.
+            deadline=((1 if cache is None else 4) * plan.parts + 1 + bool(plan.images)) * self._client.deadline + 10,
             waits=waits,
         )
 
@@ -541,7 +544,8 @@ class RemoteDataset:
     def _fetch(self, plan: Plan, cache: str | os.PathLike[str] | RowCache | None) -> Fetch[Batch]:
         """The function that fetches blocks. It does not refer to the `Dataset`: threads must not keep it alive."""
         client, path = self._client, self._path
-        fetch = fetcher(client, path, plan)
+        images = ImageFetcher(client, path, plan) if plan.images else None
+        fetch: Fetch[Batch] = images or fetcher(client, path, plan)
         if plan.decoding:
             fetch = decoded_fetch(fetch, plan.decoding, client.pool)
         if cache is None:
@@ -553,7 +557,9 @@ class RemoteDataset:
                 own,
                 plan,
                 fetch_fields=lambda names: fetcher(client, path, plan.of_fields(names)),
-                take=taker(client, path, revision, plan.frame, plan.decoding, client.pool),
+                take=images.taker(revision)
+                if images
+                else taker(client, path, revision, plan.frame, plan.decoding, client.pool),
                 pool=client.pool,
             )
 
@@ -601,6 +607,20 @@ class RemoteDataset:
         if specs:
             asked["encoded"] = [*as_stored, *specs]
         return asked, specs
+
+    def _stored_images(self, asked: Mapping[str, Any]) -> dict[str, StoredImages]:
+        """The requested fields that the server decodes from image files."""
+        as_stored, chosen = names_of(asked.get("encoded")), set(self._chosen(asked))
+        return {
+            name: StoredImages(
+                field["decode"],
+                field.get("image_libraries"),
+                field.get("image_bytes"),
+                self.rows * math.prod(self.fields[name].shape),
+            )
+            for field in self.info["fields"]
+            if field.get("decode") and (name := field["name"]) in chosen and name not in as_stored
+        }
 
     def _chosen(self, asked: Mapping[str, Any]) -> list[str]:
         """Names of the requested fields."""

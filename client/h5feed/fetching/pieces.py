@@ -92,14 +92,6 @@ class Window:
     revision: str
 
     @cached_property
-    def _names(self) -> list[str]:
-        """Names of the fields, in the order of an ordinary body."""
-        tensors = self.plan.frame.tensors
-        return sorted(
-            tensors.keys() - {ROWS, WEIGHT}, key=lambda name: (-tensors[name][0].itemsize, [*tensors].index(name))
-        )
-
-    @cached_property
     def files(self) -> int:
         """Number of files that fields are read from."""
         return len({segment.source.key for column, _ in self.columns.values() for segment in column.segments})
@@ -127,7 +119,7 @@ class Window:
             begin = (index - self.start) * size
             end = begin + (size if index < final else self.plan.last_rows)
             fields: dict[str, npt.NDArray[Any]] = {}
-            for name in self._names:
+            for name in self.plan.frame.names:
                 flat = name.removesuffix(OFFSETS)
                 if name in read:
                     fields[name] = read[name][begin - first : end - first]
