@@ -63,6 +63,8 @@ class Plan:
     """Fields that arrive as image files, and the format to decode them to."""
     pieces: bool | None = None
     """Whether stored pieces are fetched instead of rows, and decoded here; None: where it is faster."""
+    compress: str | None = None
+    """The codec with which the server compresses pieces of what is stored without compression."""
     images: Mapping[str, StoredImages] = field(default_factory=dict)
     """Fields that are stored as image files: they arrive as pixels, but may be fetched as files and decoded here."""
     stored: bool | None = None

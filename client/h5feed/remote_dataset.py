@@ -43,7 +43,7 @@ from .revisions import is_provisional
 from .schema import checked
 from .splits import Splits, replaced_told, tell_replaced
 from .stats import FieldStats, Stats
-from .suggestions import check_options
+from .suggestions import check_options, did_you_mean
 from .tables import titled_table
 from .wire import OFFSETS, ROWS, Tensor, dtype_named
 
@@ -55,6 +55,9 @@ DEFAULT_CONNECTIONS: int | None = None
 
 DEFAULT_READAHEAD = 64 << 20
 """Maximum number of bytes fetched ahead of the training loop."""
+
+CODECS = ("zstd",)
+"""Values of ``compress``."""
 
 _MAX_PLANS = 256
 
@@ -465,6 +468,7 @@ class RemoteDataset:
             frame=self._frame(asked),
             decoding=decoding,
             pieces={"server": False, "client": True}.get(options.get("decode") or "auto"),
+            compress=options.get("compress"),
             images=self._stored_images(asked) if options.get("decode") in (None, "auto") else {},
             stored=answer["stored"],
             part_rows=part_rows if part_rows < batch_size else 0,
@@ -593,6 +597,13 @@ class RemoteDataset:
         where = asked.pop("decode", None)
         if where not in (None, "auto", "server", "client"):
             raise BadParameter(f"decode={where!r} must be 'auto', 'server' or 'client'")
+        compress = asked.pop("compress", None)
+        if compress is not None and compress not in CODECS:
+            raise BadParameter(f"compress={compress!r} is not known: {did_you_mean(str(compress), CODECS)}")
+        if compress is not None and where == "server":
+            raise BadParameter(
+                f"compress={compress!r} needs decode='auto' or 'client': compressed rows are decoded here"
+            )
         if where != "client":
             return asked, {}
         as_stored = names_of(asked.get("encoded"))

@@ -1,7 +1,4 @@
-"""Images of a server on another machine: by default they come as files, if they are certain to decode alike here.
-
-The server is behind an HTTP proxy, under a name that only the proxy knows: for the client, it is far away.
-"""
+"""Images of a server on another machine: by default they come as files, if they are certain to decode alike here."""
 
 from __future__ import annotations
 
@@ -21,11 +18,9 @@ from h5feed.errors import DatasetCorrupt
 from h5feed.images import ImageSpec
 from PIL import Image
 
+from tests.support.far_away import NAME, far_away
 from tests.support.photographs import encoded, photograph
-from tests.support.proxies import ForwardProxy
 from tests.support.server_process import ServerProcess
-
-NAME = "feed.example"
 
 
 def _plain(number: int) -> bytes:
@@ -114,15 +109,10 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 
 @pytest.fixture
-def far(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> Iterator[h5feed.Feed]:
-    for name in ("http_proxy", "all_proxy", "no_proxy", "NO_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    proxy = ForwardProxy({f"{NAME}:8000": server.port})
-    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
-    with h5feed.connect(f"http://{NAME}:8000", deadline=60) as connected:
+def far(server: ServerProcess) -> Iterator[h5feed.Feed]:
+    with far_away(server.port) as url, h5feed.connect(url, deadline=60) as connected:
         assert not connected._client.is_near
         yield connected
-    proxy.close()
 
 
 def _is_same(one: h5feed.Batch, other: h5feed.Batch) -> None:
@@ -332,17 +322,11 @@ def test_a_loop_goes_on_where_the_other_way_stopped(far: h5feed.Feed, server: Se
 def test_batches_in_parts(far: h5feed.Feed, folder: Path, serve: Callable[..., ServerProcess]) -> None:
     """A batch whose pixels need several responses: its files may fit into one, and are decoded alike."""
     server = serve(folder, H5FEED_MAX_BODY_BYTES=str(1 << 20), H5FEED_ALLOWED_HOSTS=NAME)
-    proxy = ForwardProxy({f"{NAME}:8001": server.port})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
-        with h5feed.connect(f"http://{NAME}:8001", deadline=60) as parted:
-            for one, other in zip(
-                parted["photos"].batches(fields=["whole"], batch_size=40, shuffle=True),
-                far["photos"].batches(fields=["whole"], batch_size=40, shuffle=True, decode="server"),
-                strict=True,
-            ):
-                _is_same(one, other)
-    proxy.close()
+    options: dict[str, Any] = {"fields": ["whole"], "batch_size": 40, "shuffle": True}
+    there = list(far["photos"].batches(decode="server", **options))
+    with far_away(server.port) as url, h5feed.connect(url, deadline=60) as parted:
+        for one, other in zip(parted["photos"].batches(**options), there, strict=True):
+            _is_same(one, other)
 
 
 def test_files_are_read_as_they_are() -> None:
