@@ -30,6 +30,7 @@ from . import (
     on_host,
     pieces,
     report,
+    slow,
     small,
     splitting,
     statistics,
@@ -56,6 +57,7 @@ GROUPS: dict[str, ModuleType] = {
     "n": connections,
     "p": building,
     "q": pieces,
+    "r": slow,
     "s": splitting,
     "t": statistics,
     "w": filtering,
@@ -70,7 +72,7 @@ _EXAMPLES = """groups:
   s  splits of ten million labels                     t  statistics of 1.26 GB of images
   k  pages of the explorer                            w  filtered rows of ten million
   l  rows that the client reads from the files        q  compressed chunks over a link of 1 Gbit/s
-  n  the number of connections that the client finds
+  n  the number of connections that the client finds  r  rows compressed for links of 100 Mbit/s and 1 Gbit/s
 
 examples:
   python -m benchmarks                       everything, in less than five minutes

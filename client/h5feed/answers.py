@@ -59,6 +59,8 @@ class FieldInfo(FieldSummary):
     filters: list[str]
     channels: Text
     decode: ImageInfo | None
+    image_libraries: NotRequired[Text]
+    image_bytes: NotRequired[Count | None]
     decoded_per_served_byte: Number
 
 

@@ -20,6 +20,7 @@ import base64
 import hashlib
 import io
 import math
+import platform
 import struct
 import threading
 import warnings
@@ -36,7 +37,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from .images import Colour, ImageSpec, Interpolation, Resize
 
@@ -212,6 +213,19 @@ def fingerprint() -> str:
         for spec in specs:
             digest.update(decode_image(data, spec, exact=True).pixels)
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def libraries() -> str:
+    """The versions of the image libraries on this machine, such as ``Pillow 12.0.0, libjpeg-turbo 3.1.2, …, x86_64``.
+
+    A fingerprint tells decoders apart that differ in the images it samples. Two machines on which it is equal, and this
+    as well, run the same code. The processor is a part of it, because libraries have other code for each.
+    """
+    turbo = features.version("libjpeg_turbo")
+    jpeg = f"libjpeg {features.version('jpg')}" if turbo is None else f"libjpeg-turbo {turbo}"
+    own = f"simplejpeg {simplejpeg.__version__}, OpenCV {cv2.__version__}"
+    return f"Pillow {PIL.__version__}, {jpeg}, {own}, {platform.machine()}"
 
 
 _SAMPLED: Sequence[tuple[int, int, Resize]] = ((31, 31, "aspect"), (13, 11, "stretch"), (40, 90, "pad"))

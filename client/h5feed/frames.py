@@ -120,6 +120,22 @@ class Frame:
         tensors = {name: kind for name, kind in self.tensors.items() if name not in fields}
         return Frame(self.rows, tensors, self.flat)
 
+    def encoded(self, fields: Collection[str]) -> Frame:
+        """The same frame, with some fields as the bytes of image files."""
+        tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+        for name, kind in self.tensors.items():
+            if name in fields:
+                tensors |= {name: (np.dtype("|u1"), ()), name + OFFSETS: (np.dtype("<i8"), ())}
+            else:
+                tensors[name] = kind
+        return Frame(self.rows, tensors, self.flat | set(fields))
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        """Names of the fields, in the order of an ordinary body."""
+        order = {name: place for place, name in enumerate(self.tensors)}
+        return sorted(order.keys() - {ROWS, WEIGHT}, key=lambda name: (-self.tensors[name][0].itemsize, order[name]))
+
     @cached_property
     def offsets(self) -> frozenset[str]:
         """Tensors with the start of each row of those whose rows differ in length."""

@@ -55,10 +55,15 @@ class EpochOptions(SplitOptions, total=False):
     encoded: Sequence[str] | None
     """Fields stored as JPEG or PNG to receive as encoded bytes: see `Batch.lists`."""
     decode: Literal["auto", "server", "client"] | None
-    """Where to decode. ``auto``, the default: compressed chunks are decoded by the read-ahead threads if that makes
-    responses at least 1.2 times shorter, and on the server's machine the rows are read from its files; needs
-    ``h5feed[decode]``, else as ``server``. ``server``: everything is decoded there. ``client``: as ``auto``, and images
-    stored as JPEG or PNG are sent as they are and decoded here, to the same pixels."""
+    """Where to decode. ``auto``, the default: compressed chunks, and images stored as JPEG or PNG, are decoded by the
+    read-ahead threads if that makes responses at least 1.2 times shorter and the arrays are certain to be the same, and
+    on the server's machine the rows are read from its files; needs ``h5feed[decode]``, else as ``server``. ``server``:
+    everything is decoded there. ``client``: as ``auto``, and images are always sent as they are and decoded here, to
+    the same pixels."""
+    compress: Literal["zstd"] | None
+    """Let the server compress rows that are not stored in compressed chunks, for slow links; needs ``h5feed[decode]``.
+    Fields that do not get at least 1.2 times shorter come as they are. Ignored if the server is on this machine, and
+    for single batches. The arrays are the same."""
 
 
 class OrderOptions(EpochOptions, total=False):

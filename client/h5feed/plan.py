@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote, unquote
@@ -14,6 +14,28 @@ from .errors import BadParameter
 from .frames import Frame
 from .images import ImageSpec
 from .wire import Tensor
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """A field that is stored as image files, which the server or the client may decode.
+
+    Attributes
+    ----------
+    about : mapping of str to Any
+        The server's ``decode`` entry of the field.
+    libraries : str or None
+        Its image libraries, see `h5feed.decode.libraries`; None: an older server, which does not say.
+    file_bytes : int or None
+        Bytes of all image files; None: not known before they are read.
+    pixel_bytes : int
+        Bytes of all rows when they are decoded.
+    """
+
+    about: Mapping[str, Any]
+    libraries: str | None
+    file_bytes: int | None
+    pixel_bytes: int
 
 
 @dataclass(frozen=True)
@@ -41,6 +63,10 @@ class Plan:
     """Fields that arrive as image files, and the format to decode them to."""
     pieces: bool | None = None
     """Whether stored pieces are fetched instead of rows, and decoded here; None: where it is faster."""
+    compress: str | None = None
+    """The codec with which the server compresses pieces of what is stored without compression."""
+    images: Mapping[str, StoredImages] = field(default_factory=dict)
+    """Fields that are stored as image files: they arrive as pixels, but may be fetched as files and decoded here."""
     stored: bool | None = None
     """Whether the split is stored in the file; None for all rows."""
     part_rows: int = 0

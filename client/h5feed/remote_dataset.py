@@ -22,6 +22,7 @@ from .cache import RowCache
 from .errors import BadAnswer, BadParameter, Preparing, RevisionChanged, RowOutOfRange, TooLarge
 from .fetching.cached import cached_fetch
 from .fetching.decoding import decoded_batch, decoded_fetch, specs_for
+from .fetching.images import ImageFetcher
 from .fetching.parts import PART_BYTES
 from .fetching.provisional import LaterCached
 from .fetching.readahead import ReadAhead
@@ -38,12 +39,12 @@ from .options import (
 )
 from .order import BatchGrid
 from .pictures import PNG, Picture, PlotKind
-from .plan import Plan, conditions, names_of, parameter, quoted, tail_of
+from .plan import Plan, StoredImages, conditions, names_of, parameter, quoted, tail_of
 from .revisions import is_provisional
 from .schema import checked
 from .splits import Splits, replaced_told, tell_replaced
 from .stats import FieldStats, Stats
-from .suggestions import check_options
+from .suggestions import check_options, did_you_mean
 from .tables import titled_table
 from .wire import OFFSETS, ROWS, Tensor, dtype_named
 
@@ -55,6 +56,9 @@ DEFAULT_CONNECTIONS: int | None = None
 
 DEFAULT_READAHEAD = 64 << 20
 """Maximum number of bytes fetched ahead of the training loop."""
+
+CODECS = ("zstd",)
+"""Values of ``compress``."""
 
 _MAX_PLANS = 256
 
@@ -465,6 +469,8 @@ class RemoteDataset:
             frame=self._frame(asked),
             decoding=decoding,
             pieces={"server": False, "client": True}.get(options.get("decode") or "auto"),
+            compress=options.get("compress"),
+            images=self._stored_images(asked) if options.get("decode") in (None, "auto") else {},
             stored=answer["stored"],
             part_rows=part_rows if part_rows < batch_size else 0,
             note=answer["note"],
@@ -493,7 +499,8 @@ class RemoteDataset:
             pace=Pace(readahead, connections, self._client.link),
             # A fetch may send two requests: the stream, and the batch at which it broke, or one for each part of a
             # batch. With a cache, also requests for row ids, for missing rows and for fields that are not cached.
-            deadline=(1 if cache is None else 4) * plan.parts * self._client.deadline + self._client.deadline + 10,
+            # Images that are not decoded here are requested twice.
+            deadline=((1 if cache is None else 4) * plan.parts + 1 + bool(plan.images)) * self._client.deadline + 10,
             waits=waits,
         )
 
@@ -547,7 +554,8 @@ class RemoteDataset:
         """The function that fetches blocks. It does not refer to the `Dataset`: threads must not keep it alive."""
         client = self._client if pool is None else self._client.with_pool(pool)
         path = self._path
-        fetch = fetcher(client, path, plan)
+        images = ImageFetcher(client, path, plan) if plan.images else None
+        fetch: Fetch[Batch] = images or fetcher(client, path, plan)
         if plan.decoding:
             fetch = decoded_fetch(fetch, plan.decoding, client.pool)
         if cache is None:
@@ -559,7 +567,9 @@ class RemoteDataset:
                 own,
                 plan,
                 fetch_fields=lambda names: fetcher(client, path, plan.of_fields(names)),
-                take=taker(client, path, revision, plan.frame, plan.decoding, client.pool),
+                take=images.taker(revision)
+                if images
+                else taker(client, path, revision, plan.frame, plan.decoding, client.pool),
                 pool=client.pool,
             )
 
@@ -593,6 +603,13 @@ class RemoteDataset:
         where = asked.pop("decode", None)
         if where not in (None, "auto", "server", "client"):
             raise BadParameter(f"decode={where!r} must be 'auto', 'server' or 'client'")
+        compress = asked.pop("compress", None)
+        if compress is not None and compress not in CODECS:
+            raise BadParameter(f"compress={compress!r} is not known: {did_you_mean(str(compress), CODECS)}")
+        if compress is not None and where == "server":
+            raise BadParameter(
+                f"compress={compress!r} needs decode='auto' or 'client': compressed rows are decoded here"
+            )
         if where != "client":
             return asked, {}
         as_stored = names_of(asked.get("encoded"))
@@ -607,6 +624,20 @@ class RemoteDataset:
         if specs:
             asked["encoded"] = [*as_stored, *specs]
         return asked, specs
+
+    def _stored_images(self, asked: Mapping[str, Any]) -> dict[str, StoredImages]:
+        """The requested fields that the server decodes from image files."""
+        as_stored, chosen = names_of(asked.get("encoded")), set(self._chosen(asked))
+        return {
+            name: StoredImages(
+                field["decode"],
+                field.get("image_libraries"),
+                field.get("image_bytes"),
+                self.rows * math.prod(self.fields[name].shape),
+            )
+            for field in self.info["fields"]
+            if field.get("decode") and (name := field["name"]) in chosen and name not in as_stored
+        }
 
     def _chosen(self, asked: Mapping[str, Any]) -> list[str]:
         """Names of the requested fields."""

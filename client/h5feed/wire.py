@@ -160,6 +160,10 @@ class Body:
         """Size of the whole body in bytes."""
         return self.data_start + sum(tensor.nbytes for tensor in self.tensors)
 
+    def begin(self, name: str) -> int:
+        """Where a tensor begins, in bytes from the beginning of the body."""
+        return self.data_start + next(first for tensor, (first, _) in self._extents.items() if tensor.name == name)
+
     def header(self, index: int) -> bytes:
         """Everything before the first tensor, for batch `index`."""
         before, after, length = self._template

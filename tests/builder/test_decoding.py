@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from h5feed.decode import FORMATS, MAX_PIXELS, decode_into
 from h5feed.errors import BadParameter, Overloaded
+from h5feed.plain_images import is_plain
 from h5feed_server.builder import BuildOptions, ImageSpec, decode_image
 from h5feed_server.builder.image_spec import BrokenImage
 from h5feed_server.storage.images.decoding import Decoding, ImageDecoders, served
-from h5feed_server.storage.images.plain import is_plain
 from PIL import Image
 
 from tests.support.photographs import encoded, photograph

@@ -132,6 +132,7 @@ _NEEDS: dict[str, dict[str, Any]] = {
     "test": {"split": "train"},
     "val": {"split": "train"},
     "folds": {"split": "train"},
+    "compress": {"body": "pieces"},
 }
 """What parameters need beside them to have an effect."""
 
@@ -158,10 +159,11 @@ def test_examples_run(http: httpx.Client, schema: dict[str, Any]) -> None:
                 assert each["name"] in filled | place or each["name"] in ("prefer", "encoded"), each
                 continue
             needs = {name: value for name, value in _NEEDS.get(each["name"], {}).items() if name in names - set(place)}
-            # Folds make val themselves, and rows that are named are not drawn.
+            # Folds make val themselves, rows that are named are not drawn, and pieces are of whole batches.
             without = (
                 {"test", "val"} if each["name"] == "rows" else {"val"} if "folds" in {each["name"], *needs} else set()
             )
+            without |= {"from_row", "to_row"} if each["name"] == "compress" else set()
             drawn = {name: value for name, value in filled.items() if name not in without}
             query = drawn | needs | {each["name"]: each["schema"]["examples"][0]}
             answer = http.get(url, params=query, headers={"prefer": "wait=30"})

@@ -61,7 +61,9 @@ def body_plan_of(services: Services, name: str, query: BatchQuery, scope: Scope)
     # Others get no descriptors, and what identifies the files is not to leave this machine.
     peer = peer_of(scope)
     passes = services.settings.descriptors == "auto" and peer is not None and peer.is_local()
-    return PiecesPlan(plan, services.catalog.root, named=passes and query.body == "places")
+    return PiecesPlan(
+        plan, services.catalog.root, named=passes and query.body == "places", compresses=query.compress is not None
+    )
 
 
 def part_of(plan: AnyPlan, index: int, query: OneBatchQuery | None) -> tuple[int, int] | None:

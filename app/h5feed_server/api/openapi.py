@@ -36,7 +36,7 @@ GROUPS = {
     "Rows by class or weight": ("balance", "weights", "epoch_rows"),
     "Several readers": ("shard", "shards"),
     "Proof": ("ticket", "nonce"),
-    "Answer": ("format", "body", "side", "per_class", "channel", "revision", "prefer"),
+    "Answer": ("format", "body", "compress", "side", "per_class", "channel", "revision", "prefer"),
 }
 """Headings of the page, and the parameters below each."""
 
@@ -65,6 +65,7 @@ EXAMPLES: dict[str, Any] = {
     "epoch_rows": 1000,
     "shard": 1,
     "shards": 2,
+    "compress": "zstd",
     "side": 128,
     "per_class": 4,
     "prefer": "wait=5",

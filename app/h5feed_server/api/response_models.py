@@ -102,6 +102,8 @@ class FieldDescription(FieldSummary):
     class_names: list[str] | None
     attributes: dict[str, Any]
     decode: Decoded | None
+    image_libraries: str | None = Field(description="Versions of the libraries that decode images.")
+    image_bytes: int | None = Field(description="Bytes of all image files. null if it holds none, or only h5py knows.")
     decoded_per_served_byte: float = Field(description="Bytes decoded per byte of a shuffled batch.")
     advice: str | None = Field(description="How to make shuffled batches cheaper.")
 

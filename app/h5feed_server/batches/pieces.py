@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,8 @@ from h5feed.stored.pieces import (
 from h5feed.wire import ROWS, WEIGHT, Body, Tensor
 
 from ..catalog.dataset import Dataset, Field
-from .batcher import BatchPlan, body_of, lengths_of, lists_of, read_fields
+from .batcher import BatchPlan, Lists, body_of, lengths_of, lists_of, read_fields
+from .compression import WORK_BYTES, compress, is_raw, refusal
 
 WORTHWHILE = 1.2
 """Stored bytes are sent if the rows of a field have at least this many times as many bytes."""
@@ -64,11 +65,14 @@ class PiecesPlan:
         The data folder.
     named : bool
         Name files where possible; else all stored bytes are in the body.
+    compresses : bool
+        Compress rows that are not stored in compressed chunks, if they get shorter: see `compression`.
     """
 
     plan: BatchPlan
     root: Path
     named: bool
+    compresses: bool = False
 
     ragged = True
     """The size of a body is known when it is filled."""
@@ -102,33 +106,80 @@ class PiecesPlan:
         plan = self.plan
         rows, real = plan.all_rows(start, stop)
         pieces, sent = self._describe(rows)
-        about, tables = dump_pieces(pieces)
-        whole = [field for field in plan.fields if field.name not in pieces.fields]
-        lists = lists_of(plan.reader, whole, rows)
-        if any(field.name.startswith(PREFIX) for field in whole):
-            raise BadParameter(f"body=pieces: a field may not have a name that begins with {PREFIX}")
-        extra = [Tensor(WEIGHT, np.dtype("<f4"), rows.shape)] if plan.padded else []
-        extra += [Tensor(name, table.dtype, table.shape) for name, table in tables.items()]
-        nbytes = sum(int(one.sizes.sum()) for one in sent)
-        if nbytes:
-            extra.append(Tensor(BYTES, np.dtype("|u1"), (nbytes,)))
-        body = body_of(plan.dataset, whole, len(rows), {**plan.about, "pieces": about}, extra, lengths_of(lists))
+        stored = sum(int(one.sizes.sum()) for one in sent)
+        lists = lists_of(plan.reader, self._whole(pieces), rows)
+        body, tables = self._body(pieces, len(rows), stored, lists)
         if body.nbytes > plan.max_bytes:
             raise TooLarge(
                 f"batches {start} … {stop - 1} have {body.nbytes} bytes, more than the limit of {plan.max_bytes} per "
                 "response (H5FEED_MAX_BODY_BYTES): request fewer batches at once"
             )
-        buffer = lease(body.nbytes)
+        to_compress = [field for field in self._whole(pieces) if is_raw(field.column)] if self.compresses else []
+        if to_compress:
+            # Compressed rows are never longer than what the same body would contain otherwise.
+            leased = lease(WORK_BYTES + body.nbytes)
+            pieces, used = self._compressed(pieces, to_compress, rows, stored, leased)
+            body, tables = self._body(pieces, len(rows), stored + used, lists)
+            if used:
+                # First of all, because everything else may be written over it. It may overlap with its new place.
+                begin, view = body.begin(BYTES) + stored, memoryview(leased)
+                view[begin : begin + used] = view[WORK_BYTES : WORK_BYTES + used]
+            buffer = leased[: body.nbytes]
+        else:
+            buffer = lease(body.nbytes)
         placed = body.place(buffer, start)
         placed[ROWS][...] = rows
         if plan.padded:
             placed[WEIGHT][...] = real
         for name, table in tables.items():
             placed[name][...] = table
-        read_fields(plan.reader, whole, rows, lists, placed)
-        if nbytes:
+        read_fields(plan.reader, self._whole(pieces), rows, lists, placed)
+        if stored:
             _read_stored(sent, placed[BYTES])
         return buffer
+
+    def _whole(self, pieces: Pieces) -> list[Field]:
+        """Fields that come as ordinary tensors."""
+        return [field for field in self.plan.fields if field.name not in pieces.fields]
+
+    def _body(self, pieces: Pieces, rows: int, nbytes: int, lists: Lists) -> tuple[Body, Mapping[str, Int64s]]:
+        """The layout of a body with this many bytes of pieces, and its tables."""
+        plan = self.plan
+        about, tables = dump_pieces(pieces)
+        whole = self._whole(pieces)
+        if any(field.name.startswith(PREFIX) for field in whole):
+            raise BadParameter(f"body=pieces: a field may not have a name that begins with {PREFIX}")
+        extra = [Tensor(WEIGHT, np.dtype("<f4"), (rows,))] if plan.padded else []
+        extra += [Tensor(name, table.dtype, table.shape) for name, table in tables.items()]
+        if nbytes:
+            extra.append(Tensor(BYTES, np.dtype("|u1"), (nbytes,)))
+        return body_of(plan.dataset, whole, rows, {**plan.about, "pieces": about}, extra, lengths_of(lists)), tables
+
+    def _compressed(
+        self, pieces: Pieces, fields: Sequence[Field], rows: Int64s, stored: int, leased: Bytes
+    ) -> tuple[Pieces, int]:
+        """The pieces with those of `fields` that get shorter, and the bytes of these, which are behind the first
+        `WORK_BYTES` of `leased`. In the body, they follow `stored` other bytes."""
+        described, reasons, used = dict(pieces.fields), dict(pieces.reasons), 0
+        work, out = leased[:WORK_BYTES], leased[WORK_BYTES:]
+        for field in fields:
+            refused = refusal(field.column, len(rows))
+            if refused is not None:
+                reasons[field.name] = refused
+                continue
+            packed = compress(self.plan.reader, field.column, field.name, rows, out[used:], work, WORTHWHILE)
+            if packed is None:
+                nbytes = len(rows) * field.column.row_bytes
+                reasons[field.name] = f"compression makes its {nbytes} bytes less than {WORTHWHILE} times shorter"
+                continue
+            table = packed.array.chunks
+            assert table is not None
+            array = replace(packed.array, chunks=replace(table, offsets=table.offsets + stored + used))
+            segment = Segment(field.column.segments[0].source, array)
+            described[field.name] = FieldPieces([(segment, None)], np.arange(len(rows)))
+            del reasons[field.name]
+            used += packed.nbytes
+        return Pieces(described, pieces.files, reasons), used
 
     def _describe(self, rows: Int64s) -> tuple[Pieces, list[_Sent]]:
         fields: dict[str, FieldPieces] = {}

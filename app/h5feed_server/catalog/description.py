@@ -41,6 +41,22 @@ def _describe_images(field: Field) -> dict[str, Any] | None:
     return {**field.images.about(), "decoder": fingerprint()}
 
 
+def _image_libraries(field: Field) -> str | None:
+    if field.images is None or field.unreadable:
+        return None
+    from h5feed.decode import libraries
+
+    return libraries()
+
+
+def _image_bytes(field: Field) -> int | None:
+    """Bytes of all image files of a field; None if only h5py knows."""
+    offsets = [segment.offsets for segment in field.column.segments]
+    if field.images is None or field.unreadable or any(each is None for each in offsets):
+        return None
+    return sum(max(0, int(each[-1] - each[0])) for each in offsets if each is not None)
+
+
 def _covered(dataset: Dataset) -> str:
     """What a change must affect so that the dataset gets another revision."""
     if is_provisional(dataset.revision):
@@ -81,6 +97,8 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
                 "class_names": field.class_names,
                 "attributes": array.attributes,
                 "decode": _describe_images(field),
+                "image_libraries": _image_libraries(field),
+                "image_bytes": _image_bytes(field),
                 "decoded_per_served_byte": round(field.read_amplification, 3),
                 "advice": _advice(field),
             }

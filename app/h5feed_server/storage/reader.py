@@ -84,6 +84,7 @@ class Reader:
         self._lock = threading.Lock()
         self._chunk_rows = ChunkRows(self._decoders, chunk_bytes, timeout)
         self._arrays = ArrayReader(self._decoders, self._chunk_rows, self._read_by_h5py)
+        self.share, self.scratch = self._decoders.share, self._decoders.scratch
         self.list_offsets = self._arrays.list_offsets
         self.read_lists = self._arrays.read_lists
 

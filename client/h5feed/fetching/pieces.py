@@ -61,6 +61,10 @@ _MOST_FAILURES = 8
 _LEAST_GAIN = 16
 """Places are worth fetching if they have so many times fewer bytes than the rows."""
 
+_TELLING_BYTES = 64 << 10
+"""From as many bytes on, a block that compression does not make shorter tells that others will not get shorter. The
+first blocks of a loop may have a few small rows."""
+
 Int64s = npt.NDArray[np.int64]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -100,14 +104,6 @@ class Window:
     is_kept: bool
 
     @cached_property
-    def _names(self) -> list[str]:
-        """Names of the fields, in the order of an ordinary body."""
-        tensors = self.plan.frame.tensors
-        return sorted(
-            tensors.keys() - {ROWS, WEIGHT}, key=lambda name: (-tensors[name][0].itemsize, [*tensors].index(name))
-        )
-
-    @cached_property
     def files(self) -> int:
         """Number of files that fields are read from."""
         return len({segment.source.key for column, _ in self.columns.values() for segment in column.segments})
@@ -137,7 +133,7 @@ class Window:
         for index, plain in zip(range(start, stop), plain_of, strict=True):
             begin = (index - start) * size
             end = begin + len(plain[ROWS])
-            fields = {name: read[name][begin:end] if name in read else plain[name] for name in self._names}
+            fields = {name: read[name][begin:end] if name in read else plain[name] for name in self.plan.frame.names}
             batches.append(
                 Batch(
                     fields,
@@ -213,6 +209,10 @@ class PieceFetcher:
             self.reason = f"{' or '.join(NEEDED)} is not installed: `pip install 'h5feed[decode]'`"
         elif plan.pieces is None and client.is_near and not client.is_local:
             self.reason = "the server is on this machine: decoded rows cost nothing on the way"
+        self._compress = plan.compress
+        self._ignored = ""
+        if plan.compress is not None and client.is_near:
+            self._do_not_compress("the server is on this machine")
 
     def fetch(self, block: Block, cancelled: threading.Event) -> list[Batch] | None:
         """The batches of a block; None if it has to be fetched as tensors.
@@ -223,7 +223,7 @@ class PieceFetcher:
             The server does not answer, or refuses.
         """
         if self.reason is not None:
-            as_tensors(self.reason)
+            self._tell(self.reason)
             return None
         by_place = self._client.is_local and not self._places_refused
         try:
@@ -231,10 +231,10 @@ class PieceFetcher:
         except (BadParameter, BadAnswer, TooLarge) as error:
             # A server that does not know of pieces refuses the parameter.
             self._give_up(by_place, str(error))
-            as_tensors(str(error))
+            self._tell(str(error))
             return None
         if not window.columns:
-            as_tensors(_reasons(window))
+            self._tell(_reasons(window))
         try:
             batches = window.read(block.start, block.stop, self._reader, self._client.pool)
         except FeedError as error:
@@ -246,9 +246,11 @@ class PieceFetcher:
             refused = isinstance(error, NoDescriptor) and error.retry_after is None
             if refused or self._failures >= _MOST_FAILURES:
                 self._give_up(by_place, str(error))
-            as_tensors(f"they could not be read here: {error}")
+            self._tell(f"they could not be read here: {error}")
             return None
         if window.columns:
+            if self._plan.compress is not None:
+                self._tell(_reasons(window) if window.reasons else "")
             self._failures = 0
             rows = sum(len(batch.rows) for batch in batches)
             each = sum(column.row_bytes for column, _ in window.columns.values())
@@ -256,6 +258,13 @@ class PieceFetcher:
             if by_place:
                 self._client.bytes_read.add(rows * each)
         return batches
+
+    def _tell(self, why: str) -> None:
+        """Report why rows are fetched as tensors, or are not compressed."""
+        as_tensors("; ".join(filter(None, (why, self._ignored))))
+
+    def _do_not_compress(self, why: str) -> None:
+        self._ignored, self._compress = f"compress={self._plan.compress!r} is ignored: {why}", None
 
     @cached_property
     def _reader(self) -> ArrayReader:
@@ -274,7 +283,8 @@ class PieceFetcher:
 
     def _pieces(self, block: Block, cancelled: threading.Event) -> Window:
         window = self._ask("pieces", block.epoch, block.start, block.stop, cancelled)
-        if not window.columns:
+        nbytes = (block.stop - block.start) * self._plan.batch_bytes
+        if not window.columns and (self._compress is None or nbytes >= _TELLING_BYTES):
             self.reason = _reasons(window)
         return window
 
@@ -339,7 +349,16 @@ class PieceFetcher:
         plan = self._plan
         query = {**plan.params, "epoch": str(epoch), "body": form, "start": str(start), "stop": str(stop)}
         most = plan.frame.max_bytes(plan.batch_size, stop - start, plan.max_bytes)
-        body = self._client.body(f"{self._path}/batches", query, max_bytes=most, cancelled=cancelled, within=within)
+        ask = partial(self._client.body, f"{self._path}/batches", max_bytes=most, cancelled=cancelled, within=within)
+        more = {} if self._compress is None or form != "pieces" else {"compress": self._compress}
+        try:
+            body = ask(query | more)
+        except BadParameter as error:
+            if not more:
+                raise
+            # If it is about something else, it comes again. A server that does not know of it refuses the parameter.
+            body = ask(query)
+            self._do_not_compress(str(error))
         try:
             tensors, about, nbytes = read_body(body)
             if nbytes != len(body):

@@ -18,7 +18,7 @@ from ..frames import Frame
 from ..images import ImageSpec
 from ..net.client import Client
 from ..net.names import Names
-from ..net.trace import received, retried
+from ..net.trace import decoded_images, received, retried
 from ..net.transport import BodyCut
 from ..plan import Plan
 from ..wire import ROWS, WEIGHT, read_body, read_runs
@@ -103,9 +103,16 @@ def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
 
 
 def taker(
-    client: Client, path: str, revision: str, frame: Frame, decoding: Mapping[str, ImageSpec], pool: BufferPool
+    client: Client,
+    path: str,
+    revision: str,
+    frame: Frame,
+    decoding: Mapping[str, ImageSpec],
+    pool: BufferPool,
+    *,
+    only_plain: bool = False,
 ) -> Take:
-    """The function that fetches rows by id, for some fields of a frame."""
+    """The function that fetches rows by id, for some fields of a frame. `only_plain` is that of `decoded`."""
 
     def take(
         rows: npt.NDArray[np.int64], fields: Sequence[str], cancelled: threading.Event
@@ -114,7 +121,11 @@ def taker(
         request = {"rows": rows.tolist(), "fields": list(fields)} | ({"encoded": list(specs)} if specs else {})
         batch = fetch_rows(client, path, revision, request, rows, frame.only(fields, weighted=False), cancelled)
         arrays = dict(batch)
-        return decoded(arrays, rows, specs, pool, cancelled) if specs else arrays
+        if not specs:
+            return arrays
+        arrays = decoded(arrays, rows, specs, pool, cancelled, only_plain=only_plain)
+        decoded_images(len(rows))
+        return arrays
 
     return take
 

@@ -52,6 +52,7 @@ class _Pass:
     cached: int = 0
     from_files: int = 0
     from_pieces: int = 0
+    from_images: int = 0
     file_bytes: int = 0
     why: str = ""
     waits: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
@@ -86,6 +87,7 @@ class _Pass:
                 self.cached += trace.cached
                 self.from_files += trace.from_files
                 self.from_pieces += trace.from_pieces
+                self.from_images += trace.from_images
                 self.file_bytes += trace.file_bytes
                 self.why = trace.why or self.why
         self.waiting += waiting
@@ -115,6 +117,7 @@ class _Pass:
             cached=self.cached,
             from_files=self.from_files,
             from_pieces=self.from_pieces,
+            from_images=self.from_images,
             file_bytes=self.file_bytes,
             why=self.why,
             steady_seconds=self.until - self.steady_from if is_steady else 0.0,

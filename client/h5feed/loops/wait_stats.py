@@ -69,6 +69,8 @@ class LoopStats(Mapping[str, float]):
         Rows read from the server's files, on the same machine.
     from_pieces : int
         Rows decoded here from compressed chunks.
+    from_images : int
+        Rows whose images were decoded here. If other fields of them came as chunks, they are in `from_pieces`, too.
     why : str
         Why other rows came as the server has decoded them.
 
@@ -94,6 +96,7 @@ class LoopStats(Mapping[str, float]):
     cached: int = 0
     from_files: int = 0
     from_pieces: int = 0
+    from_images: int = 0
     file_bytes: int = 0
     """Bytes of the rows that were read from files; part of `bytes`."""
     why: str = ""
@@ -110,7 +113,7 @@ class LoopStats(Mapping[str, float]):
     _NAMES: ClassVar = (
         *("passes", "steps", "rows", "bytes", "seconds", "waited", "waiting", "transfer", "decode", "preparing"),
         *("compute", "utilisation", "median", "p95", "longest", "bytes_per_second", "retries", "cached"),
-        *("from_files", "from_pieces"),
+        *("from_files", "from_pieces", "from_images"),
     )
 
     def __getitem__(self, name: str) -> float:
@@ -207,7 +210,7 @@ class LoopStats(Mapping[str, float]):
 
     def _remarks(self) -> list[str]:
         """How the server was reached, which rows it has decoded and why, and advice."""
-        others = self.rows - self.cached - self.from_files - self.from_pieces
+        others = self.rows - self.cached - self.from_files - max(self.from_pieces, self.from_images)
         there = f"{others:,} rows were decoded by the server: {self.why}" if self.why and others > 0 else ""
         return [remark for remark in (self.via and f"over {self.via}", there, self.advice()) if remark]
 
@@ -268,4 +271,5 @@ _LINES: Mapping[str, Callable[[LoopStats], str]] = {
     "rows from the cache": _count("cached"),
     "rows from files": _count("from_files"),
     "rows from pieces": _count("from_pieces"),
+    "rows from image files": _count("from_images"),
 }

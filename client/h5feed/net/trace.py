@@ -34,6 +34,8 @@ class Trace:
         Rows found in the local cache.
     from_files, from_pieces : int
         Rows read here: from files of the server, and from compressed chunks.
+    from_images : int
+        Rows whose images were decoded here.
     file_bytes : int
         Bytes of the rows from files.
     why : str
@@ -43,12 +45,16 @@ class Trace:
         Called only if there is a request: a block that is read here reports nothing.
     """
 
-    __slots__ = ("_entered", "cached", "file_bytes", "from_files", "from_pieces", "nbytes", "retries", "waits", "why")
+    __slots__ = (
+        *("_entered", "cached", "file_bytes", "from_files", "from_images", "from_pieces", "nbytes", "retries"),
+        *("waits", "why"),
+    )
 
     def __init__(self, waits: Waits | None = None) -> None:
         self._entered: list[tuple[float, int]] = []
         self.waits = waits
         self.nbytes = self.retries = self.cached = self.from_files = self.from_pieces = self.file_bytes = 0
+        self.from_images = 0
         self.why = ""
 
     def enter(self, phase: int) -> None:
@@ -127,6 +133,14 @@ def read_here(rows: int, nbytes: int, *, from_files: bool) -> None:
         trace.file_bytes += nbytes
     elif trace is not None:
         trace.from_pieces += rows
+
+
+def decoded_images(rows: int) -> None:
+    """Report rows whose images were decoded here: for these, there is no reason why they came as tensors."""
+    trace = _CURRENT.get()
+    if trace is not None:
+        trace.from_images += rows
+        trace.why = ""
 
 
 def as_tensors(why: str) -> None:

@@ -24,9 +24,9 @@ import numpy as np
 from h5feed.decode import MAX_SERVED_PIXELS, SERVED_FORMATS, BrokenImage, Decoded, decode_image, resizer
 from h5feed.errors import Overloaded
 from h5feed.images import ImageSpec
+from h5feed.plain_images import is_plain
 
 from ..hdf5.child import LENGTH, Child, confine, write_frame
-from .plain import is_plain
 
 MEMORY_BYTES = 8 << 30
 """Address space of a decoder process. The largest image that is accepted needs half of it."""

@@ -1,4 +1,4 @@
-"""Recognises image files that cannot take long to decode, by their structure.
+"""Recognises image files that cannot take long to decode, by their structure, for servers and clients.
 
 Nearly all files that cameras and programs write are of this kind.
 
