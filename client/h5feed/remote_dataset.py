@@ -48,7 +48,7 @@ from .suggestions import check_options, did_you_mean
 from .tables import titled_table
 from .wire import OFFSETS, ROWS, Tensor, dtype_named
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 16 << 20
 """Bytes. Small batches are fetched in blocks of up to this size; one request per batch would be many times slower."""
 
 DEFAULT_CONNECTIONS: int | None = None
