@@ -33,7 +33,7 @@ FIGURES = tuple(
 def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rates:
     """Pages per second, and how many would be just in time."""
     rates: dict[str, list[float]] = {name: [] for name in ALLOWED}
-    with TemporaryDirectory(prefix="h5feed-bench-", dir=files.folder) as name:
+    with TemporaryDirectory(prefix="h5feed-bench-", dir=files.folder.parent) as name:
         _write(Path(name))
         with h5feed_server(Path(name), 1) as server, httpx.Client(base_url=server.url, timeout=60) as http:
             _settle(http)

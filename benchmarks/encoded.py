@@ -48,7 +48,7 @@ FIGURES = (
 def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rates:
     """Images per second of every contestant; and the reciprocals of bytes."""
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="h5feed-bench-", dir=files.folder)))
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="h5feed-bench-", dir=files.folder.parent)))
         mean = make_images(folder / "jpegs")
         print(f"           {IMAGES} JPEGs of {mean:,.0f} bytes on average", flush=True)
         served = folder / "served"

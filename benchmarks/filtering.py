@@ -36,7 +36,7 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
     """Answers per second: the first page of rows of a condition that is new, again, and a page in the middle."""
     labels = np.random.default_rng(2).integers(0, CLASSES, ROWS)
     rates: dict[str, list[float]] = {name: [] for name in ("first", "again", "page", "numpy", "soon")}
-    with TemporaryDirectory(prefix="h5feed-bench-", dir=files.folder) as name:
+    with TemporaryDirectory(prefix="h5feed-bench-", dir=files.folder.parent) as name:
         path = Path(name) / "labels.h5"
         with h5py.File(path, "w") as file:
             file["x"], file["labels"] = np.zeros((ROWS, 1), np.uint8), labels

@@ -51,12 +51,11 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
         images = stack.enter_context(h5py.File(files.contiguous))["images"]
         hot = stack.enter_context(hot_buffer_servers(BATCH * row_bytes, CONNECTIONS))
         threads = stack.enter_context(ThreadPoolExecutor(cores))
-        cpu: dict[str, list[float]] = {"cpu files": [], "cpu tcp": []}
         name, gzip = files.contiguous.stem, files.compressed.stem
         contestants: dict[str, Turn] = {
-            "files": _counting_cpu(server, epochs_of(near[name], BATCH), cpu["cpu files"]),
+            "files": epochs_of(near[name], BATCH),
             "preadv": _preadv(stack, images, row_bytes),
-            "tcp": _counting_cpu(server, epochs_of(far[name], BATCH, decode="server"), cpu["cpu tcp"]),
+            "tcp": epochs_of(far[name], BATCH, decode="server"),
             "socket": _from_sockets(stack, hot, row_bytes),
             "h5py rows": local.by_row(images, BATCH, _BATCHES),
             "gzip files": epochs_of(near[gzip], BATCH),
@@ -67,22 +66,19 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
         if not loader.stats().from_files:
             raise RuntimeError(f"rows were not read from files: {loader.stats().why}")
         rates = dict(take_turns(contestants, rounds))
-        # The first turn of each was there to warm up.
-        return rates | {name: seconds[1:] for name, seconds in cpu.items()}
+        return rates | {f"cpu {name}": _cpu_seconds(server, contestants[name], rounds) for name in ("files", "tcp")}
 
 
-def _counting_cpu(server: H5feedServer, turn: Turn, seconds: list[float]) -> Turn:
-    """The same turns, which note the CPU seconds that the server's workers take for each row."""
-
-    def counting() -> int:
+def _cpu_seconds(server: H5feedServer, turn: Turn, rounds: int) -> list[float]:
+    """CPU seconds that the server's workers take for each row, of as many turns. Not of those that are timed: after
+    each, this waits for what the workers do just after the last batch."""
+    seconds = []
+    for _ in range(rounds):
         before = server.cpu_seconds()
         rows = turn()
-        # Ticks of the clock are coarse: what the workers do just after the last batch is theirs as well.
         time.sleep(0.05)
         seconds.append(max(server.cpu_seconds() - before, 1e-9) / rows)
-        return rows
-
-    return counting
+    return seconds
 
 
 def _from_sockets(stack: contextlib.ExitStack, ports: list[int], row_bytes: int) -> Turn:

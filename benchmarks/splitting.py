@@ -42,7 +42,7 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
     """Splits per second of every contestant; and the reciprocals of bytes of memory, allowed and used."""
     labels = np.random.default_rng(2).integers(0, CLASSES, ROWS)
     rates: dict[str, list[float]] = {name: [] for name in ("first", "again", "scikit-learn", "allowed", "grown")}
-    with TemporaryDirectory(prefix="h5feed-bench-", dir=files.folder) as name:
+    with TemporaryDirectory(prefix="h5feed-bench-", dir=files.folder.parent) as name:
         with h5py.File(Path(name) / "labels.h5", "w") as file:
             file["x"], file["labels"] = np.zeros((ROWS, 1), np.uint8), labels
         for number in range(min(rounds, _ROUNDS)):
