@@ -115,7 +115,7 @@ test-system: setup-system ## run the tests that need them: pages in Chromium, me
 screens: setup-system ## keep screenshots of every page in screens/, and take those of the README anew
 	$(BIN)/python -m tests.system.screens screens
 
-bench: setup ## run the benchmarks; prints a table and RATIO lines (5 minutes)
+bench: setup ## run the benchmarks; prints a table and RATIO lines (15 minutes)
 	$(BIN)/python -m benchmarks
 
 bench-peers: setup ## measure what users would pick instead of h5feed, each in an environment in .venv-peers (5 GB)

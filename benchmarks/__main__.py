@@ -75,7 +75,7 @@ _EXAMPLES = """groups:
   n  the number of connections that the client finds  r  rows compressed for links of 100 Mbit/s and 1 Gbit/s
 
 examples:
-  python -m benchmarks                       everything, in less than five minutes
+  python -m benchmarks                       everything, in about 15 minutes
   python -m benchmarks --only a,d            only these groups
   python -m benchmarks --only a --rounds 15  more rounds, for steadier medians
   python -m benchmarks --keep                keep the files in benchmarks/data, and reuse them next time

@@ -38,7 +38,7 @@ _PYTHONS = (Path(sys.executable), Path(__file__).parent.parent / ".venv-backends
 """Where TensorFlow may be; ``make test-backends`` puts it into the second one."""
 
 FIGURES = (
-    Figure("encoded_vs_keras_directory", {name: name for name in WORKERS}, dict.fromkeys(WORKERS, "keras"), 1.5),
+    Figure("encoded_vs_keras_directory", {name: name for name in WORKERS}, dict.fromkeys(WORKERS, "keras"), 2.5),
     Figure("encoded_nothing_kept_vs_keras", {"1 worker": "nothing kept"}, {"1 worker": "keras"}, 1.2),
     Figure("encoded_wire_raw_vs_jpeg", {"1 worker": "jpeg bytes"}, {"1 worker": "raw bytes"}, 5.0),
     Figure("encoded_file_recipe_vs_jpeg", {"1 worker": "file bytes"}, {"1 worker": "recipe's bytes"}, 60.0),
