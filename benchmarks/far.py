@@ -10,14 +10,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import h5feed
 import h5py
@@ -93,8 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("round_trip", type=float, help="in seconds; 0 means the plain loopback")
     parser.add_argument("rounds", type=int)
     options = parser.parse_args(argv)
-    # Keras computes nothing here, but wants to know with what it would.
-    os.environ.setdefault("KERAS_BACKEND", "jax")
     with contextlib.ExitStack() as stack:
         # What the server can feed does not depend on how far away it is.
         near = stack.enter_context(contextlib.ExitStack())
@@ -147,14 +143,14 @@ def _by_turns(dataset: h5feed.Dataset, path: Path, rows: int, step: float, round
     """Rates of two epochs in a row through the server, of the pause between them, and of one in memory, each round."""
     with h5py.File(path) as file:
         images = file["images"][:rows]
-    sequence = dataset.sequence(batch_size=_BATCH, shuffle=True, limit=rows)
+    loader = dataset.loader(batch_size=_BATCH, shuffle=True, limit=rows)
     rates: dict[str, list[float]] = {"served": [], "pause": [], "memory": [], "step": []}
     # One more to warm up.
     for number in range(1 + rounds):
         began = time.perf_counter()
-        _epoch(sequence, step)
+        _epoch(loader, step)
         ended = time.perf_counter()
-        first = _epoch(sequence, step)
+        first = _epoch(loader, step)
         served = time.perf_counter() - began
         began = time.perf_counter()
         for start in range(0, rows, _BATCH):
@@ -165,15 +161,14 @@ def _by_turns(dataset: h5feed.Dataset, path: Path, rows: int, step: float, round
             rates["pause"].append(1 / (first - ended))
             rates["memory"].append(rows / memory)
             rates["step"].append(1 / step)
-    sequence.close()
+    loader.close()
     return rates
 
 
-def _epoch(sequence: Sequence[Any], step: float) -> float:
+def _epoch(loader: h5feed.Loader, step: float) -> float:
     """One pass; returns when its first batch was there."""
     first = 0.0
-    for index in range(len(sequence)):
-        images, _ = sequence[index]
+    for images, _ in loader:
         first = first or time.perf_counter()
         _work(images, step)
     return first
