@@ -97,7 +97,7 @@ class BufferPool:
         try:
             return self.lease(nbytes)
         except PoolExhausted:
-            return _from_page(np.empty(nbytes + PAGE, np.uint8), nbytes)
+            return aligned(np.empty(nbytes + PAGE, np.uint8), nbytes, PAGE)
 
     def drop_idle(self) -> None:
         """Free all idle buffers."""
@@ -175,13 +175,13 @@ class BufferPool:
                 root = np.empty(size, np.uint8) if self._allocate is None else self._allocate(size)
                 self._roots.append(root)
             self._owners[id(root)] = owner
-            return _from_page(root, nbytes)
+            return aligned(root, nbytes, PAGE)
 
 
-def _from_page(root: Bytes, nbytes: int) -> Bytes:
-    """The first `nbytes` from the first page of `root` on, which is longer by a page."""
-    offset = -root.ctypes.data % PAGE
-    return root[offset : offset + nbytes]
+def aligned(memory: Bytes, nbytes: int, alignment: int) -> Bytes:
+    """The first `nbytes` of `memory` that begin at a multiple of `alignment`. It is longer by so many bytes."""
+    offset = -memory.ctypes.data % alignment
+    return memory[offset : offset + nbytes]
 
 
 def _size_class(nbytes: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..buffers import BufferPool, Bytes
+from ..buffers import BufferPool, aligned
 from ..wire import ALIGNMENT
 
 _LEAST_LEASED_BYTES = 64 << 10
@@ -24,15 +24,12 @@ def leased(pool: BufferPool, kinds: Mapping[K, tuple[np.dtype[Any], tuple[int, .
     sizes = [math.prod(shape) * dtype.itemsize for dtype, shape in kinds.values()]
     rooms = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
     total = sum(rooms)
-    buffer = pool.lease_or_new(total) if total >= _LEAST_LEASED_BYTES else _new(total)
+    if total >= _LEAST_LEASED_BYTES:
+        buffer = pool.lease_or_new(total)
+    else:
+        buffer = aligned(np.empty(total + ALIGNMENT, np.uint8), total, ALIGNMENT)
     arrays, begin = {}, 0
     for (key, (dtype, shape)), size, room in zip(kinds.items(), sizes, rooms, strict=True):
         arrays[key] = buffer[begin : begin + size].view(dtype).reshape(shape)
         begin += room
     return arrays
-
-
-def _new(nbytes: int) -> Bytes:
-    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
-    begin = -memory.ctypes.data % ALIGNMENT
-    return memory[begin : begin + nbytes]
