@@ -33,6 +33,9 @@ last report. The server's page and metrics show them."""
 ROWS = "__rows__"
 """Tensor of the int64 row ids, in every body."""
 
+WORTHWHILE = 1.2
+"""Rows are sent in another form, such as chunks or image files, if they have at least this many times as many bytes."""
+
 WEIGHT = "__weight__"
 """Tensor of float32 weights, in every body of a padded order: 1 for a row, 0 for a padding row."""
 

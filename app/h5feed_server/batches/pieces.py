@@ -25,14 +25,11 @@ from h5feed.stored.pieces import (
     chunk_bytes,
     dump_pieces,
 )
-from h5feed.wire import ROWS, WEIGHT, Body, Tensor
+from h5feed.wire import ROWS, WEIGHT, WORTHWHILE, Body, Tensor
 
 from ..catalog.dataset import Dataset, Field
 from .batcher import BatchPlan, Lists, body_of, lengths_of, lists_of, read_fields
 from .compression import WORK_BYTES, compress, is_raw, refusal
-
-WORTHWHILE = 1.2
-"""Stored bytes are sent if the rows of a field have at least this many times as many bytes."""
 
 SMALL_ROW_BYTES = 4096
 """Rows up to this size are not read from files by the client: a system call for each would take longer than copying

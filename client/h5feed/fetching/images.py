@@ -22,12 +22,10 @@ from ..images import ImageSpec
 from ..net.client import Client
 from ..net.trace import as_tensors, decoded_images
 from ..plan import Plan, names_of, parameter
+from ..wire import WORTHWHILE
 from .cached import Take
 from .decoding import NotPlain, agreed_spec, decoded_batch
 from .server import fetcher, taker
-
-WORTHWHILE = 1.2
-"""Image files are fetched if the pixels have at least this many times as many bytes, as with compressed chunks."""
 
 _MOST_FAILURES = 8
 """Requests whose images are not decoded here, one after the other, before it is not tried any more in this pass."""
