@@ -249,7 +249,8 @@ def test_a_body_without_a_token_is_not_read(guarded: ServerProcess) -> None:
 
 def test_bodies_that_are_held(serve: Callable[..., ServerProcess], folder: Path) -> None:
     """Long bodies of one sender, more than are held at once: it is told to come again, and others are served."""
-    server = serve(folder, H5FEED_READ_TIMEOUT="20")
+    # Long enough that a slow machine takes all of what is sent before the first of them is cut off.
+    server = serve(folder, H5FEED_READ_TIMEOUT="600")
     head = (
         f"POST {ROWS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 24000000\r\n\r\n"
     )
@@ -257,7 +258,7 @@ def test_bodies_that_are_held(serve: Callable[..., ServerProcess], folder: Path)
     try:
         for _ in range(4):
             connected = socket.socket()
-            connected.settimeout(60)
+            connected.settimeout(120)
             connected.bind(("127.0.0.2", 0))
             connected.connect(("127.0.0.1", server.port))
             senders.append(connected)
