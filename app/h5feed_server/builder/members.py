@@ -177,8 +177,10 @@ class FolderMembers(Everywhere):
     def read(self, index: int) -> bytes:
         member = self.listing.members[index]
         try:
-            with open(self._root / member.name, "rb") as stream:
-                return stream.read(MAX_MEMBER_BYTES)
+            with open(self._root / member.name, "rb", buffering=0) as stream:
+                # Asking for the most that is allowed would allocate that much for each file.
+                data = stream.read(member.size + 1)
+                return data if len(data) <= member.size else data + stream.read(MAX_MEMBER_BYTES - len(data))
         except OSError as error:
             raise BrokenMember(f"it cannot be read: {error.strerror}") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -28,16 +29,14 @@ def moments(rows: npt.NDArray[Any]) -> tuple[Float64s, Float64s, npt.NDArray[np.
     sums, squares = np.zeros((2, count, MAX_CHANNELS))
     missing = np.zeros((count, MAX_CHANNELS), np.int64)
     size = math.prod(rows.shape[1:])
-    # lines: (lines, width) with whole pixels in each, so that numpy adds long lines to each other, which is fast.
-    width = rows.shape[-1] * rows.shape[-2] if rows.ndim == 4 else size
-    if rows.dtype == np.uint8 and size // max(1, width) <= 1 << 16:
-        for index, row in enumerate(rows.reshape(count, -1, width)):
-            squared = row.astype(np.uint16)
-            squared *= squared
-            sums[index, :channels] = row.sum(axis=0, dtype=np.uint32).reshape(-1, channels).sum(axis=0, dtype=np.uint64)
-            squares[index, :channels] = (
-                squared.sum(axis=0, dtype=np.uint32).reshape(-1, channels).sum(axis=0, dtype=np.uint64)
-            )
+    if rows.dtype == np.uint8 and rows.ndim == 4 and channels == rows.shape[-1] and size:
+        planes = [np.empty(rows.shape[1:3], np.uint8) for _ in range(channels)]
+        for index, row in enumerate(rows):
+            # OpenCV adds integers several at once, if they are of one channel.
+            cv2.split(row, planes)
+            sums[index, :channels] = [cv2.sumElems(plane)[0] for plane in planes]
+            # Exact, apart from a square root that it squares again.
+            squares[index, :channels] = [round(cv2.norm(plane, cv2.NORM_L2SQR)) for plane in planes]
         return sums, squares, missing
     for index, row in enumerate(rows):
         wide = row.reshape(-1, channels).astype(np.float64)
