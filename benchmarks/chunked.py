@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from .measure import Figure, Rates, Turn, take_turns
 from .served import WORKERS, epochs_of, variants
 from .servers import h5feed_server
 
-_ROWS = 512
+_ROWS = 2048
 _BADLY_ROWS = 768
 _TALL = 32
 """Images in a chunk of the badly fitting file."""
@@ -43,6 +44,14 @@ _FILTERS: Mapping[str, Callable[[], Mapping[str, Any]]] = {
 _ONE = "1 worker"
 
 
+_DECODED_BY_CLIENT = {"over TCP": "pieces", "from files": "files"}
+"""How the client gets chunks that it decodes itself, and the contestants that do."""
+
+
+def _client(name: str) -> dict[str, str]:
+    return {variant: f"{name} {way}" for variant, way in _DECODED_BY_CLIENT.items()}
+
+
 def _figure(name: str, ours: str, theirs: str, target: float) -> Figure:
     return Figure(name, {_ONE: ours}, {_ONE: theirs}, target)
 
@@ -50,10 +59,20 @@ def _figure(name: str, ours: str, theirs: str, target: float) -> Figure:
 FIGURES = (
     *(Figure(f"{name}_vs_h5py_rows", variants(name), dict.fromkeys(WORKERS, f"{name} h5py"), 2.0) for name in _FILTERS),
     *(Figure(f"{name}_vs_decode", variants(name), dict.fromkeys(WORKERS, f"{name} decode"), 0.65) for name in _FILTERS),
+    *(
+        Figure(f"{name}_client_vs_h5py_rows", _client(name), dict.fromkeys(_DECODED_BY_CLIENT, f"{name} h5py"), 2.0)
+        for name in _FILTERS
+    ),
     _figure("tall_cached_vs_h5py_rows", "tall cached", "tall h5py", 60.0),
     _figure("tall_window_vs_decode", "tall window", "tall decode", 0.6),
     _figure("auto_cached_vs_h5py_rows", "auto cached", "auto h5py", 100.0),
     _figure("auto_window_vs_decode", "auto window", "auto decode", 0.6),
+    *(
+        Figure(
+            f"{name}_window_client_vs_decode", _client(name), dict.fromkeys(_DECODED_BY_CLIENT, f"{name} decode"), 0.6
+        )
+        for name in ("tall", "auto")
+    ),
 )
 
 
@@ -66,8 +85,10 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
         threads = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         roomy = stack.enter_context(h5feed_server(folder, 1, H5FEED_CHUNK_CACHE_BYTES=str(1 << 30)))
         tight = stack.enter_context(h5feed_server(folder, 1, H5FEED_CHUNK_CACHE_BYTES=str(_CACHE_BYTES)))
-        pair = stack.enter_context(h5feed_server(folder, 2))
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="h5feed-socket-"))) / "socket"
+        pair = stack.enter_context(h5feed_server(folder, 2, None, (), ("--uds", str(path))))
         doubled = stack.enter_context(h5feed.connect(pair.url, local=False))
+        near = stack.enter_context(h5feed.connect(f"unix://{path}"))
         cached = stack.enter_context(h5feed.connect(roomy.url, local=False))
         windowed = stack.enter_context(h5feed.connect(tight.url, local=False))
         contestants: dict[str, Turn] = {}
@@ -81,6 +102,9 @@ def measure(files: Files, feeds: Mapping[str, h5feed.Feed], rounds: int) -> Rate
             else:
                 contestants[f"{name} 1"] = epochs_of(cached[name], BATCH)
                 contestants[f"{name} 2"] = epochs_of(doubled[name], BATCH)
+            window = _WINDOW if badly else None
+            contestants[f"{name} pieces"] = epochs_of(doubled[name], BATCH, window, "client")
+            contestants[f"{name} files"] = epochs_of(near[name], BATCH, window)
             contestants[f"{name} decode"] = local.decoding_all(path, threads)
             contestants[f"{name} h5py"] = _few_rows(images) if badly else local.by_row(images, BATCH, 4)
         rates = take_turns(contestants, rounds)
