@@ -13,9 +13,7 @@ def exact(rows: npt.NDArray[np.uint8], power: int) -> list[list[int]]:
     pixels = rows.reshape(len(rows), -1, rows.shape[-1])
     # Each value of a byte as often as it occurs: whole images of one colour are not too large for this.
     counted = [[np.bincount(row[:, channel], minlength=256) for channel in range(row.shape[-1])] for row in pixels]
-    return [
-        [sum(int(count) * value**power for value, count in enumerate(counts)) for counts in row] for row in counted
-    ]
+    return [[sum(int(count) * value**power for value, count in enumerate(counts)) for counts in row] for row in counted]
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1, 3), (2, 300, 7, 4), (4, 65, 33, 3), (2, 9, 9, 1), (2, 64, 64, 2)])
