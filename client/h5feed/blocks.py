@@ -52,11 +52,11 @@ Fetch = Callable[[Block, threading.Event], list[T]]
 """Fetches the batches of one block; the event cancels the request."""
 
 
-def blocks_of_passes(plan: Plan, epoch: int, start: int, block_bytes: int) -> Iterator[Block]:
+def blocks_of_passes(plan: Plan, epoch: int, start: int) -> Iterator[Block]:
     """Blocks of pass `epoch` from batch `start` on, and of all following passes, so that read-ahead crosses passes."""
     for number in itertools.count():
         first = start if number == 0 else 0
         # Without shuffling, all passes are the same: they share one number, so that read-ahead is always valid.
         later = epoch + number if plan.is_drawn else 0
-        for block in blocks_of(later, plan.batches, plan.batch_bytes, block_bytes, first):
+        for block in blocks_of(later, plan.batches, plan.batch_bytes, plan.block_bytes, first):
             yield replace(block, lap=number)

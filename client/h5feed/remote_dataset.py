@@ -48,9 +48,6 @@ from .suggestions import check_options, did_you_mean
 from .tables import titled_table
 from .wire import OFFSETS, ROWS, Tensor, dtype_named
 
-BLOCK_BYTES = 16 << 20
-"""Bytes. Small batches are fetched in blocks of up to this size; one request per batch would be many times slower."""
-
 DEFAULT_CONNECTIONS: int | None = None
 """Maximum number of concurrent requests; None: as many as the link needs, up to `pace.MAX_WIDTH`."""
 
@@ -283,7 +280,7 @@ class RemoteDataset:
         plan = self.plan(split, batch_size=batch_size, **options)
         epoch = options.get("epoch", 0)
         return self.read_ahead(
-            plan, blocks_of(epoch, plan.batches, plan.batch_bytes, BLOCK_BYTES), connections, readahead, cache
+            plan, blocks_of(epoch, plan.batches, plan.batch_bytes, plan.block_bytes), connections, readahead, cache
         )
 
     def take(self, rows: Sequence[int] | npt.NDArray[Any], *, fields: Sequence[str] | None = None) -> Batch:
@@ -519,9 +516,9 @@ class RemoteDataset:
     ) -> ReadAhead[Batch]:
         """Iterate over pass `epoch` of a plan from batch `start` to `stop`, or endlessly into the following passes."""
         if stop is None:
-            blocks = blocks_of_passes(plan, epoch, start, BLOCK_BYTES)
+            blocks = blocks_of_passes(plan, epoch, start)
         else:
-            blocks = blocks_of(epoch, stop, plan.batch_bytes, BLOCK_BYTES, start)
+            blocks = blocks_of(epoch, stop, plan.batch_bytes, plan.block_bytes, start)
         ahead = DEFAULT_READAHEAD if readahead is None else readahead
         return self.read_ahead(plan, blocks, connections, ahead, cache, waits, pool)
 

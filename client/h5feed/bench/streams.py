@@ -13,7 +13,6 @@ from ..dataset import Dataset
 from ..fetching.readahead import ReadAhead
 from ..net.concurrency import Link, Pace
 from ..plan import Plan
-from ..remote_dataset import BLOCK_BYTES
 from .findings import Rate, Training
 
 Tick = Callable[[float, float], None]
@@ -38,7 +37,7 @@ def fixed_width(dataset: Dataset, plan: Plan, epoch: int, connections: int, read
     link = Link(width=connections, least=connections, hold=sys.maxsize)
     return ReadAhead(
         dataset._fetch(plan, None),
-        blocks_of_passes(plan, epoch, 0, BLOCK_BYTES),
+        blocks_of_passes(plan, epoch, 0),
         max_bytes=readahead,
         deadline=(1 + plan.parts) * dataset._client.deadline + 10,
         pace=Pace(readahead, connections, link),
