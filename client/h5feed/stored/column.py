@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..images import ImageSpec
 from .layout import ArrayLayout
-from .local_file import LocalFile
+from .local_file import FileSource
 from .source import Source
 
 Int64s = npt.NDArray[np.int64]
@@ -79,9 +79,9 @@ class Segment:
     served_as: str | None = None
 
     @property
-    def file(self) -> LocalFile:
+    def file(self) -> FileSource:
         """The source, on the server: there it is always a file."""
-        assert isinstance(self.source, LocalFile)
+        assert isinstance(self.source, FileSource)
         return self.source
 
     @cached_property
