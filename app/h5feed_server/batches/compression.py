@@ -56,9 +56,9 @@ def is_raw(column: Column) -> bool:
 def refusal(column: Column, rows: int) -> str | None:
     """Why so many rows of a raw column are not compressed, whatever they contain; None if they may be."""
     if column.row_bytes > WORK_BYTES:
-        return f"its rows of {column.row_bytes:,} bytes are longer than the {WORK_BYTES:,} that are compressed at once"
+        return f"rows of {column.row_bytes:,} bytes are larger than the limit of {WORK_BYTES:,} bytes for compression"
     if rows * column.row_bytes < LEAST_BYTES:
-        return f"its {rows * column.row_bytes:,} bytes are too few to compress"
+        return f"{rows * column.row_bytes:,} bytes are too few to compress"
     return None
 
 

@@ -156,4 +156,4 @@ def _spec_or_reason(plan: Plan, name: str) -> ImageSpec | str:
 
 
 def _not_worth_it(file_bytes: int, pixel_bytes: int) -> str:
-    return f"its {pixel_bytes:,} bytes of pixels are stored in image files of {file_bytes:,} bytes"
+    return f"{pixel_bytes:,} bytes of pixels are stored in image files of {file_bytes:,} bytes"

@@ -30,7 +30,7 @@ from ..errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, TooLa
 from ..forks import tell_after_fork
 from ..net.client import Client
 from ..net.descriptors import MAX_DESCRIPTORS, NoDescriptor
-from ..net.trace import as_tensors, read_here
+from ..net.trace import DECODE, as_tensors, enter, read_here
 from ..plan import Plan
 from ..wire import OFFSETS, ROWS, WEIGHT, read_body
 from .leased import leased
@@ -208,7 +208,7 @@ class PieceFetcher:
         elif not can_read():
             self.reason = f"{' or '.join(NEEDED)} is not installed: `pip install 'h5feed[decode]'`"
         elif plan.pieces is None and client.is_near and not client.is_local:
-            self.reason = "the server is on this machine: decoded rows cost nothing on the way"
+            self.reason = "the server is on this machine, so it decodes"
         self._compress = plan.compress
         self._ignored = ""
         if plan.compress is not None and client.is_near:
@@ -235,6 +235,8 @@ class PieceFetcher:
             return None
         if not window.columns:
             self._tell(_reasons(window))
+        # A window that was kept comes without a response, which would have entered this phase.
+        enter(DECODE)
         try:
             batches = window.read(block.start, block.stop, self._reader, self._client.pool)
         except FeedError as error:
