@@ -1,4 +1,4 @@
-"""Fills bodies that say where rows are stored, instead of containing them; see `h5feed.stored.pieces`."""
+"""Builds bodies that describe where rows are stored, instead of containing them: see `h5feed.stored.pieces`."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from .batcher import BatchPlan, Lists, body_of, lengths_of, lists_of, read_field
 from .compression import WORK_BYTES, compress, is_raw, refusal
 
 SMALL_ROW_BYTES = 4096
-"""Rows up to this size are not read from files by the client: a system call for each would take longer than copying
-them, and the server has most of them in memory."""
+"""Clients do not read rows up to this size from files: reading each one would take longer than receiving it, and the
+server has most of them in memory."""
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
 
 class _Sent(NamedTuple):
-    """Stored bytes to be sent: of chunks of one file, from these offsets, (n,) int64."""
+    """Chunks of one file whose stored bytes are sent: their offsets and sizes in the file, (n,) int64."""
 
     file: LocalFile
     offsets: Int64s
@@ -61,9 +61,9 @@ class PiecesPlan:
     root : Path
         The data folder.
     named : bool
-        Name files where possible; else all stored bytes are in the body.
+        Refer to files by name where possible. Otherwise, all stored bytes are in the body.
     compresses : bool
-        Compress rows that are not stored in compressed chunks, if they get shorter: see `compression`.
+        Compress rows that are not stored in compressed chunks, if that makes them smaller: see `compression`.
     """
 
     plan: BatchPlan
@@ -118,7 +118,7 @@ class PiecesPlan:
             pieces, used = self._compressed(pieces, to_compress, rows, stored, leased)
             body, tables = self._body(pieces, len(rows), stored + used, lists)
             if used:
-                # First of all, because everything else may be written over it. It may overlap with its new place.
+                # Move them before anything else is written to the buffer. Source and target may overlap.
                 begin, view = body.begin(BYTES) + stored, memoryview(leased)
                 view[begin : begin + used] = view[WORK_BYTES : WORK_BYTES + used]
             buffer = leased[: body.nbytes]
@@ -155,8 +155,8 @@ class PiecesPlan:
     def _compressed(
         self, pieces: Pieces, fields: Sequence[Field], rows: Int64s, stored: int, leased: Bytes
     ) -> tuple[Pieces, int]:
-        """The pieces with those of `fields` that get shorter, and the bytes of these, which are behind the first
-        `WORK_BYTES` of `leased`. In the body, they follow `stored` other bytes."""
+        """Add those of `fields` that compression makes smaller. Returns all pieces, and the number of compressed bytes,
+        which begin at `WORK_BYTES` of `leased`. In the body, they follow `stored` bytes of stored chunks."""
         described, reasons, used = dict(pieces.fields), dict(pieces.reasons), 0
         work, out = leased[:WORK_BYTES], leased[WORK_BYTES:]
         for field in fields:
