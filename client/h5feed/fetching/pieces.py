@@ -299,39 +299,51 @@ class PieceFetcher:
         key = block.epoch, number
         with self._lock:
             window = self._windows.get(key)
-            is_report = window is not None and self._client.bytes_read.is_due
-            if window is not None and not is_report:
+            if window is not None:
                 self._windows.move_to_end(key)
+            else:
+                if not self._worth_it:
+                    # Of the first, only what is wanted now: it shows whether places are worth it.
+                    start, stop = block.start, block.stop
+                window = self._ask("places", block.epoch, start, stop, cancelled)
+                if self._is_refused(window):
+                    return window
+                if self._worth_it:
+                    self._windows[key] = window
+                self._worth_it = True
+                while len(self._windows) > _WINDOWS:
+                    self._windows.popitem(last=False)
                 return window
-            if is_report or not self._worth_it:
-                # Of the first, only what is wanted now: it shows whether places are worth it.
-                start, stop = block.start, block.stop
-            try:
-                within = REPORT_TIMEOUT if is_report else None
-                asked = self._ask("places", block.epoch, start, stop, cancelled, within)
-            except (ConnectionFailed, Transient) as error:
-                if window is None:
-                    raise
-                # Nothing but the report needed the server.
-                logger.debug("%s: not reported: %s", self._path, error)
-                self._client.bytes_read.pause()
-                return window
-            window = asked
-            if not window.columns or self._too_long(window):
-                self._give_up(True, _reasons(window))
-                return window
-            if window.files > MAX_DESCRIPTORS:
-                # Descriptors would be closed before they are used again, and asking for one takes longer than a row.
-                self._give_up(
-                    True, f"its rows are in {window.files} files, but at most {MAX_DESCRIPTORS} are kept open"
-                )
-                return window
-            if self._worth_it and not is_report:
-                self._windows[key] = window
-            self._worth_it = True
-            while len(self._windows) > _WINDOWS:
-                self._windows.popitem(last=False)
-            return window
+        # Others go on meanwhile.
+        return self._report(block, cancelled) or window
+
+    def _report(self, block: Block, cancelled: threading.Event) -> Window | None:
+        """Tell the server what was read, if it is time to, by asking for the places of a block; None: it was not told.
+
+        The server may have news of the files: then the window it answers with is the one to read.
+        """
+        if not self._client.bytes_read.is_due():
+            return None
+        try:
+            window = self._ask("places", block.epoch, block.start, block.stop, cancelled, REPORT_TIMEOUT)
+        except (ConnectionFailed, Transient) as error:
+            # Nothing but the report needed the server.
+            logger.debug("%s: not reported: %s", self._path, error)
+            self._client.bytes_read.pause()
+            return None
+        self._is_refused(window)
+        return window
+
+    def _is_refused(self, window: Window) -> bool:
+        """Whether rows are not to be read from files, and no further places are asked for."""
+        if not window.columns or self._too_long(window):
+            self._give_up(True, _reasons(window))
+            return True
+        if window.files > MAX_DESCRIPTORS:
+            # Descriptors would be closed before they are used again, and asking for one takes longer than a row.
+            self._give_up(True, f"its rows are in {window.files} files, but at most {MAX_DESCRIPTORS} are kept open")
+            return True
+        return False
 
     def _too_long(self, window: Window) -> bool:
         plain = sum(array.nbytes for array in window.arrays.values())

@@ -23,6 +23,9 @@ BINS = 32 * BINS_PER_OCTAVE
 MUCH = 0.05
 """Share of the time that an accelerator may idle before `advice` suggests a change."""
 
+ENOUGH_SECONDS = 0.5
+"""Time of a loop before `advice` says anything: the first batches say little of those that follow."""
+
 
 @dataclass(frozen=True, eq=False)
 class LoopStats(Mapping[str, float]):
@@ -177,10 +180,11 @@ class LoopStats(Mapping[str, float]):
         str
             Empty if `utilisation` is 0.95 or more, or not known yet.
         """
-        if not self.utilisation < 1 - MUCH:
+        if self.seconds < ENOUGH_SECONDS or not self.utilisation < 1 - MUCH:
             return ""
         most = max(("waiting", "transfer", "decode"), key=lambda name: float(getattr(self, name)))
-        if most == "transfer":
+        # Over a Unix socket, data arrive as fast as the server reads them.
+        if most == "transfer" and not self.via.startswith("Unix socket"):
             return "the link is saturated: use decode='client' for JPEG or PNG, smaller dtypes, or cache="
         if most == "decode" and 2 * self.preparing > self.decode:
             return "preparing batches is too slow: use a cheaper transform=, or move it into layers of the model"

@@ -38,10 +38,14 @@ class BytesRead:
         self._told_at = time.monotonic()
         self._lock = threading.Lock()
 
-    @property
     def is_due(self) -> bool:
-        """Whether it is time for a request that tells the server, even if nothing else needs one."""
-        return self._nbytes > 0 and time.monotonic() - self._told_at > REPORT_SECONDS
+        """Whether it is time for a request that tells the server, even if nothing else needs one: to one caller."""
+        with self._lock:
+            now = time.monotonic()
+            due = self._nbytes > 0 and now - self._told_at > REPORT_SECONDS
+            if due:
+                self._told_at = now
+            return due
 
     def add(self, nbytes: int) -> None:
         with self._lock:
