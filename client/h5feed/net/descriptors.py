@@ -38,6 +38,11 @@ class BytesRead:
         self._told_at = time.monotonic()
         self._lock = threading.Lock()
 
+    def after_fork(self) -> None:
+        """In the child: the parent tells of what it has read, and a lock held by its threads is never released."""
+        self._lock = threading.Lock()
+        self._nbytes = 0
+
     def is_due(self) -> bool:
         """Whether it is time for a request that tells the server, even if nothing else needs one: to one caller."""
         with self._lock:
