@@ -301,39 +301,54 @@ class PieceFetcher:
         key = block.epoch, number
         with self._lock:
             window = self._windows.get(key)
-            is_report = window is not None and self._client.bytes_read.is_due
-            if window is not None and not is_report:
+            if window is not None:
                 self._windows.move_to_end(key)
+            else:
+                if not self._worth_it:
+                    # The first request covers only this block: it shows whether places are worth it.
+                    start, stop = block.start, block.stop
+                window = self._ask("places", block.epoch, start, stop, cancelled)
+                if self._is_refused(window):
+                    return window
+                if self._worth_it:
+                    self._windows[key] = window
+                self._worth_it = True
+                while len(self._windows) > _WINDOWS:
+                    self._windows.popitem(last=False)
                 return window
-            if is_report or not self._worth_it:
-                # The first request covers only this block: it shows whether places are worth it.
-                start, stop = block.start, block.stop
-            try:
-                within = REPORT_TIMEOUT if is_report else None
-                asked = self._ask("places", block.epoch, start, stop, cancelled, within)
-            except (ConnectionFailed, Transient) as error:
-                if window is None:
-                    raise
-                # The window is known: the request was only for the report.
-                logger.debug("%s: not reported: %s", self._path, error)
-                self._client.bytes_read.pause()
-                return window
-            window = asked
-            if not window.columns or self._too_long(window):
-                self._give_up(True, _reasons(window))
-                return window
-            if window.files > MAX_DESCRIPTORS:
-                # Descriptors would be closed before they are used again, and asking for one takes longer than a row.
-                self._give_up(
-                    True, f"its rows are in {window.files} files, but at most {MAX_DESCRIPTORS} are kept open"
-                )
-                return window
-            if self._worth_it and not is_report:
-                self._windows[key] = window
-            self._worth_it = True
-            while len(self._windows) > _WINDOWS:
-                self._windows.popitem(last=False)
-            return window
+        # Without the lock, so that the other threads continue.
+        return self._report(block, cancelled) or window
+
+    def _report(self, block: Block, cancelled: threading.Event) -> Window | None:
+        """If a report is due, tell the server how many bytes were read, with a request for the places of a block.
+
+        Returns
+        -------
+        Window or None
+            The window in the response, which is to be read: the files may have changed. None: nothing was reported.
+        """
+        if not self._client.bytes_read.is_due():
+            return None
+        try:
+            window = self._ask("places", block.epoch, block.start, block.stop, cancelled, REPORT_TIMEOUT)
+        except (ConnectionFailed, Transient) as error:
+            # The window is known: the request was only for the report.
+            logger.debug("%s: not reported: %s", self._path, error)
+            self._client.bytes_read.pause()
+            return None
+        self._is_refused(window)
+        return window
+
+    def _is_refused(self, window: Window) -> bool:
+        """Whether rows are not read from files any more, because it is impossible or not worth it."""
+        if not window.columns or self._too_long(window):
+            self._give_up(True, _reasons(window))
+            return True
+        if window.files > MAX_DESCRIPTORS:
+            # Descriptors would be closed before they are used again, and asking for one takes longer than a row.
+            self._give_up(True, f"its rows are in {window.files} files, but at most {MAX_DESCRIPTORS} are kept open")
+            return True
+        return False
 
     def _too_long(self, window: Window) -> bool:
         plain = sum(array.nbytes for array in window.arrays.values())

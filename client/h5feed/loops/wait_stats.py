@@ -23,6 +23,9 @@ BINS = 32 * BINS_PER_OCTAVE
 MUCH = 0.05
 """Share of the time that an accelerator may idle before `advice` suggests a change."""
 
+ENOUGH_SECONDS = 0.5
+"""Time of a loop before `advice` says anything: the first batches say little of those that follow."""
+
 
 @dataclass(frozen=True, eq=False)
 class LoopStats(Mapping[str, float]):
@@ -176,13 +179,16 @@ class LoopStats(Mapping[str, float]):
         Returns
         -------
         str
-            Empty if `utilisation`, or that of the last pass, is 0.95 or more, or not known yet.
+            Empty in the first half second, and if `utilisation`, or that of the last pass, is 0.95 or more.
         """
-        if not self.utilisation < 1 - MUCH or (self.last is not None and self.last.utilisation >= 1 - MUCH):
+        is_over = self.last is not None and self.last.utilisation >= 1 - MUCH
+        if self.seconds < ENOUGH_SECONDS or is_over or not self.utilisation < 1 - MUCH:
             return ""
         most = max(("waiting", "transfer", "decode"), key=lambda name: float(getattr(self, name)))
         is_decoded_here = bool(self.from_pieces or self.from_images)
-        if most == "transfer" and "Unix socket" not in self.via:
+        # Over a Unix socket, data arrive as fast as the server reads them.
+        is_local = self.via.startswith("Unix socket")
+        if most == "transfer" and not is_local:
             fewer = "" if is_decoded_here else "compress='zstd', smaller dtypes or "
             return (
                 "batches arrive too slowly: the link, or the server's disk, is the limit (`h5feed bench` tells which); "
@@ -195,7 +201,7 @@ class LoopStats(Mapping[str, float]):
             return f"reading or decoding on this machine is too slow: use more connections= or CPU cores{there}"
         if self.retries > self.steps // 10:
             return f"{self.retries:,} requests were retried: check the server's log, or add another server"
-        far = "" if "Unix socket" in self.via else "; if it is far away, use a higher readahead="
+        far = "" if is_local else "; if it is far away, use a higher readahead="
         return (
             "the server is slow to respond: check the file with `h5feed-server inspect`, or use more workers "
             f"(--workers, H5FEED_WORKERS){far}"
