@@ -608,7 +608,7 @@ class RemoteDataset:
             raise BadParameter(f"compress={compress!r} is not known: {did_you_mean(str(compress), CODECS)}")
         if compress is not None and where == "server":
             raise BadParameter(
-                f"compress={compress!r} needs decode='auto' or 'client': compressed rows are decoded here"
+                f"compress={compress!r} needs decode='auto' or 'client': the client decompresses the rows"
             )
         if where != "client":
             return asked, {}
