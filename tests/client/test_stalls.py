@@ -15,6 +15,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -478,7 +479,7 @@ def test_how_it_is_shown(near: h5feed.Dataset) -> None:
     assert len(stats) == len(list(stats)) and "last" not in stats
     with pytest.raises(KeyError):
         stats["waits"]
-    text, html = repr(stats), stats._repr_html_()
+    text, html = repr(stats), unescape(stats._repr_html_())
     assert "all" in text.splitlines()[0] and "last pass" in text.splitlines()[0]
     for line in text.splitlines()[1:]:
         assert line.split("  ")[0].strip() in html
