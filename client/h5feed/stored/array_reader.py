@@ -72,7 +72,7 @@ class ArrayReader:
             return
         # target: (k, row bytes)
         target = out.reshape(-1).view(np.uint8).reshape(len(rows), column.row_bytes)
-        for segment, places, local in self._ahead(column.divide(rows)):
+        for segment, places, local in self._divided(column, rows):
             if segment.as_stored:
                 self._read_stored(segment.source, segment.array, local, places, target)
             else:
@@ -100,7 +100,7 @@ class ArrayReader:
             From `list_offsets`, for the same rows.
         out : (offsets[k],) of the column's dtype
         """
-        for segment, places, local in self._ahead(column.divide(rows)):
+        for segment, places, local in self._divided(column, rows):
             assert segment.offsets is not None
             where = np.arange(len(rows)) if places is None else places
             begins, ends = segment.offsets[local].tolist(), segment.offsets[local + 1].tolist()
@@ -121,8 +121,11 @@ class ArrayReader:
         source = segment.source.ahead(partial(self._ranges, segment, rows, wanted))
         return segment if source is segment.source else replace(segment, source=source)
 
-    def _ahead(self, divided: Iterable[_Divided]) -> list[_Divided]:
+    def _divided(self, column: Column, rows: Int64s) -> Iterable[_Divided]:
         """What `Column.divide` yields, for a read of all of it: all segments begin before the first is waited for."""
+        divided = column.divide(rows)
+        if not column.answers_late:
+            return divided
         return [(self.ahead(segment, local), places, local) for segment, places, local in divided]
 
     def _ranges(self, segment: Segment, rows: Int64s, wanted: Callable[[], npt.NDArray[np.bool_]] | None) -> Ranges:

@@ -136,6 +136,11 @@ class Column:
     images: ImageSpec | None = None
 
     @cached_property
+    def answers_late(self) -> bool:
+        """Whether a source does, see `Source.answers_late`."""
+        return any(segment.source.answers_late for segment in self.segments)
+
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
         """Dtype on the wire."""
         return self.segments[0].wire[0]

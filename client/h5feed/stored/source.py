@@ -26,6 +26,9 @@ Scratch = Callable[[str, int], Bytes]
 class Source(Protocol):
     """Stored bytes, addressed by their offset."""
 
+    answers_late: bool = False
+    """Whether a read takes so long, however short it is, that all reads of a batch should begin together."""
+
     @property
     def key(self) -> tuple[Hashable, ...]:
         """Identifies the content, for caches."""
@@ -36,7 +39,7 @@ class Source(Protocol):
     def ahead(self, ranges: Callable[[], Ranges]) -> Source:
         """A source of the same bytes for a read of these ranges.
 
-        A source that answers late begins to fetch all of them now, each range that is named twice for two reads. All
+        A source that answers late begins to fetch all of them now, and a range that is named twice for two reads. All
         others return themselves and do not call `ranges`.
         """
 
@@ -64,6 +67,7 @@ class ReceivedBytes:
     content : (n,) uint8
     """
 
+    answers_late = False
     _numbers = count()
 
     def __init__(self, content: Bytes) -> None:

@@ -34,6 +34,8 @@ class ObjectFile(FileSource):
         Of the file in the data folder that stands for it.
     """
 
+    answers_late = True
+
     def __init__(self, store: ObjectStore, stored: StoredObject, path: str, identity: Identity) -> None:
         super().__init__(path, identity, stored.digest(store.place))
         self.store = store
