@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -176,6 +177,16 @@ class CacheFolder:
 
     def __contains__(self, name: Name) -> bool:
         return self.find(name) is not None
+
+    def has(self, name: Name) -> bool:
+        """Whether there is a file `name`, which may be damaged. It is not read."""
+        named = _known(name)
+        if named is None:
+            return False
+        try:
+            return stat.S_ISREG(os.stat(self.path / named).st_mode)
+        except OSError:
+            return False
 
     def find(self, name: Name) -> bytes | None:
         """The content of the file `name`; None if it is missing or damaged, or has no name yet."""
