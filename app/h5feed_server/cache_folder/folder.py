@@ -123,7 +123,7 @@ class CacheFolder:
             self._keep(file, data, held, is_lasting)
         return data
 
-    def _keep(self, file: Path, data: bytes, lock: contextlib.ExitStack, is_lasting: bool) -> None:
+    def _keep(self, file: Path, data: bytes | memoryview, lock: contextlib.ExitStack, is_lasting: bool) -> None:
         with lock:
             try:
                 _in_folder_of(file, lambda: write_sealed(file, data, lasting=is_lasting))
@@ -151,7 +151,7 @@ class CacheFolder:
         finally:
             release(lock, holder)
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes | memoryview) -> None:
         """Store the content of a file."""
         self._keep(self.path / name, data, contextlib.ExitStack(), True)
 

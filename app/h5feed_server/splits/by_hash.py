@@ -39,8 +39,13 @@ _LOG_CELLS, _LEAST_LOG_BINS = 15, 9
 
 _REST, _EDGE = 254, 255
 
+_EDGES_AT_ONCE = 1024
+
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
+
+_Edges = tuple[Int64s, UInt64s, Int64s]
+"""Rows, their hashes and their cells."""
 
 
 class Take(NamedTuple):
@@ -103,16 +108,22 @@ def divide_by_hash(
     first, last = _take_at(bounds, below), _take_at(bounds, np.maximum(below, ends - 1))
     parts = np.where(first == last, numbers[first], np.uint8(_EDGE)).reshape(-1)
     packers = {name: BitPacker(rows) for name in names}
-    edges: list[tuple[Int64s, UInt64s, Int64s]] = []
+    edges: list[_Edges] = []
+    all_edges: list[_Edges] = []
     for start, hashes, cells in _cells(rows, blocks(), key, log_bins):
         part = parts[cells]
         for number, packer in enumerate(packers.values()):
             packer.add(part == number)
         on_edge = np.flatnonzero(part == _EDGE)
-        edges.append((on_edge + start, hashes[on_edge], cells[on_edge]))
+        if len(on_edge):
+            edges.append((on_edge + start, hashes[on_edge], cells[on_edge]))
+        if len(edges) == _EDGES_AT_ONCE:
+            # Many small arrays take more memory than their content.
+            all_edges.append(_together(edges))
+            edges = []
         advance(len(cells))
     bits = {name: packer.bits() for name, packer in packers.items()}
-    _place_edges(bits, edges, below.reshape(-1), bounds, numbers, bins)
+    _place_edges(bits, [*all_edges, *edges], below.reshape(-1), bounds, numbers, bins)
     for name, own in bits.items():
         wanted = sum(int(take.rows.sum()) for take in takes if take.part == name)
         if int(np.bitwise_count(own).sum(dtype=np.int64)) != wanted:
@@ -122,7 +133,7 @@ def divide_by_hash(
 
 def _place_edges(
     bits: Mapping[str, Bits],
-    edges: Sequence[tuple[Int64s, UInt64s, Int64s]],
+    edges: Sequence[_Edges],
     below: Int64s,
     bounds: Int64s,
     numbers: npt.NDArray[np.uint8],
@@ -131,7 +142,7 @@ def _place_edges(
     """Sort the rows of the bins in which parts begin or end, and set their bits."""
     if not edges:
         return
-    rows, hashes, cells = (np.concatenate(column) for column in zip(*edges, strict=True))
+    rows, hashes, cells = _together(edges)
     order = np.lexsort((hashes, cells))
     rows, cells = rows[order], cells[order]
     begins = np.flatnonzero(np.diff(cells, prepend=-1))
@@ -140,6 +151,11 @@ def _place_edges(
     for number, own in enumerate(bits.values()):
         chosen = rows[part == number]
         np.bitwise_or.at(own, chosen // 8, (128 >> (chosen % 8)).astype(np.uint8))
+
+
+def _together(edges: Sequence[_Edges]) -> _Edges:
+    rows, hashes, cells = zip(*edges, strict=True)
+    return np.concatenate(rows), np.concatenate(hashes), np.concatenate(cells)
 
 
 def _take_at(bounds: Int64s, places: Int64s) -> npt.NDArray[np.uint8]:

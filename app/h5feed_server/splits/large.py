@@ -227,10 +227,12 @@ class LargeSplits:
         except TooFew as error:
             raise SplitImpossible(str(error)) from None
         about = {item.name: getattr(drawn, item.name) for item in fields(drawn) if item.name != "rows"}
-        digests = {}
-        for name, own in bits_of_all(division, dict(drawn.rows)):
+        digests, taken = {}, dict(drawn.rows)
+        del drawn
+        for name, own in bits_of_all(division, taken):
             digests[name] = digest_of(RowBits(own), dataset.rows)
-            self._store(_bits_name(dataset, spec, name), dump_arrays({}, {"bits": own}))
+            # As they are, without a copy.
+            self._store(_bits_name(dataset, spec, name), own.data)
             advance(dataset.rows // len(division.names))
         about["splits"] = {name: digests[name] for name in division.names}
         self._store(_about_name(dataset, spec), dump_arrays(about, {}))
@@ -242,7 +244,7 @@ class LargeSplits:
             data = self._folder.find(name.kept)
             if data is None:
                 raise _gone(dataset)
-            return RowBits(load_arrays(data)[1]["bits"])
+            return RowBits(np.frombuffer(data, np.uint8))
 
         return self._bits.get(name.here, read, lambda rows: rows.nbytes)
 
@@ -250,7 +252,7 @@ class LargeSplits:
         data = self._folder.find(name.kept)
         return None if data is None else load_arrays(data)[0]
 
-    def _store(self, name: Key, data: bytes) -> None:
+    def _store(self, name: Key, data: bytes | memoryview) -> None:
         kept = name.kept()
         if kept is not None:
             self._folder.put(kept, data)
@@ -313,9 +315,9 @@ def bits_of_all(division: HashDivision, drawn: dict[str, Bits]) -> Iterator[tupl
     for name in division.names:
         if name != division.rest:
             yield name, drawn[name]
-    first, *more = (drawn.pop(name) for name in list(drawn))
-    for bits in more:
-        np.bitwise_or(first, bits, out=first)
+    _, first = drawn.popitem()
+    while drawn:
+        np.bitwise_or(first, drawn.popitem()[1], out=first)
     np.invert(first, out=first)
     if division.rows % 8:
         first[-1] &= 256 - (1 << (8 - division.rows % 8))

@@ -26,7 +26,7 @@ _GROUP = 256
 _AT_ONCE = 1 << 13
 """Rows looked up at a time: their groups take 2 MiB."""
 
-_PIECE = 1 << 15
+_PIECE = 1 << 12
 """Bytes of bits unpacked at a time."""
 
 _NTH = np.zeros((256, 8), np.uint8)
