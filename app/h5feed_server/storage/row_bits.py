@@ -23,8 +23,8 @@ LISTED_ROWS = 1 << 25
 _GROUP = 256
 """The rows before each group of this many bytes are counted once, and a group is searched for each row."""
 
-_AT_ONCE = 1 << 13
-"""Rows looked up at a time: their groups take 2 MiB."""
+_AT_ONCE = 1 << 10
+"""Rows looked up at a time: their groups take 256 KiB."""
 
 _PIECE = 1 << 12
 """Bytes of bits unpacked at a time."""
@@ -82,9 +82,12 @@ class RowBits:
         group = np.searchsorted(self._ends, numbers, side="right")
         left = numbers - np.where(group > 0, self._ends[group - 1], 0)
         in_tail = group == len(self._groups)
-        words = np.empty((len(numbers), _GROUP // 8), np.uint64)
-        words[~in_tail] = self._groups[group[~in_tail]]
-        words[in_tail] = self._tail
+        if len(self._groups):
+            words = self._groups[np.minimum(group, len(self._groups) - 1)]
+        else:
+            words = np.empty((len(numbers), _GROUP // 8), np.uint64)
+        if in_tail.any():
+            words[in_tail] = self._tail
         word, left = _place(np.bitwise_count(words), left)
         # found: (k, 8), the bytes of the word with the row
         found = np.take_along_axis(words, word[:, None], axis=1).view(np.uint8)
@@ -257,7 +260,8 @@ class BitPacker:
 
 def _place(counts: npt.NDArray[np.uint8], numbers: Int64s) -> tuple[Int64s, Int64s]:
     """In which column of `counts`, (k, n), the row of each number is, and its number in this column."""
-    ends = np.cumsum(counts, axis=1, dtype=np.int64)
-    column = np.count_nonzero(ends <= numbers[:, None], axis=1)
+    # int16 is enough for the rows of a group.
+    ends = np.cumsum(counts, axis=1, dtype=np.int16)
+    column = np.count_nonzero(ends <= numbers[:, None].astype(np.int16), axis=1)
     before = np.take_along_axis(ends, np.maximum(column - 1, 0)[:, None], axis=1)[:, 0]
     return column, numbers - np.where(column > 0, before, 0)
