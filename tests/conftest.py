@@ -35,7 +35,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
     """Starts servers that end with the test: ``serve(folder, "--workers", "2", H5FEED_MAX_ROWS="10")``."""
     started: list[ServerProcess] = []
 
-    def start(folder: Path, *options: str, **environment: str) -> ServerProcess:
+    def start(folder: Path | str, *options: str, **environment: str) -> ServerProcess:
         server = ServerProcess(folder, tmp_path / f"cache{len(started)}", *options, **environment)
         started.append(server)
         return server

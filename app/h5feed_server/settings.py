@@ -17,6 +17,8 @@ from h5feed.suggestions import did_you_mean
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from .store_address import StoreAddress
+
 ANY_HOST = "*"
 """As an allowed host: whatever name the server is asked for by."""
 
@@ -47,6 +49,9 @@ OWN_PATHS = frozenset(
 )
 """How the server's own paths begin."""
 
+_URL = re.compile(r"([a-z][a-z0-9+.-]{1,}):/+([^/].*)")
+"""A URL, also after it was made into a path. Such a path would be that of a folder whose name ends with a colon."""
+
 _PLACEHOLDERS = frozenset({"changeme", "yourtoken", "token"})
 """What documents write where a token belongs, without marks and in lower case: the first that anybody tries."""
 
@@ -71,9 +76,21 @@ class Settings(BaseSettings):
         env_prefix="H5FEED_", env_ignore_empty=True, frozen=True, extra="ignore", hide_input_in_errors=True
     )
 
-    data_dir: Path = Field(Path("data"), description="Folder of HDF5 files, or a single one; never written to.")
+    data_dir: Path = Field(
+        Path("data"),
+        description="Folder of HDF5 files, or a single one; never written to. Or the URL of an object store, such as "
+        "s3://bucket/prefix.",
+    )
+    listing_seconds: float = Field(
+        30.0, ge=1, description="Seconds between listings of an object store, in which new objects are found."
+    )
     cache_dir: Path = Field(
         default_factory=default_cache_dir, description="Folder for layouts, digests and splits; safe to delete."
+    )
+    store_cache_bytes: int = Field(
+        16 << 30,
+        ge=0,
+        description="Disk space in the cache folder for rows and chunks of an object store, in bytes; 0 for none.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port; 0 picks a free port and prints it.")
@@ -163,6 +180,9 @@ class Settings(BaseSettings):
     _file: str = PrivateAttr("")
     """Name of the only file that is served; empty for all."""
 
+    _store: StoreAddress | None = PrivateAttr(None)
+    """The object store that is served; None for a folder."""
+
     @model_validator(mode="after")
     def _check_socket(self) -> Settings:
         for name in ("socket_mode", "socket_group", "uds_mode"):
@@ -227,12 +247,31 @@ class Settings(BaseSettings):
         return hosts
 
     def for_file(self) -> Settings:
-        """These settings, or if the data folder is a file, those of a server for this file alone."""
+        """These settings, or if the data folder is a file or an object store, those of a server for it.
+
+        Raises
+        ------
+        BadParameter
+            It is the URL of something else.
+        """
+        if (url := _url_of(self.data_dir)) is not None:
+            return self._for_store(url)
         if not self.data_dir.is_file():
             return self
         copy = self.model_copy(update={"data_dir": self.data_dir.parent})
         copy._file = self.data_dir.name
         return copy
+
+    def _for_store(self, url: str) -> Settings:
+        address = StoreAddress.parse(url)
+        copy = self.model_copy(update={"data_dir": address.folder(self.cache_dir)})
+        copy._store, copy._file = address, address.only
+        return copy
+
+    @property
+    def store(self) -> StoreAddress | None:
+        """The object store that is served; None for a folder."""
+        return self._store
 
     @property
     def only(self) -> tuple[str, ...] | None:
@@ -240,8 +279,10 @@ class Settings(BaseSettings):
         return (self._file,) if self._file else None
 
     @property
-    def source(self) -> Path:
-        """What is served: a folder or a file."""
+    def source(self) -> Path | str:
+        """What is served: a folder or a file, or the URL of an object store."""
+        if self._store is not None:
+            return "/".join(part for part in (self._store.url, self._file) if part)
         return self.data_dir / self._file
 
     # Not cached: a copy with other tokens, such as a generated one, would keep the list of the original.
@@ -322,6 +363,12 @@ def checked_prefix(value: str) -> str:
     if prefix.split("/")[1:2] and (first := prefix.split("/")[1]) in OWN_PATHS:
         raise ValueError(f"the prefix {prefix!r} cannot begin with /{first}, which is a path of the server itself")
     return prefix
+
+
+def _url_of(path: Path) -> str | None:
+    """The URL that was made into a path, which has one slash less; None if it is a path."""
+    match = _URL.fullmatch(str(path))
+    return None if match is None else f"{match[1]}://{match[2]}"
 
 
 def _items(text: str) -> tuple[str, ...]:

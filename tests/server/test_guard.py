@@ -16,7 +16,7 @@ from h5feed.errors import DatasetCorrupt
 from h5feed.stored.layout import ArrayLayout, Filter
 from h5feed.stored.local_file import Identity
 from h5feed_server.storage.hdf5.arrays import Arrays
-from h5feed_server.storage.hdf5.guard import Guard
+from h5feed_server.storage.hdf5.guard import Guard, held
 from h5feed_server.storage.hdf5.libhdf5 import Plugins, unknown_properties
 
 from tests.support.server_process import ServerProcess
@@ -43,7 +43,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5py.File]:
 
 
 def _guard(file: h5py.File) -> Guard:
-    return Guard(file, Identity(0, 0, 0, 0, 0), 600.0)
+    return Guard(held(file, Identity(0, 0, 0, 0, 0)), 600.0)
 
 
 def _layouts(file: h5py.File, name: str) -> list[ArrayLayout]:

@@ -18,8 +18,9 @@ class ServerProcess:
     new_session = False
     """Whether it has no terminal, whoever runs the tests."""
 
-    def __init__(self, folder: Path, cache_dir: Path, *options: str, **environment: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | str, cache_dir: Path, *options: str, **environment: str) -> None:
+        self.folder = Path(folder)
+        self._served = str(folder)
         self.cache_dir = cache_dir
         self._options = options
         self._environment = environment
@@ -28,7 +29,7 @@ class ServerProcess:
 
     def start(self) -> None:
         """Start it, on the port that it had before."""
-        arguments = ["serve", str(self.folder), "--cache-dir", str(self.cache_dir)]
+        arguments = ["serve", self._served, "--cache-dir", str(self.cache_dir)]
         options = [*self._options]
         if "--port" in options:
             options[options.index("--port") + 1] = str(self.port or options[options.index("--port") + 1])

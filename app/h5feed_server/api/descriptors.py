@@ -121,6 +121,9 @@ def _source(services: Services, name: str, query: DescriptorQuery) -> LocalFile:
     path = str(catalog.root / file)
     for field in dataset.fields:
         for segment in () if field.unreadable else field.column.segments:
-            if segment.file.path == path:
-                return segment.file
+            file_source = segment.file
+            if file_source.path == path:
+                if not isinstance(file_source, LocalFile):
+                    raise NotAcceptable(f"file {file!r} is in an object store, so there is no descriptor of it")
+                return file_source
     raise RevisionChanged(f"no rows of dataset {name!r} are in {file!r} any more")

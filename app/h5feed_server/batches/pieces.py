@@ -13,7 +13,7 @@ import numpy.typing as npt
 from h5feed.errors import BadParameter, TooLarge
 from h5feed.stored.column import Column, Segment
 from h5feed.stored.layout import ArrayLayout, ChunkTable
-from h5feed.stored.local_file import LocalFile
+from h5feed.stored.local_file import FileSource, LocalFile
 from h5feed.stored.pieces import (
     BYTES,
     CHUNK_CACHE_BYTES,
@@ -42,7 +42,7 @@ Bytes = npt.NDArray[np.uint8]
 class _Sent(NamedTuple):
     """Chunks of one file whose stored bytes are sent: their offsets and sizes in the file, (n,) int64."""
 
-    file: LocalFile
+    file: FileSource
     offsets: Int64s
     sizes: Int64s
 
@@ -241,7 +241,9 @@ class PiecesPlan:
 
     def _names(self, touched: list[tuple[Segment, Int64s | None, Int64s]]) -> list[str] | None:
         """Names of the files of some segments; None if one of them cannot be named."""
-        names = [self._by_path.get(segment.file.path) for segment, _, _ in touched]
+        files = [segment.file for segment, _, _ in touched]
+        # Clients do not read from object stores.
+        names = [self._by_path.get(file.path) if isinstance(file, LocalFile) else None for file in files]
         return None if None in names else [name for name in names if name is not None]
 
 

@@ -20,13 +20,13 @@ from h5feed.errors import BadParameter, FeedError, Unreadable
 
 from ..catalog.dataset import Dataset, Field
 from ..catalog.declared import read_declared
-from ..catalog.discovery import ALL_SUFFIXES
 from ..catalog.grouping.stacking import FEWEST, is_sample
 from ..catalog.single_file import files_of_family
 from ..catalog.split_names import SPLITS
 from ..services import Services
 from ..settings import Settings
 from ..storage.reader import Reader
+from ..suffixes import ALL_SUFFIXES
 from .array_source import converted
 from .options import BuildOptions
 from .source import Block, Column, FieldSpec, Work, digest_of

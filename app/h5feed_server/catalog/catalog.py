@@ -38,18 +38,20 @@ from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
 from ..sharing.fair_threads import FairThreads
 from ..storage.hdf5.reader_pool import ReaderPool
+from ..suffixes import ALL_SUFFIXES
 from ..tokens.scope import SCOPE
 from .dataset import Dataset
 from .declared import NAME as DECLARATION
 from .declared import read_declared
 from .digests import how_far
-from .discovery import ALL_SUFFIXES, Others, Walk, ending_of, shown, walk
+from .discovery import Others, Walk, ending_of, shown, walk
 from .entry import Entry, Listed, Status, identity_of, of_one_name, told_apart
 from .folder_scan import FolderScan
 from .hanging import Hanging
 from .indexer import Indexer
 from .inspections import Inspections, NotYet
 from .names import tell
+from .object_folder import ObjectFolder
 from .other_files import other_files
 from .presence import Presence
 from .watching import notice
@@ -108,8 +110,9 @@ class Catalog:
         self._root = settings.data_dir.resolve()
         self._only = only
         self._settings = settings
-        self._indexer = Indexer(self._root, settings, folder, hdf5)
-        self._presence = Presence()
+        self._objects = None if settings.store is None else ObjectFolder(settings)
+        self._indexer = Indexer(self._root, settings, folder, hdf5, self._objects)
+        self._presence = Presence(is_certain=settings.store is not None)
         self.hanging = Hanging()
         self._asking = threading.local()
         self._entries: dict[str, Entry] = {}
@@ -139,6 +142,8 @@ class Catalog:
         self._closed.set()
         self._scanner.shutdown(wait=wait, cancel_futures=True)
         self._indexer.close(wait=wait)
+        if self._objects is not None:
+            self._objects.close()
 
     def entries(self) -> list[Entry]:
         """All entries, sorted by name, whatever is in scope."""
@@ -158,6 +163,11 @@ class Catalog:
     def root(self) -> Path:
         """The data folder."""
         return self._root
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the files are objects of a store, for which small files stand in the data folder."""
+        return self._objects is not None
 
     @property
     def inspections(self) -> Inspections[tuple[Dataset, ...]]:
@@ -562,9 +572,15 @@ class Catalog:
         self._declaration = identity_of(str(self._root / DECLARATION))
         declaration = read_declared(self._root, follow_links=self._settings.follow_links)
         walked, awaited = Walk(sorted(self._only or ())), dict[str, str]()
+        unlisted = None if self._objects is None else self._objects.why_not_listed()
+        if unlisted is not None:
+            walked.files.clear()
+            walked.refused[""] = f"the object store cannot be listed: {unlisted}"
+            walked.unlisted[""] = unlisted
         if self._only is None:
             endings = declaration.endings()
-            walked = walk(str(self._root), endings, str(self._settings.cache_dir.resolve()))
+            if unlisted is None:
+                walked = walk(str(self._root), endings, str(self._settings.cache_dir.resolve()))
             awaited = self._await(walked, began)
             if self._presence.reason is not None and self._presence.holds_files:
                 # The folder is unavailable: keep all entries, marked as unavailable.

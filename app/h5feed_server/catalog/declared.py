@@ -40,8 +40,9 @@ from h5feed.errors import Unreadable
 from h5feed.suggestions import did_you_mean
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ..suffixes import ALL_SUFFIXES
 from .card import Card
-from .discovery import ALL_SUFFIXES, LEADS_OUT, ending_of, leads_out
+from .discovery import LEADS_OUT, ending_of, leads_out
 from .encoded import DeclaredImages
 from .grouping.names import natural
 from .split_names import SPLIT_WORDS

@@ -7,6 +7,7 @@ from typing import Any
 
 from h5feed.revisions import is_provisional
 
+from ..storage.objects.object_file import ObjectFile
 from .dataset import Dataset, Field
 from .discovery import shown
 
@@ -61,6 +62,8 @@ def _covered(dataset: Dataset) -> str:
     """What a change must affect so that the dataset gets another revision."""
     if is_provisional(dataset.revision):
         return "size, times, inode and path of the files"
+    if any(isinstance(field.column.segments[0].source, ObjectFile) for field in dataset.fields[:1]):
+        return "store version"
     return "all bytes" if dataset.digest_in_full else "size, layout and sampled blocks"
 
 

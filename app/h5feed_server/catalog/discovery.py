@@ -12,13 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
-"""File name extensions of HDF5 files."""
-
-KINDRED_SUFFIXES = (".mat", ".nc", ".nc4", ".nxs", ".nwb", ".h5ad", ".h5mu", ".loom", ".jld2")
-"""Extensions of formats that are based on HDF5, at least in their newer versions."""
-
-ALL_SUFFIXES = (*SUFFIXES, *KINDRED_SUFFIXES)
+from ..suffixes import ALL_SUFFIXES
 
 LEFT_OUT = ".left-out.tsv"
 """Ending of the reports in which `build` lists the parts of its source that it left out."""

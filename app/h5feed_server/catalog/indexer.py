@@ -27,6 +27,7 @@ from .entry import Entry, identity_of
 from .grouping.families import Family
 from .inspections import Inspections
 from .loading import AtOnce, Dependencies, FileLoader, LoadedFile
+from .object_folder import ObjectFolder
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class Indexer:
     folder : CacheFolder
         Caches layouts and digests.
     hdf5 : ReaderPool
+    objects : ObjectFolder, optional
+        If the files stand for objects.
 
     Attributes
     ----------
@@ -54,13 +57,20 @@ class Indexer:
         Hashes files.
     """
 
-    def __init__(self, root: Path, settings: Settings, folder: CacheFolder, hdf5: ReaderPool) -> None:
+    def __init__(
+        self,
+        root: Path,
+        settings: Settings,
+        folder: CacheFolder,
+        hdf5: ReaderPool,
+        objects: ObjectFolder | None = None,
+    ) -> None:
         self._root = root
         self._files = OpenFiles(settings.open_files)
         self._inspector = Inspector(settings.inspect_timeout)
         self.digests = Digests(folder, settings.digest_limit, settings.digest_rate)
         self._at_once = settings.provisional_bytes
-        self._loader = FileLoader(root, settings, folder, self.digests, self._files, self._inspector, hdf5)
+        self._loader = FileLoader(root, settings, folder, self.digests, self._files, self._inspector, hdf5, objects)
         self._assembler = Assembler(
             root, settings.digest_limit, self._loader.probe.holds_classes, self._loader.probe.block
         )

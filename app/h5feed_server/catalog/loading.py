@@ -21,7 +21,7 @@ from pathlib import Path
 from h5feed.errors import Overloaded, RevisionChanged, Unreadable
 from h5feed.stored.column import Segment
 from h5feed.stored.layout import LAYOUT_VERSION, ArrayLayout, ExternalLink, FileLayout, load_layout
-from h5feed.stored.local_file import YOUNG_SECONDS, Identity, LocalFile, OpenFiles, changed
+from h5feed.stored.local_file import YOUNG_SECONDS, FileSource, Identity, LocalFile, OpenFiles, changed
 
 from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
@@ -32,6 +32,7 @@ from .array_probe import ArrayProbe, unreadable_array
 from .conventions import as_meant
 from .digests import Content, Digests
 from .discovery import LEADS_OUT, leads_out
+from .object_folder import ObjectFolder, why_not_remote
 
 MAX_LINKED = 10_000
 """Maximum number of arrays that are added to a file through its links."""
@@ -88,7 +89,7 @@ class LoadedFile:
 
     Attributes
     ----------
-    source : LocalFile
+    source : FileSource
     layout : FileLayout
     segments : dict of str to Segment
         The arrays, including those of linked files, by path in the file.
@@ -98,7 +99,7 @@ class LoadedFile:
         The content of the file, then of all files that it refers to.
     """
 
-    source: LocalFile
+    source: FileSource
     layout: FileLayout
     segments: dict[str, Segment]
     fields: dict[str, Segment]
@@ -135,6 +136,8 @@ class FileLoader:
     inspector : Inspector
     hdf5 : ReaderPool
         Tests whether h5py can read arrays.
+    objects : ObjectFolder, optional
+        If the files stand for objects.
     """
 
     def __init__(
@@ -146,7 +149,9 @@ class FileLoader:
         files: OpenFiles,
         inspector: Inspector,
         hdf5: ReaderPool,
+        objects: ObjectFolder | None = None,
     ) -> None:
+        self._objects = objects
         self._root = root
         self._settings = settings
         self._folder = folder
@@ -195,6 +200,9 @@ class FileLoader:
         ------
         RevisionChanged, SourceUnavailable, Overloaded
         """
+        if self._objects is not None:
+            # The store's version stands in for the content.
+            return Content(path, identity, self._objects.source(path, identity).digest)
         digests = self._digests
         cost, is_young = digests.cost(identity), _are_young([identity])
         digest = None if is_young else digests.find(identity)
@@ -251,6 +259,8 @@ class FileLoader:
                 raise Unreadable(f"its part {os.path.basename(member)!r} is missing") from None
 
         def inspect() -> bytes:
+            if self._objects is not None:
+                return self._objects.inspect(self._inspector, path, identity)
             content = self._inspector.inspect(path)
             # Do not cache the layout of a new file under the key of the previous one.
             if _identity(path) != identity:
@@ -262,7 +272,8 @@ class FileLoader:
             self._settle(path, identity)
         # The digest of a large file includes its layout. All others are hashed first, because their digest is the key.
         content = None if is_sampled else self.content(path, identity, b"", at_once)
-        if _are_young(identities):
+        # Of an object, the key is its version, which does not depend on times.
+        if self._objects is None and _are_young(identities):
             data = inspect()
         else:
             key = identity.key
@@ -282,6 +293,8 @@ class FileLoader:
 
         Adds them to `dependencies`, and for a family also the next part, which may be added later.
         """
+        if self._objects is not None:
+            return ()
         driver, members = members_of(path)
         upcoming = (next_member(path, members),) if driver == "family" else ()
         for member in (*members, *upcoming):
@@ -291,7 +304,15 @@ class FileLoader:
                 dependencies[member] = None
         return members
 
-    def source(self, content: Content) -> LocalFile:
+    @property
+    def is_remote(self) -> bool:
+        """Whether the files stand for objects of a store."""
+        return self._objects is not None
+
+    def source(self, content: Content) -> FileSource:
+        """The file as a source of bytes."""
+        if self._objects is not None:
+            return self._objects.source(content.path, content.identity)
         return LocalFile(self._files, content.path, content.identity, content.digest or b"")
 
     def close(self) -> None:
@@ -358,7 +379,7 @@ class _Loading:
         self._loaded: dict[str, LoadedFile] = {}
         self._failed: dict[str, Unreadable] = {}
         self._overdue = time.monotonic() + PATIENCE * loader.probe_seconds
-        self._sources: dict[str, LocalFile] = {}
+        self._sources: dict[str, FileSource] = {}
         self._contents: dict[str, Content] = {}
 
     def load(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
@@ -384,6 +405,9 @@ class _Loading:
         probed = 0
         deadline = time.monotonic() + self._loader.probe_seconds
         for array in layout.arrays:
+            if self._loader.is_remote and (why := why_not_remote(array)) is not None:
+                segments[array.path] = Segment(source, replace(unreadable_array(array.path, why), text=array.text))
+                continue
             try:
                 segment = self._segment(source, array, (*above, path), contents)
             except _BadExternalFile as error:
@@ -410,14 +434,14 @@ class _Loading:
         fields = as_meant(layout, segments, self._loader.probe.values)
         return LoadedFile(source, layout, segments, fields, tuple(part for parts in ordered for part in parts))
 
-    def _source(self, path: str, identity: Identity, content: Content | None = None) -> LocalFile:
+    def _source(self, path: str, identity: Identity, content: Content | None = None) -> FileSource:
         if path not in self._sources:
             content = content or self._loader.content(path, identity, b"", self._at_once)
             self._contents[path] = content
             self._sources[path] = self._loader.source(content)
         return self._sources[path]
 
-    def _segment(self, source: LocalFile, array: ArrayLayout, above: tuple[str, ...], contents: _Contents) -> Segment:
+    def _segment(self, source: FileSource, array: ArrayLayout, above: tuple[str, ...], contents: _Contents) -> Segment:
         if array.external is not None:
             path, identity = self._loader.find(source.path, array.external, self._dependencies)
             if array.offset is not None and array.offset + array.rows * array.stored_row_bytes > identity.size:
@@ -426,7 +450,7 @@ class _Loading:
             stored = self._source(path, identity).with_companions((source,))
             contents[path] = (self._contents[path],)
             return Segment(stored, replace(array, external=None))
-        others: dict[str, LocalFile] = {}
+        others: dict[str, FileSource] = {}
         for name in array.others:
             path, identity = self._loader.find(source.path, name, self._dependencies)
             if path in above:
@@ -447,7 +471,7 @@ class _Loading:
         return Segment(source.with_companions(tuple(others.values())) if others else source, array)
 
     def _linked(
-        self, source: LocalFile, link: ExternalLink, above: tuple[str, ...], contents: _Contents
+        self, source: FileSource, link: ExternalLink, above: tuple[str, ...], contents: _Contents
     ) -> Iterator[tuple[str, Segment]]:
         """The arrays that a link into another file leads to, with their paths through the link."""
         try:

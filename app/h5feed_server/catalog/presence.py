@@ -22,6 +22,11 @@ Place = tuple[int, int]
 class Presence:
     """Remembers which files were found in which folders. Not thread-safe.
 
+    Parameters
+    ----------
+    is_certain : bool
+        Whether a file that is missing was deleted in any case: the folder is on no disk that can be unavailable.
+
     Attributes
     ----------
     reason : str or None
@@ -30,7 +35,8 @@ class Presence:
         `reason`, or why the first awaited file is unavailable; None if nothing is missing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_certain: bool = False) -> None:
+        self._is_certain = is_certain
         self.reason: str | None = None
         self.trouble: str | None = None
         self._files: set[str] = set()
@@ -52,6 +58,9 @@ class Presence:
         self.reason = None
         if "" in walked.unlisted:
             self.reason = f"the data folder cannot be read: {walked.unlisted['']}"
+        elif self._is_certain:
+            self._files, self.trouble = present, None
+            return {}
         elif self._files and not present and not walked.others:
             self.reason = "the data folder, which contained datasets, is empty: is its disk mounted?"
         for folder, place in walked.places.items():
@@ -78,6 +87,8 @@ class Presence:
 
     def is_sound(self, root: str) -> bool:
         """Whether the data folder is still the same folder and not unexpectedly empty. A quick check without a scan."""
+        if self._is_certain:
+            return True
         try:
             status = os.stat(root)
             with os.scandir(root) as entries:

@@ -53,6 +53,8 @@ def served_file(catalog: Catalog, name: str) -> ServedFile:
     # h5grove accepts a leading slash, and some clients send one.
     name = name.lstrip("/")
     entry = catalog.entry_of(name)
+    if catalog.is_remote:
+        raise Unreadable(f"file {name!r} is in an object store: its datasets are served, but not what is in it")
     place = entry.files.index(name)
     files = {entry.paths[place]: entry.identities[place]}
     files |= {path: identity for path, identity in entry.dependencies.copy().items() if identity is not None}

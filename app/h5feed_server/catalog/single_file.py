@@ -7,8 +7,9 @@ from pathlib import Path
 
 from h5feed.errors import Unreadable
 
+from ..suffixes import ALL_SUFFIXES
 from .declared import followed, read_declared
-from .discovery import ALL_SUFFIXES, walk
+from .discovery import walk
 from .grouping.families import families
 
 

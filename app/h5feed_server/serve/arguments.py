@@ -10,6 +10,7 @@ from ..sharing.logs import LogFormat
 _EXAMPLES = """examples:
   h5feed-server serve ./data                      at http://127.0.0.1:8000, for this machine only
   h5feed-server serve ./data --workers 2          with two worker processes
+  h5feed-server serve s3://bucket/prefix          from an object store; needs h5feed-server[object-store]
   h5feed-server serve ./data --uds /run/h5feed.sock
   h5feed-server serve ./data --host 0.0.0.0       for other machines; creates a token
   h5feed-server serve ./data --host 0.0.0.0 --token-file tokens    see `h5feed-server token`
@@ -32,7 +33,8 @@ def add_serve(commands: Any) -> None:
         metavar="DIR",
         type=Path,
         nargs="?",
-        help="folder of HDF5 files, or a single file; never written to (default $H5FEED_DATA_DIR, else data)",
+        help="folder of HDF5 files, a single file, or the URL of an object store such as s3://bucket/prefix; never "
+        "written to (default $H5FEED_DATA_DIR, else data)",
     )
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on (default 8000; 0 picks a free one)")

@@ -126,7 +126,11 @@ def _settings_of(options: argparse.Namespace) -> tuple[Settings, bool, bool]:
 
 def _is_wrong(settings: Settings, options: argparse.Namespace) -> str | None:
     """Why the server cannot start with these settings; None if it can."""
-    if (what := _is_no_folder(settings.data_dir)) is not None:
+    if settings.store is not None:
+        from ..storage.objects.store import check
+
+        check(settings.store)
+    elif (what := _is_no_folder(settings.data_dir)) is not None:
         return f"{settings.source} {what}"
     certificate, key = options.tls_cert, options.tls_key
     if (certificate is None) != (key is None):

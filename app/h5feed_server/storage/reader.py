@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -246,6 +247,7 @@ class Reader:
         for segment, places, local in column.divide(rows):
             where = np.arange(len(rows)) if places is None else places
             if segment.offsets is not None:
+                segment = self._arrays.ahead(segment, local, partial(self._undecoded, column, rows[where]))
                 self._decoders.share(
                     zip(local.tolist(), where.tolist(), strict=True), self._decoding(column, segment, rows, out)
                 )
@@ -257,6 +259,11 @@ class Reader:
                 encoded = [items[begin:end] for begin, end in pairwise(begins.tolist())]
                 jobs = zip(range(len(encoded)), where[first : first + step].tolist(), strict=True)
                 self._decoders.share(jobs, self._decoding(column, segment, rows, out, encoded))
+
+    def _undecoded(self, column: Column, rows: Int64s) -> npt.NDArray[np.bool_]:
+        """Which of these rows are not in the cache of decoded images."""
+        kept = self._images.of(column.key)
+        return np.array([row not in kept for row in rows.tolist()], bool)
 
     def _image_decoders(self) -> ImageDecoders:
         # Imported late, because it loads OpenCV, which many servers do not need.

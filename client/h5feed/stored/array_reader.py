@@ -5,7 +5,9 @@ The server reads files with it. A client that receives stored bytes reads those 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,16 @@ from .column import Column, Segment
 from .decoder_pool import Decoders
 from .layout import ArrayLayout
 from .padding import cut_padding
+from .ranges import ranges_of_items, ranges_of_rows
 from .scratch import Bytes
-from .source import Source
+from .source import Ranges, Source
 
 _PIECE_BYTES = 16 << 20
 """Stored bytes that are converted at a time."""
 
 Int64s = npt.NDArray[np.int64]
+_Divided = tuple[Segment, Int64s | None, Int64s]
+"""See `Column.divide`."""
 ReadByH5py = Callable[[Source, ArrayLayout, Int64s, Int64s | None, Bytes], None]
 """Reads rows of an array without positions, with the parameters of `ArrayReader._read_stored`."""
 
@@ -67,7 +72,7 @@ class ArrayReader:
             return
         # target: (k, row bytes)
         target = out.reshape(-1).view(np.uint8).reshape(len(rows), column.row_bytes)
-        for segment, places, local in column.divide(rows):
+        for segment, places, local in self._divided(column, rows):
             if segment.as_stored:
                 self._read_stored(segment.source, segment.array, local, places, target)
             else:
@@ -95,7 +100,7 @@ class ArrayReader:
             From `list_offsets`, for the same rows.
         out : (offsets[k],) of the column's dtype
         """
-        for segment, places, local in column.divide(rows):
+        for segment, places, local in self._divided(column, rows):
             assert segment.offsets is not None
             where = np.arange(len(rows)) if places is None else places
             begins, ends = segment.offsets[local].tolist(), segment.offsets[local + 1].tolist()
@@ -108,6 +113,31 @@ class ArrayReader:
                     stored = np.empty(end - begin, segment.array.dtype)
                     self.read_items(segment, handle, begin, end, stored.view(np.uint8))
                     out[first:last] = cut_padding(stored, segment.array.padding)
+
+    def ahead(
+        self, segment: Segment, rows: Int64s, wanted: Callable[[], npt.NDArray[np.bool_]] | None = None
+    ) -> Segment:
+        """The segment for a read of these rows, or of those that are `wanted`: see `Source.ahead`."""
+        source = segment.source.ahead(partial(self._ranges, segment, rows, wanted))
+        return segment if source is segment.source else replace(segment, source=source)
+
+    def _divided(self, column: Column, rows: Int64s) -> Iterable[_Divided]:
+        """What `Column.divide` yields, for a read of all of it: all segments begin before the first is waited for."""
+        divided = column.divide(rows)
+        if not column.answers_late:
+            return divided
+        return [(self.ahead(segment, local), places, local) for segment, places, local in divided]
+
+    def _ranges(self, segment: Segment, rows: Int64s, wanted: Callable[[], npt.NDArray[np.bool_]] | None) -> Ranges:
+        if wanted is not None:
+            rows = rows[wanted()]
+        array = segment.array.records if segment.array.record else segment.array
+        is_needed = partial(self._chunk_rows.missing, segment.source, array)
+        if segment.offsets is not None:
+            return ranges_of_items(array, segment.offsets[rows], segment.offsets[rows + 1], is_needed)
+        if segment.transposed:
+            rows = np.arange(array.rows, dtype=np.int64)
+        return ranges_of_rows(array, rows, is_needed)
 
     def read_items(self, segment: Segment, handle: int, begin: int, end: int, out: Bytes) -> None:
         """Read items begin … end-1 of a flat array as they are stored. `handle` is from `Source.reading`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import chain, pairwise
@@ -22,8 +22,9 @@ from .byte_cache import ByteCache, CacheUsage
 from .column import Column
 from .decoder_pool import Decoders
 from .layout import ArrayLayout
+from .ranges import ranges_of_chunk_rows
 from .scratch import Bytes
-from .source import Source
+from .source import Ranges, Source
 
 _KEPT = 3
 """Rows are read by chunk rows only if the cache has room for this many."""
@@ -123,24 +124,26 @@ class ChunkRows:
         """Start decoding the chunk rows of these rows in the background, if they are cached. Does not wait."""
         if self._reading_ahead is not None and not self._reading_ahead.done():
             return
-        chunk_rows: list[tuple[Source, ArrayLayout, int]] = []
+        parts: list[tuple[Source, ArrayLayout, Int64s]] = []
         nbytes = 0
         for segment, _, local in column.divide(rows):
             array = segment.array.records if segment.array.record else segment.array
             if array.chunk_shape is None or segment.transposed or not self.keeps(array):
                 return
             height = array.chunk_shape[0]
-            numbers = np.unique(local // height).tolist()
-            chunk_rows += [(segment.source, array, number) for number in numbers]
+            numbers = np.unique(local // height)
+            parts.append((segment.source, array, numbers))
             nbytes += len(numbers) * height * array.row_bytes
             if nbytes > self._kept.max_bytes // _KEPT:
                 return
 
         def work() -> None:
-            for chunk_row in chunk_rows:
-                # Ignore errors: a request for these rows will get them.
-                with contextlib.suppress(FeedError):
-                    self.chunk_row(*chunk_row)
+            for source, array, numbers in parts:
+                fetched = source.ahead(partial(self._ranges, source, array, numbers))
+                for number in numbers.tolist():
+                    # Ignore errors: a request for these rows will get them.
+                    with contextlib.suppress(FeedError):
+                        self.chunk_row(fetched, array, number)
 
         with contextlib.suppress(RuntimeError):
             self._reading_ahead = self._ahead.submit(work)
@@ -157,16 +160,28 @@ class ChunkRows:
         ------
         DatasetCorrupt, RevisionChanged, SourceUnavailable, Overloaded, ReadTimeout
         """
-        assert array.chunks is not None
         if not self.keeps(array):
             return self._decoded(source, array, number)
+        return self._kept.get(self._key(source, array, number), partial(self._decoded, source, array, number), _held)
+
+    def missing(self, source: Source, array: ArrayLayout, numbers: Int64s) -> Int64s:
+        """Those of these chunk rows, (n,) int64, that will be decoded; those that are cached are decoded once."""
+        if not self.keeps(array):
+            return numbers
+        wanted = np.unique(numbers).tolist()
+        return np.array([one for one in wanted if self._key(source, array, one) not in self._kept], np.int64)
+
+    def _ranges(self, source: Source, array: ArrayLayout, numbers: Int64s) -> Ranges:
+        return ranges_of_chunk_rows(array, self.missing(source, array, numbers))
+
+    def _key(self, source: Source, array: ArrayLayout, number: int) -> tuple[Hashable, ...]:
+        assert array.chunks is not None
         # Use the position of the first chunk as the name: members of a table of records share its chunk rows, and so do
         # columns of a block. Columns may have only some of the chunks.
         # Without a position, rows are fill values. Arrays of several files may be in one received body.
         name = int(array.chunks.offsets[0]) if len(array.chunks.offsets) else (array.path, array.fill)
         # The shape is part of the key: a file can be one row in one dataset, and many rows in another.
-        key = (*source.key, name, array.chunk_shape, array.row_bytes, number)
-        return self._kept.get(key, partial(self._decoded, source, array, number), _held)
+        return (*source.key, name, array.chunk_shape, array.row_bytes, number)
 
     def drop_old(self, seconds: float) -> None:
         """Evict chunk rows that were not used for this many seconds, and free all idle buffers."""

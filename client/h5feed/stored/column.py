@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..images import ImageSpec
 from .layout import ArrayLayout
-from .local_file import LocalFile
+from .local_file import FileSource
 from .source import Source
 
 Int64s = npt.NDArray[np.int64]
@@ -79,9 +79,9 @@ class Segment:
     served_as: str | None = None
 
     @property
-    def file(self) -> LocalFile:
+    def file(self) -> FileSource:
         """The source, on the server: there it is always a file."""
-        assert isinstance(self.source, LocalFile)
+        assert isinstance(self.source, FileSource)
         return self.source
 
     @cached_property
@@ -134,6 +134,11 @@ class Column:
 
     segments: tuple[Segment, ...]
     images: ImageSpec | None = None
+
+    @cached_property
+    def answers_late(self) -> bool:
+        """Whether a source does, see `Source.answers_late`."""
+        return any(segment.source.answers_late for segment in self.segments)
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:

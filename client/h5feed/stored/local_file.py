@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from ..errors import DatasetCorrupt, FeedError, Overloaded, RevisionChanged, SourceUnavailable
 from . import io_ring
 from .scratch import Bytes
-from .source import Int64s, Scratch
+from .source import Int64s, Ranges, Scratch, Source
+
+if TYPE_CHECKING:
+    from typing import Self
 
 AWAY_ERRNOS = frozenset(
     (
@@ -140,44 +144,59 @@ class Opener(Protocol):
         """The open file at `path`. See `OpenFiles.get`."""
 
 
-class LocalFile:
-    """A local file, read with `preadv`. Never with mmap: truncating the file would cause SIGBUS.
+class FileSource(Source):
+    """A file of the data folder as a source of bytes.
 
     Parameters
     ----------
-    files : Opener
     path : str
     identity : Identity
     digest : bytes
         Digest of the content: a recently changed file may get new content under the same identity.
-    companions : tuple of LocalFile
+
+    Attributes
+    ----------
+    companions : tuple of FileSource
         Other files that h5py may read the arrays of this file from, or that hold the layout of its arrays.
     """
 
-    def __init__(
-        self,
-        files: Opener,
-        path: str,
-        identity: Identity,
-        digest: bytes = b"",
-        companions: tuple[LocalFile, ...] = (),
-    ) -> None:
-        self._files = files
+    def __init__(self, path: str, identity: Identity, digest: bytes = b"") -> None:
         self.path = path
         self.identity = identity
         self.digest = digest
-        self.companions = companions
-        self._is_direct: bool | None = None
-        """See `io_ring.is_direct`; None: not known yet."""
+        self.companions: tuple[FileSource, ...] = ()
 
     @property
     def key(self) -> tuple[tuple[Identity, bytes], ...]:
         """Identifies the content, for caches."""
         return tuple((file.identity, file.digest) for file in (self, *self.companions))
 
-    def with_companions(self, files: Sequence[LocalFile]) -> LocalFile:
+    def with_companions(self, files: Sequence[FileSource]) -> Self:
         """The same file with others that are read together with it."""
-        return LocalFile(self._files, self.path, self.identity, self.digest, tuple(files))
+        joined = copy.copy(self)
+        joined.companions = tuple(files)
+        return joined
+
+
+class LocalFile(FileSource):
+    """A local file, read with `preadv`. Never with mmap: truncating the file would cause SIGBUS.
+
+    Parameters
+    ----------
+    files : Opener
+    path, identity, digest
+        See `FileSource`.
+    """
+
+    def __init__(self, files: Opener, path: str, identity: Identity, digest: bytes = b"") -> None:
+        super().__init__(path, identity, digest)
+        self._files = files
+        self._is_direct: bool | None = None
+        """See `io_ring.is_direct`; None: not known yet."""
+
+    def ahead(self, ranges: Callable[[], Ranges]) -> LocalFile:
+        """The system reads ahead itself."""
+        return self
 
     def read_rows(self, offsets: Int64s, sizes: Int64s, target: Bytes, begins: Int64s) -> None:
         """Fill ``target[begins[i]:]`` with the ``sizes[i]`` bytes from ``offsets[i]``, for all i: with one system call

@@ -16,6 +16,9 @@ from .scratch import Bytes
 
 Int64s = npt.NDArray[np.int64]
 
+Ranges = tuple[Int64s, Int64s]
+"""Offsets and sizes of ranges of stored bytes, (k,) int64 each."""
+
 Scratch = Callable[[str, int], Bytes]
 """``scratch(use, nbytes)`` returns memory that the calling thread may write to, see `scratch.Scratch.take`."""
 
@@ -23,12 +26,22 @@ Scratch = Callable[[str, int], Bytes]
 class Source(Protocol):
     """Stored bytes, addressed by their offset."""
 
+    answers_late: bool = False
+    """Whether a read takes so long, however short it is, that all reads of a batch should begin together."""
+
     @property
     def key(self) -> tuple[Hashable, ...]:
         """Identifies the content, for caches."""
 
     def reading(self) -> AbstractContextManager[int]:
         """A handle for several reads. At the end of the ``with`` block, the source is checked for changes."""
+
+    def ahead(self, ranges: Callable[[], Ranges]) -> Source:
+        """A source of the same bytes for a read of these ranges.
+
+        A source that answers late begins to fetch all of them now, and a range that is named twice for two reads. All
+        others return themselves and do not call `ranges`.
+        """
 
     def read_rows(self, offsets: Int64s, sizes: Int64s, target: Bytes, begins: Int64s) -> None:
         """Fill ``target[begins[i]:]`` with the ``sizes[i]`` bytes from ``offsets[i]``, for all i, as fast as possible.
@@ -54,6 +67,7 @@ class ReceivedBytes:
     content : (n,) uint8
     """
 
+    answers_late = False
     _numbers = count()
 
     def __init__(self, content: Bytes) -> None:
@@ -70,6 +84,10 @@ class ReceivedBytes:
     def reading(self) -> Iterator[int]:
         """There is no handle."""
         yield -1
+
+    def ahead(self, ranges: Callable[[], Ranges]) -> ReceivedBytes:
+        """All bytes are here."""
+        return self
 
     def read_rows(self, offsets: Int64s, sizes: Int64s, target: Bytes, begins: Int64s) -> None:
         """Copy all ranges.

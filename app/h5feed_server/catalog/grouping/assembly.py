@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.stored.column import Column, Segment
 from h5feed.stored.layout import ArrayLayout
-from h5feed.stored.local_file import LocalFile
+from h5feed.stored.local_file import FileSource
 
 from ..roles import Role
 from .names import natural
@@ -114,7 +114,7 @@ def _joined(segments: Sequence[Segment]) -> Sequence[Segment]:
     return [_constant(segments[0].file, arrays[0].path, values, arrays[0])]
 
 
-def _add_origins(table: Table, pieces: Sequence[Piece], rows: npt.NDArray[np.int64], source: LocalFile) -> None:
+def _add_origins(table: Table, pieces: Sequence[Piece], rows: npt.NDArray[np.int64], source: FileSource) -> None:
     """Add fields with the class, episode or file of each row, if there are any."""
     taken = {field.name for field in table.fields}
 
@@ -139,7 +139,7 @@ def _add_origins(table: Table, pieces: Sequence[Piece], rows: npt.NDArray[np.int
 
 
 def _repeated(
-    source: LocalFile, name: str, values: npt.NDArray[np.generic], rows: npt.NDArray[np.int64]
+    source: FileSource, name: str, values: npt.NDArray[np.generic], rows: npt.NDArray[np.int64]
 ) -> tuple[Segment, ...]:
     if int(rows.sum()) * values.itemsize <= _MAX_INLINE_BYTES or rows.max(initial=0) <= 1:
         return (_constant(source, name, np.repeat(values, rows)),)
@@ -152,7 +152,7 @@ def _repeated(
 
 
 def _constant(
-    source: LocalFile, name: str, values: npt.NDArray[np.generic], like: ArrayLayout | None = None
+    source: FileSource, name: str, values: npt.NDArray[np.generic], like: ArrayLayout | None = None
 ) -> Segment:
     """A segment of values in memory, otherwise `like` an array. Its path includes a digest, because it keys caches."""
     data = values.tobytes()

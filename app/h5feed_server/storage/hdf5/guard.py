@@ -20,6 +20,7 @@ from h5feed.stored.column import Column, Segment
 from h5feed.stored.decoder_pool import Decoders
 from h5feed.stored.layout import ArrayLayout
 from h5feed.stored.local_file import Identity, LocalFile, OpenFiles
+from h5feed.stored.source import Source
 
 from ..reader import Reader
 from .reader_pool import ReaderPool
@@ -48,22 +49,21 @@ class Guard:
 
     Parameters
     ----------
-    file : h5py.File
-        Its descriptor is used for both ways of reading, so that both read the same file and none is opened.
-    identity : Identity
-        Of that file.
+    source : Source or None
+        The file, as it is read without libhdf5: see `held`. None if h5py reads all of it, so that there is nothing to
+        compare.
     seconds : float
         Timeout of the whole inspection.
+    is_remote : bool
+        Reading takes time, but no CPU time: only the first array of each kind is compared.
     """
 
-    def __init__(self, file: h5py.File, identity: Identity, seconds: float) -> None:
-        self._source: LocalFile | None = None
-        # A file in several parts has no single descriptor. h5py reads all of it, so there is nothing to compare.
-        with contextlib.suppress(ValueError, TypeError, RuntimeError, NotImplementedError):
-            self._source = _Held(file.id.get_vfd_handle(), identity)
+    def __init__(self, source: Source | None, seconds: float, *, is_remote: bool = False) -> None:
+        self._source = source
         self._decoders = Decoders(1, _TIMEOUT)
         began = time.process_time()
-        self._all_until, self._kinds_until = began + _ALL * seconds, began + _KINDS * seconds
+        self._all_until = began + (0 if is_remote else _ALL * seconds)
+        self._kinds_until = began + _KINDS * seconds
         self._end = time.monotonic() + _END * seconds
         self._seen: set[Hashable] = set()
 
@@ -147,6 +147,20 @@ class Guard:
         if mine is None or theirs is None:
             return mine is None and theirs is None
         return np.ascontiguousarray(mine).tobytes() == np.asarray(theirs).astype(mine.dtype, copy=False).tobytes()
+
+
+def held(file: h5py.File, identity: Identity) -> Source | None:
+    """An open file as a source that uses the same descriptor, so that no file is opened; None if it has several parts.
+
+    Parameters
+    ----------
+    file : h5py.File
+    identity : Identity
+        Of that file.
+    """
+    with contextlib.suppress(ValueError, TypeError, RuntimeError, NotImplementedError):
+        return _Held(file.id.get_vfd_handle(), identity)
+    return None
 
 
 class _Held(LocalFile):

@@ -3,8 +3,9 @@
 Runs only as a child process: a crafted file can crash libhdf5, hang it or exhaust its memory, and must not affect the
 server.
 
-Protocol: each line on standard input is a path as JSON. Each response on standard output is a frame of an 8-byte
-little-endian length, a kind byte (``L`` layout, ``E`` error text) and the content. `inspector` is the other end.
+Protocol: each line on standard input is a path as JSON, or the size of a file that `piped_file` reads. Each response on
+standard output is a frame of an 8-byte little-endian length, a kind byte (``L`` layout, ``E`` error text) and the
+content. `inspector` is the other end.
 
 Each file is inspected in its own fork, see `answer_in_fork`.
 """
@@ -36,9 +37,10 @@ from .arrays import Arrays
 from .attributes import MAX_NAME_BYTES, attributes_of, fuel_splits
 from .child import answer_in_fork, confine
 from .drivers import members_of
-from .guard import Guard
+from .guard import Guard, held
 from .h5py_reader import open_file
 from .libhdf5 import Plugins
+from .piped_file import PipedBytes, PipedFile
 from .text import decoded, json_bytes, reason_of
 
 MAX_ARRAYS = 20_000
@@ -56,6 +58,10 @@ _USED_LATE = (cv2, encodings.ascii, encodings.latin_1, encodings.raw_unicode_esc
 """Modules that would otherwise be imported on first use, after `_seal`, when no file can be opened any more."""
 
 
+_PIPED = "the object"
+"""What errors call a file without a path."""
+
+
 def inspect_file(path: str, plugins: Plugins, seconds: float) -> FileLayout:
     """Return the layout of the file at `path`.
 
@@ -70,10 +76,18 @@ def inspect_file(path: str, plugins: Plugins, seconds: float) -> FileLayout:
     status = os.stat(path)
     with open_file(path) as file:
         _seal()
-        guard = Guard(file, Identity.of(status), seconds)
+        guard = Guard(held(file, Identity.of(status)), seconds)
         # Names of the other files of a split file or file family.
         names = tuple(map(os.path.basename, members))
         return _Walk(file, path, Arrays(file, status.st_size, names, plugins, guard)).layout()
+
+
+def inspect_piped(piped: PipedFile, plugins: Plugins, seconds: float) -> FileLayout:
+    """Return the layout of a file that the parent reads. See `inspect_file`."""
+    with h5py.File(piped, "r") as file:
+        _seal()
+        guard = Guard(PipedBytes(piped), seconds, is_remote=True)
+        return _Walk(file, _PIPED, Arrays(file, piped.size, (), plugins, guard)).layout()
 
 
 def _seal() -> None:
@@ -242,9 +256,11 @@ def main(memory_bytes: int, timeout: float) -> None:
     load_codecs()
     plugins = Plugins()
     while line := sys.stdin.buffer.readline():
-        path = json.loads(line)
+        file = json.loads(line)
+        if isinstance(file, int):
+            file = PipedFile(file, answers, 0)
         if not answer_in_fork(
-            lambda path=path: (_answer(path, plugins, timeout),),  # type: ignore[misc]
+            lambda file=file: (_answer(file, plugins, timeout),),  # type: ignore[misc]
             lambda number: b"E" + _cause_of_death(number, timeout).encode(),
             timeout,
             answers,
@@ -252,9 +268,12 @@ def main(memory_bytes: int, timeout: float) -> None:
             return
 
 
-def _answer(path: str, plugins: Plugins, seconds: float) -> bytes:
+def _answer(file: str | PipedFile, plugins: Plugins, seconds: float) -> bytes:
+    path = file if isinstance(file, str) else _PIPED
     try:
-        return b"L" + dump_layout(inspect_file(path, plugins, seconds))
+        if isinstance(file, PipedFile):
+            return b"L" + dump_layout(inspect_piped(file, plugins, seconds))
+        return b"L" + dump_layout(inspect_file(file, plugins, seconds))
     except MemoryError:
         return b"Einspecting it takes more memory than inspection may use"
     except Exception as error:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, Overloaded, ReaderCrashed, ReadTimeout, TooLarge
 from h5feed.stored.layout import ArrayLayout
-from h5feed.stored.local_file import Identity, LocalFile, changed, refused
+from h5feed.stored.local_file import FileSource, Identity, changed, refused
 
 from .child import KIND_BYTES, LENGTH
 from .children import Children
@@ -68,12 +68,12 @@ class ReaderPool:
         """End all readers, including busy ones, whose reads fail."""
         self._children.close()
 
-    def read(self, files: Sequence[LocalFile], array: ArrayLayout, rows: Int64s) -> Bytes:
+    def read(self, files: Sequence[FileSource], array: ArrayLayout, rows: Int64s) -> Bytes:
         """Read rows as they are stored, in the given order.
 
         Parameters
         ----------
-        files : sequence of LocalFile
+        files : sequence of FileSource
             The file of the array, then all others that it may be read from.
         array : ArrayLayout
             With `by_h5py` set.
@@ -96,7 +96,7 @@ class ReaderPool:
             raise DatasetCorrupt(f"the array {array.path!r} has changed since it was inspected")
         return content
 
-    def read_ragged(self, files: Sequence[LocalFile], array: ArrayLayout, rows: Int64s) -> tuple[Bytes, Int64s]:
+    def read_ragged(self, files: Sequence[FileSource], array: ArrayLayout, rows: Int64s) -> tuple[Bytes, Int64s]:
         """Same as `read`, for ragged rows.
 
         Returns
@@ -114,7 +114,7 @@ class ReaderPool:
             raise DatasetCorrupt(f"the array {array.path!r} has changed since it was inspected")
         return items, offsets
 
-    def _answer(self, files: Sequence[LocalFile], array: ArrayLayout, rows: Int64s) -> Bytes:
+    def _answer(self, files: Sequence[FileSource], array: ArrayLayout, rows: Int64s) -> Bytes:
         about = {
             "files": [[file.path, [*file.identity, file.digest.hex()]] for file in files],
             "path": array.table,
@@ -167,7 +167,7 @@ def _refusal(answer: memoryview, path: str) -> FeedError | None:
     return CLASS_BY_CODE[code](f"{path!r}: {detail}")
 
 
-def _check_unchanged(files: Sequence[LocalFile]) -> None:
+def _check_unchanged(files: Sequence[FileSource]) -> None:
     """Raise if a file has changed. By path, because the reader opens files itself; it checks again after reading."""
     for file in files:
         try:

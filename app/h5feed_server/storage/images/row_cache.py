@@ -85,6 +85,9 @@ class CachedColumn:
         self.nbytes = 0
         self.closed = False
 
+    def __contains__(self, row: int) -> bool:
+        return row in self._rows
+
     def get(self, row: int) -> npt.NDArray[Any] | None:
         value = self._rows.get(row)
         if value is None:

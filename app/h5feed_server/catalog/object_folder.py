@@ -1,0 +1,73 @@
+"""A data folder whose files stand for the objects of a store."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from h5feed.stored.layout import ArrayLayout
+from h5feed.stored.local_file import Identity
+
+from ..settings import Settings
+from ..storage.hdf5.inspector import Inspector
+from ..storage.objects.listing import Listing, stored_object
+from ..storage.objects.object_file import ObjectFile
+from ..storage.objects.range_cache import RangeCache
+from ..storage.objects.store import ObjectStore
+from ..suffixes import ALL_SUFFIXES
+
+_TIMEOUT_SHARE = 1 / 3
+"""A range may take this share of the time limit of a request, so that the client gets the reason."""
+
+_FIRST_SECONDS = 10.0
+"""How long a scan waits for the first listing."""
+
+
+class ObjectFolder:
+    """The objects of the store that is served; one per process.
+
+    Parameters
+    ----------
+    settings : Settings
+        Those of a server for an object store.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.store is not None
+        only = settings.only[0] if settings.only else None
+        kept = settings.store_cache_bytes
+        cache = RangeCache(settings.cache_dir / "ranges", kept) if kept else None
+        self._store = ObjectStore(settings.store, settings.read_timeout * _TIMEOUT_SHARE, cache)
+        self._listing = Listing(self._store, settings.data_dir, only, ALL_SUFFIXES, settings.listing_seconds)
+
+    def close(self) -> None:
+        """Stop listing, and give up what is being fetched."""
+        self._listing.close()
+        self._store.close()
+
+    def why_not_listed(self) -> str | None:
+        """Why the objects are not known; None if they are."""
+        return self._listing.wait(_FIRST_SECONDS)
+
+    def source(self, path: str, identity: Identity) -> ObjectFile:
+        """The object that a file stands for.
+
+        Raises
+        ------
+        RevisionChanged, Overloaded
+            The file has changed.
+        """
+        return ObjectFile(self._store, stored_object(path, identity), path, identity)
+
+    def inspect(self, inspector: Inspector, path: str, identity: Identity) -> bytes:
+        """The layout of the object, see `Inspector.inspect`."""
+        stored = stored_object(path, identity)
+        return inspector.inspect_remote(stored.size, partial(self._store.read, stored))
+
+
+def why_not_remote(array: ArrayLayout) -> str | None:
+    """Why an array cannot be read from an object store; None if it can."""
+    if array.unreadable is None and array.by_h5py:
+        return "only h5py can read it, which needs a local file: it is not read from an object store"
+    if array.unreadable is None and array.external is not None:
+        return "its data is in another file, which is not read from an object store"
+    return None

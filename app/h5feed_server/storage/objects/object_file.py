@@ -1,0 +1,269 @@
+"""Objects of a store as sources of stored bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import Future
+
+import numpy as np
+from h5feed.errors import DatasetCorrupt
+from h5feed.stored.local_file import FileSource, Identity
+from h5feed.stored.scratch import Bytes
+from h5feed.stored.source import Int64s, Ranges, Scratch, Source
+
+from .store import ObjectStore, StoredObject
+
+PART_BYTES = 8 << 20
+"""Ranges that touch are fetched as one up to this size, and larger ones in parts of it."""
+
+WINDOW_BYTES = 32 << 20
+"""Bytes of one read that are fetched and not used yet. A single part may be all of it."""
+
+
+class ObjectFile(FileSource):
+    """One version of an object.
+
+    Parameters
+    ----------
+    store : ObjectStore
+    stored : StoredObject
+    path, identity
+        Of the file in the data folder that stands for it.
+    """
+
+    answers_late = True
+
+    def __init__(self, store: ObjectStore, stored: StoredObject, path: str, identity: Identity) -> None:
+        super().__init__(path, identity, stored.digest(store.place))
+        self.store = store
+        self.object = stored
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[int]:
+        """There is no handle: each range is of this version, or RevisionChanged is raised."""
+        yield -1
+
+    def ahead(self, ranges: Callable[[], Ranges]) -> Source:
+        """Begin to fetch these ranges."""
+        offsets, sizes = ranges()
+        return FetchedRanges(self, offsets, sizes) if len(offsets) else self
+
+    def read_rows(self, offsets: Int64s, sizes: Int64s, target: Bytes, begins: Int64s) -> None:
+        """See `FetchedRanges.read_rows`."""
+        FetchedRanges(self, offsets, sizes).read_rows(offsets, sizes, target, begins)
+
+    def fill(self, handle: int, offset: int, target: memoryview) -> None:
+        """See `FetchedRanges.read_rows`."""
+        self._alone(offset, len(target)).fill(handle, offset, target)
+
+    def stored(self, handle: int, offset: int, nbytes: int, scratch: Scratch) -> Bytes:
+        """See `FetchedRanges.read_rows`."""
+        return self._alone(offset, nbytes).stored(handle, offset, nbytes, scratch)
+
+    def _alone(self, offset: int, nbytes: int) -> FetchedRanges:
+        return FetchedRanges(self, np.array([offset], np.int64), np.array([nbytes], np.int64))
+
+
+class FetchedRanges(Source):
+    """Ranges of an object that are fetched together, for one read of each.
+
+    Parameters
+    ----------
+    file : ObjectFile
+    offsets, sizes : (k,) int64
+        In the order in which they will be read, as far as that is known.
+
+    Raises
+    ------
+    DatasetCorrupt
+        The object ends before a range does.
+    """
+
+    def __init__(self, file: ObjectFile, offsets: Int64s, sizes: Int64s) -> None:
+        self._file = file
+        size = file.object.size
+        if (beyond := np.flatnonzero((offsets < 0) | (sizes < 0) | (offsets > size - sizes))).size:
+            end = int(offsets[beyond[0]]) + int(sizes[beyond[0]])
+            raise DatasetCorrupt(f"the object ends at byte {size}, but an array in it ends at {end}")
+        self._pieces = sorted(_pieces(offsets, sizes))
+        held: set[tuple[int, int]] = set()
+        if (cache := file.store.cache) is not None:
+            held = {piece for piece in self._pieces if cache.has(file.digest, *piece)}
+            self._pieces = [piece for piece in self._pieces if piece not in held]
+        parts = sorted([*_parts(self._pieces), *held])
+        self._is_held = [part in held for part in parts]
+        """Whether a part is in the cache on the local disk."""
+        self._begins = [begin for begin, _ in parts]
+        self._sizes = [nbytes for _, nbytes in parts]
+        self._futures: list[Future[Bytes] | None] = [None] * len(parts)
+        self._uses = [0] * len(parts)
+        order: dict[int, None] = {}
+        for offset, nbytes in zip(offsets.tolist(), sizes.tolist(), strict=True):
+            for number in self._touched(offset, nbytes):
+                self._uses[number] += 1
+                order[number] = None
+        self._waiting = iter(list(order))
+        self._next = next(self._waiting, None)
+        self._outstanding = 0
+        self._lock = threading.Lock()
+        with self._lock:
+            self._start_more()
+
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """That of the object."""
+        return self._file.key
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[int]:
+        """There is no handle."""
+        yield -1
+
+    def ahead(self, ranges: Callable[[], Ranges]) -> Source:
+        """They are fetched already."""
+        return self
+
+    def read_rows(self, offsets: Int64s, sizes: Int64s, target: Bytes, begins: Int64s) -> None:
+        """Wait for all ranges and copy them. Others than those that were announced are fetched now.
+
+        Raises
+        ------
+        RevisionChanged
+            The object was replaced.
+        SourceUnavailable
+            The store has not answered before the deadline.
+        Unreadable
+            The object was deleted, or the store refuses the server's credentials.
+        DatasetCorrupt
+            The object ends before a range does.
+        """
+        for offset, nbytes, begin in zip(offsets.tolist(), sizes.tolist(), begins.tolist(), strict=True):
+            self._copy(offset, target[begin : begin + nbytes])
+
+    def fill(self, handle: int, offset: int, target: memoryview) -> None:
+        """See `read_rows`."""
+        self._copy(offset, np.frombuffer(target, np.uint8))
+
+    def stored(self, handle: int, offset: int, nbytes: int, scratch: Scratch) -> Bytes:
+        """A view of what was fetched if possible. See `read_rows`."""
+        numbers = self._touched(offset, nbytes)
+        is_one = len(numbers) == 1 and self._holds(numbers[0], offset, nbytes)
+        if is_one and (data := self._take(numbers[0])) is not None:
+            within = offset - self._begins[numbers[0]]
+            return data[within : within + nbytes]
+        target = scratch("stored", nbytes)
+        self._copy(offset, target)
+        return target
+
+    def _copy(self, offset: int, target: Bytes) -> None:
+        done = 0
+        for number in self._touched(offset, len(target)):
+            within = offset + done - self._begins[number]
+            if within < 0 or (data := self._take(number)) is None:
+                break
+            nbytes = min(len(target) - done, len(data) - within)
+            target[done : done + nbytes] = data[within : within + nbytes]
+            done += nbytes
+        if done < len(target):
+            self._file.fill(-1, offset + done, memoryview(target[done:]))
+
+    def _touched(self, offset: int, nbytes: int) -> range:
+        """Numbers of the parts that have some of these bytes."""
+        first = max(0, bisect_right(self._begins, offset) - 1)
+        if first < len(self._begins) and self._begins[first] + self._sizes[first] <= offset:
+            first += 1
+        last = first
+        while last < len(self._begins) and self._begins[last] < offset + nbytes:
+            last += 1
+        return range(first, last)
+
+    def _holds(self, number: int, offset: int, nbytes: int) -> bool:
+        begin = self._begins[number]
+        return begin <= offset and offset + nbytes <= begin + self._sizes[number]
+
+    def _take(self, number: int) -> Bytes | None:
+        """A part, once it is there, for one of its uses; None if it has been used up."""
+        with self._lock:
+            if self._uses[number] <= 0:
+                return None
+        data = self._from_disk(number) if self._is_held[number] else None
+        if data is None:
+            with self._lock:
+                future = self._futures[number] or self._start([number])[0]
+            data = self._file.store.wait(future)
+            self._keep(number, data)
+        with self._lock:
+            self._uses[number] -= 1
+            if self._uses[number] == 0:
+                if self._futures[number] is not None:
+                    self._outstanding -= self._sizes[number]
+                self._futures[number] = None
+                self._start_more()
+        return data
+
+    def _from_disk(self, number: int) -> Bytes | None:
+        cache = self._file.store.cache
+        assert cache is not None
+        return cache.find(self._file.digest, self._begins[number], self._sizes[number])
+
+    def _keep(self, number: int, data: Bytes) -> None:
+        """Store the pieces of a part on the local disk: the next time, they may be parts of others."""
+        if (cache := self._file.store.cache) is None:
+            return
+        begin, end = self._begins[number], self._begins[number] + self._sizes[number]
+        for piece in range(bisect_left(self._pieces, (begin, 0)), len(self._pieces)):
+            offset, nbytes = self._pieces[piece]
+            if offset + nbytes > end:
+                break
+            cache.keep(self._file.digest, offset, data[offset - begin : offset - begin + nbytes])
+
+    def _start_more(self) -> None:
+        numbers = []
+        nbytes = self._outstanding
+        while self._next is not None and (not nbytes or nbytes + self._sizes[self._next] <= WINDOW_BYTES):
+            # It may have been started out of order.
+            is_wanted = self._futures[self._next] is None and self._uses[self._next] > 0
+            if is_wanted and not self._is_held[self._next]:
+                numbers.append(self._next)
+                nbytes += self._sizes[self._next]
+            self._next = next(self._waiting, None)
+        if numbers:
+            self._start(numbers)
+
+    def _start(self, numbers: list[int]) -> list[Future[Bytes]]:
+        ranges = [(self._begins[number], self._sizes[number]) for number in numbers]
+        futures = self._file.store.begin(self._file.object, ranges)
+        for number, future in zip(numbers, futures, strict=True):
+            self._futures[number] = future
+            self._outstanding += self._sizes[number]
+        return futures
+
+
+def _pieces(offsets: Int64s, sizes: Int64s) -> set[tuple[int, int]]:
+    """Offset and size of each range once, of long ones in pieces."""
+    return {
+        (begin, min(PART_BYTES, offset + nbytes - begin))
+        for offset, nbytes in zip(offsets.tolist(), sizes.tolist(), strict=True)
+        for begin in range(offset, offset + nbytes, PART_BYTES)
+    }
+
+
+def _parts(pieces: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Offset and size of what is fetched for some ascending pieces, ascending: no byte is in two parts."""
+    parts: list[tuple[int, int]] = []
+    for offset, nbytes in pieces:
+        end = offset + nbytes
+        if parts and offset <= (reached := sum(parts[-1])):
+            begin, held = parts[-1]
+            offset = max(offset, reached)
+            if end - begin <= PART_BYTES:
+                parts[-1] = (begin, max(held, end - begin))
+                continue
+        while offset < end:
+            step = min(PART_BYTES, end - offset)
+            parts.append((offset, step))
+            offset += step
+    return parts

@@ -1,0 +1,244 @@
+"""Stored bytes of objects on the local disk: rows and chunks that were fetched once need not be fetched again.
+
+For each version of an object there are two files: one that is as long as the object, but has only the ranges that were
+fetched (a sparse file), and an index, which is appended to after a range has been written. An entry of the index has a
+checksum of the range and one of itself. So nothing has to be synced to the disk, and the processes of a server, which
+share the files, need no locks: what was lost in a crash does not match its checksum, and is fetched again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import struct
+import threading
+import time
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from h5feed.stored.scratch import Bytes
+
+logger = logging.getLogger(__name__)
+
+_ENTRY = struct.Struct("<QQII")
+"""Offset and size of a range, its checksum, and the checksum of the three."""
+
+_MOST_OPEN = 64
+"""Versions of objects whose files are open, per process."""
+
+_LOOK_SECONDS = 10.0
+_LOOK_BYTES = 64 << 20
+"""The size of the cache is measured again after this time, or after this process has added so much."""
+
+_UNUSED_SECONDS = 3600.0
+"""Versions that were not used for this long are deleted if there is no room. If that is not enough, nothing is added:
+to delete what an epoch still needs would make every epoch fetch everything."""
+
+_FREE_SHARE = 0.1
+"""The cache leaves this share of the disk free."""
+
+_PAUSE_SECONDS = 60.0
+"""After the disk has refused a write, it is tried again after this long."""
+
+
+@dataclass
+class _Version:
+    """The files of one version of an object, and what the index says."""
+
+    data: int
+    index: int
+    read: int = 0
+    ranges: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Checksums by offset and size."""
+    used: float = 0.0
+
+    def __del__(self) -> None:
+        os.close(self.data)
+        os.close(self.index)
+
+
+class RangeCache:
+    """Ranges of objects on the local disk.
+
+    Parameters
+    ----------
+    folder : Path
+        Shared by all processes of a server. Safe to delete at any time.
+    max_bytes : int
+        Bound on the disk space of the files.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._open: OrderedDict[bytes, _Version] = OrderedDict()
+        self._lock = threading.Lock()
+        self._room = 0
+        self._looked = float("-inf")
+        self._paused_until = float("-inf")
+        self._told: set[str] = set()
+        self.hits = 0
+        """Ranges that were found so far."""
+
+    def has(self, version: bytes, offset: int, nbytes: int) -> bool:
+        """Whether a range is there, most likely.
+
+        Parameters
+        ----------
+        version : bytes
+            Digest that names the version of the object.
+        """
+        held = self._version(version)
+        return held is not None and (offset, nbytes) in held.ranges
+
+    def find(self, version: bytes, offset: int, nbytes: int) -> Bytes | None:
+        """A range, (nbytes,) uint8; None if it is not there or damaged."""
+        held = self._version(version)
+        checksum = None if held is None else held.ranges.get((offset, nbytes))
+        if held is None or checksum is None:
+            return None
+        data = np.empty(nbytes, np.uint8)
+        try:
+            received = os.preadv(held.data, (memoryview(data),), offset)
+        except OSError:
+            received = -1
+        if received != nbytes or zlib.crc32(data) != checksum:
+            held.ranges.pop((offset, nbytes), None)
+            return None
+        self.hits += 1
+        return data
+
+    def keep(self, version: bytes, offset: int, data: Bytes) -> None:
+        """Store a range if there is room for it."""
+        if time.monotonic() < self._paused_until or not self._takes(len(data)):
+            return
+        held = self._version(version, create=True)
+        if held is None or (offset, len(data)) in held.ranges:
+            return
+        checksum = zlib.crc32(data)
+        entry = struct.pack("<QQI", offset, len(data), checksum)
+        try:
+            if os.pwritev(held.data, (memoryview(data),), offset) != len(data):
+                raise OSError("the disk is full")
+            if os.write(held.index, entry + struct.pack("<I", zlib.crc32(entry))) != _ENTRY.size:
+                raise OSError("the disk is full")
+        except OSError as error:
+            self._pause(error)
+            return
+        held.ranges[offset, len(data)] = checksum
+
+    def _version(self, name: bytes, *, create: bool = False) -> _Version | None:
+        """The files of a version, with what other processes have added; None if there are none."""
+        with self._lock:
+            held = self._open.get(name)
+            try:
+                if held is not None and os.fstat(held.index).st_nlink == 0:
+                    # It was deleted to make room, or with the whole folder.
+                    del self._open[name]
+                    held = None
+                if held is None:
+                    held = self._opened(name, create)
+                    if held is None:
+                        return None
+                    self._open[name] = held
+                    while len(self._open) > _MOST_OPEN:
+                        self._open.popitem(last=False)
+                self._open.move_to_end(name)
+                self._catch_up(held)
+            except OSError as error:
+                self._pause(error)
+                return None
+            return held
+
+    def _opened(self, name: bytes, create: bool) -> _Version | None:
+        path = self._folder / name.hex()[:40]
+        flags = os.O_RDWR | os.O_CLOEXEC
+        if create:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            flags |= os.O_CREAT
+        try:
+            data = os.open(path.with_suffix(".data"), flags, 0o600)
+        except FileNotFoundError:
+            return None
+        try:
+            index = os.open(path.with_suffix(".index"), flags | os.O_APPEND, 0o600)
+        except OSError as error:
+            os.close(data)
+            if isinstance(error, FileNotFoundError):
+                return None
+            raise
+        held = _Version(data, index)
+        if torn := os.fstat(index).st_size % _ENTRY.size:
+            # A write was cut off, and what is appended to it would be out of step.
+            os.ftruncate(index, os.fstat(index).st_size - torn)
+        return held
+
+    def _catch_up(self, held: _Version) -> None:
+        status = os.fstat(held.index)
+        now = time.time()
+        if now - held.used > 60:
+            # Its modification time tells other processes that it is used.
+            held.used = now
+            os.utime(held.index)
+        size = status.st_size - status.st_size % _ENTRY.size
+        if size <= held.read:
+            return
+        added = os.pread(held.index, size - held.read, held.read)
+        held.read += len(added) - len(added) % _ENTRY.size
+        for begin in range(0, len(added) - _ENTRY.size + 1, _ENTRY.size):
+            offset, nbytes, checksum, own = _ENTRY.unpack_from(added, begin)
+            if zlib.crc32(added[begin : begin + _ENTRY.size - 4]) == own:
+                held.ranges[offset, nbytes] = checksum
+
+    def _takes(self, nbytes: int) -> bool:
+        with self._lock:
+            if time.monotonic() - self._looked >= _LOOK_SECONDS or nbytes > self._room:
+                if time.monotonic() - self._looked < 1 and self._room <= 0:
+                    return False
+                self._look()
+            if nbytes > self._room:
+                self._tell("it is full: other ranges are fetched in every epoch")
+                return False
+            self._room -= nbytes
+            return True
+
+    def _look(self) -> None:
+        """Measure what is there, delete what nobody uses if there is no room, and allow some to be added."""
+        self._looked = time.monotonic()
+        files: dict[str, tuple[float, int]] = {}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for item in os.scandir(self._folder):
+                with contextlib.suppress(FileNotFoundError):
+                    status = item.stat()
+                    used, nbytes = files.get(name := item.name.partition(".")[0], (0.0, 0))
+                    files[name] = (max(used, status.st_mtime), nbytes + status.st_blocks * 512)
+            disk = os.statvfs(self._folder)
+        except OSError as error:
+            self._room = 0
+            self._pause(error)
+            return
+        free = disk.f_bavail * disk.f_frsize - int(_FREE_SHARE * disk.f_blocks * disk.f_frsize)
+        room = min(free, self._max_bytes - sum(nbytes for _, nbytes in files.values()))
+        for name, (used, nbytes) in sorted(files.items(), key=lambda one: one[1]):
+            if room >= _LOOK_BYTES or time.time() - used < _UNUSED_SECONDS:
+                break
+            for suffix in (".index", ".data"):
+                with contextlib.suppress(OSError):
+                    os.unlink(self._folder / f"{name}{suffix}")
+            room += nbytes
+        # Other processes add as well, until they look again.
+        self._room = min(room, _LOOK_BYTES)
+
+    def _pause(self, error: OSError) -> None:
+        self._paused_until = time.monotonic() + _PAUSE_SECONDS
+        self._tell(f"it cannot be used ({error.strerror or error}): ranges are fetched in every epoch")
+
+    def _tell(self, what: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            logger.warning("the cache of ranges on the local disk: %s", what)

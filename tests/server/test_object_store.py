@@ -1,0 +1,392 @@
+"""Datasets in an object store: the same rows as from the same files in a folder, or a reason."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5feed
+import h5py
+import httpx
+import numpy as np
+import pytest
+from h5feed.errors import BadParameter, RevisionChanged, SourceUnavailable, Unreadable
+from h5feed_server.store_address import StoreAddress
+
+from tests.support.object_store import Answer, StoreProcess, StoreProxy, serve_folder
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import wait_until
+
+pytest.importorskip("obstore")
+pytest.importorskip("hadro")
+
+Serve = Callable[..., ServerProcess]
+
+ROWS = 240
+
+UNCACHED = {"H5FEED_CACHE_BYTES": "0"}
+"""Small fields are read batch by batch, like large ones."""
+
+
+def write_rows(path: Path, seed: int) -> None:
+    """Images contiguous, one to a chunk and several to a chunk; labels, and tokens of different lengths."""
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (ROWS, 24, 20, 3), dtype=np.uint8)
+    lengths = random.integers(0, 50, ROWS)
+    with h5py.File(path, "w") as file:
+        file["plain"] = images
+        file.create_dataset("single", data=images, chunks=(1, 24, 20, 3), compression="gzip")
+        file.create_dataset("several", data=images, chunks=(16, 12, 20, 3), compression="gzip", shuffle=True)
+        file.create_dataset("unfiltered", data=images, chunks=(16, 24, 20, 3))
+        file["labels"] = np.arange(ROWS)
+        file["tokens"] = random.integers(0, 1000, lengths.sum()).astype("i4")
+        file["tokens.offsets"] = np.cumsum([0, *lengths])
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the bucket ``data``, for tests that do not change it."""
+    path = tmp_path_factory.mktemp("buckets") / "data"
+    (path / "sub").mkdir(parents=True)
+    write_rows(path / "sub" / "rows.h5", 0)
+    (path / "notes.txt").write_text("no dataset")
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(bucket: Path) -> Iterator[StoreProcess]:
+    process = serve_folder(bucket.parent)
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def proxy(store: StoreProcess) -> Iterator[StoreProxy]:
+    between = StoreProxy(store)
+    yield between
+    between.stop()
+
+
+def described(server: ServerProcess, name: str) -> dict[str, Any]:
+    """The description of a dataset, when its first inspection is over."""
+    answers: list[httpx.Response] = []
+
+    def is_known() -> bool:
+        answers[:] = [httpx.get(f"{server.url}/v1/datasets/{name}", timeout=60)]
+        return answers[0].status_code == 200
+
+    wait_until(is_known)
+    about: dict[str, Any] = answers[0].json()
+    return about
+
+
+def epoch_of(server: ServerProcess, name: str, path: Path, fields: list[str], epoch: int = 0) -> None:
+    """Read a shuffled epoch with the client and hold each row against h5py's."""
+    with h5feed.connect(server.url, deadline=60) as feed, h5py.File(path) as file:
+        seen = []
+        for batch in feed[name].batches(batch_size=32, shuffle=True, seed=1, epoch=epoch, fields=fields):
+            seen += batch.rows.tolist()
+            for field in fields:
+                expected = np.stack([file[field][row] for row in batch.rows.tolist()])
+                np.testing.assert_array_equal(batch[field], expected)
+        assert sorted(seen) == list(range(ROWS))
+
+
+def test_a_shuffled_epoch_has_the_rows_that_h5py_reads(serve: Serve, store: StoreProcess, bucket: Path) -> None:
+    server = serve("s3://data", "--workers", "2", **store.environment)
+    about = described(server, "sub.rows")
+    assert about["revision_covers"] == "store version" and not about["provisional"]
+    assert about["files"] == ["sub/rows.h5"]
+    epoch_of(server, "sub.rows", bucket / "sub" / "rows.h5", ["plain", "single", "several", "unfiltered", "labels"])
+
+
+def test_every_field_is_served_as_from_a_folder(
+    serve: Serve, server: ServerProcess, folder: Path, tmp_path: Path
+) -> None:
+    """Or it has a reason: what only h5py can read needs a local file."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and not any(part.startswith(".") for part in path.parts):
+            target = tmp_path / "buckets" / "all" / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    store = serve_folder(tmp_path / "buckets")
+    try:
+        remote = serve("s3://all", **store.environment)
+        with h5feed.connect(server.url, deadline=60) as here, h5feed.connect(remote.url, deadline=60) as there:
+            own = {line["name"]: line for line in here.datasets() if line["status"] == "ok"}
+            wait_until(lambda: all(line["status"] != "preparing" for line in there.datasets()))
+            compared = 0
+            for name in sorted(own):
+                about, known = described(remote, name), described(server, name)
+                reasons = {field["name"]: field["reason"] for field in about["fields"]}
+                for field in known["fields"]:
+                    if not field["readable"]:
+                        continue
+                    if reasons[field["name"]] is not None:
+                        assert "not read from an object store" in reasons[field["name"]]
+                        continue
+                    options: dict[str, Any] = {"batch_size": 64, "shuffle": True, "fields": [field["name"]]}
+                    for mine, theirs in zip(there[name].batches(**options), here[name].batches(**options), strict=True):
+                        np.testing.assert_array_equal(mine[field["name"]], theirs[field["name"]])
+                    compared += 1
+            assert compared > 10
+    finally:
+        store.stop()
+
+
+def test_ranges_of_a_batch_go_out_together(serve: Serve, proxy: StoreProxy, bucket: Path) -> None:
+    """The store answers none of them before it has been asked for most of the batch."""
+    server = serve("s3://data/sub/", **proxy.environment, **UNCACHED)
+    described(server, "rows")
+    for field in ("plain", "single", "unfiltered", "tokens"):
+        gate = Gate(28)
+        proxy.behave = gate
+        rows = np.arange(5, 5 + 7 * 32, 7)
+        with h5feed.connect(server.url, deadline=60) as feed, h5py.File(bucket / "sub" / "rows.h5") as file:
+            got = feed["rows"].take(rows, fields=[field])
+            if field != "tokens":
+                np.testing.assert_array_equal(got[field], file[field][rows])
+        assert gate.opened.is_set(), field
+
+
+class Gate:
+    """Answers requests for ranges when so many of them have come, or late."""
+
+    def __init__(self, together: int) -> None:
+        self.opened = threading.Event()
+        self._left = together
+        self._lock = threading.Lock()
+
+    def __call__(self, path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
+        if ranged is not None:
+            with self._lock:
+                self._left -= 1
+                if self._left <= 0:
+                    self.opened.set()
+            self.opened.wait(9)
+        return ask()
+
+
+def test_inspection_reads_little(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with h5py.File(tmp_path / "data" / "large.h5", "w") as file:
+        file.create_dataset("images", data=np.zeros((4000, 64, 64, 3), np.uint8), chunks=(1, 64, 64, 3))
+    size = (tmp_path / "data" / "large.h5").stat().st_size
+    store = serve_folder(tmp_path)
+    between = StoreProxy(store)
+    try:
+        server = serve("s3://data/large.h5", **between.environment)
+        assert described(server, "large")["rows"] == 4000
+        assert between.nbytes < size / 4
+        read = between.nbytes
+        server.stop()
+        server.start()
+        described(server, "large")
+        assert between.nbytes == read, "the layout was kept under the version"
+    finally:
+        between.stop()
+        store.stop()
+
+
+@pytest.mark.parametrize("fault", ["status", "cut", "short"])
+def test_passing_faults_of_a_store_change_no_row(serve: Serve, proxy: StoreProxy, bucket: Path, fault: str) -> None:
+    """503, a connection that ends early, and an answer that is whole but shorter than the range."""
+    lock = threading.Lock()
+    count = 0
+
+    def fail(path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
+        nonlocal count
+        with lock:
+            count += 1
+            is_bad = count % 3 == 0
+        status, headers, body = ask()
+        if not is_bad or ranged is None:
+            return status, headers, body
+        if fault == "status":
+            return 503, {"content-length": "0"}, b""
+        body = body[: len(body) // 2]
+        if fault == "short":
+            begin = int(ranged.removeprefix("bytes=").split("-")[0])
+            total = headers["content-range"].rsplit("/", 1)[1]
+            headers = {**headers, "content-length": str(len(body))}
+            headers["content-range"] = f"bytes {begin}-{begin + len(body) - 1}/{total}"
+        return status, headers, body
+
+    server = serve("s3://data/sub", **proxy.environment, **UNCACHED)
+    described(server, "rows")
+    proxy.behave = fail
+    epoch_of(server, "rows", bucket / "sub" / "rows.h5", ["plain", "single"])
+    assert count > 20
+
+
+def test_a_store_that_is_away_is_told_as_such(serve: Serve, proxy: StoreProxy) -> None:
+    server = serve("s3://data/sub", **proxy.environment, **UNCACHED, H5FEED_READ_TIMEOUT="6")
+    described(server, "rows")
+    proxy.behave = lambda path, ranged, ask: (503, {"content-length": "0"}, b"")
+    with h5feed.connect(server.url, deadline=5) as feed, pytest.raises(SourceUnavailable, match="status 503"):
+        feed["rows"].take([0, 1], fields=["plain"])
+    proxy.behave = lambda path, ranged, ask: (429, {"content-length": "0"}, b"")
+    with h5feed.connect(server.url, deadline=5) as feed, pytest.raises(SourceUnavailable, match="status 429"):
+        feed["rows"].take([0, 1], fields=["plain"])
+    proxy.behave = lambda path, ranged, ask: (403, {"content-length": "0"}, b"")
+    with h5feed.connect(server.url, deadline=5) as feed, pytest.raises(Unreadable, match="refused the server's cred"):
+        feed["rows"].take([0, 1], fields=["plain"])
+
+
+@pytest.mark.parametrize("heeds_conditions", [False, True])
+def test_an_object_that_is_replaced_ends_the_epoch(serve: Serve, tmp_path: Path, heeds_conditions: bool) -> None:
+    """Then its new version is served, as another revision; when it is deleted, it is gone."""
+    path = tmp_path / "data" / "rows.h5"
+    path.parent.mkdir()
+    write_rows(path, 0)
+    store = serve_folder(tmp_path)
+    between = StoreProxy(store)
+    between.conditional = heeds_conditions
+    try:
+        server = serve("s3://data", **between.environment, **UNCACHED)
+        before = described(server, "rows")["revision"]
+        with h5feed.connect(server.url, deadline=60) as feed:
+            dataset = feed["rows"]
+            dataset.take([0], fields=["plain"])
+            # Of the same size.
+            write_rows(tmp_path / "new.h5", 1)
+            (tmp_path / "new.h5").replace(path)
+            with pytest.raises(RevisionChanged):
+                dataset.take([3, 1], fields=["plain"])
+        wait_until(lambda: described(server, "rows")["revision"] != before)
+        epoch_of(server, "rows", path, ["plain"])
+        path.unlink()
+        with h5feed.connect(server.url, deadline=60) as feed, pytest.raises(Unreadable, match="no such object"):
+            feed["rows"].take([7], fields=["single"])
+        wait_until(lambda: httpx.get(f"{server.url}/v1/datasets/rows").status_code == 404)
+    finally:
+        between.stop()
+        store.stop()
+
+
+FIELDS = ["plain", "single", "several", "unfiltered", "labels"]
+
+UNCACHED_CHUNKS = {**UNCACHED, "H5FEED_CHUNK_CACHE_BYTES": "0"}
+
+
+def test_the_second_epoch_reads_nothing_from_the_store(serve: Serve, proxy: StoreProxy, bucket: Path) -> None:
+    """Nor does one after a restart. What was damaged on the disk is fetched again."""
+    path = bucket / "sub" / "rows.h5"
+    server = serve("s3://data/sub", "--workers", "2", **proxy.environment, **UNCACHED_CHUNKS)
+    described(server, "rows")
+    epoch_of(server, "rows", path, FIELDS)
+    fetched = proxy.ranges
+    epoch_of(server, "rows", path, FIELDS, epoch=1)
+    server.stop()
+    server.start()
+    described(server, "rows")
+    epoch_of(server, "rows", path, FIELDS, epoch=2)
+    assert proxy.ranges == fetched
+    (data,) = (server.cache_dir / "ranges").glob("*.data")
+    (index,) = (server.cache_dir / "ranges").glob("*.index")
+    content = np.fromfile(data, np.uint8)
+    content[::5000] += 1
+    with data.open("r+b") as file:
+        file.write(content.tobytes())
+    epoch_of(server, "rows", path, FIELDS, epoch=3)
+    assert proxy.ranges > fetched
+    # Cut off in the middle of an entry, and of the data.
+    server.stop()
+    os.truncate(index, index.stat().st_size // 48 * 24 - 5)
+    os.truncate(data, data.stat().st_size // 2)
+    server.start()
+    described(server, "rows")
+    epoch_of(server, "rows", path, FIELDS, epoch=4)
+    shutil.rmtree(server.cache_dir / "ranges")
+    epoch_of(server, "rows", path, FIELDS, epoch=5)
+
+
+def test_the_cache_of_ranges_is_bounded(serve: Serve, proxy: StoreProxy, bucket: Path) -> None:
+    most = 400_000
+    limits = {"H5FEED_STORE_CACHE_BYTES": str(most), **UNCACHED_CHUNKS}
+    server = serve("s3://data/sub", **proxy.environment, **limits)
+    described(server, "rows")
+    for epoch in (0, 1):
+        epoch_of(server, "rows", bucket / "sub" / "rows.h5", FIELDS, epoch=epoch)
+    used = sum(path.stat().st_blocks * 512 for path in (server.cache_dir / "ranges").iterdir())
+    # A range takes whole blocks of the disk.
+    assert 0 < used < 2 * most
+    none = serve("s3://data/sub", **proxy.environment, **{**limits, "H5FEED_STORE_CACHE_BYTES": "0"})
+    described(none, "rows")
+    epoch_of(none, "rows", bucket / "sub" / "rows.h5", ["plain"])
+    assert not (none.cache_dir / "ranges").exists()
+
+
+def test_new_objects_are_found(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    store = serve_folder(tmp_path)
+    try:
+        server = serve("s3://data", "--workers", "2", **store.environment, H5FEED_LISTING_SECONDS="1")
+        assert httpx.get(f"{server.url}/v1/datasets").json()["datasets"] == []
+        write_rows(tmp_path / "data" / "rows.h5", 0)
+        described(server, "rows")
+    finally:
+        store.stop()
+
+
+def test_a_store_that_cannot_be_listed_has_a_reason(serve: Serve, store: StoreProcess) -> None:
+    wrong = {**store.environment, "AWS_SECRET_ACCESS_KEY": "another"}
+    for url, environment, reason in (
+        ("s3://data", wrong, "the store refused the server's credentials"),
+        ("s3://data/sub/rows.h5", wrong, "the store refused the server's credentials"),
+        ("s3://other", store.environment, "no such bucket"),
+        ("s3://data", {**store.environment, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "cannot be reached"),
+    ):
+        server = serve(url, **environment)
+
+        def lines(server: ServerProcess = server) -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = httpx.get(f"{server.url}/v1/datasets", timeout=60).json()["datasets"]
+            return found
+
+        wait_until(lambda lines=lines: len(lines()) > 0)  # type: ignore[misc]
+        (line,) = lines()
+        assert line["status"] == "unreadable" and reason in line["reason"], line
+
+
+def test_files_of_a_store_are_neither_named_nor_shown(serve: Serve, store: StoreProcess) -> None:
+    server = serve("s3://data/sub", **store.environment)
+    described(server, "rows")
+    tree = httpx.get(f"{server.url}/v1/datasets/rows/tree")
+    assert tree.status_code == 422 and tree.json()["code"] == "unreadable"
+    assert "object store" in tree.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("s3://bucket", StoreAddress("bucket", "")),
+        ("s3://bucket/a/b/", StoreAddress("bucket", "a/b")),
+        ("s3://bucket/a/B.H5", StoreAddress("bucket", "a", "B.H5")),
+        ("s3://bucket/x.hdf5", StoreAddress("bucket", "", "x.hdf5")),
+    ],
+)
+def test_addresses(url: str, expected: StoreAddress) -> None:
+    assert StoreAddress.parse(url) == expected
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://host/a", "https://host/a.h5", "s3://key:secret@bucket", "s3://b/../c", "s3://b?x=1", "s3://B_C/x"]
+)
+def test_bad_addresses(url: str) -> None:
+    with pytest.raises(BadParameter) as caught:
+        StoreAddress.parse(url)
+    assert "expected s3://" in str(caught.value) or "pass s3://" in str(caught.value)
+    assert "secret@" not in str(caught.value)
+
+
+def test_a_bad_address_ends_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "h5feed_server.cli", "serve", "gs://bucket/x", "--cache-dir", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1 and "gs:// is not the URL of an object store" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,174 @@
+"""Object stores on this machine: a real S3 server, and a proxy in front of it that can hold, cut and count answers."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .waiting import wait_until
+
+KEY, SECRET, REGION = "a-key", "a-secret", "eu-west-2"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def credentials(url: str) -> dict[str, str]:
+    """Environment of a server that reads from the store at this address."""
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": REGION,
+    }
+
+
+class StoreProcess:
+    """An S3 server as a process of its own.
+
+    Parameters
+    ----------
+    *command : str
+        Begins it; ``{port}`` stands for the port.
+    """
+
+    def __init__(self, *command: str) -> None:
+        self._command = command
+        self.port = free_port()
+        self.start()
+
+    def start(self) -> None:
+        command = [part.format(port=self.port) for part in self._command]
+        program = str(Path(sys.executable).parent / command[0])
+        self._process = subprocess.Popen(
+            [program, *command[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ}
+        )
+        wait_until(self._answers)
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, "the store has ended"
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        except OSError:
+            return False
+        return True
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return credentials(self.url)
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(60)
+
+
+def serve_folder(folder: Path, *options: str) -> StoreProcess:
+    """The subfolders of a folder as buckets, quickly; ignores conditions."""
+    keys = ("--access-key", KEY, "--secret-key", SECRET, "--region", REGION)
+    return StoreProcess("hadro", str(folder), "--port", "{port}", *keys, *options)
+
+
+Answer = tuple[int, dict[str, str], bytes]
+Behaviour = Callable[[str, str | None, Callable[[], Answer]], Answer]
+
+
+def honest(path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
+    """Pass everything on."""
+    return ask()
+
+
+class StoreProxy:
+    """Stands in front of a store.
+
+    Attributes
+    ----------
+    behave : callable
+        ``behave(path, ranged, ask)`` returns the answer to a GET, which is the store's if it calls `ask`. `ranged` is
+        the value of the header ``Range``.
+    ranges : int
+        Number of answered requests for ranges.
+    nbytes : int
+        Bytes of these answers.
+    conditional : bool
+        Whether to heed the header ``If-Match``, which the store ignores.
+    """
+
+    def __init__(self, store: StoreProcess) -> None:
+        self._store = store
+        self.behave: Behaviour = honest
+        self.conditional = False
+        self.ranges = self.nbytes = 0
+        self._lock = threading.Lock()
+        proxy = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                ranged = self.headers.get("Range")
+                status, headers, body = proxy.behave(self.path, ranged, self._ask)
+                if ranged is not None:
+                    with proxy._lock:
+                        proxy.ranges += 1
+                        proxy.nbytes += len(body)
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+                # What is shorter than it claims to be ends with the connection.
+                self.close_connection = len(body) < int(headers.get("content-length", 0))
+
+            do_HEAD = do_GET  # noqa: N815
+
+            def _ask(self) -> Answer:
+                connection = http.client.HTTPConnection("127.0.0.1", proxy._store.port, timeout=60)
+                # With the host that was signed.
+                connection.request(self.command, self.path, headers=dict(self.headers.items()))
+                answer = connection.getresponse()
+                body = answer.read()
+                connection.close()
+                hop = ("connection", "transfer-encoding", "keep-alive", "date", "server")
+                headers = {name.lower(): value for name, value in answer.getheaders() if name.lower() not in hop}
+                if self.command != "HEAD":
+                    headers["content-length"] = str(len(body))
+                wanted = self.headers.get("If-Match")
+                if proxy.conditional and wanted not in (None, headers.get("etag", wanted)):
+                    return 412, {"content-length": "0"}, b""
+                return answer.status, headers, body
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 256
+
+            def handle_error(self, *_: Any) -> None:
+                pass
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return credentials(f"http://127.0.0.1:{self._server.server_address[1]}")
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
