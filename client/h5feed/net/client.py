@@ -42,7 +42,7 @@ from .certificates import Cert, Verify, context_of
 from .concurrency import Link
 from .descriptors import BytesRead, NoDescriptor, PassedFiles
 from .embedded import START_SECONDS, Embedded, check_arguments, path_of
-from .hedging import Hedging, Race
+from .hedging import Hedging, NoOther, Race
 from .http import httpx, timeout_of
 from .jobs import InProgress
 from .local import is_wanted
@@ -507,7 +507,7 @@ class Client:
         def ask_another(attempt: Attempt) -> tuple[Answer, Server] | None:
             with self._servers.another(server) as other:
                 if other is None:
-                    return None
+                    raise NoOther
                 # Not to the places: the first attempt may still write there.
                 into = pool if pool is None or isinstance(pool, BufferPool) else self.pool
                 answer = other.send(method, target, accept, pool=into, cancelled=attempt, **limits)
@@ -529,7 +529,7 @@ class Client:
             # If the other was first, this attempt was cut off, even if its answer seems to be complete.
             won = race.end()
         finally:
-            race.second.set()
+            race.end()
         if won is None:
             self._count(server, answer, time.monotonic() - race.first.began_at)
             self._hedging.answered(race.first)

@@ -37,6 +37,10 @@ _IDLE_SECONDS = 5.0
 Won = tuple["Answer", "Server"]
 
 
+class NoOther(Exception):
+    """There is no other server to ask at present."""
+
+
 class Race:
     """A request that may be sent to two servers.
 
@@ -46,44 +50,60 @@ class Race:
         That of the request.
     ask_another : callable
         Sends the request to another server, and returns the complete answer and who gave it; None if there is no
-        answer that counts.
+        answer that counts. Raises `NoOther`.
 
     Attributes
     ----------
-    first, second : Attempt
+    first : Attempt
     was_silent : float
         For how many seconds the first server had been silent when the second answered.
     """
 
     def __init__(self, cancelled: Cancellation | None, ask_another: Callable[[Attempt], Won | None]) -> None:
-        self.first, self.second = Attempt(cancelled), Attempt(cancelled)
+        self.first = Attempt(cancelled)
         self.was_silent = 0.0
         self.check_at = 0.0
         """`time.monotonic()` at which it may have been silent for too long."""
         self._ask_another = ask_another
+        self._second: Attempt | None = None
         self._won: Won | None = None
         self._is_over = False
         self._lock = threading.Lock()
 
-    def hedge(self) -> None:
-        """Ask another server. If its answer comes first, the first attempt is cancelled."""
-        self.second.began_at = time.monotonic()
+    def hedge(self) -> bool:
+        """Ask another server. If its answer comes first, the first attempt is cancelled.
+
+        Returns
+        -------
+        bool
+            Whether there was one to ask.
+        """
+        with self._lock:
+            if self._is_over:
+                return False
+            second = self._second = Attempt(self.first.request)
+        try:
+            won = self._ask_another(second)
+        except NoOther:
+            return False
         # Whatever happens to it, the first attempt goes on.
-        with contextlib.suppress(Exception):
-            won = self._ask_another(self.second)
-            with self._lock:
-                if won is None or self._is_over:
-                    return
-                self._is_over, self._won = True, won
-                self.was_silent = self.first.silence()
-            self.first.set()
+        except Exception:
+            return True
+        with self._lock:
+            if won is None or self._is_over:
+                return True
+            self._is_over, self._won = True, won
+            self.was_silent = self.first.silence()
+        self.first.set()
+        return True
 
     def end(self) -> Won | None:
         """The first attempt has ended: cancel the second, or return its answer if that came before."""
         with self._lock:
             self._is_over = True
-            won, self._won = self._won, None
-        self.second.set()
+            second, won, self._won = self._second, self._won, None
+        if second is not None:
+            second.set()
         return won
 
 
@@ -168,11 +188,15 @@ class Hedging:
         race.check_at = float("inf")
 
         def run() -> None:
-            try:
-                race.hedge()
-            finally:
-                with self._lock:
-                    self._under_way -= 1
+            was_sent = race.hedge()
+            with self._lock:
+                self._under_way -= 1
+                if was_sent:
+                    self.count += 1
+                else:
+                    self._left += 1
+                # If the first attempt still goes on, because the second has failed.
+                race.check_at = time.monotonic() + self._delay
 
         try:
             threading.Thread(target=run, name="h5feed-hedge", daemon=True).start()
@@ -181,4 +205,3 @@ class Hedging:
             return
         self._left -= 1
         self._under_way += 1
-        self.count += 1
