@@ -25,7 +25,7 @@ from h5feed.errors import RevisionChanged
 from h5feed.net.addresses import MAX_ADDRESSES, Addresses, may_have_several
 from h5feed.net.cancellation import Attempt, Cancellation
 from h5feed.net.client import Client
-from h5feed.net.hedging import LONGEST_SECONDS, MAX_HEDGES, Hedging, Race
+from h5feed.net.hedging import LEAST_SECONDS, LONGEST_SECONDS, MAX_HEDGES, Hedging, Race
 from h5feed.net.transport import FeedTransport
 from h5feed.wire import MEDIA_TYPE
 
@@ -364,10 +364,10 @@ def test_the_usual_wait_decides() -> None:
             attempt.heard_at = attempt.began_at + seconds
             hedging.answered(attempt)
 
-    answered(0.3, 64)
-    assert hedging.delay == pytest.approx(0.3)
+    answered(0.7, 64)
+    assert hedging.delay == pytest.approx(0.7)
     answered(0.001, 256)
-    assert hedging.delay == pytest.approx(0.1)
+    assert hedging.delay == LEAST_SECONDS
     answered(5.0, 256)
     assert hedging.delay == LONGEST_SECONDS
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from .servers import Server
     from .transport import Answer
 
-LEAST_SECONDS, LONGEST_SECONDS = 0.1, 1.0
-"""Bounds of the silence after which a second server is asked."""
+LEAST_SECONDS, LONGEST_SECONDS = 0.5, 1.0
+"""Bounds of the silence after which a second server is asked. Read-ahead hides shorter ones, such as those after a lost
+packet, and a second answer would only take bandwidth from others."""
 
 MAX_HEDGES = 16
 """Maximum number of second attempts in a short time. Each answered request allows for another `_SHARE` of one."""
