@@ -87,6 +87,7 @@ examples:
   python -m benchmarks.trouble               another benchmark: how training is affected when things go wrong
   python -m benchmarks.load                  another benchmark: 200 clients at once
   python -m benchmarks.sizing                another benchmark: what one core of the server feeds
+  python -m benchmarks.scale_sim             a simulation: what replicas of the server feed
   python -m benchmarks.growth                another benchmark: how cost grows with files, columns, rows …
   python -m benchmarks.first_batch           another benchmark: the first batch of files that are new to a server
 """

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any, NoReturn, TypeVar, Unpack, overload
 
 import numpy as np
@@ -493,8 +494,10 @@ class RemoteDataset:
 
         `waits` is that of `ReadAhead`. The memory of the batches is that of `pool`; default: that of the client.
         """
-        if (connections is not None and connections < 1) or readahead < 1:
-            raise BadParameter(f"connections={connections} and readahead={readahead} must be 1 or more")
+        if connections is not None and not (isinstance(connections, Real) and connections >= 1):
+            raise BadParameter(f"connections={connections!r} must be 1 or more")
+        if not (isinstance(readahead, Real) and readahead >= 1):
+            raise BadParameter(f"readahead={readahead!r} must be a number of bytes, 1 or more")
         return ReadAhead(
             self._fetch(plan, cache, pool),
             blocks,
@@ -611,7 +614,7 @@ class RemoteDataset:
             raise BadParameter(f"compress={compress!r} is not known: {did_you_mean(str(compress), CODECS)}")
         if compress is not None and where == "server":
             raise BadParameter(
-                f"compress={compress!r} needs decode='auto' or 'client': compressed rows are decoded here"
+                f"compress={compress!r} needs decode='auto' or 'client': the client decompresses the rows"
             )
         if where != "client":
             return asked, {}

@@ -71,11 +71,11 @@ def to_device(batches: Iterable[Any], device: str | torch.device = "cuda", *, ah
     Raises
     ------
     BadParameter
-        `ahead` is negative.
+        `ahead` is negative, or torch finds no such device here.
     """
     if ahead < 0:
         raise BadParameter(f"ahead={ahead} must be 0 or more")
-    where = torch.device(device)
+    where = _device_of(device)
     if where.type != "cuda":
         # Without a stream for copies, there is nothing to gain from copying ahead.
         return (mapped(lambda leaf: _on(leaf, where), on_host(batch)) for batch in batches)
@@ -103,6 +103,26 @@ def encoded(batch: Batch, field: str) -> list[torch.Tensor]:
     if field + OFFSETS not in batch:
         raise BadParameter(f"the images of {field!r} are decoded: request their files with encoded=[{field!r}]")
     return [torch.from_numpy(file) for file in batch.lists(field)]
+
+
+def _device_of(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise BadParameter(
+            f"device={device!r} is not a device of this machine: use 'cuda', 'cuda:1' or 'cpu'"
+        ) from None
+    if found.type != "cuda":
+        return found
+    if not torch.cuda.is_available():
+        raise BadParameter(
+            f"device={str(device)!r} needs a CUDA GPU, but torch {torch.__version__} finds none here "
+            "(torch.cuda.is_available() is False): use device='cpu' to run without one"
+        )
+    count = torch.cuda.device_count()
+    if found.index is not None and found.index >= count:
+        raise BadParameter(f"device={str(device)!r}, but the last GPU of this machine is 'cuda:{count - 1}'")
+    return found
 
 
 def _on_card(batches: Iterable[Any], card: Card, ahead: int) -> Iterator[Any]:

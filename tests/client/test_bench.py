@@ -134,7 +134,7 @@ def test_everything_is_measured(server: ServerProcess, tmp_path: Path, capsys: p
     assert said["fed_from_step_seconds"] == pytest.approx(8 / rates["read-ahead"]["rows_per_second"])
     assert said["training"]["step_seconds"] == 0.02 and said["training"]["steps"] >= 1
     assert 0 < said["training"]["utilisation"] <= 1
-    assert said["bound"] in ("server", "batches", "round trips", "sockets", "link")
+    assert said["bound"] in ("server", "batches", "round trips", "sockets", "machine", "link")
     assert said["verdict"][0].startswith("Training does not wait for data as long as a step of 8 rows takes more than")
     assert "MLPerf Storage" in said["verdict"][1]
     assert any((tmp_path / "rows").rglob("*.rows"))
@@ -366,6 +366,10 @@ def rate(rows_per_second: int, what: str = "", batch_size: int = 64, **known: An
     ("known", "bound", "advised"),
     [
         ({}, "link", {'cache="FOLDER"': "10 s"}),
+        # Over the Unix socket there is no link, and no round trip, that could be the limit.
+        ({"is_local": True}, "machine", {}),
+        ({"is_local": True, "default": rate(10_000)}, "machine", {}),
+        ({"is_local": True, "fixed": [rate(500, connections=1), rate(1900, connections=16)]}, "machine", {}),
         # What was faster by chance is not advised, what was so again is.
         ({"fixed": [rate(900, connections=1), rate(1500, connections=2)]}, "link", {}),
         (
@@ -443,6 +447,7 @@ def test_advice_follows_from_numbers(known: dict[str, Any], bound: str, advised:
         assert number in given[option]
     for each in given:
         assert each in as_text(findings)
+    assert not findings.is_local or "the link" not in as_text(findings)
 
 
 @pytest.mark.parametrize(

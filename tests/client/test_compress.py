@@ -126,8 +126,8 @@ def test_what_is_compressed(server: ServerProcess) -> None:
         assert name not in tensors
     assert [item["id"] for item in pieces["fields"]["packed"]["segments"][0]["array"]["filters"]] == [1]
     reasons = pieces["reasons"]
-    assert reasons["noise"] == "compression makes its 70000 bytes less than 1.2 times shorter"
-    assert reasons["labels"] == "its 800 bytes are too few to compress"
+    assert reasons["noise"] == "compression makes 70,000 bytes less than 1.2 times smaller"
+    assert reasons["labels"] == "800 bytes are too few to compress"
     assert "differ in length" in reasons["names"] and "stored in chunks" in reasons["poorly"]
     assert not pieces["files"]
 
@@ -164,7 +164,7 @@ def test_fewer_bytes_come(far: h5feed.Feed) -> None:
     assert "noise: compression makes" in stats["zstd"].why and "wide" not in stats["zstd"].why
     loader = raw.loader(x="noise", y="labels", batch_size=50, compress="zstd")
     assert sum(1 for _ in loader) == 3
-    assert loader.stats().from_pieces == 0 and "rows were decoded by the server: noise: " in repr(loader.stats())
+    assert loader.stats().from_pieces == 0 and "rows came as arrays from the server (noise: " in repr(loader.stats())
 
 
 def test_small_blocks_are_no_reason_to_give_up(far: h5feed.Feed) -> None:
@@ -231,7 +231,7 @@ def test_rows_that_are_too_long(far: h5feed.Feed) -> None:
     for x, *_ in loader:
         assert not x["x"].any() and not x["y"].any()
     stats = loader.stats()
-    assert "x: its rows of 4,400,000 bytes are longer" in stats.why and "y:" not in stats.why
+    assert "x: rows of 4,400,000 bytes are larger" in stats.why and "y:" not in stats.why
     assert stats.from_pieces == 3 and 3 * 4_400_000 < stats.bytes < 3 * 4_400_000 + 100_000
 
 

@@ -324,7 +324,7 @@ def test_a_server_that_does_not_start(data: Path, runtime: Path, monkeypatch: py
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc")
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc")
     monkeypatch.setattr("tempfile.tempdir", "/proc")
-    with pytest.raises(ConnectionFailed, match=f"no server of its own for {data}"):
+    with pytest.raises(ConnectionFailed, match=f"no server can be started for {data}"):
         h5feed.connect(data)
 
 

@@ -152,6 +152,21 @@ def test_what_a_model_is_given(feed: h5feed.Feed) -> None:
         loader(feed, shufle=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"readahead": 0}, "^readahead=0 must be a number of bytes, 1 or more"),
+        ({"readahead": "64MB"}, "^readahead='64MB' must be a number of bytes"),
+        ({"connections": 0}, "^connections=0 must be 1 or more"),
+        ({"connections": "2"}, "^connections='2' must be 1 or more"),
+    ],
+)
+def test_limits_that_cannot_be(feed: h5feed.Feed, options: dict[str, Any], said: str) -> None:
+    """The message names the one that is wrong, alone."""
+    with pytest.raises(BadParameter, match=said):
+        next(iter(loader(feed, **options)))
+
+
 def test_the_rank_is_picked_up(feed: h5feed.Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     """``shard="auto"`` asks for the share of this rank."""
     monkeypatch.setenv("RANK", "1")

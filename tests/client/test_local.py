@@ -23,7 +23,7 @@ from typing import Any
 import h5feed
 import httpx
 import pytest
-from h5feed.errors import BadParameter
+from h5feed.errors import BadParameter, ConnectionFailed
 from h5feed.net.local import OFFER_SECONDS
 
 from tests.support.authority import Authority
@@ -241,6 +241,14 @@ def test_a_socket_that_is_somebody_elses(
         assert b"/v1/datasets" not in impostor.received and b"uthorization" not in impostor.received
 
 
+def test_a_socket_that_is_missing(runtime: Path) -> None:
+    """The error names its path, and no host that nobody has asked for."""
+    with h5feed.connect(f"unix://{runtime}/none", deadline=1) as feed:
+        with pytest.raises(ConnectionFailed, match=f"could not connect to the Unix socket {runtime}/none: ") as failed:
+            feed["tall"]
+        assert "localhost" not in str(failed.value)
+
+
 @pytest.mark.parametrize("kind", ["missing", "file", "folder", "link to nothing"])
 def test_what_is_no_socket(begin: Callable[..., ServerProcess], runtime: Path, kind: str) -> None:
     path = runtime / "s"
@@ -425,6 +433,12 @@ def test_who_may_connect(folder: Path, runtime: Path, options: tuple[str, ...], 
         )
         assert (done.stdout == "there\n") == allowed, done.stderr
         assert allowed or "Permission denied" in done.stderr
+        if not allowed:
+            script = script.replace("check_there()", "datasets()").replace("deadline=30", "deadline=1")
+            done = subprocess.run(
+                [*trainer, sys.executable, "-c", script], env=environment, capture_output=True, text=True
+            )
+            assert f"{runtime}/s: permission denied (see H5FEED_UDS and H5FEED_SOCKET_MODE" in done.stderr
     finally:
         serving.terminate()
         serving.wait(SECONDS)

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +19,11 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from h5feed.blocks import Block
+from h5feed.fetching.pieces import PieceFetcher
 from h5feed.net import descriptors
 from h5feed.net.descriptors import MAX_DESCRIPTORS
+from h5feed.net.trace import begin_trace, clock
 from h5feed.stored.source import ReceivedBytes
 from h5feed.wire import read_body
 
@@ -192,7 +196,7 @@ def test_stats_say_how_rows_came(server: ServerProcess) -> None:
         for loader in (near, forced):
             assert sum(1 for _ in loader) == 6
         assert near.stats().from_pieces == near.stats().from_files == 0 and "on this machine" in near.stats().why
-        assert forced.stats().from_pieces == ROWS and "rows from pieces" in repr(forced.stats())
+        assert forced.stats().from_pieces == ROWS and "rows from chunks" in repr(forced.stats())
         assert near.stats().why in repr(near.stats())
         # Compressed: fewer bytes came than the rows have.
         assert forced.stats().bytes < ROWS * HIGH * WIDE_BYTES / 1.2 < near.stats().bytes
@@ -201,6 +205,21 @@ def test_stats_say_how_rows_came(server: ServerProcess) -> None:
         assert sum(1 for _ in local) == 6
         assert local.stats().from_files == ROWS and not local.stats().why
         assert len(feed._client.files) == 1
+
+
+def test_reading_files_is_not_waiting_for_the_server(server: ServerProcess) -> None:
+    """The time counts as decoding, also for blocks whose places were fetched with an earlier one."""
+    with h5feed.connect(_local(server), deadline=60) as feed:
+        dataset = feed["pieces"]
+        plan = dataset.plan("all", fields=["plain-contiguous-u1"], batch_size=4)
+        fetcher, never = PieceFetcher(feed._client, dataset._path, plan), threading.Event()
+        for start in (0, 1, 2):
+            began, trace = clock(), begin_trace()
+            assert fetcher.fetch(Block(0, start, start + 1, plan.batch_bytes), never) is not None
+            assert trace.from_files == 4
+        # The last one needed no request.
+        waited, transferred, decoded = trace.split(began, clock())
+        assert decoded > transferred == 0 and waited > 0
 
 
 def _metric(server: ServerProcess, name: str) -> float:
@@ -249,11 +268,11 @@ def test_no_descriptors(path: Path, serve: Callable[..., ServerProcess], tmp_pat
     with h5feed.connect(_local(server), deadline=60) as feed:
         loader = feed["pieces"].loader(x="plain-contiguous-u1", y=None, batch_size=4)
         assert sum(1 for _ in loader) == 6
-        assert loader.stats().from_files == 0 and "not compressed" in loader.stats().why
+        assert loader.stats().from_files == 0 and "compressed chunks" in loader.stats().why
         assert not len(feed._client.files)
     with httpx.Client(transport=httpx.HTTPTransport(uds=_socket(server))) as local:
         answer = local.get("http://localhost/v1/datasets/pieces/descriptor", params={"file": "pieces.h5"})
-        assert answer.status_code == 406 and "passes none" in answer.json()["detail"]
+        assert answer.status_code == 406 and "H5FEED_DESCRIPTORS=off" in answer.json()["detail"]
 
 
 def test_descriptors_are_for_the_socket(server: ServerProcess) -> None:
@@ -315,7 +334,7 @@ def test_other_asgi_servers(path: Path, tmp_path: Path) -> None:
             with h5feed.connect(f"unix://{socket}", deadline=60) as feed:
                 loader = feed["pieces"].loader(x="plain-contiguous-u1", y=None, batch_size=4)
                 assert sum(1 for _ in loader) == 6
-                assert loader.stats().from_files == 0 and "not compressed" in loader.stats().why
+                assert loader.stats().from_files == 0 and "compressed chunks" in loader.stats().why
         finally:
             process.terminate()
 

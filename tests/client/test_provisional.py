@@ -227,8 +227,11 @@ def test_a_state_waits_for_the_content(serve: Callable[..., ServerProcess], data
     """A state with the content's name says nothing about a server that has not hashed its files."""
     with h5feed.connect(serve(data).url, deadline=60) as feed:
         state, _ = _some(feed["d"], 3)
-    with h5feed.connect(serve(data, **NEVER).url, deadline=2) as feed, pytest.raises(Preparing, match="has hashed"):
-        _rest(feed["d"], state)
+    with h5feed.connect(serve(data, **NEVER).url, deadline=60) as feed:
+        dataset = feed["d"]
+        feed._client.deadline = 5
+        with pytest.raises(Preparing, match="has hashed"):
+            _rest(dataset, state)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -246,7 +249,7 @@ def test_rows_are_cached_when_the_content_is_known(
             np.testing.assert_array_equal(batch["x"], _values(batch.rows))
         assert not cache.exists()
         assert "not cached yet" in caplog.text and dataset.revision in caplog.text
-        feed._client.deadline = 2
+        feed._client.deadline = 5
         with pytest.raises(Preparing, match="has hashed 0 of"):
             dataset.cache(cache)
         feed._client.deadline = 60

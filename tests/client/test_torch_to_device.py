@@ -318,6 +318,25 @@ def test_on_the_cpu(feed: h5feed.Feed, stored: Any, wrapped: Callable[[Any], Any
         assert set(batch) == {"images", "labels"} and isinstance(batch["images"], torch.Tensor)
 
 
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("gpu", "device='gpu' is not a device of this machine: use 'cuda'"),
+        (None, "device=None is not a device"),
+        ("cuda:99", "device='cuda:99'"),
+        pytest.param(
+            "cuda",
+            "device='cuda' needs a CUDA GPU, but torch .* finds none here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_devices_that_are_not_there(device: Any, said: str) -> None:
+    """They are refused when the loop is made, not by an assertion of torch at its first batch."""
+    with pytest.raises(BadParameter, match=said):
+        to_device([], device)
+
+
 def test_other_iterables(stored: Any) -> None:
     """Trees of arrays and tensors of anybody; what torch has no type for stays as it is."""
     trees = [{"a": (stored[index], torch.full((2,), index)), "text": np.array(["x"])} for index in range(5)]

@@ -46,9 +46,10 @@ async def get_descriptor(
     in the file. `size` and the other numbers identify the state that was inspected.
     """
     peer = peer_of(request.scope)
-    if peer is None or not peer.is_local() or services.settings.descriptors == "off":
-        why = "this server passes none" if services.settings.descriptors == "off" else "this is another connection"
-        raise NotAcceptable(f"descriptors are passed to clients that connect to the Unix socket only: {why}")
+    if services.settings.descriptors == "off":
+        raise NotAcceptable("this server passes no descriptors (H5FEED_DESCRIPTORS=off)")
+    if peer is None or not peer.is_local():
+        raise NotAcceptable("descriptors are passed only over the server's Unix socket, not over TCP")
     return _Passed(services, name, query)
 
 
@@ -65,7 +66,7 @@ class _Passed(Response):
         peer = peer_of(scope)
         writer = peer.direct() if peer is not None else None
         if writer is None:
-            raise NotAcceptable("descriptors are passed by responses on connections that stay open")
+            raise NotAcceptable("descriptors are passed only with responses on connections that stay open")
         try:
             body = await in_thread(self._services, partial(self._pass, writer))
         except BaseException:

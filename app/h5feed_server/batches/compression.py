@@ -15,13 +15,13 @@ from h5feed.stored.layout import ArrayLayout, ChunkTable, Filter
 from ..storage.reader import Reader
 
 CHUNK_BYTES = 256 << 10
-"""Rows are put together up to this many bytes. Longer chunks are hardly shorter, and fewer threads can work on them."""
+"""Maximum size of a chunk of several rows. Larger chunks compress hardly better, and fewer threads can work on them."""
 
 WORK_BYTES = 4 << 20
-"""Rows that are read at a time, and the longest row that is compressed."""
+"""Bytes of rows that are read and compressed at once. Larger rows are not compressed."""
 
-LEAST_BYTES = 16 << 10
-"""A field with fewer bytes saves less than its description takes."""
+MIN_BYTES = 16 << 10
+"""Smaller fields are not compressed: their description takes more bytes than compression saves."""
 
 _ZSTD, _LEVEL = 32015, 1
 """HDF5's number of the filter. Level 1, because others take several times as long for a few percent."""
@@ -56,9 +56,9 @@ def is_raw(column: Column) -> bool:
 def refusal(column: Column, rows: int) -> str | None:
     """Why so many rows of a raw column are not compressed, whatever they contain; None if they may be."""
     if column.row_bytes > WORK_BYTES:
-        return f"its rows of {column.row_bytes:,} bytes are longer than the {WORK_BYTES:,} that are compressed at once"
-    if rows * column.row_bytes < LEAST_BYTES:
-        return f"its {rows * column.row_bytes:,} bytes are too few to compress"
+        return f"rows of {column.row_bytes:,} bytes are larger than the limit of {WORK_BYTES:,} bytes for compression"
+    if rows * column.row_bytes < MIN_BYTES:
+        return f"{rows * column.row_bytes:,} bytes are too few to compress"
     return None
 
 
@@ -81,19 +81,19 @@ def compress(
     work : (WORK_BYTES,) uint8
         For rows that are being compressed. Page-aligned.
     gain : float
-        How many times shorter everything that is sent for these rows has to be.
+        Minimum ratio of the bytes of the rows to all bytes that are sent for them.
 
     Returns
     -------
     Packed or None
-        None if the rows do not get so much shorter.
+        None if this ratio is not reached.
     """
     dtype, row_bytes = column.dtype, column.row_bytes
     height = min(len(rows), max(1, CHUNK_BYTES // row_bytes))
     chunk_bytes = height * row_bytes
     together = max(1, len(work) // chunk_bytes) * height
     chunks = -(-len(rows) // height)
-    # What is sent besides: four numbers for each chunk, and one for each row.
+    # Besides the data, four int64 are sent for each chunk, and one for each row.
     limit = int(len(rows) * row_bytes / gain) - 8 * (4 * chunks + len(rows))
     sizes: list[int] = []
     used = 0
@@ -101,7 +101,7 @@ def compress(
         wanted = rows[first : first + together]
         count, nbytes = -(-len(wanted) // height), len(wanted) * row_bytes
         raw = work[: count * chunk_bytes]
-        # The last chunk is as long as the others.
+        # The last chunk is padded to the size of the others.
         raw[nbytes:] = 0
         reader.read(column, wanted, raw[:nbytes].view(dtype).reshape(len(wanted), *column.sample_shape))
         for data in _encoded(reader, raw.reshape(count, chunk_bytes), dtype.itemsize):

@@ -1,4 +1,4 @@
-"""Fills bodies that say where rows are stored, instead of containing them; see `h5feed.stored.pieces`."""
+"""Builds bodies that describe where rows are stored, instead of containing them: see `h5feed.stored.pieces`."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from .batcher import BatchPlan, Lists, body_of, lengths_of, lists_of, read_field
 from .compression import WORK_BYTES, compress, is_raw, refusal
 
 SMALL_ROW_BYTES = 4096
-"""Rows up to this size are not read from files by the client: a system call for each would take longer than copying
-them, and the server has most of them in memory."""
+"""Clients do not read rows up to this size from files: reading each one would take longer than receiving it, and the
+server has most of them in memory."""
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
 
 class _Sent(NamedTuple):
-    """Stored bytes to be sent: of chunks of one file, from these offsets, (n,) int64."""
+    """Chunks of one file whose stored bytes are sent: their offsets and sizes in the file, (n,) int64."""
 
     file: LocalFile
     offsets: Int64s
@@ -61,9 +61,9 @@ class PiecesPlan:
     root : Path
         The data folder.
     named : bool
-        Name files where possible; else all stored bytes are in the body.
+        Refer to files by name where possible. Otherwise, all stored bytes are in the body.
     compresses : bool
-        Compress rows that are not stored in compressed chunks, if they get shorter: see `compression`.
+        Compress rows that are not stored in compressed chunks, if that makes them smaller: see `compression`.
     """
 
     plan: BatchPlan
@@ -118,7 +118,7 @@ class PiecesPlan:
             pieces, used = self._compressed(pieces, to_compress, rows, stored, leased)
             body, tables = self._body(pieces, len(rows), stored + used, lists)
             if used:
-                # First of all, because everything else may be written over it. It may overlap with its new place.
+                # Move them before anything else is written to the buffer. Source and target may overlap.
                 begin, view = body.begin(BYTES) + stored, memoryview(leased)
                 view[begin : begin + used] = view[WORK_BYTES : WORK_BYTES + used]
             buffer = leased[: body.nbytes]
@@ -155,8 +155,8 @@ class PiecesPlan:
     def _compressed(
         self, pieces: Pieces, fields: Sequence[Field], rows: Int64s, stored: int, leased: Bytes
     ) -> tuple[Pieces, int]:
-        """The pieces with those of `fields` that get shorter, and the bytes of these, which are behind the first
-        `WORK_BYTES` of `leased`. In the body, they follow `stored` other bytes."""
+        """Add those of `fields` that compression makes smaller. Returns all pieces, and the number of compressed bytes,
+        which begin at `WORK_BYTES` of `leased`. In the body, they follow `stored` bytes of stored chunks."""
         described, reasons, used = dict(pieces.fields), dict(pieces.reasons), 0
         work, out = leased[:WORK_BYTES], leased[WORK_BYTES:]
         for field in fields:
@@ -167,7 +167,7 @@ class PiecesPlan:
             packed = compress(self.plan.reader, field.column, field.name, rows, out[used:], work, WORTHWHILE)
             if packed is None:
                 nbytes = len(rows) * field.column.row_bytes
-                reasons[field.name] = f"compression makes its {nbytes} bytes less than {WORTHWHILE} times shorter"
+                reasons[field.name] = f"compression makes {nbytes:,} bytes less than {WORTHWHILE} times smaller"
                 continue
             table = packed.array.chunks
             assert table is not None
@@ -201,15 +201,15 @@ class PiecesPlan:
         """
         column = field.column
         if column.is_ragged or column.images is not None:
-            raise _Undescribed("its rows differ in length" if column.is_ragged else "the server decodes its images")
+            raise _Undescribed("rows differ in length" if column.is_ragged else "images that the server decodes")
         touched = list(column.divide(rows))
         for segment, _, _ in touched:
             _check_described(segment)
         names = self._names(touched) if self.named else None
         if names is not None and column.row_bytes <= SMALL_ROW_BYTES:
-            raise _Undescribed("its rows are small")
+            raise _Undescribed(f"rows of up to {SMALL_ROW_BYTES:,} bytes are faster to send")
         if names is not None and self._is_decoded_again(column, touched):
-            raise _Undescribed("its chunks hold several rows, which the server decodes once for several batches")
+            raise _Undescribed("chunks hold several rows, and the server decodes each chunk once for several batches")
         described = [_reduced(segment, local) for segment, _, local in touched]
         if names is None:
             described = _in_the_body(described, len(rows) * column.row_bytes, sent)
@@ -245,11 +245,11 @@ class PiecesPlan:
 def _check_described(segment: Segment) -> None:
     array = segment.array
     if array.by_h5py:
-        raise _Undescribed("only h5py can read it")
+        raise _Undescribed("only h5py can read the array")
     if segment.transposed or array.inline is not None:
-        raise _Undescribed("its rows are not stored one by one")
+        raise _Undescribed("rows are not stored one after the other")
     if chunk_bytes(array) > MAX_CHUNK_BYTES:
-        raise _Undescribed(f"its chunks have {chunk_bytes(array)} bytes, more than {MAX_CHUNK_BYTES}")
+        raise _Undescribed(f"chunks of {chunk_bytes(array):,} bytes, more than {MAX_CHUNK_BYTES:,}")
 
 
 def _reduced(segment: Segment, rows: Int64s) -> Segment:
@@ -279,7 +279,7 @@ def _in_the_body(described: list[Segment], nbytes: int, sent: list[_Sent]) -> li
     tables = [_table(segment.array) for segment in described]
     stored = sum(int(table.sizes.sum()) for table in tables)
     if stored * WORTHWHILE > nbytes:
-        raise _Undescribed(f"its {nbytes} bytes are stored in chunks of {stored} bytes")
+        raise _Undescribed(f"rows of {nbytes:,} bytes are stored in chunks of {stored:,} bytes")
     begin = sum(int(one.sizes.sum()) for one in sent)
     placed = []
     for segment, table in zip(described, tables, strict=True):
@@ -293,9 +293,9 @@ def _in_the_body(described: list[Segment], nbytes: int, sent: list[_Sent]) -> li
 
 def _table(array: ArrayLayout) -> ChunkTable:
     if array.chunks is None or not array.filters:
-        raise _Undescribed("it is not compressed")
+        raise _Undescribed("not stored in compressed chunks")
     if (array.chunks.sizes > 2 * chunk_bytes(array) + 4096).any():
-        raise _Undescribed("one of its chunks claims to be longer than it can be")
+        raise _Undescribed("the size of a chunk in the file is impossible")
     return array.chunks
 
 

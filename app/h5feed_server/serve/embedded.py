@@ -1,4 +1,4 @@
-"""A server that a client has started for a folder or a file, and that ends after its last client.
+"""A server that `connect("data/")` has started in the background. It ends after its last client.
 
 `h5feed.net.embedded` describes the files in its folder and who locks them when.
 """
@@ -19,7 +19,7 @@ LINGER_SECONDS = 4.0
 """How long the server waits for another client after the last one has gone."""
 
 LOG_BYTES = 1 << 20
-"""Size of the log at which it becomes the previous log, of which there is one."""
+"""Size of the log, in bytes, at which it is rotated. One older log is kept."""
 
 LOCKED = 3
 """Exit code of a server whose predecessor does not end."""
@@ -76,7 +76,7 @@ class Embedding:
         self._look_at = now + _LOOK_SECONDS
         self._bound_log()
         if not self._is_reachable():
-            # Somebody has deleted the folder: clients start another server.
+            # Somebody has deleted the folder, so clients start another server.
             return self._has_waited(now)
         try:
             clients = os.open(self._folder / "clients", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -89,8 +89,8 @@ class Embedding:
                 return False
             if not self._has_waited(now):
                 return False
-            # No client can find the socket any more: each takes its lock before it looks. With its last file, this
-            # lock goes, too: who waits for it notices that, and begins anew.
+            # No client can be connecting: each takes its shared lock before it looks for the socket. The lock file is
+            # removed, too: a client that waits for the lock notices this, and starts over.
             for name in _FILES:
                 with contextlib.suppress(OSError):
                     os.unlink(self._folder / name)

@@ -30,7 +30,7 @@ def own_socket(settings: Settings, port: int, *, is_tls: bool) -> tuple[socket.s
         return None
     try:
         folder = runtime_folder()
-        # Between bind() and listen(), the socket of another server looks as if the server had ended.
+        # Between its bind() and listen(), another server refuses connections, and would look like one that was killed.
         held = _held(folder / ".lock")
         try:
             _sweep(folder)
@@ -40,12 +40,14 @@ def own_socket(settings: Settings, port: int, *, is_tls: bool) -> tuple[socket.s
             locks.release(folder / ".lock", held)
     except OSError as error:
         reason = error.strerror or error
-        print(f"h5feed-server: no Unix socket for this machine's clients, which use TCP: {reason}", file=sys.stderr)
+        print(
+            f"h5feed-server: cannot open a Unix socket, so clients on this machine use TCP: {reason}", file=sys.stderr
+        )
         return None
 
 
 def _held(lock: Path) -> int:
-    """Acquire the lock. Its other holders are servers that start."""
+    """Acquire the lock, which servers hold while they open their sockets."""
     deadline = time.monotonic() + _LOCK_SECONDS
     while (held := locks.hold(lock)) is None:
         if time.monotonic() >= deadline:

@@ -105,9 +105,9 @@ def _of_bytes(findings: Findings) -> Iterator[Advice]:
     """Fewer bytes to send."""
     default, bound = findings.default, findings.bound
     assert default is not None
-    for wide in findings.wide if bound in ("link", "sockets", "server") else ():
+    for wide in findings.wide if bound in ("link", "sockets", "server", "machine") else ():
         # A smaller dtype does not shorten the decoding by the same factor.
-        if bound == "server" and findings.filters:
+        if bound in ("server", "machine") and findings.filters:
             continue
         yield Advice(
             f"store {wide.name!r} as {wide.enough}",

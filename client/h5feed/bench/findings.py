@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-Bound = Literal["server", "batches", "round trips", "sockets", "link"]
+Bound = Literal["server", "batches", "round trips", "sockets", "machine", "link"]
 """What limits the rate: reading and decoding on the server; the fixed cost of each batch; too few concurrent requests
-for the round trip; how fast both machines can send and receive; the link between them."""
+for the round trip; how fast both machines can send and receive; the one machine that both are on; the link."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,8 @@ class Findings:
         Bytes of one row on the wire with ``decode="client"``.
     width : int
         Number of concurrent requests that the read-ahead chose.
+    is_local : bool
+        Whether the server was reached over its Unix socket, so that no link is in between.
     notes : list of str
         What was not measured, and why.
     interrupted : bool
@@ -194,6 +196,7 @@ class Findings:
     images: list[str] = field(default_factory=list)
     amplification: float = 1.0
     filters: list[str] = field(default_factory=list)
+    is_local: bool = False
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     nbytes: int = 0
@@ -259,6 +262,8 @@ class Findings:
         if many and rate < _FAR_BELOW * self.alone_bytes_per_second:
             # One big batch over one connection arrives faster than many small ones over several.
             return "batches"
+        if self.is_local:
+            return "machine"
         if self._still_grows():
             return "round trips"
         return "sockets" if rate >= SOCKETS_RATE else "link"

@@ -221,6 +221,7 @@ class Bench:
             seconds = max(seconds, _MOST_SHARE * (self._asked.seconds - (time.monotonic() - self._began)))
             self.findings.default = self._stream("read-ahead", plan, seconds, nbytes)
         self.findings.width = self._dataset._client.link.width
+        self.findings.is_local = self._dataset._client.is_local
         if self.findings.default is None:
             self.findings.notes.append(
                 f"no batch arrived within {seconds:.1f} s: try --seconds {4 * self._asked.seconds:.0f}"

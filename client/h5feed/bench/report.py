@@ -24,6 +24,7 @@ _BOUND = {
     "batches": "the cost per batch: one big request arrives {big} over one connection, the batches {all}",
     "round trips": "the round trip: more concurrent requests still bring more rows",
     "sockets": "how fast both machines can send and receive, {all}{share}",
+    "machine": "this machine: server and client are both on it, and read and decode {all}",
     "link": "the link, at {all}{share}",
 }
 

@@ -1,6 +1,7 @@
-"""Fetch images as the files in which they are stored, and decode them here, if that is certain to give the same arrays.
+"""Fetch images as JPEG or PNG files and decode them in the client, if this is certain to give the same pixels.
 
-Whatever goes wrong here, or might take long, is fetched again as pixels: then the server decides what is broken.
+Rows whose images cannot be decoded here, or might take long, are fetched again as pixels: the server decides which
+images are broken.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from .cached import Take
 from .decoding import NotPlain, agreed_spec, decoded_batch
 from .server import fetcher, taker
 
-_MOST_FAILURES = 8
-"""Requests whose images are not decoded here, one after the other, before it is not tried any more in this pass."""
+_MAX_FAILURES = 8
+"""After this many consecutive requests whose images could not be decoded here, the server decodes all further ones."""
 
 _REFUSED = (BadAnswer, BadParameter, DatasetCorrupt, NotPlain, TooLarge, UnsupportedField)
 """Errors after which the same rows are fetched as pixels."""
@@ -43,7 +44,7 @@ class ImageFetcher:
     ----------
     client : Client
     path : str
-        Of the dataset.
+        URL path of the dataset.
     plan : Plan
         With `Plan.images`.
 
@@ -138,7 +139,7 @@ class ImageFetcher:
     def _failed(self, error: Exception) -> None:
         logger.debug("%s: fetched again as pixels: %s", self._path, error)
         self._failures += 1
-        if self._failures >= _MOST_FAILURES:
+        if self._failures >= _MAX_FAILURES:
             self._give_up(str(error))
 
     def _give_up(self, why: str) -> None:
@@ -156,4 +157,4 @@ def _spec_or_reason(plan: Plan, name: str) -> ImageSpec | str:
 
 
 def _not_worth_it(file_bytes: int, pixel_bytes: int) -> str:
-    return f"its {pixel_bytes:,} bytes of pixels are stored in image files of {file_bytes:,} bytes"
+    return f"{pixel_bytes:,} bytes of pixels are stored in image files of {file_bytes:,} bytes"

@@ -1,6 +1,6 @@
-"""Put a batch together from parts: batches may be larger than a single response.
+"""Receive a batch that is larger than a single response, in parts.
 
-The parts are received one after the other into the arrays of the batch, without a copy in between.
+The parts are received one after the other, straight into the arrays of the batch.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ..wire import MAX_HEADER_BYTES, OFFSETS, ROWS, WEIGHT, TensorPlace, read_he
 from .leased import leased
 
 PART_BYTES = 32 << 20
-"""Bytes. Larger parts would only take more memory on the server, and lose more if a connection breaks."""
+"""Bytes of a part. Larger parts would take more memory on the server, and more to repeat if a connection breaks."""
 
 _SPARE = 8
-"""The memory for rows that differ in length is by one part in this many larger than a first guess."""
+"""Memory for rows of different lengths is 1/8 larger than their estimated size."""
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -41,7 +41,7 @@ class PartFetcher:
     def __init__(self, client: Client, path: str, plan: Plan) -> None:
         self._client, self._path, self._plan = client, path, plan
         self._together = plan.part_rows or plan.batch_size
-        # Items of a batch, of the fields whose rows differ in length: the most so far.
+        # Most items that a batch has had so far, for each field whose rows differ in length.
         self._items: dict[str, int] = {}
 
     def fetch(self, index: int, epoch: int, cancelled: threading.Event, together: int | None = None) -> Batch:
@@ -87,7 +87,7 @@ class PartFetcher:
 
 
 class _Arrays:
-    """The arrays of one batch, in one buffer. Those whose rows differ in length get more memory when they need it.
+    """The arrays of one batch, in one buffer. Arrays of fields whose rows differ in length grow when needed.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ class _Arrays:
     def _leased(self, room: Mapping[str, int]) -> dict[str, npt.NDArray[Any]]:
         """Arrays for all rows of the batch, in one leased buffer."""
         shapes = {}
-        # In the order of a body, because it is the order of the fields of a batch.
+        # The fields of a batch have the same order as in a response body.
         for name, (_, sample) in sorted(self._frame.tensors.items(), key=lambda item: -item[1][0].itemsize):
             shapes[name] = (room[name] if name in room else self._rows + (name in self._frame.offsets), *sample)
         arrays = leased(self._pool, {name: (self._frame.tensors[name][0], shape) for name, shape in shapes.items()})
@@ -240,7 +240,7 @@ class _Part:
             if name in self._arrays.offsets:
                 offsets[name.removesuffix(OFFSETS)] = place
             yield place.reshape(-1).view(np.uint8)
-        # Only now, for a response that breaks off is requested again.
+        # Not earlier: a response that breaks off is requested again.
         for name, came in offsets.items():
             self._arrays.add_offsets(name, came, items[name], self._begin)
         for name in offsets:

@@ -1,8 +1,8 @@
-"""Fetch where rows are stored instead of the rows, and read them here: from the received chunks, or from the files
-themselves if the server passes descriptors of them.
+"""Let the client read rows itself: the server sends their stored chunks ("pieces"), or tells the positions of the rows
+in its files ("places"), which the client reads through descriptors that the server passes.
 
 The arrays are the same, bit by bit, because both sides read with `h5feed.stored`. If anything goes wrong here, the
-block is fetched again as ordinary tensors: then the server decides whether the data are damaged or have changed.
+block is fetched again as ordinary tensors, and the server decides whether the data are damaged or have changed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..errors import BadAnswer, BadParameter, ConnectionFailed, FeedError, TooLa
 from ..forks import tell_after_fork
 from ..net.client import Client
 from ..net.descriptors import MAX_DESCRIPTORS, NoDescriptor
-from ..net.trace import as_tensors, read_here
+from ..net.trace import DECODE, as_tensors, enter, read_here
 from ..plan import Plan
 from ..wire import OFFSETS, ROWS, WEIGHT, read_body
 from .leased import leased
@@ -50,20 +50,20 @@ REPORT_TIMEOUT = 2.0
 """Seconds that a request may take whose only purpose is to tell the server what was read."""
 
 WINDOW_ROWS = 1 << 14
-"""Rows whose places are fetched with one request."""
+"""Number of rows whose places are fetched with one request."""
 
 _WINDOWS = 4
 """Windows of places that are kept, for blocks that are read at the same time."""
 
-_MOST_FAILURES = 8
-"""After so many failures to read a block here, one after the other, the rest of the pass is left to the server."""
+_MAX_FAILURES = 8
+"""After this many consecutive failures to read a block here, the server reads the rest of the pass."""
 
-_LEAST_GAIN = 16
-"""Places are worth fetching if they have so many times fewer bytes than the rows."""
+_MIN_GAIN = 16
+"""Places are used only if the response with them is at least this many times smaller than the rows."""
 
-_TELLING_BYTES = 64 << 10
-"""From as many bytes on, a block that compression does not make shorter tells that others will not get shorter. The
-first blocks of a loop may have a few small rows."""
+_MIN_SAMPLE_BYTES = 64 << 10
+"""If compression does not make a block of at least this size smaller, later blocks are fetched as tensors. The first
+blocks of a loop may have only a few small rows, which tell nothing about the others."""
 
 Int64s = npt.NDArray[np.int64]
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -78,16 +78,16 @@ def can_read() -> bool:
 
 @dataclass(frozen=True)
 class Window:
-    """Batches start … stop-1, of which at least one field is to be read here.
+    """Description of batches start … stop-1: for each field, its arrays, or where to read them from.
 
     Attributes
     ----------
     arrays : mapping of str to array
-        Fields that came as they are, row ids and weights, of all batches together.
+        Fields that the server sent as arrays, row ids and weights, of all batches together.
     columns : mapping of str to (Column, (n,) int64 or None)
         Where the other fields are read from, and their rows; None: the row ids.
     reasons : mapping of str to str
-        Why fields came as they are.
+        Why the server sent these fields as arrays.
     is_kept : bool
         Whether batches are read more than once, for example in later passes. They then get copies of `arrays`, because
         a loop may write to the arrays of its batch.
@@ -185,13 +185,13 @@ class PieceFetcher:
     ----------
     client : Client
     path : str
-        Of the dataset.
+        URL path of the dataset.
     plan : Plan
 
     Attributes
     ----------
     reason : str or None
-        Why blocks are not fetched like this any more; None if they are.
+        Why all further blocks are fetched as tensors; None if they are not.
     """
 
     def __init__(self, client: Client, path: str, plan: Plan) -> None:
@@ -208,7 +208,7 @@ class PieceFetcher:
         elif not can_read():
             self.reason = f"{' or '.join(NEEDED)} is not installed: `pip install 'h5feed[decode]'`"
         elif plan.pieces is None and client.is_near and not client.is_local:
-            self.reason = "the server is on this machine: decoded rows cost nothing on the way"
+            self.reason = "the server is on this machine, so it decodes"
         self._compress = plan.compress
         self._ignored = ""
         if plan.compress is not None and client.is_near:
@@ -229,12 +229,14 @@ class PieceFetcher:
         try:
             window = self._places(block, cancelled) if by_place else self._pieces(block, cancelled)
         except (BadParameter, BadAnswer, TooLarge) as error:
-            # A server that does not know of pieces refuses the parameter.
+            # An older server refuses the parameter `body`.
             self._give_up(by_place, str(error))
             self._tell(str(error))
             return None
         if not window.columns:
             self._tell(_reasons(window))
+        # A window that was kept comes without a response, which would have entered this phase.
+        enter(DECODE)
         try:
             batches = window.read(block.start, block.stop, self._reader, self._client.pool)
         except FeedError as error:
@@ -244,9 +246,9 @@ class PieceFetcher:
             self._failures += 1
             self.forget()
             refused = isinstance(error, NoDescriptor) and error.retry_after is None
-            if refused or self._failures >= _MOST_FAILURES:
+            if refused or self._failures >= _MAX_FAILURES:
                 self._give_up(by_place, str(error))
-            self._tell(f"they could not be read here: {error}")
+            self._tell(f"reading them here failed: {error}")
             return None
         if window.columns:
             if self._plan.compress is not None:
@@ -271,7 +273,7 @@ class PieceFetcher:
         return reader()
 
     def forget(self) -> None:
-        """Drop what is known of files: they may have changed."""
+        """Drop windows and descriptors: the files may have changed."""
         with self._lock:
             self._windows.clear()
         self._client.files.clear()
@@ -284,58 +286,73 @@ class PieceFetcher:
     def _pieces(self, block: Block, cancelled: threading.Event) -> Window:
         window = self._ask("pieces", block.epoch, block.start, block.stop, cancelled)
         nbytes = (block.stop - block.start) * self._plan.batch_bytes
-        if not window.columns and (self._compress is None or nbytes >= _TELLING_BYTES):
+        if not window.columns and (self._compress is None or nbytes >= _MIN_SAMPLE_BYTES):
             self.reason = _reasons(window)
         return window
 
     def _places(self, block: Block, cancelled: threading.Event) -> Window:
-        """The window that a block is in, which several threads may want at the same time."""
+        """The window that contains a block. Several threads may ask for the same one; only one of them requests it."""
         per_window = max(1, WINDOW_ROWS // max(1, self._plan.batch_size))
         number = block.start // per_window
         start, stop = number * per_window, min((number + 1) * per_window, self._plan.batches)
         if block.stop > stop:
-            # It begins in one window and ends in the next.
+            # The block crosses the border of two windows.
             start, stop, number = block.start, block.stop, -1 - block.start
         key = block.epoch, number
         with self._lock:
             window = self._windows.get(key)
-            is_report = window is not None and self._client.bytes_read.is_due
-            if window is not None and not is_report:
+            if window is not None:
                 self._windows.move_to_end(key)
+            else:
+                if not self._worth_it:
+                    # The first request covers only this block: it shows whether places are worth it.
+                    start, stop = block.start, block.stop
+                window = self._ask("places", block.epoch, start, stop, cancelled)
+                if self._is_refused(window):
+                    return window
+                if self._worth_it:
+                    self._windows[key] = window
+                self._worth_it = True
+                while len(self._windows) > _WINDOWS:
+                    self._windows.popitem(last=False)
                 return window
-            if is_report or not self._worth_it:
-                # Of the first, only what is wanted now: it shows whether places are worth it.
-                start, stop = block.start, block.stop
-            try:
-                within = REPORT_TIMEOUT if is_report else None
-                asked = self._ask("places", block.epoch, start, stop, cancelled, within)
-            except (ConnectionFailed, Transient) as error:
-                if window is None:
-                    raise
-                # Nothing but the report needed the server.
-                logger.debug("%s: not reported: %s", self._path, error)
-                self._client.bytes_read.pause()
-                return window
-            window = asked
-            if not window.columns or self._too_long(window):
-                self._give_up(True, _reasons(window))
-                return window
-            if window.files > MAX_DESCRIPTORS:
-                # Descriptors would be closed before they are used again, and asking for one takes longer than a row.
-                self._give_up(
-                    True, f"its rows are in {window.files} files, but at most {MAX_DESCRIPTORS} are kept open"
-                )
-                return window
-            if self._worth_it and not is_report:
-                self._windows[key] = window
-            self._worth_it = True
-            while len(self._windows) > _WINDOWS:
-                self._windows.popitem(last=False)
-            return window
+        # Without the lock, so that the other threads continue.
+        return self._report(block, cancelled) or window
+
+    def _report(self, block: Block, cancelled: threading.Event) -> Window | None:
+        """If a report is due, tell the server how many bytes were read, with a request for the places of a block.
+
+        Returns
+        -------
+        Window or None
+            The window in the response, which is to be read: the files may have changed. None: nothing was reported.
+        """
+        if not self._client.bytes_read.is_due():
+            return None
+        try:
+            window = self._ask("places", block.epoch, block.start, block.stop, cancelled, REPORT_TIMEOUT)
+        except (ConnectionFailed, Transient) as error:
+            # The window is known: the request was only for the report.
+            logger.debug("%s: not reported: %s", self._path, error)
+            self._client.bytes_read.pause()
+            return None
+        self._is_refused(window)
+        return window
+
+    def _is_refused(self, window: Window) -> bool:
+        """Whether rows are not read from files any more, because it is impossible or not worth it."""
+        if not window.columns or self._too_long(window):
+            self._give_up(True, _reasons(window))
+            return True
+        if window.files > MAX_DESCRIPTORS:
+            # Descriptors would be closed before they are used again, and asking for one takes longer than a row.
+            self._give_up(True, f"its rows are in {window.files} files, but at most {MAX_DESCRIPTORS} are kept open")
+            return True
+        return False
 
     def _too_long(self, window: Window) -> bool:
         plain = sum(array.nbytes for array in window.arrays.values())
-        return plain * _LEAST_GAIN > (window.stop - window.start) * self._plan.batch_bytes
+        return plain * _MIN_GAIN > (window.stop - window.start) * self._plan.batch_bytes
 
     def _ask(
         self,
@@ -356,7 +373,7 @@ class PieceFetcher:
         except BadParameter as error:
             if not more:
                 raise
-            # If it is about something else, it comes again. A server that does not know of it refuses the parameter.
+            # An older server refuses the parameter `compress`. If the error is about something else, it comes again.
             body = ask(query)
             self._do_not_compress(str(error))
         try:
@@ -372,7 +389,7 @@ class PieceFetcher:
 
     def _file(self, form: str, name: str, identity: Any) -> Source:
         if form != "places":
-            raise ValueError("it names a file, but was to contain all bytes")
+            raise ValueError("it refers to a file, although all bytes were requested")
         from ..stored.local_file import LocalFile
 
         opener = self._client.files.opener(partial(self._descriptor, name))
@@ -419,7 +436,7 @@ def window_of(
             raise ValueError(f"{name!r} has rows of {column.dtype} and shape {column.sample_shape}")
         if column.dtype != dtype and not column.is_bfloat16:
             raise ValueError(f"{name!r} has rows of {column.dtype} instead of {dtype}")
-        # A column looks at the first only, and rows of others would fill less than their places, or more.
+        # `Column` takes the dtype from its first segment. Rows of another size would not fit their places in the array.
         if any(segment.wire != column.segments[0].wire for segment in column.segments):
             raise ValueError(f"the pieces of {name!r} have rows of different kinds")
         wanted = rows if of_column is None else of_column
@@ -429,7 +446,10 @@ def window_of(
 
 
 def _reasons(window: Window) -> str:
-    return "; ".join(f"{name}: {reason}" for name, reason in window.reasons.items()) or "most bytes are not in files"
+    return (
+        "; ".join(f"{name}: {reason}" for name, reason in window.reasons.items())
+        or "most bytes would come as arrays anyway"
+    )
 
 
 # The reader of this process ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A CUDA device: page-locked memory that it reads directly, and copies to it beside the computation."""
+"""Copies to a CUDA device: from page-locked (pinned) host memory, in a stream of their own, while the loop computes."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ logger = logging.getLogger("h5feed")
 
 
 class Mark(Protocol):
-    """A place in a stream, such as `torch.cuda.Event`."""
+    """An event recorded in a stream, such as `torch.cuda.Event`."""
 
     def query(self) -> bool:
-        """Whether everything before it is done."""
+        """Whether all work before it is done."""
 
     def synchronize(self) -> None:
-        """Wait until everything before it is done."""
+        """Wait until all work before it is done."""
 
 
 class Card(Protocol):
-    """What is done on the device."""
+    """The operations on a device that `moved` needs."""
 
     def lock(self, address: int, nbytes: int) -> str | None:
-        """Page-lock memory; returns what is wrong if that fails."""
+        """Page-lock memory; returns an error message if that fails."""
 
     def unlock(self, address: int) -> None:
         """Undo `lock`."""
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Start to copy a tensor, beside the computation."""
+        """Start to copy a tensor to the device, in the stream for copies."""
 
     def copied(self) -> Mark:
-        """The place after all copies that were started."""
+        """Record an event after all copies that were started."""
 
     def hand_over(self, tensors: list[torch.Tensor], copied: Mark) -> None:
-        """Let what the loop computes from now on wait for the copies."""
+        """Make later work of the loop on the device wait for these copies."""
 
     def used(self) -> Mark:
-        """The place after everything that the loop has started to compute."""
+        """Record an event after all work that the loop has started on the device."""
 
 
 class CudaCard:
@@ -91,7 +91,7 @@ class CudaCard:
         current = torch.cuda.current_stream(self._device)
         current.wait_event(copied)
         for tensor in tensors:
-            # Else its memory would be used for the next copy as soon as the loop drops it, before it is computed with.
+            # Otherwise, the allocator could reuse its memory for the next copy while the loop still computes with it.
             tensor.record_stream(current)
 
     def used(self) -> Mark:
@@ -102,8 +102,8 @@ class CudaCard:
 class LockedMemory:
     """New memory that is page-locked for as long as it exists, for a `BufferPool`.
 
-    CUDA reads it at any time after a copy was started. So it must only be handed to those who hold the array until the
-    copy is done, as `moved` does.
+    CUDA may read it at any time until a copy is done. Whoever starts a copy must keep the array until then, as `moved`
+    does.
     """
 
     def __init__(self, card: Card) -> None:
@@ -114,8 +114,7 @@ class LockedMemory:
         """(nbytes,) uint8; ordinary memory if it is small, or if it cannot be locked."""
         if nbytes < LEAST_LOCKED_BYTES or self._is_refused:
             return np.empty(nbytes, np.uint8)
-        # Shared between forks: a private page is copied if this process writes to it after a fork, and the device would
-        # still read the old one.
+        # MAP_SHARED: a write to a private page after a fork makes a copy of it, and the device would read the old one.
         root = np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
         address = root.ctypes.data
         error = self._lock(address, nbytes)

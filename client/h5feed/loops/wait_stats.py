@@ -24,6 +24,9 @@ BINS = 32 * BINS_PER_OCTAVE
 MUCH = 0.05
 """Share of the time that an accelerator may idle before `advice` suggests a change."""
 
+ENOUGH_SECONDS = 0.5
+"""Time of a loop before `advice` says anything: the first batches say little of those that follow."""
+
 
 @dataclass(frozen=True, eq=False)
 class LoopStats(Mapping[str, float]):
@@ -49,7 +52,8 @@ class LoopStats(Mapping[str, float]):
     transfer : float
         Waited while data arrived. A response starts before all its rows are read, so a slow disk shows here too.
     decode : float
-        Waited while this process decoded images, read its local cache, or prepared the batch.
+        Waited while this process read the server's files or its local cache, decoded chunks or images, or prepared the
+        batch.
     preparing : float
         The part of `decode` spent on the thread that requests batches: scaling, one-hot labels, ``transform``.
     compute : float
@@ -73,7 +77,7 @@ class LoopStats(Mapping[str, float]):
     from_images : int
         Rows whose images were decoded here. If other fields of them came as chunks, they are in `from_pieces`, too.
     why : str
-        Why other rows came as the server has decoded them.
+        Why the server sent the other rows as arrays; empty if there is no reason.
 
     These are times of the thread that requests batches. JAX and torch run ahead of the device, which still computes
     while this thread waits. So the device idles at most as long as shown here, and its utilisation is at least
@@ -178,20 +182,33 @@ class LoopStats(Mapping[str, float]):
         Returns
         -------
         str
-            Empty if `utilisation` is 0.95 or more, or not known yet.
+            Empty in the first half second, and if `utilisation`, or that of the last pass, is 0.95 or more.
         """
-        if not self.utilisation < 1 - MUCH:
+        is_over = self.last is not None and self.last.utilisation >= 1 - MUCH
+        if self.seconds < ENOUGH_SECONDS or is_over or not self.utilisation < 1 - MUCH:
             return ""
         most = max(("waiting", "transfer", "decode"), key=lambda name: float(getattr(self, name)))
-        if most == "transfer":
-            return "the link is saturated: use decode='client' for JPEG or PNG, smaller dtypes, or cache="
+        is_decoded_here = bool(self.from_pieces or self.from_images)
+        # Over a Unix socket, data arrive as fast as the server reads them.
+        is_local = self.via.startswith("Unix socket")
+        if most == "transfer" and not is_local:
+            fewer = "" if is_decoded_here else "compress='zstd', smaller dtypes or "
+            return (
+                "batches arrive too slowly: the link, or the server's disk, is the limit (`h5feed bench` tells which); "
+                f"for fewer bytes, use {fewer}cache="
+            )
         if most == "decode" and 2 * self.preparing > self.decode:
             return "preparing batches is too slow: use a cheaper transform=, or move it into layers of the model"
         if most == "decode":
-            return "decoding batches is too slow: use more connections= or CPU cores, or decode='server'"
+            there = ", or decode='server'" if is_decoded_here else ""
+            return f"reading or decoding on this machine is too slow: use more connections= or CPU cores{there}"
         if self.retries > self.steps // 10:
             return f"{self.retries:,} requests were retried: check the server's log, or add another server"
-        return "the server is slow to respond: use more --workers, or check the file with `h5feed-server inspect`"
+        far = "" if is_local else "; if it is far away, use a higher readahead="
+        return (
+            "the server is slow to respond: check the file with `h5feed-server inspect`, or use more workers "
+            f"(--workers, H5FEED_WORKERS){far}"
+        )
 
     def summary(self) -> str:
         """The time waited, as ``3.1% of the time (waiting 2.0%, transfer 0.9%, decode 0.2%)``."""
@@ -212,11 +229,11 @@ class LoopStats(Mapping[str, float]):
         return "\n".join(filter(None, [*text_lines(self.table()), *self._remarks()]))
 
     def _remarks(self) -> list[str]:
-        """How the server was reached, which rows it has decoded and why, and advice."""
+        """How the server was reached, how many rows it sent as arrays and why, and advice."""
         others = self.rows - self.cached - self.from_files - max(self.from_pieces, self.from_images)
-        there = f"{others:,} rows were decoded by the server: {self.why}" if self.why and others > 0 else ""
+        why = f"{others:,} rows came as arrays from the server ({self.why})" if self.why and others > 0 else self.why
         replicas = "; ".join(map(str, self.replicas)) if len(self.replicas) > 1 else ""
-        return [remark for remark in (self.via and f"over {self.via}", replicas, there, self.advice()) if remark]
+        return [remark for remark in (self.via and f"over {self.via}", replicas, why, self.advice()) if remark]
 
     def _repr_html_(self) -> str:
         head, *lines = self.table()
@@ -274,6 +291,6 @@ _LINES: Mapping[str, Callable[[LoopStats], str]] = {
     "retries": _count("retries"),
     "rows from the cache": _count("cached"),
     "rows from files": _count("from_files"),
-    "rows from pieces": _count("from_pieces"),
+    "rows from chunks": _count("from_pieces"),
     "rows from image files": _count("from_images"),
 }

@@ -364,7 +364,7 @@ class Client:
     def after_fork(self) -> None:
         """In a forked child: leave the connections to the parent, and forget its requests in flight."""
         self.files.after_fork()
-        self.bytes_read = BytesRead()
+        self.bytes_read.after_fork()
         self._servers.after_fork()
         self._hedging.after_fork()
 

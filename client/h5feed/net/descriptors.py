@@ -38,10 +38,19 @@ class BytesRead:
         self._told_at = time.monotonic()
         self._lock = threading.Lock()
 
-    @property
+    def after_fork(self) -> None:
+        """In the child: the parent tells of what it has read, and a lock held by its threads is never released."""
+        self._lock = threading.Lock()
+        self._nbytes = 0
+
     def is_due(self) -> bool:
-        """Whether it is time for a request that tells the server, even if nothing else needs one."""
-        return self._nbytes > 0 and time.monotonic() - self._told_at > REPORT_SECONDS
+        """Whether it is time for a request that tells the server, even if nothing else needs one: to one caller."""
+        with self._lock:
+            now = time.monotonic()
+            due = self._nbytes > 0 and now - self._told_at > REPORT_SECONDS
+            if due:
+                self._told_at = now
+            return due
 
     def add(self, nbytes: int) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""A server of one's own: started for a folder or a file, and shared by all processes of a user that use the same one.
+"""A server in the background, which `connect("data/")` starts for a folder or a file. All processes of a user share it.
 
 Every such server has a folder below `runtime_folder`, named after what it serves, its version and its settings:
 
@@ -97,7 +97,7 @@ def check_arguments(path: Path, **given: object) -> None:
         if value is not None:
             raise BadParameter(
                 f"{name}= is for the URL of a server, but {str(path)!r} is a {'folder' if path.is_dir() else 'file'}, "
-                "for which a server of its own is started"
+                "for which h5feed starts a server in the background"
             )
 
 
@@ -127,7 +127,7 @@ class Embedded:
         try:
             self._folder = runtime_folder() / f"own-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         except OSError as error:
-            raise ConnectionFailed(f"no server of its own for {path}: {error}") from None
+            raise ConnectionFailed(f"no server can be started for {path}: {error}") from None
         self.socket = str(self._folder / "server.sock")
         self._log = self._folder / "server.log"
         self._lock = threading.Lock()
@@ -252,12 +252,12 @@ class Embedded:
                 said = file.read(_TOLD_BYTES).decode("utf-8", "replace").strip()
         except OSError as error:
             return f"its log {self._log} cannot be read ({error.strerror})"
-        lines = "\n".join(said.splitlines()[-8:]) or "it said nothing"
+        lines = "\n".join(said.splitlines()[-8:]) or "its log is empty"
         return f"{lines}\n(the end of {self._log})"
 
 
 class EmbeddedTransport(FeedTransport):
-    """Connections to a server of one's own, which is started again if it has ended."""
+    """Connections to a server in the background, which is started again if it has ended."""
 
     def __init__(self, server: Embedded) -> None:
         super().__init__(uds=server.socket)
@@ -346,9 +346,9 @@ def _try_lock(descriptor: int, kind: int) -> bool:
 def _version_of_server(path: Path) -> str:
     if importlib.util.find_spec(_SERVER) is None or not sys.executable or not sys.platform.startswith("linux"):
         raise BadParameter(
-            f"connect({str(path)!r}) starts a server of its own, which needs Linux and the package h5feed-server: "
-            f"pip install h5feed-server=={__version__}. To use a server that runs, pass its URL, such as "
-            "http://gpu-box:8000"
+            f"connect({str(path)!r}) starts a server in the background, which needs Linux and the package "
+            f"h5feed-server: pip install h5feed-server=={__version__}. To use a server that runs, pass its URL, such "
+            "as http://gpu-box:8000"
         )
     try:
         return importlib.metadata.version("h5feed-server")

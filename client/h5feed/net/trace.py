@@ -15,7 +15,7 @@ clock = time.perf_counter
 
 WAITING, TRANSFER, DECODE = range(3)
 """Phases. Waiting for the server: before the request, before the first byte, or before a retry. Transfer: the body
-arrives. Decode: work in this process on what has arrived, or on rows of the local cache."""
+arrives. Decode: work in this process on what has arrived, or reading the local cache or the server's files."""
 
 Waits = Callable[[], "str | None"]
 """Returns what to tell the server of the loop's waiting: see `h5feed.wire.WAIT_HEADER`."""
@@ -144,7 +144,7 @@ def decoded_images(rows: int) -> None:
 
 
 def as_tensors(why: str) -> None:
-    """Report that rows are fetched as tensors, and why."""
+    """Report why rows are fetched as tensors, or are not compressed."""
     trace = _CURRENT.get()
     if trace is not None:
         trace.why = why

@@ -230,8 +230,8 @@ class FeedTransport(httpx.BaseTransport):
             The server does not speak HTTP or violates it, so a retry would not help (except for `BodyCut`).
         httpx.TransportError
         """
-        host = url.host
-        origin = (url.scheme, host, url.port or (443 if url.scheme == "https" else 80))
+        origin = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
+        host = url.host if self._uds is None else f"the Unix socket {self._uds}"
         proxy = self._proxy(origin)
         if self._address is not None:
             host = f"{host} at {self._address}"
@@ -312,7 +312,10 @@ class FeedTransport(httpx.BaseTransport):
             except TimeoutError as error:
                 raise httpx.ConnectTimeout(f"could not connect to {host}: {error}") from error
             except OSError as error:
-                raise httpx.ConnectError(f"could not connect to {host}: {error}") from error
+                why = str(error)
+                if isinstance(error, PermissionError) and self._uds is not None:
+                    why = "permission denied (see H5FEED_UDS and H5FEED_SOCKET_MODE of the server)"
+                raise httpx.ConnectError(f"could not connect to {host}: {why}") from error
             return self._exchange(connected, call, origin)
         except TimeoutError as error:
             raise httpx.ReadTimeout(f"{host} did not respond in time: {error}") from error

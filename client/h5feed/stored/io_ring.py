@@ -1,10 +1,10 @@
 """Reads many ranges of a file with one system call: Linux's io_uring, through ctypes.
 
-A loop of `os.preadv` takes the GIL back after each row. If several threads read, each of them often finds it taken, and
-sleeps: on two cores, two threads read large rows about half as fast as two processes. One call for a whole batch leaves
-them nothing to wait for. Where the rows are not in the page cache, it also lets the disk work on all of them at once.
+`os.preadv` in a loop acquires the GIL after each row. If several threads read, they often have to wait for it: on two
+cores, two threads read large rows about half as fast as two processes. One system call for a whole batch avoids this.
+If the rows are not in the page cache, the disk also gets all reads at once.
 
-A kernel or container that does not allow io_uring is no error: `this_thread` returns None, and callers use `preadv`.
+If the kernel or the container does not allow io_uring, `this_thread` returns None, and callers use `preadv`.
 Docker's default seccomp profile does not allow it.
 """
 
@@ -24,14 +24,14 @@ import numpy.typing as npt
 
 from ..environment import is_set
 
-FEWEST = 4
-"""Ranges that are worth a ring: fewer are read faster with `preadv`."""
+MIN_RANGES = 4
+"""Fewer ranges are read faster with `preadv`."""
 
 _ENTRIES = 256
-"""Ranges that are read at the same time; a power of two."""
+"""Size of the submission queue: ranges that are read at the same time; a power of two."""
 
 _POLL_SECONDS = 0.001
-"""Polling interval where the kernel does not let this thread wait."""
+"""Polling interval in seconds, if the system call to wait fails."""
 
 # System call numbers, the same on all architectures that Python runs on but Alpha; then constants of linux/io_uring.h.
 _SETUP, _ENTER = 425, 426
@@ -49,7 +49,7 @@ _SQE = np.dtype(
 _CQE = np.dtype([("slot", "<u8"), ("result", "<i4"), ("flags", "<u4")])
 
 MAX_RANGE_BYTES = 1 << 30
-"""Longer ranges are not read with a ring: its lengths and results have 32 bits."""
+"""Larger ranges are not read with a ring, whose lengths and results have 32 bits."""
 
 Int64s = npt.NDArray[np.int64]
 

@@ -213,7 +213,7 @@ class LocalFile:
     def _by_ring(self, fd: int, offsets: Int64s, sizes: Int64s, target: Bytes, begins: Int64s) -> Int64s | None:
         """The bytes read of each range, -1 after an error; None if `preadv` is to be used instead."""
         # The kernel gets addresses, so nobody else checks whether they may be written to.
-        if len(offsets) < io_ring.FEWEST or self._is_direct is False or not target.flags.carray:
+        if len(offsets) < io_ring.MIN_RANGES or self._is_direct is False or not target.flags.carray:
             return None
         if (ring := io_ring.this_thread()) is None:
             return None

@@ -1,4 +1,4 @@
-"""Bodies that say where the rows of a field are stored, instead of containing the rows.
+"""Response bodies that describe where the rows of a field are stored, instead of containing the rows.
 
 A piece is a range of stored bytes: rows of a contiguous array, or a chunk as it is compressed. A field is described by
 its layout, reduced to the pieces that hold the requested rows. The stored bytes follow in the same body, or are read
@@ -33,15 +33,15 @@ from .local_file import Identity
 from .source import Source
 
 PREFIX = "__pieces__"
-"""Reserved: no field of a body of pieces may have a name that begins like this."""
+"""Reserved prefix of tensor names: a field of such a body may not have a name that begins with it."""
 
 BYTES = f"{PREFIX}/bytes"
 
 MAX_CHUNK_BYTES = 256 << 20
-"""Larger chunks do not travel as pieces: whoever decodes them needs the memory for one, and often for several."""
+"""Larger chunks are not sent as pieces, because the client needs memory to decode one, and often several at once."""
 
 CHUNK_CACHE_BYTES = 64 << 20
-"""Decoded chunks that a client keeps for the next batches, per process."""
+"""Size of the cache of decoded chunks in a client process, in bytes."""
 
 Int64s = npt.NDArray[np.int64]
 

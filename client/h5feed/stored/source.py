@@ -58,12 +58,12 @@ class ReceivedBytes:
 
     def __init__(self, content: Bytes) -> None:
         self._content = content
-        # Not its id: caches keep rows for longer than it exists, and the next one may be at the same address.
+        # Not id(self): caches outlive this object, and the next one may have the same address.
         self._number = next(self._numbers)
 
     @property
     def key(self) -> tuple[Hashable, ...]:
-        """Nothing else has the same content: it is read once."""
+        """Unique: received bytes are used once, so no other source has the same content."""
         return ("received", self._number)
 
     @contextlib.contextmanager
