@@ -112,8 +112,16 @@ def permute_each(
 
 def uniform(names: npt.NDArray[np.int64], key: bytes) -> npt.NDArray[np.float64]:
     """A number 0 ≤ u < 1 for each name, (k,) float64, determined by name and key."""
-    hashed = _mixed(np.frombuffer(key, "<u8")[0].astype(np.uint64) + names.astype(np.uint64) * _GOLDEN)
-    return (hashed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (hashed(names, key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def hashed(names: npt.NDArray[np.int64], key: bytes) -> npt.NDArray[np.uint64]:
+    """A number for each name, (k,) uint64, determined by name and key. Different names have different numbers.
+
+    The numbers of 0, 1, 2 … are those of the generator SplitMix64 (Steele, Lea and Flood, 2014), with the finaliser of
+    MurmurHash3, which is a bijection.
+    """
+    return _mixed(np.frombuffer(key, "<u8")[0].astype(np.uint64) + names.astype(np.uint64) * _GOLDEN)
 
 
 def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

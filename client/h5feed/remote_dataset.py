@@ -25,6 +25,7 @@ from .fetching.cached import cached_fetch
 from .fetching.decoding import decoded_batch, decoded_fetch, specs_for
 from .fetching.images import ImageFetcher
 from .fetching.parts import PART_BYTES
+from .fetching.pieces import check_can_read
 from .fetching.provisional import LaterCached
 from .fetching.readahead import ReadAhead
 from .fetching.server import check_asked_for, fetch_rows, fetcher, only_batch, only_tensor, taker
@@ -616,6 +617,10 @@ class RemoteDataset:
             raise BadParameter(
                 f"compress={compress!r} needs decode='auto' or 'client': the client decompresses the rows"
             )
+        if compress is not None:
+            check_can_read(f"compress={compress!r}")
+        if where == "client":
+            check_can_read("decode='client'")
         if where != "client":
             return asked, {}
         as_stored = names_of(asked.get("encoded"))

@@ -16,7 +16,7 @@ SLOW = LoopStats(passes=1, steps=100, rows=6400, seconds=10.0, steady_seconds=10
     [
         ({"transfer": 5.0}, "compress='zstd'", "--workers"),
         # Chunks and image files are not compressed again.
-        ({"transfer": 5.0, "from_pieces": 6400}, "`h5feed bench`", "compress="),
+        ({"transfer": 5.0, "from_chunks": 6400}, "`h5feed bench`", "compress="),
         ({"transfer": 5.0, "from_images": 6400}, "use cache=", "compress="),
         # There is no link that could be the limit.
         ({"transfer": 5.0, "via": "Unix socket /run/h5feed/port-8000.sock"}, "--workers", "link"),
@@ -47,4 +47,4 @@ def test_why_fields_came_as_arrays() -> None:
     """Of rows that were not read here, and of fields of rows whose other fields were."""
     why = "noise: compression makes 70,000 bytes less than 1.2 times smaller"
     assert f"6,400 rows came as arrays from the server ({why})" in repr(replace(SLOW, why=why))
-    assert f"\n{why}" in repr(replace(SLOW, why=why, from_pieces=6400))
+    assert f"\n{why}" in repr(replace(SLOW, why=why, from_chunks=6400))

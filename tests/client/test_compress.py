@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from h5feed import remote_dataset
 from h5feed.errors import BadParameter
+from h5feed.fetching import pieces
 from h5feed.wire import read_body
 
 from tests.support.far_away import NAME, far_away
@@ -160,11 +162,11 @@ def test_fewer_bytes_come(far: h5feed.Feed) -> None:
         assert sum(1 for _ in loader) == 1
         stats[compress] = loader.stats()
     assert stats["zstd"].bytes < stats[None].bytes / 3
-    assert stats["zstd"].from_pieces == ROWS and stats[None].from_pieces == 0
+    assert stats["zstd"].from_chunks == ROWS and stats[None].from_chunks == 0
     assert "noise: compression makes" in stats["zstd"].why and "wide" not in stats["zstd"].why
     loader = raw.loader(x="noise", y="labels", batch_size=50, compress="zstd")
     assert sum(1 for _ in loader) == 3
-    assert loader.stats().from_pieces == 0 and "rows came as arrays from the server (noise: " in repr(loader.stats())
+    assert loader.stats().from_chunks == 0 and "rows came as arrays from the server (noise: " in repr(loader.stats())
 
 
 def test_small_blocks_are_no_reason_to_give_up(far: h5feed.Feed) -> None:
@@ -173,7 +175,7 @@ def test_small_blocks_are_no_reason_to_give_up(far: h5feed.Feed) -> None:
     for _ in range(3):
         for _ in loader:
             pass
-    assert loader.stats().from_pieces > ROWS
+    assert loader.stats().from_chunks > ROWS
 
 
 def test_a_body_depends_on_its_url_alone(folder: Path, server: ServerProcess, serve: Callable[..., Any]) -> None:
@@ -199,7 +201,31 @@ def test_not_on_the_same_machine(server: ServerProcess) -> None:
                 assert sum(len(batch[0]) for batch in loader) == ROWS
                 stats = loader.stats()
                 assert "compress='zstd' is ignored: the server is on this machine" in stats.why
-                assert stats.from_pieces == 0 and stats.bytes >= nbytes
+                assert stats.from_chunks == 0 and stats.bytes >= nbytes
+
+
+@pytest.mark.parametrize(
+    "options", [{"decode": "client"}, {"compress": "zstd"}, {"decode": "client", "compress": "zstd"}]
+)
+def test_what_is_not_installed(far: h5feed.Feed, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    """An option that needs a package is refused without it, and the default does without, and says so."""
+    monkeypatch.setattr(pieces, "NEEDED", ("cv2", "no_such_package"))
+    with pytest.raises(ModuleNotFoundError, match=r"needs no_such_package: `pip install 'h5feed\[decode\]'`"):
+        far["raw"].batches(**options)
+    loader = far["raw"].loader(x="packed", y=None)
+    assert sum(len(batch[0]) for batch in loader) == ROWS
+    assert loader.stats().from_chunks == 0 and "no_such_package not installed" in loader.stats().why
+
+
+@pytest.mark.parametrize(("loop", "package"), [("torch", "torch"), ("torch_map", "torch"), ("tf_data", "tensorflow")])
+def test_frameworks_that_are_not_installed(
+    far: h5feed.Feed, monkeypatch: pytest.MonkeyPatch, loop: str, package: str
+) -> None:
+    for name in [name for name in sys.modules if name in ("h5feed.torch", "h5feed.tf")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModuleNotFoundError, match=f"{loop}.. needs .*, but '{package}' is not installed: `pip install"):
+        getattr(far["raw"], loop)(batch_size=4)
 
 
 def test_values_that_cannot_be(far: h5feed.Feed, server: ServerProcess) -> None:
@@ -222,7 +248,7 @@ def test_a_server_that_does_not_know_the_codec(far: h5feed.Feed, monkeypatch: py
     for one, other in zip(loader, far["raw"].loader(**options), strict=True):
         for name in options["x"]:
             assert np.array_equal(one[0][name], other[0][name])
-    assert loader.stats().from_pieces == ROWS and "compress='newer' is ignored" in loader.stats().why
+    assert loader.stats().from_chunks == ROWS and "compress='newer' is ignored" in loader.stats().why
 
 
 def test_rows_that_are_too_long(far: h5feed.Feed) -> None:
@@ -232,7 +258,7 @@ def test_rows_that_are_too_long(far: h5feed.Feed) -> None:
         assert not x["x"].any() and not x["y"].any()
     stats = loader.stats()
     assert "x: rows of 4,400,000 bytes are larger" in stats.why and "y:" not in stats.why
-    assert stats.from_pieces == 3 and 3 * 4_400_000 < stats.bytes < 3 * 4_400_000 + 100_000
+    assert stats.from_chunks == 3 and 3 * 4_400_000 < stats.bytes < 3 * 4_400_000 + 100_000
 
 
 def test_batches_that_are_longer_than_a_response(far: h5feed.Feed, folder: Path, serve: Callable[..., Any]) -> None:

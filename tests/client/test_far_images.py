@@ -186,7 +186,7 @@ def test_beside_other_fields(far: h5feed.Feed, options: dict[str, Any]) -> None:
 
 def test_pieces_and_images_of_one_loop(far: h5feed.Feed) -> None:
     stats = _stats(far["photos"], ["whole", "packed"])
-    assert stats.from_images == stats.from_pieces == ROWS and not stats.why
+    assert stats.from_images == stats.from_chunks == ROWS and not stats.why
     assert stats.bytes < 1.1 * FILE_BYTES
 
 

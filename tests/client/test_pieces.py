@@ -184,7 +184,7 @@ def test_what_a_loop_writes_does_not_come_back(server: ServerProcess, form: str)
                 read = [(x.copy(), y.copy(), x.fill(7), y.fill(7)) for x, y in loader]
                 assert np.concatenate([y for _, y, *_ in read]).tolist() == (np.arange(ROWS) % 3).tolist()
                 assert np.array_equal(np.concatenate([x for x, *_ in read]), _data("u1"))
-        assert loader.stats().from_pieces == (3 * ROWS if form == "pieces" else 0)
+        assert loader.stats().from_chunks == (3 * ROWS if form == "pieces" else 0)
 
 
 def test_stats_say_how_rows_came(server: ServerProcess) -> None:
@@ -195,8 +195,8 @@ def test_stats_say_how_rows_came(server: ServerProcess) -> None:
         forced = feed["pieces"].loader(x=fields, y=None, batch_size=4, decode="client")
         for loader in (near, forced):
             assert sum(1 for _ in loader) == 6
-        assert near.stats().from_pieces == near.stats().from_files == 0 and "on this machine" in near.stats().why
-        assert forced.stats().from_pieces == ROWS and "rows from chunks" in repr(forced.stats())
+        assert near.stats().from_chunks == near.stats().from_files == 0 and "on this machine" in near.stats().why
+        assert forced.stats().from_chunks == ROWS and "rows from chunks" in repr(forced.stats())
         assert near.stats().why in repr(near.stats())
         # Compressed: fewer bytes came than the rows have.
         assert forced.stats().bytes < ROWS * HIGH * WIDE_BYTES / 1.2 < near.stats().bytes
@@ -268,7 +268,7 @@ def test_no_descriptors(path: Path, serve: Callable[..., ServerProcess], tmp_pat
     with h5feed.connect(_local(server), deadline=60) as feed:
         loader = feed["pieces"].loader(x="plain-contiguous-u1", y=None, batch_size=4)
         assert sum(1 for _ in loader) == 6
-        assert loader.stats().from_files == 0 and "compressed chunks" in loader.stats().why
+        assert loader.stats().from_files == 0 and "H5FEED_DESCRIPTORS=off" in loader.stats().why
         assert not len(feed._client.files)
     with httpx.Client(transport=httpx.HTTPTransport(uds=_socket(server))) as local:
         answer = local.get("http://localhost/v1/datasets/pieces/descriptor", params={"file": "pieces.h5"})
@@ -334,7 +334,7 @@ def test_other_asgi_servers(path: Path, tmp_path: Path) -> None:
             with h5feed.connect(f"unix://{socket}", deadline=60) as feed:
                 loader = feed["pieces"].loader(x="plain-contiguous-u1", y=None, batch_size=4)
                 assert sum(1 for _ in loader) == 6
-                assert loader.stats().from_files == 0 and "compressed chunks" in loader.stats().why
+                assert loader.stats().from_files == 0 and "h5feed-server serve" in loader.stats().why
         finally:
             process.terminate()
 

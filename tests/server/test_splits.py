@@ -103,7 +103,7 @@ def labels_of(values: np.ndarray[Any, Any], bins: bool = False, step: int = 7) -
     return read_labels(blocks, len(values), values.dtype, values.shape[1:], bins=bins)
 
 
-def divided(values: np.ndarray[Any, Any] | None, rows: int, groups: Any = None, **options: Any) -> Splits:
+def divided(values: np.ndarray[Any, Any] | None, rows: int, groups: Any = None, **options: Any) -> Splits[Any]:
     spec = SplitSpec(stratify="none" if values is None else "y", **options)
     strata = None if values is None else Strata("y", labels_of(values))
     return compute_splits(rows, None, spec, strata, None if groups is None else labels_of(groups))
@@ -122,7 +122,7 @@ def twice(
     return {"train": rest, **expected}
 
 
-def assert_equal(splits: Splits, expected: dict[str, np.ndarray[Any, Any]]) -> None:
+def assert_equal(splits: Splits[Any], expected: dict[str, np.ndarray[Any, Any]]) -> None:
     assert {name: rows.tolist() for name, rows in splits.rows.items()} == {
         name: sorted(rows.tolist()) for name, rows in expected.items()
     }

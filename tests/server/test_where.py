@@ -112,7 +112,7 @@ def services(columns: dict[str, Column], tmp_path_factory: pytest.TempPathFactor
 def _kept(services: Services, *where: str) -> list[int]:
     dataset = services.catalog.dataset("columns")
     rows = services.batcher.splitter.rows(dataset, "all", FilteredSpec(where=where))
-    return list(range(ROWS)) if rows is None else rows.tolist()
+    return list(range(ROWS)) if rows is None else np.asarray(rows[:]).tolist()
 
 
 def _compare(values: Column, sign: str, bound: Any) -> npt.NDArray[np.bool_]:

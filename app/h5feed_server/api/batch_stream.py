@@ -28,7 +28,7 @@ from .binary import KEPT, Bytes, is_tagged, not_modified, url_headers
 from .counting import PHASES
 from .dependencies import in_thread
 from .naming import names_headers
-from .peer import Peer, Writer, peer_of
+from .peer import NO_DESCRIPTORS, Peer, Writer, peer_of, refusal
 from .queries import BatchQuery, OneBatchQuery, PlanQuery
 
 logger = logging.getLogger(__name__)
@@ -60,9 +60,15 @@ def body_plan_of(services: Services, name: str, query: BatchQuery, scope: Scope)
         return plan
     # Others get no descriptors, and what identifies the files is not to leave this machine.
     peer = peer_of(scope)
-    passes = services.settings.descriptors == "auto" and peer is not None and peer.is_local()
+    refused = None
+    if query.body == "places":
+        refused = NO_DESCRIPTORS if services.settings.descriptors == "off" else refusal(peer)
     return PiecesPlan(
-        plan, services.catalog.root, named=passes and query.body == "places", compresses=query.compress is not None
+        plan,
+        services.catalog.root,
+        named=query.body == "places" and refused is None,
+        unnamed="" if refused is None else f"{refused}; ",
+        compresses=query.compress is not None,
     )
 
 

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from ..catalog.served_files import file_of
 from ..services import Services
 from .dependencies import NamePath, ServicesDep, in_thread
-from .peer import Writer, peer_of
+from .peer import NO_DESCRIPTORS, Writer, peer_of, refusal
 from .problem_responses import DATASET, problems
 from .queries import DescriptorQuery
 from .response_models import PassedFile, answers
@@ -47,9 +47,9 @@ async def get_descriptor(
     """
     peer = peer_of(request.scope)
     if services.settings.descriptors == "off":
-        raise NotAcceptable("this server passes no descriptors (H5FEED_DESCRIPTORS=off)")
-    if peer is None or not peer.is_local():
-        raise NotAcceptable("descriptors are passed only over the server's Unix socket, not over TCP")
+        raise NotAcceptable(NO_DESCRIPTORS)
+    if (why := refusal(peer)) is not None:
+        raise NotAcceptable(why)
     return _Passed(services, name, query)
 
 

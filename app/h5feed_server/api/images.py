@@ -20,7 +20,9 @@ from ..catalog.dataset import Dataset, Field
 from ..services import Services
 from ..sharing.slots import Slots
 from ..splits.labels import Labels
+from ..splits.splitter import is_large
 from ..stats import figures, pictures
+from ..storage.row_bits import RowSet, as_list
 from .binary import NOT_MODIFIED, file_name, is_known, not_modified
 from .dependencies import NamePath, ServicesDep, in_thread
 from .problem_responses import DATASET, FIELDS, SPLITS, problems
@@ -295,17 +297,17 @@ def _chosen(services: Services, dataset: Dataset, query: PreviewQuery) -> tuple[
 
 
 def _lines(
-    services: Services, dataset: Dataset, rows: npt.NDArray[Any] | None, count: int, per_class: int
+    services: Services, dataset: Dataset, rows: RowSet | None, count: int, per_class: int
 ) -> tuple[list[Line], str]:
     """Name and rows of each line of a contact sheet, and what is left out."""
     labels: Labels | None = None
-    if dataset.label is not None:
+    if dataset.label is not None and not is_large(dataset):
         labels = services.batcher.split_jobs.strata(dataset, dataset.label.name).labels
     if labels is None:
-        wanted = _spread(np.arange(count), per_class * 4)
+        wanted = _spread(count, per_class * 4)
         parts = np.split(wanted, range(per_class, len(wanted), per_class))
         return [(None, _ids(rows, part)) for part in parts if len(part)], ""
-    codes = labels.codes if rows is None else labels.codes[rows]
+    codes = labels.codes if rows is None else labels.codes[as_list(rows)]
     lines: list[Line] = []
     left = 0
     for code, value in enumerate(labels.values):
@@ -315,7 +317,7 @@ def _lines(
         if len(lines) == MAX_LINES:
             left += 1
             continue
-        lines.append((_class_name(dataset, value), _ids(rows, _spread(places, per_class))))
+        lines.append((_class_name(dataset, value), _ids(rows, places[_spread(len(places), per_class)])))
     return lines, f" ({left} more classes are not shown)" if left else ""
 
 
@@ -326,12 +328,12 @@ def _class_name(dataset: Dataset, value: Any) -> str:
     return str(value)
 
 
-def _spread(places: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
-    """At most so many of `places`, evenly spaced."""
-    return places[np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).astype(np.int64))]
+def _spread(places: int, count: int) -> npt.NDArray[np.int64]:
+    """At most so many of 0 … `places` - 1, evenly spaced."""
+    return np.unique(np.linspace(0, places - 1, min(count, places)).astype(np.int64))
 
 
-def _ids(rows: npt.NDArray[Any] | None, places: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def _ids(rows: RowSet | None, places: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return np.asarray(places if rows is None else rows[places], np.int64)
 
 

@@ -14,6 +14,8 @@ from starlette.types import Scope
 PEER = "h5feed.peer"
 """Key in the scope's extensions: the `Peer` of this request, from servers that have one."""
 
+NO_DESCRIPTORS = "this server passes no descriptors (H5FEED_DESCRIPTORS=off)"
+
 
 class Writer(Protocol):
     """One response, written by a thread.
@@ -93,3 +95,10 @@ def peer_of(scope: Scope) -> Peer | None:
     """The peer of a request, if the server offers one."""
     peer: Peer | None = scope.get("extensions", {}).get(PEER)
     return peer
+
+
+def refusal(peer: Peer | None) -> str | None:
+    """Why this client gets no descriptors, whatever the settings say; None if it may get them."""
+    if peer is None:
+        return "only a server started with `h5feed-server serve` passes descriptors"
+    return None if peer.is_local() else "descriptors are passed only over the server's Unix socket, not over TCP"

@@ -11,6 +11,7 @@ from h5feed.errors import NotAcceptable, TooLarge
 from h5feed.wire import ROWS, Body, Tensor
 
 from ..splits.order_spec import SPLIT_ALIASES
+from ..storage.row_bits import RowRuns
 from .binary import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified
 from .dependencies import NamePath, ServicesDep
 from .jobs import JOB_RESPONSE, Prefer, at_hand
@@ -22,6 +23,8 @@ router = APIRouter(prefix="/v1/datasets/{name}/splits", tags=["splits"])
 
 _FORMATS: tuple[Format, ...] = ("safetensors", "npz", "json")
 
+
+_ROWS_AT_ONCE = 1 << 20
 
 _PROBLEMS = (*DATASET, *FIELDS, *SPLITS)
 
@@ -77,20 +80,22 @@ async def get_split_rows(
         if is_known(request, headers):
             return not_modified(headers)
         wanted = SPLIT_ALIASES.get(split, split)
-        services.batcher.splitter.check_divisible(dataset)
+        services.batcher.splitter.check_divisible(dataset, query.spec.split_spec)
         about = {"dataset": dataset.name, "revision": dataset.revision, "epoch": "0", "batches": "1"}
         rows = services.batcher.split_jobs.rows(dataset, wanted, query.spec)
         if wanted != "all":
             splits = services.batcher.split_jobs.splits(dataset, query.spec.split_spec)
             about |= {"replaced": splits.note} if splits.replaces and splits.note else {}
         if rows is None:
-            rows = np.arange(dataset.rows, dtype=np.int32)
-        body = Body([Tensor(ROWS, np.dtype("<i8"), rows.shape)], about)
+            rows = RowRuns([(0, dataset.rows)])
+        body = Body([Tensor(ROWS, np.dtype("<i8"), (len(rows),))], about)
         if body.nbytes > services.settings.max_body_bytes:
             limit = services.settings.max_body_bytes
             raise TooLarge(f"{len(rows)} row ids are more than {limit} bytes (H5FEED_MAX_BODY_BYTES)")
         buffer = services.pool.lease(body.nbytes)
-        body.place(buffer, 0)[ROWS][...] = rows
+        out = body.place(buffer, 0)[ROWS]
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            out[start : start + _ROWS_AT_ONCE] = rows[start : start + _ROWS_AT_ONCE]
         return binary(request, buffer, form, headers)
 
     return await at_hand(services, work, prefer)

@@ -27,11 +27,11 @@ from ..catalog.dataset import Dataset, Field
 from ..jobs.registry import Jobs
 from ..settings import Settings
 from ..sharing.slots import Slots
-from ..splits.compute import Rows
 from ..splits.on_request import SplitJobs
 from ..splits.order_spec import OrderSpec
 from ..splits.splitter import Splitter, balanced_by
 from ..storage.reader import Reader
+from ..storage.row_bits import RowSet
 from .order import Order
 
 Int64s = npt.NDArray[np.int64]
@@ -362,7 +362,7 @@ class Batcher:
     def _plan(self, dataset: Dataset, spec: OrderSpec, batch_size: int) -> BatchPlan:
         fields = dataset.chosen(spec.fields, spec.encoded)
 
-        def split_rows() -> Rows | None:
+        def split_rows() -> RowSet | None:
             return self.splitter.rows(dataset, spec.split, spec)
 
         about: dict[str, Any] = {}

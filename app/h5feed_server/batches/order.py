@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.order import BatchGrid, order_key, permute
 
-from ..splits.compute import Rows
 from ..splits.order_spec import OrderSpec
 from ..splits.resampling import Balanced, Weighted
+from ..storage.row_bits import RowBits, RowRuns, RowSet
 
 BATCHES_AT_ONCE = 64
 """Number of batches computed together. One vectorised call takes nearly the same time for one batch as for this many,
@@ -35,8 +35,8 @@ class Order:
     Attributes
     ----------
     split_rows : callable
-        Returns the ascending rows of the split, (n,) int32, or None for all rows, which need no list. It is a function
-        so that the order does not hold a reference to the rows, which a cache may want to drop.
+        Returns the ascending rows of the split, or None for all rows, which need no list. It is a function so that the
+        order does not hold a reference to the rows, which a cache may want to drop.
     grid : BatchGrid
         Divides the rows of the split, after ``limit``, into batches. If `resampled` is set, it divides the drawn rows.
     block : int
@@ -46,7 +46,7 @@ class Order:
     """
 
     spec: OrderSpec
-    split_rows: Callable[[], Rows | None]
+    split_rows: Callable[[], RowSet | None]
     grid: BatchGrid
 
     block: int = 1
@@ -111,9 +111,10 @@ class Order:
         It is computed in pieces: for millions of rows, temporary arrays would otherwise be many times as large.
         """
         count, block = self.grid.rows, self.block
-        split_rows = self.split_rows()
         if not count:
             return np.zeros(0, np.int32)
+        found = self.split_rows()
+        split_rows = found.first(count) if isinstance(found, RowBits | RowRuns) else found
         last = count - 1 if split_rows is None else int(split_rows[count - 1])
         blocks = last // block + 1
         dtype: type[np.integer[Any]] = np.int32 if last < 1 << 31 else np.int64

@@ -62,6 +62,8 @@ class PiecesPlan:
         The data folder.
     named : bool
         Refer to files by name where possible. Otherwise, all stored bytes are in the body.
+    unnamed : str
+        What precedes the reasons why fields are not described, if files are not named although the client wants that.
     compresses : bool
         Compress rows that are not stored in compressed chunks, if that makes them smaller: see `compression`.
     """
@@ -69,6 +71,7 @@ class PiecesPlan:
     plan: BatchPlan
     root: Path
     named: bool
+    unnamed: str
     compresses: bool = False
 
     ragged = True
@@ -187,7 +190,7 @@ class PiecesPlan:
             try:
                 fields[field.name] = self._field(field, rows, files, sent)
             except _Undescribed as reason:
-                reasons[field.name] = str(reason)
+                reasons[field.name] = f"{self.unnamed}{reason}"
         return Pieces(fields, [file for _, file in files.values()], reasons), sent
 
     def _field(

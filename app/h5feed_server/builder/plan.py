@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from ..catalog.split_names import SPLITS
 from ..catalog.split_record import SplitRecord
-from ..splits.labels import NoClasses, Strata, read_labels
+from ..splits.labels import Labels, NoClasses, Strata, read_labels
 from ..splits.split_spec import SplitSpec
 from ..splits.stored import divide, has_all
 from .options import BuildOptions
@@ -211,7 +211,7 @@ def _stored(source: Source, rows: Rows) -> dict[str, Rows]:
     return {name: rows[own == number] for number, name in enumerate(SPLITS) if (own == number).any()}
 
 
-def _strata(source: Source, options: BuildOptions, rows: Rows) -> Strata | None:
+def _strata(source: Source, options: BuildOptions, rows: Rows) -> Strata[Labels] | None:
     if source.label is None or not options.stratify or not options.split_shuffle:
         return None
     values = source.columns[source.label].values[rows]

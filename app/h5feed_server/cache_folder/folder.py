@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -122,7 +123,7 @@ class CacheFolder:
             self._keep(file, data, held, is_lasting)
         return data
 
-    def _keep(self, file: Path, data: bytes, lock: contextlib.ExitStack, is_lasting: bool) -> None:
+    def _keep(self, file: Path, data: bytes | memoryview, lock: contextlib.ExitStack, is_lasting: bool) -> None:
         with lock:
             try:
                 _in_folder_of(file, lambda: write_sealed(file, data, lasting=is_lasting))
@@ -150,7 +151,7 @@ class CacheFolder:
         finally:
             release(lock, holder)
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes | memoryview) -> None:
         """Store the content of a file."""
         self._keep(self.path / name, data, contextlib.ExitStack(), True)
 
@@ -176,6 +177,16 @@ class CacheFolder:
 
     def __contains__(self, name: Name) -> bool:
         return self.find(name) is not None
+
+    def has(self, name: Name) -> bool:
+        """Whether there is a file `name`, which may be damaged. It is not read."""
+        named = _known(name)
+        if named is None:
+            return False
+        try:
+            return stat.S_ISREG(os.stat(self.path / named).st_mode)
+        except OSError:
+            return False
 
     def find(self, name: Name) -> bytes | None:
         """The content of the file `name`; None if it is missing or damaged, or has no name yet."""

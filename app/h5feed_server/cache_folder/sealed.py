@@ -69,11 +69,12 @@ def read_sealed(path: Path, *, note_use: bool = False) -> bytes | None:
     return data
 
 
-def write_sealed(path: Path, data: bytes, *, lasting: bool = True) -> None:
+def write_sealed(path: Path, data: bytes | memoryview, *, lasting: bool = True) -> None:
     """Write a file atomically.
 
     Parameters
     ----------
+    data : bytes or memoryview of bytes
     lasting : bool
         Sync the content to disk before renaming the file. Otherwise, the file may be damaged after a power failure,
         which `read_sealed` detects.
@@ -111,7 +112,7 @@ def discard(path: Path) -> None:
         pass
 
 
-def _header(name: str, data: bytes) -> bytes:
+def _header(name: str, data: bytes | memoryview) -> bytes:
     # The name is part of the digest, so that a file under the name of another file counts as damaged.
     digest = hashlib.blake2b(data, digest_size=16, key=hashlib.blake2b(name.encode()).digest()).hexdigest()
     return f"h5feed {len(data):x} {digest}".encode().ljust(_HEADER - 1) + b"\n"

@@ -16,9 +16,9 @@ from ..catalog.dataset import Dataset, Field
 from ..catalog.names import Key, key_of
 from ..jobs.registry import Progress
 from ..storage.reader import Reader
+from ..storage.row_bits import BitPacker, Bits
 from .predicates import Predicate
 
-Bits = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int32]
 
@@ -71,7 +71,7 @@ class Masks:
         ------
         DatasetCorrupt, RevisionChanged, ReadTimeout, ReaderCrashed, TooLarge
         """
-        return np.unpackbits(self._all(dataset, predicates, progress), count=dataset.rows).view(np.bool_)
+        return np.unpackbits(self.bits(dataset, predicates, progress), count=dataset.rows).view(np.bool_)
 
     def rows(self, dataset: Dataset, predicates: Sequence[Predicate]) -> Rows:
         """Ascending ids of the rows that meet all predicates, of which there is at least one; (k,) int32.
@@ -80,7 +80,7 @@ class Masks:
         ------
         DatasetCorrupt, RevisionChanged, ReadTimeout, ReaderCrashed, TooLarge
         """
-        bits = self._all(dataset, predicates)
+        bits = self.bits(dataset, predicates)
         rows = np.empty(int(np.bitwise_count(bits).sum(dtype=np.int64)), np.int32)
         done = 0
         for start in range(0, len(bits), _BLOCK // 8):
@@ -92,7 +92,13 @@ class Masks:
             done += len(found)
         return rows
 
-    def _all(self, dataset: Dataset, predicates: Sequence[Predicate], progress: Progress | None = None) -> Bits:
+    def bits(self, dataset: Dataset, predicates: Sequence[Predicate], progress: Progress | None = None) -> Bits:
+        """One bit per row that meets all predicates, as `numpy.packbits` packs them, (⌈rows / 8⌉,) uint8.
+
+        Raises
+        ------
+        DatasetCorrupt, RevisionChanged, ReadTimeout, ReaderCrashed, TooLarge
+        """
         passes = self._bits(dataset, predicates[0], progress)
         for other in predicates[1:]:
             passes = passes & self._bits(dataset, other, progress)
@@ -107,14 +113,12 @@ class Masks:
             return load_arrays(data)[1]["bits"]
 
         def compute() -> bytes:
-            holds = np.empty(dataset.rows, np.bool_)
-            start = 0
+            holds = BitPacker(dataset.rows)
             for values in self._blocks(predicate.field, predicate.width):
-                holds[start : start + len(values)] = predicate.holds(values)
-                start += len(values)
+                holds.add(predicate.holds(values))
                 if progress is not None:
                     progress.advance(len(values))
-            return dump_arrays({}, {"bits": np.packbits(holds)})
+            return dump_arrays({}, {"bits": holds.bits()})
 
         return self._masks.get(name.here, find, lambda bits: bits.nbytes)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 Codes = npt.NDArray[np.unsignedinteger]
 Indices = npt.NDArray[np.int32]
-"""int32 is enough: at most `MAX_SPLIT_ROWS` rows are divided."""
+"""int32 is enough: more rows are divided by `by_hash`."""
 
 MAX_TABLE_BYTES = 64 << 20
 """Limit on the (groups, classes) table of `stratified_group_fold`, in bytes."""
@@ -69,18 +69,14 @@ def stratified_split(codes: Codes, test: int, seed: int, *, ordered: bool = True
     TooFew
         A class has a single row, or one side has fewer rows than there are classes.
     """
-    train = len(codes) - test
     grouped, starts = group(codes)
     counts = np.diff(starts)
     present = np.flatnonzero(counts)
-    if counts[present].min() < 2:
-        code = int(present[counts[present].argmin()])
-        raise TooFew("has only 1 row, and needs at least 2, one for each side", code)
-    if min(train, test) < len(present):
-        raise TooFew(f"{len(present)} classes do not fit into {min(train, test)} rows")
     random = np.random.RandomState(seed)
-    of_train = _approximate_mode(counts[present], train, random)
-    of_test = _approximate_mode(counts[present] - of_train, test, random)
+    try:
+        of_train, of_test = class_shares(counts[present], test, random)
+    except TooFew as error:
+        raise TooFew(str(error), None if error.code is None else int(present[error.code])) from None
     held = []
     end = 0
     for start, count, left, taken in zip(starts[present], counts[present], of_train, of_test, strict=True):
@@ -94,6 +90,32 @@ def stratified_split(codes: Codes, test: int, seed: int, *, ordered: bool = True
     if ordered:
         random.shuffle(rest)
     return rest, np.concatenate(held)
+
+
+def class_shares(
+    counts: npt.NDArray[np.int64], test: int, random: np.random.RandomState
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows of each class in train and test, for `stratified_split`.
+
+    Parameters
+    ----------
+    counts : (classes,) int64
+        Rows of each class, all above 0.
+    test : int
+        Rows of the test side.
+
+    Raises
+    ------
+    TooFew
+        See `stratified_split`; `TooFew.code` is a position in `counts`.
+    """
+    train = int(counts.sum()) - test
+    if counts.min() < 2:
+        raise TooFew("has only 1 row, and needs at least 2, one for each side", int(counts.argmin()))
+    if min(train, test) < len(counts):
+        raise TooFew(f"{len(counts)} classes do not fit into {min(train, test)} rows")
+    of_train = _approximate_mode(counts, train, random)
+    return of_train, _approximate_mode(counts - of_train, test, random)
 
 
 def fold_of(n: int, folds: int, fold: int, seed: int | None) -> Indices:

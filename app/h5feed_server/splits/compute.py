@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,25 +13,28 @@ from h5feed.errors import SplitImpossible, SplitNotFound
 from h5feed.stored.array_file import dump_arrays, load_arrays
 from h5feed.suggestions import did_you_mean
 
+from ..storage.row_bits import Bits, RowSet
 from . import as_sklearn, multilabel
 from .as_sklearn import Codes, TooFew
-from .labels import Labels, Strata
+from .labels import L, Labels, Strata
 from .split_spec import SplitSpec
 
 Rows = npt.NDArray[np.int32]
+
+R = TypeVar("R", covariant=True, bound="RowSet | Bits")
 
 _BLOCK = 1 << 17
 """Rows processed at a time, which bounds temporary arrays."""
 
 
 @dataclass(frozen=True)
-class Splits:
+class Splits(Generic[R]):
     """The rows of each split, and how they were drawn.
 
     Attributes
     ----------
-    rows : mapping of str to (k,) int32
-        Ascending row ids of each split: the stored splits, or ``train``, and ``val`` and ``test`` if requested. Empty
+    rows : mapping of str to (k,) int32, or to RowBits or RowRuns
+        Ascending rows of each split: the stored splits, or ``train``, and ``val`` and ``test`` if requested. Empty
         if there are no splits.
     method : str or None
         The scikit-learn function or class that gives the same rows, or a short description if there is none. None if
@@ -45,7 +49,7 @@ class Splits:
         For each stored split that is replaced: how many of its rows are now in each split.
     """
 
-    rows: Mapping[str, Rows]
+    rows: Mapping[str, R]
     method: str | None = None
     stratify: str | None = None
     group: str | None = None
@@ -57,8 +61,8 @@ class Splits:
     def nbytes(self) -> int:
         return sum(rows.nbytes for rows in self.rows.values())
 
-    def of(self, split: str) -> Rows:
-        """Ascending row ids of a split, (k,) int32.
+    def of(self, split: str) -> R:
+        """Ascending rows of a split.
 
         Raises
         ------
@@ -71,7 +75,7 @@ class Splits:
         return self.rows[split]
 
 
-def native_splits(runs: Mapping[str, Sequence[tuple[int, int]]]) -> Splits:
+def native_splits(runs: Mapping[str, Sequence[tuple[int, int]]]) -> Splits[Rows]:
     """The splits stored in the files, from half-open ranges of rows, (begin, end)."""
     rows = {
         name: np.concatenate([np.arange(begin, end, dtype=np.int32) for begin, end in sorted(own)])
@@ -84,10 +88,10 @@ def compute_splits(
     total: int,
     pool: Rows | None,
     spec: SplitSpec,
-    strata: Strata | None,
+    strata: Strata[Labels] | None,
     groups: Labels | None,
     advance: Callable[[int], None] = lambda rows: None,
-) -> Splits:
+) -> Splits[Rows]:
     """Divide rows into train, val and test.
 
     Parameters
@@ -112,29 +116,38 @@ def compute_splits(
     if not spec.splits_rows:
         return Splits({})
     try:
-        return _Division(total, pool, spec, strata, groups, advance).splits()
+        return _ListDivision(total, pool, spec, strata, groups, advance).splits()
     except TooFew as error:
         raise SplitImpossible(str(error)) from None
 
 
-class _Division:
-    """Divides one set of rows: takes test first, then val or a fold from the remaining rows."""
+class Division(Generic[L, R]):
+    """What a request for splits means for some rows: how many rows, or groups, and by which classes.
 
-    def __init__(
-        self,
-        total: int,
-        pool: Rows | None,
-        spec: SplitSpec,
-        strata: Strata | None,
-        groups: Labels | None,
-        advance: Callable[[int], None],
-    ) -> None:
-        self._pool, self._spec, self._strata, self._advance = pool, spec, strata, advance
-        self._rows = total if pool is None else len(pool)
-        self._groups = None if groups is None else groups.codes
+    Subclasses find the rows.
+
+    Parameters
+    ----------
+    rows : int
+        Rows to divide.
+    spec : SplitSpec
+    strata : Strata or None
+        See `compute_splits`.
+    groups : int or None
+        Number of groups; None: rows are divided, not groups.
+
+    Raises
+    ------
+    SplitImpossible
+        A split would be empty.
+    """
+
+    def __init__(self, rows: int, spec: SplitSpec, strata: Strata[L] | None, groups: int | None) -> None:
+        self._spec, self._strata, self._rows = spec, strata, rows
+        self._has_groups = groups is not None
         self._seed = spec.split_seed if spec.split_shuffle else None
-        whole = self._rows if groups is None else int(np.count_nonzero(groups.count(pool)))
-        self._what = "rows" if self._groups is None else f"groups of {spec.group!r}"
+        whole = rows if groups is None else groups
+        self._what = "rows" if groups is None else f"groups of {spec.group!r}"
         self._test = self._count(spec.test, whole, "test")
         self._val = self._count(spec.val, whole, "val")
         if self._test + self._val >= whole:
@@ -142,15 +155,38 @@ class _Division:
                 f"test ({self._test} {self._what}) and val ({self._val}) leave none of the {whole} for train"
             )
         self._notes: list[str] = []
-        if self._groups is not None and (self._test or self._val):
+        if groups is not None and (self._test or self._val):
             self._notes.append(f"test and val count groups, not rows; there are {whole} groups")
 
-    def splits(self) -> Splits:
+    def draw(self, labels: L | None) -> Mapping[str, R]:
+        """The rows of each split, stratified by classes unless they are None.
+
+        Raises
+        ------
+        SplitImpossible
+        TooFew
+            A class is too small to stratify by.
+        """
+        raise NotImplementedError
+
+    def method(self, labels: L | None) -> str:
+        """See `Splits`."""
+        raise NotImplementedError
+
+    def splits(self) -> Splits[R]:
+        """The splits.
+
+        Raises
+        ------
+        SplitImpossible
+        TooFew
+            There are too few rows or groups, also without classes.
+        """
         labels = self._usable_labels()
         if labels is not None:
             assert self._strata is not None
             try:
-                rows = self._draw(labels)
+                rows = self.draw(labels)
             except TooFew as error:
                 reason = str(error) if error.code is None else f"{labels.word(error.code)} {error}"
                 self._not_stratified(f"{self._strata.field!r}: {reason}")
@@ -162,11 +198,11 @@ class _Division:
                         "quantile bins"
                     )
                 return self._found(rows, labels, self._strata.field)
-        return self._found(self._draw(None), None, None)
+        return self._found(self.draw(None), None, None)
 
-    def _found(self, rows: dict[str, Rows], labels: Labels | None, field: str | None) -> Splits:
+    def _found(self, rows: Mapping[str, R], labels: L | None, field: str | None) -> Splits[R]:
         notes = "; ".join(self._notes) or None
-        return Splits(rows, self._method(labels), field, self._spec.group, notes)
+        return Splits(rows, self.method(labels), field, self._spec.group, notes)
 
     def _count(self, share: int | float | None, whole: int, name: str) -> int:
         if share is None:
@@ -176,7 +212,7 @@ class _Division:
             raise SplitImpossible(f"{name}={share} takes {count} of {whole} {self._what} and leaves none for train")
         return count
 
-    def _usable_labels(self) -> Labels | None:
+    def _usable_labels(self) -> L | None:
         """The classes to stratify by; None if there are none, or if the rest of the spec rules them out.
 
         Raises
@@ -189,12 +225,12 @@ class _Division:
         labels, field = self._strata.labels, self._strata.field
         if labels is None:
             self._not_stratified(f"{field!r}: it {self._strata.reason}")
-        elif self._groups is not None and self._spec.folds is None:
+        elif self._has_groups and self._spec.folds is None:
             self._notes.append("not stratified, because groups stay together: use folds= for both")
             labels = None
         elif self._spec.folds is not None and not self._spec.split_shuffle and self._spec.stratify is None:
             labels = None
-        elif not labels.single and self._groups is not None:
+        elif not labels.single and self._has_groups:
             self._not_stratified(f"{field!r}: its rows have several labels each, and groups stay together")
             labels = None
         return labels
@@ -211,10 +247,41 @@ class _Division:
             raise SplitImpossible(f"cannot stratify by {reason}. Use stratify=none for splits that ignore classes.")
         self._notes.append(f"not stratified by {reason}")
 
-    def _draw(self, labels: Labels | None) -> dict[str, Rows]:
+    def _check_folds(self) -> None:
         spec = self._spec
         if spec.folds is not None and spec.folds > self._rows - self._test:
             raise SplitImpossible(f"folds={spec.folds} is more than the {self._rows - self._test} rows to divide")
+
+    def _note_small_classes(self, labels: L, counts: npt.NDArray[np.int64], folds: int) -> None:
+        small = np.flatnonzero((counts > 0) & (counts < folds))
+        if len(small):
+            word, count = labels.word(int(small[0])), int(counts[small[0]])
+            self._notes.append(
+                f"{word} has {count} row{'s' * (count != 1)}, fewer than there are folds: some folds have none"
+            )
+
+
+class _ListDivision(Division[Labels, Rows]):
+    """Divides lists of rows: takes test first, then val or a fold from the remaining rows."""
+
+    def __init__(
+        self,
+        total: int,
+        pool: Rows | None,
+        spec: SplitSpec,
+        strata: Strata[Labels] | None,
+        groups: Labels | None,
+        advance: Callable[[int], None],
+    ) -> None:
+        whole = None if groups is None else int(np.count_nonzero(groups.count(pool)))
+        super().__init__(total if pool is None else len(pool), spec, strata, whole)
+        self._pool, self._advance = pool, advance
+        self._groups = None if groups is None else groups.codes
+
+    def draw(self, labels: Labels | None) -> dict[str, Rows]:
+        """See `Division.draw`."""
+        spec = self._spec
+        self._check_folds()
         # If rows are divided again, keep scikit-learn's order: its second call starts from the result of the first.
         rest, test = self._carve(self._pool, labels, self._test, ordered=self._val > 0 or spec.folds is not None)
         self._advance(self._rows)
@@ -260,7 +327,7 @@ class _Division:
             parts = multilabel.stratify(labels.codes[rows], sizes, self._spec.split_seed)
             held: Rows = np.flatnonzero(parts == fold).astype(np.int32)
         elif labels is not None:
-            self._note_small_classes(labels, rows, folds)
+            self._note_small_classes(labels, labels.count(rows), folds)
             codes = labels.codes[rows]
             if self._groups is not None:
                 held = as_sklearn.stratified_group_fold(codes, self._groups[rows], folds, fold, self._seed)
@@ -274,17 +341,8 @@ class _Division:
         is_held[held] = True
         return rows[~is_held], rows[is_held]
 
-    def _note_small_classes(self, labels: Labels, rows: Rows, folds: int) -> None:
-        counts = labels.count(rows)
-        small = np.flatnonzero((counts > 0) & (counts < folds))
-        if len(small):
-            word, count = labels.word(int(small[0])), int(counts[small[0]])
-            self._notes.append(
-                f"{word} has {count} row{'s' * (count != 1)}, fewer than there are folds: some folds have none"
-            )
-
-    def _method(self, labels: Labels | None) -> str:
-        """The scikit-learn function or class that gives the same rows, or a description if there is none."""
+    def method(self, labels: Labels | None) -> str:
+        """See `Division.method`."""
         several = labels is not None and not labels.single
         if self._spec.folds is not None:
             if several:
@@ -309,13 +367,13 @@ def _translated(places: Rows, rows: Rows | None) -> Rows:
     return places
 
 
-def dump_splits(splits: Splits) -> bytes:
+def dump_splits(splits: Splits[Rows]) -> bytes:
     """Serialise splits for the cache folder."""
     about = {item.name: getattr(splits, item.name) for item in fields(splits) if item.name != "rows"}
     return dump_arrays(about, splits.rows)
 
 
-def load_splits(data: bytes) -> Splits:
+def load_splits(data: bytes) -> Splits[Rows]:
     """Read what `dump_splits` wrote."""
     about, rows = load_arrays(data)
     return Splits(rows, **{**about, "stored": tuple(about["stored"])})

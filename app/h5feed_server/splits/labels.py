@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -87,22 +87,48 @@ class Labels:
         return f"class {self.values[code]!r}"
 
 
+class Classed(Protocol):
+    """The classes of a field, with or without a list of the class of each row."""
+
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def values(self) -> tuple[Any, ...]: ...
+
+    @property
+    def single(self) -> bool: ...
+
+    @property
+    def totals(self) -> npt.NDArray[np.int64]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def count(self, rows: Any) -> npt.NDArray[np.int64]: ...
+
+    def word(self, code: int) -> str: ...
+
+
+L = TypeVar("L", bound=Classed)
+
+
 @dataclass(frozen=True)
-class Strata:
+class Strata(Generic[L]):
     """The classes of a field by which rows can be stratified.
 
     Attributes
     ----------
     field : str
         Name of the field.
-    labels : Labels or None
+    labels : Labels or Classes, or None
         None if the field has no classes.
     reason : str or None
         If it has none, why: the message of `NoClasses`.
     """
 
     field: str
-    labels: Labels | None
+    labels: L | None
     reason: str | None = None
 
     @property
@@ -205,10 +231,10 @@ def encode(blocks: Blocks, rows: int) -> tuple[tuple[Any, ...], npt.NDArray[Any]
     ranks[numbers] = np.arange(len(seen))
     for first in range(0, rows, _BLOCK):
         codes[first : first + _BLOCK] = ranks[codes[first : first + _BLOCK]]
-    return tuple(_plain(value) for value in seen.tolist()), codes
+    return tuple(plain(value) for value in seen.tolist()), codes
 
 
-def dump_strata(strata: Strata) -> bytes:
+def dump_strata(strata: Strata[Labels]) -> bytes:
     """Serialise strata for the cache folder."""
     about = {"field": strata.field, "reason": strata.reason}
     if strata.labels is None:
@@ -217,7 +243,7 @@ def dump_strata(strata: Strata) -> bytes:
     return dump_arrays({**about, **kind}, {"codes": strata.labels.codes})
 
 
-def load_strata(data: bytes) -> Strata:
+def load_strata(data: bytes) -> Strata[Labels]:
     """Read what `dump_strata` wrote."""
     about, arrays = load_arrays(data)
     if not arrays:
@@ -225,7 +251,8 @@ def load_strata(data: bytes) -> Strata:
     return Strata(about["field"], Labels(about["kind"], tuple(about["values"]), arrays["codes"]))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value for JSON."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 

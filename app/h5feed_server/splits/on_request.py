@@ -9,8 +9,9 @@ from ..catalog.dataset import Dataset, state_of
 from ..filters.masks import is_quick
 from ..filters.predicates import bind
 from ..jobs.registry import WAIT_SECONDS, InProgress, Jobs, JobState, Progress, Request
-from .compute import Rows, Splits
-from .labels import Strata
+from ..storage.row_bits import RowSet
+from .compute import Splits
+from .labels import Labels, Strata
 from .split_spec import FilteredSpec, SplitSpec
 from .splitter import Splitter, classes_of
 
@@ -36,7 +37,7 @@ class SplitJobs:
         jobs.register(_KIND, "rows", self._work)
         jobs.register(_FILTER_KIND, "rows", self._filter)
 
-    def splits(self, dataset: Dataset, spec: SplitSpec) -> Splits:
+    def splits(self, dataset: Dataset, spec: SplitSpec) -> Splits[RowSet]:
         """See `Splitter.splits`.
 
         Raises
@@ -44,12 +45,12 @@ class SplitJobs:
         InProgress
             A job computes them.
         """
-        self._splitter.check_divisible(dataset)
+        self._splitter.check_divisible(dataset, spec)
         if not self._splitter.has_splits(dataset, spec) and not _is_quick(dataset, spec):
             raise InProgress(self._start(dataset, spec))
         return self._splitter.splits(dataset, spec)
 
-    def rows(self, dataset: Dataset, split: str, spec: FilteredSpec) -> Rows | None:
+    def rows(self, dataset: Dataset, split: str, spec: FilteredSpec) -> RowSet | None:
         """See `Splitter.rows`.
 
         Raises
@@ -69,13 +70,13 @@ class SplitJobs:
         InProgress
             A job computes it.
         """
-        self._splitter.check_divisible(dataset)
+        self._splitter.check_divisible(dataset, spec.split_spec)
         self._check_filtered(dataset, spec)
         if not self._splitter.has_report(dataset, spec, classes) and not _is_quick(dataset, spec, classes):
             raise InProgress(self._start(dataset, spec, counted=classes))
         return self._splitter.report(dataset, spec, classes)
 
-    def strata(self, dataset: Dataset, name: str, *, bins: bool = False) -> Strata:
+    def strata(self, dataset: Dataset, name: str, *, bins: bool = False) -> Strata[Labels]:
         """See `Splitter.strata`.
 
         Raises
@@ -83,7 +84,7 @@ class SplitJobs:
         InProgress
             A job reads the field.
         """
-        self._splitter.check_divisible(dataset)
+        self._splitter.check_listed(dataset, "balance= and examples of each class")
         if not self._splitter.has_strata(dataset, name, bins=bins) and not _reads_little(dataset, name):
             raise InProgress(self._start(dataset, None, (name, bins)))
         return self._splitter.strata(dataset, name, bins=bins)
@@ -140,7 +141,7 @@ class SplitJobs:
         dataset = self._catalog.dataset_within(WAIT_SECONDS, request["dataset"], request["revision"])
         masks, predicates = self._splitter.masks, bind(dataset, request["where"])
         progress.expect(dataset.rows * len(masks.missing(dataset, predicates)))
-        masks.mask(dataset, predicates, progress)
+        masks.bits(dataset, predicates, progress)
 
 
 def _is_quick(dataset: Dataset, spec: SplitSpec, classes: str | None = None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,18 +23,29 @@ from ..filters.predicates import bind
 from ..jobs.registry import Progress
 from ..settings import Settings
 from ..storage.reader import Reader
+from ..storage.row_bits import LISTED_ROWS, RowBits, RowSet, as_list
+from .classes import Classes, dump_classes, load_classes, read_classes
 from .compute import Rows, Splits, dump_splits, load_splits, native_splits
 from .describe import describe_splits
-from .labels import MAX_DISTINCT, Labels, NoClasses, Strata, dump_strata, encode, load_strata, read_labels
+from .labels import (
+    MAX_DISTINCT,
+    Blocks,
+    Classed,
+    Labels,
+    NoClasses,
+    Strata,
+    dump_strata,
+    encode,
+    load_strata,
+    read_labels,
+)
+from .large import LargeSplits, wait_for_content
 from .order_spec import OrderSpec
 from .resampling import Balanced, Weighted
 from .split_spec import AS_STORED, FilteredSpec, SplitSpec
 from .stored import divide, has_all
 
 T = TypeVar("T")
-
-MAX_SPLIT_ROWS = 1 << 25
-"""Maximum number of rows of a dataset that can be divided: lists of all rows are held in memory."""
 
 _MAX_LABEL_BYTES = 1 << 20
 """A field with larger rows, in bytes, is never treated as a label."""
@@ -63,25 +74,36 @@ class Splitter:
         self._max_bytes = settings.order_cache_bytes
         timeout = _PATIENCE * settings.read_timeout
         self.masks = Masks(reader, folder, timeout)
-        self._splits: ByteCache[Splits] = ByteCache(self._max_bytes, timeout)
-        self._strata: ByteCache[Strata] = ByteCache(self._max_bytes, timeout)
+        self._large = LargeSplits(folder, self._max_bytes, timeout)
+        self._splits: ByteCache[Splits[RowSet]] = ByteCache(self._max_bytes, timeout)
+        self._classes: ByteCache[Strata[Classes]] = ByteCache(_REPORT_BYTES, timeout)
+        self._strata: ByteCache[Strata[Labels]] = ByteCache(self._max_bytes, timeout)
         self._resampled: ByteCache[Balanced | Weighted] = ByteCache(self._max_bytes, timeout)
         self._reports: ByteCache[bytes] = ByteCache(_REPORT_BYTES, timeout)
 
     def drop_old(self, seconds: float) -> None:
         """Drop everything from memory that was not used for this many seconds. The cache folder has most of it."""
-        for kept in (self.masks, self._splits, self._strata, self._resampled, self._reports):
+        for kept in (
+            self.masks,
+            self._large,
+            self._splits,
+            self._classes,
+            self._strata,
+            self._resampled,
+            self._reports,
+        ):
             kept.drop_old(seconds)
 
     def cache_usage(self) -> CacheUsage:
         """Of the caches of row lists and classes together."""
-        return CacheUsage(
-            *map(sum, zip(*(c.usage for c in (self._splits, self._strata, self._resampled)), strict=True))
-        )
+        caches = (self._large, self._splits, self._classes, self._strata, self._resampled)
+        return CacheUsage(*map(sum, zip(*(cache.usage for cache in caches), strict=True)))
 
     def has_splits(self, dataset: Dataset, spec: SplitSpec) -> bool:
         """Whether splits are available without computing them: stored in the files, or cached."""
         spec = drawn_spec(dataset, spec)
+        if is_large(dataset):
+            return not spec.splits_rows or self._large.has(dataset, spec)
         name = _splits_name(dataset, spec)
         return not spec.splits_rows or name.here in self._splits or name.kept in self._folder
 
@@ -99,6 +121,9 @@ class Splitter:
         """Compute and cache the results of `splits` and `report`, reporting rows read and divided to `progress`."""
         drawn = drawn_spec(dataset, spec.split_spec)
         read = classes_of(dataset, drawn, classes)
+        if is_large(dataset):
+            self._prepare_large(dataset, spec, drawn, read, progress, classes)
+            return
         progress.expect(dataset.rows * (len(read) + (drawn.group is not None) + 2 * drawn.splits_rows))
         for name, bins in read.items():
             self.strata(dataset, name, bins=bins, progress=progress)
@@ -107,15 +132,39 @@ class Splitter:
         self.splits(dataset, drawn, progress)
         self.report(dataset, spec, classes)
 
-    def splits(self, dataset: Dataset, spec: SplitSpec, progress: Progress | None = None) -> Splits:
+    def _prepare_large(
+        self,
+        dataset: Dataset,
+        spec: FilteredSpec,
+        drawn: SplitSpec,
+        read: Mapping[str, bool],
+        progress: Progress,
+        classes: str | None,
+    ) -> None:
+        names = 1 + (3 if drawn.splits_rows else len(dataset.native))
+        progress.expect(dataset.rows * (len(read) + 3 * drawn.splits_rows + names))
+        wait_for_content(dataset, progress)
+        for name in read:
+            self.classes(dataset, name, progress)
+        if drawn.splits_rows and not self._large.has(dataset, drawn):
+            by = self._stratified_by(dataset, drawn)
+            strata = None if by is None else self.classes(dataset, by)
+            self._large.divide(dataset, drawn, strata, progress.advance)
+        self.report(dataset, spec, classes, progress.advance)
+
+    def splits(self, dataset: Dataset, spec: SplitSpec, progress: Progress | None = None) -> Splits[RowSet]:
         """The splits of a dataset: those stored in the files, or else from a cache or computed.
 
         Raises
         ------
         FieldNotFound, UnsupportedField, SplitImpossible, TooLarge
+        Overloaded
+            The splits of a large dataset are no longer cached: a job must find them again.
         """
-        self.check_divisible(dataset)
+        self.check_divisible(dataset, spec)
         spec = drawn_spec(dataset, spec)
+        if is_large(dataset):
+            return self._large.splits(dataset, spec)
         if not spec.splits_rows:
             # h5feed.toml can declare stored splits. The revision covers that; the identity of the files does not.
             return self._splits.get(
@@ -130,8 +179,8 @@ class Splitter:
             lambda splits: splits.nbytes,
         )
 
-    def rows(self, dataset: Dataset, split: str, spec: FilteredSpec) -> Rows | None:
-        """Ascending row ids of a split that meet ``where``. None: all rows of the dataset.
+    def rows(self, dataset: Dataset, split: str, spec: FilteredSpec) -> RowSet | None:
+        """Ascending rows of a split that meet ``where``. None: all rows of the dataset.
 
         Raises
         ------
@@ -144,23 +193,36 @@ class Splitter:
         self.check_divisible(dataset)
         drawn = AS_STORED if split == "all" else drawn_spec(dataset, spec.split_spec)
 
-        def compute() -> Splits:
+        def compute() -> Splits[RowSet]:
+            if is_large(dataset):
+                bits = self.masks.bits(dataset, predicates)
+                return Splits(
+                    {split: RowBits(bits) if split == "all" else self.splits(dataset, drawn).of(split) & bits}
+                )
             if split == "all":
                 return Splits({split: self.masks.rows(dataset, predicates)})
             # All rows are divided, then filtered: a row is in the same split with every filter.
-            mask, rows = self.masks.mask(dataset, predicates), self.splits(dataset, drawn).of(split)
+            mask, rows = self.masks.mask(dataset, predicates), as_list(self.splits(dataset, drawn).of(split))
             return Splits({split: rows[mask[rows]]})
 
         key = (dataset.name, dataset.names.key, dataset.identity, split, drawn, *(one.text for one in predicates))
         return self._splits.get(key, compute, lambda splits: splits.nbytes).rows[split]
 
-    def report(self, dataset: Dataset, spec: FilteredSpec, classes: str | None = None) -> bytes:
+    def report(
+        self,
+        dataset: Dataset,
+        spec: FilteredSpec,
+        classes: str | None = None,
+        advance: Callable[[int], None] = lambda rows: None,
+    ) -> bytes:
         """The API's description of the splits, as JSON.
 
         Parameters
         ----------
         classes : str, optional
             The field whose classes are counted. Default: the field that rows are stratified by, or the label.
+        advance : callable
+            Called with the rows of the dataset after each split that is described.
         """
 
         def load(data: bytes) -> bytes:
@@ -170,7 +232,7 @@ class Splitter:
         name = _report_name(dataset, spec, classes)
         return self._reports.get(
             (name.here, dataset.revision),
-            lambda: self._kept(name, load, lambda: dump_arrays(self._describe(dataset, spec, classes), {})),
+            lambda: self._kept(name, load, lambda: dump_arrays(self._describe(dataset, spec, classes, advance), {})),
             len,
         )
 
@@ -181,7 +243,7 @@ class Splitter:
         ------
         FieldNotFound, UnsupportedField, BadParameter, SplitImpossible, TooLarge
         """
-        self.check_divisible(dataset)
+        self.check_listed(dataset, "weights=" if spec.weights is not None else "balance=")
         way = (spec.split_spec, spec.split, spec.where, spec.limit, spec.weights, spec.stratify)
         return self._resampled.get(
             (dataset.name, dataset.names.key, dataset.identity, way),
@@ -189,13 +251,43 @@ class Splitter:
             lambda value: value.nbytes,
         )
 
-    def strata(self, dataset: Dataset, name: str, *, bins: bool = False, progress: Progress | None = None) -> Strata:
-        """The classes of a field. With `bins`, continuous values are put into quantile bins.
+    def classes(self, dataset: Dataset, name: str, progress: Progress | None = None) -> Strata[Classes]:
+        """The classes of a field of a large dataset, and how many rows each has.
 
         Raises
         ------
         FieldNotFound, UnsupportedField
         """
+        field = dataset.field(name)
+        again = self._blocks(field)
+
+        def compute() -> bytes:
+            try:
+                _check_holds_classes(field)
+                found = read_classes(self._blocks(field, progress), field.dtype, field.sample_shape)
+                return dump_classes(Strata(name, found))
+            except NoClasses as error:
+                return dump_classes(Strata(name, None, str(error)))
+
+        file = _name("large-classes/1", dataset, name)
+        return self._classes.get(
+            file.here,
+            lambda: self._kept(file, lambda data: load_classes(data, again), compute),
+            lambda strata: strata.nbytes,
+        )
+
+    def strata(
+        self, dataset: Dataset, name: str, *, bins: bool = False, progress: Progress | None = None
+    ) -> Strata[Labels]:
+        """The classes of a field. With `bins`, continuous values are put into quantile bins.
+
+        Raises
+        ------
+        FieldNotFound, UnsupportedField
+        TooLarge
+            The dataset is too large for a list of the class of each row.
+        """
+        self.check_listed(dataset, f"the class of each row, by {name!r}")
         field = dataset.field(name)
 
         def compute() -> bytes:
@@ -207,19 +299,37 @@ class Splitter:
         file = _strata_name(dataset, name, bins)
         return self._strata.get(file.here, lambda: self._kept(file, load_strata, compute), lambda strata: strata.nbytes)
 
-    def check_divisible(self, dataset: Dataset) -> None:
-        """Refuse a dataset with too many rows for row lists.
+    def check_divisible(self, dataset: Dataset, spec: SplitSpec = AS_STORED) -> None:
+        """Refuse a dataset with too many rows for sets of rows in memory, and what large datasets cannot be asked.
 
         Raises
         ------
         TooLarge
-            It has more than `MAX_SPLIT_ROWS`, or the list of its rows exceeds the memory for orders.
         """
-        if dataset.rows > MAX_SPLIT_ROWS:
+        if not is_large(dataset):
+            self._check_fits(4 * dataset.rows, f"lists of the {dataset.rows} rows of {dataset.name!r}")
+            return
+        # A bit for each row, and where to look for it.
+        self._check_fits(
+            dataset.rows // 8 + dataset.rows // 256, f"bits of the {dataset.rows} rows of {dataset.name!r}"
+        )
+        if spec.group is not None:
+            self.check_listed(dataset, "group=")
+        if drawn_spec(dataset, spec).splits_rows and dataset.native:
+            self.check_listed(dataset, "other splits than the stored ones: leave out test, val and folds")
+
+    def check_listed(self, dataset: Dataset, what: str) -> None:
+        """Refuse a dataset with too many rows for what needs a list of all rows.
+
+        Raises
+        ------
+        TooLarge
+        """
+        if is_large(dataset):
             raise TooLarge(
-                f"dataset {dataset.name!r} has {dataset.rows} rows, more than the limit of {MAX_SPLIT_ROWS} for splits"
+                f"dataset {dataset.name!r} has {dataset.rows} rows, more than the limit of {LISTED_ROWS} for {what}"
             )
-        self._check_fits(4 * dataset.rows, f"lists of the {dataset.rows} rows of {dataset.name!r}")
+        self.check_divisible(dataset)
 
     def _kept(self, name: Key, load: Callable[[bytes], T], compute: Callable[[], bytes]) -> T:
         """The content of the file `name` in the cache folder; if it is missing, one process computes it."""
@@ -229,11 +339,16 @@ class Splitter:
         if nbytes > self._max_bytes:
             raise TooLarge(f"{what} take {nbytes} bytes, more than H5FEED_ORDER_CACHE_BYTES = {self._max_bytes}")
 
-    def _compute(self, dataset: Dataset, spec: SplitSpec, progress: Progress | None) -> Splits:
-        strata = groups = None
+    def _stratified_by(self, dataset: Dataset, spec: SplitSpec) -> str | None:
+        """The field that rows are to be stratified by."""
         label = dataset.label.name if dataset.label else None
         by = label if spec.stratify is None else spec.stratify
-        if by is not None and by != "none" and (spec.split_shuffle or spec.folds is not None):
+        return by if by != "none" and (spec.split_shuffle or spec.folds is not None) else None
+
+    def _compute(self, dataset: Dataset, spec: SplitSpec, progress: Progress | None) -> Splits[Rows]:
+        strata = groups = None
+        by = self._stratified_by(dataset, spec)
+        if by is not None:
             strata = self.strata(dataset, by, bins=by == spec.stratify)
         if spec.group is not None:
             groups = self._groups(dataset, spec.group)
@@ -248,12 +363,20 @@ class Splitter:
             advance=(lambda rows: None) if progress is None else progress.advance,
         )
 
-    def _describe(self, dataset: Dataset, filtered: FilteredSpec, classes: str | None) -> dict[str, Any]:
+    def _describe(
+        self, dataset: Dataset, filtered: FilteredSpec, classes: str | None, advance: Callable[[int], None]
+    ) -> dict[str, Any]:
         spec = drawn_spec(dataset, filtered.split_spec)
         splits = self.splits(dataset, spec)
         label = dataset.label.name if dataset.label else None
         by = classes or splits.stratify or label
-        labels = None if by is None else self.strata(dataset, by, bins=by == spec.stratify).labels
+        labels: Classed | None = None
+        digests: Mapping[str, str] = {}
+        if is_large(dataset):
+            digests = self._large.digests(dataset, spec)
+            labels = None if by is None else self.classes(dataset, by).labels
+        elif by is not None:
+            labels = self.strata(dataset, by, bins=by == spec.stratify).labels
         groups = None if splits.group is None else self._groups(dataset, splits.group)
         names = {} if by is None else dict(enumerate(dataset.field(by).class_names or ()))
         return {
@@ -267,14 +390,23 @@ class Splitter:
             "note": splits.note,
             "replaces": splits.replaces,
             "where": filtered.where,
-            "splits": describe_splits(splits, dataset.rows, labels, groups, names, self.rows(dataset, "all", filtered)),
+            "splits": describe_splits(
+                splits,
+                dataset.rows,
+                labels,
+                groups,
+                names,
+                self.rows(dataset, "all", filtered),
+                digests,
+                advance,
+            ),
         }
 
     def _pool(self, dataset: Dataset, spec: OrderSpec) -> Rows | None:
         """Rows of the split that meet ``where``, cut to `limit`. None: all rows of the dataset."""
         rows = self.rows(dataset, spec.split, spec)
         if rows is not None:
-            return rows[: spec.limit]
+            return as_list(rows)[: spec.limit]
         return None if spec.limit is None else np.arange(min(spec.limit, dataset.rows), dtype=np.int32)
 
     def _balanced(self, dataset: Dataset, spec: OrderSpec) -> Balanced:
@@ -332,16 +464,11 @@ class Splitter:
         return strata.labels
 
     def _labels(self, field: Field, bins: bool, progress: Progress | None) -> Labels:
-        if field.is_ragged and not field.is_text:
-            raise NoClasses("holds no classes: a row is a list of any length")
-        if not field.is_text and is_dense(field.name, field.sample_shape):
-            raise NoClasses("holds no classes: by its name, a row is a mask, boxes or similar")
-        if field.row_bytes > _MAX_LABEL_BYTES:
-            raise NoClasses(f"holds no classes: a row has {field.row_bytes} bytes")
+        _check_holds_classes(field)
         blocks = self._blocks(field, progress)
         return read_labels(blocks, field.column.rows, field.dtype, field.sample_shape, bins=bins)
 
-    def _blocks(self, field: Field, progress: Progress | None = None) -> Callable[[], Iterator[npt.NDArray[Any]]]:
+    def _blocks(self, field: Field, progress: Progress | None = None) -> Blocks:
         """Return a function that reads the field in blocks, without the cache of small fields, which it would fill.
 
         The caller has told `progress` to expect the rows once. Each further pass over the field adds them again.
@@ -362,6 +489,26 @@ class Splitter:
                     progress.advance(stop - start)
 
         return blocks
+
+
+def is_large(dataset: Dataset) -> bool:
+    """Whether sets of rows of the dataset are bits, not lists."""
+    return dataset.rows > LISTED_ROWS
+
+
+def _check_holds_classes(field: Field) -> None:
+    """Refuse a field that holds no classes, as far as this is known without reading it.
+
+    Raises
+    ------
+    NoClasses
+    """
+    if field.is_ragged and not field.is_text:
+        raise NoClasses("holds no classes: a row is a list of any length")
+    if not field.is_text and is_dense(field.name, field.sample_shape):
+        raise NoClasses("holds no classes: by its name, a row is a mask, boxes or similar")
+    if field.row_bytes > _MAX_LABEL_BYTES:
+        raise NoClasses(f"holds no classes: a row has {field.row_bytes} bytes")
 
 
 def drawn_spec(dataset: Dataset, spec: SplitSpec) -> SplitSpec:

@@ -84,12 +84,12 @@ def divide(
     stored: Mapping[str, Rows],
     record: SplitRecord | None,
     spec: SplitSpec,
-    strata: Strata | None,
+    strata: Strata[Labels] | None,
     groups: Labels | None,
     *,
     has_label: bool,
     advance: Callable[[int], None] = lambda rows: None,
-) -> Splits:
+) -> Splits[Rows]:
     """Divide rows, using the stored splits as far as they match the request.
 
     Parameters

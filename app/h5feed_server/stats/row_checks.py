@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,7 @@ from ..catalog.dataset import Dataset, Field, state_of
 from ..catalog.names import Key, key_of
 from ..jobs.registry import WAIT_SECONDS, Jobs, JobState, Progress, Request
 from ..storage.reader import Reader
+from ..storage.row_bits import RowSet, as_list
 
 _KIND = "row-checks"
 _KEPT_BYTES = 8 << 20
@@ -52,11 +54,11 @@ class RowChecks:
     report: dict[str, Any]
     repeats: npt.NDArray[np.int32]
 
-    def across(self, splits: dict[str, npt.NDArray[np.integer[Any]]], rows: int) -> int:
+    def across(self, splits: Mapping[str, RowSet], rows: int) -> int:
         """How many rows repeat one that lies in another of these splits."""
         member = np.zeros(rows, np.uint8)
         for number, own in enumerate(list(splits.values())[:255], 1):
-            member[own] = number
+            member[as_list(own)] = number
         first, second = member[self.repeats[:, 0]], member[self.repeats[:, 1]]
         return int(np.count_nonzero((first != second) & (first > 0) & (second > 0)))
 

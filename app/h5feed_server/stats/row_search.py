@@ -19,8 +19,8 @@ from ..catalog.dataset import Dataset, Field, state_of
 from ..catalog.names import Key, key_of
 from ..jobs.registry import WAIT_SECONDS, InProgress, Jobs, Progress, Request
 from ..splits.on_request import QUICK_BYTES, QUICK_ROWS
-from ..splits.splitter import MAX_SPLIT_ROWS
 from ..storage.reader import Reader
+from ..storage.row_bits import LISTED_ROWS
 
 Rows = npt.NDArray[np.int32]
 
@@ -90,8 +90,8 @@ class RowSearch:
         return self._found(dataset, {"text": text}, fields)
 
     def _found(self, dataset: Dataset, wanted: Request, fields: list[Field]) -> Rows:
-        if dataset.rows > MAX_SPLIT_ROWS:
-            raise TooLarge(f"{dataset.rows:,} rows are more than the {MAX_SPLIT_ROWS:,} that are sorted or searched")
+        if dataset.rows > LISTED_ROWS:
+            raise TooLarge(f"{dataset.rows:,} rows are more than the {LISTED_ROWS:,} that are sorted or searched")
         file = _file(dataset, wanted)
         if (kept := self._kept.find(file.here)) is not None:
             return kept

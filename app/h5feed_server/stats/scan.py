@@ -21,6 +21,7 @@ from h5feed.stored.column import Column
 
 from ..jobs.registry import Cancelled
 from ..storage.reader import Reader
+from ..storage.row_bits import RowSet
 from ..storage.written import WrittenRows
 from .accumulators import Accumulator, accumulator_for
 from .mean_image import MeanImage
@@ -143,7 +144,7 @@ class ColumnAccumulator:
 def scan(
     reader: Reader,
     subject: Subject,
-    rows: npt.NDArray[np.integer[Any]] | None,
+    rows: RowSet | None,
     threads: int,
     advance: Callable[[int], None],
     cancelled: threading.Event,
@@ -152,8 +153,8 @@ def scan(
 
     Parameters
     ----------
-    rows : (n,) integers, or None
-        Ascending row ids. None: all rows.
+    rows : RowSet or None
+        Ascending rows. None: all rows.
     threads : int
         Maximum number of threads.
     advance : callable

@@ -7,10 +7,8 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from h5feed.errors import TooLarge
 from h5feed.stored.byte_cache import ByteCache
 
@@ -24,6 +22,7 @@ from ..filters.predicates import bind
 from ..jobs.registry import WAIT_SECONDS, Jobs, JobState, Progress, Request
 from ..splits.split_spec import FilteredSpec
 from ..storage.reader import Reader
+from ..storage.row_bits import RowSet
 from ..storage.written import WrittenRows
 from .field_stats import FieldStats, report_of
 from .mean_image import MeanImage
@@ -85,8 +84,8 @@ class Statistics:
             return (dataset.field(name),)
         return tuple(field for field in dataset.fields if not field.unreadable)
 
-    def rows(self, dataset: Dataset, split: str, spec: FilteredSpec) -> npt.NDArray[np.integer[Any]] | None:
-        """Ascending row ids of a split that meet ``where``; None stands for all rows.
+    def rows(self, dataset: Dataset, split: str, spec: FilteredSpec) -> RowSet | None:
+        """Ascending rows of a split that meet ``where``; None stands for all rows.
 
         Raises
         ------

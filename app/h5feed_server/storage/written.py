@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from h5feed.stored.column import Column, Segment
+
+from .row_bits import RowBits, RowRuns, RowSet
 
 Int64s = npt.NDArray[np.int64]
 
@@ -18,7 +19,7 @@ class WrittenRows:
     Parameters
     ----------
     column : Column
-    rows : (n,) integers, or None
+    rows : RowSet or None
         The rows of interest, ascending; None: all.
 
     Attributes
@@ -31,18 +32,25 @@ class WrittenRows:
         One of those.
     """
 
-    def __init__(self, column: Column, rows: npt.NDArray[np.integer[Any]] | None) -> None:
+    def __init__(self, column: Column, rows: RowSet | None) -> None:
         runs = np.array([*_runs(column)], np.int64).reshape(-1, 2)
         # Merge adjacent runs.
         touching = np.flatnonzero(runs[1:, 0] == runs[:-1, 1])
         starts, stops = np.delete(runs[:, 0], touching + 1), np.delete(runs[:, 1], touching)
         self.example: int | None = None
         if rows is None:
-            self._rows, total = None, column.rows
+            self._rows: RowSet | None = None
+            total = column.rows
             self._starts, self._ends = starts, np.cumsum(stops - starts)
             self.count = int(self._ends[-1]) if len(starts) else 0
             if self.count < total:
                 self.example = 0 if not len(starts) or starts[0] > 0 else int(stops[0])
+        elif isinstance(rows, RowBits | RowRuns):
+            total = len(rows)
+            self._rows = _both(rows, RowRuns([*zip(starts.tolist(), stops.tolist(), strict=True)]), column.rows)
+            self.count = len(self._rows)
+            if self.count < total:
+                self.example = _first_of(rows, self._rows)
         else:
             place = np.searchsorted(starts, rows, side="right") - 1
             written = (place >= 0) & (rows < stops[place]) if len(starts) else np.zeros(len(rows), np.bool_)
@@ -55,7 +63,7 @@ class WrittenRows:
     def between(self, begin: int, end: int) -> Int64s:
         """The written rows number `begin` to ``end - 1``, ascending, (end - begin,) int64."""
         if self._rows is not None:
-            return self._rows[begin:end].astype(np.int64)
+            return np.asarray(self._rows[begin:end], np.int64)
         first, last = np.searchsorted(self._ends, [begin, end - 1], side="right").tolist()
         if first == last:
             start = int(self._starts[first]) + begin - (int(self._ends[first - 1]) if first else 0)
@@ -64,6 +72,22 @@ class WrittenRows:
         run = np.searchsorted(self._ends, places, side="right")
         before = np.where(run > 0, self._ends[run - 1], 0)
         return self._starts[run] + (places - before)
+
+
+def _both(rows: RowBits | RowRuns, written: RowRuns, total: int) -> RowBits | RowRuns:
+    if len(written) == total:
+        return rows
+    return written & (rows.bits if isinstance(rows, RowBits) else (rows & np.full(-(-total // 8), 255, np.uint8)).bits)
+
+
+def _first_of(rows: RowBits | RowRuns, others: RowBits | RowRuns) -> int | None:
+    """The first row that is not among the others."""
+    for block in rows.blocks():
+        if len(block):
+            missing = ~others.mask(int(block[0]), int(block[-1]) + 1)[block - block[0]]
+            if missing.any():
+                return int(block[np.argmax(missing)])
+    return None
 
 
 def _runs(column: Column) -> Iterator[tuple[int, int]]:

@@ -71,9 +71,17 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 logger = logging.getLogger("h5feed")
 
 
-def can_read() -> bool:
-    """Whether the packages that reading here needs are installed."""
-    return all(importlib.util.find_spec(name) is not None for name in NEEDED)
+def missing() -> list[str]:
+    """The packages that reading here needs, but that are not installed."""
+    return [name for name in NEEDED if importlib.util.find_spec(name) is None]
+
+
+def check_can_read(option: str) -> None:
+    """Raise `ModuleNotFoundError` if reading here, which `option` asks for, needs packages that are not installed."""
+    if lacking := missing():
+        raise ModuleNotFoundError(
+            f"{option} needs {' and '.join(lacking)}: `pip install 'h5feed[decode]'`", name=lacking[0]
+        )
 
 
 @dataclass(frozen=True)
@@ -205,8 +213,8 @@ class PieceFetcher:
         self.reason: str | None = None
         if plan.pieces is False:
             self.reason = "decode='server'"
-        elif not can_read():
-            self.reason = f"{' or '.join(NEEDED)} is not installed: `pip install 'h5feed[decode]'`"
+        elif lacking := missing():
+            self.reason = f"{' and '.join(lacking)} not installed: `pip install 'h5feed[decode]'`"
         elif plan.pieces is None and client.is_near and not client.is_local:
             self.reason = "the server is on this machine, so it decodes"
         self._compress = plan.compress

@@ -51,7 +51,7 @@ class _Pass:
     retries: int = 0
     cached: int = 0
     from_files: int = 0
-    from_pieces: int = 0
+    from_chunks: int = 0
     from_images: int = 0
     file_bytes: int = 0
     why: str = ""
@@ -86,7 +86,7 @@ class _Pass:
                 self.retries += trace.retries
                 self.cached += trace.cached
                 self.from_files += trace.from_files
-                self.from_pieces += trace.from_pieces
+                self.from_chunks += trace.from_chunks
                 self.from_images += trace.from_images
                 self.file_bytes += trace.file_bytes
                 self.why = trace.why or self.why
@@ -116,7 +116,7 @@ class _Pass:
             retries=self.retries,
             cached=self.cached,
             from_files=self.from_files,
-            from_pieces=self.from_pieces,
+            from_chunks=self.from_chunks,
             from_images=self.from_images,
             file_bytes=self.file_bytes,
             why=self.why,

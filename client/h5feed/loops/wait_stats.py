@@ -72,10 +72,10 @@ class LoopStats(Mapping[str, float]):
         Rows read from a local cache.
     from_files : int
         Rows read from the server's files, on the same machine.
-    from_pieces : int
+    from_chunks : int
         Rows decoded here from compressed chunks.
     from_images : int
-        Rows whose images were decoded here. If other fields of them came as chunks, they are in `from_pieces`, too.
+        Rows whose images were decoded here. If other fields of them came as chunks, they are in `from_chunks`, too.
     why : str
         Why the server sent the other rows as arrays; empty if there is no reason.
 
@@ -100,7 +100,7 @@ class LoopStats(Mapping[str, float]):
     retries: int = 0
     cached: int = 0
     from_files: int = 0
-    from_pieces: int = 0
+    from_chunks: int = 0
     from_images: int = 0
     file_bytes: int = 0
     """Bytes of the rows that were read from files; part of `bytes`."""
@@ -120,7 +120,7 @@ class LoopStats(Mapping[str, float]):
     _NAMES: ClassVar = (
         *("passes", "steps", "rows", "bytes", "seconds", "waited", "waiting", "transfer", "decode", "preparing"),
         *("compute", "utilisation", "median", "p95", "longest", "bytes_per_second", "retries", "cached"),
-        *("from_files", "from_pieces", "from_images"),
+        *("from_files", "from_chunks", "from_images"),
     )
 
     def __getitem__(self, name: str) -> float:
@@ -188,7 +188,7 @@ class LoopStats(Mapping[str, float]):
         if self.seconds < ENOUGH_SECONDS or is_over or not self.utilisation < 1 - MUCH:
             return ""
         most = max(("waiting", "transfer", "decode"), key=lambda name: float(getattr(self, name)))
-        is_decoded_here = bool(self.from_pieces or self.from_images)
+        is_decoded_here = bool(self.from_chunks or self.from_images)
         # Over a Unix socket, data arrive as fast as the server reads them.
         is_local = self.via.startswith("Unix socket")
         if most == "transfer" and not is_local:
@@ -230,7 +230,7 @@ class LoopStats(Mapping[str, float]):
 
     def _remarks(self) -> list[str]:
         """How the server was reached, how many rows it sent as arrays and why, and advice."""
-        others = self.rows - self.cached - self.from_files - max(self.from_pieces, self.from_images)
+        others = self.rows - self.cached - self.from_files - max(self.from_chunks, self.from_images)
         why = f"{others:,} rows came as arrays from the server ({self.why})" if self.why and others > 0 else self.why
         replicas = "; ".join(map(str, self.replicas)) if len(self.replicas) > 1 else ""
         return [remark for remark in (self.via and f"over {self.via}", replicas, why, self.advice()) if remark]
@@ -291,6 +291,6 @@ _LINES: Mapping[str, Callable[[LoopStats], str]] = {
     "retries": _count("retries"),
     "rows from the cache": _count("cached"),
     "rows from files": _count("from_files"),
-    "rows from chunks": _count("from_pieces"),
+    "rows from chunks": _count("from_chunks"),
     "rows from image files": _count("from_images"),
 }

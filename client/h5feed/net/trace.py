@@ -32,7 +32,7 @@ class Trace:
         Number of retried requests.
     cached : int
         Rows found in the local cache.
-    from_files, from_pieces : int
+    from_files, from_chunks : int
         Rows read here: from files of the server, and from compressed chunks.
     from_images : int
         Rows whose images were decoded here.
@@ -46,14 +46,14 @@ class Trace:
     """
 
     __slots__ = (
-        *("_entered", "cached", "file_bytes", "from_files", "from_images", "from_pieces", "nbytes", "retries"),
+        *("_entered", "cached", "file_bytes", "from_files", "from_images", "from_chunks", "nbytes", "retries"),
         *("waits", "why"),
     )
 
     def __init__(self, waits: Waits | None = None) -> None:
         self._entered: list[tuple[float, int]] = []
         self.waits = waits
-        self.nbytes = self.retries = self.cached = self.from_files = self.from_pieces = self.file_bytes = 0
+        self.nbytes = self.retries = self.cached = self.from_files = self.from_chunks = self.file_bytes = 0
         self.from_images = 0
         self.why = ""
 
@@ -132,7 +132,7 @@ def read_here(rows: int, nbytes: int, *, from_files: bool) -> None:
         trace.nbytes += nbytes
         trace.file_bytes += nbytes
     elif trace is not None:
-        trace.from_pieces += rows
+        trace.from_chunks += rows
 
 
 def decoded_images(rows: int) -> None:

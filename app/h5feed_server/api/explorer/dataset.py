@@ -109,7 +109,7 @@ def _page(
 ) -> Page:
     across = None
     if checks is not None and dataset.native:
-        across = checks.across(dict(services.batcher.splitter.splits(dataset, EVERYTHING).rows), dataset.rows)
+        across = checks.across(services.batcher.splitter.splits(dataset, EVERYTHING).rows, dataset.rows)
     found = findings(dataset, reports, splits, checks, across)
     whole = describe_dataset(dataset)
     data = {

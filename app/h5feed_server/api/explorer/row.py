@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 from fastapi import Path, Request
 from fastapi.responses import Response
 from h5feed.errors import FeedError
@@ -13,6 +12,7 @@ from pydantic import Field as Param
 
 from ...catalog.dataset import Dataset, Field
 from ...services import Services
+from ...storage.row_bits import RowSet
 from ..dependencies import NamePath, ServicesDep
 from .cells import single
 from .kinds import DRAWN, SINGLE, Kind, by_role, kind_of
@@ -123,7 +123,7 @@ def _snippets(request: Request, dataset: Dataset, row: int) -> list[Snippet]:
     return [python(request, dataset.name, *lines), *short_curl(request, path)]
 
 
-def _around(rows: npt.NDArray[Any] | None, total: int, row: int, place: int | None) -> tuple[list[int], list[int]]:
+def _around(rows: RowSet | None, total: int, row: int, place: int | None) -> tuple[list[int], list[int]]:
     """Rows before and after this one among the selected ones; in the file, where it is none of them."""
     if rows is None or place is None:
         return list(range(max(0, row - NEIGHBOURS), row)), list(range(row + 1, min(total, row + 1 + NEIGHBOURS)))

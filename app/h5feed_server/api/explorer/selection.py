@@ -13,6 +13,7 @@ from ...services import Services
 from ...splits.order_spec import SPLIT_ALIASES
 from ...splits.split_spec import FilteredSpec
 from ...stats.row_search import MAX_TEXT
+from ...storage.row_bits import RowBits, RowRuns, RowSet, as_list
 
 EVERYTHING = FilteredSpec.model_validate({})
 """Splits as they are stored, and all of their rows."""
@@ -55,7 +56,7 @@ def _in_query(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def selected(services: Services, dataset: Dataset, selection: Selection) -> npt.NDArray[Any] | None:
+def selected(services: Services, dataset: Dataset, selection: Selection) -> RowSet | None:
     """The rows, in order; None: all, by position.
 
     Raises
@@ -68,27 +69,29 @@ def selected(services: Services, dataset: Dataset, selection: Selection) -> npt.
         services.statistics.rows(dataset, selection.canonical_split, selection.spec),
         None if selection.q is None else services.search.with_text(dataset, selection.q),
     ]
-    wanted: npt.NDArray[Any] | None = None
+    wanted: RowSet | None = None
     for rows in parts:
         if rows is not None:
-            wanted = rows if wanted is None else _both(wanted, rows, dataset.rows)
+            wanted = rows if wanted is None else _both(as_list(wanted), as_list(rows), dataset.rows)
     if selection.sort is None:
         return wanted
     order = services.search.by_value(dataset, selection.sort, descending=selection.order == "desc")
-    return order if wanted is None else order[_mask(wanted, dataset.rows)[order]]
+    return order if wanted is None else order[_mask(as_list(wanted), dataset.rows)[order]]
 
 
-def page_of(rows: npt.NDArray[Any] | None, total: int, offset: int, limit: int) -> npt.NDArray[np.int64]:
+def page_of(rows: RowSet | None, total: int, offset: int, limit: int) -> npt.NDArray[np.int64]:
     """Ids of the rows of one page."""
     if rows is None:
         return np.arange(offset, min(offset + limit, total), dtype=np.int64)
     return np.asarray(rows[offset : offset + limit], np.int64)
 
 
-def place_of(rows: npt.NDArray[Any] | None, row: int) -> int | None:
+def place_of(rows: RowSet | None, row: int) -> int | None:
     """Where a row stands among the selected ones; None where it is none of them."""
     if rows is None:
         return row
+    if isinstance(rows, RowBits | RowRuns):
+        return rows.place(row)
     places = np.flatnonzero(rows == row)
     return int(places[0]) if len(places) else None
 

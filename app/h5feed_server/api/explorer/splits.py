@@ -15,6 +15,7 @@ from ...services import Services
 from ...splits.compute import Splits
 from ...splits.split_spec import FilteredSpec, SplitSpec
 from ...stats.row_checks import compared
+from ...storage.row_bits import LISTED_ROWS, RowSet
 from ..dependencies import NamePath, ServicesDep, in_thread
 from .charts import class_lines
 from .filters import examples
@@ -59,7 +60,7 @@ def _page(request: Request, services: Services, dataset: Dataset, spec: Filtered
         "replaces": report["replaces"],
         "splits": report["splits"],
         "overlap": overlap(splits, dataset.rows),
-        "repeated_across": None if checks is None or not names else checks.across(dict(splits.rows), dataset.rows),
+        "repeated_across": None if checks is None or not names else checks.across(splits.rows, dataset.rows),
         "problem": None,
     }
     query = {key: str(value).lower() if isinstance(value, bool) else value for key, value in said.items()}
@@ -118,11 +119,15 @@ def _form(dataset: Dataset, request: Request) -> dict[str, Any]:
     }
 
 
-def overlap(splits: Splits, rows: int) -> dict[str, int]:
+def overlap(splits: Splits[RowSet], rows: int) -> dict[str, int]:
     """How many rows are in more than one split, and in none."""
+    if rows > LISTED_ROWS and splits.method is not None:
+        # Splits that are drawn have no row in common, and to look at all rows would take seconds.
+        return {"in_several": 0, "in_none": 0}
     times = np.zeros(rows, np.uint8)
     for own in splits.rows.values():
-        times[own] += 1
+        for block in [own] if isinstance(own, np.ndarray) else own.blocks():
+            times[block] += 1
     return {"in_several": int(np.count_nonzero(times > 1)), "in_none": int(np.count_nonzero(times == 0))}
 
 
