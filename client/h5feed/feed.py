@@ -10,6 +10,7 @@ from typing import Any
 from .answers import CataloguePage, DatasetInfo
 from .dataset import Dataset
 from .errors import BadAnswer, FeedError
+from .net.balancing import ReplicaStats
 from .net.certificates import Cert, Verify
 from .net.client import DEFAULT_DEADLINE, DEFAULT_TIMEOUT, Client
 from .net.http import httpx
@@ -64,6 +65,14 @@ class Feed:
     def via(self) -> dict[str, str]:
         """How each server is reached, by URL: ``Unix socket PATH``, or ``TCP`` and why not over a Unix socket."""
         return self._client.via
+
+    @property
+    def replicas(self) -> tuple[ReplicaStats, ...]:
+        """How many requests each server has answered, and which servers get none at present, and why.
+
+        There is one entry for each URL, or for each address of its host name.
+        """
+        return self._client.replicas
 
     def check_there(self) -> None:
         """Raise `ConnectionFailed` within seconds if no server listens at the address."""

@@ -32,6 +32,7 @@ from .fetching.server import check_asked_for, fetch_rows, fetcher, only_batch, o
 from .frames import DTYPES, MAX_BODY_BYTES, Field, Frame
 from .images import ImageSpec
 from .net import jobs
+from .net.balancing import ReplicaStats
 from .net.client import Client
 from .net.concurrency import Pace
 from .options import (
@@ -101,7 +102,7 @@ class RemoteDataset:
     def __reduce__(self) -> tuple[Any, ...]:
         # Caches and plans stay in this process. Warnings given here are not repeated by the copy.
         server = self._client.names.server_of(self._revision)
-        given = None if server is None else (server.url, self.revision)
+        given = None if server is None else (server.name, self.revision)
         return _unpickled, (type(self), self._client, self.info, replaced_told(self.name, self._revision), given)
 
     def __repr__(self) -> str:
@@ -130,6 +131,11 @@ class RemoteDataset:
         """How the servers are reached: over a Unix socket, or over TCP and why not over a Unix socket."""
         via = self._client.via
         return next(iter(via.values())) if len(via) == 1 else "; ".join(f"{url}: {how}" for url, how in via.items())
+
+    @property
+    def replicas(self) -> tuple[ReplicaStats, ...]:
+        """What each server has done so far, and which are left out: see `h5feed.Feed.replicas`."""
+        return self._client.replicas
 
     @property
     def revision(self) -> str:

@@ -22,10 +22,10 @@ import h5py
 import numpy as np
 import pytest
 from h5feed.errors import BadParameter, ConnectionFailed, DatasetNotFound, Overloaded, Preparing, RevisionChanged
+from h5feed.net.balancing import FIRST_REST
 from h5feed.net.cancellation import Cancellation
 from h5feed.net.client import Client
 from h5feed.net.retries import _seconds
-from h5feed.net.servers import FIRST_REST
 
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until

@@ -287,7 +287,7 @@ class Sequence(OwnLoops, Loop, keras.utils.PyDataset):  # type: ignore[misc]
             raise BadParameter(f"of={of!r} must be 'fit' or 'evaluate'")
         training, evaluating = self._meter.stats(), self._ordered_meter.stats()
         stats = evaluating if of == "evaluate" or (of is None and not training.steps) else training
-        return replace(stats, via=self._dataset.via)
+        return replace(stats, via=self._dataset.via, replicas=self._dataset.replicas)
 
     @property
     def waited(self) -> float:

@@ -80,7 +80,7 @@ class Loop(ABC):
 
     def stats(self) -> LoopStats:
         """Steps, rows and times so far: how long the loop waited for data, and why. Prints as a table."""
-        return replace(self._meter.stats(), via=self._dataset.via)
+        return replace(self._meter.stats(), via=self._dataset.via, replicas=self._dataset.replicas)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the number of the pass that the next loop starts."""

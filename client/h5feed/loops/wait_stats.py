@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from ..net.balancing import ReplicaStats
 from ..tables import html_table, text_lines
 
 BINS_PER_OCTAVE = 8
@@ -113,6 +114,8 @@ class LoopStats(Mapping[str, float]):
     """Statistics of the last pass only."""
     via: str = ""
     """How the servers are reached now: over a Unix socket, or over TCP and why. See `h5feed.Feed.via`."""
+    replicas: tuple[ReplicaStats, ...] = ()
+    """What each server has done for all loops of this process with this connection. See `h5feed.Feed.replicas`."""
 
     _NAMES: ClassVar = (
         *("passes", "steps", "rows", "bytes", "seconds", "waited", "waiting", "transfer", "decode", "preparing"),
@@ -168,7 +171,7 @@ class LoopStats(Mapping[str, float]):
         sums = {
             one.name: getattr(self, one.name) + getattr(following, one.name)
             for one in fields(self)
-            if one.name not in ("longest", "last", "why", "via")
+            if one.name not in ("longest", "last", "why", "via", "replicas")
         }
         longest, why = max(self.longest, following.longest), following.why or self.why
         return LoopStats(**sums, longest=longest, why=why, last=following)
@@ -229,7 +232,8 @@ class LoopStats(Mapping[str, float]):
         """How the server was reached, how many rows it sent as arrays and why, and advice."""
         others = self.rows - self.cached - self.from_files - max(self.from_chunks, self.from_images)
         why = f"{others:,} rows came as arrays from the server ({self.why})" if self.why and others > 0 else self.why
-        return [remark for remark in (self.via and f"over {self.via}", why, self.advice()) if remark]
+        replicas = "; ".join(map(str, self.replicas)) if len(self.replicas) > 1 else ""
+        return [remark for remark in (self.via and f"over {self.via}", replicas, why, self.advice()) if remark]
 
     def _repr_html_(self) -> str:
         head, *lines = self.table()

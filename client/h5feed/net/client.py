@@ -11,7 +11,8 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
@@ -35,17 +36,19 @@ from ..revisions import HEADER as PROVISIONAL_HEADER
 from ..schema import read_json
 from ..version import __version__
 from ..wire import MEDIA_TYPE, WAIT_HEADER
-from .cancellation import Cancellation
+from .balancing import ReplicaStats, Servers
+from .cancellation import Attempt, Cancellation
 from .certificates import Cert, Verify, context_of
 from .concurrency import Link
 from .descriptors import BytesRead, NoDescriptor, PassedFiles
 from .embedded import START_SECONDS, Embedded, check_arguments, path_of
-from .http import httpx
+from .hedging import Hedging, NoOther, Race
+from .http import httpx, timeout_of
 from .jobs import InProgress
 from .local import is_wanted
 from .names import Aim, Names, Params, not_text
 from .retries import FailedAttempts, error_of, final_error, reason_of
-from .servers import LOOK_SECONDS, Hooks, Server, Servers
+from .servers import LOOK_SECONDS, Hooks, Server
 from .spans import spans
 from .token import ClientToken
 from .trace import WAITING, enter, received, retried, waits_to_tell
@@ -141,28 +144,32 @@ class Client:
         # Refused now, instead of by each read.
         is_set("H5FEED_IO_URING", True)
         embedded = None if path is None else Embedded(path)
-        addresses = _BETWEEN_URLS.split(str(given)) if path is None else [str(path)]
-        self._servers = Servers(
-            [
-                Server(
-                    address.strip() if embedded is None else address,
-                    headers={
-                        "user-agent": f"h5feed/{__version__}",
-                        "accept-encoding": "identity",
-                        **({"authorization": f"Bearer {self._token.text}"} if self._token.text else {}),
-                        **(headers or {}),
-                    },
-                    timeout=timeout,
-                    verify=tls,
-                    event_hooks=event_hooks,
-                    auth=auth,
-                    local=wants_local,
-                    embedded=embedded,
-                )
-                for address in dict.fromkeys(addresses)
-            ]
-        )
-        self.url = ",".join(server.url for server in self._servers)
+        urls = [url.strip() for url in _BETWEEN_URLS.split(str(given))] if path is None else [str(path)]
+        sent = {
+            "user-agent": f"h5feed/{__version__}",
+            "accept-encoding": "identity",
+            **({"authorization": f"Bearer {self._token.text}"} if self._token.text else {}),
+            **(headers or {}),
+        }
+
+        # Not a method: what the finalizer refers to must not keep this client alive.
+        def maker(of: str) -> Callable[[str | None], Server]:
+            return lambda address: Server(
+                of,
+                headers=sent,
+                timeout=timeout,
+                verify=tls,
+                event_hooks=event_hooks,
+                auth=auth,
+                local=wants_local,
+                embedded=embedded,
+                address=address,
+            )
+
+        self._servers = Servers([maker(url) for url in dict.fromkeys(urls)])
+        self._connect_seconds = timeout_of(timeout).connect or DEFAULT_DEADLINE
+        self._hedging = Hedging()
+        self.url = self._servers.url
         self.names = Names()
         """The provisional names of revisions that the servers have told."""
         self.spans = spans()
@@ -318,6 +325,7 @@ class Client:
     def check_there(self) -> None:
         """Raise `ConnectionFailed` if no server listens at any of the addresses."""
         refused = []
+        self._look_up(time.monotonic() + min(LOOK_SECONDS, self.deadline))
         for server in self._servers:
             try:
                 server.send("GET", "/healthz", "*/*", deadline=time.monotonic() + min(LOOK_SECONDS, self.deadline))
@@ -326,7 +334,7 @@ class Client:
                 if (final := final_error(error, server)) is not None:
                     raise final from None
                 through = f" through the proxy {server.proxy}" if server.proxy else ""
-                refused.append(f"{server.url}{through} ({reason_of(error)})")
+                refused.append(f"{server.name}{through} ({reason_of(error)})")
             except (httpx.TransportError, FeedError):
                 return
         raise ConnectionFailed(f"could not connect to {', '.join(refused)}. Is the server running and reachable?")
@@ -343,6 +351,11 @@ class Client:
         """How each server is reached: over which Unix socket, or over TCP and why not over a Unix socket."""
         return {server.url: server.via() for server in self._servers}
 
+    @property
+    def replicas(self) -> tuple[ReplicaStats, ...]:
+        """What each server has done so far, and which are left out."""
+        return self._servers.stats()
+
     def close(self) -> None:
         """Close all connections. This also happens when the client is garbage collected."""
         self.files.clear()
@@ -353,6 +366,7 @@ class Client:
         self.files.after_fork()
         self.bytes_read.after_fork()
         self._servers.after_fork()
+        self._hedging.after_fork()
 
     def _report(self, path: str) -> dict[str, str]:
         """The header of a request for batches that tells of waits, and of rows that needed no request."""
@@ -407,15 +421,19 @@ class Client:
         enter(WAITING)
         while True:
             aim.take()
+            self._look_up(deadline)
             token = self._token.text
             with self._servers.one(aim.among) as server:
                 asked_at = time.monotonic()
                 try:
-                    send = server.send if self.spans is None else self.spans.sender(server)
-                    answer = send(
+                    # What is asked of a provisional name only one server knows; what takes long anyway is no sign.
+                    may_hedge = not (aim.is_provisional or is_job)
+                    answer, server = self._ask(
+                        server,
                         method,
                         aim.target,
                         accept,
+                        may_hedge=may_hedge,
                         json=json,
                         pool=pool,
                         max_bytes=max_bytes,
@@ -425,7 +443,6 @@ class Client:
                     )
                     # 202 means that the server is still working.
                     if answer.status == 200 or (answer.status == 202 and is_job):
-                        self._servers.answered(server)
                         if pool is None or aim.is_provisional:
                             self.names.learn(answer.header(PROVISIONAL_HEADER), server)
                         return answer
@@ -448,28 +465,102 @@ class Client:
                 except httpx.TransportError as error:
                     failure = self._connection_failure(error, server)
                     if raise_cut and isinstance(error, BodyCut) and not cancelled.is_set():
-                        self._servers.failed(server, asked_at)
+                        self._servers.failed(server, asked_at, str(failure))
                         raise
             if not cancelled.is_set():
-                self._servers.failed(server, asked_at, failure.retry_after or 0.0)
+                self._servers.failed(server, asked_at, str(failure), failure.retry_after or 0.0)
             attempts = attempts or FailedAttempts()
-            failure = attempts.add(server.url, failure, deadline)
+            failure = attempts.add(server.name, failure, deadline)
             self._wait_to_retry(attempts, server, failure, began, deadline, cancelled, aim.among or [*self._servers])
 
-    def adopt_name(self, provisional: str, url: str, content: str | None) -> None:
-        """Remember a provisional name that the server with this URL gave to another client of the same servers."""
+    def _look_up(self, deadline: float) -> None:
+        """Look up host names, if it is time to."""
+        self._servers.look_up(min(self._connect_seconds, deadline - time.monotonic()))
+
+    def _ask(
+        self,
+        server: Server,
+        method: str,
+        target: str,
+        accept: str,
+        *,
+        may_hedge: bool,
+        pool: BufferPool | Places | None,
+        cancelled: Cancellation | None,
+        more: Mapping[str, str],
+        **limits: Any,
+    ) -> tuple[Answer, Server]:
+        """Send a request once, and to another server if this one stays silent; returns the answer and who gave it.
+
+        Raises
+        ------
+        httpx.TransportError
+            Of the first server, if the other has no complete answer yet.
+        """
+        send = server.send if self.spans is None else self.spans.sender(server)
+        if not may_hedge or len(self._servers) < 2:
+            began = time.monotonic()
+            answer = send(method, target, accept, pool=pool, cancelled=cancelled, more=more, **limits)
+            self._count(server, answer, time.monotonic() - began)
+            return answer, server
+
+        def ask_another(attempt: Attempt) -> tuple[Answer, Server] | None:
+            with self._servers.another(server) as other:
+                if other is None:
+                    raise NoOther
+                # Not to the places: the first attempt may still write there.
+                into = pool if pool is None or isinstance(pool, BufferPool) else self.pool
+                answer = other.send(method, target, accept, pool=into, cancelled=attempt, **limits)
+                if answer.status != 200 or attempt.is_set():
+                    return None
+                self._count(other, answer, time.monotonic() - attempt.began_at)
+                self._hedging.answered(attempt)
+                return answer, other
+
+        race = Race(cancelled, ask_another)
+        try:
+            with self._hedging.watch(race):
+                answer = send(method, target, accept, pool=pool, cancelled=race.first, more=more, **limits)
+        except httpx.TransportError:
+            won = race.end()
+            if won is None:
+                raise
+        else:
+            # If the other was first, this attempt was cut off, even if its answer seems to be complete.
+            won = race.end()
+        finally:
+            race.end()
+        if won is None:
+            self._count(server, answer, time.monotonic() - race.first.began_at)
+            self._hedging.answered(race.first)
+            return answer, server
+        if race.was_silent >= self._hedging.delay:
+            self._servers.failed(server, race.first.began_at, f"nothing arrived for {race.was_silent:.2f} s")
+        answer, other = won
+        if pool is not None and not isinstance(pool, BufferPool):
+            done = 0
+            body = np.frombuffer(answer.content, np.uint8) if answer.body is None else answer.body
+            for place in pool.places(len(body)):
+                place[...] = body[done : done + len(place)]
+                done += len(place)
+            answer = replace(answer, body=body[:0], content=b"")
+        return answer, other
+
+    def _count(self, server: Server, answer: Answer, seconds: float) -> None:
+        """Report an answer that came after `seconds`. Others than 200 and 202 may still become failures."""
+        if answer.status in (200, 202):
+            self._servers.answered(server, 0 if answer.body is None else len(answer.body), seconds)
+
+    def adopt_name(self, provisional: str, name: str, content: str | None) -> None:
+        """Remember a provisional name that the server with this name gave to another client of the same servers."""
         for server in self._servers:
-            if server.url == url:
+            if server.name == name:
                 self.names.add(provisional, server, content)
 
     def _has_new_token(self, refused: set[str]) -> bool:
         """Whether the token's file contains one by now that was not refused, which is sent from now on."""
 
-        def authorize(token: str) -> None:
-            for server in self._servers:
-                server.authorize(token)
-
-        return self._sends_token and self._token.is_new(refused, authorize)
+        return self._sends_token and self._token.is_new(refused, self._servers.authorize)
 
     def _connection_failure(self, error: httpx.TransportError, server: Server) -> ConnectionFailed:
         """The error for an incomplete response, if a retry may help.
@@ -520,7 +611,7 @@ class Client:
         now = time.monotonic()
         if now - self._warned_at > _BETWEEN_WARNINGS:
             self._warned_at = now
-            logger.warning("%s: %s; retrying for up to %d s", server.url, failure, max(0, deadline - now))
+            logger.warning("%s: %s; retrying for up to %d s", server.name, failure, max(0, deadline - now))
 
     def _given_up(self, attempts: FailedAttempts, wait: float, among: Sequence[Server]) -> FeedError:
         """The error to raise for the failures of all servers that can answer."""
@@ -528,7 +619,7 @@ class Client:
         last = list(failures.values())[-1]
         kinds = {type(failure) for failure in failures.values()}
         if len(among) == 1:
-            url = among[0].url
+            url = among[0].name
             error = last
             if isinstance(last, ConnectionFailed):
                 error = ConnectionFailed(
@@ -536,7 +627,7 @@ class Client:
                 )
         else:
             said = [
-                f"{server.url} ({failures.get(server.url, 'skipped after an earlier failure')})" for server in among
+                f"{server.name} ({failures.get(server.name, 'skipped after an earlier failure')})" for server in among
             ]
             kind = kinds.pop() if len(kinds) == 1 else ConnectionFailed
             error = kind(
@@ -566,7 +657,7 @@ class Client:
                 )
                 if answer.status == 200:
                     return RevisionChanged(
-                        f"{server.url} and {other.url} do not serve the same data: {other.url} has the requested "
+                        f"{server.name} and {other.name} do not serve the same data: {other.name} has the requested "
                         f"revision, but {error.detail} Give both the same files, or connect to one of them.",
                         request_id=error.request_id,
                     )

@@ -279,13 +279,15 @@ class EmbeddedTransport(FeedTransport):
         super().close()
         self._server.close()
 
-    def _connect(self, origin: tuple[str, str, int], timeout: float) -> socket.socket:
+    def _connect(
+        self, origin: tuple[str, str, int], timeout: float, cancelled: Cancellation | None = None
+    ) -> socket.socket:
         # After `close`, a client can still be used.
         try:
             self._server.keep()
         except FeedError as error:
             raise OSError(str(error)) from None
-        return super()._connect(origin, timeout)
+        return super()._connect(origin, timeout, cancelled)
 
 
 class _Wait:

@@ -23,6 +23,7 @@ from urllib.parse import urlencode
 from ..environment import is_set
 from ..handshake import MAX_SOCKET_PATH, OFFER_HEADER, PROOF_PATH, proof_of
 from ..schema import checked, read_json
+from .cancellation import Cancellation
 from .http import httpx
 from .transport import Answer, FeedTransport
 
@@ -222,8 +223,10 @@ class _Direct(FeedTransport):
         super().__init__(max_idle=0)
         self._names = names
 
-    def _connect(self, origin: tuple[str, str, int], timeout: float) -> socket.socket:
-        connected = super()._connect(origin, timeout)
+    def _connect(
+        self, origin: tuple[str, str, int], timeout: float, cancelled: Cancellation | None = None
+    ) -> socket.socket:
+        connected = super()._connect(origin, timeout, cancelled)
         host, port = connected.getsockname()[:2]
         self._names.append(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         return connected
@@ -279,11 +282,13 @@ class _OwnSocket(FeedTransport):
         if not hmac.compare_digest(proof["proof"].encode(), expected.encode()):
             raise _NotLocal(f"{self.path} belongs to another server")
 
-    def _connect(self, origin: tuple[str, str, int], timeout: float) -> socket.socket:
+    def _connect(
+        self, origin: tuple[str, str, int], timeout: float, cancelled: Cancellation | None = None
+    ) -> socket.socket:
         status = os.stat(self.path)
         if not stat.S_ISSOCK(status.st_mode):
             raise OSError(f"{self.path} is not a socket")
-        connected = super()._connect(origin, timeout)
+        connected = super()._connect(origin, timeout, cancelled)
         try:
             credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
             identity = _Identity(status.st_dev, status.st_ino, *_CREDENTIALS.unpack(credentials))

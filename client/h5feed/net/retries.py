@@ -40,7 +40,7 @@ class FailedAttempts:
     ----------
     count : int
     failures : dict of str to FeedError
-        The last failure of each server, by URL, in the order of the attempts.
+        The last failure of each server, by name, in the order of the attempts.
     """
 
     def __init__(self) -> None:
@@ -52,19 +52,19 @@ class FailedAttempts:
         """Seconds to wait before the next attempt: random, so that clients do not all return at once."""
         return jitter.uniform(0, min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2 ** min(self.count - 1, 16)))
 
-    def add(self, url: str, failure: FeedError, deadline: float) -> FeedError:
+    def add(self, name: str, failure: FeedError, deadline: float) -> FeedError:
         """Record a failure, and return the error to report for it."""
         self.count += 1
         if isinstance(failure, Transient):
-            self._answered[url] = failure
-        elif url in self._answered:
+            self._answered[name] = failure
+        elif name in self._answered:
             if time.monotonic() >= deadline:
                 # Our own deadline cut this attempt off: the server's earlier error is the reason.
-                failure = self._answered[url]
+                failure = self._answered[name]
             else:
-                failure = ConnectionFailed(f"{failure}; before that it returned: {self._answered[url]}")
-        self.failures.pop(url, None)
-        self.failures[url] = failure
+                failure = ConnectionFailed(f"{failure}; before that it returned: {self._answered[name]}")
+        self.failures.pop(name, None)
+        self.failures[name] = failure
         return failure
 
 
@@ -105,7 +105,7 @@ def error_of(answer: Answer, server: Server, *, several: bool) -> FeedError:
     error = from_problem(answer.status, problem, retry_after=retry_after)
     if not several or isinstance(error, Transient):
         return error
-    return type(error)(f"{server.url} says: {error.detail}", retry_after=retry_after, request_id=error.request_id)
+    return type(error)(f"{server.name} says: {error.detail}", retry_after=retry_after, request_id=error.request_id)
 
 
 def _described(answer: Answer, server: Server) -> str:

@@ -1,9 +1,4 @@
-"""Load balancing and failover between several servers with the same data.
-
-All servers respond to a request with the same bytes, so a request can go to any of them. It goes to the one with the
-fewest requests in flight, so that slow servers get fewer. A server that failed is skipped, longer each time, and gets a
-health check before its next request.
-"""
+"""One server: its address, the connections to it, and what is known of its state."""
 
 from __future__ import annotations
 
@@ -11,9 +6,9 @@ import contextlib
 import random
 import re
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +18,7 @@ from ..buffers import BufferPool
 from ..errors import BadAnswer, BadParameter
 from ..handshake import OFFER_PATH
 from ..schema import read_json
+from .addresses import may_have_several
 from .cancellation import Cancellation
 from .embedded import Embedded, EmbeddedTransport
 from .http import auth_of, httpx, timeout_of
@@ -42,15 +38,14 @@ from .transport import (
     with_headers,
 )
 
-FIRST_REST = 0.25
-LONGEST_REST = 30.0
-"""Seconds. After its n-th failure in a row, a server is skipped for half to all of min(longest, first · 2ⁿ)."""
-
 jitter = random.Random()
 """Not the global generator: a retry must not change the random numbers of a seeded training run."""
 
 LOOK_SECONDS = 2.0
 """Timeout of the health check of a server that failed."""
+
+_RECENT = 8
+"""Number of responses whose pace is kept."""
 
 Hooks = Mapping[str, list[Callable[..., Any]]]
 
@@ -73,19 +68,34 @@ class Server:
         Whether to use the Unix socket of a server at a loopback URL: see `h5feed.net.local`.
     embedded : Embedded, optional
         The server is this one, and `url` its path.
+    address : str, optional
+        The one to connect to, of those of the URL's host. The ``Host`` header and the name in the certificate remain
+        those of the URL.
 
     Attributes
     ----------
     url : str
         For display: without user name and password.
+    name : str
+        The same, with the address.
     under_way : int
         Number of requests in flight.
+    requests : int
+        Number of requests answered.
     failures : int
         Number of consecutive failures.
+    why : str
+        The last of them.
+    is_well : bool
+        Whether it has passed a health check since the last failure.
     has_answered : bool
         Whether it has ever sent an HTTP response.
     asked_at, failed_at, rests_until : float
         `time.monotonic()` of the last request, of the last failure, and of the end of the time it is skipped.
+    paces : deque of float
+        Seconds that it took for a byte of each of the last responses.
+    paced_at : float
+        `time.monotonic()` of the last of them.
     """
 
     def __init__(
@@ -99,6 +109,7 @@ class Server:
         auth: httpx.Auth | tuple[str, str] | None,
         local: bool = False,
         embedded: Embedded | None = None,
+        address: str | None = None,
     ) -> None:
         base_url, uds = _split_url(url) if embedded is None else (httpx.URL("http://localhost"), embedded.socket)
         if base_url.userinfo:
@@ -107,8 +118,10 @@ class Server:
             base_url = base_url.copy_with(username=None, password=None)
             url = str(base_url).rstrip("/")
         self.url = url
+        self.address = address
+        self.name = url if address is None else f"{url} ({address})"
         self._local = LoopbackTransport() if local and uds is None and is_eligible(base_url) else None
-        self._transport = self._local or FeedTransport(uds=uds, verify=verify)
+        self._transport = self._local or FeedTransport(uds=uds, verify=verify, address=address)
         if embedded is not None:
             self._transport = EmbeddedTransport(embedded)
         self.via = partial(describe, self._transport, uds, local, base_url)
@@ -124,10 +137,11 @@ class Server:
         self._plain = auth is None and not event_hooks
         self._prefix = self._http.base_url.raw_path.decode("ascii").rstrip("/")
         self._templates: dict[str, tuple[bytes, Timeouts]] = {}
-        self.under_way = 0
-        self.failures = 0
-        self.has_answered = False
-        self.asked_at = self.failed_at = self.rests_until = 0.0
+        self.under_way = self.requests = self.failures = 0
+        self.why = ""
+        self.has_answered = self.is_well = False
+        self.asked_at = self.failed_at = self.rests_until = self.paced_at = 0.0
+        self.paces: deque[float] = deque(maxlen=_RECENT)
 
     def send(
         self,
@@ -167,6 +181,20 @@ class Server:
         # Removed from the response, which is part of a reference cycle: the buffer must not wait for the collector.
         body = response.extensions.pop(BODY, None)
         return Answer(response.status_code, response.headers.multi_items(), body, response.content)
+
+    @property
+    def origin(self) -> tuple[str, int] | None:
+        """Host and port, if the host may be a name of several servers.
+
+        Raises
+        ------
+        BadParameter
+            The environment names a proxy that cannot be used.
+        """
+        url = self._http.base_url
+        if self._transport.is_local or not may_have_several(url.host) or self.proxy:
+            return None
+        return url.host, url.port or (443 if url.scheme == "https" else 80)
 
     @property
     def is_local(self) -> bool:
@@ -234,6 +262,10 @@ class Server:
         # Copy the cookies to a new jar, because the jar has a lock too.
         self._http.cookies = self._http.cookies
 
+    def retire(self) -> None:
+        """Close the idle connections now, and the others after the requests that use them."""
+        self._transport.close()
+
     def close(self) -> None:
         self._http.close()
 
@@ -273,105 +305,6 @@ class Server:
             # A proxy set a cookie: use httpx from now on, which stores cookies.
             self._plain = False
         return answer
-
-
-class Servers:
-    """The servers of one client.
-
-    Parameters
-    ----------
-    servers : sequence of Server
-        At least one.
-    """
-
-    def __init__(self, servers: Sequence[Server]) -> None:
-        self._servers = tuple(servers)
-        self._lock = threading.Lock()
-
-    def __iter__(self) -> Iterator[Server]:
-        return iter(self._servers)
-
-    def __len__(self) -> int:
-        return len(self._servers)
-
-    @contextlib.contextmanager
-    def one(self, among: Sequence[Server] = ()) -> Iterator[Server]:
-        """The server for the next request, which counts as in flight within this context.
-
-        Parameters
-        ----------
-        among : sequence of Server
-            Those that can answer it; default: all.
-        """
-        server = self._choose(among or self._servers)
-        try:
-            yield server
-        finally:
-            with self._lock:
-                server.under_way -= 1
-
-    def others_awake(self, than: Server, among: Sequence[Server] = ()) -> bool:
-        """Whether any other server (of those that can answer) is not being skipped."""
-        now = time.monotonic()
-        return any(server.rests_until <= now for server in among or self._servers if server is not than)
-
-    def answered(self, server: Server) -> None:
-        """Report that `server` sent a valid response."""
-        if server.failures:
-            with self._lock:
-                server.failures, server.rests_until = 0, 0.0
-
-    def failed(self, server: Server, asked_at: float, retry_after: float = 0.0) -> None:
-        """Report that a request of `asked_at` (`time.monotonic()`) failed, or must be retried after `retry_after` s."""
-        with self._lock:
-            # Requests that fail together, because of one crash, count as one failure.
-            if asked_at >= server.failed_at:
-                server.failed_at = time.monotonic()
-                self._leave_out(server, retry_after)
-            elif retry_after:
-                server.rests_until = max(server.rests_until, time.monotonic() + retry_after)
-
-    def after_fork(self) -> None:
-        """In the child: a lock held by a thread of the parent would never be released."""
-        self._lock = threading.Lock()
-        for server in self._servers:
-            server.after_fork()
-
-    def close(self) -> None:
-        for server in self._servers:
-            server.close()
-
-    def _choose(self, among: Sequence[Server]) -> Server:
-        while True:
-            with self._lock:
-                now = time.monotonic()
-                awake = [server for server in among if server.rests_until <= now]
-                # Among equals, the least recently used. If all are skipped, the one whose time is up first.
-                chosen = (
-                    min(awake, key=lambda server: (server.under_way, server.asked_at))
-                    if awake
-                    else min(among, key=lambda server: server.rests_until)
-                )
-                chosen.asked_at = now
-                doubtful = chosen.failures > 0 and len(awake) > 1
-                if not doubtful:
-                    chosen.under_way += 1
-                    return chosen
-                # No other request may use it until this trial has ended.
-                chosen.rests_until = now + 2 * LOOK_SECONDS
-            alive = chosen.is_alive()
-            with self._lock:
-                if alive:
-                    chosen.under_way += 1
-                    return chosen
-                self._leave_out(chosen)
-
-    def _leave_out(self, server: Server, retry_after: float = 0.0) -> None:
-        """Call with the lock held."""
-        server.failures += 1
-        # The exponent is limited, or the power would overflow a float after a thousand failures.
-        longest = min(LONGEST_REST, FIRST_REST * 2 ** min(server.failures, 16))
-        server.rests_until = time.monotonic() + max(retry_after, jitter.uniform(longest / 2, longest))
 
 
 def _split_url(url: str) -> tuple[httpx.URL, str | None]:

@@ -66,6 +66,8 @@ class Spans:
             "url.path": path,
             "server.address": address.hostname or address.path,
         }
+        if server.address is not None:
+            attributes["network.peer.address"] = server.address
         if address.port is not None:
             attributes["server.port"] = address.port
         name = f"{method} {template}"

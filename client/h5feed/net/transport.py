@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..buffers import BufferPool
+from .addresses import is_address
 from .cancellation import Cancellation
 from .certificates import default_context
 from .http import httpx
@@ -170,10 +171,20 @@ class FeedTransport(httpx.BaseTransport):
         What `httpx.Client(verify=…)` takes; used for ``https`` URLs.
     max_idle : int
         Maximum number of idle connections kept open.
+    address : str, optional
+        The address to connect to, one of those of the URL's host.
     """
 
-    def __init__(self, *, uds: str | None = None, verify: ssl.SSLContext | bool = True, max_idle: int = 64) -> None:
+    def __init__(
+        self,
+        *,
+        uds: str | None = None,
+        verify: ssl.SSLContext | bool = True,
+        max_idle: int = 64,
+        address: str | None = None,
+    ) -> None:
         self._uds = uds
+        self._address = address
         self._verify = verify
         self._max_idle = max_idle
         self._idle: dict[tuple[str, str, int], list[socket.socket]] = {}
@@ -222,6 +233,8 @@ class FeedTransport(httpx.BaseTransport):
         origin = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
         host = url.host if self._uds is None else f"the Unix socket {self._uds}"
         proxy = self._proxy(origin)
+        if self._address is not None:
+            host = f"{host} at {self._address}"
         if proxy is not None:
             host = f"{host} through the proxy {proxy.shown}"
             if url.scheme == "http":
@@ -294,7 +307,8 @@ class FeedTransport(httpx.BaseTransport):
                     # The server closed the idle connection before it got this request: open a new one.
                     pass
             try:
-                connected = self._connect(origin, min(timeouts.get("connect") or 1e9, deadline - time.monotonic()))
+                timeout = min(timeouts.get("connect") or 1e9, deadline - time.monotonic())
+                connected = self._connect(origin, timeout, call.cancelled)
             except TimeoutError as error:
                 raise httpx.ConnectTimeout(f"could not connect to {host}: {error}") from error
             except OSError as error:
@@ -359,7 +373,9 @@ class FeedTransport(httpx.BaseTransport):
                 return
         connection.close()
 
-    def _connect(self, origin: tuple[str, str, int], timeout: float) -> socket.socket:
+    def _connect(
+        self, origin: tuple[str, str, int], timeout: float, cancelled: Cancellation | None = None
+    ) -> socket.socket:
         scheme, host, port = origin
         if timeout <= 0:
             raise TimeoutError("the deadline has passed")
@@ -374,7 +390,10 @@ class FeedTransport(httpx.BaseTransport):
                 raise
         else:
             proxy = self._proxy(origin)
-            connected = socket.create_connection((host, port) if proxy is None else (proxy.host, proxy.port), timeout)
+            if proxy is not None:
+                connected = socket.create_connection((proxy.host, proxy.port), timeout)
+            else:
+                connected = _connected(self._address or host, port, timeout, cancelled)
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if proxy is not None and scheme == "https":
                 try:
@@ -390,7 +409,11 @@ class FeedTransport(httpx.BaseTransport):
         self.round_trip = min(self.round_trip, round_trip)
         if scheme == "https":
             try:
-                connected = self._ssl_context().wrap_socket(connected, server_hostname=host)
+                connected = self._ssl_context().wrap_socket(
+                    connected, server_hostname=host, do_handshake_on_connect=False
+                )
+                with _ends(cancelled, connected):
+                    connected.do_handshake()
             except BaseException:
                 connected.close()
                 raise
@@ -413,7 +436,7 @@ class FeedTransport(httpx.BaseTransport):
         """Send one request and read the response, then keep or close the connection."""
         reusable = False
         try:
-            with call.cancelled.ends(connected) if call.cancelled is not None else contextlib.nullcontext():
+            with _ends(call.cancelled, connected):
                 answer, reusable = _ask(connected, call)
             if call.cancelled is not None and call.cancelled.is_set():
                 reusable = False
@@ -423,6 +446,30 @@ class FeedTransport(httpx.BaseTransport):
                 self._keep(origin, connected)
             else:
                 connected.close()
+
+
+def _ends(cancelled: Cancellation | None, connected: socket.socket) -> contextlib.AbstractContextManager[None]:
+    """Within this context, the cancellation of the request ends what goes on at the socket."""
+    return contextlib.nullcontext() if cancelled is None else cancelled.ends(connected)
+
+
+def _connected(host: str, port: int, timeout: float, cancelled: Cancellation | None) -> socket.socket:
+    """A TCP connection. That to an address can be cancelled while it is being opened."""
+    if cancelled is None or not is_address(host):
+        return socket.create_connection((host, port), timeout)
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    family, kind, protocol, _, address = found[0]
+    connected = socket.socket(family, kind, protocol)
+    try:
+        connected.settimeout(timeout)
+        with _ends(cancelled, connected):
+            if cancelled.is_set():
+                raise ConnectionAbortedError("the request was cancelled")
+            connected.connect(address)
+    except BaseException:
+        connected.close()
+        raise
+    return connected
 
 
 def _kernel_round_trip(connected: socket.socket) -> float:
@@ -509,6 +556,8 @@ def _ask(connected: socket.socket, call: _Call) -> tuple[Answer, bool]:
         unsent = unsent[connected.send(unsent) :]
     patience = _Patience(connected, call.timeouts.get("read"), call.deadline)
     received = _receive_head(connected, patience)
+    if call.cancelled is not None:
+        call.cancelled.heard()
     while received[9:10] == b"1" and received[9:12] != b"101":
         # An interim response, such as 103 Early Hints: the final one follows.
         received = _receive_head(connected, patience, received[received.index(b"\r\n\r\n") + 4 :])

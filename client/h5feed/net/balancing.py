@@ -1,0 +1,321 @@
+"""Load balancing and failover between several servers with the same data.
+
+All servers respond to a request with the same bytes, so a request can go to any of them: to any URL that the client was
+given, and to any address of its host. It goes to the one that is expected to respond first, by the requests it has in
+flight and by its measured speed. A server that failed is left out, longer each time, and
+gets a health check in the background before its next request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from .addresses import Addresses
+from .servers import LOOK_SECONDS, Server, jitter
+
+FIRST_REST = 0.25
+LONGEST_REST = 30.0
+"""Seconds. After its n-th failure in a row, a server is left out for half to all of min(longest, first · 2ⁿ)."""
+
+_OVERHEAD_BYTES = 1 << 16
+"""What a request costs beside its body, expressed in bytes: else small bodies would look slow."""
+
+_LEAST_BYTES = 1 << 16
+"""Smaller bodies say nothing about the speed of a server."""
+
+_LEAST_MEASURED = 4
+"""Responses after which the speed of a server counts. The first ones are slow everywhere."""
+
+_FORGET_SECONDS = 3.0
+"""The speed of a server that gets no requests is forgotten with this time constant, so that it is measured again."""
+
+_SLOWEST = 8.0
+"""No server counts as slower than the fastest by more than this factor."""
+
+_ALIKE = 1.5
+"""Servers whose expected times differ by less than this factor take turns."""
+
+
+@dataclass(frozen=True)
+class ReplicaStats:
+    """What one server has done for a client.
+
+    Attributes
+    ----------
+    url : str
+        The one that the client was given.
+    address : str
+        That of this server, if the URL has a host name; else empty.
+    requests : int
+        Number of requests that it answered.
+    left_out : str
+        Why it gets no requests at present; empty if it does.
+    """
+
+    url: str
+    address: str
+    requests: int
+    left_out: str
+
+    def __str__(self) -> str:
+        name = f"{self.url} ({self.address})" if self.address else self.url
+        return f"{name}: {self.requests:,} requests" + (f", left out: {self.left_out}" if self.left_out else "")
+
+
+class _Given:
+    """A URL that a client was given, and the servers at the addresses of its host.
+
+    Parameters
+    ----------
+    make : callable
+        Returns the server at one of the addresses; with None, that of a host that needs no look-up.
+    """
+
+    def __init__(self, make: Callable[[str | None], Server]) -> None:
+        self._make = make
+        self.servers: tuple[Server, ...] = (make(None),)
+        self._is_asked = False
+        self.addresses: Addresses | None = None
+
+    def prepare(self) -> None:
+        """Find out whether the host has to be looked up. That depends on the environment at the first request.
+
+        Raises
+        ------
+        BadParameter
+            The environment names a proxy that cannot be used.
+        """
+        if not self._is_asked:
+            origin = self.servers[0].origin
+            self.addresses = None if origin is None else Addresses(*origin)
+            self._is_asked = True
+
+    def take(self, addresses: Sequence[str]) -> list[Server]:
+        """Use these addresses from now on; returns the servers that are no longer used."""
+        known = {server.address: server for server in self.servers}
+        self.servers = tuple(known.get(address) or self._make(address) for address in addresses)
+        return [server for server in known.values() if server not in self.servers]
+
+
+class Servers:
+    """The servers of one client.
+
+    Parameters
+    ----------
+    makers : sequence of callable
+        For each URL, what returns its server, given the address or None.
+    """
+
+    def __init__(self, makers: Sequence[Callable[[str | None], Server]]) -> None:
+        self._given = [_Given(make) for make in makers]
+        self._servers = tuple(server for given in self._given for server in given.servers)
+        self.url = ",".join(server.url for server in self._servers)
+        """The URLs, without addresses."""
+        self._token: str | None = None
+        self._is_closed = False
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[Server]:
+        return iter(self._servers)
+
+    def __len__(self) -> int:
+        return len(self._servers)
+
+    def look_up(self, seconds: float) -> None:
+        """Look up host names, if it is time to. Waits up to `seconds` if no address of one is known yet.
+
+        Raises
+        ------
+        BadParameter
+            The environment names a proxy that cannot be used.
+        """
+        for given in self._given:
+            with self._lock:
+                given.prepare()
+            if given.addresses is not None:
+                is_urgent = all(server.failures for server in given.servers)
+                given.addresses.refresh(
+                    is_urgent=is_urgent,
+                    wait=0.0 if given.addresses.known else seconds,
+                    found=lambda addresses, given=given: self._take(given, addresses),  # type: ignore[misc]
+                )
+
+    @contextlib.contextmanager
+    def one(self, among: Sequence[Server] = ()) -> Iterator[Server]:
+        """The server for the next request, which counts as in flight within this context.
+
+        Parameters
+        ----------
+        among : sequence of Server
+            Those that can answer it; default: all.
+        """
+        server = self._choose(among or self._servers)
+        try:
+            yield server
+        finally:
+            with self._lock:
+                server.under_way -= 1
+
+    @contextlib.contextmanager
+    def another(self, than: Server) -> Iterator[Server | None]:
+        """Any other server that is not left out, which counts as in flight within this context; None if all are."""
+        with self._lock:
+            now = time.monotonic()
+            trusted = [
+                server
+                for server in self._servers
+                if server is not than and server.rests_until <= now and (not server.failures or server.is_well)
+            ]
+            chosen = self._soonest(trusted, now) if trusted else None
+            if chosen is not None:
+                chosen.under_way += 1
+        try:
+            yield chosen
+        finally:
+            if chosen is not None:
+                with self._lock:
+                    chosen.under_way -= 1
+
+    def others_awake(self, than: Server, among: Sequence[Server] = ()) -> bool:
+        """Whether any other server (of those that can answer) is not left out."""
+        now = time.monotonic()
+        return any(server.rests_until <= now for server in among or self._servers if server is not than)
+
+    def answered(self, server: Server, nbytes: int = 0, seconds: float = 0.0) -> None:
+        """Report that `server` sent a valid response, of `nbytes`, within `seconds`."""
+        with self._lock:
+            server.requests += 1
+            server.failures, server.rests_until = 0, 0.0
+            if nbytes >= _LEAST_BYTES:
+                server.paces.append(seconds / (nbytes + _OVERHEAD_BYTES))
+                server.paced_at = time.monotonic()
+
+    def failed(self, server: Server, asked_at: float, why: str, retry_after: float = 0.0) -> None:
+        """Report that a request of `asked_at` (`time.monotonic()`) failed, or must be retried after `retry_after` s."""
+        with self._lock:
+            # Requests that fail together, because of one crash, count as one failure.
+            if asked_at >= server.failed_at:
+                server.failed_at = time.monotonic()
+                self._leave_out(server, why, retry_after)
+            elif retry_after:
+                server.rests_until = max(server.rests_until, time.monotonic() + retry_after)
+
+    def authorize(self, token: str) -> None:
+        """Send another token from now on."""
+        with self._lock:
+            self._token = token
+            for server in self._servers:
+                server.authorize(token)
+
+    def stats(self) -> tuple[ReplicaStats, ...]:
+        """What each server has done so far."""
+        now = time.monotonic()
+        with self._lock:
+            return tuple(
+                ReplicaStats(
+                    server.url,
+                    server.address or "",
+                    server.requests,
+                    server.why if server.failures and (server.rests_until > now or not server.is_well) else "",
+                )
+                for server in self._servers
+            )
+
+    def after_fork(self) -> None:
+        """In the child: a lock held by a thread of the parent would never be released."""
+        self._lock = threading.Lock()
+        for given in self._given:
+            if given.addresses is not None:
+                given.addresses.after_fork()
+        for server in self._servers:
+            server.after_fork()
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            servers = self._servers
+        for server in servers:
+            server.close()
+
+    def _take(self, given: _Given, addresses: Sequence[str]) -> None:
+        with self._lock:
+            if self._is_closed:
+                return
+            gone = given.take(addresses)
+            self._servers = tuple(server for one in self._given for server in one.servers)
+            if self._token is not None:
+                for server in given.servers:
+                    server.authorize(self._token)
+        for server in gone:
+            server.retire()
+
+    def _choose(self, among: Sequence[Server]) -> Server:
+        with self._lock:
+            now = time.monotonic()
+            awake = [server for server in among if server.rests_until <= now]
+            doubtful = [server for server in awake if server.failures and not server.is_well]
+            trusted = [server for server in awake if not server.failures or server.is_well]
+            if trusted:
+                for server in doubtful:
+                    self._look_at(server, now)
+                chosen = self._soonest(trusted, now)
+            else:
+                # If all are left out, the one whose time is up first.
+                chosen = min(among, key=lambda server: (server.rests_until, server.asked_at))
+            chosen.asked_at = now
+            chosen.under_way += 1
+            return chosen
+
+    def _soonest(self, servers: Sequence[Server], now: float) -> Server:
+        """The server that is expected to respond first; among equals, the least recently used. Call with the lock."""
+        best = min((pace for server in servers if (pace := _measured(server)) is not None), default=1.0)
+        costs = {server: (server.under_way + 1) * _pace(server, best, now) for server in servers}
+        least = min(costs.values())
+        alike = [server for server, cost in costs.items() if cost <= _ALIKE * least]
+        return min(alike, key=lambda server: (server.under_way, server.asked_at))
+
+    def _look_at(self, server: Server, now: float) -> None:
+        """Start a health check in a thread, so that no request waits for it. Call with the lock held."""
+        # No other check begins until this one has ended.
+        server.rests_until = now + 2 * LOOK_SECONDS
+
+        def look() -> None:
+            alive = server.is_alive()
+            with self._lock:
+                if alive:
+                    server.is_well, server.rests_until = True, 0.0
+                else:
+                    self._leave_out(server, server.why)
+
+        try:
+            threading.Thread(target=look, name="h5feed-health", daemon=True).start()
+        except RuntimeError:
+            # The system cannot start more threads.
+            self._leave_out(server, server.why)
+
+    def _leave_out(self, server: Server, why: str, retry_after: float = 0.0) -> None:
+        """Call with the lock held."""
+        server.failures += 1
+        server.is_well = False
+        server.why = why
+        # The exponent is limited, or the power would overflow a float after a thousand failures.
+        longest = min(LONGEST_REST, FIRST_REST * 2 ** min(server.failures, 16))
+        server.rests_until = time.monotonic() + max(retry_after, jitter.uniform(longest / 2, longest))
+
+
+def _measured(server: Server) -> float | None:
+    """Seconds per byte: the least of the last responses, because other work on the machine only ever adds to it."""
+    return min(server.paces) if len(server.paces) >= _LEAST_MEASURED else None
+
+
+def _pace(server: Server, best: float, now: float) -> float:
+    """Seconds per byte, of which less is certain the longer ago it was measured."""
+    measured = _measured(server)
+    if measured is None:
+        return best
+    return best + (min(measured, _SLOWEST * best) - best) * math.exp((server.paced_at - now) / _FORGET_SECONDS)
