@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 from h5feed.errors import SplitImpossible
 from h5feed.order import hashed
+from h5feed_server.row_bits import BitPacker, RowBits, RowRuns
 from h5feed_server.splits.by_hash import division_key
 from h5feed_server.splits.classes import Classes, dump_classes, load_classes, read_classes
 from h5feed_server.splits.compute import Splits
@@ -18,7 +19,6 @@ from h5feed_server.splits.describe import describe_splits
 from h5feed_server.splits.labels import NoClasses, Strata
 from h5feed_server.splits.large import HashDivision, bits_of_all
 from h5feed_server.splits.split_spec import SplitSpec
-from h5feed_server.storage.row_bits import BitPacker, RowBits, RowRuns
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pytest
 from h5feed.errors import SplitImpossible, TooLarge
 from h5feed.order import hashed
+from h5feed_server.row_bits import LISTED_ROWS
 from h5feed_server.splits.by_hash import division_key
-from h5feed_server.storage.row_bits import LISTED_ROWS
 
 from tests.support.server_process import ServerProcess
 

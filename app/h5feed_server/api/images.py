@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic import Field as Param
 
 from ..catalog.dataset import Dataset, Field
+from ..row_bits import RowSet, as_list
 from ..services import Services
 from ..sharing.slots import Slots
 from ..splits.labels import Labels
 from ..splits.splitter import is_large
 from ..stats import figures, pictures
-from ..storage.row_bits import RowSet, as_list
 from .binary import NOT_MODIFIED, file_name, is_known, not_modified
 from .dependencies import NamePath, ServicesDep, in_thread
 from .problem_responses import DATASET, FIELDS, SPLITS, problems

@@ -10,8 +10,8 @@ from fastapi.responses import Response
 from h5feed.errors import NotAcceptable, TooLarge
 from h5feed.wire import ROWS, Body, Tensor
 
+from ..row_bits import RowRuns
 from ..splits.order_spec import SPLIT_ALIASES
-from ..storage.row_bits import RowRuns
 from .binary import Format, binary, binary_response, cache_headers, is_known, negotiate, not_modified
 from .dependencies import NamePath, ServicesDep
 from .jobs import JOB_RESPONSE, Prefer, at_hand

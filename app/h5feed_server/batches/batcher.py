@@ -25,13 +25,13 @@ from ..cache_folder.folder import CacheFolder
 from ..catalog.catalog import Catalog
 from ..catalog.dataset import Dataset, Field
 from ..jobs.registry import Jobs
+from ..row_bits import RowSet
 from ..settings import Settings
 from ..sharing.slots import Slots
 from ..splits.on_request import SplitJobs
 from ..splits.order_spec import OrderSpec
 from ..splits.splitter import Splitter, balanced_by
 from ..storage.reader import Reader
-from ..storage.row_bits import RowSet
 from .order import Order
 
 Int64s = npt.NDArray[np.int64]

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.order import BatchGrid, order_key, permute
 
+from ..row_bits import RowBits, RowRuns, RowSet
 from ..splits.order_spec import OrderSpec
 from ..splits.resampling import Balanced, Weighted
-from ..storage.row_bits import RowBits, RowRuns, RowSet
 
 BATCHES_AT_ONCE = 64
 """Number of batches computed together. One vectorised call takes nearly the same time for one batch as for this many,

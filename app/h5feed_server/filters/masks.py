@@ -15,8 +15,8 @@ from ..cache_folder.folder import CacheFolder
 from ..catalog.dataset import Dataset, Field
 from ..catalog.names import Key, key_of
 from ..jobs.registry import Progress
+from ..row_bits import BitPacker, Bits
 from ..storage.reader import Reader
-from ..storage.row_bits import BitPacker, Bits
 from .predicates import Predicate
 
 Bools = npt.NDArray[np.bool_]

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.order import hashed
 
-from ..storage.row_bits import BitPacker, Bits
+from ..row_bits import BitPacker, Bits
 from .as_sklearn import Codes
 
 DIVISION_VERSION = 1

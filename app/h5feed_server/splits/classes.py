@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.stored.array_file import dump_arrays, load_arrays
 
-from ..storage.row_bits import LISTED_ROWS, RowBits, RowRuns
+from ..row_bits import LISTED_ROWS, RowBits, RowRuns
 from .as_sklearn import Codes
 from .by_hash import MAX_CLASSES
 from .labels import Blocks, Kind, NoClasses, Strata, plain

@@ -13,7 +13,7 @@ from h5feed.errors import SplitImpossible, SplitNotFound
 from h5feed.stored.array_file import dump_arrays, load_arrays
 from h5feed.suggestions import did_you_mean
 
-from ..storage.row_bits import Bits, RowSet
+from ..row_bits import Bits, RowSet
 from . import as_sklearn, multilabel
 from .as_sklearn import Codes, TooFew
 from .labels import L, Labels, Strata

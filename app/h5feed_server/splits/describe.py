@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..storage.row_bits import RowBits, RowRuns, RowSet, as_list, within
+from ..row_bits import RowBits, RowRuns, RowSet, as_list, within
 from .compute import Splits
 from .labels import Classed, Labels
 

@@ -21,7 +21,7 @@ from ..cache_folder.folder import CacheFolder
 from ..catalog.dataset import Dataset
 from ..catalog.names import Key, key_of
 from ..jobs.registry import Progress
-from ..storage.row_bits import LISTED_ROWS, Bits, RowBits, RowRuns, RowSet
+from ..row_bits import LISTED_ROWS, Bits, RowBits, RowRuns, RowSet
 from .as_sklearn import Codes, TooFew, class_shares
 from .by_hash import Take, divide_by_hash
 from .classes import Classes

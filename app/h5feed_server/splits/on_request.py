@@ -9,7 +9,7 @@ from ..catalog.dataset import Dataset, state_of
 from ..filters.masks import is_quick
 from ..filters.predicates import bind
 from ..jobs.registry import WAIT_SECONDS, InProgress, Jobs, JobState, Progress, Request
-from ..storage.row_bits import RowSet
+from ..row_bits import RowSet
 from .compute import Splits
 from .labels import Labels, Strata
 from .split_spec import FilteredSpec, SplitSpec

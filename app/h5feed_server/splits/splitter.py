@@ -21,9 +21,9 @@ from ..catalog.roles import is_dense
 from ..filters.masks import Masks
 from ..filters.predicates import bind
 from ..jobs.registry import Progress
+from ..row_bits import LISTED_ROWS, RowBits, RowSet, as_list
 from ..settings import Settings
 from ..storage.reader import Reader
-from ..storage.row_bits import LISTED_ROWS, RowBits, RowSet, as_list
 from .classes import Classes, dump_classes, load_classes, read_classes
 from .compute import Rows, Splits, dump_splits, load_splits, native_splits
 from .describe import describe_splits

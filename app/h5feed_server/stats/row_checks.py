@@ -20,8 +20,8 @@ from ..catalog.catalog import Catalog
 from ..catalog.dataset import Dataset, Field, state_of
 from ..catalog.names import Key, key_of
 from ..jobs.registry import WAIT_SECONDS, Jobs, JobState, Progress, Request
+from ..row_bits import RowSet, as_list
 from ..storage.reader import Reader
-from ..storage.row_bits import RowSet, as_list
 
 _KIND = "row-checks"
 _KEPT_BYTES = 8 << 20

@@ -18,9 +18,9 @@ from ..catalog.catalog import Catalog
 from ..catalog.dataset import Dataset, Field, state_of
 from ..catalog.names import Key, key_of
 from ..jobs.registry import WAIT_SECONDS, InProgress, Jobs, Progress, Request
+from ..row_bits import LISTED_ROWS
 from ..splits.on_request import QUICK_BYTES, QUICK_ROWS
 from ..storage.reader import Reader
-from ..storage.row_bits import LISTED_ROWS
 
 Rows = npt.NDArray[np.int32]
 

@@ -20,8 +20,8 @@ from h5feed.errors import TooLarge
 from h5feed.stored.column import Column
 
 from ..jobs.registry import Cancelled
+from ..row_bits import RowSet
 from ..storage.reader import Reader
-from ..storage.row_bits import RowSet
 from ..storage.written import WrittenRows
 from .accumulators import Accumulator, accumulator_for
 from .mean_image import MeanImage

@@ -20,9 +20,9 @@ from ..catalog.names import Key, key_of
 from ..catalog.roles import is_dense
 from ..filters.predicates import bind
 from ..jobs.registry import WAIT_SECONDS, Jobs, JobState, Progress, Request
+from ..row_bits import RowSet
 from ..splits.split_spec import FilteredSpec
 from ..storage.reader import Reader
-from ..storage.row_bits import RowSet
 from ..storage.written import WrittenRows
 from .field_stats import FieldStats, report_of
 from .mean_image import MeanImage

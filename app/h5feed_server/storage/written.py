@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from h5feed.stored.column import Column, Segment
 
-from .row_bits import RowBits, RowRuns, RowSet
+from ..row_bits import RowBits, RowRuns, RowSet
 
 Int64s = npt.NDArray[np.int64]
 

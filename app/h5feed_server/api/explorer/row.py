@@ -11,8 +11,8 @@ from h5feed.errors import FeedError
 from pydantic import Field as Param
 
 from ...catalog.dataset import Dataset, Field
+from ...row_bits import RowSet
 from ...services import Services
-from ...storage.row_bits import RowSet
 from ..dependencies import NamePath, ServicesDep
 from .cells import single
 from .kinds import DRAWN, SINGLE, Kind, by_role, kind_of

@@ -9,11 +9,11 @@ import numpy.typing as npt
 from pydantic import Field
 
 from ...catalog.dataset import Dataset
+from ...row_bits import RowBits, RowRuns, RowSet, as_list
 from ...services import Services
 from ...splits.order_spec import SPLIT_ALIASES
 from ...splits.split_spec import FilteredSpec
 from ...stats.row_search import MAX_TEXT
-from ...storage.row_bits import RowBits, RowRuns, RowSet, as_list
 
 EVERYTHING = FilteredSpec.model_validate({})
 """Splits as they are stored, and all of their rows."""

@@ -11,11 +11,11 @@ from fastapi.responses import Response
 from h5feed.errors import BadParameter, FeedError, FieldNotFound, SplitImpossible, UnsupportedField
 
 from ...catalog.dataset import Dataset
+from ...row_bits import LISTED_ROWS, RowSet
 from ...services import Services
 from ...splits.compute import Splits
 from ...splits.split_spec import FilteredSpec, SplitSpec
 from ...stats.row_checks import compared
-from ...storage.row_bits import LISTED_ROWS, RowSet
 from ..dependencies import NamePath, ServicesDep, in_thread
 from .charts import class_lines
 from .filters import examples
