@@ -22,14 +22,15 @@ import numpy as np
 import numpy.typing as npt
 import simpy
 from h5feed.net.concurrency import MAX_WIDTH, NEAR_WIDTH
+from h5feed.plan import BLOCK_BYTES
 from h5feed.remote_dataset import DEFAULT_READAHEAD
 
-from . import report, sizing
+from . import report
 from .data import BATCH, IMAGE, make_files
 from .measure import count
 from .servers import h5feed_server
+from .sizing import measure
 
-_BLOCK_BYTES = 16 << 20
 _WARM_UP = 0.25
 """Share of the simulated time that does not count: queues fill first."""
 
@@ -91,7 +92,7 @@ class Deployment:
     @property
     def per_block(self) -> int:
         """Batches of a request."""
-        fitting = min(_BLOCK_BYTES, self.readahead // (2 * self.width))
+        fitting = min(BLOCK_BYTES, self.readahead // (2 * self.width))
         return max(1, fitting // self.batch_bytes)
 
     @property
@@ -274,7 +275,7 @@ def _measured() -> float:
     with tempfile.TemporaryDirectory(prefix="h5feed-scale-") as folder:
         files = make_files(Path(folder), lambda text: print(f"{text} …", flush=True))
         with h5feed_server(files.folder, 1) as server, h5feed.connect(server.url, local=False) as feed:
-            return sizing._measure(server, feed[files.contiguous.stem], "", BATCH, 3)[2]
+            return measure(server, feed[files.contiguous.stem], "", BATCH, 3)[2]
 
 
 def _deployments(options: argparse.Namespace, cpu_seconds: float) -> Iterator[Deployment]:

@@ -58,7 +58,7 @@ def _server(folder: Path) -> AbstractContextManager[H5feedServer]:
 def _of(files: Files, epochs: int) -> list[Line]:
     with _server(files.folder) as server, h5feed.connect(server.url, local=False) as feed:
         return [
-            _measure(server, feed[name], what, batch, epochs)
+            measure(server, feed[name], what, batch, epochs)
             for name, what, batch in (
                 (files.contiguous.stem, "256×256×3 images, contiguous, 64 to a batch", BATCH),
                 (files.thumbnails.stem, "64×64×3 images, contiguous, 64 to a batch", BATCH),
@@ -75,10 +75,11 @@ def _of_jpegs(epochs: int) -> Line:
         make_images(jpegs)
         build(jpegs, served / "jpegs.h5", BuildOptions((SIDE, SIDE), store="encoded"))
         with _server(served) as server, h5feed.connect(server.url, local=False) as feed:
-            return _measure(server, feed["jpegs"], what, JPEG_BATCH, epochs)
+            return measure(server, feed["jpegs"], what, JPEG_BATCH, epochs)
 
 
-def _measure(server: H5feedServer, dataset: h5feed.Dataset, what: str, batch: int, epochs: int) -> Line:
+def measure(server: H5feedServer, dataset: h5feed.Dataset, what: str, batch: int, epochs: int) -> Line:
+    """The line of one dataset, from some shuffled epochs after a first one."""
     epoch = epochs_of(dataset, batch)
     epoch()
     before, rows = _cpu_seconds(server), 0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy.typing as npt
 
 from .errors import UnsupportedField
+from .extras import needing
 from .options import LoaderOptions, SequenceOptions, SplitOptions, TorchOptions, TorchRowsOptions
 from .pictures import PNG, Picture
 from .remote_dataset import RemoteDataset, row_ids
@@ -86,7 +85,7 @@ class Dataset(RemoteDataset):
     def sequence(self, split: str = "all", **options: Unpack[SequenceOptions]) -> Sequence:
         """A `keras.utils.PyDataset` of this dataset; see `h5feed.keras.Sequence` for the options."""
         how = "`pip install keras jax` and set KERAS_BACKEND=jax, or use tensorflow or torch"
-        with _needing("a Sequence", "Keras 3 and a backend", how):
+        with needing("a Sequence", "Keras 3 and a backend", how):
             from .keras import Sequence
 
         return Sequence(self, split, **options)
@@ -99,32 +98,21 @@ class Dataset(RemoteDataset):
 
     def torch(self, split: str = "all", **options: Unpack[TorchOptions]) -> TorchBatches:
         """A `torch.utils.data.IterableDataset` of batches; see `h5feed.torch.TorchBatches` for the options."""
-        with _needing("torch()", "PyTorch", "`pip install torch`"):
+        with needing("torch()", "PyTorch", "`pip install torch`"):
             from .torch import TorchBatches
 
         return TorchBatches(self, split, **options)
 
     def torch_map(self, split: str = "all", **options: Unpack[TorchRowsOptions]) -> TorchRows:
         """A `torch.utils.data.Dataset` of single rows; see `h5feed.torch.TorchRows` for the options."""
-        with _needing("torch_map()", "PyTorch", "`pip install torch`"):
+        with needing("torch_map()", "PyTorch", "`pip install torch`"):
             from .torch import TorchRows
 
         return TorchRows(self, split, **options)
 
     def tf_data(self, split: str = "all", **options: Unpack[LoaderOptions]) -> Any:
         """A `tf.data.Dataset` of batches; see `h5feed.tf.tf_data` for the options."""
-        with _needing("tf_data()", "TensorFlow", "`pip install tensorflow`"):
+        with needing("tf_data()", "TensorFlow", "`pip install tensorflow`"):
             from .tf import tf_data
 
         return tf_data(self, split, **options)
-
-
-@contextlib.contextmanager
-def _needing(what: str, packages: str, how: str) -> Iterator[None]:
-    """Say what to install if an import in this context fails."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{what} needs {packages}, but {error.name!r} is not installed: {how}", name=error.name
-        ) from None

@@ -15,7 +15,7 @@ from .frames import Frame
 from .images import ImageSpec
 from .wire import Tensor
 
-_BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 16 << 20
 _WINDOWED_BLOCK_BYTES = 8 << 20
 """Less in a windowed order: the longer the blocks of all connections are together, the more often chunks of two windows
 are needed at the same time, which caches may not hold."""
@@ -87,7 +87,7 @@ class Plan:
     @property
     def block_bytes(self) -> int:
         """Small batches are fetched in blocks of up to this size; one request per batch would be many times slower."""
-        return _WINDOWED_BLOCK_BYTES if "window" in self.params else _BLOCK_BYTES
+        return _WINDOWED_BLOCK_BYTES if "window" in self.params else BLOCK_BYTES
 
     def of_fields(self, names: Sequence[str]) -> Plan:
         """The same order with only some of its fields, not decoded."""

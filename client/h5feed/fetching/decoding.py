@@ -16,6 +16,7 @@ from ..batch import Batch
 from ..blocks import Block, Fetch
 from ..buffers import BufferPool
 from ..errors import BadParameter, ConnectionFailed, DatasetCorrupt, TooLarge
+from ..extras import needing
 from ..frames import MAX_BODY_BYTES
 from ..images import ImageSpec
 from ..net.trace import decoded_images
@@ -169,12 +170,7 @@ def decoded(
 
 
 def _decoder() -> ModuleType:
-    try:
+    how = "`pip install 'h5feed[decode]'`, or use decode='server'"
+    with needing("decode='client'", "image libraries", how):
         from .. import decode
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"decode='client' needs image libraries, but {error.name!r} is not installed: "
-            "`pip install 'h5feed[decode]'`, or use decode='server'",
-            name=error.name,
-        ) from None
     return decode

@@ -309,21 +309,19 @@ class PieceFetcher:
         key = block.epoch, number
         with self._lock:
             window = self._windows.get(key)
-            if window is not None:
-                self._windows.move_to_end(key)
-            else:
+            if window is None:
                 if not self._worth_it:
                     # The first request covers only this block: it shows whether places are worth it.
                     start, stop = block.start, block.stop
                 window = self._ask("places", block.epoch, start, stop, cancelled)
-                if self._is_refused(window):
-                    return window
-                if self._worth_it:
-                    self._windows[key] = window
-                self._worth_it = True
-                while len(self._windows) > _WINDOWS:
-                    self._windows.popitem(last=False)
+                if self._is_usable(window):
+                    if self._worth_it:
+                        self._windows[key] = window
+                    self._worth_it = True
+                    while len(self._windows) > _WINDOWS:
+                        self._windows.popitem(last=False)
                 return window
+            self._windows.move_to_end(key)
         # Without the lock, so that the other threads continue.
         return self._report(block, cancelled) or window
 
@@ -344,19 +342,19 @@ class PieceFetcher:
             logger.debug("%s: not reported: %s", self._path, error)
             self._client.bytes_read.pause()
             return None
-        self._is_refused(window)
+        self._is_usable(window)
         return window
 
-    def _is_refused(self, window: Window) -> bool:
-        """Whether rows are not read from files any more, because it is impossible or not worth it."""
+    def _is_usable(self, window: Window) -> bool:
+        """Whether rows of a window can be read from files and are worth it. If not, no more places are requested."""
         if not window.columns or self._too_long(window):
             self._give_up(True, _reasons(window))
-            return True
+            return False
         if window.files > MAX_DESCRIPTORS:
             # Descriptors would be closed before they are used again, and asking for one takes longer than a row.
             self._give_up(True, f"its rows are in {window.files} files, but at most {MAX_DESCRIPTORS} are kept open")
-            return True
-        return False
+            return False
+        return True
 
     def _too_long(self, window: Window) -> bool:
         plain = sum(array.nbytes for array in window.arrays.values())

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from ..extras import needing
 from ..loops.wait_stats import LoopStats
 from .sequence import Sequence
 
@@ -104,12 +105,6 @@ class WaitMonitor(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def _writer_class() -> Any:
-    try:
+    with needing("log_dir=", "TensorBoard", "`pip install 'h5feed[tensorboard]'`, or omit log_dir"):
         from tensorboard.summary import Writer
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"log_dir= needs TensorBoard, but {error.name!r} is not installed: `pip install 'h5feed[tensorboard]'`, or "
-            "omit log_dir",
-            name=error.name,
-        ) from None
     return Writer

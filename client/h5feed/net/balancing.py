@@ -2,8 +2,8 @@
 
 All servers respond to a request with the same bytes, so a request can go to any of them: to any URL that the client was
 given, and to any address of its host. It goes to the one that is expected to respond first, by the requests it has in
-flight and by its measured speed. A server that failed is left out, longer each time, and
-gets a health check in the background before its next request.
+flight and by its measured speed. A server that failed is left out, longer each time, and gets a health check in the
+background before its next request.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class Servers:
             trusted = [
                 server
                 for server in self._servers
-                if server is not than and server.rests_until <= now and (not server.failures or server.is_well)
+                if server is not than and server.rests_until <= now and server.is_trusted
             ]
             chosen = self._soonest(trusted, now) if trusted else None
             if chosen is not None:
@@ -258,11 +258,11 @@ class Servers:
         with self._lock:
             now = time.monotonic()
             awake = [server for server in among if server.rests_until <= now]
-            doubtful = [server for server in awake if server.failures and not server.is_well]
-            trusted = [server for server in awake if not server.failures or server.is_well]
+            trusted = [server for server in awake if server.is_trusted]
             if trusted:
-                for server in doubtful:
-                    self._look_at(server, now)
+                for server in awake:
+                    if not server.is_trusted:
+                        self._look_at(server, now)
                 chosen = self._soonest(trusted, now)
             else:
                 # If all are left out, the one whose time is up first.
@@ -273,8 +273,12 @@ class Servers:
 
     def _soonest(self, servers: Sequence[Server], now: float) -> Server:
         """The server that is expected to respond first; among equals, the least recently used. Call with the lock."""
-        best = min((pace for server in servers if (pace := _measured(server)) is not None), default=1.0)
-        costs = {server: (server.under_way + 1) * _pace(server, best, now) for server in servers}
+        measured = {server: pace for server in servers if (pace := _measured(server)) is not None}
+        best = min(measured.values(), default=1.0)
+        costs = {
+            server: (server.under_way + 1) * _pace(measured.get(server, best), best, now - server.paced_at)
+            for server in servers
+        }
         least = min(costs.values())
         alike = [server for server, cost in costs.items() if cost <= _ALIKE * least]
         return min(alike, key=lambda server: (server.under_way, server.asked_at))
@@ -313,9 +317,6 @@ def _measured(server: Server) -> float | None:
     return min(server.paces) if len(server.paces) >= _LEAST_MEASURED else None
 
 
-def _pace(server: Server, best: float, now: float) -> float:
+def _pace(measured: float, best: float, age: float) -> float:
     """Seconds per byte, of which less is certain the longer ago it was measured."""
-    measured = _measured(server)
-    if measured is None:
-        return best
-    return best + (min(measured, _SLOWEST * best) - best) * math.exp((server.paced_at - now) / _FORGET_SECONDS)
+    return best + (min(measured, _SLOWEST * best) - best) * math.exp(-age / _FORGET_SECONDS)

@@ -35,6 +35,7 @@ from .transport import (
     Places,
     Timeouts,
     head_after_target,
+    port_of,
     with_headers,
 )
 
@@ -183,6 +184,11 @@ class Server:
         return Answer(response.status_code, response.headers.multi_items(), body, response.content)
 
     @property
+    def is_trusted(self) -> bool:
+        """Whether it has not failed since its last response or health check."""
+        return not self.failures or self.is_well
+
+    @property
     def origin(self) -> tuple[str, int] | None:
         """Host and port, if the host may be a name of several servers.
 
@@ -194,7 +200,7 @@ class Server:
         url = self._http.base_url
         if self._transport.is_local or not may_have_several(url.host) or self.proxy:
             return None
-        return url.host, url.port or (443 if url.scheme == "https" else 80)
+        return url.host, port_of(url)
 
     @property
     def is_local(self) -> bool:

@@ -230,7 +230,7 @@ class FeedTransport(httpx.BaseTransport):
             The server does not speak HTTP or violates it, so a retry would not help (except for `BodyCut`).
         httpx.TransportError
         """
-        origin = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
+        origin = (url.scheme, url.host, port_of(url))
         host = url.host if self._uds is None else f"the Unix socket {self._uds}"
         proxy = self._proxy(origin)
         if self._address is not None:
@@ -330,7 +330,7 @@ class FeedTransport(httpx.BaseTransport):
 
     def proxy_of(self, url: httpx.URL) -> str:
         """The proxy through which the server of `url` is asked, for messages; empty if there is none."""
-        proxy = self._proxy((url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)))
+        proxy = self._proxy((url.scheme, url.host, port_of(url)))
         return "" if proxy is None else proxy.shown
 
     def speaks_tls(self, url: httpx.URL, timeout: float) -> bool:
@@ -446,6 +446,11 @@ class FeedTransport(httpx.BaseTransport):
                 self._keep(origin, connected)
             else:
                 connected.close()
+
+
+def port_of(url: httpx.URL) -> int:
+    """The port of an ``http`` or ``https`` URL, which may be that of the scheme."""
+    return url.port or (443 if url.scheme == "https" else 80)
 
 
 def _ends(cancelled: Cancellation | None, connected: socket.socket) -> contextlib.AbstractContextManager[None]:
