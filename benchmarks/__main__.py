@@ -74,7 +74,7 @@ _EXAMPLES = """groups:
   s  splits of ten million labels                     t  statistics of 1.26 GB of images
   k  pages of the explorer                            w  filtered rows of ten million
   l  rows that the client reads from the files        q  compressed chunks over a link of 1 Gbit/s
-  m  two replicas behind links of 100 Mbit/s, and one
+  m  one to three replicas behind links of 100 Mbit/s
   n  the number of connections that the client finds  r  rows compressed for links of 100 Mbit/s and 1 Gbit/s
 
 examples:

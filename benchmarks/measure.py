@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,8 @@ class Figure:
         The ratio that we want to reach.
     smaller : bool
         Smaller is better.
+    highest : float
+        What a ratio that must not be far from 1 may be at most.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Figure:
     theirs: Mapping[str, str]
     target: float
     smaller: bool = False
+    highest: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ class Measured:
     @property
     def is_reached(self) -> bool:
         """Whether the ratio is at the target, or better."""
-        return self.ratio <= self.figure.target if self.figure.smaller else self.ratio >= self.figure.target
+        if self.figure.smaller:
+            return self.ratio <= self.figure.target
+        return self.figure.target <= self.ratio <= self.figure.highest
 
 
 Rates = Mapping[str, Sequence[float]]

@@ -1,9 +1,11 @@
 """``python -m benchmarks.scale_sim``: how many accelerators replicas of the server feed, by simulation.
 
-Clients read ahead as `h5feed` does: blocks of batches over several connections, each to the replica with the fewest of
-their requests, delivered in order, within a byte budget. Replicas have cores, which take CPU time for each batch, and
-links, which connections share evenly, as they share those of the clients. The CPU time per batch is measured on this
-machine, or given. What is not simulated: losses on the network, slow disks, other work on the machines.
+Clients read ahead with the rules of `h5feed` itself: blocks of batches, as large and as many at a time as it finds
+best, each from the replica with the fewest of their requests, delivered in order, within a byte budget. Replicas have
+cores, which take CPU time for each batch, and links, which connections share evenly, as they share those of the
+clients. The CPU time per batch is measured on this machine, or given. What is not simulated: losses on the network,
+slow disks, other work on the machines. ``python -m benchmarks --only m`` compares it with real replicas behind slow
+links.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import itertools
 import sys
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import h5feed
 import numpy as np
 import numpy.typing as npt
 import simpy
-from h5feed.net.concurrency import MAX_WIDTH, NEAR_WIDTH
+from h5feed.net.concurrency import Link, Pace
 from h5feed.plan import BLOCK_BYTES
 from h5feed.remote_dataset import DEFAULT_READAHEAD
 
@@ -66,7 +68,7 @@ class Deployment:
     readahead : int
         Bytes that a client fetches ahead.
     connections : int or None
-        Requests that a client has under way; None: two for each replica, and at most 32.
+        Requests that a client has under way at most; None: it finds out how many.
     jitter : float
         Standard deviation of the logarithm of the CPU time of a batch.
     """
@@ -85,15 +87,9 @@ class Deployment:
     jitter: float = 0.2
 
     @property
-    def width(self) -> int:
-        """Requests that a client has under way."""
-        return self.connections or min(MAX_WIDTH, NEAR_WIDTH * self.replicas)
-
-    @property
-    def per_block(self) -> int:
-        """Batches of a request."""
-        fitting = min(BLOCK_BYTES, self.readahead // (2 * self.width))
-        return max(1, fitting // self.batch_bytes)
+    def link(self) -> Link:
+        """What a client knows at first."""
+        return Link.of(self.round_trip, self.replicas)
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -155,6 +151,11 @@ class _Links:
         self._share()
         return done
 
+    def cut(self, client: int) -> None:
+        """End all transfers to a client, which has closed its connections."""
+        self._advance()
+        self._keep(self._to != client)
+
     def _advance(self) -> None:
         """Count what has arrived since the shares changed."""
         self._left -= self._rates * (self.env.now - self._since)
@@ -181,93 +182,164 @@ class _Links:
         over = self._left <= np.maximum(1.0, self._rates * 1e-9)
         for index in np.flatnonzero(over).tolist():
             self._done[index].succeed()
-        self._done = [event for event, is_over in zip(self._done, over.tolist(), strict=True) if not is_over]
-        self._from, self._to, self._left = self._from[~over], self._to[~over], self._left[~over]
+        self._keep(~over)
+
+    def _keep(self, kept: npt.NDArray[np.bool_]) -> None:
+        self._done = list(itertools.compress(self._done, kept.tolist()))
+        self._from, self._to, self._left = self._from[kept], self._to[kept], self._left[kept]
         self._share()
 
 
 class _Client:
-    """A training loop that reads ahead."""
+    """A training loop that reads ahead. How many requests it has under way, and how large they are, is decided by what
+    decides it in the client itself.
+
+    Parameters
+    ----------
+    env : simpy.Environment
+    number : int
+    plan : Deployment
+    cores : list of simpy.Resource
+        Of each replica.
+    links : _Links
+    link : Link
+        What earlier loops have learnt.
+    batches : int, optional
+        The loop ends after so many; default: never.
+    """
 
     def __init__(
-        self, env: simpy.Environment, number: int, plan: Deployment, cores: list[simpy.Resource], links: _Links
+        self,
+        env: simpy.Environment,
+        number: int,
+        plan: Deployment,
+        cores: list[simpy.Resource],
+        links: _Links,
+        link: Link,
+        batches: int | None = None,
     ) -> None:
         self._env, self._number, self._plan, self._cores, self._links = env, number, plan, cores, links
         self._random = np.random.default_rng(number)
-        self._blocks = itertools.count()
-        self._turn = simpy.Resource(env)
-        self._budget = simpy.Container(env, max(1, plan.readahead // plan.batch_bytes, plan.per_block))
-        self._budget.put(self._budget.capacity)
+        self._pace = Pace(plan.readahead, plan.connections, link)
+        self._asked_at = [0.0] * plan.replicas
         self._under_way = [0] * plan.replicas
-        self._arrived: dict[int, simpy.Event] = {}
+        self._outstanding = 0
+        self._arrived: dict[int, int] = {}
+        self._change = env.event()
+        self._waited = 0.0
+        self._waits_since: float | None = None
+        self._is_over = False
         self.waits: list[float] = []
         self.steps: list[float] = []
-        self.arrivals: list[float] = []
-        for _ in range(plan.width):
-            env.process(self._fetch())
-        env.process(self._train())
+        self.arrivals: list[tuple[float, int]] = []
+        env.process(self._ask())
+        self.over = env.process(self._train(batches))
 
-    def _arrival(self, index: int) -> simpy.Event:
-        return self._arrived.setdefault(index, self._env.event())
+    def _changed(self) -> None:
+        self._change.succeed()
+        self._change = self._env.event()
 
-    def _fetch(self) -> Event:
-        plan, env = self._plan, self._env
-        while True:
-            with self._turn.request() as turn:
-                yield turn
-                yield self._budget.get(plan.per_block)
-                block = next(self._blocks)
+    def _ask(self) -> Event:
+        """Send requests, as many as fit."""
+        plan, first = self._plan, 0
+        whole = max(1, BLOCK_BYTES // plan.batch_bytes)
+        while not self._is_over:
+            if sum(self._under_way) >= self._pace.width:
+                yield self._change
+                continue
+            fitting = max(1, self._pace.block_bytes(self._env.now) // plan.batch_bytes)
+            batches = min(fitting, whole - first % whole)
+            while self._outstanding and self._outstanding + batches * plan.batch_bytes > plan.readahead:
+                self._pace.full()
+                yield self._change
             fewest = min(self._under_way)
             among = [replica for replica, count in enumerate(self._under_way) if count == fewest]
-            replica = among[(block + self._number) % len(among)]
+            replica = min(among, key=lambda one: (self._asked_at[one], (one + self._number) % plan.replicas))
+            self._asked_at[replica] = self._env.now
             self._under_way[replica] += 1
-            yield env.timeout(plan.round_trip)
-            sent: simpy.Event | None = None
-            # The next batch is read while this one is sent.
-            for index in range(block * plan.per_block, (block + 1) * plan.per_block):
-                with self._cores[replica].request() as core:
-                    yield core
-                    yield env.timeout(plan.cpu_seconds * float(self._random.lognormal(0, plan.jitter)))
-                if sent is not None:
-                    yield sent
-                sent = self._links.transfer(replica, self._number, plan.batch_bytes)
-                env.process(self._deliver(sent, index))
-            assert sent is not None
-            yield sent
-            self._under_way[replica] -= 1
+            self._outstanding += batches * plan.batch_bytes
+            self._env.process(self._fetch(first, batches, replica))
+            first += batches
 
-    def _deliver(self, sent: simpy.Event, index: int) -> Event:
+    def _fetch(self, first: int, batches: int, replica: int) -> Event:
+        plan, env = self._plan, self._env
+        yield env.timeout(plan.round_trip)
+        sent: simpy.Event | None = None
+        # The next batch is read while this one is sent.
+        for _ in range(batches):
+            with self._cores[replica].request() as core:
+                yield core
+                yield env.timeout(plan.cpu_seconds * float(self._random.lognormal(0, plan.jitter)))
+            if sent is not None:
+                yield sent
+            if self._is_over:
+                return
+            sent = self._links.transfer(replica, self._number, plan.batch_bytes)
+        assert sent is not None
         yield sent
-        self.arrivals.append(self._env.now)
-        self._arrival(index).succeed()
+        self._under_way[replica] -= 1
+        self._arrived[first] = batches
+        self.arrivals.append((env.now, batches))
+        waiting = 0.0 if self._waits_since is None else env.now - self._waits_since
+        self._pace.arrived(batches * plan.batch_bytes, env.now, self._waited + waiting)
+        self._changed()
 
-    def _train(self) -> Event:
-        env = self._env
+    def _train(self, batches: int | None) -> Event:
+        env, plan = self._env, self._plan
         # Not all in step with each other.
-        yield env.timeout(float(self._random.uniform(0, self._plan.step_seconds)))
-        for index in itertools.count():
-            began = env.now
-            yield self._arrival(index)
-            del self._arrived[index]
-            self.waits.append(env.now - began)
-            self.steps.append(env.now)
-            yield self._budget.put(1)
-            yield env.timeout(self._plan.step_seconds)
+        yield env.timeout(float(self._random.uniform(0, plan.step_seconds)))
+        taken = 0
+        while batches is None or taken < batches:
+            self._waits_since = began = env.now
+            while taken not in self._arrived:
+                yield self._change
+            self._waited, self._waits_since = self._waited + env.now - began, None
+            block = self._arrived.pop(taken)
+            for index in range(block if batches is None else min(block, batches - taken)):
+                self.waits.append(env.now - began if index == 0 else 0.0)
+                self.steps.append(env.now)
+                yield env.timeout(plan.step_seconds)
+            taken += block
+            self._outstanding -= block * plan.batch_bytes
+            self._changed()
+        self._is_over = True
+        self._links.cut(self._number)
+        self._changed()
+
+
+def _started(plan: Deployment) -> tuple[simpy.Environment, list[simpy.Resource], _Links]:
+    env = simpy.Environment()
+    cores = [simpy.Resource(env, plan.cores) for _ in range(plan.replicas)]
+    return env, cores, _Links(env, plan.replica_rate, plan.client_rate, plan.replicas, plan.clients)
 
 
 def simulate(plan: Deployment, seconds: float = 10.0) -> Outcome:
     """Run `plan` for some simulated seconds, of which the first quarter does not count."""
-    env = simpy.Environment()
-    cores = [simpy.Resource(env, plan.cores) for _ in range(plan.replicas)]
-    links = _Links(env, plan.replica_rate, plan.client_rate, plan.replicas, plan.clients)
-    clients = [_Client(env, number, plan, cores, links) for number in range(plan.clients)]
+    env, cores, links = _started(plan)
+    clients = [_Client(env, number, plan, cores, links, plan.link) for number in range(plan.clients)]
     env.run(seconds)
     begin = _WARM_UP * seconds
     waits = np.concatenate([np.array(one.waits)[np.array(one.steps) >= begin] for one in clients])
-    arrived = sum(int((np.array(one.arrivals) >= begin).sum()) for one in clients)
+    arrived = sum(batches for one in clients for at, batches in one.arrivals if at >= begin)
     utilisation = min(1.0, len(waits) * plan.step_seconds / (plan.clients * (seconds - begin)))
     limit = min(plan.bounds, key=lambda name: plan.bounds[name])
     return Outcome(arrived * plan.batch_bytes / (seconds - begin), utilisation, waits, limit)
+
+
+def simulate_loops(plan: Deployment, batches: int, loops: int) -> list[float]:
+    """Seconds that each of some loops takes for so many batches, one after the other, with one client.
+
+    Read-ahead begins anew with each loop, and what is under way at its end is lost.
+    """
+    env, cores, links = _started(replace(plan, clients=1))
+    link = plan.link
+    seconds = []
+    for _ in range(loops):
+        began = env.now
+        client = _Client(env, 0, plan, cores, links, link, batches)
+        env.run(client.over)
+        seconds.append(env.now - began)
+    return seconds
 
 
 def _measured() -> float:

@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import h5feed
-import psutil
 from h5feed_server.builder import BuildOptions, build
 
 from . import report
@@ -82,20 +81,13 @@ def measure(server: H5feedServer, dataset: h5feed.Dataset, what: str, batch: int
     """The line of one dataset, from some shuffled epochs after a first one."""
     epoch = epochs_of(dataset, batch)
     epoch()
-    before, rows = _cpu_seconds(server), 0
+    before, rows = server.cpu_seconds(), 0
     for _ in range(epochs):
         rows += epoch()
-    spent = _cpu_seconds(server) - before
+    spent = server.cpu_seconds() - before
     first = dataset.batch(0, batch_size=1)
     nbytes = rows * sum(first[name].nbytes for name in first)
     return what, nbytes / spent, spent * batch / rows
-
-
-def _cpu_seconds(server: H5feedServer) -> float:
-    """Of the workers and the processes that read for them, so far."""
-    workers = [psutil.Process(pid) for pid in server.workers()]
-    processes = [one for worker in workers for one in (worker, *worker.children(recursive=True))]
-    return sum(sum(one.cpu_times()[:2]) for one in processes)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from tests.support.documentation import ROOT
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())
+COMPONENTS = sorted(path.name for path in (FOLDER / "components").iterdir())
 VERSIONS = ("1.33", kubernetes_validate.latest_version())
 
 Manifest = dict[str, Any]
@@ -36,6 +37,11 @@ def _built(folder: Path) -> list[Manifest]:
     for labels in kustomization.get("labels", ()):
         for manifest in manifests:
             manifest["metadata"].setdefault("labels", {}).update(labels["pairs"])
+    _patch(manifests, kustomization)
+    return manifests
+
+
+def _patch(manifests: list[Manifest], kustomization: Manifest) -> None:
     for patch in kustomization.get("patches", ()):
         target = _named(manifests, patch["target"]["kind"], patch["target"]["name"])
         for operation in yaml.safe_load(patch["patch"]):
@@ -45,7 +51,6 @@ def _built(folder: Path) -> list[Manifest]:
                 place = place[int(step) if isinstance(place, list) else step]
             assert operation["op"] == "replace" and last in place
             place[last] = operation["value"]
-    return manifests
 
 
 def _named(manifests: list[Manifest], kind: str, name: str) -> Manifest:
@@ -56,6 +61,21 @@ def _named(manifests: list[Manifest], kind: str, name: str) -> Manifest:
 @pytest.fixture(params=OVERLAYS)
 def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
     return _built(FOLDER / "overlays" / request.param)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_components_are_valid(manifests: list[Manifest], component: str, version: str) -> None:
+    """With each overlay. What they change is there, and what they scale by is a metric of the server."""
+    (kustomization,) = _documents(FOLDER / "components" / component / "kustomization.yaml")
+    assert kustomization["kind"] == "Component" and kustomization.keys() == {"apiVersion", "kind", "patches"}
+    _patch(manifests, kustomization)
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, version, strict=True)
+    metrics = _named(manifests, "HorizontalPodAutoscaler", "h5feed")["spec"]["metrics"]
+    observed = (ROOT / "docs" / "how-to" / "observe.md").read_text()
+    names = [one["pods"]["metric"]["name"] for one in metrics if one["type"] == "Pods"]
+    assert names and all(f"| `{name}` | gauge |" in observed for name in names)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
