@@ -323,7 +323,8 @@ class FileLoader:
     def known_files(self, name: str, identities: Sequence[Identity]) -> Iterator[KnownFiles | None]:
         """What is known of the files of a family. It is saved at the end of the ``with`` block.
 
-        None for objects, and for a few files, which have files of their own in the cache folder. Unless all is known, other processes wait until the end: the files are inspected once for all.
+        None for objects, and for a few files, which have files of their own in the cache folder. Unless all is known,
+        other processes wait until the end: the files are inspected once for all.
         """
         if len(identities) < MANY or self._objects is not None:
             yield None
