@@ -108,6 +108,14 @@ def _write_files(folder: Path, count: int) -> None:
             file["label"] = np.arange(8)
 
 
+def _write_shards(folder: Path, count: int) -> None:
+    """One dataset in many files."""
+    for number in range(count):
+        with h5py.File(folder / f"all-{number:05d}-of-{count:05d}.h5", "w") as file:
+            file["x"] = np.full((8, 4), number, np.float32)
+            file["label"] = np.arange(8)
+
+
 def _write_groups(folder: Path, count: int) -> None:
     """One file with a dataset in each of its groups."""
     with h5py.File(folder / "all.h5", "w") as file:
@@ -160,6 +168,25 @@ def _catalogue(folder: Path) -> Times:
                     times |= dict([_timed("first_page", _getting(http, "/"))])
                     last = http.get("/v1/datasets").json()["datasets"][-1]["name"]
                     times |= dict([_timed("opening_the_last", _getting(http, f"/v1/datasets/{last}"))])
+    return times
+
+
+def _shards(folder: Path) -> Times:
+    """How soon a dataset of many files is ready, when it was never seen before and when it was, and delivers rows."""
+    times: Times = {}
+    with tempfile.TemporaryDirectory(prefix="h5feed-cache-") as cache:
+        for what in ("ready_cold", "ready_from_cache"):
+            began = time.perf_counter()
+            with (
+                h5feed_server(folder, 1, Path(cache), H5FEED_PROVISIONAL_BYTES="") as server,
+                httpx.Client(base_url=server.url, timeout=_PATIENCE) as http,
+            ):
+                _wait_until_known(server.url)
+                times[what] = time.perf_counter() - began
+                query = {"batch_size": "64", "shuffle": "true"}
+                times |= dict([_timed("first_batch", _getting(http, "/v1/datasets/all/batches/0", query), once=True)])
+                times |= dict([_timed("opening", _getting(http, "/v1/datasets/all"))])
+                times |= dict([_timed("page", _getting(http, "/datasets/all"))])
     return times
 
 
@@ -227,6 +254,7 @@ def _wait_until_known(url: str) -> None:
 KINDS = {
     "images": Kind(2000, _write_images, _dry_run),
     "files": Kind(50, _write_files, _catalogue),
+    "shards": Kind(625, _write_shards, _shards),
     "groups": Kind(100, _write_groups, _catalogue),
     "columns": Kind(100, _write_columns, _one_dataset),
     "classes": Kind(250, _write_classes, _one_dataset),
