@@ -19,7 +19,7 @@ from h5feed.stored.layout import load_layout
 from h5feed.stored.local_file import Identity
 from h5feed_server.catalog.known_files import KnownFiles
 from h5feed_server.storage.hdf5.inspector import Inspector
-from h5feed_server.storage.hdf5.same_metadata import SameMetadata
+from h5feed_server.storage.hdf5.same_metadata import Recorder, SameMetadata
 
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
@@ -127,6 +127,25 @@ def test_every_byte_that_was_read_is_compared(tmp_path: Path, monkeypatch: pytes
             monkeypatch.setattr(plain, "_same", SameMetadata())
             assert found(inspector, damaged) == found(plain, damaged), place
     assert len(layouts) == 1
+
+
+def test_what_is_recorded(tmp_path: Path) -> None:
+    """All bytes that were handed over, once; nothing of a file that was written to meanwhile."""
+    path = tmp_path / "file"
+    content = np.random.default_rng(0).bytes(4096)
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        recorder = Recorder(file.fileno())
+        for offset, nbytes in ((100, 50), (0, 8), (120, 100), (100, 50), (220, 10), (4090, 100), (110, 5)):
+            assert recorder.read(offset, nbytes) == content[offset : offset + nbytes]
+        assert recorder.parts() == ((0, content[:8]), (100, content[100:230]), (4090, content[4090:]))
+        path.write_bytes(content[:125] + bytes([content[125] ^ 1]) + content[126:])
+        recorder.read(125, 1)
+        assert recorder.parts() is None
+        endless = Recorder(file.fileno())
+        for offset in range(1001):
+            endless.read(offset, 1)
+        assert endless.parts() is None
 
 
 def test_what_is_known_of_files(tmp_path: Path) -> None:

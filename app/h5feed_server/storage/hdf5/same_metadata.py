@@ -41,27 +41,35 @@ class Recorder:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._left = _MOST_BYTES
-        self._parts: dict[tuple[int, int], bytes] = {}
-        self._is_full = False
+        self._parts: list[tuple[int, bytes]] = []
+        self._is_void = False
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """A part of the file."""
         data = os.pread(self._fd, nbytes, offset)
-        if (offset, nbytes) not in self._parts:
+        if not self._is_void and (offset, data) not in self._parts:
             self._left -= nbytes
-            self._is_full = self._is_full or self._left < 0 or len(self._parts) == _MOST_READS
-            if self._is_full:
-                self._parts.clear()
-            else:
-                self._parts[offset, nbytes] = data
+            self._is_void = self._left < 0 or len(self._parts) == _MOST_READS or self._contradicts(offset, data)
+            self._parts.append((offset, data))
         return data
 
+    def _contradicts(self, offset: int, data: bytes) -> bool:
+        """Whether some of these bytes were others before: somebody writes to the file."""
+        for begin, part in self._parts:
+            first, last = max(begin, offset), min(begin + len(part), offset + len(data))
+            if first < last and part[first - begin : last - begin] != data[first - offset : last - offset]:
+                return True
+        return False
+
     def parts(self) -> tuple[tuple[int, bytes], ...] | None:
-        """What was read: the position and the bytes of each part, joined where they touch. None if it was too much."""
-        if self._is_full:
+        """What was read: the position and the bytes of each part, joined where they touch.
+
+        None if it was too much, or if the file was written to.
+        """
+        if self._is_void:
             return None
         joined: list[tuple[int, bytes]] = []
-        for (offset, _), data in sorted(self._parts.items()):
+        for offset, data in sorted(self._parts):
             if joined and offset <= (end := joined[-1][0] + len(joined[-1][1])):
                 joined[-1] = (joined[-1][0], joined[-1][1] + data[end - offset :])
             else:
