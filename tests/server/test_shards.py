@@ -15,8 +15,9 @@ import numpy as np
 import psutil
 import pytest
 from h5feed.errors import RevisionChanged, Unreadable
-from h5feed.stored.layout import load_layout
-from h5feed.stored.local_file import Identity
+from h5feed.stored.column import Column, Segment
+from h5feed.stored.layout import ArrayLayout, load_layout
+from h5feed.stored.local_file import Identity, LocalFile, OpenFiles
 from h5feed_server.catalog.known_files import KnownFiles
 from h5feed_server.storage.hdf5.inspector import Inspector
 from h5feed_server.storage.hdf5.same_metadata import Recorder, SameMetadata
@@ -127,6 +128,19 @@ def test_every_byte_that_was_read_is_compared(tmp_path: Path, monkeypatch: pytes
             monkeypatch.setattr(plain, "_same", SameMetadata())
             assert found(inspector, damaged) == found(plain, damaged), place
     assert len(layouts) == 1
+
+
+def test_ranges_of_rows_in_many_files() -> None:
+    """They are those of the single rows, whichever segments are empty."""
+    sizes = (0, 3, 1, 0, 0, 5, 2, 0)
+    file = LocalFile(OpenFiles(0), "", Identity(0, 0, 0, 0, 0))
+    column = Column(tuple(Segment(file, ArrayLayout(str(n), (size,), "<i4", n)) for n, size in enumerate(sizes)))
+    for start in range(sum(sizes) + 1):
+        for stop in range(start, sum(sizes) + 1):
+            found = [(s, row) for s, first, last in column.parts(start, stop) for row in range(first, last)]
+            rows = np.arange(start, stop)
+            single = column.divide(rows) if len(rows) else ()
+            assert found == [(segment, row) for segment, _, local in single for row in local.tolist()]
 
 
 def test_what_is_recorded(tmp_path: Path) -> None:

@@ -173,13 +173,18 @@ class Reader:
 
     def read_block(self, column: Column, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows start … stop-1, like `read_all`. Bypasses the cache of small columns."""
-        segment = column.segments[0]
-        if not column.has_lists and len(column.segments) == 1 and segment.begin is not None:
-            # A single range. Finding it from row numbers would take longer than reading it.
+        parts = column.parts(start, stop)
+        at_once = len(parts) == 1 or not column.answers_late
+        if not column.has_lists and at_once and all(segment.begin is not None for segment, _, _ in parts):
+            # A single range of each file. Finding it from row numbers would take longer than reading it.
             out = np.empty((stop - start, *column.sample_shape), column.dtype)
-            begin = segment.begin + start * column.row_bytes
-            with segment.source.reading() as fd:
-                segment.source.fill(fd, begin, memoryview(out.reshape(-1).view(np.uint8)))
+            flat, done = memoryview(out.reshape(-1).view(np.uint8)), 0
+            for segment, first, last in parts:
+                assert segment.begin is not None
+                nbytes = (last - first) * column.row_bytes
+                with segment.source.reading() as fd:
+                    segment.source.fill(fd, segment.begin + first * column.row_bytes, flat[done : done + nbytes])
+                done += nbytes
             out.flags.writeable = False
             return out
         rows = np.arange(start, stop, dtype=np.int64)
