@@ -13,8 +13,9 @@ from h5feed.stored.local_file import Identity
 MANY = 16
 """A dataset of at least this many files has what is known of them in one place."""
 
-SAVED_EVERY = 1000
-"""Files that are learned before all that is known is saved: so much is lost if the server is killed."""
+SAVED_AFTER = 1000
+"""Files that are learned before all that is known is saved, or half of those that are known, if these are more. So much
+is lost if the server is killed."""
 
 
 class KnownFiles:
@@ -85,7 +86,7 @@ class KnownFiles:
             if digest is not None:
                 self._by_digest[digest] = number
             self._unsaved += 1
-            if self._unsaved < SAVED_EVERY:
+            if self._unsaved < max(SAVED_AFTER, len(self._files) // 2):
                 return
         self.save()
 
