@@ -3,9 +3,9 @@
 Runs only as a child process: a crafted file can crash libhdf5, hang it or exhaust its memory, and must not affect the
 server.
 
-Protocol: each line on standard input is a path as JSON, or the size of a file that `piped_file` reads. Each response on
-standard output is a frame of an 8-byte little-endian length, a kind byte (``L`` layout, ``E`` error text) and the
-content. `inspector` is the other end.
+Protocol: each line on standard input is a path as JSON, or the size of a file that `piped_file` reads, in a list if it
+reads exactly what libhdf5 does. Each response on standard output is a frame of an 8-byte little-endian length, a kind
+byte (``L`` layout, ``E`` error text) and the content. `inspector` is the other end.
 
 Each file is inspected in its own fork, see `answer_in_fork`.
 """
@@ -86,7 +86,8 @@ def inspect_piped(piped: PipedFile, plugins: Plugins, seconds: float) -> FileLay
     """Return the layout of a file that the parent reads. See `inspect_file`."""
     with h5py.File(piped, "r") as file:
         _seal()
-        guard = Guard(PipedBytes(piped), seconds, is_remote=True)
+        # If it is recorded what determines the layout, rows do not belong to that.
+        guard = Guard(None if piped.is_exact else PipedBytes(piped), seconds, is_remote=True)
         return _Walk(file, _PIPED, Arrays(file, piped.size, (), plugins, guard)).layout()
 
 
@@ -257,8 +258,9 @@ def main(memory_bytes: int, timeout: float) -> None:
     plugins = Plugins()
     while line := sys.stdin.buffer.readline():
         file = json.loads(line)
-        if isinstance(file, int):
-            file = PipedFile(file, answers, 0)
+        if not isinstance(file, str):
+            is_exact = isinstance(file, list)
+            file = PipedFile(file[0] if is_exact else file, answers, 0, is_exact=is_exact)
         if not answer_in_fork(
             lambda file=file: (_answer(file, plugins, timeout),),  # type: ignore[misc]
             lambda number: b"E" + _cause_of_death(number, timeout).encode(),

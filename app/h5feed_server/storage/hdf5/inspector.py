@@ -7,6 +7,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 
 from h5feed.errors import FeedError, Overloaded, SourceUnavailable, Unreadable
@@ -15,7 +16,9 @@ from h5feed.stored.local_file import is_away, refused
 
 from ..signatures import why_no_hdf5
 from .child import LENGTH, Child, IdleChildren
+from .drivers import members_of
 from .piped_file import RANGE, WANTED
+from .same_metadata import Recorder, SameMetadata
 from .text import says_away
 
 MEMORY_BYTES = 2 << 30
@@ -30,6 +33,10 @@ MAX_PART_BYTES = 4 << 20
 GRACE_SECONDS = 10.0
 """Added to the timeout, which the child enforces itself, before the child counts as hung."""
 
+_Request = str | int | list[int]
+"""A path, the size of a file that the child asks for in blocks, or a list of the size of a file that it asks for
+exactly what libhdf5 reads of."""
+
 
 class Inspector:
     """Inspects files in child processes: one for each calling thread, ended at the end of the ``with`` block.
@@ -43,6 +50,7 @@ class Inspector:
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._children = IdleChildren()
+        self._same = SameMetadata()
 
     def __enter__(self) -> Inspector:
         return self
@@ -74,14 +82,31 @@ class Inspector:
                 raise Unreadable("it is not a regular file")
             # Open it here first: the child cannot tell an error of the system from a fault of the file.
             with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-                problem = why_no_hdf5(file.fileno())
+                if (problem := why_no_hdf5(file.fileno())) is not None:
+                    raise Unreadable(problem)
+                # The other parts of a file are not among what is compared.
+                if members_of(path)[0] is not None:
+                    return self._layout(path, _never)
+                return self._layout_of_one(path, file.fileno())
         except OSError as error:
             if is_away(error) or isinstance(refused(error), Overloaded):
                 raise refused(error) from None
             raise Unreadable(f"it cannot be opened: {error.strerror}") from error
-        if problem is not None:
-            raise Unreadable(problem)
-        return self._layout(path, _never)
+
+    def _layout_of_one(self, path: str, fd: int) -> bytes:
+        size = os.fstat(fd).st_size
+        layout = self._same.find(fd, size)
+        if layout is None:
+            layout = self._layout(path, _never)
+            self._same.learn(fd, size, layout, partial(self._recorded, size))
+        return layout
+
+    def _recorded(self, size: int, recorder: Recorder) -> bytes | None:
+        """The layout of a file of which all that is read is recorded; None if it cannot be inspected like that."""
+        try:
+            return self._layout([size], recorder.read)
+        except FeedError:
+            return None
 
     def inspect_remote(self, size: int, read: Callable[[int, int], bytes | memoryview]) -> bytes:
         """Same as `inspect`, for a file that the child does not reach.
@@ -95,7 +120,7 @@ class Inspector:
         """
         return self._layout(size, read)
 
-    def _layout(self, file: str | int, read: Callable[[int, int], bytes | memoryview]) -> bytes:
+    def _layout(self, file: _Request, read: Callable[[int, int], bytes | memoryview]) -> bytes:
         try:
             answer = self._ask(file, read)
         except TimeoutError:
@@ -120,7 +145,7 @@ class Inspector:
         except OSError as error:
             raise Overloaded(f"cannot start an inspector: {error.strerror}", retry_after=1) from None
 
-    def _ask(self, file: str | int, read: Callable[[int, int], bytes | memoryview]) -> memoryview:
+    def _ask(self, file: _Request, read: Callable[[int, int], bytes | memoryview]) -> memoryview:
         """Return a child's response. A child that has died is replaced once."""
         for attempt in (1, 2):
             child, rests = self._children.take()
@@ -138,7 +163,7 @@ class Inspector:
                 if isinstance(error, TimeoutError) or attempt == 2:
                     raise
                 continue
-            if isinstance(file, int) and bytes(answer[:1]) != b"L":
+            if not isinstance(file, str) and bytes(answer[:1]) != b"L":
                 # A reply that it did not wait for may still be in the pipe.
                 child.end()
             else:

@@ -41,10 +41,13 @@ class PipedFile(io.RawIOBase):
         Bytes of the file.
     requests, replies : int
         Descriptors of the pipes to the parent and from it.
+    is_exact : bool
+        Ask for exactly what libhdf5 reads, whenever it does, instead of blocks.
     """
 
-    def __init__(self, size: int, requests: int, replies: int) -> None:
+    def __init__(self, size: int, requests: int, replies: int, *, is_exact: bool = False) -> None:
         self.size = size
+        self.is_exact = is_exact
         self._pipes = requests, replies
         self._place = 0
         self._block = _FIRST_BLOCK
@@ -70,12 +73,15 @@ class PipedFile(io.RawIOBase):
         end = min(self.size, self._place + len(view))
         done = 0
         while self._place < end:
-            begin, block = self._at(self._place)
+            begin, block = self._exactly(self._place, end) if self.is_exact else self._at(self._place)
             part = block[self._place - begin : end - begin]
             view[done : done + len(part)] = part
             done += len(part)
             self._place += len(part)
         return done
+
+    def _exactly(self, place: int, end: int) -> tuple[int, bytes]:
+        return place, self._ask(place, min(end - place, _LARGEST_BLOCK))
 
     def _at(self, place: int) -> tuple[int, bytes]:
         """A block with this byte, and where it begins."""
