@@ -19,6 +19,7 @@ from h5feed.stored.column import Column, Segment
 from h5feed.stored.decoder_pool import Decoders
 from h5feed.stored.layout import ArrayLayout
 from h5feed.stored.local_file import LocalFile
+from h5feed.stored.no_store import may_keep
 from h5feed.stored.padding import padded
 from h5feed.stored.scratch import Bytes
 from h5feed.stored.source import Source
@@ -122,7 +123,7 @@ class Reader:
         self._chunk_rows.read_ahead(column, rows)
 
     def whole(self, column: Column) -> npt.NDArray[Any] | None:
-        """All rows of a small column, cached; None if it is too large to cache."""
+        """All rows of a small column, cached; None if it is too large to cache, or may not be cached now."""
         if not 0 < column.row_bytes <= SMALL_ROW_BYTES or column.pieces > _MAX_PIECES_KEPT:
             return None
         # Not images: a single broken one would make all rows fail.
@@ -130,6 +131,8 @@ class Reader:
             return None
         # A narrow column of wide records would fit, but all the records would have to be read for it.
         if column.stored_nbytes > 2 * self._cache.max_bytes:
+            return None
+        if not may_keep() and column.key not in self._cache:
             return None
         if not self._cache.admits(column.key, column.nbytes):
             return None

@@ -37,6 +37,9 @@ _FORGET_SECONDS = 3.0
 _SLOWEST = 8.0
 """No server counts as slower than the fastest by more than this factor."""
 
+_TOO_SLOW = 8.0
+"""A server that is slower than the fastest by more than this factor owns no rows until its speed is forgotten."""
+
 _ALIKE = 1.5
 """Servers whose expected times differ by less than this factor take turns."""
 
@@ -181,6 +184,23 @@ class Servers:
                 with self._lock:
                     chosen.under_way -= 1
 
+    def owners(self) -> list[Server]:
+        """The servers that may own rows now: those that are not left out, and are not very slow; all if there are none.
+
+        See `h5feed.net.placement`.
+        """
+        with self._lock:
+            now = time.monotonic()
+            trusted = self._trusted(self._servers, now)
+            measured = {server: pace for server in trusted if (pace := _measured(server)) is not None}
+            best = min(measured.values(), default=1.0)
+            return [
+                server
+                for server in trusted
+                if (measured.get(server, best) / best - 1) * math.exp((server.paced_at - now) / _FORGET_SECONDS)
+                < _TOO_SLOW - 1
+            ] or list(self._servers)
+
     def others_awake(self, than: Server, among: Sequence[Server] = ()) -> bool:
         """Whether any other server (of those that can answer) is not left out."""
         now = time.monotonic()
@@ -257,12 +277,7 @@ class Servers:
     def _choose(self, among: Sequence[Server]) -> Server:
         with self._lock:
             now = time.monotonic()
-            awake = [server for server in among if server.rests_until <= now]
-            trusted = [server for server in awake if server.is_trusted]
-            if trusted:
-                for server in awake:
-                    if not server.is_trusted:
-                        self._look_at(server, now)
+            if trusted := self._trusted(among, now):
                 chosen = self._soonest(trusted, now)
             else:
                 # If all are left out, the one whose time is up first.
@@ -270,6 +285,16 @@ class Servers:
             chosen.asked_at = now
             chosen.under_way += 1
             return chosen
+
+    def _trusted(self, among: Sequence[Server], now: float) -> list[Server]:
+        """Those that are not left out. If there are any, others whose time is up get a health check. Call with the
+        lock."""
+        awake = [server for server in among if server.rests_until <= now]
+        trusted = [server for server in awake if server.is_trusted]
+        for server in awake if trusted else ():
+            if not server.is_trusted:
+                self._look_at(server, now)
+        return trusted
 
     def _soonest(self, servers: Sequence[Server], now: float) -> Server:
         """The server that is expected to respond first; among equals, the least recently used. Call with the lock."""

@@ -79,6 +79,8 @@ class Server:
         For display: without user name and password.
     name : str
         The same, with the address.
+    identity : str
+        The same for all clients that reach it at the same host or address and port, or through the same Unix socket.
     under_way : int
         Number of requests in flight.
     requests : int
@@ -121,6 +123,8 @@ class Server:
         self.url = url
         self.address = address
         self.name = url if address is None else f"{url} ({address})"
+        host, prefix = address or base_url.host, base_url.path.rstrip("/")
+        self.identity = uds or f"{host}:{port_of(base_url)}{prefix}"
         self._local = LoopbackTransport() if local and uds is None and is_eligible(base_url) else None
         self._transport = self._local or FeedTransport(uds=uds, verify=verify, address=address)
         if embedded is not None:
