@@ -176,9 +176,9 @@ def connect(
         else True.
     placement : ``"cache"``, optional
         With several servers, let each own a part of the rows of every dataset, and take the batches of loops from the
-        owners in parts, so that the caches of the servers hold different rows. The batches are the same. See "Give each
-        replica a part of the data" in the guide to replicas. Default: each request goes to the server that is expected
-        to respond first.
+        owners in parts, so that the caches of the servers hold different rows. The batches are the same; `stats()` of a
+        loop says why if this is not done. See "Give each replica a part of the data" in "Run several replicas".
+        Default: each request goes to the server that is expected to respond first.
 
     Raises
     ------

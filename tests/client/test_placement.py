@@ -19,7 +19,8 @@ import numpy as np
 import psutil
 import pytest
 from h5feed.errors import BadParameter
-from h5feed.net.balancing import Servers
+from h5feed.net import balancing, hedging
+from h5feed.net.balancing import MOVE_SECONDS, Servers
 from h5feed.net.client import Client
 from h5feed.net.placement import LEAST_CHUNKS, LEAST_ROWS, owners_of, rows_of_block
 from h5feed.net.servers import Server
@@ -132,16 +133,16 @@ def test_the_rows_of_a_chunk_are_in_one_block(chunk: int) -> None:
     assert rows % chunk == 0 and rows >= LEAST_ROWS and (chunk == 1 or rows // chunk >= LEAST_CHUNKS)
 
 
-def test_a_slow_server_owns_nothing_for_a_moment() -> None:
-    """It is asked again when its speed is forgotten."""
-
-    def server(name: str) -> Server:
+def _server_at(name: str) -> Callable[[str | None], Server]:
+    def make(address: str | None) -> Server:
         return Server(f"http://{name}:80", headers={}, timeout=1, verify=False, event_hooks=None, auth=None)
 
-    def of(name: str) -> Callable[[str | None], Server]:
-        return lambda address: server(name)
+    return make
 
-    servers = Servers([of("a"), of("b"), of("c")])
+
+def test_a_slow_server_owns_nothing_for_a_moment() -> None:
+    """It is asked again when its speed is forgotten."""
+    servers = Servers([_server_at(name) for name in "abc"])
     for one, seconds in zip(servers, (0.01, 0.02, 0.5), strict=True):
         for _ in range(16):
             servers.answered(one, 1 << 20, seconds)
@@ -149,11 +150,28 @@ def test_a_slow_server_owns_nothing_for_a_moment() -> None:
     slow = list(servers)[2]
     slow.paced_at = time.monotonic() - 30
     assert len(servers.owners()) == 3
-    servers.failed(slow, time.monotonic(), "down")
-    assert len(servers.owners()) == 2
+    servers.close()
+
+
+def test_rows_move_from_a_server_that_is_left_out_for_long() -> None:
+    """Not at its first failure: caches of others would be filled with what they soon have no use of."""
+    servers = Servers([_server_at(name) for name in "abc"])
+    down, *others = servers
+    servers.failed(down, time.monotonic(), "down")
+    assert servers.owners() == [down, *others]
+    with servers.one(owner=down) as chosen:
+        assert chosen is not down
+    down.failing_since -= MOVE_SECONDS
+    servers.failed(down, time.monotonic(), "still down")
+    assert servers.owners() == others
+    servers.answered(down)
+    assert servers.owners() == [down, *others]
+    with servers.one(owner=down) as chosen:
+        assert chosen is down
     for one in servers:
         servers.failed(one, time.monotonic(), "down")
-    assert len(servers.owners()) == 3
+        one.failing_since -= MOVE_SECONDS
+    assert servers.owners() == [down, *others]
     servers.close()
 
 
@@ -448,9 +466,18 @@ def epochs_of(servers: list[ServerProcess], dataset: str, count: int, **options:
     return decoded
 
 
+@pytest.fixture
+def calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is counted does not depend on how fast the machine is."""
+    monkeypatch.setattr(hedging, "LONGEST_SECONDS", 60.0)
+    monkeypatch.setattr(hedging, "LEAST_SECONDS", 60.0)
+    monkeypatch.setattr(balancing, "_TOO_SLOW", math.inf)
+
+
+@pytest.mark.usefixtures("calm")
 def test_three_small_caches_of_chunks_hold_three_parts(serve: Serve, tmp_path: Path) -> None:
     """The second epoch decodes far fewer chunks than with one server, or with three that all read everything."""
-    rows, row_bytes = 3000, 2000
+    rows, row_bytes = 6000, 1000
     (tmp_path / "data").mkdir()
     with h5py.File(tmp_path / "data" / "rows.h5", "w") as file:
         images = np.random.default_rng(0).integers(0, 256, (rows, row_bytes), np.uint8)
@@ -463,7 +490,6 @@ def test_three_small_caches_of_chunks_hold_three_parts(serve: Serve, tmp_path: P
             serve(tmp_path / "data", "--workers", "1", "--host", host, **UNCACHED, **cache) for host in HOSTS[:count]
         ]
         found = epochs_of(servers, "rows", 2, **options)
-        print(count, options, found)
         for server in servers:
             server.stop()
         return found
@@ -482,6 +508,7 @@ def ranges_kept(server: ServerProcess) -> set[tuple[int, int]]:
     return {(offset, nbytes) for offset, nbytes, _, _ in entry.iter_unpack(whole)}
 
 
+@pytest.mark.usefixtures("calm")
 def test_three_small_caches_of_a_store_hold_three_parts(serve: Serve, tmp_path: Path) -> None:
     """Together, they hold at least 2.7 times as many bytes as one of them, each range once."""
     pytest.importorskip("obstore")
@@ -494,7 +521,7 @@ def test_three_small_caches_of_a_store_hold_three_parts(serve: Serve, tmp_path: 
         file["images"] = np.random.default_rng(0).integers(0, 256, (rows, row_bytes), np.uint8)
         file["numbers"] = np.arange(rows)
     # Far less than a third, so that each is filled whatever the shares are.
-    limits = {**UNCACHED, "H5FEED_STORE_CACHE_BYTES": str(rows * row_bytes // 8)}
+    limits = {**UNCACHED, "H5FEED_STORE_CACHE_BYTES": str(rows * row_bytes // 8), "H5FEED_READ_TIMEOUT": "55"}
     store = serve_folder(tmp_path / "buckets")
     try:
 

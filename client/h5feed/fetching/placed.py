@@ -31,7 +31,7 @@ from ..wire import OFFSETS, ROWS
 from .leased import leased
 from .parts import PART_BYTES, opened
 
-_DIRECT_ROW_BYTES = 64 << 10
+_DIRECT_ROW_BYTES = 256 << 10
 """Rows of at least this size are received straight into their places. For smaller ones, a copy takes less time than a
 system call for each."""
 

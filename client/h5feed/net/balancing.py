@@ -40,6 +40,10 @@ _SLOWEST = 8.0
 _TOO_SLOW = 8.0
 """A server that is slower than the fastest by more than this factor owns no rows until its speed is forgotten."""
 
+MOVE_SECONDS = 10.0
+"""The rows of a server that has failed for less than this stay its own, and others do not cache them: they would have
+no use of them when it is well again."""
+
 _ALIKE = 1.5
 """Servers whose expected times differ by less than this factor take turns."""
 
@@ -149,15 +153,17 @@ class Servers:
                 )
 
     @contextlib.contextmanager
-    def one(self, among: Sequence[Server] = ()) -> Iterator[Server]:
+    def one(self, among: Sequence[Server] = (), owner: Server | None = None) -> Iterator[Server]:
         """The server for the next request, which counts as in flight within this context.
 
         Parameters
         ----------
         among : sequence of Server
             Those that can answer it; default: all.
+        owner : Server, optional
+            The one to choose, unless it is left out.
         """
-        server = self._choose(among or self._servers)
+        server = self._choose(among or self._servers, owner)
         try:
             yield server
         finally:
@@ -185,19 +191,19 @@ class Servers:
                     chosen.under_way -= 1
 
     def owners(self) -> list[Server]:
-        """The servers that may own rows now: those that are not left out, and are not very slow; all if there are none.
-
-        See `h5feed.net.placement`.
+        """The servers that own rows now: those that are neither very slow nor left out for `MOVE_SECONDS`; all if there
+        are none. See `h5feed.net.placement`.
         """
         with self._lock:
             now = time.monotonic()
             trusted = self._trusted(self._servers, now)
-            measured = {server: pace for server in trusted if (pace := _measured(server)) is not None}
+            measured = {server: pace for server in self._servers if (pace := _measured(server)) is not None}
             best = min(measured.values(), default=1.0)
             return [
                 server
-                for server in trusted
-                if (measured.get(server, best) / best - 1) * math.exp((server.paced_at - now) / _FORGET_SECONDS)
+                for server in self._servers
+                if (server in trusted or now - server.failing_since < MOVE_SECONDS)
+                and (measured.get(server, best) / best - 1) * math.exp((server.paced_at - now) / _FORGET_SECONDS)
                 < _TOO_SLOW - 1
             ] or list(self._servers)
 
@@ -274,10 +280,13 @@ class Servers:
         for server in gone:
             server.retire()
 
-    def _choose(self, among: Sequence[Server]) -> Server:
+    def _choose(self, among: Sequence[Server], owner: Server | None) -> Server:
         with self._lock:
             now = time.monotonic()
-            if trusted := self._trusted(among, now):
+            trusted = self._trusted(among, now)
+            if owner is not None and owner in trusted:
+                chosen = owner
+            elif trusted:
                 chosen = self._soonest(trusted, now)
             else:
                 # If all are left out, the one whose time is up first.
@@ -329,6 +338,8 @@ class Servers:
 
     def _leave_out(self, server: Server, why: str, retry_after: float = 0.0) -> None:
         """Call with the lock held."""
+        if not server.failures:
+            server.failing_since = time.monotonic()
         server.failures += 1
         server.is_well = False
         server.why = why

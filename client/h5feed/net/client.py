@@ -296,7 +296,7 @@ class Client:
         return descriptor
 
     def owners(self) -> list[Server]:
-        """The servers that may own rows now: see `h5feed.net.placement`."""
+        """The servers that own rows now: see `h5feed.net.placement`."""
         return self._servers.owners()
 
     def receive(
@@ -312,7 +312,8 @@ class Client:
     ) -> None:
         """GET a binary response (with `json`: POST) of up to `max_bytes` into `places`; `cancelled` is that of `body`.
 
-        The `owner` is asked first. Others are asked if it fails or stays silent, and are told not to cache the rows.
+        The `owner` is asked first, unless it is left out. Others are asked if it fails or stays silent, and are told
+        not to cache the rows.
         """
         answer = self._request(
             "GET" if json is None else "POST",
@@ -459,8 +460,7 @@ class Client:
             aim.take()
             self._look_up(deadline)
             token = self._token.text
-            among = aim.among or ((owner,) if owner is not None and attempts is None else ())
-            with self._servers.one(among) as server:
+            with self._servers.one(aim.among, owner if attempts is None else None) as server:
                 asked_at = time.monotonic()
                 try:
                     # What is asked of a provisional name only one server knows; what takes long anyway is no sign.
