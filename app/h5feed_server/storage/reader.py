@@ -20,6 +20,7 @@ from h5feed.stored.column import Column, Segment
 from h5feed.stored.decoder_pool import Decoders
 from h5feed.stored.layout import ArrayLayout
 from h5feed.stored.local_file import LocalFile
+from h5feed.stored.no_store import may_keep
 from h5feed.stored.padding import padded
 from h5feed.stored.scratch import Bytes
 from h5feed.stored.source import Source
@@ -131,7 +132,7 @@ class Reader:
         self._chunk_rows.read_ahead(column, rows)
 
     def whole(self, column: Column, asked: int) -> npt.NDArray[Any] | None:
-        """All rows of a small column, cached; None if it is too large to cache.
+        """All rows of a small column, cached; None if it is too large to cache, or may not be cached now.
 
         Also None for a column in many files of which few rows were asked for: the first batches do not wait until
         thousands of files have been read.
@@ -148,6 +149,8 @@ class Reader:
             return None
         # A narrow column of wide records would fit, but all the records would have to be read for it.
         if column.stored_nbytes > 2 * self._cache.max_bytes:
+            return None
+        if not may_keep() and column.key not in self._cache:
             return None
         if not self._cache.admits(column.key, column.nbytes) or not self._pays(column, asked):
             return None
