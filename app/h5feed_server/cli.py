@@ -125,6 +125,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .inspection import inspect_file
 
             return inspect_file(options.file, Console())
+        if options.ray is not None:
+            from .cluster.serving import run_serve_on_cluster
+
+            return run_serve_on_cluster(options)
         from .serve.command import run_serve
 
         return run_serve(options)
