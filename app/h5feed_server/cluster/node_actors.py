@@ -59,6 +59,7 @@ class _Place:
     asked: Any = None
     """What the pending answer is waited for with."""
     asked_at: float = 0.0
+    has_answered: bool = False
     failures: int = 0
     rests_until: float = 0.0
 
@@ -71,12 +72,15 @@ class NodeActors:
     ----------
     ray : module
     make : callable
-        Given a node, returns a class of actors with its options and a call to create it, without a strategy; None if
-        the node is to have none. Its method ``report`` is called again and again.
+        Given a node, returns a class of actors with its options, and the arguments to create one; None if the node is
+        to have none. Its method ``report`` is called again and again.
+    order : callable
+        Given a node, returns the arguments of the next call of ``report``.
     """
 
     ray: Any
     make: Callable[[Node], tuple[Any, tuple[Any, ...]] | None]
+    order: Callable[[Node], tuple[Any, ...]] = lambda node: ()
     _places: dict[str, _Place] = field(default_factory=dict)
     _listed_at: float = float("-inf")
 
@@ -112,7 +116,10 @@ class NodeActors:
         time.sleep(max(0.0, deadline - time.monotonic()))
         for place in list(self._places.values()):
             if place.asked is not None and time.monotonic() - place.asked_at > SILENT_SECONDS:
-                yield place.node, self._lose(place, f"it has not responded for {SILENT_SECONDS:.0f} s")
+                what = (
+                    "has not responded" if place.has_answered else "was not started, for lack of free CPUs or memory,"
+                )
+                yield place.node, self._lose(place, f"it {what} for {SILENT_SECONDS:.0f} s")
 
     def lose(self, node: Node, why: str) -> Lost:
         """End an actor that cannot be used. Another takes its place after a while."""
@@ -151,7 +158,7 @@ class NodeActors:
             strategy = NodeAffinitySchedulingStrategy(place.node.id, soft=False)
             place.actor = kind.options(scheduling_strategy=strategy).remote(*arguments)
         if place.actor is not None and place.asked is None:
-            place.asked, place.asked_at = place.actor.report.remote(), time.monotonic()
+            place.asked, place.asked_at = place.actor.report.remote(*self.order(place.node)), time.monotonic()
 
     def _take(self, place: _Place) -> Any:
         reference, place.asked = place.asked, None
@@ -159,7 +166,7 @@ class NodeActors:
             report = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
             return self._lose(place, _reason(error))
-        place.failures = 0
+        place.failures, place.has_answered = 0, True
         return report
 
     def _lose(self, place: _Place, why: str) -> Lost:
@@ -170,7 +177,7 @@ class NodeActors:
         return Lost(why)
 
     def _kill(self, place: _Place) -> None:
-        actor, place.actor, place.asked = place.actor, None, None
+        actor, place.actor, place.asked, place.has_answered = place.actor, None, None, False
         if actor is not None:
             # It may have ended already.
             with contextlib.suppress(Exception):
