@@ -146,7 +146,6 @@ class _Work:
         """Nodes whose builder has started: others may wait for free CPUs, and must not keep a task meanwhile."""
         self._unfit: dict[str, str] = {}
         self._losses: Counter[int] = Counter()
-        self._kind = ray.remote(NodeBuilder)
         self._actors = NodeActors(ray, self._make, self._order)
 
     def run(self) -> None:
@@ -170,13 +169,13 @@ class _Work:
         finally:
             self._actors.close()
 
-    def _make(self, node: Node) -> tuple[Any, tuple[Any, ...]] | None:
+    def _make(self, node: Node) -> tuple[type, int, tuple[Any, ...]] | None:
         if not node.cpus:
             # Such as a head node that is to be spared.
             return None
         threads = min(node.cpus, self._job.options.threads or node.cpus)
         arguments = (__version__, self._job.path, self._job.options, self._job.source.digest, threads)
-        return self._kind.options(num_cpus=threads), arguments
+        return NodeBuilder, threads, arguments
 
     def _order(self, node: Node) -> tuple[Task | None]:
         """A task for a node without one, if there is one."""

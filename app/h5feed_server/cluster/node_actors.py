@@ -72,14 +72,14 @@ class NodeActors:
     ----------
     ray : module
     make : callable
-        Given a node, returns a class of actors with its options, and the arguments to create one; None if the node is
-        to have none. Its method ``report`` is called again and again.
+        Given a node, returns the class of its actor, the CPUs that it takes from other tasks, and its arguments; None
+        if the node is to have none. Its method ``report`` is called again and again.
     order : callable
         Given a node, returns the arguments of the next call of ``report``.
     """
 
     ray: Any
-    make: Callable[[Node], tuple[Any, tuple[Any, ...]] | None]
+    make: Callable[[Node], tuple[type, int, tuple[Any, ...]] | None]
     order: Callable[[Node], tuple[Any, ...]] = lambda node: ()
     _places: dict[str, _Place] = field(default_factory=dict)
     _listed_at: float = float("-inf")
@@ -154,9 +154,9 @@ class NodeActors:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         if place.actor is None and time.monotonic() >= place.rests_until and (made := self.make(place.node)):
-            kind, arguments = made
+            kind, cpus, arguments = made
             strategy = NodeAffinitySchedulingStrategy(place.node.id, soft=False)
-            place.actor = kind.options(scheduling_strategy=strategy).remote(*arguments)
+            place.actor = self.ray.remote(num_cpus=cpus, scheduling_strategy=strategy)(kind).remote(*arguments)
         if place.actor is not None and place.asked is None:
             place.asked, place.asked_at = place.actor.report.remote(*self.order(place.node)), time.monotonic()
 

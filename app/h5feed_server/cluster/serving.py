@@ -176,9 +176,7 @@ class _Servers:
     ) -> None:
         self._ray, self._settings, self._published = ray, settings, published
         # A server takes no CPUs from the tasks of the cluster, or a node without free ones would have none.
-        kind = ray.remote(num_cpus=0)(NodeServer)
-        arguments = (__version__, command, environment)
-        self._actors = NodeActors(ray, lambda node: (kind, arguments))
+        self._actors = NodeActors(ray, lambda node: (NodeServer, 0, (__version__, command, environment)))
         self._states: dict[str, tuple[Node, ServerState]] = {}
 
     def run(self, stop: threading.Event, announce: Any) -> int:
