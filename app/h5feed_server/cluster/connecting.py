@@ -36,11 +36,11 @@ def connected(address: str) -> Iterator[Any]:
     FeedError
         There is no cluster, or it has another version of Python or Ray.
     """
+    _check(address)
     try:
         import ray
     except ModuleNotFoundError:
         raise BadParameter("--ray needs Ray: pip install 'h5feed-server[ray]'") from None
-    _check(address)
     if ray.is_initialized():
         raise FeedError("this process is already connected to a Ray cluster")
     try:
