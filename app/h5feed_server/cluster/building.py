@@ -31,6 +31,9 @@ START_SECONDS = 600.0
 _MOST_LOSSES = 3
 """The build fails if so many processes have ended while they made the same file."""
 
+_PATIENCE_SECONDS = 30.0
+"""If no node has taken part for this long, a line says what the build waits for."""
+
 _LOOK_SECONDS = 0.25
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:/")
@@ -156,6 +159,7 @@ class _Work:
         FeedError, OSError, RuntimeError
         """
         heard_at = time.monotonic()
+        is_told = False
         try:
             while self._waiting or self._given:
                 for node, report in self._actors.reports(_LOOK_SECONDS):
@@ -164,7 +168,11 @@ class _Work:
                     else:
                         heard_at = time.monotonic()
                         self._take(node, report)
-                if time.monotonic() - heard_at > START_SECONDS or not self._may_go_on():
+                silent = time.monotonic() - heard_at
+                if silent > _PATIENCE_SECONDS and not is_told:
+                    self._on_note("waiting for nodes with free CPUs: see `ray status`; --threads needs fewer")
+                    is_told = True
+                if silent > START_SECONDS or not self._may_go_on():
                     raise FeedError(self._nobody())
         finally:
             self._actors.close()

@@ -14,6 +14,9 @@ _LIST_SECONDS = 1.0
 SILENT_SECONDS = 60.0
 """An actor that has not answered for this long is replaced."""
 
+START_SECONDS = 300.0
+"""The same for its first answer: Ray waits for free CPUs, and Python is slow to start on a busy file system."""
+
 _FIRST_REST, _LONGEST_REST = 1.0, 30.0
 """Seconds until an actor is replaced: after its n-th failure in a row, min(longest, first · 2ⁿ)."""
 

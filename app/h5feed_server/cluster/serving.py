@@ -36,7 +36,7 @@ DEFAULT_PORT = 8001
 """Of the list of servers."""
 
 START_SECONDS = 300.0
-"""The command fails if no server is ready this long after its start."""
+"""The command fails if no server runs this long after its start."""
 
 _ATTEMPTS = 3
 """Servers that a node starts in vain before it counts as one that cannot."""
@@ -191,7 +191,8 @@ class _Servers:
                 if self._published.urls and not is_announced:
                     announce()
                     is_announced = True
-                if not is_announced and (self._is_hopeless() or time.monotonic() > deadline):
+                is_late = time.monotonic() > deadline and not any(state.url for _, state in self._states.values())
+                if not is_announced and (is_late or self._is_hopeless()):
                     print("h5feed-server: no node can serve: see above", file=sys.stderr)
                     return 1
             return 0
