@@ -45,9 +45,13 @@ class RayCluster:
 
     def _add(self, **options: Any) -> Any:
         for attempt in range(_ATTEMPTS):
+            before = set(psutil.Process().children(recursive=True))
             try:
                 return self._cluster.add_node(object_store_memory=_OBJECT_STORE_BYTES, **options, **_ports())
             except Exception as error:
+                for process in set(psutil.Process().children(recursive=True)) - before:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
                 if attempt == _ATTEMPTS - 1 or "timed out during startup" not in str(error):
                     raise
         raise AssertionError
