@@ -23,12 +23,14 @@ import psutil
 import pytest
 from h5feed.errors import BadParameter, Unauthorized
 from h5feed_server.cluster.connecting import connected
+from h5feed_server.cluster.node_actors import Node
 from h5feed_server.cluster.node_server import NodeServer, ServerState
-from h5feed_server.cluster.serving import environment_of
+from h5feed_server.cluster.serving import environment_of, url_of
 from h5feed_server.serve.arguments import add_serve
 from h5feed_server.serve.command import settings_of
 from h5feed_server.settings import Settings
 
+from tests.support.authority import Authority
 from tests.support.fork_server import SERVERS
 from tests.support.photographs import encoded, photograph
 from tests.support.waiting import wait_until
@@ -118,6 +120,23 @@ def test_all_settings_reach_the_servers(tmp_path: Path, monkeypatch: pytest.Monk
     assert (settings.workers, settings.open_files, settings.max_rows, settings.readers) == (3, 8, 10, 5)
 
 
+@pytest.mark.parametrize(
+    ("host", "announced", "listed"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:8000", "http://10.0.0.4:8000"),
+        ("::", "http://[::1]:8000", "http://10.0.0.4:8000"),
+        ("127.0.0.1", "http://127.0.0.1:4321", "http://127.0.0.1:4321"),
+        ("gpu-4", "http://gpu-4:8000", "http://10.0.0.4:8000"),
+        # Certificates are for names.
+        ("0.0.0.0", "https://127.0.0.1:8000", "https://gpu-4:8000"),
+    ],
+)
+def test_where_clients_reach_a_node(host: str, announced: str, listed: str) -> None:
+    """What a server announces to its own machine is listed as others reach it."""
+    node = Node("f00", "10.0.0.4", "gpu-4", 8)
+    assert url_of(host, node, ServerState(announced, True, "")) == listed
+
+
 def _until_ready(server: NodeServer) -> ServerState:
     states: list[ServerState] = []
 
@@ -151,6 +170,19 @@ def test_a_server_that_is_killed_is_started_again(data: Path, tmp_path: Path) ->
     finally:
         server.stop()
     wait_until(lambda: not [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE])
+
+
+def test_a_server_behind_tls_becomes_ready(data: Path, tmp_path: Path) -> None:
+    """The actor asks its own server, whose certificate is for another name."""
+    from h5feed_server import __version__
+
+    issued = Authority(tmp_path / "authority").issue("gpu-4")
+    command = ["serve", str(data), "--tls-cert", str(issued.cert), "--tls-key", str(issued.key)]
+    server = NodeServer(__version__, command, {"H5FEED_PORT": "0", "H5FEED_CACHE_DIR": str(tmp_path / "cache")})
+    try:
+        assert _until_ready(server).url.startswith("https://127.0.0.1:")
+    finally:
+        server.stop()
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:

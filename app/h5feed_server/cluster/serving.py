@@ -127,6 +127,24 @@ def environment_of(options: argparse.Namespace, settings: Settings) -> dict[str,
     return {f"H5FEED_{name.upper()}": value for name, value in found.items()}
 
 
+def url_of(host: str, node: Node, state: ServerState) -> str:
+    """Where clients reach the server of a node.
+
+    Parameters
+    ----------
+    host : str
+        What it listens on.
+    """
+    parts = urlsplit(state.url)
+    if is_every_address(host):
+        # A certificate names a host, not its address.
+        host = node.name if parts.scheme == "https" else node.address
+    elif not is_loopback(host):
+        host = node.address
+    assert parts.port is not None
+    return f"{parts.scheme}://{local_address(host, parts.port)}"
+
+
 def _command(options: argparse.Namespace, settings: Settings) -> list[str]:
     """The arguments of a server."""
     source = str(settings.source) if settings.store is not None else os.path.abspath(settings.source)
@@ -187,7 +205,7 @@ class _Servers:
             while not stop.is_set():
                 for node, report in self._actors.reports(_LOOK_SECONDS):
                     self._hear(node, report)
-                self._published.urls = [self._url(node, state) for node, state in self._ready()]
+                self._published.urls = [url_of(self._settings.host, node, state) for node, state in self._ready()]
                 if self._published.urls and not is_announced:
                     announce()
                     is_announced = True
@@ -224,7 +242,7 @@ class _Servers:
         if known is not None and (known[1].url, known[1].why) == (state.url, state.why):
             return
         if state.is_ready:
-            self._say(node, f"the server is ready at {self._url(node, state)}", "INFO")
+            self._say(node, f"the server is ready at {url_of(self._settings.host, node, state)}", "INFO")
         elif state.why == STARTING:
             self._say(node, "the server is starting", "INFO")
         else:
@@ -245,18 +263,6 @@ class _Servers:
 
     def _say(self, node: Node, text: str, level: str) -> None:
         say(self._settings.log_format, f"node {node.address}: {text}", sys.stderr, level=level)
-
-    def _url(self, node: Node, state: ServerState) -> str:
-        """Where clients reach a server."""
-        parts = urlsplit(state.url)
-        host = self._settings.host
-        if is_every_address(host):
-            # A certificate names a host, not its address.
-            host = node.name if parts.scheme == "https" else node.address
-        elif not is_loopback(host):
-            host = node.address
-        assert parts.port is not None
-        return f"{parts.scheme}://{local_address(host, parts.port)}"
 
     def _stop(self) -> None:
         """End all servers: those that can, after the responses in progress."""
