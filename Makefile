@@ -151,14 +151,14 @@ requirements: ## pin the newest versions of all dependencies
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	  --no-emit-package h5feed pyproject.toml -o requirements/server.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-	  --no-emit-package h5feed -c requirements/server.txt --extra demo --group dev --group stores pyproject.toml \
+	  --no-emit-package h5feed -c requirements/server.txt --extra demo --extra ray --group dev --group stores pyproject.toml \
 	  -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --resolution lowest-direct --python-version 3.11 --no-header \
 	  --no-annotate --no-emit-index-url --no-emit-package h5feed --extra demo --extra otel --extra parquet --extra decode \
-	  --extra object-store --extra cli --extra keras pyproject.toml client/pyproject.toml -o requirements/floors.txt
+	  --extra object-store --extra ray --extra cli --extra keras pyproject.toml client/pyproject.toml -o requirements/floors.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	  --no-emit-package h5feed -c requirements/floors.txt --extra demo --extra otel --extra parquet --group dev \
-	  --extra object-store pyproject.toml -o requirements/floors.txt
+	  --extra object-store --extra ray pyproject.toml -o requirements/floors.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	  --no-emit-package h5feed -c requirements/dev.txt --extra decode --extra cli --extra keras client/pyproject.toml \
 	  requirements/trainer.in -o requirements/trainer.txt

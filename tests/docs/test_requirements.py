@@ -17,8 +17,8 @@ CLIENT: dict[str, Any] = tomllib.loads((ROOT / "client" / "pyproject.toml").read
 
 FILES = {
     "server.txt": (),
-    "dev.txt": ("demo", "dev", "stores"),
-    "floors.txt": ("demo", "otel", "parquet", "object-store", "dev"),
+    "dev.txt": ("demo", "ray", "dev", "stores"),
+    "floors.txt": ("demo", "otel", "parquet", "object-store", "ray", "dev"),
 }
 """Each file, and the extras and dependency groups of the server that it has."""
 
