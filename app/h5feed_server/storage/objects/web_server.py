@@ -76,14 +76,17 @@ class WebServer:
     async def head(self, key: str) -> StoredObject:
         """See `Backend`. The first byte is asked for, because this also proves that ranges are heeded."""
         async with self._answer(self._url(key), {"range": "bytes=0-0"}) as answer:
-            if answer.status_code == 416 and answer.headers.get("content-range") == "bytes */0":
+            status, headers = answer.status_code, answer.headers
+            if (status == 416 and headers.get("content-range") == "bytes */0") or (
+                status == 200 and headers.get("content-length") == "0"
+            ):
                 return StoredObject(key, 0, "", "it is empty")
-            if answer.status_code == 200:
+            if status == 200:
                 return StoredObject(key, 0, "", _WHOLE)
-            if answer.status_code != 206:
-                raise _of_status(answer.status_code, None, self._advice)
+            if status != 206:
+                raise _of_status(status, None, self._advice)
             _, _, size = _range_of(answer)
-            return StoredObject.of(key, size, answer.headers.get("etag"))
+            return StoredObject.of(key, size, headers.get("etag"))
 
     async def pages(self) -> AsyncIterator[list[StoredObject]]:
         """See `Backend`."""
