@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 from h5feed.errors import BadParameter, RevisionChanged, SourceUnavailable, Unreadable
 from h5feed_server.store_address import StoreAddress
 
-from tests.support.object_store import Answer, StoreProcess, StoreProxy, serve_folder
+from tests.support.object_store import Answer, StoreProcess, StoreProxy, honest, serve_folder
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -321,6 +322,112 @@ def test_the_cache_of_ranges_is_bounded(serve: Serve, proxy: StoreProxy, bucket:
     described(none, "rows")
     epoch_of(none, "rows", bucket / "sub" / "rows.h5", ["plain"])
     assert not (none.cache_dir / "ranges").exists()
+
+
+def metrics_of(server: ServerProcess) -> dict[str, float]:
+    """Names and labels of all samples with their values."""
+    lines = httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
+
+
+def test_metrics_tell_what_the_store_was_asked(serve: Serve, proxy: StoreProxy, bucket: Path) -> None:
+    began = time.time()
+    server = serve("s3://data/sub", "--workers", "2", **proxy.environment, **UNCACHED_CHUNKS)
+    described(server, "rows")
+    for epoch in (0, 1):
+        epoch_of(server, "rows", bucket / "sub" / "rows.h5", FIELDS, epoch=epoch)
+    proxy.behave = lambda path, ranged, ask: (403, {"content-length": "0"}, b"")
+    with h5feed.connect(server.url, deadline=5) as feed, pytest.raises(Unreadable):
+        feed["rows"].take([0], fields=["tokens"])
+
+    def is_complete() -> bool:
+        # The numbers of the other worker are up to a second old.
+        found = metrics_of(server)
+        listings = found['h5feed_store_requests_total{outcome="ok"}'] - proxy.ranges
+        return (
+            found["h5feed_store_read_bytes_total"] == proxy.nbytes
+            and found['h5feed_store_requests_total{outcome="refused"}'] >= 1
+            and 0 <= listings <= found["h5feed_store_request_duration_seconds_count"]
+        )
+
+    wait_until(is_complete)
+    found = metrics_of(server)
+    assert found["h5feed_store_requests_running"] == 0
+    assert found["h5feed_store_cache_hits_total"] > ROWS and found["h5feed_store_cache_read_bytes_total"] > 0
+    assert found["h5feed_store_cache_bytes"] > 0
+    assert began <= found["h5feed_store_listed_timestamp_seconds"] <= time.time()
+    assert found["h5feed_store_request_duration_seconds_sum"] > 0
+
+
+def count_listings(proxy: StoreProxy) -> list[float]:
+    """When each listing came, from now on."""
+    times: list[float] = []
+
+    def behave(path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
+        if ranged is None and "list-type" in path:
+            times.append(time.monotonic())
+        return ask()
+
+    proxy.behave = behave
+    return times
+
+
+def test_workers_list_once_in_each_interval(serve: Serve, proxy: StoreProxy) -> None:
+    times = count_listings(proxy)
+    server = serve("s3://data/sub", "--workers", "4", **proxy.environment, H5FEED_LISTING_SECONDS="2")
+    described(server, "rows")
+    wait_until(lambda: len(times) >= 4)
+    between = np.diff(times)
+    # The interval is counted from the beginning of a listing, by another clock.
+    assert between.min() > 1.8, between
+
+
+def test_a_listing_that_hangs_holds_up_nobody(serve: Serve, proxy: StoreProxy, bucket: Path) -> None:
+    """What was listed before is served, all workers say that it is ready, and the server stops at once."""
+    server = serve("s3://data/sub", "--workers", "2", **proxy.environment, H5FEED_LISTING_SECONDS="1")
+    described(server, "rows")
+    hanging, over = threading.Event(), threading.Event()
+
+    def hang(path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
+        if ranged is None:
+            hanging.set()
+            over.wait(120)
+        return ask()
+
+    proxy.behave = hang
+    try:
+        assert hanging.wait(60)
+        epoch_of(server, "rows", bucket / "sub" / "rows.h5", ["plain"])
+        for _ in range(8):
+            assert httpx.get(f"{server.url}/readyz", timeout=60).status_code == 200
+        began = time.monotonic()
+        assert server.stop() == 0
+        # A listing may take two minutes.
+        assert time.monotonic() - began < 40
+    finally:
+        over.set()
+
+
+def test_a_failed_listing_is_told_by_all_workers(serve: Serve, proxy: StoreProxy, bucket: Path) -> None:
+    """Until it succeeds again. Meanwhile, they serve what they know."""
+    server = serve("s3://data/sub", "--workers", "2", **proxy.environment, H5FEED_LISTING_SECONDS="1")
+    described(server, "rows")
+
+    def away(path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
+        return ask() if ranged else (503, {"content-length": "0"}, b"")
+
+    proxy.behave = away
+
+    def said() -> set[str]:
+        answers = [httpx.get(f"{server.url}/readyz", timeout=60) for _ in range(12)]
+        assert {answer.status_code for answer in answers} == {200}
+        return {answer.text for answer in answers}
+
+    reason = "the object store is not available at the moment: it answered with status 503"
+    wait_until(lambda: said() == {f"ok, but the object store cannot be listed: {reason}"})
+    epoch_of(server, "rows", bucket / "sub" / "rows.h5", ["plain"])
+    proxy.behave = honest
+    wait_until(lambda: said() == {"ok"})
 
 
 def test_new_objects_are_found(serve: Serve, tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ EXTRA = (
     Metric("workers", "gauge", "Running workers."),
     Metric("process_resident_memory_bytes", "gauge", "Memory of each process of the server, without readers."),
     Metric(
-        "store_listed_timestamp_seconds", "gauge", "When the last listing of the object store began that succeeded."
+        "store_listed_timestamp_seconds",
+        "gauge",
+        "When the last listing of the object store began that succeeded, in seconds of Unix time.",
     ),
     Metric("store_cache_bytes", "gauge", "Disk space of the cache for ranges of objects."),
 )
