@@ -149,7 +149,7 @@ serve: setup ## serve the HDF5 files below DATA (default: data)
 requirements: ## pin the newest versions of all dependencies
 	test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv==$(UV_VERSION); }
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-	  --no-emit-package h5feed pyproject.toml -o requirements/server.txt
+	  --no-emit-package h5feed --extra object-store pyproject.toml -o requirements/server.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	  --no-emit-package h5feed -c requirements/server.txt --extra demo --group dev --group stores pyproject.toml \
 	  -o requirements/dev.txt
