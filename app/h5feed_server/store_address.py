@@ -142,6 +142,12 @@ class StoreAddress:
         return _first(SCHEMES[self.scheme].endpoint)
 
     @property
+    def lacks_account(self) -> bool:
+        """Whether the environment must name an account, and does not."""
+        names = SCHEMES[self.scheme].account
+        return bool(names) and _first(names) is None
+
+    @property
     def place(self) -> str:
         """Names the prefix among those of all stores, with the endpoint and the account of the environment."""
         return " ".join((self.endpoint or _first(SCHEMES[self.scheme].account) or "", self.url))

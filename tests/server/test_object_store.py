@@ -18,9 +18,10 @@ import httpx
 import numpy as np
 import pytest
 from h5feed.errors import BadParameter, RevisionChanged, SourceUnavailable, Unreadable
+from h5feed_server.storage.objects.store import check
 from h5feed_server.store_address import StoreAddress
 
-from tests.support.object_store import Answer, StoreProcess, StoreProxy, honest, serve_folder
+from tests.support.object_store import Answer, StoreProcess, StoreProxy, copy_files, honest, serve_folder
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -28,6 +29,8 @@ pytest.importorskip("obstore")
 pytest.importorskip("hadro")
 
 Serve = Callable[..., ServerProcess]
+
+ROOT = Path(__file__).parents[2]
 
 ROWS = 240
 
@@ -111,11 +114,7 @@ def test_every_field_is_served_as_from_a_folder(
     serve: Serve, server: ServerProcess, folder: Path, tmp_path: Path
 ) -> None:
     """Or it has a reason: what only h5py can read needs a local file."""
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink() and not any(part.startswith(".") for part in path.parts):
-            target = tmp_path / "buckets" / "all" / path.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+    copy_files(folder, tmp_path / "buckets" / "all")
     store = serve_folder(tmp_path / "buckets")
     try:
         remote = serve("s3://all", **store.environment)
@@ -505,6 +504,36 @@ def test_bad_addresses(url: str) -> None:
     with pytest.raises(BadParameter) as caught:
         StoreAddress.parse(url)
     assert "expected s3://" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "environment", "said"),
+    [
+        ("az://container", {"AZURE_STORAGE_ACCOUNT_NAME": ""}, "set AZURE_STORAGE_ACCOUNT_NAME"),
+        (
+            "az://container",
+            {"AZURE_STORAGE_ACCOUNT_NAME": "account", "AZURE_STORAGE_ACCOUNT_KEY": "a secret!"},
+            "set AZURE_STORAGE_ACCOUNT_NAME",
+        ),
+        ("gs://bucket", {"GOOGLE_APPLICATION_CREDENTIALS": "/nowhere.json"}, "/nowhere.json"),
+        ("gs://bucket", {"GOOGLE_SERVICE_ACCOUNT_KEY": "a secret!"}, "set GOOGLE_APPLICATION_CREDENTIALS"),
+        ("https://host/a", {"NETRC": "/nowhere"}, "/nowhere cannot be read"),
+        ("https://host/a", {"NETRC": "LICENSE"}, "LICENSE cannot be used for credentials"),
+        ("https://host/a", {"SSL_CERT_FILE": "/nowhere"}, "SSL_CERT_FILE"),
+        ("https://host/a", {"HTTPS_PROXY": "ftp://proxy:1"}, "proxy"),
+    ],
+)
+def test_what_the_environment_lacks_is_said_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, url: str, environment: dict[str, str], said: str
+) -> None:
+    """In the words of the store, and without secrets."""
+    monkeypatch.chdir(ROOT)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadParameter) as caught:
+        check(StoreAddress.parse(url))
+    assert said in str(caught.value)
     assert "secret" not in str(caught.value)
 
 

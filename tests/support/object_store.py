@@ -7,6 +7,7 @@ from __future__ import annotations
 import http.client
 import http.server
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -84,6 +85,15 @@ def serve_folder(folder: Path, *options: str) -> StoreProcess:
     """The subfolders of a folder as buckets, quickly; ignores conditions."""
     keys = ("--access-key", KEY, "--secret-key", SECRET, "--region", REGION)
     return StoreProcess("hadro", str(folder), "--port", "{port}", *keys, *options)
+
+
+def copy_files(folder: Path, target: Path) -> None:
+    """What a bucket can hold of a folder: the files, but neither links nor pipes, and no hidden ones."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and not any(part.startswith(".") for part in path.parts):
+            copy = target / path.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def browse_folder(folder: Path) -> StoreProcess:

@@ -100,6 +100,8 @@ def _opened(address: StoreAddress) -> AnyStore:
         from obstore.store import AzureStore, GCSStore, S3Store
     except ImportError:
         raise BadParameter("object stores need obstore: pip install 'h5feed-server[object-store]'") from None
+    if address.lacks_account:
+        raise BadParameter(f"{address.url}: the account is not known: {address.advice}")
     kind: Any
     kind, name = {
         "s3": (S3Store, "endpoint"),

@@ -96,6 +96,8 @@ class ObjectStore:
 
     def close(self) -> None:
         """Give up all fetches: those who wait for them get SourceUnavailable."""
+        if not self._thread.is_alive():
+            return
 
         async def give_up() -> None:
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -142,7 +144,7 @@ class ObjectStore:
         ------
         Unreadable, SourceUnavailable
         """
-        return self._once(lambda: self._backend.head(key), ATTEMPT_SECONDS)
+        return self._once(lambda: self._backend.head(key), self._timeout)
 
     def list(self, most: int, seconds: float) -> list[StoredObject]:
         """All objects, at most `most`, within so many seconds; asked for once.

@@ -59,19 +59,24 @@ class WebServer:
     Raises
     ------
     BadParameter
-        The file with credentials cannot be read.
+        The file with credentials, or the certificates or the proxy of the environment cannot be used.
     """
 
     def __init__(self, address: StoreAddress) -> None:
         self._base = f"{address.url}/"
         self._advice = address.advice
-        self._client = httpx.AsyncClient(
-            auth=_credentials(),
-            timeout=httpx.Timeout(ATTEMPT_SECONDS, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=MOST_AT_ONCE, max_keepalive_connections=MOST_AT_ONCE),
-            # As stored: a compressed answer has other bytes, and its ranges have no use.
-            headers={"accept-encoding": "identity", "user-agent": "h5feed-server"},
-        )
+        auth = _credentials()
+        try:
+            self._client = httpx.AsyncClient(
+                auth=auth,
+                timeout=httpx.Timeout(ATTEMPT_SECONDS, connect=CONNECT_SECONDS),
+                limits=httpx.Limits(max_connections=MOST_AT_ONCE, max_keepalive_connections=MOST_AT_ONCE),
+                # As stored: a compressed answer has other bytes, and its ranges have no use.
+                headers={"accept-encoding": "identity", "user-agent": "h5feed-server"},
+            )
+        except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
+            # Certificates (SSL_CERT_FILE) or a proxy (HTTPS_PROXY) that cannot be used.
+            raise BadParameter(f"{address.url}: SSL_CERT_FILE or a proxy of the environment: {error}") from None
 
     async def head(self, key: str) -> StoredObject:
         """See `Backend`. The first byte is asked for, because this also proves that ranges are heeded."""
