@@ -137,8 +137,8 @@ def test_the_server_of_python_is_refused(serve: Serve, files: Path) -> None:
         assert len(lines) == 3
         assert {line["status"] for line in lines.values()} == {"unreadable"}
         reasons = {name: line["reason"] for name, line in lines.items()}
-        assert "it is empty" in reasons.pop("my data.empty")
-        assert all("does not heed the header Range" in reason for reason in reasons.values())
+        assert "it is empty" in reasons.pop("my data.empty"), reasons
+        assert all("does not heed the header Range" in reason for reason in reasons.values()), reasons
     finally:
         python.stop()
 
