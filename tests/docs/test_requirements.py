@@ -16,7 +16,7 @@ SERVER: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CLIENT: dict[str, Any] = tomllib.loads((ROOT / "client" / "pyproject.toml").read_text())
 
 FILES = {
-    "server.txt": (),
+    "server.txt": ("object-store",),
     "dev.txt": ("demo", "ray", "dev", "stores"),
     "floors.txt": ("demo", "otel", "parquet", "object-store", "ray", "dev"),
 }

@@ -1,10 +1,13 @@
-"""Object stores on this machine: a real S3 server, and a proxy in front of it that can hold, cut and count answers."""
+"""Object stores on this machine: a real S3 server, a web server, and a proxy in front of them that can hold, cut and
+count answers.
+"""
 
 from __future__ import annotations
 
 import http.client
 import http.server
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,7 +38,7 @@ def credentials(url: str) -> dict[str, str]:
 
 
 class StoreProcess:
-    """An S3 server as a process of its own.
+    """An S3 or web server as a process of its own.
 
     Parameters
     ----------
@@ -50,6 +53,7 @@ class StoreProcess:
 
     def start(self) -> None:
         command = [part.format(port=self.port) for part in self._command]
+        # Of this environment, unless it is a path.
         program = str(Path(sys.executable).parent / command[0])
         self._process = subprocess.Popen(
             [program, *command[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ}
@@ -83,6 +87,20 @@ def serve_folder(folder: Path, *options: str) -> StoreProcess:
     return StoreProcess("hadro", str(folder), "--port", "{port}", *keys, *options)
 
 
+def copy_files(folder: Path, target: Path) -> None:
+    """What a bucket can hold of a folder: the files, but neither links nor pipes, and no hidden ones."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and not any(part.startswith(".") for part in path.parts):
+            copy = target / path.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+
+
+def browse_folder(folder: Path) -> StoreProcess:
+    """A folder by Caddy, which lists it as JSON, or as HTML to those who do not ask for JSON."""
+    return StoreProcess("caddy", "file-server", "--root", str(folder), "--listen", "127.0.0.1:{port}", "--browse")
+
+
 Answer = tuple[int, dict[str, str], bytes]
 Behaviour = Callable[[str, str | None, Callable[[], Answer]], Answer]
 
@@ -106,12 +124,15 @@ class StoreProxy:
         Bytes of these answers.
     conditional : bool
         Whether to heed the header ``If-Match``, which the store ignores.
+    hides : frozenset of str
+        Headers, in lower case, that the store does not get to see.
     """
 
     def __init__(self, store: StoreProcess) -> None:
         self._store = store
         self.behave: Behaviour = honest
         self.conditional = False
+        self.hides: frozenset[str] = frozenset()
         self.ranges = self.nbytes = 0
         self._lock = threading.Lock()
         proxy = self
@@ -139,7 +160,8 @@ class StoreProxy:
             def _ask(self) -> Answer:
                 connection = http.client.HTTPConnection("127.0.0.1", proxy._store.port, timeout=60)
                 # With the host that was signed.
-                connection.request(self.command, self.path, headers=dict(self.headers.items()))
+                shown = {name: value for name, value in self.headers.items() if name.lower() not in proxy.hides}
+                connection.request(self.command, self.path, headers=shown)
                 answer = connection.getresponse()
                 body = answer.read()
                 connection.close()
@@ -166,8 +188,12 @@ class StoreProxy:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @property
     def environment(self) -> dict[str, str]:
-        return credentials(f"http://127.0.0.1:{self._server.server_address[1]}")
+        return credentials(self.url)
 
     def stop(self) -> None:
         self._server.shutdown()

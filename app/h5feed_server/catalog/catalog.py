@@ -167,6 +167,11 @@ class Catalog:
         return self._root
 
     @property
+    def objects(self) -> ObjectFolder | None:
+        """The objects that are served; None if these are files."""
+        return self._objects
+
+    @property
     def is_remote(self) -> bool:
         """Whether the files are objects of a store, for which small files stand in the data folder."""
         return self._objects is not None
