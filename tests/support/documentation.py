@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import h5feed
-import yaml
 import httpx
 import pytest
+import yaml
 
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
