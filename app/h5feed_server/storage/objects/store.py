@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import os
 import random
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FuturesTimeout
 from dataclasses import asdict, dataclass
@@ -21,6 +22,9 @@ from h5feed.errors import BadParameter, FeedError, RevisionChanged, SourceUnavai
 from h5feed.stored.scratch import Bytes
 
 from ...store_address import StoreAddress
+from .claims import Claims
+from .fetching_ahead import FetchingAhead
+from .link import Link
 from .range_cache import RangeCache
 
 if TYPE_CHECKING:
@@ -30,6 +34,9 @@ T = TypeVar("T")
 
 MOST_AT_ONCE = 128
 """Ranges that a process fetches at the same time."""
+
+MOST_AHEAD = 96
+"""Of these, that nobody has asked for yet."""
 
 _ATTEMPT_SECONDS = 10.0
 """Timeout of one attempt. A store that is slow for one range usually answers the next attempt at once."""
@@ -41,6 +48,11 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 
 _LATE_SECONDS = 5.0
 """Added to the deadline of a fetch before its thread counts as hung."""
+
+_SLOW_SECONDS = 5.0
+MOST_SLOW = 4
+"""Threads that may wait for ranges of one object for longer than this. All others are for other objects, which may be
+on the local disk, or in a part of the store that answers."""
 
 _STATUS = re.compile(r"status code: (\d{3})")
 
@@ -91,17 +103,39 @@ class ObjectStore:
         Seconds that one range may take, all attempts together.
     cache : RangeCache, optional
         What was fetched before.
+    ahead_bytes : int
+        Bound on what is fetched ahead.
+    claims : Claims, optional
+        See `FetchingAhead`.
+    is_alone : bool
+        See `FetchingAhead`.
     """
 
-    def __init__(self, address: StoreAddress, timeout: float, cache: RangeCache | None = None) -> None:
+    def __init__(
+        self,
+        address: StoreAddress,
+        timeout: float,
+        cache: RangeCache | None = None,
+        *,
+        ahead_bytes: int = 0,
+        claims: Claims | None = None,
+        is_alone: bool = True,
+    ) -> None:
         self.cache = cache
+        self.ahead = FetchingAhead(self, ahead_bytes, claims, is_alone)
         self._url = address.url
         self._timeout = timeout
         self.place = f"{_endpoint() or ''} {address.url}"
         """Names the store among all others."""
         self._store = _opened(address)
         self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._slow: dict[str, int] = {}
+        """Threads that wait for long, by the name of the object."""
         self._slots = asyncio.Semaphore(MOST_AT_ONCE)
+        self._slots_ahead = asyncio.Semaphore(MOST_AHEAD)
+        self.link = Link()
+        """How fast the store answers."""
         self._thread = threading.Thread(target=self._loop.run_forever, name="h5feed-store", daemon=True)
         self._thread.start()
         self.on_change: Callable[[], None] = lambda: None
@@ -113,33 +147,66 @@ class ObjectStore:
 
     def close(self) -> None:
         """Give up all fetches."""
+        self.ahead.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_LATE_SECONDS)
 
-    def begin(self, one: StoredObject, ranges: Sequence[tuple[int, int]]) -> list[Future[Bytes]]:
+    def begin(
+        self, one: StoredObject, ranges: Sequence[tuple[int, int]], *, ahead: bool = False
+    ) -> list[Future[Bytes]]:
         """Start to fetch ranges, given as offset and size. They must lie within the object.
 
         The futures raise RevisionChanged, SourceUnavailable or Unreadable.
+
+        Parameters
+        ----------
+        ahead : bool
+            Nobody has asked for them yet: they leave some of the requests at a time to others.
         """
         futures: list[Future[Bytes]] = [Future() for _ in ranges]
+        if not ranges:
+            return futures
+        slots = self._slots_ahead if ahead else None
 
         def start() -> None:
             for future, (offset, nbytes) in zip(futures, ranges, strict=True):
-                _forward(self._loop.create_task(self._range(one, offset, nbytes)), future)
+                _forward(self._loop.create_task(self._range(one, offset, nbytes, slots)), future)
 
         self._loop.call_soon_threadsafe(start)
         return futures
 
     def read(self, one: StoredObject, offset: int, nbytes: int) -> bytes:
         """One range, see `begin`."""
-        return self.wait(self.begin(one, [(offset, nbytes)])[0]).tobytes()
+        return self.wait(one, self.begin(one, [(offset, nbytes)])[0]).tobytes()
 
-    def wait(self, future: Future[T]) -> T:
-        """The result of what `begin` has started."""
+    def wait(self, one: StoredObject, future: Future[T]) -> T:
+        """The result of what `begin` has started. Raises SourceUnavailable, too, if enough threads wait already."""
+        if future.done():
+            return future.result()
+        if self._slow.get(one.key, 0) >= MOST_SLOW:
+            raise _unavailable("other requests wait for the same object")
         try:
-            return future.result(self._timeout + _LATE_SECONDS)
+            return future.result(min(_SLOW_SECONDS, self._timeout))
         except FuturesTimeout:
-            raise _unavailable("it does not answer") from None
+            with self._waiting_slowly(one):
+                try:
+                    return future.result(max(0.0, self._timeout - _SLOW_SECONDS) + _LATE_SECONDS)
+                except FuturesTimeout:
+                    raise _unavailable("it does not answer") from None
+
+    @contextlib.contextmanager
+    def _waiting_slowly(self, one: StoredObject) -> Iterator[None]:
+        with self._lock:
+            if self._slow.get(one.key, 0) >= MOST_SLOW:
+                raise _unavailable("other requests wait for the same object")
+            self._slow[one.key] = self._slow.get(one.key, 0) + 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._slow[one.key] -= 1
+                if not self._slow[one.key]:
+                    del self._slow[one.key]
 
     def head(self, key: str) -> StoredObject:
         """The current version of an object, asked for once.
@@ -189,11 +256,14 @@ class ObjectStore:
             future.cancel()
             raise _unavailable("it does not answer") from None
 
-    async def _range(self, one: StoredObject, offset: int, nbytes: int) -> Bytes:
+    async def _range(
+        self, one: StoredObject, offset: int, nbytes: int, slots: asyncio.Semaphore | None = None
+    ) -> Bytes:
         # The version is asked for and checked: some stores ignore the condition.
         wanted: Any = {"range": (offset, offset + nbytes), "if_match": one.e_tag}
 
         async def fetch() -> Bytes:
+            began = self._loop.time()
             answer = await self._store.get_async(one.key, options=wanted)
             if (answer.meta["e_tag"], answer.meta["size"]) != (one.e_tag, one.size):
                 raise _changed(one)
@@ -203,9 +273,12 @@ class ObjectStore:
                 raise _Cut
             self.fetches += 1
             self.fetched_bytes += nbytes
+            now = self._loop.time()
+            self.link.note(now, now - began, nbytes)
             return np.frombuffer(data, np.uint8)
 
-        return await self._persist(fetch, one)
+        async with slots or contextlib.nullcontext():
+            return await self._persist(fetch, one)
 
     async def _persist(self, attempt: Callable[[], Coroutine[Any, Any, T]], one: StoredObject) -> T:
         """Repeat an attempt until it succeeds, fails for good, or the time is over."""
