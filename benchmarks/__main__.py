@@ -36,6 +36,7 @@ from . import (
     small,
     splitting,
     statistics,
+    store,
     transport,
 )
 from .data import KEPT, Files, make_files
@@ -58,6 +59,7 @@ GROUPS: dict[str, ModuleType] = {
     "l": on_host,
     "m": replicas,
     "n": connections,
+    "o": store,
     "p": building,
     "q": pieces,
     "r": slow,
@@ -79,6 +81,7 @@ _EXAMPLES = """groups:
   l  rows that the client reads from the files        q  compressed chunks over a link of 1 Gbit/s
   m  one to three replicas behind links of 100 Mbit/s
   n  the number of connections that the client finds  r  rows compressed for links of 100 Mbit/s and 1 Gbit/s
+  o  rows of an object store that answers after 20 ms
 
 examples:
   python -m benchmarks                       everything, in about 15 minutes

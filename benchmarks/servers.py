@@ -87,7 +87,8 @@ def h5feed_server(
     options: Sequence[str] = (),
     **environment: str,
 ) -> Iterator[H5feedServer]:
-    """The real server over `folder`, with settings of its own, and unless `cache` is one with an empty cache folder.
+    """The real server over `folder`, which may be a store's URL, with settings of its own, and unless `cache` is one
+    with an empty cache folder.
 
     `through` is a command that runs the server's, given behind it, and `options` are more options of that. Files are
     hashed before they are served, unless the environment says otherwise: no figure is to include that.

@@ -123,6 +123,7 @@ class Services:
 
         def let_go(seconds: float) -> None:
             batcher.drop_old(seconds)
+            catalog.drop_old(seconds)
             search.drop_old(seconds)
             pool.drop_idle()
             browser.rest()

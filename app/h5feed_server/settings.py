@@ -92,6 +92,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Disk space in the cache folder for rows and chunks of an object store, in bytes; 0 for none.",
     )
+    store_ahead_bytes: int = Field(
+        64 << 20,
+        ge=0,
+        description="Memory for rows and chunks of an object store that are fetched ahead, per worker, in bytes; 0 for "
+        "none.",
+    )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port; 0 picks a free port and prints it.")
     uds: str | None = Field(

@@ -31,8 +31,11 @@ from ..sharing.slots import Slots
 from ..splits.on_request import SplitJobs
 from ..splits.order_spec import OrderSpec
 from ..splits.splitter import Splitter, balanced_by
+from ..storage.objects.fetching_ahead import FetchingAhead
+from ..storage.objects.object_file import ObjectFile
 from ..storage.reader import Reader
 from .order import Order
+from .upcoming import Upcoming
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -97,6 +100,7 @@ class BatchPlan:
     key: object = dataclass_field(default_factory=object)
     """Identifies this plan in the cache of orders. Comparing the whole spec for every batch would be slower."""
     pace: _Pace = dataclass_field(default_factory=lambda: _Pace())
+    upcoming: Upcoming = dataclass_field(default_factory=Upcoming)
 
     one_block = False
     """Whether many batches are filled at once, however large they are."""
@@ -163,6 +167,7 @@ class BatchPlan:
             return self._filled_part(start, *part, lease)
         if self.refusal and self.grid.size(start) > self.max_rows:
             raise TooLarge(f"{self.refusal}. Or request parts of the batch, with from_row and to_row")
+        self.fetch_ahead(start, stop)
         if not self.ragged:
             buffer = lease(self.nbytes(start, stop))
             self.fill(start, stop, buffer)
@@ -173,6 +178,34 @@ class BatchPlan:
             rows, real = self._rows(index, 1)
             wanted.append(_Wanted(index, rows[0], real[0].astype("<f4") if self.padded else None))
         return _gathered(self.reader, self.dataset, self.fields, wanted, self.about, self.max_bytes, lease)
+
+    def fetch_ahead(self, start: int, stop: int) -> None:
+        """Begin to fetch what batches start … stop-1 need, and those that will probably be requested next, if the rows
+        are in an object store.
+
+        Raises
+        ------
+        BatchOutOfRange
+        """
+        if (ahead := self._ahead) is not None and ahead.max_bytes:
+            self.upcoming.requested(ahead, partial(self._fetch, ahead), start, stop, self.grid.batches)
+
+    @cached_property
+    def _ahead(self) -> FetchingAhead | None:
+        """That of the store that has some of the rows; None if they are in files."""
+        sources = (segment.source for field in self.fields for segment in field.column.segments)
+        return next((source.store.ahead for source in sources if isinstance(source, ObjectFile)), None)
+
+    def _fetch(self, ahead: FetchingAhead, start: int, stop: int, urgent: bool) -> tuple[int, bool]:
+        """See `upcoming.Fetch`."""
+        rows, _ = self.all_rows(start, stop)
+        nbytes, has_room = 0, True
+        for field in self.fields:
+            for source, offsets, sizes in self.reader.late_ranges(field.column, rows):
+                assert isinstance(source, ObjectFile)
+                nbytes += int(sizes.sum())
+                has_room = ahead.fetch(self.key, stop - 1, source, offsets, sizes, urgent=urgent) and has_room
+        return nbytes, has_room
 
     def check_part(self, index: int, first: int, stop: int) -> None:
         """Check that batch `index` has rows first … stop-1.

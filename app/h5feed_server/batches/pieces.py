@@ -104,6 +104,7 @@ class PiecesPlan:
         BatchOutOfRange, TooLarge, BadParameter
         """
         plan = self.plan
+        plan.fetch_ahead(start, stop)
         rows, real = plan.all_rows(start, stop)
         pieces, sent = self._describe(rows)
         stored = sum(int(one.sizes.sum()) for one in sent)
@@ -317,7 +318,9 @@ def _renumbered(touched: list[tuple[Segment, Int64s | None, Int64s]], rows: Int6
 def _read_stored(sent: list[_Sent], out: Bytes) -> None:
     begin = 0
     for one in sent:
-        offsets, sizes = _runs(one.offsets, one.sizes)
+        # A source that answers late joins them itself, and finds those that it has fetched already.
+        late = one.file.answers_late
+        offsets, sizes = (one.offsets, one.sizes) if late else _runs(one.offsets, one.sizes)
         one.file.read_rows(offsets, sizes, out, begin + np.cumsum(sizes) - sizes)
         begin += int(sizes.sum())
 

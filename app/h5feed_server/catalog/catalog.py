@@ -147,6 +147,11 @@ class Catalog:
         if self._objects is not None:
             self._objects.close()
 
+    def drop_old(self, seconds: float) -> None:
+        """Drop what was fetched from an object store for orders that nobody has read for this many seconds."""
+        if self._objects is not None:
+            self._objects.drop_old(seconds)
+
     def entries(self) -> list[Entry]:
         """All entries, sorted by name, whatever is in scope."""
         if self._scanned > float("-inf"):

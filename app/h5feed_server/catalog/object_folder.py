@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
+from pathlib import Path
 
 from h5feed.stored.layout import ArrayLayout
 from h5feed.stored.local_file import Identity
@@ -10,11 +12,14 @@ from h5feed.stored.local_file import Identity
 from ..settings import Settings
 from ..sharing.metrics import STORE_OUTCOMES
 from ..storage.hdf5.inspector import Inspector
+from ..storage.objects.claims import Claims
 from ..storage.objects.listing import Listing, stored_object
 from ..storage.objects.object_file import ObjectFile
 from ..storage.objects.range_cache import RangeCache
 from ..storage.objects.store import ObjectStore
 from ..suffixes import ALL_SUFFIXES
+
+logger = logging.getLogger(__name__)
 
 _TIMEOUT_SHARE = 1 / 3
 """A range may take this share of the time limit of a request, so that the client gets the reason."""
@@ -37,7 +42,15 @@ class ObjectFolder:
         only = settings.only[0] if settings.only else None
         kept = settings.store_cache_bytes
         cache = RangeCache(settings.cache_dir / "ranges", kept) if kept else None
-        self._store = ObjectStore(settings.store, settings.read_timeout * _TIMEOUT_SHARE, cache)
+        timeout, is_alone = settings.read_timeout * _TIMEOUT_SHARE, settings.workers == 1
+        self._store = ObjectStore(
+            settings.store,
+            timeout,
+            cache,
+            ahead_bytes=settings.store_ahead_bytes,
+            claims=None if is_alone or cache is None else _claims(settings.cache_dir, timeout),
+            is_alone=is_alone,
+        )
         self._listing = Listing(self._store, settings.data_dir, only, ALL_SUFFIXES, settings.listing_seconds)
 
     def close(self) -> None:
@@ -45,6 +58,10 @@ class ObjectFolder:
         self._listing.close()
         self._store.close()
         self._listing.join()
+
+    def drop_old(self, seconds: float) -> None:
+        """Drop what was fetched for orders that nobody has read for this many seconds."""
+        self._store.ahead.drop_old(seconds)
 
     def why_not_listed(self) -> str | None:
         """Why the objects are not known; None if they are."""
@@ -90,6 +107,14 @@ class ObjectFolder:
         """The layout of the object, see `Inspector.inspect`."""
         stored = stored_object(path, identity)
         return inspector.inspect_remote(stored.size, partial(self._store.read, stored))
+
+
+def _claims(folder: Path, timeout: float) -> Claims | None:
+    try:
+        return Claims(folder / "ranges" / "claims", timeout)
+    except OSError as error:
+        logger.warning("workers may fetch the same ranges twice: %s", error.strerror or error)
+        return None
 
 
 def why_not_remote(array: ArrayLayout) -> str | None:

@@ -131,6 +131,24 @@ class Reader:
         """Start decoding the chunks of these rows, if decoded chunks are cached; does not wait."""
         self._chunk_rows.read_ahead(column, rows)
 
+    def late_ranges(self, column: Column, rows: Int64s) -> Iterator[tuple[Source, Int64s, Int64s]]:
+        """Which ranges of sources that answer late a read of these rows needs.
+
+        Yields
+        ------
+        source : Source
+        offsets, sizes : (k,) int64
+        """
+        if not column.answers_late or self._is_read_whole(column):
+            return
+        for segment, places, local in column.divide(rows):
+            if not segment.source.answers_late or (column.images is not None and segment.offsets is None):
+                continue
+            wanted = None
+            if column.images is not None:
+                wanted = partial(self._undecoded, column, rows if places is None else rows[places])
+            yield segment.source, *self._arrays.ranges(segment, local, wanted)
+
     def whole(self, column: Column, asked: int) -> npt.NDArray[Any] | None:
         """All rows of a small column, cached; None if it is too large to cache, or may not be cached now.
 
@@ -142,19 +160,27 @@ class Reader:
         asked : int
             Rows that are needed now.
         """
-        if not 0 < column.row_bytes <= SMALL_ROW_BYTES or column.pieces > _MAX_PIECES_KEPT:
-            return None
-        # Not images: a single broken one would make all rows fail.
-        if column.has_lists or column.images is not None:
-            return None
-        # A narrow column of wide records would fit, but all the records would have to be read for it.
-        if column.stored_nbytes > 2 * self._cache.max_bytes:
-            return None
-        if not may_keep() and column.key not in self._cache:
-            return None
-        if not self._cache.admits(column.key, column.nbytes) or not self._pays(column, asked):
+        if not self._fits_whole(column) or not self._pays(column, asked):
             return None
         return self._cache.get(column.key, lambda: self.read_all(column), lambda value: value.nbytes)
+
+    def _fits_whole(self, column: Column) -> bool:
+        if not 0 < column.row_bytes <= SMALL_ROW_BYTES or column.pieces > _MAX_PIECES_KEPT:
+            return False
+        # Not images: a single broken one would make all rows fail.
+        if column.has_lists or column.images is not None:
+            return False
+        # A narrow column of wide records would fit, but all the records would have to be read for it.
+        if column.stored_nbytes > 2 * self._cache.max_bytes:
+            return False
+        if not may_keep() and column.key not in self._cache:
+            return False
+        return self._cache.admits(column.key, column.nbytes)
+
+    def _is_read_whole(self, column: Column) -> bool:
+        """Whether `whole` probably returns the column for the next batches."""
+        is_cheap = len(column.segments) <= _FEW_SEGMENTS or column.key in self._cache
+        return is_cheap and self._fits_whole(column)
 
     def _pays(self, column: Column, asked: int) -> bool:
         """Whether at least as many rows of a column were asked for as it has segments, if it has many.

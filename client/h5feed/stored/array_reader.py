@@ -118,7 +118,7 @@ class ArrayReader:
         self, segment: Segment, rows: Int64s, wanted: Callable[[], npt.NDArray[np.bool_]] | None = None
     ) -> Segment:
         """The segment for a read of these rows, or of those that are `wanted`: see `Source.ahead`."""
-        source = segment.source.ahead(partial(self._ranges, segment, rows, wanted))
+        source = segment.source.ahead(partial(self.ranges, segment, rows, wanted))
         return segment if source is segment.source else replace(segment, source=source)
 
     def _divided(self, column: Column, rows: Int64s) -> Iterable[_Divided]:
@@ -128,7 +128,10 @@ class ArrayReader:
             return divided
         return [(self.ahead(segment, local), places, local) for segment, places, local in divided]
 
-    def _ranges(self, segment: Segment, rows: Int64s, wanted: Callable[[], npt.NDArray[np.bool_]] | None) -> Ranges:
+    def ranges(
+        self, segment: Segment, rows: Int64s, wanted: Callable[[], npt.NDArray[np.bool_]] | None = None
+    ) -> Ranges:
+        """The ranges of stored bytes that a read of these rows needs, or of those that are `wanted`."""
         if wanted is not None:
             rows = rows[wanted()]
         array = segment.array.records if segment.array.record else segment.array

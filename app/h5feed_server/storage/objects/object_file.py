@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 
 import numpy as np
-from h5feed.errors import DatasetCorrupt
+from h5feed.errors import DatasetCorrupt, SourceUnavailable
 from h5feed.stored.local_file import FileSource, Identity
 from h5feed.stored.no_store import may_keep
 from h5feed.stored.scratch import Bytes
 from h5feed.stored.source import Int64s, Ranges, Scratch, Source
 
 from .backend import StoredObject
+from .parts import parts_of, pieces_of
 from .store import ObjectStore
-
-PART_BYTES = 8 << 20
-"""Ranges that touch are fetched as one up to this size, and larger ones in parts of it."""
 
 WINDOW_BYTES = 32 << 20
 """Bytes of one read that are fetched and not used yet. A single part may be all of it."""
@@ -90,14 +88,22 @@ class FetchedRanges(Source):
         if (beyond := np.flatnonzero((offsets < 0) | (sizes < 0) | (offsets > size - sizes))).size:
             end = int(offsets[beyond[0]]) + int(sizes[beyond[0]])
             raise DatasetCorrupt(f"the object ends at byte {size}, but an array in it ends at {end}")
-        self._pieces = sorted(_pieces(offsets, sizes))
-        held: set[tuple[int, int]] = set()
-        if (cache := file.store.cache) is not None:
-            held = {piece for piece in self._pieces if cache.has(file.digest, *piece)}
-            self._pieces = [piece for piece in self._pieces if piece not in held]
-        parts = sorted([*_parts(self._pieces), *held])
-        self._is_held = [part in held for part in parts]
-        """Whether a part is in the cache on the local disk."""
+        pieces = pieces_of(offsets, sizes)
+        # In this order: what is not in flight any more is on the disk.
+        joined = file.store.ahead.join(file.digest, pieces)
+        pieces.difference_update(joined)
+        theirs = file.store.ahead.claimed_by_others(file.digest, pieces)
+        cache = file.store.cache
+        held = set() if cache is None else cache.held(file.digest, pieces)
+        self._pieces = sorted(pieces - held - theirs)
+        """What is fetched for this read."""
+        here = held | theirs
+        parts = sorted([*parts_of(self._pieces), *joined, *here])
+        self._joined = [joined.get(part) for part in parts]
+        """The fetches ahead that bring a part."""
+        self._is_held = [part in here for part in parts]
+        """Whether a part is in the cache on the local disk, or will soon be."""
+        self._theirs = theirs - held
         self._begins = [begin for begin, _ in parts]
         self._sizes = [nbytes for _, nbytes in parts]
         self._futures: list[Future[Bytes] | None] = [None] * len(parts)
@@ -191,25 +197,43 @@ class FetchedRanges(Source):
         with self._lock:
             if self._uses[number] <= 0:
                 return None
-        data = self._from_disk(number) if self._is_held[number] else None
+        data = self._from_disk(number) if self._is_held[number] else self._from_ahead(number)
         if data is None:
             with self._lock:
                 future = self._futures[number] or self._start([number])[0]
-            data = self._file.store.wait(future)
+            data = self._file.store.wait(self._file.object, future)
             self._keep(number, data)
         with self._lock:
             self._uses[number] -= 1
-            if self._uses[number] == 0:
+            is_over = self._uses[number] == 0
+            if is_over:
                 if self._futures[number] is not None:
                     self._outstanding -= self._sizes[number]
                 self._futures[number] = None
                 self._start_more()
+        if is_over and (part := self._joined[number]) is not None:
+            self._file.store.ahead.used(part, (self._begins[number], self._sizes[number]))
         return data
 
     def _from_disk(self, number: int) -> Bytes | None:
-        cache = self._file.store.cache
-        assert cache is not None
-        return cache.find(self._file.digest, self._begins[number], self._sizes[number])
+        store, piece = self._file.store, (self._begins[number], self._sizes[number])
+        if piece in self._theirs:
+            store.ahead.wait_for_others(self._file.digest, piece)
+        assert store.cache is not None
+        return store.cache.find(self._file.digest, *piece)
+
+    def _from_ahead(self, number: int) -> Bytes | None:
+        """None if the part is not fetched ahead, or this has failed for a while and is to be tried again."""
+        if (part := self._joined[number]) is None:
+            return None
+        try:
+            data = self._file.store.wait(self._file.object, part.future)
+        except SourceUnavailable:
+            if not part.future.done():
+                raise
+            return None
+        begin = self._begins[number] - part.begin
+        return data[begin : begin + self._sizes[number]]
 
     def _keep(self, number: int, data: Bytes) -> None:
         """Store the pieces of a part on the local disk: the next time, they may be parts of others."""
@@ -228,7 +252,7 @@ class FetchedRanges(Source):
         while self._next is not None and (not nbytes or nbytes + self._sizes[self._next] <= WINDOW_BYTES):
             # It may have been started out of order.
             is_wanted = self._futures[self._next] is None and self._uses[self._next] > 0
-            if is_wanted and not self._is_held[self._next]:
+            if is_wanted and not self._is_held[self._next] and self._joined[self._next] is None:
                 numbers.append(self._next)
                 nbytes += self._sizes[self._next]
             self._next = next(self._waiting, None)
@@ -242,30 +266,3 @@ class FetchedRanges(Source):
             self._futures[number] = future
             self._outstanding += self._sizes[number]
         return futures
-
-
-def _pieces(offsets: Int64s, sizes: Int64s) -> set[tuple[int, int]]:
-    """Offset and size of each range once, of long ones in pieces."""
-    return {
-        (begin, min(PART_BYTES, offset + nbytes - begin))
-        for offset, nbytes in zip(offsets.tolist(), sizes.tolist(), strict=True)
-        for begin in range(offset, offset + nbytes, PART_BYTES)
-    }
-
-
-def _parts(pieces: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Offset and size of what is fetched for some ascending pieces, ascending: no byte is in two parts."""
-    parts: list[tuple[int, int]] = []
-    for offset, nbytes in pieces:
-        end = offset + nbytes
-        if parts and offset <= (reached := sum(parts[-1])):
-            begin, held = parts[-1]
-            offset = max(offset, reached)
-            if end - begin <= PART_BYTES:
-                parts[-1] = (begin, max(held, end - begin))
-                continue
-        while offset < end:
-            step = min(PART_BYTES, end - offset)
-            parts.append((offset, step))
-            offset += step
-    return parts

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FuturesTimeout
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from h5feed.errors import FeedError, RevisionChanged, SourceUnavailable, Unreadable
@@ -19,9 +19,15 @@ from h5feed.stored.scratch import Bytes
 from ...sharing.metrics import BOUNDS
 from ...store_address import StoreAddress
 from .backend import ATTEMPT_SECONDS, MOST_AT_ONCE, Backend, Cut, StoredObject, unavailable
+from .claims import Claims
+from .fetching_ahead import FetchingAhead
+from .link import Link
 from .range_cache import RangeCache
 
 T = TypeVar("T")
+
+MOST_AHEAD = 96
+"""Of the requests that a process makes at the same time, those for ranges that nobody has asked for yet."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 """Seconds between attempts: twice as long each time, and at random between half of that and all of it."""
@@ -29,6 +35,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 _LATE_SECONDS = 5.0
 """Added to the deadline of a fetch before its thread counts as hung."""
 
+_SLOW_SECONDS = 5.0
+MOST_SLOW = 4
+"""Threads that may wait for ranges of one object for longer than this. All others are for other objects, which may be
+on the local disk, or in a part of the store that answers."""
 
 _OUTCOMES = {RevisionChanged: "changed", Unreadable: "refused", SourceUnavailable: "unavailable"}
 
@@ -72,6 +82,12 @@ class ObjectStore:
         Seconds that one range may take, all attempts together.
     cache : RangeCache, optional
         What was fetched before.
+    ahead_bytes : int
+        Bound on what is fetched ahead.
+    claims : Claims, optional
+        See `FetchingAhead`.
+    is_alone : bool
+        See `FetchingAhead`.
 
     Raises
     ------
@@ -79,15 +95,31 @@ class ObjectStore:
         The store cannot be used with this installation and environment.
     """
 
-    def __init__(self, address: StoreAddress, timeout: float, cache: RangeCache | None = None) -> None:
+    def __init__(
+        self,
+        address: StoreAddress,
+        timeout: float,
+        cache: RangeCache | None = None,
+        *,
+        ahead_bytes: int = 0,
+        claims: Claims | None = None,
+        is_alone: bool = True,
+    ) -> None:
         self.cache = cache
+        self.ahead = FetchingAhead(self, ahead_bytes, claims, is_alone)
         self._url = address.url
         self._timeout = timeout
         self.place = address.place
         """Names the store among all others."""
         self._backend = _opened(address)
         self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._slow: dict[str, int] = {}
+        """Threads that wait for long, by the name of the object."""
         self._slots = asyncio.Semaphore(MOST_AT_ONCE)
+        self._slots_ahead = asyncio.Semaphore(MOST_AHEAD)
+        self.link = Link()
+        """How fast the store answers."""
         self._thread = threading.Thread(target=self._loop.run_forever, name="h5feed-store", daemon=True)
         self._thread.start()
         self.on_change: Callable[[], None] = lambda: None
@@ -96,6 +128,7 @@ class ObjectStore:
 
     def close(self) -> None:
         """Give up all fetches: those who wait for them get SourceUnavailable."""
+        self.ahead.close()
         if not self._thread.is_alive():
             return
 
@@ -107,35 +140,67 @@ class ObjectStore:
                 await asyncio.wait(tasks, timeout=_LATE_SECONDS)
             await self._backend.close()
 
-        with suppress(FuturesTimeout, RuntimeError):
+        with contextlib.suppress(FuturesTimeout, RuntimeError):
             asyncio.run_coroutine_threadsafe(give_up(), self._loop).result(2 * _LATE_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_LATE_SECONDS)
 
-    def begin(self, one: StoredObject, ranges: Sequence[tuple[int, int]]) -> list[Future[Bytes]]:
+    def begin(
+        self, one: StoredObject, ranges: Sequence[tuple[int, int]], *, ahead: bool = False
+    ) -> list[Future[Bytes]]:
         """Start to fetch ranges, given as offset and size. They must lie within the object.
 
         The futures raise RevisionChanged, SourceUnavailable or Unreadable.
+
+        Parameters
+        ----------
+        ahead : bool
+            Nobody has asked for them yet: they leave some of the requests at a time to others.
         """
         futures: list[Future[Bytes]] = [Future() for _ in ranges]
+        if not ranges:
+            return futures
+        slots = self._slots_ahead if ahead else None
 
         def start() -> None:
             for future, (offset, nbytes) in zip(futures, ranges, strict=True):
-                _forward(self._loop.create_task(self._range(one, offset, nbytes)), future)
+                _forward(self._loop.create_task(self._range(one, offset, nbytes, slots)), future)
 
         self._loop.call_soon_threadsafe(start)
         return futures
 
     def read(self, one: StoredObject, offset: int, nbytes: int) -> bytes:
         """One range, see `begin`."""
-        return self.wait(self.begin(one, [(offset, nbytes)])[0]).tobytes()
+        return self.wait(one, self.begin(one, [(offset, nbytes)])[0]).tobytes()
 
-    def wait(self, future: Future[T]) -> T:
-        """The result of what `begin` has started."""
+    def wait(self, one: StoredObject, future: Future[T]) -> T:
+        """The result of what `begin` has started. Raises SourceUnavailable, too, if enough threads wait already."""
+        if future.done():
+            return future.result()
+        if self._slow.get(one.key, 0) >= MOST_SLOW:
+            raise unavailable("other requests wait for the same object")
         try:
-            return future.result(self._timeout + _LATE_SECONDS)
+            return future.result(min(_SLOW_SECONDS, self._timeout))
         except FuturesTimeout:
-            raise unavailable("it does not answer") from None
+            with self._waiting_slowly(one):
+                try:
+                    return future.result(max(0.0, self._timeout - _SLOW_SECONDS) + _LATE_SECONDS)
+                except FuturesTimeout:
+                    raise unavailable("it does not answer") from None
+
+    @contextlib.contextmanager
+    def _waiting_slowly(self, one: StoredObject) -> Iterator[None]:
+        with self._lock:
+            if self._slow.get(one.key, 0) >= MOST_SLOW:
+                raise unavailable("other requests wait for the same object")
+            self._slow[one.key] = self._slow.get(one.key, 0) + 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._slow[one.key] -= 1
+                if not self._slow[one.key]:
+                    del self._slow[one.key]
 
     def head(self, key: str) -> StoredObject:
         """The current version of an object, asked for once.
@@ -174,14 +239,27 @@ class ObjectStore:
         except CancelledError:
             raise unavailable("the server is stopping") from None
 
-    async def _range(self, one: StoredObject, offset: int, nbytes: int) -> Bytes:
+    async def _range(
+        self, one: StoredObject, offset: int, nbytes: int, slots: asyncio.Semaphore | None = None
+    ) -> Bytes:
+        async with slots or contextlib.nullcontext():
+            return await self._persist(one, offset, nbytes)
+
+    async def _fetch(self, one: StoredObject, offset: int, nbytes: int) -> Bytes:
+        began = self._loop.time()
+        data = await self._backend.fetch(one, offset, nbytes)
+        now = self._loop.time()
+        self.link.note(now, now - began, nbytes)
+        return data
+
+    async def _persist(self, one: StoredObject, offset: int, nbytes: int) -> Bytes:
         """Repeat an attempt until it succeeds, fails for good, or the time is over."""
         until = self._loop.time() + self._timeout
         pause = _FIRST_PAUSE
         while True:
             try:
                 async with asyncio.timeout_at(until), self._slots:
-                    data = await self._attempt(lambda: self._backend.fetch(one, offset, nbytes), one, ATTEMPT_SECONDS)
+                    data = await self._attempt(lambda: self._fetch(one, offset, nbytes), one, ATTEMPT_SECONDS)
                 self.traffic.nbytes += nbytes
                 return data
             except (FeedError, TimeoutError) as error:

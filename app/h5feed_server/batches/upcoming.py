@@ -1,0 +1,102 @@
+"""Fetches the batches of an order that will be requested next, if its rows are in an object store.
+
+A worker sees only the requests of its own connections, and several connections overtake each other. So an order counts
+as read in sequence if requests move forward by not too much. If the workers share what they fetch, each goes on where
+the batches that are known to be fetched end, whoever will be asked for them. If they do not, each fetches what it will
+be asked for itself, which it knows if its requests move forward equally much each time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from ..storage.objects.fetching_ahead import FetchingAhead
+
+_GAP = 32
+"""Requests of other workers that may lie between two of this one, or that this one may come too late for."""
+
+_MOST_UNITS = 64
+"""Requests to fetch ahead of. Small ones take more time than bytes."""
+
+_MOST_STEADY = 6
+
+Fetch = Callable[[int, int, bool], tuple[int, bool]]
+"""``fetch(start, stop, urgent)`` begins to fetch batches start … stop-1. Returns their bytes, and whether there was
+room for all of them; see `FetchingAhead.fetch`."""
+
+
+class Upcoming:
+    """What is requested next of one order; shared by all requests of a process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._front = 0
+        """No batch from here on was requested yet."""
+        self._until = 0
+        """No batch from here on is fetched yet."""
+        self._last, self._step = 0, 0
+        self._asked: deque[tuple[int, int]] = deque(maxlen=_GAP)
+        """What was fetched when it was requested."""
+        self._steady = 0
+        """How many requests in a row have moved forward."""
+        self._units: dict[int, tuple[int, int]] = {}
+        """What is fetched and not requested yet, as far as this worker knows: end and bytes by the first batch."""
+
+    def requested(self, ahead: FetchingAhead, fetch: Fetch, start: int, stop: int, batches: int) -> None:
+        """Begin to fetch batches start … stop-1, which were requested, and those that probably will be.
+
+        Parameters
+        ----------
+        ahead : FetchingAhead
+        fetch : callable
+        batches : int
+            Of the order.
+        """
+        with self._lock:
+            is_shared = ahead.is_shared
+            is_fetched = stop <= self._until if is_shared else self._units.get(start, (0, 0))[0] >= stop
+            # A request that had to wait for memory comes again.
+            if not is_fetched and (start, stop) not in self._asked:
+                self._asked.append((start, stop))
+                fetch(start, stop, True)
+            step = self._note(start, stop)
+            stride = stop - start if is_shared else step
+            if self._steady and stride and (is_shared or ahead.is_worthwhile):
+                first = start + stride
+                if is_shared:
+                    first = max(self._until, self._front)
+                elif (self._until - first) % stride == 0:
+                    first = max(first, self._until)
+                self._go_on(ahead, fetch, range(first, batches, stride), stop - start, batches)
+
+    def _note(self, start: int, stop: int) -> int:
+        """Note a request. Returns by how much the last two have moved forward if that was equally much, else 0."""
+        unit = stop - start
+        if self._front <= start <= self._front + _GAP * unit:
+            self._steady = min(_MOST_STEADY, self._steady + (self._front > 0))
+        elif not self._front - _GAP * unit <= start < self._front:
+            self._front, self._until, self._steady = 0, 0, 0
+            self._units.clear()
+        self._front = max(self._front, stop)
+        for begin in [begin for begin, (end, _) in self._units.items() if end <= start or begin == start]:
+            del self._units[begin]
+        step, self._last = start - self._last, start
+        is_regular, self._step = step == self._step, step
+        return step if is_regular and step >= unit else 0
+
+    def _go_on(self, ahead: FetchingAhead, fetch: Fetch, begins: range, unit: int, batches: int) -> None:
+        window, most = ahead.window_bytes, min(_MOST_UNITS, 1 << self._steady)
+        nbytes = sum(size for _, size in self._units.values())
+        for begin in begins:
+            each = nbytes // max(1, len(self._units))
+            if self._units and (nbytes + each > window or len(self._units) >= most):
+                break
+            end = min(begin + unit, batches)
+            size, has_room = fetch(begin, end, False)
+            if not has_room:
+                break
+            self._until = begin + begins.step
+            self._units[begin] = end, size
+            nbytes += size
