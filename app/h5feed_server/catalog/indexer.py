@@ -117,6 +117,10 @@ class Indexer:
             family.name, family.files, paths, identities, outcome, dependencies, refused, began, said, looked, is_second
         )
 
+    def source(self, path: str, identity: Identity) -> FileSource:
+        """See `Catalog.source`."""
+        return self._loader.source(path, identity)
+
     def tell(self, files: Sequence[str], reason: str) -> None:
         """Log once why something is not served."""
         if (told := (tuple(files), reason)) not in self._told:

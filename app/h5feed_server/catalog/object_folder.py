@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from h5feed.stored.layout import ArrayLayout
 from h5feed.stored.local_file import Identity
 
@@ -60,14 +58,13 @@ class ObjectFolder:
 
     def inspect(self, inspector: Inspector, path: str, identity: Identity) -> bytes:
         """The layout of the object, see `Inspector.inspect`."""
-        stored = stored_object(path, identity)
-        return inspector.inspect_remote(stored.size, partial(self._store.read, stored))
+        return inspector.inspect_remote(self.source(path, identity))
 
 
 def why_not_remote(array: ArrayLayout) -> str | None:
     """Why an array cannot be read from an object store; None if it can."""
-    if array.unreadable is None and array.by_h5py:
-        return "only h5py can read it, which needs a local file: it is not read from an object store"
+    if array.unreadable is None and array.others:
+        return "it is made of arrays in other files: it is not read from an object store"
     if array.unreadable is None and array.external is not None:
         return "its data is in another file, which is not read from an object store"
     return None

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import stat
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from types import TracebackType
 
 from h5feed.errors import FeedError, Overloaded, SourceUnavailable, Unreadable
 from h5feed.stored.layout import load_layout
-from h5feed.stored.local_file import is_away, refused
+from h5feed.stored.local_file import FileSource, is_away, refused
 
 from ..signatures import why_no_hdf5
-from .child import LENGTH, Child, IdleChildren
-from .piped_file import RANGE, WANTED
+from . import piping
+from .child import Child, IdleChildren
 from .text import says_away
 
 MEMORY_BYTES = 2 << 30
@@ -23,9 +22,6 @@ MEMORY_BYTES = 2 << 30
 
 MAX_ANSWER_BYTES = 512 << 20
 """Bound on a layout: 32 bytes for each chunk, and the text, which takes up to six bytes a character, twice."""
-
-MAX_PART_BYTES = 4 << 20
-"""Bound on the bytes that a child asks for at once."""
 
 GRACE_SECONDS = 10.0
 """Added to the timeout, which the child enforces itself, before the child counts as hung."""
@@ -81,23 +77,15 @@ class Inspector:
             raise Unreadable(f"it cannot be opened: {error.strerror}") from error
         if problem is not None:
             raise Unreadable(problem)
-        return self._layout(path, _never)
+        return self._layout(path, ())
 
-    def inspect_remote(self, size: int, read: Callable[[int, int], bytes | memoryview]) -> bytes:
-        """Same as `inspect`, for a file that the child does not reach.
+    def inspect_remote(self, file: FileSource) -> bytes:
+        """Same as `inspect`, for a file of a store. Errors that reading it raises end the inspection."""
+        return self._layout(file.remote_bytes, (file,))
 
-        Parameters
-        ----------
-        size : int
-            Bytes of the file.
-        read : callable
-            ``read(offset, nbytes)`` returns that part of it. An error that it raises ends the inspection.
-        """
-        return self._layout(size, read)
-
-    def _layout(self, file: str | int, read: Callable[[int, int], bytes | memoryview]) -> bytes:
+    def _layout(self, file: str | int | None, sources: Sequence[FileSource]) -> bytes:
         try:
-            answer = self._ask(file, read)
+            answer = self._ask(file, sources)
         except TimeoutError:
             raise Unreadable(f"inspecting it took more than {self._timeout:g} s (H5FEED_INSPECT_TIMEOUT)") from None
         except (OSError, EOFError):
@@ -120,13 +108,14 @@ class Inspector:
         except OSError as error:
             raise Overloaded(f"cannot start an inspector: {error.strerror}", retry_after=1) from None
 
-    def _ask(self, file: str | int, read: Callable[[int, int], bytes | memoryview]) -> memoryview:
+    def _ask(self, file: str | int | None, sources: Sequence[FileSource]) -> memoryview:
         """Return a child's response. A child that has died is replaced once."""
         for attempt in (1, 2):
             child, rests = self._children.take()
             try:
                 child = child or self._start()
-                answer = self._answer(child, json.dumps(file).encode() + b"\n", read)
+                request = json.dumps(file).encode() + b"\n"
+                answer = piping.ask(child, request, self._timeout + GRACE_SECONDS, sources)
             except FeedError:
                 if child is not None:
                     child.end()
@@ -138,25 +127,10 @@ class Inspector:
                 if isinstance(error, TimeoutError) or attempt == 2:
                     raise
                 continue
-            if isinstance(file, int) and bytes(answer[:1]) != b"L":
+            if sources and bytes(answer[:1]) != b"L":
                 # A reply that it did not wait for may still be in the pipe.
                 child.end()
             else:
                 self._children.put_back(child, rests)
             return answer
         raise EOFError
-
-    def _answer(self, child: Child, request: bytes, read: Callable[[int, int], bytes | memoryview]) -> memoryview:
-        until = time.monotonic() + self._timeout + GRACE_SECONDS
-        answer = child.ask(request, self._timeout + GRACE_SECONDS)
-        while answer[:1] == WANTED:
-            offset, nbytes = RANGE.unpack(answer[1:])
-            if nbytes > MAX_PART_BYTES:
-                raise EOFError
-            part = read(offset, nbytes)
-            answer = child.ask(LENGTH.pack(len(part)) + part, max(0.0, until - time.monotonic()))
-        return answer
-
-
-def _never(offset: int, nbytes: int) -> bytes:
-    raise EOFError
