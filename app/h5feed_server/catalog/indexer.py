@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from h5feed.errors import FeedError, Overloaded, SourceUnavailable, Unreadable
-from h5feed.stored.local_file import Identity, OpenFiles, changed, is_away
+from h5feed.stored.local_file import FileSource, Identity, OpenFiles, changed, is_away
 
 from ..cache_folder.folder import CacheFolder
 from ..settings import Settings

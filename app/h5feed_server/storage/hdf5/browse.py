@@ -3,9 +3,9 @@
 Runs only as a child process; `browser` is the other end. Each request is handled in its own fork, see `answer_in_fork`,
 so that the damage that a file does to libhdf5 ends with the request.
 
-Protocol: a request is a line of JSON. Before it responds, the child may ask for blocks of files that are in a store, see
-`piped_file`. A response is a frame of `KIND_BYTES` for its kind (``D`` data, ``E`` an error as JSON, `DIED` the same if
-the fork died) and the content.
+Protocol: a request is a line of JSON. Before it responds, the child may ask for blocks of files that are in a store,
+see `piped_file`. A response is a frame of `KIND_BYTES` for its kind (``D`` data, ``E`` an error as JSON, `DIED` the
+same if the fork died) and the content.
 """
 
 from __future__ import annotations
