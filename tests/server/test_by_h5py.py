@@ -25,6 +25,7 @@ from h5feed.errors import RevisionChanged, TooLarge, Unreadable
 from h5feed.stored.local_file import YOUNG_SECONDS
 from sklearn.model_selection import train_test_split
 
+from tests.support.object_store import SOURCES, served_from
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import suspend, wait_until
 
@@ -138,16 +139,16 @@ def _astray(folder: Path) -> None:
         file["other"] = h5py.SoftLink("/x")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    folder = tmp_path_factory.mktemp("by_h5py") / "data"
+@pytest.fixture(scope="module", params=SOURCES)
+def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    scratch = tmp_path_factory.mktemp("by_h5py")
+    folder = scratch / "data"
     folder.mkdir()
     for write in (_lists, _parts, _virtual, _links, _in_parts, _halves, _astray):
         write(folder)
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2")
-    yield process
-    pids = process.worker_pids()
-    assert process.stop() == 0
+    with served_from(request.param, folder, scratch, "--workers", "2") as process:
+        yield process
+        pids = process.worker_pids()
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 

@@ -31,6 +31,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from h5py import h5s, h5t
 
+from tests.support.object_store import SOURCES, served_from
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -117,15 +118,18 @@ def grove_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def ours(grove_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+@pytest.fixture(scope="module", params=SOURCES)
+def ours(
+    grove_folder: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[httpx.Client]:
     """A server that has inspected all files."""
-    process = ServerProcess(grove_folder, tmp_path_factory.mktemp("cache"))
-    with httpx.Client(base_url=f"{process.url}/h5grove", timeout=60) as client:
+    with (
+        served_from(request.param, grove_folder, tmp_path_factory.mktemp("served")) as process,
+        httpx.Client(base_url=f"{process.url}/h5grove", timeout=60) as client,
+    ):
         for file in (*FILES, "links.h5", "round.h5"):
             wait_until(lambda file=file: client.get("/meta", params={"file": file}).status_code == 200)  # type: ignore[misc]
         yield client
-    assert process.stop() == 0
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.support.server_process import ServerProcess
+from tests.support.object_store import served_from
 
 ROWS = 53
 SAMPLE = (6, 5)
@@ -97,15 +97,15 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["cached", "uncached"])
+@pytest.fixture(scope="module", params=["cached", "uncached", "store"])
 def dataset(
     path: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[h5feed.Dataset]:
     sizes = {} if request.param == "cached" else {"H5FEED_CACHE_BYTES": "0", "H5FEED_CHUNK_CACHE_BYTES": "0"}
-    process = ServerProcess(path.parent, tmp_path_factory.mktemp("cache"), **sizes)
-    with h5feed.connect(process.url, deadline=60) as feed:
+    source = "store" if request.param == "store" else "folder"
+    scratch = tmp_path_factory.mktemp("served")
+    with served_from(source, path.parent, scratch, **sizes) as server, h5feed.connect(server.url, deadline=60) as feed:
         yield feed["matrix"]
-    assert process.stop() == 0
 
 
 @pytest.mark.parametrize("name", FILTERS)
