@@ -109,7 +109,6 @@ def test_a_shuffled_epoch_has_the_rows_that_h5py_reads(serve: Serve, store: Stor
 def test_every_field_is_served_as_from_a_folder(
     serve: Serve, server: ServerProcess, folder: Path, tmp_path: Path
 ) -> None:
-    """Or it has a reason: what only h5py can read needs a local file."""
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink() and not any(part.startswith(".") for part in path.parts):
             target = tmp_path / "buckets" / "all" / path.relative_to(folder)
@@ -128,9 +127,7 @@ def test_every_field_is_served_as_from_a_folder(
                 for field in known["fields"]:
                     if not field["readable"]:
                         continue
-                    if reasons[field["name"]] is not None:
-                        assert "not read from an object store" in reasons[field["name"]]
-                        continue
+                    assert reasons[field["name"]] is None
                     options: dict[str, Any] = {"batch_size": 64, "shuffle": True, "fields": [field["name"]]}
                     for mine, theirs in zip(there[name].batches(**options), here[name].batches(**options), strict=True):
                         np.testing.assert_array_equal(mine[field["name"]], theirs[field["name"]])
@@ -352,14 +349,6 @@ def test_a_store_that_cannot_be_listed_has_a_reason(serve: Serve, store: StorePr
         wait_until(lambda lines=lines: len(lines()) > 0)  # type: ignore[misc]
         (line,) = lines()
         assert line["status"] == "unreadable" and reason in line["reason"], line
-
-
-def test_files_of_a_store_are_neither_named_nor_shown(serve: Serve, store: StoreProcess) -> None:
-    server = serve("s3://data/sub", **store.environment)
-    described(server, "rows")
-    tree = httpx.get(f"{server.url}/v1/datasets/rows/tree")
-    assert tree.status_code == 422 and tree.json()["code"] == "unreadable"
-    assert "object store" in tree.json()["detail"]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from h5feed.errors import Unreadable
 from h5feed.stored.layout import ArrayLayout
 from h5feed.stored.local_file import Identity
 
 from ..settings import Settings
+from ..storage.hdf5.drivers import driver_of
 from ..storage.hdf5.inspector import Inspector
 from ..storage.objects.listing import Listing, stored_object
 from ..storage.objects.object_file import ObjectFile
@@ -58,13 +60,23 @@ class ObjectFolder:
 
     def inspect(self, inspector: Inspector, path: str, identity: Identity) -> bytes:
         """The layout of the object, see `Inspector.inspect`."""
-        return inspector.inspect_remote(self.source(path, identity))
+        source = self.source(path, identity)
+
+        def head_of(_: str, nbytes: int) -> bytes:
+            head = bytearray(min(nbytes, source.object.size))
+            source.fill(-1, 0, memoryview(head))
+            return bytes(head)
+
+        if (driver := driver_of(path, head_of)) is not None:
+            raise Unreadable(
+                f"it is a part of a file in several parts (HDF5's {driver} driver), which is not read from an object "
+                "store: copy it with h5repack to have it as one"
+            )
+        return inspector.inspect_remote(source)
 
 
 def why_not_remote(array: ArrayLayout) -> str | None:
     """Why an array cannot be read from an object store; None if it can."""
-    if array.unreadable is None and array.others:
-        return "it is made of arrays in other files: it is not read from an object store"
     if array.unreadable is None and array.external is not None:
         return "its data is in another file, which is not read from an object store"
     return None

@@ -38,6 +38,7 @@ from .piped_file import Pipe, PipedFile
 from .read_ahead import read_ahead
 from .stored_types import disk_bytes
 from .text import says_away
+from .virtual import read_virtual
 
 MAX_OPEN = 16
 """Sets of files held open: a file with the sources of its virtual arrays."""
@@ -124,7 +125,7 @@ class OpenSet:
         self.chunk_bytes = 0
         self._cache_bytes = min(_CHUNK_CACHE_BYTES // 4, _CHUNK_CACHE_BYTES // len(files))
         self._open: dict[str, h5py.File] = {}
-        self._main = next(iter(files))
+        self.path = next(iter(files))
         self._checked: set[tuple[str, str]] = set()
         self.datasets: OrderedDict[str, h5py.Dataset] = OrderedDict()
         """Arrays held open, the most recently used last."""
@@ -132,8 +133,8 @@ class OpenSet:
     def dataset(self, path: str) -> h5py.Dataset:
         """The array at `path` of the first file, after checking that libhdf5 can read it safely."""
         if path not in self.datasets:
-            dataset = self.item(self._main, path)
-            self.check(self._main, path, dataset, ())
+            dataset = self.item(self.path, path)
+            self.check(self.path, path, dataset, ())
             self.datasets[path] = dataset
         self.datasets.move_to_end(path)
         self._plugins.chunk_bytes = self.chunk_bytes
@@ -142,7 +143,7 @@ class OpenSet:
     @property
     def main(self) -> PipedFile:
         """The first file, if it is in a store."""
-        return self.piped[self._main]
+        return self.piped[self.path]
 
     def check_unchanged(self) -> None:
         """Raise if one of the files was replaced or changed. Call it after reading.
@@ -176,6 +177,11 @@ class OpenSet:
         if not isinstance(item, h5py.Dataset):
             raise Unreadable(f"its part {path!r} of {os.path.basename(file)!r} is not an array")
         return item
+
+    def source(self, file: str, name: str, path: str) -> tuple[str, h5py.Dataset]:
+        """A source of a virtual array in a file: the file that it is in, and the array."""
+        other = _named(file, name)
+        return other, self.item(other, path)
 
     def file(self, path: str) -> h5py.File:
         if path not in self._open and path in self.piped:
@@ -221,20 +227,22 @@ class OpenSet:
             if len(above) >= _MAX_NESTING:
                 raise Unreadable(f"it is made of virtual arrays nested more than {_MAX_NESTING} deep")
             for name, part in virtual_parts(properties):
-                source = file if name == "." else os.path.realpath(os.path.join(os.path.dirname(file), name))
+                source = _named(file, name)
                 if source not in self.files:
                     raise Unreadable(
                         f"it has sources in {os.path.basename(name)!r}, which is not a file of the data folder"
                     )
-                if source != file and self.piped:
-                    # libhdf5 would look for them in the same object.
-                    raise Unreadable(f"it has sources in {os.path.basename(name)!r}, {IN_ANOTHER}")
                 self.check(source, part, self.item(source, part), (*above, here))
         if dataset.chunks is not None:
             # 32 bytes: the longest possible address.
             nbytes = disk_bytes(dataset.id.get_type(), 32) or dataset.id.get_type().get_size()
             self.chunk_bytes = max(self.chunk_bytes, math.prod(dataset.chunks) * nbytes)
         self._checked.add(here)
+
+
+def _named(file: str, name: str) -> str:
+    """Path of the file that a virtual array in a file has sources in."""
+    return file if name == "." else os.path.realpath(os.path.join(os.path.dirname(file), name))
 
 
 def virtual_parts(properties: h5py.h5p.PropDCID) -> list[tuple[str, str]]:
@@ -273,8 +281,20 @@ def _read_fixed(dataset: h5py.Dataset, member: str | None, rows: Int64s, stored:
             dataset.read_direct(values, run, np.s_[start:stop])
         else:
             values[start:stop] = source[run]
+    return _ordered(values, places, stored)
+
+
+def _read_virtual(
+    opened: OpenSet, dataset: h5py.Dataset, member: str | None, rows: Int64s, stored: str
+) -> list[memoryview]:
+    wanted, places = np.unique(rows, return_inverse=True)
+    return _ordered(read_virtual(opened.path, dataset, opened.source, wanted, member), places, stored)
+
+
+def _ordered(values: npt.NDArray[Any], places: Int64s, stored: str) -> list[memoryview]:
+    """Rows in the order of the request."""
     values = values.astype(stored, copy=False)
-    if len(wanted) < len(rows) or (rows != wanted).any():
+    if len(values) < len(places) or (places != np.arange(len(places))).any():
         values = values[places]
     return [memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))]
 
@@ -340,9 +360,11 @@ class _Reader:
             next(held for held in self._open.values() if held.datasets).datasets.popitem(last=False)
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < dataset.shape[0]:
             raise DatasetCorrupt(f"the array has {dataset.shape[0]} rows now")
+        member = request["member"]
         if opened.piped:
             read_ahead(opened.main, dataset, rows)
-        member = request["member"]
+            if dataset.is_virtual:
+                return _read_virtual(opened, dataset, member, rows, request["dtype"])
         if request["ragged"]:
             return _read_ragged(dataset, member, rows, request["dtype"], request["limit"])
         return _read_fixed(dataset, member, rows, request["dtype"])
