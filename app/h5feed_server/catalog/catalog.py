@@ -164,11 +164,6 @@ class Catalog:
         """The data folder."""
         return self._root
 
-    @property
-    def is_remote(self) -> bool:
-        """Whether the files are objects of a store, for which small files stand in the data folder."""
-        return self._objects is not None
-
     def source(self, path: str, identity: Identity) -> FileSource:
         """A file of the data folder.
 
