@@ -85,6 +85,16 @@ def _virtual(folder: Path) -> None:
         layout = h5py.VirtualLayout((200, 2), "f8")
         layout[5:] = h5py.VirtualSource("virtual.h5", "gaps", (200, 3, 2))[:195, 1]
         file.create_virtual_dataset("gaps", layout, fillvalue=3)
+        # In its own file, but that has its rows in another one.
+        layout = h5py.VirtualLayout((200, 6), "i8")
+        layout[:150] = h5py.VirtualSource(".", "x", (200, 6))[50:]
+        file.create_virtual_dataset("inner", layout)
+        words = file.create_dataset("words", (200,), h5py.string_dtype())
+        words[:] = [f"word {row}" for row in range(200)]
+        layout = h5py.VirtualLayout((200,), h5py.string_dtype())
+        layout[:100] = h5py.VirtualSource(".", "words", (200,), h5py.string_dtype())[100:]
+        layout[100:] = h5py.VirtualSource(".", "words", (200,), h5py.string_dtype())[:100]
+        file.create_virtual_dataset("turned", layout)
 
 
 def _links(folder: Path) -> None:
@@ -252,6 +262,27 @@ def test_data_in_other_files(server: ServerProcess, feed: h5feed.Feed, source: s
     np.testing.assert_array_equal(feed[name].take(rows, fields=[field])[field], expected[rows])
     whole = np.concatenate([b[field] for b in feed[name].batches(batch_size=7, fields=[field])])
     np.testing.assert_array_equal(whole, expected)
+
+
+def test_virtual_text(feed: h5feed.Feed) -> None:
+    """Of text in the same file."""
+    rows = [199, 0, 7, 150]
+    found = feed["nested"].take(rows, fields=["turned"]).text("turned")
+    assert found == [f"word {(row + 100) % 200}" for row in rows]
+
+
+def test_viewers_get_no_values_of_another_object(server: ServerProcess, feed: h5feed.Feed, source: str) -> None:
+    """libhdf5 would look for it in the same one, however many virtual arrays are between."""
+    feed["nested"].take([0])
+    with h5py.File(server.folder / "nested.h5") as file:
+        expected = {name: file[name][()].tolist() for name in ("x", "gaps", "inner")}
+    for name, values in expected.items():
+        query = {"file": "nested.h5", "path": f"/{name}"}
+        answer = httpx.get(f"{server.url}/h5grove/data", params=query, timeout=60)
+        if source == "store":
+            assert answer.status_code == 422 and "is another object" in answer.json()["detail"]
+        else:
+            assert answer.json() == values
 
 
 @pytest.mark.parametrize("name", ["two-m", "many000"])

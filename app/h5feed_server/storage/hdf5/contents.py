@@ -16,7 +16,7 @@ from h5feed.errors import PageNotFound, Unreadable
 from h5py import h5, h5d, h5g, h5l, h5o, h5p
 
 from .attributes import MAX_NAME_BYTES
-from .h5py_reader import IN_ANOTHER, Known, OpenSet, virtual_parts
+from .h5py_reader import IN_ANOTHER, Known, OpenSet
 from .libhdf5 import Plugins
 from .piped_file import PipedFile
 from .text import decoded, reason_of
@@ -176,12 +176,12 @@ class Contents:
             self._check_storage(place.file, properties.get_external(number)[0])
         if not external:
             try:
-                self._open.check(place.file, dataset.name or "", dataset, ())
+                is_spread = self._open.check(place.file, dataset.name or "", dataset, ())
             except ValueError as error:
                 raise Unreadable(str(error)) from None
-        if dataset.is_virtual and self._open.piped and any(name != "." for name, _ in virtual_parts(properties)):
-            # libhdf5 would look for them in the same object.
-            raise Unreadable(f"it has sources in another file, {IN_ANOTHER}")
+            if is_spread and self._open.piped:
+                # libhdf5 would look for them in the same object.
+                raise Unreadable(f"it has sources in another file, {IN_ANOTHER}")
         self._plugins.chunk_bytes = self._open.chunk_bytes
         return dataset
 

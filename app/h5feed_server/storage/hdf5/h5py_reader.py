@@ -126,15 +126,18 @@ class OpenSet:
         self._cache_bytes = min(_CHUNK_CACHE_BYTES // 4, _CHUNK_CACHE_BYTES // len(files))
         self._open: dict[str, h5py.File] = {}
         self.path = next(iter(files))
-        self._checked: set[tuple[str, str]] = set()
+        self._checked: dict[tuple[str, str], bool] = {}
         self.datasets: OrderedDict[str, h5py.Dataset] = OrderedDict()
         """Arrays held open, the most recently used last."""
+        self.spread: set[str] = set()
+        """Those of a file in a store that have sources in other objects, where libhdf5 would not find them."""
 
     def dataset(self, path: str) -> h5py.Dataset:
         """The array at `path` of the first file, after checking that libhdf5 can read it safely."""
         if path not in self.datasets:
             dataset = self.item(self.path, path)
-            self.check(self.path, path, dataset, ())
+            if self.check(self.path, path, dataset, ()) and self.piped:
+                self.spread.add(path)
             self.datasets[path] = dataset
         self.datasets.move_to_end(path)
         self._plugins.chunk_bytes = self.chunk_bytes
@@ -198,7 +201,7 @@ class OpenSet:
         if now != known:
             raise changed(known, now)
 
-    def check(self, file: str, path: str, dataset: h5py.Dataset, above: tuple[tuple[str, str], ...]) -> None:
+    def check(self, file: str, path: str, dataset: h5py.Dataset, above: tuple[tuple[str, str], ...]) -> bool:
         """Reject arrays that would lead libhdf5 to files that the request does not name, or into a cycle.
 
         Parameters
@@ -208,6 +211,11 @@ class OpenSet:
         dataset : h5py.Dataset
         above : tuple of (str, str)
             The virtual arrays that it is a source of: file and address.
+
+        Returns
+        -------
+        bool
+            Whether it is a virtual array with sources that are named by their file, or a source of it is.
 
         Raises
         ------
@@ -219,7 +227,8 @@ class OpenSet:
         if here in above:
             raise Unreadable("it is a virtual array with itself as a source")
         if here in self._checked:
-            return
+            return self._checked[here]
+        is_spread = False
         properties = dataset.id.get_create_plist()
         if properties.get_external_count():
             raise Unreadable("its data, or that of a source, is in an external file")
@@ -232,12 +241,13 @@ class OpenSet:
                     raise Unreadable(
                         f"it has sources in {os.path.basename(name)!r}, which is not a file of the data folder"
                     )
-                self.check(source, part, self.item(source, part), (*above, here))
+                is_spread |= self.check(source, part, self.item(source, part), (*above, here)) or name != "."
         if dataset.chunks is not None:
             # 32 bytes: the longest possible address.
             nbytes = disk_bytes(dataset.id.get_type(), 32) or dataset.id.get_type().get_size()
             self.chunk_bytes = max(self.chunk_bytes, math.prod(dataset.chunks) * nbytes)
-        self._checked.add(here)
+        self._checked[here] = is_spread
+        return is_spread
 
 
 def _named(file: str, name: str) -> str:
@@ -363,7 +373,7 @@ class _Reader:
         member = request["member"]
         if opened.piped:
             read_ahead(opened.main, dataset, rows)
-            if dataset.is_virtual:
+            if request["path"] in opened.spread:
                 return _read_virtual(opened, dataset, member, rows, request["dtype"])
         if request["ragged"]:
             return _read_ragged(dataset, member, rows, request["dtype"], request["limit"])
