@@ -29,6 +29,7 @@ from . import (
     filtering,
     on_host,
     pieces,
+    placement,
     replicas,
     report,
     slow,
@@ -62,6 +63,7 @@ GROUPS: dict[str, ModuleType] = {
     "r": slow,
     "s": splitting,
     "t": statistics,
+    "v": placement,
     "w": filtering,
 }
 
@@ -73,6 +75,7 @@ _EXAMPLES = """groups:
   p  building from 3,000 JPEGs (needs 6 GB of disk)   j  images stored as JPEG, and Keras' own loader
   s  splits of ten million labels                     t  statistics of 1.26 GB of images
   k  pages of the explorer                            w  filtered rows of ten million
+  v  what the caches of three replicas hold
   l  rows that the client reads from the files        q  compressed chunks over a link of 1 Gbit/s
   m  one to three replicas behind links of 100 Mbit/s
   n  the number of connections that the client finds  r  rows compressed for links of 100 Mbit/s and 1 Gbit/s

@@ -21,6 +21,7 @@ import cv2
 import h5py
 import httpx
 import numpy as np
+import psutil
 from h5feed_server.builder import BuildOptions, preview
 
 from . import report
@@ -108,6 +109,14 @@ def _write_files(folder: Path, count: int) -> None:
             file["label"] = np.arange(8)
 
 
+def _write_shards(folder: Path, count: int) -> None:
+    """One dataset in many files."""
+    for number in range(count):
+        with h5py.File(folder / f"all-{number:05d}-of-{count:05d}.h5", "w") as file:
+            file["x"] = np.full((8, 4), number, np.float32)
+            file["label"] = np.arange(8)
+
+
 def _write_groups(folder: Path, count: int) -> None:
     """One file with a dataset in each of its groups."""
     with h5py.File(folder / "all.h5", "w") as file:
@@ -163,6 +172,39 @@ def _catalogue(folder: Path) -> Times:
     return times
 
 
+def _shards(folder: Path) -> Times:
+    """How soon a dataset of many files is ready, when it was never seen before and when it was, and delivers rows.
+
+    In CPU time of the server.
+    """
+    times: Times = {}
+    with tempfile.TemporaryDirectory(prefix="h5feed-cache-") as cache:
+        for what in ("ready_cold", "ready_from_cache"):
+            with (
+                h5feed_server(folder, 1, Path(cache), H5FEED_PROVISIONAL_BYTES="") as server,
+                httpx.Client(base_url=server.url, timeout=_PATIENCE) as http,
+            ):
+                _wait_until_known(server.url, pause=0.5)
+                times[what] = _cpu_seconds(server.pid)
+                query = {"batch_size": "64", "shuffle": "true"}
+                for then, path, asked in (
+                    ("first_batch", "/v1/datasets/all/batches/0", query),
+                    ("opening", "/v1/datasets/all", None),
+                    ("page", "/datasets/all", None),
+                ):
+                    before = _cpu_seconds(server.pid)
+                    _getting(http, path, asked)()
+                    times[then] = _cpu_seconds(server.pid) - before
+    return times
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU time of a process and its children, including those that have ended."""
+    process = psutil.Process(pid)
+    found = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    return sum(one.user + one.system + one.children_user + one.children_system for one in found)
+
+
 def _one_dataset(folder: Path) -> Times:
     """All that one dataset is asked for."""
     return dict(_of_one_dataset(folder))
@@ -208,7 +250,7 @@ def _timed(what: str, work: Callable[[], object], *, once: bool = False) -> tupl
     return what, min(seconds)
 
 
-def _wait_until_known(url: str) -> None:
+def _wait_until_known(url: str, pause: float = 0.02) -> None:
     """Until all files are inspected.
 
     Raises
@@ -220,13 +262,14 @@ def _wait_until_known(url: str) -> None:
         listed = httpx.get(f"{url}/v1/datasets", timeout=_PATIENCE).json()["datasets"]
         if listed and all(one["status"] == "ok" for one in listed):
             return
-        time.sleep(0.02)
+        time.sleep(pause)
     raise TimeoutError(f"not all datasets were inspected after {_PATIENCE:g} s")
 
 
 KINDS = {
     "images": Kind(2000, _write_images, _dry_run),
     "files": Kind(50, _write_files, _catalogue),
+    "shards": Kind(625, _write_shards, _shards),
     "groups": Kind(100, _write_groups, _catalogue),
     "columns": Kind(100, _write_columns, _one_dataset),
     "classes": Kind(250, _write_classes, _one_dataset),

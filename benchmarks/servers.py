@@ -80,7 +80,7 @@ class H5feedServer:
 
 @contextlib.contextmanager
 def h5feed_server(
-    folder: Path,
+    folder: Path | str,
     workers: int,
     cache: Path | None = None,
     through: Sequence[str] = (),

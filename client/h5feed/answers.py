@@ -115,6 +115,7 @@ class PlanInfo(TypedDict):
     tensors: list[TensorInfo]
     limits: Limits
     part_rows: NotRequired[Count]
+    rows_decoded_together: NotRequired[Count]
     stored: bool | None
     note: Text
     replaces: dict[str, Any] | None

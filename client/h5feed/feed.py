@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from .answers import CataloguePage, DatasetInfo
 from .dataset import Dataset
@@ -138,6 +138,7 @@ def connect(
     event_hooks: Hooks | None = None,
     auth: httpx.Auth | tuple[str, str] | None = None,
     local: bool | None = None,
+    placement: Literal["cache"] | None = None,
 ) -> Feed:
     """Connect to an h5feed server, or to several that serve the same files, or open a folder or file of this machine.
 
@@ -173,11 +174,17 @@ def connect(
         socket, which is faster than TCP. The client first makes sure that the socket belongs to the same server, and
         stays with TCP otherwise; ``stats()`` of a loop, and `Feed.via`, show which it is. Default ``$H5FEED_LOCAL``,
         else True.
+    placement : ``"cache"``, optional
+        With several servers, let each own a part of the rows of every dataset, and take the batches of loops from the
+        owners in parts, so that the caches of the servers hold different rows. The batches are the same; `stats()` of a
+        loop says why if this is not done. See "Give each replica a part of the data" in "Run several replicas".
+        Default: each request goes to the server that is expected to respond first.
 
     Raises
     ------
     BadParameter
-        `url` or `token` is invalid, or there is no such path. To a URL, nothing is sent before the first request.
+        `url`, `token` or `placement` is invalid, or there is no such path. To a URL, nothing is sent before the first
+        request.
     ConnectionFailed
         The server for a path does not start. The message contains the end of its log.
     """
@@ -193,5 +200,6 @@ def connect(
             event_hooks=event_hooks,
             auth=auth,
             local=local,
+            placement=placement,
         )
     )

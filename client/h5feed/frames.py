@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BadAnswer
-from .wire import ALIGNMENT, DTYPE_NAMES, OFFSETS, ROWS, WEIGHT, Tensor, dtype_named
+from .wire import ALIGNMENT, DTYPE_NAMES, OFFSETS, ROWS, WEIGHT, Tensor, TensorPlace, dtype_named
 
 MAX_BODY_BYTES = 4 << 30
 """Maximum size of a response in bytes, whatever the server announces. The server's own default is a sixteenth."""
@@ -179,6 +179,23 @@ class Frame:
             if (tensor.dtype, tensor.shape) != (self.tensors[name][0], rows + self.tensors[name][1]):
                 raise _wrong(name, tensor.dtype, tensor.shape, *self.tensors[name])
 
+    def check_places(self, tensors: Sequence[TensorPlace], count: int) -> None:
+        """Compare with the tensors in the header of a body of `count` rows.
+
+        Raises
+        ------
+        BadAnswer
+        """
+        self._check_names(tensor.name for tensor in tensors)
+        for name, dtype, shape in ((tensor.name, tensor.dtype, tensor.shape) for tensor in tensors):
+            expected, sample = self.tensors[name]
+            rows = shape[:1] if name in self.flat else (count + (name in self.offsets),)
+            if (dtype, shape) != (expected, rows + sample):
+                raise BadAnswer(
+                    f"received {name!r} as {dtype.name} of shape {list(shape)} for {count} rows of {expected.name} and "
+                    f"shape {list(sample)}"
+                )
+
     def check(self, stacked: Arrays) -> None:
         """Compare with the tensors of a run of bodies, which have an additional first axis.
 
@@ -199,7 +216,7 @@ class Frame:
                     continue
                 raise BadAnswer(f"{name!r} has {array.shape[1]} rows, but there are {rows} row ids")
         for name in self.flat:
-            _check_offsets(name, stacked[name], stacked[name + OFFSETS])
+            check_offsets(name, stacked[name], stacked[name + OFFSETS])
         # As unsigned integers, negative row ids are too large as well.
         if ids.size and int(ids.view(np.uint64).max()) >= self.rows:
             raise BadAnswer(f"received row ids out of range for the {self.rows:,} rows of the dataset")
@@ -210,8 +227,13 @@ class Frame:
             raise BadAnswer(f"received other fields than requested: {names} are missing or unexpected")
 
 
-def _check_offsets(name: str, flat: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> None:
-    """Check that offsets, (bodies, rows + 1), divide a flat tensor, (bodies, items)."""
+def check_offsets(name: str, flat: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> None:
+    """Check that offsets, (bodies, rows + 1), divide a flat tensor, (bodies, items).
+
+    Raises
+    ------
+    BadAnswer
+    """
     if (
         not offsets.shape[1]
         or offsets[:, 0].any()

@@ -76,6 +76,8 @@ class Plan:
     """Whether the split is stored in the file; None for all rows."""
     part_rows: int = 0
     """Rows of a batch to request at once; 0: all."""
+    chunk_rows: int = 1
+    """Rows that are stored and decoded together."""
     note: str | None = None
     """Anything unexpected about the splits, and which stored splits they replace."""
 

@@ -478,6 +478,7 @@ class RemoteDataset:
             images=self._stored_images(asked) if options.get("decode") in (None, "auto") else {},
             stored=answer["stored"],
             part_rows=part_rows if part_rows < batch_size else 0,
+            chunk_rows=max(1, answer.get("rows_decoded_together", 1)),
             note=answer["note"],
         )
 
@@ -499,6 +500,8 @@ class RemoteDataset:
             raise BadParameter(f"connections={connections!r} must be 1 or more")
         if not (isinstance(readahead, Real) and readahead >= 1):
             raise BadParameter(f"readahead={readahead!r} must be a number of bytes, 1 or more")
+        # Row ids, and rows of each server.
+        placed = 0 if self._client.placement is None else 1 + len(self._client.replicas)
         return ReadAhead(
             self._fetch(plan, cache, pool),
             blocks,
@@ -507,7 +510,8 @@ class RemoteDataset:
             # A fetch may send two requests: the stream, and the batch at which it broke, or one for each part of a
             # batch. With a cache, also requests for row ids, for missing rows and for fields that are not cached.
             # Images that are not decoded here are requested twice.
-            deadline=((1 if cache is None else 4) * plan.parts + 1 + bool(plan.images)) * self._client.deadline + 10,
+            deadline=((1 if cache is None else 4) * plan.parts + 1 + bool(plan.images) + placed) * self._client.deadline
+            + 10,
             waits=waits,
         )
 

@@ -52,6 +52,7 @@ class Server:
 
     spans = None
     is_near, is_local = True, False
+    placement = None
     names = Names()
 
     def __init__(self, stream: Any, broken: int = -1) -> None:

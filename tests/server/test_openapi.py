@@ -156,7 +156,7 @@ def test_examples_run(http: httpx.Client, schema: dict[str, Any]) -> None:
         names = {each["name"] for each in parameters}
         for each in parameters:
             if "examples" not in each["schema"] or each["in"] == "header":
-                assert each["name"] in filled | place or each["name"] in ("prefer", "encoded"), each
+                assert each["name"] in filled | place or each["name"] in ("prefer", "cache-control", "encoded"), each
                 continue
             needs = {name: value for name, value in _NEEDS.get(each["name"], {}).items() if name in names - set(place)}
             # Folds make val themselves, rows that are named are not drawn, and pieces are of whole batches.

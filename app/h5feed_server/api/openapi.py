@@ -36,7 +36,7 @@ GROUPS = {
     "Rows by class or weight": ("balance", "weights", "epoch_rows"),
     "Several readers": ("shard", "shards"),
     "Proof": ("ticket", "nonce"),
-    "Answer": ("format", "body", "compress", "side", "per_class", "channel", "revision", "prefer"),
+    "Answer": ("format", "body", "compress", "side", "per_class", "channel", "revision", "prefer", "cache-control"),
 }
 """Headings of the page, and the parameters below each."""
 
@@ -69,6 +69,7 @@ EXAMPLES: dict[str, Any] = {
     "side": 128,
     "per_class": 4,
     "prefer": "wait=5",
+    "cache-control": "no-store",
     "ticket": "0123456789abcdef0123456789abcdef.1000",
     "nonce": "f00f00f00f00",
 }

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
 from h5feed.errors import BadParameter, NotAcceptable, RowOutOfRange, TooManyRequests
+from h5feed.stored.no_store import keep_nothing
 
 from ..catalog.dataset import Dataset
 from ..services import Services
@@ -26,6 +27,11 @@ _FORMATS: tuple[Format, ...] = ("safetensors", "npz", "npy", "json")
 
 _PROBLEMS = (*DATASET, *FIELDS, RowOutOfRange, NotAcceptable)
 
+CacheControl = Annotated[
+    str | None,
+    Header(description="`no-store`: the server's caches do not keep what this request reads (RFC 9111, 5.2.1.5)."),
+]
+
 
 @router.get(
     "",
@@ -39,6 +45,7 @@ async def get_rows(
     name: NamePath,
     query: Annotated[RowsQuery, Query()],
     prefer: Prefer = None,
+    cache_control: CacheControl = None,
 ) -> Response:
     """Rows `start`, `start`+`step` … below `stop`: of all rows, or of those that meet `where`."""
     form = negotiate(request, query.format, _FORMATS)
@@ -61,6 +68,7 @@ async def get_rows(
             wanted = np.arange(query.start, stop, query.step)
         else:
             wanted = kept[query.start : stop : query.step].astype(np.int64)
+        _heed(cache_control, services)
         return _answer(request, services, dataset, wanted, query, form, headers)
 
     # Only a filter takes long.
@@ -80,6 +88,7 @@ async def post_rows(
     name: NamePath,
     query: Annotated[RowsPostQuery, Query()],
     wanted: RowsPosted,
+    cache_control: CacheControl = None,
 ) -> Response:
     """Rows in the order asked; duplicates are kept. This is a POST because long lists do not fit into a URL."""
     form = negotiate(request, query.format, _FORMATS)
@@ -89,9 +98,16 @@ async def post_rows(
         services.batcher.check_count(len(wanted.rows))
         dataset.check_rows(wanted.rows)
         rows = np.array(wanted.rows, np.int64)
+        _heed(cache_control, services)
         return _answer(request, services, dataset, rows, wanted, form, {"cache-control": "no-store"})
 
     return await in_thread(services, work)
+
+
+def _heed(cache_control: str | None, services: Services) -> None:
+    """Do what the caller says of caches; called in the context of the work for this request alone."""
+    if cache_control and "no-store" in (part.strip().lower() for part in cache_control.split(",")):
+        keep_nothing(services.settings.read_timeout)
 
 
 def _answer(

@@ -199,7 +199,8 @@ class BatchPlan:
 
     def fill(self, start: int, stop: int, buffer: Bytes) -> None:
         """Read batches start … stop-1, back to back, into `buffer`, (nbytes(start, stop),) uint8. Not if `ragged`."""
-        kept = [(field, self.reader.whole(field.column)) for field in self.fields]
+        asked = self.count_rows(start, stop)
+        kept = [(field, self.reader.whole(field.column, asked)) for field in self.fields]
         begin = 0
         for first, rows, real in self._runs(start, stop):
             body, count = self.body(first), len(rows)

@@ -155,6 +155,17 @@ class CacheFolder:
         """Store the content of a file."""
         self._keep(self.path / name, data, contextlib.ExitStack(), True)
 
+    @contextlib.contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Keep other processes from computing a file until the end of the ``with`` block; waits if one does already."""
+        file = self.path / name
+        with contextlib.ExitStack() as lock:
+            try:
+                _in_folder_of(file, lambda: lock.enter_context(self._locked(file)))
+            except OSError as error:
+                self._warn(error)
+            yield
+
     def note(self, name: str, text: str) -> None:
         """Tell other processes something while this one computes a file in `get_unless_busy`."""
         with contextlib.suppress(OSError):

@@ -47,6 +47,7 @@ from .digests import how_far
 from .discovery import Others, Walk, ending_of, shown, walk
 from .entry import Entry, Listed, Status, identity_of, of_one_name, told_apart
 from .folder_scan import FolderScan
+from .grouping.families import Grouping
 from .hanging import Hanging
 from .indexer import Indexer
 from .inspections import Inspections, NotYet
@@ -113,6 +114,7 @@ class Catalog:
         self._objects = None if settings.store is None else ObjectFolder(settings)
         self._indexer = Indexer(self._root, settings, folder, hdf5, self._objects)
         self._presence = Presence(is_certain=settings.store is not None)
+        self._grouping = Grouping()
         self.hanging = Hanging()
         self._asking = threading.local()
         self._entries: dict[str, Entry] = {}
@@ -598,7 +600,9 @@ class Catalog:
                 return
             self._endings = endings
         self._others = walked.others
-        scan = FolderScan(self._root, self._settings, self._indexer, self._presence, self._entries, began, looked)
+        scan = FolderScan(
+            self._root, self._settings, self._indexer, self._presence, self._grouping, self._entries, began, looked
+        )
         entries = scan.entries_of(walked, awaited, declaration, partly=self._only is not None)
         for name in [name for name, (entry, _, _) in self._found.items() if entries.get(entry.name) is not entry]:
             self._found.pop(name, None)

@@ -179,7 +179,8 @@ def name_files(files: Iterable[str], taken: Collection[str] = ()) -> dict[str, s
             alike.setdefault(name_of(file), []).append(file)
         free = {name: of[0] for name, of in alike.items() if len(of) == 1 and name not in taken and name not in named}
         named |= free
-        unnamed = [file for file in unnamed if file not in set(free.values())]
+        done = set(free.values())
+        unnamed = [file for file in unnamed if file not in done]
     return named
 
 

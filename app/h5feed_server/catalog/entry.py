@@ -70,8 +70,10 @@ class Entry:
         return isinstance(error, Transient) or (error is not None and isinstance(error.__cause__, OSError))
 
     def is_outdated(self, paths: tuple[str, ...], identities: tuple[Identity, ...], declared: bytes) -> bool:
-        """Whether it must be inspected again for these files and declarations."""
-        if (self.paths, self.identities, self.declared) != (paths, identities, declared) or self.has_changed():
+        """Whether it must be inspected again for these files, in the state that they are in now, and declarations."""
+        if (self.paths, self.identities, self.declared) != (paths, identities, declared):
+            return True
+        if any(identity_of(path) != identity for path, identity in self.dependencies.copy().items()):
             return True
         return time.monotonic() - self.began >= RETRY_SECONDS and self.has_failed_for_now()
 

@@ -19,7 +19,7 @@ from .declared import NAME as DECLARATION
 from .declared import Declaration, followed
 from .discovery import LEADS_OUT, Walk, distinct, dotted, shown, why_not_there
 from .entry import Entry, identity_of
-from .grouping.families import Family, families
+from .grouping.families import Family, Grouping
 from .indexer import Indexer, declared_text
 from .presence import Presence
 
@@ -36,6 +36,8 @@ class FolderScan:
         Inspects new and changed files.
     presence : Presence
         Knows which files are only temporarily unavailable.
+    grouping : Grouping
+        Divides the files into families.
     before : mapping of str to Entry
         Entries of the previous scan, by name.
     began, looked : float
@@ -53,6 +55,7 @@ class FolderScan:
         settings: Settings,
         indexer: Indexer,
         presence: Presence,
+        grouping: Grouping,
         before: Mapping[str, Entry],
         began: float,
         looked: float,
@@ -61,6 +64,7 @@ class FolderScan:
         self._follow_links = settings.follow_links
         self._indexer = indexer
         self._presence = presence
+        self._grouping = grouping
         self._before = before
         self._began = began
         self._looked = looked
@@ -92,8 +96,9 @@ class FolderScan:
             walked.files = [file for file in walked.files if file not in meant]
         for path, why in walked.refused.items():
             self._refuse(dotted(path) or ".", (path or ".",), why)
+        grouped = self._grouping.families(sorted({*walked.files, *claimed}), declared)
         # Small families first, so that a single file does not wait for a thousand others.
-        for family in sorted(families(sorted({*walked.files, *claimed}), declared), key=lambda one: len(one.files)):
+        for family in sorted(grouped, key=lambda one: len(one.files)):
             self._add(family, walked, awaited)
         return self._entries
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +27,20 @@ from .discovery import shown
 from .entry import Entry, identity_of
 from .grouping.families import Family
 from .inspections import Inspections
+from .known_files import KnownFiles
 from .loading import AtOnce, Dependencies, FileLoader, LoadedFile
 from .object_folder import ObjectFolder
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 2
-"""Number of entries that are inspected at the same time, and of files of one entry."""
+_ENTRIES_AT_ONCE = 2
+"""Number of entries that are inspected at the same time."""
+
+_FILES_AT_ONCE = max(2, min(8, len(os.sched_getaffinity(0))))
+"""Number of files of one entry that are inspected at the same time."""
+
+_SLICES = 64
+"""Parts into which the files of an entry are divided: so many jobs, not one for each of thousands of files."""
 
 
 class Indexer:
@@ -76,7 +84,7 @@ class Indexer:
         )
         self._told: set[tuple[tuple[str, ...], str]] = set()
         self._closed = threading.Event()
-        self.inspections = Inspections[tuple[Dataset, ...]](_AT_ONCE)
+        self.inspections = Inspections[tuple[Dataset, ...]](_ENTRIES_AT_ONCE)
 
     def close(self, *, wait: bool) -> None:
         """End the threads and the inspector, and close the files. Waits for running inspections only if `wait`."""
@@ -197,27 +205,41 @@ class Indexer:
 
         at_once = AtOnce(self._at_once)
 
-        def load(path: str, identity: Identity) -> LoadedFile:
+        def load(path: str, identity: Identity, known: KnownFiles | None = None) -> LoadedFile:
             if self._closed.is_set():
                 raise Overloaded("the server is stopping").because_of("stopping")
-            return self._loader.load(path, identity, dependencies, at_once)
+            return self._loader.load(path, identity, dependencies, at_once, known)
 
         if len(paths) == 1:
             return {family.files[0]: load(paths[0], identities[0])}, {}
         loaded: dict[str, LoadedFile] = {}
         failed: dict[str, Unreadable] = {}
-        threads = ThreadPoolExecutor(_AT_ONCE, "h5feed-inspect-part")
-        try:
-            parts = [threads.submit(load, path, identity) for path, identity in zip(paths, identities, strict=True)]
-            for file, part in zip(family.files, parts, strict=True):
+        stopped = threading.Event()
+
+        def load_some(places: range, known: KnownFiles | None) -> None:
+            for place in places:
+                if stopped.is_set():
+                    return
                 try:
-                    loaded[file] = part.result()
+                    loaded[family.files[place]] = load(paths[place], identities[place], known)
                 except Unreadable as error:
                     if family.kind not in ("numbers", "words"):
-                        raise Unreadable(f"{shown(file)}: {error.detail}") from error.__cause__
-                    failed[file] = error
-        finally:
-            threads.shutdown(wait=True, cancel_futures=True)
+                        raise Unreadable(f"{shown(family.files[place])}: {error.detail}") from error.__cause__
+                    failed[family.files[place]] = error
+
+        size = -(-len(paths) // max(_SLICES, _FILES_AT_ONCE))
+        slices = [range(begin, min(begin + size, len(paths))) for begin in range(0, len(paths), size)]
+        with self._loader.known_files(family.name, identities) as known:
+            threads = ThreadPoolExecutor(_FILES_AT_ONCE, "h5feed-inspect-part")
+            try:
+                for part in [threads.submit(load_some, places, known) for places in slices]:
+                    part.result()
+            finally:
+                stopped.set()
+                threads.shutdown(wait=True, cancel_futures=True)
+        # In the order of the files, whichever was loaded first.
+        loaded = {file: loaded[file] for file in family.files if file in loaded}
+        failed = {file: failed[file] for file in family.files if file in failed}
         return loaded, failed
 
 

@@ -6,6 +6,7 @@ symbolic links. With `Settings.follow_links`, files in the folder may themselves
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -32,6 +33,7 @@ from .array_probe import ArrayProbe, unreadable_array
 from .conventions import as_meant
 from .digests import Content, Digests
 from .discovery import LEADS_OUT, leads_out
+from .known_files import MANY, KnownFiles
 from .object_folder import ObjectFolder, why_not_remote
 
 MAX_LINKED = 10_000
@@ -163,7 +165,14 @@ class FileLoader:
         self.probe_seconds = settings.inspect_timeout
         """No test of an array of a file starts after this many seconds."""
 
-    def load(self, path: str, identity: Identity, dependencies: Dependencies, at_once: AtOnce) -> LoadedFile:
+    def load(
+        self,
+        path: str,
+        identity: Identity,
+        dependencies: Dependencies,
+        at_once: AtOnce,
+        known: KnownFiles | None = None,
+    ) -> LoadedFile:
         """Load a file and the files that it refers to.
 
         Parameters
@@ -175,20 +184,25 @@ class FileLoader:
             Updated with all files that it refers to.
         at_once : AtOnce
             Limits what is hashed now. Files beyond it have contents without a digest.
+        known : KnownFiles, optional
+            Holds the layout and digest of the file, instead of files of its own in the cache folder. Not those of files
+            that it refers to.
 
         Raises
         ------
         Unreadable, RevisionChanged, SourceUnavailable, Overloaded, OSError
         """
         try:
-            return _Loading(self, dependencies, at_once).load(path, identity, ())
+            return _Loading(self, dependencies, at_once, known).load(path, identity, ())
         except _Overdue:
             raise Unreadable(
                 f"inspecting the files that it refers to took more than {PATIENCE * self.probe_seconds:g} s "
                 f"({PATIENCE} times H5FEED_INSPECT_TIMEOUT)"
             ) from None
 
-    def content(self, path: str, identity: Identity, layout: bytes, at_once: AtOnce) -> Content:
+    def content(
+        self, path: str, identity: Identity, layout: bytes, at_once: AtOnce, known: KnownFiles | None = None
+    ) -> Content:
         """The content of a file, with its digest if that is known or quick to compute.
 
         Parameters
@@ -205,9 +219,11 @@ class FileLoader:
             return Content(path, identity, self._objects.source(path, identity).digest)
         digests = self._digests
         cost, is_young = digests.cost(identity), _are_young([identity])
-        digest = None if is_young else digests.find(identity)
+        digest = None if is_young or known is None else known.digest(identity)
+        if digest is None and not is_young:
+            digest = digests.find(identity)
         if digest is None and at_once.take(path, cost):
-            digest = digests.compute(path, identity, layout, keep=not is_young)
+            digest = digests.compute(path, identity, layout, keep=not is_young and known is None)
         if digest is not None:
             return Content(path, identity, digest, cost, cost)
         self._settle(path, identity)
@@ -232,7 +248,12 @@ class FileLoader:
             raise changed()
 
     def layout(
-        self, path: str, identity: Identity, members: Sequence[str], at_once: AtOnce
+        self,
+        path: str,
+        identity: Identity,
+        members: Sequence[str],
+        at_once: AtOnce,
+        known: KnownFiles | None = None,
     ) -> tuple[FileLayout, Content]:
         """Return the layout of a file, from the cache folder if possible: it is inspected once for all processes.
 
@@ -242,6 +263,8 @@ class FileLoader:
         identity : Identity
         members : sequence of str
             Paths of the other parts of a split file or file family.
+        at_once, known
+            See `load`.
 
         Returns
         -------
@@ -271,7 +294,15 @@ class FileLoader:
         if is_sampled and not at_once.has(path, self._digests.cost(identity)):
             self._settle(path, identity)
         # The digest of a large file includes its layout. All others are hashed first, because their digest is the key.
-        content = None if is_sampled else self.content(path, identity, b"", at_once)
+        content = None if is_sampled else self.content(path, identity, b"", at_once, known)
+        if known is not None:
+            is_young = _are_young([identity])
+            data = None if is_young else known.layout(identity, None if content is None else content.digest)
+            if data is None:
+                data = inspect()
+            content = content or self.content(path, identity, data, at_once, known)
+            known.learn(identity, content.digest, data, keep=not is_young)
+            return known.loaded(data), content
         # Of an object, the key is its version, which does not depend on times.
         if self._objects is None and _are_young(identities):
             data = inspect()
@@ -287,6 +318,32 @@ class FileLoader:
             # It was inspected before it was hashed, perhaps.
             data = self._folder.get(name, lambda: self._folder.find(own) or inspect(), behind=True)
         return load_layout(data), content or self.content(path, identity, data, at_once)
+
+    @contextlib.contextmanager
+    def known_files(self, name: str, identities: Sequence[Identity]) -> Iterator[KnownFiles | None]:
+        """What is known of the files of a family. It is saved at the end of the ``with`` block.
+
+        None for objects, and for a few files, which have files of their own in the cache folder. Unless all is known,
+        other processes wait until the end: the files are inspected once for all.
+        """
+        if len(identities) < MANY or self._objects is not None:
+            yield None
+            return
+        key = hashlib.blake2b(f"{self._root} {name}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+        place = f"families/{LAYOUT_VERSION}-{self._settings.digest_limit:x}-{key}"
+
+        def look() -> KnownFiles:
+            return KnownFiles(self._folder.find(place), lambda data: self._folder.put(place, data))
+
+        known = look()
+        with contextlib.ExitStack() as lock:
+            if not known.covers(identities):
+                lock.enter_context(self._folder.alone(place))
+                known = look()
+            try:
+                yield known
+            finally:
+                known.save(identities)
 
     def members(self, path: str, dependencies: Dependencies) -> tuple[str, ...]:
         """The other parts of a split file or file family.
@@ -372,10 +429,13 @@ class _Overdue(Exception):
 class _Loading:
     """Loads files that refer to one another, each once."""
 
-    def __init__(self, loader: FileLoader, dependencies: Dependencies, at_once: AtOnce) -> None:
+    def __init__(
+        self, loader: FileLoader, dependencies: Dependencies, at_once: AtOnce, known: KnownFiles | None
+    ) -> None:
         self._loader = loader
         self._dependencies = dependencies
         self._at_once = at_once
+        self._known = known
         self._loaded: dict[str, LoadedFile] = {}
         self._failed: dict[str, Unreadable] = {}
         self._overdue = time.monotonic() + PATIENCE * loader.probe_seconds
@@ -398,7 +458,8 @@ class _Loading:
     def _load(self, path: str, identity: Identity, above: tuple[str, ...]) -> LoadedFile:
         # Find the other parts first: a file cannot be inspected if one of them is missing.
         members = self._loader.members(path, self._dependencies)
-        layout, content = self._loader.layout(path, identity, members, self._at_once)
+        known = None if above or members else self._known
+        layout, content = self._loader.layout(path, identity, members, self._at_once, known)
         source = self._source(path, identity, content)
         contents: _Contents = {path: (self._contents[path],)}
         segments = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -45,11 +46,12 @@ def content_digest(path: str, identity: Identity, limit: int, layout: bytes) -> 
     OSError
         The file cannot be read.
     """
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1), "h5feed-digest") as threads:
+    # A single block: to hand it to a thread would take longer.
+    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "h5feed-digest") if identity.size > BLOCK else None
+    with pool or contextlib.nullcontext():
 
         def hashed(fd: int, blocks: Sequence[int]) -> Iterable[bytes]:
-            # A single block: to hand it to a thread would take longer.
-            each = map if len(blocks) == 1 else threads.map
+            each = map if pool is None else pool.map
             return each(lambda block: block_digest(os.pread(fd, BLOCK, block * BLOCK)), blocks)
 
         return digest_in_rounds(path, identity, limit, layout, hashed, _ROUND)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from h5feed.stored.column import Column, Segment
 from h5feed.stored.decoder_pool import Decoders
 from h5feed.stored.layout import ArrayLayout
 from h5feed.stored.local_file import FileSource
+from h5feed.stored.no_store import may_keep
 from h5feed.stored.padding import padded
 from h5feed.stored.scratch import Bytes
 from h5feed.stored.source import Source
@@ -35,6 +37,12 @@ costs little compared with the copy."""
 
 _MAX_PIECES_KEPT = 1 << 20
 """Columns with more parts of chunks than this take too long to read as a whole."""
+
+_FEW_SEGMENTS = 64
+"""Columns of at most this many segments are always read as a whole."""
+
+_MOST_ASKED = 1000
+"""Columns of which it is known how many rows were asked for."""
 
 _SAMPLES = (32, 8, 2)
 """Sample sizes for the mean length of rows. Smaller ones are tried if the rows are too long to read at once."""
@@ -82,6 +90,8 @@ class Reader:
         self._timeout = timeout
         self._decoders = Decoders(threads, timeout, max_chunk_bytes)
         self._decode_images: ImageDecoders | None = None
+        self._asked: OrderedDict[Hashable, int] = OrderedDict()
+        """Rows that were asked for, of columns of many segments."""
         self._lock = threading.Lock()
         self._chunk_rows = ChunkRows(self._decoders, chunk_bytes, timeout)
         self._arrays = ArrayReader(self._decoders, self._chunk_rows, self._read_by_h5py)
@@ -121,8 +131,17 @@ class Reader:
         """Start decoding the chunks of these rows, if decoded chunks are cached; does not wait."""
         self._chunk_rows.read_ahead(column, rows)
 
-    def whole(self, column: Column) -> npt.NDArray[Any] | None:
-        """All rows of a small column, cached; None if it is too large to cache."""
+    def whole(self, column: Column, asked: int) -> npt.NDArray[Any] | None:
+        """All rows of a small column, cached; None if it is too large to cache, or may not be cached now.
+
+        Also None for a column in many files of which few rows were asked for: the first batches do not wait until
+        thousands of files have been read.
+
+        Parameters
+        ----------
+        asked : int
+            Rows that are needed now.
+        """
         if not 0 < column.row_bytes <= SMALL_ROW_BYTES or column.pieces > _MAX_PIECES_KEPT:
             return None
         # Not images: a single broken one would make all rows fail.
@@ -131,9 +150,25 @@ class Reader:
         # A narrow column of wide records would fit, but all the records would have to be read for it.
         if column.stored_nbytes > 2 * self._cache.max_bytes:
             return None
-        if not self._cache.admits(column.key, column.nbytes):
+        if not may_keep() and column.key not in self._cache:
+            return None
+        if not self._cache.admits(column.key, column.nbytes) or not self._pays(column, asked):
             return None
         return self._cache.get(column.key, lambda: self.read_all(column), lambda value: value.nbytes)
+
+    def _pays(self, column: Column, asked: int) -> bool:
+        """Whether at least as many rows of a column were asked for as it has segments, if it has many.
+
+        So reading single rows first takes at most about as long again as reading all at once.
+        """
+        segments = len(column.segments)
+        if segments <= _FEW_SEGMENTS or column.key in self._cache:
+            return True
+        with self._lock:
+            total = self._asked[column.key] = self._asked.pop(column.key, 0) + min(asked, segments)
+            while len(self._asked) > _MOST_ASKED:
+                self._asked.popitem(last=False)
+        return total >= segments
 
     def read_all(self, column: Column) -> npt.NDArray[Any]:
         """All rows of a column, read-only; text of different lengths is padded."""
@@ -141,13 +176,18 @@ class Reader:
 
     def read_block(self, column: Column, start: int, stop: int) -> npt.NDArray[Any]:
         """Rows start … stop-1, like `read_all`. Bypasses the cache of small columns."""
-        segment = column.segments[0]
-        if not column.has_lists and len(column.segments) == 1 and segment.begin is not None:
-            # A single range. Finding it from row numbers would take longer than reading it.
+        parts = column.parts(start, stop)
+        at_once = len(parts) == 1 or not column.answers_late
+        if not column.has_lists and at_once and all(segment.begin is not None for segment, _, _ in parts):
+            # A single range of each file. Finding it from row numbers would take longer than reading it.
             out = np.empty((stop - start, *column.sample_shape), column.dtype)
-            begin = segment.begin + start * column.row_bytes
-            with segment.source.reading() as fd:
-                segment.source.fill(fd, begin, memoryview(out.reshape(-1).view(np.uint8)))
+            flat, done = memoryview(out.reshape(-1).view(np.uint8)), 0
+            for segment, first, last in parts:
+                assert segment.begin is not None
+                nbytes = (last - first) * column.row_bytes
+                with segment.source.reading() as fd:
+                    segment.source.fill(fd, segment.begin + first * column.row_bytes, flat[done : done + nbytes])
+                done += nbytes
             out.flags.writeable = False
             return out
         rows = np.arange(start, stop, dtype=np.int64)
@@ -172,7 +212,7 @@ class Reader:
         ------
         DatasetCorrupt, RevisionChanged, ReadTimeout
         """
-        kept = self.whole(column)
+        kept = self.whole(column, len(rows))
         if kept is not None:
             # The rows were checked. mode="raise" would copy through a buffer, "clip" does not.
             np.take(kept, rows, axis=0, out=out, mode="clip")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -146,16 +146,7 @@ class _Arrays:
             These are not the tensors of rows begin … end-1.
         """
         frame, count = self._frame, end - begin
-        if {tensor.name for tensor in tensors} != frame.tensors.keys():
-            raise BadAnswer(f"received other fields than requested: {', '.join(tensor.name for tensor in tensors)}")
-        for name, dtype, shape in ((tensor.name, tensor.dtype, tensor.shape) for tensor in tensors):
-            expected, sample = frame.tensors[name]
-            rows = shape[:1] if name in frame.flat else (count + (name in frame.offsets),)
-            if (dtype, shape) != (expected, rows + sample):
-                raise BadAnswer(
-                    f"received {name!r} as {dtype.name} of shape {list(shape)} for {count} rows of {expected.name} and "
-                    f"shape {list(sample)}"
-                )
+        frame.check_places(tensors, count)
         items = {tensor.name: tensor.shape[0] for tensor in tensors if tensor.name in frame.flat}
         self._make_room(items, count)
         for tensor in sorted(tensors, key=lambda tensor: tensor.start):
@@ -215,6 +206,27 @@ class _Arrays:
         return arrays
 
 
+def opened(length: int) -> Generator[Bytes, None, tuple[list[TensorPlace], Mapping[str, str]]]:
+    """The buffers for the beginning of a body of `length` bytes; returns its tensors and its metadata.
+
+    Raises
+    ------
+    BadAnswer
+        It is not a body of that length.
+    """
+    opening = np.empty(8, np.uint8)
+    yield opening[: min(8, length)]
+    (head_bytes,) = struct.unpack("<Q", opening.tobytes())
+    if length < 8 or head_bytes > min(MAX_HEADER_BYTES, length - 8):
+        raise BadAnswer(f"the response of {length} bytes is not a part of a batch")
+    head = np.empty(head_bytes, np.uint8)
+    yield head
+    tensors, metadata, nbytes = read_header(head.tobytes())
+    if 8 + head_bytes + nbytes != length:
+        raise BadAnswer(f"the response has {length} bytes, but its header announces {8 + head_bytes + nbytes}")
+    return tensors, metadata
+
+
 class _Part:
     """The part of a batch that one response brings: see `h5feed.net.transport.Places`."""
 
@@ -223,16 +235,7 @@ class _Part:
 
     def places(self, length: int) -> Iterator[Bytes]:
         """The buffers for a body of `length` bytes, one after the other; each is filled when the next is asked for."""
-        opening = np.empty(8, np.uint8)
-        yield opening[: min(8, length)]
-        (head_bytes,) = struct.unpack("<Q", opening.tobytes())
-        if length < 8 or head_bytes > min(MAX_HEADER_BYTES, length - 8):
-            raise BadAnswer(f"the response of {length} bytes is not a part of a batch")
-        head = np.empty(head_bytes, np.uint8)
-        yield head
-        tensors, metadata, nbytes = read_header(head.tobytes())
-        if 8 + head_bytes + nbytes != length:
-            raise BadAnswer(f"the response has {length} bytes, but its header announces {8 + head_bytes + nbytes}")
+        tensors, metadata = yield from opened(length)
         self._arrays.check_head(metadata)
         items = {tensor.name: tensor.shape[0] for tensor in tensors if tensor.shape}
         offsets = {}

@@ -26,6 +26,7 @@ from .cached import Take
 from .decoding import decoded
 from .parts import PartFetcher
 from .pieces import PieceFetcher
+from .placed import PlacedFetcher
 
 _LEAST_ALIGNED_BYTES = 1 << 20
 """Receiving a smaller batch tensor by tensor takes as long as the copy that it saves a framework."""
@@ -36,6 +37,9 @@ def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
 
     parts = PartFetcher(client, path, plan)
     pieces = PieceFetcher(client, path, plan)
+    placed = None
+    if client.placement is not None and plan.frame.names:
+        placed = PlacedFetcher(client, path, plan, fetcher(client, path, plan.of_fields([])))
 
     def fetch_one(index: int, query: Mapping[str, Any], epoch: int, cancelled: threading.Event) -> Batch:
         rows = plan.rows_of(index)
@@ -55,6 +59,8 @@ def fetcher(client: Client, path: str, plan: Plan) -> Fetch[Batch]:
         return only_batch(body, plan.frame)
 
     def fetch(block: Block, cancelled: threading.Event) -> list[Batch]:
+        if placed is not None and (whole := placed.fetch(block, cancelled)) is not None:
+            return whole
         if (read := pieces.fetch(block, cancelled)) is not None:
             return read
         query = {**plan.params, "epoch": str(block.epoch)}

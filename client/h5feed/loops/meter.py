@@ -55,6 +55,7 @@ class _Pass:
     from_images: int = 0
     file_bytes: int = 0
     why: str = ""
+    unplaced: str = ""
     waits: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     @property
@@ -90,6 +91,7 @@ class _Pass:
                 self.from_images += trace.from_images
                 self.file_bytes += trace.file_bytes
                 self.why = trace.why or self.why
+                self.unplaced = trace.unplaced or self.unplaced
         self.waiting += waiting
         self.transfer += transfer
         self.decode += max(0.0, float(waits.sum()) - waiting - transfer)
@@ -120,6 +122,7 @@ class _Pass:
             from_images=self.from_images,
             file_bytes=self.file_bytes,
             why=self.why,
+            unplaced=self.unplaced,
             steady_seconds=self.until - self.steady_from if is_steady else 0.0,
             steady_waited=self.waited - (self.steady_after or 0.0) if is_steady else 0.0,
             waits=self.waits.copy(),

@@ -78,6 +78,8 @@ class LoopStats(Mapping[str, float]):
         Rows whose images were decoded here. If other fields of them came as chunks, they are in `from_chunks`, too.
     why : str
         Why the server sent the other rows as arrays; empty if there is no reason.
+    unplaced : str
+        Why rows did not come from their owners, although ``placement="cache"`` was given; empty if all did.
 
     These are times of the thread that requests batches. JAX and torch run ahead of the device, which still computes
     while this thread waits. So the device idles at most as long as shown here, and its utilisation is at least
@@ -105,6 +107,7 @@ class LoopStats(Mapping[str, float]):
     file_bytes: int = 0
     """Bytes of the rows that were read from files; part of `bytes`."""
     why: str = ""
+    unplaced: str = ""
     steady_seconds: float = 0.0
     steady_waited: float = 0.0
     """Both exclude the first step of each pass."""
@@ -171,10 +174,11 @@ class LoopStats(Mapping[str, float]):
         sums = {
             one.name: getattr(self, one.name) + getattr(following, one.name)
             for one in fields(self)
-            if one.name not in ("longest", "last", "why", "via", "replicas")
+            if one.name not in ("longest", "last", "why", "unplaced", "via", "replicas")
         }
         longest, why = max(self.longest, following.longest), following.why or self.why
-        return LoopStats(**sums, longest=longest, why=why, last=following)
+        unplaced = following.unplaced or self.unplaced
+        return LoopStats(**sums, longest=longest, why=why, unplaced=unplaced, last=following)
 
     def advice(self) -> str:
         """The change that would help most.
@@ -233,7 +237,10 @@ class LoopStats(Mapping[str, float]):
         others = self.rows - self.cached - self.from_files - max(self.from_chunks, self.from_images)
         why = f"{others:,} rows came as arrays from the server ({self.why})" if self.why and others > 0 else self.why
         replicas = "; ".join(map(str, self.replicas)) if len(self.replicas) > 1 else ""
-        return [remark for remark in (self.via and f"over {self.via}", replicas, why, self.advice()) if remark]
+        unplaced = self.unplaced and f"rows came without placement='cache': {self.unplaced}"
+        return [
+            remark for remark in (self.via and f"over {self.via}", replicas, unplaced, why, self.advice()) if remark
+        ]
 
     def _repr_html_(self) -> str:
         head, *lines = self.table()

@@ -37,6 +37,13 @@ _FORGET_SECONDS = 3.0
 _SLOWEST = 8.0
 """No server counts as slower than the fastest by more than this factor."""
 
+_TOO_SLOW = 8.0
+"""A server that is slower than the fastest by more than this factor owns no rows until its speed is forgotten."""
+
+MOVE_SECONDS = 10.0
+"""The rows of a server that has failed for less than this stay its own, and others do not cache them: they would have
+no use of them when it is well again."""
+
 _ALIKE = 1.5
 """Servers whose expected times differ by less than this factor take turns."""
 
@@ -146,15 +153,17 @@ class Servers:
                 )
 
     @contextlib.contextmanager
-    def one(self, among: Sequence[Server] = ()) -> Iterator[Server]:
+    def one(self, among: Sequence[Server] = (), owner: Server | None = None) -> Iterator[Server]:
         """The server for the next request, which counts as in flight within this context.
 
         Parameters
         ----------
         among : sequence of Server
             Those that can answer it; default: all.
+        owner : Server, optional
+            The one to choose, unless it is left out.
         """
-        server = self._choose(among or self._servers)
+        server = self._choose(among or self._servers, owner)
         try:
             yield server
         finally:
@@ -180,6 +189,23 @@ class Servers:
             if chosen is not None:
                 with self._lock:
                     chosen.under_way -= 1
+
+    def owners(self) -> list[Server]:
+        """The servers that own rows now: those that are neither very slow nor left out for `MOVE_SECONDS`; all if there
+        are none. See `h5feed.net.placement`.
+        """
+        with self._lock:
+            now = time.monotonic()
+            trusted = self._trusted(self._servers, now)
+            measured = {server: pace for server in self._servers if (pace := _measured(server)) is not None}
+            best = min(measured.values(), default=1.0)
+            return [
+                server
+                for server in self._servers
+                if (server in trusted or now - server.failing_since < MOVE_SECONDS)
+                and (measured.get(server, best) / best - 1) * math.exp((server.paced_at - now) / _FORGET_SECONDS)
+                < _TOO_SLOW - 1
+            ] or list(self._servers)
 
     def others_awake(self, than: Server, among: Sequence[Server] = ()) -> bool:
         """Whether any other server (of those that can answer) is not left out."""
@@ -254,15 +280,13 @@ class Servers:
         for server in gone:
             server.retire()
 
-    def _choose(self, among: Sequence[Server]) -> Server:
+    def _choose(self, among: Sequence[Server], owner: Server | None) -> Server:
         with self._lock:
             now = time.monotonic()
-            awake = [server for server in among if server.rests_until <= now]
-            trusted = [server for server in awake if server.is_trusted]
-            if trusted:
-                for server in awake:
-                    if not server.is_trusted:
-                        self._look_at(server, now)
+            trusted = self._trusted(among, now)
+            if owner is not None and owner in trusted:
+                chosen = owner
+            elif trusted:
                 chosen = self._soonest(trusted, now)
             else:
                 # If all are left out, the one whose time is up first.
@@ -270,6 +294,16 @@ class Servers:
             chosen.asked_at = now
             chosen.under_way += 1
             return chosen
+
+    def _trusted(self, among: Sequence[Server], now: float) -> list[Server]:
+        """Those that are not left out. If there are any, others whose time is up get a health check. Call with the
+        lock."""
+        awake = [server for server in among if server.rests_until <= now]
+        trusted = [server for server in awake if server.is_trusted]
+        for server in awake if trusted else ():
+            if not server.is_trusted:
+                self._look_at(server, now)
+        return trusted
 
     def _soonest(self, servers: Sequence[Server], now: float) -> Server:
         """The server that is expected to respond first; among equals, the least recently used. Call with the lock."""
@@ -304,6 +338,8 @@ class Servers:
 
     def _leave_out(self, server: Server, why: str, retry_after: float = 0.0) -> None:
         """Call with the lock held."""
+        if not server.failures:
+            server.failing_since = time.monotonic()
         server.failures += 1
         server.is_well = False
         server.why = why

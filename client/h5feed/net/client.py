@@ -47,6 +47,7 @@ from .http import httpx, timeout_of
 from .jobs import InProgress
 from .local import is_wanted
 from .names import Aim, Names, Params, not_text
+from .placement import check_placement
 from .retries import FailedAttempts, error_of, final_error, reason_of
 from .servers import LOOK_SECONDS, Hooks, Server
 from .spans import spans
@@ -63,6 +64,9 @@ DEFAULT_DEADLINE = 120.0
 
 POOL_BYTES = 256 << 20
 """Maximum size of the recycled buffers of one client, in bytes. Beyond it, new memory is allocated."""
+
+NO_STORE = {"cache-control": "no-store"}
+"""Header of requests for rows that another server owns: what they read would only displace what the server owns."""
 
 _COMPARE_SECONDS = 10.0
 """Timeout for asking another server whether it has a revision that one server lacks."""
@@ -99,6 +103,8 @@ class Client:
         Passed to `httpx.Client`.
     local : bool, optional
         Whether to use the Unix socket that a server at a loopback URL offers; default ``$H5FEED_LOCAL``, else True.
+    placement : str, optional
+        ``"cache"``: loops request rows from the servers that own them, see `h5feed.net.placement`.
     """
 
     def __init__(
@@ -114,7 +120,9 @@ class Client:
         event_hooks: Hooks | None = None,
         auth: httpx.Auth | tuple[str, str] | None = None,
         local: bool | None = None,
+        placement: str | None = None,
     ) -> None:
+        check_placement(placement)
         given = url or os.environ.get("H5FEED_URL") or DEFAULT_URL
         path = path_of(given)
         # The arguments, to create a copy in another process: see `__reduce__`.
@@ -130,7 +138,9 @@ class Client:
             "event_hooks": event_hooks,
             "auth": auth,
             "local": local,
+            "placement": placement,
         }
+        self.placement = placement
         if path is not None:
             check_arguments(
                 path, token=token, verify=None if verify is True else verify, cert=cert, auth=auth, local=local
@@ -285,11 +295,37 @@ class Client:
             raise NoDescriptor(detail, retry_after=1 if status == 429 or status >= 500 else None)
         return descriptor
 
+    def owners(self) -> list[Server]:
+        """The servers that own rows now: see `h5feed.net.placement`."""
+        return self._servers.owners()
+
     def receive(
-        self, path: str, params: Params, places: Places, *, max_bytes: int, cancelled: threading.Event | None = None
+        self,
+        path: str,
+        params: Params,
+        places: Places,
+        *,
+        max_bytes: int,
+        json: Any = None,
+        cancelled: threading.Event | None = None,
+        owner: Server | None = None,
     ) -> None:
-        """GET a binary response of up to `max_bytes` into `places`; `cancelled` is that of `body`."""
-        answer = self._request("GET", path, params, MEDIA_TYPE, cancelled=cancelled, pool=places, max_bytes=max_bytes)
+        """GET a binary response (with `json`: POST) of up to `max_bytes` into `places`; `cancelled` is that of `body`.
+
+        The `owner` is asked first, unless it is left out. Others are asked if it fails or stays silent, and are told
+        not to cache the rows.
+        """
+        answer = self._request(
+            "GET" if json is None else "POST",
+            path,
+            params,
+            MEDIA_TYPE,
+            json=json,
+            cancelled=cancelled,
+            pool=places,
+            max_bytes=max_bytes,
+            owner=owner,
+        )
         self._check_binary(answer, path)
         if answer.body is None:
             # As in `body`.
@@ -370,7 +406,8 @@ class Client:
 
     def _report(self, path: str) -> dict[str, str]:
         """The header of a request for batches that tells of waits, and of rows that needed no request."""
-        waits = waits_to_tell()
+        # What is told with a request for rows is lost: the server reads it with requests for batches.
+        waits = None if path.endswith("/rows") else waits_to_tell()
         if path.endswith("/batches") and (read := self.bytes_read.take()):
             waits = f"{waits or 'waited=0.000, of=0.000'}, read={read}"
         return {WAIT_HEADER: waits} if waits else {}
@@ -408,6 +445,7 @@ class Client:
         max_bytes: int = MAX_PLAIN_BYTES,
         within: float | None = None,
         is_job: bool = False,
+        owner: Server | None = None,
     ) -> Answer:
         """Send one request and retry it until it succeeds, fails permanently, or the deadline passes."""
         began = time.monotonic()
@@ -423,7 +461,7 @@ class Client:
             aim.take()
             self._look_up(deadline)
             token = self._token.text
-            with self._servers.one(aim.among) as server:
+            with self._servers.one(aim.among, owner if attempts is None else None) as server:
                 asked_at = time.monotonic()
                 try:
                     # What is asked of a provisional name only one server knows; what takes long anyway is no sign.
@@ -439,7 +477,8 @@ class Client:
                         max_bytes=max_bytes,
                         deadline=deadline,
                         cancelled=aborts,
-                        more=more,
+                        more=more if owner in (None, server) else more | NO_STORE,
+                        hedged={} if owner is None else NO_STORE,
                     )
                     # 202 means that the server is still working.
                     if answer.status == 200 or (answer.status == 202 and is_job):
@@ -488,9 +527,12 @@ class Client:
         pool: BufferPool | Places | None,
         cancelled: Cancellation | None,
         more: Mapping[str, str],
+        hedged: Mapping[str, str],
         **limits: Any,
     ) -> tuple[Answer, Server]:
         """Send a request once, and to another server if this one stays silent; returns the answer and who gave it.
+
+        `more` are headers of the first request, `hedged` those of the second.
 
         Raises
         ------
@@ -510,7 +552,7 @@ class Client:
                     raise NoOther
                 # Not to the places: the first attempt may still write there.
                 into = pool if pool is None or isinstance(pool, BufferPool) else self.pool
-                answer = other.send(method, target, accept, pool=into, cancelled=attempt, **limits)
+                answer = other.send(method, target, accept, pool=into, cancelled=attempt, more=hedged, **limits)
                 if answer.status != 200 or attempt.is_set():
                     return None
                 self._count(other, answer, time.monotonic() - attempt.began_at)
@@ -549,7 +591,9 @@ class Client:
     def _count(self, server: Server, answer: Answer, seconds: float) -> None:
         """Report an answer that came after `seconds`. Others than 200 and 202 may still become failures."""
         if answer.status in (200, 202):
-            self._servers.answered(server, 0 if answer.body is None else len(answer.body), seconds)
+            # A body that went to places is not here.
+            nbytes = 0 if answer.body is None else len(answer.body) or int(answer.header("content-length") or 0)
+            self._servers.answered(server, nbytes, seconds)
 
     def adopt_name(self, provisional: str, name: str, content: str | None) -> None:
         """Remember a provisional name that the server with this name gave to another client of the same servers."""

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
+from json import dumps
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -79,6 +80,8 @@ class Server:
         For display: without user name and password.
     name : str
         The same, with the address.
+    identity : str
+        The same for all clients that reach it at the same host or address and port, or through the same Unix socket.
     under_way : int
         Number of requests in flight.
     requests : int
@@ -91,8 +94,9 @@ class Server:
         Whether it has passed a health check since the last failure.
     has_answered : bool
         Whether it has ever sent an HTTP response.
-    asked_at, failed_at, rests_until : float
-        `time.monotonic()` of the last request, of the last failure, and of the end of the time it is skipped.
+    asked_at, failing_since, failed_at, rests_until : float
+        `time.monotonic()` of the last request, of the first and the last of the consecutive failures, and of the end of
+        the time it is skipped.
     paces : deque of float
         Seconds that it took for a byte of each of the last responses.
     paced_at : float
@@ -121,6 +125,8 @@ class Server:
         self.url = url
         self.address = address
         self.name = url if address is None else f"{url} ({address})"
+        host, prefix = address or base_url.host, base_url.path.rstrip("/")
+        self.identity = uds or f"{host}:{port_of(base_url)}{prefix}"
         self._local = LoopbackTransport() if local and uds is None and is_eligible(base_url) else None
         self._transport = self._local or FeedTransport(uds=uds, verify=verify, address=address)
         if embedded is not None:
@@ -141,7 +147,7 @@ class Server:
         self.under_way = self.requests = self.failures = 0
         self.why = ""
         self.has_answered = self.is_well = False
-        self.asked_at = self.failed_at = self.rests_until = self.paced_at = 0.0
+        self.asked_at = self.failing_since = self.failed_at = self.rests_until = self.paced_at = 0.0
         self.paces: deque[float] = deque(maxlen=_RECENT)
 
     def send(
@@ -168,8 +174,8 @@ class Server:
         """
         if self._local is not None and self._local.is_due():
             self._local.improve(self._ask_for_socket, self._http.base_url, self._prefix)
-        if json is None and pool is not None and self._plain:
-            answer = self._send_plain(target, accept, pool, max_bytes, deadline, cancelled, more)
+        if pool is not None and self._plain:
+            answer = self._send_plain(method, target, accept, json, pool, max_bytes, deadline, cancelled, more)
             self.has_answered = True
             return answer
         extensions = {DEADLINE: deadline, POOL: pool, MAX_BYTES: max_bytes, CANCELLED: cancelled}
@@ -277,8 +283,10 @@ class Server:
 
     def _send_plain(
         self,
+        method: str,
         target: str,
         accept: str,
+        json: Any,
         pool: BufferPool | Places,
         max_bytes: int,
         deadline: float,
@@ -294,13 +302,17 @@ class Server:
             template = head_after_target(request.headers), request.extensions["timeout"]
             templates[accept] = template
         head, timeouts = template
+        content = b""
+        if json is not None:
+            content = dumps(json, ensure_ascii=False, separators=(",", ":")).encode()
+            more = {**more, "content-type": "application/json", "content-length": str(len(content))}
         if more:
             head = with_headers(head, more)
-        line = f"GET {self._prefix}{target}".encode("ascii")
+        line = f"{method} {self._prefix}{target}".encode("ascii")
         answer = self._transport.exchange(
             self._http.base_url,
-            line + head,
-            method="GET",
+            line + head + content,
+            method=method,
             pool=pool,
             max_bytes=max_bytes,
             timeouts=timeouts,

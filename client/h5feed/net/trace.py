@@ -40,6 +40,8 @@ class Trace:
         Bytes of the rows from files.
     why : str
         Why rows were fetched as tensors; empty if they were not.
+    unplaced : str
+        Why rows did not come from the servers that own them; empty if they did, or if they have no owners.
     waits : callable or None
         Returns what the request of this block tells the server of the loop's waiting, see `h5feed.wire.WAIT_HEADER`.
         Called only if there is a request: a block that is read here reports nothing.
@@ -47,7 +49,7 @@ class Trace:
 
     __slots__ = (
         *("_entered", "cached", "file_bytes", "from_files", "from_images", "from_chunks", "nbytes", "retries"),
-        *("waits", "why"),
+        *("unplaced", "waits", "why"),
     )
 
     def __init__(self, waits: Waits | None = None) -> None:
@@ -55,7 +57,7 @@ class Trace:
         self.waits = waits
         self.nbytes = self.retries = self.cached = self.from_files = self.from_chunks = self.file_bytes = 0
         self.from_images = 0
-        self.why = ""
+        self.why = self.unplaced = ""
 
     def enter(self, phase: int) -> None:
         self._entered.append((clock(), phase))
@@ -148,3 +150,10 @@ def as_tensors(why: str) -> None:
     trace = _CURRENT.get()
     if trace is not None:
         trace.why = why
+
+
+def not_placed(why: str) -> None:
+    """Report why rows do not come from the servers that own them."""
+    trace = _CURRENT.get()
+    if trace is not None:
+        trace.unplaced = why

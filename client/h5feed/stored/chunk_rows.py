@@ -22,6 +22,7 @@ from .byte_cache import ByteCache, CacheUsage
 from .column import Column
 from .decoder_pool import Decoders
 from .layout import ArrayLayout
+from .no_store import OWN_CHUNKS
 from .ranges import ranges_of_chunk_rows
 from .scratch import Bytes
 from .source import Ranges, Source
@@ -162,7 +163,10 @@ class ChunkRows:
         """
         if not self.keeps(array):
             return self._decoded(source, array, number)
-        return self._kept.get(self._key(source, array, number), partial(self._decoded, source, array, number), _held)
+        key, kept = self._key(source, array, number), self._kept
+        if (own := OWN_CHUNKS.get()) is not None and key not in kept:
+            kept = own
+        return kept.get(key, partial(self._decoded, source, array, number), _held)
 
     def missing(self, source: Source, array: ArrayLayout, numbers: Int64s) -> Int64s:
         """Those of these chunk rows, (n,) int64, that will be decoded; those that are cached are decoded once."""

@@ -215,6 +215,17 @@ class Column:
     def _bounds(self) -> Int64s:
         return np.cumsum([0, *(segment.rows for segment in self.segments)], dtype=np.int64)
 
+    def parts(self, start: int, stop: int) -> list[tuple[Segment, int, int]]:
+        """The segments of rows start … stop-1, each with its first row of them and the one after the last."""
+        begins, found = self._bounds, []
+        number = max(0, int(np.searchsorted(begins, start, side="right")) - 1)
+        while number < len(self.segments) and begins[number] < stop:
+            first, last = max(start, int(begins[number])), min(stop, int(begins[number + 1]))
+            if first < last:
+                found.append((self.segments[number], first - int(begins[number]), last - int(begins[number])))
+            number += 1
+        return found
+
     def divide(self, rows: Int64s) -> Iterator[tuple[Segment, Int64s | None, Int64s]]:
         """Divide rows by segment.
 

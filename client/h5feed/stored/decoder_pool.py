@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FuturesTimeout
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from ..errors import DatasetCorrupt, ReadTimeout, TooLarge
@@ -33,6 +35,8 @@ class _Shared(Generic[J]):
     remaining: Iterator[J]
     work: Callable[[Iterator[J]], None]
     is_over: bool = False
+    context: Context = field(default_factory=copy_context)
+    """That of the caller."""
 
 
 class _Threads:
@@ -86,6 +90,8 @@ class Decoders:
 
     def share(self, jobs: Iterable[J], work: Callable[[Iterator[J]], None]) -> None:
         """Call ``work(remaining)`` in all threads, each of which takes the next job from the shared iterator.
+
+        The threads work in copies of the caller's context.
 
         Raises
         ------
@@ -160,7 +166,8 @@ class Decoders:
             return
         cut: list[bool] = []
         try:
-            shared.work(self._slice(shared, cut))
+            # A context can be entered by one thread only.
+            shared.context.copy().run(shared.work, self._slice(shared, cut))
             if cut:
                 self._put(shared, ended)
             else:
@@ -199,7 +206,8 @@ class Decoders:
             for _ in range(min(self._threads, len(listed)) - 1):
                 wanted = [True]
                 try:
-                    helpers.append(pool.executor.submit(self._help, wanted, work, remaining))
+                    run = partial(copy_context().run, work, remaining)
+                    helpers.append(pool.executor.submit(self._help, wanted, run))
                 except RuntimeError:
                     # No thread can be started. It is in the queue nevertheless, and nobody would wait for it.
                     wanted.clear()
@@ -211,11 +219,11 @@ class Decoders:
             helpers.clear()
             self._wait(waiting, pool)
 
-    def _help(self, wanted: list[bool], work: Callable[[Iterator[J]], None], remaining: Iterator[J]) -> None:
+    def _help(self, wanted: list[bool], run: Callable[[], None]) -> None:
         with self._lock:
             if not wanted:
                 return
-        work(remaining)
+        run()
 
     def chunk(
         self, source: Source, fd: int, array: ArrayLayout, place: tuple[int, int, int], itemsize: int, out: Bytes

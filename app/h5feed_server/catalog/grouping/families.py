@@ -62,7 +62,7 @@ class _Place:
 
     @property
     def stem(self) -> str:
-        return os.path.splitext(os.path.basename(self.file))[0]
+        return _stem(self.file)
 
 
 def families(files: Sequence[str], declared: Mapping[str, DeclaredDataset], *, counted: bool = True) -> list[Family]:
@@ -137,6 +137,19 @@ def families(files: Sequence[str], declared: Mapping[str, DeclaredDataset], *, c
     return grouped + alone(left(), [family.name for family in grouped])
 
 
+class Grouping:
+    """Calls `families`, and remembers the last result: most scans find the same files as the one before."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Sequence[str], Mapping[str, DeclaredDataset], list[Family]] = ((), {}, [])
+
+    def families(self, files: Sequence[str], declared: Mapping[str, DeclaredDataset]) -> list[Family]:
+        """Same as `families`."""
+        if self._last[:2] != (files, declared):
+            self._last = (files, declared, families(files, declared))
+        return self._last[2]
+
+
 def apart(family: Family) -> list[Family]:
     """Divide a family whose files do not form one dataset: by the number in the names, or into single files."""
     if any(tags.number >= 0 for tags in family.tags):
@@ -194,24 +207,25 @@ def _family(
 
 
 def _place(file: str) -> _Place:
-    stem = os.path.splitext(os.path.basename(file))[0]
-    return _Place(file, os.path.dirname(file), "", tags_of(stem))
+    return _Place(file, os.path.dirname(file), "", tags_of(_stem(file)))
 
 
 def _untagged(file: str) -> _Place:
-    place = _place(file)
-    return replace(place, tags=Tags(place.stem))
+    return _Place(file, os.path.dirname(file), "", Tags(_stem(file)))
 
 
 def _counted_place(file: str) -> _Place | None:
     """The place of a file whose name contains a split, and possibly a number in the split; else None."""
-    place = _place(file)
-    tags = tags_of(place.stem, counted=True)
-    return None if tags.split is None or tags.shards > 1 or tags.half is not None else replace(place, tags=tags)
+    tags = tags_of(_stem(file), counted=True)
+    if tags.split is None or tags.shards > 1 or tags.half is not None:
+        return None
+    return _Place(file, os.path.dirname(file), "", tags)
 
 
 def _split_place(file: str) -> _Place | None:
     """The place of a file in a folder named after a split; None without one, or if the file name has a split."""
+    if "/" not in file:
+        return None
     place = _place(file)
     if place.tags.split is not None:
         return None
@@ -222,6 +236,10 @@ def _split_place(file: str) -> _Place | None:
             folder = "/".join(parts[:depth] + ([rest] if rest else []))
             return _Place(file, folder, "/".join(parts[depth + 1 :]), replace(place.tags, split=split))
     return None
+
+
+def _stem(file: str) -> str:
+    return os.path.splitext(os.path.basename(file))[0]
 
 
 def _are_splits(places: Sequence[_Place]) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 
 from h5feed.errors import FeedError, Overloaded, SourceUnavailable, Unreadable
@@ -15,6 +16,8 @@ from h5feed.stored.local_file import FileSource, is_away, refused
 from ..signatures import why_no_hdf5
 from . import piping
 from .child import Child, IdleChildren
+from .drivers import members_of
+from .same_metadata import Recorder, SameMetadata
 from .text import says_away
 
 MEMORY_BYTES = 2 << 30
@@ -25,6 +28,10 @@ MAX_ANSWER_BYTES = 512 << 20
 
 GRACE_SECONDS = 10.0
 """Added to the timeout, which the child enforces itself, before the child counts as hung."""
+
+_Request = str | int | list[int]
+"""A path, the size of a file that the child asks for in blocks, or a list of the size of a file that it asks for
+exactly what libhdf5 reads of."""
 
 
 class Inspector:
@@ -39,6 +46,7 @@ class Inspector:
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._children = IdleChildren()
+        self._same = SameMetadata()
 
     def __enter__(self) -> Inspector:
         return self
@@ -70,22 +78,45 @@ class Inspector:
                 raise Unreadable("it is not a regular file")
             # Open it here first: the child cannot tell an error of the system from a fault of the file.
             with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-                problem = why_no_hdf5(file.fileno())
+                if (problem := why_no_hdf5(file.fileno())) is not None:
+                    raise Unreadable(problem)
+                # The other parts of a file are not among what is compared.
+                if members_of(path)[0] is not None:
+                    return self._layout(path)
+                return self._layout_of_one(path, file.fileno())
         except OSError as error:
             if is_away(error) or isinstance(refused(error), Overloaded):
                 raise refused(error) from None
             raise Unreadable(f"it cannot be opened: {error.strerror}") from error
-        if problem is not None:
-            raise Unreadable(problem)
-        return self._layout(path, ())
+
+    def _layout_of_one(self, path: str, fd: int) -> bytes:
+        size = os.fstat(fd).st_size
+        layout = self._same.find(fd, size)
+        if layout is None:
+            layout = self._layout(path)
+            self._same.learn(fd, size, layout, partial(self._recorded, size))
+        return layout
+
+    def _recorded(self, size: int, recorder: Recorder) -> bytes | None:
+        """The layout of a file of which all that is read is recorded; None if it cannot be inspected like that."""
+        try:
+            return self._layout([size], read=recorder.read)
+        except FeedError:
+            return None
 
     def inspect_remote(self, file: FileSource) -> bytes:
         """Same as `inspect`, for a file of a store. Errors that reading it raises end the inspection."""
+        assert file.remote_bytes is not None
         return self._layout(file.remote_bytes, (file,))
 
-    def _layout(self, file: str | int | None, sources: Sequence[FileSource]) -> bytes:
+    def _layout(
+        self,
+        file: _Request,
+        sources: Sequence[FileSource] = (),
+        read: Callable[[int, int], bytes] | None = None,
+    ) -> bytes:
         try:
-            answer = self._ask(file, sources)
+            answer = self._ask(file, sources, read)
         except TimeoutError:
             raise Unreadable(f"inspecting it took more than {self._timeout:g} s (H5FEED_INSPECT_TIMEOUT)") from None
         except (OSError, EOFError):
@@ -108,14 +139,16 @@ class Inspector:
         except OSError as error:
             raise Overloaded(f"cannot start an inspector: {error.strerror}", retry_after=1) from None
 
-    def _ask(self, file: str | int | None, sources: Sequence[FileSource]) -> memoryview:
+    def _ask(
+        self, file: _Request, sources: Sequence[FileSource], read: Callable[[int, int], bytes] | None
+    ) -> memoryview:
         """Return a child's response. A child that has died is replaced once."""
         for attempt in (1, 2):
             child, rests = self._children.take()
             try:
                 child = child or self._start()
                 request = json.dumps(file).encode() + b"\n"
-                answer = piping.ask(child, request, self._timeout + GRACE_SECONDS, sources)
+                answer = piping.ask(child, request, self._timeout + GRACE_SECONDS, sources, read=read)
             except FeedError:
                 if child is not None:
                     child.end()
@@ -127,7 +160,7 @@ class Inspector:
                 if isinstance(error, TimeoutError) or attempt == 2:
                     raise
                 continue
-            if sources and bytes(answer[:1]) != b"L":
+            if not isinstance(file, str) and bytes(answer[:1]) != b"L":
                 # A reply that it did not wait for may still be in the pipe.
                 child.end()
             else:

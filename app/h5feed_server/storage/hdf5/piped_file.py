@@ -27,6 +27,11 @@ WANTED = b"R"
 
 RUN = struct.Struct("<III")
 
+EXACT = b"P"
+"""Kind of the frames of an `ExactFile`: offset and size of one range (`RANGE`)."""
+
+RANGE = struct.Struct("<QQ")
+
 BLOCK_BYTES = 16 << 10
 """A node of an index takes 2 KiB or less, and a request for it as long as one for a block."""
 
@@ -102,6 +107,16 @@ class Pipe:
                 read.append((offset, nbytes))
         self._ask(file, sorted(wanted))
         return read
+
+    def exactly(self, offset: int, nbytes: int) -> bytes:
+        """A range of the only file of a request, as it is now."""
+        requests, replies = self._pipes
+        asked = EXACT + RANGE.pack(offset, nbytes)
+        os.write(requests, LENGTH.pack(len(asked)) + asked)
+        (length,) = LENGTH.unpack(_read(replies, LENGTH.size))
+        if length != nbytes:
+            raise EOFError("the parent sent another number of bytes")
+        return _read(replies, nbytes)
 
     def _missing(self, file: PipedFile, numbers: Iterable[int]) -> list[int]:
         missing = []
@@ -223,6 +238,19 @@ class PipedFile(io.RawIOBase):
             found = []
             for offset, nbytes in read:
                 found += index_nodes.led_to(memoryview(self.at(offset, nbytes)))
+
+
+class ExactFile(PipedFile):
+    """Asks for exactly what libhdf5 reads, whenever it does, instead of blocks."""
+
+    def readinto(self, target: Bytes | bytearray | memoryview) -> int:  # type: ignore[override]
+        view = memoryview(target).cast("B")
+        view = view[: max(0, self.size - self._place)]
+        for begin in range(0, len(view), MOST_BYTES):
+            part = view[begin : begin + MOST_BYTES]
+            part[:] = self._pipe.exactly(self._place + begin, len(part))
+        self._place += len(view)
+        return len(view)
 
 
 OBJECT = "the object"

@@ -9,7 +9,7 @@ import numpy as np
 from h5feed.stored.local_file import FileSource
 
 from .child import LENGTH, MOST_ASKED_BYTES, Child
-from .piped_file import BLOCK_BYTES, MOST_BYTES, RUN, WANTED
+from .piped_file import BLOCK_BYTES, EXACT, MOST_BYTES, RANGE, RUN, WANTED
 
 
 def ask(
@@ -18,6 +18,7 @@ def ask(
     seconds: float,
     files: Sequence[FileSource],
     allocate: Callable[[int], memoryview] | None = None,
+    read: Callable[[int, int], bytes] | None = None,
 ) -> memoryview:
     """Same as `Child.ask`, while the child reads files through this process.
 
@@ -25,6 +26,8 @@ def ask(
     ----------
     files : sequence of FileSource
         Those of the request, in its order.
+    read : callable, optional
+        ``read(offset, nbytes)`` returns a part of an `ExactFile`.
 
     Raises
     ------
@@ -40,10 +43,21 @@ def ask(
         return memoryview(bytearray(nbytes)) if allocate is None or nbytes <= MOST_ASKED_BYTES else allocate(nbytes)
 
     answer = child.ask(request, seconds, place)
-    while answer[:1] == WANTED:
-        blocks = _blocks(files, answer[1:])
+    while answer[:1] in (WANTED, EXACT):
+        blocks = _blocks(files, answer[1:]) if answer[:1] == WANTED else _part(read, answer[1:])
         answer = child.ask(blocks, max(0.0, until - time.monotonic()), place)
     return answer
+
+
+def _part(read: Callable[[int, int], bytes] | None, asked: memoryview) -> bytes:
+    """A frame with the part that a child asks for."""
+    if read is None or len(asked) != RANGE.size:
+        raise EOFError
+    offset, nbytes = RANGE.unpack(asked)
+    if nbytes > MOST_BYTES:
+        raise EOFError
+    part = read(offset, nbytes)
+    return LENGTH.pack(len(part)) + part
 
 
 def files_for(files: Sequence[FileSource]) -> list[tuple[str, list[int | str], int | None]]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from h5feed.stored.byte_cache import ENTRY_BYTES, CacheUsage
+from h5feed.stored.no_store import may_keep
 
 IDLE_SECONDS = 60.0
 """Rows of a column that was not used for this long may be evicted to make room for others."""
@@ -97,8 +98,8 @@ class CachedColumn:
         return value
 
     def put(self, row: int, value: npt.NDArray[Any]) -> None:
-        """Cache a copy of a row if there is room for it."""
-        if self.closed or row in self._rows or not self._cache.admit(value.nbytes + ENTRY_BYTES):
+        """Cache a copy of a row if there is room for it, and the current read may fill caches."""
+        if self.closed or row in self._rows or not may_keep() or not self._cache.admit(value.nbytes + ENTRY_BYTES):
             return
         self.nbytes += value.nbytes + ENTRY_BYTES
         self._rows[row] = np.array(value)

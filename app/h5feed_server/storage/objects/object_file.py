@@ -11,6 +11,7 @@ from concurrent.futures import Future
 import numpy as np
 from h5feed.errors import DatasetCorrupt
 from h5feed.stored.local_file import FileSource, Identity
+from h5feed.stored.no_store import may_keep
 from h5feed.stored.scratch import Bytes
 from h5feed.stored.source import Int64s, Ranges, Scratch, Source
 
@@ -212,7 +213,7 @@ class FetchedRanges(Source):
 
     def _keep(self, number: int, data: Bytes) -> None:
         """Store the pieces of a part on the local disk: the next time, they may be parts of others."""
-        if (cache := self._file.store.cache) is None:
+        if (cache := self._file.store.cache) is None or not may_keep():
             return
         begin, end = self._begins[number], self._begins[number] + self._sizes[number]
         for piece in range(bisect_left(self._pieces, (begin, 0)), len(self._pieces)):
