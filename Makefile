@@ -28,7 +28,7 @@ NEWEST := .venv-newest
 NEWEST_READY := $(NEWEST)/.ready
 SYSTEM := tests/system
 SYSTEM_READY := $(SYSTEM)/build/.ready
-JUPYTER := $(SYSTEM)/build/jupyter
+PROGRAMS := $(SYSTEM)/build/programs
 export KERAS_BACKEND ?= jax
 # Tests and benchmarks start hundreds of processes: without bytecode, each would compile a thousand modules again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -97,7 +97,7 @@ $(NEWEST_READY): $(READY) pyproject.toml client/pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(NEWEST)/bin/python -e client -e ".[demo,parquet]" --group dev httpx2
 	@touch $@
 
-setup-system: $(SYSTEM_READY) ## install what `test-system` needs: Chromium, Prometheus, nginx, gcc, Jupyter, npm packages
+setup-system: $(SYSTEM_READY) ## install what `test-system` needs: Chromium, Prometheus, nginx, gcc, Jupyter, object stores, npm packages
 
 $(SYSTEM_READY): $(READY) $(addprefix $(SYSTEM)/,package.json package-lock.json h5web.jsx) requirements/system.txt
 	missing=; for program in chromium npm prometheus nginx gcc; do command -v $$program > /dev/null || missing="$$missing $$program"; done; \
@@ -105,8 +105,8 @@ $(SYSTEM_READY): $(READY) $(addprefix $(SYSTEM)/,package.json package-lock.json 
 	  test -z "$$missing" || { apt-get update -qq && apt-get install -qqy --no-install-recommends $$missing libc6-dev; }
 	npm ci --prefix $(SYSTEM) --ignore-scripts --no-audit --no-fund --silent
 	npm run --prefix $(SYSTEM) --silent build
-	test -x $(JUPYTER)/bin/python || $(PYTHON) -m venv $(JUPYTER)
-	$(BIN)/uv pip install --quiet --python $(JUPYTER)/bin/python -r requirements/system.txt
+	test -x $(PROGRAMS)/bin/python || $(PYTHON) -m venv $(PROGRAMS)
+	$(BIN)/uv pip install --quiet --python $(PROGRAMS)/bin/python -r requirements/system.txt
 	@touch $@
 
 test-system: setup-system ## run the tests that need them: pages in Chromium, metrics in Prometheus, reverse proxies, disks that hang
@@ -149,16 +149,16 @@ serve: setup ## serve the HDF5 files below DATA (default: data)
 requirements: ## pin the newest versions of all dependencies
 	test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet uv==$(UV_VERSION); }
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-	  --no-emit-package h5feed pyproject.toml -o requirements/server.txt
+	  --no-emit-package h5feed --extra object-store pyproject.toml -o requirements/server.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-	  --no-emit-package h5feed -c requirements/server.txt --extra demo --group dev --group stores pyproject.toml \
+	  --no-emit-package h5feed -c requirements/server.txt --extra demo --extra ray --group dev --group stores pyproject.toml \
 	  -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --resolution lowest-direct --python-version 3.11 --no-header \
 	  --no-annotate --no-emit-index-url --no-emit-package h5feed --extra demo --extra otel --extra parquet --extra decode \
-	  --extra object-store --extra cli --extra keras pyproject.toml client/pyproject.toml -o requirements/floors.txt
+	  --extra object-store --extra ray --extra cli --extra keras pyproject.toml client/pyproject.toml -o requirements/floors.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	  --no-emit-package h5feed -c requirements/floors.txt --extra demo --extra otel --extra parquet --group dev \
-	  --extra object-store pyproject.toml -o requirements/floors.txt
+	  --extra object-store --extra ray pyproject.toml -o requirements/floors.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
 	  --no-emit-package h5feed -c requirements/dev.txt --extra decode --extra cli --extra keras client/pyproject.toml \
 	  requirements/trainer.in -o requirements/trainer.txt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -99,9 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return run_demo(epochs=options.epochs, workers=options.workers, keep=options.keep)
         if options.command == "build":
-            from .builder.command import run_build
-
-            return run_build(options)
+            return _build(options)
         if options.command == "token":
             from .tokens.commands import run_token
 
@@ -125,14 +124,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .inspection import inspect_file
 
             return inspect_file(options.file, Console())
-        from .serve.command import run_serve
-
-        return run_serve(options)
+        return _serve(options)
     except FeedError as error:
         print(f"h5feed-server: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _build(options: argparse.Namespace) -> int:
+    if options.ray is not None and not options.dry_run:
+        from .cluster.building import run_build_on_cluster
+
+        return run_build_on_cluster(options)
+    from .builder.command import run_build
+
+    return run_build(options)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    if options.ray is not None:
+        from .cluster.serving import run_serve_on_cluster
+
+        return run_serve_on_cluster(options)
+    from .serve.command import run_serve
+
+    return run_serve(options)
 
 
 if __name__ == "__main__":

@@ -183,10 +183,10 @@ def _sizes(
     threads: FairThreads,
     hdf5: ReaderPool,
     browser: Browser,
-) -> dict[tuple[str, str | None], float]:
+) -> dict[tuple[str, str | None], float | list[float]]:
     """What a worker holds and has done, as far as its parts count it themselves. See `Metrics.watch`."""
     reader, inspections = batcher.reader, catalog.inspections
-    found: dict[tuple[str, str | None], float] = {
+    found: dict[tuple[str, str | None], float | list[float]] = {
         ("decoded_chunks_total", None): reader.decoded_chunks,
         ("decoded_bytes_total", None): reader.decoded_bytes,
         ("inflight_bytes", None): sum(pool.held().values()),
@@ -207,4 +207,6 @@ def _sizes(
         found["readers_running", name] = running
         found["readers_busy", name] = busy
         found["reader_failures_total", name] = children.failures
+    if catalog.objects is not None:
+        found.update(catalog.objects.numbers())
     return found

@@ -78,8 +78,8 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(
         Path("data"),
-        description="Folder of HDF5 files, or a single one; never written to. Or the URL of an object store, such as "
-        "s3://bucket/prefix.",
+        description="Folder of HDF5 files, or a single one; never written to. Or the URL of an object store or web "
+        "server, such as s3://bucket/prefix.",
     )
     listing_seconds: float = Field(
         30.0, ge=1, description="Seconds between listings of an object store, in which new objects are found."

@@ -11,6 +11,12 @@ Scalar = str | bool | Number
 """The stored value of a class."""
 
 
+class ServerListing(TypedDict):
+    """A list of servers: see `h5feed.net.server_list`."""
+
+    servers: list[str]
+
+
 class FieldSummary(TypedDict):
     """A field in the catalogue."""
 

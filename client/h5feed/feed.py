@@ -148,6 +148,7 @@ def connect(
         ``http://host:8000``, ``https://host`` or ``unix:///path/to.sock``. Default ``$H5FEED_URL``, else port 8000 on
         this machine. Several servers, ``"http://a:8000,http://b:8000"``, share the requests. A server that fails is
         skipped for a while and tried again; no batch is lost as long as one of them responds.
+        ``servers+http://head:8001`` names a list of servers that come and go, such as those of a Ray cluster.
 
         A folder of HDF5 files, or a single file, starts a server for it, which needs the package h5feed-server. Other
         processes of this user that open the same path use the same server. It ends a few seconds after the last of

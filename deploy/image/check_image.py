@@ -20,6 +20,8 @@ from h5feed.images import ImageSpec
 from h5feed.stored.codecs import load_codecs
 from h5feed_server.cli import main
 from h5feed_server.demo import served
+from h5feed_server.storage.objects.store import check
+from h5feed_server.store_address import StoreAddress
 
 
 def fetch(url: str) -> bytes:
@@ -58,8 +60,14 @@ def check_server(folder: Path) -> None:
         assert main(["inspect", str(folder / "things.h5")]) == 0
 
 
+def check_stores() -> None:
+    for url in ("s3://bucket/prefix", "gs://bucket/prefix", "https://files.example.org/folder"):
+        check(StoreAddress.parse(url))
+
+
 if __name__ == "__main__":
     check_codecs()
+    check_stores()
     with tempfile.TemporaryDirectory() as name:
         check_server(Path(name))
     print("the environment works")

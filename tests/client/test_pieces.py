@@ -28,7 +28,7 @@ from h5feed.net.trace import begin_trace, clock
 from h5feed.stored.source import ReceivedBytes
 from h5feed.wire import read_body
 
-from tests.server.test_matrix import DTYPES, FILTERS, _is_legal
+from tests.support.matrix import DTYPES, FILTERS, is_legal
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -69,7 +69,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, options in FILTERS.items():
             for layout in CHUNKS:
                 for dtype in DTYPES:
-                    if not _is_legal(name, layout, dtype):
+                    if not is_legal(name, layout, dtype):
                         continue
                     data = _data(dtype)
                     kind: Any = h5py.enum_dtype({"A": 0, "B": 1, "C": 2}, "i1") if dtype == "enum" else dtype

@@ -144,7 +144,7 @@ def _server_at(name: str) -> Callable[[str | None], Server]:
 
 def test_a_slow_server_owns_nothing_for_a_moment() -> None:
     """It is asked again when its speed is forgotten."""
-    servers = Servers([_server_at(name) for name in "abc"])
+    servers = Servers([*"abc"], _server_at)
     for one, seconds in zip(servers, (0.01, 0.02, 0.5), strict=True):
         for _ in range(16):
             servers.answered(one, 1 << 20, seconds)
@@ -157,7 +157,7 @@ def test_a_slow_server_owns_nothing_for_a_moment() -> None:
 
 def test_rows_move_from_a_server_that_is_left_out_for_long() -> None:
     """Not at its first failure: caches of others would be filled with what they soon have no use of."""
-    servers = Servers([_server_at(name) for name in "abc"])
+    servers = Servers([*"abc"], _server_at)
     down, *others = servers
     servers.failed(down, time.monotonic(), "down")
     assert servers.owners() == [down, *others]

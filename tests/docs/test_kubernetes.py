@@ -8,6 +8,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from h5feed_server.store_address import StoreAddress
 
 from tests.support.documentation import ROOT
 
@@ -45,17 +46,39 @@ def _patch(manifests: list[Manifest], kustomization: Manifest) -> None:
     for patch in kustomization.get("patches", ()):
         target = _named(manifests, patch["target"]["kind"], patch["target"]["name"])
         for operation in yaml.safe_load(patch["patch"]):
-            *way, last = operation["path"].strip("/").split("/")
-            place: Any = target
-            for step in way:
-                place = place[int(step) if isinstance(place, list) else step]
-            assert operation["op"] == "replace" and last in place
-            place[last] = operation["value"]
+            _change(target, operation)
+
+
+def _change(target: Manifest, operation: dict[str, Any]) -> None:
+    """One operation of a JSON patch (RFC 6902)."""
+    *way, last = operation["path"].strip("/").split("/")
+    place: Any = target
+    for step in way:
+        place = place[int(step) if isinstance(place, list) else step]
+    if operation["op"] == "add" and last == "-":
+        place.append(operation["value"])
+        return
+    key = int(last) if isinstance(place, list) else last
+    is_there = key < len(place) if isinstance(place, list) else key in place
+    if operation["op"] == "add":
+        assert not is_there
+        place[key] = operation["value"]
+    elif operation["op"] == "remove":
+        assert is_there
+        del place[key]
+    else:
+        assert operation["op"] == "replace" and is_there
+        place[key] = operation["value"]
 
 
 def _named(manifests: list[Manifest], kind: str, name: str) -> Manifest:
     (found,) = (one for one in manifests if one["kind"] == kind and one["metadata"]["name"] == name)
     return found
+
+
+def _has_volume(manifests: list[Manifest]) -> bool:
+    """Whether the data are files, and not objects of a store."""
+    return any(one["kind"] == "PersistentVolume" for one in manifests)
 
 
 @pytest.fixture(params=OVERLAYS)
@@ -81,7 +104,8 @@ def test_components_are_valid(manifests: list[Manifest], component: str, version
 @pytest.mark.parametrize("version", VERSIONS)
 def test_they_are_valid(manifests: list[Manifest], version: str) -> None:
     """By the schemas of an older and the newest release, which allow no unknown key."""
-    assert len(manifests) == 7
+    # Those with a volume, too, have the two manifests of it.
+    assert len(manifests) == (7 if _has_volume(manifests) else 5)
     for manifest in manifests:
         kubernetes_validate.validate(manifest, version, strict=True)
 
@@ -128,6 +152,19 @@ def test_what_they_name_exists(manifests: list[Manifest]) -> None:
 
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == volumes.keys()
+    if not _has_volume(manifests):
+        (source,) = container["envFrom"]
+        page = (ROOT / "docs" / "how-to" / "replicas.md").read_text()
+        assert f"secret generic {source['secretRef']['name']} " in page
+        command, url = container["args"]
+        assert command == "serve" and StoreAddress.parse(url)
+        assert {port["port"] for rule in network["spec"]["egress"] for port in rule["ports"]} == {53, 443}
+        (kept,) = (one["value"] for one in container["env"] if one["name"] == "H5FEED_STORE_CACHE_BYTES")
+        limit = int(volumes["cache"]["emptyDir"]["sizeLimit"].removesuffix("Gi")) << 30
+        # Layouts and splits have room next to it.
+        assert int(kept) + (4 << 30) < limit
+        return
+    assert network["spec"]["egress"] == []
     claim = volumes["data"]["persistentVolumeClaim"]
     (data,) = (mount for mount in container["volumeMounts"] if mount["name"] == "data")
     assert claim["readOnly"] and data["readOnly"]
@@ -146,7 +183,8 @@ def test_the_pod_fits_the_image(manifests: list[Manifest]) -> None:
     assert f"--uid {pod['securityContext']['runAsUser']} " in dockerfile and "EXPOSE 8000" in dockerfile
     assert "H5FEED_CACHE_DIR=/cache" in dockerfile and 'CMD ["serve", "/data"]' in dockerfile
     mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
-    assert mounted == {"/data", "/cache", "/tmp"} and container["securityContext"]["readOnlyRootFilesystem"]
+    data = {"/data"} if _has_volume(manifests) else set()
+    assert mounted == {"/cache", "/tmp"} | data and container["securityContext"]["readOnlyRootFilesystem"]
     (secret,) = (variable["valueFrom"]["secretKeyRef"] for variable in container["env"] if "valueFrom" in variable)
     page = (ROOT / "docs" / "how-to" / "replicas.md").read_text()
     assert f"secret generic {secret['name']} --from-literal={secret['key']}=" in page

@@ -16,9 +16,9 @@ SERVER: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CLIENT: dict[str, Any] = tomllib.loads((ROOT / "client" / "pyproject.toml").read_text())
 
 FILES = {
-    "server.txt": (),
-    "dev.txt": ("demo", "dev", "stores"),
-    "floors.txt": ("demo", "otel", "parquet", "object-store", "dev"),
+    "server.txt": ("object-store",),
+    "dev.txt": ("demo", "ray", "dev", "stores"),
+    "floors.txt": ("demo", "otel", "parquet", "object-store", "ray", "dev"),
 }
 """Each file, and the extras and dependency groups of the server that it has."""
 

@@ -2,129 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5feed
 import h5py
-import hdf5plugin
 import httpx
-import numpy as np
 import pytest
 
-from tests.support.object_store import served_from
+from tests.support.matrix import FILTERS, check_cells, write_matrix
+from tests.support.object_store import serve_folder
+from tests.support.server_process import ServerProcess
 
-ROWS = 53
-SAMPLE = (6, 5)
-
-FILTERS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "gzip": {"compression": "gzip"},
-    "gzip_shuffle_fletcher32": {"compression": "gzip", "shuffle": True, "fletcher32": True},
-    "lzf": {"compression": "lzf", "shuffle": True},
-    "szip": {"compression": "szip"},
-    "scaleoffset": {"scaleoffset": 0},
-    "lz4": dict(hdf5plugin.LZ4()),
-    "zstd": dict(hdf5plugin.Zstd()),
-    "bzip2": dict(hdf5plugin.BZip2()),
-    "blosc": dict(hdf5plugin.Blosc()),
-    "blosc2": dict(hdf5plugin.Blosc2()),
-    "bitshuffle": dict(hdf5plugin.Bitshuffle(cname="lz4")),
-}
-
-CHUNKS: dict[str, tuple[int, ...] | None] = {
-    "contiguous": None,
-    "row": (1, *SAMPLE),
-    "rows": (7, *SAMPLE),
-    "parts": (7, 4, 2),
-    "part_of_a_row": (1, 3, 5),
-    "as_large_as_rows": (7, 5, 6),
-    "one": (ROWS, *SAMPLE),
-}
-
-DTYPES = ("|u1", "<i2", ">i4", "<i8", "<f2", "<f4", ">f8", "|b1", "<c8", "enum")
-
-RANDOM = np.random.default_rng(11).permutation(ROWS)
-
-
-def _data(dtype: str) -> np.ndarray:
-    random = np.random.default_rng(5)
-    if dtype == "|b1":
-        return random.random((ROWS, *SAMPLE)) < 0.5
-    if dtype == "enum":
-        return random.integers(0, 3, (ROWS, *SAMPLE)).astype("i1")
-    kind = np.dtype(dtype)
-    if kind.kind in "fc":
-        return random.standard_normal((ROWS, *SAMPLE)).astype(kind)
-    return random.integers(0, 100, (ROWS, *SAMPLE)).astype(kind)
-
-
-def _is_legal(name: str, chunks: str, dtype: str) -> bool:
-    if chunks == "contiguous":
-        return name == "plain"
-    if name == "szip":
-        return dtype in ("|u1", "<i2", "<i8", "<f4")
-    if name == "scaleoffset":
-        return dtype in ("|u1", "<i2", ">i4", "<i8")
-    return not (dtype == "<c8" and name not in ("plain", "gzip", "lzf", "gzip_shuffle_fletcher32"))
+STORE = "object store"
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("matrix") / "matrix.h5"
-    with h5py.File(path, "w") as file:
-        for name, options in FILTERS.items():
-            for layout, chunks in CHUNKS.items():
-                for dtype in DTYPES:
-                    if not _is_legal(name, layout, dtype):
-                        continue
-                    # An axis that is shorter than the chunks must be able to grow.
-                    most = (
-                        None
-                        if chunks is None
-                        else tuple(max(n, w) for n, w in zip((ROWS, *SAMPLE), chunks, strict=True))
-                    )
-                    kind: Any = h5py.enum_dtype({"A": 0, "B": 1, "C": 2}, "i1") if dtype == "enum" else dtype
-                    field = f"{name}-{layout}-{dtype.strip('<>|=')}"
-                    try:
-                        file.create_dataset(
-                            field, data=_data(dtype), dtype=kind, chunks=chunks, maxshape=most, **options
-                        )
-                    except ValueError:
-                        # This build of HDF5 cannot write the combination.
-                        file.pop(field, None)
+    path = tmp_path_factory.mktemp("buckets") / "matrix" / "matrix.h5"
+    path.parent.mkdir()
+    write_matrix(path)
     return path
 
 
-@pytest.fixture(scope="module", params=["cached", "uncached", "store"])
+@pytest.fixture(scope="module", params=["cached", "uncached", STORE])
 def dataset(
     path: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[h5feed.Dataset]:
     sizes = {} if request.param == "cached" else {"H5FEED_CACHE_BYTES": "0", "H5FEED_CHUNK_CACHE_BYTES": "0"}
-    source = "store" if request.param == "store" else "folder"
-    scratch = tmp_path_factory.mktemp("served")
-    with served_from(source, path.parent, scratch, **sizes) as server, h5feed.connect(server.url, deadline=60) as feed:
+    cache = tmp_path_factory.mktemp("cache")
+    with contextlib.ExitStack() as stack:
+        if request.param == STORE:
+            pytest.importorskip("obstore")
+            pytest.importorskip("hadro")
+            store = serve_folder(path.parent.parent)
+            stack.callback(store.stop)
+            process = ServerProcess("s3://matrix", cache, **sizes, **store.environment)
+        else:
+            process = ServerProcess(path.parent, cache, **sizes)
+        stack.callback(process.stop)
+        feed = stack.enter_context(h5feed.connect(process.url, deadline=60))
         yield feed["matrix"]
+        assert process.stop() == 0
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_every_cell(dataset: h5feed.Dataset, path: Path, name: str) -> None:
-    """In order, shuffled, with duplicates, and by a range with a step: bit by bit what h5py reads."""
-    fields = [field for field in dataset.fields if field.startswith(f"{name}-")]
-    assert len(fields) >= 12 or name == "szip"
-    assert all(dataset.fields[field].readable for field in fields), dataset.fields
-    orders = (np.arange(ROWS), RANDOM, np.repeat(RANDOM[:9], 3)[::-1], np.array([ROWS - 1]))
-    with h5py.File(path) as file:
-        stored = {field: file[field][()] for field in fields}
-    for rows in orders:
-        batch = dataset.take(rows, fields=fields)
-        for field in fields:
-            expected = stored[field][rows]
-            if expected.dtype.kind == "c":
-                expected = expected.view("<f4").reshape(len(rows), *SAMPLE, 2)
-            assert batch[field].dtype == expected.dtype.newbyteorder("<"), field
-            assert batch[field].tobytes() == expected.astype(expected.dtype.newbyteorder("<")).tobytes(), field
+def test_every_cell(dataset: h5feed.Dataset, path: Path, name: str, request: pytest.FixtureRequest) -> None:
+    """See `check_cells`."""
+    check_cells(dataset, path, name, is_remote=STORE in request.node.name)
 
 
 def test_ranges(dataset: h5feed.Dataset, path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import h5feed
 import httpx
 import pytest
+import yaml
 
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
@@ -112,6 +113,9 @@ class Reader:
         elif block.language == "toml":
             assert name is not None, f"{block}: its first line is to say which file it is, such as # data/h5feed.toml"
             tomllib.loads(text)
+        elif block.language == "yaml":
+            # A part of a manifest or of a program's settings.
+            assert isinstance(yaml.safe_load(text), dict)
         else:
             # What a command prints, of other data or on another machine.
             assert block.language == "text", f"{block}: nothing is known of how to run {block.language!r}"

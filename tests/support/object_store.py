@@ -1,4 +1,6 @@
-"""Object stores on this machine: a real S3 server, and a proxy in front of it that can hold, cut and count answers."""
+"""Object stores on this machine: a real S3 server, a web server, and a proxy in front of them that can hold, cut and
+count answers.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,9 @@ import contextlib
 import http.client
 import http.server
 import os
+import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import threading
@@ -43,7 +45,7 @@ def credentials(url: str) -> dict[str, str]:
 
 
 class StoreProcess:
-    """An S3 server as a process of its own.
+    """An S3 or web server as a process of its own.
 
     Parameters
     ----------
@@ -58,6 +60,7 @@ class StoreProcess:
 
     def start(self) -> None:
         command = [part.format(port=self.port) for part in self._command]
+        # Of this environment, unless it is a path.
         program = str(Path(sys.executable).parent / command[0])
         self._process = subprocess.Popen(
             [program, *command[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ}
@@ -101,7 +104,7 @@ def served_from(source: str, folder: Path, scratch: Path, *options: str, **envir
         One of `SOURCES`.
     folder : Path
     scratch : Path
-        Folder for the cache and the store, on the same disk.
+        Folder for the cache and the store.
     """
     if source == "folder":
         server = ServerProcess(folder, scratch / "cache", *options, **environment)
@@ -110,11 +113,7 @@ def served_from(source: str, folder: Path, scratch: Path, *options: str, **envir
         return
     pytest.importorskip("obstore")
     pytest.importorskip("hadro")
-    for path in folder.rglob("*"):
-        if stat.S_ISREG(path.lstat().st_mode):
-            target = scratch / "buckets" / "data" / path.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(path, target)
+    copy_files(folder, scratch / "buckets" / "data")
     store = serve_folder(scratch / "buckets")
     try:
         server = ServerProcess("s3://data", scratch / "cache", *options, **store.environment, **environment)
@@ -123,6 +122,20 @@ def served_from(source: str, folder: Path, scratch: Path, *options: str, **envir
         assert server.stop() == 0
     finally:
         store.stop()
+
+
+def copy_files(folder: Path, target: Path) -> None:
+    """What a bucket can hold of a folder: the files, but neither links nor pipes, and no hidden ones."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and not any(part.startswith(".") for part in path.parts):
+            copy = target / path.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+
+
+def browse_folder(folder: Path) -> StoreProcess:
+    """A folder by Caddy, which lists it as JSON, or as HTML to those who do not ask for JSON."""
+    return StoreProcess("caddy", "file-server", "--root", str(folder), "--listen", "127.0.0.1:{port}", "--browse")
 
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -148,12 +161,15 @@ class StoreProxy:
         Bytes of these answers.
     conditional : bool
         Whether to heed the header ``If-Match``, which the store ignores.
+    hides : frozenset of str
+        Headers, in lower case, that the store does not get to see.
     """
 
     def __init__(self, store: StoreProcess) -> None:
         self._store = store
         self.behave: Behaviour = honest
         self.conditional = False
+        self.hides: frozenset[str] = frozenset()
         self.ranges = self.nbytes = 0
         self._lock = threading.Lock()
         proxy = self
@@ -181,7 +197,8 @@ class StoreProxy:
             def _ask(self) -> Answer:
                 connection = http.client.HTTPConnection("127.0.0.1", proxy._store.port, timeout=60)
                 # With the host that was signed.
-                connection.request(self.command, self.path, headers=dict(self.headers.items()))
+                shown = {name: value for name, value in self.headers.items() if name.lower() not in proxy.hides}
+                connection.request(self.command, self.path, headers=shown)
                 answer = connection.getresponse()
                 body = answer.read()
                 connection.close()
@@ -208,8 +225,12 @@ class StoreProxy:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @property
     def environment(self) -> dict[str, str]:
-        return credentials(f"http://127.0.0.1:{self._server.server_address[1]}")
+        return credentials(self.url)
 
     def stop(self) -> None:
         self._server.shutdown()

@@ -16,7 +16,8 @@ from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "docs/how-to/deploy.md"
-JUPYTER = Path(__file__).parent / "build/jupyter/bin/jupyter"
+PROGRAMS = Path(__file__).parent / "build/programs"
+JUPYTER = PROGRAMS / "bin/jupyter"
 
 
 def blocks_of(language: str, page: Path = DEPLOY) -> list[str]:

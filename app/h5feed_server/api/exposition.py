@@ -20,11 +20,17 @@ EXTRA = (
     Metric("datasets", "gauge", "Datasets in the catalogue of the worker that was asked, by status."),
     Metric("workers", "gauge", "Running workers."),
     Metric("process_resident_memory_bytes", "gauge", "Memory of each process of the server, without readers."),
+    Metric(
+        "store_listed_timestamp_seconds",
+        "gauge",
+        "When the last listing of the object store began that succeeded, in seconds of Unix time.",
+    ),
+    Metric("store_cache_bytes", "gauge", "Disk space of the cache for ranges of objects."),
 )
 """Metrics whose numbers are read when they are asked for."""
 
 
-def exposition(found: Everywhere, datasets: Mapping[str, int], *, openmetrics: bool) -> str:
+def exposition(found: Everywhere, datasets: Mapping[str, int], store: Mapping[str, float], *, openmetrics: bool) -> str:
     """All metrics as text.
 
     Parameters
@@ -32,6 +38,8 @@ def exposition(found: Everywhere, datasets: Mapping[str, int], *, openmetrics: b
     found : Everywhere
     datasets : mapping of str to int
         Number of datasets by status.
+    store : mapping of str to float
+        Value of each metric of an object store that its processes have in common; empty for a folder.
     openmetrics : bool
         Whether to write OpenMetrics instead of Prometheus's older text format.
     """
@@ -40,7 +48,7 @@ def exposition(found: Everywhere, datasets: Mapping[str, int], *, openmetrics: b
         lines += _head(metric, openmetrics)
         for labels, numbers in found.series(metric):
             lines += _series(metric, labels, numbers)
-    for metric, values in zip(EXTRA, _extra(found, datasets), strict=True):
+    for metric, values in zip(EXTRA, _extra(found, datasets, store), strict=True):
         lines += _head(metric, openmetrics)
         for labels, value in values:
             lines += _series(metric, labels, [value])
@@ -49,7 +57,9 @@ def exposition(found: Everywhere, datasets: Mapping[str, int], *, openmetrics: b
     return "\n".join(lines) + "\n"
 
 
-def _extra(found: Everywhere, datasets: Mapping[str, int]) -> Iterator[list[tuple[Labels, float]]]:
+def _extra(
+    found: Everywhere, datasets: Mapping[str, int], store: Mapping[str, float]
+) -> Iterator[list[tuple[Labels, float]]]:
     """Labels and value of each series of `EXTRA`."""
     yield [((("version", __version__), ("python", platform.python_version())), 1)]
     yield [((("status", status),), datasets.get(status, 0)) for status in DATASETS]
@@ -59,6 +69,8 @@ def _extra(found: Everywhere, datasets: Mapping[str, int]) -> Iterator[list[tupl
         pids["supervisor"] = found.supervisor
     sizes = {name: resident_bytes(pid) for name, pid in pids.items()}
     yield [((("process", name),), size) for name, size in sizes.items() if size is not None]
+    for name in ("store_listed_timestamp_seconds", "store_cache_bytes"):
+        yield [((), store[name])] if name in store else []
 
 
 def _head(metric: Metric, openmetrics: bool) -> list[str]:

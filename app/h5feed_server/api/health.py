@@ -57,7 +57,7 @@ async def healthz() -> Response:
 async def readyz(request: Request, services: ServicesDep) -> Response:
     """Responds with 200 if the server has recently read from a dataset and everything that it served is still
     available. Unreadable files are ignored. If the check takes more than a few seconds, because a disk hangs, the
-    response is 503.
+    response is 503. If only the listing of an object store fails, the response is 200 and says so.
     """
     state: ReadyState = request.app.state.ready
     try:
@@ -65,7 +65,8 @@ async def readyz(request: Request, services: ServicesDep) -> Response:
     except StillRunning as late:
         state.worked = float("-inf")
         raise SourceUnavailable(
-            f"the check has been waiting for the disk for {late.seconds:.0f} s", retry_after=AWAY_RETRY_SECONDS
+            f"the check has been waiting for the {_storage(services)} for {late.seconds:.0f} s",
+            retry_after=AWAY_RETRY_SECONDS,
         ) from None
     except SourceUnavailable as error:
         if not SCOPE.get().is_everything:
@@ -73,7 +74,15 @@ async def readyz(request: Request, services: ServicesDep) -> Response:
             detail = "files that were served are not available at the moment"
             raise SourceUnavailable(detail, retry_after=error.retry_after) from None
         raise
+    objects = services.catalog.objects
+    if objects is not None and (trouble := objects.trouble()) is not None and SCOPE.get().is_everything:
+        # What was listed before is served all the same.
+        return PlainTextResponse(f"ok, but the object store cannot be listed: {trouble}")
     return PlainTextResponse("ok")
+
+
+def _storage(services: Services) -> str:
+    return "disk" if services.catalog.objects is None else "object store"
 
 
 def _check(services: Services, state: ReadyState) -> None:

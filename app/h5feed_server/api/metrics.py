@@ -18,11 +18,13 @@ from .problem_responses import ANYWHERE, problems
 
 router = APIRouter(tags=["health"])
 
+Collected = tuple[Everywhere, list[tuple[str, Status]], dict[str, float]]
+
 _SECONDS = 5.0
 """Deadline of a response, which normally takes milliseconds."""
 
 # A separate thread, so that metrics are available even if all other threads wait for a disk.
-_collecting = OneAtATime[tuple[Everywhere, list[tuple[str, Status]]]]("h5feed-exposition")
+_collecting = OneAtATime[Collected]("h5feed-exposition")
 
 
 @router.get(
@@ -43,17 +45,19 @@ async def metrics(request: Request, services: ServicesDep) -> Response:
     """
     openmetrics = OPENMETRICS in request.headers.get("accept", "")
 
-    def work() -> tuple[Everywhere, list[tuple[str, Status]]]:
-        return services.metrics.everywhere(), services.catalog.statuses()
+    def work() -> Collected:
+        objects = services.catalog.objects
+        store = {} if objects is None else objects.shared_numbers()
+        return services.metrics.everywhere(), services.catalog.statuses(), store
 
     try:
-        found, statuses = await _collecting.run(work, _SECONDS)
+        found, statuses, store = await _collecting.run(work, _SECONDS)
     except StillRunning as late:
         slow = Overloaded(f"collecting the metrics has taken {late.seconds:.0f} s so far; try again", retry_after=5)
         raise slow.because_of("threads") from None
     # Those who ask at the same time share what was collected, and may have different tokens.
     covers = SCOPE.get().covers
     datasets = Counter[str](status for name, status in statuses if covers(name))
-    text = exposition(found, datasets, openmetrics=openmetrics)
+    text = exposition(found, datasets, store, openmetrics=openmetrics)
     media_type = OPENMETRICS_TYPE if openmetrics else TEXT_TYPE
     return Response(text, media_type=None, headers={"content-type": media_type, "cache-control": "no-store"})

@@ -25,6 +25,7 @@ examples:
   h5feed-server build pets/ -o out/ --val 2500 --test 2500 --split-files --mean-json out/mean.json
   h5feed-server build old.h5 -o new.h5 --compression zstd        chunks of one row, for shuffled batches
   h5feed-server build pets/ -o pets.h5 --config build.toml       options from a file: size = 224, val = 0.1
+  h5feed-server build /nfs/pets -o /nfs/pets.h5 --shards 64 --ray auto    on all nodes of a Ray cluster
 
 To resume an interrupted build, run the same command again. The exit code is 3 if parts of the source were left out.
 They are printed with the reasons, and listed in OUT.left-out.tsv. To get exit code 0 instead, pass --allow-missing.
@@ -44,6 +45,12 @@ def add_build(commands: Any) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the file to build")
     parser.add_argument(
         "--config", metavar="TOML", type=Path, help="file with options; the command line takes precedence"
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="make the files of --shards on all nodes of a Ray cluster: auto on a node of the cluster, or HOST:PORT of "
+        "its head node; see docs/how-to/ray.md",
     )
     parser.add_argument("--dry-run", action="store_true", help="report what would be built; write nothing")
 

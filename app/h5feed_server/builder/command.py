@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from .crew import Crew
 from .dry_run import Preview, preview
 from .options import BuildOptions, read_options
 from .progress import Progress
@@ -57,16 +58,16 @@ _SHOWN = 10
 """Rows that are left out, and classes, that are listed."""
 
 
-def run_build(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+def run_build(arguments: argparse.Namespace, crew: Crew | None = None) -> int:
+    """Run the command; returns the exit code. `crew` does the work; default: threads of this process."""
     given = _given(arguments)
     try:
-        return _run(arguments, BuildOptions(**given))
+        return _run(arguments, BuildOptions(**given), crew)
     except FeedError as error:
         raise type(error)(_in_flags(error.detail)) from error.__cause__
 
 
-def _run(arguments: argparse.Namespace, options: BuildOptions) -> int:
+def _run(arguments: argparse.Namespace, options: BuildOptions, crew: Crew | None) -> int:
     # Pillow's, of odd metadata: what makes an image useless is told in our own words.
     warnings.simplefilter("ignore")
     console = Console(stderr=True, markup=False, highlight=False)
@@ -76,7 +77,7 @@ def _run(arguments: argparse.Namespace, options: BuildOptions) -> int:
         return _code(previewed.left_out, options, console)
     try:
         with _Shown(console) as shown:
-            report = build(arguments.source, arguments.output, options, on_progress=shown)
+            report = build(arguments.source, arguments.output, options, on_progress=shown, crew=crew)
     except KeyboardInterrupt:
         console.print("interrupted: to resume, run the same command again", style="bold")
         return 130

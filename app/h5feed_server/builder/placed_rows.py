@@ -21,7 +21,10 @@ _COPY_BYTES = 8 << 20
 
 
 class PlacedRows:
-    """The rows of a plan in contiguous fields: where each lies, to write and to read them."""
+    """The rows of a plan in contiguous fields: where each lies, to write and to read them.
+
+    It can be pickled, for a machine that sees the files at the same paths; see `open_for`.
+    """
 
     def __init__(self, plan: Plan, parts: dict[Path, Path], source: Source, *, fresh: bool) -> None:
         self.row_bytes = sum(spec.row_bytes for spec in source.fields)
@@ -29,11 +32,12 @@ class PlacedRows:
         # Which file a row of the source is in, and where in it its part of each field begins.
         self._file = np.zeros(source.rows, np.int32)
         self._offset = {name: np.full(source.rows, -1, np.int64) for name in self._fields}
-        self._descriptors: list[int] = []
+        self._paths = [parts[path] for path in plan.files]
+        self._descriptors: dict[int, int] = {}
         try:
             for number, (path, own) in enumerate(plan.files.items()):
                 offsets = _create(parts[path], own, source, fresh=fresh)
-                self._descriptors.append(os.open(parts[path], os.O_RDWR | os.O_CLOEXEC))
+                self._open(number)
                 for part in own:
                     self._file[part.rows] = number
                     for name, spec in self._fields.items():
@@ -42,14 +46,23 @@ class PlacedRows:
             self.close()
             raise
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_descriptors": {}}
+
+    def open_for(self, rows: npt.NDArray[np.int64]) -> None:
+        """In a copy that was unpickled: open the files in which these rows are."""
+        for number in np.unique(self._file[rows]).tolist():
+            if number not in self._descriptors:
+                self._open(number)
+
     def close(self) -> None:
-        for descriptor in self._descriptors:
+        for descriptor in self._descriptors.values():
             os.close(descriptor)
-        self._descriptors = []
+        self._descriptors = {}
 
     def sync(self) -> None:
         """Have everything on disk."""
-        for descriptor in self._descriptors:
+        for descriptor in self._descriptors.values():
             os.fdatasync(descriptor)
 
     def write(self, block: Block) -> None:
@@ -92,6 +105,9 @@ class PlacedRows:
         if len(data) != nbytes:
             raise FeedError("the unfinished file has become shorter: delete it and start again")
         return np.frombuffer(data, np.uint8)
+
+    def _open(self, number: int) -> None:
+        self._descriptors[number] = os.open(self._paths[number], os.O_RDWR | os.O_CLOEXEC)
 
     def _runs(self, name: str, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, int, int]]:
         """Rows that follow each other in a file too: first, after the last, descriptor, offset."""

@@ -6,12 +6,12 @@ import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import Unreadable
 
-from .journal import Journal
 from .options import BuildOptions
 from .placed_rows import PlacedRows
 from .progress import OnProgress, Progress
@@ -25,6 +25,20 @@ _COMMIT_BYTES = 256 << 20
 
 AHEAD = 2
 """Pieces of work for each thread that are under way or wait: the bound on memory."""
+
+
+class Notes(Protocol):
+    """Where finished rows are noted, such as the journal.
+
+    Attributes
+    ----------
+    done : (rows of the source,) bool
+    """
+
+    done: npt.NDArray[np.bool_]
+
+    def add(self, blocks: list[Block]) -> None:
+        """Note rows whose bytes are on disk."""
 
 
 class RowMaker:
@@ -48,7 +62,7 @@ class RowMaker:
         source: Source,
         wanted: npt.NDArray[np.bool_],
         rows: PlacedRows,
-        journal: Journal,
+        journal: Notes,
         options: BuildOptions,
         threads: ThreadPoolExecutor,
         on_progress: OnProgress,

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,16 @@ from h5feed.wire import OFFSETS
 
 from .. import __version__
 from ..catalog.split_record import ATTRIBUTE as SPLIT_RECORD
-from .hdf5_writer import Packing, create_chunked, finish_file
+from .crew import Crew, Job, Threads, sync_file
+from .hdf5_writer import finish_file
 from .journal import Journal, journal_bytes
 from .moments import mean_and_std
 from .opening import open_source
 from .options import BuildOptions
-from .placed_rows import PlacedRows, copy_lists, copy_rows
+from .placed_rows import PlacedRows
 from .plan import Part, Plan, beside, check_output, column_bytes, limited, make_plan
-from .progress import OnProgress, Progress
+from .progress import OnProgress
 from .report import Report, lost_classes, twins, write_left_out, write_means
-from .row_maker import AHEAD, RowMaker
 from .source import Column, Source, digest_of
 
 _SPARE_BYTES = 1 << 20
@@ -50,6 +49,7 @@ def build(
     options: BuildOptions | None = None,
     *,
     on_progress: OnProgress | None = None,
+    crew: Crew | None = None,
 ) -> Report:
     """Build HDF5 for training from a folder, an archive, a table or another HDF5 file.
 
@@ -64,6 +64,8 @@ def build(
         The file; with ``shards`` the pattern of their names, with ``split_files`` the folder.
     on_progress : callable, optional
         Called by this thread, several times a second.
+    crew : Crew, optional
+        Who does the work. Default: threads of this process.
 
     Raises
     ------
@@ -77,7 +79,7 @@ def build(
     options = options or BuildOptions()
     where = check_output(Path(output), options)
     with contextlib.closing(open_source(Path(source), options)) as opened:
-        made = _Build(opened, Path(source), where, options, on_progress or (lambda progress: None))
+        made = _Build(opened, Path(source), where, options, on_progress or (lambda progress: None), crew)
         try:
             return made.run()
         except (OSError, RuntimeError) as error:
@@ -92,7 +94,13 @@ class _Build:
     """One build."""
 
     def __init__(
-        self, source: Source, path: Path, output: Path, options: BuildOptions, on_progress: OnProgress
+        self,
+        source: Source,
+        path: Path,
+        output: Path,
+        options: BuildOptions,
+        on_progress: OnProgress,
+        crew: Crew | None = None,
     ) -> None:
         self._source, self._path, self._output, self._options = source, path, output, options
         if options.store == "encoded" and not source.images:
@@ -101,8 +109,7 @@ class _Build:
         self._on_progress = on_progress
         self._wanted = wanted_rows(source, options)
         self._plan = make_plan(source, options, output, self._wanted)
-        self._packing = Packing(options.compression, options.level, options.chunk_rows)
-        self._written = 0
+        self._crew = crew or Threads()
         self._began = time.monotonic()
 
     def run(self) -> Report:
@@ -146,56 +153,22 @@ class _Build:
             journal.begin()
         self._check_space()
         rows = PlacedRows(self._plan, parts, self._source, fresh=not journal.done.any())
-        with contextlib.closing(rows), ThreadPoolExecutor(self._options.workers, "h5feed-build") as threads:
+        job = Job(self._source, self._path, self._options, self._wanted, self._plan, self._on_progress)
+        with contextlib.closing(rows):
             self._resumed_rows = int(journal.done.sum())
-            maker = RowMaker(self._source, self._wanted, rows, journal, self._options, threads, self._on_progress)
-            maker.run()
-            self._written = maker.written
+            written = self._crew.make_rows(job, rows, journal)
             usable = self._wanted & ~_mask(journal.broken, self._source.rows)
             final = make_plan(self._source, self._options, self._output, usable) if journal.broken else self._plan
             made = parts
             if journal.broken or self._options.compression != "none":
-                made = self._lay_out(final, rows, threads)
+                made = {path: beside(path, "whole") for path in final.files}
+                self._crew.lay_out(job, rows, {made[path]: own for path, own in final.files.items()}, written)
         self._plan = final
         for path, unfinished in made.items():
             self._finish(unfinished, final.files[path], journal)
         for leftover in set(parts.values()) - set(made.values()):
             leftover.unlink(missing_ok=True)
         journal.add_renames([(str(made[path].name), str(path.name)) for path in final.files])
-
-    def _lay_out(self, final: Plan, rows: PlacedRows, threads: ThreadPoolExecutor) -> dict[Path, Path]:
-        """Copy the rows, less the broken ones, into the layout that is asked for."""
-        made = {path: beside(path, "whole") for path in final.files}
-        total, done = final.rows, 0
-
-        def on_rows(count: int) -> None:
-            nonlocal done
-            done += count
-            self._on_progress(Progress("layout", done, total, self._written))
-
-        for path, unfinished in made.items():
-            parts = final.files[path]
-            unfinished.unlink(missing_ok=True)
-            if self._options.compression == "none":
-                copy_rows(rows, unfinished, parts, self._source, on_rows)
-                continue
-
-            def read(group: str, name: str, start: int, stop: int, parts: tuple[Part, ...] = parts) -> npt.NDArray[Any]:
-                (own,) = [part.rows for part in parts if part.group == group]
-                return rows.read(name, own[start:stop])
-
-            offsets = create_chunked(
-                unfinished,
-                {part.group: part.rows for part in parts},
-                self._source.fields,
-                self._packing,
-                read,
-                threads,
-                self._options.workers * AHEAD,
-                on_rows,
-            )
-            copy_lists(rows, unfinished, parts, self._source, offsets)
-        return made
 
     def _finish(self, unfinished: Path, parts: tuple[Part, ...], journal: Journal) -> None:
         source = self._source
@@ -263,7 +236,7 @@ class _Build:
         if journal.broken:
             usable = self._wanted & ~_mask(journal.broken, self._source.rows)
             self._plan = make_plan(self._source, self._options, self._output, usable)
-        _sync_folder(folder)
+        sync_file(folder)
         files = tuple(folder / new for _, new in journal.renames)
         left_out = dict(self._source.left_out)
         left_out.update({self._source.name(row): reason for row, reason in sorted(journal.broken.items())})
@@ -337,11 +310,3 @@ def _narrowed(column: Column, rows: npt.NDArray[np.int64]) -> Column:
         return column
     longest = max(1, int(np.strings.str_len(column.values[rows]).max(initial=1)))
     return Column(column.values.astype(f"S{longest}"), column.attributes)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

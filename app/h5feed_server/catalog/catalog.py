@@ -177,6 +177,11 @@ class Catalog:
         return self._indexer.source(path, identity)
 
     @property
+    def objects(self) -> ObjectFolder | None:
+        """The objects that are served; None if these are files."""
+        return self._objects
+
+    @property
     def inspections(self) -> Inspections[tuple[Dataset, ...]]:
         """The jobs that inspect files."""
         return self._indexer.inspections

@@ -7,6 +7,7 @@ from h5feed.stored.layout import ArrayLayout
 from h5feed.stored.local_file import Identity
 
 from ..settings import Settings
+from ..sharing.metrics import STORE_OUTCOMES
 from ..storage.hdf5.drivers import driver_of
 from ..storage.hdf5.inspector import Inspector
 from ..storage.objects.listing import Listing, stored_object
@@ -43,10 +44,37 @@ class ObjectFolder:
         """Stop listing, and give up what is being fetched."""
         self._listing.close()
         self._store.close()
+        self._listing.join()
 
     def why_not_listed(self) -> str | None:
         """Why the objects are not known; None if they are."""
         return self._listing.wait(_FIRST_SECONDS)
+
+    def trouble(self) -> str | None:
+        """Why the store could not be listed the last time; None if it could."""
+        return self._listing.trouble()
+
+    def numbers(self) -> dict[tuple[str, str | None], float | list[float]]:
+        """What this process has asked the store for, by metric and value of its label."""
+        traffic, cache = self._store.traffic, self._store.cache
+        found: dict[tuple[str, str | None], float | list[float]] = {
+            ("store_requests_total", outcome): traffic.outcomes[outcome] for outcome in STORE_OUTCOMES
+        }
+        found["store_request_duration_seconds", None] = list(traffic.durations)
+        found["store_read_bytes_total", None] = traffic.nbytes
+        found["store_requests_running", None] = traffic.running
+        if cache is not None:
+            found["store_cache_hits_total", None] = cache.hits
+            found["store_cache_read_bytes_total", None] = cache.hit_bytes
+        return found
+
+    def shared_numbers(self) -> dict[str, float]:
+        """What all processes of the server have in common, by metric."""
+        cache = self._store.cache
+        found = {"store_cache_bytes": 0.0 if cache is None else cache.used_bytes()}
+        if (listed := self._listing.listed()) is not None:
+            found["store_listed_timestamp_seconds"] = listed
+        return found
 
     def source(self, path: str, identity: Identity) -> ObjectFile:
         """The object that a file stands for.

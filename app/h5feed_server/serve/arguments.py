@@ -15,6 +15,7 @@ _EXAMPLES = """examples:
   h5feed-server serve ./data --host 0.0.0.0       for other machines; creates a token
   h5feed-server serve ./data --host 0.0.0.0 --token-file tokens    see `h5feed-server token`
   H5FEED_TOKENS=$TOKEN h5feed-server serve ./data --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
+  h5feed-server serve /nfs/data --ray auto        on each node of a Ray cluster; needs h5feed-server[ray]
 """
 
 
@@ -23,9 +24,9 @@ def add_serve(commands: Any) -> None:
     serve = commands.add_parser(
         "serve",
         help="serve a folder of HDF5 files",
-        description="Serves the HDF5 files below a folder. All options except --env-file, --embedded, --tls-cert\n"
-        "and --tls-key can also be set as environment variables, such as H5FEED_PORT. docs/reference/settings.md\n"
-        "lists these and further settings.",
+        description="Serves the HDF5 files below a folder. All options except --env-file, --embedded, --ray,\n"
+        "--registry-port, --tls-cert and --tls-key can also be set as environment variables, such as\n"
+        "H5FEED_PORT. docs/reference/settings.md lists these and further settings.",
         epilog=_EXAMPLES,
     )
     serve.add_argument(
@@ -96,6 +97,18 @@ def add_serve(commands: Any) -> None:
         metavar="FOLDER",
         help="run in the background, with the Unix socket, locks and log in FOLDER, until no client is left; "
         "h5feed.connect('DIR') does this",
+    )
+    serve.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run a server on each node of a Ray cluster, for clients that connect to the list of servers: auto on a "
+        "node of the cluster, or HOST:PORT of its head node; see docs/how-to/ray.md",
+    )
+    serve.add_argument(
+        "--registry-port",
+        metavar="PORT",
+        type=int,
+        help="with --ray, port of the list of servers on this machine (default 8001; 0 picks a free one)",
     )
     serve.add_argument("--tls-cert", metavar="PEM", help="certificate file, to serve HTTPS")
     serve.add_argument("--tls-key", metavar="PEM", help="key file of the certificate")

@@ -41,13 +41,16 @@ def run_serve(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     embedding = None
+    if options.registry_port is not None:
+        print("h5feed-server: --registry-port needs --ray", file=sys.stderr)
+        return 2
     if options.embedded is not None:
         embedding = Embedding(options.embedded)
         embedding.detach()
         options.uds = embedding.socket
     if options.allowed_hosts is not None:
         options.allowed_hosts = ",".join(options.allowed_hosts)
-    settings, is_generated, is_stored = _settings_of(options)
+    settings, is_generated, is_stored = settings_of(options)
     begin_logs(settings.log_format)
     for line in unknown_variables(os.environ):
         print(f"h5feed-server: {line}", file=sys.stderr)
@@ -98,14 +101,16 @@ def _serve(options: argparse.Namespace) -> int:
             )
         _announce(settings, port, is_tls=tls is not None)
         if is_generated and settings.has_port:
-            _announce_token(settings, settings.log_format, is_stored=is_stored)
+            announce_token(settings, settings.log_format, is_stored=is_stored)
 
     reread = partial(_reread, options, settings, keyring)
     return Supervisor(settings, listeners, announce, keyring, tls, reread, local, embedding).run()
 
 
-def _settings_of(options: argparse.Namespace) -> tuple[Settings, bool, bool]:
+def settings_of(options: argparse.Namespace, *, generates: bool = True) -> tuple[Settings, bool, bool]:
     """The settings, whether a token was generated because other machines can connect, and whether this token is stored.
+
+    With `generates` false, no token is.
 
     Raises
     ------
@@ -117,7 +122,7 @@ def _settings_of(options: argparse.Namespace) -> tuple[Settings, bool, bool]:
         name: value for name, value in vars(options).items() if name in Settings.model_fields and value is not None
     }
     settings = Settings(**{**variables_of(options.env_file), **given}).for_file()
-    is_generated, is_stored = is_open(settings), False
+    is_generated, is_stored = generates and is_open(settings), False
     if is_generated:
         token, is_stored = kept_token(settings.cache_dir)
         settings = settings.model_copy(update={"tokens": token})
@@ -135,7 +140,7 @@ def _is_wrong(settings: Settings, options: argparse.Namespace) -> str | None:
     certificate, key = options.tls_cert, options.tls_key
     if (certificate is None) != (key is None):
         return "--tls-cert and --tls-key must be given together"
-    if certificate is not None and (why := _is_no_certificate(certificate, key)) is not None:
+    if certificate is not None and (why := is_no_certificate(certificate, key)) is not None:
         return f"--tls-cert {certificate} with --tls-key {key}: {why}"
     return None
 
@@ -146,7 +151,7 @@ def _reread(options: argparse.Namespace, started_with: Settings, keyring: Keyrin
         if options.env_file is not None and options.env_file.exists() and not options.env_file.is_file():
             # What comes through a pipe comes once: now it is empty, or to open it would take for ever.
             raise BadParameter(f"--env-file {options.env_file}: it is not a regular file and cannot be read again")
-        settings, *_ = _settings_of(options)
+        settings, *_ = settings_of(options)
         wrong = _is_wrong(settings, options)
         if wrong is None and started_with.is_guarded and not settings.is_guarded:
             # Of a file that is being written, or was lost.
@@ -186,7 +191,7 @@ def _announce(settings: Settings, port: int, *, is_tls: bool) -> None:
         say(form, f"from other machines, use this machine's name or address and port {port}")
 
 
-def _announce_token(settings: Settings, form: LogFormat, *, is_stored: bool) -> None:
+def announce_token(settings: Settings, form: LogFormat, *, is_stored: bool) -> None:
     """Print the generated token to a terminal. Elsewhere, print how to get it, because a log has more readers."""
     show = f"`h5feed-server token show{_cache_option(settings)}`"
     own = "To use your own tokens, pass --token-file; to serve without tokens, set H5FEED_PUBLIC=1"
@@ -204,7 +209,7 @@ def _cache_option(settings: Settings) -> str:
     return "" if is_default or set_by_variable else f" --cache-dir {shlex.quote(os.path.abspath(settings.cache_dir))}"
 
 
-def _is_no_certificate(certificate: str, key: str) -> str | None:
+def is_no_certificate(certificate: str, key: str) -> str | None:
     """Why these files cannot be used for HTTPS; None if they can."""
     try:
         # Without a password function, OpenSSL would prompt for the password of an encrypted key.

@@ -41,6 +41,7 @@ LACKING = ("memory", "connections", "readers", "threads", "jobs", "files", "stop
 
 CLOSED = ("slow", "crowded", "shutdown")
 REPLACED = ("ended", "hung")
+STORE_OUTCOMES = ("ok", "timeout", "unavailable", "changed", "refused")
 DATASETS = ("ok", "preparing", "unavailable", "unreadable")
 
 BATCHES = "/v1/datasets/{name}/batches"
@@ -160,6 +161,18 @@ class Catalogue:
             ),
             _counter("inspections_total", "Finished inspections of files.", _of("result", ("ok", "failed"))),
             _gauge("inspections_pending", "Inspections that run or wait."),
+            _counter(
+                "store_requests_total", "Requests to the object store, by outcome.", _of("outcome", STORE_OUTCOMES)
+            ),
+            _histogram(
+                "store_request_duration_seconds",
+                "Time from a request to the object store to the end of its response.",
+                [()],
+            ),
+            _counter("store_read_bytes_total", "Size of the ranges that the object store has sent."),
+            _gauge("store_requests_running", "Requests that the object store has not answered yet."),
+            _counter("store_cache_hits_total", "Ranges of objects found in the cache on the local disk."),
+            _counter("store_cache_read_bytes_total", "Size of these ranges."),
             _gauge("connections", "Open connections."),
             _gauge("connections_limit", "Maximum number of open connections."),
             _counter("connections_opened_total", "Connections accepted."),
@@ -200,8 +213,9 @@ class Catalogue:
         return numbers
 
 
-Sample = Callable[[], Mapping[tuple[str, str | None], float]]
-"""Returns numbers by the name of a metric and the value of its label. Counters count from the start of the process."""
+Sample = Callable[[], Mapping[tuple[str, str | None], float | Sequence[float]]]
+"""Returns numbers by the name of a metric and the value of its label: of a histogram without labels, the counts of its
+buckets and the sum. Counters count from the start of the process."""
 
 
 class Metrics:
@@ -282,7 +296,8 @@ class Metrics:
                     if index is None:
                         index = places[key] = self.catalogue.place(*key)
                     # For gauges, the initial value is 0.
-                    self._numbers[index] = self._before[index] + value
+                    for number, one in enumerate(value if isinstance(value, Sequence) else (value,), index):
+                        self._numbers[number] = self._before[number] + one
             self._board.write(self._place, self._numbers)
 
     def everywhere(self) -> Everywhere:

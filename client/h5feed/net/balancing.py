@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ..errors import ConnectionFailed, FeedError
 from .addresses import Addresses
+from .server_list import PREFIX, ServerList
 from .servers import LOOK_SECONDS, Server, jitter
 
 FIRST_REST = 0.25
@@ -109,19 +111,55 @@ class _Given:
         return [server for server in known.values() if server not in self.servers]
 
 
+class _Listed:
+    """A list of servers, and those that are in it.
+
+    Parameters
+    ----------
+    make : callable
+        Given a URL, returns what makes its servers.
+    """
+
+    def __init__(self, servers: ServerList, make: Callable[[str], Callable[[str | None], Server]]) -> None:
+        self.list = servers
+        self._make = make
+        self._given: dict[str, _Given] = {}
+
+    @property
+    def given(self) -> tuple[_Given, ...]:
+        return tuple(self._given.values())
+
+    def take(self, urls: Sequence[str]) -> list[Server]:
+        """Use these URLs from now on; returns the servers that are no longer used."""
+        gone = [server for url, given in self._given.items() if url not in urls for server in given.servers]
+        self._given = {url: self._given.get(url) or _Given(self._make(url)) for url in urls}
+        return gone
+
+
 class Servers:
     """The servers of one client.
 
     Parameters
     ----------
-    makers : sequence of callable
-        For each URL, what returns its server, given the address or None.
+    urls : sequence of str
+    make : callable
+        Given a URL, returns what makes its server, given the address or None.
+    lists : sequence of str
+        URLs of lists of further servers.
     """
 
-    def __init__(self, makers: Sequence[Callable[[str | None], Server]]) -> None:
-        self._given = [_Given(make) for make in makers]
+    def __init__(
+        self,
+        urls: Sequence[str],
+        make: Callable[[str], Callable[[str | None], Server]],
+        lists: Sequence[str] = (),
+    ) -> None:
+        self._fixed = [_Given(make(url)) for url in urls]
+        self._lists = [_Listed(ServerList(make(url)(None)), make) for url in lists]
+        self._given = self._fixed
         self._servers = tuple(server for given in self._given for server in given.servers)
-        self.url = ",".join(server.url for server in self._servers)
+        names = [server.url for server in self._servers] + [f"{PREFIX}{one.list.server.url}" for one in self._lists]
+        self.url = ",".join(names)
         """The URLs, without addresses."""
         self._token: str | None = None
         self._is_closed = False
@@ -134,13 +172,19 @@ class Servers:
         return len(self._servers)
 
     def look_up(self, seconds: float) -> None:
-        """Look up host names, if it is time to. Waits up to `seconds` if no address of one is known yet.
+        """Look up lists and host names, if it is time to. Waits up to `seconds` if nothing of one is known yet.
 
         Raises
         ------
         BadParameter
             The environment names a proxy that cannot be used.
         """
+        for listed in self._lists:
+            listed.list.refresh(
+                is_urgent=all(server.failures for given in listed.given for server in given.servers),
+                wait=0.0 if listed.list.known else seconds,
+                found=lambda urls, listed=listed: self._take(listed, urls),  # type: ignore[misc]
+            )
         for given in self._given:
             with self._lock:
                 given.prepare()
@@ -151,6 +195,15 @@ class Servers:
                     wait=0.0 if given.addresses.known else seconds,
                     found=lambda addresses, given=given: self._take(given, addresses),  # type: ignore[misc]
                 )
+
+    @property
+    def missing(self) -> FeedError | None:
+        """Why there are no servers, if there are none."""
+        if self._servers:
+            return None
+        errors = [listed.list.error for listed in self._lists if listed.list.error is not None]
+        urls = ", ".join(listed.list.server.url for listed in self._lists)
+        return errors[0] if errors else ConnectionFailed(f"the list of servers at {urls} has not been read yet")
 
     @contextlib.contextmanager
     def one(self, among: Sequence[Server] = (), owner: Server | None = None) -> Iterator[Server]:
@@ -235,7 +288,7 @@ class Servers:
         """Send another token from now on."""
         with self._lock:
             self._token = token
-            for server in self._servers:
+            for server in (*self._servers, *(listed.list.server for listed in self._lists)):
                 server.authorize(token)
 
     def stats(self) -> tuple[ReplicaStats, ...]:
@@ -255,6 +308,8 @@ class Servers:
     def after_fork(self) -> None:
         """In the child: a lock held by a thread of the parent would never be released."""
         self._lock = threading.Lock()
+        for listed in self._lists:
+            listed.list.after_fork()
         for given in self._given:
             if given.addresses is not None:
                 given.addresses.after_fork()
@@ -264,19 +319,23 @@ class Servers:
     def close(self) -> None:
         with self._lock:
             self._is_closed = True
-            servers = self._servers
+            servers = (*self._servers, *(listed.list.server for listed in self._lists))
         for server in servers:
             server.close()
 
-    def _take(self, given: _Given, addresses: Sequence[str]) -> None:
+    def _take(self, source: _Given | _Listed, found: Sequence[str]) -> None:
+        """Use these addresses, or these URLs, from now on."""
         with self._lock:
             if self._is_closed:
                 return
-            gone = given.take(addresses)
-            self._servers = tuple(server for one in self._given for server in one.servers)
+            before = self._servers
+            gone = source.take(found)
+            self._given = [*self._fixed, *(given for listed in self._lists for given in listed.given)]
+            self._servers = tuple(server for given in self._given for server in given.servers)
             if self._token is not None:
-                for server in given.servers:
-                    server.authorize(self._token)
+                for server in self._servers:
+                    if server not in before:
+                        server.authorize(self._token)
         for server in gone:
             server.retire()
 

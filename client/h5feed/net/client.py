@@ -48,7 +48,9 @@ from .jobs import InProgress
 from .local import is_wanted
 from .names import Aim, Names, Params, not_text
 from .placement import check_placement
+from .refreshing import SOON_SECONDS
 from .retries import FailedAttempts, error_of, final_error, reason_of
+from .server_list import PREFIX as LIST_PREFIX
 from .servers import LOOK_SECONDS, Hooks, Server
 from .spans import spans
 from .token import ClientToken
@@ -74,7 +76,7 @@ _COMPARE_SECONDS = 10.0
 _SILENT_SECONDS, _BETWEEN_WARNINGS = 3.0, 30.0
 """A warning is logged if a request waits longer than the first, and repeated after the second."""
 
-_BETWEEN_URLS = re.compile(r",\s*(?=[a-z]+://)")
+_BETWEEN_URLS = re.compile(r",\s*(?=[a-z+]+://)")
 """A comma may also be part of a path."""
 
 logger = logging.getLogger("h5feed")
@@ -86,8 +88,9 @@ class Client:
     Parameters
     ----------
     url : str or path, optional
-        ``http://…``, ``https://…`` or ``unix:///path/to.sock``, or several separated by commas; or a folder or file,
-        for which a server is started. Default ``$H5FEED_URL``, else port 8000 on this machine.
+        ``http://…``, ``https://…`` or ``unix:///path/to.sock``, or several separated by commas; ``servers+http://…``
+        for a list of servers; or a folder or file, for which a server is started. Default ``$H5FEED_URL``, else port
+        8000 on this machine.
     token : str, optional
         Sent as ``Authorization: Bearer``; default ``$H5FEED_TOKEN``, else the content of ``$H5FEED_TOKEN_FILE``.
     timeout : float or httpx.Timeout
@@ -176,7 +179,9 @@ class Client:
                 address=address,
             )
 
-        self._servers = Servers([maker(url) for url in dict.fromkeys(urls)])
+        lists = [url.removeprefix(LIST_PREFIX) for url in dict.fromkeys(urls) if url.startswith(LIST_PREFIX)]
+        servers = [url for url in dict.fromkeys(urls) if not url.startswith(LIST_PREFIX)]
+        self._servers = Servers(servers, maker, lists)
         self._connect_seconds = timeout_of(timeout).connect or DEFAULT_DEADLINE
         self._hedging = Hedging()
         self.url = self._servers.url
@@ -272,7 +277,7 @@ class Client:
     @property
     def is_near(self) -> bool:
         """Whether all servers are on this machine."""
-        return all(server.is_near for server in self._servers)
+        return len(self._servers) > 0 and all(server.is_near for server in self._servers)
 
     def descriptor(self, path: str, params: Params) -> int:
         """GET a file descriptor. It is not retried: there is another way to get the rows.
@@ -379,7 +384,8 @@ class Client:
     def link(self) -> Link:
         """What streams have learnt about the link to the servers."""
         if self._link is None:
-            self._link = Link.of(min(server.round_trip for server in self._servers), len(self._servers))
+            nearest = min((server.round_trip for server in self._servers), default=math.inf)
+            self._link = Link.of(nearest, max(1, len(self._servers)))
         return self._link
 
     @property
@@ -459,7 +465,7 @@ class Client:
         enter(WAITING)
         while True:
             aim.take()
-            self._look_up(deadline)
+            self._look_up(deadline, cancelled)
             token = self._token.text
             with self._servers.one(aim.among, owner if attempts is None else None) as server:
                 asked_at = time.monotonic()
@@ -512,9 +518,27 @@ class Client:
             failure = attempts.add(server.name, failure, deadline)
             self._wait_to_retry(attempts, server, failure, began, deadline, cancelled, aim.among or [*self._servers])
 
-    def _look_up(self, deadline: float) -> None:
-        """Look up host names, if it is time to."""
-        self._servers.look_up(min(self._connect_seconds, deadline - time.monotonic()))
+    def _look_up(self, deadline: float, cancelled: threading.Event | None = None) -> None:
+        """Look up lists of servers and host names, if it is time to. Waits until there is a server.
+
+        Raises
+        ------
+        FeedError
+            A list has named no server before the deadline, or cannot be read.
+        """
+        cancelled = cancelled or threading.Event()
+        while True:
+            self._servers.look_up(min(self._connect_seconds, deadline - time.monotonic()))
+            error = self._servers.missing
+            if error is None:
+                return
+            may_pass = isinstance(error, Transient) or type(error) is ConnectionFailed
+            if isinstance(error, Unauthorized):
+                may_pass = self._has_new_token({self._token.text})
+            # A little longer than until the next look-up is due.
+            wait = 1.1 * SOON_SECONDS
+            if not may_pass or time.monotonic() + wait >= deadline or cancelled.wait(wait):
+                raise error
 
     def _ask(
         self,

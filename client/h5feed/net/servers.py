@@ -334,4 +334,7 @@ def _split_url(url: str) -> tuple[httpx.URL, str | None]:
         return httpx.URL("http://localhost"), unquote(parts.path)
     if parts.scheme in ("http", "https") and parts.hostname:
         return httpx.URL(url.rstrip("/")), None
-    raise BadParameter(f"invalid server URL {shown!r}: use http://host:8000, https://host or unix:///path/to.sock")
+    raise BadParameter(
+        f"invalid server URL {shown!r}: use http://host:8000, https://host or unix:///path/to.sock, or "
+        "servers+http://host:8001 for a list of servers"
+    )

@@ -1,8 +1,9 @@
 """The listing of an object store as a folder: a small file stands for each object, so that it is found like a file.
 
-The catalogue scans and watches this folder like any other. All workers of a server share it. Whichever finds that the
-listing is old asks the store again; a file is replaced only if its object was. If the store cannot be listed, all stays
-as it was. The folder is part of the cache folder: safe to delete while no server runs.
+The catalogue scans and watches this folder like any other. All workers of a server share it, and only one of them asks
+the store in each interval; meanwhile, the others go on with what is there. A file is replaced only if its object was.
+If the store cannot be listed, all stays as it was. The folder is part of the cache folder: safe to delete while no
+server runs.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from h5feed.errors import FeedError, Overloaded
+from h5feed.errors import FeedError, Overloaded, Unreadable
 from h5feed.stored.local_file import Identity, changed
 
-from .store import ObjectStore, StoredObject
+from .backend import StoredObject
+from .store import ObjectStore
 
 logger = logging.getLogger(__name__)
 
@@ -35,17 +37,25 @@ _RETRY_SECONDS = 5.0
 """After a listing has failed, the next one begins after this long."""
 
 _SOONEST_SECONDS = 1.0
-"""Minimum interval of listings, even if objects are known to have changed."""
+"""Minimum interval of listings, even if objects are known to have changed. Also how often a worker looks whether
+another one has finished its listing."""
+
+_FRESH_SECONDS = 10.0
+"""A worker that starts does without a listing of its own if there is one that is not older."""
+
+_END_SECONDS = 5.0
+"""How long closing waits for the thread, which may be writing the folder."""
 
 _STAMP = ".listed"
-"""File whose modification time is that of the last listing. Hidden, so not served."""
+"""File whose modification time is when the last listing began that succeeded. Hidden, so not served."""
+
+_TROUBLE = ".trouble"
+"""File with the reason for which the last listing failed; its modification time is when it did."""
 
 _LOCK = ".lock"
 
 _MOST_BYTES = 16 << 10
 """Maximum size of a file that stands for an object."""
-
-_WEAK = "W/"
 
 
 class Listing:
@@ -72,80 +82,132 @@ class Listing:
         self._only = only
         self._endings = endings
         self._interval = interval
+        self._began = time.time()
+        self._noticed = float("-inf")
         self._wake = threading.Event()
         self._closed = False
-        self._listed = threading.Event()
-        self._told: str | None = None
+        self._looked = threading.Event()
         self._skipped: set[str] = set()
-        self.trouble: str | None = None
-        """Why the last listing failed; None if it succeeded."""
         store.on_change = self.refresh
-        threading.Thread(target=self._run, name="h5feed-listing", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="h5feed-listing", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
+        """Stop listing. Does not wait for a listing that runs: close the store, then `join`."""
         self._closed = True
         self._wake.set()
 
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        self._thread.join(_END_SECONDS)
+
     def wait(self, seconds: float) -> str | None:
         """Wait for the first listing. Returns why there is none; None if there is one, from this server or another."""
-        self._listed.wait(seconds)
-        if self._age() is not None:
+        self._looked.wait(seconds)
+        if self.listed() is not None:
             return None
-        return self.trouble or "its first listing takes a while"
+        return self.trouble() or "its first listing takes a while"
+
+    def listed(self) -> float | None:
+        """When the last listing began, in seconds of Unix time; None if there was none."""
+        return _time_of(self._folder / _STAMP)
+
+    def trouble(self) -> str | None:
+        """Why the last listing failed, by whichever worker; None if it succeeded."""
+        try:
+            return (self._folder / _TROUBLE).read_text()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeError):
+            return "the cache folder cannot be read"
 
     def refresh(self) -> None:
         """List again soon, because an object was replaced or deleted."""
+        self._noticed = time.time()
         self._wake.set()
 
     def _run(self) -> None:
         while not self._closed:
             try:
-                self._list()
-                if self.trouble is not None:
-                    logger.warning("the object store is listed again")
-                self.trouble = None
-            except (FeedError, OSError) as error:
-                self.trouble = error.detail if isinstance(error, FeedError) else f"the cache folder: {error.strerror}"
-                if self.trouble != self._told:
-                    self._told = self.trouble
-                    logger.warning("the object store cannot be listed: %s", self.trouble)
-            except Exception:
-                logger.exception("listing the object store failed")
-                self.trouble = "listing it failed: the server's log has the reason"
-            self._listed.set()
-            self._wake.wait(self._interval if self.trouble is None else _RETRY_SECONDS)
-            if self._wake.is_set() and not self._closed:
-                self._wake.clear()
-                time.sleep(_SOONEST_SECONDS)
+                wait = self._step()
+            except OSError as error:
+                logger.warning("the listing of the object store cannot be kept: %s", error)
+                wait = _RETRY_SECONDS
+            self._wake.wait(wait)
+            self._wake.clear()
 
-    def _age(self) -> float | None:
-        """Seconds since the last listing; None if there was none."""
-        try:
-            return time.time() - os.stat(self._folder / _STAMP).st_mtime
-        except OSError:
-            return None
-
-    def _list(self) -> None:
+    def _step(self) -> float:
+        """List if a listing is due and no other worker is at it. Returns the seconds until the next look."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with self._locked():
-            age = self._age()
-            # Another worker has listed it in the meantime. A clock that was set back makes the age negative.
-            if age is not None and 0 <= age < _SOONEST_SECONDS and self._listed.is_set():
-                return
+        if (left := self._left()) <= 0:
+            with self._locked() as is_mine:
+                # Another worker may have finished one before the lock was free.
+                if is_mine and self._left() <= 0:
+                    self._attempt()
+                    self._looked.set()
+            left = self._left() if is_mine else _SOONEST_SECONDS
+        if self.listed() is not None:
+            self._looked.set()
+        return max(left, 0.01)
+
+    def _left(self) -> float:
+        """Seconds until the next listing is due."""
+        now = time.time()
+        listed, failed = self.listed(), _time_of(self._folder / _TROUBLE)
+        if failed is not None and failed >= self._began:
+            due, longest = failed + _RETRY_SECONDS, _RETRY_SECONDS
+        elif listed is None:
+            return 0.0
+        else:
+            longest = self._interval if listed >= self._began else min(self._interval, _FRESH_SECONDS)
+            # What was noticed before that listing began is in it.
+            longest = _SOONEST_SECONDS if self._noticed >= listed else longest
+            due = listed + longest
+        # A clock that was set back would make it longer.
+        return due - now if due - now <= longest else 0.0
+
+    def _attempt(self) -> None:
+        began, told = time.time(), self.trouble()
+        try:
             if self._only is not None:
                 found = [self._store.head(self._only)]
             else:
                 found = self._store.list(MOST_OBJECTS, _LIST_SECONDS)
+            if self._closed:
+                return
             self._keep({one.key: one for one in found if one.key.lower().endswith(self._endings)})
-            (self._folder / _STAMP).write_bytes(b"")
+            stamp = self._folder / _STAMP
+            stamp.touch()
+            os.utime(stamp, (began, began))
+            (self._folder / _TROUBLE).unlink(missing_ok=True)
+            if told is not None:
+                logger.warning("the object store is listed again")
+            return
+        except (FeedError, OSError) as error:
+            trouble = error.detail if isinstance(error, FeedError) else f"the cache folder: {error.strerror}"
+        except Exception:
+            logger.exception("listing the object store failed")
+            trouble = "listing it failed: the server's log has the reason"
+        if self._closed:
+            return
+        # Like a file that stands for an object: hidden until it is complete.
+        partial = self._folder / ".partial"
+        partial.write_text(trouble)
+        os.replace(partial, self._folder / _TROUBLE)
+        if trouble != told:
+            logger.warning("the object store cannot be listed: %s", trouble)
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the folder's lock: other workers wait, and find the listing that this one has made."""
+    def _locked(self) -> Iterator[bool]:
+        """Take the folder's lock, if no other worker has it. Whether it was taken."""
         descriptor = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
         finally:
             os.close(descriptor)
 
@@ -155,7 +217,7 @@ class Listing:
         for folder, _, names in os.walk(self._folder, topdown=False):
             for name in names:
                 path = os.path.join(folder, name)
-                if name not in (_STAMP, _LOCK) and os.path.relpath(path, self._folder) not in wanted:
+                if name not in (_STAMP, _TROUBLE, _LOCK) and os.path.relpath(path, self._folder) not in wanted:
                     os.unlink(path)
             if folder != str(self._folder):
                 with contextlib.suppress(OSError):
@@ -171,11 +233,12 @@ class Listing:
         if any(part.startswith(".") for part in parts):
             # Hidden, like files.
             return False
-        if "" in parts or len(os.fsencode(one.key)) > 1024 or any(len(os.fsencode(part)) > 255 for part in parts):
+        try:
+            lengths = [len(os.fsencode(part)) for part in parts]
+        except UnicodeError:
+            lengths = [0]
+        if 0 in lengths or "\0" in one.key or sum(lengths) + len(parts) > 1024 or max(lengths) > 255:
             self._skip(one.key, "its name cannot be that of a file")
-            return False
-        if not one.e_tag or one.e_tag.startswith(_WEAK):
-            self._skip(one.key, "the store gives it no ETag that changes with each byte")
             return False
         return True
 
@@ -194,6 +257,8 @@ def stored_object(path: str, identity: Identity) -> StoredObject:
         The file has another identity by now.
     Overloaded
         It is gone, or is no such file.
+    Unreadable
+        Ranges of the object cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -204,7 +269,16 @@ def stored_object(path: str, identity: Identity) -> StoredObject:
         raise Overloaded("the listing of the object store has just changed", retry_after=1) from None
     if now != identity:
         raise changed(identity, now)
+    if stored.unreadable:
+        raise Unreadable(stored.unreadable)
     return stored
+
+
+def _time_of(path: Path) -> float | None:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return None
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -15,7 +15,8 @@ from h5feed.stored.no_store import may_keep
 from h5feed.stored.scratch import Bytes
 from h5feed.stored.source import Int64s, Ranges, Scratch, Source
 
-from .store import ObjectStore, StoredObject
+from .backend import StoredObject
+from .store import ObjectStore
 
 PART_BYTES = 8 << 20
 """Ranges that touch are fetched as one up to this size, and larger ones in parts of it."""

@@ -83,6 +83,8 @@ class RangeCache:
         self._told: set[str] = set()
         self.hits = 0
         """Ranges that were found so far."""
+        self.hit_bytes = 0
+        """Their size."""
 
     def has(self, version: bytes, offset: int, nbytes: int) -> bool:
         """Whether a range is there, most likely.
@@ -110,6 +112,7 @@ class RangeCache:
             held.ranges.pop((offset, nbytes), None)
             return None
         self.hits += 1
+        self.hit_bytes += nbytes
         return data
 
     def keep(self, version: bytes, offset: int, data: Bytes) -> None:
@@ -130,6 +133,15 @@ class RangeCache:
             self._pause(error)
             return
         held.ranges[offset, len(data)] = checksum
+
+    def used_bytes(self) -> int:
+        """Disk space of the files, whichever process wrote them."""
+        used = 0
+        with contextlib.suppress(FileNotFoundError):
+            for item in os.scandir(self._folder):
+                with contextlib.suppress(FileNotFoundError):
+                    used += item.stat().st_blocks * 512
+        return used
 
     def _version(self, name: bytes, *, create: bool = False) -> _Version | None:
         """The files of a version, with what other processes have added; None if there are none."""

@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import hashlib
-import os
 import random
-import re
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from concurrent.futures import Future
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FuturesTimeout
-from dataclasses import asdict, dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
-import numpy as np
-from h5feed.errors import BadParameter, FeedError, RevisionChanged, SourceUnavailable, Unreadable
+from h5feed.errors import FeedError, RevisionChanged, SourceUnavailable, Unreadable
 from h5feed.stored.scratch import Bytes
 
+from ...sharing.metrics import BOUNDS
 from ...store_address import StoreAddress
+from .backend import ATTEMPT_SECONDS, MOST_AT_ONCE, Backend, Cut, StoredObject, unavailable
 from .range_cache import RangeCache
 
-if TYPE_CHECKING:
-    from obstore.store import ObjectStore as AnyStore
-
 T = TypeVar("T")
-
-MOST_AT_ONCE = 128
-"""Ranges that a process fetches at the same time."""
-
-_ATTEMPT_SECONDS = 10.0
-"""Timeout of one attempt. A store that is slow for one range usually answers the next attempt at once."""
-
-_CONNECT_SECONDS = 5.0
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 """Seconds between attempts: twice as long each time, and at random between half of that and all of it."""
@@ -42,47 +29,41 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 _LATE_SECONDS = 5.0
 """Added to the deadline of a fetch before its thread counts as hung."""
 
-_STATUS = re.compile(r"status code: (\d{3})")
 
-_METADATA_SERVICE = "169.254.169.254"
-"""Where cloud machines get credentials: asked if the environment has none."""
+_OUTCOMES = {RevisionChanged: "changed", Unreadable: "refused", SourceUnavailable: "unavailable"}
 
 
-@dataclass(frozen=True)
-class StoredObject:
-    """One version of an object.
+class Traffic:
+    """What a store was asked for so far, by this process.
 
     Attributes
     ----------
-    key : str
-        Relative to the prefix of the store.
-    size : int
-        Bytes.
-    e_tag : str
-        The store's name for its content, with quotes.
+    outcomes : Counter of str
+        Requests that have ended; see `STORE_OUTCOMES` in `sharing.metrics`.
+    durations : list of float
+        How many took how long, by the buckets of `BOUNDS`; then the sum of their seconds.
+    nbytes : int
+        Size of the ranges that came.
+    running : int
+        Requests that the store has not answered yet.
     """
 
-    key: str
-    size: int
-    e_tag: str
+    def __init__(self) -> None:
+        self.outcomes = Counter[str]()
+        self.durations = [0.0] * (len(BOUNDS) + 2)
+        self.nbytes = 0
+        self.running = 0
 
-    def digest(self, store: str) -> bytes:
-        """Stands in for a digest of the content, which only the store knows.
-
-        Parameters
-        ----------
-        store : str
-            `ObjectStore.place`: other stores may give the same ETag to another content.
-        """
-        return hashlib.blake2b(repr(("store version", store, *asdict(self).values())).encode()).digest()
-
-
-class _Cut(Exception):
-    """Less came than was asked for."""
+    def end(self, outcome: str, seconds: float) -> None:
+        """Count a request that has ended."""
+        self.running -= 1
+        self.outcomes[outcome] += 1
+        self.durations[bisect_left(BOUNDS, seconds)] += 1
+        self.durations[-1] += seconds
 
 
 class ObjectStore:
-    """The objects below a prefix of a bucket. Address and credentials of the store come from the environment.
+    """The objects below a prefix of a bucket, or a folder of a web server.
 
     Parameters
     ----------
@@ -91,28 +72,43 @@ class ObjectStore:
         Seconds that one range may take, all attempts together.
     cache : RangeCache, optional
         What was fetched before.
+
+    Raises
+    ------
+    BadParameter
+        The store cannot be used with this installation and environment.
     """
 
     def __init__(self, address: StoreAddress, timeout: float, cache: RangeCache | None = None) -> None:
         self.cache = cache
         self._url = address.url
         self._timeout = timeout
-        self.place = f"{_endpoint() or ''} {address.url}"
+        self.place = address.place
         """Names the store among all others."""
-        self._store = _opened(address)
+        self._backend = _opened(address)
         self._loop = asyncio.new_event_loop()
         self._slots = asyncio.Semaphore(MOST_AT_ONCE)
         self._thread = threading.Thread(target=self._loop.run_forever, name="h5feed-store", daemon=True)
         self._thread.start()
         self.on_change: Callable[[], None] = lambda: None
         """Called when an object is found to be another one than was listed, or none. From any thread."""
-        self.fetched_bytes = 0
-        """Received so far."""
-        self.fetches = 0
-        """Requests for ranges that succeeded so far."""
+        self.traffic = Traffic()
 
     def close(self) -> None:
-        """Give up all fetches."""
+        """Give up all fetches: those who wait for them get SourceUnavailable."""
+        if not self._thread.is_alive():
+            return
+
+        async def give_up() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=_LATE_SECONDS)
+            await self._backend.close()
+
+        with suppress(FuturesTimeout, RuntimeError):
+            asyncio.run_coroutine_threadsafe(give_up(), self._loop).result(2 * _LATE_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_LATE_SECONDS)
 
@@ -139,7 +135,7 @@ class ObjectStore:
         try:
             return future.result(self._timeout + _LATE_SECONDS)
         except FuturesTimeout:
-            raise _unavailable("it does not answer") from None
+            raise unavailable("it does not answer") from None
 
     def head(self, key: str) -> StoredObject:
         """The current version of an object, asked for once.
@@ -148,11 +144,7 @@ class ObjectStore:
         ------
         Unreadable, SourceUnavailable
         """
-
-        async def head() -> StoredObject:
-            return _stored(await self._store.head_async(key))
-
-        return self._once(head, _ATTEMPT_SECONDS)
+        return self._once(lambda: self._backend.head(key), self._timeout)
 
     def list(self, most: int, seconds: float) -> list[StoredObject]:
         """All objects, at most `most`, within so many seconds; asked for once.
@@ -164,9 +156,8 @@ class ObjectStore:
 
         async def listed() -> list[StoredObject]:
             found: list[StoredObject] = []
-            pages: AsyncIterator[Any] = self._store.list()
-            async for page in pages:
-                found += (_stored(meta) for meta in page)
+            async for page in self._backend.pages():
+                found += page
                 if len(found) > most:
                     raise Unreadable(f"it has more than {most:,} objects below {self._url}: serve a longer prefix")
             return found
@@ -174,49 +165,27 @@ class ObjectStore:
         return self._once(listed, seconds)
 
     def _once(self, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
-        async def attempt() -> T:
-            try:
-                async with asyncio.timeout(seconds):
-                    return await work()
-            except Exception as error:
-                problem = _problem(error, None)
-                raise problem from problem.__cause__
-
-        future = asyncio.run_coroutine_threadsafe(attempt(), self._loop)
+        future = asyncio.run_coroutine_threadsafe(self._attempt(work, None, seconds), self._loop)
         try:
             return future.result(seconds + _LATE_SECONDS)
         except FuturesTimeout:
             future.cancel()
-            raise _unavailable("it does not answer") from None
+            raise unavailable("it does not answer") from None
+        except CancelledError:
+            raise unavailable("the server is stopping") from None
 
     async def _range(self, one: StoredObject, offset: int, nbytes: int) -> Bytes:
-        # The version is asked for and checked: some stores ignore the condition.
-        wanted: Any = {"range": (offset, offset + nbytes), "if_match": one.e_tag}
-
-        async def fetch() -> Bytes:
-            answer = await self._store.get_async(one.key, options=wanted)
-            if (answer.meta["e_tag"], answer.meta["size"]) != (one.e_tag, one.size):
-                raise _changed(one)
-            data = await answer.bytes_async()
-            # The library returns what came until the end of the object or the connection.
-            if len(data) != nbytes:
-                raise _Cut
-            self.fetches += 1
-            self.fetched_bytes += nbytes
-            return np.frombuffer(data, np.uint8)
-
-        return await self._persist(fetch, one)
-
-    async def _persist(self, attempt: Callable[[], Coroutine[Any, Any, T]], one: StoredObject) -> T:
         """Repeat an attempt until it succeeds, fails for good, or the time is over."""
         until = self._loop.time() + self._timeout
         pause = _FIRST_PAUSE
         while True:
             try:
-                async with asyncio.timeout_at(min(until, self._loop.time() + _ATTEMPT_SECONDS)), self._slots:
-                    return await attempt()
-            except Exception as error:
-                problem = _problem(error, one)
+                async with asyncio.timeout_at(until), self._slots:
+                    data = await self._attempt(lambda: self._backend.fetch(one, offset, nbytes), one, ATTEMPT_SECONDS)
+                self.traffic.nbytes += nbytes
+                return data
+            except (FeedError, TimeoutError) as error:
+                problem = self._problem(error, one)
                 if isinstance(problem, (RevisionChanged, Unreadable)):
                     self.on_change()
                 wait = pause * random.uniform(0.5, 1)
@@ -224,6 +193,34 @@ class ObjectStore:
                     raise problem from problem.__cause__
             await asyncio.sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _attempt(self, work: Callable[[], Coroutine[Any, Any, T]], one: StoredObject | None, seconds: float) -> T:
+        """Ask the store once, and count it. Raises FeedErrors only."""
+        self.traffic.running += 1
+        began = self._loop.time()
+        # Also if the deadline of the caller ends it.
+        outcome = "timeout"
+        try:
+            async with asyncio.timeout(seconds):
+                result = await work()
+            outcome = "ok"
+            return result
+        except Exception as error:
+            problem = self._problem(error, one)
+            if not isinstance(error, TimeoutError):
+                outcome = _OUTCOMES.get(type(problem), "unavailable")
+            raise problem from problem.__cause__
+        finally:
+            self.traffic.end(outcome, self._loop.time() - began)
+
+    def _problem(self, error: Exception, one: StoredObject | None) -> FeedError:
+        if isinstance(error, FeedError):
+            return error
+        if isinstance(error, TimeoutError):
+            return unavailable("it does not answer in time")
+        if isinstance(error, Cut):
+            return unavailable("it sent less than was asked for")
+        return self._backend.problem(error, one)
 
 
 def check(address: StoreAddress) -> None:
@@ -233,103 +230,23 @@ def check(address: StoreAddress) -> None:
     _opened(address)
 
 
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+def _opened(address: StoreAddress) -> Backend:
+    if address.is_web:
+        from .web_server import WebServer
 
+        return WebServer(address)
+    from .cloud import CloudStore
 
-def _opened(address: StoreAddress) -> AnyStore:
-    try:
-        from obstore.exceptions import BaseError
-        from obstore.store import S3Store
-    except ImportError:
-        raise BadParameter("object stores need obstore: pip install 'h5feed-server[object-store]'") from None
-    options: Any = {
-        "timeout": timedelta(seconds=_ATTEMPT_SECONDS),
-        "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
-    }
-    config: Any = {}
-    endpoint = _endpoint()
-    if endpoint is not None:
-        config["endpoint"] = endpoint
-        # Whoever sets such an address wants it.
-        options["allow_http"] = endpoint.startswith("http://")
-    try:
-        # Attempts are repeated here, because the library does not know the deadline.
-        return S3Store(
-            address.bucket,
-            prefix=address.prefix or None,
-            config=config,
-            client_options=options,
-            retry_config={"max_retries": 0},
-        )
-    except (BaseError, ValueError) as error:
-        raise BadParameter(f"{address.url}: {str(error).splitlines()[0][:200]}") from None
+    return CloudStore(address)
 
 
 def _forward(task: asyncio.Task[T], future: Future[T]) -> None:
     def done(ended: asyncio.Task[T]) -> None:
         if ended.cancelled():
-            future.set_exception(_unavailable("the server is stopping"))
+            future.set_exception(unavailable("the server is stopping"))
         elif (error := ended.exception()) is not None:
             future.set_exception(error)
         else:
             future.set_result(ended.result())
 
     task.add_done_callback(done)
-
-
-def _stored(meta: Any) -> StoredObject:
-    return StoredObject(str(meta["path"]), int(meta["size"]), meta["e_tag"] or "")
-
-
-def _problem(error: Exception, one: StoredObject | None) -> FeedError:
-    """The error to raise for one of the library, which tells most of them in words alone."""
-    from obstore import exceptions
-
-    if isinstance(error, FeedError):
-        return error
-    if isinstance(error, TimeoutError):
-        return _unavailable("it does not answer in time")
-    if isinstance(error, _Cut):
-        return _unavailable("it sent less than was asked for")
-    if isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)):
-        return _refused()
-    if isinstance(error, (FileNotFoundError, exceptions.NotFoundError)):
-        return Unreadable("the store has no such object")
-    if one is not None and isinstance(error, exceptions.PreconditionError):
-        return _changed(one)
-    said = str(error)
-    if _METADATA_SERVICE in said:
-        return Unreadable(
-            "the server has no credentials for the store: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-            "AWS_SKIP_SIGNATURE=true for a public bucket"
-        )
-    match = _STATUS.search(said)
-    status = int(match[1]) if match else 0
-    if status in (401, 403):
-        return _refused()
-    if status == 404:
-        return Unreadable("the store has no such bucket or object")
-    if one is not None and status in (412, 416):
-        # The range lies within the version that was listed.
-        return _changed(one)
-    if status and status < 500 and status not in (408, 425, 429):
-        return Unreadable(f"the store refused the request with status {status}")
-    return _unavailable(f"it answered with status {status}" if status else "it cannot be reached")
-
-
-def _refused() -> Unreadable:
-    refused = Unreadable("the store refused the server's credentials")
-    # Rights may be granted at any time: with this cause, it is tried again when somebody asks.
-    refused.__cause__ = PermissionError(errno.EACCES, "refused by the store")
-    return refused
-
-
-def _unavailable(why: str) -> SourceUnavailable:
-    return SourceUnavailable(f"the object store is not available at the moment: {why}", retry_after=2)
-
-
-def _changed(one: StoredObject) -> RevisionChanged:
-    return RevisionChanged(
-        f"the object {one.key!r} was replaced in its store: request the dataset again to get its new revision"
-    )
