@@ -25,6 +25,7 @@ from h5feed.errors import RevisionChanged, TooLarge, Unreadable
 from h5feed.stored.local_file import YOUNG_SECONDS
 from sklearn.model_selection import train_test_split
 
+from tests.support.object_store import SOURCES, served_from
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import suspend, wait_until
 
@@ -62,8 +63,16 @@ def _virtual(folder: Path) -> None:
     with h5py.File(folder / "virtual.h5", "w") as file:
         whole = h5py.VirtualLayout((200, 6), "i8")
         whole[:100] = h5py.VirtualSource("parts/a.h5", "x", (100, 6))
-        whole[100:] = h5py.VirtualSource(str(folder / "parts" / "b.h5"), "x", (100, 6))
+        whole[100:] = h5py.VirtualSource("parts/b.h5", "x", (100, 6))
         file.create_virtual_dataset("x", whole)
+        absolute = h5py.VirtualLayout((200, 6), "i8")
+        absolute[100:] = h5py.VirtualSource(str(folder / "parts" / "b.h5"), "x", (100, 6))
+        file.create_virtual_dataset("absolute", absolute)
+        gaps = h5py.VirtualLayout((200, 3, 2), "f4")
+        gaps[3:180:7, 1] = h5py.VirtualSource("parts/a.h5", "x", (100, 6))[10:36, 2:4]
+        gaps[190] = h5py.VirtualSource(".", "own", (3, 2))
+        file.create_virtual_dataset("gaps", gaps, fillvalue=-1.5)
+        file["own"] = np.arange(6).reshape(3, 2)
         woven = h5py.VirtualLayout((200, 2), ">i8")
         woven[::2] = h5py.VirtualSource("parts/a.h5", "x", (100, 6))[:, 4:]
         woven[1::2] = h5py.VirtualSource("parts/b.h5", "x", (100, 6))[:, :2]
@@ -73,6 +82,19 @@ def _virtual(folder: Path) -> None:
         layout = h5py.VirtualLayout((200, 6), "i8")
         layout[:] = h5py.VirtualSource("virtual.h5", "x", (200, 6))
         file.create_virtual_dataset("x", layout)
+        layout = h5py.VirtualLayout((200, 2), "f8")
+        layout[5:] = h5py.VirtualSource("virtual.h5", "gaps", (200, 3, 2))[:195, 1]
+        file.create_virtual_dataset("gaps", layout, fillvalue=3)
+        # In its own file, but that has its rows in another one.
+        layout = h5py.VirtualLayout((200, 6), "i8")
+        layout[:150] = h5py.VirtualSource(".", "x", (200, 6))[50:]
+        file.create_virtual_dataset("inner", layout)
+        words = file.create_dataset("words", (200,), h5py.string_dtype())
+        words[:] = [f"word {row}" for row in range(200)]
+        layout = h5py.VirtualLayout((200,), h5py.string_dtype())
+        layout[:100] = h5py.VirtualSource(".", "words", (200,), h5py.string_dtype())[100:]
+        layout[100:] = h5py.VirtualSource(".", "words", (200,), h5py.string_dtype())[:100]
+        file.create_virtual_dataset("turned", layout)
 
 
 def _links(folder: Path) -> None:
@@ -138,16 +160,22 @@ def _astray(folder: Path) -> None:
         file["other"] = h5py.SoftLink("/x")
 
 
+@pytest.fixture(scope="module", params=SOURCES)
+def source(request: pytest.FixtureRequest) -> str:
+    """Where the files are."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    folder = tmp_path_factory.mktemp("by_h5py") / "data"
+def server(tmp_path_factory: pytest.TempPathFactory, source: str) -> Iterator[ServerProcess]:
+    scratch = tmp_path_factory.mktemp("by_h5py")
+    folder = scratch / "data"
     folder.mkdir()
     for write in (_lists, _parts, _virtual, _links, _in_parts, _halves, _astray):
         write(folder)
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"), "--workers", "2")
-    yield process
-    pids = process.worker_pids()
-    assert process.stop() == 0
+    with served_from(source, folder, scratch, "--workers", "2") as process:
+        yield process
+        pids = process.worker_pids()
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
@@ -206,10 +234,27 @@ def test_split_by_text(feed: h5feed.Feed) -> None:
 
 @pytest.mark.parametrize(
     ("name", "field"),
-    [("virtual", "x"), ("virtual", "woven"), ("nested", "x"), ("stored", "x"), ("links", "all.x"), ("links", "extra")],
+    [
+        ("virtual", "x"),
+        ("virtual", "absolute"),
+        ("virtual", "gaps"),
+        ("virtual", "woven"),
+        ("nested", "x"),
+        ("nested", "gaps"),
+        ("stored", "x"),
+        ("links", "all.x"),
+        ("links", "extra"),
+    ],
 )
-def test_data_in_other_files(server: ServerProcess, feed: h5feed.Feed, name: str, field: str) -> None:
+def test_data_in_other_files(server: ServerProcess, feed: h5feed.Feed, source: str, name: str, field: str) -> None:
     """Virtual arrays, links and storage in other files of the data folder are what h5py makes of them."""
+    if source == "store" and field == "absolute":
+        assert "outside the data folder" in str(feed[name].fields[field].reason)
+        return
+    if source == "store" and name == "stored":
+        with pytest.raises(Unreadable, match="in another file, which is not read from an object store"):
+            feed[name]
+        return
     os.chdir(server.folder)
     with h5py.File(server.folder / f"{name}.h5") as file:
         expected = file[field.replace(".", "/")][()]
@@ -219,9 +264,34 @@ def test_data_in_other_files(server: ServerProcess, feed: h5feed.Feed, name: str
     np.testing.assert_array_equal(whole, expected)
 
 
+def test_virtual_text(feed: h5feed.Feed) -> None:
+    """Of text in the same file."""
+    rows = [199, 0, 7, 150]
+    found = feed["nested"].take(rows, fields=["turned"]).text("turned")
+    assert found == [f"word {(row + 100) % 200}" for row in rows]
+
+
+def test_viewers_get_no_values_of_another_object(server: ServerProcess, feed: h5feed.Feed, source: str) -> None:
+    """libhdf5 would look for it in the same one, however many virtual arrays are between."""
+    feed["nested"].take([0])
+    with h5py.File(server.folder / "nested.h5") as file:
+        expected = {name: file[name][()].tolist() for name in ("x", "gaps", "inner")}
+    for name, values in expected.items():
+        query = {"file": "nested.h5", "path": f"/{name}"}
+        answer = httpx.get(f"{server.url}/h5grove/data", params=query, timeout=60)
+        if source == "store":
+            assert answer.status_code == 422 and "is another object" in answer.json()["detail"]
+        else:
+            assert answer.json() == values
+
+
 @pytest.mark.parametrize("name", ["two-m", "many000"])
-def test_files_in_parts(feed: h5feed.Feed, name: str) -> None:
+def test_files_in_parts(feed: h5feed.Feed, source: str, name: str) -> None:
     """A file that HDF5 wrote in parts is one dataset, and its parts are nothing else."""
+    if source == "store":
+        with pytest.raises(Unreadable, match=r"several parts .* not read from an object store"):
+            feed[name]
+        return
     np.testing.assert_array_equal(feed[name].take([99, 0, 0])["x"], A[[99, 0, 0]])
     assert not [entry for entry in feed.datasets() if entry["name"] in ("two-r", "many001", "many002")]
 
@@ -249,9 +319,13 @@ def test_what_links_lead_to_is_said(feed: h5feed.Feed) -> None:
 @pytest.mark.parametrize(
     "name", ["virtual_up", "virtual_by_link", "stored_up", "stored_by_link", "link_up", "link_by_link"]
 )
-def test_nothing_outside_is_served(feed: h5feed.Feed, name: str) -> None:
+def test_nothing_outside_is_served(feed: h5feed.Feed, source: str, name: str) -> None:
     """Names that lead out of the data folder, by dots or by a link of the file system, lead nowhere."""
-    with pytest.raises(Unreadable, match="outside the data folder"):
+    reason = "outside the data folder"
+    if source == "store":
+        # It has no links of a file system.
+        reason = "not read from an object store" if "stored" in name else f"{reason}|is missing"
+    with pytest.raises(Unreadable, match=reason):
         feed[name]
 
 

@@ -31,6 +31,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from h5py import h5s, h5t
 
+from tests.support.object_store import SOURCES, served_from
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -117,15 +118,22 @@ def grove_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", params=SOURCES)
+def source(request: pytest.FixtureRequest) -> str:
+    """Where the files are."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def ours(grove_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def ours(grove_folder: Path, tmp_path_factory: pytest.TempPathFactory, source: str) -> Iterator[httpx.Client]:
     """A server that has inspected all files."""
-    process = ServerProcess(grove_folder, tmp_path_factory.mktemp("cache"))
-    with httpx.Client(base_url=f"{process.url}/h5grove", timeout=60) as client:
+    with (
+        served_from(source, grove_folder, tmp_path_factory.mktemp("served")) as process,
+        httpx.Client(base_url=f"{process.url}/h5grove", timeout=60) as client,
+    ):
         for file in (*FILES, "links.h5", "round.h5"):
             wait_until(lambda file=file: client.get("/meta", params={"file": file}).status_code == 200)  # type: ignore[misc]
         yield client
-    assert process.stop() == 0
 
 
 @pytest.fixture(scope="module")
@@ -189,12 +197,13 @@ def test_attributes_and_paths(grove_folder: Path, ours: httpx.Client, theirs: ht
     assert some.json()["text"] == "é" and some.json()["nan"] is None
 
 
-def _arrays(folder: Path) -> list[tuple[str, str]]:
+def _arrays(folder: Path, source: str) -> list[tuple[str, str]]:
+    """Files and paths of all arrays, but not of those with parts in another object."""
     found: list[tuple[str, str]] = []
     for file in FILES:
         with h5py.File(folder / file) as opened:
             found += [(file, path) for path in _objects(folder, file) if isinstance(opened.get(path), h5py.Dataset)]
-    return found
+    return [one for one in found if source == "folder" or one[1] != "/virtual"]
 
 
 EXPORTED = ("/numbers/big f4", "/numbers/bool", "/numbers/cube", "/numbers/scalar", "/stored/gzip", "/text/fixed")
@@ -204,11 +213,11 @@ REFUSED = {"lists", "any length", "with text", "references", "null"}
 """Arrays for which h5grove sends memory addresses."""
 
 
-def test_values(grove_folder: Path, ours: httpx.Client, theirs: httpx.Client) -> None:
+def test_values(grove_folder: Path, source: str, ours: httpx.Client, theirs: httpx.Client) -> None:
     """Every array, in every format and with both conversions, byte by byte."""
     compared = 0
     forms = [{"format": form} for form in ("bin", "npy", "csv", "tiff")] + [{"format": "bin", "dtype": "safe"}]
-    for file, path in _arrays(grove_folder):
+    for file, path in _arrays(grove_folder, source):
         for form in (*forms, {}, {"dtype": "safe"}, {"flatten": "true"}):
             if form.get("format") == "tiff" and path not in EXPORTED:
                 continue
@@ -226,6 +235,9 @@ def test_values(grove_folder: Path, ours: httpx.Client, theirs: httpx.Client) ->
             else:
                 assert ours.get("/data", params=query).status_code == 422, query
     assert compared > 150
+    if source == "store":
+        refused = ours.get("/data", params={"file": "sub/links.h5", "path": "/virtual"})
+        assert refused.status_code == 422 and "is another object" in refused.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -242,9 +254,9 @@ def test_selections(ours: httpx.Client, theirs: httpx.Client, selection: str) ->
         assert np.ravel(np.load(stream)).tolist() == (flat if isinstance(flat, list) else [flat])
 
 
-def test_statistics(grove_folder: Path, ours: httpx.Client, theirs: httpx.Client) -> None:
+def test_statistics(grove_folder: Path, source: str, ours: httpx.Client, theirs: httpx.Client) -> None:
     """Of the finite values of every array of real numbers."""
-    for file, path in _arrays(grove_folder):
+    for file, path in _arrays(grove_folder, source):
         is_complex = path == "/numbers/complex"
         if theirs.get("/stats", params={"file": file, "path": path}).status_code == 200 and not is_complex:
             _agree(ours, theirs, "/stats", file=file, path=path)

@@ -49,9 +49,9 @@ def dataset(
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_every_cell(dataset: h5feed.Dataset, path: Path, name: str, request: pytest.FixtureRequest) -> None:
+def test_every_cell(dataset: h5feed.Dataset, path: Path, name: str) -> None:
     """See `check_cells`."""
-    check_cells(dataset, path, name, is_remote=STORE in request.node.name)
+    check_cells(dataset, path, name)
 
 
 def test_ranges(dataset: h5feed.Dataset, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextvars import copy_context
 from pathlib import Path
@@ -20,11 +21,23 @@ from h5feed_server.settings import Settings
 from h5feed_server.splits.order_spec import OrderSpec
 
 from tests.support.data_folder import ROWS
+from tests.support.object_store import SOURCES, served_from
 from tests.support.waiting import wait_until
 
 MIXED = ["images", "labels", "big_endian", "flags", "half", "never_written", "by_row", "shuffled", "swapped"]
 MIXED += ["plain_chunks", "plain_pieces", "sparse", "colour"]
 CASES = [("mixed", name) for name in MIXED] + [("tall", name) for name in "xyzw"]
+
+
+@pytest.fixture(scope="module", params=SOURCES)
+def feed(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[h5feed.Feed]:
+    with (
+        served_from(request.param, folder, tmp_path_factory.mktemp("read"), "--workers", "2") as server,
+        h5feed.connect(server.url, deadline=60) as connected,
+    ):
+        yield connected
 
 
 @pytest.mark.parametrize(("name", "field"), CASES)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from h5feed_server.api import response_models
 
+from tests.support.object_store import SOURCES, served_from
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import wait_until
 
@@ -41,17 +42,18 @@ def write_everything(path: Path) -> None:
         file[b"latin\xe9"] = np.arange(3)
 
 
-@pytest.fixture(scope="module")
-def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+@pytest.fixture(scope="module", params=SOURCES)
+def http(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("tree")
     write_everything(folder / "all.h5")
     with h5py.File(folder / "nothing.h5", "w") as file:
         file["scalar"] = 1
-    process = ServerProcess(folder, tmp_path_factory.mktemp("cache"))
-    with httpx.Client(base_url=f"{process.url}/v1/datasets", timeout=60) as client:
+    with (
+        served_from(request.param, folder, tmp_path_factory.mktemp("served")) as process,
+        httpx.Client(base_url=f"{process.url}/v1/datasets", timeout=60) as client,
+    ):
         wait_until(lambda: client.get("/all/tree").status_code == 200)
         yield client
-    assert process.stop() == 0
 
 
 def _tree(http: httpx.Client, name: str = "all", **query: Any) -> dict[str, Any]:

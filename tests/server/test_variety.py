@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import numpy as np
 import pytest
 
 from tests.support.hdf5_arrays import same
+from tests.support.object_store import SOURCES, served_from
 from tests.support.random_files import write_variety
-from tests.support.server_process import ServerProcess
 
 TRUE_REASONS = re.compile(r"lists along more than one axis|more than one string per row|of >\w+ numbers")
 
@@ -53,13 +52,14 @@ def _hold_against_h5py(feed: h5feed.Feed, folder: Path) -> tuple[int, Counter[st
     ("files", "arrays", "least"),
     [(8, 25, 180), pytest.param(70, 40, 2500, marks=pytest.mark.slow)],
 )
-def test_variety(serve: Callable[..., ServerProcess], tmp_path: Path, files: int, arrays: int, least: int) -> None:
+@pytest.mark.parametrize("source", SOURCES)
+def test_variety(tmp_path: Path, source: str, files: int, arrays: int, least: int) -> None:
     """Whatever HDF5 writes is served as h5py reads it; of what is refused, the reason is one that is documented."""
     folder = tmp_path / "data"
     folder.mkdir()
     for seed in range(files):
         write_variety(folder / f"v{seed:03d}.h5", seed, arrays)
-    with h5feed.connect(serve(folder).url, deadline=300) as feed:
+    with served_from(source, folder, tmp_path) as server, h5feed.connect(server.url, deadline=300) as feed:
         compared, refused = _hold_against_h5py(feed, folder)
     assert compared >= least
     assert sum(refused.values()) < compared / 10

@@ -4,6 +4,7 @@ count answers.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import http.server
 import os
@@ -13,11 +14,17 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from .server_process import ServerProcess
 from .waiting import wait_until
+
+SOURCES = ("folder", "store")
+"""Where the same files are served from, see `served_from`."""
 
 KEY, SECRET, REGION = "a-key", "a-secret", "eu-west-2"
 
@@ -85,6 +92,36 @@ def serve_folder(folder: Path, *options: str) -> StoreProcess:
     """The subfolders of a folder as buckets, quickly; ignores conditions."""
     keys = ("--access-key", KEY, "--secret-key", SECRET, "--region", REGION)
     return StoreProcess("hadro", str(folder), "--port", "{port}", *keys, *options)
+
+
+@contextlib.contextmanager
+def served_from(source: str, folder: Path, scratch: Path, *options: str, **environment: str) -> Iterator[ServerProcess]:
+    """A server of a folder, or of an object store with the same files.
+
+    Parameters
+    ----------
+    source : str
+        One of `SOURCES`.
+    folder : Path
+    scratch : Path
+        Folder for the cache and the store.
+    """
+    if source == "folder":
+        server = ServerProcess(folder, scratch / "cache", *options, **environment)
+        yield server
+        assert server.stop() == 0
+        return
+    pytest.importorskip("obstore")
+    pytest.importorskip("hadro")
+    copy_files(folder, scratch / "buckets" / "data")
+    store = serve_folder(scratch / "buckets")
+    try:
+        server = ServerProcess("s3://data", scratch / "cache", *options, **store.environment, **environment)
+        server.folder = folder
+        yield server
+        assert server.stop() == 0
+    finally:
+        store.stop()
 
 
 def copy_files(folder: Path, target: Path) -> None:

@@ -218,7 +218,7 @@ def test_what_is_wrong_is_said_in_words_of_the_store(serve: Serve, store: Imitat
 def test_every_cell_comes_from_amazon(matrix: tuple[h5feed.Dataset, Path], name: str) -> None:
     """See `check_cells`."""
     dataset, path = matrix
-    check_cells(dataset, path, name, is_remote=True)
+    check_cells(dataset, path, name)
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from h5feed.errors import (
     Unreadable,
 )
 from h5feed.revisions import is_provisional
-from h5feed.stored.local_file import Identity
+from h5feed.stored.local_file import FileSource, Identity
 from h5feed.suggestions import did_you_mean
 
 from ..cache_folder.folder import CacheFolder
@@ -171,15 +171,20 @@ class Catalog:
         """The data folder."""
         return self._root
 
+    def source(self, path: str, identity: Identity) -> FileSource:
+        """A file of the data folder.
+
+        Raises
+        ------
+        RevisionChanged, Overloaded
+            It is an object, and the listing has changed.
+        """
+        return self._indexer.source(path, identity)
+
     @property
     def objects(self) -> ObjectFolder | None:
         """The objects that are served; None if these are files."""
         return self._objects
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether the files are objects of a store, for which small files stand in the data folder."""
-        return self._objects is not None
 
     @property
     def inspections(self) -> Inspections[tuple[Dataset, ...]]:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from h5feed.errors import FeedError, Overloaded, SourceUnavailable, Unreadable
-from h5feed.stored.local_file import Identity, OpenFiles, changed, is_away
+from h5feed.stored.local_file import FileSource, Identity, OpenFiles, changed, is_away
 
 from ..cache_folder.folder import CacheFolder
 from ..settings import Settings
@@ -124,6 +124,10 @@ class Indexer:
         return Entry(
             family.name, family.files, paths, identities, outcome, dependencies, refused, began, said, looked, is_second
         )
+
+    def source(self, path: str, identity: Identity) -> FileSource:
+        """See `Catalog.source`."""
+        return self._loader.source(path, identity)
 
     def tell(self, files: Sequence[str], reason: str) -> None:
         """Log once why something is not served."""

@@ -366,11 +366,11 @@ class FileLoader:
         """Whether the files stand for objects of a store."""
         return self._objects is not None
 
-    def source(self, content: Content) -> FileSource:
-        """The file as a source of bytes."""
+    def source(self, path: str, identity: Identity, digest: bytes = b"") -> FileSource:
+        """A file as a source of bytes; an object has a digest of its own."""
         if self._objects is not None:
-            return self._objects.source(content.path, content.identity)
-        return LocalFile(self._files, content.path, content.identity, content.digest or b"")
+            return self._objects.source(path, identity)
+        return LocalFile(self._files, path, identity, digest)
 
     def close(self) -> None:
         """End the threads."""
@@ -499,7 +499,7 @@ class _Loading:
         if path not in self._sources:
             content = content or self._loader.content(path, identity, b"", self._at_once)
             self._contents[path] = content
-            self._sources[path] = self._loader.source(content)
+            self._sources[path] = self._loader.source(path, identity, content.digest or b"")
         return self._sources[path]
 
     def _segment(self, source: FileSource, array: ArrayLayout, above: tuple[str, ...], contents: _Contents) -> Segment:

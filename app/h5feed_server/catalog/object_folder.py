@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 
+from h5feed.errors import Unreadable
 from h5feed.stored.layout import ArrayLayout
 from h5feed.stored.local_file import Identity
 
 from ..settings import Settings
 from ..sharing.metrics import STORE_OUTCOMES
+from ..storage.hdf5.drivers import driver_of
 from ..storage.hdf5.inspector import Inspector
 from ..storage.objects.claims import Claims
 from ..storage.objects.listing import Listing, stored_object
@@ -105,8 +106,19 @@ class ObjectFolder:
 
     def inspect(self, inspector: Inspector, path: str, identity: Identity) -> bytes:
         """The layout of the object, see `Inspector.inspect`."""
-        stored = stored_object(path, identity)
-        return inspector.inspect_remote(stored.size, partial(self._store.read, stored))
+        source = self.source(path, identity)
+
+        def head_of(_: str, nbytes: int) -> bytes:
+            head = bytearray(min(nbytes, source.object.size))
+            source.fill(-1, 0, memoryview(head))
+            return bytes(head)
+
+        if (driver := driver_of(path, head_of)) is not None:
+            raise Unreadable(
+                f"it is a part of a file in several parts (HDF5's {driver} driver), which is not read from an object "
+                "store: copy it with h5repack to have it as one"
+            )
+        return inspector.inspect_remote(source)
 
 
 def _claims(folder: Path, timeout: float) -> Claims | None:
@@ -119,8 +131,6 @@ def _claims(folder: Path, timeout: float) -> Claims | None:
 
 def why_not_remote(array: ArrayLayout) -> str | None:
     """Why an array cannot be read from an object store; None if it can."""
-    if array.unreadable is None and array.by_h5py:
-        return "only h5py can read it, which needs a local file: it is not read from an object store"
     if array.unreadable is None and array.external is not None:
         return "its data is in another file, which is not read from an object store"
     return None

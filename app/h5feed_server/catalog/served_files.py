@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from h5feed.errors import BadParameter, Unreadable
 from h5feed.stored.layout import ArrayLayout
-from h5feed.stored.local_file import Identity
+from h5feed.stored.local_file import FileSource
 from h5feed.suggestions import did_you_mean
 
 from .catalog import Catalog
@@ -27,16 +27,16 @@ class ServedFile:
     ----------
     name : str
         Relative to the data folder.
-    files : dict of str to Identity
-        Path of the file, followed by the paths of all served files that it refers to.
+    files : sequence of FileSource
+        The file, followed by all served files that it refers to.
     """
 
     name: str
-    files: Mapping[str, Identity]
+    files: Sequence[FileSource]
 
     @property
     def path(self) -> str:
-        return next(iter(self.files))
+        return self.files[0].path
 
 
 def served_file(catalog: Catalog, name: str) -> ServedFile:
@@ -48,17 +48,15 @@ def served_file(catalog: Catalog, name: str) -> ServedFile:
         The catalogue lists no such file: it does not exist, is hidden, or is outside of the data folder.
     Unreadable
         The file is listed, but must not be opened.
-    SourceUnavailable, NotYet
+    RevisionChanged, Overloaded, SourceUnavailable, NotYet
     """
     # h5grove accepts a leading slash, and some clients send one.
     name = name.lstrip("/")
     entry = catalog.entry_of(name)
-    if catalog.is_remote:
-        raise Unreadable(f"file {name!r} is in an object store: its datasets are served, but not what is in it")
     place = entry.files.index(name)
     files = {entry.paths[place]: entry.identities[place]}
     files |= {path: identity for path, identity in entry.dependencies.copy().items() if identity is not None}
-    return ServedFile(name, files)
+    return ServedFile(name, [catalog.source(path, identity) for path, identity in files.items()])
 
 
 def file_of(

@@ -19,7 +19,7 @@ from h5feed.stored.chunk_rows import ChunkRows
 from h5feed.stored.column import Column, Segment
 from h5feed.stored.decoder_pool import Decoders
 from h5feed.stored.layout import ArrayLayout
-from h5feed.stored.local_file import LocalFile
+from h5feed.stored.local_file import FileSource
 from h5feed.stored.no_store import may_keep
 from h5feed.stored.padding import padded
 from h5feed.stored.scratch import Bytes
@@ -406,7 +406,7 @@ class Reader:
     def _read_by_h5py(
         self, source: Source, array: ArrayLayout, rows: Int64s, places: Int64s | None, target: Bytes
     ) -> None:
-        assert isinstance(source, LocalFile)
+        assert isinstance(source, FileSource)
         files = (source, *source.companions)
         where = np.arange(len(rows)) if places is None else places
         step = max(1, _H5PY_BYTES // max(1, array.row_bytes))

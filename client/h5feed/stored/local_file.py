@@ -158,7 +158,12 @@ class FileSource(Source):
     ----------
     companions : tuple of FileSource
         Other files that h5py may read the arrays of this file from, or that hold the layout of its arrays.
+    remote_bytes : int or None
+        Size of a file that other processes cannot open by its path, but only read through this source; None if they
+        can.
     """
+
+    remote_bytes: int | None = None
 
     def __init__(self, path: str, identity: Identity, digest: bytes = b"") -> None:
         self.path = path

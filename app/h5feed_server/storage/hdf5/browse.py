@@ -3,8 +3,9 @@
 Runs only as a child process; `browser` is the other end. Each request is handled in its own fork, see `answer_in_fork`,
 so that the damage that a file does to libhdf5 ends with the request.
 
-Protocol: a request is a line of JSON. A response is a frame of `KIND_BYTES` for its kind (``D`` data, ``E`` an error as
-JSON) and the content.
+Protocol: a request is a line of JSON. Before it responds, the child may ask for blocks of files that are in a store,
+see `piped_file`. A response is a frame of `KIND_BYTES` for its kind (``D`` data, ``E`` an error as JSON, `DIED` the
+same if the fork died) and the content.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from h5feed.stored.codecs import load_codecs
 from h5feed.stored.local_file import is_away
 
 from . import h5grove_objects, h5grove_values
-from .child import KIND_BYTES, allow_many_files, answer_in_fork, confine
+from .child import DIED, KIND_BYTES, allow_many_files, answer_in_fork, confine
 from .contents import Contents
 from .h5grove_values import json_bytes
+from .h5py_reader import files_of
 from .libhdf5 import Plugins, refuse_external_links
+from .piped_file import Pipe
 from .text import says_away
 from .tree import Tree
 
@@ -89,8 +92,8 @@ def _readable(contents: Contents, path: str) -> h5py.Dataset:
 # The child process ---------------------------------------------------------------------------------------------------
 
 
-def _answer(request: Mapping[str, Any], plugins: Plugins) -> tuple[bytes, bytes]:
-    contents = Contents({path: tuple(known) for path, known in request["files"]}, plugins)
+def _answer(request: Mapping[str, Any], plugins: Plugins, answers: int) -> tuple[bytes, bytes]:
+    contents = Contents(*files_of(request["files"], Pipe(answers, sys.stdin.fileno())), plugins)
     try:
         content = _ANSWERS[request["ask"]](contents, request)
         contents.check_unchanged()
@@ -118,8 +121,8 @@ def _cause_of_death(number: int, timeout: float) -> FeedError:
     return Unreadable("reading it crashed HDF5" + (f" ({signal.Signals(number).name})" if number else ""))
 
 
-def _problem(error: FeedError) -> tuple[bytes, bytes]:
-    return b"E".ljust(KIND_BYTES), json.dumps([error.code, error.detail]).encode()
+def _problem(error: FeedError, kind: bytes = b"E") -> tuple[bytes, bytes]:
+    return kind.ljust(KIND_BYTES), json.dumps([error.code, error.detail]).encode()
 
 
 def main(memory_bytes: int, timeout: float) -> None:
@@ -140,8 +143,8 @@ def main(memory_bytes: int, timeout: float) -> None:
     while line := sys.stdin.buffer.readline():
         request = json.loads(line)
         if not answer_in_fork(
-            lambda request=request: _answer(request, plugins),  # type: ignore[misc]
-            lambda number: b"".join(_problem(_cause_of_death(number, timeout))),
+            lambda request=request: _answer(request, plugins, answers),  # type: ignore[misc]
+            lambda number: b"".join(_problem(_cause_of_death(number, timeout), DIED)),
             timeout,
             answers,
         ):

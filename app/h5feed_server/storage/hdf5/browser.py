@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from h5feed.errors import CLASS_BY_CODE, FeedError, Overloaded, ReaderCrashed, ReadTimeout
-from h5feed.stored.local_file import Identity
+from h5feed.stored.local_file import FileSource
 
-from .child import KIND_BYTES
+from . import piping
+from .child import DIED, KIND_BYTES
 from .children import Children
 
 MEMORY_BYTES = 2 << 30
@@ -59,17 +60,15 @@ class Browser:
         """End the idle children. The next request starts a new one."""
         self._children.rest()
 
-    def ask(
-        self, what: str, files: Mapping[str, Identity], lease: Callable[[int], Bytes], **options: Any
-    ) -> memoryview:
+    def ask(self, what: str, files: Sequence[FileSource], lease: Callable[[int], Bytes], **options: Any) -> memoryview:
         """Send one request to a child.
 
         Parameters
         ----------
         what : str
             ``tree``, or an endpoint of h5grove: ``meta``, ``attr``, ``paths``, ``data``, ``stats``.
-        files : mapping of str to Identity
-            Path of the file, followed by the paths of all files that it may refer to.
+        files : sequence of FileSource
+            The file, followed by all files that it may refer to.
         lease : callable
             Returns a (nbytes,) uint8 array for the response.
         options
@@ -88,24 +87,34 @@ class Browser:
         PoolExhausted
             Raised by `lease`.
         """
-        known = [[path, [*identity, ""]] for path, identity in files.items()]
-        request = {"ask": what, "files": known, "max_bytes": self._max_bytes, **options}
-        answer = self._ask(json.dumps(request).encode() + b"\n", lease)
-        if bytes(answer[:1]) == b"E":
-            code, detail = json.loads(bytes(answer[KIND_BYTES:]))
-            error: FeedError = CLASS_BY_CODE[code](detail)
-            raise error
+        request = {"ask": what, "files": piping.files_for(files), "max_bytes": self._max_bytes, **options}
+        answer = self._ask(files, json.dumps(request).encode() + b"\n", lease)
+        if bytes(answer[:1]) != b"D":
+            raise _problem(answer)
         return answer[KIND_BYTES:]
 
-    def _ask(self, request: bytes, lease: Callable[[int], Bytes]) -> memoryview:
+    def _ask(self, files: Sequence[FileSource], request: bytes, lease: Callable[[int], Bytes]) -> memoryview:
         began = time.monotonic()
         try:
             with self._children.lent() as child:
                 began = time.monotonic()
-                return child.ask(request, self._timeout + _GRACE_SECONDS, lambda nbytes: memoryview(lease(nbytes)))
+                seconds = self._timeout + _GRACE_SECONDS
+                answer = piping.ask(child, request, seconds, files, lambda nbytes: memoryview(lease(nbytes)))
+                if answer[:1] == DIED and files[0].remote_bytes is not None:
+                    # End the child: blocks that the fork did not wait for may still be in the pipe.
+                    raise _problem(answer)
+                return answer
+        except FeedError:
+            # Some are also an OSError.
+            raise
         except (OSError, EOFError) as failure:
             if isinstance(failure, TimeoutError) or time.monotonic() - began >= self._timeout:
                 raise ReadTimeout(f"reading the file took more than {self._timeout:g} s") from None
             if self._children.are_closed:
                 raise Overloaded("the server is stopping", retry_after=1).because_of("stopping") from None
             raise ReaderCrashed("the process that read the file ended; another takes over", retry_after=1) from None
+
+
+def _problem(answer: memoryview) -> FeedError:
+    code, detail = json.loads(bytes(answer[KIND_BYTES:]))
+    return CLASS_BY_CODE[code](detail)

@@ -17,11 +17,17 @@ from collections.abc import Callable, Sequence
 LENGTH = struct.Struct("<Q")
 """Header of a frame: the length of its content in bytes."""
 
+MOST_ASKED_BYTES = select.PIPE_BUF
+"""Bound on the frames with which a child asks for bytes: the system writes them to a pipe as a whole, or not at all."""
+
 _START_SECONDS = 60.0
 """How long a child may take to import its libraries, even on a slow machine."""
 
 _KILLED_SECONDS = 1.0
 """How long a child that was killed is waited for."""
+
+DIED = b"X"
+"""Kind of the responses about a fork that has died, see `answer_in_fork`."""
 
 KIND_BYTES = 8
 """Length of the prefix of responses with rows. It keeps the numbers that follow aligned."""
@@ -59,12 +65,14 @@ class Child:
         os.set_blocking(self._in.fileno(), False)
         self._started = False
 
-    def ask(self, request: bytes, seconds: float, allocate: Callable[[int], memoryview] | None = None) -> memoryview:
+    def ask(
+        self, request: bytes | bytearray, seconds: float, allocate: Callable[[int], memoryview] | None = None
+    ) -> memoryview:
         """Send a request and return the content of the response.
 
         Parameters
         ----------
-        request : bytes
+        request : bytes or bytearray
         seconds : float
             Timeout. The first call waits for the start of the child in addition.
         allocate : callable, optional

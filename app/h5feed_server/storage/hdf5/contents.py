@@ -16,8 +16,9 @@ from h5feed.errors import PageNotFound, Unreadable
 from h5py import h5, h5d, h5g, h5l, h5o, h5p
 
 from .attributes import MAX_NAME_BYTES
-from .h5py_reader import Known, OpenSet
+from .h5py_reader import IN_ANOTHER, Known, OpenSet
 from .libhdf5 import Plugins
+from .piped_file import PipedFile
 from .text import decoded, reason_of
 
 MAX_LINKS = 64
@@ -64,11 +65,13 @@ class Contents:
     ----------
     files : mapping of str to tuple
         Path and identity of each file that may be opened. The first is the file itself.
+    piped : mapping of str to PipedFile
+        Those of the files that are in a store.
     plugins : Plugins
     """
 
-    def __init__(self, files: Mapping[str, Known], plugins: Plugins) -> None:
-        self._open = OpenSet(files, plugins)
+    def __init__(self, files: Mapping[str, Known], piped: Mapping[str, PipedFile], plugins: Plugins) -> None:
+        self._open = OpenSet(files, plugins, piped)
         self._plugins = plugins
         self.path = next(iter(files))
 
@@ -173,9 +176,12 @@ class Contents:
             self._check_storage(place.file, properties.get_external(number)[0])
         if not external:
             try:
-                self._open.check(place.file, dataset.name or "", dataset, ())
+                is_spread = self._open.check(place.file, dataset.name or "", dataset, ())
             except ValueError as error:
                 raise Unreadable(str(error)) from None
+            if is_spread and self._open.piped:
+                # libhdf5 would look for them in the same object.
+                raise Unreadable(f"it has sources in another file, {IN_ANOTHER}")
         self._plugins.chunk_bytes = self._open.chunk_bytes
         return dataset
 
@@ -196,6 +202,8 @@ class Contents:
         self._open.check_unchanged()
 
     def _check_storage(self, file: str, name: bytes) -> None:
+        if file in self._open.piped:
+            raise Unreadable(f"its data is in {decoded(os.path.basename(name))!r}, {IN_ANOTHER}")
         path = os.path.realpath(os.path.join(os.path.dirname(file), os.fsdecode(name)))
         if path not in self._open.files:
             raise Unreadable(

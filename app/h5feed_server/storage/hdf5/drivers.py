@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _FAMILY = re.compile(r"^(.*?)(\d+)(\.[^./]*)$")
 
@@ -30,25 +30,43 @@ def members_of(path: str) -> tuple[str | None, tuple[str, ...]]:
     OSError
         The file cannot be read.
     """
+    driver = driver_of(path, _head_of)
+    if driver == "split":
+        return driver, (path.removesuffix(SPLIT_ENDINGS[0]) + SPLIT_ENDINGS[1],)
+    others: list[str] = []
+    if driver == "family":
+        template = family_template(path)
+        while os.path.exists(template % (len(others) + 1)):
+            others.append(template % (len(others) + 1))
+    return driver, tuple(others)
+
+
+def driver_of(path: str, head_of: Callable[[str, int], bytes]) -> str | None:
+    """HDF5's driver for a file in several parts, from its first one; None for an ordinary file.
+
+    Parameters
+    ----------
+    path : str
+    head_of : callable
+        ``head_of(path, nbytes)`` returns its first bytes. Not called if its name tells already.
+    """
     family = _FAMILY.match(path)
     # The members of a family are numbered from 0. Files with other names need not be opened.
     is_first = family is not None and int(family[2]) == 0
     if not is_first and not path.endswith(SPLIT_ENDINGS[0]):
-        return None, ()
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        # Enough to hold the driver information in the superblock, in a file without a user block.
-        head = file.read(1024)
+        return None
+    # Enough to hold the driver information in the superblock, in a file without a user block.
+    head = head_of(path, 1024)
     if not head.startswith(b"\x89HDF\r\n\x1a\n"):
-        return None, ()
+        return None
     if b"NCSAmult" in head and path.endswith(SPLIT_ENDINGS[0]):
-        return "split", (path.removesuffix(SPLIT_ENDINGS[0]) + SPLIT_ENDINGS[1],)
-    if b"NCSAfami" in head and is_first:
-        template = family_template(path)
-        others: list[str] = []
-        while os.path.exists(template % (len(others) + 1)):
-            others.append(template % (len(others) + 1))
-        return "family", tuple(others)
-    return None, ()
+        return "split"
+    return "family" if b"NCSAfami" in head and is_first else None
+
+
+def _head_of(path: str, nbytes: int) -> bytes:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        return file.read(nbytes)
 
 
 def next_member(path: str, others: Sequence[str]) -> str:

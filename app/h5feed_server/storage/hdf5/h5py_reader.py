@@ -2,10 +2,11 @@
 
 Runs only as a long-lived child process that holds files open. `reader_pool` is the other end.
 
-Protocol: a request is a frame of an 8-byte little-endian length and JSON, followed by its ``rows`` as int64. A response
-is a frame of `KIND_BYTES` for its kind (``D`` data, ``E`` an error as JSON) and the content. For rows of a fixed size,
-the data are their bytes, as stored, in the order requested. For ragged rows, the data are ``rows + 1`` offsets (int64,
-in items) and the items.
+Protocol: a request is a frame of an 8-byte little-endian length and JSON, followed by its ``rows`` as int64. Before it
+responds, the reader may ask for blocks of files that are in a store, see `piped_file`. A response is a frame of
+`KIND_BYTES` for its kind (``D`` data, ``E`` an error as JSON) and the content. For rows of a fixed size, the data are
+their bytes, as stored, in the order requested. For ragged rows, the data are ``rows + 1`` offsets (int64, in items) and
+the items.
 
 Files may be crafted, and libhdf5 would follow the names in them to any file on the machine. So external links are
 disabled, and the sources of a virtual array are checked before libhdf5 opens them: each must be in one of the files
@@ -20,7 +21,7 @@ import os
 import signal
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import h5py
@@ -33,8 +34,11 @@ from h5py import h5d
 from .child import KIND_BYTES, LENGTH, allow_many_files, confine, write_frame
 from .drivers import SPLIT_ENDINGS, family_template, members_of
 from .libhdf5 import Plugins, refuse_external_links
+from .piped_file import Pipe, PipedFile
+from .read_ahead import read_ahead
 from .stored_types import disk_bytes
 from .text import says_away
+from .virtual import read_virtual
 
 MAX_OPEN = 16
 """Sets of files held open: a file with the sources of its virtual arrays."""
@@ -56,6 +60,8 @@ _MAX_NESTING = 8
 
 _ROWS_AT_ONCE = 64
 """Ragged rows that are read by one call. Their size is known only after reading."""
+
+IN_ANOTHER = "which is another object: it is not read from an object store"
 
 Int64s = npt.NDArray[np.int64]
 Known = tuple[int | str, ...]
@@ -83,40 +89,76 @@ def open_file(path: str, cache_bytes: int | None = None) -> h5py.File:
     return h5py.File(path, **keep)
 
 
-class OpenSet:
-    """An open file, with the files that the sources of its virtual arrays are in."""
+def files_of(files: Iterable[Sequence[Any]], pipe: Pipe) -> tuple[dict[str, Known], dict[str, PipedFile]]:
+    """The files of a request: what identifies each, by path, and those that are read through the parent.
 
-    def __init__(self, files: Mapping[str, Known], plugins: Plugins) -> None:
+    Parameters
+    ----------
+    files : iterable of (str, list, int or None)
+        Path, what identifies it, and for a file in a store its size, as `files_for` has them.
+    pipe : Pipe
+    """
+    known: dict[str, Known] = {}
+    piped: dict[str, PipedFile] = {}
+    for number, (path, identity, size) in enumerate(files):
+        known[path] = tuple(identity)
+        if size is not None:
+            piped[path] = PipedFile(pipe, number, size, identity[-1])
+    return known, piped
+
+
+class OpenSet:
+    """An open file, with the files that the sources of its virtual arrays are in.
+
+    Parameters
+    ----------
+    files : mapping of str to tuple
+    plugins : Plugins
+    piped : mapping of str to PipedFile
+        Those of the files that are in a store.
+    """
+
+    def __init__(self, files: Mapping[str, Known], plugins: Plugins, piped: Mapping[str, PipedFile]) -> None:
         self.files = files
+        self.piped = piped
         self._plugins = plugins
         self.chunk_bytes = 0
         self._cache_bytes = min(_CHUNK_CACHE_BYTES // 4, _CHUNK_CACHE_BYTES // len(files))
         self._open: dict[str, h5py.File] = {}
-        self._main = next(iter(files))
-        self._checked: set[tuple[str, str]] = set()
+        self.path = next(iter(files))
+        self._checked: dict[tuple[str, str], bool] = {}
         self.datasets: OrderedDict[str, h5py.Dataset] = OrderedDict()
         """Arrays held open, the most recently used last."""
+        self.spread: set[str] = set()
+        """Those of a file in a store that have sources in other objects, where libhdf5 would not find them."""
 
     def dataset(self, path: str) -> h5py.Dataset:
         """The array at `path` of the first file, after checking that libhdf5 can read it safely."""
         if path not in self.datasets:
-            dataset = self.item(self._main, path)
-            self.check(self._main, path, dataset, ())
+            dataset = self.item(self.path, path)
+            if self.check(self.path, path, dataset, ()) and self.piped:
+                self.spread.add(path)
             self.datasets[path] = dataset
         self.datasets.move_to_end(path)
         self._plugins.chunk_bytes = self.chunk_bytes
         return self.datasets[path]
 
+    @property
+    def main(self) -> PipedFile:
+        """The first file, if it is in a store."""
+        return self.piped[self.path]
+
     def check_unchanged(self) -> None:
         """Raise if one of the files was replaced or changed. Call it after reading.
 
-        Checks by path, because libhdf5 opens the sources of virtual arrays by path, and only when it reads them.
+        Checks by path, because libhdf5 opens the sources of virtual arrays by path, and only when it reads them. What
+        comes from a store is checked block by block.
 
         Raises
         ------
         RevisionChanged, Overloaded
         """
-        for path in self.files:
+        for path in self.files.keys() - self.piped.keys():
             self._check_identity(path, os.stat(path))
 
     def disagrees(self, files: Mapping[str, Known]) -> bool:
@@ -139,8 +181,15 @@ class OpenSet:
             raise Unreadable(f"its part {path!r} of {os.path.basename(file)!r} is not an array")
         return item
 
+    def source(self, file: str, name: str, path: str) -> tuple[str, h5py.Dataset]:
+        """A source of a virtual array in a file: the file that it is in, and the array."""
+        other = _named(file, name)
+        return other, self.item(other, path)
+
     def file(self, path: str) -> h5py.File:
-        if path not in self._open:
+        if path not in self._open and path in self.piped:
+            self._open[path] = h5py.File(self.piped[path], "r", rdcc_nbytes=self._cache_bytes)
+        elif path not in self._open:
             opened = self._open[path] = open_file(path, self._cache_bytes)
             # Split files and families have no single descriptor.
             if not members_of(path)[0]:
@@ -152,7 +201,7 @@ class OpenSet:
         if now != known:
             raise changed(known, now)
 
-    def check(self, file: str, path: str, dataset: h5py.Dataset, above: tuple[tuple[str, str], ...]) -> None:
+    def check(self, file: str, path: str, dataset: h5py.Dataset, above: tuple[tuple[str, str], ...]) -> bool:
         """Reject arrays that would lead libhdf5 to files that the request does not name, or into a cycle.
 
         Parameters
@@ -162,6 +211,11 @@ class OpenSet:
         dataset : h5py.Dataset
         above : tuple of (str, str)
             The virtual arrays that it is a source of: file and address.
+
+        Returns
+        -------
+        bool
+            Whether it is a virtual array with sources that are named by their file, or a source of it is.
 
         Raises
         ------
@@ -173,7 +227,8 @@ class OpenSet:
         if here in above:
             raise Unreadable("it is a virtual array with itself as a source")
         if here in self._checked:
-            return
+            return self._checked[here]
+        is_spread = False
         properties = dataset.id.get_create_plist()
         if properties.get_external_count():
             raise Unreadable("its data, or that of a source, is in an external file")
@@ -181,17 +236,23 @@ class OpenSet:
             if len(above) >= _MAX_NESTING:
                 raise Unreadable(f"it is made of virtual arrays nested more than {_MAX_NESTING} deep")
             for name, part in virtual_parts(properties):
-                source = file if name == "." else os.path.realpath(os.path.join(os.path.dirname(file), name))
+                source = _named(file, name)
                 if source not in self.files:
                     raise Unreadable(
                         f"it has sources in {os.path.basename(name)!r}, which is not a file of the data folder"
                     )
-                self.check(source, part, self.item(source, part), (*above, here))
+                is_spread |= self.check(source, part, self.item(source, part), (*above, here)) or name != "."
         if dataset.chunks is not None:
             # 32 bytes: the longest possible address.
             nbytes = disk_bytes(dataset.id.get_type(), 32) or dataset.id.get_type().get_size()
             self.chunk_bytes = max(self.chunk_bytes, math.prod(dataset.chunks) * nbytes)
-        self._checked.add(here)
+        self._checked[here] = is_spread
+        return is_spread
+
+
+def _named(file: str, name: str) -> str:
+    """Path of the file that a virtual array in a file has sources in."""
+    return file if name == "." else os.path.realpath(os.path.join(os.path.dirname(file), name))
 
 
 def virtual_parts(properties: h5py.h5p.PropDCID) -> list[tuple[str, str]]:
@@ -230,8 +291,20 @@ def _read_fixed(dataset: h5py.Dataset, member: str | None, rows: Int64s, stored:
             dataset.read_direct(values, run, np.s_[start:stop])
         else:
             values[start:stop] = source[run]
+    return _ordered(values, places, stored)
+
+
+def _read_virtual(
+    opened: OpenSet, dataset: h5py.Dataset, member: str | None, rows: Int64s, stored: str
+) -> list[memoryview]:
+    wanted, places = np.unique(rows, return_inverse=True)
+    return _ordered(read_virtual(opened.path, dataset, opened.source, wanted, member), places, stored)
+
+
+def _ordered(values: npt.NDArray[Any], places: Int64s, stored: str) -> list[memoryview]:
+    """Rows in the order of the request."""
     values = values.astype(stored, copy=False)
-    if len(wanted) < len(rows) or (rows != wanted).any():
+    if len(values) < len(places) or (places != np.arange(len(places))).any():
         values = values[places]
     return [memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))]
 
@@ -273,13 +346,15 @@ def _runs(rows: Int64s, longest: int) -> Iterator[tuple[int, int]]:
 class _Reader:
     """Handles requests, and holds files open between them."""
 
-    def __init__(self) -> None:
+    def __init__(self, pipe: Pipe) -> None:
         self._open: OrderedDict[str, OpenSet] = OrderedDict()
         self._plugins = Plugins()
+        self._pipe = pipe
 
     def answer(self, request: dict[str, Any], rows: Int64s) -> list[memoryview]:
         key = json.dumps(request["files"])
-        opened = self._opened(key, {path: tuple(known) for path, known in request["files"]})
+        self._pipe.begin()
+        opened = self._opened(key, *files_of(request["files"], self._pipe))
         try:
             content = self._read(opened, request, rows)
             opened.check_unchanged()
@@ -296,18 +371,22 @@ class _Reader:
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < dataset.shape[0]:
             raise DatasetCorrupt(f"the array has {dataset.shape[0]} rows now")
         member = request["member"]
+        if opened.piped:
+            read_ahead(opened.main, dataset, rows)
+            if request["path"] in opened.spread:
+                return _read_virtual(opened, dataset, member, rows, request["dtype"])
         if request["ragged"]:
             return _read_ragged(dataset, member, rows, request["dtype"], request["limit"])
         return _read_fixed(dataset, member, rows, request["dtype"])
 
-    def _opened(self, key: str, files: Mapping[str, Known]) -> OpenSet:
+    def _opened(self, key: str, files: Mapping[str, Known], piped: Mapping[str, PipedFile]) -> OpenSet:
         if key not in self._open:
             # libhdf5 shares the state of a file between all its open handles, so close those that may be outdated.
             for old in [old for old, held in self._open.items() if held.disagrees(files)]:
                 self._open.pop(old).close()
             while self._open and (len(self._open) >= MAX_OPEN or self._held + len(files) > _MAX_FILES):
                 self._open.popitem(last=False)[1].close()
-            self._open[key] = OpenSet(files, self._plugins)
+            self._open[key] = OpenSet(files, self._plugins, piped)
         self._open.move_to_end(key)
         return self._open[key]
 
@@ -352,14 +431,14 @@ def main(memory_bytes: int, timeout: float) -> None:
     refuse_external_links()
     allow_many_files()
     answers = confine(memory_bytes)
-    reader = _Reader()
+    reader = _Reader(Pipe(answers, sys.stdin.fileno()))
     while (asked := _receive(sys.stdin.buffer)) is not None:
         # SIGALRM kills by default, whatever libhdf5 is doing.
         signal.setitimer(signal.ITIMER_REAL, timeout)
         try:
             content = [memoryview(b"D".ljust(KIND_BYTES)), *reader.answer(*asked)]
         except Exception as error:
-            problem = _reason(error, [path for path, _ in asked[0]["files"]])
+            problem = _reason(error, [path for path, *_ in asked[0]["files"]])
             assert problem.code in CLASS_BY_CODE
             content = [memoryview(b"E".ljust(KIND_BYTES) + json.dumps([problem.code, problem.detail]).encode())]
         write_frame(answers, *content)

@@ -3,9 +3,9 @@
 Runs only as a child process: a crafted file can crash libhdf5, hang it or exhaust its memory, and must not affect the
 server.
 
-Protocol: each line on standard input is a path as JSON, or the size of a file that `piped_file` reads, in a list if it
-reads exactly what libhdf5 does. Each response on standard output is a frame of an 8-byte little-endian length, a kind
-byte (``L`` layout, ``E`` error text) and the content. `inspector` is the other end.
+Protocol: each line on standard input is a path as JSON, or the size of a file that `piped_file` reads. Each response on
+standard output is a frame of an 8-byte little-endian length, a kind byte (``L`` layout, ``E`` error text) and the
+content. `inspector` is the other end.
 
 Each file is inspected in its own fork, see `answer_in_fork`.
 """
@@ -40,7 +40,7 @@ from .drivers import members_of
 from .guard import Guard, held
 from .h5py_reader import open_file
 from .libhdf5 import Plugins
-from .piped_file import PipedBytes, PipedFile
+from .piped_file import OBJECT, ExactFile, Pipe, PipedBytes, PipedFile
 from .text import decoded, json_bytes, reason_of
 
 MAX_ARRAYS = 20_000
@@ -57,9 +57,8 @@ _TELLING = ("pandas_type", "encoding-type", "MATLAB_sparse")
 _USED_LATE = (cv2, encodings.ascii, encodings.latin_1, encodings.raw_unicode_escape, encodings.utf_8, numpy.ma)
 """Modules that would otherwise be imported on first use, after `_seal`, when no file can be opened any more."""
 
-
-_PIPED = "the object"
-"""What errors call a file without a path."""
+_LEVELS = 8
+"""Levels of an index that are read ahead: all of them, because inspection needs the whole index."""
 
 
 def inspect_file(path: str, plugins: Plugins, seconds: float) -> FileLayout:
@@ -87,8 +86,8 @@ def inspect_piped(piped: PipedFile, plugins: Plugins, seconds: float) -> FileLay
     with h5py.File(piped, "r") as file:
         _seal()
         # If it is recorded what determines the layout, rows do not belong to that.
-        guard = Guard(None if piped.is_exact else PipedBytes(piped), seconds, is_remote=True)
-        return _Walk(file, _PIPED, Arrays(file, piped.size, (), plugins, guard)).layout()
+        guard = Guard(None if isinstance(piped, ExactFile) else PipedBytes(piped), seconds, is_remote=True)
+        return _Walk(file, OBJECT, Arrays(file, piped.size, (), plugins, guard)).layout()
 
 
 def _seal() -> None:
@@ -258,9 +257,10 @@ def main(memory_bytes: int, timeout: float) -> None:
     plugins = Plugins()
     while line := sys.stdin.buffer.readline():
         file = json.loads(line)
-        if not isinstance(file, str):
-            is_exact = isinstance(file, list)
-            file = PipedFile(file[0] if is_exact else file, answers, 0, is_exact=is_exact)
+        if isinstance(file, list):
+            file = ExactFile(Pipe(answers, 0), 0, file[0], OBJECT)
+        elif isinstance(file, int):
+            file = PipedFile(Pipe(answers, 0, _LEVELS), 0, file, OBJECT)
         if not answer_in_fork(
             lambda file=file: (_answer(file, plugins, timeout),),  # type: ignore[misc]
             lambda number: b"E" + _cause_of_death(number, timeout).encode(),
@@ -271,7 +271,7 @@ def main(memory_bytes: int, timeout: float) -> None:
 
 
 def _answer(file: str | PipedFile, plugins: Plugins, seconds: float) -> bytes:
-    path = file if isinstance(file, str) else _PIPED
+    path = file if isinstance(file, str) else OBJECT
     try:
         if isinstance(file, PipedFile):
             return b"L" + dump_layout(inspect_piped(file, plugins, seconds))

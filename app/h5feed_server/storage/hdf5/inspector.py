@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import stat
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 
 from h5feed.errors import FeedError, Overloaded, SourceUnavailable, Unreadable
 from h5feed.stored.layout import load_layout
-from h5feed.stored.local_file import is_away, refused
+from h5feed.stored.local_file import FileSource, is_away, refused
 
 from ..signatures import why_no_hdf5
-from .child import LENGTH, Child, IdleChildren
+from . import piping
+from .child import Child, IdleChildren
 from .drivers import members_of
-from .piped_file import RANGE, WANTED
 from .same_metadata import Recorder, SameMetadata
 from .text import says_away
 
@@ -26,9 +25,6 @@ MEMORY_BYTES = 2 << 30
 
 MAX_ANSWER_BYTES = 512 << 20
 """Bound on a layout: 32 bytes for each chunk, and the text, which takes up to six bytes a character, twice."""
-
-MAX_PART_BYTES = 4 << 20
-"""Bound on the bytes that a child asks for at once."""
 
 GRACE_SECONDS = 10.0
 """Added to the timeout, which the child enforces itself, before the child counts as hung."""
@@ -86,7 +82,7 @@ class Inspector:
                     raise Unreadable(problem)
                 # The other parts of a file are not among what is compared.
                 if members_of(path)[0] is not None:
-                    return self._layout(path, _never)
+                    return self._layout(path)
                 return self._layout_of_one(path, file.fileno())
         except OSError as error:
             if is_away(error) or isinstance(refused(error), Overloaded):
@@ -97,32 +93,30 @@ class Inspector:
         size = os.fstat(fd).st_size
         layout = self._same.find(fd, size)
         if layout is None:
-            layout = self._layout(path, _never)
+            layout = self._layout(path)
             self._same.learn(fd, size, layout, partial(self._recorded, size))
         return layout
 
     def _recorded(self, size: int, recorder: Recorder) -> bytes | None:
         """The layout of a file of which all that is read is recorded; None if it cannot be inspected like that."""
         try:
-            return self._layout([size], recorder.read)
+            return self._layout([size], read=recorder.read)
         except FeedError:
             return None
 
-    def inspect_remote(self, size: int, read: Callable[[int, int], bytes | memoryview]) -> bytes:
-        """Same as `inspect`, for a file that the child does not reach.
+    def inspect_remote(self, file: FileSource) -> bytes:
+        """Same as `inspect`, for a file of a store. Errors that reading it raises end the inspection."""
+        assert file.remote_bytes is not None
+        return self._layout(file.remote_bytes, (file,))
 
-        Parameters
-        ----------
-        size : int
-            Bytes of the file.
-        read : callable
-            ``read(offset, nbytes)`` returns that part of it. An error that it raises ends the inspection.
-        """
-        return self._layout(size, read)
-
-    def _layout(self, file: _Request, read: Callable[[int, int], bytes | memoryview]) -> bytes:
+    def _layout(
+        self,
+        file: _Request,
+        sources: Sequence[FileSource] = (),
+        read: Callable[[int, int], bytes] | None = None,
+    ) -> bytes:
         try:
-            answer = self._ask(file, read)
+            answer = self._ask(file, sources, read)
         except TimeoutError:
             raise Unreadable(f"inspecting it took more than {self._timeout:g} s (H5FEED_INSPECT_TIMEOUT)") from None
         except (OSError, EOFError):
@@ -145,13 +139,16 @@ class Inspector:
         except OSError as error:
             raise Overloaded(f"cannot start an inspector: {error.strerror}", retry_after=1) from None
 
-    def _ask(self, file: _Request, read: Callable[[int, int], bytes | memoryview]) -> memoryview:
+    def _ask(
+        self, file: _Request, sources: Sequence[FileSource], read: Callable[[int, int], bytes] | None
+    ) -> memoryview:
         """Return a child's response. A child that has died is replaced once."""
         for attempt in (1, 2):
             child, rests = self._children.take()
             try:
                 child = child or self._start()
-                answer = self._answer(child, json.dumps(file).encode() + b"\n", read)
+                request = json.dumps(file).encode() + b"\n"
+                answer = piping.ask(child, request, self._timeout + GRACE_SECONDS, sources, read=read)
             except FeedError:
                 if child is not None:
                     child.end()
@@ -170,18 +167,3 @@ class Inspector:
                 self._children.put_back(child, rests)
             return answer
         raise EOFError
-
-    def _answer(self, child: Child, request: bytes, read: Callable[[int, int], bytes | memoryview]) -> memoryview:
-        until = time.monotonic() + self._timeout + GRACE_SECONDS
-        answer = child.ask(request, self._timeout + GRACE_SECONDS)
-        while answer[:1] == WANTED:
-            offset, nbytes = RANGE.unpack(answer[1:])
-            if nbytes > MAX_PART_BYTES:
-                raise EOFError
-            part = read(offset, nbytes)
-            answer = child.ask(LENGTH.pack(len(part)) + part, max(0.0, until - time.monotonic()))
-        return answer
-
-
-def _never(offset: int, nbytes: int) -> bytes:
-    raise EOFError

@@ -10,9 +10,10 @@ from functools import cache
 from typing import Any
 
 import h5py
+import numpy.typing as npt
 from h5feed.stored.codecs import DECODERS, undo_filter
 from h5feed.stored.layout import Filter
-from h5py import h5d, h5p, h5z
+from h5py import h5d, h5p, h5s, h5t, h5z
 
 EXTENSIBLE_ARRAY = 4
 """H5D_CHUNK_IDX_EARRAY: the chunk index of arrays with one unlimited axis."""
@@ -59,6 +60,10 @@ for _name, _arguments, _result in (
     ("H5Pget", (_id, ctypes.c_char_p, ctypes.c_void_p), ctypes.c_int),
     ("H5Zregister", (ctypes.c_void_p,), ctypes.c_int),
     ("H5Lregister", (ctypes.c_void_p,), ctypes.c_int),
+    ("H5Sselect_project_intersection", (_id, _id, _id), _id),
+    ("H5Sselect_copy", (_id, _id), ctypes.c_int),
+    ("H5Pget_fill_value", (_id, _id, ctypes.c_void_p), ctypes.c_int),
+    ("H5Dfill", (ctypes.c_void_p, _id, ctypes.c_void_p, _id, _id), ctypes.c_int),
     ("H5allocate_memory", (_size, ctypes.c_bool), ctypes.c_void_p),
     ("H5free_memory", (ctypes.c_void_p,), ctypes.c_int),
 ):
@@ -84,6 +89,39 @@ def chunk_index(dataset: h5d.DatasetID) -> int:
     """HDF5's number of the type of an array's chunk index; -1 if it is not available."""
     kind = ctypes.c_int(-1)
     return kind.value if _lib.H5Dget_chunk_index_type(dataset.id, kind) >= 0 else -1
+
+
+def intersection_of(here: h5s.SpaceID, there: h5s.SpaceID, wanted: h5s.SpaceID) -> h5s.SpaceID:
+    """The part of the selection `there` that belongs to what is selected both `here` and in `wanted`.
+
+    Parameters
+    ----------
+    here, there : h5s.SpaceID
+        Selections of as many elements, which belong to each other in this order.
+    wanted : h5s.SpaceID
+        A selection in the same space as `here`.
+    """
+    made = _lib.H5Sselect_project_intersection(here.id, there.id, wanted.id)
+    if made < 0:
+        raise ValueError("libhdf5 cannot project a selection")
+    return h5s.SpaceID(made)
+
+
+def same_selection(selected: h5s.SpaceID, space: h5s.SpaceID) -> h5s.SpaceID:
+    """Select in a space what is selected in another one; returns it."""
+    if _lib.H5Sselect_copy(space.id, selected.id) < 0:
+        raise ValueError("libhdf5 cannot copy a selection")
+    return space
+
+
+def fill_selected(properties: h5p.PropDCID, kind: h5t.TypeID, target: npt.NDArray[Any], places: h5s.SpaceID) -> None:
+    """Write the fill value of an array to what is selected of `target`, of which the elements are of a type."""
+    value = ctypes.create_string_buffer(kind.get_size())
+    is_defined = properties.fill_value_defined() != h5d.FILL_VALUE_UNDEFINED
+    if is_defined and _lib.H5Pget_fill_value(properties.id, kind.id, value) < 0:
+        raise ValueError("libhdf5 cannot read the fill value")
+    if _lib.H5Dfill(value, kind.id, target.ctypes.data, kind.id, places.id) < 0:
+        raise ValueError("libhdf5 cannot write the fill value")
 
 
 def unknown_properties(properties: h5p.PropDCID) -> list[str]:

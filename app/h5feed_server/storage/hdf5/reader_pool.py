@@ -16,6 +16,7 @@ from h5feed.errors import CLASS_BY_CODE, DatasetCorrupt, FeedError, Overloaded, 
 from h5feed.stored.layout import ArrayLayout
 from h5feed.stored.local_file import FileSource, Identity, changed, refused
 
+from . import piping
 from .child import KIND_BYTES, LENGTH
 from .children import Children
 
@@ -116,7 +117,7 @@ class ReaderPool:
 
     def _answer(self, files: Sequence[FileSource], array: ArrayLayout, rows: Int64s) -> Bytes:
         about = {
-            "files": [[file.path, [*file.identity, file.digest.hex()]] for file in files],
+            "files": piping.files_for(files),
             "path": array.table,
             "member": array.member,
             "dtype": array.dtype,
@@ -131,20 +132,23 @@ class ReaderPool:
             if self._crashes.get(name, 0) >= CRASHES:
                 raise DatasetCorrupt(f"reading these rows of {array.path!r} has crashed HDF5 {CRASHES} times")
         _check_unchanged(files)
-        answer = self._ask(request, name, array.path)
+        answer = self._ask(files, request, name, array.path)
         content: Bytes = np.frombuffer(answer, np.uint8)
         return content[KIND_BYTES:]
 
-    def _ask(self, request: bytes, name: bytes, path: str) -> memoryview:
+    def _ask(self, files: Sequence[FileSource], request: bytes, name: bytes, path: str) -> memoryview:
         began = time.monotonic()
         try:
             with self._children.lent() as child:
                 began = time.monotonic()
-                answer = child.ask(request, self._timeout + _GRACE_SECONDS)
+                answer = piping.ask(child, request, self._timeout + _GRACE_SECONDS, files)
                 error = _refusal(answer, path)
                 if isinstance(error, DatasetCorrupt):
                     # End the reader: libhdf5 may have corrupted its memory before it reported the error.
                     raise error
+        except FeedError:
+            # Some are also an OSError.
+            raise
         except (OSError, EOFError) as failure:
             if isinstance(failure, TimeoutError) or time.monotonic() - began >= self._timeout:
                 raise ReadTimeout(f"reading {path!r} took more than {self._timeout:g} s") from None
@@ -170,6 +174,9 @@ def _refusal(answer: memoryview, path: str) -> FeedError | None:
 def _check_unchanged(files: Sequence[FileSource]) -> None:
     """Raise if a file has changed. By path, because the reader opens files itself; it checks again after reading."""
     for file in files:
+        if file.remote_bytes is not None:
+            # Each of its blocks is checked.
+            continue
         try:
             now = Identity.of(os.stat(file.path))
         except OSError as error:

@@ -40,6 +40,7 @@ class ObjectFile(FileSource):
         super().__init__(path, identity, stored.digest(store.place))
         self.store = store
         self.object = stored
+        self.remote_bytes = stored.size
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[int]:
