@@ -38,7 +38,9 @@ class ObjectFolder:
         kept = settings.store_cache_bytes
         cache = RangeCache(settings.cache_dir / "ranges", kept) if kept else None
         self._store = ObjectStore(settings.store, settings.read_timeout * _TIMEOUT_SHARE, cache)
-        self._listing = Listing(self._store, settings.data_dir, only, ALL_SUFFIXES, settings.listing_seconds)
+        self._listing = Listing(
+            self._store, settings.data_dir, only, ALL_SUFFIXES, settings.listing_seconds, settings.digest_limit
+        )
 
     def close(self) -> None:
         """Stop listing, and give up what is being fetched."""
