@@ -167,7 +167,8 @@ class Uploads:
         replace : bool
             Whether it may replace an object.
         on_sent : callable
-            Called with the number of bytes that have been given to the network so far, several times a second.
+            Called with the number of bytes that have been given to the network so far, several times a second
+            and at the end.
 
         Raises
         ------
@@ -323,7 +324,9 @@ def _wait(future: Future[Any], sending: _Sending, seconds: float, on_sent: Calla
         sending.given_up.set()
         futures.wait([future], _ABORT_SECONDS)
         raise
-    return future.result()
+    result = future.result()
+    on_sent(sending.sent)
+    return result
 
 
 def _no_bucket() -> Unreadable:
