@@ -53,8 +53,9 @@ class StoreProcess:
         Begins it; ``{port}`` stands for the port.
     """
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, environment: dict[str, str] | None = None) -> None:
         self._command = command
+        self._environment = environment or {}
         self.port = free_port()
         self.start()
 
@@ -63,7 +64,10 @@ class StoreProcess:
         # Of this environment, unless it is a path.
         program = str(Path(sys.executable).parent / command[0])
         self._process = subprocess.Popen(
-            [program, *command[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ}
+            [program, *command[1:]],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **self._environment},
         )
         wait_until(self._answers)
 
@@ -124,6 +128,15 @@ def served_from(source: str, folder: Path, scratch: Path, *options: str, **envir
         store.stop()
 
 
+def writable(folder: Path) -> StoreProcess:
+    """The subfolders of a folder as buckets that can be written to; ignores conditions. The metadata of the objects are
+    in hidden folders, and the parts of unfinished uploads in ``.nanio/multipart``.
+    """
+    keys = {"NANIO_ACCESS_KEY": KEY, "NANIO_SECRET_KEY": SECRET}
+    options = ("--host", "127.0.0.1", "--port", "{port}", "--region", REGION)
+    return StoreProcess("nanio", "serve", "--data-dir", str(folder), *options, environment=keys)
+
+
 def copy_files(folder: Path, target: Path) -> None:
     """What a bucket can hold of a folder: the files, but neither links nor pipes, and no hidden ones."""
     for path in folder.rglob("*"):
@@ -140,6 +153,7 @@ def browse_folder(folder: Path) -> StoreProcess:
 
 Answer = tuple[int, dict[str, str], bytes]
 Behaviour = Callable[[str, str | None, Callable[[], Answer]], Answer]
+WriteBehaviour = Callable[[str, str, Callable[[], Answer]], Answer | None]
 
 
 def honest(path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
@@ -147,30 +161,51 @@ def honest(path: str, ranged: str | None, ask: Callable[[], Answer]) -> Answer:
     return ask()
 
 
+def obedient(method: str, path: str, ask: Callable[[], Answer]) -> Answer | None:
+    """Pass every write on."""
+    return ask()
+
+
 class StoreProxy:
     """Stands in front of a store.
+
+    Parameters
+    ----------
+    store : StoreProcess
+    folder : Path
+        Whose subfolders are its buckets: needed for `conditional` writes.
 
     Attributes
     ----------
     behave : callable
         ``behave(path, ranged, ask)`` returns the answer to a GET, which is the store's if it calls `ask`. `ranged` is
         the value of the header ``Range``.
+    behave_written : callable
+        ``behave_written(method, path, ask)`` does the same for PUT, POST and DELETE. None closes the connection instead
+        of an answer.
+    writes : list of (str, str, int)
+        Method, path and bytes of each of these requests.
     ranges : int
         Number of answered requests for ranges.
     nbytes : int
         Bytes of these answers.
+    heads, lists : int
+        Number of requests for metadata, and for listings.
     conditional : bool
-        Whether to heed the header ``If-Match``, which the store ignores.
+        Whether to heed the headers ``If-Match`` and ``If-None-Match: *``, which the store ignores.
     hides : frozenset of str
         Headers, in lower case, that the store does not get to see.
     """
 
-    def __init__(self, store: StoreProcess) -> None:
+    def __init__(self, store: StoreProcess, folder: Path = Path()) -> None:
         self._store = store
+        self.folder = folder
         self.behave: Behaviour = honest
+        self.behave_written: WriteBehaviour = obedient
+        self.writes: list[tuple[str, str, int]] = []
         self.conditional = False
         self.hides: frozenset[str] = frozenset()
-        self.ranges = self.nbytes = 0
+        self.ranges = self.nbytes = self.heads = self.lists = 0
         self._lock = threading.Lock()
         proxy = self
 
@@ -184,6 +219,9 @@ class StoreProxy:
                     with proxy._lock:
                         proxy.ranges += 1
                         proxy.nbytes += len(body)
+                with proxy._lock:
+                    proxy.heads += self.command == "HEAD"
+                    proxy.lists += "list-type=" in self.path
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
@@ -194,11 +232,35 @@ class StoreProxy:
 
             do_HEAD = do_GET  # noqa: N815
 
-            def _ask(self) -> Answer:
+            def do_PUT(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                with proxy._lock:
+                    proxy.writes.append((self.command, self.path, len(body)))
+                answer = proxy.behave_written(self.command, self.path, lambda: self._ask(body))
+                if answer is None:
+                    self.close_connection = True
+                    return
+                status, headers, content = answer
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_POST = do_DELETE = do_PUT  # noqa: N815
+
+            def _exists(self) -> bool:
+                # The store compares no signatures of another method.
+                return (proxy.folder / self.path.partition("?")[0].lstrip("/")).is_file()
+
+            def _ask(self, sent: bytes | None = None) -> Answer:
+                wanted = self.headers.get("If-None-Match")
+                if proxy.conditional and wanted == "*" and self._exists():
+                    return 412, {"content-length": "0"}, b""
                 connection = http.client.HTTPConnection("127.0.0.1", proxy._store.port, timeout=60)
                 # With the host that was signed.
                 shown = {name: value for name, value in self.headers.items() if name.lower() not in proxy.hides}
-                connection.request(self.command, self.path, headers=shown)
+                connection.request(self.command, self.path, body=sent, headers=shown)
                 answer = connection.getresponse()
                 body = answer.read()
                 connection.close()

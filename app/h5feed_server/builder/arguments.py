@@ -26,6 +26,8 @@ examples:
   h5feed-server build old.h5 -o new.h5 --compression zstd        chunks of one row, for shuffled batches
   h5feed-server build pets/ -o pets.h5 --config build.toml       options from a file: size = 224, val = 0.1
   h5feed-server build /nfs/pets -o /nfs/pets.h5 --shards 64 --ray auto    on all nodes of a Ray cluster
+  h5feed-server build pets/ -o s3://bucket/data/pets.h5 --shards 8    build on the local disk, and upload
+  h5feed-server build s3://bucket/pets -o pets.h5                images in an object store; also archives and tables
 
 To resume an interrupted build, run the same command again. The exit code is 3 if parts of the source were left out.
 They are printed with the reasons, and listed in OUT.left-out.tsv. To get exit code 0 instead, pass --allow-missing.
@@ -41,8 +43,10 @@ def add_build(commands: Any) -> None:
         "splits, file names, image sizes and digests.",
         epilog=EXAMPLES,
     )
-    parser.add_argument("source", metavar="SOURCE", type=Path)
-    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the file to build")
+    parser.add_argument("source", metavar="SOURCE", help="path or URL of an object store: see below")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", required=True, help="the file to build, or its URL in an object store"
+    )
     parser.add_argument(
         "--config", metavar="TOML", type=Path, help="file with options; the command line takes precedence"
     )
@@ -153,6 +157,12 @@ def _add_stored(stored: argparse._ArgumentGroup) -> None:
     )
     stored.add_argument(
         "--overwrite", action="store_const", const=True, help="replace OUT once the new file is complete"
+    )
+    stored.add_argument(
+        "--scratch",
+        metavar="DIR",
+        type=Path,
+        help="folder for files to upload, and for copies of a source in an object store (default: in the cache folder)",
     )
     stored.add_argument("--threads", metavar="N", type=int, help="number of threads (default: number of cores)")
 

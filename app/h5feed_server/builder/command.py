@@ -54,6 +54,16 @@ _OPTION = re.compile(
 )
 """Names of options: before a value, and those that are no words of the language."""
 
+_PHASES = {
+    "fetch": "copying the source",
+    "rows": "reading rows",
+    "layout": "writing the final layout",
+    "check": "checking the files",
+    "upload": "uploading",
+}
+
+_IN_BYTES = ("fetch", "check", "upload")
+
 _SHOWN = 10
 """Rows that are left out, and classes, that are listed."""
 
@@ -114,10 +124,10 @@ def _in_flags(said: str) -> str:
 
 
 class _Rate(ProgressColumn):
-    """Rows per second."""
+    """Rows or megabytes per second."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} rows/s" if task.speed else "", style="progress.data.speed")
+        return Text(f"{task.speed:,.0f} {task.fields['unit']}/s" if task.speed else "", style="progress.data.speed")
 
 
 class _Shown:
@@ -148,11 +158,19 @@ class _Shown:
             self._bar.stop()
 
     def __call__(self, progress: Progress) -> None:
-        what = "reading rows" if progress.phase == "rows" else "writing the final layout"
+        what = _PHASES[progress.phase]
         size = f"{progress.written / 1e6:,.0f} MB"
+        if progress.phase in _IN_BYTES:
+            # Whole megabytes are counted like rows.
+            progress = Progress(progress.phase, progress.rows // 10**6, -(-progress.total // 10**6), progress.written)
+            unit = "MB"
+        else:
+            unit = "rows"
         if self._bar is not None:
             if progress.phase != self._phase:
-                self._task = self._bar.add_task(what, total=progress.total, completed=progress.rows, size=size)
+                self._task = self._bar.add_task(
+                    what, total=progress.total, completed=progress.rows, size=size, unit=unit
+                )
             self._bar.update(self._task, completed=progress.rows, size=size)
             self._phase = progress.phase
             return
@@ -165,7 +183,7 @@ class _Shown:
             left = (progress.total - progress.rows) / rate if rate else 0
             self._last = (now, progress.rows)
             self._console.print(
-                f"{what}: {progress.rows:,} of {progress.total:,}, {rate:,.0f} rows/s, {size}, {left:,.0f} s left"
+                f"{what}: {progress.rows:,} of {progress.total:,}, {rate:,.0f} {unit}/s, {size}, {left:,.0f} s left"
             )
 
 
@@ -174,9 +192,8 @@ def print_preview(previewed: Preview, console: Console) -> None:
     for spec in previewed.fields:
         shape = "×".join(map(str, spec.shape)) or "one"
         console.print(f"{spec.name}: {sum(previewed.rows.values()):,} rows of {shape} {spec.dtype}")
-    console.print(
-        f"files: {', '.join(str(path) for path in previewed.files[:3])}{' …' if len(previewed.files) > 3 else ''}"
-    )
+    files = previewed.urls or tuple(map(str, previewed.files))
+    console.print(f"files: {', '.join(files[:3])}{' …' if len(files) > 3 else ''}")
     console.print(f"size: {_size(previewed.nbytes)}; time: about {_duration(previewed.seconds)}")
     _print_splits(previewed.rows, previewed.classes, console)
     if previewed.method:
@@ -207,7 +224,8 @@ def _print_report(report: Report, console: Console) -> None:
     rows = sum(report.rows.values())
     _print_notes(report.left_out, report.notes, console)
     splits = ", ".join(f"{count:,} {split}" for split, count in report.rows.items() if split)
-    where = str(report.files[0]) + (f" and {len(report.files) - 1} more" if len(report.files) > 1 else "")
+    files = report.urls or tuple(map(str, report.files))
+    where = files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else "")
     resumed = f", {report.resumed:,} of them by an earlier run" if report.resumed else ""
     console.print(
         f"built {where}: {rows:,} rows{f' ({splits})' if splits else ''}{resumed}, {_size(report.nbytes)}, "

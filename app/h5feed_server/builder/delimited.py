@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,13 +32,21 @@ from .table_columns import (
 from .table_file import Table
 from .table_roles import PIXEL_NAMES, Roles
 
+if TYPE_CHECKING:
+    from .store_files import StoreFiles
+
 _SEPARATORS = re.compile(r"[ ,;]+")
 _BLOCK_VALUES = 1 << 18
 _PROBED_ROWS = 200
 
 
-def delimited(path: Path, options: BuildOptions) -> ImageSource | DelimitedSource:
+def delimited(path: Path, options: BuildOptions, files: StoreFiles | None = None) -> ImageSource | DelimitedSource:
     """A source from a CSV or TSV file.
+
+    Parameters
+    ----------
+    files : StoreFiles, optional
+        What the files beside it stand for.
 
     Raises
     ------
@@ -54,7 +62,7 @@ def delimited(path: Path, options: BuildOptions) -> ImageSource | DelimitedSourc
         raise Unreadable(f"{path.name} has no rows")
     said.settle(read)
     if said.image is not None:
-        return _listed_images(table, said, read, options)
+        return _listed_images(table, said, read, options, files)
     return DelimitedSource(table, said, read, options)
 
 
@@ -197,7 +205,9 @@ class DelimitedSource:
         return np.dtype("float64" if wide else "float32")
 
 
-def _listed_images(table: Table, said: Roles, read: Read, options: BuildOptions) -> ImageSource:
+def _listed_images(
+    table: Table, said: Roles, read: Read, options: BuildOptions, files: StoreFiles | None
+) -> ImageSource:
     assert said.image is not None
     values = read.texts[said.image]
     place = said.place(values)
@@ -211,7 +221,7 @@ def _listed_images(table: Table, said: Roles, read: Read, options: BuildOptions)
     names = [path if path is not None else value for path, value in zip(place.paths, values, strict=True)]
     splits = said.splits(read)
     columns, label = said.columns(read)
-    members = ListedFiles(place, names)
+    members = ListedFiles(place, names, files)
     members.listing.left_out = read.left_out
     notes = [*([place.said] if place.said else []), *said.notes]
     return ImageSource(members, range(len(values)), names, columns, label, splits, options, notes)

@@ -16,12 +16,12 @@ import numpy.typing as npt
 from h5feed.errors import Unreadable
 
 from .hdf5_writer import Packing
-from .opening import open_source
 from .options import BuildOptions, Compression
-from .plan import check_output, column_bytes, counts_per_class, make_plan
+from .plan import column_bytes, counts_per_class, make_plan
 from .report import lost_classes
 from .run import wanted_rows
 from .source import Block, FieldSpec, Source
+from .workplace import Workplace
 
 _SAMPLE_ROWS = 64
 _SAMPLE_BYTES = 64 << 20
@@ -59,6 +59,8 @@ class Preview:
     seconds : float
         That it would take, from the sample.
     tried : tuple of Tried
+    urls : tuple of str
+        Of the objects, if the output is in an object store.
     """
 
     rows: dict[str, int]
@@ -71,6 +73,7 @@ class Preview:
     left_out: dict[str, str]
     notes: tuple[str, ...]
     method: str | None
+    urls: tuple[str, ...] = ()
 
     @property
     def advice(self) -> str:
@@ -95,8 +98,11 @@ def preview(source: str | Path, output: str | Path, options: BuildOptions | None
     BadParameter, SplitImpossible, Unreadable
     """
     options = options or BuildOptions()
-    where = check_output(Path(output), options)
-    with closing(open_source(Path(source), options)) as opened:
+    with (
+        Workplace(source, output, options, lambda progress: None, is_preview=True) as place,
+        closing(place.open_source(options)) as opened,
+    ):
+        where = place.output
         wanted = wanted_rows(opened, options)
         plan = make_plan(opened, options, where, wanted)
         blocks, seconds = _sample(opened, np.flatnonzero(wanted), options)
@@ -109,7 +115,7 @@ def preview(source: str | Path, output: str | Path, options: BuildOptions | None
         share = next((one.share for one in tried if one.compression == options.compression), 1.0)
         raw = plan.rows * sum(spec.row_bytes for spec in opened.fields)
         sampled = sum(len(block.rows) for block in blocks)
-        notes = [*opened.notes, *plan.notes, *lost_classes(opened, plan)]
+        notes = [*map(place.in_words, opened.notes), *plan.notes, *lost_classes(opened, plan)]
         if opened.may_break and sampled < int(wanted.sum()) + len(broken_rows):
             notes.append(f"{sampled:,} rows were tried: some of the others may be broken, and would be left out")
         classes = {}
@@ -127,6 +133,7 @@ def preview(source: str | Path, output: str | Path, options: BuildOptions | None
             {**opened.left_out, **broken},
             tuple(notes),
             plan.method,
+            () if place.store is None else tuple(map(place.store.url, plan.files)),
         )
 
 

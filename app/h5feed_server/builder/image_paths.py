@@ -13,12 +13,16 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from h5feed.errors import BadParameter, Unreadable
 
 from .image_spec import SUFFIXES
 from .members import MAX_MEMBER_BYTES, BrokenMember, Everywhere, Listing, Member
 from .options import BuildOptions
+
+if TYPE_CHECKING:
+    from .store_files import StoreFiles
 
 _MAX_LISTED = 1 << 23
 """Files below the folder of a table that are looked at."""
@@ -165,8 +169,8 @@ class ImageFolder:
 class ListedFiles(Everywhere):
     """Files by path below a folder."""
 
-    def __init__(self, place: Place, names: Sequence[str]) -> None:
-        self._root = place.root
+    def __init__(self, place: Place, names: Sequence[str], files: StoreFiles | None = None) -> None:
+        self._root, self._files = place.root, files
         self.listing = Listing()
         for path, name in zip(place.paths, names, strict=True):
             member = Member(name, 0, "missing")
@@ -178,12 +182,19 @@ class ListedFiles(Everywhere):
                     member = Member(path, 0, "missing")
             self.listing.members.append(member)
 
+    def begin(self, indices: Sequence[int]) -> None:
+        if self._files is not None:
+            listed = (self.listing.members[index] for index in indices)
+            self._files.begin(self._root / one.name for one in listed if one.size <= MAX_MEMBER_BYTES)
+
     def read(self, index: int) -> bytes:
         member = self.listing.members[index]
         if member.stamp == "missing":
             raise BrokenMember("there is no such file")
         if member.size > MAX_MEMBER_BYTES:
             raise BrokenMember(f"it has {member.size} bytes, more than the limit of {MAX_MEMBER_BYTES}")
+        if self._files is not None and (content := self._files.read(self._root / member.name)) is not None:
+            return content
         try:
             return (self._root / member.name).read_bytes()
         except OSError as error:

@@ -140,6 +140,7 @@ class ImageSource:
             except BrokenMember as error:
                 return error
 
+        self._members.begin([self._chosen[row] for row in rows.tolist()])
         return lambda: self._decode(rows, (read(row) for row in rows.tolist()))
 
     def _decoding(self, rows: npt.NDArray[np.int64], contents: list[bytes | BrokenMember]) -> Work:

@@ -16,9 +16,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from h5feed.errors import Unreadable
+
+if TYPE_CHECKING:
+    from .store_files import StoreFiles
 
 MAX_MEMBER_BYTES = 256 << 20
 """Of one file, unpacked: no image that anybody trains on is larger."""
@@ -30,6 +33,9 @@ RATIO_FREE_BYTES = 1 << 20
 
 _DEFLATE_RATIO = 1100
 """A little more than deflate can reach: what is said to be more lies."""
+
+_BEGUN = 16
+"""Files that are read one after the other, of which the next ones are prepared together."""
 
 TAR_SUFFIXES = (".tar",)
 PACKED_TAR_SUFFIXES = (".tar.gz", ".tgz")
@@ -76,6 +82,9 @@ class Members(Protocol):
     def anywhere(self) -> bool:
         """Whether `read` works from any thread; if not, only `stream` does."""
 
+    def begin(self, indices: Sequence[int]) -> None:
+        """Prepare to read these files soon."""
+
     def read(self, index: int) -> bytes:
         """The whole file."""
 
@@ -85,8 +94,13 @@ class Members(Protocol):
     def close(self) -> None: ...
 
 
-def open_members(source: Path) -> Members:
+def open_members(source: Path, files: StoreFiles | None = None) -> Members:
     """The files of a folder or archive.
+
+    Parameters
+    ----------
+    files : StoreFiles, optional
+        What the files of a folder stand for.
 
     Raises
     ------
@@ -95,7 +109,7 @@ def open_members(source: Path) -> Members:
     name = source.name.lower()
     try:
         if source.is_dir():
-            return FolderMembers(source)
+            return FolderMembers(source, files)
         if name.endswith(PACKED_TAR_SUFFIXES):
             return PackedTarMembers(source)
         if name.endswith(TAR_SUFFIXES):
@@ -134,11 +148,16 @@ class Everywhere:
     def anywhere(self) -> bool:
         return True
 
+    def begin(self, indices: Sequence[int]) -> None:
+        """Local files need no preparation."""
+
     def read(self, index: int) -> bytes:
         raise NotImplementedError
 
     def stream(self, wanted: Sequence[int]) -> Iterator[tuple[int, bytes | BrokenMember]]:
-        for index in wanted:
+        for place, index in enumerate(wanted):
+            if place % _BEGUN == 0:
+                self.begin(wanted[place : place + _BEGUN])
             try:
                 yield index, self.read(index)
             except BrokenMember as error:
@@ -148,14 +167,14 @@ class Everywhere:
 class FolderMembers(Everywhere):
     """Files below a folder, sorted by name; links to folders are not followed."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, files: StoreFiles | None = None) -> None:
+        self._root, self._files = root, files
         self.listing = Listing()
-        for folder, folders, files in os.walk(root):
+        for folder, folders, names in os.walk(root):
             folders[:] = sorted(item for item in folders if not _is_hidden(item))
             relative = os.path.relpath(folder, root).replace(os.sep, "/")
             self.listing.folders.update(item if relative == "." else f"{relative}/{item}" for item in folders)
-            for file in files:
+            for file in names:
                 name = file if relative == "." else f"{relative}/{file}"
                 if not _is_hidden(file):
                     self._add(name, os.path.join(folder, file))
@@ -174,8 +193,14 @@ class FolderMembers(Everywhere):
         else:
             self.listing.members.append(Member(name, status.st_size, f"{status.st_size} {status.st_mtime_ns}"))
 
+    def begin(self, indices: Sequence[int]) -> None:
+        if self._files is not None:
+            self._files.begin(self._root / self.listing.members[index].name for index in indices)
+
     def read(self, index: int) -> bytes:
         member = self.listing.members[index]
+        if self._files is not None and (content := self._files.read(self._root / member.name)) is not None:
+            return content
         try:
             with open(self._root / member.name, "rb", buffering=0) as stream:
                 # Asking for the most that is allowed would allocate that much for each file.
@@ -299,6 +324,9 @@ class PackedTarMembers:
     @property
     def anywhere(self) -> bool:
         return False
+
+    def begin(self, indices: Sequence[int]) -> None:
+        """They are read in order."""
 
     def read(self, index: int) -> bytes:
         raise NotImplementedError

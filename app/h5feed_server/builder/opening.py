@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 from h5feed.errors import Unreadable
@@ -20,14 +21,22 @@ from .source import Source
 from .table_file import TABLE_SUFFIXES
 from .webdataset import is_webdataset, webdataset
 
+if TYPE_CHECKING:
+    from .store_files import StoreFiles
+
 _KNOWN = (
     "use a folder, .zip, .tar or .tar.gz of images, or a .csv, .tsv, .npz, .npy, IDX (train-images-idx3-ubyte), "
     ".parquet, .arrow or HDF5 file"
 )
 
 
-def open_source(path: Path, options: BuildOptions) -> Source:
+def open_source(path: Path, options: BuildOptions, files: StoreFiles | None = None) -> Source:
     """The source at `path`.
+
+    Parameters
+    ----------
+    files : StoreFiles, optional
+        What the files there stand for, if they are those of an object store.
 
     Raises
     ------
@@ -37,24 +46,24 @@ def open_source(path: Path, options: BuildOptions) -> Source:
         raise Unreadable(f"{path} does not exist")
     name = path.name.lower()
     if name.endswith(TABLE_SUFFIXES):
-        return delimited(path, options)
+        return delimited(path, options, files)
     if name.endswith((".npz", ".npy")):
         return numpy_arrays(path, options)
     if IDX_NAME.match(path.name):
         return idx_arrays(path, options)
     if path.is_dir():
-        files = [item.name for item in path.iterdir()]
-        if any(IDX_NAME.match(file) for file in files):
+        top = [item.name for item in path.iterdir()]
+        if any(IDX_NAME.match(file) for file in top):
             return idx_arrays(path, options)
-        if any(file.endswith(".npy") for file in files):
+        if any(file.endswith(".npy") for file in top):
             return numpy_arrays(path, options)
         if any(name.endswith(PARQUET_SUFFIXES) for _, _, names in os.walk(path) for name in names):
             return parquet_rows(path, options)
-        return _of_members(path, options)
+        return _of_members(path, options, files)
     if name.endswith(PARQUET_SUFFIXES):
         return parquet_rows(path, options)
     if name.endswith((".zip", *TAR_SUFFIXES, *PACKED_TAR_SUFFIXES)):
-        return _of_members(path, options)
+        return _of_members(path, options, files)
     if h5py.is_hdf5(path):
         from .catalogued import catalogued
 
@@ -67,8 +76,8 @@ def open_source(path: Path, options: BuildOptions) -> Source:
     raise Unreadable(f"{path} {what}")
 
 
-def _of_members(path: Path, options: BuildOptions) -> Source:
-    members = open_members(path)
+def _of_members(path: Path, options: BuildOptions, files: StoreFiles | None) -> Source:
+    members = open_members(path, files)
     try:
         if is_cifar(members):
             return cifar(members, options)

@@ -94,6 +94,9 @@ class BuildOptions:
         Whether a file that is there may be replaced, once the new one is whole.
     threads : int or None
         Default: all cores.
+    scratch : Path or None
+        Folder for what is built before it is uploaded to an object store, and for copies of a source in one. Default:
+        ``builds`` in the cache folder.
     """
 
     size: tuple[int, int] = (256, 256)
@@ -128,6 +131,7 @@ class BuildOptions:
     allow_missing: bool = False
     overwrite: bool = False
     threads: int | None = None
+    scratch: Path | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", parse_size(self.size))
@@ -212,7 +216,7 @@ class BuildOptions:
     def about(self) -> dict[str, Any]:
         """The options that affect the bytes of the output."""
         kept = {item.name: getattr(self, item.name) for item in fields(self)}
-        for name in ("strict", "allow_missing", "overwrite", "threads", "mean_json"):
+        for name in ("strict", "allow_missing", "overwrite", "threads", "mean_json", "scratch"):
             del kept[name]
         kept["image_dir"] = None if self.image_dir is None else str(self.image_dir)
         return {**kept, "size": list(self.size), "rename": dict(self.rename or {})}
@@ -266,7 +270,7 @@ def read_options(path: Path) -> dict[str, Any]:
         wanted = (int, float) if hints[name] is float else _types(hints[name])
         if name != "size" and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
             raise BadParameter(f"{path}: {key} = {value!r} has the wrong type")
-        options[name] = Path(value) if name in ("mean_json", "image_dir") else value
+        options[name] = Path(value) if name in ("mean_json", "image_dir", "scratch") else value
     return options
 
 

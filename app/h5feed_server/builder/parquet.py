@@ -148,6 +148,9 @@ class _ImageColumn:
     def anywhere(self) -> bool:
         return False
 
+    def begin(self, indices: Sequence[int]) -> None:
+        """They are read in order."""
+
     def read(self, index: int) -> bytes:
         raise NotImplementedError
 

@@ -13,9 +13,10 @@ class Progress:
     Attributes
     ----------
     phase : str
-        ``rows``: made and written; ``layout``: put into their final layout.
+        ``rows``: made and written; ``layout``: put into their final layout. Of object stores: ``fetch``, what is copied
+        of the source; ``check`` and ``upload`` of the finished files.
     rows, total : int
-        Finished, with those of an interrupted build; and in all.
+        Finished, with those of an interrupted build; and in all. Bytes in the phases of object stores.
     written : int
         Bytes by this process.
     """

@@ -24,6 +24,7 @@ class Report:
     Attributes
     ----------
     files : tuple of Path
+        Empty if they were uploaded.
     rows : dict of str to int
         Of each split; of the empty name where nothing is split.
     nbytes : int
@@ -36,6 +37,8 @@ class Report:
     means : dict of str to list of float
         ``mean`` and ``std`` of each channel of train.
     notes : tuple of str
+    urls : tuple of str
+        Of the objects, if the output is in an object store.
     """
 
     files: tuple[Path, ...]
@@ -46,6 +49,7 @@ class Report:
     left_out: dict[str, str] = field(default_factory=dict)
     means: dict[str, list[float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()
 
 
 def twins(plan: Plan, digests: npt.NDArray[np.void], of_files: bool) -> list[str]:

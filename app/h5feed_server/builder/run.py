@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from h5feed.errors import BadParameter, FeedError, Overloaded, TooLarge, Unreadable
+from h5feed.errors import BadParameter, FeedError, Overloaded, SourceUnavailable, TooLarge, Unreadable
 from h5feed.wire import OFFSETS
 
 from .. import __version__
@@ -24,13 +24,13 @@ from .crew import Crew, Job, Threads, sync_file
 from .hdf5_writer import finish_file
 from .journal import Journal, journal_bytes
 from .moments import mean_and_std
-from .opening import open_source
 from .options import BuildOptions
 from .placed_rows import PlacedRows
-from .plan import Part, Plan, beside, check_output, column_bytes, limited, make_plan
+from .plan import Part, Plan, beside, column_bytes, limited, make_plan
 from .progress import OnProgress
 from .report import Report, lost_classes, twins, write_left_out, write_means
 from .source import Column, Source, digest_of
+from .workplace import Workplace
 
 _SPARE_BYTES = 1 << 20
 """Structure of the file, the journal."""
@@ -58,9 +58,9 @@ def build(
 
     Parameters
     ----------
-    source : path
+    source : path, or URL of an object store
         See docs/how-to/build.md for all that is understood.
-    output : path
+    output : path, or URL of an object store
         The file; with ``shards`` the pattern of their names, with ``split_files`` the folder.
     on_progress : callable, optional
         Called by this thread, several times a second.
@@ -73,21 +73,28 @@ def build(
         The options do not fit each other, or the source.
     Unreadable
         The source cannot be read; with ``strict``, a row of it.
+    SourceUnavailable
+        An object store does not answer. What is finished is kept for the next call.
     TooLarge
         There is not enough space. What is finished is kept for the next call.
     """
     options = options or BuildOptions()
-    where = check_output(Path(output), options)
-    with contextlib.closing(open_source(Path(source), options)) as opened:
-        made = _Build(opened, Path(source), where, options, on_progress or (lambda progress: None), crew)
+    on_progress = on_progress or (lambda progress: None)
+    with (
+        Workplace(source, output, options, on_progress) as place,
+        contextlib.closing(place.open_source(options)) as opened,
+    ):
+        made = _Build(opened, place, options, on_progress, crew)
         try:
             return made.run()
         except (OSError, RuntimeError) as error:
+            if isinstance(error, FeedError):
+                raise
             if _number(error) in _NO_SPACE:
                 raise TooLarge(f"{made.space()}: free some space; to resume, run the same command again") from None
             if not isinstance(error, OSError):
                 raise
-            raise FeedError(f"{error.filename or where}: {error.strerror or error}") from None
+            raise FeedError(f"{error.filename or place.output}: {error.strerror or error}") from None
 
 
 class _Build:
@@ -96,13 +103,15 @@ class _Build:
     def __init__(
         self,
         source: Source,
-        path: Path,
-        output: Path,
+        place: Workplace,
         options: BuildOptions,
         on_progress: OnProgress,
         crew: Crew | None = None,
     ) -> None:
-        self._source, self._path, self._output, self._options = source, path, output, options
+        output = place.output
+        if crew is not None and (place.files is not None or place.store is not None):
+            raise BadParameter("other nodes do not see the scratch folder: build from a path and at a path")
+        self._source, self._place, self._output, self._options = source, place, output, options
         if options.store == "encoded" and not source.images:
             raise BadParameter("store=encoded keeps the bytes of image files, which this source does not have")
         self._folder = output if options.split_files else output.parent
@@ -127,7 +136,9 @@ class _Build:
                 self._make(journal)
             report = self._publish(journal)
         except BaseException as error:
-            hopeless = isinstance(error, FeedError) and not isinstance(error, (TooLarge, Overloaded))
+            kept = (TooLarge, Overloaded, SourceUnavailable)
+            # Finished files may only have to be uploaded.
+            hopeless = isinstance(error, FeedError) and not isinstance(error, kept) and journal.renames is None
             if hopeless or not journal.done.any():
                 # Nothing that the same command could go on with.
                 self._discard(journal)
@@ -137,6 +148,9 @@ class _Build:
         return report
 
     def _check_free_names(self, plan: Plan) -> None:
+        if self._place.store is not None:
+            self._place.store.check_free(list(plan.files))
+            return
         taken = [path for path in plan.files if path.exists()]
         if taken and not self._options.overwrite:
             raise BadParameter(f"{taken[0]} already exists: choose another name, or pass overwrite=True")
@@ -153,7 +167,7 @@ class _Build:
             journal.begin()
         self._check_space()
         rows = PlacedRows(self._plan, parts, self._source, fresh=not journal.done.any())
-        job = Job(self._source, self._path, self._options, self._wanted, self._plan, self._on_progress)
+        job = Job(self._source, self._place.source, self._options, self._wanted, self._plan, self._on_progress)
         with contextlib.closing(rows):
             self._resumed_rows = int(journal.done.sum())
             written = self._crew.make_rows(job, rows, journal)
@@ -194,7 +208,7 @@ class _Build:
         attributes = {
             "h5feed_version": __version__,
             "h5feed_options": json.dumps(self._options.about(), sort_keys=True),
-            "h5feed_source": self._path.name,
+            "h5feed_source": self._place.source.name,
             "h5feed_source_digest": self._content_digest(journal),
         }
         if self._plan.record is not None:
@@ -238,26 +252,30 @@ class _Build:
             self._plan = make_plan(self._source, self._options, self._output, usable)
         sync_file(folder)
         files = tuple(folder / new for _, new in journal.renames)
+        nbytes = sum(path.stat().st_size for path in files)
         left_out = dict(self._source.left_out)
         left_out.update({self._source.name(row): reason for row, reason in sorted(journal.broken.items())})
         write_left_out(self._output, left_out)
         means = self._means(journal)
         if self._options.mean_json is not None:
             write_means(self._options.mean_json, means.get("mean", []), self._source.fields[0].attributes)
+        store = self._place.store
+        urls = () if store is None else store.send(files, self._output)
         return Report(
-            files,
+            files if store is None else (),
             {split: len(self._plan.rows_of(split)) for split in self._plan.splits},
-            sum(path.stat().st_size for path in files),
+            nbytes,
             time.monotonic() - self._began,
             getattr(self, "_resumed_rows", self._source.rows),
             left_out,
             means,
             (
-                *self._source.notes,
+                *map(self._place.in_words, self._source.notes),
                 *self._plan.notes,
                 *lost_classes(self._source, self._plan),
                 *twins(self._plan, journal.details["digest"], self._source.images),
             ),
+            urls,
         )
 
     def space(self) -> str:

@@ -62,7 +62,8 @@ def _covered(dataset: Dataset) -> str:
     """What a change must affect so that the dataset gets another revision."""
     if is_provisional(dataset.revision):
         return "size, times, inode and path of the files"
-    if any(isinstance(field.column.segments[0].source, ObjectFile) for field in dataset.fields[:1]):
+    sources = (segment.source for field in dataset.fields for segment in field.column.segments)
+    if any(isinstance(source, ObjectFile) and not source.object.content for source in sources):
         return "store version"
     return "all bytes" if dataset.digest_in_full else "size, layout and sampled blocks"
 

@@ -215,7 +215,7 @@ class FileLoader:
         RevisionChanged, SourceUnavailable, Overloaded
         """
         if self._objects is not None:
-            # The store's version stands in for the content.
+            # If the metadata do not tell the digest of the content, the store's version stands in for it.
             return Content(path, identity, self._objects.source(path, identity).digest)
         digests = self._digests
         cost, is_young = digests.cost(identity), _are_young([identity])
@@ -312,8 +312,9 @@ class FileLoader:
                 keys = " ".join(one.key for one in identities)
                 key = hashlib.blake2b(keys.encode(), digest_size=16).hexdigest()
             elif content is not None and content.digest is not None:
-                # Key by content, so that links, copies and touched files share the layout.
-                key = content.digest[:16].hex()
+                # Key by content, so that links, copies and touched files share the layout. Objects have layouts of
+                # their own: what is beside a file is not beside an object.
+                key = content.digest[slice(16, 32) if self.is_remote else slice(16)].hex()
             name, own = _layout_name(key), _layout_name(identity.key)
             # It was inspected before it was hashed, perhaps.
             data = self._folder.get(name, lambda: self._folder.find(own) or inspect(), behind=True)

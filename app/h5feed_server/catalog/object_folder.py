@@ -52,7 +52,9 @@ class ObjectFolder:
             claims=None if is_alone or cache is None else _claims(settings.cache_dir, timeout),
             is_alone=is_alone,
         )
-        self._listing = Listing(self._store, settings.data_dir, only, ALL_SUFFIXES, settings.listing_seconds)
+        self._listing = Listing(
+            self._store, settings.data_dir, only, ALL_SUFFIXES, settings.listing_seconds, settings.digest_limit
+        )
 
     def close(self) -> None:
         """Stop listing, and give up what is being fetched."""

@@ -80,7 +80,7 @@ def digest_in_rounds(
     chosen: Sequence[int] = (
         range(blocks) if in_full else np.linspace(0, blocks - 1, min(_SAMPLES, blocks)).astype(int).tolist()
     )
-    digest = hashlib.blake2b(f"{identity.size} {'full' if in_full else 'sampled'}".encode())
+    digest = begun_digest(identity.size, in_full=in_full)
     if not in_full:
         digest.update(layout)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -97,6 +97,11 @@ def digest_in_rounds(
     finally:
         os.close(fd)
     return digest.digest()
+
+
+def begun_digest(size: int, *, in_full: bool = True) -> hashlib.blake2b:
+    """The digest of a file of this size, before that of its first block; or before the layout, if not `in_full`."""
+    return hashlib.blake2b(f"{size} {'full' if in_full else 'sampled'}".encode())
 
 
 def block_digest(block: bytes) -> bytes:

@@ -36,12 +36,16 @@ class StoredObject:
         The store's name for its content, with quotes.
     unreadable : str
         Why ranges of it cannot be read; empty if they can.
+    content : str or None
+        Digest of the content, hexadecimal; empty if its metadata have none that can be believed, and None if they
+        could not be read.
     """
 
     key: str
     size: int
     e_tag: str
     unreadable: str = ""
+    content: str | None = ""
 
     @classmethod
     def of(cls, key: str, size: int, e_tag: str | None) -> StoredObject:
@@ -52,13 +56,15 @@ class StoredObject:
         return cls(key, size, e_tag if e_tag.startswith('"') else f'"{e_tag}"')
 
     def digest(self, store: str) -> bytes:
-        """Stands in for a digest of the content, which only the store knows.
+        """That of the content. If it is not known, one of the version stands in, which only the store knows.
 
         Parameters
         ----------
         store : str
             `ObjectStore.place`: other stores may give the same ETag to another content.
         """
+        if self.content:
+            return bytes.fromhex(self.content)
         named = ("store version", store, self.key, self.size, self.e_tag)
         return hashlib.blake2b(repr(named).encode()).digest()
 
@@ -86,6 +92,16 @@ class Backend(Protocol):
         RevisionChanged
             The answer is of another version.
         Cut
+        """
+        ...
+
+    async def note(self, one: StoredObject) -> str:
+        """What the metadata of this version say of its content, see `content_note`; empty if nothing.
+
+        Raises
+        ------
+        RevisionChanged
+            The answer is of another version.
         """
         ...
 

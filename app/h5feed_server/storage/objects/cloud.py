@@ -23,9 +23,11 @@ from .backend import (
     replaced,
     unavailable,
 )
+from .content_note import KEY
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as AnyStore
+    from obstore.store import RetryConfig
 
 _STATUS = re.compile(r"status code: (\d{3})")
 
@@ -48,7 +50,7 @@ class CloudStore:
 
     def __init__(self, address: StoreAddress) -> None:
         self._address = address
-        self._store = _opened(address)
+        self._store = opened(address)
 
     async def head(self, key: str) -> StoredObject:
         """See `Backend`."""
@@ -66,13 +68,20 @@ class CloudStore:
         wanted: Any = {"range": (offset, offset + nbytes), "if_match": one.e_tag}
         answer = await self._store.get_async(one.key, options=wanted)
         found = StoredObject.of(one.key, int(answer.meta["size"]), answer.meta["e_tag"])
-        if found != one:
+        if (found.size, found.e_tag) != (one.size, one.e_tag):
             raise replaced(one)
         data = await answer.bytes_async()
         # The library returns what came until the end of the object or the connection.
         if len(data) != nbytes:
             raise Cut
         return np.frombuffer(data, np.uint8)
+
+    async def note(self, one: StoredObject) -> str:
+        """See `Backend`."""
+        answer = await self._store.get_async(one.key, options={"head": True})
+        if _stored({**answer.meta, "path": one.key}) != one:
+            raise replaced(one)
+        return str(answer.attributes.get(KEY, ""))
 
     def problem(self, error: Exception, one: StoredObject | None) -> FeedError:
         """See `Backend`. The library tells most errors in words alone."""
@@ -94,7 +103,16 @@ class CloudStore:
         """See `Backend`. The library closes its connections itself."""
 
 
-def _opened(address: StoreAddress) -> AnyStore:
+def opened(address: StoreAddress, seconds: float = ATTEMPT_SECONDS, retries: RetryConfig | None = None) -> AnyStore:
+    """The library's store.
+
+    Parameters
+    ----------
+    seconds : float
+        Timeout of one request.
+    retries : RetryConfig, optional
+        Default: none. Attempts to read are repeated by the caller, because the library does not know the deadline.
+    """
     try:
         from obstore.exceptions import BaseError
         from obstore.store import AzureStore, GCSStore, S3Store
@@ -109,7 +127,7 @@ def _opened(address: StoreAddress) -> AnyStore:
         "az": (AzureStore, "endpoint"),
     }[address.scheme]
     options: dict[str, Any] = {
-        "timeout": timedelta(seconds=ATTEMPT_SECONDS),
+        "timeout": timedelta(seconds=seconds),
         "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
     }
     config = {}
@@ -123,8 +141,7 @@ def _opened(address: StoreAddress) -> AnyStore:
             prefix=address.prefix or None,
             config=config,
             client_options=options,
-            # Attempts are repeated by the caller, because the library does not know the deadline.
-            retry_config={"max_retries": 0},
+            retry_config=retries or {"max_retries": 0},
         )
     except (BaseError, ValueError) as error:
         why = str(error).splitlines()[0][:200]

@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from h5feed.errors import FeedError, Overloaded, Unreadable
@@ -72,16 +72,25 @@ class Listing:
         How names of objects end that are listed, in lower case.
     interval : float
         Seconds between listings.
+    noted : int
+        Bytes of an object up to which its metadata are asked for the digest of its content.
     """
 
     def __init__(
-        self, store: ObjectStore, folder: Path, only: str | None, endings: tuple[str, ...], interval: float
+        self,
+        store: ObjectStore,
+        folder: Path,
+        only: str | None,
+        endings: tuple[str, ...],
+        interval: float,
+        noted: int,
     ) -> None:
         self._store = store
         self._folder = folder
         self._only = only
         self._endings = endings
         self._interval = interval
+        self._noted = noted
         self._began = time.time()
         self._noticed = float("-inf")
         self._wake = threading.Event()
@@ -211,9 +220,24 @@ class Listing:
         finally:
             os.close(descriptor)
 
+    def _described(self, one: StoredObject) -> StoredObject | None:
+        """The object with what is known of its content from an earlier listing; None if it must be asked for."""
+        if one.size > self._noted or one.unreadable:
+            return one
+        with contextlib.suppress(OSError, TypeError, ValueError):
+            known = StoredObject(**json.loads((self._folder / one.key).read_bytes()))
+            if known.content is not None and replace(known, content="") == one:
+                return known
+        return None
+
     def _keep(self, found: dict[str, StoredObject]) -> None:
-        """Make the folder like the listing."""
-        wanted = {key: one for key, one in found.items() if self._is_possible(one)}
+        """Make the folder like the listing. Of objects that could not be described, all stays as it was."""
+        possible = {key: one for key, one in found.items() if self._is_possible(one)}
+        described = {key: self._described(one) for key, one in possible.items()}
+        asked = self._store.with_contents([one for key, one in possible.items() if not described[key]], _LIST_SECONDS)
+        wanted = {key: one or asked.get(key) for key, one in described.items()}
+        if None in wanted.values():
+            self._noticed = time.time()
         for folder, _, names in os.walk(self._folder, topdown=False):
             for name in names:
                 path = os.path.join(folder, name)
@@ -222,7 +246,7 @@ class Listing:
             if folder != str(self._folder):
                 with contextlib.suppress(OSError):
                     os.rmdir(folder)
-        for one in wanted.values():
+        for one in filter(None, wanted.values()):
             try:
                 _write(self._folder / one.key, json.dumps(asdict(one)).encode())
             except (FileExistsError, NotADirectoryError, IsADirectoryError):

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FuturesTimeout
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from h5feed.errors import FeedError, RevisionChanged, SourceUnavailable, Unreadable
@@ -18,8 +20,9 @@ from h5feed.stored.scratch import Bytes
 
 from ...sharing.metrics import BOUNDS
 from ...store_address import StoreAddress
-from .backend import ATTEMPT_SECONDS, MOST_AT_ONCE, Backend, Cut, StoredObject, unavailable
+from .backend import ATTEMPT_SECONDS, MOST_AT_ONCE, Backend, Cut, StoredObject, missing, of_status, unavailable
 from .claims import Claims
+from .content_note import ContentNote
 from .fetching_ahead import FetchingAhead
 from .link import Link
 from .range_cache import RangeCache
@@ -211,6 +214,58 @@ class ObjectStore:
         """
         return self._once(lambda: self._backend.head(key), self._timeout)
 
+    def find(self, key: str) -> StoredObject | None:
+        """The current version of an object; None if there is none. Asked for again until the time of a range is over.
+
+        Raises
+        ------
+        Unreadable, SourceUnavailable
+        """
+
+        async def head() -> StoredObject | None:
+            try:
+                return await self._backend.head(key)
+            except FileNotFoundError:
+                return None
+
+        future = asyncio.run_coroutine_threadsafe(self._persist(head, None), self._loop)
+        try:
+            return _result(future, self._timeout)
+        except Unreadable as error:
+            if error.detail in (missing().detail, of_status(404, None).detail):
+                return None
+            raise
+
+    def with_contents(self, objects: Sequence[StoredObject], seconds: float) -> dict[str, StoredObject]:
+        """The objects with what their metadata say of their content, by key, at most `MOST_AT_ONCE` asked for at once.
+
+        Those are missing that were replaced, or that the store has not told within so many seconds.
+        """
+        known: dict[str, StoredObject] = {}
+        if not objects:
+            return known
+
+        async def ask_all(waiting: Iterator[StoredObject]) -> None:
+            for one in waiting:
+                try:
+                    note = ContentNote.parse(await self._persist(partial(self._backend.note, one), one))
+                    is_known = note is not None and note.is_of(one.size, one.e_tag)
+                    known[one.key] = replace(one, content=note.digest if note is not None and is_known else "")
+                except Unreadable:
+                    known[one.key] = replace(one, content=None)
+                except (RevisionChanged, SourceUnavailable):
+                    continue
+
+        async def all_of_them() -> None:
+            waiting = iter(objects)
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*(ask_all(waiting) for _ in range(min(MOST_AT_ONCE, len(objects)))))
+
+        future = asyncio.run_coroutine_threadsafe(all_of_them(), self._loop)
+        with contextlib.suppress(TimeoutError, CancelledError):
+            future.result(seconds + _LATE_SECONDS)
+        return dict(known)
+
     def list(self, most: int, seconds: float) -> list[StoredObject]:
         """All objects, at most `most`, within so many seconds; asked for once.
 
@@ -224,26 +279,21 @@ class ObjectStore:
             async for page in self._backend.pages():
                 found += page
                 if len(found) > most:
-                    raise Unreadable(f"it has more than {most:,} objects below {self._url}: serve a longer prefix")
+                    raise Unreadable(f"it has more than {most:,} objects below {self._url}: use a longer prefix")
             return found
 
         return self._once(listed, seconds)
 
     def _once(self, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
-        future = asyncio.run_coroutine_threadsafe(self._attempt(work, None, seconds), self._loop)
-        try:
-            return future.result(seconds + _LATE_SECONDS)
-        except FuturesTimeout:
-            future.cancel()
-            raise unavailable("it does not answer") from None
-        except CancelledError:
-            raise unavailable("the server is stopping") from None
+        return _result(asyncio.run_coroutine_threadsafe(self._attempt(work, None, seconds), self._loop), seconds)
 
     async def _range(
         self, one: StoredObject, offset: int, nbytes: int, slots: asyncio.Semaphore | None = None
     ) -> Bytes:
         async with slots or contextlib.nullcontext():
-            return await self._persist(one, offset, nbytes)
+            data = await self._persist(lambda: self._fetch(one, offset, nbytes), one, self.on_change)
+        self.traffic.nbytes += nbytes
+        return data
 
     async def _fetch(self, one: StoredObject, offset: int, nbytes: int) -> Bytes:
         began = self._loop.time()
@@ -252,20 +302,23 @@ class ObjectStore:
         self.link.note(now, now - began, nbytes)
         return data
 
-    async def _persist(self, one: StoredObject, offset: int, nbytes: int) -> Bytes:
+    async def _persist(
+        self,
+        work: Callable[[], Coroutine[Any, Any, T]],
+        one: StoredObject | None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> T:
         """Repeat an attempt until it succeeds, fails for good, or the time is over."""
         until = self._loop.time() + self._timeout
         pause = _FIRST_PAUSE
         while True:
             try:
                 async with asyncio.timeout_at(until), self._slots:
-                    data = await self._attempt(lambda: self._fetch(one, offset, nbytes), one, ATTEMPT_SECONDS)
-                self.traffic.nbytes += nbytes
-                return data
+                    return await self._attempt(work, one, ATTEMPT_SECONDS)
             except (FeedError, TimeoutError) as error:
                 problem = self._problem(error, one)
                 if isinstance(problem, (RevisionChanged, Unreadable)):
-                    self.on_change()
+                    on_change()
                 wait = pause * random.uniform(0.5, 1)
                 if not isinstance(problem, SourceUnavailable) or self._loop.time() + wait >= until:
                     raise problem from problem.__cause__
@@ -316,6 +369,16 @@ def _opened(address: StoreAddress) -> Backend:
     from .cloud import CloudStore
 
     return CloudStore(address)
+
+
+def _result(future: Future[T], seconds: float) -> T:
+    try:
+        return future.result(seconds + _LATE_SECONDS)
+    except FuturesTimeout:
+        future.cancel()
+        raise unavailable("it does not answer") from None
+    except CancelledError:
+        raise unavailable("the server is stopping") from None
 
 
 def _forward(task: asyncio.Task[T], future: Future[T]) -> None:

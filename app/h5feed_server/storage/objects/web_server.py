@@ -151,6 +151,10 @@ class WebServer:
                 raise Cut
             return data
 
+    async def note(self, one: StoredObject) -> str:
+        """See `Backend`. Web servers have no metadata of users."""
+        return ""
+
     def problem(self, error: Exception, one: StoredObject | None) -> FeedError:
         """See `Backend`."""
         if isinstance(error, httpx.TimeoutException):
