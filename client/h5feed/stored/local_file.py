@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from ..errors import DatasetCorrupt, FeedError, Overloaded, RevisionChanged, SourceUnavailable
-from . import io_ring
+from .range_reads import RangeReads
 from .scratch import Bytes
 from .source import Int64s, Ranges, Scratch, Source
 
@@ -196,8 +196,7 @@ class LocalFile(FileSource):
     def __init__(self, files: Opener, path: str, identity: Identity, digest: bytes = b"") -> None:
         super().__init__(path, identity, digest)
         self._files = files
-        self._is_direct: bool | None = None
-        """See `io_ring.is_direct`; None: not known yet."""
+        self._reads = RangeReads()
 
     def ahead(self, ranges: Callable[[], Ranges]) -> LocalFile:
         """The system reads ahead itself."""
@@ -221,11 +220,7 @@ class LocalFile(FileSource):
         """
         view = memoryview(target)
         with self.reading() as fd:
-            done = self._by_ring(fd, offsets, sizes, target, begins)
-            if done is None:
-                ranges = zip(offsets.tolist(), begins.tolist(), (begins + sizes).tolist(), strict=True)
-                # Do nothing else in this loop: it is most of the cost of reading in Python.
-                done = np.array([os.preadv(fd, (view[begin:end],), where) for where, begin, end in ranges], np.int64)
+            done = self._reads.read(fd, offsets, sizes, target, begins)
             if np.array_equal(done, sizes):
                 return
             # Also after an error: here the read succeeds, or raises it.
@@ -233,26 +228,6 @@ class LocalFile(FileSource):
                 begin = int(begins[short])
                 rest = view[begin : begin + int(sizes[short])]
                 self.read_rest(fd, int(offsets[short]), rest, max(0, int(done[short])))
-
-    def _by_ring(self, fd: int, offsets: Int64s, sizes: Int64s, target: Bytes, begins: Int64s) -> Int64s | None:
-        """The bytes read of each range, -1 after an error; None if `preadv` is to be used instead."""
-        # The kernel gets addresses, so nobody else checks whether they may be written to.
-        if len(offsets) < io_ring.MIN_RANGES or self._is_direct is False or not target.flags.carray:
-            return None
-        if (ring := io_ring.this_thread()) is None:
-            return None
-        if self._is_direct is None:
-            self._is_direct = io_ring.is_direct(fd)
-        if not self._is_direct or sizes.max() > io_ring.MAX_RANGE_BYTES:
-            return None
-        # Not the sum of both, which could overflow.
-        if begins.min() < 0 or sizes.min() < 0 or (begins > target.nbytes - sizes).any():
-            raise ValueError("rows do not fit into their target")
-        try:
-            return ring.read(fd, offsets, target.ctypes.data + begins, sizes)
-        except io_ring.Unusable:
-            io_ring.drop()
-            return None
 
     def fill(self, handle: int, offset: int, target: memoryview) -> None:
         """Fill `target` with the bytes from `offset`.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 
 import numpy as np
+import numpy.typing as npt
 from h5feed.errors import DatasetCorrupt, SourceUnavailable
 from h5feed.stored.local_file import FileSource, Identity
 from h5feed.stored.no_store import may_keep
@@ -98,6 +99,7 @@ class FetchedRanges(Source):
         held = set() if cache is None else cache.held(file.digest, pieces)
         self._pieces = sorted(pieces - held - theirs)
         """What is fetched for this read."""
+        self._on_disk = held - theirs
         here = held | theirs
         parts = sorted([*parts_of(self._pieces), *joined, *here])
         self._joined = [joined.get(part) for part in parts]
@@ -149,8 +151,20 @@ class FetchedRanges(Source):
         DatasetCorrupt
             The object ends before a range does.
         """
+        left = self._not_on_disk(offsets, sizes, target, begins)
+        offsets, sizes, begins = offsets[left], sizes[left], begins[left]
         for offset, nbytes, begin in zip(offsets.tolist(), sizes.tolist(), begins.tolist(), strict=True):
             self._copy(offset, target[begin : begin + nbytes])
+
+    def _not_on_disk(self, offsets: Int64s, sizes: Int64s, target: Bytes, begins: Int64s) -> npt.NDArray[np.intp]:
+        """Read what is in the cache on the local disk, all at once; returns the indices of the other ranges."""
+        ranges = zip(offsets.tolist(), sizes.tolist(), strict=True)
+        on_disk = np.fromiter((one in self._on_disk for one in ranges), np.bool_, len(offsets))
+        if (cache := self._file.store.cache) is not None and on_disk.any():
+            on_disk[on_disk] = cache.find_rows(
+                self._file.digest, offsets[on_disk], sizes[on_disk], target, begins[on_disk]
+            )
+        return np.flatnonzero(~on_disk)
 
     def fill(self, handle: int, offset: int, target: memoryview) -> None:
         """See `read_rows`."""

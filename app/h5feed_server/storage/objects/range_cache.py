@@ -23,7 +23,10 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
+import numpy.typing as npt
+from h5feed.stored.range_reads import RangeReads
 from h5feed.stored.scratch import Bytes
+from h5feed.stored.source import Int64s
 
 from .range_index import RangeIndex
 
@@ -37,6 +40,9 @@ _MOST_OPEN = 64
 
 MOST_RANGES = 1 << 22
 """Ranges that a process knows, of 16 bytes each. If there are more, the versions that were used last are known."""
+
+_RUN_BYTES = 512 << 10
+"""Bytes that are read before their checksums are computed."""
 
 _LOOK_SECONDS = 10.0
 _LOOK_BYTES = 64 << 20
@@ -61,6 +67,7 @@ class _Version:
     index: int
     read: int = 0
     ranges: RangeIndex = field(default_factory=RangeIndex)
+    reads: RangeReads = field(default_factory=RangeReads)
     used: float = 0.0
 
     def __del__(self) -> None:
@@ -109,23 +116,45 @@ class RangeCache:
 
     def find(self, version: bytes, offset: int, nbytes: int) -> Bytes | None:
         """A range, (nbytes,) uint8; None if it is not there or damaged."""
-        with self._lock:
-            held = self._version(version)
-            checksum = None if held is None else held.ranges.get((offset, nbytes))
-        if held is None or checksum is None:
-            return None
         data = np.empty(nbytes, np.uint8)
-        try:
-            received = os.preadv(held.data, (memoryview(data),), offset)
-        except OSError:
-            received = -1
-        if received != nbytes or _checksum(data) != checksum:
-            with self._lock:
-                held.ranges.remove((offset, nbytes))
-            return None
-        self.hits += 1
-        self.hit_bytes += nbytes
-        return data
+        return data if self.find_rows(version, np.array([offset]), np.array([nbytes]), data, np.array([0]))[0] else None
+
+    def find_rows(
+        self, version: bytes, offsets: Int64s, sizes: Int64s, target: Bytes, begins: Int64s
+    ) -> npt.NDArray[np.bool_]:
+        """Fill ``target[begins[i]:]`` with the ``sizes[i]`` bytes from ``offsets[i]``, for all i.
+
+        Returns
+        -------
+        (k,) bool
+            False where a range is not there or damaged: its part of the target may have changed.
+        """
+        ranges = list(zip(offsets.tolist(), sizes.tolist(), strict=True))
+        found = np.zeros(len(ranges), np.bool_)
+        with self._lock:
+            # As a rule, `held` has just looked for what other processes have added.
+            held = self._open.get(version)
+            if held is None or None in (checksums := [held.ranges.get(one) for one in ranges]):
+                if (held := self._version(version)) is None:
+                    return found
+                checksums = [held.ranges.get(one) for one in ranges]
+        known = np.flatnonzero([checksum is not None for checksum in checksums])
+        # Checksums are computed while the bytes are in the processor's cache.
+        for some in np.split(known, _begins_of_runs(sizes[known])):
+            try:
+                received = held.reads.read(held.data, offsets[some], sizes[some], target, begins[some])
+            except OSError:
+                break
+            for number, nbytes in zip(some.tolist(), received.tolist(), strict=True):
+                size, begin = ranges[number][1], int(begins[number])
+                if nbytes == size and _checksum(target[begin : begin + size]) == checksums[number]:
+                    found[number] = True
+                else:
+                    with self._lock:
+                        held.ranges.remove(ranges[number])
+        self.hits += int(np.count_nonzero(found))
+        self.hit_bytes += int(sizes[found].sum())
+        return found
 
     def keep(self, version: bytes, offset: int, data: Bytes) -> None:
         """Store a range if there is room for it."""
@@ -276,6 +305,11 @@ class RangeCache:
         if what not in self._told:
             self._told.add(what)
             logger.warning("the cache of ranges on the local disk: %s", what)
+
+
+def _begins_of_runs(sizes: Int64s) -> Int64s:
+    """Where runs begin, but for the first one, each of which has about `_RUN_BYTES`."""
+    return np.flatnonzero(np.diff(np.cumsum(sizes) // _RUN_BYTES)) + 1
 
 
 def _checksum(data: Any) -> int:
