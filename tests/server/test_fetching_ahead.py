@@ -285,8 +285,11 @@ def opened(
         monkeypatch.setenv(name, value)
     stores: list[ObjectStore] = []
 
-    def start(max_bytes: int, cache: RangeCache | None = None) -> tuple[ObjectStore, ObjectFile]:
-        store = ObjectStore(StoreAddress.parse("s3://data"), 5.0, cache, ahead_bytes=max_bytes)
+    def start(
+        max_bytes: int, cache: RangeCache | None = None, request_rate: float = 0.0
+    ) -> tuple[ObjectStore, ObjectFile]:
+        address = StoreAddress.parse("s3://data")
+        store = ObjectStore(address, 5.0, cache, ahead_bytes=max_bytes, request_rate=request_rate)
         stores.append(store)
         return store, ObjectFile(store, store.head("rows.h5"), "rows.h5", Identity(0, 0, 0, 0, 0))
 
@@ -299,6 +302,18 @@ def ranges(first: int, stop: int, nbytes: int = 1000) -> tuple[np.ndarray[Any, A
     """Ranges that do not touch."""
     offsets = 8000 + np.arange(first, stop, dtype=np.int64) * (nbytes + 100)
     return offsets, np.full(len(offsets), nbytes, np.int64)
+
+
+def test_requests_are_limited(opened: Callable[..., tuple[ObjectStore, ObjectFile]]) -> None:
+    """After a burst of one second's worth, they are as far apart as the rate says. What takes too long is refused."""
+    store, file = opened(0, request_rate=20)
+    began = time.monotonic()
+    for future in store.begin(file.object, list(zip(*(part.tolist() for part in ranges(0, 60)), strict=True))):
+        assert len(store.wait(file.object, future)) == 1000
+    assert time.monotonic() - began > (60 - 20 - 2) / 20
+    futures = store.begin(file.object, list(zip(*(part.tolist() for part in ranges(0, 200)), strict=True)))
+    with pytest.raises(SourceUnavailable, match="H5FEED_STORE_REQUEST_RATE allows no more"):
+        store.wait(file.object, futures[-1])
 
 
 def test_memory_is_bounded(opened: Callable[..., tuple[ObjectStore, ObjectFile]], bucket: Path) -> None:

@@ -49,6 +49,7 @@ class ObjectFolder:
             timeout,
             cache,
             ahead_bytes=settings.store_ahead_bytes,
+            request_rate=settings.store_request_rate / settings.workers,
             claims=None if is_alone or cache is None else _claims(settings.cache_dir, timeout),
             is_alone=is_alone,
         )

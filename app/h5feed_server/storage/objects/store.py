@@ -35,6 +35,9 @@ MOST_AHEAD = 96
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 """Seconds between attempts: twice as long each time, and at random between half of that and all of it."""
 
+_BURST_SECONDS = 1.0
+"""If requests are limited, so many seconds' worth of them may be sent at once."""
+
 _LATE_SECONDS = 5.0
 """Added to the deadline of a fetch before its thread counts as hung."""
 
@@ -91,6 +94,8 @@ class ObjectStore:
         See `FetchingAhead`.
     is_alone : bool
         See `FetchingAhead`.
+    request_rate : float
+        Requests per second at most; 0: any number.
 
     Raises
     ------
@@ -107,8 +112,11 @@ class ObjectStore:
         ahead_bytes: int = 0,
         claims: Claims | None = None,
         is_alone: bool = True,
+        request_rate: float = 0.0,
     ) -> None:
         self.cache = cache
+        self._interval = 1 / request_rate if request_rate else 0.0
+        self._next_request = 0.0
         self.ahead = FetchingAhead(self, ahead_bytes, claims, is_alone)
         self._url = address.url
         self._timeout = timeout
@@ -314,6 +322,7 @@ class ObjectStore:
         while True:
             try:
                 async with asyncio.timeout_at(until), self._slots:
+                    await self._turn(until)
                     return await self._attempt(work, one, ATTEMPT_SECONDS)
             except (FeedError, TimeoutError) as error:
                 problem = self._problem(error, one)
@@ -324,6 +333,17 @@ class ObjectStore:
                     raise problem from problem.__cause__
             await asyncio.sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _turn(self, until: float) -> None:
+        """Wait until another request may be sent. Time in which none was sent allows a burst."""
+        if not self._interval:
+            return
+        now = self._loop.time()
+        turn = max(self._next_request, now - _BURST_SECONDS)
+        if turn >= until:
+            raise unavailable("H5FEED_STORE_REQUEST_RATE allows no more requests in time")
+        self._next_request = turn + self._interval
+        await asyncio.sleep(max(0.0, turn - now))
 
     async def _attempt(self, work: Callable[[], Coroutine[Any, Any, T]], one: StoredObject | None, seconds: float) -> T:
         """Ask the store once, and count it. Raises FeedErrors only."""
