@@ -102,11 +102,11 @@ class StoreAddress:
         if "@" in parts.netloc:
             # Not shown: it may be a secret.
             raise BadParameter(
-                f"the URL of an object store has no credentials: {SCHEMES[scheme].credentials}. {_EXPECTED}"
+                f"the URL of an object store must contain no credentials: {SCHEMES[scheme].credentials}. {_EXPECTED}"
             )
         if parts.query or parts.fragment:
             # Not shown either: a signature, perhaps.
-            raise BadParameter(f"the URL of an object store ends with its path, without ? and #: {_EXPECTED}")
+            raise BadParameter(f"the URL of an object store must not contain ? or #: {_EXPECTED}")
         named = _HOST if cls._is_web(scheme) else _BUCKET
         if not named.fullmatch(parts.netloc):
             raise BadParameter(f"{url!r} does not name a bucket or host: {_EXPECTED}")

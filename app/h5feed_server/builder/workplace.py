@@ -161,7 +161,7 @@ class Workplace:
 
 def _is_url(place: str | Path) -> bool:
     if isinstance(place, Path) and _COLLAPSED_URL.match(str(place)):
-        raise BadParameter(f"{str(place)!r} looks like a URL that was made a path: pass it as a string")
+        raise BadParameter(f"{str(place)!r} looks like a URL that was converted to a Path: pass it as a string")
     return "://" in str(place)
 
 

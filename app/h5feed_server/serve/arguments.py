@@ -101,8 +101,8 @@ def add_serve(commands: Any) -> None:
     serve.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="run a server on each node of a Ray cluster, for clients that connect to the list of servers: auto on a "
-        "node of the cluster, or HOST:PORT of its head node; see docs/how-to/ray.md",
+        help="run a server on each node of a Ray cluster. ADDRESS is auto on a node of the cluster, or HOST:PORT of "
+        "its head node; clients connect to servers+http://HOST:8001. See docs/how-to/ray.md",
     )
     serve.add_argument(
         "--registry-port",

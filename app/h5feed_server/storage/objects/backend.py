@@ -51,7 +51,7 @@ class StoredObject:
     def of(cls, key: str, size: int, e_tag: str | None) -> StoredObject:
         """The object that a store has described."""
         if not e_tag or e_tag.startswith(_WEAK):
-            return cls(key, size, "", "the store gives it no ETag that changes with each byte")
+            return cls(key, size, "", "the store gives it no strong ETag")
         # Some stores leave the quotes out of their listings.
         return cls(key, size, e_tag if e_tag.startswith('"') else f'"{e_tag}"')
 
@@ -69,7 +69,7 @@ class StoredObject:
         return hashlib.blake2b(repr(named).encode()).digest()
 
 
-class Cut(Exception):
+class Truncated(Exception):
     """Less came than was asked for."""
 
 
@@ -91,7 +91,7 @@ class Backend(Protocol):
         ------
         RevisionChanged
             The answer is of another version.
-        Cut
+        Truncated
         """
         ...
 

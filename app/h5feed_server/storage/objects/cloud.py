@@ -15,8 +15,8 @@ from ...store_address import StoreAddress
 from .backend import (
     ATTEMPT_SECONDS,
     CONNECT_SECONDS,
-    Cut,
     StoredObject,
+    Truncated,
     missing,
     of_status,
     refused,
@@ -73,7 +73,7 @@ class CloudStore:
         data = await answer.bytes_async()
         # The library returns what came until the end of the object or the connection.
         if len(data) != nbytes:
-            raise Cut
+            raise Truncated
         return np.frombuffer(data, np.uint8)
 
     async def note(self, one: StoredObject) -> str:

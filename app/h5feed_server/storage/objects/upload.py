@@ -51,7 +51,7 @@ _ABORT_SECONDS = 30.0
 """How long an upload that is given up may take to tell the store so."""
 
 
-class Taken(BadParameter):
+class ObjectExists(BadParameter):
     """There is an object of that name, which must not be replaced."""
 
 
@@ -172,7 +172,7 @@ class Uploads:
 
         Raises
         ------
-        Taken
+        ObjectExists
             There is an object of that name, or another program has written one at the same time.
         Unreadable, SourceUnavailable
             The store refuses it, or does not answer for minutes.
@@ -222,7 +222,7 @@ class Uploads:
             raise problem from problem.__cause__
         found = self._found(key)
         if found is None or found.e_tag != e_tag or (found.size, found.note) != (note.size, str(note)):
-            raise Taken(f"{self.url(key)} was replaced or deleted by another program just after it was written")
+            raise ObjectExists(f"{self.url(key)} was replaced or deleted by another program just after it was written")
 
     def _is_whole(self, key: str, note: ContentNote) -> bool:
         with contextlib.suppress(FeedError):
@@ -236,8 +236,8 @@ class Uploads:
             return
         raise self._taken(key)
 
-    def _taken(self, key: str) -> Taken:
-        return Taken(f"{self.url(key)} already exists: choose another name, or pass overwrite=True")
+    def _taken(self, key: str) -> ObjectExists:
+        return ObjectExists(f"{self.url(key)} already exists: choose another name, or pass overwrite=True")
 
     def _ask(self, work: Callable[[], Any]) -> None:
         try:
@@ -319,7 +319,7 @@ def _wait(future: Future[Any], sending: _Sending, seconds: float, on_sent: Calla
             if sending.sent != before:
                 began, before = time.monotonic(), sending.sent
             elif time.monotonic() - began > patience:
-                raise SourceUnavailable("the object store has not taken a part of the upload for minutes")
+                raise SourceUnavailable("the object store has accepted no part of the upload for minutes")
     except BaseException:
         sending.given_up.set()
         futures.wait([future], _ABORT_SECONDS)
