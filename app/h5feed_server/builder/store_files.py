@@ -1,7 +1,7 @@
-"""A source in an object store, as a folder that all kinds of sources can be read from.
+"""Presents a source in an object store as a local folder, so that the code for folders can read it.
 
-Images are fetched one by one, some ahead of their use: their files in the folder are as long, but empty. All else is
-copied. So names, order, classes and splits are found as in a folder, by the same code.
+Images are fetched when they are needed, or a little earlier: in the folder, sparse files of the same size stand for
+them. All other objects are copied. So names, order, classes and splits are found by the same code as in a folder.
 """
 
 from __future__ import annotations

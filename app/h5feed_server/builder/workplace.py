@@ -1,4 +1,4 @@
-"""Where a build reads and writes: at local paths, or in a scratch folder that stands for places in object stores."""
+"""Where a build reads and writes: local paths, or a scratch folder in place of the URLs of object stores."""
 
 from __future__ import annotations
 

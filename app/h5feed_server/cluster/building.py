@@ -1,4 +1,4 @@
-"""The command ``h5feed-server build --ray``: the nodes of a Ray cluster make the files of a build."""
+"""The command ``h5feed-server build --ray``: the nodes of a Ray cluster write the files of a build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The actor that makes files of a build on a node."""
+"""The actor that writes files of a build on a node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores that obstore speaks to: Amazon S3, Google Cloud Storage, Azure, and whatever has their protocols."""
+"""Stores that obstore supports: Amazon S3, Google Cloud Storage, Azure, and others with the same APIs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ...store_address import StoreAddress
 from .backend import (
     ATTEMPT_SECONDS,
     CONNECT_SECONDS,
+    Cut,
     StoredObject,
-    Truncated,
     missing,
     of_status,
     refused,
@@ -73,7 +73,7 @@ class CloudStore:
         data = await answer.bytes_async()
         # The library returns what came until the end of the object or the connection.
         if len(data) != nbytes:
-            raise Truncated
+            raise Cut
         return np.frombuffer(data, np.uint8)
 
     async def note(self, one: StoredObject) -> str:
@@ -84,7 +84,7 @@ class CloudStore:
         return str(answer.attributes.get(KEY, ""))
 
     def problem(self, error: Exception, one: StoredObject | None) -> FeedError:
-        """See `Backend`. The library tells most errors in words alone."""
+        """See `Backend`. The library describes most errors only in their messages."""
         from obstore import exceptions
 
         if isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)):

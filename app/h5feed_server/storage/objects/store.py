@@ -20,7 +20,7 @@ from h5feed.stored.scratch import Bytes
 
 from ...sharing.metrics import BOUNDS
 from ...store_address import StoreAddress
-from .backend import ATTEMPT_SECONDS, MOST_AT_ONCE, Backend, StoredObject, Truncated, missing, of_status, unavailable
+from .backend import ATTEMPT_SECONDS, MOST_AT_ONCE, Backend, Cut, StoredObject, missing, of_status, unavailable
 from .claims import Claims
 from .content_note import ContentNote
 from .fetching_ahead import FetchingAhead
@@ -369,7 +369,7 @@ class ObjectStore:
             return error
         if isinstance(error, TimeoutError):
             return unavailable("it does not answer in time")
-        if isinstance(error, Truncated):
+        if isinstance(error, Cut):
             return unavailable("it sent less than was asked for")
         return self._backend.problem(error, one)
 

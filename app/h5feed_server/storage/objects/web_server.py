@@ -28,8 +28,8 @@ from .backend import (
     ATTEMPT_SECONDS,
     CONNECT_SECONDS,
     MOST_AT_ONCE,
+    Cut,
     StoredObject,
-    Truncated,
     missing,
     of_status,
     refused,
@@ -139,16 +139,16 @@ class WebServer:
             if (answer.headers.get("etag"), size) != (one.e_tag, one.size):
                 raise replaced(one)
             if (begin, end) != (offset, offset + nbytes - 1):
-                raise Truncated
+                raise Cut
             data = np.empty(nbytes, np.uint8)
             done = 0
             async for chunk in answer.aiter_raw():
                 if len(chunk) > nbytes - done:
-                    raise Truncated
+                    raise Cut
                 data[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
                 done += len(chunk)
             if done != nbytes:
-                raise Truncated
+                raise Cut
             return data
 
     async def note(self, one: StoredObject) -> str:
