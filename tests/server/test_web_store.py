@@ -206,9 +206,9 @@ def test_redirects_lead_to_no_other_server(serve: Serve, proxy: StoreProxy, file
 def test_what_is_no_listing_has_a_reason(serve: Serve, proxy: StoreProxy, web: StoreProcess) -> None:
     page = "<html><p>Welcome</p></html>"
     for status, kind, body, reason in (
-        (200, "application/json", '{"a": 1}', "no listing of a folder"),
-        (200, "application/json", '["a"]', "no listing of a folder"),
-        (200, "text/plain", "rows.h5", "no listing of a folder"),
+        (200, "application/json", '{"a": 1}', "not a listing of a folder"),
+        (200, "application/json", '["a"]', "not a listing of a folder"),
+        (200, "text/plain", "rows.h5", "not a listing of a folder"),
         (403, "text/html", page, "does not list the folder"),
         (404, "text/html", page, "no page for the folder"),
         (401, "text/html", page, ".netrc"),

@@ -309,7 +309,7 @@ def test_nginx(serve: Serve, tmp_path: Path, listing: str) -> None:
         for place, reason in (
             ("closed", "write them for this host into ~/.netrc"),
             ("unlisted", "does not list the folder"),
-            ("untagged", "no ETag"),
+            ("untagged", "no strong ETag"),
             ("whole", "does not support range requests"),
             ("moved", f"redirects to http://localhost:{port}"),
             ("nothing", "no page for the folder"),

@@ -34,8 +34,8 @@ def add_serve(commands: Any) -> None:
         metavar="DIR",
         type=Path,
         nargs="?",
-        help="folder of HDF5 files, a single file, or the URL of an object store such as s3://bucket/prefix; never "
-        "written to (default $H5FEED_DATA_DIR, else data)",
+        help="folder of HDF5 files, a single file, or the URL of an object store or web server, such as "
+        "s3://bucket/prefix; never written to (default $H5FEED_DATA_DIR, else data)",
     )
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on (default 8000; 0 picks a free one)")
